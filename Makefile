@@ -1,0 +1,47 @@
+# `make run` and `make test` need Python 3.11 to 3.13, make and pip, and nothing else: they build .venv first.
+
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$python && break; \
+	done)
+SCENARIO ?= cartpole
+JOBS ?= 2
+
+# One thread a process: the matrices are small, and the tests run side by side.
+export OMP_NUM_THREADS ?= 1
+export OPENBLAS_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test lint types bench clean
+
+help:  ## Say what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' Makefile
+
+install: .venv/installed  ## Make .venv and install the locked versions into it
+
+run: .venv/installed  ## Train a scenario: make run SCENARIO=cartpole
+	.venv/bin/grpo-fed train $(SCENARIO)
+
+test: .venv/installed  ## Run the tests: make test JOBS=2 ARGS='-k blocks'
+	.venv/bin/python -m pytest -n $(JOBS) $(ARGS)
+
+lint: .venv/installed  ## Check style and format
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+
+types: .venv/installed  ## Check types, strictly
+	.venv/bin/mypy
+
+bench: .venv/installed  ## Measure speed beside the peers
+	.venv/bin/python -m benchmarks.speed $(ARGS)
+
+clean:  ## Remove .venv and caches
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# A Python without ensurepip (as Debian ships it) cannot put pip into a new environment: pip outside does it then.
+.venv/installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no Python 3.11, 3.12 or 3.13 found: name one with make PYTHON=..." >&2; exit 1; }
+	@echo "installing into .venv; the first time takes minutes"
+	test -x .venv/bin/pip || $(PYTHON) -m venv .venv || { rm -rf .venv && $(PYTHON) -m venv --without-pip .venv && \
+		$(PYTHON) -m pip --python .venv/bin/python install --quiet pip; }
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@
