@@ -1,0 +1,18 @@
+"""Federated multi-task reinforcement learning: policies cut into blocks, shared group by group within a KL budget."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from grpo_fed.scenario import Scenario
+
+__all__ = ["Scenario"]
+
+HOMES = {"Scenario": "grpo_fed.scenario"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `import grpo_fed` alone takes no time."""
+    if name not in HOMES:
+        raise AttributeError(f"module 'grpo_fed' has no attribute {name!r}; it has {', '.join(HOMES)}")
+    return getattr(import_module(HOMES[name]), name)
