@@ -1,0 +1,482 @@
+"""The families against gymnasium's own environments, against themselves a lane at a time, and numbers made by hand."""
+
+from functools import partial
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.spaces.utils import flatten
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from grpo_fed.families import FAMILIES, FamilyVectorEnv, parameters_of
+from grpo_fed.families.random_mdp import RandomMDP
+
+CLASSIC = ["CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0"]
+IDS = list(FAMILIES)
+
+
+class Driver:
+    """Actions that go somewhere: a random one kept for a while, and full throttle along the motion in the valleys."""
+
+    def __init__(self, env, name, seed):
+        self.space, self.name, self.generator, self.action = env.action_space, name, np.random.default_rng(seed), None
+
+    def __call__(self, observation):
+        drive = "MountainCar" in self.name and self.generator.random() < 0.8
+        if drive:
+            up = observation[1] > 0
+            return int(2 * up) if isinstance(self.space, gymnasium.spaces.Discrete) else np.float32([2 * up - 1])
+        if self.action is None or self.generator.random() < 0.4:
+            self.space.seed(int(self.generator.integers(2**31)))
+            self.action = self.space.sample()
+        return self.action
+
+
+def drive_both(name, steps, parameters=(), attributes=(), follow=False, episodes=None):
+    """Step ours and gymnasium's side by side; returns how far (observations, rewards) were ever apart.
+
+    With `follow`, gymnasium's takes over our state after every step. `attributes` are set on gymnasium's environment.
+    """
+    ours, theirs = gymnasium.make(f"grpo_fed/{name}", **dict(parameters)), gymnasium.make(name)
+    assert ours.observation_space == theirs.observation_space
+    assert ours.action_space == theirs.action_space
+    for attribute, value in dict(attributes).items():
+        setattr(theirs.unwrapped, attribute, value)
+    seeds = np.random.default_rng(7)
+    driver, apart, ends = Driver(ours, name, 1), np.zeros(2), [0, 0]
+    (ours_sees, _), (theirs_sees, _) = ours.reset(seed=3), theirs.reset(seed=3)
+    for _ in range(steps):
+        apart[0] = max(apart[0], np.abs(ours_sees - theirs_sees).max())
+        action = driver(ours_sees)
+        ours_sees, ours_reward, *ours_ends, _ = ours.step(action)
+        theirs_sees, theirs_reward, *theirs_ends, _ = theirs.step(action)
+        apart = np.maximum(apart, (np.abs(ours_sees - theirs_sees).max(), abs(ours_reward - theirs_reward)))
+        assert ours_ends == theirs_ends
+        ends = np.add(ends, ours_ends)
+        if any(ours_ends):
+            seed = None if seeds.random() < 0.5 else int(seeds.integers(100))
+            (ours_sees, _), (theirs_sees, _) = ours.reset(seed=seed), theirs.reset(seed=seed)
+        elif follow:
+            theirs.unwrapped.state = ours.unwrapped.vector.state[0].copy()
+    return (*apart, *ends)
+
+
+def test_cartpole_is_gymnasiums_to_the_last_bit():
+    observations, rewards, terminated, _ = drive_both("CartPole-v1", 5000)
+    assert (observations, rewards) == (0, 0)
+    assert terminated > 100
+
+
+def test_pendulum_sees_what_gymnasiums_sees_to_the_last_bit():
+    observations, rewards, _, truncated = drive_both("Pendulum-v1", 3000)
+    assert observations == 0
+    # gymnasium squares scalars with pow(), which is off by one unit in the last place once in a thousand times.
+    assert rewards < 1e-8
+    assert truncated == 15
+
+
+def test_mountain_car_is_gymnasiums():
+    observations, rewards, terminated, _ = drive_both("MountainCar-v0", 5000)
+    # Bit for bit where numpy's cosine is the C library's, which gymnasium calls here; that differs between machines.
+    assert observations < 1e-6
+    assert rewards == 0
+    assert terminated > 10
+
+
+def test_mountain_car_continuous_steps_like_gymnasiums():
+    # gymnasium's rounds its state to float32 after every step, ours does not: followed step by step they agree to
+    # float32's last place, left alone they are 5e-6 apart after an episode.
+    observations, rewards, terminated, _ = drive_both("MountainCarContinuous-v0", 5000, follow=True)
+    assert observations < 1e-6
+    assert rewards == 0
+    assert terminated > 10
+
+
+def test_acrobot_steps_like_gymnasiums():
+    # gymnasium squares scalars with pow(), whose last place differs; the Acrobot is chaotic and blows that up within an
+    # episode, so gymnasium's takes over our state after every step.
+    observations, rewards, terminated, truncated = drive_both("Acrobot-v1", 4000, follow=True)
+    assert observations < 1e-6
+    assert rewards == 0
+    assert terminated >= 2
+    assert truncated >= 2
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "attributes", "tolerance"),
+    [
+        (
+            "CartPole-v1",
+            {"length": 0.3, "masscart": 0.7, "masspole": 0.25, "gravity": 5.5, "force_mag": 7.0},
+            {"length": 0.3, "masscart": 0.7, "masspole": 0.25, "gravity": 5.5, "force_mag": 7.0,
+             "total_mass": 0.25 + 0.7, "polemass_length": 0.25 * 0.3},
+            0,
+        ),
+        ("Pendulum-v1", {"gravity": 7.0, "mass": 0.6, "length": 1.3}, {"g": 7.0, "m": 0.6, "l": 1.3}, 0),
+        (
+            "Acrobot-v1",
+            {"length_1": 0.8, "length_2": 1.2, "mass_1": 1.5, "mass_2": 0.7, "nips": True},
+            {"LINK_LENGTH_1": 0.8, "LINK_LENGTH_2": 1.2, "LINK_MASS_1": 1.5, "LINK_MASS_2": 0.7, "LINK_COM_POS_1": 0.4,
+             "LINK_COM_POS_2": 0.6, "book_or_nips": "nips"},
+            1e-6,
+        ),
+        ("MountainCar-v0", {"force": 0.0014, "gravity": 0.002}, {"force": 0.0014, "gravity": 0.002}, 1e-6),
+        ("MountainCarContinuous-v0", {"power": 0.002}, {"power": 0.002}, 1e-6),
+    ],
+)  # fmt: skip
+def test_other_parameters_do_what_gymnasiums_attributes_do(name, parameters, attributes, tolerance):
+    follow = name in ("Acrobot-v1", "MountainCarContinuous-v0")
+    observations, rewards, *_ = drive_both(name, 1500, parameters, attributes, follow)
+    assert observations <= tolerance
+    assert rewards < 1e-8
+
+
+def unlike_parameters(name, lanes, generator):
+    """Every parameter of every lane somewhere near its default, and everything that is common to the families."""
+    family = FAMILIES[name]()
+    scale = generator.uniform(0.7, 1.3, size=lanes)
+    given = {key: [np.multiply(known.default, x).tolist() for x in scale] for key, known in family.parameters.items()}
+    if name == "grpo_fed/RandomMDP-v0":
+        given = {"seed": list(range(lanes))}
+    entries = parameters_of(family)["permute"].shape[0]
+    given["swap_actions"] = (generator.random(lanes) < 0.5).tolist()
+    given["permute"] = [generator.permutation(entries).tolist() for _ in range(lanes)]
+    if name != "grpo_fed/RandomMDP-v0":
+        given["sensor_noise"] = (generator.uniform(0, 0.1, size=lanes) * (generator.random(lanes) < 0.7)).tolist()
+    return given
+
+
+@pytest.mark.parametrize("name", IDS)
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_a_lane_does_not_depend_on_the_others(name, mode):
+    generator = np.random.default_rng(5)
+    given = unlike_parameters(name, 64, generator)
+    make = partial(FamilyVectorEnv, name, autoreset_mode=mode, max_episode_steps=40)
+    many, chosen = make(num_envs=64, **given), (0, 29, 63)
+    alone = [make(num_envs=1, **{key: [value[lane]] for key, value in given.items()}) for lane in chosen]
+    observations, _ = many.reset(seed=11)
+    for lane, env in zip(chosen, alone, strict=True):
+        assert np.array_equal(env.reset(seed=11 + lane)[0][0], observations[lane])
+    many.action_space.seed(0)
+    for step in range(300):
+        actions = many.action_space.sample()
+        together = many.step(actions)
+        for lane, env in zip(chosen, alone, strict=True):
+            apart = env.step(actions[lane : lane + 1])
+            for whole, part in zip(together[:4], apart[:4], strict=True):
+                assert np.array_equal(whole[lane], part[0]), step
+
+
+def same_infos(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for key, value in theirs.items():
+        if isinstance(value, dict):
+            same_infos(ours[key], value)
+        elif value.dtype == object:
+            for left, right in zip(ours[key], value, strict=True):
+                assert np.array_equal(left, right)
+        else:
+            assert np.array_equal(ours[key], value)
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+@pytest.mark.parametrize("name", IDS)
+def test_autoreset_is_that_of_syncvectorenv(name, mode):
+    """Ours against gymnasium's vector of our single environments, or of the original where ours is it bit for bit."""
+    original = name.removeprefix("grpo_fed/")
+    single, noise = (original, {}) if original in ("CartPole-v1", "Pendulum-v1") else (name, {"sensor_noise": 0.1})
+    if original == "RandomMDP-v0":
+        noise = {}
+    ours = gymnasium.make_vec(name, 6, autoreset_mode=mode, max_episode_steps=15, **noise)
+    make = partial(gymnasium.make, single, max_episode_steps=15, disable_env_checker=True, **noise)
+    theirs = SyncVectorEnv([make] * 6, autoreset_mode=mode)
+    assert ours.metadata["autoreset_mode"] is mode
+    assert ours.observation_space == theirs.observation_space
+    assert ours.action_space == theirs.action_space
+    ours.action_space.seed(2)
+    assert np.array_equal(ours.reset(seed=4)[0], theirs.reset(seed=4)[0])
+    ended = 0
+    for step in range(150):
+        actions = ours.action_space.sample()
+        ours_gives, theirs_gives = ours.step(actions), theirs.step(actions)
+        for index in (0, 2, 3):
+            assert np.array_equal(ours_gives[index], theirs_gives[index])
+            assert ours_gives[index].dtype == theirs_gives[index].dtype
+        assert np.allclose(ours_gives[1], theirs_gives[1], rtol=0, atol=1e-8)  # pow() again
+        assert ours_gives[1].dtype == theirs_gives[1].dtype
+        same_infos(ours_gives[4], theirs_gives[4])
+        done = theirs_gives[2] | theirs_gives[3]
+        ended += done.sum()
+        if mode is AutoresetMode.DISABLED and done.any():
+            seeds = [None if lane % 2 else 100 * step + lane for lane in range(6)]
+            again = [env.reset(seed=list(seeds), options={"reset_mask": done.copy()})[0] for env in (ours, theirs)]
+            assert np.array_equal(*again)
+    assert ended >= 40
+
+
+def test_make_vec_resets_itself_like_gymnasiums_own():
+    assert gymnasium.make_vec("grpo_fed/CartPole-v1", 2).metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+    assert FamilyVectorEnv("grpo_fed/CartPole-v1", 2).metadata["autoreset_mode"] is AutoresetMode.DISABLED
+
+
+def test_a_lane_that_ended_sleeps_until_it_is_reset():
+    env = FamilyVectorEnv("grpo_fed/CartPole-v1", 3, sensor_noise=0.1, force_mag=[10.0, 10.0, 0.0])
+    env.reset(seed=0)
+    for step in range(30):
+        observations, _, terminated, _, _ = env.step(np.array([1, 0, step % 2]))
+    assert terminated.tolist() == [True, True, False]
+    later = env.step(np.array([1, 0, 0]))
+    assert np.array_equal(later[0][:2], observations[:2])
+    assert not np.array_equal(later[0][2], observations[2])
+    assert later[1].tolist() == [0, 0, 1]
+    assert later[2].tolist() == [True, True, False]
+    restarted, _ = env.reset(seed=[9, None, None], options={"reset_mask": np.array([True, False, False])})
+    assert np.array_equal(restarted[1:], later[0][1:])
+    assert np.array_equal(restarted[0], FamilyVectorEnv("grpo_fed/CartPole-v1", sensor_noise=0.1).reset(seed=9)[0][0])
+    *_, terminated, _, _ = env.step(np.array([1, 0, 0]))
+    assert terminated.tolist() == [False, True, False]
+
+
+def test_what_was_returned_belongs_to_the_caller():
+    env = FamilyVectorEnv("grpo_fed/CartPole-v1", 2)
+    first, _ = env.reset(seed=0)
+    first[:] = 77
+    for array in env.step(np.array([0, 1]))[:4]:
+        array[:] = 1
+    again, _ = env.reset(seed=[5, None], options={"reset_mask": np.array([True, False])})
+    assert np.abs(again).max() < 1
+    assert not env.step(np.array([0, 1]))[2].any()
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_a_seed_says_everything_that_happens(name):
+    generator = np.random.default_rng(1)
+    given = unlike_parameters(name, 3, generator)
+    env = FamilyVectorEnv(name, 3, autoreset_mode=AutoresetMode.SAME_STEP, max_episode_steps=10, **given)
+    env.action_space.seed(0)
+    actions = [env.action_space.sample() for _ in range(50)]
+
+    def play(seed):
+        return np.stack([env.reset(seed=seed)[0], *(env.step(action)[0] for action in actions)])
+
+    one, other = play(1), play([7, 8, 9])
+    assert np.array_equal(one, play([1, 2, 3]))
+    assert np.array_equal(one, play(np.array([1, 2, 3], dtype=np.uint64)))
+    assert not np.array_equal(one, other)
+    assert not np.array_equal(one, play(None))
+
+
+# "warnings are errors" but for three that gymnasium's own CartPole and Pendulum give for the same spaces.
+@pytest.mark.filterwarnings("ignore:.*A Box observation space m.*imum value is.*infinity")
+@pytest.mark.filterwarnings("ignore:.*we recommend using a symmetric and normalized space")
+@pytest.mark.parametrize("name", IDS)
+def test_gymnasiums_checker_is_content(name):
+    check_env(gymnasium.make(name).unwrapped)
+    noise = {} if "MDP" in name else {"sensor_noise": 0.1}
+    check_env(gymnasium.make(name, swap_actions=True, **noise).unwrapped)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_pictures_show_what_moves(name):
+    env = gymnasium.make(name, render_mode="rgb_array")
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    frames = [env.render()]
+    for _ in range(8):
+        env.step(env.action_space.sample())
+        frames.append(env.render())
+    assert all(frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3 for frame in frames)
+    assert any(not np.array_equal(frames[0], frame) for frame in frames[1:])
+
+
+def test_a_picture_is_gymnasiums():
+    ours = gymnasium.make("grpo_fed/CartPole-v1", render_mode="rgb_array", length=0.3)
+    theirs = gymnasium.make("CartPole-v1", render_mode="rgb_array")
+    theirs.unwrapped.length = 0.3
+    for env in (ours, theirs):
+        env.reset(seed=1)
+    assert np.array_equal(ours.render(), theirs.render())
+    vector = gymnasium.make_vec("grpo_fed/CartPole-v1", 2, render_mode="rgb_array", length=0.3)
+    vector.reset(seed=1)
+    assert np.array_equal(vector.render()[0], ours.render())
+    assert gymnasium.make("grpo_fed/CartPole-v1").unwrapped.render() is None
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_swapped_actions_are_mirrored(name):
+    plain, swapped = FamilyVectorEnv(name, 2), FamilyVectorEnv(name, 2, swap_actions=[False, True])
+    space = plain.single_action_space
+    plain.reset(seed=0)
+    swapped.reset(seed=0)
+    space.seed(3)
+    for _ in range(20):
+        action = space.sample()
+        mirrored = space.n - 1 - action if isinstance(space, gymnasium.spaces.Discrete) else -action
+        expected, got = plain.step(np.stack([action, mirrored])), swapped.step(np.stack([action, action]))
+        assert np.array_equal(got[0], expected[0])
+        assert np.array_equal(got[1], expected[1])
+
+
+def test_permuted_entries_change_places():
+    plain = FamilyVectorEnv("grpo_fed/Acrobot-v1", 2)
+    permuted = FamilyVectorEnv("grpo_fed/Acrobot-v1", 2, permute=[[5, 4, 0, 1, 3, 2], None])
+    (a, _), (b, _) = plain.reset(seed=0), permuted.reset(seed=0)
+    for _ in range(10):
+        assert np.array_equal(b[0], a[0][[5, 4, 0, 1, 3, 2]])
+        assert np.array_equal(b[1], a[1])
+        actions = plain.action_space.sample()
+        a, b = plain.step(actions)[0], permuted.step(actions)[0]
+    assert permuted.single_observation_space.high[0] == np.float32(9 * np.pi)
+    assert permuted.single_observation_space.high[5] == np.float32(9 * np.pi)  # the lane in its usual order
+
+
+def test_a_permuted_number_is_its_one_hot_permuted():
+    plain, permuted = (
+        FamilyVectorEnv("grpo_fed/RandomMDP-v0"),
+        FamilyVectorEnv("grpo_fed/RandomMDP-v0", permute=[2, 0, 1, 5, 3, 4]),
+    )
+    space = plain.single_observation_space
+    (a, _), (b, _) = plain.reset(seed=0), permuted.reset(seed=0)
+    for _ in range(30):
+        assert np.array_equal(flatten(space, b[0]), flatten(space, a[0])[[2, 0, 1, 5, 3, 4]])
+        a, b = plain.step(np.array([0]))[0], permuted.step(np.array([0]))[0]
+
+
+def test_sensor_noise_is_gaussian_on_what_is_seen_and_nowhere_else():
+    deviations = [0.0, 0.5, 2.0]
+    clear = FamilyVectorEnv("grpo_fed/MountainCar-v0", 3, max_episode_steps=-1)
+    noisy = FamilyVectorEnv("grpo_fed/MountainCar-v0", 3, max_episode_steps=-1, sensor_noise=deviations)
+    apart = [noisy.reset(seed=0)[0] - clear.reset(seed=0)[0]]
+    for _ in range(3000):
+        actions = np.array([1, 1, 1])
+        apart.append(noisy.step(actions)[0] - clear.step(actions)[0])
+    assert np.array_equal(noisy.state, clear.state)
+    apart = np.array(apart)  # 6,002 draws a lane: the standard errors are 1.3 % (mean) and 0.9 % (deviation)
+    assert not apart[:, 0].any()
+    assert np.allclose(apart.mean(axis=(0, 2)), 0, atol=0.08)
+    assert np.allclose(apart.std(axis=(0, 2)), deviations, rtol=0.04)
+    assert abs(np.corrcoef(apart[:-1, 1, 0], apart[1:, 1, 0])[0, 1]) < 0.06
+    assert noisy.single_observation_space.high.tolist() == [np.inf, np.inf]
+
+
+def test_a_random_mdp_moves_by_its_table():
+    lanes = 500
+    env = FamilyVectorEnv("grpo_fed/RandomMDP-v0", lanes, states=4, actions=2, seed=3, max_episode_steps=-1)
+    transitions, rewards = RandomMDP(states=4, actions=2).tables(3)
+    assert np.allclose(transitions.sum(axis=2), 1)
+    assert np.array_equal(env.constants["P"][7], transitions)
+    counts, generator = np.zeros((4, 2, 4)), np.random.default_rng(0)
+    state, _ = env.reset(seed=0)
+    assert np.bincount(state, minlength=4).min() > 90  # starts are uniform: 125 each, give or take 10
+    for _ in range(200):
+        actions = generator.integers(2, size=lanes)
+        arrived, gained, *_ = env.step(actions)
+        assert np.array_equal(gained, rewards[state, actions])
+        np.add.at(counts, (state, actions, arrived), 1)
+        state = arrived
+    # At least 5,000 visits of each pair: a standard error of at most 0.007.
+    assert counts.sum(axis=2).min() > 5000
+    assert np.allclose(counts / counts.sum(axis=2, keepdims=True), transitions, atol=0.025)
+
+
+def test_a_random_mdp_is_worth_what_the_closed_form_says():
+    gamma, family = 0.9, RandomMDP(states=3, actions=2)
+    transitions, rewards = family.tables(8)
+    values = np.linalg.solve(np.eye(3) - gamma * transitions.mean(axis=1), rewards.mean(axis=1))  # uniform policy
+    env = FamilyVectorEnv(family, 4000, seed=8)
+    start, _ = env.reset(seed=0)
+    generator, returns = np.random.default_rng(0), np.zeros(4000)
+    for step in range(90):  # 0.9^90 = 8e-5
+        returns += gamma**step * env.step(generator.integers(2, size=4000))[1]
+    assert np.allclose([returns[start == state].mean() for state in range(3)], values, atol=0.06)
+
+
+def test_lanes_may_have_unlike_mdps():
+    env = FamilyVectorEnv("grpo_fed/RandomMDP-v0", 2, seed=[4, 5])
+    assert np.array_equal(env.constants["R"][1], RandomMDP().tables(5)[1])
+    assert not np.array_equal(env.constants["P"][0], env.constants["P"][1])
+
+
+def test_a_point_mass_by_hand():
+    env = FamilyVectorEnv("grpo_fed/PointMass-v0", 3, goal=[[0.5, 0.5], [0.05, 0.0], [-1.0, 0.0]], drag=0.5)
+    env.reset(seed=0)
+    env.state[:] = [[0, 0, 0, 0], [0, 0, 0.2, 0], [0.99, 0, 1, 0]]
+    observations, rewards, terminated, *_ = env.step(np.array([[1, -1], [0, 0], [9, 0]], dtype=np.float32))
+    # Lane 0: speed 0.1 both ways, place 0.01. Lane 1: drag takes 0.01 of 0.2. Lane 2: 1 + 0.1 (1 - 0.5) is over the
+    # speed limit, and 0.99 + 0.1 is behind the wall.
+    assert np.allclose(observations[0], [0.01, -0.01, 0.1, -0.1])
+    assert np.allclose(observations[1], [0.019, 0, 0.19, 0])
+    assert np.allclose(observations[2], [1, 0, 0, 0])
+    assert np.allclose(rewards, [-np.hypot(0.49, 0.51), -0.031, -2])
+    assert terminated.tolist() == [False, True, False]
+
+
+def test_a_point_mass_may_see_its_goal():
+    env = gymnasium.make("grpo_fed/PointMass-v0", observe_goal=True, goal=(-0.25, 0.75))
+    assert env.reset(seed=0)[0][4:].tolist() == [-0.25, 0.75]
+    assert gymnasium.make("grpo_fed/PointMass-v0").observation_space.shape == (4,)
+
+
+def test_damping_slows_the_pendulum():
+    env = FamilyVectorEnv("grpo_fed/Pendulum-v1", 2, damping=[0.0, 0.4], mass=2.0, length=0.5, gravity=0.0)
+    env.reset(seed=0)
+    env.state[:] = [0.0, 1.0]
+    speeds = env.step(np.zeros((2, 1), dtype=np.float32))[0][:, 2]
+    assert np.allclose(speeds, [1, 1 - 3 / (2 * 0.5**2) * 0.4 * 0.05])
+
+
+@pytest.mark.parametrize(("asked", "limit"), [({}, 200), ({"max_episode_steps": 7}, 7)])
+def test_episodes_are_cut_at_the_limit(asked, limit):
+    single, env = (
+        gymnasium.make("grpo_fed/Pendulum-v1", **asked),
+        gymnasium.make_vec("grpo_fed/Pendulum-v1", 2, **asked),
+    )
+    single.reset(seed=0)
+    env.reset(seed=0)
+    for step in range(1, limit + 1):
+        _, _, terminated, truncated, _ = env.step(np.zeros((2, 1), dtype=np.float32))
+        assert single.step(np.zeros(1, dtype=np.float32))[3] == (step == limit)
+        assert truncated.tolist() == [step == limit] * 2
+        assert not terminated.any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"lenght": 0.3}, "CartPole: lenght: unknown parameter; did you mean length?"),
+        ({"length": -0.3}, "CartPole: length: -0.3 is outside its limits; give a value from 0.01 to 100"),
+        ({"length": float("nan")}, "length: nan is outside its limits"),
+        ({"length": "long"}, "length: 'long' is outside its limits"),
+        ({"gravity": [1.0, 2.0, 3.0]}, "gravity: .* give a number, or a list of one for each of 2 lanes"),
+        ({"permute": [0, 1, 2]}, "permute: .* give 4 numbers, or a list"),
+        ({"permute": [0, 1, 2, 2]}, r"permute: \[0, 1, 2, 2\] must hold each of 0 to 3 once"),
+        ({"sensor_noise": -1}, "sensor_noise: -1 is outside"),
+        ({"family": "grpo_fed/CartPoel-v1"}, "unknown family; did you mean grpo_fed/CartPole-v1?"),
+        ({"max_episode_steps": 0}, "max_episode_steps: 0: give at least 1, or -1"),
+        ({"family": "grpo_fed/RandomMDP-v0", "states": [3, 4]}, "states: .* decides shapes; give all lanes the same"),
+        ({"family": "grpo_fed/RandomMDP-v0", "states": 0}, "states: 0: give a whole number from 1"),
+        ({"family": "grpo_fed/RandomMDP-v0", "sensor_noise": 0.1}, "sensor_noise: .* has no noise; leave it at 0"),
+        ({"family": "grpo_fed/RandomMDP-v0", "state": 5}, "state: unknown parameter; did you mean states?"),
+    ],
+)
+def test_a_mistake_is_named_with_its_cure(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        FamilyVectorEnv(**{"family": "grpo_fed/CartPole-v1", "num_envs": 2, **arguments})
+
+
+def test_a_wrong_reset_or_action_is_named():
+    env = FamilyVectorEnv("grpo_fed/CartPole-v1", 2)
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(np.array([0, 0]))
+    for seed, options, says in [
+        ([1, 2, 3], None, "3 seeds for 2 lanes"),
+        (None, {"reset_mask": [True, False]}, "must be an array of 2 bools"),
+        (None, {"low": 0}, "'low'.*unknown; there is reset_mask"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            env.reset(seed=seed, options=options)
+    single = gymnasium.make("grpo_fed/CartPole-v1")
+    single.reset()
+    with pytest.raises(ValueError, match="action 2 is not in"):
+        single.unwrapped.step(2)
