@@ -1,0 +1,173 @@
+"""What a scenario may say: every knob with its doc, as records, as markdown and as a JSON schema.
+
+`python -m grpo_fed.describe > docs/configuration.md` and
+`python -m grpo_fed.describe --schema > scenarios/scenario.schema.json` keep both files up to date.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Annotated, Any
+
+from pydantic import BaseModel, TypeAdapter
+from pydantic.fields import FieldInfo
+
+from grpo_fed import words
+from grpo_fed.presets import PRESETS
+from grpo_fed.read import knobs, section_at
+from grpo_fed.scenario import Scenario
+
+Schema = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One key of a scenario."""
+
+    section: str
+    """Its table; empty for the top of the file."""
+    key: str
+    type: str
+    """In words."""
+    default: str
+    """As TOML writes it; empty where the key must be given or is left out."""
+    limits: str
+    """Such as `> 0`; empty if there are none."""
+    doc: str
+
+
+def describe(model: type[BaseModel] = Scenario) -> list[Knob]:
+    """All knobs, in the order in which a file has them."""
+    return [
+        Knob(
+            ".".join(map(str, path[:-1])),
+            str(path[-1]),
+            _type(shape := _schema_of(info)),
+            _default(info),
+            ", ".join(_limits(shape)),
+            " ".join((info.description or "").split()),
+        )
+        for path, info in knobs(model)
+    ]
+
+
+def schema(model: type[BaseModel] = Scenario) -> dict[str, Any]:
+    """A JSON schema, by which editors complete and check a scenario as it is typed."""
+    return {"$schema": "http://json-schema.org/draft-07/schema#", **model.model_json_schema()}
+
+
+def markdown(model: type[BaseModel] = Scenario) -> str:
+    """The reference of all knobs and presets."""
+    parts = [_HEAD]
+    for section, members in groupby(describe(model), key=lambda knob: knob.section):
+        parts.append(_section(model, section, list(members)))
+    parts.append(_presets())
+    return "\n".join(parts)
+
+
+_HEAD = """\
+<!-- Written by `python -m grpo_fed.describe > docs/configuration.md`: change grpo_fed/scenario.py instead. -->
+# Configuration
+
+A scenario is a TOML file. It needs a `name` and one `[[clients]]` table; all else has a default. `--set KEY=VALUE`
+changes one key for one run and goes through the same checks: `--set objective.clip=0.3`, `--set clients.cart.count=8`
+(a client by its name, or by its number, counted from 0), `--set 'trust.blocks."torso.*"=0.01'`.
+
+- A key that is not given takes the value of `objective.preset`'s row in the [table of presets](#presets), or else its
+  default.
+- `inf` is no limit, for the keys whose doc says so. Where a count can be left out, 0 does it.
+- Whole numbers may stand for numbers; numbers in quotes may not.
+- Every run saves its resolved scenario, with every value in it, as a file that can be run again.
+- Editors that know TOML schemas (VS Code with Even Better TOML) complete and explain keys in a file whose first line is
+  `#:schema` and the path of `scenarios/scenario.schema.json`.
+"""
+
+
+def _section(model: type[BaseModel], section: str, members: Sequence[Knob]) -> str:
+    path = tuple(section.split(".")) if section else ()
+    title = f"`[{section}]`" if section else "At the top of the file"
+    if section and model.model_fields[section].is_required():
+        title = f"`[[{section}]]`"
+    doc = " ".join((getattr(section_at(model, path), "__doc__", None) or "").split())
+    rows = [(f"`{m.key}`", m.type, _code(m.default), m.limits, m.doc) for m in members]
+    return f"## {title}\n\n{doc}\n\n{_table(('key', 'type', 'default', 'limits', 'meaning'), rows)}"
+
+
+def _presets() -> str:
+    rows = [
+        (f"`{name}`", preset.name, preset.paper, "<br>".join(_assignments(preset.values)))
+        for name, preset in PRESETS.items()
+    ]
+    table = _table(("preset", "is", "from", "sets"), rows)
+    return f"## Presets\n\nWhat a preset does not mention keeps its default.\n\n{table}"
+
+
+def _assignments(values: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for section, keys in values.items():
+        for key, value in keys.items():
+            yield f"`{section}.{key} = {'inf' if value is None else words.show(value)}`"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text else ""
+
+
+def _schema_of(info: FieldInfo) -> Schema:
+    return TypeAdapter(_annotated(info)).json_schema()
+
+
+def _default(info: FieldInfo) -> str:
+    """The value as a file would have it."""
+    if info.is_required():
+        return ""
+    value = TypeAdapter(_annotated(info)).dump_python(info.get_default(call_default_factory=True))
+    return "" if value is None else words.show(value)
+
+
+def _annotated(info: FieldInfo) -> Any:
+    """The type that a field was declared with, limits and all."""
+    return Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation
+
+
+def _type(shape: Schema) -> str:
+    """Of a value, in words."""
+    if "enum" in shape:
+        return " | ".join(words.show(choice) for choice in shape["enum"])
+    if "const" in shape:
+        return words.show(shape["const"])
+    if options := shape.get("anyOf") or shape.get("oneOf"):
+        return " or ".join(_type(option) for option in options if option.get("type") != "null")
+    if shape.get("type") == "array":
+        return f"list of {_type(shape.get('items', {}))}"
+    if shape.get("type") == "object":
+        inner = shape.get("additionalProperties")
+        return f"table of {_type(inner)}" if isinstance(inner, dict) and inner else "table"
+    names = {"number": "number", "integer": "whole number", "string": "text", "boolean": "true or false"}
+    return names.get(str(shape.get("type")), "anything")
+
+
+def _limits(shape: Schema) -> Iterator[str]:
+    """Of a value, or of each item in it."""
+    signs = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
+    for word, sign in signs.items():
+        if word in shape:
+            yield f"{sign} {words.show(shape[word])}"
+    for word in ("anyOf", "oneOf"):
+        for option in shape.get(word, ()):
+            yield from _limits(option)
+    for word in ("items", "additionalProperties"):
+        if isinstance(shape.get(word), dict):
+            yield from _limits(shape[word])
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(schema(), indent=1) + "\n" if "--schema" in sys.argv[1:] else markdown())

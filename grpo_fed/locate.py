@@ -1,0 +1,140 @@
+"""On which line of a TOML text does a key stand? `tomllib` does not say, and an error message should.
+
+The text has gone through `tomllib` before, so this reads it without checking it again.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from bisect import bisect_right
+
+Path = tuple[str | int, ...]
+"""From the root to a value: keys of tables and indices of arrays, such as `("clients", 0, "env")`."""
+
+_SPACE = re.compile(r"[ \t]*")
+_BLANK = re.compile(r"(?:[ \t\n,]|#[^\n]*)*")
+"""What stands between two statements, or two items of an array or inline table."""
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
+_QUOTED = re.compile(r'"(?:[^"\\\n]|\\.)*"|' + r"'[^'\n]*'")
+_STRING = re.compile(
+    r'"""(?:[^\\]|\\[\s\S])*?"""{1}"{0,2}|' + r"'''[\s\S]*?'''{1}'{0,2}|" + _QUOTED.pattern,
+)
+_SCALAR = re.compile(r"[^,\]}#\n]+")
+
+
+def locate(text: str) -> dict[Path, int]:
+    """The line, from 1, on which each table, key and array item of a valid TOML text stands first."""
+    return _Scanner(text.replace("\r\n", "\n")).scan()
+
+
+def split_key(text: str) -> tuple[str, ...]:
+    """The parts of a dotted key as TOML writes it: `trust.blocks."torso.*"` has three. ValueError if it is none."""
+    scanner = _Scanner(text)
+    parts = scanner.key()
+    if scanner.at != len(text):
+        raise ValueError(f"{text!r} is not a key")
+    return parts
+
+
+class _Scanner:
+    """One walk from the first character to the last."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+        self.starts = [0, *(i + 1 for i, letter in enumerate(text) if letter == "\n")]
+        self.lines: dict[Path, int] = {}
+        self.counts: dict[Path, int] = {}
+        """How many tables each array of tables has so far."""
+
+    def scan(self) -> dict[Path, int]:
+        table: Path = ()
+        while True:
+            self.take(_BLANK)
+            if self.at >= len(self.text):
+                return self.lines
+            table = self.header() if self.text[self.at] == "[" else self.pair(table)
+
+    def header(self) -> Path:
+        """`[a.b]` or `[[a.b]]`: the path of the table that begins here."""
+        line = self.line()
+        array = self.text.startswith("[[", self.at)
+        self.at += 2 if array else 1
+        *parents, last = self.key()
+        self.at += 2 if array else 1
+        path: Path = ()
+        for part in parents:
+            self.lines.setdefault((*path, part), line)
+            path = self.newest((*path, part))
+        path = (*path, last)
+        if array:
+            self.lines.setdefault(path, line)
+            self.counts[path] = self.counts.get(path, 0) + 1
+            path = self.newest(path)
+        self.lines[path] = line
+        return path
+
+    def newest(self, path: Path) -> Path:
+        """Of an array of tables the table written last, which is what a header below it goes into."""
+        return (*path, self.counts[path] - 1) if path in self.counts else path
+
+    def pair(self, table: Path) -> Path:
+        """`a.b = value` inside `table`, which is given back."""
+        line = self.line()
+        path = table
+        for part in self.key():
+            path = (*path, part)
+            self.lines.setdefault(path, line)
+        self.at += 1
+        self.take(_SPACE)
+        self.value(path)
+        return table
+
+    def key(self) -> tuple[str, ...]:
+        """The parts of a dotted key, with the space around it."""
+        parts = []
+        while True:
+            self.take(_SPACE)
+            part = self.take(_BARE) or self.take(_QUOTED)
+            if not part:
+                raise ValueError(f"{self.text!r} is not a key")
+            parts.append(tomllib.loads(f"part = {part}")["part"] if part[0] in "\"'" else part)
+            self.take(_SPACE)
+            if not self.text.startswith(".", self.at):
+                return tuple(parts)
+            self.at += 1
+
+    def value(self, path: Path) -> None:
+        """Walks over a value and notes what is inside."""
+        opening = self.text[self.at]
+        if opening in "\"'":
+            self.take(_STRING)
+        elif opening in "[{":
+            self.items(path, opening)
+        else:
+            self.take(_SCALAR)
+
+    def items(self, path: Path, opening: str) -> None:
+        """The inside of an array or of an inline table."""
+        self.at += 1
+        self.take(_BLANK)
+        index = 0
+        while self.text[self.at] not in "]}":
+            if opening == "{":
+                self.pair(path)
+            else:
+                self.lines[(*path, index)] = self.line()
+                self.value((*path, index))
+                index += 1
+            self.take(_BLANK)
+        self.at += 1
+
+    def take(self, pattern: re.Pattern[str]) -> str:
+        """What the pattern matches here, walked over; empty if nothing."""
+        match = pattern.match(self.text, self.at)
+        self.at = match.end() if match else self.at
+        return match.group() if match else ""
+
+    def line(self) -> int:
+        return bisect_right(self.starts, self.at)

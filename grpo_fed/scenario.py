@@ -1,0 +1,454 @@
+"""The scenario: every knob of a run with its default, its limits and its meaning in one place.
+
+A scenario is frozen data, and complete as soon as it exists: what its preset says is filled in, and what contradicts
+itself is refused. `Scenario.load` reads one from TOML (read.py) and lists all that is wrong with it.
+
+Conventions. A limit that is not wanted is `inf` in TOML and None in Python. Where a count can be left out, 0 does it.
+What merely rests (the KL's weight where there is no KL) may be set; what contradicts (a hard region without the natural
+step) may not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Annotated, Any, Literal, Self
+
+from annotated_types import Ge, Le, Lt, MaxLen, MinLen
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from grpo_fed import presets, read
+from grpo_fed.kinds import (
+    Arguments,
+    Count,
+    Device,
+    Environment,
+    Fraction,
+    GroupRule,
+    ImportPath,
+    Indices,
+    Limit,
+    Name,
+    NotNegative,
+    Pattern,
+    Positive,
+)
+from grpo_fed.locate import Path
+from grpo_fed.read import Mistake
+
+
+class Section(BaseModel):
+    """What all parts of a scenario have in common: frozen, strict, and no key that we do not know."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class PolicySettings(Section):
+    """The network of every client, and how its parameters are cut into blocks."""
+
+    hidden: list[Count] = [64, 64]
+    """Units of each hidden layer; with `torso = "separate"` the critic has its own layers of the same sizes."""
+    activation: Literal["tanh", "relu", "elu", "silu"] = "tanh"
+    """The function between the layers."""
+    torso: Literal["separate", "shared"] = "separate"
+    """Whether actor and critic each have hidden layers of their own, or read the same ones."""
+    adapter: Annotated[int, Ge(0)] = 0
+    """Features of a private first layer that lets clients with unlike observations share what follows; 0 for none."""
+    squash: bool = False
+    """Gaussian actions go through tanh and onto the action box, instead of being clipped to it."""
+    log_std: Annotated[float, Ge(-20), Le(5)] = 0.0
+    """Where the logarithm of a Gaussian policy's standard deviation begins."""
+    orthogonal: bool = True
+    """Orthogonal initialisation (gain sqrt(2) inside, 0.01 on the actor, 1 on the critic), or torch's own."""
+    same_start: bool = True
+    """All clients begin from the same parameters wherever the shapes agree; blocks are only comparable then."""
+    module: ImportPath | None = None
+    """A torch module of your own, `package.module:Class`, called with `(observation_space, action_space, **kwargs)`."""
+    kwargs: Arguments = {}
+    """Arguments for `module`."""
+    blocks: dict[str, Annotated[list[Pattern], MinLen(1)]] = {}
+    """Blocks of your own: a name and patterns of the parameters in it; what no pattern takes keeps its own block."""
+    groups: dict[Pattern, GroupRule] = {}
+    """For a pattern of blocks, what counts as one group there, or index sets with names of their own, such as
+    `{ lidar = { "torso.0.weight:columns" = [0, 1] } }`; a block no pattern takes is one group."""
+    shared: list[Pattern] = ["torso.*", "actor"]
+    """Patterns of the blocks that clients share; the others stay private."""
+
+
+class RolloutSettings(Section):
+    """How experience is collected between two updates."""
+
+    num_envs: Count = 8
+    """Copies of its task that a client steps side by side; with `advantage = "group"` the episodes of one update."""
+    horizon: Count = 128
+    """Steps of each copy between two updates; with `advantage = "group"` one whole episode of each instead."""
+    episode_limit: Annotated[int, Ge(0)] = 0
+    """Cut an episode after so many steps, as a truncation; 0 leaves it to the task."""
+
+
+class NormaliseSettings(Section):
+    """Running normalisers, private to each client."""
+
+    observations: bool = False
+    """Shift and scale every observation entry to mean 0 and variance 1."""
+    rewards: bool = False
+    """Divide rewards by the running standard deviation of the discounted return."""
+    clip: Positive = 10.0
+    """Limit of a normalised entry."""
+
+
+class ObjectiveSettings(Section):
+    """surrogate(A) - value_coefficient * value loss + entropy bonus: what a client climbs."""
+
+    preset: Literal["vpg", "a2c", "npg", "trpo", "ppo", "ppo-kl", "mdpo", "grpo", "dr-grpo", "rloo"] = "ppo"
+    """A row of the table in `presets.py`: the values that keys not given here take."""
+    advantage: Literal["gae", "group"] = "gae"
+    """Judge a step with the critic, or an episode against its group."""
+    surrogate: Literal["score", "ratio", "clip"] = "clip"
+    """log pi A, ratio A, or min(ratio A, clip(ratio) A)."""
+    step: Literal["adam", "natural"] = "adam"
+    """Adam over epochs and minibatches, or one natural-gradient step on the whole batch."""
+    gamma: Fraction = 0.99
+    """Discount of the reward one step later."""
+    gae_lambda: Fraction = 0.95
+    """0 trusts the critic one step ahead, 1 trusts only the rewards seen."""
+    learning_rate: Positive = 3e-4
+    """Adam's step size; of the natural step too where no hard region gives its length."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes down to 0 over all rounds."""
+    adam_epsilon: Positive = 1e-5
+    """Added to Adam's denominator."""
+    epochs: Count = 10
+    """Adam's passes over a batch."""
+    minibatches: Count = 16
+    """Parts that a pass is cut into."""
+    clip: Positive = 0.2
+    """How far the probability ratio may leave 1 before its gradient stops."""
+    clip_high: Positive | None = None
+    """A limit of its own above 1 (DAPO's asymmetric clip); `clip` if not given."""
+    clip_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the clip goes down over all rounds."""
+    value_coefficient: NotNegative = 0.5
+    """Weight of the value loss."""
+    value_clip: Limit = None
+    """How far a value may leave the old one before its gradient stops; `inf` for no limit."""
+    value_epochs: Count = 10
+    """With `step = "natural"`: Adam's passes over the batch for the critic."""
+    entropy: float = 0.0
+    """Weight of the entropy bonus."""
+    entropy_groups: dict[str, Indices] = {}
+    """Names for sets of action components (of a multi-discrete or box action), which must not overlap."""
+    entropy_weights: dict[str, float] = {}
+    """For a named set of `entropy_groups`, its own weight instead of `entropy`."""
+    normalise_advantages: Literal["off", "batch", "minibatch"] = "minibatch"
+    """Shift and scale advantages to mean 0 and variance 1, over what."""
+    average: Literal["step", "episode", "total"] = "step"
+    """The loss is a mean over steps, a mean over episodes of means over steps, or a sum over a constant (Dr. GRPO)."""
+    max_grad_norm: Limit = 0.5
+    """Longest gradient of a client, a longer one is scaled down; `inf` for no limit."""
+
+
+class GroupSettings(Section):
+    """With `advantage = "group"`: which episodes are judged against each other, and how."""
+
+    size: Annotated[int, Ge(2)] = 8
+    """Episodes in a group that is made on purpose (`by = "start"`); `rollout.num_envs` must be a multiple."""
+    by: Literal["start", "task", "context", "similarity"] = "start"
+    """The same start state; all of the client's episodes; the same value of a key of `info`; alike start states, by the
+    policy's own features."""
+    key: str = ""
+    """The key of the `info` of a reset, for `by = "context"`."""
+    clusters: Count = 4
+    """How many groups `by = "similarity"` makes."""
+    score: Literal["zscore", "centre", "rank", "leave-one-out"] = "zscore"
+    """What an episode's return becomes within its group."""
+
+
+class TrustSettings(Section):
+    """How far one update may move the policy."""
+
+    region: Literal["none", "penalty", "adaptive", "hard"] = "none"
+    """No limit; with `step = "adam"` a fixed or an adaptive weight on the KL; with `step = "natural"` a hard limit."""
+    direction: Literal["old-new", "new-old"] = "old-new"
+    """KL(old, new) as in TRPO and PPO, or KL(new, old) as in mirror descent."""
+    reference: Literal["old", "shared"] = "old"
+    """The policy that collected the batch, or the one that the round began with."""
+    coefficient: NotNegative = 1.0
+    """Weight of the KL; with `region = "adaptive"` where it begins."""
+    target: Positive = 0.01
+    """KL of one update that `region = "adaptive"` steers to, and the limit of `region = "hard"`."""
+    adaptive_target: bool = False
+    """With `region = "hard"`: widen the limit when an update does as well as predicted, tighten it when it does not."""
+    stop: Limit = None
+    """Leave out the rest of an update once the KL is above this; `inf` for never."""
+    blocks: dict[Pattern, Positive] = {}
+    """KL budgets by pattern of blocks: after an update each block alone stays within its own."""
+    line_search: bool = True
+    """With `region = "hard"`: shorten the step until the KL holds and the surrogate rises."""
+    cg_iterations: Count = 10
+    """Conjugate-gradient iterations of the natural step."""
+    cg_damping: NotNegative = 0.1
+    """Added to the Fisher matrix's diagonal."""
+
+
+class PenaltySettings(Section):
+    """The group penalty on the client, applied as a proximal step after the optimiser's, so zeros are exact."""
+
+    toward: Literal["zero", "shared"] = "shared"
+    """What is drawn to zero: the parameters themselves, or their departure from where the round began."""
+    kind: Literal["group", "sparse-group", "nested"] = "group"
+    """weight * sum sqrt(n) ||x_g||; plus `l1` * |x|; or with `outer` on whole blocks around the groups."""
+    weight: NotNegative = 0.0
+    """Weight of the groups' norms; 0 leaves the penalty out."""
+    l1: NotNegative = 0.0
+    """Weight of the absolute values, for `sparse-group`."""
+    outer: NotNegative = 0.0
+    """Weight of whole blocks' norms, for `nested`."""
+    blocks: Annotated[list[Pattern], MinLen(1)] = ["*"]
+    """Patterns of the blocks that are penalised."""
+
+
+class EvaluateSettings(Section):
+    """Episodes played without learning."""
+
+    episodes: Count = 20
+    """For each client."""
+    every: Annotated[int, Ge(0)] = 0
+    """Rounds between two evaluations; 0 for one before and one after all rounds."""
+    step_limit: Count = 10_000
+    """An evaluation episode that has not ended by then is cut and counted with what it has."""
+
+
+class ClientSettings(Section):
+    """One client, or `count` alike."""
+
+    name: Annotated[Name, Field(examples=["cart"])]
+    """In metrics, files and errors; with `count` above 1 they are called name-0, name-1, ..."""
+    env: Annotated[Environment, Field(examples=["CartPole-v1"])]
+    """A gymnasium id, or `module:EnvId` to import the module first."""
+    count: Count = 1
+    """How many."""
+    kwargs: Arguments = {}
+    """Arguments for the environment."""
+    spread: dict[str, Annotated[list[float], MinLen(2), MaxLen(2)]] = {}
+    """Arguments that go evenly from one value to another over the `count` clients: `{ length = [0.1, 0.9] }`."""
+    wrappers: list[ImportPath] = []
+    """Import paths `module:Wrapper` put around the environment, innermost first."""
+    learning_rate: Positive | None = None
+    """Instead of `objective.learning_rate`."""
+    entropy: float | None = None
+    """Instead of `objective.entropy`."""
+    penalty: NotNegative | None = None
+    """Instead of `penalty.weight`."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the clients that this stands for."""
+        return (self.name,) if self.count == 1 else tuple(f"{self.name}-{number}" for number in range(self.count))
+
+
+class Scenario(Section):
+    """All of a run."""
+
+    name: Annotated[Name, Field(examples=["poles"])]
+    """In folders, metrics and titles."""
+    description: str = ""
+    """What it shows."""
+    rounds: Count = 30
+    """How often the clients train."""
+    steps: Count = 2048
+    """Environment steps for each client and round."""
+    seed: Annotated[int, Ge(0), Lt(2**31)] = 0
+    """Everything random comes from here; a client's draws depend on it and on the client's name alone."""
+    device: Device = "auto"
+    """`cpu`, `cuda`, `cuda:1`, or `auto` for CUDA where there is one."""
+    policy: PolicySettings = PolicySettings()
+    rollout: RolloutSettings = RolloutSettings()
+    normalise: NormaliseSettings = NormaliseSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    group: GroupSettings = GroupSettings()
+    trust: TrustSettings = TrustSettings()
+    penalty: PenaltySettings = PenaltySettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    clients: Annotated[list[ClientSettings], MinLen(1), Field(examples=[[{"name": "cart", "env": "CartPole-v1"}]])]
+    """Who learns."""
+
+    @classmethod
+    def load(cls, path: str | FilePath, overrides: Sequence[str] = ()) -> Self:
+        """From a TOML file, with `overrides` such as "objective.clip=0.3"; `read.ScenarioError` lists all mistakes."""
+        return read.load(cls, path, overrides)
+
+    @classmethod
+    def loads(cls, text: str, name: str = "scenario", overrides: Sequence[str] = ()) -> Self:
+        """From a TOML text; `name` stands for the file in errors."""
+        return read.loads(cls, text, name, overrides)
+
+    def dumps(self) -> str:
+        """Every value as TOML, the preset's too; `loads` makes an equal scenario of it."""
+        return read.dumps(self)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        return presets.apply({key: _as_given(value) for key, value in data.items()})
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        read.refuse(_mistakes(self))
+        return self
+
+
+def _as_given(value: Any) -> Any:
+    """A section built in Python as the table of what was given for it, so that a preset fills in only the rest."""
+    return {key: getattr(value, key) for key in value.model_fields_set} if isinstance(value, Section) else value
+
+
+def _mistakes(scenario: Scenario) -> Iterator[Mistake]:
+    """What contradicts itself; what needs an environment or a policy to be known is found when they are built."""
+    yield from _policy_mistakes(scenario.policy)
+    yield from _batch_mistakes(scenario)
+    yield from _objective_mistakes(scenario.objective)
+    yield from _group_mistakes(scenario)
+    yield from _trust_mistakes(scenario.trust, scenario.objective)
+    yield from _penalty_mistakes(scenario.penalty)
+    yield from _client_mistakes(scenario.clients)
+    yield from _name_mistakes(scenario.clients)
+
+
+def _mistake(text: str, *keys: str | Path) -> Mistake:
+    """Between these keys. Where a preset may have given one of them a value, its name is a key concerned as well."""
+    paths = [tuple(key.split(".")) if isinstance(key, str) else key for key in keys]
+    by_preset = any(path in presets.KNOBS for path in paths)
+    return Mistake((*paths, *([("objective", "preset")] if by_preset else [])), text)
+
+
+def _policy_mistakes(policy: PolicySettings) -> Iterator[Mistake]:
+    if policy.kwargs and policy.module is None:
+        yield _mistake("these are arguments for policy.module, which is not given", "policy.kwargs", "policy.module")
+    for pattern, rule in policy.groups.items():
+        sets: dict[str, dict[str, list[int]]] = {}
+        for name, parts in rule.items() if isinstance(rule, dict) else ():
+            for part, indices in parts.items():
+                sets.setdefault(part, {})[name] = indices
+        for part, named in sets.items():
+            for name, text in _overlaps(named):
+                yield _mistake(f"{text}; sets must not overlap", ("policy", "groups", pattern, name, part))
+
+
+def _overlaps(sets: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, str]]:
+    """Names of sets with something that stands in them twice or in an earlier one too, and that said in words."""
+    owner: dict[int, str] = {}
+    for name, indices in sets.items():
+        for index in indices:
+            if index in owner:
+                yield name, f"{index} stands {'here twice' if owner[index] == name else f'in {owner[index]} too'}"
+                break
+            owner[index] = name
+
+
+def _batch_mistakes(scenario: Scenario) -> Iterator[Mistake]:
+    rollout, objective = scenario.rollout, scenario.objective
+    if objective.advantage != "gae":
+        return
+    samples = rollout.num_envs * rollout.horizon
+    batch = f"rollout.num_envs x horizon = {samples}"
+    sizes = ("rollout.num_envs", "rollout.horizon")
+    if scenario.steps < samples:
+        yield _mistake(f"steps = {scenario.steps} must hold an update, {batch} steps or more", "steps", *sizes)
+    if objective.minibatches > samples:
+        text = f"objective.minibatches = {objective.minibatches} must not be more than the steps of an update: {batch}"
+        yield _mistake(text, "objective.minibatches", *sizes)
+    elif objective.normalise_advantages == "minibatch" and samples // objective.minibatches < 2:
+        text = f"advantages normalised by minibatch need 2 steps or more in each: at most {samples // 2} minibatches"
+        yield _mistake(text, "objective.minibatches", "objective.normalise_advantages", *sizes)
+    elif objective.normalise_advantages == "batch" and samples < 2:
+        yield _mistake(f"normalised advantages need 2 steps or more; {batch}", "objective.normalise_advantages", *sizes)
+
+
+def _objective_mistakes(objective: ObjectiveSettings) -> Iterator[Mistake]:
+    if objective.surrogate != "clip":
+        needs = f'needs objective.surrogate = "clip"; it is "{objective.surrogate}"'
+        if objective.clip_high is not None:
+            yield _mistake(needs, "objective.clip_high", "objective.surrogate")
+        if objective.clip_schedule != "constant":
+            yield _mistake(needs, "objective.clip_schedule", "objective.surrogate")
+    known = list(objective.entropy_groups)
+    for name in objective.entropy_weights:
+        if name not in known:
+            text = f"objective.entropy_groups has no {name}; it has {' '.join(known) if known else 'none'}"
+            yield _mistake(text, ("objective", "entropy_weights", name), "objective.entropy_groups")
+    for name, text in _overlaps(objective.entropy_groups):
+        yield _mistake(f"component {text}; groups must not overlap", ("objective", "entropy_groups", name))
+
+
+def _group_mistakes(scenario: Scenario) -> Iterator[Mistake]:
+    group, copies = scenario.group, scenario.rollout.num_envs
+    if group.by == "context" and not group.key:
+        yield _mistake('group.by = "context" needs group.key, a key of info', "group.key", "group.by")
+    if group.by != "context" and group.key:
+        yield _mistake(f'needs group.by = "context"; it is "{group.by}"', "group.key", "group.by")
+    if scenario.objective.advantage != "group":
+        return
+    keys = ("rollout.num_envs", "group.size", "group.by", "objective.advantage")
+    if group.by == "start" and copies % group.size:
+        right = max(group.size, copies // group.size * group.size)
+        text = f"rollout.num_envs = {copies} must be a multiple of group.size = {group.size}: {right} is"
+        yield _mistake(text, *keys)
+    if group.by != "start" and copies < 2:
+        yield _mistake("an episode alone has nothing to be judged against: rollout.num_envs must be 2 or more", *keys)
+
+
+def _trust_mistakes(trust: TrustSettings, objective: ObjectiveSettings) -> Iterator[Mistake]:
+    keys = ("trust.region", "objective.step")
+    if trust.region == "hard" and objective.step != "natural":
+        text = f'trust.region = "hard" needs objective.step = "natural"; it is "{objective.step}"'
+        yield _mistake(text, *keys)
+    if trust.region in ("penalty", "adaptive") and objective.step == "natural":
+        text = f'trust.region = "{trust.region}" does nothing to a natural step, which begins where the KL is flat'
+        yield _mistake(f'{text}; "hard" or "none" would be right', *keys)
+    if trust.region == "hard" and trust.reference != "old":
+        text = 'trust.region = "hard" measures from the old policy: trust.reference = "old" would be right'
+        yield _mistake(text, "trust.reference", "trust.region")
+    if trust.region == "adaptive" and trust.coefficient == 0:
+        text = 'trust.region = "adaptive" doubles and halves trust.coefficient, which must begin above 0'
+        yield _mistake(text, "trust.coefficient", "trust.region")
+    if trust.adaptive_target and trust.region != "hard":
+        text = f'needs trust.region = "hard"; it is "{trust.region}"'
+        yield _mistake(text, "trust.adaptive_target", "trust.region")
+
+
+def _penalty_mistakes(penalty: PenaltySettings) -> Iterator[Mistake]:
+    if penalty.l1 and penalty.kind != "sparse-group":
+        yield _mistake(f'needs penalty.kind = "sparse-group"; it is "{penalty.kind}"', "penalty.l1", "penalty.kind")
+    if penalty.outer and penalty.kind != "nested":
+        yield _mistake(f'needs penalty.kind = "nested"; it is "{penalty.kind}"', "penalty.outer", "penalty.kind")
+
+
+def _client_mistakes(clients: Sequence[ClientSettings]) -> Iterator[Mistake]:
+    for number, client in enumerate(clients):
+        here: Path = ("clients", number)
+        if client.spread and client.count < 2:
+            text = "goes over the clients of count, which must be 2 or more"
+            yield _mistake(text, (*here, "spread"), (*here, "count"))
+        for key in client.spread.keys() & client.kwargs.keys():
+            text = "stands in spread and in kwargs; one of them would be right"
+            yield _mistake(text, (*here, "spread", key), (*here, "kwargs", key))
+        if "render_mode" in client.kwargs:
+            text = "only slows training down; `grpo-fed play` draws"
+            yield _mistake(text, (*here, "kwargs", "render_mode"))
+
+
+def _name_mistakes(clients: Sequence[ClientSettings]) -> Iterator[Mistake]:
+    """Names become file names, which differ in more than case."""
+    owner: dict[str, int] = {}
+    for number, client in enumerate(clients):
+        for name in client.names:
+            other = owner.setdefault(name.lower(), number)
+            if other != number:
+                text = f"{name} is there already; names must differ, with those that count makes"
+                yield _mistake(text, ("clients", number, "name"), ("clients", number, "count"), ("clients", other))
+                break

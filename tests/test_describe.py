@@ -1,0 +1,69 @@
+"""The knobs as records, as markdown and as a JSON schema."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from grpo_fed.describe import Knob, describe, markdown, schema
+from grpo_fed.presets import PRESETS
+from grpo_fed.read import knobs
+from grpo_fed.scenario import Scenario
+
+ROOT = Path(__file__).parents[1]
+BY_KEY = {f"{knob.section}.{knob.key}".lstrip("."): knob for knob in describe()}
+
+
+@pytest.mark.parametrize("knob", describe(), ids=lambda knob: f"{knob.section}.{knob.key}")
+def test_every_knob_has_a_doc_that_is_a_sentence_and_a_type(knob: Knob):
+    assert len(knob.doc) > 8
+    assert knob.doc.endswith((".", "..."))
+    assert knob.type
+    assert knob.type != "anything"
+
+
+def test_every_knob_is_described_once():
+    assert len(BY_KEY) == len(describe()) == len(list(knobs(Scenario)))
+
+
+def test_knobs_say_type_default_and_limits():
+    assert BY_KEY["objective.clip"] == Knob("objective", "clip", "number", "0.2", "> 0", BY_KEY["objective.clip"].doc)
+    assert BY_KEY["seed"].limits == ">= 0, < 2147483648"
+    assert BY_KEY["objective.max_grad_norm"].default == "0.5"
+    assert BY_KEY["objective.value_clip"].default == "inf"
+    assert (BY_KEY["objective.clip_high"].default, BY_KEY["objective.clip_high"].limits) == ("", "> 0")
+    assert BY_KEY["policy.hidden"].type == "list of whole number"
+    assert BY_KEY["policy.shared"].default == '["torso.*", "actor"]'
+    assert BY_KEY["trust.reference"].type == '"old" | "shared"'
+    assert BY_KEY["clients.env"].default == ""
+
+
+def test_the_reference_is_up_to_date():
+    assert (ROOT / "docs" / "configuration.md").read_text() == markdown(), (
+        "run: python -m grpo_fed.describe > docs/configuration.md"
+    )
+
+
+def test_the_schema_for_editors_is_up_to_date():
+    assert json.loads((ROOT / "scenarios" / "scenario.schema.json").read_text()) == schema(), (
+        "run: python -m grpo_fed.describe --schema > scenarios/scenario.schema.json"
+    )
+
+
+def test_the_reference_has_every_knob_and_every_preset():
+    text = markdown()
+    assert all(f"| `{knob.key}` | " in text for knob in describe())
+    assert all(f"| `{name}` | " in text for name in PRESETS)
+
+
+def test_an_editor_sees_docs_limits_and_choices():
+    sections = schema()["$defs"]
+    clip = sections["ObjectiveSettings"]["properties"]["clip"]
+    assert clip["exclusiveMinimum"] == 0
+    assert clip["default"] == 0.2
+    assert clip["description"].startswith("How far the probability ratio")
+    assert sections["TrustSettings"]["properties"]["region"]["enum"] == ["none", "penalty", "adaptive", "hard"]
+    assert sections["ObjectiveSettings"]["additionalProperties"] is False
+    assert schema()["required"] == ["name", "clients"]

@@ -1,0 +1,313 @@
+"""TOML to a scenario: every mistake at once, with its place, its value and its cure."""
+
+from __future__ import annotations
+
+import pickle  # noqa: TID251
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from grpo_fed.read import ScenarioError, knobs
+from grpo_fed.scenario import Scenario
+
+LEAST = """\
+name = "poles"
+[[clients]]
+name = "cart"
+env = "CartPole-v1"
+"""
+
+
+def mistakes(text: str, *overrides: str) -> list[str]:
+    """The lines of the error that a text makes."""
+    with pytest.raises(ScenarioError) as caught:
+        Scenario.loads(text, "poles.toml", overrides)
+    return str(caught.value).splitlines()
+
+
+def test_the_least_scenario_is_a_name_and_a_client():
+    scenario = Scenario.loads(LEAST)
+    assert scenario.name == "poles"
+    assert scenario.clients[0].names == ("cart",)
+
+
+def test_every_mistake_is_reported_at_once_in_the_order_of_the_file():
+    text = """\
+name = "p/les"
+rounds = "3"
+stepz = 4
+
+[objective]
+clp = 0.3
+clip = -1
+surrogate = "rato"
+epochs = 2.5
+
+[policy]
+hidden = [
+  64,
+  0,
+]
+squash = 1
+seed = 3
+
+[[clients]]
+name = "cart"
+kwargs = { length = 0.5, render_mode = "human" }
+
+[[clients]]
+name = 7
+env = "Cart Pole"
+count = 0
+"""
+    assert mistakes(text) == [
+        'poles.toml:1: name = "p/les": must be letters, digits and _ . - only, a letter or digit first: it names files',
+        'poles.toml:2: rounds = "3": must be a whole number: 3, without quotes',
+        "poles.toml:3: stepz = 4: unknown key; did you mean steps?",
+        "poles.toml:6: objective.clp = 0.3: unknown key; did you mean clip?",
+        "poles.toml:7: objective.clip = -1: must be greater than 0",
+        'poles.toml:8: objective.surrogate = "rato": must be one of "score" "ratio" "clip"; did you mean "ratio"?',
+        "poles.toml:9: objective.epochs = 2.5: must be a whole number",
+        "poles.toml:14: policy.hidden.1 = 0: must be greater than 0",
+        "poles.toml:16: policy.squash = 1: must be true or false",
+        "poles.toml:17: policy.seed = 3: unknown key; seed belongs at the top of the file, above the first [section]",
+        'poles.toml:19: clients.cart.env: missing; for example env = "CartPole-v1"',
+        'poles.toml:21: clients.cart.kwargs.render_mode = "human": only slows training down; `grpo-fed play` draws',
+        'poles.toml:24: clients.1.name = 7: must be text in quotes: "7"',
+        'poles.toml:25: clients.1.env = "Cart Pole": must be a gymnasium id, such as "CartPole-v1", or "module:EnvId"',
+        "poles.toml:26: clients.1.count = 0: must be greater than 0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("objective.horizon = 3", "objective.horizon = 3: unknown key; did you mean rollout.horizon?"),
+        ("objektive = { clip = 0.3 }", "objektive: unknown key; did you mean objective?"),
+        (
+            "evaluate.zzz = 1",
+            "evaluate.zzz = 1: unknown key; known here: episodes every step_limit",
+        ),
+        ("objective.clip = true", "objective.clip = true: must be a number"),
+        ("objective.clip = nan", "objective.clip = nan: must be a finite number"),
+        ("objective.clip = inf", "objective.clip = inf: must be a finite number"),
+        ("objective.clip = '0.3'", 'objective.clip = "0.3": must be a number: 0.3, without quotes'),
+        ("policy.squash = 'true'", 'policy.squash = "true": must be true or false: true, without quotes'),
+        ("policy.hidden = 64", "policy.hidden = 64: must be a list: [64]"),
+        ("policy = 64", "policy = 64: must be a table: { key = value, ... }"),
+        ("policy.log_std = 6", "policy.log_std = 6: must be 5 or less"),
+        ("seed = 2147483648", "seed = 2147483648: must be less than 2147483648"),
+        ("group.size = 1", "group.size = 1: must be 2 or more"),
+        ("device = 'gpu'", 'device = "gpu": must be "auto", "cpu", "cuda" or "cuda:0" with a number'),
+        ("policy.module = 'nets.MyPolicy'", 'policy.module = "nets.MyPolicy": must be "package.module:Name"'),
+        ("policy.shared = ['']", 'policy.shared.0 = "": must be a pattern such as "torso.*"'),
+        (
+            "policy.groups.actor = 'rows'",
+            'policy.groups.actor = "rows": must be one of "block" "tensor" "row" "column"; did you mean "row"?',
+        ),
+        (
+            "policy.groups.actor = 3",
+            'policy.groups.actor = 3: must be one of "block" "tensor" "row" "column", or a table of index sets',
+        ),
+        (
+            "policy.groups.'torso.*' = { lidar = { 'torso.0.weight:columns' = [-1] } }",
+            'policy.groups."torso.*".lidar."torso.0.weight:columns".0 = -1: must be 0 or more',
+        ),
+        ("penalty.weight = -0.5", "penalty.weight = -0.5: must be 0 or more"),
+        ("trust.blocks = { actor = 0 }", "trust.blocks.actor = 0: must be greater than 0"),
+    ],
+)
+def test_a_wrong_line_is_told_in_plain_words(line: str, error: str):
+    assert mistakes(f"{line}\n{LEAST}") == [f"poles.toml:1: {error}"]
+
+
+def test_a_single_table_of_clients_asks_for_two_brackets():
+    assert mistakes('name = "poles"\n[clients]\nname = "cart"\nenv = "CartPole-v1"') == [
+        "poles.toml:2: clients: must be a list of tables: [[clients]], in two brackets"
+    ]
+
+
+def test_an_empty_file_says_what_must_be_given():
+    assert mistakes("") == [
+        'poles.toml:1: name: missing; for example name = "poles"',
+        'poles.toml:1: clients: missing; for example clients = [{ name = "cart", env = "CartPole-v1" }]',
+    ]
+
+
+def test_mistakes_between_keys_are_reported_beside_those_of_single_keys():
+    text = f"steps = 10\n{LEAST}[objective]\nlearning_rate = 0\nclip_high = 0.3\nsurrogate = 'ratio'\n"
+    assert mistakes(text) == [
+        "poles.toml:1: steps = 10: steps = 10 must hold an update, rollout.num_envs x horizon = 1024 steps or more",
+        "poles.toml:7: objective.learning_rate = 0: must be greater than 0",
+        'poles.toml:8: objective.clip_high = 0.3: needs objective.surrogate = "clip"; it is "ratio"',
+    ]
+
+
+@pytest.mark.parametrize(
+    "wrong", ["[rollout]\nnum_envs = 0", "[rollout]\nnum_envz = 1", "[objective]\npreset = 'gpo'", "rollout = 1"]
+)
+def test_what_depends_on_a_wrong_key_is_not_judged(wrong: str):
+    text = f"steps = 10\n{wrong}\n{LEAST}" if "rollout = 1" in wrong else f"steps = 10\n{LEAST}{wrong}\n"
+    assert len(mistakes(text)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("\nenv = X-0 # c", '2: env = X-0 # c: not TOML: invalid value at column 7; text needs quotes: "X-0"'),
+        ("squash = True", "1: squash = True: not TOML: invalid value at column 10; write true"),
+        ("a = 1\na = 2\n", "2: a = 2: not TOML: cannot overwrite a value at column 6; it stands in the file twice"),
+        ("[a]\n[b]\n[a]\n", "3: [a]: not TOML: cannot declare ('a',) twice at column 3; it stands in the file twice"),
+        ("b = [1", "1: b = [1: not TOML: unclosed array at the end of the file; is a quote or bracket left open?"),
+        ('a = "\nb = 1', "1: a = \": not TOML: illegal character '\\n' at column 6; is a quote or bracket left open?"),
+        ("a = 1\n\nb 3", "3: b 3: not TOML: expected '=' after a key in a key/value pair at column 3"),
+        ("a =", "1: a =: not TOML: invalid value at the end of the file"),
+    ],
+)
+def test_a_syntax_error_has_the_same_form(text: str, error: str):
+    assert mistakes(text) == [f"poles.toml:{error}"]
+
+
+def test_files_that_cannot_be_read_are_scenario_errors(tmp_path: Path):
+    (tmp_path / "poles.toml").write_text(LEAST)
+    (tmp_path / "latin.toml").write_bytes(b'name = "\xf8"')
+    with pytest.raises(ScenarioError, match=r"pole\.toml: there is no such file; did you mean .*poles\.toml\?"):
+        Scenario.load(tmp_path / "pole.toml")
+    with pytest.raises(ScenarioError, match=r"there is no such file$"):
+        Scenario.load(tmp_path / "nowhere" / "poles.toml")
+    with pytest.raises(ScenarioError, match=r"latin\.toml: must be text in UTF-8; byte 8 is not"):
+        Scenario.load(tmp_path / "latin.toml")
+    with pytest.raises(ScenarioError, match="cannot be read"):
+        Scenario.load(tmp_path)
+
+
+def test_a_file_is_named_as_it_was_given_and_may_have_a_byte_order_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("poles.toml").write_bytes(b"\xef\xbb\xbf" + LEAST.replace("\n", "\r\n").encode())
+    assert Scenario.load("poles.toml") == Scenario.loads(LEAST)
+    Path("poles.toml").write_text(f"rounds = 0\n{LEAST}")
+    with pytest.raises(ScenarioError, match=r"^poles\.toml:1: rounds = 0: must be greater than 0$"):
+        Scenario.load("poles.toml")
+
+
+def test_the_error_is_a_value_error_and_survives_a_trip_to_another_process():
+    with pytest.raises(ValueError, match="missing") as caught:
+        Scenario.loads("", "poles.toml")
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # noqa: S301
+
+
+# --set KEY=VALUE
+
+
+TWO = f'{LEAST}kwargs = {{ length = 0.5 }}\n[[clients]]\nname = "backwards"\nenv = "CartPole-v1"\n'
+
+
+def test_overrides_go_on_top_of_the_file():
+    scenario = Scenario.loads(
+        TWO,
+        overrides=[
+            "objective.clip=0.3",
+            "clients.0.env=grpo_fed/CartPole-v1",
+            "clients.backwards.count = 8",
+            "clients.backwards.kwargs.swap_actions=true",
+            "clients.cart.kwargs = { length = 0.1 }",
+            'trust.blocks."torso.*"=0.01',
+            "policy.hidden=[32]",
+            "policy.hidden.0=16",
+            "description=a bare word, or several",
+            "objective.max_grad_norm=inf",
+            "rounds=3",
+            "rounds=4",
+        ],
+    )
+    assert scenario.objective.clip == 0.3
+    assert [client.env for client in scenario.clients] == ["grpo_fed/CartPole-v1", "CartPole-v1"]
+    assert scenario.clients[1].count == 8
+    assert scenario.clients[1].kwargs == {"swap_actions": True}
+    assert scenario.clients[0].kwargs == {"length": 0.1}
+    assert scenario.trust.blocks == {"torso.*": 0.01}
+    assert scenario.policy.hidden == [16]
+    assert scenario.description == "a bare word, or several"
+    assert scenario.objective.max_grad_norm is None
+    assert scenario.rounds == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "error"),
+    [
+        ("objective.clp=0.3", "unknown key; did you mean clip?"),
+        ("objective.clip=-1", "must be greater than 0"),
+        ("objective.clip=0,3", "must be a number"),
+        ("objektive.clip=0.3", "objektive: unknown key; did you mean objective?"),
+        ("policy.hidden=[64, 0]", "policy.hidden.1: must be greater than 0"),
+        ("rounds", "must be KEY=VALUE, such as objective.clip=0.3"),
+        ("=3", "'' is not a key"),
+        ("policy.hidden=[64", "the value is not TOML; is a quote or bracket missing, or eaten by the shell?"),
+        ("name.x=3", 'name is "poles", not a table'),
+        ("clients.crat.count=3", "clients has none called crat; did you mean cart?"),
+        ("clients.2.count=3", "clients has no number 2: it has 2, counted from 0"),
+        (
+            "clients.0.name=backwards",
+            "backwards is there already; names must differ, with those that count makes",
+        ),
+        ("seed=1\nrounds = 3", "must be a whole number"),
+    ],
+)
+def test_a_wrong_override_is_located_by_itself(override: str, error: str):
+    (line,) = mistakes(TWO, override)
+    if "is there already" in error:  # it is the later of the two that is refused
+        assert line == f'poles.toml:7: clients.1.name = "backwards": {error}'
+    else:
+        assert line == f"--set {override}: {error}".replace("\n", "\\n")
+
+
+def test_an_override_takes_the_place_of_the_line_in_the_file():
+    text = f"{LEAST}[objective]\nclip = -1\n[policy]\nhidden = [0]\n"
+    assert mistakes(text, "objective={ clip = -2 }", "policy.hidden=[-3]") == [
+        "--set objective={ clip = -2 }: objective.clip: must be greater than 0",
+        "--set policy.hidden=[-3]: policy.hidden.0: must be greater than 0",
+    ]
+
+
+def test_mistakes_of_file_and_overrides_come_together():
+    assert mistakes(f"rounds = 0\n{LEAST}", "seed=-1", "nonsense", "steps=1.5") == [
+        "--set nonsense: must be KEY=VALUE, such as objective.clip=0.3",
+        "poles.toml:1: rounds = 0: must be greater than 0",
+        "--set seed=-1: must be 0 or more",
+        "--set steps=1.5: must be a whole number",
+    ]
+
+
+def test_two_clients_of_one_name_are_told_apart_by_number():
+    assert mistakes(f'{LEAST}[[clients]]\nname = "cart"\nenv = "X-v0"', "clients.cart.count=2") == [
+        "--set clients.cart.count=2: clients has 2 called cart; give the number of one, counted from 0",
+        'poles.toml:6: clients.1.name = "cart": cart is there already; names must differ, with those that count makes',
+    ]
+
+
+NAMES = sorted({str(part) for path, _ in knobs(Scenario) for part in path})
+ANYTHING = st.recursive(
+    st.integers(-3, 3) | st.floats() | st.booleans() | st.dates() | st.sampled_from(["", "clip", "group", "grpo", "1"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.dictionaries(st.sampled_from(NAMES), ANYTHING, max_size=5),
+    st.lists(st.sampled_from(NAMES), min_size=1, max_size=3),
+)
+def test_whatever_the_file_says_the_answer_is_a_scenario_or_its_mistakes(data: dict[str, Any], key: list[str]):
+    said = ""
+    try:
+        Scenario.loads(tomli_w.dumps(data), "x.toml", [f"{'.'.join(key)}=0"])
+    except ScenarioError as error:
+        said = str(error)
+    assert all(line.startswith(("x.toml:", "--set ")) for line in said.splitlines())

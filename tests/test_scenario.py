@@ -1,0 +1,404 @@
+"""The scenario: what contradicts itself is refused, what is whole goes to TOML and back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import date
+from math import inf, nan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from grpo_fed.presets import PRESETS
+from grpo_fed.read import ScenarioError
+from grpo_fed.scenario import ClientSettings, ObjectiveSettings, Scenario, TrustSettings
+
+ROOT = Path(__file__).parents[1]
+CARTPOLE = 'name = "x"\nclients = [{ name = "cart", env = "CartPole-v1" }]\n'
+SCENARIOS = sorted((ROOT / "scenarios").glob("*.toml"))
+
+
+def wrong(text: str, *overrides: str) -> list[str]:
+    """What an error says of a text, without the file's name."""
+    with pytest.raises(ScenarioError) as caught:
+        Scenario.loads(text, "x.toml", overrides)
+    return [line.removeprefix("x.toml:") for line in str(caught.value).splitlines()]
+
+
+def scenario(**sections: Any) -> Scenario:
+    """One CartPole client and what else is given."""
+    return Scenario(**{"name": "x", "clients": [{"name": "cart", "env": "CartPole-v1"}], **sections})
+
+
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
+def test_every_scenario_that_ships_loads_and_says_what_it_shows(path: Path):
+    loaded = Scenario.load(path)
+    text = path.read_text()
+    assert loaded.name == path.stem
+    assert loaded.description
+    assert text.startswith("#:schema ./scenario.schema.json\n# ")
+    assert Scenario.loads(loaded.dumps()) == loaded
+
+
+def test_the_scenarios_to_begin_with_are_there():
+    assert {path.stem for path in SCENARIOS} >= {"cartpole", "poles", "group-relative", "goals", "tabular", "lunar"}
+
+
+def test_the_poles_have_15360_steps_each_and_lengths_from_a_tenth_to_nine():
+    poles = Scenario.load(ROOT / "scenarios" / "poles.toml")
+    assert poles.rounds * poles.steps == 15_360
+    (pole,) = poles.clients
+    assert pole.names == ("pole-0", "pole-1", "pole-2", "pole-3", "pole-4", "pole-5")
+    assert pole.spread == {"length": [0.1, 0.9]}
+
+
+def test_reading_a_scenario_needs_neither_torch_nor_numpy_nor_gymnasium():
+    code = (
+        "import sys, grpo_fed.scenario, grpo_fed.describe\n"
+        f"grpo_fed.scenario.Scenario.load({str(SCENARIOS[0])!r}).dumps()\n"
+        "sys.exit(' '.join({'torch', 'numpy', 'gymnasium', 'flwr', 'mlflow'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# What is there
+
+
+def test_a_limit_that_is_not_wanted_is_inf_in_toml_and_none_in_python():
+    loaded = Scenario.loads(f"{CARTPOLE}[objective]\nmax_grad_norm = inf\n[trust]\nstop = 0.02\n")
+    assert loaded.objective.max_grad_norm is None
+    assert loaded.objective.value_clip is None
+    assert loaded.trust.stop == 0.02
+    assert "max_grad_norm = inf\n" in loaded.dumps()
+    assert scenario(objective={"max_grad_norm": inf}) == scenario(objective={"max_grad_norm": None})
+
+
+def test_whole_numbers_stand_for_numbers():
+    clip = Scenario.loads(f"{CARTPOLE}[objective]\nclip = 1\n").objective.clip
+    assert clip == 1.0
+    assert isinstance(clip, float)
+
+
+def test_a_client_that_stands_for_several_counts_from_zero():
+    assert ClientSettings(name="cart", env="X-v0").names == ("cart",)
+    assert ClientSettings(name="cart", env="X-v0", count=3).names == ("cart-0", "cart-1", "cart-2")
+
+
+def test_arguments_are_what_toml_can_hold():
+    arguments = {"goal": (np.float64(0.5), 1), "deep": [{"a b": True}], "day": date(2024, 2, 29), "far": -inf}
+    made = scenario(clients=[{"name": "a", "env": "X-v0", "kwargs": arguments}])
+    assert made.clients[0].kwargs == {"goal": [0.5, 1], "deep": [{"a b": True}], "day": date(2024, 2, 29), "far": -inf}
+    assert type(made.clients[0].kwargs["goal"][0]) is float
+    assert Scenario.loads(made.dumps()) == made
+    for bad in (None, nan, np.int64(3), {1: 2}, object()):
+        with pytest.raises(ValidationError, match=r"deep\.0 must be text, a number, true or false, a list or a table"):
+            scenario(clients=[{"name": "a", "env": "X-v0", "kwargs": {"deep": [bad]}}])
+
+
+def test_a_scenario_made_in_python_is_as_complete_as_one_from_a_file():
+    made = scenario(objective=ObjectiveSettings(preset="grpo", clip=0.1), trust=TrustSettings(coefficient=0.5))
+    read = Scenario.loads(f'{CARTPOLE}objective = {{ preset = "grpo", clip = 0.1 }}\ntrust = {{ coefficient = 0.5 }}')
+    assert made == read
+    assert (made.objective.advantage, made.objective.clip, made.trust.coefficient) == ("group", 0.1, 0.5)
+
+
+def test_a_scenario_made_in_python_is_refused_with_the_key():
+    with pytest.raises(
+        ValidationError, match=r'trust\.region: trust\.region = "hard" needs objective\.step = "natural"'
+    ):
+        scenario(trust={"region": "hard"})
+    with pytest.raises(ValidationError, match=r"clip_high: needs .*; penalty\.l1: needs"):
+        scenario(objective={"surrogate": "ratio", "clip_high": 0.3}, penalty={"l1": 0.1})
+
+
+def test_a_scenario_cannot_be_changed():
+    with pytest.raises(ValidationError, match="frozen"):
+        scenario().objective.clip = 0.3  # type: ignore[misc]
+
+
+# What contradicts itself
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        (
+            "objective.clip_high = 0.3\nobjective.surrogate = 'ratio'",
+            'objective.clip_high = 0.3: needs objective.surrogate = "clip"; it is "ratio"',
+        ),
+        (
+            "objective.clip_schedule = 'linear'\nobjective.surrogate = 'score'",
+            'objective.clip_schedule = "linear": needs objective.surrogate = "clip"; it is "score"',
+        ),
+        (
+            "objective.entropy_weights = { arm = 0.1 }",
+            "objective.entropy_weights.arm = 0.1: objective.entropy_groups has no arm; it has none",
+        ),
+        (
+            "objective.entropy_groups = { leg = [0] }\nobjective.entropy_weights = { arm = 0.1 }",
+            "objective.entropy_weights.arm = 0.1: objective.entropy_groups has no arm; it has leg",
+        ),
+        (
+            "objective.entropy_groups = { leg = [0, 1], arm = [1] }",
+            "objective.entropy_groups.arm = [1]: component 1 stands in leg too; groups must not overlap",
+        ),
+        (
+            "objective.entropy_groups = { leg = [0, 0] }",
+            "objective.entropy_groups.leg = [0, 0]: component 0 stands here twice; groups must not overlap",
+        ),
+        (
+            "objective.entropy_groups = { leg = [] }",
+            "objective.entropy_groups.leg = []: must have 1 or more items; has 0",
+        ),
+        (
+            "rollout.horizon = 1000",
+            "rollout.horizon = 1000: steps = 2048 must hold an update, rollout.num_envs x horizon = 8000 steps or more",
+        ),
+        (
+            "steps = 1023",
+            "steps = 1023: steps = 1023 must hold an update, rollout.num_envs x horizon = 1024 steps or more",
+        ),
+        (
+            "objective.minibatches = 1025",
+            "1025 must not be more than the steps of an update: rollout.num_envs x horizon = 1024",
+        ),
+        (
+            "objective.minibatches = 513",
+            "advantages normalised by minibatch need 2 steps or more in each: at most 512 minibatches",
+        ),
+        (
+            "rollout = { num_envs = 1, horizon = 1 }\nobjective = { minibatches = 1, normalise_advantages = 'batch' }",
+            "normalised advantages need 2 steps or more; rollout.num_envs x horizon = 1",
+        ),
+        (
+            "objective.preset = 'grpo'\nrollout.num_envs = 20",
+            "rollout.num_envs = 20: rollout.num_envs = 20 must be a multiple of group.size = 8: 16 is",
+        ),
+        (
+            "objective.preset = 'grpo'\ngroup.size = 16",
+            "group.size = 16: rollout.num_envs = 8 must be a multiple of group.size = 16: 16 is",
+        ),
+        (
+            "objective.preset = 'rloo'\ngroup.by = 'task'\nrollout.num_envs = 1",
+            "an episode alone has nothing to be judged against: rollout.num_envs must be 2 or more",
+        ),
+        ("group.by = 'context'", 'group.by = "context": group.by = "context" needs group.key, a key of info'),
+        ("group.key = 'seed'", 'group.key = "seed": needs group.by = "context"; it is "start"'),
+        (
+            "trust.region = 'hard'",
+            'trust.region = "hard": trust.region = "hard" needs objective.step = "natural"; it is "adam"',
+        ),
+        (
+            "objective.preset = 'trpo'\nobjective.step = 'adam'",
+            'objective.step = "adam": trust.region = "hard" needs objective.step = "natural"; it is "adam"',
+        ),
+        (
+            "objective.preset = 'ppo-kl'\nobjective.step = 'natural'",
+            'objective.step = "natural": trust.region = "adaptive" does nothing to a natural step',
+        ),
+        (
+            "objective.preset = 'npg'\ntrust.reference = 'shared'",
+            'trust.region = "hard" measures from the old policy: trust.reference = "old" would be right',
+        ),
+        (
+            "trust.region = 'adaptive'\ntrust.coefficient = 0",
+            'trust.region = "adaptive" doubles and halves trust.coefficient, which must begin above 0',
+        ),
+        ("trust.adaptive_target = true", 'trust.adaptive_target = true: needs trust.region = "hard"; it is "none"'),
+        ("penalty.l1 = 0.1", 'penalty.l1 = 0.1: needs penalty.kind = "sparse-group"; it is "group"'),
+        ("penalty.outer = 0.1", 'penalty.outer = 0.1: needs penalty.kind = "nested"; it is "group"'),
+        ("policy.kwargs = { a = 1 }", "policy.kwargs: these are arguments for policy.module, which is not given"),
+        (
+            "policy.groups.'*' = { a = { 'w:rows' = [0, 1] }, b = { 'w:columns' = [1], 'w:rows' = [1] } }",
+            'policy.groups."*".b."w:rows" = [1]: 1 stands in a too; sets must not overlap',
+        ),
+        (
+            "policy.groups.'*' = { a = { 'w:rows' = [3, 3] } }",
+            'policy.groups."*".a."w:rows" = [3, 3]: 3 stands here twice; sets must not overlap',
+        ),
+        (
+            "policy.groups.'*' = { a = { 'w:row' = [3] } }",
+            'policy.groups."*".a."w:row" = [3]: must be "PARAMETER:rows", "PARAMETER:columns" or "PARAMETER:entries"',
+        ),
+    ],
+)
+def test_what_contradicts_itself_is_told_at_the_key_that_the_user_wrote(settings: str, error: str):
+    (line,) = wrong(f"{settings}\n{CARTPOLE}")
+    assert error in line.partition(": ")[2]
+
+
+@pytest.mark.parametrize(
+    ("clients", "error"),
+    [
+        (
+            '{ name = "a", env = "X-v0" }, { name = "A", env = "X-v0" }',
+            'clients.A.name = "A": A is there already; names must differ, with those that count makes',
+        ),
+        (
+            '{ name = "a", env = "X-v0", count = 2 }, { name = "a-1", env = "X-v0" }',
+            'clients.a-1.name = "a-1": a-1 is there already; names must differ, with those that count makes',
+        ),
+        (
+            '{ name = "a/b", env = "X-v0" }',
+            '"a/b": must be letters, digits and _ . - only, a letter or digit first: it names files',
+        ),
+        (
+            '{ name = "..", env = "X-v0" }',
+            'clients."..".name = "..": must be letters, digits and _ . - only, a letter or digit first: it names files',
+        ),
+        (
+            '{ name = "a", env = "X-v0", spread = { length = [0.1, 0.9] } }',
+            "clients.a.spread: goes over the clients of count, which must be 2 or more",
+        ),
+        (
+            '{ name = "a", env = "X-v0", count = 2, spread = { length = [0.1, 0.9] }, kwargs = { length = 1.0 } }',
+            "clients.a.spread.length = [0.1, 0.9]: stands in spread and in kwargs; one of them would be right",
+        ),
+        (
+            '{ name = "a", env = "X-v0", count = 2, spread = { length = [0.1, 0.5, 0.9] } }',
+            "clients.a.spread.length = [0.1, 0.5, 0.9]: must have 2 items; has 3",
+        ),
+        ('{ name = "a", env = "X-v0", penalty = -0.1 }', "clients.a.penalty = -0.1: must be 0 or more"),
+        (
+            '{ name = "a", env = "X-v0", wrappers = ["gym.Wrapper"] }',
+            'clients.a.wrappers.0 = "gym.Wrapper": must be "package.module:Name"',
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_client_names_it(clients: str, error: str):
+    (line,) = wrong(f'name = "x"\nclients = [{clients}]')
+    assert line.startswith("2: clients.")
+    assert error in line
+
+
+def test_what_merely_rests_may_be_set():
+    rests = [
+        "group.size=3",
+        "trust.coefficient=2",
+        "trust.target=0.1",
+        "trust.reference=shared",
+        "trust.direction=new-old",
+    ]
+    rests += ["objective.value_epochs=3", "penalty.kind=nested", "trust.line_search=false"]
+    assert Scenario.loads(CARTPOLE, overrides=rests).group.size == 3
+
+
+def test_a_mistake_between_keys_is_told_at_the_first_that_the_user_wrote():
+    said = "rollout.num_envs = 7 must be a multiple of group.size = 8: 8 is"
+    assert wrong(f"{CARTPOLE}rollout.num_envs = 7\nobjective.preset = 'grpo'") == [f"3: rollout.num_envs = 7: {said}"]
+    (line,) = wrong(f"{CARTPOLE}objective.preset = 'a2c'\nobjective.minibatches = 99")
+    assert line.startswith("4: objective.minibatches = 99: objective.minibatches = 99 must not be more than")
+    (line,) = wrong(f"{CARTPOLE}objective.preset = 'ppo'\nrollout.horizon = 1")
+    assert line.startswith("4: rollout.horizon = 1: objective.minibatches = 16 must not be more than")
+    assert wrong(f"steps = 30\n{CARTPOLE}objective.preset = 'a2c'")[0].startswith("1: steps = 30: steps = 30 must hold")
+
+
+# To TOML and back
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=10)
+POSITIVE = st.floats(1e-6, 1e6)
+LIMIT = POSITIVE | st.none()
+NAMES = st.from_regex("[A-Za-z0-9][A-Za-z0-9_.-]{0,8}", fullmatch=True)
+PATTERNS = st.sampled_from(["*", "torso.*", "actor", "critic", "torso.[01]", 'a"b'])
+ARGUMENTS = st.dictionaries(
+    TEXT,
+    st.recursive(
+        st.integers() | st.booleans() | st.floats(allow_nan=False) | TEXT | st.dates() | st.datetimes(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+        max_leaves=6,
+    ),
+    max_size=3,
+)
+
+
+def table(**keys: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """Some of these keys."""
+    return st.fixed_dictionaries({}, optional=keys)
+
+
+SECTIONS = {
+    "description": TEXT,
+    "rounds": st.integers(1, 99),
+    "seed": st.integers(0, 2**31 - 1),
+    "device": st.sampled_from(["auto", "cpu", "cuda:1"]),
+    "policy": table(
+        hidden=st.lists(st.integers(1, 99), max_size=3),
+        activation=st.sampled_from(["tanh", "silu"]),
+        squash=st.booleans(),
+        log_std=st.floats(-20, 5),
+        blocks=st.dictionaries(TEXT, st.lists(PATTERNS, min_size=1, max_size=2), max_size=2),
+        groups=st.dictionaries(
+            PATTERNS,
+            st.sampled_from(["block", "row"]) | st.just({"lidar": {"w:rows": [0, 2]}, "": {}}),
+            max_size=2,
+        ),
+        shared=st.lists(PATTERNS, max_size=3),
+    ),
+    "rollout": table(num_envs=st.sampled_from([8, 16, 64]), horizon=st.integers(32, 999), episode_limit=st.just(9)),
+    "normalise": table(observations=st.booleans(), clip=POSITIVE),
+    "objective": table(
+        preset=st.sampled_from(list(PRESETS)),
+        gamma=st.floats(0, 1),
+        learning_rate=POSITIVE,
+        minibatches=st.integers(1, 20),
+        value_clip=LIMIT,
+        max_grad_norm=LIMIT,
+        entropy=st.floats(-1, 1),
+        entropy_groups=st.just({"arm": [0, 1], "the leg": [2]}),
+    ),
+    "group": table(
+        size=st.sampled_from([2, 4, 8]), by=st.sampled_from(["start", "task", "similarity"]), clusters=st.integers(1, 9)
+    ),
+    "trust": table(stop=LIMIT, target=POSITIVE, blocks=st.dictionaries(PATTERNS, POSITIVE, max_size=2)),
+    "penalty": table(
+        weight=POSITIVE, toward=st.sampled_from(["zero", "shared"]), blocks=st.lists(PATTERNS, min_size=1, max_size=2)
+    ),
+    "evaluate": table(episodes=st.integers(1, 99), every=st.integers(0, 99)),
+}
+CLIENT = st.fixed_dictionaries(
+    {"name": NAMES, "env": st.sampled_from(["CartPole-v1", "grpo_fed/CartPole-v1", "my_envs.maze:Maze-v0"])},
+    optional={
+        "count": st.integers(1, 3),
+        "kwargs": ARGUMENTS,
+        "wrappers": st.just(["my_envs:Wrapper"]),
+        "learning_rate": POSITIVE,
+        "entropy": st.floats(-1, 1),
+        "penalty": st.floats(0, 1),
+    },
+)
+VALID = st.fixed_dictionaries(
+    {
+        "name": NAMES,
+        "steps": st.integers(2**16, 2**20),
+        "clients": st.lists(CLIENT, min_size=1, max_size=3, unique_by=lambda client: client["name"].lower()[:1]),
+    },
+    optional=SECTIONS,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(VALID)
+def test_any_scenario_goes_to_toml_and_back(data: dict[str, Any]):
+    made = Scenario(**data)
+    text = made.dumps()
+    back = Scenario.loads(text)
+    assert back == made
+    assert back.dumps() == text
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], max_examples=25)
+@given(VALID)
+def test_a_resolved_scenario_says_every_value_that_there_is(data: dict[str, Any]):
+    made = Scenario(**data)
+    resolved = Scenario.loads(made.dumps())
+    for section in ("policy", "rollout", "normalise", "objective", "group", "trust", "penalty", "evaluate"):
+        part = getattr(resolved, section)
+        missing = set(type(part).model_fields) - part.model_fields_set
+        assert all(getattr(part, key) is None for key in missing)
