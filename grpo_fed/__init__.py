@@ -4,11 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from grpo_fed.saved import load_policy
     from grpo_fed.scenario import Scenario
 
-__all__ = ["Scenario"]
+__all__ = ["Scenario", "load_policy"]
 
-HOMES = {"Scenario": "grpo_fed.scenario"}
+HOMES = {"Scenario": "grpo_fed.scenario", "load_policy": "grpo_fed.saved"}
 
 
 def __getattr__(name: str) -> Any:
