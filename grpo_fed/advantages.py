@@ -1,0 +1,147 @@
+"""How much better than expected an action was: judged by the critic, or an episode against its group."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Score = Literal["zscore", "centre", "rank", "leave-one-out"]
+Average = Literal["step", "episode", "total"]
+
+SAME = 1e-6
+"""Returns of a group that differ by no more than this part of the greatest are equal: so much is rounding."""
+LLOYD = 100
+"""Iterations of k-means at most."""
+
+
+def gae(
+    rewards: Tensor, values: Tensor, next_values: Tensor, ends: Tensor, valid: Tensor, gamma: float, lam: float
+) -> Tensor:
+    """Generalised advantage estimates (1506.02438, eq. 16), [K, T, N] each; invalid steps get 0.
+
+    A_t = delta_t + gamma lam A_t+1 with delta_t = r_t + gamma next_value_t - value_t, and nothing flows back across an
+    end or an invalid step. The recursion runs by doubling (Hillis & Steele 1986): after pass i every A_t reaches 2^i
+    steps ahead, so log2(T) operations on whole tensors replace T on rows.
+    """
+    steps = rewards.shape[1]
+    advantages = (rewards + gamma * next_values - values).masked_fill(~valid, 0.0)
+    flows = (gamma * lam) * (valid & ~ends)[:, : steps - 1].to(advantages.dtype)
+    reach = 1
+    while reach < steps:
+        near, far = advantages[:, : steps - reach], advantages[:, reach:]
+        advantages = torch.cat((torch.addcmul(near, flows, far), advantages[:, steps - reach :]), 1)
+        flows = flows[:, : max(steps - 2 * reach, 0)] * flows[:, reach:]
+        reach *= 2
+    return advantages
+
+
+def episode_returns(rewards: Tensor, episodes: Tensor, valid: Tensor, gamma: float, count: int) -> Tensor:
+    """Discounted return of each of `count` episodes, [K, T, N] each -> [K, count]; 0 for one without a valid step.
+
+    An episode lies in one copy, in order; its first valid step is not discounted.
+    """
+    where = torch.where(valid, episodes, count).flatten(1)
+    rewards = rewards.masked_fill(~valid, 0.0)
+    if gamma != 1.0:
+        steps = valid.cumsum(1).flatten(1)
+        first = steps.new_full((len(steps), count + 1), torch.iinfo(steps.dtype).max)
+        first = first.scatter_reduce(1, where, steps, "amin")
+        age = (steps - first.gather(1, where)).view_as(rewards)
+        rewards = rewards * (gamma ** age.to(rewards.dtype)).masked_fill(~valid, 0.0)
+    returns = rewards.new_zeros(len(rewards), count + 1)
+    return returns.scatter_add_(1, where, rewards.flatten(1))[:, :count]
+
+
+def group_advantages(returns: Tensor, groups: Tensor, score: Score) -> Tensor:
+    """Each episode against the others of its group, [K, E], [K, E] int64 (-1: no such episode) -> [K, E].
+
+    `zscore` is (R - mean) / std, the unbiased one (GRPO, 2402.03300); `centre` is R - mean (Dr. GRPO, 2503.20783);
+    `leave-one-out` is R - mean of the others (RLOO, 2402.14740); `rank` is the part of the others that it beats minus
+    the part that beats it, -1 to 1. A group of one and a group of equal returns get exactly 0.
+    """
+    real = groups >= 0
+    returns = returns.masked_fill(~real, 0.0)
+    if score == "rank":
+        return _ranks(returns, groups, real)
+    slots = int(groups.max()) + 2
+    where = torch.where(real, groups, slots - 1)
+
+    def of_group(values: Tensor, how: str) -> Tensor:
+        table = values.new_zeros(len(values), slots)
+        return table.scatter_reduce(1, where, values, how, include_self=False).gather(1, where)
+
+    least, greatest = of_group(returns, "amin"), of_group(returns, "amax")
+    count = of_group(torch.ones_like(returns), "sum")
+    judged = real & _differ(least, greatest)
+    above = returns - least  # exactly 0 where all are equal, and small enough to sum without loss
+    centred = above - of_group(above, "sum") / count
+    if score == "zscore":
+        variance = of_group(centred * centred, "sum") / (count - 1).clamp_min(1)
+        centred = centred / torch.where(judged, variance, 1.0).sqrt()
+    elif score == "leave-one-out":
+        centred = centred * count / (count - 1).clamp_min(1)
+    return torch.where(judged, centred, 0.0)
+
+
+def similarity_groups(features: Tensor, clusters: int, generator: np.random.Generator) -> Tensor:
+    """Groups of like episodes by k-means, started by k-means++ (Arthur & Vassilvitskii 2007): [E, F] -> [E] int64.
+
+    No more than `clusters` groups, and never more than there are different features.
+    """
+    points = features.detach().cpu().to(torch.float64).numpy()
+    centres = points[generator.integers(len(points), size=1)]
+    nearest = _square_distances(points, centres)[:, 0]
+    while len(centres) < clusters and nearest.sum() > 0:
+        centres = np.concatenate((centres, points[[generator.choice(len(points), p=nearest / nearest.sum())]]))
+        nearest = np.minimum(nearest, _square_distances(points, centres[-1:])[:, 0])
+    groups = _square_distances(points, centres).argmin(1)
+    for _ in range(LLOYD):
+        for group in np.unique(groups):
+            centres[group] = points[groups == group].mean(0)
+        moved = _square_distances(points, centres).argmin(1)
+        if (moved == groups).all():
+            break
+        groups = moved
+    return torch.from_numpy(groups).to(features.device)
+
+
+def step_weights(episodes: Tensor, valid: Tensor, average: Average) -> Tensor:
+    """Weights that turn a sum over a client's steps into an average, [K, T, N] each -> [K, T, N]; 0 where invalid.
+
+    `step` is the mean over steps; `episode` the mean over episodes of the mean over their steps (GRPO, 2402.03300,
+    eq. 3); `total` the sum over steps divided by the number of episodes times T, which makes no step of a long episode
+    count less than one of a short (Dr. GRPO, 2503.20783).
+    """
+    real = valid.float()
+    if average == "step":
+        return real / real.sum((1, 2), keepdim=True).clamp_min(1)
+    count = int(episodes.masked_fill(~valid, 0).max()) + 1
+    where = torch.where(valid, episodes, count).flatten(1)
+    lengths = real.new_zeros(len(real), count + 1).scatter_add_(1, where, real.flatten(1))
+    number = (lengths > 0).sum(1).clamp_min(1)[:, None, None]
+    if average == "total":
+        return real / (number * episodes.shape[1])
+    return real / (number * lengths.gather(1, where).view_as(real).clamp_min(1))
+
+
+def _ranks(returns: Tensor, groups: Tensor, real: Tensor) -> Tensor:
+    """Wins minus losses against the others of the group, divided by their number, [K, E]."""
+    others = (groups.unsqueeze(2) == groups.unsqueeze(1)) & real.unsqueeze(1)
+    mine, theirs = returns.unsqueeze(2), returns.unsqueeze(1)
+    wins = (mine - theirs).sign() * (others & _differ(mine, theirs))
+    return wins.sum(2) / (others.sum(2) - 1).clamp_min(1)
+
+
+def _differ(a: Tensor, b: Tensor) -> Tensor:
+    """Whether two returns are further apart than rounding puts them."""
+    return (a - b).abs() > SAME * torch.maximum(a.abs(), b.abs())
+
+
+def _square_distances(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """[E, F], [G, F] -> [E, G]."""
+    between: np.ndarray = points[:, None] - centres[None]
+    distances: np.ndarray = np.einsum("egf,egf->eg", between, between)
+    return distances
