@@ -50,7 +50,7 @@ class PolicySettings(Section):
 
     hidden: list[Count] = [64, 64]
     """Units of each hidden layer; with `torso = "separate"` the critic has its own layers of the same sizes."""
-    activation: Literal["tanh", "relu", "elu", "silu"] = "tanh"
+    activation: Literal["tanh", "relu", "elu"] = "tanh"
     """The function between the layers."""
     torso: Literal["separate", "shared"] = "separate"
     """Whether actor and critic each have hidden layers of their own, or read the same ones."""

@@ -330,7 +330,7 @@ SECTIONS = {
     "device": st.sampled_from(["auto", "cpu", "cuda:1"]),
     "policy": table(
         hidden=st.lists(st.integers(1, 99), max_size=3),
-        activation=st.sampled_from(["tanh", "silu"]),
+        activation=st.sampled_from(["tanh", "relu"]),
         squash=st.booleans(),
         log_std=st.floats(-20, 5),
         blocks=st.dictionaries(TEXT, st.lists(PATTERNS, min_size=1, max_size=2), max_size=2),
