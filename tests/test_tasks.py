@@ -1,0 +1,228 @@
+"""From clients of a scenario to tasks: what they see and do, and what is said when one cannot be made."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from grpo_fed.scenario import Scenario
+from grpo_fed.tasks import Action, Task, TaskError, make_env, tasks_of
+
+
+def tasks(*clients: dict[str, Any], **settings: Any) -> list[Task]:
+    return tasks_of(Scenario.model_validate({"name": "toys", "clients": list(clients), **settings}))
+
+
+def task(env: str, **client: Any) -> Task:
+    (only,) = tasks({"name": "toy", "env": env, **client})
+    return only
+
+
+class Spaces(gymnasium.Env[Any, Any]):
+    """Has the spaces it is told to have."""
+
+    def __init__(self, sees: spaces.Space[Any], does: spaces.Space[Any]) -> None:
+        self.observation_space, self.action_space = sees, does
+
+
+BOX = spaces.Box(-1, 1, (2,))
+OTHERS: dict[str, tuple[spaces.Space[Any], spaces.Space[Any]]] = {
+    "start": (BOX, spaces.Discrete(3, start=5)),
+    "multi": (BOX, spaces.MultiDiscrete([2, 4], start=[0, 7])),
+    "grid": (BOX, spaces.MultiDiscrete([[2, 3], [4, 5]])),
+    "binary": (BOX, spaces.MultiBinary(3)),
+    "open": (BOX, spaces.Box(np.array([-np.inf, 0]), np.array([np.inf, 4]), dtype=np.float64)),
+    "whole": (BOX, spaces.Box(0, 255, (2, 2), np.uint8)),
+    "image": (spaces.Box(0, 255, (4, 5, 3), np.uint8), spaces.Discrete(2)),
+    "mixed": (spaces.Dict({"a": BOX, "b": spaces.Tuple((spaces.Discrete(3), spaces.MultiBinary(4)))}), BOX),
+    "text": (spaces.Text(5), BOX),
+    "hidden-text": (spaces.Dict({"a": spaces.Tuple((BOX, spaces.Text(5)))}), BOX),
+    "graph": (spaces.Graph(BOX, None), BOX),
+    "sequence": (spaces.Sequence(BOX), BOX),
+    "empty": (spaces.Box(-1, 1, (0,)), BOX),
+    "tuple-action": (BOX, spaces.Tuple((spaces.Discrete(2), BOX))),
+}
+
+
+@pytest.fixture(autouse=True)
+def toys():
+    known = dict(gymnasium.registry)
+    for name, (sees, does) in OTHERS.items():
+        gymnasium.register(f"toys/{name}-v0", lambda sees=sees, does=does: Spaces(sees, does))
+    yield
+    gymnasium.registry.clear()
+    gymnasium.registry.update(known)
+
+
+def test_a_spread_goes_evenly_from_one_value_to_the_other():
+    made = tasks(
+        {"name": "pole", "env": "grpo_fed/CartPole-v1", "count": 5, "spread": {"length": [0.1, 0.5]}},
+        {"name": "other", "env": "CartPole-v1", "kwargs": {"sutton_barto_reward": True}},
+    )
+    assert [task.client for task in made] == ["pole-0", "pole-1", "pole-2", "pole-3", "pole-4", "other"]
+    assert [task.kwargs for task in made[:5]] == [{"length": length} for length in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    assert made[5].kwargs == {"sutton_barto_reward": True}
+
+
+def test_a_client_learns_with_its_own_settings_or_with_everyones():
+    own = {"learning_rate": 0.5, "entropy": -0.25, "penalty": 0.0}
+    one, other = tasks(
+        {"name": "one", "env": "CartPole-v1", **own},
+        {"name": "other", "env": "CartPole-v1"},
+        objective={"learning_rate": 0.125, "entropy": 0.01},
+        penalty={"weight": 0.75},
+    )
+    assert (one.learning_rate, one.entropy, one.penalty) == (0.5, -0.25, 0.0)
+    assert (other.learning_rate, other.entropy, other.penalty) == (0.125, 0.01, 0.75)
+
+
+@pytest.mark.parametrize(
+    ("env", "size", "action"),
+    [
+        ("CartPole-v1", 4, Action("categorical", (2,), (0,))),
+        ("Pendulum-v1", 3, Action("gaussian", (1,), (), (-2.0,), (2.0,))),
+        ("FrozenLake-v1", 16, Action("categorical", (4,), (0,))),
+        ("Blackjack-v1", 32 + 11 + 2, Action("categorical", (2,), (0,))),
+        ("grpo_fed/RandomMDP-v0", 6, Action("categorical", (3,), (0,))),
+        ("toys/start-v0", 2, Action("categorical", (3,), (5,))),
+        ("toys/multi-v0", 2, Action("multi-categorical", (2, 4), (0, 7))),
+        ("toys/grid-v0", 2, Action("multi-categorical", (2, 3, 4, 5), (0, 0, 0, 0))),
+        ("toys/binary-v0", 2, Action("multi-categorical", (2, 2, 2), (0, 0, 0))),
+        ("toys/open-v0", 2, Action("gaussian", (2,), (), (-np.inf, 0.0), (np.inf, 4.0))),
+        ("toys/whole-v0", 2, Action("gaussian", (4,), (), (0.0,) * 4, (255.0,) * 4)),
+        ("toys/image-v0", 60, Action("categorical", (2,), (0,))),
+        ("toys/mixed-v0", 2 + 3 + 4, Action("gaussian", (2,), (), (-1.0, -1.0), (1.0, 1.0))),
+    ],
+)
+def test_a_task_says_what_it_sees_and_does(env: str, size: int, action: Action):
+    made = task(env)
+    assert (made.observation_size, made.action) == (size, action)
+    assert made.signature == (size, action.kind, action.sizes)
+
+
+def test_an_action_has_an_entry_for_each_choice_or_number():
+    assert [task(f"toys/{name}-v0").action.size for name in ("start", "grid", "whole")] == [1, 4, 4]
+
+
+def test_the_tasks_own_limit_is_the_registered_one_or_what_kwargs_say():
+    limits = [{}, {"max_episode_steps": 7}, {"max_episode_steps": -1}]
+    made = tasks(*({"name": f"c{n}", "env": "CartPole-v1", "kwargs": kwargs} for n, kwargs in enumerate(limits)))
+    assert [(task.episode_limit, dict(task.kwargs)) for task in made] == [(500, {}), (7, {}), (0, {})]
+    assert "TimeLimit" in str(make_env(made[1]))
+    assert str(make_env(made[0], lean=True)) == "<CartPoleEnv<CartPole-v1>>"
+
+
+def test_a_module_before_the_id_is_imported_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    text = "import gymnasium\ngymnasium.register('mine/Cart-v3', 'gymnasium.envs.classic_control:CartPoleEnv')\n"
+    (tmp_path / "my_envs.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_envs", raising=False)
+    assert task("my_envs:mine/Cart-v3").observation_size == 4
+    assert task("mine/Cart-v3").episode_limit == 0
+
+
+def test_an_id_without_a_version_is_the_latest():
+    assert task("CartPole").spec.id == "CartPole-v1"
+
+
+def test_wrappers_go_on_innermost_first():
+    made = task("CartPole-v1", wrappers=["gymnasium.wrappers:TimeAwareObservation", f"{__name__}:Doubled"])
+    assert made.observation_size == 10
+    env = make_env(made, lean=True)
+    assert str(env).startswith("<Doubled<TimeAwareObservation<TimeLimit<")
+    seen, _ = env.reset(seed=0)
+    np.testing.assert_array_equal(seen[:5], seen[5:])
+
+
+class Doubled(gymnasium.ObservationWrapper[Any, Any, Any]):
+    """Shows everything twice."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        inner = env.observation_space
+        assert isinstance(inner, spaces.Box)
+        self.observation_space = spaces.Box(np.tile(inner.low, 2), np.tile(inner.high, 2), dtype=np.float64)
+
+    def observation(self, observation: Any) -> Any:
+        return np.tile(observation, 2)
+
+
+def no_wrapper(env: Any) -> int:
+    return 1
+
+
+@pytest.mark.parametrize(
+    ("client", "said"),
+    [
+        (
+            {"env": "CartPoel-v1"},
+            "client toy: env = 'CartPoel-v1': no such task is registered; did you mean CartPole-v1",
+        ),
+        ({"env": "cartpole-v1"}, "did you mean CartPole-v1"),
+        ({"env": "CartPole-v7"}, "no such task is registered; did you mean CartPole-v1"),
+        ({"env": "ALE/Breakout-v5"}, "put the package before it: my_package:ALE/Breakout-v5"),
+        ({"env": "no_such_module:Maze-v0"}, "no_such_module cannot be imported: ModuleNotFoundError.*PYTHONPATH"),
+        (
+            {"env": "Pendulum-v1", "kwargs": {"gg": 9.0}},
+            r"cannot be made with kwargs = {'gg': 9.0}.*gg: did you mean g\?",
+        ),
+        ({"env": "CartPole-v1", "kwargs": {"wind": 9.0}}, "it takes sutton_barto_reward"),
+        ({"env": "grpo_fed/CartPole-v1", "kwargs": {"lenght": 1.0}}, "client toy: .*lenght.*did you mean length"),
+        ({"env": "CartPole-v1", "kwargs": {"max_episode_steps": 0}}, "kwargs.max_episode_steps = 0: must be 1 or more"),
+        (
+            {"env": "CartPole-v1", "wrappers": ["gymnasium.wrappers:NoSuch"]},
+            "wrappers: gymnasium.wrappers:NoSuch: Attri",
+        ),
+        ({"env": "CartPole-v1", "wrappers": [f"{__name__}:no_wrapper"]}, "makes int, which is no gymnasium.Env"),
+        (
+            {"env": "toys/text-v0"},
+            r"client toy: toys/text-v0: observations from Text\(.*are no fixed number of numbers",
+        ),
+        ({"env": "toys/hidden-text-v0"}, r"observations from Text\("),
+        ({"env": "toys/graph-v0"}, r"observations from Graph\("),
+        ({"env": "toys/sequence-v0"}, r"observations from Sequence\("),
+        ({"env": "toys/empty-v0"}, r"observations from Box\("),
+        ({"env": "toys/tuple-action-v0"}, r"no policy has actions for Tuple\(.*wrapper"),
+    ],
+)
+def test_what_cannot_be_a_task_is_refused_with_a_cure(client: dict[str, Any], said: str):
+    with pytest.raises(ValueError, match=said):
+        task(**client)
+
+
+def test_every_mistake_is_listed_once():
+    with pytest.raises(ValueError, match=r"client a-0: .*\nclient c: ") as refused:
+        tasks(
+            {"name": "a", "env": "CartPole-v1", "count": 3, "kwargs": {"wind": 1}},
+            {"name": "b", "env": "CartPole-v1"},
+            {"name": "c", "env": "Nothing-v1"},
+        )
+    assert len(str(refused.value).splitlines()) == 2
+
+
+def test_a_missing_dependency_names_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch):
+    for name in [name for name in sys.modules if name.startswith("gymnasium.envs.box2d")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "Box2D", None)
+    with pytest.raises(ValueError, match=r"LunarLander-v3: needs a package .*pip install 'grpo-fed\[box2d\]'"):
+        task("LunarLander-v3")
+
+
+def test_a_task_that_is_only_a_vector_cannot_be_wrapped():
+    gymnasium.register("toys/vector-v0", vector_entry_point="gymnasium.envs.classic_control.cartpole:CartPoleVectorEnv")
+    assert task("toys/vector-v0").signature == (4, "categorical", (2,))
+    with pytest.raises(ValueError, match="a vector environment only, which no wrapper fits around"):
+        task("toys/vector-v0", wrappers=["gymnasium.wrappers:TimeAwareObservation"])
+
+
+def test_a_task_error_survives_the_way_between_processes():
+    error = copy.copy(TaskError("cart", "CartPole-v1", "step failed"))
+    assert (error.client, error.env) == ("cart", "CartPole-v1")
+    assert str(error) == "client cart: CartPole-v1: step failed"
