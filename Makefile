@@ -4,6 +4,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$python && break; \
 	done)
 SCENARIO ?= cartpole
+BENCH ?= peers
 JOBS ?= 2
 
 # One thread a process: the matrices are small, and the tests run side by side.
@@ -31,8 +32,8 @@ lint: .venv/installed  ## Check style and format
 types: .venv/installed  ## Check types, strictly
 	.venv/bin/mypy
 
-bench: .venv/installed  ## Measure speed beside the peers
-	.venv/bin/python -m benchmarks.speed $(ARGS)
+bench: .venv/installed  ## Measure, beside others: make bench BENCH=peers ARGS=--help
+	.venv/bin/python -m benchmarks.$(BENCH) $(ARGS)
 
 clean:  ## Remove .venv and caches
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

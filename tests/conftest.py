@@ -8,6 +8,6 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import hypothesis
 
-# How long an example takes says more about the machine than about the code; and a test fails for a change, not by chance.
+# An example's time says more about the machine than about the code, and a test fails for a change, not by chance.
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("tests")
