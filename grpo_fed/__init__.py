@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from grpo_fed.saved import load_policy
     from grpo_fed.scenario import Scenario
+    from grpo_fed.training import train
 
-__all__ = ["Scenario", "load_policy"]
+__all__ = ["Scenario", "load_policy", "train"]
 
-HOMES = {"Scenario": "grpo_fed.scenario", "load_policy": "grpo_fed.saved"}
+HOMES = {"Scenario": "grpo_fed.scenario", "load_policy": "grpo_fed.saved", "train": "grpo_fed.training"}
 
 
 def __getattr__(name: str) -> Any:

@@ -18,10 +18,10 @@ PACKAGE = ROOT / "grpo_fed"
 
 # A module may import from its own floor and from those below. A package stands on one floor with all that is in it.
 FLOORS = [
-    "describe given kinds locate presets read records scenario words",
+    "describe files gallery given kinds locate presets read records scenario words",
     """activations adam advantages blocks distributions families groups judge lanes normalise objective penalty
     policy sample streams tasks""",
-    "fleet natural play rollout saved train trust update",
+    "fleet journal natural play rollout saved training trust update",
     "engines",
     "cli __init__",
 ]
