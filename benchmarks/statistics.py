@@ -1,0 +1,68 @@
+"""What a handful of seeds can say: interquartile mean, probability of improvement, bootstrap intervals.
+
+Deep Reinforcement Learning at the Edge of the Statistical Precipice, arXiv 2108.13264. Scores are [S, T]: seed, task;
+a single task is [S, 1]. The statistics take leading axes too, so that all resamples are one call.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic of the scores and its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def estimate(
+    statistic: Callable[..., np.ndarray],
+    *scores: np.ndarray,
+    generator: np.random.Generator,
+    resamples: int = 2_000,
+) -> Estimate:
+    """The statistic of one or more score arrays, each [S, T], and its percentile interval.
+
+    estimate(interquartile_mean, ours, generator=np.random.default_rng(0))
+    estimate(probability_of_improvement, ours, peers, generator=np.random.default_rng(0))
+    """
+    for array in scores:
+        _refuse_unusable(array)
+    resampled = statistic(*(stratified_resamples(array, generator, resamples) for array in scores))
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return Estimate(float(statistic(*scores)), float(low), float(high))
+
+
+def interquartile_mean(scores: np.ndarray) -> np.ndarray:
+    """Mean of the middle half of all seeds and tasks together, [..., S, T] -> [...]."""
+    pooled = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
+    cut = pooled.shape[-1] // 4
+    return pooled[..., cut : pooled.shape[-1] - cut].mean(axis=-1)
+
+
+def probability_of_improvement(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """Chance that a seed of ours beats one of theirs on the same task, [..., S, T] and [..., R, T] -> [...].
+
+    A tie counts half; tasks weigh the same.
+    """
+    difference = ours[..., :, None, :] - theirs[..., None, :, :]
+    wins = (difference > 0) + 0.5 * (difference == 0)
+    return wins.mean(axis=(-3, -2, -1))
+
+
+def stratified_resamples(scores: np.ndarray, generator: np.random.Generator, resamples: int) -> np.ndarray:
+    """Draws seeds with replacement for each task on its own, [S, T] -> [resamples, S, T]."""
+    rows = generator.integers(len(scores), size=(resamples, *scores.shape))
+    return np.take_along_axis(scores[None], rows, axis=1)
+
+
+def _refuse_unusable(scores: np.ndarray) -> None:
+    if scores.ndim != 2 or scores.size == 0:
+        raise ValueError(f"scores of shape {scores.shape}: expected [seeds, tasks]; one task is scores[:, None]")
+    # The trimming would drop an infinity and NaN without a word.
+    if not np.isfinite(scores).all():
+        raise ValueError(f"scores hold {scores[~np.isfinite(scores)][0]}: leave the run out or give it a score")

@@ -1,0 +1,56 @@
+"""What stands between the layers of a network: forwards on tensors and on arrays, and backwards from what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import elu
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A function of each entry whose slope can be told from its value."""
+
+    bend: Callable[[Tensor], Tensor]
+    """The function; where no gradient is recorded, it may overwrite its argument."""
+    bend_numpy: Callable[[np.ndarray], np.ndarray]
+    """The same for an array, which it may overwrite."""
+    pull: Callable[[Tensor, Tensor], Tensor]
+    """(slope by the value, value) -> slope by the argument; it may overwrite the slope."""
+
+
+def _tanh(x: Tensor) -> Tensor:
+    """On a CPU numpy's takes an eighth of the time of torch's (4 against 39 microseconds for 16,384 entries)."""
+    if torch.is_grad_enabled() or x.device.type != "cpu":
+        return x.tanh()
+    array = x.numpy()
+    np.tanh(array, out=array)
+    return x
+
+
+def _pull_tanh(slope: Tensor, value: Tensor) -> Tensor:
+    return slope.addcmul_(slope * value, value, value=-1)
+
+
+def _tanh_numpy(x: np.ndarray) -> np.ndarray:
+    return cast(np.ndarray, np.tanh(x, out=x))
+
+
+def _relu_numpy(x: np.ndarray) -> np.ndarray:
+    return cast(np.ndarray, np.maximum(x, 0, out=x))
+
+
+def _elu_numpy(x: np.ndarray) -> np.ndarray:
+    return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
+
+
+ACTIVATIONS = {
+    "tanh": Activation(_tanh, _tanh_numpy, _pull_tanh),
+    "relu": Activation(torch.relu, _relu_numpy, lambda slope, value: slope.mul_(value > 0)),
+    "elu": Activation(elu, _elu_numpy, lambda slope, value: slope.mul_((value + 1).clamp_(max=1.0))),
+}

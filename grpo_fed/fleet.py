@@ -1,0 +1,303 @@
+"""A fleet: K clients with equally shaped policies, trained as one stacked computation.
+
+`Fleet.train` is the loop that the rest of the library serves: collect, judge, update. Every client draws from its own
+random streams, so what it becomes does not depend on who else is in the fleet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grpo_fed.adam import Adam
+from grpo_fed.advantages import similarity_groups
+from grpo_fed.groups import groups_of
+from grpo_fed.judge import judge
+from grpo_fed.lanes import Lanes, make_lanes
+from grpo_fed.normalise import ObservationNormaliser, RewardNormaliser
+from grpo_fed.play import Evaluation, Players, play
+from grpo_fed.policy import Policy, policy_for
+from grpo_fed.rollout import Actor, Collector, Episode, Trajectories, complete
+from grpo_fed.scenario import Scenario
+from grpo_fed.streams import Purpose, client_seed, generator, lane_seeds
+from grpo_fed.tasks import Task, tasks_of
+from grpo_fed.update import Stack, update
+
+CHUNK = 16
+"""Clients in one stack on a CPU: larger ones leave the cache."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one client did in one call of `train`."""
+
+    client: str
+    steps: int
+    """Environment steps."""
+    episodes: tuple[Episode, ...]
+    """Those that finished."""
+    losses: Mapping[str, float]
+    """Means over the updates."""
+
+
+class Diverged(RuntimeError):
+    """A client's parameters are no longer numbers."""
+
+
+class Fleet:
+    """K clients as rows of the same tensors."""
+
+    def __init__(self, tasks: Sequence[Task], scenario: Scenario, seeds: Sequence[int] | None = None) -> None:
+        """`seeds` name the clients' random streams; by default they come from the scenario's seed and the names."""
+        self.scenario = scenario
+        self.tasks = tuple(tasks)
+        self.names = [task.client for task in tasks]
+        self.seeds = list(seeds or (client_seed(scenario.seed, name) for name in self.names))
+        self.device = device_of(scenario.device)
+        self.policy = policy_for(self.tasks[0], scenario.policy)
+        self._make_tensors()
+        self._make_lanes()
+        self._evaluation_lanes: Lanes | None = None
+        self.longest = longest_episode(self.tasks, scenario)
+        self.stacks = list(self._stacks())
+        self.spent = np.zeros(len(tasks), np.int64)
+        self.owed = 0
+        self.numbers = np.zeros(len(tasks), np.int64)
+
+    def train(self, steps: int, begin: float = 0.0, end: float = 0.0) -> list[Report]:
+        """Every client learns from `steps` more steps of its task; schedules go from progress `begin` to `end`."""
+        self.anchor.copy_(self.parameters)
+        self.owed += steps
+        notes = [_Notes() for _ in self.tasks]
+        while (behind := self.spent < self.owed).any():
+            progress = begin + (end - begin) * (1 - (self.owed - self.spent).clip(0) / steps)
+            trajectories, groups = self._collect(behind)
+            for stack in self.stacks:
+                rows = stack.rows
+                if not behind[rows].any():
+                    continue
+                batch = complete(self.policy, stack.views, trajectories, rows)
+                judged = judge(batch, None if groups is None else groups[rows], self.longest, self.scenario)
+                active = None if behind.all() else torch.from_numpy(behind[rows]).to(self.device)
+                losses = update(stack, batch, judged, active, self.numbers[rows], progress[rows])
+                for client in np.flatnonzero(behind[rows]):
+                    notes[rows.start + client].losses.append(losses.client(int(client)))
+            for client in np.flatnonzero(behind):
+                notes[client].steps += int(trajectories.steps[client])
+                notes[client].episodes.extend(trajectories.episodes[client])
+            self._refuse_divergence()
+            self.spent += np.where(behind, trajectories.steps, 0)
+            self.numbers += behind
+        return [note.report(name) for note, name in zip(notes, self.names, strict=True)]
+
+    def evaluate(self, episodes: int | None = None, deterministic: bool = True, number: int = 0) -> list[Evaluation]:
+        """Every client plays without learning; the `number`-th call has its own episodes, the same for any policy."""
+        settings = self.scenario.evaluate
+        if self._evaluation_lanes is None:
+            self._evaluation_lanes = self._lanes(self.scenario.rollout.num_envs)
+        return play(
+            Actor(self.policy, self.parameters),
+            self._evaluation_lanes,
+            Players(self.names, self.seeds, self.observation_normaliser),
+            episodes or settings.episodes,
+            settings.step_limit,
+            deterministic,
+            number,
+        )
+
+    def client_parameters(self, client: int) -> dict[str, Tensor]:
+        """One client's parameters by name, copied to the CPU."""
+        return {name: value[client].cpu().clone() for name, value in self.policy.layout.views(self.parameters).items()}
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.collector.lanes.close()
+        if self._evaluation_lanes is not None:
+            self._evaluation_lanes.close()
+
+    def _refuse_divergence(self) -> None:
+        if math.isfinite(self.parameters.sum()):  # far cheaper than looking at each
+            return
+        for name, number, finite in zip(self.names, self.numbers, self.parameters.isfinite().all(1), strict=True):
+            if not finite:
+                raise Diverged(
+                    f"client {name}: its policy is no longer finite after update {number + 1}; lower"
+                    f" objective.learning_rate ({self.scenario.objective.learning_rate}), or set"
+                    " objective.max_grad_norm, normalise.observations or normalise.rewards"
+                )
+
+    def _collect(self, behind: np.ndarray) -> tuple[Trajectories, Tensor | None]:
+        """A batch of trajectories, and with whole episodes the group [K, E] of each."""
+        settings = self.scenario.rollout
+        actor = Actor(self.policy, self.parameters)
+        if self.scenario.objective.advantage == "gae":
+            if self.collector.observations is None:
+                self.collector.begin(self._lane_seeds(Purpose.EPISODES, [0] * len(self.tasks)))
+            return self.collector.segments(actor, settings.horizon, self.numbers), None
+        seeds = self._group_seeds()
+        trajectories = self.collector.whole_episodes(actor, self.longest, self.numbers, seeds, behind)
+        return trajectories, self._groups(trajectories)
+
+    def _groups(self, trajectories: Trajectories) -> Tensor:
+        """[K, N]: the group of each copy's episode."""
+        settings, (clients, copies) = self.scenario.group, self.collector.shape
+        if settings.by == "task":
+            groups = np.zeros((clients, copies), np.int64)
+        elif settings.by == "start":
+            groups = np.broadcast_to(np.arange(copies) // settings.size, (clients, copies)).copy()
+        elif settings.by == "context":
+            keys = self.collector.lanes.reset_infos(settings.key).reshape(clients, copies)
+            groups = np.stack([np.unique(row, return_inverse=True)[1] for row in keys])
+        else:
+            first = torch.from_numpy(np.ascontiguousarray(trajectories.observations[:, 0])).to(self.device)
+            with torch.no_grad():
+                features = self.policy.features(self.policy.layout.views(self.parameters), first).cpu()
+            found = [
+                similarity_groups(one, settings.clusters, generator(seed, Purpose.CLUSTERS, int(number)))
+                for one, seed, number in zip(features, self.seeds, self.numbers, strict=True)
+            ]
+            return torch.stack(found).to(self.device)
+        return torch.from_numpy(groups).to(self.device)
+
+    def _group_seeds(self) -> np.ndarray:
+        """[L]: new episodes for every copy; those of one group begin alike where groups are made by start."""
+        if self.scenario.group.by != "start":
+            return self._lane_seeds(Purpose.EPISODES, self.numbers)
+        size, copies = self.scenario.group.size, self.collector.shape[1]
+        seeds = [
+            lane_seeds(seed, Purpose.EPISODES, copies // size, int(number)).repeat(size)
+            for seed, number in zip(self.seeds, self.numbers, strict=True)
+        ]
+        return np.concatenate(seeds)
+
+    def _lane_seeds(self, purpose: Purpose, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        copies = self.collector.shape[1]
+        pairs = zip(self.seeds, numbers, strict=True)
+        return np.concatenate([lane_seeds(seed, purpose, copies, int(number)) for seed, number in pairs])
+
+    def _lanes(self, copies: int) -> Lanes:
+        return make_lanes(self.tasks, copies, self.scenario.policy.squash, self.scenario.rollout.episode_limit)
+
+    def _make_lanes(self) -> None:
+        settings, (clients, size) = self.scenario, (len(self.tasks), self.policy.observation_size)
+        lanes = self._lanes(settings.rollout.num_envs)
+        scale = settings.normalise
+        self.observation_normaliser = ObservationNormaliser(clients, size, scale.clip) if scale.observations else None
+        reward_normaliser = None
+        if scale.rewards:
+            copies, gamma = settings.rollout.num_envs, settings.objective.gamma
+            reward_normaliser = RewardNormaliser(clients, copies, gamma, scale.clip)
+        self.collector = Collector(
+            lanes, self.names, self.seeds, self.policy.distribution, self.observation_normaliser, reward_normaliser
+        )
+
+    def _make_tensors(self) -> None:
+        """Parameters, moments and weights of all clients, [K, ...]."""
+        settings = self.scenario
+        starts = [settings.seed if settings.policy.same_start else seed for seed in self.seeds]
+        self.parameters = torch.stack([self.policy.initial(start) for start in starts]).to(self.device)
+        self.anchor = self.parameters.clone()
+        clients, size = self.parameters.shape
+        self.adam = Adam.start(clients, size, settings.objective.adam_epsilon, self.device)
+        self.kl_coefficient = torch.full((clients,), settings.trust.coefficient, device=self.device)
+        self.kl_limit = torch.full((clients,), settings.trust.target, device=self.device)
+
+    def _stacks(self) -> Iterator[Stack]:
+        """The clients in chunks that fit the cache; on a GPU, all together."""
+        settings, layout = self.scenario, self.policy.layout
+        try:
+            chosen = layout.select(settings.penalty.blocks, "penalty.blocks")
+            groups = groups_of(layout, settings.policy.groups, only=chosen)
+            limits = [(layout.select([key], "trust.blocks"), limit) for key, limit in settings.trust.blocks.items()]
+        except ValueError as error:
+            raise ValueError(f"client {self.names[0]} ({self.tasks[0].env}): {error}") from error
+        chunk = CHUNK if self.device.type == "cpu" else len(self.tasks)
+        for start in range(0, len(self.tasks), chunk):
+            rows = slice(start, min(start + chunk, len(self.tasks)))
+            tasks = self.tasks[rows]
+            yield Stack(
+                policy=self.policy,
+                scenario=settings,
+                rows=rows,
+                seeds=self.seeds[rows],
+                parameters=self.parameters[rows],
+                views=layout.views(self.parameters[rows]),
+                anchor=self.anchor[rows],
+                adam=self.adam.rows(rows),
+                learning_rate=torch.tensor([[task.learning_rate] for task in tasks], dtype=torch.float64),
+                entropy=torch.stack([entropy_weights(task, self.policy, settings) for task in tasks]).to(self.device),
+                penalty=torch.tensor([[task.penalty] for task in tasks]).to(self.device),
+                kl_coefficient=self.kl_coefficient[rows],
+                kl_limit=self.kl_limit[rows],
+                groups=groups,
+                budgets=[(block, limit) for blocks, limit in limits for block in blocks],
+            )
+
+
+@dataclass
+class _Notes:
+    """What is written down about a client while it trains."""
+
+    steps: int = 0
+    episodes: list[Episode] = field(default_factory=list)
+    losses: list[Mapping[str, float]] = field(default_factory=list)
+
+    def report(self, client: str) -> Report:
+        names = self.losses[0] if self.losses else {}
+        means = {name: float(np.mean([loss[name] for loss in self.losses])) for name in names}
+        return Report(client, self.steps, tuple(self.episodes), means)
+
+
+def longest_episode(tasks: Sequence[Task], scenario: Scenario) -> int:
+    """Steps that whole episodes are collected for at most; 0 where nothing says so and nothing needs it."""
+    limits = [task.episode_limit for task in tasks]
+    if scenario.rollout.episode_limit:
+        return min(scenario.rollout.episode_limit, max(limits) or scenario.rollout.episode_limit)
+    if scenario.objective.advantage == "group" and 0 in limits:
+        task = tasks[limits.index(0)]
+        raise ValueError(
+            f"client {task.client}: {task.env} may never end an episode, and objective.advantage = group needs whole"
+            " ones: set rollout.episode_limit"
+        )
+    return max(limits)
+
+
+def device_of(name: str) -> torch.device:
+    """`auto` is CUDA where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device = {name}: torch sees no CUDA device here; use cpu or auto")
+    return device
+
+
+def entropy_weights(task: Task, policy: Policy, scenario: Scenario) -> Tensor:
+    """[C]: the weight of each action component's entropy for one client."""
+    settings = scenario.objective
+    components = policy.distribution.components
+    weights = torch.full((components,), task.entropy)
+    for name, members in settings.entropy_groups.items():
+        beyond = [member for member in members if not 0 <= member < components]
+        if beyond:
+            raise ValueError(
+                f"client {task.client}: objective.entropy_groups.{name} = {members}: {task.env} has action components 0"
+                f" to {components - 1}; leave out {beyond}"
+            )
+        if name in settings.entropy_weights:
+            weights[members] = settings.entropy_weights[name]
+    return weights
+
+
+def fleets_of(scenario: Scenario) -> list[Fleet]:
+    """The scenario's clients, those with equally shaped policies together."""
+    alike: dict[object, list[Task]] = defaultdict(list)
+    for task in tasks_of(scenario):
+        alike[task.signature].append(task)
+    return [Fleet(tasks, scenario) for tasks in alike.values()]

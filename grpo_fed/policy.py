@@ -1,0 +1,347 @@
+"""Policies of K stacked clients: an actor-critic network of ours, or a module of the user's.
+
+A policy here is the *shape* of a network; the parameters of all clients come as an argument, `{name: [K, *shape]}`, so
+that one call serves one client or a thousand.
+"""
+
+from __future__ import annotations
+
+import importlib
+import operator
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from gymnasium import Space
+from torch import Tensor, nn
+
+from grpo_fed.activations import ACTIVATIONS
+from grpo_fed.blocks import Layout
+from grpo_fed.distributions import Categorical, Distribution, Gaussian, MultiCategorical, SquashedGaussian
+from grpo_fed.records import Output
+from grpo_fed.scenario import PolicySettings
+from grpo_fed.tasks import Action, Task
+
+Parameters = Mapping[str, Tensor]
+Pullback = Callable[[Tensor, Tensor | None], Tensor]
+"""Slopes by distribution parameters [K, B, M] and by values [K, B], or None -> gradient by the parameters, [K, P]."""
+
+
+def policy_for(task: Task, settings: PolicySettings) -> Policy:
+    """The policy that fits a task: ours, or the user's module."""
+    distribution = distribution_for(task.action, settings.squash)
+    try:
+        if settings.module is None:
+            return ActorCritic(task.observation_size, distribution, settings)
+        spaces = task.observation_space, task.action_space
+        return ModulePolicy(_imported(settings.module), spaces, task.observation_size, distribution, settings)
+    except ValueError as error:
+        raise ValueError(f"client {task.client} ({task.env}): {error}") from error
+
+
+def distribution_for(action: Action, squash: bool) -> Distribution:
+    """What a policy draws a task's actions from."""
+    if action.kind == "categorical":
+        return Categorical(action.sizes[0])
+    if action.kind == "multi-categorical":
+        return MultiCategorical(action.sizes)
+    return SquashedGaussian(action.size) if squash else Gaussian(action.size)
+
+
+def _imported(path: str) -> Callable[..., nn.Module]:
+    """`package.module:Class`."""
+    module, _, name = path.partition(":")
+    try:
+        found: Callable[..., nn.Module] = operator.attrgetter(name)(importlib.import_module(module))
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"policy.module = {path}: cannot be imported: {error}") from error
+    return found
+
+
+class UserModule(Protocol):
+    """What `policy.module` must be: a torch module built from its spaces, that says two things about observations."""
+
+    def __call__(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Flattened observations [B, D] -> (distribution parameters [B, M], values [B])."""
+        ...
+
+
+class Policy(ABC):
+    """The shape of a network: its layout of parameters, and what it says about observations under given ones."""
+
+    layout: Layout
+    distribution: Distribution
+    observation_size: int
+
+    @abstractmethod
+    def initial(self, seed: int) -> Tensor:
+        """First parameters of one client, [P]; each tensor's draw depends on the seed, its name and its shape alone."""
+
+    @abstractmethod
+    def forward(self, parameters: Parameters, observations: Tensor) -> Output:
+        """Observations [K, B, D] -> Output."""
+
+    @abstractmethod
+    def act(self, parameters: Parameters, observations: Tensor) -> Tensor:
+        """Observations [K, B, D] -> distribution parameters [K, B, M], without the critic."""
+
+    @abstractmethod
+    def features(self, parameters: Parameters, observations: Tensor) -> Tensor:
+        """Observations [K, B, D] -> what the policy makes of them before it chooses, [K, B, F]."""
+
+    @abstractmethod
+    def actor_names(self) -> frozenset[str]:
+        """Names of the parameters that the action distribution depends on."""
+
+    @abstractmethod
+    def act_numpy(self, parameters: Mapping[str, np.ndarray], observations: np.ndarray) -> np.ndarray:
+        """`act` for a rollout on the CPU, [K, B, D] -> [K, B, M]."""
+
+    @abstractmethod
+    def vjp(self, parameters: Parameters, observations: Tensor) -> tuple[Output, Pullback]:
+        """`forward`, and the function that pulls the slopes of a loss by what it said back to the parameters."""
+
+
+class ActorCritic(Policy):
+    """An optional adapter, a torso, an actor head, and a critic that shares the torso or has layers of its own."""
+
+    def __init__(self, observation_size: int, distribution: Distribution, settings: PolicySettings) -> None:
+        self.observation_size = observation_size
+        self.distribution = distribution
+        self.settings = settings
+        self.shapes = dict(_shapes(observation_size, distribution, settings))
+        self.layout = Layout.cut(self.shapes.items(), settings)
+        self.activation = ACTIVATIONS[settings.activation]
+        depth = range(len(settings.hidden))
+        self.torso = [*(["adapter"] if settings.adapter else []), *(f"torso.{layer}" for layer in depth)]
+        self.critic = [f"critic.{layer}" for layer in depth] if settings.torso == "separate" else []
+
+    def initial(self, seed: int) -> Tensor:
+        values = {name: self._initial(name, seed)[None] for name in self.shapes}
+        return self.layout.flatten(values)[0]
+
+    def _initial(self, name: str, seed: int) -> Tensor:
+        value = torch.empty(self.shapes[name])
+        if name == "actor.log_std":
+            return value.fill_(self.settings.log_std)
+        generator = torch.Generator().manual_seed(seed ^ zlib.crc32(f"{name}{tuple(value.shape)}".encode()))
+        weight = name.endswith("weight")
+        if self.settings.orthogonal:
+            gain = {"actor.weight": 0.01, "critic.head.weight": 1.0}.get(name, 2**0.5)
+            return nn.init.orthogonal_(value, gain, generator=generator) if weight else value.zero_()
+        inputs = value.shape[1] if weight else self.shapes[name.removesuffix("bias") + "weight"][1]
+        bound = inputs**-0.5
+        return nn.init.uniform_(value, -bound, bound, generator=generator)
+
+    def actor_names(self) -> frozenset[str]:
+        return frozenset(name for name in self.shapes if not name.startswith("critic."))
+
+    def forward(self, parameters: Parameters, observations: Tensor) -> Output:
+        features = self.features(parameters, observations)
+        last = self._layers(parameters, self.critic, observations)[-1] if self.critic else features
+        return Output(self._head(parameters, features), _linear(parameters, "critic.head", last).squeeze(-1))
+
+    def act(self, parameters: Parameters, observations: Tensor) -> Tensor:
+        return self._head(parameters, self.features(parameters, observations))
+
+    def features(self, parameters: Parameters, observations: Tensor) -> Tensor:
+        return self._layers(parameters, self.torso, observations)[-1]
+
+    def _layers(self, parameters: Parameters, names: Sequence[str], inputs: Tensor) -> list[Tensor]:
+        """The inputs, and what each layer made of them, [K, B, ...]."""
+        seen = [inputs]
+        for name in names:
+            seen.append(self.activation.bend(_linear(parameters, name, seen[-1])))
+        return seen
+
+    def _head(self, parameters: Parameters, features: Tensor) -> Tensor:
+        mean = _linear(parameters, "actor", features)
+        if not self.distribution.continuous:
+            return mean
+        return torch.cat([mean, parameters["actor.log_std"].unsqueeze(1).expand_as(mean)], -1)
+
+    @torch.no_grad()
+    def vjp(self, parameters: Parameters, observations: Tensor) -> tuple[Output, Pullback]:
+        """Backpropagation by hand: the operations of autograd without its bookkeeping."""
+        torso = self._layers(parameters, self.torso, observations)
+        critic = self._layers(parameters, self.critic, observations) if self.critic else torso[-1:]
+        values = _linear(parameters, "critic.head", critic[-1]).squeeze(-1)
+
+        @torch.no_grad()
+        def pullback(by_distribution: Tensor, by_values: Tensor | None) -> Tensor:
+            flat = by_distribution.new_zeros(len(observations), self.layout.size)
+            gradient = self.layout.views(flat)
+            by_mean = by_distribution
+            if self.distribution.continuous:
+                by_mean, by_log_std = by_distribution.chunk(2, -1)
+                gradient["actor.log_std"].copy_(by_log_std.sum(1))
+            by_features = _pull_linear(parameters, gradient, "actor", torso[-1], by_mean)
+            if by_values is not None:
+                by_last = _pull_linear(parameters, gradient, "critic.head", critic[-1], by_values.unsqueeze(-1))
+                if self.critic:
+                    self._pull_layers(parameters, gradient, self.critic, critic, by_last)
+                else:
+                    by_features += by_last
+            self._pull_layers(parameters, gradient, self.torso, torso, by_features)
+            return flat
+
+        return Output(self._head(parameters, torso[-1]), values), pullback
+
+    def _pull_layers(
+        self, parameters: Parameters, gradient: Parameters, names: Sequence[str], seen: Sequence[Tensor], slope: Tensor
+    ) -> None:
+        """Write the gradient of a chain of layers, last to first, given the slope by what the last one made."""
+        for layer in reversed(range(len(names))):
+            slope = self.activation.pull(slope, seen[layer + 1])
+            slope = _pull_linear(parameters, gradient, names[layer], seen[layer], slope, further=layer > 0)
+
+    def act_numpy(self, parameters: Mapping[str, np.ndarray], observations: np.ndarray) -> np.ndarray:
+        for name in self.torso:
+            observations = self.activation.bend_numpy(_linear_numpy(parameters, name, observations))
+        mean = _linear_numpy(parameters, "actor", observations)
+        if not self.distribution.continuous:
+            return mean
+        log_std = np.broadcast_to(parameters["actor.log_std"][:, None], mean.shape)
+        return np.concatenate([mean, log_std], -1)
+
+
+def _shapes(
+    observation_size: int, distribution: Distribution, settings: PolicySettings
+) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of an ActorCritic's parameters, in order; weights are [out, in]."""
+    shapes: list[tuple[str, tuple[int, ...]]] = []
+
+    def linear(name: str, inputs: int, outputs: int) -> int:
+        shapes.extend([(f"{name}.weight", (outputs, inputs)), (f"{name}.bias", (outputs,))])
+        return outputs
+
+    width = linear("adapter", observation_size, settings.adapter) if settings.adapter else observation_size
+    for layer, units in enumerate(settings.hidden):
+        width = linear(f"torso.{layer}", width, units)
+    size = distribution.action_size if distribution.continuous else distribution.parameter_size
+    linear("actor", width, size)
+    if distribution.continuous:
+        shapes.append(("actor.log_std", (size,)))
+    if settings.torso == "separate":
+        width = observation_size
+        for layer, units in enumerate(settings.hidden):
+            width = linear(f"critic.{layer}", width, units)
+    linear("critic.head", width, 1)
+    return shapes
+
+
+def _linear(parameters: Parameters, name: str, inputs: Tensor) -> Tensor:
+    """[K, B, in] -> [K, B, out]."""
+    weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
+    return torch.baddbmm(bias.unsqueeze(1), inputs, weight.transpose(1, 2))
+
+
+def _pull_linear(
+    parameters: Parameters, gradient: Parameters, name: str, inputs: Tensor, slope: Tensor, further: bool = True
+) -> Tensor:
+    """Write the gradient of a linear layer, given the slope [K, B, out]; returns that by its inputs, [K, B, in]."""
+    gradient[f"{name}.weight"].copy_(torch.bmm(slope.transpose(1, 2), inputs))
+    torch.sum(slope, 1, out=gradient[f"{name}.bias"])
+    return torch.bmm(slope, parameters[f"{name}.weight"]) if further else slope
+
+
+def _linear_numpy(parameters: Mapping[str, np.ndarray], name: str, inputs: np.ndarray) -> np.ndarray:
+    """[K, B, in] -> [K, B, out]."""
+    outputs = inputs @ parameters[f"{name}.weight"].swapaxes(1, 2)
+    outputs += parameters[f"{name}.bias"][:, None]
+    return cast(np.ndarray, outputs)
+
+
+class ModulePolicy(Policy):
+    """A user's own torch module, stacked by `torch.func`: one template, the parameters of all clients beside it."""
+
+    def __init__(
+        self,
+        build: Callable[..., nn.Module],
+        spaces: tuple[Space[Any], Space[Any]],
+        observation_size: int,
+        distribution: Distribution,
+        settings: PolicySettings,
+    ) -> None:
+        self.build = lambda: build(*spaces, **settings.kwargs)
+        self.observation_size = observation_size
+        self.distribution = distribution
+        self.settings = settings
+        self.template = self._built(0)
+        if any(True for _ in self.template.buffers()):
+            raise ValueError(
+                f"policy.module = {settings.module}: it has buffers (a batch normalisation, say), which clients cannot"
+                " stack; use parameters, or layer normalisation"
+            )
+        self.layout = Layout.cut(self.template, settings)
+        self._check()
+
+    def _built(self, seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # type: ignore[no-untyped-call]
+            return self.build()
+
+    def _check(self) -> None:
+        """One pass over two zero observations tells whether the module fits its task."""
+        where = f"policy.module = {self.settings.module}"
+        observations = torch.zeros(2, self.observation_size)
+        try:
+            with torch.no_grad():
+                distribution, values = self.template(observations)
+        except Exception as error:
+            shape = tuple(observations.shape)
+            raise ValueError(f"{where}: it fails on observations of shape {shape}: {error}") from error
+        wanted = (2, self.distribution.parameter_size)
+        if tuple(distribution.shape) != wanted or tuple(values.shape) != (2,):
+            raise ValueError(
+                f"{where}: for 2 observations it returns shapes {tuple(distribution.shape)} and {tuple(values.shape)};"
+                f" {self.distribution} needs distribution parameters {wanted} and values (2,)"
+            )
+
+    def initial(self, seed: int) -> Tensor:
+        named = dict(self._built(seed).named_parameters())
+        return self.layout.flatten({name: value.detach()[None] for name, value in named.items()})[0]
+
+    def actor_names(self) -> frozenset[str]:
+        """Found by asking autograd which parameters the distribution reaches."""
+        named = dict(self.template.named_parameters())
+        distribution, _ = self.template(torch.zeros(2, self.observation_size))
+        every = list(named.values())
+        gradients: tuple[Tensor | None, ...] = torch.autograd.grad(distribution.sum(), every, allow_unused=True)
+        return frozenset(name for name, gradient in zip(named, gradients, strict=True) if gradient is not None)
+
+    def forward(self, parameters: Parameters, observations: Tensor) -> Output:
+        def one(values: Parameters, inputs: Tensor) -> tuple[Tensor, Tensor]:
+            said: tuple[Tensor, Tensor] = torch.func.functional_call(self.template, dict(values), (inputs,))
+            return said
+
+        distribution, values = torch.func.vmap(one)(parameters, observations)
+        return Output(distribution, values)
+
+    def act(self, parameters: Parameters, observations: Tensor) -> Tensor:
+        return self.forward(parameters, observations).distribution
+
+    def act_numpy(self, parameters: Mapping[str, np.ndarray], observations: np.ndarray) -> np.ndarray:
+        tensors = {name: torch.from_numpy(value) for name, value in parameters.items()}
+        with torch.inference_mode():
+            return self.act(tensors, torch.from_numpy(observations)).numpy()
+
+    def vjp(self, parameters: Parameters, observations: Tensor) -> tuple[Output, Pullback]:
+        leaves = {name: parameters[name].detach().requires_grad_() for name in parameters}
+        with torch.enable_grad():
+            said = self.forward(leaves, observations)
+
+        def pullback(by_distribution: Tensor, by_values: Tensor | None) -> Tensor:
+            outputs, slopes = (said.distribution, said.values), (by_distribution, by_values)
+            used = 1 if by_values is None else 2
+            parts = torch.autograd.grad(outputs[:used], list(leaves.values()), slopes[:used], materialize_grads=True)
+            return self.layout.flatten(dict(zip(leaves, parts, strict=True)))
+
+        return Output(said.distribution.detach(), said.values.detach()), pullback
+
+    def features(self, parameters: Parameters, observations: Tensor) -> Tensor:
+        """A user's module names no features: what it says of the actions stands for them."""
+        return self.act(parameters, observations)

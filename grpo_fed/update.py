@@ -1,0 +1,301 @@
+"""One update of some stacked clients from one batch: Adam over epochs and minibatches, or a natural-gradient step.
+
+The two functions `adam_update` and `natural_update` are the algorithm; what stands around them prepares the batch
+before and keeps the trust region after.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grpo_fed import objective, penalty, trust
+from grpo_fed.adam import Adam
+from grpo_fed.blocks import Block
+from grpo_fed.groups import Groups
+from grpo_fed.judge import Judged
+from grpo_fed.natural import conjugate_gradient, fisher_product, flat_gradient, line_search
+from grpo_fed.objective import Coefficients, Terms
+from grpo_fed.policy import Policy
+from grpo_fed.records import Batch, Minibatch, Output
+from grpo_fed.sample import Sample
+from grpo_fed.scenario import Scenario
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Some clients of a fleet as one computation: rows of the fleet's tensors, seen without a copy."""
+
+    policy: Policy
+    scenario: Scenario
+    rows: slice
+    """Which of the fleet's clients."""
+    seeds: Sequence[int]
+    parameters: Tensor
+    """[K, P]: changed in place."""
+    views: Mapping[str, Tensor]
+    """The same memory by name, [K, *shape] each, in the layout's order."""
+    anchor: Tensor
+    """[K, P]: where the round began."""
+    adam: Adam
+    learning_rate: Tensor
+    """[K, 1] float64."""
+    entropy: Tensor
+    """[K, C]: weights of the action components' entropies."""
+    penalty: Tensor
+    """[K, 1]."""
+    kl_coefficient: Tensor
+    """[K]: adapts in place."""
+    kl_limit: Tensor
+    """[K]: adapts in place."""
+    groups: Groups
+    """Of the penalty."""
+    budgets: Sequence[tuple[Block, float]]
+    """KL budgets of blocks."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What an update says of itself, [K] each: means over the minibatches of the last pass."""
+
+    policy_loss: Tensor
+    value_loss: Tensor
+    entropy: Tensor
+    approx_kl: Tensor
+    clipfrac: Tensor
+    explained_variance: Tensor
+    kl: Tensor
+    """KL(old, new) after the update; not a number where nothing asked for it."""
+
+    @classmethod
+    def of(cls, seen: Sequence[Terms], explained_variance: Tensor) -> Losses:
+        """Minibatches that one client left out after an early stop count for all: they are only reported."""
+
+        def mean(each: Callable[[Terms], Tensor]) -> Tensor:
+            return torch.stack([each(terms) for terms in seen]).mean(0)
+
+        return cls(
+            mean(lambda terms: terms.policy_loss),
+            mean(lambda terms: terms.value_loss),
+            mean(lambda terms: terms.entropy),
+            mean(lambda terms: terms.approx_kl),
+            mean(lambda terms: terms.clip_fraction),
+            explained_variance,
+            torch.full_like(explained_variance, torch.nan),
+        )
+
+    def client(self, row: int) -> dict[str, float]:
+        """Of one client, by name."""
+        return {field.name: float(getattr(self, field.name)[row]) for field in fields(self)}
+
+
+def update(
+    stack: Stack, batch: Batch, judged: Judged, active: Tensor | None, numbers: np.ndarray, progress: np.ndarray
+) -> Losses:
+    """Move the active clients by one batch, the `numbers`-th [K] of each, at `progress` [K] of all rounds."""
+    region = stack.scenario.trust
+    sample = Sample.of(batch, judged, reference(stack, batch))
+    before = stack.parameters.clone()
+    way = adam_update if stack.scenario.objective.step == "adam" else natural_update
+    seen, kl = way(stack, sample, active, numbers, progress)
+    losses = Losses.of(seen, objective.explained_variance(judged.returns, batch.values, batch.valid))
+    if stack.budgets:
+        kept, _ = trust.keep_budgets(kl_from_old(stack, batch), before, stack.parameters, stack.budgets)
+        stack.parameters.copy_(kept)
+    if active is not None:
+        stack.parameters.copy_(torch.where(active[:, None], stack.parameters, before))
+    if stack.budgets or region.region == "adaptive":
+        kl = kl_from_old(stack, batch)(stack.parameters)
+    if kl is not None and region.region == "adaptive":
+        adapted = trust.adapt_coefficient(stack.kl_coefficient, kl, region.target)
+        stack.kl_coefficient.copy_(adapted if active is None else torch.where(active, adapted, stack.kl_coefficient))
+    return losses if kl is None else replace(losses, kl=kl)
+
+
+def adam_update(
+    stack: Stack, sample: Sample, active: Tensor | None, numbers: np.ndarray, progress: np.ndarray
+) -> tuple[list[Terms], Tensor | None]:
+    """Epochs over minibatches; the penalty's proximal step follows each of Adam's, so its zeros are exact."""
+    settings, region = stack.scenario.objective, stack.scenario.trust
+    coefficients = coefficients_of(stack, progress)
+    learning_rate = stack.learning_rate * scheduled(settings.schedule, progress)
+    seen: deque[Terms] = deque(maxlen=settings.minibatches)
+    for part in sample.minibatches(stack.seeds, numbers, settings.epochs, settings.minibatches):
+        said, pullback = stack.policy.vjp(stack.views, part.observations)
+        slopes, terms = objective.gradients(said, part, stack.policy.distribution, settings, region, coefficients)
+        seen.append(terms)
+        if region.stop is not None:
+            within = terms.approx_kl <= region.stop
+            active = within if active is None else active & within
+            if not active.any():
+                break
+        gradient = pullback(slopes.distribution, slopes.values)
+        if settings.max_grad_norm is not None:
+            clip_gradient(gradient, settings.max_grad_norm)
+        stack.adam.step(stack.parameters, gradient, learning_rate, active)
+        shrink(stack, learning_rate, active)
+    return list(seen), None
+
+
+def natural_update(
+    stack: Stack, sample: Sample, active: Tensor | None, numbers: np.ndarray, progress: np.ndarray
+) -> tuple[list[Terms], Tensor | None]:
+    """One step of the policy along the natural gradient, then Adam on the critic (1502.05477)."""
+    settings, region = stack.scenario.objective, stack.scenario.trust
+    names = stack.policy.actor_names()
+    leaves = {name: view.detach().requires_grad_() for name, view in stack.views.items()}
+    actor = {name: leaf for name, leaf in leaves.items() if name in names}
+    whole = sample.whole
+    coefficients = coefficients_of(stack, progress)
+    said = forward(stack, leaves, whole.observations)
+    loss, terms = objective.policy_loss(said, whole, stack.policy.distribution, settings, region, coefficients)
+    gradient = -flat_gradient(loss.sum(), list(actor.values()), retain_graph=True)
+    kl = weighted_kl(stack.policy, whole, said.distribution, region.direction)
+    product = fisher_product(kl, list(actor.values()), region.cg_damping)
+    direction = conjugate_gradient(product, gradient, region.cg_iterations)
+    step, predicted = natural_length(stack, gradient, direction, product(direction), progress)
+
+    old = stack.parameters.clone()
+    columns = torch.cat([torch.arange(s.start, s.stop) for s in stack.policy.layout.slots if s.name in names])
+
+    def measure(scale: Tensor) -> tuple[Tensor, Tensor]:
+        stack.parameters[:, columns] = old[:, columns] + scale * step
+        with torch.no_grad():
+            new = forward(stack, stack.views, whole.observations)
+            surrogate, _ = objective.policy_loss(new, whole, stack.policy.distribution, settings, region, coefficients)
+            return weighted_kl(stack.policy, whole, new.distribution, region.direction), -surrogate
+
+    if region.line_search and region.region == "hard":
+        found = line_search(measure, stack.kl_limit, -loss.detach())
+        stack.parameters[:, columns] = old[:, columns] + found.scale * step
+        kl = found.kl
+        if region.adaptive_target:
+            wider = trust.adapt_limit(stack.kl_limit, found.gain, predicted, region.target)
+            stack.kl_limit.copy_(wider if active is None else torch.where(active, wider, stack.kl_limit))
+    else:
+        kl, _ = measure(torch.ones_like(stack.kl_limit)[:, None])
+    shrink(stack, stack.learning_rate, active)
+    fit_critic(stack, sample, active, numbers, progress)
+    return [terms], kl.detach()
+
+
+def natural_length(
+    stack: Stack, gradient: Tensor, direction: Tensor, image: Tensor, progress: np.ndarray
+) -> tuple[Tensor, Tensor]:
+    """The full step [K, P'] and the gain [K] that the linear model promises of it.
+
+    To the KL limit where there is a hard one (1/2 step' F step = limit), else the learning rate times the direction.
+    """
+    settings = stack.scenario.objective
+    if stack.scenario.trust.region == "hard":
+        curvature = (direction * image).sum(1, keepdim=True).clamp_min(1e-12)
+        pace = (2 * stack.kl_limit[:, None] / curvature).sqrt()
+    else:
+        pace = (stack.learning_rate * scheduled(settings.schedule, progress)).to(direction)
+    step = pace * direction
+    return step, (gradient * step).sum(1)
+
+
+def fit_critic(stack: Stack, sample: Sample, active: Tensor | None, numbers: np.ndarray, progress: np.ndarray) -> None:
+    """Adam's passes on the value loss alone; parameters that the actor uses stay."""
+    settings = stack.scenario.objective
+    names = stack.policy.actor_names()
+    if settings.advantage == "group":
+        return
+    coefficients = replace(coefficients_of(stack, progress), value=1.0)
+    critic = stack.parameters.new_tensor([name not in names for name in stack.views]).repeat_interleave(
+        torch.tensor([slot.stop - slot.start for slot in stack.policy.layout.slots], device=stack.parameters.device)
+    )
+    learning_rate = stack.learning_rate * scheduled(settings.schedule, progress)
+    for part in sample.minibatches(stack.seeds, numbers, settings.value_epochs, settings.minibatches):
+        said, pullback = stack.policy.vjp(stack.views, part.observations)
+        by_values = objective.value_slope(said.values, part, coefficients)
+        gradient = pullback(torch.zeros_like(said.distribution), by_values) * critic
+        stack.adam.step(stack.parameters, gradient, learning_rate, active)
+
+
+def reference(stack: Stack, batch: Batch) -> Tensor | None:
+    """Distributions [K, S, M] that the KL is measured from, or None where nothing measures it."""
+    settings = stack.scenario.trust
+    if settings.region == "none" and stack.scenario.objective.step == "adam":
+        return None
+    if settings.reference == "old" or stack.scenario.objective.step == "natural":
+        return batch.distribution.flatten(1, 2)
+    with torch.no_grad():
+        views = stack.policy.layout.views(stack.anchor)
+        return stack.policy.act(views, batch.observations.flatten(1, 2))
+
+
+def kl_from_old(stack: Stack, batch: Batch) -> Callable[[Tensor], Tensor]:
+    """The mean KL [K] between the policy that collected the batch and one with given parameters [K, P]."""
+    observations, old = batch.observations.flatten(1, 2), batch.distribution.flatten(1, 2)
+    weights = batch.valid.flatten(1).to(old.dtype)
+    weights = weights / weights.sum(1, keepdim=True).clamp_min(1.0)
+    new_first = stack.scenario.trust.direction == "new-old"
+
+    def measure(parameters: Tensor) -> Tensor:
+        with torch.no_grad():
+            new = stack.policy.act(stack.policy.layout.views(parameters), observations)
+            pair = (new, old) if new_first else (old, new)
+            return (stack.policy.distribution.kl(*pair) * weights).sum(1)
+
+    return measure
+
+
+def forward(stack: Stack, parameters: Mapping[str, Tensor], observations: Tensor) -> Output:
+    """What the policies say of actions alone."""
+    distribution = stack.policy.act(parameters, observations)
+    return Output(distribution, distribution.new_zeros(distribution.shape[:2]))
+
+
+def clip_gradient(gradient: Tensor, longest: float) -> None:
+    """Scale down in place the gradient of each client, [K, P], that is longer than `longest`."""
+    length = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+    gradient.mul_((longest / (length + 1e-6)).clamp_(max=1.0))
+
+
+def shrink(stack: Stack, learning_rate: Tensor, active: Tensor | None) -> None:
+    """The group penalty's proximal step, as long as the optimiser's step was."""
+    settings = stack.scenario.penalty
+    if not (stack.penalty.any() or settings.l1 or settings.outer):
+        return
+    anchor = stack.anchor if settings.toward == "shared" else None
+    pace = learning_rate.to(stack.parameters)
+    shrunk = penalty.proximal(stack.parameters, anchor, settings, stack.groups, pace, stack.penalty)
+    stack.parameters.copy_(shrunk if active is None else torch.where(active[:, None], shrunk, stack.parameters))
+
+
+def coefficients_of(stack: Stack, progress: np.ndarray) -> Coefficients:
+    """The objective's weights at `progress`, for each client."""
+    settings = stack.scenario.objective
+    left = scheduled(settings.clip_schedule, progress)
+    left = left.to(stack.parameters) if isinstance(left, Tensor) else left
+    high = settings.clip if settings.clip_high is None else settings.clip_high
+    return Coefficients(
+        clip_low=settings.clip * left,
+        clip_high=high * left,
+        value=settings.value_coefficient if settings.advantage == "gae" else 0.0,
+        entropy=stack.entropy,
+        kl=stack.kl_coefficient[:, None],
+        value_clip=settings.value_clip,
+    )
+
+
+def scheduled(kind: str, progress: np.ndarray) -> Tensor | float:
+    """What a schedule leaves of its start value at `progress` [K], 0 to 1: [K, 1], or 1 where nothing changes."""
+    if kind == "constant":
+        return 1.0
+    left = 1.0 - progress if kind == "linear" else 0.5 * (1.0 + np.cos(np.pi * progress))
+    return torch.from_numpy(left[:, None])
+
+
+def weighted_kl(policy: Policy, part: Minibatch, distribution: Tensor, direction: str) -> Tensor:
+    """Mean KL [K] between the minibatch's reference and the given distribution, over its steps."""
+    pair = (part.distribution, distribution) if direction == "old-new" else (distribution, part.distribution)
+    weights = part.weights / part.weights.sum(1, keepdim=True).clamp_min(1e-12)
+    return (policy.distribution.kl(*pair) * weights).sum(1)

@@ -1,0 +1,181 @@
+"""Fleets: a client becomes the same whoever else is there; every way of judging and stepping learns."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from grpo_fed.fleet import Fleet, fleets_of
+from grpo_fed.scenario import Scenario
+from grpo_fed.tasks import tasks_of
+
+SMALL = "steps = 512\nrounds = 2\n[policy]\nhidden = [16, 16]\n[rollout]\nnum_envs = 4\nhorizon = 32\n"
+CLIENTS = """
+[[clients]]
+name = "cart"
+env = "grpo_fed/CartPole-v1"
+count = {count}
+spread = {{ length = [0.1, 0.9] }}
+"""
+
+ONE = """
+[[clients]]
+name = "cart"
+env = "grpo_fed/CartPole-v1"
+"""
+
+
+def scenario(text: str = SMALL, clients: str = CLIENTS.format(count=3), *overrides: str) -> Scenario:
+    return Scenario.loads(f'name = "a"\n{text}\n{clients}', overrides=overrides)
+
+
+def one_fleet(given: Scenario) -> Fleet:
+    (fleet,) = fleets_of(given)
+    return fleet
+
+
+WAYS = {
+    "ppo": (),
+    "normalised": ("normalise.observations=true", "normalise.rewards=true"),
+    "trpo": ("objective.preset=trpo",),
+    "grpo": ("objective.preset=grpo", "group.size=2", "rollout.episode_limit=60", "objective.minibatches=2"),
+    "similarity": ("objective.preset=rloo", "group.by=similarity", "group.clusters=2", "rollout.episode_limit=40"),
+}
+
+
+@pytest.mark.parametrize("overrides", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("count", [1, 64])
+def test_a_client_becomes_the_same_alone_among_three_and_among_sixty_four(
+    count: int, overrides: tuple[str, ...]
+) -> None:
+    """The same task and name in a fleet of 3 and of `count`: parameters, episodes and losses after a whole round."""
+    given = scenario(SMALL, CLIENTS.format(count=64), *overrides)
+    tasks = tasks_of(given)
+    three, other = Fleet(tasks[:3], given), Fleet(tasks[:count] if count > 1 else tasks[1:2], given)
+    first = {report.client: report for report in three.train(given.steps)}
+    second = {report.client: report for report in other.train(given.steps)}
+    for name in set(first) & set(second):
+        a, b = three.parameters[three.names.index(name)], other.parameters[other.names.index(name)]
+        torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-5)
+        assert first[name].steps == second[name].steps
+        assert [e.score for e in first[name].episodes] == [e.score for e in second[name].episodes]
+        assert first[name].losses["value_loss"] == pytest.approx(second[name].losses["value_loss"], rel=1e-3, abs=1e-6)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not() -> None:
+    found = []
+    for seed in (0, 0, 1):
+        fleet = one_fleet(scenario(SMALL, CLIENTS.format(count=3), f"seed={seed}"))
+        fleet.train(512)
+        found.append(fleet.parameters)
+    assert torch.equal(found[0], found[1])
+    assert not torch.allclose(found[0], found[2])
+
+
+def test_rounds_go_on_where_the_last_one_stopped() -> None:
+    """Two calls of 512 steps are one of 1,024: episodes, moments and streams go on."""
+    given = scenario()
+    twice, once = one_fleet(given), one_fleet(given)
+    twice.train(512)
+    twice.train(512)
+    once.train(1024)
+    torch.testing.assert_close(twice.parameters, once.parameters)
+
+
+def test_steps_that_are_owed_are_made_up_for_and_no_more() -> None:
+    """128 steps a batch: 200 a round take two batches in the first round, one in the second, two in the third."""
+    fleet = one_fleet(scenario())
+    assert [fleet.train(200)[0].steps for _ in range(3)] == [256, 256, 128]
+
+
+def test_clients_begin_alike_unless_told_otherwise() -> None:
+    alike = one_fleet(scenario())
+    unlike = one_fleet(scenario(SMALL, CLIENTS.format(count=3), "policy.same_start=false"))
+    assert torch.equal(alike.parameters[0], alike.parameters[2])
+    assert not torch.equal(unlike.parameters[0], unlike.parameters[2])
+
+
+def test_unlike_spaces_make_fleets_of_their_own() -> None:
+    clients = "".join(
+        f'[[clients]]\nname = "{name}"\nenv = "{env}"\n'
+        for name, env in (("a", "CartPole-v1"), ("b", "Pendulum-v1"), ("c", "CartPole-v1"), ("d", "Acrobot-v1"))
+    )
+    fleets = fleets_of(scenario(SMALL, clients))
+    assert [fleet.names for fleet in fleets] == [["a", "c"], ["b"], ["d"]]
+
+
+def test_evaluation_changes_nothing_and_repeats_itself() -> None:
+    given = scenario(SMALL, CLIENTS.format(count=2), "normalise.observations=true", "evaluate.episodes=6")
+    watched, alone = one_fleet(given), one_fleet(given)
+    first, again = watched.evaluate(), watched.evaluate()
+    sampled = watched.evaluate(deterministic=False)
+    watched.train(512)
+    watched.evaluate()
+    watched.train(512)
+    alone.train(1024)
+    assert torch.equal(watched.parameters, alone.parameters)
+    for one, two, drawn in zip(first, again, sampled, strict=True):
+        assert one.scores.shape == (6,)
+        assert np.array_equal(one.scores, two.scores)
+        assert not np.array_equal(one.scores, drawn.scores)
+
+
+def test_an_evaluation_without_end_is_cut_at_its_step_limit() -> None:
+    clients = '[[clients]]\nname = "p"\nenv = "Pendulum-v1"\nkwargs = { max_episode_steps = -1 }\n'
+    given = scenario(SMALL, clients, "evaluate.step_limit=17", "evaluate.episodes=3")
+    assert one_fleet(given).evaluate()[0].lengths.tolist() == [17, 17, 17]
+
+
+def test_every_client_has_its_own_learning_rate_entropy_and_penalty() -> None:
+    clients = "".join(
+        f'[[clients]]\nname = "{name}"\nenv = "CartPole-v1"\n{own}\n'
+        for name, own in (("a", ""), ("b", "learning_rate = 1e-9"), ("c", "penalty = 1e6"))
+    )
+    fleet = one_fleet(scenario(SMALL, clients))
+    start = fleet.parameters.clone()
+    fleet.train(512)
+    moved = (fleet.parameters - start).abs().amax(1)
+    assert moved[0] > 1e-4
+    assert moved[1] < 1e-6
+    assert moved[2] == 0.0
+
+
+def test_a_penalty_towards_the_shared_blocks_leaves_some_groups_exactly_where_they_were() -> None:
+    given = scenario(SMALL, ONE, "penalty.weight=0.5", 'policy.groups={"torso.*"="row"}')
+    fleet = one_fleet(given)
+    start = fleet.parameters.clone()
+    fleet.train(512)
+    stack = fleet.stacks[0]
+    still = torch.tensor(
+        [bool((fleet.parameters == start)[0, stack.groups.ids == g].all()) for g in range(len(stack.groups.names))]
+    )
+    assert still.any()
+    assert not still.all()
+
+
+def test_start_groups_begin_alike_and_other_groups_do_not() -> None:
+    text = SMALL.replace("num_envs = 4", "num_envs = 6")
+    given = scenario(text, ONE, "objective.preset=grpo", "group.size=3", "rollout.episode_limit=20")
+    fleet = one_fleet(given)
+    done, groups = fleet._collect(np.array([True]))
+    assert groups is not None
+    assert groups.tolist() == [[0, 0, 0, 1, 1, 1]]
+    first = done.observations[0, 0]
+    assert np.array_equal(first[0], first[1])
+    assert np.array_equal(first[0], first[2])
+    assert not np.array_equal(first[0], first[3])
+    longest = done.valid[0].sum(0)
+    assert (longest <= 20).all()
+    assert len(done.episodes[0]) == 6
+
+
+def test_a_task_that_may_never_end_is_refused_where_whole_episodes_are_needed() -> None:
+    clients = '[[clients]]\nname = "p"\nenv = "Pendulum-v1"\nkwargs = { max_episode_steps = -1 }\n'
+    with pytest.raises(ValueError, match=r"client p: Pendulum-v1 may never end.*rollout\.episode_limit"):
+        fleets_of(scenario(SMALL, clients, "objective.preset=grpo", "group.size=2"))
+
+
+def test_entropy_groups_beyond_the_action_are_refused_with_the_client() -> None:
+    with pytest.raises(ValueError, match=r"client cart-0: objective.entropy_groups.arm = \[3\]"):
+        fleets_of(scenario(SMALL, CLIENTS.format(count=2), "objective.entropy_groups={ arm = [3] }"))

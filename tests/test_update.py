@@ -1,0 +1,321 @@
+"""Whole updates against plain torch, against sb3-contrib's TRPO, and against closed forms on tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from sb3_contrib import TRPO
+from stable_baselines3.common.logger import Logger
+from torch import Tensor, nn
+
+from grpo_fed.adam import Adam
+from grpo_fed.distributions import Categorical
+from grpo_fed.groups import groups_of
+from grpo_fed.judge import Judged
+from grpo_fed.policy import ActorCritic
+from grpo_fed.records import Batch
+from grpo_fed.scenario import Scenario
+from grpo_fed.update import Stack, scheduled, update
+
+STEPS, COPIES, SIZE = 32, 4, 4
+
+
+def scenario(text: str) -> Scenario:
+    return Scenario.loads(f'name = "a"\n{text}\n[[clients]]\nname = "c"\nenv = "CartPole-v1"')
+
+
+def stack_of(given: Scenario, clients: int = 2, seed: int = 0, policy: ActorCritic | None = None) -> Stack:
+    policy = policy or ActorCritic(SIZE, Categorical(3), given.policy)
+    torch.manual_seed(seed)
+    parameters = torch.stack([policy.initial(client) for client in range(clients)])
+    parameters += 0.2 * torch.randn_like(parameters)
+    return Stack(
+        policy=policy,
+        scenario=given,
+        rows=slice(0, clients),
+        seeds=list(range(clients)),
+        parameters=parameters,
+        views=policy.layout.views(parameters),
+        anchor=parameters.clone(),
+        adam=Adam.start(clients, parameters.shape[1], given.objective.adam_epsilon),
+        learning_rate=torch.full((clients, 1), given.objective.learning_rate, dtype=torch.float64),
+        entropy=torch.full((clients, 1), given.objective.entropy),
+        penalty=torch.full((clients, 1), given.penalty.weight),
+        kl_coefficient=torch.full((clients,), given.trust.coefficient),
+        kl_limit=torch.full((clients,), given.trust.target),
+        groups=groups_of(policy.layout, given.policy.groups),
+        budgets=[(b, kl) for pattern, kl in given.trust.blocks.items() for b in policy.layout.select([pattern])],
+    )
+
+
+def experience(stack: Stack, seed: int = 1) -> tuple[Batch, Judged]:
+    """Random observations, actions drawn from the policy, random advantages and returns; all steps valid."""
+    torch.manual_seed(seed)
+    clients = len(stack.parameters)
+    observations = torch.randn(clients, STEPS, COPIES, stack.policy.observation_size)
+    with torch.no_grad():
+        said = stack.policy.forward(stack.views, observations.flatten(1, 2))
+    distribution = said.distribution.unflatten(1, (STEPS, COPIES))
+    actions = torch.distributions.Categorical(logits=distribution).sample()[..., None].float()
+    values = said.values.unflatten(1, (STEPS, COPIES))
+    zeros = torch.zeros(clients, STEPS, COPIES)
+    batch = Batch(
+        observations=observations,
+        actions=actions,
+        log_probs=stack.policy.distribution.log_prob(distribution, actions),
+        distribution=distribution,
+        values=values,
+        next_values=values,
+        rewards=zeros,
+        ends=zeros.bool(),
+        valid=~zeros.bool(),
+        episodes=torch.arange(COPIES).expand(zeros.shape),
+    )
+    advantages = torch.randn(zeros.shape)
+    return batch, Judged(advantages, values + torch.randn(zeros.shape), torch.full(zeros.shape, 1 / (STEPS * COPIES)))
+
+
+def run(stack: Stack, batch: Batch, judged: Judged, active: Tensor | None = None) -> Mapping[str, float]:
+    clients = len(stack.parameters)
+    return update(stack, batch, judged, active, np.zeros(clients, int), np.zeros(clients)).client(0)
+
+
+def plain_network(values: Mapping[str, Tensor], tower: list[str]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for name in tower:
+        layer = nn.Linear(*reversed(values[f"{name}.weight"].shape))
+        layer.load_state_dict({"weight": values[f"{name}.weight"], "bias": values[f"{name}.bias"]})
+        layers += [layer, nn.Tanh()]
+    return nn.Sequential(*layers[:-1])
+
+
+def test_adams_epochs_are_those_of_a_plain_ppo_for_every_client() -> None:
+    """Written out with torch.distributions, autograd, clip_grad_norm_ and torch.optim.Adam; batches are whole."""
+    given = scenario("[objective]\nepochs = 5\nminibatches = 1\nlearning_rate = 0.01\nentropy = 0.02\nclip = 0.1")
+    stack = stack_of(given)
+    batch, judged = experience(stack)
+    start = stack.policy.layout.unstack(stack.parameters.clone())
+    run(stack, batch, judged)
+    for client, values in enumerate(start):
+        actor = plain_network(values, ["torso.0", "torso.1", "actor"])
+        critic = plain_network(values, ["critic.0", "critic.1", "critic.head"])
+        every = [*actor.parameters(), *critic.parameters()]
+        adam = torch.optim.Adam(every, lr=0.01, eps=1e-5)
+        observations = batch.observations[client].flatten(0, 1)
+        actions, old = batch.actions[client].flatten(), batch.log_probs[client].flatten()
+        advantages = judged.advantages[client].flatten()
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        for _ in range(5):
+            chosen = torch.distributions.Categorical(logits=actor(observations))
+            ratio = (chosen.log_prob(actions) - old).exp()
+            surrogate = torch.min(ratio * advantages, ratio.clamp(0.9, 1.1) * advantages).mean()
+            error = (critic(observations).flatten() - judged.returns[client].flatten()).square().mean()
+            loss = -surrogate + 0.5 * error - 0.02 * chosen.entropy().mean()
+            adam.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(every, 0.5)
+            adam.step()
+        found = torch.cat([view[client].flatten() for view in stack.views.values()])
+        torch.testing.assert_close(found, torch.cat([p.detach().flatten() for p in every]), rtol=1e-4, atol=2e-5)
+
+
+def test_minibatches_take_every_step_once_an_epoch() -> None:
+    """With plain sums of gradients instead of Adam's this would be exact; so count: a weight of 0 must never matter."""
+    given = scenario("[objective]\nepochs = 1\nminibatches = 3\nnormalise_advantages = 'off'")
+    stack = stack_of(given, clients=3)
+    batch, judged = experience(stack)
+    from grpo_fed.sample import Sample
+
+    valid = torch.rand(judged.weights.shape) < 0.7
+    weights = valid / valid.sum((1, 2), keepdim=True)
+    sample = Sample.of(_with_valid(batch, valid), Judged(judged.advantages, judged.returns, weights), None)
+    taken = torch.zeros(3)
+    total = torch.zeros(3)
+    for part in sample.minibatches([5, 6, 7], np.zeros(3, int), 1, 3):
+        taken += (part.weights > 0).sum(1)
+        total += (part.weights * part.returns).sum(1) / 3
+    assert taken.tolist() == valid.sum((1, 2)).tolist()
+    torch.testing.assert_close(total, (weights * judged.returns).sum((1, 2)))
+
+
+def _with_valid(batch: Batch, valid: Tensor) -> Batch:
+    from dataclasses import replace
+
+    return replace(batch, valid=valid)
+
+
+def test_the_order_of_a_clients_minibatches_is_its_own() -> None:
+    from grpo_fed.sample import Sample
+
+    stack = stack_of(scenario(""), clients=3)
+    batch, judged = experience(stack)
+    sample = Sample.of(batch, judged, None)
+    together = [part.returns for part in sample.minibatches([5, 6, 7], np.array([2, 0, 9]), 2, 4)]
+    alone = Sample(sample.packed[1:2], sample.sizes, None).minibatches([6], np.array([0]), 2, 4)
+    for both, single in zip(together, alone, strict=True):
+        assert torch.equal(both[1:2], single.returns)
+
+
+def test_a_client_that_rests_does_not_move_and_the_others_move_as_without_it() -> None:
+    given = scenario("[objective]\nepochs = 2\nminibatches = 2")
+    whole, some = stack_of(given), stack_of(given)
+    batch, judged = experience(whole)
+    before = some.parameters.clone()
+    run(whole, batch, judged)
+    run(some, batch, judged, torch.tensor([True, False]))
+    assert torch.equal(some.parameters[1], before[1])
+    torch.testing.assert_close(some.parameters[0], whole.parameters[0])
+
+
+def test_an_update_stops_once_the_kl_is_over_the_limit() -> None:
+    """A rate of 0.5 throws the policy far off at once: with a stop only the first step is taken."""
+    text = "[objective]\nepochs = 10\nminibatches = 1\nlearning_rate = 0.5\n"
+    stopped, once = stack_of(scenario(text + "[trust]\nstop = 0.001")), stack_of(scenario(text.replace("10", "1", 1)))
+    batch, judged = experience(stopped)
+    run(stopped, batch, judged)
+    run(once, batch, judged)
+    assert stopped.adam.count.flatten().tolist() == [1.0, 1.0]
+    torch.testing.assert_close(stopped.parameters, once.parameters)
+
+
+def test_the_adaptive_kl_weight_follows_the_measured_kl() -> None:
+    given = scenario("[objective]\npreset = 'ppo-kl'\nlearning_rate = 0.05\n[trust]\ntarget = 1e-4\ncoefficient = 1.0")
+    stack = stack_of(given)
+    said = run(stack, *experience(stack))
+    assert said["kl"] > 1.5e-4
+    assert stack.kl_coefficient.tolist() == [2.0, 2.0]
+
+
+def test_blocks_stay_within_their_budgets_on_the_batchs_states() -> None:
+    """The KL with one block moved is worked out here with torch.distributions, from the parameters before and after."""
+    given = scenario("[objective]\nlearning_rate = 0.05\n[trust.blocks]\n'torso.*' = 1e-3\nactor = 2e-3")
+    stack = stack_of(given)
+    batch, judged = experience(stack)
+    before = stack.parameters.clone()
+    run(stack, batch, judged)
+    old = torch.distributions.Categorical(logits=batch.distribution.flatten(1, 2))
+    for block, budget in stack.budgets:
+        candidate = before.clone()
+        candidate[:, block.start : block.stop] = stack.parameters[:, block.start : block.stop]
+        logits = stack.policy.act(stack.policy.layout.views(candidate), batch.observations.flatten(1, 2))
+        kl = torch.distributions.kl_divergence(old, torch.distributions.Categorical(logits=logits)).mean(1)
+        assert (kl <= budget * (1 + 1e-4)).all()
+        assert (kl > 0.2 * budget).all()
+
+
+def test_the_trpo_step_is_sb3_contribs() -> None:
+    """The same network, batch and settings; sb3-contrib begins its conjugate gradient at noise of 1e-4, we at 0."""
+    torch.manual_seed(0)
+    peer = TRPO("MlpPolicy", gymnasium.make("CartPole-v1"), n_steps=STEPS * COPIES, batch_size=STEPS * COPIES)
+    peer.set_logger(Logger(None, []))
+    given = scenario(
+        "[objective]\npreset = 'trpo'\nvalue_epochs = 1\nminibatches = 1\nlearning_rate = 1e-3\n"
+        f"[trust]\ntarget = {peer.target_kl}\ncg_iterations = {peer.cg_max_steps}\ncg_damping = {peer.cg_damping}\n"
+        "direction = 'new-old'"
+    )
+    policy = ActorCritic(4, Categorical(2), given.policy)
+    stack = stack_of(given, clients=1, policy=policy)
+    net = peer.policy
+    layers = {
+        "torso.0": net.mlp_extractor.policy_net[0],
+        "torso.1": net.mlp_extractor.policy_net[2],
+        "actor": net.action_net,
+        "critic.0": net.mlp_extractor.value_net[0],
+        "critic.1": net.mlp_extractor.value_net[2],
+        "critic.head": net.value_net,
+    }
+    with torch.no_grad():
+        for name, layer in layers.items():
+            layer.weight.copy_(stack.views[f"{name}.weight"][0])
+            layer.bias.copy_(stack.views[f"{name}.bias"][0])
+    batch, judged = experience(stack)
+    buffer = peer.rollout_buffer
+    buffer.observations = batch.observations[0].flatten(0, 1)[:, None].numpy()
+    buffer.actions = batch.actions[0].flatten(0, 1)[:, None].numpy()
+    buffer.log_probs = batch.log_probs[0].flatten()[:, None].numpy()
+    buffer.advantages = judged.advantages[0].flatten()[:, None].numpy()
+    buffer.returns = judged.returns[0].flatten()[:, None].numpy()
+    buffer.values = batch.values[0].flatten()[:, None].numpy()
+    buffer.full, buffer.generator_ready = True, False
+    before = stack.parameters.clone()
+    peer.n_critic_updates = 1
+    peer.train()
+    said = run(stack, batch, judged)
+    for name, layer in layers.items():
+        if name.startswith("critic"):
+            continue
+        ours = stack.views[f"{name}.weight"][0]
+        old = policy.layout.views(before)[f"{name}.weight"][0]
+        moved = layer.weight.detach() - old
+        assert moved.norm() > 1e-3
+        assert ((ours - old) - moved).norm() / moved.norm() < 0.02
+    assert 0 < said["kl"] <= peer.target_kl
+
+
+def table_policy(states: int, actions: int) -> ActorCritic:
+    """A softmax over a table: one-hot states, no hidden layers."""
+    return ActorCritic(states, Categorical(actions), scenario("[policy]\nhidden = []").policy)
+
+
+def every_state_and_action(stack: Stack, advantages: Tensor) -> tuple[Batch, Judged]:
+    """Each (state, action) of a table [S, A] once, weighted by the policy's probability: an exact expectation."""
+    states, actions = advantages.shape
+    observations = torch.eye(states).repeat_interleave(actions, 0)[None, None]
+    chosen = torch.arange(actions).repeat(states)[None, None, :, None].float()
+    with torch.no_grad():
+        distribution = stack.policy.act(stack.views, observations[0])[:, None]
+    log_probs = stack.policy.distribution.log_prob(distribution, chosen)
+    zeros = torch.zeros(1, 1, states * actions)
+    batch = Batch(
+        observations, chosen, log_probs, distribution, zeros, zeros, zeros, zeros.bool(), ~zeros.bool(), zeros.long()
+    )
+    return batch, Judged(advantages.flatten()[None, None], zeros, log_probs.exp() / states)
+
+
+def test_the_natural_step_on_a_table_is_exponentiated_advantages() -> None:
+    """Kakade's closed form: for a softmax table pi' ~ pi exp(step * A), with A centred under pi (2019, 1908.00261)."""
+    given = scenario(
+        "[policy]\nhidden = []\n[objective]\npreset = 'npg'\nlearning_rate = 0.7\nnormalise_advantages = 'off'\n"
+        "[trust]\nregion = 'none'\ncg_damping = 1e-8\ncg_iterations = 60"
+    )
+    policy = table_policy(4, 3)
+    stack = stack_of(given, clients=1, policy=policy)
+    torch.manual_seed(3)
+    logits = stack.policy.act(stack.views, torch.eye(4)[None])[0]
+    old = logits.softmax(-1)
+    advantages = torch.randn(4, 3)
+    advantages = advantages - (old * advantages).sum(-1, keepdim=True)
+    run(stack, *every_state_and_action(stack, advantages))
+    new = stack.policy.act(stack.views, torch.eye(4)[None])[0].softmax(-1)
+    expected = old * (0.7 * advantages).exp()
+    torch.testing.assert_close(new, expected / expected.sum(-1, keepdim=True), rtol=2e-3, atol=1e-4)
+
+
+def test_mirror_descent_on_a_table_is_exponentiated_advantages() -> None:
+    """MDPO's inner problem max E[r A] - 1/t KL(new, old) has the solution pi' ~ pi exp(t A) (2005.09814, eq. 7)."""
+    given = scenario(
+        "[policy]\nhidden = []\n[objective]\npreset = 'mdpo'\nlearning_rate = 0.02\nepochs = 1500\nminibatches = 1\n"
+        "normalise_advantages = 'off'\nmax_grad_norm = inf\n[trust]\ncoefficient = 2.0"
+    )
+    stack = stack_of(given, clients=1, policy=table_policy(4, 3))
+    torch.manual_seed(3)
+    old = stack.policy.act(stack.views, torch.eye(4)[None])[0].softmax(-1)
+    advantages = torch.randn(4, 3)
+    run(stack, *every_state_and_action(stack, advantages))
+    new = stack.policy.act(stack.views, torch.eye(4)[None])[0].softmax(-1)
+    expected = old * (advantages / 2.0).exp()
+    torch.testing.assert_close(new, expected / expected.sum(-1, keepdim=True), rtol=5e-3, atol=1e-3)
+
+
+def test_schedules_go_from_all_to_nothing() -> None:
+    progress = np.array([0.0, 0.5, 1.0])
+    assert scheduled("constant", progress) == 1.0
+    linear, cosine = scheduled("linear", progress), scheduled("cosine", progress)
+    assert isinstance(linear, Tensor)
+    assert isinstance(cosine, Tensor)
+    assert linear.flatten().tolist() == [1.0, 0.5, 0.0]
+    assert cosine.flatten().tolist() == pytest.approx([1.0, 0.5, 0.0])
