@@ -1,0 +1,307 @@
+"""Groups: what a group penalty keeps or drops as one."""
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from grpo_fed.blocks import Layout
+from grpo_fed.groups import Groups, Kind, Sets, groups_of
+from grpo_fed.penalty import group_norms
+from grpo_fed.scenario import PolicySettings
+
+SHAPES = {
+    "torso.0.weight": (3, 2),
+    "torso.0.bias": (3,),
+    "actor.weight": (2, 3),
+    "actor.bias": (2,),
+    "actor.log_std": (2,),
+    "critic.weight": (1, 3),
+    "critic.bias": (1,),
+}
+"""Columns 0 to 8 torso.0, 9 to 18 actor, 19 to 22 critic."""
+
+
+def cut(shapes: Mapping[str, tuple[int, ...]] | nn.Module = SHAPES, **knobs: object) -> Layout:
+    named = shapes if isinstance(shapes, nn.Module) else shapes.items()
+    return Layout.cut(named, PolicySettings(**knobs))  # type: ignore[arg-type]
+
+
+def members(groups: Groups) -> dict[str, list[int]]:
+    """The columns of each group by its name; also that sizes and blocks tell the same."""
+    found = {name: (groups.ids == number).nonzero().flatten().tolist() for number, name in enumerate(groups.names)}
+    assert groups.ids.dtype == torch.int64
+    assert groups.sizes.tolist() == [len(columns) for columns in found.values()]
+    assert len(groups.blocks) == len(groups.names)
+    return found
+
+
+# Kinds
+
+
+def test_a_block_is_one_group_unless_said_otherwise() -> None:
+    groups = groups_of(cut(), {})
+    assert members(groups) == {"torso.0": [*range(9)], "actor": [*range(9, 19)], "critic": [*range(19, 23)]}
+    assert groups.blocks == groups.names
+
+
+def test_tensors() -> None:
+    groups = groups_of(cut(), {"actor": "tensor"})
+    assert members(groups) == {
+        "torso.0": [*range(9)],
+        "actor.weight": [9, 10, 11, 12, 13, 14],
+        "actor.bias": [15, 16],
+        "actor.log_std": [17, 18],
+        "critic": [*range(19, 23)],
+    }
+    assert groups.blocks == ("torso.0", "actor", "actor", "actor", "critic")
+
+
+def test_a_row_is_an_output_with_its_bias_and_its_log_std() -> None:
+    assert members(groups_of(cut(), {}, default="row")) == {
+        "torso.0.weight:rows[0]": [0, 1, 6],
+        "torso.0.weight:rows[1]": [2, 3, 7],
+        "torso.0.weight:rows[2]": [4, 5, 8],
+        "actor.weight:rows[0]": [9, 10, 11, 15, 17],
+        "actor.weight:rows[1]": [12, 13, 14, 16, 18],
+        "critic.weight:rows[0]": [19, 20, 21, 22],
+    }
+
+
+def test_a_column_is_an_input_and_what_has_no_inputs_is_a_group_for_each_tensor() -> None:
+    assert members(groups_of(cut(), {"*": "column"})) == {
+        "torso.0.weight:columns[0]": [0, 2, 4],
+        "torso.0.weight:columns[1]": [1, 3, 5],
+        "torso.0.bias": [6, 7, 8],
+        "actor.weight:columns[0]": [9, 12],
+        "actor.weight:columns[1]": [10, 13],
+        "actor.weight:columns[2]": [11, 14],
+        "actor.bias": [15, 16],
+        "actor.log_std": [17, 18],
+        "critic.weight:columns[0]": [19],
+        "critic.weight:columns[1]": [20],
+        "critic.weight:columns[2]": [21],
+        "critic.bias": [22],
+    }
+
+
+def test_rows_of_what_has_no_single_weight_are_left_to_tensors() -> None:
+    shapes = {"norm.weight": (2,), "norm.bias": (2,), "gru.ih": (2, 1), "gru.hh": (2, 2), "gru.b": (2,), "gain": ()}
+    assert members(groups_of(cut(shapes), {}, default="row")) == {
+        "norm.weight": [0, 1],
+        "norm.bias": [2, 3],
+        "gru.ih:rows[0]": [4],
+        "gru.ih:rows[1]": [5],
+        "gru.hh:rows[0]": [6, 7],
+        "gru.hh:rows[1]": [8, 9],
+        "gru.b": [10, 11],
+        "gain": [12],
+    }
+
+
+def test_a_bias_of_another_block_or_of_another_length_is_not_in_the_row() -> None:
+    layout = cut({"a.weight": (2, 1), "a.bias": (2,), "a.scale": (3,)}, blocks={"biases": ["a.bias"]})
+    assert members(groups_of(layout, {}, default="row")) == {
+        "a.weight:rows[0]": [0],
+        "a.weight:rows[1]": [1],
+        "a.scale": [2, 3, 4],
+        "a.bias": [5, 6],
+    }
+
+
+def test_rows_and_columns_of_a_convolution_are_its_channels() -> None:
+    layout = cut(nn.Sequential(nn.Conv2d(2, 3, 2)))
+    weight = np.arange(24).reshape(3, 2, 2, 2)
+    rows, columns = (members(groups_of(layout, {"0": kind})) for kind in ("row", "column"))
+    assert rows == {f"0.weight:rows[{i}]": [*weight[i].ravel(), 24 + i] for i in range(3)}
+    assert columns == {f"0.weight:columns[{i}]": sorted(weight[:, i].ravel()) for i in range(2)} | {
+        "0.bias": [24, 25, 26]
+    }
+
+
+def test_each_pattern_has_its_kind_and_only_the_chosen_blocks_have_groups() -> None:
+    layout = cut()
+    groups = groups_of(layout, {"torso.*": "tensor", "actor": "row"}, only=layout.select(["actor", "critic"]))
+    assert list(members(groups)) == ["actor.weight:rows[0]", "actor.weight:rows[1]", "critic"]
+    assert groups.blocks == ("actor", "actor", "critic")
+    assert groups.ids[:9].tolist() == [-1] * 9
+    assert groups_of(layout, {}, only=()).names == ()
+
+
+def test_a_tensor_without_entries_has_no_group() -> None:
+    assert members(groups_of(cut({"a.weight": (0, 2), "a.bias": (3,)}), {}, default="tensor")) == {"a.bias": [0, 1, 2]}
+    assert members(groups_of(cut({"a.weight": (2, 0), "a.bias": (2,)}), {}, default="row")) == {
+        "a.weight:rows[0]": [0],
+        "a.weight:rows[1]": [1],
+    }
+
+
+# Index sets
+
+
+def test_index_sets_are_groups_and_the_rest_of_each_tensor_is_one() -> None:
+    sets = {
+        "lidar": {"torso.0.weight:columns": [1]},
+        "first": {"torso.0.weight:entries": [0], "torso.0.bias:rows": [2, 0]},
+    }
+    assert members(groups_of(cut(), {"torso.*": sets})) == {
+        "lidar": [1, 3, 5],
+        "first": [0, 6, 8],
+        "torso.0.weight:rest": [2, 4],
+        "torso.0.bias:rest": [7],
+        "actor": [*range(9, 19)],
+        "critic": [*range(19, 23)],
+    }
+
+
+def test_a_set_may_take_whole_tensors_and_rows_and_columns_that_cross() -> None:
+    sets = {"cross": {"actor.weight:rows": [0], "actor.weight:columns": [0]}, "noise": {"actor.log_std:rows": [0, 1]}}
+    groups = groups_of(cut(), {"actor": sets}, only=cut().select(["actor"]))
+    assert members(groups) == {
+        "cross": [9, 10, 11, 12],
+        "noise": [17, 18],
+        "actor.weight:rest": [13, 14],
+        "actor.bias": [15, 16],
+    }
+
+
+def test_sets_under_one_pattern_lie_in_the_blocks_of_their_parameters() -> None:
+    sets = {"unit": {"torso.0.bias:rows": [0]}, "action": {"actor.bias:rows": [1]}}
+    groups = groups_of(cut(), {"[ta]*": sets})
+    assert dict(zip(groups.names, groups.blocks, strict=True)) == {
+        "unit": "torso.0",
+        "torso.0.weight": "torso.0",
+        "torso.0.bias:rest": "torso.0",
+        "action": "actor",
+        "actor.weight": "actor",
+        "actor.bias:rest": "actor",
+        "actor.log_std": "actor",
+        "critic": "critic",
+    }
+
+
+@pytest.mark.parametrize(
+    ("given_groups", "says"),
+    [
+        ({"torzo.*": "row"}, 'policy.groups: "torzo.*" takes no block; did you mean "torso.0"?'),
+        (
+            {"*": "row", "actor": "block"},
+            'policy.groups.actor: policy.groups."*" takes "actor" too; narrow one of the patterns',
+        ),
+        (
+            {"torso.0": {"lidar": {"torso.0.wieght:columns": [0]}}},
+            (
+                'policy.groups."torso.0".lidar."torso.0.wieght:columns": no parameter "torso.0.wieght";'
+                ' did you mean "torso.0.weight"?'
+            ),
+        ),
+        (
+            {"torso.0": {"lidar": {"actor.bias:rows": [0]}}},
+            'policy.groups."torso.0".lidar."actor.bias:rows": actor.bias is in block "actor"; write the set there',
+        ),
+        (
+            {"actor": {"left": {"actor.weight:columns": [0, 3, 7]}}},
+            'policy.groups.actor.left."actor.weight:columns": [3, 7] is out of range; actor.weight has columns 0 to 2',
+        ),
+        (
+            {"actor": {"left": {"actor.weight:rows": [-1]}}},
+            'policy.groups.actor.left."actor.weight:rows": [-1] is out of range; actor.weight has rows 0 to 1',
+        ),
+        (
+            {"actor": {"left": {"actor.bias:columns": [0]}}},
+            (
+                'policy.groups.actor.left."actor.bias:columns": actor.bias has shape (2,) and no columns;'
+                " write actor.bias:entries"
+            ),
+        ),
+        (
+            {"actor": {"left": {"actor.weight:columns": [0]}, "up": {"actor.weight:rows": [1]}}},
+            (
+                'policy.groups.actor.up: actor.weight[1, 0] is in the set "left" too; a parameter belongs to one group:'
+                " take it out of one of them"
+            ),
+        ),
+        (
+            {"actor": {"left": {}}},
+            "policy.groups.actor.left: the set is empty; name some indices, or leave it out",
+        ),
+        (
+            {"*": {"both": {"torso.0.bias:rows": [0], "actor.bias:rows": [0]}}},
+            (
+                'policy.groups."*".both: the set reaches over the blocks ["torso.0", "actor"]; give each block a set of'
+                " its own, or make one block of them in policy.blocks"
+            ),
+        ),
+        (
+            {"actor": {"critic": {"actor.bias:rows": [0]}}},
+            'policy.groups: two groups are called "critic"; rename the index set',
+        ),
+    ],
+)
+def test_a_mistake_is_told_with_its_knob_its_value_and_the_cure(
+    given_groups: Mapping[str, Kind | Sets], says: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
+        groups_of(cut(), given_groups)
+
+
+def test_mistakes_are_told_for_blocks_that_are_not_chosen_too() -> None:
+    layout = cut()
+    with pytest.raises(ValueError, match="out of range"):
+        groups_of(layout, {"actor": {"left": {"actor.bias:rows": [2]}}}, only=layout.select(["critic"]))
+
+
+# What groups know
+
+
+def test_whole_blocks_lie_around_the_groups() -> None:
+    layout = cut()
+    groups = groups_of(layout, {"*": "column"}, only=layout.select(["torso.*", "critic"]))
+    assert members(groups.outer) == {"torso.0": [*range(9)], "critic": [*range(19, 23)]}
+    assert groups.outer.blocks == ("torso.0", "critic")
+    assert groups.homes.tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert groups_of(layout, {}, only=()).outer.names == ()
+
+
+def test_group_norms_by_hand() -> None:
+    groups = groups_of(cut({"a.weight": (2, 2), "b.weight": (1, 1)}), {"a": "row"})
+    x = torch.tensor([[3.0, 4.0, 0.0, -2.0, 7.0], [0.0, 0.0, 5.0, 12.0, -1.0]])
+    assert group_norms(x, groups).tolist() == [[5.0, 2.0, 7.0], [0.0, 13.0, 1.0]]
+
+
+def test_group_norms_neither_overflow_nor_vanish_in_float32() -> None:
+    groups = groups_of(cut({"a.weight": (2, 2)}), {"a": "row"})
+    x = torch.tensor([[3e30, 4e30, 3e-30, 4e-30]])
+    assert torch.equal(group_norms(x, groups), torch.tensor([[5e30, 5e-30]]))
+
+
+any_shapes = st.dictionaries(
+    st.lists(st.sampled_from("abc"), min_size=1, max_size=3).map(".".join),
+    st.lists(st.integers(0, 3), max_size=3).map(tuple),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(deadline=None, max_examples=80)
+@given(any_shapes, st.sampled_from(["block", "tensor", "row", "column"]), st.data())
+def test_groups_of_any_layout_part_the_chosen_blocks_and_stay_within_a_block(
+    shapes: dict[str, tuple[int, ...]], kind: Kind, data: st.DataObject
+) -> None:
+    layout = cut(shapes)
+    only = data.draw(st.lists(st.sampled_from(layout.blocks), unique=True))
+    groups = groups_of(layout, {}, default=kind, only=only)
+    found = members(groups)
+    assert torch.equal(groups.ids >= 0, layout.mask(only))
+    assert all(found.values())
+    spans = {block.name: range(block.start, block.stop) for block in only}
+    for block, columns in zip(groups.blocks, found.values(), strict=True):
+        assert all(column in spans[block] for column in columns)
+    x = torch.randn(2, layout.size, dtype=torch.float64)
+    by_hand = [torch.linalg.vector_norm(x[:, columns], dim=1) for columns in found.values()]
+    torch.testing.assert_close(group_norms(x, groups), torch.stack(by_hand, 1) if by_hand else x[:, :0])
