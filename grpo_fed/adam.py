@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,43 +19,45 @@ class Adam:
     """[K, P]."""
     square: Tensor
     """[K, P]."""
-    count: Tensor
+    count: np.ndarray
     """[K, 1] float64: steps taken by each client."""
     epsilon: float
 
     @classmethod
     def start(cls, clients: int, size: int, epsilon: float, device: torch.device | str = "cpu") -> Adam:
         zeros = torch.zeros(clients, size, device=device)
-        return cls(zeros, zeros.clone(), torch.zeros(clients, 1, dtype=torch.float64), epsilon)
+        return cls(zeros, zeros.clone(), np.zeros((clients, 1)), epsilon)
 
     def rows(self, chunk: slice) -> Adam:
         """The same moments, seen for some clients only."""
         return Adam(self.mean[chunk], self.square[chunk], self.count[chunk], self.epsilon)
 
-    def step(self, parameters: Tensor, gradient: Tensor, learning_rate: Tensor, active: Tensor | None = None) -> None:
+    def step(
+        self, parameters: Tensor, gradient: Tensor, learning_rate: np.ndarray, active: Tensor | None = None
+    ) -> None:
         """Move parameters [K, P] down the gradient [K, P] in place, by learning_rate [K, 1]; the inactive [K] rest."""
         if active is not None:
             self._step_some(parameters, gradient, learning_rate, active)
             return
-        self.count.add_(1)
+        self.count[:] += 1
         self.mean.lerp_(gradient, 1 - BETA1)
         self.square.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-        pace = (learning_rate / (1 - BETA1**self.count)).to(parameters)
-        spread = (1 - BETA2**self.count).sqrt().to(parameters)
+        pace = column(learning_rate / (1 - BETA1**self.count), parameters)
+        spread = column(np.sqrt(1 - BETA2**self.count), parameters)
         parameters.addcdiv_(self.mean * pace, self.square.sqrt().div_(spread).add_(self.epsilon), value=-1)
 
-    def _step_some(self, parameters: Tensor, gradient: Tensor, learning_rate: Tensor, active: Tensor) -> None:
+    def _step_some(self, parameters: Tensor, gradient: Tensor, learning_rate: np.ndarray, active: Tensor) -> None:
         rows = active.nonzero().squeeze(1)
         if len(rows) == 0:
             return
-        here = rows.to(self.count.device)
+        here = rows.cpu().numpy()
         some = Adam(self.mean[rows], self.square[rows], self.count[here], self.epsilon)
         moved = parameters[rows]
         some.step(moved, gradient[rows], learning_rate[here])
-        for whole, part, index in (
-            (self.mean, some.mean, rows),
-            (self.square, some.square, rows),
-            (self.count, some.count, here),
-            (parameters, moved, rows),
-        ):
-            whole[index] = part
+        self.mean[rows], self.square[rows], parameters[rows] = some.mean, some.square, moved
+        self.count[here] = some.count
+
+
+def column(values: np.ndarray, like: Tensor) -> Tensor:
+    """One number for each client, [K, 1], as a tensor beside parameters [K, P]."""
+    return torch.from_numpy(values.astype(np.float32)).to(like.device)

@@ -17,13 +17,15 @@ from torch import Tensor
 
 from grpo_fed.adam import Adam
 from grpo_fed.advantages import similarity_groups
+from grpo_fed.batch import batch_of
 from grpo_fed.groups import groups_of
 from grpo_fed.judge import judge
 from grpo_fed.lanes import Lanes, make_lanes
+from grpo_fed.memory import keep_freed_memory
 from grpo_fed.normalise import ObservationNormaliser, RewardNormaliser
 from grpo_fed.play import Evaluation, Players, play
 from grpo_fed.policy import Policy, policy_for
-from grpo_fed.rollout import Actor, Collector, Episode, Trajectories, complete
+from grpo_fed.rollout import Actor, Collector, Episode, Trajectories
 from grpo_fed.scenario import Scenario
 from grpo_fed.streams import Purpose, client_seed, generator, lane_seeds
 from grpo_fed.tasks import Task, tasks_of
@@ -55,6 +57,7 @@ class Fleet:
 
     def __init__(self, tasks: Sequence[Task], scenario: Scenario, seeds: Sequence[int] | None = None) -> None:
         """`seeds` name the clients' random streams; by default they come from the scenario's seed and the names."""
+        keep_freed_memory()
         self.scenario = scenario
         self.tasks = tuple(tasks)
         self.names = [task.client for task in tasks]
@@ -82,7 +85,7 @@ class Fleet:
                 rows = stack.rows
                 if not behind[rows].any():
                     continue
-                batch = complete(self.policy, stack.views, trajectories, rows)
+                batch = batch_of(self.policy, stack.views, trajectories, rows)
                 judged = judge(batch, None if groups is None else groups[rows], self.longest, self.scenario)
                 active = None if behind.all() else torch.from_numpy(behind[rows]).to(self.device)
                 losses = update(stack, batch, judged, active, self.numbers[rows], progress[rows])
@@ -213,7 +216,7 @@ class Fleet:
         settings, layout = self.scenario, self.policy.layout
         try:
             chosen = layout.select(settings.penalty.blocks, "penalty.blocks")
-            groups = groups_of(layout, settings.policy.groups, only=chosen)
+            groups = groups_of(layout, settings.policy.groups, only=chosen).to(self.device)
             limits = [(layout.select([key], "trust.blocks"), limit) for key, limit in settings.trust.blocks.items()]
         except ValueError as error:
             raise ValueError(f"client {self.names[0]} ({self.tasks[0].env}): {error}") from error
@@ -228,9 +231,11 @@ class Fleet:
                 seeds=self.seeds[rows],
                 parameters=self.parameters[rows],
                 views=layout.views(self.parameters[rows]),
+                gradient=(gradient := torch.zeros_like(self.parameters[rows])),
+                gradient_views=layout.views(gradient),
                 anchor=self.anchor[rows],
                 adam=self.adam.rows(rows),
-                learning_rate=torch.tensor([[task.learning_rate] for task in tasks], dtype=torch.float64),
+                learning_rate=np.array([[task.learning_rate] for task in tasks]),
                 entropy=torch.stack([entropy_weights(task, self.policy, settings) for task in tasks]).to(self.device),
                 penalty=torch.tensor([[task.penalty] for task in tasks]).to(self.device),
                 kl_coefficient=self.kl_coefficient[rows],

@@ -84,7 +84,7 @@ def _wave(
     noise = np.zeros(0)
     for t in range(step_limit):
         seen = observations.reshape(clients, copies, -1)
-        said = actor(seen.copy() if normaliser is None else normaliser.apply(seen))
+        said = actor(seen if normaliser is None else normaliser.apply(seen))
         if deterministic:
             actions = distribution.mode(said)
         else:

@@ -11,7 +11,7 @@ import operator
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,8 +26,8 @@ from grpo_fed.scenario import PolicySettings
 from grpo_fed.tasks import Action, Task
 
 Parameters = Mapping[str, Tensor]
-Pullback = Callable[[Tensor, Tensor | None], Tensor]
-"""Slopes by distribution parameters [K, B, M] and by values [K, B], or None -> gradient by the parameters, [K, P]."""
+Pullback = Callable[[Tensor, Tensor | None, Parameters], None]
+"""Slopes by distribution parameters [K, B, M] and by values [K, B], or None; writes the gradient by every parameter."""
 
 
 def policy_for(task: Task, settings: PolicySettings) -> Policy:
@@ -97,8 +97,8 @@ class Policy(ABC):
         """Names of the parameters that the action distribution depends on."""
 
     @abstractmethod
-    def act_numpy(self, parameters: Mapping[str, np.ndarray], observations: np.ndarray) -> np.ndarray:
-        """`act` for a rollout on the CPU, [K, B, D] -> [K, B, M]."""
+    def numpy_actor(self, parameters: Mapping[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+        """`act` for a rollout on the CPU, [K, B, D] -> [K, B, M], under parameters that may change in place."""
 
     @abstractmethod
     def vjp(self, parameters: Parameters, observations: Tensor) -> tuple[Output, Pullback]:
@@ -118,6 +118,7 @@ class ActorCritic(Policy):
         depth = range(len(settings.hidden))
         self.torso = [*(["adapter"] if settings.adapter else []), *(f"torso.{layer}" for layer in depth)]
         self.critic = [f"critic.{layer}" for layer in depth] if settings.torso == "separate" else []
+        self.critic_names = [name for name in self.shapes if name.startswith("critic.")]
 
     def initial(self, seed: int) -> Tensor:
         values = {name: self._initial(name, seed)[None] for name in self.shapes}
@@ -137,7 +138,7 @@ class ActorCritic(Policy):
         return nn.init.uniform_(value, -bound, bound, generator=generator)
 
     def actor_names(self) -> frozenset[str]:
-        return frozenset(name for name in self.shapes if not name.startswith("critic."))
+        return frozenset(self.shapes) - frozenset(self.critic_names)
 
     def forward(self, parameters: Parameters, observations: Tensor) -> Output:
         features = self.features(parameters, observations)
@@ -171,9 +172,7 @@ class ActorCritic(Policy):
         values = _linear(parameters, "critic.head", critic[-1]).squeeze(-1)
 
         @torch.no_grad()
-        def pullback(by_distribution: Tensor, by_values: Tensor | None) -> Tensor:
-            flat = by_distribution.new_zeros(len(observations), self.layout.size)
-            gradient = self.layout.views(flat)
+        def pullback(by_distribution: Tensor, by_values: Tensor | None, gradient: Parameters) -> None:
             by_mean = by_distribution
             if self.distribution.continuous:
                 by_mean, by_log_std = by_distribution.chunk(2, -1)
@@ -185,8 +184,10 @@ class ActorCritic(Policy):
                     self._pull_layers(parameters, gradient, self.critic, critic, by_last)
                 else:
                     by_features += by_last
+            else:
+                for name in self.critic_names:
+                    gradient[name].zero_()
             self._pull_layers(parameters, gradient, self.torso, torso, by_features)
-            return flat
 
         return Output(self._head(parameters, torso[-1]), values), pullback
 
@@ -198,14 +199,27 @@ class ActorCritic(Policy):
             slope = self.activation.pull(slope, seen[layer + 1])
             slope = _pull_linear(parameters, gradient, names[layer], seen[layer], slope, further=layer > 0)
 
-    def act_numpy(self, parameters: Mapping[str, np.ndarray], observations: np.ndarray) -> np.ndarray:
-        for name in self.torso:
-            observations = self.activation.bend_numpy(_linear_numpy(parameters, name, observations))
-        mean = _linear_numpy(parameters, "actor", observations)
-        if not self.distribution.continuous:
-            return mean
-        log_std = np.broadcast_to(parameters["actor.log_std"][:, None], mean.shape)
-        return np.concatenate([mean, log_std], -1)
+    def numpy_actor(self, parameters: Mapping[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+        *layers, (weight, bias) = [
+            (parameters[f"{name}.weight"].swapaxes(1, 2), parameters[f"{name}.bias"][:, None])
+            for name in (*self.torso, "actor")
+        ]
+        bend = self.activation.bend_numpy
+        log_std = parameters["actor.log_std"][:, None] if self.distribution.continuous else None
+
+        def act(observations: np.ndarray) -> np.ndarray:
+            hidden = observations
+            for inner, shift in layers:
+                hidden = hidden @ inner
+                hidden += shift
+                hidden = bend(hidden)
+            mean: np.ndarray = hidden @ weight
+            mean += bias
+            if log_std is None:
+                return mean
+            return np.concatenate([mean, np.broadcast_to(log_std, mean.shape)], -1)
+
+        return act
 
 
 def _shapes(
@@ -248,13 +262,6 @@ def _pull_linear(
     return torch.bmm(slope, parameters[f"{name}.weight"]) if further else slope
 
 
-def _linear_numpy(parameters: Mapping[str, np.ndarray], name: str, inputs: np.ndarray) -> np.ndarray:
-    """[K, B, in] -> [K, B, out]."""
-    outputs = inputs @ parameters[f"{name}.weight"].swapaxes(1, 2)
-    outputs += parameters[f"{name}.bias"][:, None]
-    return cast(np.ndarray, outputs)
-
-
 class ModulePolicy(Policy):
     """A user's own torch module, stacked by `torch.func`: one template, the parameters of all clients beside it."""
 
@@ -266,7 +273,7 @@ class ModulePolicy(Policy):
         distribution: Distribution,
         settings: PolicySettings,
     ) -> None:
-        self.build = lambda: build(*spaces, **settings.kwargs)
+        self.build: Callable[[], nn.Module] = lambda: build(*spaces, **settings.kwargs)
         self.observation_size = observation_size
         self.distribution = distribution
         self.settings = settings
@@ -281,7 +288,7 @@ class ModulePolicy(Policy):
 
     def _built(self, seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)  # type: ignore[no-untyped-call]
+            torch.manual_seed(seed)
             return self.build()
 
     def _check(self) -> None:
@@ -324,21 +331,27 @@ class ModulePolicy(Policy):
     def act(self, parameters: Parameters, observations: Tensor) -> Tensor:
         return self.forward(parameters, observations).distribution
 
-    def act_numpy(self, parameters: Mapping[str, np.ndarray], observations: np.ndarray) -> np.ndarray:
+    def numpy_actor(self, parameters: Mapping[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
         tensors = {name: torch.from_numpy(value) for name, value in parameters.items()}
-        with torch.inference_mode():
-            return self.act(tensors, torch.from_numpy(observations)).numpy()
+
+        def act(observations: np.ndarray) -> np.ndarray:
+            with torch.inference_mode():
+                array: np.ndarray = self.act(tensors, torch.from_numpy(observations)).numpy()
+            return array
+
+        return act
 
     def vjp(self, parameters: Parameters, observations: Tensor) -> tuple[Output, Pullback]:
         leaves = {name: parameters[name].detach().requires_grad_() for name in parameters}
         with torch.enable_grad():
             said = self.forward(leaves, observations)
 
-        def pullback(by_distribution: Tensor, by_values: Tensor | None) -> Tensor:
+        def pullback(by_distribution: Tensor, by_values: Tensor | None, gradient: Parameters) -> None:
             outputs, slopes = (said.distribution, said.values), (by_distribution, by_values)
             used = 1 if by_values is None else 2
             parts = torch.autograd.grad(outputs[:used], list(leaves.values()), slopes[:used], materialize_grads=True)
-            return self.layout.flatten(dict(zip(leaves, parts, strict=True)))
+            for name, part in zip(leaves, parts, strict=True):
+                gradient[name].copy_(part)
 
         return Output(said.distribution.detach(), said.values.detach()), pullback
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from grpo_fed import objective, penalty, trust
-from grpo_fed.adam import Adam
+from grpo_fed.adam import Adam, column
 from grpo_fed.blocks import Block
 from grpo_fed.groups import Groups
 from grpo_fed.judge import Judged
@@ -40,11 +40,15 @@ class Stack:
     """[K, P]: changed in place."""
     views: Mapping[str, Tensor]
     """The same memory by name, [K, *shape] each, in the layout's order."""
+    gradient: Tensor
+    """[K, P]: of the loss, written by every backward pass."""
+    gradient_views: Mapping[str, Tensor]
+    """The same memory by name."""
     anchor: Tensor
     """[K, P]: where the round began."""
     adam: Adam
-    learning_rate: Tensor
-    """[K, 1] float64."""
+    learning_rate: np.ndarray
+    """[K, 1]."""
     entropy: Tensor
     """[K, C]: weights of the action components' entropies."""
     penalty: Tensor
@@ -134,10 +138,10 @@ def adam_update(
             active = within if active is None else active & within
             if not active.any():
                 break
-        gradient = pullback(slopes.distribution, slopes.values)
+        pullback(slopes.distribution, slopes.values, stack.gradient_views)
         if settings.max_grad_norm is not None:
-            clip_gradient(gradient, settings.max_grad_norm)
-        stack.adam.step(stack.parameters, gradient, learning_rate, active)
+            clip_gradient(stack.gradient, settings.max_grad_norm)
+        stack.adam.step(stack.parameters, stack.gradient, learning_rate, active)
         shrink(stack, learning_rate, active)
     return list(seen), None
 
@@ -196,7 +200,7 @@ def natural_length(
         curvature = (direction * image).sum(1, keepdim=True).clamp_min(1e-12)
         pace = (2 * stack.kl_limit[:, None] / curvature).sqrt()
     else:
-        pace = (stack.learning_rate * scheduled(settings.schedule, progress)).to(direction)
+        pace = column(stack.learning_rate * scheduled(settings.schedule, progress), direction)
     step = pace * direction
     return step, (gradient * step).sum(1)
 
@@ -215,8 +219,8 @@ def fit_critic(stack: Stack, sample: Sample, active: Tensor | None, numbers: np.
     for part in sample.minibatches(stack.seeds, numbers, settings.value_epochs, settings.minibatches):
         said, pullback = stack.policy.vjp(stack.views, part.observations)
         by_values = objective.value_slope(said.values, part, coefficients)
-        gradient = pullback(torch.zeros_like(said.distribution), by_values) * critic
-        stack.adam.step(stack.parameters, gradient, learning_rate, active)
+        pullback(torch.zeros_like(said.distribution), by_values, stack.gradient_views)
+        stack.adam.step(stack.parameters, stack.gradient.mul_(critic), learning_rate, active)
 
 
 def reference(stack: Stack, batch: Batch) -> Tensor | None:
@@ -259,13 +263,13 @@ def clip_gradient(gradient: Tensor, longest: float) -> None:
     gradient.mul_((longest / (length + 1e-6)).clamp_(max=1.0))
 
 
-def shrink(stack: Stack, learning_rate: Tensor, active: Tensor | None) -> None:
+def shrink(stack: Stack, learning_rate: np.ndarray, active: Tensor | None) -> None:
     """The group penalty's proximal step, as long as the optimiser's step was."""
     settings = stack.scenario.penalty
     if not (stack.penalty.any() or settings.l1 or settings.outer):
         return
     anchor = stack.anchor if settings.toward == "shared" else None
-    pace = learning_rate.to(stack.parameters)
+    pace = column(learning_rate, stack.parameters)
     shrunk = penalty.proximal(stack.parameters, anchor, settings, stack.groups, pace, stack.penalty)
     stack.parameters.copy_(shrunk if active is None else torch.where(active[:, None], shrunk, stack.parameters))
 
@@ -273,8 +277,8 @@ def shrink(stack: Stack, learning_rate: Tensor, active: Tensor | None) -> None:
 def coefficients_of(stack: Stack, progress: np.ndarray) -> Coefficients:
     """The objective's weights at `progress`, for each client."""
     settings = stack.scenario.objective
-    left = scheduled(settings.clip_schedule, progress)
-    left = left.to(stack.parameters) if isinstance(left, Tensor) else left
+    varies = settings.clip_schedule != "constant"
+    left = column(scheduled(settings.clip_schedule, progress), stack.parameters) if varies else 1.0
     high = settings.clip if settings.clip_high is None else settings.clip_high
     return Coefficients(
         clip_low=settings.clip * left,
@@ -286,12 +290,12 @@ def coefficients_of(stack: Stack, progress: np.ndarray) -> Coefficients:
     )
 
 
-def scheduled(kind: str, progress: np.ndarray) -> Tensor | float:
-    """What a schedule leaves of its start value at `progress` [K], 0 to 1: [K, 1], or 1 where nothing changes."""
+def scheduled(kind: str, progress: np.ndarray) -> np.ndarray:
+    """What a schedule leaves of its start value at `progress` [K], 0 to 1: [K, 1]."""
     if kind == "constant":
-        return 1.0
+        return np.ones((len(progress), 1))
     left = 1.0 - progress if kind == "linear" else 0.5 * (1.0 + np.cos(np.pi * progress))
-    return torch.from_numpy(left[:, None])
+    return np.asarray(left[:, None])
 
 
 def weighted_kl(policy: Policy, part: Minibatch, distribution: Tensor, direction: str) -> Tensor:

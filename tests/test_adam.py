@@ -1,5 +1,6 @@
 """Our stacked Adam against torch's."""
 
+import numpy as np
 import torch
 
 from grpo_fed.adam import Adam
@@ -20,7 +21,7 @@ def test_every_client_steps_as_torchs_adam_with_its_own_learning_rate() -> None:
     gradients = [torch.randn(3, 50) * 10**scale for scale in (-3, 0, 2, -1, 0)]
     ours, adam = start.clone(), Adam.start(3, 50, 1e-5)
     for gradient in gradients:
-        adam.step(ours, gradient, torch.tensor(rates, dtype=torch.float64)[:, None])
+        adam.step(ours, gradient, np.array(rates)[:, None])
     for client, rate in enumerate(rates):
         expected = torch_adam(start[client], [gradient[client] for gradient in gradients], rate)
         torch.testing.assert_close(ours[client], expected, rtol=1e-5, atol=1e-6)
@@ -28,7 +29,7 @@ def test_every_client_steps_as_torchs_adam_with_its_own_learning_rate() -> None:
 
 def test_a_resting_client_keeps_parameters_moments_and_count() -> None:
     torch.manual_seed(1)
-    ours, adam, rate = torch.randn(2, 9), Adam.start(2, 9, 1e-5), torch.full((2, 1), 0.1, dtype=torch.float64)
+    ours, adam, rate = torch.randn(2, 9), Adam.start(2, 9, 1e-5), np.full((2, 1), 0.1)
     start = ours.clone()
     gradients = [torch.randn(2, 9) for _ in range(4)]
     pattern = [[True, True], [True, False], [False, False], [True, True]]
@@ -42,6 +43,6 @@ def test_a_resting_client_keeps_parameters_moments_and_count() -> None:
 
 def test_rows_share_the_memory_of_the_whole() -> None:
     whole, parameters = Adam.start(4, 3, 1e-5), torch.zeros(4, 3)
-    whole.rows(slice(1, 3)).step(parameters[1:3], torch.ones(2, 3), torch.full((2, 1), 0.1, dtype=torch.float64))
+    whole.rows(slice(1, 3)).step(parameters[1:3], torch.ones(2, 3), np.full((2, 1), 0.1))
     assert whole.count.flatten().tolist() == [0.0, 1.0, 1.0, 0.0]
     assert parameters.abs().sum(1).gt(0).tolist() == [False, True, True, False]

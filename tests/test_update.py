@@ -40,9 +40,11 @@ def stack_of(given: Scenario, clients: int = 2, seed: int = 0, policy: ActorCrit
         seeds=list(range(clients)),
         parameters=parameters,
         views=policy.layout.views(parameters),
+        gradient=(gradient := torch.zeros_like(parameters)),
+        gradient_views=policy.layout.views(gradient),
         anchor=parameters.clone(),
         adam=Adam.start(clients, parameters.shape[1], given.objective.adam_epsilon),
-        learning_rate=torch.full((clients, 1), given.objective.learning_rate, dtype=torch.float64),
+        learning_rate=np.full((clients, 1), given.objective.learning_rate),
         entropy=torch.full((clients, 1), given.objective.entropy),
         penalty=torch.full((clients, 1), given.penalty.weight),
         kl_coefficient=torch.full((clients,), given.trust.coefficient),
@@ -313,9 +315,7 @@ def test_mirror_descent_on_a_table_is_exponentiated_advantages() -> None:
 
 def test_schedules_go_from_all_to_nothing() -> None:
     progress = np.array([0.0, 0.5, 1.0])
-    assert scheduled("constant", progress) == 1.0
-    linear, cosine = scheduled("linear", progress), scheduled("cosine", progress)
-    assert isinstance(linear, Tensor)
-    assert isinstance(cosine, Tensor)
+    constant, linear, cosine = (scheduled(kind, progress) for kind in ("constant", "linear", "cosine"))
+    assert constant.flatten().tolist() == [1.0, 1.0, 1.0]
     assert linear.flatten().tolist() == [1.0, 0.5, 0.0]
     assert cosine.flatten().tolist() == pytest.approx([1.0, 0.5, 0.0])
