@@ -1,0 +1,304 @@
+"""What a run looks like while it goes on: a live table on a terminal, a line for each round elsewhere, or JSON."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, TextIO, final
+
+import numpy as np
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from grpo_fed.journal import Result, RoundNote, line_of, mean_return
+from grpo_fed.scenario import Scenario
+from grpo_fed.tables import MANY, Standing, is_number, lowest, many, number, results_table, small, span, standings_table
+
+ROWS_AROUND = 5
+"""Rows of a terminal that the bar, the table's head and the cursor take."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What is known before the first round."""
+
+    scenario: Scenario
+    device: str
+    out: Path
+
+    @property
+    def facts(self) -> str:
+        """In a line."""
+        scenario = self.scenario
+        clients = many(sum(entry.count for entry in scenario.clients), "client")
+        rounds = f"{many(scenario.rounds, 'round')} of {scenario.steps:,} steps"
+        return f"{clients}, {rounds}, {scenario.objective.preset}, {self.device}, seed {scenario.seed}"
+
+
+class Display(Protocol):
+    """What hears of a run."""
+
+    def begin(self, opening: Opening) -> None:
+        """Before the first policies play."""
+        ...
+
+    def round(self, note: RoundNote) -> None:
+        """After each round; number 0 is what there was before."""
+        ...
+
+    def stop(self) -> None:
+        """There are no more rounds, for whatever reason."""
+        ...
+
+    def end(self, result: Result) -> None:
+        """Say what became of it."""
+        ...
+
+
+def display_for(out: TextIO, as_json: bool, quiet: bool) -> Display:
+    """What fits where the output goes."""
+    console = Console(file=out, highlight=False)
+    if as_json:
+        return JsonDisplay(out, Console(stderr=True, highlight=False), quiet)
+    if quiet:
+        return QuietDisplay(console)
+    return LiveDisplay(console) if console.is_terminal else LineDisplay(console)
+
+
+@dataclass
+class Course:
+    """How a run has gone so far."""
+
+    clients: dict[str, Standing] = field(default_factory=dict)
+    round: int = 0
+    rounds: int = 0
+    seconds: float = 0.0
+    """Of the latest round's training."""
+    speed: float = 0.0
+    """Steps a second of all clients together, in the latest round."""
+    clock: list[float] = field(default_factory=list)
+    """When each round was over."""
+
+    def add(self, note: RoundNote) -> None:
+        """One more round."""
+        self.round, self.rounds, self.seconds = note.round, note.rounds, note.seconds
+        self.clock.append(time.monotonic())
+        if note.round == 0:
+            self.clients = {evaluation.client: Standing(evaluation.score) for evaluation in note.evaluations}
+        for report in note.reports:
+            standing = self.clients[report.client]
+            mean = mean_return(report)
+            if mean is not None:
+                standing.returns.append(mean)
+            standing.kl, standing.entropy = report.losses.get("approx_kl"), report.losses.get("entropy")
+        if note.seconds:
+            self.speed = sum(report.steps for report in note.reports) / note.seconds
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until the last round is over, as the latest ten went; None before there is one."""
+        latest = self.clock[-11:]
+        if len(latest) < 2:
+            return None
+        pace = (latest[-1] - latest[0]) / (len(latest) - 1)
+        return max(0.0, latest[-1] + pace * (self.rounds - self.round) - time.monotonic())
+
+
+# On a terminal --------------------------------------------------------------------------------------------------------
+
+
+@final
+class LiveDisplay:
+    """A header, a bar and a table that follow the rounds, and in their place a table of what became of the clients."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.course = Course()
+        self.began = 0.0
+        self.live = Live(console=console, get_renderable=self._now, transient=True, vertical_overflow="crop")
+
+    def begin(self, opening: Opening) -> None:
+        scenario = opening.scenario
+        lines = [Text(scenario.description)] if scenario.description else []
+        lines += [Text(opening.facts), Text(f"{opening.out}/", style="dim", overflow="fold")]
+        title = Text.assemble(("grpo-fed ", "bold"), (scenario.name, "bold cyan"))
+        self.console.print(Panel(Group(*lines), title=title, title_align="left", border_style="cyan"))
+        self.course.rounds, self.began = scenario.rounds, time.monotonic()
+        self.live.start()
+
+    def round(self, note: RoundNote) -> None:
+        self.course.add(note)
+
+    def stop(self) -> None:
+        self.live.stop()
+
+    def end(self, result: Result) -> None:
+        show_result(self.console, result)
+
+    def _now(self) -> RenderableType:
+        bar = _bar(self.course, self.began)
+        if not self.course.clients:
+            return bar
+        most = min(MANY, self.console.height - ROWS_AROUND)
+        return Group(bar, standings_table(self.course.clients, most))
+
+
+def _bar(course: Course, began: float) -> Table:
+    """Where in the run we are, in a line."""
+    grid = Table.grid(padding=(0, 1), expand=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column(ratio=1)
+    grid.add_column(no_wrap=True, justify="right")
+    bar = ProgressBar(total=course.rounds, completed=course.round, complete_style="cyan", finished_style="green")
+    count = Text.assemble("round ", (f"{course.round}", "bold"), f"/{course.rounds}")
+    grid.add_row(count, bar, Text(f"{_doing(course)}, {span(time.monotonic() - began)}"))
+    return grid
+
+
+def _doing(course: Course) -> str:
+    """What goes on at the moment."""
+    if not course.clock:
+        return "untrained policies play"
+    if course.left is None:
+        return "round 1 trains"
+    if course.round == course.rounds:
+        return "trained policies play"
+    return f"{course.seconds:.2f} s/round, {course.speed:,.0f} steps/s, {span(course.left)} left"
+
+
+# Elsewhere ------------------------------------------------------------------------------------------------------------
+
+
+@final
+class LineDisplay:
+    """A plain line for each round."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.course = Course()
+
+    def begin(self, opening: Opening) -> None:
+        say(self.console, f"{opening.scenario.name}: {opening.facts}")
+        say(self.console, f"{opening.out}/")
+
+    def round(self, note: RoundNote) -> None:
+        self.course.add(note)
+        if note.round:
+            say(self.console, round_line(note, self.course))
+
+    def stop(self) -> None:
+        pass
+
+    def end(self, result: Result) -> None:
+        show_result(self.console, result)
+
+
+def round_line(note: RoundNote, course: Course) -> str:
+    """A round in plain words."""
+    means = {report.client: mean for report in note.reports if (mean := mean_return(report)) is not None}
+    parts = [f"round {note.round:>{len(str(note.rounds))}}/{note.rounds}"]
+    parts.append(f"return {number(float(np.mean(list(means.values()))) if means else None)}")
+    if len(means) > 1:
+        worst = min(means, key=lambda name: means[name])
+        parts.append(f"worst {worst} {number(means[worst])}")
+    if note.evaluations:
+        parts.append(f"evaluated {number(float(np.mean([evaluation.score for evaluation in note.evaluations])))}")
+    ones = course.clients.values()
+    for name, values in (("KL", [one.kl for one in ones]), ("entropy", [one.entropy for one in ones])):
+        known = [value for value in values if value is not None and is_number(value)]
+        parts.append(f"{name} {small(float(np.mean(known)) if known else None)}")
+    parts += [f"{note.seconds:.2f} s", f"{course.speed:,.0f} steps/s"]
+    if course.left is not None and note.round < note.rounds:
+        parts.append(f"{span(course.left)} left")
+    return "  ".join(parts)
+
+
+@final
+class JsonDisplay:
+    """A JSON line for each round and for the result; what is meant for people goes to `talk`."""
+
+    def __init__(self, out: TextIO, talk: Console, quiet: bool) -> None:
+        self.out = out
+        self.talk = talk
+        self.quiet = quiet
+
+    def begin(self, opening: Opening) -> None:
+        if not self.quiet:
+            say(self.talk, f"{opening.scenario.name}: {opening.facts}")
+            say(self.talk, f"{opening.out}/")
+
+    def round(self, note: RoundNote) -> None:
+        if note.round and not self.quiet:
+            self._write({"type": "round", **line_of(note)})
+
+    def stop(self) -> None:
+        pass
+
+    def end(self, result: Result) -> None:
+        self._write({"type": "result", **result.document(), "out": None if result.out is None else str(result.out)})
+        if not self.quiet:
+            say(self.talk, result_line(result))
+
+    def _write(self, document: Mapping[str, object]) -> None:
+        self.out.write(json.dumps(document, allow_nan=False) + "\n")
+        self.out.flush()
+
+
+@final
+class QuietDisplay:
+    """The result, in a line."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def begin(self, opening: Opening) -> None:
+        pass
+
+    def round(self, note: RoundNote) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+    def end(self, result: Result) -> None:
+        say(self.console, f"{result_line(result)}, in {result.out}")
+
+
+# What became of it ----------------------------------------------------------------------------------------------------
+
+
+def show_result(console: Console, result: Result) -> None:
+    """A table of the clients, the whole in a line, and what to do next."""
+    console.print(results_table(result))
+    say(console, result_line(result), "bold")
+    if result.out is not None and result.status != "failed":
+        console.print(Text.assemble(("next: ", "dim"), (next_command(result), "cyan")), soft_wrap=True)
+
+
+def result_line(result: Result) -> str:
+    """All in a line."""
+    parts = [] if result.status == "finished" else [f"{result.status} after {many(result.rounds, 'round')}"]
+    if result.score_mean is not None:
+        parts.append(f"return {number(result.score_mean)}")
+        if len(result.clients) > 1:
+            parts[-1] += f" (middle half {number(result.score_iqm)}, worst {number(result.score_min)})"
+    return f"{result.scenario}: {', '.join(parts)}, {result.env_steps:,} steps in {span(result.seconds)}"
+
+
+def next_command(result: Result) -> str:
+    """To see a client play: the worst, where there is most to mend."""
+    name = lowest({name: client.latest for name, client in result.clients.items()}, 1)[0]
+    chosen = f" --client {name}" if len(result.clients) > 1 else ""
+    return f"grpo-fed play {result.out}{chosen} --gif {name}.gif"
+
+
+def say(console: Console, text: str, style: str = "") -> None:
+    """A line that the terminal breaks, so that paths and commands in it can be copied."""
+    console.print(Text(text, style=style), soft_wrap=True)

@@ -1,0 +1,148 @@
+"""Learning without any federation: the control that a federation is held against, and the simplest use of a fleet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Self, final
+
+from grpo_fed import journal
+from grpo_fed.fleet import Fleet, fleets_of
+from grpo_fed.journal import ClientResult, Journal, Result, RoundNote, Status, mean_return
+from grpo_fed.play import Evaluation
+from grpo_fed.scenario import Scenario
+
+Watch = Callable[[RoundNote], None]
+
+
+def train(scenario: Scenario, out: str | Path | None = None, watch: Watch = lambda note: None) -> Result:
+    """Train every client on its own; write a run folder to `out`; tell `watch` of every round, the first being 0.
+
+    ValueError for what is wrong with the scenario, before anything is written. Whatever stops the training after that,
+    KeyboardInterrupt too, first finds the policies and `results.json` saved as they are.
+    """
+    with Training(scenario, out) as training:
+        return training.run(watch)
+
+
+@final
+class Training:
+    """A run that is ready to begin: to make one finds whatever is wrong before anything is started or written."""
+
+    def __init__(self, scenario: Scenario, out: str | Path | None = None) -> None:
+        self.scenario = scenario
+        self.folder = None if out is None else Path(out)
+        if self.folder is not None:
+            journal.refuse_unusable(self.folder)
+        self.fleets = fleets_of(scenario)
+        self.result: Result | None = None
+        """What became of it, as soon as it has ended, in whatever way."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for fleet in self.fleets:
+            fleet.close()
+
+    def run(self, watch: Watch = lambda note: None) -> Result:
+        """Play, train round by round, play again."""
+        totals = _Totals(self.scenario, self.fleets)
+        written = Journal.open(self.folder, self.scenario)
+        try:
+            for note in self._rounds():
+                totals.add(note)
+                written.write(note)
+                watch(note)
+            totals.sampled = _scores(_evaluate(self.fleets, deterministic=False))
+        except BaseException as error:
+            status: Status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            self.result = totals.result(status, self.folder, error)
+            written.close(self.result, self.fleets)
+            raise
+        self.result = totals.result("finished", self.folder)
+        written.close(self.result, self.fleets)
+        return self.result
+
+    def _rounds(self) -> Iterator[RoundNote]:
+        """Round 0 is what there was before; the last one always plays."""
+        scenario, every = self.scenario, self.scenario.evaluate.every
+        yield RoundNote(0, scenario.rounds, 0.0, 0, (), _evaluate(self.fleets, deterministic=True))
+        env_steps = 0
+        for number in range(1, scenario.rounds + 1):
+            began = time.perf_counter()
+            progress = (number - 1) / scenario.rounds, number / scenario.rounds
+            reports = [report for fleet in self.fleets for report in fleet.train(scenario.steps, *progress)]
+            seconds = time.perf_counter() - began
+            plays = number == scenario.rounds or (every and number % every == 0)
+            evaluations = _evaluate(self.fleets, deterministic=True) if plays else ()
+            env_steps += sum(report.steps for report in reports)
+            yield RoundNote(number, scenario.rounds, seconds, env_steps, reports, evaluations)
+
+
+def _evaluate(fleets: Sequence[Fleet], deterministic: bool) -> list[Evaluation]:
+    return [one for fleet in fleets for one in fleet.evaluate(deterministic=deterministic)]
+
+
+def _scores(evaluations: Sequence[Evaluation]) -> dict[str, float]:
+    return {evaluation.client: evaluation.score for evaluation in evaluations}
+
+
+class _Totals:
+    """What a run's rounds come to, from the first to where it is."""
+
+    def __init__(self, scenario: Scenario, fleets: Sequence[Fleet]) -> None:
+        self.scenario = scenario
+        self.device = str(fleets[0].device)
+        self.envs = {task.client: task.env for fleet in fleets for task in fleet.tasks}
+        self.began = time.perf_counter()
+        self.rounds = 0
+        self.episodes = dict.fromkeys(self.envs, 0)
+        self.steps = dict.fromkeys(self.envs, 0)
+        self.best: dict[str, float] = {}
+        self.first: dict[str, float] = {}
+        self.last: dict[str, float] = {}
+        """Of the policies as they are; empty where they have learned since they played."""
+        self.sampled: dict[str, float] = {}
+
+    def add(self, note: RoundNote) -> None:
+        """One more round, or with number 0 what there was before."""
+        self.rounds = note.round
+        self.last = _scores(note.evaluations)
+        if note.round == 0:
+            self.first = self.last
+        for report in note.reports:
+            self.episodes[report.client] += len(report.episodes)
+            self.steps[report.client] += report.steps
+            mean = mean_return(report)
+            if mean is not None:
+                self.best[report.client] = max(mean, self.best.get(report.client, mean))
+
+    def result(self, status: Status, out: Path | None, error: BaseException | None = None) -> Result:
+        """The whole, with the clients in the scenario's order."""
+        names = [name for settings in self.scenario.clients for name in settings.names]
+        clients = {
+            name: ClientResult(
+                env=self.envs[name],
+                before=self.first.get(name),
+                after=self.last.get(name),
+                sampled=self.sampled.get(name),
+                best=self.best.get(name),
+                episodes=self.episodes[name],
+                env_steps=self.steps[name],
+            )
+            for name in names
+        }
+        return Result(
+            scenario=self.scenario.name,
+            seed=self.scenario.seed,
+            device=self.device,
+            status=status,
+            error=None if error is None else f"{type(error).__name__}: {error}".rstrip(": "),
+            rounds=self.rounds,
+            seconds=time.perf_counter() - self.began,
+            env_steps=sum(self.steps.values()),
+            clients=clients,
+            out=out,
+        )
