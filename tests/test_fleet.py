@@ -179,3 +179,30 @@ def test_a_task_that_may_never_end_is_refused_where_whole_episodes_are_needed() 
 def test_entropy_groups_beyond_the_action_are_refused_with_the_client() -> None:
     with pytest.raises(ValueError, match=r"client cart-0: objective.entropy_groups.arm = \[3\]"):
         fleets_of(scenario(SMALL, CLIENTS.format(count=2), "objective.entropy_groups={ arm = [3] }"))
+
+
+def test_clients_with_unlike_spaces_share_a_torso_through_adapters() -> None:
+    """Cart-pole has 4 numbers and 2 actions, Acrobot 6 and 3: the torso's blocks are alike, adapter and head not."""
+    clients = "".join(
+        f'[[clients]]\nname = "{name}"\nenv = "{env}"\n' for name, env in (("a", "CartPole-v1"), ("b", "Acrobot-v1"))
+    )
+    given = scenario(SMALL, clients, "policy.adapter=12", 'policy.shared=["torso.*"]')
+    one, two = fleets_of(given)
+    shared = [[(block.name, block.size) for block in fleet.policy.layout.shared] for fleet in (one, two)]
+    assert shared[0] == shared[1] == [("torso.0", 12 * 16 + 16), ("torso.1", 16 * 16 + 16)]
+    for name in ("torso.0.weight", "torso.1.weight"):
+        assert torch.equal(one.client_parameters(0)[name], two.client_parameters(0)[name])
+    for fleet in (one, two):
+        fleet.train(512)
+        assert torch.isfinite(fleet.parameters).all()
+
+
+def test_a_users_own_module_learns_in_a_fleet_as_alone() -> None:
+    given = scenario(SMALL, CLIENTS.format(count=3), "policy.module=test_policy:OwnNet", "policy.kwargs={ width = 9 }")
+    tasks = tasks_of(given)
+    together, alone = Fleet(tasks, given), Fleet(tasks[1:2], given)
+    start = together.parameters.clone()
+    together.train(512)
+    alone.train(512)
+    torch.testing.assert_close(together.parameters[1:2], alone.parameters, rtol=2e-4, atol=2e-5)
+    assert (together.parameters - start).abs().amax() > 1e-3

@@ -18,8 +18,8 @@ PACKAGE = ROOT / "grpo_fed"
 
 # A module may import from its own floor and from those below. A package stands on one floor with all that is in it.
 FLOORS = [
-    "describe files gallery given kinds locate presets read records scenario words",
-    """activations adam advantages blocks distributions families groups judge lanes memory normalise objective penalty
+    "describe files gallery given kinds memory locate presets read records scenario words",
+    """activations adam advantages blocks distributions families groups judge lanes normalise objective penalty
     policy sample streams tasks""",
     "batch film fleet journal natural play rollout saved training trust update",
     "engines",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import gymnasium
 import numpy as np
@@ -18,6 +19,7 @@ from grpo_fed.groups import groups_of
 from grpo_fed.judge import Judged
 from grpo_fed.policy import ActorCritic
 from grpo_fed.records import Batch
+from grpo_fed.sample import Sample
 from grpo_fed.scenario import Scenario
 from grpo_fed.update import Stack, scheduled, update
 
@@ -130,8 +132,6 @@ def test_minibatches_take_every_step_once_an_epoch() -> None:
     given = scenario("[objective]\nepochs = 1\nminibatches = 3\nnormalise_advantages = 'off'")
     stack = stack_of(given, clients=3)
     batch, judged = experience(stack)
-    from grpo_fed.sample import Sample
-
     valid = torch.rand(judged.weights.shape) < 0.7
     weights = valid / valid.sum((1, 2), keepdim=True)
     sample = Sample.of(_with_valid(batch, valid), Judged(judged.advantages, judged.returns, weights), None)
@@ -145,14 +145,10 @@ def test_minibatches_take_every_step_once_an_epoch() -> None:
 
 
 def _with_valid(batch: Batch, valid: Tensor) -> Batch:
-    from dataclasses import replace
-
     return replace(batch, valid=valid)
 
 
 def test_the_order_of_a_clients_minibatches_is_its_own() -> None:
-    from grpo_fed.sample import Sample
-
     stack = stack_of(scenario(""), clients=3)
     batch, judged = experience(stack)
     sample = Sample.of(batch, judged, None)
@@ -256,6 +252,67 @@ def test_the_trpo_step_is_sb3_contribs() -> None:
         assert moved.norm() > 1e-3
         assert ((ours - old) - moved).norm() / moved.norm() < 0.02
     assert 0 < said["kl"] <= peer.target_kl
+
+
+def test_the_natural_direction_is_a_dense_fisher_solve() -> None:
+    """F = E[J' (diag(p) - p p') J], with the Jacobian J of a small network's logits worked out entry by entry."""
+    given = scenario(
+        "[policy]\nhidden = [3]\n[objective]\npreset = 'npg'\nlearning_rate = 0.01\nnormalise_advantages = 'off'\n"
+        "[trust]\nregion = 'none'\ncg_damping = 0.05\ncg_iterations = 60"
+    )
+    stack = stack_of(given, clients=2)
+    batch, judged = experience(stack)
+    layout, names = stack.policy.layout, stack.policy.actor_names()
+    columns = torch.cat([torch.arange(slot.start, slot.stop) for slot in layout.slots if slot.name in names])
+    expected = []
+    for client in range(2):
+        observations = batch.observations[client].flatten(0, 1)
+
+        def logits(flat: Tensor, observations: Tensor = observations) -> Tensor:
+            return stack.policy.act(layout.views(flat[None]), observations[None])[0]
+
+        start = stack.parameters[client].clone()
+        jacobian = torch.autograd.functional.jacobian(logits, start)[..., columns].double()
+        p = logits(start).softmax(-1).double()
+        spread = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+        fisher = torch.einsum("bip,bij,bjq->pq", jacobian, spread, jacobian) / len(observations)
+        chosen = torch.nn.functional.one_hot(batch.actions[client].flatten().long(), 3) - p
+        scores = torch.einsum("bi,bip->bp", chosen, jacobian)
+        gradient = (scores * judged.advantages[client].flatten()[:, None]).mean(0)
+        expected.append(torch.linalg.solve(fisher + 0.05 * torch.eye(len(columns)), gradient))
+    before = stack.parameters.clone()
+    run(stack, batch, judged)
+    moved = (stack.parameters - before)[:, columns].double() / 0.01
+    torch.testing.assert_close(moved, torch.stack(expected), rtol=1e-3, atol=1e-3)
+
+
+def test_the_hard_limit_widens_when_steps_keep_their_promise() -> None:
+    """At a KL of 1e-5 the linear model is right: the limit grows by half for both clients."""
+    given = scenario("[objective]\npreset = 'trpo'\n[trust]\ntarget = 1e-5\nadaptive_target = true")
+    stack = stack_of(given)
+    run(stack, *experience(stack))
+    assert stack.kl_limit.tolist() == pytest.approx([1.5e-5, 1.5e-5])
+
+
+def test_the_kl_to_the_shared_policy_pulls_back_to_where_the_round_began() -> None:
+    """With no advantage at all, only the KL moves the policy: towards the anchor, not towards the old policy."""
+    given = scenario(
+        "[objective]\nlearning_rate = 0.01\nepochs = 100\nminibatches = 1\nnormalise_advantages = 'off'\n"
+        "[trust]\nregion = 'penalty'\nreference = 'shared'\ncoefficient = 1.0"
+    )
+    stack = stack_of(given, clients=1)
+    batch, judged = experience(stack)
+    stack.anchor.add_(0.3 * torch.randn_like(stack.anchor))
+    still = Judged(torch.zeros_like(judged.advantages), batch.values, judged.weights)
+
+    def distance() -> float:
+        observations = batch.observations.flatten(1, 2)
+        shared = stack.policy.act(stack.policy.layout.views(stack.anchor), observations)
+        return float(stack.policy.distribution.kl(shared, stack.policy.act(stack.views, observations)).mean())
+
+    before = distance()
+    run(stack, batch, still)
+    assert distance() < 0.05 * before
 
 
 def table_policy(states: int, actions: int) -> ActorCritic:
