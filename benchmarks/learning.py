@@ -1,0 +1,380 @@
+"""Train our own clients with the peers' settings and budgets, and score the final policies in the same way.
+
+Three suites: `tasks` has the rl-zoo's settings, as benchmarks/peers.py has them; `presets` every preset as it comes on
+CartPole; `groups` the critic-free presets with groups of episodes from one start state. The seeds of a case are the
+clients of one fleet, each with a start and random streams of its own, so that ten of them train as one stacked
+computation and yet are independent runs. A fleet that is done appends a JSON line for each seed to
+benchmarks/results/ours.jsonl, and a seed that has its line is skipped; delete lines to train them again:
+
+    python -m benchmarks.learning --suite tasks --seeds 10 --workers 1
+"""
+
+import os
+
+# Before torch and numpy load: one thread a process, since the matrices are small.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+import argparse
+import json
+import multiprocessing
+import platform
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+from grpo_fed.fleet import Fleet
+from grpo_fed.policy import Policy
+from grpo_fed.presets import PRESETS
+from grpo_fed.rollout import Actor
+from grpo_fed.scenario import Scenario
+from grpo_fed.streams import Purpose, generator
+from grpo_fed.tasks import Task, tasks_of
+
+RESULTS = Path(__file__).parent / "results" / "ours.jsonl"
+SUITES = ("tasks", "presets", "groups")
+EVALUATION_EPISODES = 50
+EVALUATION_SEED = 10_000
+"""The peers' too: both play from the same start states."""
+THRESHOLDS = {"CartPole-v1": 475.0, "Acrobot-v1": -100.0, "Pendulum-v1": -200.0, "LunarLander-v3": 200.0}
+"""The mean return at which a task counts as solved."""
+
+Sections = Mapping[str, Mapping[str, Any]]
+"""A scenario's tables."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained with several seeds, and whom it is compared with."""
+
+    suite: str
+    preset: str
+    task: str
+    """A gymnasium id."""
+    budget: int
+    """Environment steps asked for; rounded up to whole rounds."""
+    sections: Sections = field(default_factory=dict)
+    """What differs from the preset."""
+    steps: int = 2048
+    """Environment steps of a round: with the peers' settings one rollout, else the scenario's default."""
+    peer: tuple[str, int] | None = None
+    """Algorithm and budget of the peer's runs on the same task."""
+    remark: str = ""
+    """What a reader of the comparison must know."""
+    by_default: bool = True
+    """Whether it runs when no cases are named."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}/{self.preset}"
+
+    @property
+    def title(self) -> str:
+        return f"{self.task}, {self.preset}, {self.budget:,} steps"
+
+    @property
+    def rounds(self) -> int:
+        return -(-self.budget // self.steps)
+
+
+def zoo_case(preset: str, task: str, budget: int, num_envs: int, horizon: int, *, algorithm: str, **more: Any) -> Case:
+    """A row of the rl-zoo: one round a rollout, so that linear schedules go down as the peer's do."""
+    sections: dict[str, Any] = {"rollout": {"num_envs": num_envs, "horizon": horizon}}
+    for section in ("policy", "normalise", "objective", "trust"):
+        if section in more:
+            sections[section] = more.pop(section)
+    return Case("tasks", preset, task, budget, sections, num_envs * horizon, peer=(algorithm, budget), **more)
+
+
+BOTH = {"observations": True, "rewards": True}
+GROUPS = {"rollout": {"num_envs": 16}, "group": {"by": "start", "size": 4}}
+
+# The first rows are those of benchmarks/peers.py, in our words: a minibatch's size there is here a count.
+CASES = (
+    zoo_case(
+        "ppo",
+        "CartPole-v1",
+        100_000,
+        8,
+        32,
+        algorithm="PPO",
+        objective={
+            "minibatches": 1,
+            "epochs": 20,
+            "gamma": 0.98,
+            "gae_lambda": 0.8,
+            "learning_rate": 1e-3,
+            "schedule": "linear",
+            "clip": 0.2,
+            "clip_schedule": "linear",
+        },
+    ),
+    zoo_case(
+        "ppo",
+        "Pendulum-v1",
+        100_000,
+        4,
+        1024,
+        algorithm="PPO",
+        objective={"minibatches": 64, "epochs": 10, "gamma": 0.9, "gae_lambda": 0.95, "learning_rate": 1e-3},
+        remark="the peer explores with gSDE as in the rl-zoo, we with a plain Gaussian",
+    ),
+    zoo_case(
+        "ppo",
+        "Acrobot-v1",
+        300_000,
+        16,
+        256,
+        algorithm="PPO",
+        normalise=BOTH,
+        objective={"minibatches": 64, "epochs": 4, "gamma": 0.99, "gae_lambda": 0.94},
+    ),
+    zoo_case(
+        "a2c", "CartPole-v1", 100_000, 8, 5, algorithm="A2C", remark="the peer's optimiser is RMSprop, ours is Adam"
+    ),
+    zoo_case(
+        "trpo",
+        "CartPole-v1",
+        100_000,
+        2,
+        512,
+        algorithm="TRPO",
+        objective={"minibatches": 2, "value_epochs": 20, "gae_lambda": 0.98, "learning_rate": 1e-3},
+        trust={"cg_damping": 1e-3},
+    ),
+    zoo_case(
+        "a2c", "CartPole-v1", 500_000, 8, 5, algorithm="A2C", remark="the peer's optimiser is RMSprop, ours is Adam"
+    ),
+    zoo_case(
+        "ppo",
+        "LunarLander-v3",
+        1_000_000,
+        16,
+        1024,
+        algorithm="PPO",
+        objective={"minibatches": 256, "epochs": 4, "gamma": 0.999, "gae_lambda": 0.98, "entropy": 0.01},
+    ),
+    zoo_case(
+        "ppo",
+        "HalfCheetah-v5",
+        1_000_000,
+        1,
+        512,
+        algorithm="PPO",
+        by_default=False,
+        policy={"hidden": [256, 256], "activation": "relu", "log_std": -2.0, "orthogonal": False},
+        normalise=BOTH,
+        objective={
+            "minibatches": 8,
+            "epochs": 20,
+            "gamma": 0.98,
+            "gae_lambda": 0.92,
+            "learning_rate": 2.0633e-05,
+            "entropy": 0.000401762,
+            "clip": 0.1,
+            "max_grad_norm": 0.8,
+            "value_coefficient": 0.58096,
+        },
+    ),
+    *(
+        Case("presets", preset, "CartPole-v1", 100_000, peer=peer)
+        for preset, peer in {**dict.fromkeys(PRESETS), "a2c": ("A2C", 100_000), "trpo": ("TRPO", 100_000)}.items()
+    ),
+    *(
+        Case("groups", preset, task, 100_000, GROUPS)
+        for task in ("CartPole-v1", "grpo_fed/PointMass-v0")
+        for preset in ("grpo", "dr-grpo", "rloo")
+    ),
+    # With a critic, as the measure of what going without one costs.
+    Case("groups", "ppo", "grpo_fed/PointMass-v0", 100_000),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished training run: one line of the results file."""
+
+    suite: str
+    name: str
+    task: str
+    preset: str
+    budget: int
+    """Environment steps asked for."""
+    seed: int
+    steps: int
+    """Environment steps taken."""
+    score_deterministic: float
+    """Mean return with each action the distribution's mode."""
+    score_sampled: float
+    """Mean return with actions sampled as in training."""
+    seconds: float
+    """Wall time of training its fleet, divided by the fleet's seeds."""
+    cpu_seconds: float
+    """Processor time of the same, which other work on the machine disturbs less."""
+    together: int
+    """Seeds in the fleet."""
+    machine: str
+    versions: dict[str, str]
+    """Of the packages that a score or a time depends on."""
+
+    @property
+    def key(self) -> tuple[str, str, int, int]:
+        return self.suite, self.name, self.budget, self.seed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=SUITES, action="append", help="may be repeated; default: all three")
+    parser.add_argument("--only", help="comma-separated names as CartPole-v1/ppo; default: all but HalfCheetah-v5")
+    parser.add_argument("--seeds", type=int, default=10, help="how many, counted from 0")
+    parser.add_argument("--together", type=int, default=10, help="seeds in one fleet, at most")
+    parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    done = {run.key for run in read_runs(arguments.results)}
+    pending = []
+    for case in chosen_cases(arguments.suite or SUITES, arguments.only):
+        seeds = [seed for seed in range(arguments.seeds) if (case.suite, case.name, case.budget, seed) not in done]
+        pending += [(case, seeds[i : i + arguments.together]) for i in range(0, len(seeds), arguments.together)]
+    arguments.results.parent.mkdir(parents=True, exist_ok=True)
+    # Spawned, so that a worker sets its threads before any have started.
+    workers = ProcessPoolExecutor(
+        arguments.workers, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    )
+    with workers:
+        for future in as_completed([workers.submit(train_and_record, *each, arguments.results) for each in pending]):
+            for run in future.result():
+                print(
+                    f"{run.suite} {run.name} seed {run.seed}: {run.steps} steps, {run.seconds} s, "
+                    f"deterministic {run.score_deterministic:.1f}, sampled {run.score_sampled:.1f}",
+                    flush=True,
+                )
+
+
+def chosen_cases(suites: Iterable[str], names: str | None) -> list[Case]:
+    """The suites' rows of the given names, in the table's order; without names, those that run by default."""
+    rows = [case for case in CASES if case.suite in set(suites)]
+    if names is None:
+        return [case for case in rows if case.by_default]
+    wanted, known = set(names.split(",")), {case.name for case in rows}
+    if unknown := wanted - known:
+        raise ValueError(f"--only: no case {sorted(unknown)}; there are {sorted(known)}")
+    return [case for case in rows if case.name in wanted]
+
+
+def read_runs(results: Path) -> list[Run]:
+    """Every run that has its line."""
+    if not results.exists():
+        return []
+    return [Run(**json.loads(line)) for line in results.read_text().splitlines()]
+
+
+def train_and_record(case: Case, seeds: Sequence[int], results: Path) -> list[Run]:
+    """The worker writes the lines itself, so that a fleet that fails takes no other's lines with it."""
+    runs = train_and_score(case, seeds)
+    with results.open("a") as file:
+        file.writelines(json.dumps(asdict(run)) + "\n" for run in runs)
+    return runs
+
+
+def train_and_score(case: Case, seeds: Sequence[int]) -> list[Run]:
+    """Some seeds from nothing to their scores; the same seed gives the same run in any company."""
+    scenario = scenario_of(case, len(seeds))
+    fleet = Fleet(tasks_of(scenario), scenario, seeds)
+    start, cpu_start = time.perf_counter(), time.process_time()
+    for number in range(scenario.rounds):
+        fleet.train(scenario.steps, number / scenario.rounds, (number + 1) / scenario.rounds)
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+    fleet.close()
+    return [
+        Run(
+            suite=case.suite,
+            name=case.name,
+            task=case.task,
+            preset=case.preset,
+            budget=case.budget,
+            seed=seed,
+            steps=int(fleet.spent[client]),
+            score_deterministic=score(fleet, client, deterministic=True),
+            score_sampled=score(fleet, client, deterministic=False),
+            seconds=round(seconds / len(seeds), 2),
+            cpu_seconds=round(cpu_seconds / len(seeds), 2),
+            together=len(seeds),
+            machine=machine_kind(),
+            versions=installed_versions(),
+        )
+        for client, seed in enumerate(seeds)
+    ]
+
+
+def scenario_of(case: Case, clients: int) -> Scenario:
+    """The case's settings with `clients` clients, each of which begins from parameters of its own."""
+    sections = {name: dict(values) for name, values in case.sections.items()}
+    sections["policy"] = {**sections.get("policy", {}), "same_start": False}
+    sections["objective"] = {**sections.get("objective", {}), "preset": case.preset}
+    return Scenario.model_validate(
+        {
+            "name": "benchmark",
+            "rounds": case.rounds,
+            "steps": case.steps,
+            "device": "cpu",
+            "clients": [{"name": "seed", "env": case.task, "count": clients}],
+            **sections,
+        }
+    )
+
+
+def score(fleet: Fleet, client: int, deterministic: bool) -> float:
+    """Mean return of the evaluation episodes in plain gymnasium environments, stepped as the peers' are."""
+    task, policy, normaliser = fleet.tasks[client], fleet.policy, fleet.observation_normaliser
+    actor = Actor(policy, fleet.parameters[client : client + 1])
+    draws = generator(EVALUATION_SEED, Purpose.EVALUATION)
+    environments = [gymnasium.make(task.env, **task.kwargs) for _ in range(EVALUATION_EPISODES)]
+    observations = np.stack(
+        [environment.reset(seed=EVALUATION_SEED + i)[0] for i, environment in enumerate(environments)]
+    )
+    returns = np.zeros(EVALUATION_EPISODES)
+    running = np.ones(EVALUATION_EPISODES, dtype=bool)
+    while running.any():
+        raw = observations.astype(np.float32)
+        seen = raw if normaliser is None else normaliser.apply_one(client, raw)
+        actions = chosen_actions(policy, task, actor(seen[None]), None if deterministic else draws)
+        for i in np.flatnonzero(running):
+            observations[i], reward, terminated, truncated, _ = environments[i].step(actions[i])
+            returns[i] += reward
+            running[i] = not (terminated or truncated)
+    for environment in environments:
+        environment.close()
+    return float(returns.mean())
+
+
+def chosen_actions(policy: Policy, task: Task, said: np.ndarray, draws: np.random.Generator | None) -> np.ndarray:
+    """Actions as gymnasium wants them, from distribution parameters [1, E, M]; the mode where nothing draws."""
+    distribution = policy.distribution
+    if draws is None:
+        actions = distribution.mode(said)[0]
+    else:
+        actions = distribution.sample(said, distribution.draw_noise(draws, said.shape[:2]))[0]
+    if task.action.kind == "categorical":
+        return actions[:, 0].astype(int)
+    return np.clip(actions, task.action.low, task.action.high).astype(np.float32)
+
+
+def machine_kind() -> str:
+    return f"{os.cpu_count()}-core CPU, {platform.machine()}"
+
+
+def installed_versions() -> dict[str, str]:
+    return {name: version(name) for name in ("grpo-fed", "torch", "gymnasium", "numpy")}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""The learning benchmark: its settings are the peers', its seeds are independent, its page tells who was better."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stable_baselines3.common.utils import FloatSchedule
+
+from benchmarks.learning import CASES, Case, read_runs, scenario_of, train_and_record
+from benchmarks.peers import ALGORITHMS, SETTINGS, Setting
+from benchmarks.report import page
+
+TASKS = [case for case in CASES if case.suite == "tasks"]
+ZOO = {(setting.algorithm, setting.budget, setting.task): setting for setting in SETTINGS}
+
+
+def ours(seed: int, score: float, sampled: float | None = None) -> dict[str, Any]:
+    return {
+        "suite": "tasks",
+        "name": "CartPole-v1/ppo",
+        "budget": 100_000,
+        "seed": seed,
+        "score_deterministic": score,
+        "score_sampled": score if sampled is None else sampled,
+        "cpu_seconds": 4.0,
+        "machine": "2-core CPU, x86_64",
+        "versions": {"torch": "2.13.0"},
+    }
+
+
+def theirs(seed: int, score: float) -> dict[str, Any]:
+    return {**ours(seed, score), "algorithm": "PPO", "task": "CartPole-v1", "cpu_seconds": 29.0}
+
+
+def test_the_page_says_who_is_better_and_by_how_much() -> None:
+    # The middle two of ours are 480 and 490; every one of the peer's is below every one of ours.
+    text = page(
+        [ours(seed, score) for seed, score in enumerate([470.0, 480, 490, 500])],
+        [theirs(seed, score) for seed, score in enumerate([100.0, 200, 300, 400])],
+    )
+    row = next(line for line in text.splitlines() if line.startswith("| CartPole-v1"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[3].startswith("485.0 [")
+    assert cells[4].startswith("250.0 [")
+    assert cells[5] == "1.00 [1.00, 1.00]"
+    assert cells[6:] == ["3 of 4", "0 of 4", "4 / 4", "4 / 29"]
+    assert "better in 2, level in 0 and worse in 0" in " ".join(text.split())
+    assert "We are worse in none" in text
+
+
+def test_the_page_says_where_we_are_worse() -> None:
+    text = page([ours(seed, 100.0, sampled=500.0) for seed in range(3)], [theirs(seed, 500.0) for seed in range(3)])
+    (worse,) = [line for line in text.splitlines() if line.startswith("- Worse")]
+    assert worse.startswith("- Worse: CartPole-v1, ppo, 100,000 steps, the likeliest action: ")
+    assert "the peer's scores are higher (500.0 against our 100.0)" in worse
+    assert worse.endswith("it is solved by 0 of 3 seeds against the peer's 3 of 3.")
+    assert "better in 0, level in 1 and worse in 1" in " ".join(text.split())
+
+
+def test_a_row_without_a_peer_has_no_comparison() -> None:
+    lines = [{**ours(seed, 1.0), "suite": "presets"} for seed in range(2)]
+    assert "Nobody is compared with here" in page(lines, [])
+
+
+@pytest.mark.parametrize("case", TASKS, ids=lambda case: case.title)
+def test_our_rows_are_the_rl_zoos(case: Case) -> None:
+    assert case.peer is not None
+    zoo = ZOO[(*case.peer, case.task)]
+    scenario = scenario_of(case, 1)
+    samples = scenario.rollout.num_envs * scenario.rollout.horizon
+    assert case.steps == samples
+    mine = {
+        "num_envs": scenario.rollout.num_envs,
+        "n_steps": scenario.rollout.horizon,
+        "gamma": scenario.objective.gamma,
+        "gae_lambda": scenario.objective.gae_lambda,
+        "ent_coef": scenario.objective.entropy,
+        "max_grad_norm": scenario.objective.max_grad_norm,
+        "batch_size": samples // scenario.objective.minibatches,
+        "n_epochs": scenario.objective.epochs,
+        "learning_rate": scenario.objective.learning_rate,
+        "clip_range": scenario.objective.clip,
+        "vf_coef": scenario.objective.value_coefficient,
+        "n_critic_updates": scenario.objective.value_epochs,
+        "cg_damping": scenario.trust.cg_damping,
+        "target_kl": scenario.trust.target,
+    }
+    peers = of_the_peer(zoo)
+    assert {key: mine[key] for key in peers} == peers
+    assert scenario.normalise.observations == scenario.normalise.rewards == zoo.normalize
+
+
+def of_the_peer(zoo: Setting) -> dict[str, Any]:
+    """Its hyperparameters with its constructor's defaults; what has no counterpart of ours is left out."""
+    defaults = {name: each.default for name, each in inspect.signature(ALGORITHMS[zoo.algorithm]).parameters.items()}
+    every = {**defaults, **zoo.hyperparameters}
+    schedules = {key: FloatSchedule(every[key])(1.0) for key in ("learning_rate", "clip_range") if key in every}
+    known = {
+        "A2C": ("n_steps", "gamma", "gae_lambda", "ent_coef", "max_grad_norm", "vf_coef"),
+        "TRPO": ("n_steps", "gamma", "gae_lambda", "n_critic_updates", "cg_damping", "target_kl", "batch_size"),
+        "PPO": ("n_steps", "gamma", "gae_lambda", "ent_coef", "max_grad_norm", "vf_coef", "batch_size", "n_epochs"),
+    }[zoo.algorithm]
+    return {"num_envs": zoo.num_envs, **{key: every[key] for key in known}, **schedules}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.suite}, {case.title}")
+def test_every_case_is_a_scenario(case: Case) -> None:
+    scenario = scenario_of(case, 3)
+    assert scenario.rounds * scenario.steps >= case.budget
+    assert not scenario.policy.same_start
+
+
+def test_a_seed_scores_the_same_in_any_company_and_gets_its_line(tmp_path: Path) -> None:
+    case = replace(next(case for case in CASES if case.name == "CartPole-v1/ppo"), budget=512)
+    first = train_and_record(case, [0, 1], tmp_path / "a.jsonl")
+    (alone,) = train_and_record(case, [1], tmp_path / "b.jsonl")
+    assert [run.seed for run in first] == [0, 1]
+    assert (first[1].score_deterministic, first[1].score_sampled) == (alone.score_deterministic, alone.score_sampled)
+    assert first[0].score_sampled != first[1].score_sampled
+    assert alone.steps == 512
+    assert read_runs(tmp_path / "a.jsonl") == first
+    assert json.loads((tmp_path / "b.jsonl").read_text())["name"] == "CartPole-v1/ppo"
