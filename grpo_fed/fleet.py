@@ -114,6 +114,44 @@ class Fleet:
             number,
         )
 
+    def state(self, client: int) -> dict[str, np.ndarray]:
+        """All that one client must remember to go on, bit for bit, in another process."""
+        arrays = {
+            "parameters": self.parameters[client].cpu().numpy(),
+            "adam.mean": self.adam.mean[client].cpu().numpy(),
+            "adam.square": self.adam.square[client].cpu().numpy(),
+            "adam.count": self.adam.count[client],
+            "kl_coefficient": self.kl_coefficient[client, None].cpu().numpy(),
+            "kl_limit": self.kl_limit[client, None].cpu().numpy(),
+            "progress": np.array([self.spent[client], self.numbers[client], self.owed]),
+        }
+        parts = {"rollout": self.collector.state(client)}
+        if self.observation_normaliser is not None:
+            parts["observation_normaliser"] = self.observation_normaliser.state(client)
+        if self.collector.reward_normaliser is not None:
+            parts["reward_normaliser"] = self.collector.reward_normaliser.state(client)
+        named = {f"{part}.{name}": array for part, state in parts.items() for name, array in state.items()}
+        return {name: np.array(array) for name, array in (arrays | named).items()}
+
+    def load(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
+        """Go on where `state` of every client was."""
+        for client, state in enumerate(states):
+            for row, name in (
+                (self.parameters, "parameters"),
+                (self.adam.mean, "adam.mean"),
+                (self.adam.square, "adam.square"),
+                (self.kl_coefficient[:, None], "kl_coefficient"),
+                (self.kl_limit[:, None], "kl_limit"),
+            ):
+                row[client] = torch.from_numpy(state[name])
+            self.adam.count[client] = state["adam.count"]
+            self.spent[client], self.numbers[client], self.owed = state["progress"].tolist()
+            if self.observation_normaliser is not None:
+                self.observation_normaliser.load(client, _part(state, "observation_normaliser"))
+            if self.collector.reward_normaliser is not None:
+                self.collector.reward_normaliser.load(client, _part(state, "reward_normaliser"))
+        self.collector.load([_part(state, "rollout") for state in states])
+
     def client_parameters(self, client: int) -> dict[str, Tensor]:
         """One client's parameters by name, copied to the CPU."""
         return {name: value[client].cpu().clone() for name, value in self.policy.layout.views(self.parameters).items()}
@@ -127,12 +165,12 @@ class Fleet:
     def _refuse_divergence(self) -> None:
         if math.isfinite(self.parameters.sum()):  # far cheaper than looking at each
             return
-        for name, number, finite in zip(self.names, self.numbers, self.parameters.isfinite().all(1), strict=True):
+        for task, number, finite in zip(self.tasks, self.numbers, self.parameters.isfinite().all(1), strict=True):
             if not finite:
                 raise Diverged(
-                    f"client {name}: its policy is no longer finite after update {number + 1}; lower"
-                    f" objective.learning_rate ({self.scenario.objective.learning_rate}), or set"
-                    " objective.max_grad_norm, normalise.observations or normalise.rewards"
+                    f"client {task.client}: its policy is no longer finite after update {number + 1}; lower its"
+                    f" learning_rate, which is {task.learning_rate:g}, or objective.max_grad_norm, or set"
+                    " normalise.observations or normalise.rewards"
                 )
 
     def _collect(self, behind: np.ndarray) -> tuple[Trajectories, Tensor | None]:
@@ -257,6 +295,11 @@ class _Notes:
         names = self.losses[0] if self.losses else {}
         means = {name: float(np.mean([loss[name] for loss in self.losses])) for name in names}
         return Report(client, self.steps, tuple(self.episodes), means)
+
+
+def _part(state: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """The arrays of one part of a client's state."""
+    return {key.removeprefix(f"{name}."): array for key, array in state.items() if key.startswith(f"{name}.")}
 
 
 def longest_episode(tasks: Sequence[Task], scenario: Scenario) -> int:

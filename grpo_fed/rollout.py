@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from grpo_fed.distributions import Distribution
 from grpo_fed.lanes import Lanes, check_finite
 from grpo_fed.normalise import ObservationNormaliser, RewardNormaliser
+from grpo_fed.past import Past
 from grpo_fed.policy import Policy
 from grpo_fed.records import Step
 from grpo_fed.streams import Purpose, generator
@@ -112,6 +113,12 @@ class Collector:
     """[L]: raw rewards of the episodes under way."""
     lengths: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """[L]: their steps."""
+    streams: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
+    """[L]: names of the lanes' streams of episodes."""
+    numbers: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """[L]: which episode of its stream a lane is in."""
+    past: Past = field(default_factory=lambda: Past(0, 0))
+    """What was done in the episodes under way, from which they can be taken up again."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -123,6 +130,8 @@ class Collector:
         raw = self.lanes.reset(seeds)
         self.observations = self._seen(raw, learn)
         self.scores, self.lengths = np.zeros(self.lanes.size), np.zeros(self.lanes.size, np.int64)
+        self.streams, self.numbers = seeds, np.zeros(self.lanes.size, np.int64)
+        self.past = Past(self.lanes.size, self.distribution.action_size)
         return raw
 
     def segments(self, actor: Actor, horizon: int, numbers: np.ndarray) -> Trajectories:
@@ -139,6 +148,8 @@ class Collector:
                 memory.learned[t] = self._normalised(step)
             observations = self._seen(step.observations, learn=True)
         self.observations = observations
+        self.numbers += (memory.terminated | memory.truncated).sum(0)
+        self.past.add(memory.actions, memory.terminated | memory.truncated)
         return self._finish(memory, horizon)
 
     def whole_episodes(
@@ -164,6 +175,7 @@ class Collector:
             raw, awake, steps = step.observations, awake & ~(step.terminated | step.truncated), steps + 1
         assert not awake.any(), "lanes cut an episode at the limit"
         done = self._finish(memory, steps)
+        self.observations = None  # nothing goes on from here
         if self.observation_normaliser is not None:
             lived = _by_client(np.stack(every_raw), *self.shape)
             for client, valid in enumerate(done.valid):
@@ -193,6 +205,43 @@ class Collector:
         ends = step.terminated | step.truncated
         rewards, ends, valid = (part.reshape(self.shape) for part in (step.rewards, ends, step.valid))
         return self.reward_normaliser(rewards, ends, valid).reshape(-1)
+
+    def state(self, client: int) -> dict[str, np.ndarray]:
+        """What one client must remember to go on where it stands; empty before its first step."""
+        if self.observations is None:
+            return {}
+        copies = self.shape[1]
+        mine = slice(client * copies, (client + 1) * copies)
+        actions = self.past.actions[mine]
+        return {
+            "observations": self.observations[client],
+            "scores": self.scores[mine],
+            "lengths": self.lengths[mine],
+            "streams": self.streams[mine],
+            "numbers": self.numbers[mine],
+            "actions": np.concatenate(actions),
+            "made": np.array([len(each) for each in actions]),
+        }
+
+    def load(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
+        """Go on where `state` of every client was; all of them, or none, have stepped before."""
+        if not all(states):
+            assert not any(states), "clients of a fleet step together"
+            return
+
+        def joint(name: str) -> np.ndarray:
+            return np.concatenate([state[name] for state in states])
+
+        self.streams, self.numbers = joint("streams"), joint("numbers")
+        actions = np.split(joint("actions"), np.cumsum(joint("made"))[:-1])
+        self.past = Past.of(actions)
+        raw = self.lanes.resume(self.streams, self.numbers, actions)
+        if self.lanes.reproducible:
+            self.observations = np.stack([state["observations"] for state in states])
+            self.scores, self.lengths = joint("scores"), joint("lengths")
+        else:
+            self.observations = self._seen(raw, learn=False)
+            self.scores, self.lengths = np.zeros(self.lanes.size), np.zeros(self.lanes.size, np.int64)
 
     def _finish(self, memory: _Memory, steps: int) -> Trajectories:
         """What was written, client by client, with the episodes that ended and the truncations among them."""

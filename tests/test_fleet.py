@@ -206,3 +206,33 @@ def test_a_users_own_module_learns_in_a_fleet_as_alone() -> None:
     alone.train(512)
     torch.testing.assert_close(together.parameters[1:2], alone.parameters, rtol=2e-4, atol=2e-5)
     assert (together.parameters - start).abs().amax() > 1e-3
+
+
+RESUMED = {
+    "families": (CLIENTS.format(count=3), ()),
+    "environments": ('[[clients]]\nname = "p"\nenv = "Pendulum-v1"\ncount = 2\n', ()),
+    "unlike": (
+        '[[clients]]\nname = "p"\nenv = "CartPole-v1"\n[[clients]]\nname = "f"\nenv = "grpo_fed/CartPole-v1"\n',
+        ("normalise.observations=true", "normalise.rewards=true", "objective.preset=ppo-kl"),
+    ),
+    "noisy": (ONE + "kwargs = { sensor_noise = 0.1 }\n", ("objective.preset=trpo", "trust.adaptive_target=true")),
+    "episodes": (ONE, ("objective.preset=grpo", "group.size=2", "rollout.episode_limit=60")),
+}
+
+
+@pytest.mark.parametrize(("clients", "overrides"), RESUMED.values(), ids=RESUMED)
+def test_a_fleet_that_takes_over_another_ones_state_goes_on_bit_for_bit(
+    clients: str, overrides: tuple[str, ...]
+) -> None:
+    """Three rounds in one process, or one round, the state as arrays, and two more in a new fleet."""
+    given = scenario(SMALL, clients, *overrides)
+    whole, first, second = one_fleet(given), one_fleet(given), one_fleet(given)
+    for _ in range(3):
+        expected = whole.train(512)
+    first.train(512)
+    second.load([first.state(client) for client in range(len(first.names))])
+    for _ in range(2):
+        found = second.train(512)
+    assert torch.equal(second.parameters, whole.parameters)
+    assert [report.episodes for report in found] == [report.episodes for report in expected]
+    assert str([report.losses for report in found]) == str([report.losses for report in expected])

@@ -42,6 +42,14 @@ class Lanes(ABC):
         """Begin the streams of episodes that seeds [L] uint64 name; first observations [L, D] float32."""
 
     @abstractmethod
+    def resume(self, seeds: np.ndarray, episodes: np.ndarray, actions: Sequence[np.ndarray]) -> np.ndarray:
+        """Take up the `episodes`-th [L] of the streams where they were left: lanes take their actions so far once more.
+
+        `actions` [L] of [n, A] each, n as long as the lane's episode was. Observations [L, D] that the lanes stand at.
+        Lanes that are not reproducible begin anew.
+        """
+
+    @abstractmethod
     def step(self, actions: np.ndarray, restart: bool = True) -> Step:
         """Take the policy's actions, [L, A] floats. All arrays of the Step are new ones.
 
@@ -97,9 +105,9 @@ class Deadlines:
         self.due = np.full(len(limits), NEVER)
         self.next = NEVER
 
-    def start(self, lanes: Any) -> None:
-        """An episode begins in these lanes."""
-        self.due[lanes] = self.limits[lanes] + self.clock
+    def start(self, lanes: Any, made: Any = 0) -> None:
+        """An episode begins in these lanes, or has `made` some steps already."""
+        self.due[lanes] = self.limits[lanes] + self.clock - made
         self.next = self.due.min()
 
     def stop(self, lanes: Any) -> None:
@@ -111,6 +119,16 @@ class Deadlines:
         """A step was made; the lanes in which it was the last one allowed."""
         self.clock += 1
         return [] if self.clock < self.next else np.flatnonzero(self.due <= self.clock).tolist()
+
+
+def padded(actions: Sequence[np.ndarray], ends_together: bool) -> np.ndarray:
+    """Actions of lanes [L] of [n, A] as [T, L, A], with zeros behind them or, if they end together, before them."""
+    longest, width = max(len(each) for each in actions), actions[0].shape[1]
+    every = np.zeros((longest, len(actions), width), np.float32)
+    for lane, each in enumerate(actions):
+        begins = longest - len(each) if ends_together else 0
+        every[begins : begins + len(each), lane] = each
+    return every
 
 
 def limit_of(task: Task, episode_limit: int) -> int:

@@ -123,6 +123,14 @@ class JointLanes(Lanes):
             observations[index] = lanes.reset(seeds[index])
         return observations
 
+    def resume(self, seeds: np.ndarray, episodes: np.ndarray, actions: Sequence[np.ndarray]) -> np.ndarray:
+        observations = np.empty((self.size, self.observation_size), np.float32)
+        every = np.arange(self.size)
+        for lanes, index in self.parts:
+            mine = [actions[lane] for lane in every[index].tolist()]
+            observations[index] = lanes.resume(seeds[index], episodes[index], mine)
+        return observations
+
     def step(self, actions: np.ndarray, restart: bool = True) -> Step:
         shape = (self.size, self.observation_size)
         joint = Step(

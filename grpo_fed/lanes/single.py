@@ -7,7 +7,7 @@ from typing import Any, final
 
 import numpy as np
 
-from grpo_fed.lanes.base import Deadlines, Lanes, episode_seed, limit_of, values_of
+from grpo_fed.lanes.base import Deadlines, Lanes, episode_seed, limit_of, padded, values_of
 from grpo_fed.lanes.convert import Actions, flattener
 from grpo_fed.records import Step
 from grpo_fed.tasks import Env, Task, TaskError, make_env
@@ -48,6 +48,23 @@ class EnvLanes(Lanes):
         observations = np.empty((self.size, self.observation_size), np.float32)
         for lane in range(self.size):
             self._begin(lane, observations)
+        return observations
+
+    def resume(self, seeds: np.ndarray, episodes: np.ndarray, actions: Sequence[np.ndarray]) -> np.ndarray:
+        self._streams, self._episodes = seeds.tolist(), episodes.tolist()
+        self._awake, self._asleep = list(enumerate(self._steps)), {}
+        observations = np.empty((self.size, self.observation_size), np.float32)
+        for lane in range(self.size):
+            self._begin(lane, observations)
+        made = np.array([len(each) for each in actions])
+        for t, every in enumerate(padded(actions, ends_together=False)):
+            taken = list(self._actions(every))
+            for lane in np.flatnonzero(made > t).tolist():
+                try:
+                    observations[lane] = self._steps[lane](taken[lane])[0]
+                except Exception as error:
+                    raise self._failed(lane, "step", error) from error
+        self._deadlines.start(slice(None), made)
         return observations
 
     def step(self, actions: np.ndarray, restart: bool = True) -> Step:

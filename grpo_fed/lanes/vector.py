@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from grpo_fed.families import FamilyVectorEnv
-from grpo_fed.lanes.base import Deadlines, Lanes, episode_seed, limit_of, values_of
+from grpo_fed.lanes.base import Deadlines, Lanes, episode_seed, limit_of, padded, values_of
 from grpo_fed.lanes.convert import Actions, batch_flattener, flattener
 from grpo_fed.records import Step
 from grpo_fed.tasks import Task, TaskError, Vector
@@ -43,6 +43,23 @@ class VectorLanes(Lanes):
         self._episodes = [0] * self.size
         self._asleep[:] = self._anyone_asleep = False
         return self._begin(np.ones(self.size, bool))
+
+    def resume(self, seeds: np.ndarray, episodes: np.ndarray, actions: Sequence[np.ndarray]) -> np.ndarray:
+        """Episodes end together: a lane whose own is short waits in one that does not count."""
+        self._streams, self._episodes = seeds.tolist(), episodes.tolist()
+        self._asleep[:] = self._anyone_asleep = False
+        made = np.array([len(each) for each in actions])
+        every = padded(actions, ends_together=True)
+        observations = self._vector.reset([0] * self.size)
+        for left in range(len(every), -1, -1):
+            if (begins := made == left).any():
+                observations = self._begin(begins)
+            if left:
+                observations, _, *ended, _ = self._vector.step(every[len(every) - left])
+                self._deadlines.tick()
+                if (waiting := (ended[0] | ended[1]) & (made < left)).any():
+                    self._vector.reset([0 if lane else None for lane in waiting.tolist()], waiting)
+        return observations
 
     def step(self, actions: np.ndarray, restart: bool = True) -> Step:
         assert self._streams, "reset() comes first"
@@ -125,6 +142,12 @@ class SelfResettingLanes(Lanes):
         if self._takes_many_seeds:
             return self._vector.reset([episode_seed(stream, 0) for stream in streams])
         return self._vector.reset(reduce(lambda seed, stream: episode_seed(stream, seed), streams, 0))
+
+    def resume(self, seeds: np.ndarray, episodes: np.ndarray, actions: Sequence[np.ndarray]) -> np.ndarray:
+        names = [
+            episode_seed(stream, episode) for stream, episode in zip(seeds.tolist(), episodes.tolist(), strict=True)
+        ]
+        return self.reset(np.array(names, np.uint64))
 
     def step(self, actions: np.ndarray, restart: bool = True) -> Step:
         observations, rewards, terminated, truncated, infos = self._vector.step(actions)
