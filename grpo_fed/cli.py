@@ -193,20 +193,21 @@ def check(scenario: Source, overrides: Overrides = None, seed: Seed = None, debu
 @app.command()
 def config(
     section: Annotated[str | None, typer.Argument(metavar="SECTION", help="One of them, such as objective.")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="All, as docs/configuration.md has it.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="All, as docs/configuration.md has it.")] = False,
 ) -> None:
     """Show every knob with its default, its limits and its meaning."""
     with telling():
-        from grpo_fed import describe, tables
+        from grpo_fed.describe import markdown
+        from grpo_fed.reference import reference
 
-        if markdown and section is not None:
+        if as_markdown and section is not None:
             raise ValueError(f"--markdown shows all: leave out {section}")
-        if markdown:
-            typer.echo(describe.markdown(), nl=False)
+        if as_markdown:
+            typer.echo(markdown(), nl=False)
             return
         console = _console()
-        for table in tables.knobs_tables(describe.describe(), section):
-            console.print(table)
+        for part in reference(section):
+            console.print(part)
 
 
 @app.command()

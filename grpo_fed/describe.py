@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,7 +58,14 @@ def describe(model: type[BaseModel] = Scenario) -> list[Knob]:
 
 def schema(model: type[BaseModel] = Scenario) -> dict[str, Any]:
     """A JSON schema, by which editors complete and check a scenario as it is typed."""
-    return {"$schema": "http://json-schema.org/draft-07/schema#", **model.model_json_schema()}
+    return {"$schema": "http://json-schema.org/draft-07/schema#", **_without_infinity(model.model_json_schema())}
+
+
+def _without_infinity(shape: Any) -> Any:
+    """JSON has no infinity: a default that is one is left out."""
+    if isinstance(shape, dict):
+        return {key: _without_infinity(value) for key, value in shape.items() if value != math.inf}
+    return [_without_infinity(value) for value in shape] if isinstance(shape, list) else shape
 
 
 def markdown(model: type[BaseModel] = Scenario) -> str:
@@ -170,4 +178,6 @@ def _limits(shape: Schema) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(schema(), indent=1) + "\n" if "--schema" in sys.argv[1:] else markdown())
+    sys.stdout.write(
+        json.dumps(schema(), indent=1, allow_nan=False) + "\n" if "--schema" in sys.argv[1:] else markdown()
+    )

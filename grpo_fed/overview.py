@@ -94,7 +94,7 @@ def _blocks_table(fleet: Fleet, scenario: Scenario) -> Table:
     }
     weighted = any(task.penalty for task in fleet.tasks) or scenario.penalty.l1 or scenario.penalty.outer
     table = table_of("block", "parameters", "bytes", "groups")
-    table.add_column("kept")
+    table.add_column("kept", no_wrap=True)
     table.add_column("tensors", overflow="fold")
     for block in layout.blocks:
         kept = ["shared" if block.shared else "private"]

@@ -56,8 +56,8 @@ def _imported(path: str) -> Callable[..., nn.Module]:
     module, _, name = path.partition(":")
     try:
         found: Callable[..., nn.Module] = operator.attrgetter(name)(importlib.import_module(module))
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"policy.module = {path}: cannot be imported: {error}") from error
+    except Exception as error:
+        raise ValueError(f"policy.module = {path}: cannot be imported: {type(error).__name__}: {error}") from error
     return found
 
 
@@ -289,24 +289,40 @@ class ModulePolicy(Policy):
     def _built(self, seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return self.build()
+            try:
+                built = self.build()
+            except Exception as error:
+                text = f"cannot be built with policy.kwargs = {self.settings.kwargs}: {type(error).__name__}: {error}"
+                raise ValueError(f"policy.module = {self.settings.module}: {text}") from error
+        if not isinstance(built, nn.Module):
+            raise ValueError(
+                f"policy.module = {self.settings.module}: makes {type(built).__name__}, no torch.nn.Module"
+            )
+        return built
 
     def _check(self) -> None:
         """One pass over two zero observations tells whether the module fits its task."""
         where = f"policy.module = {self.settings.module}"
         observations = torch.zeros(2, self.observation_size)
+        stacked = {name: value.detach()[None] for name, value in self.template.named_parameters()}
         try:
             with torch.no_grad():
                 distribution, values = self.template(observations)
+                shapes = tuple(distribution.shape), tuple(values.shape)
         except Exception as error:
             shape = tuple(observations.shape)
             raise ValueError(f"{where}: it fails on observations of shape {shape}: {error}") from error
-        wanted = (2, self.distribution.parameter_size)
-        if tuple(distribution.shape) != wanted or tuple(values.shape) != (2,):
+        wanted = (2, self.distribution.parameter_size), (2,)
+        if shapes != wanted:
             raise ValueError(
-                f"{where}: for 2 observations it returns shapes {tuple(distribution.shape)} and {tuple(values.shape)};"
-                f" {self.distribution} needs distribution parameters {wanted} and values (2,)"
+                f"{where}: for 2 observations it returns shapes {shapes[0]} and {shapes[1]};"
+                f" {self.distribution} needs distribution parameters {wanted[0]} and values (2,)"
             )
+        try:
+            with torch.no_grad():
+                self.forward(stacked, observations[None])
+        except Exception as error:
+            raise ValueError(f"{where}: torch.func.vmap cannot stack clients of it: {error}") from error
 
     def initial(self, seed: int) -> Tensor:
         named = dict(self._built(seed).named_parameters())

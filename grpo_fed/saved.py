@@ -39,8 +39,8 @@ def save_policy(
     for name, value in (normaliser or {}).items():
         arrays[NORMALISER + name] = torch.from_numpy(np.array(value))
     (folder / POLICIES).mkdir(exist_ok=True)
-    metadata = {"client": task.client, "env": task.env}
-    write_whole(folder / POLICIES / f"{task.client}.safetensors", save(arrays, metadata))
+    # one entry, for the order of several would be chance and the file not the same twice
+    write_whole(folder / POLICIES / f"{task.client}.safetensors", save(arrays, {"env": task.env}))
 
 
 @dataclass(frozen=True)

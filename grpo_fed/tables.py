@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,8 +11,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from grpo_fed import words
-from grpo_fed.describe import Knob
 from grpo_fed.journal import ClientResult, Result
 
 MANY = 20
@@ -133,26 +131,6 @@ def _after(client: ClientResult) -> Text:
     if client.after is None or client.before is None or client.after == client.before:
         return Text(number(client.after))
     return Text(number(client.after), style="bold green" if client.after > client.before else "bold red")
-
-
-def knobs_tables(knobs: Sequence[Knob], section: str | None) -> Iterator[RenderableType]:
-    """A table for each section of a scenario, or for one; ValueError if there is none of that name."""
-    names = list(dict.fromkeys(knob.section for knob in knobs))
-    wanted = names if section is None else [name for name in names if name and name == section.strip("[]")]
-    if not wanted:
-        known = [name for name in names if name]
-        cure = words.did_you_mean(words.nearest(str(section), known)) or f"; there are {', '.join(known)}"
-        raise ValueError(f"config {section}: there is no such section{cure}")
-    for name in wanted:
-        yield Text(f"[{name}]" if name else "at the top of the file", style="bold cyan")
-        table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
-        table.add_column("key", style="bold", no_wrap=True)
-        table.add_column("default", style="green", overflow="fold", max_width=24)
-        table.add_column("meaning", overflow="fold")
-        for knob in (knob for knob in knobs if knob.section == name):
-            kind = f"{knob.type}, {knob.limits}" if knob.limits else knob.type
-            table.add_row(Text(knob.key), Text(knob.default), Text.assemble(knob.doc, (f" ({kind})", "dim")))
-        yield table
 
 
 # Numbers --------------------------------------------------------------------------------------------------------------

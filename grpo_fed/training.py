@@ -103,7 +103,7 @@ class _Totals:
         self.best: dict[str, float] = {}
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
-        """Of the policies as they are; empty where they have learned since they played."""
+        """When they played last."""
         self.sampled: dict[str, float] = {}
 
     def add(self, note: RoundNote) -> None:
@@ -122,11 +122,12 @@ class _Totals:
     def result(self, status: Status, out: Path | None, error: BaseException | None = None) -> Result:
         """The whole, with the clients in the scenario's order."""
         names = [name for settings in self.scenario.clients for name in settings.names]
+        after = self.last if self.rounds == self.scenario.rounds else {}  # else they have learned since
         clients = {
             name: ClientResult(
                 env=self.envs[name],
                 before=self.first.get(name),
-                after=self.last.get(name),
+                after=after.get(name),
                 sampled=self.sampled.get(name),
                 best=self.best.get(name),
                 episodes=self.episodes[name],

@@ -1,0 +1,160 @@
+"""What a run looks like: numbers, curves, tables and lines as a user reads them."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from grpo_fed.fleet import Report
+from grpo_fed.journal import ClientResult, Result, RoundNote
+from grpo_fed.play import Evaluation
+from grpo_fed.progress import LineDisplay, LiveDisplay, Opening, next_command, result_line
+from grpo_fed.rollout import Episode
+from grpo_fed.scenario import Scenario
+from grpo_fed.tables import Standing, curve, many, number, results_table, small, span, standings_table
+
+
+def text_of(console: Console) -> str:
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue()
+
+
+def console(terminal: bool = False) -> Console:
+    return Console(
+        file=io.StringIO(), width=100, height=40, force_terminal=terminal, color_system=None, highlight=False
+    )
+
+
+def shown(part: object) -> list[list[str]]:
+    """The words of each line."""
+    out = console()
+    out.print(part)
+    return [line.split() for line in text_of(out).splitlines()]
+
+
+def opening(clients: int = 2) -> Opening:
+    text = f'name = "a"\nrounds = 3\n[[clients]]\nname = "cart"\nenv = "CartPole-v1"\ncount = {clients}\n'
+    return Opening(Scenario.loads(text), "cpu", Path("runs/a"))
+
+
+def note(number: int, returns: dict[str, float | None], evaluated: bool = False) -> RoundNote:
+    reports = [
+        Report(name, 512, () if score is None else (Episode(score, 9, True),), {"approx_kl": 0.25, "entropy": 0.5})
+        for name, score in returns.items()
+    ]
+    evaluations = [Evaluation(name, True, np.array([score]), np.array([9])) for name, score in returns.items()]
+    return RoundNote(
+        number, 3, 0.5, 1024 * number, reports if number else (), evaluations if evaluated or number == 0 else ()
+    )
+
+
+def result(returns: dict[str, float | None], status: str = "finished") -> Result:
+    clients = {name: ClientResult("CartPole-v1", 10.0, score, score, 20.0, 7, 1536) for name, score in returns.items()}
+    return Result("a", 0, "cpu", status, None, 3, 65.0, 3072, clients, Path("runs/a"))
+
+
+def test_numbers_are_as_long_as_they_need_to_be():
+    assert [number(x) for x in (None, np.nan, 0.0, -1.234, 21.25, 1234.5, 123456.7)] == [
+        *("-", "-", "0.00", "-1.23", "21.2", "1,234.5", "123,457"),
+    ]
+    assert [small(x) for x in (None, 0.01234, 1.5, -0.5)] == ["-", "0.0123", "1.50", "-0.5000"]
+    assert [span(x) for x in (0.04, 9.96, 12.3, 59.6, 185, 3723)] == [
+        "0.0 s",
+        "10.0 s",
+        "12 s",
+        "1:00",
+        "3:05",
+        "1:02:03",
+    ]
+    assert [many(1, "client"), many(1200, "client")] == ["1 client", "1,200 clients"]
+
+
+def test_a_curve_goes_from_the_lowest_to_the_highest():
+    assert curve([]) == ""
+    assert curve([3.0, 3.0]) == "▁▁"
+    assert curve([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
+    assert curve([-10, -1, -10]) == "▁█▁"
+    assert curve([0, 0, 7, 7], width=2) == "▁█"  # means of two each
+
+
+def test_up_to_twenty_clients_have_a_row_each():
+    clients = {f"c{i}": Standing(1.0, [2.0, float(i)], 0.25, 0.5) for i in range(20)}
+    rows = shown(standings_table(clients))
+    assert [row[0] for row in rows if row and row[0].startswith("c")] == ["client", *clients]
+    assert ["c3", "1.00", "3.00", "3.00", "0.2500", "0.5000", "▁█"] in rows
+
+
+def test_above_twenty_the_worst_five_and_quantiles_stand_for_all():
+    clients = {f"c{i}": Standing(1.0, [float(i)], 0.25, None) for i in range(21)}
+    clients["c20"].returns.clear()
+    rows = [row for row in shown(standings_table(clients)) if row]
+    assert [row[0] for row in rows if re.fullmatch(r"c\d+", row[0])] == ["c20", "c0", "c1", "c2", "c3"]
+    quantiles = {row[0]: row[-4] for row in rows if row[0] in ("highest", "75", "median", "25", "lowest")}
+    # of the returns 0 to 19
+    assert quantiles == {"highest": "19.0", "75": "14.2", "median": "9.50", "25": "4.75", "lowest": "0.00"}
+    assert ["median", "1.00", "9.50", "9.50", "0.2500", "-"] in rows
+
+    many_results = result({f"c{i}": float(i) for i in range(30)})
+    rows = [row for row in shown(results_table(many_results)) if row]
+    assert [row[0] for row in rows if re.fullmatch(r"c\d+", row[0])] == ["c0", "c1", "c2", "c3", "c4"]
+    assert ["median", "10.0", "14.5", "14.5", "20.0"] in rows
+
+
+def test_a_line_tells_a_round():
+    out = console()
+    display = LineDisplay(out)
+    display.begin(opening())
+    display.round(note(0, {"cart-0": 1.0, "cart-1": 2.0}))
+    display.round(note(1, {"cart-0": 10.0, "cart-1": 30.0}))
+    display.round(note(2, {"cart-0": None, "cart-1": None}))
+    display.round(note(3, {"cart-0": 100.0, "cart-1": 300.0}, evaluated=True))
+    display.end(result({"cart-0": 100.0, "cart-1": 300.0}))
+    lines = text_of(out).splitlines()
+    assert lines[:2] == ["a: 2 clients, 3 rounds of 2,048 steps, ppo, cpu, seed 0", "runs/a/"]
+    assert lines[2] == (
+        "round 1/3  return 20.0  worst cart-0 10.0  KL 0.2500  entropy 0.5000  0.50 s  2,048 steps/s  0.0 s left"
+    )
+    assert lines[3].startswith("round 2/3  return -  KL ")
+    assert lines[4].startswith("round 3/3  return 200.0  worst cart-0 100.0  evaluated 200.0  KL 0.2500")
+    assert lines[4].endswith("2,048 steps/s")
+    assert lines[-2] == "a: return 200.0 (middle half 200.0, worst 100.0), 3,072 steps in 1:05"
+    assert lines[-1] == "next: grpo-fed play runs/a --client cart-0 --gif cart-0.gif"
+
+
+def test_a_terminal_shows_where_the_run_is_and_in_the_end_what_became_of_it():
+    out = console(terminal=True)
+    display = LiveDisplay(out)
+    display.begin(opening())
+    display.live.refresh()
+    assert "untrained policies play" in text_of(out)
+    display.round(note(0, {"cart-0": 1.0, "cart-1": 2.0}))
+    display.live.refresh()
+    assert "round 0/3" in text_of(out)
+    assert "round 1 trains" in text_of(out)
+    display.round(note(1, {"cart-0": 10.0, "cart-1": 30.0}))
+    display.live.refresh()
+    assert re.search(r"round 1/3 .* 0\.50 s/round, 2,048 steps/s, .* left", text_of(out))
+    assert re.search(r"cart-1 +2\.00 +30\.0 +30\.0 +0\.2500 +0\.5000 +▁", text_of(out))
+    display.round(note(3, {"cart-0": 100.0, "cart-1": 300.0}, evaluated=True))
+    display.live.refresh()
+    assert "trained policies play" in text_of(out)
+    display.stop()
+    display.end(result({"cart-0": 100.0, "cart-1": 300.0}))
+    assert re.search(r"cart-1 +10\.0 +300\.0 +300\.0 +20\.0 +7 +1,536", text_of(out))
+
+
+def test_a_run_that_was_stopped_says_so_and_has_no_score():
+    stopped = result({"cart": None}, "interrupted")
+    assert result_line(stopped) == "a: interrupted after 3 rounds, 3,072 steps in 1:05"
+    assert next_command(stopped) == "grpo-fed play runs/a --gif cart.gif"
+
+
+@pytest.mark.parametrize(("scores", "worst"), [({"x": 3.0, "y": 1.0}, "y"), ({"x": None, "y": 1.0}, "y")])
+def test_the_next_command_shows_the_client_with_the_lowest_return(scores: dict[str, float | None], worst: str):
+    assert f"--client {worst} " in next_command(result(scores))
