@@ -108,12 +108,12 @@ def similarity_groups(features: Tensor, clusters: int, generator: np.random.Gene
     return torch.from_numpy(groups).to(features.device)
 
 
-def step_weights(episodes: Tensor, valid: Tensor, average: Average, longest: int) -> Tensor:
+def step_weights(episodes: Tensor, valid: Tensor, average: Average, longest: Tensor) -> Tensor:
     """Weights that turn a sum over a client's steps into an average, [K, T, N] each -> [K, T, N]; 0 where invalid.
 
     `step` is the mean over steps; `episode` the mean over episodes of the mean over their steps (GRPO, 2402.03300,
-    eq. 3); `total` the sum over steps divided by the number of episodes times `longest`, the steps that one may have,
-    which makes no step of a long episode count less than one of a short (Dr. GRPO, 2503.20783).
+    eq. 3); `total` the sum over steps divided by the number of episodes times `longest` [K], the steps that one may
+    have, which makes no step of a long episode count less than one of a short (Dr. GRPO, 2503.20783).
     """
     real = valid.float()
     if average == "step":
@@ -123,7 +123,7 @@ def step_weights(episodes: Tensor, valid: Tensor, average: Average, longest: int
     lengths = real.new_zeros(len(real), count + 1).scatter_add_(1, where, real.flatten(1))
     number = (lengths > 0).sum(1).clamp_min(1)[:, None, None]
     if average == "total":
-        return real / (number * longest)
+        return real / (number * longest[:, None, None])
     return real / (number * lengths.gather(1, where).view_as(real).clamp_min(1))
 
 

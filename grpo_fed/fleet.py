@@ -20,7 +20,7 @@ from grpo_fed.advantages import similarity_groups
 from grpo_fed.batch import batch_of
 from grpo_fed.groups import groups_of
 from grpo_fed.judge import judge
-from grpo_fed.lanes import Lanes, make_lanes
+from grpo_fed.lanes import Lanes, limit_of, make_lanes
 from grpo_fed.memory import keep_freed_memory
 from grpo_fed.normalise import ObservationNormaliser, RewardNormaliser
 from grpo_fed.play import Evaluation, Players, play
@@ -67,7 +67,7 @@ class Fleet:
         self._make_tensors()
         self._make_lanes()
         self._evaluation_lanes: Lanes | None = None
-        self.longest = longest_episode(self.tasks, scenario)
+        self.longest = longest_episodes(self.tasks, scenario)
         self.stacks = list(self._stacks())
         self.spent = np.zeros(len(tasks), np.int64)
         self.owed = 0
@@ -86,7 +86,8 @@ class Fleet:
                 if not behind[rows].any():
                     continue
                 batch = batch_of(self.policy, stack.views, trajectories, rows)
-                judged = judge(batch, None if groups is None else groups[rows], self.longest, self.scenario)
+                longest = torch.from_numpy(self.longest[rows]).to(self.device)
+                judged = judge(batch, None if groups is None else groups[rows], longest, self.scenario)
                 active = None if behind.all() else torch.from_numpy(behind[rows]).to(self.device)
                 losses = update(stack, batch, judged, active, self.numbers[rows], progress[rows])
                 for client in np.flatnonzero(behind[rows]):
@@ -302,18 +303,21 @@ def _part(state: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
     return {key.removeprefix(f"{name}."): array for key, array in state.items() if key.startswith(f"{name}.")}
 
 
-def longest_episode(tasks: Sequence[Task], scenario: Scenario) -> int:
-    """Steps that whole episodes are collected for at most; 0 where nothing says so and nothing needs it."""
-    limits = [task.episode_limit for task in tasks]
-    if scenario.rollout.episode_limit:
-        return min(scenario.rollout.episode_limit, max(limits) or scenario.rollout.episode_limit)
-    if scenario.objective.advantage == "group" and 0 in limits:
+def longest_episodes(tasks: Sequence[Task], scenario: Scenario) -> np.ndarray:
+    """[K]: steps that an episode of each client may have; 0 for a client whose episodes nothing cuts."""
+    limits = [limit_of(task, scenario.rollout.episode_limit) for task in tasks]
+    settings = scenario.objective
+    if 0 in limits and (settings.advantage == "group" or settings.average == "total"):
         task = tasks[limits.index(0)]
-        raise ValueError(
-            f"client {task.client}: {task.env} may never end an episode, and objective.advantage = group needs whole"
-            " ones: set rollout.episode_limit"
+        why = (
+            'advantage = "group" needs whole ones'
+            if settings.advantage == "group"
+            else 'average = "total" needs a limit'
         )
-    return max(limits)
+        raise ValueError(
+            f"client {task.client}: {task.env} may never end an episode, and objective.{why}: set rollout.episode_limit"
+        )
+    return np.array(limits)
 
 
 def device_of(name: str) -> torch.device:

@@ -25,10 +25,10 @@ class Judged:
     """Of a step in the mean; 0 where it must not be learned from."""
 
 
-def judge(batch: Batch, groups: Tensor | None, longest: int, scenario: Scenario) -> Judged:
+def judge(batch: Batch, groups: Tensor | None, longest: Tensor, scenario: Scenario) -> Judged:
     """By the critic, or each episode against its group: groups [K, E] int64 names the group of each, -1 for none.
 
-    `longest` is how many steps an episode may have, for `average = "total"`.
+    `longest` [K] is how many steps an episode may have, for `average = "total"`.
     """
     settings = scenario.objective
     weights = step_weights(batch.episodes, batch.valid, settings.average, longest)

@@ -153,15 +153,18 @@ class Collector:
         return self._finish(memory, horizon)
 
     def whole_episodes(
-        self, actor: Actor, limit: int, numbers: np.ndarray, seeds: np.ndarray, active: np.ndarray
+        self, actor: Actor, limits: np.ndarray, numbers: np.ndarray, seeds: np.ndarray, active: np.ndarray
     ) -> Trajectories:
         """One episode in every lane of the active [K] clients; those that are over sleep until the last one is.
+
+        `limits` [K] are the steps that an episode of each client may have.
 
         Observations are normalised by what came before these episodes; afterwards they count too.
         """
         lanes, distribution = self.lanes, self.distribution
         raw = self.begin(seeds, learn=False)
         generators = self._generators(numbers)
+        limit = int(limits[active].max())
         memory = _Memory.empty(limit, lanes.size, lanes.observation_size, distribution.action_size)
         awake, steps, every_raw, noise = active.repeat(self.shape[1]), 0, [], np.zeros(0)
         while awake.any() and steps < limit:
@@ -173,7 +176,7 @@ class Collector:
             memory.write(steps, observations, actions, replace(step, valid=step.valid & awake))
             every_raw.append(raw)
             raw, awake, steps = step.observations, awake & ~(step.terminated | step.truncated), steps + 1
-        assert not awake.any(), "lanes cut an episode at the limit"
+        self._refuse_endless(awake | (memory.valid[:steps].sum(0) > limits.repeat(self.shape[1])), limits)
         done = self._finish(memory, steps)
         self.observations = None  # nothing goes on from here
         if self.observation_normaliser is not None:
@@ -181,6 +184,15 @@ class Collector:
             for client, valid in enumerate(done.valid):
                 self.observation_normaliser.update_one(client, lived[client][valid])
         return done
+
+    def _refuse_endless(self, lanes: np.ndarray, limits: np.ndarray) -> None:
+        """ValueError for the first of these lanes [L] bool, if there is one: its episode outlived its limit."""
+        if lanes.any():
+            client = int(lanes.argmax()) // self.shape[1]
+            raise ValueError(
+                f"client {self.names[client]}: an episode goes on after {limits[client]} steps, where its task says"
+                " that it is cut; set rollout.episode_limit, or mend what hides the end (a wrapper?)"
+            )
 
     def _generators(self, numbers: np.ndarray) -> list[np.random.Generator]:
         return [generator(seed, Purpose.ACTIONS, int(number)) for seed, number in zip(self.seeds, numbers, strict=True)]

@@ -251,19 +251,19 @@ def test_weights_by_hand() -> None:
     # Episode 0 has one step, episode 1 three; the second copy's first step is not real, and its id means nothing.
     episodes = torch.tensor([[0, 99], [1, 1], [1, 1]])[None]
     valid = torch.tensor([[True, False], [True, True], [True, False]])[None]
-    third = 1 / 3
-    assert step_weights(episodes, valid, "step", 3)[0].tolist() == [[0.25, 0.0], [0.25, 0.25], [0.25, 0.0]]
+    third, longest = 1 / 3, torch.tensor([3])
+    assert step_weights(episodes, valid, "step", longest)[0].tolist() == [[0.25, 0.0], [0.25, 0.25], [0.25, 0.0]]
     by_episode = torch.tensor([[0.5, 0.0], [0.5 * third, 0.5 * third], [0.5 * third, 0.0]])
-    torch.testing.assert_close(step_weights(episodes, valid, "episode", 3)[0], by_episode)
+    torch.testing.assert_close(step_weights(episodes, valid, "episode", longest)[0], by_episode)
     # Dr. GRPO: two episodes that could have been three steps long each.
-    torch.testing.assert_close(step_weights(episodes, valid, "total", 3)[0], valid[0].float() / 6)
+    torch.testing.assert_close(step_weights(episodes, valid, "total", longest)[0], valid[0].float() / 6)
 
 
 @pytest.mark.parametrize("average", ["step", "episode", "total"])
 def test_a_client_without_a_valid_step_has_no_weight(average: str) -> None:
     episodes = torch.zeros(2, 4, 1, dtype=torch.int64)
     valid = torch.tensor([[False] * 4, [True] * 4]).unsqueeze(-1)
-    weights = step_weights(episodes, valid, average, 4)  # type: ignore[arg-type]
+    weights = step_weights(episodes, valid, average, torch.tensor([4]))  # type: ignore[arg-type]
     assert weights.sum((1, 2)).tolist() == [0.0, 1.0]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -174,6 +177,46 @@ def test_a_task_that_may_never_end_is_refused_where_whole_episodes_are_needed() 
     clients = '[[clients]]\nname = "p"\nenv = "Pendulum-v1"\nkwargs = { max_episode_steps = -1 }\n'
     with pytest.raises(ValueError, match=r"client p: Pendulum-v1 may never end.*rollout\.episode_limit"):
         fleets_of(scenario(SMALL, clients, "objective.preset=grpo", "group.size=2"))
+
+
+class NeverDone(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Hides every end of an episode."""
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if terminated or truncated:
+            observation, _ = self.env.reset()
+        return observation, reward, False, False, info
+
+
+def test_an_episode_that_outlives_its_limit_is_an_error_with_the_client() -> None:
+    clients = ONE + '[[clients]]\nname = "b"\nenv = "CartPole-v1"\nwrappers = ["test_fleet:NeverDone"]\n'
+    fleet = one_fleet(scenario(SMALL, clients, "objective.preset=grpo", "group.size=2"))
+    with pytest.raises(ValueError, match=r"client b: an episode goes on after 500 steps.*rollout\.episode_limit"):
+        fleet.train(512)
+
+
+def test_how_long_an_episode_may_be_is_a_clients_own_affair() -> None:
+    """Dr. GRPO divides by it: 60 steps for one client and 500 for the other, each as if it were alone."""
+    clients = "".join(
+        f'[[clients]]\nname = "{name}"\nenv = "CartPole-v1"\nkwargs = {{ max_episode_steps = {limit} }}\n'
+        for name, limit in (("a", 60), ("b", 500), ("c", -1))
+    )
+    given = scenario(SMALL, clients, "objective.preset=dr-grpo", "group.size=2", "rollout.episode_limit=400")
+    tasks = tasks_of(given)
+    together = Fleet(tasks, given)
+    together.train(512)
+    assert together.longest.tolist() == [60, 400, 400]
+    for row, task in enumerate(tasks):
+        alone = Fleet([task], given)
+        alone.train(512)
+        torch.testing.assert_close(together.parameters[row], alone.parameters[0], rtol=2e-4, atol=2e-5)
+
+
+def test_a_sum_over_steps_needs_a_limit_of_them_with_a_critic_too() -> None:
+    clients = '[[clients]]\nname = "p"\nenv = "Pendulum-v1"\nkwargs = { max_episode_steps = -1 }\n'
+    with pytest.raises(ValueError, match=r'client p: Pendulum-v1 may never end.*average = "total".*episode_limit'):
+        fleets_of(scenario(SMALL, clients, "objective.average=total"))
 
 
 def test_entropy_groups_beyond_the_action_are_refused_with_the_client() -> None:
