@@ -156,6 +156,19 @@ class RewardNormaliser:
         self.returns[ends] = 0.0
         return np.where(valid, self.apply(rewards), np.float32(0.0))
 
+    def whole_episodes(self, rewards: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        """Normalise raw rewards [K, T, N], an episode in each lane, by what came before; then learn from them. float32.
+
+        What is not `valid` teaches nothing, and becomes 0.
+        """
+        normalised = np.where(valid, self.apply(rewards), np.float32(0.0))
+        returns = rewards.astype(np.float64)
+        for t in range(1, returns.shape[1]):
+            returns[:, t] += self.gamma * returns[:, t - 1]
+        for client, used in enumerate(valid):
+            self.moments.update_one(client, returns[client, used, None])
+        return normalised
+
     def apply(self, rewards: np.ndarray) -> np.ndarray:
         """Raw rewards [K, ...] normalised, float32; learns nothing."""
         return _scaled(rewards, self.moments.variance.reshape(-1, *[1] * (rewards.ndim - 1)), self.clip)

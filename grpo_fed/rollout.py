@@ -159,7 +159,7 @@ class Collector:
 
         `limits` [K] are the steps that an episode of each client may have.
 
-        Observations are normalised by what came before these episodes; afterwards they count too.
+        Observations and rewards are normalised by what came before these episodes; afterwards they count too.
         """
         lanes, distribution = self.lanes, self.distribution
         raw = self.begin(seeds, learn=False)
@@ -177,12 +177,15 @@ class Collector:
             every_raw.append(raw)
             raw, awake, steps = step.observations, awake & ~(step.terminated | step.truncated), steps + 1
         self._refuse_endless(awake | (memory.valid[:steps].sum(0) > limits.repeat(self.shape[1])), limits)
+        if self.reward_normaliser is not None:
+            lived = (_by_client(array[:steps], *self.shape) for array in (memory.rewards, memory.valid))
+            memory.learned[:steps] = self.reward_normaliser.whole_episodes(*lived).swapaxes(0, 1).reshape(steps, -1)
         done = self._finish(memory, steps)
         self.observations = None  # nothing goes on from here
         if self.observation_normaliser is not None:
-            lived = _by_client(np.stack(every_raw), *self.shape)
+            seen = _by_client(np.stack(every_raw), *self.shape)
             for client, valid in enumerate(done.valid):
-                self.observation_normaliser.update_one(client, lived[client][valid])
+                self.observation_normaliser.update_one(client, seen[client][valid])
         return done
 
     def _refuse_endless(self, lanes: np.ndarray, limits: np.ndarray) -> None:

@@ -43,6 +43,13 @@ WAYS = {
     "normalised": ("normalise.observations=true", "normalise.rewards=true"),
     "trpo": ("objective.preset=trpo",),
     "grpo": ("objective.preset=grpo", "group.size=2", "rollout.episode_limit=60", "objective.minibatches=2"),
+    "normalised episodes": (
+        "objective.preset=dr-grpo",
+        "group.size=2",
+        "rollout.episode_limit=60",
+        "normalise.observations=true",
+        "normalise.rewards=true",
+    ),
     "similarity": ("objective.preset=rloo", "group.by=similarity", "group.clusters=2", "rollout.episode_limit=40"),
 }
 
@@ -187,6 +194,20 @@ class NeverDone(gymnasium.Wrapper[Any, Any, Any, Any]):
         if terminated or truncated:
             observation, _ = self.env.reset()
         return observation, reward, False, False, info
+
+
+def test_rewards_of_whole_episodes_are_normalised_too() -> None:
+    """Every step of cart-pole gives 1: unchanged in the first batch, and 1 / sqrt(variance) in the second."""
+    fleet = one_fleet(scenario(SMALL, ONE, "objective.preset=grpo", "group.size=2", "normalise.rewards=true"))
+    first, _ = fleet._collect(np.array([True]))
+    normaliser = fleet.collector.reward_normaliser
+    assert normaliser is not None
+    scale = 1 / np.sqrt(normaliser.moments.variance.item())
+    second, _ = fleet._collect(np.array([True]))
+    assert (first.rewards[first.valid] == 1).all()
+    assert scale < 0.9
+    np.testing.assert_allclose(second.rewards[second.valid], scale, rtol=1e-6)
+    assert [episode.score for episode in first.episodes[0]] == [episode.length for episode in first.episodes[0]]
 
 
 def test_an_episode_that_outlives_its_limit_is_an_error_with_the_client() -> None:

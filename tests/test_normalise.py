@@ -108,6 +108,23 @@ def test_what_is_not_valid_teaches_nothing_about_rewards():
     np.testing.assert_array_equal(normaliser.moments.variance, wanted.moments.variance)
 
 
+def test_whole_episodes_are_normalised_by_what_came_before_and_teach_as_steps_do():
+    rng = np.random.default_rng(5)
+    whole, stepped = (RewardNormaliser(2, 3, gamma=0.9, clip=10.0) for _ in range(2))
+    first = rng.normal(size=(2, 3))
+    for normaliser in (whole, stepped):
+        normaliser(first, np.ones((2, 3), bool))
+    before = stepped.moments.variance.copy()
+    rewards, lengths = rng.normal(size=(2, 6, 3)), np.array([[6, 1, 4], [0, 0, 0]])
+    valid = np.arange(6)[:, None] < lengths[:, None]
+    found = whole.whole_episodes(rewards, valid)
+    np.testing.assert_allclose(found, np.where(valid, rewards / np.sqrt(before[..., None] + 1e-8), 0), rtol=1e-6)
+    for t in range(6):
+        stepped(rewards[:, t], np.zeros((2, 3), bool), valid[:, t])
+    np.testing.assert_allclose(whole.moments.variance, stepped.moments.variance)
+    np.testing.assert_allclose(whole.moments.mean, stepped.moments.mean)
+
+
 def test_a_state_takes_up_where_it_was_left():
     rng = np.random.default_rng(4)
     old, new = RewardNormaliser(2, 3, 0.9, 10.0), RewardNormaliser(1, 3, 0.9, 10.0)
