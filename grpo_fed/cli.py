@@ -6,7 +6,6 @@ failed, 2 the scenario or the call is wrong and nothing was started or written, 
 
 from __future__ import annotations
 
-import importlib.metadata
 import itertools
 import json
 import os
@@ -63,7 +62,9 @@ def main() -> None:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"grpo-fed {importlib.metadata.version('grpo-fed')}")
+        from importlib.metadata import version
+
+        typer.echo(f"grpo-fed {version('grpo-fed')}")
         raise typer.Exit
 
 
@@ -140,7 +141,7 @@ def play(
     """Play episodes with what a run learned, and say what they scored."""
     with telling(debug):
         _ready()
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pictures need no screen
+        _no_screen()
         from grpo_fed.film import film, refuse_unusable
         from grpo_fed.saved import clients_of, load_policy
 
@@ -252,7 +253,7 @@ def telling(debug: bool = False, code: int = WRONG) -> Iterator[None]:
         if debug:
             traceback.print_exc()
         if _foreseen(error):
-            _complain(str(error))
+            _complain(_said(error))
             raise typer.Exit(code) from None
         handle, name = tempfile.mkstemp(prefix="grpo-fed-", suffix=".txt")
         with os.fdopen(handle, "w") as file:
@@ -267,18 +268,22 @@ def _foreseen(error: Exception) -> bool:
 
 
 def _said(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {(error.strerror or str(error)).lower()}"
     return str(error) if _foreseen(error) else f"{type(error).__name__}: {error}"
 
 
 def _kept(folder: Path) -> str:
     """Write the traceback into the run's folder; where what there is can be found."""
-    from grpo_fed.journal import FAILURE
+    from grpo_fed.journal import FAILURE, RESULTS
 
-    try:
+    said = []
+    with suppress(OSError):
         (folder / FAILURE).write_text(traceback.format_exc(), encoding="utf-8")
-    except OSError:
-        return f"what was learned before that is in {folder}/"
-    return f"the traceback is in {folder / FAILURE}, beside what was learned before"
+        said.append(f"the traceback is in {folder / FAILURE}")
+    if (folder / RESULTS).exists():
+        said.append(f"what was learned before that is in {folder}/")
+    return "; ".join(said)
 
 
 def _complain(*lines: str, label: str = "error: ") -> None:
@@ -301,6 +306,13 @@ def _ready() -> None:
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
+
+
+def _no_screen() -> None:
+    """Pictures need none: pygame is to look for no window, and MuJoCo for none where there is no X server."""
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    if sys.platform == "linux" and "DISPLAY" not in os.environ:
+        os.environ.setdefault("MUJOCO_GL", "egl")
 
 
 def _scenario(source: str, overrides: list[str] | None, seed: int | None) -> Scenario:

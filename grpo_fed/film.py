@@ -19,9 +19,10 @@ FASTEST = 25
 LONGEST = 1500
 """Pictures: one minute."""
 WIDEST = 480
-NARROWEST = 160
+NARROWEST = 240
 CAPTION = 24
 """Height of the strip below the picture."""
+MARGIN = 8
 COLOURS = 64
 HOLD = 2000
 """Milliseconds that the last picture stays."""
@@ -91,9 +92,13 @@ def _picture(policy: LoadedPolicy, env: Env, step: int, score: float) -> Image.I
     page.paste(shown)
     font = ImageFont.load_default(13)
     draw = ImageDraw.Draw(page)
-    middle = shown.height + CAPTION // 2
-    draw.text((8, middle), policy.task.client, fill="black", font=font, anchor="lm")
-    draw.text((page.width - 8, middle), f"step {step}   return {score:.1f}", fill="black", font=font, anchor="rm")
+    middle, told = shown.height + CAPTION // 2, f"step {step}   return {score:.1f}"
+    room = page.width - 3 * MARGIN - draw.textlength(told, font)
+    name = policy.task.client
+    while draw.textlength(name, font) > room:
+        name = name[:-1]
+    draw.text((MARGIN, middle), name, fill="black", font=font, anchor="lm")
+    draw.text((page.width - MARGIN, middle), told, fill="black", font=font, anchor="rm")
     return page.quantize(COLOURS, dither=Image.Dither.NONE)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 
-from grpo_fed.files import write_whole
+from grpo_fed.files import add_line, write_whole
 from grpo_fed.fleet import Fleet, Report
 from grpo_fed.play import Evaluation
 from grpo_fed.saved import POLICIES, SCENARIO, save_policy
@@ -213,8 +213,7 @@ class Journal:
     def write(self, note: RoundNote) -> None:
         """A line for a round that trained."""
         if self.folder is not None and note.round > 0:
-            with (self.folder / ROUNDS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line_of(note), allow_nan=False) + "\n")
+            add_line(self.folder / ROUNDS, json.dumps(line_of(note), allow_nan=False))
 
     def close(self, result: Result, fleets: Sequence[Fleet]) -> None:
         """The policies, but for those that diverged, and last the results, so that who finds these finds all."""

@@ -19,10 +19,26 @@ from rich.text import Text
 
 from grpo_fed.journal import Result, RoundNote, line_of, mean_return
 from grpo_fed.scenario import Scenario
-from grpo_fed.tables import MANY, Standing, is_number, lowest, many, number, results_table, small, span, standings_table
+from grpo_fed.tables import (
+    CURVE,
+    MANY,
+    Standing,
+    is_number,
+    lowest,
+    many,
+    number,
+    results_table,
+    small,
+    span,
+    standings_table,
+)
 
 ROWS_AROUND = 5
 """Rows of a terminal that the bar, the table's head and the cursor take."""
+COLUMNS_BESIDE = 50
+"""Columns that a table's numbers take, beside the clients' names and the curves."""
+SHORTEST = 8
+"""Letters of a curve on the narrowest terminal."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +163,9 @@ class LiveDisplay:
         if not self.course.clients:
             return bar
         most = min(MANY, self.console.height - ROWS_AROUND)
-        return Group(bar, standings_table(self.course.clients, most))
+        longest = max(len(name) for name in self.course.clients)
+        letters = max(SHORTEST, min(CURVE, self.console.width - COLUMNS_BESIDE - longest))
+        return Group(bar, standings_table(self.course.clients, most, letters))
 
 
 def _bar(course: Course, began: float) -> Table:

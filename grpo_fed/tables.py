@@ -49,15 +49,15 @@ class Standing:
 # Tables ---------------------------------------------------------------------------------------------------------------
 
 
-def standings_table(clients: dict[str, Standing], most: int = MANY) -> RenderableType:
+def standings_table(clients: dict[str, Standing], most: int = MANY, letters: int = CURVE) -> RenderableType:
     """How the clients are doing, with the curve of each; above `most` the worst ones and quantiles."""
     shown = _shown({name: one.last for name, one in clients.items()}, most)
     table = table_of("client", "before", "return", "best", "KL", "entropy")
-    table.add_column("return of each round", justify="left", no_wrap=True)
+    table.add_column("by round", justify="left", no_wrap=True)
     for name in shown:
         one = clients[name]
         cells = number(one.before), number(one.last), number(one.best), small(one.kl), small(one.entropy)
-        table.add_row(name, *cells, Text(curve(one.returns), style="cyan"))
+        table.add_row(name, *cells, Text(curve(one.returns, letters), style="cyan"))
     if len(shown) == len(clients):
         return table
     ones = list(clients.values())

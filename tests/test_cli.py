@@ -263,7 +263,7 @@ WRONG = {
     ),
     "endless": (
         f"train tiny.toml --json --set {MILL} --set objective.preset=grpo --set group.size=2",
-        "client mill: their_mill:Mill-v0 may never end an episode, and objective.advantage = group needs whole ones",
+        'client mill: their_mill:Mill-v0 may never end an episode, and objective.advantage = "group" needs whole ones',
     ),
     "device": ("train tiny.toml --set device=cuda:7", "device = cuda:7: torch sees no"),
     "out": ("train tiny.toml --out .", ".: is not empty and holds no run"),

@@ -153,7 +153,7 @@ def test_a_film_shows_the_first_episode_that_is_played(tmp_path: Path):
     assert (made.score, made.length) == (saved.play().scores[0], 12)
     with Image.open(tmp_path / "writer.gif") as gif:
         assert made.frames == gif.n_frames == 7  # of 50 steps a second 25 are shown: 0, 2, ..., 12
-        assert gif.size == (160, 120 + 24)
+        assert gif.size == (240, 180 + 24)
         shades = []
         for frame in range(gif.n_frames):
             gif.seek(frame)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from gymnasium import spaces
 from scipy.stats import trim_mean
 
 from grpo_fed import Scenario, load_policy, train
-from grpo_fed.files import write_whole
+from grpo_fed.files import add_line, write_whole
 from grpo_fed.fleet import Diverged
 from grpo_fed.journal import RoundNote, interquartile_mean
 from grpo_fed.tasks import TaskError
@@ -204,6 +206,27 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path):
     write_whole(tmp_path / "a.json", b"new")
     assert (tmp_path / "a.json").read_text() == "new"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "folder"]
+
+
+def test_a_line_that_the_disk_has_no_room_for_is_not_begun(tmp_path: Path):
+    path = tmp_path / "rounds.jsonl"
+    add_line(path, "12345")
+    code = f"""
+import resource
+from pathlib import Path
+from grpo_fed.files import add_line, write_whole
+resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+for write in (add_line, write_whole):
+    try:
+        write(Path({str(path)!r}), "a line that is too long")
+    except OSError as error:
+        assert error.filename == {str(path)!r}
+        print(error.strerror)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["No space left on device", "File too large"]
+    assert path.read_text() == "12345\n"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 # What stops a run -----------------------------------------------------------------------------------------------------
