@@ -88,7 +88,7 @@ class Fleet:
                 batch = batch_of(self.policy, stack.views, trajectories, rows)
                 longest = torch.from_numpy(self.longest[rows]).to(self.device)
                 judged = judge(batch, None if groups is None else groups[rows], longest, self.scenario)
-                active = None if behind.all() else torch.from_numpy(behind[rows]).to(self.device)
+                active = None if behind[rows].all() else torch.from_numpy(behind[rows]).to(self.device)
                 losses = update(stack, batch, judged, active, self.numbers[rows], progress[rows])
                 for client in np.flatnonzero(behind[rows]):
                     notes[rows.start + client].losses.append(losses.client(int(client)))
@@ -96,7 +96,10 @@ class Fleet:
                 notes[client].steps += int(trajectories.steps[client])
                 notes[client].episodes.extend(trajectories.episodes[client])
             self._refuse_divergence()
-            self.spent += np.where(behind, trajectories.steps, 0)
+            # a segment is as long for all, with the steps that a lane may need to reset itself: were these not counted,
+            # the other clients' environments would be stepped on while they wait for this one
+            counted = trajectories.valid[0].size if groups is None else trajectories.steps
+            self.spent += np.where(behind, counted, 0)
             self.numbers += behind
         return [note.report(name) for note, name in zip(notes, self.names, strict=True)]
 

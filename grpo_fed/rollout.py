@@ -69,7 +69,7 @@ class Trajectories:
 
     @property
     def steps(self) -> np.ndarray:
-        """[K]: steps that count."""
+        """[K]: steps that are learned from."""
         return np.asarray(self.valid.sum((1, 2)))
 
 

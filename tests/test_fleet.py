@@ -99,6 +99,32 @@ def test_steps_that_are_owed_are_made_up_for_and_no_more() -> None:
     assert [fleet.train(200)[0].steps for _ in range(3)] == [256, 256, 128]
 
 
+def make_carts(num_envs: int, max_episode_steps: int = 30) -> gymnasium.vector.SyncVectorEnv:
+    """Carts that reset themselves in the step after the last, as a vector environment only."""
+    one = lambda: gymnasium.make("CartPole-v1", max_episode_steps=max_episode_steps)  # noqa: E731
+    return gymnasium.vector.SyncVectorEnv([one] * num_envs)
+
+
+gymnasium.register("Carts-v0", vector_entry_point=make_carts, max_episode_steps=30)
+
+
+def test_steps_that_a_neighbour_spends_on_resetting_itself_are_nobody_elses() -> None:
+    clients = "".join(
+        f'[[clients]]\nname = "{name}"\nenv = "{env}"\n' for name, env in (("v", "Carts-v0"), ("c", "CartPole-v1"))
+    )
+    given = scenario(SMALL, clients, "normalise.observations=true")
+    tasks = tasks_of(given)
+    together = Fleet(tasks, given)
+    for _ in range(3):
+        reports = together.train(512)
+    assert reports[0].steps < reports[1].steps == 512
+    for row, task in enumerate(tasks):
+        alone = Fleet([task], given)
+        for _ in range(3):
+            alone.train(512)
+        torch.testing.assert_close(together.parameters[row], alone.parameters[0], rtol=2e-4, atol=2e-5)
+
+
 def test_clients_begin_alike_unless_told_otherwise() -> None:
     alike = one_fleet(scenario())
     unlike = one_fleet(scenario(SMALL, CLIENTS.format(count=3), "policy.same_start=false"))
