@@ -232,6 +232,12 @@ class Fleet:
     def _make_lanes(self) -> None:
         settings, (clients, size) = self.scenario, (len(self.tasks), self.policy.observation_size)
         lanes = self._lanes(settings.rollout.num_envs)
+        if settings.objective.advantage == "group" and settings.group.by == "start" and not lanes.reproducible:
+            task = next(task for task in self.tasks if task.spec.entry_point is None)
+            raise ValueError(
+                f'client {task.client}: group.by = "start" needs episodes that begin as they are told, and {task.env}'
+                " resets itself: set another group.by, or give its vector environment AutoresetMode.DISABLED"
+            )
         scale = settings.normalise
         self.observation_normaliser = ObservationNormaliser(clients, size, scale.clip) if scale.observations else None
         reward_normaliser = None

@@ -206,6 +206,14 @@ def test_start_groups_begin_alike_and_other_groups_do_not() -> None:
     assert len(done.episodes[0]) == 6
 
 
+def test_start_groups_are_refused_where_an_environment_resets_itself() -> None:
+    clients = ONE + '[[clients]]\nname = "v"\nenv = "Carts-v0"\n'
+    grouped = ("objective.preset=grpo", "group.size=2")
+    with pytest.raises(ValueError, match=r'client v: group.by = "start" needs.*Carts-v0 resets itself'):
+        fleets_of(scenario(SMALL, clients, *grouped))
+    assert len(one_fleet(scenario(SMALL, clients, *grouped, "group.by=task")).train(64)) == 2
+
+
 def test_a_task_that_may_never_end_is_refused_where_whole_episodes_are_needed() -> None:
     clients = '[[clients]]\nname = "p"\nenv = "Pendulum-v1"\nkwargs = { max_episode_steps = -1 }\n'
     with pytest.raises(ValueError, match=r"client p: Pendulum-v1 may never end.*rollout\.episode_limit"):
