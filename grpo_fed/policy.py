@@ -117,7 +117,8 @@ class ActorCritic(Policy):
         self.activation = ACTIVATIONS[settings.activation]
         depth = range(len(settings.hidden))
         self.torso = [*(["adapter"] if settings.adapter else []), *(f"torso.{layer}" for layer in depth)]
-        self.critic = [f"critic.{layer}" for layer in depth] if settings.torso == "separate" else []
+        self.separate = settings.torso == "separate"
+        self.critic = [f"critic.{layer}" for layer in depth] if self.separate else []
         self.critic_names = [name for name in self.shapes if name.startswith("critic.")]
 
     def initial(self, seed: int) -> Tensor:
@@ -142,7 +143,7 @@ class ActorCritic(Policy):
 
     def forward(self, parameters: Parameters, observations: Tensor) -> Output:
         features = self.features(parameters, observations)
-        last = self._layers(parameters, self.critic, observations)[-1] if self.critic else features
+        last = self._layers(parameters, self.critic, observations)[-1] if self.separate else features
         return Output(self._head(parameters, features), _linear(parameters, "critic.head", last).squeeze(-1))
 
     def act(self, parameters: Parameters, observations: Tensor) -> Tensor:
@@ -168,7 +169,7 @@ class ActorCritic(Policy):
     def vjp(self, parameters: Parameters, observations: Tensor) -> tuple[Output, Pullback]:
         """Backpropagation by hand: the operations of autograd without its bookkeeping."""
         torso = self._layers(parameters, self.torso, observations)
-        critic = self._layers(parameters, self.critic, observations) if self.critic else torso[-1:]
+        critic = self._layers(parameters, self.critic, observations) if self.separate else torso[-1:]
         values = _linear(parameters, "critic.head", critic[-1]).squeeze(-1)
 
         @torch.no_grad()
@@ -180,7 +181,7 @@ class ActorCritic(Policy):
             by_features = _pull_linear(parameters, gradient, "actor", torso[-1], by_mean)
             if by_values is not None:
                 by_last = _pull_linear(parameters, gradient, "critic.head", critic[-1], by_values.unsqueeze(-1))
-                if self.critic:
+                if self.separate:
                     self._pull_layers(parameters, gradient, self.critic, critic, by_last)
                 else:
                     by_features += by_last

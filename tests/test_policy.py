@@ -20,6 +20,8 @@ SETTINGS = [
     PolicySettings(hidden=[8], torso="shared", activation="relu"),
     PolicySettings(hidden=[7, 5], adapter=4, activation="elu"),
     PolicySettings(hidden=[]),
+    PolicySettings(hidden=[], adapter=3),
+    PolicySettings(hidden=[], adapter=3, torso="shared"),
     PolicySettings(hidden=[8, 6], torso="shared", adapter=3, blocks={"all": ["torso.*", "actor"]}, shared=["all"]),
 ]
 
