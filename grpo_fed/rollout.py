@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from grpo_fed.distributions import Distribution
-from grpo_fed.lanes import Lanes, check_finite
+from grpo_fed.lanes import Lanes, check_finite, unfinite
 from grpo_fed.normalise import ObservationNormaliser, RewardNormaliser
 from grpo_fed.past import Past
 from grpo_fed.policy import Policy
@@ -274,8 +274,18 @@ class Collector:
             cuts=cuts,
             episodes=episodes,
         )
-        check_finite(done.observations, done.rewards, self.names)
+        self._refuse_unfinite(done)
         return done
+
+    def _refuse_unfinite(self, done: Trajectories) -> None:
+        """ValueError for a NaN or infinity in anything that the policy or its critic looks at, or a reward."""
+        check_finite(done.observations, done.rewards, self.names)
+        check_finite(done.last[:, None], done.rewards[:, :0], self.names, first=done.rewards.shape[1])
+        for cut in done.cuts:
+            bad = np.flatnonzero(~np.isfinite(cut.observation))
+            if bad.size:
+                which = f"entry {bad[0]} of the observation that the episode was cut at"
+                raise unfinite(self.names[cut.client], cut.copy, cut.t, which, cut.observation[bad[0]])
 
     def _ended(self, memory: _Memory, steps: int) -> tuple[list[list[Episode]], list[Cut]]:
         """Episodes of each client that ended, and where they were truncated; sums of those under way go on."""

@@ -214,6 +214,49 @@ def test_start_groups_are_refused_where_an_environment_resets_itself() -> None:
     assert len(one_fleet(scenario(SMALL, clients, *grouped, "group.by=task")).train(64)) == 2
 
 
+class Fades(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """What is seen in the `at`-th step of an episode is not a number; it is the last one if `cut`."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], at: int, cut: bool) -> None:
+        super().__init__(env)
+        self.at, self.cut, self.steps = at, cut, 0
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        self.steps = 0
+        return self.env.reset(**kwargs)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, _, _, info = self.env.step(action)
+        self.steps += 1
+        now = self.steps == self.at
+        return observation * (np.nan if now else 1), reward, False, now and self.cut, info
+
+
+def fades_as_it_is_cut(env: gymnasium.Env[Any, Any]) -> Fades:
+    return Fades(env, 5, True)
+
+
+def fades_after_a_batch(env: gymnasium.Env[Any, Any]) -> Fades:
+    return Fades(env, 32, False)
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "said"),
+    [
+        (
+            "fades_as_it_is_cut",
+            "at step 4 of this batch, entry 0 of the observation that the episode was cut at is nan",
+        ),
+        ("fades_after_a_batch", "at step 32 of this batch, entry 0 of the observation is nan"),
+    ],
+)
+def test_what_only_the_critic_looks_at_must_be_a_number_too(wrapper: str, said: str) -> None:
+    """Its value is where the advantages begin: NaN there would be all that the policy learns."""
+    clients = f'[[clients]]\nname = "c"\nenv = "Pendulum-v1"\nwrappers = ["test_fleet:{wrapper}"]\n'
+    with pytest.raises(ValueError, match=rf"client c: in lane 0, {said}"):
+        one_fleet(scenario(SMALL, clients)).train(512)
+
+
 def test_a_task_that_may_never_end_is_refused_where_whole_episodes_are_needed() -> None:
     clients = '[[clients]]\nname = "p"\nenv = "Pendulum-v1"\nkwargs = { max_episode_steps = -1 }\n'
     with pytest.raises(ValueError, match=r"client p: Pendulum-v1 may never end.*rollout\.episode_limit"):

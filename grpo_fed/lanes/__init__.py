@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from grpo_fed.lanes.base import Lanes, check_finite, episode_seed, limit_of, padded
+from grpo_fed.lanes.base import Lanes, check_finite, episode_seed, limit_of, padded, unfinite
 from grpo_fed.lanes.convert import Actions, observer
 from grpo_fed.lanes.make import make_lanes
 
-__all__ = ["Actions", "Lanes", "check_finite", "episode_seed", "limit_of", "make_lanes", "observer", "padded"]
+__all__ = [
+    "Actions",
+    "Lanes",
+    "check_finite",
+    "episode_seed",
+    "limit_of",
+    "make_lanes",
+    "observer",
+    "padded",
+    "unfinite",
+]

@@ -77,8 +77,11 @@ def episode_seed(stream: int, episode: int) -> int:
     return (mixed ^ (mixed >> 31)) >> 33
 
 
-def check_finite(observations: np.ndarray, rewards: np.ndarray, names: Sequence[str]) -> None:
-    """ValueError for a NaN or infinity in observations [K, T, N, D] or rewards [K, T, N]; names [K] of the clients."""
+def check_finite(observations: np.ndarray, rewards: np.ndarray, names: Sequence[str], first: int = 0) -> None:
+    """ValueError for a NaN or infinity in observations [K, T, N, D] or rewards [K, T, N]; names [K] of the clients.
+
+    `first` is the number of the first step.
+    """
     for what, values in (("observation", observations), ("reward", rewards)):
         with np.errstate(over="ignore", invalid="ignore"):
             if np.isfinite(values.sum()):  # far cheaper than looking at each
@@ -88,10 +91,15 @@ def check_finite(observations: np.ndarray, rewards: np.ndarray, names: Sequence[
             continue
         client, step, copy, *entry = places[places[:, 1].argmin()].tolist()
         which = f"entry {entry[0]} of the {what}" if entry else f"the {what}"
-        raise ValueError(
-            f"client {names[client]}: in lane {copy}, at step {step} of this batch, {which} is"
-            f" {values[client, step, copy, *entry]}; mend the environment, or put a wrapper around it that does"
-        )
+        raise unfinite(names[client], copy, first + step, which, values[client, step, copy, *entry])
+
+
+def unfinite(client: str, lane: int, step: int, what: str, value: float) -> ValueError:
+    """What to say of a NaN or infinity in a batch."""
+    return ValueError(
+        f"client {client}: in lane {lane}, at step {step} of this batch, {what} is {value}; mend the environment, or"
+        " put a wrapper around it that does"
+    )
 
 
 @final
