@@ -29,6 +29,7 @@ from grpo_fed.rollout import Actor, Collector, Episode, Trajectories
 from grpo_fed.scenario import Scenario
 from grpo_fed.streams import Purpose, client_seed, generator, lane_seeds
 from grpo_fed.tasks import Task, tasks_of
+from grpo_fed.trust import budgets_of
 from grpo_fed.update import Stack, update
 
 CHUNK = 16
@@ -265,7 +266,7 @@ class Fleet:
         try:
             chosen = layout.select(settings.penalty.blocks, "penalty.blocks")
             groups = groups_of(layout, settings.policy.groups, only=chosen).to(self.device)
-            limits = [(layout.select([key], "trust.blocks"), limit) for key, limit in settings.trust.blocks.items()]
+            budgets = budgets_of(layout, settings.trust.blocks)
         except ValueError as error:
             raise ValueError(f"client {self.names[0]} ({self.tasks[0].env}): {error}") from error
         chunk = CHUNK if self.device.type == "cpu" else len(self.tasks)
@@ -289,7 +290,7 @@ class Fleet:
                 kl_coefficient=self.kl_coefficient[rows],
                 kl_limit=self.kl_limit[rows],
                 groups=groups,
-                budgets=[(block, limit) for blocks, limit in limits for block in blocks],
+                budgets=budgets,
             )
 
 

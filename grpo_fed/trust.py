@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from grpo_fed.blocks import Block
+from grpo_fed import words
+from grpo_fed.blocks import Block, Layout
 
 LEAST_COEFFICIENT, MOST_COEFFICIENT = 1e-6, 1e6
 SAFETY, TRIES = 0.95, 12
@@ -44,6 +45,20 @@ class BlockStep:
     kl: Tensor
     """[K]: KL with this block alone moved by what was kept."""
     budget: float
+
+
+def budgets_of(layout: Layout, given: Mapping[str, float]) -> list[tuple[Block, float]]:
+    """The blocks that `trust.blocks` speaks of with their budgets; ValueError where two of its patterns take one."""
+    taker: dict[str, str] = {}
+    budgets = []
+    for pattern, budget in given.items():
+        for block in layout.select([pattern], "trust.blocks"):
+            if block.name in taker:
+                both = f"{words.show(taker[block.name])} and {words.show(pattern)}"
+                raise ValueError(f"trust.blocks: {both} both take {block.name}; narrow one of the patterns")
+            taker[block.name] = pattern
+            budgets.append((block, budget))
+    return budgets
 
 
 def keep_budgets(

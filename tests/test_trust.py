@@ -1,11 +1,12 @@
 """KL weights and limits that adapt, and budgets for each block, against numbers worked by hand."""
 
+import pytest
 import torch
 from torch import Tensor
 
 from grpo_fed.blocks import Layout
 from grpo_fed.scenario import PolicySettings
-from grpo_fed.trust import adapt_coefficient, adapt_limit, keep_budgets
+from grpo_fed.trust import adapt_coefficient, adapt_limit, budgets_of, keep_budgets
 
 SHAPES = [("torso.0.weight", (2, 2)), ("actor.weight", (3, 2)), ("critic.head.weight", (1, 2))]
 
@@ -51,6 +52,13 @@ def test_a_block_over_its_budget_is_shortened_to_it_and_the_others_are_not_touch
     assert steps[0].kl.item() <= 0.02
     torch.testing.assert_close(kept[:, torso.start : torso.stop], torch.full((1, 4), 0.095))
     assert torch.equal(kept[:, actor.start :], new[:, actor.start :])
+
+
+def test_a_block_has_one_budget() -> None:
+    found = budgets_of(layout(), {"torso.*": 0.1, "actor": 0.2})
+    assert [(block.name, budget) for block, budget in found] == [("torso.0", 0.1), ("actor", 0.2)]
+    with pytest.raises(ValueError, match=r'trust\.blocks: "torso\.\*" and "\*" both take torso\.0; narrow'):
+        budgets_of(layout(), {"torso.*": 0.1, "*": 0.2})
 
 
 def test_every_client_is_shortened_by_its_own_need() -> None:

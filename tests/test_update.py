@@ -21,6 +21,7 @@ from grpo_fed.policy import ActorCritic
 from grpo_fed.records import Batch
 from grpo_fed.sample import Sample
 from grpo_fed.scenario import Scenario
+from grpo_fed.trust import budgets_of
 from grpo_fed.update import Stack, scheduled, update
 
 STEPS, COPIES, SIZE = 32, 4, 4
@@ -52,7 +53,7 @@ def stack_of(given: Scenario, clients: int = 2, seed: int = 0, policy: ActorCrit
         kl_coefficient=torch.full((clients,), given.trust.coefficient),
         kl_limit=torch.full((clients,), given.trust.target),
         groups=groups_of(policy.layout, given.policy.groups),
-        budgets=[(b, kl) for pattern, kl in given.trust.blocks.items() for b in policy.layout.select([pattern])],
+        budgets=budgets_of(policy.layout, given.trust.blocks),
     )
 
 
