@@ -26,9 +26,9 @@ def adapt_limit(limit: Tensor, gain: Tensor, predicted: Tensor, target: float) -
     """Widen a hard KL limit [K] by half where a step gained at least 3/4 of what was predicted, halve it below 1/4.
 
     The classical trust-region rule (Nocedal & Wright, Numerical Optimization, algorithm 4.1); it stays within a factor
-    of 10 around the scenario's target.
+    of 10 around the scenario's target. Where nothing was predicted, nothing is learned of the limit.
     """
-    ratio = gain / predicted.clamp_min(1e-12)
+    ratio = torch.where(predicted > 1e-12, gain / predicted, 0.5)
     adapted = torch.where(ratio < 0.25, limit / 2, torch.where(ratio > 0.75, limit * 1.5, limit))
     return adapted.clamp(target / 10, target * 10)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from grpo_fed.adam import Adam, column
 from grpo_fed.blocks import Block
 from grpo_fed.groups import Groups
 from grpo_fed.judge import Judged
-from grpo_fed.natural import conjugate_gradient, fisher_product, flat_gradient, line_search
+from grpo_fed.natural import Search, conjugate_gradient, fisher_product, flat_gradient, line_search
 from grpo_fed.objective import Coefficients, Terms
 from grpo_fed.policy import Policy
 from grpo_fed.records import Batch, Minibatch, Output
@@ -61,6 +62,12 @@ class Stack:
     """Of the penalty."""
     budgets: Sequence[tuple[Block, float]]
     """KL budgets of blocks."""
+
+    @cached_property
+    def penalises(self) -> bool:
+        """Whether any client has a penalty."""
+        settings = self.scenario.penalty
+        return bool(self.penalty.any() or settings.l1 or settings.outer)
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,8 @@ def update(
         stack.parameters.copy_(kept)
     if active is not None:
         stack.parameters.copy_(torch.where(active[:, None], stack.parameters, before))
-    if stack.budgets or region.region == "adaptive":
+    moved_since = kl is not None and stack.penalises
+    if stack.budgets or moved_since or region.region == "adaptive":
         kl = kl_from_old(stack, batch)(stack.parameters)
     if kl is not None and region.region == "adaptive":
         adapted = trust.adapt_coefficient(stack.kl_coefficient, kl, region.target)
@@ -149,12 +157,19 @@ def adam_update(
 def natural_update(
     stack: Stack, sample: Sample, active: Tensor | None, numbers: np.ndarray, progress: np.ndarray
 ) -> tuple[list[Terms], Tensor | None]:
-    """One step of the policy along the natural gradient, then Adam on the critic (1502.05477)."""
+    """One step of the policy along the natural gradient, then Adam on the critic (1502.05477), then the penalty's."""
+    terms, kl = natural_step(stack, sample.whole, active, progress)
+    fit_critic(stack, sample, active, numbers, progress)
+    shrink(stack, stack.learning_rate * scheduled(stack.scenario.objective.schedule, progress), active)
+    return [terms], kl
+
+
+def natural_step(stack: Stack, whole: Minibatch, active: Tensor | None, progress: np.ndarray) -> tuple[Terms, Tensor]:
+    """Moves the parameters that the actor uses, and gives the KL [K] of that; a hard limit may adapt."""
     settings, region = stack.scenario.objective, stack.scenario.trust
     names = stack.policy.actor_names()
     leaves = {name: view.detach().requires_grad_() for name, view in stack.views.items()}
     actor = {name: leaf for name, leaf in leaves.items() if name in names}
-    whole = sample.whole
     coefficients = coefficients_of(stack, progress)
     said = forward(stack, leaves, whole.observations)
     loss, terms = objective.policy_loss(said, whole, stack.policy.distribution, settings, region, coefficients)
@@ -165,7 +180,8 @@ def natural_update(
     step, predicted = natural_length(stack, gradient, direction, product(direction), progress)
 
     old = stack.parameters.clone()
-    columns = torch.cat([torch.arange(s.start, s.stop) for s in stack.policy.layout.slots if s.name in names])
+    slots = [slot for slot in stack.policy.layout.slots if slot.name in names]
+    columns = torch.cat([torch.arange(slot.start, slot.stop, device=old.device) for slot in slots])
 
     def measure(scale: Tensor) -> tuple[Tensor, Tensor]:
         stack.parameters[:, columns] = old[:, columns] + scale * step
@@ -174,18 +190,18 @@ def natural_update(
             surrogate, _ = objective.policy_loss(new, whole, stack.policy.distribution, settings, region, coefficients)
             return weighted_kl(stack.policy, whole, new.distribution, region.direction), -surrogate
 
+    start = -loss.detach()
     if region.line_search and region.region == "hard":
-        found = line_search(measure, stack.kl_limit, -loss.detach())
+        found = line_search(measure, stack.kl_limit, start)
         stack.parameters[:, columns] = old[:, columns] + found.scale * step
-        kl = found.kl
-        if region.adaptive_target:
-            wider = trust.adapt_limit(stack.kl_limit, found.gain, predicted, region.target)
-            stack.kl_limit.copy_(wider if active is None else torch.where(active, wider, stack.kl_limit))
     else:
-        kl, _ = measure(torch.ones_like(stack.kl_limit)[:, None])
-    shrink(stack, stack.learning_rate, active)
-    fit_critic(stack, sample, active, numbers, progress)
-    return [terms], kl.detach()
+        whole_step = torch.ones_like(stack.kl_limit)[:, None]
+        kl_there, surrogate = measure(whole_step)
+        found = Search(whole_step, kl_there, surrogate - start)
+    if region.adaptive_target:
+        wider = trust.adapt_limit(stack.kl_limit, found.gain, predicted, region.target)
+        stack.kl_limit.copy_(wider if active is None else torch.where(active, wider, stack.kl_limit))
+    return terms, found.kl
 
 
 def natural_length(
@@ -220,7 +236,10 @@ def fit_critic(stack: Stack, sample: Sample, active: Tensor | None, numbers: np.
         said, pullback = stack.policy.vjp(stack.views, part.observations)
         by_values = objective.value_slope(said.values, part, coefficients)
         pullback(torch.zeros_like(said.distribution), by_values, stack.gradient_views)
-        stack.adam.step(stack.parameters, stack.gradient.mul_(critic), learning_rate, active)
+        stack.gradient.mul_(critic)
+        if settings.max_grad_norm is not None:
+            clip_gradient(stack.gradient, settings.max_grad_norm)
+        stack.adam.step(stack.parameters, stack.gradient, learning_rate, active)
 
 
 def reference(stack: Stack, batch: Batch) -> Tensor | None:
@@ -266,7 +285,7 @@ def clip_gradient(gradient: Tensor, longest: float) -> None:
 def shrink(stack: Stack, learning_rate: np.ndarray, active: Tensor | None) -> None:
     """The group penalty's proximal step, as long as the optimiser's step was."""
     settings = stack.scenario.penalty
-    if not (stack.penalty.any() or settings.l1 or settings.outer):
+    if not stack.penalises:
         return
     anchor = stack.anchor if settings.toward == "shared" else None
     pace = column(learning_rate, stack.parameters)

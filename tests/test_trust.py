@@ -28,6 +28,11 @@ def test_the_hard_limit_follows_what_the_step_gained() -> None:
     torch.testing.assert_close(found, torch.tensor([0.005, 0.01, 0.015]))
 
 
+def test_a_batch_that_promises_nothing_leaves_the_hard_limit_as_it_was() -> None:
+    found = adapt_limit(torch.tensor([0.01]), torch.zeros(1), torch.zeros(1), 0.01)
+    assert found.tolist() == pytest.approx([0.01])
+
+
 def test_the_hard_limit_stays_within_a_factor_of_ten() -> None:
     limit = torch.tensor([0.01, 0.01])
     for _ in range(20):

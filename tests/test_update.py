@@ -287,12 +287,37 @@ def test_the_natural_direction_is_a_dense_fisher_solve() -> None:
     torch.testing.assert_close(moved, torch.stack(expected), rtol=1e-3, atol=1e-3)
 
 
-def test_the_hard_limit_widens_when_steps_keep_their_promise() -> None:
-    """At a KL of 1e-5 the linear model is right: the limit grows by half for both clients."""
-    given = scenario("[objective]\npreset = 'trpo'\n[trust]\ntarget = 1e-5\nadaptive_target = true")
+@pytest.mark.parametrize("preset", ["trpo", "npg"])
+def test_the_hard_limit_widens_when_steps_keep_their_promise(preset: str) -> None:
+    """At a KL of 1e-5 the linear model is right: the limit grows by half for both clients, searched for or not."""
+    given = scenario(f"[objective]\npreset = '{preset}'\n[trust]\ntarget = 1e-5\nadaptive_target = true")
     stack = stack_of(given)
     run(stack, *experience(stack))
     assert stack.kl_limit.tolist() == pytest.approx([1.5e-5, 1.5e-5])
+
+
+def test_the_penalty_after_a_natural_step_gives_exact_zeros_in_actor_and_critic_and_follows_the_schedule() -> None:
+    """A weight this large takes everything at once; at the end of a schedule down to 0 it takes nothing."""
+    text = "[objective]\npreset = 'trpo'\nschedule = 'linear'\n[penalty]\ntoward = 'zero'\nweight = 1e6\n"
+    stack = stack_of(scenario(text))
+    batch, judged = experience(stack)
+    said = run(stack, batch, judged)
+    assert not stack.parameters.any()
+    assert said["kl"] > 0.01, "what is reported is where the policy came to, beyond the limit of its natural step"
+    last = stack_of(scenario(text))
+    update(last, batch, judged, None, np.zeros(2, int), np.ones(2))
+    assert last.parameters.all()
+
+
+def test_a_critics_gradient_is_clipped_beside_a_natural_step_too() -> None:
+    """Adam's first moment after one step is a tenth of the gradient."""
+    text = "[objective]\npreset = 'trpo'\nminibatches = 1\nvalue_epochs = 1\nmax_grad_norm = "
+    clipped, free = stack_of(scenario(text + "0.01")), stack_of(scenario(text + "inf"))
+    for stack in (clipped, free):
+        run(stack, *experience(stack))
+    lengths = [stack.adam.mean.norm(dim=1) for stack in (clipped, free)]
+    torch.testing.assert_close(lengths[0], torch.full((2,), 0.001), rtol=1e-3, atol=0)
+    assert (lengths[1] > 0.01).all()
 
 
 def test_the_kl_to_the_shared_policy_pulls_back_to_where_the_round_began() -> None:
