@@ -6,11 +6,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from grpo_fed.saved import load_policy
     from grpo_fed.scenario import Scenario
-    from grpo_fed.training import train
+    from grpo_fed.training import resume, train
 
-__all__ = ["Scenario", "load_policy", "train"]
+__all__ = ["Scenario", "load_policy", "resume", "train"]
 
-HOMES = {"Scenario": "grpo_fed.scenario", "load_policy": "grpo_fed.saved", "train": "grpo_fed.training"}
+HOMES = {
+    "Scenario": "grpo_fed.scenario",
+    "load_policy": "grpo_fed.saved",
+    "resume": "grpo_fed.training",
+    "train": "grpo_fed.training",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -40,7 +40,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Source = Annotated[str, typer.Argument(metavar="SCENARIO", help="A TOML file, or the name of a scenario that ships.")]
+SOURCE = "A TOML file, or the name of a scenario that ships."
+Source = Annotated[str, typer.Argument(metavar="SCENARIO", help=SOURCE)]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key, such as objective.clip=0.3; may be repeated."),
@@ -79,10 +80,11 @@ def root(
 
 @app.command()
 def train(
-    scenario: Source,
+    scenario: Annotated[str | None, typer.Argument(metavar="SCENARIO", help=SOURCE)] = None,
     overrides: Overrides = None,
     seed: Seed = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; by default in runs/.")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a run that was stopped.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON line for each round and for the result.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the result.")] = False,
     debug: Debug = False,
@@ -92,14 +94,30 @@ def train(
     with redirect_stdout(sys.stderr if as_json else stdout):  # an environment may print
         with telling(debug):
             _ready()
-            settings = _scenario(scenario, overrides, seed)
-            folder = out or _fresh_folder(settings)
+            training, folder = _training(scenario, overrides, seed, out, resume)
             from grpo_fed.progress import display_for
-            from grpo_fed.training import Training
 
-            training = Training(settings, folder)
         with training:
             _run(training, folder, display_for(stdout, as_json, quiet), debug)
+
+
+def _training(
+    scenario: str | None, overrides: list[str] | None, seed: int | None, out: Path | None, resume: Path | None
+) -> tuple[Training, Path]:
+    """A new run and its folder, or one that was stopped."""
+    if resume is None:
+        if scenario is None:
+            raise ValueError("train needs a SCENARIO, or --resume RUN; grpo-fed list names the scenarios that ship")
+        settings = _scenario(scenario, overrides, seed)
+        folder = out or _fresh_folder(settings)
+        from grpo_fed.training import Training
+
+        return Training(settings, folder), folder
+    if not (scenario is None and overrides is None and seed is None and out is None):
+        raise ValueError("--resume goes on with a run as it was begun: it takes no SCENARIO, --set, --seed or --out")
+    from grpo_fed.training import Training
+
+    return Training.resumed(resume), resume
 
 
 def _run(training: Training, folder: Path, display: Display, debug: bool) -> None:

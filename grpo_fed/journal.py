@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 
+from grpo_fed import checkpoint
 from grpo_fed.files import add_line, write_whole
 from grpo_fed.fleet import Fleet, Report
 from grpo_fed.play import Evaluation
@@ -206,8 +207,19 @@ class Journal:
             folder.mkdir(parents=True, exist_ok=True)
             for old in [folder / RESULTS, folder / FAILURE, *(folder / POLICIES).glob("*.safetensors")]:
                 old.unlink(missing_ok=True)
+            checkpoint.remove(folder)
             write_whole(folder / ROUNDS, "")
             write_whole(folder / SCENARIO, scenario.dumps())
+        return cls(folder)
+
+    @classmethod
+    def reopen(cls, folder: Path | None, rounds: int) -> Journal:
+        """Go on after so many rounds; lines of later ones, which are trained again, go."""
+        if folder is not None:
+            (folder / RESULTS).unlink(missing_ok=True)
+            (folder / FAILURE).unlink(missing_ok=True)
+            lines = (folder / ROUNDS).read_text(encoding="utf-8").splitlines(keepends=True)
+            write_whole(folder / ROUNDS, "".join(lines[:rounds]))
         return cls(folder)
 
     def write(self, note: RoundNote) -> None:
@@ -227,6 +239,13 @@ class Journal:
                     save_policy(self.folder, fleet.tasks[client], fleet.policy, parameters, moments)
         document = json.dumps(result.document(), indent=2, allow_nan=False)
         write_whole(self.folder / RESULTS, document + "\n")
+
+
+def refuse_finished(folder: Path) -> None:
+    """ValueError for a run that came to its end."""
+    results = folder / RESULTS
+    if results.is_file() and json.loads(results.read_text(encoding="utf-8"))["status"] == "finished":
+        raise ValueError(f"{folder}: has finished, and there is nothing to go on with; train anew to train longer")
 
 
 def refuse_unusable(folder: Path) -> None:

@@ -221,6 +221,15 @@ class EvaluateSettings(Section):
     """An evaluation episode that has not ended by then is cut and counted with what it has."""
 
 
+class CheckpointSettings(Section):
+    """What a run with a folder keeps there to go on from, should it be stopped."""
+
+    every: Annotated[int, Ge(0)] = 1
+    """Rounds between two checkpoints; 0 for none."""
+    keep: Count = 2
+    """How many of the latest stay."""
+
+
 class ClientSettings(Section):
     """One client, or `count` alike."""
 
@@ -272,6 +281,7 @@ class Scenario(Section):
     trust: TrustSettings = TrustSettings()
     penalty: PenaltySettings = PenaltySettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
     clients: Annotated[list[ClientSettings], MinLen(1), Field(examples=[[{"name": "cart", "env": "CartPole-v1"}]])]
     """Who learns."""
 

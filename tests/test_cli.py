@@ -206,7 +206,9 @@ MILL = 'clients=[{name="mill",env="their_mill:Mill-v0"}]'
 OVERLAPPING = '{"torso.0"={a={"torso.0.weight:columns"=[0]},b={"torso.0.weight:rows"=[1]}}}'
 WRONG = {
     "no such command": ("trian", "No such command 'trian'"),
-    "no scenario": ("train", "Missing argument 'SCENARIO'"),
+    "no scenario": ("train", "train needs a SCENARIO, or --resume RUN"),
+    "a scenario to resume": ("train tiny.toml --resume runs", "it takes no SCENARIO, --set, --seed or --out"),
+    "nothing to resume": ("train --resume runs", "runs: no run folder: there is no such folder"),
     "no such option": ("train tiny.toml --sede 3", "No such option"),
     "no such name": ("train cartpol", "cartpol: no scenario of this name ships; did you mean cartpole?"),
     "no such file": ("train tini.toml", "tini.toml: there is no such file; did you mean tiny.toml?"),

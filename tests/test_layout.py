@@ -19,11 +19,11 @@ PACKAGE = ROOT / "grpo_fed"
 # A module may import from its own floor and from those below. A package stands on one floor with all that is in it.
 FLOORS = [
     "describe files gallery given kinds memory locate presets read records scenario words",
-    """activations adam advantages blocks distributions families groups judge lanes normalise objective past penalty
-    policy sample streams tasks""",
-    "batch film fleet journal natural play rollout saved training trust update",
+    """activations adam advantages blocks distributions families groups judge lanes merge normalise objective past
+    penalty policy sample streams tasks""",
+    "batch checkpoint film fleet journal natural play rollout saved training trust update",
     "engines",
-    "cli overview progress reference tables __init__",
+    "cli overview progress reference tables __init__ __main__",
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 

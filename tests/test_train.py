@@ -90,7 +90,9 @@ def test_a_run_leaves_its_scenario_its_rounds_its_policies_and_its_results(tmp_p
     run = tmp_path / "new" / "run"
     names = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
     policies = {f"policies/{client}.safetensors" for client in CLIENTS}
-    assert names == {"scenario.toml", "results.json", "rounds.jsonl", *policies}
+    states = [f"clients/{client}.safetensors" for client in CLIENTS]
+    kept = {f"checkpoints/round-000{number}/{file}" for number in (2, 3) for file in ("state.json", *states)}
+    assert names == {"scenario.toml", "results.json", "rounds.jsonl", *policies, *kept}
     assert Scenario.load(run / "scenario.toml") == given
     assert [note.round for note in notes] == [0, 1, 2, 3]
 
