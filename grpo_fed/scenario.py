@@ -339,6 +339,9 @@ def _mistake(text: str, *keys: str | Path) -> Mistake:
 def _policy_mistakes(policy: PolicySettings) -> Iterator[Mistake]:
     if policy.kwargs and policy.module is None:
         yield _mistake("these are arguments for policy.module, which is not given", "policy.kwargs", "policy.module")
+    if policy.adapter and policy.module is not None:
+        text = "a module of your own has its first layer itself; leave policy.adapter out"
+        yield _mistake(text, "policy.adapter", "policy.module")
     for pattern, rule in policy.groups.items():
         sets: dict[str, dict[str, list[int]]] = {}
         for name, parts in rule.items() if isinstance(rule, dict) else ():
@@ -426,6 +429,11 @@ def _trust_mistakes(trust: TrustSettings, objective: ObjectiveSettings) -> Itera
     if trust.region == "adaptive" and trust.coefficient == 0:
         text = 'trust.region = "adaptive" doubles and halves trust.coefficient, which must begin above 0'
         yield _mistake(text, "trust.coefficient", "trust.region")
+    if trust.stop is not None and objective.step == "natural":
+        text = (
+            'leaves out the rest of Adam\'s passes, of which a natural step has none; trust.region = "hard" limits it'
+        )
+        yield _mistake(text, "trust.stop", "objective.step")
     if trust.adaptive_target and trust.region != "hard":
         text = f'needs trust.region = "hard"; it is "{trust.region}"'
         yield _mistake(text, "trust.adaptive_target", "trust.region")

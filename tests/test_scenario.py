@@ -211,9 +211,17 @@ def test_a_scenario_cannot_be_changed():
             "trust.region = 'adaptive'\ntrust.coefficient = 0",
             'trust.region = "adaptive" doubles and halves trust.coefficient, which must begin above 0',
         ),
+        (
+            "objective.preset = 'trpo'\ntrust.stop = 0.02",
+            "trust.stop = 0.02: leaves out the rest of Adam's passes, of which a natural step has none",
+        ),
         ("trust.adaptive_target = true", 'trust.adaptive_target = true: needs trust.region = "hard"; it is "none"'),
         ("penalty.l1 = 0.1", 'penalty.l1 = 0.1: needs penalty.kind = "sparse-group"; it is "group"'),
         ("penalty.outer = 0.1", 'penalty.outer = 0.1: needs penalty.kind = "nested"; it is "group"'),
+        (
+            "policy = { module = 'a:B', adapter = 4 }",
+            "policy.adapter = 4: a module of your own has its first layer itself; leave policy.adapter out",
+        ),
         ("policy.kwargs = { a = 1 }", "policy.kwargs: these are arguments for policy.module, which is not given"),
         (
             "policy.groups.'*' = { a = { 'w:rows' = [0, 1] }, b = { 'w:columns' = [1], 'w:rows' = [1] } }",
