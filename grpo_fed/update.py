@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -70,6 +71,10 @@ class Stack:
         return bool(self.penalty.any() or settings.l1 or settings.outer)
 
 
+Passes: TypeAlias = Sequence[tuple[Tensor | None, Sequence[Terms]]]
+"""The minibatches of the last pass: with None of all clients, and then of those [K] bool that stopped before."""
+
+
 @dataclass(frozen=True)
 class Losses:
     """What an update says of itself, [K] each: means over the minibatches of the last pass."""
@@ -84,11 +89,15 @@ class Losses:
     """KL(old, new) after the update; not a number where nothing asked for it."""
 
     @classmethod
-    def of(cls, seen: Sequence[Terms], explained_variance: Tensor) -> Losses:
-        """Minibatches that one client left out after an early stop count for all: they are only reported."""
+    def of(cls, passes: Passes, explained_variance: Tensor) -> Losses:
+        """A client that stopped early has the losses that it stopped with, however long the others went on."""
 
         def mean(each: Callable[[Terms], Tensor]) -> Tensor:
-            return torch.stack([each(terms) for terms in seen]).mean(0)
+            found = torch.full_like(explained_variance, torch.nan)
+            for clients, seen in passes:
+                here = torch.stack([each(terms) for terms in seen]).mean(0)
+                found = here if clients is None else torch.where(clients, here, found)
+            return found
 
         return cls(
             mean(lambda terms: terms.policy_loss),
@@ -113,8 +122,8 @@ def update(
     sample = Sample.of(batch, judged, reference(stack, batch))
     before = stack.parameters.clone()
     way = adam_update if stack.scenario.objective.step == "adam" else natural_update
-    seen, kl = way(stack, sample, active, numbers, progress)
-    losses = Losses.of(seen, objective.explained_variance(judged.returns, batch.values, batch.valid))
+    passes, kl = way(stack, sample, active, numbers, progress)
+    losses = Losses.of(passes, objective.explained_variance(judged.returns, batch.values, batch.valid))
     if stack.budgets:
         kept, _ = trust.keep_budgets(kl_from_old(stack, batch), before, stack.parameters, stack.budgets)
         stack.parameters.copy_(kept)
@@ -131,37 +140,42 @@ def update(
 
 def adam_update(
     stack: Stack, sample: Sample, active: Tensor | None, numbers: np.ndarray, progress: np.ndarray
-) -> tuple[list[Terms], Tensor | None]:
+) -> tuple[Passes, Tensor | None]:
     """Epochs over minibatches; the penalty's proximal step follows each of Adam's, so its zeros are exact."""
     settings, region = stack.scenario.objective, stack.scenario.trust
     coefficients = coefficients_of(stack, progress)
     learning_rate = stack.learning_rate * scheduled(settings.schedule, progress)
     seen: deque[Terms] = deque(maxlen=settings.minibatches)
+    stopped: list[tuple[Tensor, list[Terms]]] = []
     for part in sample.minibatches(stack.seeds, numbers, settings.epochs, settings.minibatches):
         said, pullback = stack.policy.vjp(stack.views, part.observations)
         slopes, terms = objective.gradients(said, part, stack.policy.distribution, settings, region, coefficients)
         seen.append(terms)
         if region.stop is not None:
             within = terms.approx_kl <= region.stop
-            active = within if active is None else active & within
-            if not active.any():
+            going = within if active is None else active & within
+            stopping = ~within if active is None else active & ~within
+            if stopping.any():
+                stopped.append((stopping, list(seen)))
+                active = going
+            if not going.any():
                 break
         pullback(slopes.distribution, slopes.values, stack.gradient_views)
         if settings.max_grad_norm is not None:
             clip_gradient(stack.gradient, settings.max_grad_norm)
         stack.adam.step(stack.parameters, stack.gradient, learning_rate, active)
         shrink(stack, learning_rate, active)
-    return list(seen), None
+    return [(None, seen), *stopped], None
 
 
 def natural_update(
     stack: Stack, sample: Sample, active: Tensor | None, numbers: np.ndarray, progress: np.ndarray
-) -> tuple[list[Terms], Tensor | None]:
+) -> tuple[Passes, Tensor | None]:
     """One step of the policy along the natural gradient, then Adam on the critic (1502.05477), then the penalty's."""
     terms, kl = natural_step(stack, sample.whole, active, progress)
     fit_critic(stack, sample, active, numbers, progress)
     shrink(stack, stack.learning_rate * scheduled(stack.scenario.objective.schedule, progress), active)
-    return [terms], kl
+    return [(None, [terms])], kl
 
 
 def natural_step(stack: Stack, whole: Minibatch, active: Tensor | None, progress: np.ndarray) -> tuple[Terms, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import gymnasium
 import numpy as np
@@ -179,6 +179,23 @@ def test_an_update_stops_once_the_kl_is_over_the_limit() -> None:
     run(once, batch, judged)
     assert stopped.adam.count.flatten().tolist() == [1.0, 1.0]
     torch.testing.assert_close(stopped.parameters, once.parameters)
+
+
+def test_a_client_that_stops_early_reports_what_it_stopped_with_whoever_goes_on() -> None:
+    """The first client's rate throws it over the limit at once; the second's never does."""
+    text = "[objective]\nepochs = 4\nminibatches = 2\n[trust]\nstop = 0.01"
+    together, alone = stack_of(scenario(text)), stack_of(scenario(text), clients=1)
+    together.learning_rate[:] = [[0.5], [1e-6]]
+    alone.learning_rate[:] = 0.5
+    alone.parameters.copy_(together.parameters[:1])
+    batch, judged = experience(together)
+    first = {field.name: getattr(batch, field.name)[:1] for field in fields(batch)}
+    mine = Judged(*(getattr(judged, field.name)[:1] for field in fields(judged)))
+    both, one = run(together, batch, judged), run(alone, Batch(**first), mine)
+    assert together.adam.count.flatten().tolist() == [1.0, 8.0]
+    torch.testing.assert_close(together.parameters[:1], alone.parameters, rtol=1e-3, atol=1e-3)
+    assert both["approx_kl"] > 0.01
+    assert both == pytest.approx(one, rel=1e-4, nan_ok=True)
 
 
 def test_the_adaptive_kl_weight_follows_the_measured_kl() -> None:
