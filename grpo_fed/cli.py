@@ -131,7 +131,11 @@ def _run(training: Training, folder: Path, display: Display, debug: bool) -> Non
         display.stop()
         if training.result is not None:
             display.end(training.result)
-        _complain(f"the policies as they are and results.json are in {folder}/", label="interrupted: ")
+        _complain(
+            f"the policies as they are and results.json are in {folder}/",
+            *([f"to go on: grpo-fed train --resume {folder}"] if training.scenario.checkpoint.every else []),
+            label="interrupted: ",
+        )
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:  # noqa: BLE001, no traceback reaches a user
         display.stop()

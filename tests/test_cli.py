@@ -331,6 +331,7 @@ def test_ctrl_c_saves_what_there_is(here: Path):
     assert running.returncode == 130, err
     assert "Traceback" not in err
     assert "interrupted: the policies as they are and results.json are in run/" in err
+    assert "to go on: grpo-fed train --resume run" in err
     result = json.loads((here / "run" / "results.json").read_text())
     assert result["status"] == "interrupted"
     assert result["rounds"] == len(journal.read_text().splitlines()) >= 3
