@@ -285,6 +285,8 @@ class ModulePolicy(Policy):
                 " stack; use parameters, or layer normalisation"
             )
         self.layout = Layout.cut(self.template, settings)
+        self.free = {name for name, value in self.template.named_parameters() if value.requires_grad}
+        """Names of the parameters that learn; the module may have frozen others."""
         self._check()
 
     def _built(self, seed: int) -> nn.Module:
@@ -324,6 +326,8 @@ class ModulePolicy(Policy):
                 self.forward(stacked, observations[None])
         except Exception as error:
             raise ValueError(f"{where}: torch.func.vmap cannot stack clients of it: {error}") from error
+        if not self.actor_names():
+            raise ValueError(f"{where}: what it says of actions depends on no parameter that requires a gradient")
 
     def initial(self, seed: int) -> Tensor:
         named = dict(self._built(seed).named_parameters())
@@ -331,8 +335,10 @@ class ModulePolicy(Policy):
 
     def actor_names(self) -> frozenset[str]:
         """Found by asking autograd which parameters the distribution reaches."""
-        named = dict(self.template.named_parameters())
+        named = {name: value for name, value in self.template.named_parameters() if name in self.free}
         distribution, _ = self.template(torch.zeros(2, self.observation_size))
+        if not distribution.requires_grad:
+            return frozenset()
         every = list(named.values())
         gradients: tuple[Tensor | None, ...] = torch.autograd.grad(distribution.sum(), every, allow_unused=True)
         return frozenset(name for name, gradient in zip(named, gradients, strict=True) if gradient is not None)
@@ -359,16 +365,22 @@ class ModulePolicy(Policy):
         return act
 
     def vjp(self, parameters: Parameters, observations: Tensor) -> tuple[Output, Pullback]:
-        leaves = {name: parameters[name].detach().requires_grad_() for name in parameters}
+        leaves = {name: parameters[name].detach().requires_grad_(name in self.free) for name in parameters}
         with torch.enable_grad():
             said = self.forward(leaves, observations)
 
         def pullback(by_distribution: Tensor, by_values: Tensor | None, gradient: Parameters) -> None:
-            outputs, slopes = (said.distribution, said.values), (by_distribution, by_values)
-            used = 1 if by_values is None else 2
-            parts = torch.autograd.grad(outputs[:used], list(leaves.values()), slopes[:used], materialize_grads=True)
-            for name, part in zip(leaves, parts, strict=True):
-                gradient[name].copy_(part)
+            outputs, slopes = [said.distribution], [by_distribution]
+            if by_values is not None and said.values.requires_grad:
+                outputs, slopes = [*outputs, said.values], [*slopes, by_values]
+            free = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
+            parts = torch.autograd.grad(outputs, list(free.values()), slopes, materialize_grads=True)
+            by_name = dict(zip(free, parts, strict=True))
+            for name in leaves:
+                if name in by_name:
+                    gradient[name].copy_(by_name[name])
+                else:
+                    gradient[name].zero_()
 
         return Output(said.distribution.detach(), said.values.detach()), pullback
 

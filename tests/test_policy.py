@@ -178,6 +178,36 @@ def test_a_module_that_does_not_fit_its_task_is_refused_with_the_shapes() -> Non
         own(build=TooWide)
 
 
+class Frozen(OwnNet):
+    """Its body does not learn, and its critic says nothing."""
+
+    def __init__(self, *spaces_: Any) -> None:
+        super().__init__(*spaces_)
+        self.body.requires_grad_(False)
+
+    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(observations)[0], torch.zeros(len(observations))
+
+
+def test_what_a_module_has_frozen_does_not_learn() -> None:
+    policy = own(build=Frozen)
+    flat, observations = parameters_of(policy, 2), torch.randn(2, 9, 5)
+    _, pullback = policy.vjp(policy.layout.views(flat), observations)
+    found = policy.layout.views(pulled(policy, pullback, (torch.randn(2, 9, 3), torch.randn(2, 9)), 2))
+    assert {name for name, gradient in found.items() if gradient.any()} == {"pi.weight", "pi.bias"}
+    assert policy.actor_names() == {"pi.weight", "pi.bias"}
+
+
+def test_a_module_that_cannot_learn_to_act_is_refused() -> None:
+    class Fixed(Frozen):
+        def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+            said, values = super().forward(observations)
+            return said.detach(), values
+
+    with pytest.raises(ValueError, match=r"policy.module = a:B: what it says of actions depends on no parameter"):
+        own(build=Fixed)
+
+
 def test_a_module_with_buffers_is_refused() -> None:
     class Normed(OwnNet):
         def __init__(self, *spaces_: Any) -> None:
