@@ -7,7 +7,6 @@ random streams, so what it becomes does not depend on who else is in the fleet.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -359,7 +358,17 @@ def entropy_weights(task: Task, policy: Policy, scenario: Scenario) -> Tensor:
 
 def fleets_of(scenario: Scenario) -> list[Fleet]:
     """The scenario's clients, those with equally shaped policies together."""
-    alike: dict[object, list[Task]] = defaultdict(list)
+    fleets: list[list[Task]] = []
     for task in tasks_of(scenario):
-        alike[task.signature].append(task)
-    return [Fleet(tasks, scenario) for tasks in alike.values()]
+        alike = next((tasks for tasks in fleets if _alike(task, tasks[0], scenario.policy.module is not None)), None)
+        if alike is None:
+            fleets.append([task])
+        else:
+            alike.append(task)
+    return [Fleet(tasks, scenario) for tasks in fleets]
+
+
+def _alike(task: Task, other: Task, own_module: bool) -> bool:
+    """Whether one policy fits both; a module of the user's may look at more of its spaces than their sizes."""
+    spaces = (task.observation_space, task.action_space) == (other.observation_space, other.action_space)
+    return task.signature == other.signature and (spaces or not own_module)

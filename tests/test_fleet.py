@@ -8,6 +8,8 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
+from torch import Tensor, nn
 
 from grpo_fed.fleet import Fleet, fleets_of
 from grpo_fed.scenario import Scenario
@@ -336,6 +338,35 @@ def test_clients_with_unlike_spaces_share_a_torso_through_adapters() -> None:
     for fleet in (one, two):
         fleet.train(512)
         assert torch.isfinite(fleet.parameters).all()
+
+
+class Reaches(nn.Module):
+    """Actions as far as the action space goes."""
+
+    def __init__(self, observation_space: spaces.Box, action_space: spaces.Box) -> None:
+        super().__init__()
+        self.mean, self.value = nn.Linear(observation_space.shape[0], 1), nn.Linear(observation_space.shape[0], 1)
+        self.reach = float(action_space.high[0])
+
+    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        mean = self.reach * self.mean(observations)
+        return torch.cat([mean, torch.zeros_like(mean)], -1), self.value(observations).squeeze(-1)
+
+
+def twice_as_far(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    return gymnasium.wrappers.RescaleAction(env, np.array([-4.0], np.float32), np.array([4.0], np.float32))
+
+
+def test_a_module_is_built_for_each_clients_own_spaces() -> None:
+    """Pendulum's torque goes to 2 and behind the wrapper to 4: no module of one may serve the other."""
+    clients = "".join(
+        f'[[clients]]\nname = "{name}"\nenv = "Pendulum-v1"\n{more}\n'
+        for name, more in (("a", ""), ("b", 'wrappers = ["test_fleet:twice_as_far"]'), ("c", ""))
+    )
+    fleets = fleets_of(scenario(SMALL, clients, "policy.module=test_fleet:Reaches"))
+    assert [fleet.names for fleet in fleets] == [["a", "c"], ["b"]]
+    assert [fleet.policy.template.reach for fleet in fleets] == [2.0, 4.0]  # type: ignore[attr-defined]
+    assert len(fleets_of(scenario(SMALL, clients))) == 1
 
 
 def test_a_users_own_module_learns_in_a_fleet_as_alone() -> None:
