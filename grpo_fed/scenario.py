@@ -411,6 +411,9 @@ def _group_mistakes(scenario: Scenario) -> Iterator[Mistake]:
         right = max(group.size, copies // group.size * group.size)
         text = f"rollout.num_envs = {copies} must be a multiple of group.size = {group.size}: {right} is"
         yield _mistake(text, *keys)
+    if group.by == "similarity" and copies > 1 and group.clusters > copies // 2:
+        text = f"group.clusters = {group.clusters} must leave each of {copies} episodes (rollout.num_envs) another one"
+        yield _mistake(f"{text}: at most {copies // 2}", "group.clusters", *keys)
     if group.by != "start" and copies < 2:
         yield _mistake("an episode alone has nothing to be judged against: rollout.num_envs must be 2 or more", *keys)
 
