@@ -276,11 +276,15 @@ def normalise(advantages: Tensor, weights: Tensor) -> Tensor:
 
 
 def explained_variance(returns: Tensor, values: Tensor, valid: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns) over valid steps, [K, ...] each -> [K]; 0 where nothing varies."""
+    """1 - Var(returns - values) / Var(returns) over valid steps, [K, ...] each -> [K]; 0 where nothing varies.
+
+    Returns are worked out as advantages + values, so a variance may be no more than the rounding of that.
+    """
     valid = valid.flatten(1)
-    varied = _variance(returns.flatten(1), valid)
-    unexplained = _variance((returns - values).flatten(1), valid)
-    return torch.where(varied > 0, 1 - unexplained / varied, 0.0)
+    returns, values = (each.flatten(1).masked_fill(~valid, 0.0) for each in (returns, values))
+    varied = _variance(returns, valid)
+    rounding = (torch.finfo(returns.dtype).eps * torch.maximum(returns.abs(), values.abs()).amax(1)).square()
+    return torch.where(varied > rounding, 1 - _variance(returns - values, valid) / varied, 0.0)
 
 
 class _WithSlopes(torch.autograd.Function):

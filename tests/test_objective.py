@@ -592,6 +592,13 @@ def test_explained_variance_by_hand() -> None:
     assert objective.explained_variance(returns, values, valid).tolist() == [1.0, 0.0, 0.0]
 
 
+def test_the_rounding_of_equal_returns_is_not_explained() -> None:
+    values = torch.randn(1, 64, generator=torch.Generator().manual_seed(0)) * 3
+    returns = (1 - values) + values
+    assert returns.std() > 0
+    assert objective.explained_variance(returns, values, torch.ones(1, 64, dtype=torch.bool)).tolist() == [0.0]
+
+
 def test_explained_variance_is_that_of_stable_baselines3() -> None:
     rng = np.random.default_rng(0)
     returns, values = rng.standard_normal((2, 50))
