@@ -36,7 +36,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 PEER = "stable-baselines3"
-ALGORITHMS = {"PPO": PPO, "A2C": A2C, "TRPO": TRPO}
+ALGORITHMS = {"PPO": PPO, "PPO without gSDE": PPO, "A2C": A2C, "TRPO": TRPO}
 EVALUATION_EPISODES = 50
 EVALUATION_SEED = 10_000
 
@@ -110,6 +110,22 @@ SETTINGS = (
             "clip_range": 0.2,
             "use_sde": True,
             "sde_sample_freq": 4,
+        },
+    ),
+    # Not in the zoo: tells what gSDE, which we do not have, is worth there.
+    Setting(
+        "PPO without gSDE",
+        "Pendulum-v1",
+        budget=100_000,
+        num_envs=4,
+        hyperparameters={
+            "n_steps": 1024,
+            "gae_lambda": 0.95,
+            "gamma": 0.9,
+            "n_epochs": 10,
+            "ent_coef": 0.0,
+            "learning_rate": 1e-3,
+            "clip_range": 0.2,
         },
     ),
     Setting(

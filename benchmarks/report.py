@@ -1,6 +1,10 @@
 """Write benchmarks/RESULTS.md from the finished runs of benchmarks/learning.py and benchmarks/peers.py.
 
-python -m benchmarks.report
+It may be called again whenever more runs are done; rows without any run are left out:
+
+    python -m benchmarks.report
+
+prints the page, too.
 """
 
 import argparse
@@ -47,12 +51,21 @@ Line = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row: a case's runs and those of its peer."""
+    """One row: a case's runs and those of a peer."""
 
     case: Case
+    peer: str
+    """Its algorithm; empty where there is no peer, or none of its runs are done."""
     ours: Sequence[Line]
     theirs: Sequence[Line]
-    """Empty where there is no peer, or none of its runs are done."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.case.task}, {self.algorithms}, {self.case.budget:,} steps"
+
+    @property
+    def algorithms(self) -> str:
+        return both(self.case.preset, self.peer)
 
 
 def main() -> None:
@@ -114,14 +127,16 @@ def comparisons(cases: Iterable[Case], ours: Sequence[Line], peers: Sequence[Lin
     for line in peers:
         others[line["algorithm"], line["task"], line["budget"]].append(line)
     for case in cases:
-        if runs := mine[case.suite, case.name, case.budget]:
-            theirs = [] if case.peer is None else others[case.peer[0], case.task, case.peer[1]]
-            yield Comparison(case, runs, theirs)
+        if not (runs := mine[case.suite, case.name, case.budget]):
+            continue
+        found = {peer: lines for peer in case.peers if (lines := others[peer, case.task, case.budget])}
+        for peer, lines in found.items() or [("", [])]:
+            yield Comparison(case, peer, runs, lines)
 
 
 def table(rows: Sequence[Comparison], key: str) -> str:
-    """A row for each comparison; a peer's cells are empty where no row has one."""
-    head = "| task | preset | steps | ours | peer | better | solved, ours | solved, peer | seeds | CPU s a seed |"
+    """A row for each comparison, with empty cells where there is no peer."""
+    head = "| task | ours / peer | steps | ours | peer | better | solved, ours | solved, peer | seeds | CPU s a seed |"
     return "\n".join([head, "| --- " * head.count(" | ") + "| --- |", *(table_row(row, key) for row in rows)])
 
 
@@ -129,7 +144,7 @@ def table_row(row: Comparison, key: str) -> str:
     ours, theirs = scores(row.ours, key), scores(row.theirs, key)
     cells = [
         row.case.task,
-        row.case.preset,
+        row.algorithms,
         f"{row.case.budget:,}",
         mean_cell(ours),
         mean_cell(theirs),
@@ -185,28 +200,24 @@ def remarks(rows: Sequence[Comparison]) -> Iterator[str]:
     if not compared:
         yield "- Nobody is compared with here."
         return
-    for row in compared:
-        if row.case.remark:
-            yield f"- {row.case.title}: {row.case.remark}."
-    worse = [
-        f"- Worse: {row.case.title}, {words}: {said}."
+    yield from dict.fromkeys(f"- {row.case.title}: {row.case.remark}." for row in compared if row.case.remark)
+    told = [
+        f"- {said} in {row.title}, {words}."
         for row in compared
         for key, words in WAYS.items()
-        if (said := shortfall(row.case.task, scores(row.ours, key), scores(row.theirs, key)))
+        for said in shortfalls(row.case.task, scores(row.ours, key), scores(row.theirs, key))
     ]
-    yield from worse or ["- We are worse in none of the rows that have a peer."]
+    yield from told or ["- We are worse in none of the rows that have a peer."]
 
 
-def shortfall(task: str, ours: np.ndarray, theirs: np.ndarray) -> str:
-    """In words, or nothing: the chance that we are better surely below one half, or fewer of the seeds at the goal."""
-    said = []
+def shortfalls(task: str, ours: np.ndarray, theirs: np.ndarray) -> Iterator[str]:
+    """In words: the chance that we are better surely below one half, and fewer of the seeds at the threshold."""
     if improvement(ours, theirs).high < 0.5:
         mine, peers = float(interquartile_mean(ours)), float(interquartile_mean(theirs))
-        said.append(f"the peer's scores are higher ({peers:.1f} against our {mine:.1f})")
+        yield f"Worse than the peer, {mine:.1f} against {peers:.1f},"
     threshold = THRESHOLDS.get(task)
     if threshold is not None and (ours >= threshold).mean() < (theirs >= threshold).mean():
-        said.append(f"it is solved by {solved_cell(task, ours)} seeds against the peer's {solved_cell(task, theirs)}")
-    return "; ".join(said)
+        yield f"Fewer seeds solve it, {solved_cell(task, ours)} against {solved_cell(task, theirs)},"
 
 
 def footnotes(ours: Sequence[Line], peers: Sequence[Line]) -> str:
@@ -222,7 +233,7 @@ def footnotes(ours: Sequence[Line], peers: Sequence[Line]) -> str:
 ```
 python -m benchmarks.peers --seeds 10
 python -m benchmarks.learning --seeds 10
-python -m benchmarks.report
+    python -m benchmarks.report
 ```
 
 {fill(what)}"""

@@ -55,10 +55,11 @@ def test_the_page_says_who_is_better_and_by_how_much() -> None:
 
 def test_the_page_says_where_we_are_worse() -> None:
     text = page([ours(seed, 100.0, sampled=500.0) for seed in range(3)], [theirs(seed, 500.0) for seed in range(3)])
-    (worse,) = [line for line in text.splitlines() if line.startswith("- Worse")]
-    assert worse.startswith("- Worse: CartPole-v1, ppo, 100,000 steps, the likeliest action: ")
-    assert "the peer's scores are higher (500.0 against our 100.0)" in worse
-    assert worse.endswith("it is solved by 0 of 3 seeds against the peer's 3 of 3.")
+    where = "in CartPole-v1, ppo / PPO, 100,000 steps, the likeliest action."
+    assert [line for line in text.splitlines() if line.startswith(("- Worse", "- Fewer"))] == [
+        f"- Worse than the peer, 100.0 against 500.0, {where}",
+        f"- Fewer seeds solve it, 0 of 3 against 3 of 3, {where}",
+    ]
     assert "better in 0, level in 1 and worse in 1" in " ".join(text.split())
 
 
@@ -67,10 +68,13 @@ def test_a_row_without_a_peer_has_no_comparison() -> None:
     assert "Nobody is compared with here" in page(lines, [])
 
 
-@pytest.mark.parametrize("case", TASKS, ids=lambda case: case.title)
-def test_our_rows_are_the_rl_zoos(case: Case) -> None:
-    assert case.peer is not None
-    zoo = ZOO[(*case.peer, case.task)]
+@pytest.mark.parametrize(
+    ("case", "peer"),
+    [(case, peer) for case in TASKS for peer in case.peers],
+    ids=lambda each: getattr(each, "title", each),
+)
+def test_our_rows_are_the_rl_zoos(case: Case, peer: str) -> None:
+    zoo = ZOO[peer, case.budget, case.task]
     scenario = scenario_of(case, 1)
     samples = scenario.rollout.num_envs * scenario.rollout.horizon
     assert case.steps == samples
@@ -104,7 +108,7 @@ def of_the_peer(zoo: Setting) -> dict[str, Any]:
         "A2C": ("n_steps", "gamma", "gae_lambda", "ent_coef", "max_grad_norm", "vf_coef"),
         "TRPO": ("n_steps", "gamma", "gae_lambda", "n_critic_updates", "cg_damping", "target_kl", "batch_size"),
         "PPO": ("n_steps", "gamma", "gae_lambda", "ent_coef", "max_grad_norm", "vf_coef", "batch_size", "n_epochs"),
-    }[zoo.algorithm]
+    }[zoo.algorithm.removesuffix(" without gSDE")]
     return {"num_envs": zoo.num_envs, **{key: every[key] for key in known}, **schedules}
 
 
