@@ -334,8 +334,11 @@ def device_of(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device = {name}: torch sees no CUDA device here; use cpu or auto")
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ValueError(
+            f"device = {name}: torch sees {count or 'no'} CUDA devices here, counted from 0; use cpu or auto"
+        )
     return device
 
 

@@ -111,7 +111,13 @@ class Losses:
 
     def client(self, row: int) -> dict[str, float]:
         """Of one client, by name."""
-        return {field.name: float(getattr(self, field.name)[row]) for field in fields(self)}
+        return dict(zip((field.name for field in fields(self)), self._rows[row], strict=True))
+
+    @cached_property
+    def _rows(self) -> list[list[float]]:
+        """[K] of all fields: one copy from a GPU, not one for each number."""
+        rows: list[list[float]] = torch.stack([getattr(self, field.name) for field in fields(self)], 1).tolist()
+        return rows
 
 
 def update(

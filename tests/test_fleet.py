@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from grpo_fed.fleet import Fleet, fleets_of
+from grpo_fed.fleet import Fleet, device_of, fleets_of
 from grpo_fed.scenario import Scenario
 from grpo_fed.tasks import tasks_of
 
@@ -190,6 +190,13 @@ def test_a_penalty_towards_the_shared_blocks_leaves_some_groups_exactly_where_th
     )
     assert still.any()
     assert not still.all()
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    count = torch.cuda.device_count()
+    with pytest.raises(ValueError, match=rf"device = cuda:{count}: torch sees {count or 'no'} CUDA devices"):
+        device_of(f"cuda:{count}")
+    assert device_of("cpu").type == "cpu"
 
 
 def test_start_groups_begin_alike_and_other_groups_do_not() -> None:
