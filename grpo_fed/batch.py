@@ -13,8 +13,8 @@ from grpo_fed.records import Batch, Output
 from grpo_fed.rollout import Cut, Trajectories
 
 
-def batch_of(policy: Policy, parameters: Parameters, done: Trajectories, rows: slice) -> Batch:
-    """Some clients' trajectories with what the policy and its critic say of them, in one pass without autograd."""
+def batch_of(policy: Policy, parameters: Parameters, done: Trajectories, rows: slice, critic: bool) -> Batch:
+    """Some clients' trajectories with what the policy says of them, and its critic where it is asked (else 0)."""
     clients, steps, copies, size = done.observations[rows].shape
     device = next(iter(parameters.values())).device
 
@@ -22,13 +22,17 @@ def batch_of(policy: Policy, parameters: Parameters, done: Trajectories, rows: s
         return torch.from_numpy(np.ascontiguousarray(array[rows])).to(device)
 
     observations, actions = tensor(done.observations), tensor(done.actions)
-    last = tensor(done.last)
-    cut, cut_observations = _padded(done.cuts, range(*rows.indices(len(done.observations))), size)
+    acted_on = observations.view(clients, steps * copies, size)
     with torch.no_grad():
-        seen = [observations.view(clients, steps * copies, size), last, cut_observations.to(device)]
-        said = policy.forward(parameters, torch.cat(seen, 1))
-        values, next_values = _values(said, done, rows, (clients, steps, copies), cut)
-        distribution = said.distribution[:, : steps * copies].reshape(clients, steps, copies, -1)
+        if critic:
+            cut, cut_observations = _padded(done.cuts, range(*rows.indices(len(done.observations))), size)
+            said = policy.forward(parameters, torch.cat([acted_on, tensor(done.last), cut_observations.to(device)], 1))
+            values, next_values = _values(said, done, rows, (clients, steps, copies), cut)
+            flat = said.distribution[:, : steps * copies]
+        else:
+            flat = policy.act(parameters, acted_on)
+            values = next_values = flat.new_zeros(clients, steps, copies)
+        distribution = flat.reshape(clients, steps, copies, -1)
         log_probs = policy.distribution.log_prob(distribution, actions)
     ends = done.terminated[rows] | done.truncated[rows]
     before = np.cumsum(ends, 1) - ends

@@ -85,7 +85,7 @@ class Fleet:
                 rows = stack.rows
                 if not behind[rows].any():
                     continue
-                batch = batch_of(self.policy, stack.views, trajectories, rows)
+                batch = batch_of(self.policy, stack.views, trajectories, rows, critic=groups is None)
                 longest = torch.from_numpy(self.longest[rows]).to(self.device)
                 judged = judge(batch, None if groups is None else groups[rows], longest, self.scenario)
                 active = None if behind[rows].all() else torch.from_numpy(behind[rows]).to(self.device)

@@ -10,7 +10,7 @@ import importlib
 import operator
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,6 +28,8 @@ from grpo_fed.tasks import Action, Task
 Parameters = Mapping[str, Tensor]
 Pullback = Callable[[Tensor, Tensor | None, Parameters], None]
 """Slopes by distribution parameters [K, B, M] and by values [K, B], or None; writes the gradient by every parameter."""
+CriticPullback = Callable[[Tensor, Parameters], None]
+"""Slopes by values [K, B]; writes the gradient by the parameters that only the critic uses, and no other."""
 
 
 def policy_for(task: Task, settings: PolicySettings) -> Policy:
@@ -101,8 +103,15 @@ class Policy(ABC):
         """`act` for a rollout on the CPU, [K, B, D] -> [K, B, M], under parameters that may change in place."""
 
     @abstractmethod
-    def vjp(self, parameters: Parameters, observations: Tensor) -> tuple[Output, Pullback]:
-        """`forward`, and the function that pulls the slopes of a loss by what it said back to the parameters."""
+    def vjp(self, parameters: Parameters, observations: Tensor, critic: bool = True) -> tuple[Output, Pullback]:
+        """`forward`, and the function that pulls the slopes of a loss by what it said back to the parameters.
+
+        Without `critic` nobody asks for the values: they may be 0, and their slopes are None.
+        """
+
+    @abstractmethod
+    def critic_vjp(self, parameters: Parameters, observations: Tensor) -> tuple[Tensor, CriticPullback]:
+        """The values [K, B] alone, and their pullback to the parameters that the actor does not use."""
 
 
 class ActorCritic(Policy):
@@ -166,11 +175,14 @@ class ActorCritic(Policy):
         return torch.cat([mean, parameters["actor.log_std"].unsqueeze(1).expand_as(mean)], -1)
 
     @torch.no_grad()
-    def vjp(self, parameters: Parameters, observations: Tensor) -> tuple[Output, Pullback]:
+    def vjp(self, parameters: Parameters, observations: Tensor, critic: bool = True) -> tuple[Output, Pullback]:
         """Backpropagation by hand: the operations of autograd without its bookkeeping."""
         torso = self._layers(parameters, self.torso, observations)
-        critic = self._layers(parameters, self.critic, observations) if self.separate else torso[-1:]
-        values = _linear(parameters, "critic.head", critic[-1]).squeeze(-1)
+        if critic:
+            seen = self._layers(parameters, self.critic, observations) if self.separate else torso[-1:]
+            values = _linear(parameters, "critic.head", seen[-1]).squeeze(-1)
+        else:
+            seen, values = [], observations.new_zeros(observations.shape[:2])
 
         @torch.no_grad()
         def pullback(by_distribution: Tensor, by_values: Tensor | None, gradient: Parameters) -> None:
@@ -180,9 +192,9 @@ class ActorCritic(Policy):
                 gradient["actor.log_std"].copy_(by_log_std.sum(1))
             by_features = _pull_linear(parameters, gradient, "actor", torso[-1], by_mean)
             if by_values is not None:
-                by_last = _pull_linear(parameters, gradient, "critic.head", critic[-1], by_values.unsqueeze(-1))
+                by_last = _pull_linear(parameters, gradient, "critic.head", seen[-1], by_values.unsqueeze(-1))
                 if self.separate:
-                    self._pull_layers(parameters, gradient, self.critic, critic, by_last)
+                    self._pull_layers(parameters, gradient, self.critic, seen, by_last)
                 else:
                     by_features += by_last
             else:
@@ -191,6 +203,19 @@ class ActorCritic(Policy):
             self._pull_layers(parameters, gradient, self.torso, torso, by_features)
 
         return Output(self._head(parameters, torso[-1]), values), pullback
+
+    @torch.no_grad()
+    def critic_vjp(self, parameters: Parameters, observations: Tensor) -> tuple[Tensor, CriticPullback]:
+        seen = self._layers(parameters, self.critic if self.separate else self.torso, observations)
+
+        @torch.no_grad()
+        def pullback(by_values: Tensor, gradient: Parameters) -> None:
+            slope = by_values.unsqueeze(-1)
+            by_last = _pull_linear(parameters, gradient, "critic.head", seen[-1], slope, further=self.separate)
+            if self.separate:
+                self._pull_layers(parameters, gradient, self.critic, seen, by_last)
+
+        return _linear(parameters, "critic.head", seen[-1]).squeeze(-1), pullback
 
     def _pull_layers(
         self, parameters: Parameters, gradient: Parameters, names: Sequence[str], seen: Sequence[Tensor], slope: Tensor
@@ -364,26 +389,45 @@ class ModulePolicy(Policy):
 
         return act
 
-    def vjp(self, parameters: Parameters, observations: Tensor) -> tuple[Output, Pullback]:
-        leaves = {name: parameters[name].detach().requires_grad_(name in self.free) for name in parameters}
-        with torch.enable_grad():
-            said = self.forward(leaves, observations)
+    def vjp(self, parameters: Parameters, observations: Tensor, critic: bool = True) -> tuple[Output, Pullback]:
+        said, leaves = self._recorded(parameters, observations, self.free)
 
         def pullback(by_distribution: Tensor, by_values: Tensor | None, gradient: Parameters) -> None:
+            for name in parameters.keys() - leaves.keys():
+                gradient[name].zero_()
             outputs, slopes = [said.distribution], [by_distribution]
             if by_values is not None and said.values.requires_grad:
                 outputs, slopes = [*outputs, said.values], [*slopes, by_values]
-            free = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
-            parts = torch.autograd.grad(outputs, list(free.values()), slopes, materialize_grads=True)
-            by_name = dict(zip(free, parts, strict=True))
-            for name in leaves:
-                if name in by_name:
-                    gradient[name].copy_(by_name[name])
-                else:
-                    gradient[name].zero_()
+            _pull(outputs, slopes, leaves, gradient)
 
         return Output(said.distribution.detach(), said.values.detach()), pullback
+
+    def critic_vjp(self, parameters: Parameters, observations: Tensor) -> tuple[Tensor, CriticPullback]:
+        said, leaves = self._recorded(parameters, observations, self.free - self.actor_names())
+
+        def pullback(by_values: Tensor, gradient: Parameters) -> None:
+            if leaves and said.values.requires_grad:
+                _pull([said.values], [by_values], leaves, gradient)
+
+        return said.values.detach(), pullback
+
+    def _recorded(
+        self, parameters: Parameters, observations: Tensor, names: Collection[str]
+    ) -> tuple[Output, dict[str, Tensor]]:
+        """`forward`, recorded for autograd, and its leaves: the parameters of these names."""
+        leaves = {name: parameters[name].detach().requires_grad_() for name in parameters if name in names}
+        with torch.enable_grad():
+            return self.forward({**parameters, **leaves}, observations), leaves
 
     def features(self, parameters: Parameters, observations: Tensor) -> Tensor:
         """A user's module names no features: what it says of the actions stands for them."""
         return self.act(parameters, observations)
+
+
+def _pull(
+    outputs: Sequence[Tensor], slopes: Sequence[Tensor], leaves: Mapping[str, Tensor], gradient: Parameters
+) -> None:
+    """Write the gradient by every leaf; 0 by one that does not matter."""
+    parts = torch.autograd.grad(outputs, list(leaves.values()), slopes, materialize_grads=True)
+    for name, part in zip(leaves, parts, strict=True):
+        gradient[name].copy_(part)

@@ -154,7 +154,7 @@ def adam_update(
     seen: deque[Terms] = deque(maxlen=settings.minibatches)
     stopped: list[tuple[Tensor, list[Terms]]] = []
     for part in sample.minibatches(stack.seeds, numbers, settings.epochs, settings.minibatches):
-        said, pullback = stack.policy.vjp(stack.views, part.observations)
+        said, pullback = stack.policy.vjp(stack.views, part.observations, settings.advantage == "gae")
         slopes, terms = objective.gradients(said, part, stack.policy.distribution, settings, region, coefficients)
         seen.append(terms)
         if region.stop is not None:
@@ -244,19 +244,14 @@ def natural_length(
 def fit_critic(stack: Stack, sample: Sample, active: Tensor | None, numbers: np.ndarray, progress: np.ndarray) -> None:
     """Adam's passes on the value loss alone; parameters that the actor uses stay."""
     settings = stack.scenario.objective
-    names = stack.policy.actor_names()
     if settings.advantage == "group":
         return
     coefficients = replace(coefficients_of(stack, progress), value=1.0)
-    critic = stack.parameters.new_tensor([name not in names for name in stack.views]).repeat_interleave(
-        torch.tensor([slot.stop - slot.start for slot in stack.policy.layout.slots], device=stack.parameters.device)
-    )
+    stack.gradient.zero_()
     learning_rate = stack.learning_rate * scheduled(settings.schedule, progress)
     for part in sample.minibatches(stack.seeds, numbers, settings.value_epochs, settings.minibatches):
-        said, pullback = stack.policy.vjp(stack.views, part.observations)
-        by_values = objective.value_slope(said.values, part, coefficients)
-        pullback(torch.zeros_like(said.distribution), by_values, stack.gradient_views)
-        stack.gradient.mul_(critic)
+        values, pullback = stack.policy.critic_vjp(stack.views, part.observations)
+        pullback(objective.value_slope(values, part, coefficients), stack.gradient_views)
         if settings.max_grad_norm is not None:
             clip_gradient(stack.gradient, settings.max_grad_norm)
         stack.adam.step(stack.parameters, stack.gradient, learning_rate, active)

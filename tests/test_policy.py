@@ -91,6 +91,27 @@ def test_backpropagation_of_a_users_module_is_autograds() -> None:
     torch.testing.assert_close(pulled(policy, pullback, by, 2), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("policy", [*(ActorCritic(5, Gaussian(3), settings) for settings in SETTINGS), own()])
+def test_the_critic_alone_says_and_learns_what_it_does_beside_the_actor(policy: Policy) -> None:
+    """Parameters that the actor uses get no gradient; without the critic the actor says the same."""
+    torch.manual_seed(0)
+    flat, observations = parameters_of(policy, 2), torch.randn(2, 9, 5)
+    views = policy.layout.views(flat)
+    said, _ = policy.vjp(views, observations)
+    values, pullback = policy.critic_vjp(views, observations)
+    torch.testing.assert_close(values, said.values)
+    by = (torch.zeros(said.distribution.shape), torch.randn(2, 9))
+    gradient = torch.zeros_like(flat)
+    pullback(by[1].clone(), policy.layout.views(gradient))
+    expected = policy.layout.views(autograd(policy, flat, observations, by))
+    for name, found in policy.layout.views(gradient).items():
+        if name in policy.actor_names():
+            assert not found.any()
+        else:
+            torch.testing.assert_close(found, expected[name], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(policy.vjp(views, observations, critic=False)[0].distribution, said.distribution)
+
+
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: f"{s.torso}-{s.activation}-{len(s.hidden)}-{s.adapter}")
 def test_a_rollouts_numpy_says_what_torch_says(settings: PolicySettings) -> None:
     policy = ActorCritic(5, Gaussian(2), settings)
