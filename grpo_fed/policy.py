@@ -279,13 +279,24 @@ def _linear(parameters: Parameters, name: str, inputs: Tensor) -> Tensor:
     return torch.baddbmm(bias.unsqueeze(1), inputs, weight.transpose(1, 2))
 
 
+FEW = 16
+"""With no more inputs than that, the product for the gradient is several times faster the other way round."""
+
+
 def _pull_linear(
     parameters: Parameters, gradient: Parameters, name: str, inputs: Tensor, slope: Tensor, further: bool = True
 ) -> Tensor:
     """Write the gradient of a linear layer, given the slope [K, B, out]; returns that by its inputs, [K, B, in]."""
-    gradient[f"{name}.weight"].copy_(torch.bmm(slope.transpose(1, 2), inputs))
+    weight = parameters[f"{name}.weight"]
+    if inputs.shape[-1] <= FEW:
+        by_weight = torch.bmm(inputs.transpose(1, 2), slope).transpose(1, 2)
+    else:
+        by_weight = torch.bmm(slope.transpose(1, 2), inputs)
+    gradient[f"{name}.weight"].copy_(by_weight)
     torch.sum(slope, 1, out=gradient[f"{name}.bias"])
-    return torch.bmm(slope, parameters[f"{name}.weight"]) if further else slope
+    if not further:
+        return slope
+    return slope * weight if weight.shape[1] == 1 else torch.bmm(slope, weight)
 
 
 class ModulePolicy(Policy):
