@@ -336,9 +336,8 @@ def device_of(name: str) -> torch.device:
     device = torch.device(name)
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
-        raise ValueError(
-            f"device = {name}: torch sees {count or 'no'} CUDA devices here, counted from 0; use cpu or auto"
-        )
+        there = f"{count} CUDA devices here, counted from 0" if count else "no CUDA device here"
+        raise ValueError(f"device = {name}: torch sees {there}; use cpu or auto")
     return device
 
 

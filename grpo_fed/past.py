@@ -33,8 +33,7 @@ class Past:
         while len(self._pieces[0]) <= self._starts.min() and len(self._pieces) > 1:
             self._starts -= len(self._pieces.pop(0))
 
-    @property
-    def actions(self) -> list[np.ndarray]:
-        """[L] of [n, A] each."""
-        every = np.concatenate(self._pieces)
-        return [every[start:, lane] for lane, start in enumerate(self._starts.tolist())]
+    def actions(self, lanes: slice) -> list[np.ndarray]:
+        """Of some lanes, [n, A] each."""
+        every = np.concatenate([piece[:, lanes] for piece in self._pieces])
+        return [every[start:, lane] for lane, start in enumerate(self._starts[lanes].tolist())]

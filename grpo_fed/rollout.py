@@ -227,7 +227,7 @@ class Collector:
             return {}
         copies = self.shape[1]
         mine = slice(client * copies, (client + 1) * copies)
-        actions = self.past.actions[mine]
+        actions = self.past.actions(mine)
         return {
             "observations": self.observations[client],
             "scores": self.scores[mine],

@@ -194,7 +194,7 @@ def test_a_penalty_towards_the_shared_blocks_leaves_some_groups_exactly_where_th
 
 def test_a_device_that_is_not_there_is_refused() -> None:
     count = torch.cuda.device_count()
-    with pytest.raises(ValueError, match=rf"device = cuda:{count}: torch sees {count or 'no'} CUDA devices"):
+    with pytest.raises(ValueError, match=rf"device = cuda:{count}: torch sees {count or 'no'} CUDA device"):
         device_of(f"cuda:{count}")
     assert device_of("cpu").type == "cpu"
 

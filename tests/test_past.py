@@ -13,6 +13,8 @@ from grpo_fed.past import Past
 from grpo_fed.scenario import Scenario
 from grpo_fed.tasks import Task, tasks_of
 
+EVERY = slice(None)
+
 
 def tasks(*envs: str) -> list[Task]:
     clients = "".join(f'[[clients]]\nname = "c{k}"\nenv = "{env}"\n' for k, env in enumerate(envs))
@@ -48,7 +50,7 @@ def test_lanes_go_on_as_if_nothing_had_happened(kind: str, steps: int) -> None:
         seen, done = step.observations, step.terminated | step.truncated
         past.add(actions[None], done[None])
         numbers += done
-    assert np.array_equal(second.resume(seeds, numbers, Past.of(past.actions).actions), seen)
+    assert np.array_equal(second.resume(seeds, numbers, Past.of(past.actions(EVERY)).actions(EVERY)), seen)
     for _ in range(30):
         actions = rng.integers(0, 2, (first.size, 1)).astype(np.float32)
         one, other = first.step(actions), second.step(actions)
@@ -61,8 +63,10 @@ def test_the_past_forgets_what_no_episode_under_way_needs() -> None:
     past = Past(2, 1)
     for piece, ends in enumerate(([[False, False], [False, True]], [[False, False], [True, False]], [[False] * 2] * 2)):
         past.add(np.full((2, 2, 1), piece, np.float32), np.array(ends))
-    zero, one = past.actions
+    zero, one = past.actions(EVERY)
+    (alone,) = past.actions(slice(1, 2))
+    assert np.array_equal(alone, one)
     assert zero.ravel().tolist() == [2.0, 2.0]
     assert one.ravel().tolist() == [1.0, 1.0, 2.0, 2.0]
     past.add(np.full((2, 2, 1), 3, np.float32), np.array([[False, True], [True, False]]))
-    assert [each.ravel().tolist() for each in past.actions] == [[], [3.0]]
+    assert [each.ravel().tolist() for each in past.actions(EVERY)] == [[], [3.0]]
