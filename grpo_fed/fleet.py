@@ -252,7 +252,8 @@ class Fleet:
         """Parameters, moments and weights of all clients, [K, ...]."""
         settings = self.scenario
         starts = [settings.seed if settings.policy.same_start else seed for seed in self.seeds]
-        self.parameters = torch.stack([self.policy.initial(start) for start in starts]).to(self.device)
+        drawn = {start: self.policy.initial(start) for start in dict.fromkeys(starts)}
+        self.parameters = torch.stack([drawn[start] for start in starts]).to(self.device)
         self.anchor = self.parameters.clone()
         clients, size = self.parameters.shape
         self.adam = Adam.start(clients, size, settings.objective.adam_epsilon, self.device)
