@@ -41,12 +41,16 @@ def flat_gradient(
 def conjugate_gradient(
     product: Callable[[Tensor], Tensor], target: Tensor, iterations: int, tolerance: float = 1e-10
 ) -> Tensor:
-    """Solve product(x) = target for each client, [K, P]; a client whose residual is small enough stops there."""
+    """Solve product(x) = target for each client, [K, P]; one whose residual is small beside its target stops there.
+
+    `tolerance` is the part of the target's square that may be left: a direction depends on no scale of rewards.
+    """
     solution = torch.zeros_like(target)
     residual, direction = target.clone(), target.clone()
     square = (residual * residual).sum(1, keepdim=True)
+    enough = tolerance * square
     for _ in range(iterations):
-        going = square > tolerance
+        going = square > enough
         if not going.any():
             break
         image = product(direction)

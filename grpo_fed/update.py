@@ -233,7 +233,7 @@ def natural_length(
     """
     settings = stack.scenario.objective
     if stack.scenario.trust.region == "hard":
-        curvature = (direction * image).sum(1, keepdim=True).clamp_min(1e-12)
+        curvature = (direction * image).sum(1, keepdim=True).clamp_min(1e-30)
         pace = (2 * stack.kl_limit[:, None] / curvature).sqrt()
     else:
         pace = column(stack.learning_rate * scheduled(settings.schedule, progress), direction)

@@ -313,6 +313,18 @@ def test_the_hard_limit_widens_when_steps_keep_their_promise(preset: str) -> Non
     assert stack.kl_limit.tolist() == pytest.approx([1.5e-5, 1.5e-5])
 
 
+def test_a_hard_step_is_as_long_and_leads_as_far_whatever_the_scale_of_the_advantages() -> None:
+    text = "[objective]\npreset = 'npg'\nnormalise_advantages = 'off'"
+    small, large = stack_of(scenario(text)), stack_of(scenario(text))
+    batch, judged = experience(small)
+    run(large, batch, judged)
+    said = run(small, batch, replace(judged, advantages=judged.advantages * 1e-6))
+    names = small.policy.actor_names()
+    for name in names:
+        torch.testing.assert_close(small.views[name], large.views[name], rtol=1e-3, atol=1e-4)
+    assert said["kl"] > 0.002
+
+
 def test_the_penalty_after_a_natural_step_gives_exact_zeros_in_actor_and_critic_and_follows_the_schedule() -> None:
     """A weight this large takes everything at once; at the end of a schedule down to 0 it takes nothing."""
     text = "[objective]\npreset = 'trpo'\nschedule = 'linear'\n[penalty]\ntoward = 'zero'\nweight = 1e6\n"
