@@ -53,9 +53,9 @@ class Batch:
     distribution: Tensor
     """[K, T, N, M]: of that policy."""
     values: Tensor
-    """[K, T, N]: of the observations."""
+    """[K, T, N]: of the observations; 0 where no critic judges."""
     next_values: Tensor
-    """[K, T, N]: of what the action led to; 0 where terminated."""
+    """[K, T, N]: of what the action led to; 0 where terminated, and where no critic judges."""
     rewards: Tensor
     """[K, T, N]: as learned from (normalised if the scenario says so)."""
     ends: Tensor

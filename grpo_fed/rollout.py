@@ -61,7 +61,7 @@ class Trajectories:
     valid: np.ndarray
     """[K, T, N] bool."""
     last: np.ndarray
-    """[K, N, D] float32: what the policy would act on next."""
+    """[K, N, D] float32: what the policy would act on next; with whole episodes what it began with."""
     cuts: list[Cut]
     """Where episodes were truncated."""
     episodes: list[list[Episode]]
