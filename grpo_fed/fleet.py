@@ -61,7 +61,8 @@ class Fleet:
         self.scenario = scenario
         self.tasks = tuple(tasks)
         self.names = [task.client for task in tasks]
-        self.seeds = list(seeds or (client_seed(scenario.seed, name) for name in self.names))
+        drawn = (client_seed(scenario.seed, name) for name in self.names)
+        self.seeds = list(drawn if seeds is None else seeds)
         self.device = device_of(scenario.device)
         self.policy = policy_for(self.tasks[0], scenario.policy)
         self._make_tensors()
