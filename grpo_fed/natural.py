@@ -55,6 +55,7 @@ def conjugate_gradient(
             break
         image = product(direction)
         curvature = (direction * image).sum(1, keepdim=True)
+        going &= curvature > 0  # without damping there may be none, and no end to the step
         pace = torch.where(going, square / curvature, 0.0)
         solution = solution + pace * direction
         residual = residual - pace * image

@@ -27,6 +27,13 @@ def test_a_client_that_is_done_early_stays_where_it_is() -> None:
     torch.testing.assert_close(found[:1], alone)
 
 
+def test_a_direction_without_curvature_is_not_followed() -> None:
+    """The second client's matrix is 0; rounding may make a curvature negative."""
+    matrices = torch.stack([torch.eye(3), torch.zeros(3, 3), -1e-9 * torch.eye(3)])
+    found = conjugate_gradient(lambda v: (matrices @ v[..., None])[..., 0], torch.ones(3, 3), 5)
+    torch.testing.assert_close(found, torch.stack([torch.ones(3), torch.zeros(3), torch.zeros(3)]))
+
+
 def test_the_fisher_product_is_the_dense_fisher_matrix_of_a_softmax() -> None:
     """For logits z = W x the Fisher matrix is E[x x' kron (diag(p) - p p')], written here by hand."""
     torch.manual_seed(2)
