@@ -20,7 +20,7 @@ PACKAGE = ROOT / "grpo_fed"
 FLOORS = [
     "describe files gallery given kinds memory locate presets read records scenario words",
     """activations adam advantages blocks distributions families groups judge lanes merge normalise objective past
-    penalty policy sample streams tasks""",
+    penalty policy proximity sample streams tasks""",
     "batch checkpoint film fleet journal natural play rollout saved training trust update",
     "engines",
     "cli overview progress reference tables __init__ __main__",
