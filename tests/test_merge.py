@@ -466,17 +466,16 @@ def test_the_sorted_rules_go_through_more_parameters_than_they_sort_at_a_time() 
 
 
 def test_krum_by_hand() -> None:
-    """Seven clients on a line, two byzantine: three nearest count. 3 has 1 + 1 + 4, the others more."""
-    line = torch.tensor([[0.0], [1.9], [3.0], [4.0], [5.0], [100.0], [200.0]])
-    merged = krum(replies(line), torch.zeros(1), groups_by([0]), byzantine=2)
-    assert merged.point.item() == 3.0 or merged.point.item() == 4.0
-    scores = [sorted((line - point).square().flatten().tolist())[1:4] for point in line]
-    best = min(range(7), key=lambda number: sum(scores[number]))
-    assert merged.point.item() == line[best].item()
-    assert merged.notes == (f"krum: kept c0{best}",)
-    order = sorted(range(7), key=lambda number: sum(scores[number]))[:3]
-    several = krum(replies(line), torch.zeros(1), groups_by([0]), byzantine=2, keep=3)
-    torch.testing.assert_close(several.point, line[order].mean(0))
+    """Seven on a line, two byzantine: three nearest count, and 24 has 1 + 9 + 36, 25 has 1 + 4 + 49, 27 has 4 + 9 + 81.
+
+    With two nearest 25 would win, and with four 18.
+    """
+    line = replies(torch.tensor([[2.0], [4.0], [8.0], [18.0], [24.0], [25.0], [27.0]]))
+    one = krum(line, torch.zeros(1), groups_by([0]), byzantine=2)
+    assert (one.point.item(), one.notes) == (24.0, ("krum: kept c04",))
+    three = krum(line, torch.zeros(1), groups_by([0]), byzantine=2, keep=3)
+    assert three.point.item() == pytest.approx(76 / 3)
+    assert three.notes == ("krum: kept c04, c05, c06",)
 
 
 def test_krum_never_follows_the_hostile() -> None:
