@@ -110,7 +110,9 @@ def refused(*arguments: str) -> str:
 
 
 def process(*arguments: str) -> subprocess.Popen[str]:
-    code = "from grpo_fed.cli import main; main()"
+    # a shell starts what it puts into the background with Ctrl-C ignored, and these tests may run there
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{listen}; from grpo_fed.cli import main; main()"
     pipe = subprocess.PIPE
     return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=pipe, stderr=pipe, text=True)
 
