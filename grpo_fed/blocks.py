@@ -108,6 +108,17 @@ class Layout:
         taken = {name for pattern in patterns for name in takes(pattern, names, knob, "block")}
         return tuple(block for block in self.blocks if block.name in taken)
 
+    def part(self, blocks: Iterable[Block]) -> Layout:
+        """The layout of some of the blocks alone, in their order, with columns of its own."""
+        parts: list[Block] = []
+        for block in blocks:
+            start = parts[-1].stop if parts else 0
+            slots = tuple(_slots([(slot.name, slot.shape) for slot in block.slots], start, block.name))
+            parts.append(Block(block.name, start, start + block.size, block.shared, slots))
+        return Layout(
+            tuple(slot for part in parts for slot in part.slots), tuple(parts), parts[-1].stop if parts else 0
+        )
+
     def mask(self, blocks: Iterable[Block]) -> Tensor:
         """[P] bool: the columns of these blocks."""
         mask = torch.zeros(self.size, dtype=torch.bool)

@@ -18,7 +18,8 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from grpo_fed import words
-from grpo_fed.presets import PRESETS
+from grpo_fed.methods import METHODS, Method
+from grpo_fed.presets import PRESETS, Preset
 from grpo_fed.read import knobs, section_at
 from grpo_fed.scenario import Scenario
 
@@ -69,11 +70,12 @@ def _without_infinity(shape: Any) -> Any:
 
 
 def markdown(model: type[BaseModel] = Scenario) -> str:
-    """The reference of all knobs and presets."""
+    """The reference of all knobs, presets and methods."""
     parts = [_HEAD]
     for section, members in groupby(describe(model), key=lambda knob: knob.section):
         parts.append(_section(model, section, list(members)))
-    parts.append(_presets())
+    parts.append(_rows("Presets", "preset", PRESETS))
+    parts.append(_rows("Methods", "method", METHODS))
     return "\n".join(parts)
 
 
@@ -85,8 +87,9 @@ A scenario is a TOML file. It needs a `name` and one `[[clients]]` table; all el
 changes one key for one run and goes through the same checks: `--set objective.clip=0.3`, `--set clients.cart.count=8`
 (a client by its name, or by its number, counted from 0), `--set 'trust.blocks."torso.*"=0.01'`.
 
-- A key that is not given takes the value of `objective.preset`'s row in the [table of presets](#presets), or else its
-  default.
+- A key that is not given takes the value of `method`'s row in the [table of methods](#methods), or else of
+  `objective.preset`'s row in the [table of presets](#presets), or else its default.
+- `--set method=fedavg` outranks the file: what it gives for keys of either method's row makes way.
 - `inf` is no limit, for the keys whose doc says so. Where a count can be left out, 0 does it.
 - Whole numbers may stand for numbers; numbers in quotes may not.
 - Every run saves its resolved scenario, with every value in it, as a file that can be run again.
@@ -105,13 +108,10 @@ def _section(model: type[BaseModel], section: str, members: Sequence[Knob]) -> s
     return f"## {title}\n\n{doc}\n\n{_table(('key', 'type', 'default', 'limits', 'meaning'), rows)}"
 
 
-def _presets() -> str:
-    rows = [
-        (f"`{name}`", preset.name, preset.paper, "<br>".join(_assignments(preset.values)))
-        for name, preset in PRESETS.items()
-    ]
-    table = _table(("preset", "is", "from", "sets"), rows)
-    return f"## Presets\n\nWhat a preset does not mention keeps its default.\n\n{table}"
+def _rows(title: str, what: str, named: Mapping[str, Preset] | Mapping[str, Method]) -> str:
+    rows = [(f"`{name}`", row.name, row.paper, "<br>".join(_assignments(row.values))) for name, row in named.items()]
+    table = _table((what, "is", "from", "sets"), rows)
+    return f"## {title}\n\nWhat a {what} does not mention keeps its default.\n\n{table}"
 
 
 def _assignments(values: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

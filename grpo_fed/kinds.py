@@ -72,12 +72,12 @@ Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Gt(0)]
-Limit = Annotated[
-    Positive | None,
-    BeforeValidator(lambda value: None if value == math.inf else value),
-    PlainSerializer(lambda value: math.inf if value is None else value, return_type=float),
-]
+_READ = BeforeValidator(lambda value: None if value == math.inf else value)
+_WRITTEN = PlainSerializer(lambda value: math.inf if value is None else value, return_type=float)
+Limit = Annotated[Positive | None, _READ, _WRITTEN]
 """None is no limit, `inf` in TOML."""
+Bound = Annotated[NotNegative | None, _READ, _WRITTEN]
+"""A limit that may be 0."""
 Name = Annotated[str, MaxLen(64), AfterValidator(_name)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
 ImportPath = Annotated[str, AfterValidator(_import_path)]

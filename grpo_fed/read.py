@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -25,14 +25,19 @@ from grpo_fed.locate import Path
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def load(model: type[Model], path: str | FilePath, overrides: Sequence[str] = ()) -> Model:
+MakeWay: TypeAlias = Callable[[dict[str, Any], Sequence[str]], None]
+"""Takes out of a file's tables what the overrides, as they were typed, leave no room for."""
+
+
+def load(model: type[Model], path: str | FilePath, overrides: Sequence[str], make_way: MakeWay) -> Model:
     """Reads a file, with `overrides` such as `objective.clip=0.3` on top of it; ScenarioError lists all mistakes."""
-    return loads(model, text_of(FilePath(path)), str(path), overrides)
+    return loads(model, text_of(FilePath(path)), str(path), overrides, make_way)
 
 
-def loads(model: type[Model], text: str, name: str, overrides: Sequence[str] = ()) -> Model:
+def loads(model: type[Model], text: str, name: str, overrides: Sequence[str], make_way: MakeWay) -> Model:
     """Reads a TOML text; `name` stands for the file in errors."""
     given = Given.of(text, name)
+    make_way(given.data, overrides)
     wrong = [line for override in overrides if (line := given.set(override))]
     try:
         read = model.model_validate(given.data)

@@ -14,12 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal, Self
 
-from annotated_types import Ge, Le, Lt, MaxLen, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from grpo_fed import presets, read
+from grpo_fed import methods, presets, read
 from grpo_fed.kinds import (
     Arguments,
+    Bound,
     Count,
     Device,
     Environment,
@@ -206,8 +207,91 @@ class PenaltySettings(Section):
     """Weight of the absolute values, for `sparse-group`."""
     outer: NotNegative = 0.0
     """Weight of whole blocks' norms, for `nested`."""
+    squared: NotNegative = 0.0
+    """Weight of 1/2 ||x - s||^2 over the shared blocks, s where the round began, in the gradient itself (FedProx)."""
     blocks: Annotated[list[Pattern], MinLen(1)] = ["*"]
-    """Patterns of the blocks that are penalised."""
+    """Patterns of the blocks that are penalised by weight, l1 and outer."""
+
+
+class PersonalSettings(Section):
+    """What a client keeps to itself beyond its private blocks."""
+
+    first: Annotated[Fraction, Lt(1)] = 0.0
+    """Part of an update's epochs in which only private blocks learn, before only shared ones do (FedRep); 0 for all
+    blocks together."""
+    model: bool = False
+    """A second policy of the client's own, trained beside the shared one and drawn to it; it plays (Ditto)."""
+    pull: NotNegative = 1.0
+    """Weight of 1/2 ||v - s||^2, how the second policy v is drawn to the shared blocks s."""
+    steps: Annotated[float, Gt(0), Lt(1)] = 0.5
+    """Part of a round's steps that the second policy gets; both learn from steps of their own."""
+
+
+class MergeSettings(Section):
+    """How the server makes one policy of what the clients send."""
+
+    rule: Literal["mean", "huber", "fisher", "median", "trimmed-mean", "krum", "clusters"] = "huber"
+    """A mean; the group lasso between clients, which lets a group leave where leaving pays; a mean by Fisher
+    information; robust ones; or learned clusters of clients for each block."""
+    weights: Literal["steps", "episodes", "uniform", "progress"] = "steps"
+    """What a client counts by: its steps, its finished episodes, all alike, or whether its return rises."""
+    threshold: Bound = 0.02
+    """With `rule = "huber"`: how far, as the root mean square of a parameter, a client's group may lie from the others
+    before it departs; `inf` for never, which is `mean`; 0 for always, which is local learning."""
+    blocks: dict[Pattern, Bound] = {}
+    """With `rule = "huber"`: thresholds of their own, by pattern of blocks."""
+    fraction: Annotated[float, Ge(0), Lt(0.5)] = 0.2
+    """With `rule = "trimmed-mean"`: how much of all weight is cut off at either end."""
+    byzantine: Annotated[int, Ge(0)] = 1
+    """With `rule = "krum"`: how many clients may be hostile."""
+    keep: Count = 1
+    """With `rule = "krum"`: how many clients the mean is of."""
+    structure: Annotated[float, Ge(-1), Le(1)] = 0.5
+    """With `rule = "clusters"`: the silhouette from which clusters are believed."""
+    most: Annotated[int, Ge(2)] = 8
+    """With `rule = "clusters"`: at most so many for each block."""
+
+
+class ProximitySettings(Section):
+    """How far one round may move the policy, block by block."""
+
+    mode: Literal["measured", "quadratic", "off"] = "measured"
+    """Clients measure the KL of candidate steps on states that stay with them; a Fisher diagonal predicts it, which
+    saves that trip; or the whole step."""
+    kl_block: Bound = 0.02
+    """KL budget of each shared block moved alone; 0 moves nothing, `inf` is no limit."""
+    kl_joint: Bound = 0.05
+    """KL budget of all shared blocks moved together."""
+    blocks: dict[Pattern, Bound] = {}
+    """Budgets of their own, by pattern of blocks."""
+    over: Literal["mean", "worst"] = "mean"
+    """The clients' KL that counts: their weighted mean, or the greatest."""
+    adaptive: bool = False
+    """Budgets of blocks widen where clients gained by the steps and tighten where they lost, within a factor of 10."""
+    states: Annotated[int, Ge(2)] = 256
+    """On how many of a round's states a client measures."""
+
+
+class RoundSettings(Section):
+    """Who takes part in a round, and how long it may take."""
+
+    fraction: Annotated[float, Gt(0), Le(1)] = 1.0
+    """How many of the clients that can be reached are drawn for a round."""
+    quorum: Annotated[float, Gt(0), Le(1)] = 0.5
+    """How many of those drawn must answer for a merge; with fewer the shared blocks stay."""
+    deadline: Limit = 600.0
+    """Seconds that a round's messages may take each; who has not answered by then is left out. `inf` waits for ever."""
+    patience: Count = 3
+    """Rounds in a row below the quorum after which the run fails."""
+
+
+class StopSettings(Section):
+    """Ending before the last round."""
+
+    target: float | None = None
+    """An interquartile mean return of the clients that is enough. Needs `evaluate.every`."""
+    patience: Annotated[int, Ge(0)] = 0
+    """Evaluations in a row without a better one after which to stop; 0 for never. Needs `evaluate.every`."""
 
 
 class EvaluateSettings(Section):
@@ -265,6 +349,10 @@ class Scenario(Section):
     """In folders, metrics and titles."""
     description: str = ""
     """What it shows."""
+    method: Literal[
+        "grpo", "local", "fedavg", "fedprox", "fedper", "fedrep", "lg", "ditto", "fedkl", "fisher", "clusters"
+    ] = "grpo"
+    """A row of the table in `methods.py`: the values that keys not given here take."""
     rounds: Count = 30
     """How often the clients train."""
     steps: Count = 2048
@@ -280,6 +368,11 @@ class Scenario(Section):
     group: GroupSettings = GroupSettings()
     trust: TrustSettings = TrustSettings()
     penalty: PenaltySettings = PenaltySettings()
+    personal: PersonalSettings = PersonalSettings()
+    merge: MergeSettings = MergeSettings()
+    proximity: ProximitySettings = ProximitySettings()
+    round: RoundSettings = RoundSettings()
+    stop: StopSettings = StopSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     clients: Annotated[list[ClientSettings], MinLen(1), Field(examples=[[{"name": "cart", "env": "CartPole-v1"}]])]
@@ -288,12 +381,12 @@ class Scenario(Section):
     @classmethod
     def load(cls, path: str | FilePath, overrides: Sequence[str] = ()) -> Self:
         """From a TOML file, with `overrides` such as "objective.clip=0.3"; `read.ScenarioError` lists all mistakes."""
-        return read.load(cls, path, overrides)
+        return read.load(cls, path, overrides, methods.make_way)
 
     @classmethod
     def loads(cls, text: str, name: str = "scenario", overrides: Sequence[str] = ()) -> Self:
         """From a TOML text; `name` stands for the file in errors."""
-        return read.loads(cls, text, name, overrides)
+        return read.loads(cls, text, name, overrides, methods.make_way)
 
     def dumps(self) -> str:
         """Every value as TOML, the preset's too; `loads` makes an equal scenario of it."""
@@ -304,7 +397,7 @@ class Scenario(Section):
     def _fill_in(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        return presets.apply({key: _as_given(value) for key, value in data.items()})
+        return presets.apply(methods.apply({key: _as_given(value) for key, value in data.items()}))
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
@@ -325,15 +418,19 @@ def _mistakes(scenario: Scenario) -> Iterator[Mistake]:
     yield from _group_mistakes(scenario)
     yield from _trust_mistakes(scenario.trust, scenario.objective)
     yield from _penalty_mistakes(scenario.penalty)
+    yield from _federation_mistakes(scenario)
     yield from _client_mistakes(scenario.clients)
     yield from _name_mistakes(scenario.clients)
 
 
 def _mistake(text: str, *keys: str | Path) -> Mistake:
-    """Between these keys. Where a preset may have given one of them a value, its name is a key concerned as well."""
+    """Between these keys. Where a preset or a method may have given one of them a value, its name is a key
+    concerned as well.
+    """
     paths = [tuple(key.split(".")) if isinstance(key, str) else key for key in keys]
-    by_preset = any(path in presets.KNOBS for path in paths)
-    return Mistake((*paths, *([("objective", "preset")] if by_preset else [])), text)
+    rows: list[Path] = [("objective", "preset")] if any(path in presets.KNOBS for path in paths) else []
+    rows += [("method",)] if any(path in methods.KNOBS for path in paths) else []
+    return Mistake((*paths, *rows), text)
 
 
 def _policy_mistakes(policy: PolicySettings) -> Iterator[Mistake]:
@@ -447,6 +544,27 @@ def _penalty_mistakes(penalty: PenaltySettings) -> Iterator[Mistake]:
         yield _mistake(f'needs penalty.kind = "sparse-group"; it is "{penalty.kind}"', "penalty.l1", "penalty.kind")
     if penalty.outer and penalty.kind != "nested":
         yield _mistake(f'needs penalty.kind = "nested"; it is "{penalty.kind}"', "penalty.outer", "penalty.kind")
+
+
+def _federation_mistakes(scenario: Scenario) -> Iterator[Mistake]:
+    rule, personal, stop = scenario.merge.rule, scenario.personal, scenario.stop
+    if rule != "huber" and scenario.merge.blocks:
+        yield _mistake(f'needs merge.rule = "huber"; it is "{rule}"', "merge.blocks", "merge.rule")
+    if personal.model and personal.first:
+        text = "a client either has a policy of its own or trains its private blocks first, not both"
+        yield _mistake(text, "personal.model", "personal.first")
+    for key, wanted in (("target", stop.target is not None), ("patience", stop.patience > 0)):
+        if wanted and not scenario.evaluate.every:
+            yield _mistake("is judged by evaluations: set evaluate.every", f"stop.{key}", "evaluate.every")
+    objective, samples = scenario.objective, scenario.rollout.num_envs * scenario.rollout.horizon
+    if personal.first and (objective.step != "adam" or objective.epochs < 2):
+        text = 'divides the epochs of an update: objective.step = "adam" and 2 epochs or more would be right'
+        yield _mistake(text, "personal.first", "objective.step", "objective.epochs")
+    part = min(personal.steps, 1 - personal.steps)
+    if personal.model and objective.advantage == "gae" and part * scenario.steps < samples:
+        text = f"each policy's part of steps = {scenario.steps} must hold an update, rollout.num_envs x horizon ="
+        keys = ("personal.steps", "personal.model", "steps", "rollout.num_envs", "rollout.horizon")
+        yield _mistake(f"{text} {samples} steps or more", *keys)
 
 
 def _client_mistakes(clients: Sequence[ClientSettings]) -> Iterator[Mistake]:

@@ -1,0 +1,117 @@
+"""Federated methods as data: a method gives values to the keys that a scenario leaves open, and has no code of its own.
+
+A key that a file or `--set` gives wins, then the method's row, then the preset's, then the default. But who types
+`--set method=fedavg` wants FedAvg: then the file's own values for what either method's row speaks of make way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+DEFAULT = "grpo"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table."""
+
+    name: str
+    """In words."""
+    paper: str
+    """Where it comes from, and what is ours."""
+    values: Mapping[str, Mapping[str, Any]]
+    """Section -> key -> value."""
+
+
+AVERAGE: Mapping[str, Mapping[str, Any]] = {
+    "policy": {"shared": ["*"]},
+    "merge": {"rule": "mean"},
+    "proximity": {"mode": "off"},
+}
+"""Everything shared, averaged by steps, the whole step made."""
+
+METHODS: Mapping[str, Method] = {
+    "grpo": Method(
+        "grouped regularised policy optimisation",
+        "Ours: torso and actor are shared, a group leaves where leaving pays, steps stay within measured KL budgets.",
+        {
+            "policy": {"shared": ["torso.*", "actor"]},
+            "merge": {"rule": "huber"},
+            "proximity": {"mode": "measured"},
+        },
+    ),
+    "local": Method("no federation", "The control: nothing is shared.", {"policy": {"shared": []}}),
+    "fedavg": Method("federated averaging", "McMahan et al. 2017, 1602.05629: every block, critic and all.", AVERAGE),
+    "fedprox": Method(
+        "averaging with a proximal term",
+        "Li et al. 2020, 1812.06127: mu/2 ||theta - s||^2 on the client, mu from the paper's grid.",
+        {**AVERAGE, "penalty": {"squared": 0.01}},
+    ),
+    "fedper": Method(
+        "personal heads on averaged base layers",
+        "Arivazhagan et al. 2019, 1912.00818: the torso is averaged, the actor and the critic stay private.",
+        {**AVERAGE, "policy": {"shared": ["torso.*"]}},
+    ),
+    "fedrep": Method(
+        "personal heads first, then the averaged representation",
+        "Collins et al. 2021, 2102.07078: in each round the heads learn on a torso that rests, then it under them.",
+        {**AVERAGE, "policy": {"shared": ["torso.*"]}, "personal": {"first": 0.5}},
+    ),
+    "lg": Method(
+        "local representations under an averaged head",
+        "Liang et al. 2020, 2001.01523: the torso and the critic stay private, the actor is averaged.",
+        {**AVERAGE, "policy": {"shared": ["actor"]}},
+    ),
+    "ditto": Method(
+        "a policy of one's own beside the averaged one",
+        "Li et al. 2021, 2012.04221: it is drawn to the averaged one by lambda/2 ||v - w||^2 and is what plays.",
+        {**AVERAGE, "personal": {"model": True, "pull": 1.0}},
+    ),
+    "fedkl": Method(
+        "averaging under a KL penalty to the shared policy",
+        "Xie & Song 2023, 2204.08125: the client is held to the policy that the round began with; its weight adapts.",
+        {**AVERAGE, "trust": {"region": "adaptive", "reference": "shared", "direction": "old-new"}},
+    ),
+    "fisher": Method(
+        "averaging by Fisher information",
+        "Matena & Raffel 2022, 2111.09832: each parameter weighs what its diagonal Fisher matrix says.",
+        {**AVERAGE, "merge": {"rule": "fisher"}},
+    ),
+    "clusters": Method(
+        "averaging within learned clusters of clients",
+        "Sattler et al. 2019, 1910.01991, and IFCA, 2006.04088; here for each block, by linkage and silhouette.",
+        {**AVERAGE, "merge": {"rule": "clusters"}},
+    ),
+}
+
+KNOBS = frozenset(
+    (section, key) for method in METHODS.values() for section, values in method.values.items() for key in values
+)
+"""The keys that some method gives a value to."""
+
+
+def apply(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A scenario's tables with what its method says for the keys that they leave open; the rest as it is.
+
+    What is not a table, or no method, is left for the models to complain about.
+    """
+    name = data.get("method", DEFAULT)
+    values = METHODS[name].values if isinstance(name, str) and name in METHODS else {}
+    tables = {section: data.get(section, {}) for section in values}
+    return {**data, **{key: {**values[key], **given} for key, given in tables.items() if isinstance(given, Mapping)}}
+
+
+def make_way(data: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Take out of a file's tables what its own method's row or that of a method in the overrides speaks of."""
+    given = [
+        value.strip().strip("'\"") for key, _, value in (text.partition("=") for text in overrides) if key == "method"
+    ]
+    if not given:
+        return
+    for name in (data.get("method", DEFAULT), given[-1]):
+        row = METHODS[name].values if isinstance(name, str) and name in METHODS else {}
+        for section, values in row.items():
+            if isinstance(data.get(section), dict):
+                data[section] = {key: value for key, value in data[section].items() if key not in values}
