@@ -19,9 +19,10 @@ PACKAGE = ROOT / "grpo_fed"
 # A module may import from its own floor and from those below. A package stands on one floor with all that is in it.
 FLOORS = [
     "describe files gallery given kinds memory locate messages methods presets read records scenario words",
-    """activations adam advantages blocks commons distributions families groups judge lanes merge normalise objective past
-    penalty policy post proximity sample streams tasks""",
-    "batch checkpoint film fisher fleet home journal members natural play rollout saved totals training trust update wire",
+    """activations adam advantages blocks commons distributions families groups judge lanes merge normalise objective
+    past penalty policy post proximity sample streams tasks""",
+    """batch checkpoint film fisher fleet home journal members natural play rollout saved totals training trust update
+    wire""",
     "deploy engines rounds",
     "cli overview progress reference tables __init__ __main__",
 ]

@@ -1,0 +1,63 @@
+"""The application that the commands belong to."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from typing import Annotated
+
+import typer
+from click import Context
+from typer.core import TyperGroup
+
+from grpo_fed.cli.telling import INTERRUPTED
+
+COMMANDS = ["run", "train", "play", "check", "list", "config", "schema", "deploy"]
+"""In the order in which the help names them."""
+
+
+class InOrder(TyperGroup):
+    """The help begins with what a user begins with."""
+
+    def list_commands(self, ctx: Context) -> list[str]:
+        return sorted(self.commands, key=COMMANDS.index)
+
+
+app = typer.Typer(
+    cls=InOrder,
+    name="grpo-fed",
+    help="Federated multi-task reinforcement learning: policies cut into blocks, shared where sharing pays.",
+    epilog="Begin with: grpo-fed train cartpole",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """What `grpo-fed` runs."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without such letters gets "?"
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"grpo-fed {version('grpo-fed')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show it and exit.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """Options before any command."""

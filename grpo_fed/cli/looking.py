@@ -1,0 +1,121 @@
+"""Commands that show something and train nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from grpo_fed.cli.app import app
+from grpo_fed.cli.given import SEEDS, Debug, Overrides, Seed, Source, console_here, no_screen, ready, scenario_from
+from grpo_fed.cli.telling import FAILED, telling
+
+
+@app.command()
+def play(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder that a run left.")],
+    client: Annotated[str | None, typer.Option(metavar="NAME", help="One client; by default all.")] = None,
+    episodes: Annotated[int | None, typer.Option(metavar="N", min=1, help="By default as the run evaluated.")] = None,
+    sampled: Annotated[bool, typer.Option("--sampled", help="Sampled actions, not the likeliest.")] = False,
+    gif: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw an episode of one client.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", min=0, max=SEEDS, help="Other episodes.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Play episodes with what a run learned, and say what they scored."""
+    with telling(debug):
+        ready()
+        no_screen()
+        from grpo_fed.film import film, refuse_unusable
+        from grpo_fed.saved import clients_of, load_policy
+
+        names = clients_of(run) if client is None else [client]
+        if gif is not None:
+            if len(names) > 1:
+                raise ValueError(f"--gif draws one client: say --client NAME, one of {', '.join(names)}")
+            refuse_unusable(gif)
+        policies = [load_policy(run, name) for name in names]
+    with telling(debug, FAILED):
+        from grpo_fed.tables import number, table_of
+
+        console = console_here()
+        table = table_of("client", "mean", "std", "min", "max", "episodes", "steps each")
+        with console.status("playing"):
+            for policy in policies:
+                done = policy.play(episodes, not sampled, seed)
+                scores = [number(float(value)) for value in (done.score, done.scores.std(), done.scores.min())]
+                cells = [
+                    *scores,
+                    number(float(done.scores.max())),
+                    f"{len(done.scores)}",
+                    f"{done.lengths.mean():,.1f}",
+                ]
+                table.add_row(done.client, *cells)
+        console.print(table)
+        if gif is not None:
+            with console.status("drawing"):
+                made = film(policies[0], gif, not sampled, seed)
+            typer.echo(f"{gif}: {made.length:,} steps, return {number(made.score)}, {made.frames:,} pictures")
+
+
+@app.command()
+def check(scenario: Source, overrides: Overrides = None, seed: Seed = None, debug: Debug = False) -> None:
+    """Show what a scenario comes to: clients, policies, blocks and groups. Trains nothing."""
+    with telling(debug):
+        ready()
+        settings = scenario_from(scenario, overrides, seed)
+        from grpo_fed.fleet import fleets_of
+        from grpo_fed.overview import overview
+
+        fleets = fleets_of(settings)
+        console = console_here()
+        for part in overview(settings, fleets):
+            console.print(part)
+        for fleet in fleets:
+            fleet.close()
+
+
+@app.command()
+def config(
+    section: Annotated[str | None, typer.Argument(metavar="SECTION", help="One of them, such as objective.")] = None,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="All, as docs/configuration.md has it.")] = False,
+) -> None:
+    """Show every knob with its default, its limits and its meaning."""
+    with telling():
+        from grpo_fed.describe import markdown
+        from grpo_fed.reference import reference
+
+        if as_markdown and section is not None:
+            raise ValueError(f"--markdown shows all: leave out {section}")
+        if as_markdown:
+            typer.echo(markdown(), nl=False)
+            return
+        console = console_here()
+        for part in reference(section):
+            console.print(part)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of scenarios, for editors."""
+    with telling():
+        from grpo_fed import describe
+
+        typer.echo(json.dumps(describe.schema(), indent=1))
+
+
+@app.command(name="list")
+def list_scenarios() -> None:
+    """List the scenarios that ship."""
+    with telling():
+        from rich.text import Text
+
+        from grpo_fed.gallery import shipped
+
+        console = console_here()
+        for one in shipped():
+            console.print(Text(one.name, style="bold cyan"))
+            console.print(Text(one.header), width=min(console.width, 100) - 2)
+            console.print()
+        console.print(Text("grpo-fed check NAME shows what one comes to, grpo-fed train NAME trains it.", style="dim"))
