@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from grpo_fed.commons import commons_of
+from grpo_fed.fleet import fleets_of
+from grpo_fed.scenario import Scenario
+
+UNLIKE = """
+name = "unlike"
+steps = 64
+[policy]
+hidden = [4]
+{policy}
+[rollout]
+num_envs = 4
+horizon = 16
+[objective]
+minibatches = 1
+[[clients]]
+name = "cart"
+env = "grpo_fed/CartPole-v1"
+[[clients]]
+name = "bot"
+env = "grpo_fed/Acrobot-v1"
+"""
+
+
+def unlike(policy: str) -> Scenario:
+    return Scenario.loads(UNLIKE.format(policy=policy))
+
+
+def test_the_shared_blocks_are_one_vector_of_their_own():
+    scenario = unlike('adapter = 3\nshared = ["torso.*"]')
+    commons = commons_of(scenario)
+    assert commons.clients == ("cart", "bot")
+    assert commons.blocks == ("torso.0",)
+    assert commons.size == 4 * 3 + 4
+    assert commons.groups.names == ("torso.0",)
+    for fleet in fleets_of(scenario):
+        columns = commons.columns(fleet.policy.layout)
+        torch.testing.assert_close(fleet.parameters[0][columns], commons.first, rtol=0, atol=0)
+        names = {slot.name for slot in fleet.policy.layout.slots if slot.start in columns}
+        assert names == {"torso.0.weight", "torso.0.bias"}
+        fleet.close()
+
+
+def test_a_block_shared_by_name_must_be_alike():
+    with pytest.raises(ValueError, match=r"block torso\.0, of shapes .* for client cart but shapes .* for client bot"):
+        commons_of(unlike(""))
+    with pytest.raises(ValueError, match=r"block actor, of shapes .*: leave it out, or set policy\.adapter"):
+        commons_of(unlike('adapter = 3\nshared = ["torso.*", "actor"]'))
+
+
+def test_a_star_shares_what_is_alike():
+    assert commons_of(unlike('adapter = 3\nshared = ["*"]')).blocks == ("torso.0",)
+    assert commons_of(unlike('shared = ["*"]')).blocks == ()
+
+
+def test_nothing_shared_is_a_vector_of_no_entries():
+    commons = commons_of(unlike("shared = []"))
+    assert (commons.size, commons.blocks, commons.groups.names) == (0, (), ())
+    assert commons.first.shape == (0,)
+    assert commons.kept([]).shape == (0,)
+
+
+def test_what_a_client_keeps_is_the_columns_of_its_groups():
+    commons = commons_of(unlike('adapter = 3\nshared = ["torso.*"]\ngroups = { "torso.*" = "row" }'))
+    assert commons.groups.names == tuple(f"torso.0.weight:rows[{row}]" for row in range(4))
+    kept = commons.kept([1, 3])
+    weight, bias = kept[:12].view(4, 3), kept[12:]
+    assert weight.all(1).tolist() == [False, True, False, True]
+    assert bias.tolist() == [False, True, False, True]
+    assert not commons.kept([]).any()

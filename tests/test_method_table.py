@@ -1,0 +1,81 @@
+"""The table of methods as data; what each method does is held in test_methods.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from grpo_fed.methods import DEFAULT, KNOBS, METHODS
+from grpo_fed.read import ScenarioError, knobs
+from grpo_fed.scenario import MergeSettings, PolicySettings, ProximitySettings, Scenario
+
+CART = """
+name = "cart"
+[[clients]]
+name = "c"
+env = "CartPole-v1"
+"""
+
+
+def test_every_value_of_the_table_is_a_knob():
+    assert {path for path, _ in knobs(Scenario)} >= KNOBS
+
+
+def test_no_method_is_ours_with_all_that_the_defaults_say():
+    scenario = Scenario.loads(CART)
+    assert scenario.method == DEFAULT == "grpo"
+    assert scenario.policy.shared == PolicySettings().shared
+    assert scenario.merge == MergeSettings()
+    assert scenario.proximity == ProximitySettings()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_fills_in_what_its_row_says(method: str):
+    scenario = Scenario.loads(f'method = "{method}"\n{CART}')
+    for section, values in METHODS[method].values.items():
+        for key, value in values.items():
+            assert getattr(getattr(scenario, section), key) == value
+    assert Scenario.loads(scenario.dumps()) == scenario
+
+
+def test_what_the_file_says_wins_over_its_method():
+    scenario = Scenario.loads(f'method = "fedavg"\n{CART}[merge]\nrule = "median"\n')
+    assert (scenario.merge.rule, scenario.proximity.mode) == ("median", "off")
+
+
+def test_a_method_on_the_command_line_outranks_the_file():
+    text = (
+        f'method = "grpo"\n{CART}[policy]\nshared = ["actor"]\nhidden = [8]\n[merge]\nrule = "huber"\nthreshold = 0.3\n'
+    )
+    scenario = Scenario.loads(text, overrides=["method=fedavg"])
+    assert (scenario.policy.shared, scenario.merge.rule) == (["*"], "mean")
+    assert (scenario.policy.hidden, scenario.merge.threshold) == ([8], 0.3)
+    quoted = Scenario.loads(text, overrides=["method='fedper'", "merge.rule=median"])
+    assert (quoted.policy.shared, quoted.merge.rule) == (["torso.*"], "median")
+
+
+def test_a_resolved_scenario_runs_with_another_method_too():
+    resolved = Scenario.loads(CART).dumps()
+    assert Scenario.loads(resolved, overrides=["method=local"]).policy.shared == []
+    assert Scenario.loads(resolved, overrides=["method=fedkl"]).trust.reference == "shared"
+
+
+def test_a_method_that_is_none_is_named_with_the_nearest():
+    with pytest.raises(ScenarioError, match=r"method = \"fedavgg\".*fedavg"):
+        Scenario.loads(f'method = "fedavgg"\n{CART}')
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ('[merge]\nrule = "mean"\nblocks = { "actor" = 0.1 }', 'needs merge.rule = "huber"'),
+        ("[personal]\nmodel = true\nfirst = 0.5", "not both"),
+        ("[stop]\ntarget = 400.0", "set evaluate.every"),
+        ("[stop]\npatience = 3", "set evaluate.every"),
+        ('[personal]\nfirst = 0.5\n[objective]\npreset = "a2c"', "2 epochs or more"),
+        ("steps = 1024\n[personal]\nmodel = true", "must hold an update"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(lines: str, said: str):
+    top, _, rest = lines.partition("\n[") if not lines.startswith("[") else ("", "", lines[1:])
+    with pytest.raises(ScenarioError, match=said):
+        Scenario.loads(f"{top}\n{CART}[{rest}\n")
