@@ -1,6 +1,7 @@
-"""Write benchmarks/RESULTS.md from the finished runs of benchmarks/learning.py and benchmarks/peers.py.
+"""Write benchmarks/RESULTS.md from what the other benchmarks have measured.
 
-It may be called again whenever more runs are done; rows without any run are left out:
+Learning beside stable-baselines3 comes first (learning.py, peers.py), then the federation (federation.py, merges.py,
+structure.py, scarce.py). It may be called again whenever more runs are done; what has no run yet is left out:
 
     python -m benchmarks.report
 
@@ -18,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import federation, merges, scarce, structure
 from benchmarks.learning import CASES, RESULTS, THRESHOLDS, Case
-from benchmarks.statistics import Estimate, estimate, interquartile_mean, probability_of_improvement
+from grpo_fed.statistics import Estimate, estimate, interquartile_mean, probability_of_improvement
 
 PEERS = RESULTS.with_name("peers.jsonl")
 PAGE = Path(__file__).parent / "RESULTS.md"
@@ -39,6 +41,39 @@ SUITES = {
         "16 episodes an update in groups of 4, no critic; PPO with its critic stands beside as the measure.",
     ),
 }
+
+CHAPTERS = {
+    "federation": (
+        "A federation, beside Flower's Ray simulation",
+        """Seconds are by the clock, medians of the repetitions' medians over rounds, contestants taking turns. The peer
+        is Flower's FedAvg over stable-baselines3's PPO on one Ray actor for each core, with the same networks,
+        environments and updates; *in turn* are our own clients, trained one after another in one process. A ratio is
+        how many times as long the other takes. Idle clients answer 100 KB with 100 KB and do nothing else.""",
+        "python -m benchmarks.federation --repetitions 5",
+    ),
+    "merges": (
+        "What merging costs",
+        """The mean takes replies one after another and keeps one model, so its memory does not grow with the clients;
+        it is held against copying the same bytes once. Huber compares clients, and is held against the mean.""",
+        "python -m benchmarks.merges --clients 1000 --rounds 5",
+    ),
+    "structure": (
+        "Structure is found",
+        """Six carts, two of them with swapped actions (scenarios/contrary.toml). A cell is the interquartile mean, over
+        seeds and clients, of returns with its 95 % bootstrap interval: played with the likeliest actions after the last
+        round, and of the training episodes of the last third. Planted is that the two contrary clients leave the actor;
+        the counts are of rounds, clients and groups in the last third.""",
+        "python -m benchmarks.structure --seeds 5",
+    ),
+    "scarce": (
+        "Scarce samples",
+        """Six carts with poles of 0.1 to 0.9 (scenarios/poles.toml). A run counts by its mean return over all rounds
+        and clients, of training episodes and of episodes played after every round; differences are of pairs with the
+        same seed, with 95 % bootstrap intervals.""",
+        "python -m benchmarks.scarce --seeds 10",
+    ),
+}
+"""Of the federation's benchmarks: title, what it shows, and how it is run."""
 
 READING = """A cell is the interquartile mean, over seeds, of the final policy's mean return in 50 episodes, with its
 95 % bootstrap interval; both sides play from the same start states. *Better* is the chance that a seed of ours beats
@@ -74,7 +109,7 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, default=PEERS)
     parser.add_argument("--page", type=Path, default=PAGE)
     arguments = parser.parse_args()
-    text = page(read_lines(arguments.ours), read_lines(arguments.peers))
+    text = page(read_lines(arguments.ours), read_lines(arguments.peers)) + federated()
     arguments.page.write_text(text)
     print(text)
 
@@ -96,6 +131,26 @@ def page(ours: Sequence[Line], peers: Sequence[Line]) -> str:
         parts.append("\n".join(["### To know", "", *remarks(rows)]) + "\n")
     parts.append(footnotes(ours, peers))
     return "\n".join(parts)
+
+
+def federated() -> str:
+    """Chapters of the federation's benchmarks, as far as they have been run, with the tables of their own modules."""
+    merged = json.loads(merges.FILE.read_text()) if merges.FILE.exists() else None
+    chapters = {
+        "federation": federation.lines(federation.read(federation.FILE)),
+        "merges": iter(()) if merged is None else merges.lines(merged),
+        "structure": structure.lines(structure.finished()),
+        "scarce": scarce.lines(scarce.finished()),
+    }
+    made = [chapter(*CHAPTERS[name], list(lines)) for name, lines in chapters.items()]
+    return "".join(f"\n{text}" for text in made if text)
+
+
+def chapter(title: str, text: str, command: str, lines: Sequence[str]) -> str:
+    """A benchmark's tables with what they are of; nothing where there is nothing in them."""
+    if not lines:
+        return ""
+    return "\n".join([f"# {title}\n", fill(text), *lines, "", f"```\n{command}\n```", ""])
 
 
 def verdict(rows: Sequence[Comparison]) -> str:
@@ -233,7 +288,7 @@ def footnotes(ours: Sequence[Line], peers: Sequence[Line]) -> str:
 ```
 python -m benchmarks.peers --seeds 10
 python -m benchmarks.learning --seeds 10
-    python -m benchmarks.report
+python -m benchmarks.report
 ```
 
 {fill(what)}"""

@@ -22,6 +22,8 @@ class Adam:
     count: np.ndarray
     """[K, 1] float64: steps taken by each client."""
     epsilon: float
+    columns: Tensor | None = None
+    """[n] int64: the parameters that it moves; None for all."""
 
     @classmethod
     def start(cls, clients: int, size: int, epsilon: float, device: torch.device | str = "cpu") -> Adam:
@@ -30,13 +32,17 @@ class Adam:
 
     def rows(self, chunk: slice) -> Adam:
         """The same moments, seen for some clients only."""
-        return Adam(self.mean[chunk], self.square[chunk], self.count[chunk], self.epsilon)
+        return Adam(self.mean[chunk], self.square[chunk], self.count[chunk], self.epsilon, self.columns)
+
+    def only(self, columns: Tensor) -> Adam:
+        """The same moments, for some parameters [n] int64 alone: the others rest. It counts its own steps, from 0."""
+        return Adam(self.mean, self.square, np.zeros_like(self.count), self.epsilon, columns)
 
     def step(
         self, parameters: Tensor, gradient: Tensor, learning_rate: np.ndarray, active: Tensor | None = None
     ) -> None:
         """Move parameters [K, P] down the gradient [K, P] in place, by learning_rate [K, 1]; the inactive [K] rest."""
-        if active is not None:
+        if active is not None or self.columns is not None:
             self._step_some(parameters, gradient, learning_rate, active)
             return
         self.count[:] += 1
@@ -46,15 +52,19 @@ class Adam:
         spread = column(np.sqrt(1 - BETA2**self.count), parameters)
         parameters.addcdiv_(self.mean * pace, self.square.sqrt().div_(spread).add_(self.epsilon), value=-1)
 
-    def _step_some(self, parameters: Tensor, gradient: Tensor, learning_rate: np.ndarray, active: Tensor) -> None:
-        rows = active.nonzero().squeeze(1)
+    def _step_some(
+        self, parameters: Tensor, gradient: Tensor, learning_rate: np.ndarray, active: Tensor | None
+    ) -> None:
+        everybody = torch.ones(len(parameters), dtype=torch.bool, device=parameters.device)
+        rows = (everybody if active is None else active).nonzero().squeeze(1)
         if len(rows) == 0:
             return
         here = rows.cpu().numpy()
-        some = Adam(self.mean[rows], self.square[rows], self.count[here], self.epsilon)
-        moved = parameters[rows]
-        some.step(moved, gradient[rows], learning_rate[here])
-        self.mean[rows], self.square[rows], parameters[rows] = some.mean, some.square, moved
+        place = (rows,) if self.columns is None else (rows[:, None], self.columns)
+        some = Adam(self.mean[place], self.square[place], self.count[here], self.epsilon)
+        moved = parameters[place]
+        some.step(moved, gradient[place], learning_rate[here])
+        self.mean[place], self.square[place], parameters[place] = some.mean, some.square, moved
         self.count[here] = some.count
 
 

@@ -6,24 +6,25 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from grpo_fed.files import write_whole
+from grpo_fed.files import link, write_whole
 
 CHECKPOINTS = "checkpoints"
 STATE = "state.json"
+SHARED = "shared.safetensors"
 CLIENTS = "clients"
 PREFIX = "round-"
 PART = ".part-"
 """Before the name of a checkpoint while it is written."""
 
-Arrays = Mapping[str, np.ndarray]
+Arrays: TypeAlias = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,28 @@ class Checkpoint:
     round: int
     """From 1."""
     notes: Mapping[str, Any]
-    """What the run has counted so far; JSON."""
-    clients: Mapping[str, Arrays]
-    """What every client must remember, by name."""
+    """What the run has counted so far; JSON, and frozen dataclasses that become JSON."""
+    clients: Mapping[str, Arrays] = field(default_factory=dict)
+    """What every client must remember, by name; what was read has it in `files` instead."""
+    files: Mapping[str, Path] = field(default_factory=dict)
+    """The same as a file of each client that is never written to again: it gets a second name in the checkpoint."""
+    shared: Arrays | None = None
+    """The shared blocks of a federation."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Of a checkpoint that was read: what each client's file was called where it came from."""
+    place: Path | None = None
+    """Of a checkpoint that was read: its folder."""
+
+    def states(self) -> dict[str, Arrays]:
+        """What every client must remember, of a checkpoint that was read; ValueError if a file is damaged."""
+        try:
+            return {client: load(file.read_bytes()) for client, file in self.files.items()}
+        except (OSError, SafetensorError) as error:
+            raise _damaged(self.place, error) from error
 
 
-def write(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
-    """Add a checkpoint to a run folder; the latest `keep` stay.
+def write(folder: Path, checkpoint: Checkpoint, keep: int, best: int | None = None) -> None:
+    """Add a checkpoint to a run folder; the latest `keep` stay, and that of the round `best`.
 
     It is written beside its place and moved there when every byte of it is on the disk.
     """
@@ -50,14 +66,22 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
         shutil.rmtree(old, ignore_errors=True)
     (part / CLIENTS).mkdir(parents=True)
     for client, arrays in checkpoint.clients.items():
-        contiguous = {key: np.array(array, order="C") for key, array in arrays.items()}
-        write_whole(part / CLIENTS / f"{client}.safetensors", save(contiguous))
-    state = {"round": checkpoint.round, "clients": list(checkpoint.clients), "notes": checkpoint.notes}
-    write_whole(part / STATE, json.dumps(state) + "\n")
+        write_whole(part / CLIENTS / f"{client}.safetensors", _bytes(arrays))
+    for client, file in checkpoint.files.items():
+        link(file, part / CLIENTS / f"{client}.safetensors")
+    if checkpoint.shared is not None:
+        write_whole(part / SHARED, _bytes(checkpoint.shared))
+    origins = {client: file.name for client, file in checkpoint.files.items()}
+    clients = [*checkpoint.clients, *checkpoint.files]
+    state = {"round": checkpoint.round, "clients": clients, "origins": origins, "notes": checkpoint.notes}
+    write_whole(part / STATE, json.dumps(state, default=vars) + "\n")
+    _flush(part / CLIENTS)
+    _flush(part)
     part.rename(place)
     _flush(home)
     for old in _places(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        if _number(old) != best:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def latest(folder: Path) -> Checkpoint | None:
@@ -69,16 +93,29 @@ def latest(folder: Path) -> Checkpoint | None:
     try:
         state = json.loads((place / STATE).read_text())
         files = {client: place / CLIENTS / f"{client}.safetensors" for client in state["clients"]}
-        clients = {client: load(file.read_bytes()) for client, file in files.items()}
-        return Checkpoint(state["round"], state["notes"], clients)
+        shared = load((place / SHARED).read_bytes()) if (place / SHARED).is_file() else None
+        return Checkpoint(
+            state["round"], state["notes"], files=files, shared=shared, origins=state["origins"], place=place
+        )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        cure = f"; remove it to go on from {places[-2].name}" if len(places) > 1 else ""
-        raise ValueError(f"{place}: cannot be read as a checkpoint: {error}{cure}") from error
+        raise _damaged(place, error) from error
 
 
 def remove(folder: Path) -> None:
     """All checkpoints of a run folder."""
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+def _bytes(arrays: Arrays) -> bytes:
+    return save({key: np.array(array, order="C") for key, array in arrays.items()})
+
+
+def _damaged(place: Path | None, error: Exception) -> ValueError:
+    """What to do about a checkpoint that cannot be read."""
+    assert place is not None, "it was read"
+    older = [other for other in _places(place.parents[1]) if _number(other) < _number(place)]
+    cure = f"; remove it to go on from {older[-1].name}" if older else ""
+    return ValueError(f"{place}: cannot be read as a checkpoint: {error}{cure}")
 
 
 def _places(folder: Path) -> list[Path]:

@@ -28,6 +28,14 @@ def write_whole(path: Path, data: str | bytes) -> None:
             raise
 
 
+def link(file: Path, place: Path) -> None:
+    """A second name for a file that nobody writes to, or a copy where the disk cannot give it one."""
+    try:
+        os.link(file, place)
+    except OSError:
+        write_whole(place, file.read_bytes())
+
+
 def add_line(path: Path, line: str) -> None:
     """Add a line to a file; where the disk has no room for all of it, nothing."""
     content = f"{line}\n".encode()

@@ -55,8 +55,19 @@ class Diverged(RuntimeError):
 class Fleet:
     """K clients as rows of the same tensors."""
 
-    def __init__(self, tasks: Sequence[Task], scenario: Scenario, seeds: Sequence[int] | None = None) -> None:
-        """`seeds` name the clients' random streams; by default they come from the scenario's seed and the names."""
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        scenario: Scenario,
+        seeds: Sequence[int] | None = None,
+        shared: Tensor | None = None,
+        squared: float | None = None,
+    ) -> None:
+        """`seeds` name the clients' random streams; by default they come from the scenario's seed and the names.
+
+        `shared` [S] int64 are the columns that clients share, by default those of all blocks that may be shared, and
+        `squared` is how these are drawn to where the round began, by default `penalty.squared`.
+        """
         keep_freed_memory()
         self.scenario = scenario
         self.tasks = tuple(tasks)
@@ -65,18 +76,26 @@ class Fleet:
         self.seeds = list(drawn if seeds is None else seeds)
         self.device = device_of(scenario.device)
         self.policy = policy_for(self.tasks[0], scenario.policy)
+        layout = self.policy.layout
+        self.shared = layout.mask(layout.shared).nonzero().squeeze(1) if shared is None else shared
+        self.squared = scenario.penalty.squared if squared is None else squared
         self._make_tensors()
         self._make_lanes()
         self._evaluation_lanes: Lanes | None = None
         self.longest = longest_episodes(self.tasks, scenario)
         self.stacks = list(self._stacks())
         self.spent = np.zeros(len(tasks), np.int64)
-        self.owed = 0
+        self.owed = np.zeros(len(tasks), np.int64)
         self.numbers = np.zeros(len(tasks), np.int64)
+        self.kept = [np.zeros((0, self.policy.observation_size), np.float32) for _ in tasks]
+        """Of each client some states of its last batch, [n, D] as its policy sees them, to measure its steps on."""
 
-    def train(self, steps: int, begin: float = 0.0, end: float = 0.0) -> list[Report]:
-        """Every client learns from `steps` more steps of its task; schedules go from progress `begin` to `end`."""
-        self.anchor.copy_(self.parameters)
+    def train(self, steps: int, begin: float = 0.0, end: float = 0.0, anchor: Tensor | None = None) -> list[Report]:
+        """Every client learns from `steps` more steps of its task; schedules go from progress `begin` to `end`.
+
+        `anchor` [K, P] is what penalties and KL hold a client to; by default where it stands.
+        """
+        self.anchor.copy_(self.parameters if anchor is None else anchor)
         self.owed += steps
         notes = [_Notes() for _ in self.tasks]
         while (behind := self.spent < self.owed).any():
@@ -96,12 +115,14 @@ class Fleet:
             for client in np.flatnonzero(behind):
                 notes[client].steps += int(trajectories.steps[client])
                 notes[client].episodes.extend(trajectories.episodes[client])
+                notes[client].last = trajectories
             self._refuse_divergence()
             # a segment is as long for all, with the steps that a lane may need to reset itself: were these not counted,
             # the other clients' environments would be stepped on while they wait for this one
             counted = trajectories.valid[0].size if groups is None else trajectories.steps
             self.spent += np.where(behind, counted, 0)
             self.numbers += behind
+        self._keep_states([note.last for note in notes])
         return [note.report(name) for note, name in zip(notes, self.names, strict=True)]
 
     def evaluate(self, episodes: int | None = None, deterministic: bool = True, number: int = 0) -> list[Evaluation]:
@@ -119,6 +140,17 @@ class Fleet:
             number,
         )
 
+    def catch_up(self, steps: int) -> None:
+        """Owe what every client does that was given so many steps in all, whether it was there or not.
+
+        Batches seldom come out even with the steps of a round, and what is over goes on to the next. Where a batch is
+        as long for all, clients so stay in step, and nobody's environments wait for another's.
+        """
+        if self.scenario.objective.advantage == "gae":
+            samples = self.scenario.rollout.num_envs * self.scenario.rollout.horizon
+            self.owed[:] = steps
+            self.spent[:] = -(-steps // samples) * samples
+
     def state(self, client: int) -> dict[str, np.ndarray]:
         """All that one client must remember to go on, bit for bit, in another process."""
         arrays = {
@@ -128,8 +160,12 @@ class Fleet:
             "adam.count": self.adam.count[client],
             "kl_coefficient": self.kl_coefficient[client, None].cpu().numpy(),
             "kl_limit": self.kl_limit[client, None].cpu().numpy(),
-            "progress": np.array([self.spent[client], self.numbers[client], self.owed]),
+            "progress": np.array([self.spent[client], self.numbers[client], self.owed[client]]),
         }
+        if self.turns:
+            arrays["adam.turns"] = np.array([adam.count[client, 0] for adam in self.turns])
+        if self._keeps_states:
+            arrays["kept"] = self.kept[client]
         parts = {"rollout": self.collector.state(client)}
         if self.observation_normaliser is not None:
             parts["observation_normaliser"] = self.observation_normaliser.state(client)
@@ -139,7 +175,7 @@ class Fleet:
         return {name: np.array(array) for name, array in (arrays | named).items()}
 
     def load(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
-        """Go on where `state` of every client was."""
+        """Go on where `state` of every client was, some of which may not have stepped yet."""
         for client, state in enumerate(states):
             for row, name in (
                 (self.parameters, "parameters"),
@@ -150,12 +186,17 @@ class Fleet:
             ):
                 row[client] = torch.from_numpy(state[name])
             self.adam.count[client] = state["adam.count"]
-            self.spent[client], self.numbers[client], self.owed = state["progress"].tolist()
+            self.spent[client], self.numbers[client], self.owed[client] = state["progress"].tolist()
+            for adam, count in zip(self.turns, state.get("adam.turns", ()), strict=True):
+                adam.count[client] = count
+            if self._keeps_states:
+                self.kept[client] = state["kept"]
             if self.observation_normaliser is not None:
-                self.observation_normaliser.load(client, _part(state, "observation_normaliser"))
+                self.observation_normaliser.load(client, part_of(state, "observation_normaliser"))
             if self.collector.reward_normaliser is not None:
-                self.collector.reward_normaliser.load(client, _part(state, "reward_normaliser"))
-        self.collector.load([_part(state, "rollout") for state in states])
+                self.collector.reward_normaliser.load(client, part_of(state, "reward_normaliser"))
+        first = self._lane_seeds(Purpose.EPISODES, [0] * len(self.tasks))
+        self.collector.load([part_of(state, "rollout") for state in states], first)
 
     def client_parameters(self, client: int) -> dict[str, Tensor]:
         """One client's parameters by name, copied to the CPU."""
@@ -177,6 +218,21 @@ class Fleet:
                     f" learning_rate, which is {task.learning_rate:g}, or objective.max_grad_norm, or set"
                     " normalise.observations or normalise.rewards"
                 )
+
+    @property
+    def _keeps_states(self) -> bool:
+        """Whether anybody is going to measure on them."""
+        return self.scenario.proximity.mode != "off" or self.scenario.merge.rule == "fisher"
+
+    def _keep_states(self, last: Sequence[Trajectories | None]) -> None:
+        """Some of each client's last batch, drawn from its own stream."""
+        for client, lived in enumerate(last):
+            if lived is None or not self._keeps_states:
+                continue
+            states = lived.observations[client][lived.valid[client]]
+            draws = generator(self.seeds[client], Purpose.STATES, int(self.numbers[client]))
+            count = min(self.scenario.proximity.states, len(states))
+            self.kept[client] = states[draws.choice(len(states), count, replace=False)]
 
     def _collect(self, behind: np.ndarray) -> tuple[Trajectories, Tensor | None]:
         """A batch of trajectories, and with whole episodes the group [K, E] of each."""
@@ -252,12 +308,17 @@ class Fleet:
     def _make_tensors(self) -> None:
         """Parameters, moments and weights of all clients, [K, ...]."""
         settings = self.scenario
-        starts = [settings.seed if settings.policy.same_start else seed for seed in self.seeds]
-        drawn = {start: self.policy.initial(start) for start in dict.fromkeys(starts)}
-        self.parameters = torch.stack([drawn[start] for start in starts]).to(self.device)
+        self.parameters = first_parameters(self.policy, settings, self.seeds).to(self.device)
         self.anchor = self.parameters.clone()
         clients, size = self.parameters.shape
         self.adam = Adam.start(clients, size, settings.objective.adam_epsilon, self.device)
+        is_shared = torch.zeros(size, dtype=torch.bool).index_fill_(0, self.shared.cpu(), True).to(self.device)
+        self.pull = is_shared * self.squared if self.squared else None
+        self.turns: tuple[Adam, ...] = ()
+        """With `personal.first`: of private and of shared blocks."""
+        if settings.personal.first:
+            parts = (~is_shared, is_shared)
+            self.turns = tuple(self.adam.only(part.nonzero().squeeze(1)) for part in parts)
         self.kl_coefficient = torch.full((clients,), settings.trust.coefficient, device=self.device)
         self.kl_limit = torch.full((clients,), settings.trust.target, device=self.device)
 
@@ -292,6 +353,8 @@ class Fleet:
                 kl_limit=self.kl_limit[rows],
                 groups=groups,
                 budgets=budgets,
+                pull=self.pull,
+                turns=tuple(adam.rows(rows) for adam in self.turns),
             )
 
 
@@ -302,6 +365,7 @@ class _Notes:
     steps: int = 0
     episodes: list[Episode] = field(default_factory=list)
     losses: list[Mapping[str, float]] = field(default_factory=list)
+    last: Trajectories | None = None
 
     def report(self, client: str) -> Report:
         names = self.losses[0] if self.losses else {}
@@ -309,9 +373,16 @@ class _Notes:
         return Report(client, self.steps, tuple(self.episodes), means)
 
 
-def _part(state: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+def part_of(state: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
     """The arrays of one part of a client's state."""
     return {key.removeprefix(f"{name}."): array for key, array in state.items() if key.startswith(f"{name}.")}
+
+
+def first_parameters(policy: Policy, scenario: Scenario, seeds: Sequence[int]) -> Tensor:
+    """[K, P]: where clients with these seeds begin."""
+    starts = [scenario.seed if scenario.policy.same_start else seed for seed in seeds]
+    drawn = {start: policy.initial(start) for start in dict.fromkeys(starts)}
+    return torch.stack([drawn[start] for start in starts])
 
 
 def longest_episodes(tasks: Sequence[Task], scenario: Scenario) -> np.ndarray:
@@ -362,6 +433,11 @@ def entropy_weights(task: Task, policy: Policy, scenario: Scenario) -> Tensor:
 
 def fleets_of(scenario: Scenario) -> list[Fleet]:
     """The scenario's clients, those with equally shaped policies together."""
+    return [Fleet(tasks, scenario) for tasks in tasks_by_fleet(scenario)]
+
+
+def tasks_by_fleet(scenario: Scenario) -> list[list[Task]]:
+    """Of each fleet its clients' tasks."""
     fleets: list[list[Task]] = []
     for task in tasks_of(scenario):
         alike = next((tasks for tasks in fleets if _alike(task, tasks[0], scenario.policy.module is not None)), None)
@@ -369,7 +445,7 @@ def fleets_of(scenario: Scenario) -> list[Fleet]:
             fleets.append([task])
         else:
             alike.append(task)
-    return [Fleet(tasks, scenario) for tasks in fleets]
+    return fleets
 
 
 def _alike(task: Task, other: Task, own_module: bool) -> bool:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 
 from grpo_fed import checkpoint
+from grpo_fed.checkpoint import Checkpoint
 from grpo_fed.files import add_line, write_whole
-from grpo_fed.fleet import Fleet, Report
-from grpo_fed.play import Evaluation
-from grpo_fed.saved import POLICIES, SCENARIO, save_policy
+from grpo_fed.notes import RoundNote, interquartile_mean, line_of
+from grpo_fed.saved import POLICIES, SCENARIO, scenario_of
 from grpo_fed.scenario import Scenario
 
 ROUNDS = "rounds.jsonl"
@@ -24,24 +24,6 @@ FAILURE = "failure.txt"
 """Where the command line writes what stopped a run."""
 
 Status: TypeAlias = Literal["finished", "interrupted", "failed"]
-
-
-@dataclass(frozen=True)
-class RoundNote:
-    """What happened in a round."""
-
-    round: int
-    """From 1; 0 is what there was before."""
-    rounds: int
-    """How many there will be."""
-    seconds: float
-    """Of this round's training."""
-    env_steps: int
-    """Of all clients, since the start."""
-    reports: Sequence[Report]
-    """Of every client that trained."""
-    evaluations: Sequence[Evaluation]
-    """With deterministic actions; empty where this round had none."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +43,8 @@ class ClientResult:
     """Training episodes that finished."""
     env_steps: int
     """Training steps."""
+    personal_groups: tuple[str, ...] = ()
+    """Of the shared blocks, the groups that it has left at the end."""
 
     @property
     def latest(self) -> float | None:
@@ -86,6 +70,13 @@ class Result:
     """In the scenario's order."""
     out: Path | None
     """The run folder."""
+    method: str = "local"
+    bytes_up: int = 0
+    """From clients to the server."""
+    bytes_down: int = 0
+    """From the server to clients."""
+    missing: Mapping[str, Sequence[tuple[int, str, str]]] = field(default_factory=dict)
+    """By client, when it had no answer: the round, the kind of failure and what is known of it."""
 
     @property
     def returns(self) -> np.ndarray:
@@ -111,7 +102,7 @@ class Result:
         """As `results.json` has it."""
         return {
             "scenario": self.scenario,
-            "method": "local",
+            "method": self.method,
             "seed": self.seed,
             "device": self.device,
             "status": self.status,
@@ -119,6 +110,8 @@ class Result:
             "rounds": self.rounds,
             "seconds": round(self.seconds, 3),
             "env_steps": self.env_steps,
+            "bytes_up": self.bytes_up,
+            "bytes_down": self.bytes_down,
             "eval": {"score_iqm": self.score_iqm, "score_mean": self.score_mean, "score_min": self.score_min},
             "clients": {
                 name: {
@@ -129,64 +122,12 @@ class Result:
                     "return_best": client.best,
                     "episodes": client.episodes,
                     "env_steps": client.env_steps,
+                    "personal_groups": list(client.personal_groups),
                 }
                 for name, client in self.clients.items()
             },
+            "missing": {name: [list(one) for one in every] for name, every in self.missing.items()},
         }
-
-
-def interquartile_mean(scores: np.ndarray) -> float:
-    """Mean of the middle half of [K] scores."""
-    cut = len(scores) // 4
-    return float(np.sort(scores)[cut : len(scores) - cut].mean())
-
-
-# A line of rounds.jsonl ----------------------------------------------------------------------------------------------
-
-
-def line_of(note: RoundNote) -> dict[str, Any]:
-    """A round's metrics for the whole, and under the same names for each client; null where there is no number."""
-    scores = {evaluation.client: evaluation.score for evaluation in note.evaluations}
-    clients = {report.client: _metrics(report, scores.get(report.client)) for report in note.reports}
-    line = {
-        "round": note.round,
-        "global_step": note.env_steps,
-        "time/round_s": round(note.seconds, 4),
-        "charts/SPS": _number(sum(report.steps for report in note.reports) / max(note.seconds, 1e-9)),
-    }
-    returns = np.array(list(scores.values()))
-    line["eval/score_iqm"] = interquartile_mean(returns) if scores else None
-    line["eval/score_min"] = float(returns.min()) if scores else None
-    names = dict.fromkeys(name for metrics in clients.values() for name in metrics)
-    line |= {name: _mean([metrics[name] for metrics in clients.values() if name in metrics]) for name in names}
-    return {**line, "clients": clients}
-
-
-def _metrics(report: Report, score: float | None) -> dict[str, float | None]:
-    """One client's, under the names that they have everywhere."""
-    episodes = report.episodes
-    return {
-        "eval/episodic_return": score,
-        "charts/episodic_return": mean_return(report),
-        "charts/episodic_length": _mean([episode.length for episode in episodes]),
-        "charts/episodes": len(episodes),
-        **{f"losses/{name}": _number(value) for name, value in report.losses.items()},
-    }
-
-
-def mean_return(report: Report) -> float | None:
-    """Of the episodes that a client finished in a round; None if there was none."""
-    return _mean([episode.score for episode in report.episodes])
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return _number(float(np.mean(known))) if known else None
-
-
-def _number(value: float) -> float | None:
-    """JSON has neither NaN nor infinity."""
-    return float(value) if np.isfinite(value) else None
 
 
 # The folder ----------------------------------------------------------------------------------------------------------
@@ -227,18 +168,28 @@ class Journal:
         if self.folder is not None and note.round > 0:
             add_line(self.folder / ROUNDS, json.dumps(line_of(note), allow_nan=False))
 
-    def close(self, result: Result, fleets: Sequence[Fleet]) -> None:
-        """The policies, but for those that diverged, and last the results, so that who finds these finds all."""
-        if self.folder is None:
-            return
-        for fleet in fleets:
-            for client, parameters in enumerate(fleet.parameters):
-                if bool(parameters.isfinite().all()):
-                    normaliser = fleet.observation_normaliser
-                    moments = None if normaliser is None else normaliser.state(client)
-                    save_policy(self.folder, fleet.tasks[client], fleet.policy, parameters, moments)
-        document = json.dumps(result.document(), indent=2, allow_nan=False)
-        write_whole(self.folder / RESULTS, document + "\n")
+    def close(self, result: Result) -> None:
+        """The results, last of all, so that who finds these finds all."""
+        if self.folder is not None:
+            document = json.dumps(result.document(), indent=2, allow_nan=False)
+            write_whole(self.folder / RESULTS, document + "\n")
+
+
+def unfinished(folder: Path) -> tuple[Scenario, Checkpoint | None]:
+    """The run that a folder holds and where it stands, None at its start; ValueError if that is nowhere."""
+    scenario = scenario_of(folder)
+    refuse_finished(folder)
+    after = checkpoint.latest(folder)
+    if after is None and not scenario.checkpoint.every:
+        raise ValueError(f"{folder}: has no checkpoint to go on from, for its scenario has checkpoint.every = 0")
+    return scenario, after
+
+
+def status_of(error: BaseException | None) -> Status:
+    """How a run ended that this stopped."""
+    if error is None:
+        return "finished"
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
 
 
 def refuse_finished(folder: Path) -> None:

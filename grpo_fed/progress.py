@@ -17,7 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from grpo_fed.journal import Result, RoundNote, line_of, mean_return
+from grpo_fed.journal import Result
+from grpo_fed.notes import MB, RoundNote, ServerNote, line_of
 from grpo_fed.scenario import Scenario
 from grpo_fed.tables import (
     CURVE,
@@ -29,6 +30,7 @@ from grpo_fed.tables import (
     number,
     results_table,
     small,
+    some,
     span,
     standings_table,
 )
@@ -37,6 +39,8 @@ ROWS_AROUND = 5
 """Rows of a terminal that the bar, the table's head and the cursor take."""
 COLUMNS_BESIDE = 50
 """Columns that a table's numbers take, beside the clients' names and the curves."""
+MISSING = 5
+"""Missing clients that a round's line names."""
 SHORTEST = 8
 """Letters of a curve on the narrowest terminal."""
 
@@ -48,6 +52,8 @@ class Opening:
     scenario: Scenario
     device: str
     out: Path
+    method: str = ""
+    """Of the federation; empty where there is none."""
 
     @property
     def facts(self) -> str:
@@ -55,7 +61,8 @@ class Opening:
         scenario = self.scenario
         clients = many(sum(entry.count for entry in scenario.clients), "client")
         rounds = f"{many(scenario.rounds, 'round')} of {scenario.steps:,} steps"
-        return f"{clients}, {rounds}, {scenario.objective.preset}, {self.device}, seed {scenario.seed}"
+        method = f"{self.method}, " if self.method else ""
+        return f"{clients}, {rounds}, {method}{scenario.objective.preset}, {self.device}, seed {scenario.seed}"
 
 
 class Display(Protocol):
@@ -101,21 +108,28 @@ class Course:
     """Steps a second of all clients together, in the latest round."""
     clock: list[float] = field(default_factory=list)
     """When each round was over."""
+    server: str = ""
+    """What the server did in the latest round, in words; empty where there is none."""
 
     def add(self, note: RoundNote) -> None:
         """One more round."""
         self.round, self.rounds, self.seconds = note.round, note.rounds, note.seconds
         self.clock.append(time.monotonic())
         if note.round == 0:
-            self.clients = {evaluation.client: Standing(evaluation.score) for evaluation in note.evaluations}
-        for report in note.reports:
-            standing = self.clients[report.client]
-            mean = mean_return(report)
-            if mean is not None:
-                standing.returns.append(mean)
-            standing.kl, standing.entropy = report.losses.get("approx_kl"), report.losses.get("entropy")
+            self.clients = {one.client: Standing(one.score) for one in note.clients}
+        for one in note.clients if note.round else ():
+            standing = self.clients.setdefault(one.client, Standing())
+            if one.mean is not None:
+                standing.returns.append(one.mean)
+            standing.state = "" if one.failure is None else one.failure.kind
+            if note.server is not None:
+                standing.personal = one.personal
+            if one.steps:
+                standing.kl, standing.entropy = one.metrics.get("losses/approx_kl"), one.metrics.get("losses/entropy")
         if note.seconds:
-            self.speed = sum(report.steps for report in note.reports) / note.seconds
+            self.speed = note.steps / note.seconds
+        if note.server is not None:
+            self.server = server_line(note.server)
 
     @property
     def left(self) -> float | None:
@@ -165,7 +179,8 @@ class LiveDisplay:
         most = min(MANY, self.console.height - ROWS_AROUND)
         longest = max(len(name) for name in self.course.clients)
         letters = max(SHORTEST, min(CURVE, self.console.width - COLUMNS_BESIDE - longest))
-        return Group(bar, standings_table(self.course.clients, most, letters))
+        lines = [Text(self.course.server, style="dim", overflow="ellipsis", no_wrap=True)] if self.course.server else []
+        return Group(bar, *lines, standings_table(self.course.clients, most, letters))
 
 
 def _bar(course: Course, began: float) -> Table:
@@ -220,21 +235,38 @@ class LineDisplay:
 
 def round_line(note: RoundNote, course: Course) -> str:
     """A round in plain words."""
-    means = {report.client: mean for report in note.reports if (mean := mean_return(report)) is not None}
+    means = note.returns
     parts = [f"round {note.round:>{len(str(note.rounds))}}/{note.rounds}"]
     parts.append(f"return {number(float(np.mean(list(means.values()))) if means else None)}")
     if len(means) > 1:
         worst = min(means, key=lambda name: means[name])
         parts.append(f"worst {worst} {number(means[worst])}")
-    if note.evaluations:
-        parts.append(f"evaluated {number(float(np.mean([evaluation.score for evaluation in note.evaluations])))}")
+    if note.scores:
+        parts.append(f"evaluated {number(float(np.mean(list(note.scores.values()))))}")
     ones = course.clients.values()
     for name, values in (("KL", [one.kl for one in ones]), ("entropy", [one.entropy for one in ones])):
         known = [value for value in values if value is not None and is_number(value)]
         parts.append(f"{name} {small(float(np.mean(known)) if known else None)}")
+    if note.server is not None:
+        parts.append(server_line(note.server))
+        parts += [f"{one.client} {one.failure.kind}" for one in note.clients if one.failure is not None][:MISSING]
     parts += [f"{note.seconds:.2f} s", f"{course.speed:,.0f} steps/s"]
     if course.left is not None and note.round < note.rounds:
         parts.append(f"{span(course.left)} left")
+    return "  ".join(parts)
+
+
+def server_line(server: ServerNote) -> str:
+    """How far the shared blocks went and within what, and what went over the wire."""
+    parts = []
+    if server.kept is not None and server.kept.blocks:
+        steps = [block.alpha for block in server.kept.blocks]
+        short = [f"{block.block} {block.alpha:.0%}" for block in server.kept.blocks if block.alpha < 1]
+        parts.append("whole step" if min(steps) == 1 else f"step {some(short)}")
+        if server.kept.joint is not None:
+            limit = f" of {server.kept.joint_budget:g}" if is_number(server.kept.joint_budget) else ""
+            parts.append(f"shared KL {small(server.kept.joint)}{limit}")
+    parts.append(f"{(server.up + server.down) / MB:.2f} MB")
     return "  ".join(parts)
 
 

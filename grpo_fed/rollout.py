@@ -238,25 +238,48 @@ class Collector:
             "made": np.array([len(each) for each in actions]),
         }
 
-    def load(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
-        """Go on where `state` of every client was; all of them, or none, have stepped before."""
-        if not all(states):
-            assert not any(states), "clients of a fleet step together"
+    def load(self, states: Sequence[Mapping[str, np.ndarray]], first: np.ndarray) -> None:
+        """Go on where `state` of every client was; who has not stepped yet begins as `first` [L] names its streams."""
+        if not any(states):
+            self.observations = None
             return
+        given = [
+            state or self._unstepped(seeds) for state, seeds in zip(states, first.reshape(self.shape), strict=True)
+        ]
 
         def joint(name: str) -> np.ndarray:
-            return np.concatenate([state[name] for state in states])
+            return np.concatenate([state[name] for state in given])
 
         self.streams, self.numbers = joint("streams"), joint("numbers")
         actions = np.split(joint("actions"), np.cumsum(joint("made"))[:-1])
         self.past = Past.of(actions)
         raw = self.lanes.resume(self.streams, self.numbers, actions)
+        begun = {client: raw.reshape(*self.shape, -1)[client] for client, state in enumerate(states) if not state}
+        if self.observation_normaliser is not None:
+            for client, seen in begun.items():
+                self.observation_normaliser.update_one(client, seen)
         if self.lanes.reproducible:
-            self.observations = np.stack([state["observations"] for state in states])
+            self.observations = np.stack([state["observations"] for state in given])
+            for client, seen in begun.items():
+                for copy, one in enumerate(seen):
+                    self.observations[client, copy] = self._seen_one(client, one)
             self.scores, self.lengths = joint("scores"), joint("lengths")
         else:
             self.observations = self._seen(raw, learn=False)
             self.scores, self.lengths = np.zeros(self.lanes.size), np.zeros(self.lanes.size, np.int64)
+
+    def _unstepped(self, streams: np.ndarray) -> dict[str, np.ndarray]:
+        """`state` of a client at the very beginning, but for its observations."""
+        copies, action = self.shape[1], self.distribution.action_size
+        return {
+            "observations": np.zeros((copies, self.lanes.observation_size), np.float32),
+            "scores": np.zeros(copies),
+            "lengths": np.zeros(copies, np.int64),
+            "streams": streams,
+            "numbers": np.zeros(copies, np.int64),
+            "actions": np.zeros((0, action), np.float32),
+            "made": np.zeros(copies, np.int64),
+        }
 
     def _finish(self, memory: _Memory, steps: int) -> Trajectories:
         """What was written, client by client, with the episodes that ended and the truncations among them."""

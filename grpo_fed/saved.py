@@ -16,6 +16,7 @@ from torch import Tensor
 
 from grpo_fed import words
 from grpo_fed.files import write_whole
+from grpo_fed.fleet import Fleet
 from grpo_fed.lanes import Actions, make_lanes, observer
 from grpo_fed.normalise import ObservationNormaliser
 from grpo_fed.play import Evaluation, Players, play
@@ -41,6 +42,15 @@ def save_policy(
     (folder / POLICIES).mkdir(exist_ok=True)
     # one entry, for the order of several would be chance and the file not the same twice
     write_whole(folder / POLICIES / f"{task.client}.safetensors", save(arrays, {"env": task.env}))
+
+
+def save_policies(folder: Path, fleet: Fleet) -> None:
+    """Those of a fleet as it is, but for those that diverged."""
+    for client, parameters in enumerate(fleet.parameters):
+        if bool(parameters.isfinite().all()):
+            normaliser = fleet.observation_normaliser
+            moments = None if normaliser is None else normaliser.state(client)
+            save_policy(folder, fleet.tasks[client], fleet.policy, parameters, moments)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,9 @@ class Purpose(IntEnum):
     SHUFFLE = 3
     EVALUATION = 4
     CLUSTERS = 5
+    STATES = 6
+    FISHER = 7
+    PARTICIPATION = 20
 
 
 def client_seed(seed: int, client: str) -> int:

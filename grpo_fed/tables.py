@@ -34,6 +34,10 @@ class Standing:
     """Mean return of the episodes of each round that had some."""
     kl: float | None = None
     entropy: float | None = None
+    personal: tuple[str, ...] | None = None
+    """The groups that it has left; None where there is no federation."""
+    state: str = ""
+    """Why it had no answer in the latest round; empty if it had one."""
 
     @property
     def last(self) -> float | None:
@@ -52,15 +56,20 @@ class Standing:
 def standings_table(clients: dict[str, Standing], most: int = MANY, letters: int = CURVE) -> RenderableType:
     """How the clients are doing, with the curve of each; above `most` the worst ones and quantiles."""
     shown = _shown({name: one.last for name, one in clients.items()}, most)
+    ones = list(clients.values())
+    federated = any(one.personal is not None for one in ones)
     table = table_of("client", "before", "return", "best", "KL", "entropy")
     table.add_column("by round", justify="left", no_wrap=True)
+    if federated:
+        table.add_column("keeps", justify="left", overflow="fold")
     for name in shown:
         one = clients[name]
         cells = number(one.before), number(one.last), number(one.best), small(one.kl), small(one.entropy)
-        table.add_row(name, *cells, Text(curve(one.returns, letters), style="cyan"))
+        table.add_row(
+            name, *cells, Text(curve(one.returns, letters), style="cyan"), *([_keeps(one)] if federated else [])
+        )
     if len(shown) == len(clients):
         return table
-    ones = list(clients.values())
     columns: list[tuple[str, list[float | None], Show]] = [
         ("before", [one.before for one in ones], number),
         ("return", [one.last for one in ones], number),
@@ -71,15 +80,26 @@ def standings_table(clients: dict[str, Standing], most: int = MANY, letters: int
     return Group(_few_of(len(clients)), table, _quantiles(columns))
 
 
+def _keeps(one: Standing) -> Text:
+    """What a client has to itself, or why nothing was heard of it."""
+    if one.state:
+        return Text(one.state, style="bold red")
+    return Text(some(one.personal or ()), style="yellow")
+
+
 def results_table(result: Result) -> RenderableType:
     """Every client's return before and after."""
     clients = result.clients
     shown = _shown({name: one.latest for name, one in clients.items()}, MANY)
+    federated = any(one.personal_groups for one in clients.values())
     table = table_of("client", "before", "after", "sampled", "best round", "episodes", "steps")
+    if federated:
+        table.add_column("keeps", justify="left", overflow="fold")
     for name in shown:
         one = clients[name]
         cells = number(one.before), _after(one), number(one.sampled), number(one.best)
-        table.add_row(name, *cells, f"{one.episodes:,}", f"{one.env_steps:,}")
+        keeps = [Text(some(one.personal_groups), style="yellow")] if federated else []
+        table.add_row(name, *cells, f"{one.episodes:,}", f"{one.env_steps:,}", *keeps)
     if len(shown) == len(clients):
         return table
     ones = list(clients.values())
@@ -160,6 +180,12 @@ def span(seconds: float) -> str:
 def many(count: int, what: str) -> str:
     """`1 client`, `6 clients`."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """Names in a line, or the first of them and how many more."""
+    rest = len(names) - most
+    return ", ".join(names) if rest <= 0 else f"{', '.join(names[:most])} and {rest} more"
 
 
 def is_number(value: float | None) -> bool:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Self, final
+
+import numpy as np
 
 from grpo_fed import checkpoint, journal
 from grpo_fed.checkpoint import Checkpoint
-from grpo_fed.fleet import Fleet, fleets_of
-from grpo_fed.journal import ClientResult, Journal, Result, RoundNote, Status, mean_return
-from grpo_fed.play import Evaluation
-from grpo_fed.saved import scenario_of
+from grpo_fed.fleet import Fleet, Report, fleets_of
+from grpo_fed.journal import Journal, Result
+from grpo_fed.notes import LENGTH, RETURN, ClientNote, RoundNote
+from grpo_fed.saved import save_policies
 from grpo_fed.scenario import Scenario
+from grpo_fed.totals import Totals
 
 Watch = Callable[[RoundNote], None]
 
@@ -45,11 +48,9 @@ class Training:
     def resumed(cls, folder: str | Path) -> Self:
         """The run that a folder holds, from its latest checkpoint on, or from its start if there is none yet."""
         folder = Path(folder)
-        scenario = scenario_of(folder)
-        journal.refuse_finished(folder)
-        after = checkpoint.latest(folder)
-        if after is None and not scenario.checkpoint.every:
-            raise ValueError(f"{folder}: has no checkpoint to go on from, for its scenario has checkpoint.every = 0")
+        scenario, after = journal.unfinished(folder)
+        if after is not None and after.shared is not None:
+            raise ValueError(f"{folder}: holds a federation; `grpo-fed run --resume` goes on with it")
         return cls(scenario, folder, after)
 
     def __init__(self, scenario: Scenario, out: str | Path | None = None, after: Checkpoint | None = None) -> None:
@@ -61,10 +62,16 @@ class Training:
             journal.refuse_unusable(self.folder)
         self.fleets = fleets_of(scenario)
         if after is not None:
+            states = after.states()
             for fleet in self.fleets:
-                fleet.load([after.clients[name] for name in fleet.names])
+                fleet.load([states[name] for name in fleet.names])
         self.result: Result | None = None
         """What became of it, as soon as it has ended, in whatever way."""
+
+    @property
+    def device(self) -> str:
+        """What it computes on."""
+        return str(self.fleets[0].device)
 
     def __enter__(self) -> Self:
         return self
@@ -75,7 +82,7 @@ class Training:
 
     def run(self, watch: Watch = lambda note: None) -> Result:
         """Play, train round by round, play again."""
-        totals = _Totals(self.scenario, self.fleets)
+        totals = Totals(self.scenario, str(self.fleets[0].device))
         if self.after is None:
             written = Journal.open(self.folder, self.scenario)
         else:
@@ -87,33 +94,38 @@ class Training:
                 written.write(note)
                 self._keep(totals)
                 watch(note)
-            totals.sampled = _scores(_evaluate(self.fleets, deterministic=False))
+            totals.sampled = _evaluate(self.fleets, deterministic=False)
         except BaseException as error:
-            status: Status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            self.result = totals.result(status, self.folder, error)
-            written.close(self.result, self.fleets)
+            self._close(written, totals.result(journal.status_of(error), self.folder, error))
             raise
-        self.result = totals.result("finished", self.folder)
-        written.close(self.result, self.fleets)
+        self._close(written, totals.result("finished", self.folder))
+        assert self.result is not None
         return self.result
 
-    def _rounds(self, totals: _Totals) -> Iterator[RoundNote]:
+    def _rounds(self, totals: Totals) -> Iterator[RoundNote]:
         """Round 0 is what there was before; the last one always plays."""
         scenario, every = self.scenario, self.scenario.evaluate.every
         if self.after is None:
-            yield RoundNote(0, scenario.rounds, 0.0, 0, (), _evaluate(self.fleets, deterministic=True))
-        env_steps = sum(totals.steps.values())
+            yield self._note(0, 0.0, 0, {}, _evaluate(self.fleets, deterministic=True))
         for number in range(totals.rounds + 1, scenario.rounds + 1):
             began = time.perf_counter()
             progress = (number - 1) / scenario.rounds, number / scenario.rounds
             reports = [report for fleet in self.fleets for report in fleet.train(scenario.steps, *progress)]
             seconds = time.perf_counter() - began
             plays = number == scenario.rounds or (every and number % every == 0)
-            evaluations = _evaluate(self.fleets, deterministic=True) if plays else ()
-            env_steps += sum(report.steps for report in reports)
-            yield RoundNote(number, scenario.rounds, seconds, env_steps, reports, evaluations)
+            scores = _evaluate(self.fleets, deterministic=True) if plays else {}
+            env_steps = totals.env_steps + sum(report.steps for report in reports)
+            yield self._note(number, seconds, env_steps, {report.client: report for report in reports}, scores)
 
-    def _keep(self, totals: _Totals) -> None:
+    def _note(
+        self, number: int, seconds: float, env_steps: int, reports: Mapping[str, Report], scores: Mapping[str, float]
+    ) -> RoundNote:
+        entries = {name: settings.name for settings in self.scenario.clients for name in settings.names}
+        names = [name for fleet in self.fleets for name in fleet.names]
+        clients = [_note(name, entries[name], reports.get(name), scores.get(name)) for name in names]
+        return RoundNote(number, self.scenario.rounds, seconds, env_steps, clients)
+
+    def _keep(self, totals: Totals) -> None:
         """A checkpoint, if there is a folder and the round is one for it."""
         settings = self.scenario.checkpoint
         if self.folder is None or not totals.rounds or not settings.every or totals.rounds % settings.every:
@@ -121,81 +133,26 @@ class Training:
         states = {name: fleet.state(k) for fleet in self.fleets for k, name in enumerate(fleet.names)}
         checkpoint.write(self.folder, Checkpoint(totals.rounds, totals.document(), states), settings.keep)
 
+    def _close(self, written: Journal, result: Result) -> None:
+        """The policies, but for those that diverged, then the results."""
+        self.result = result
+        if self.folder is not None:
+            for fleet in self.fleets:
+                save_policies(self.folder, fleet)
+        written.close(result)
 
-def _evaluate(fleets: Sequence[Fleet], deterministic: bool) -> list[Evaluation]:
-    return [one for fleet in fleets for one in fleet.evaluate(deterministic=deterministic)]
+
+def _evaluate(fleets: Sequence[Fleet], deterministic: bool) -> dict[str, float]:
+    """By client, its mean return."""
+    return {one.client: one.score for fleet in fleets for one in fleet.evaluate(deterministic=deterministic)}
 
 
-def _scores(evaluations: Sequence[Evaluation]) -> dict[str, float]:
-    return {evaluation.client: evaluation.score for evaluation in evaluations}
-
-
-class _Totals:
-    """What a run's rounds come to, from the first to where it is."""
-
-    def __init__(self, scenario: Scenario, fleets: Sequence[Fleet]) -> None:
-        self.scenario = scenario
-        self.device = str(fleets[0].device)
-        self.envs = {task.client: task.env for fleet in fleets for task in fleet.tasks}
-        self.began = time.perf_counter()
-        self.rounds = 0
-        self.episodes = dict.fromkeys(self.envs, 0)
-        self.steps = dict.fromkeys(self.envs, 0)
-        self.best: dict[str, float] = {}
-        self.first: dict[str, float] = {}
-        self.last: dict[str, float] = {}
-        """When they played last."""
-        self.sampled: dict[str, float] = {}
-
-    def document(self) -> dict[str, Any]:
-        """What `load` needs; JSON."""
-        kept = {name: getattr(self, name) for name in ("rounds", "episodes", "steps", "best", "first", "last")}
-        return {**kept, "seconds": time.perf_counter() - self.began}
-
-    def load(self, kept: Mapping[str, Any]) -> None:
-        """Go on where `document` was."""
-        for name in ("rounds", "episodes", "steps", "best", "first", "last"):
-            setattr(self, name, kept[name])
-        self.began = time.perf_counter() - kept["seconds"]
-
-    def add(self, note: RoundNote) -> None:
-        """One more round, or with number 0 what there was before."""
-        self.rounds = note.round
-        self.last = _scores(note.evaluations)
-        if note.round == 0:
-            self.first = self.last
-        for report in note.reports:
-            self.episodes[report.client] += len(report.episodes)
-            self.steps[report.client] += report.steps
-            mean = mean_return(report)
-            if mean is not None:
-                self.best[report.client] = max(mean, self.best.get(report.client, mean))
-
-    def result(self, status: Status, out: Path | None, error: BaseException | None = None) -> Result:
-        """The whole, with the clients in the scenario's order."""
-        names = [name for settings in self.scenario.clients for name in settings.names]
-        after = self.last if self.rounds == self.scenario.rounds else {}  # else they have learned since
-        clients = {
-            name: ClientResult(
-                env=self.envs[name],
-                before=self.first.get(name),
-                after=after.get(name),
-                sampled=self.sampled.get(name),
-                best=self.best.get(name),
-                episodes=self.episodes[name],
-                env_steps=self.steps[name],
-            )
-            for name in names
-        }
-        return Result(
-            scenario=self.scenario.name,
-            seed=self.scenario.seed,
-            device=self.device,
-            status=status,
-            error=None if error is None else f"{type(error).__name__}: {error}".rstrip(": "),
-            rounds=self.rounds,
-            seconds=time.perf_counter() - self.began,
-            env_steps=sum(self.steps.values()),
-            clients=clients,
-            out=out,
-        )
+def _note(client: str, entry: str, report: Report | None, score: float | None) -> ClientNote:
+    """What there is to say of a client that has trained, or has only played."""
+    if report is None:
+        return ClientNote(client, entry, score=score)
+    metrics = {f"losses/{name}": value for name, value in report.losses.items()}
+    if report.episodes:
+        metrics[RETURN] = float(np.mean([episode.score for episode in report.episodes]))
+        metrics[LENGTH] = float(np.mean([episode.length for episode in report.episodes]))
+    return ClientNote(client, entry, report.steps, len(report.episodes), metrics, score)

@@ -63,6 +63,19 @@ class Stack:
     """Of the penalty."""
     budgets: Sequence[tuple[Block, float]]
     """KL budgets of blocks."""
+    pull: Tensor | None = None
+    """[P]: how strongly each parameter is drawn to its anchor, by 1/2 pull (x - anchor)^2; None for not at all."""
+    turns: tuple[Adam, ...] = ()
+    """Where private blocks learn before shared ones (2102.07078): Adam for either, on the same moments."""
+
+    @cached_property
+    def critic_pull(self) -> Tensor | None:
+        """[P]: `pull` where only the critic looks, 0 elsewhere."""
+        if self.pull is None:
+            return None
+        names = self.policy.actor_names()
+        alone = [torch.full((slot.size,), float(slot.name not in names)) for slot in self.policy.layout.slots]
+        return self.pull * torch.cat(alone).to(self.pull.device)
 
     @cached_property
     def penalises(self) -> bool:
@@ -153,7 +166,8 @@ def adam_update(
     learning_rate = stack.learning_rate * scheduled(settings.schedule, progress)
     seen: deque[Terms] = deque(maxlen=settings.minibatches)
     stopped: list[tuple[Tensor, list[Terms]]] = []
-    for part in sample.minibatches(stack.seeds, numbers, settings.epochs, settings.minibatches):
+    for number, part in enumerate(sample.minibatches(stack.seeds, numbers, settings.epochs, settings.minibatches)):
+        adam = turn_of(stack, number // settings.minibatches)
         said, pullback = stack.policy.vjp(stack.views, part.observations, settings.advantage == "gae")
         slopes, terms = objective.gradients(said, part, stack.policy.distribution, settings, region, coefficients)
         seen.append(terms)
@@ -167,10 +181,11 @@ def adam_update(
             if not going.any():
                 break
         pullback(slopes.distribution, slopes.values, stack.gradient_views)
+        draw(stack, stack.pull)
         if settings.max_grad_norm is not None:
-            clip_gradient(stack.gradient, settings.max_grad_norm)
-        stack.adam.step(stack.parameters, stack.gradient, learning_rate, active)
-        shrink(stack, learning_rate, active)
+            clip_gradient(stack.gradient, settings.max_grad_norm, adam.columns)
+        adam.step(stack.parameters, stack.gradient, learning_rate, active)
+        shrink(stack, learning_rate, active, adam.columns)
     return [(None, seen), *stopped], None
 
 
@@ -193,24 +208,26 @@ def natural_step(stack: Stack, whole: Minibatch, active: Tensor | None, progress
     coefficients = coefficients_of(stack, progress)
     said = forward(stack, leaves, whole.observations)
     loss, terms = objective.policy_loss(said, whole, stack.policy.distribution, settings, region, coefficients)
+    slots = [slot for slot in stack.policy.layout.slots if slot.name in names]
+    columns = torch.cat([torch.arange(slot.start, slot.stop, device=loss.device) for slot in slots])
     gradient = -flat_gradient(loss.sum(), list(actor.values()), retain_graph=True)
+    if stack.pull is not None:
+        gradient -= (stack.pull * (stack.parameters - stack.anchor))[:, columns]
     kl = weighted_kl(stack.policy, whole, said.distribution, region.direction)
     product = fisher_product(kl, list(actor.values()), region.cg_damping)
     direction = conjugate_gradient(product, gradient, region.cg_iterations)
     step, predicted = natural_length(stack, gradient, direction, product(direction), progress)
 
     old = stack.parameters.clone()
-    slots = [slot for slot in stack.policy.layout.slots if slot.name in names]
-    columns = torch.cat([torch.arange(slot.start, slot.stop, device=old.device) for slot in slots])
 
     def measure(scale: Tensor) -> tuple[Tensor, Tensor]:
         stack.parameters[:, columns] = old[:, columns] + scale * step
         with torch.no_grad():
             new = forward(stack, stack.views, whole.observations)
             surrogate, _ = objective.policy_loss(new, whole, stack.policy.distribution, settings, region, coefficients)
-            return weighted_kl(stack.policy, whole, new.distribution, region.direction), -surrogate
+            return weighted_kl(stack.policy, whole, new.distribution, region.direction), -surrogate - drawn(stack)
 
-    start = -loss.detach()
+    start = -loss.detach() - drawn(stack)
     if region.line_search and region.region == "hard":
         found = line_search(measure, stack.kl_limit, start)
         stack.parameters[:, columns] = old[:, columns] + found.scale * step
@@ -252,6 +269,7 @@ def fit_critic(stack: Stack, sample: Sample, active: Tensor | None, numbers: np.
     for part in sample.minibatches(stack.seeds, numbers, settings.value_epochs, settings.minibatches):
         values, pullback = stack.policy.critic_vjp(stack.views, part.observations)
         pullback(objective.value_slope(values, part, coefficients), stack.gradient_views)
+        draw(stack, stack.critic_pull)
         if settings.max_grad_norm is not None:
             clip_gradient(stack.gradient, settings.max_grad_norm)
         stack.adam.step(stack.parameters, stack.gradient, learning_rate, active)
@@ -291,20 +309,45 @@ def forward(stack: Stack, parameters: Mapping[str, Tensor], observations: Tensor
     return Output(distribution, distribution.new_zeros(distribution.shape[:2]))
 
 
-def clip_gradient(gradient: Tensor, longest: float) -> None:
-    """Scale down in place the gradient of each client, [K, P], that is longer than `longest`."""
-    length = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+def turn_of(stack: Stack, epoch: int) -> Adam:
+    """Whose turn it is in an epoch: everybody's, or first the private blocks' and then the shared ones'."""
+    if not stack.turns:
+        return stack.adam
+    private, shared = stack.turns
+    epochs = stack.scenario.objective.epochs
+    first = min(max(1, round(stack.scenario.personal.first * epochs)), epochs - 1)
+    return private if epoch < first else shared
+
+
+def draw(stack: Stack, pull: Tensor | None) -> None:
+    """Add to the gradient that of 1/2 pull (x - anchor)^2 (1812.06127, equation 2)."""
+    if pull is not None:
+        stack.gradient.addcmul_(pull, stack.parameters - stack.anchor)
+
+
+def drawn(stack: Stack) -> Tensor | float:
+    """What 1/2 pull (x - anchor)^2 comes to, [K], or 0 where nothing pulls."""
+    if stack.pull is None:
+        return 0.0
+    return 0.5 * (stack.pull * (stack.parameters - stack.anchor).square()).sum(1)
+
+
+def clip_gradient(gradient: Tensor, longest: float, columns: Tensor | None = None) -> None:
+    """Scale down in place the gradient of each client, [K, P], that is longer than `longest` over what moves."""
+    length = torch.linalg.vector_norm(gradient if columns is None else gradient[:, columns], dim=1, keepdim=True)
     gradient.mul_((longest / (length + 1e-6)).clamp_(max=1.0))
 
 
-def shrink(stack: Stack, learning_rate: np.ndarray, active: Tensor | None) -> None:
-    """The group penalty's proximal step, as long as the optimiser's step was."""
+def shrink(stack: Stack, learning_rate: np.ndarray, active: Tensor | None, columns: Tensor | None = None) -> None:
+    """The group penalty's proximal step on what moves, as long as the optimiser's step was."""
     settings = stack.scenario.penalty
     if not stack.penalises:
         return
     anchor = stack.anchor if settings.toward == "shared" else None
     pace = column(learning_rate, stack.parameters)
     shrunk = penalty.proximal(stack.parameters, anchor, settings, stack.groups, pace, stack.penalty)
+    if columns is not None:
+        shrunk = stack.parameters.clone().index_copy_(1, columns, shrunk.index_select(1, columns))
     stack.parameters.copy_(shrunk if active is None else torch.where(active[:, None], shrunk, stack.parameters))
 
 

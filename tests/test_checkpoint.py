@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from grpo_fed import checkpoint
 from grpo_fed.checkpoint import Checkpoint
+from grpo_fed.messages import Failure
+from grpo_fed.notes import ClientNote, RoundNote, ServerNote, kept_of, note_of
+from grpo_fed.proximity import Kept, KeptBlock
 
 
 def after(number: int) -> Checkpoint:
     rng = np.random.default_rng(number)
     arrays = {"a": rng.standard_normal((3, 2)), "b": rng.integers(0, 9, 4, dtype=np.uint64), "none": np.zeros((0, 1))}
     return Checkpoint(number, {"steps": {"x": number}}, {"x": arrays, "y.z": {"a": np.array(True)}})
+
+
+def states_of(folder: Path) -> dict[str, checkpoint.Arrays]:
+    found = checkpoint.latest(folder)
+    assert found is not None
+    return found.states()
 
 
 def round_of(folder: Path) -> int | None:
@@ -29,8 +41,8 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert (found.round, found.notes) == (3, {"steps": {"x": 3}})
     for client, arrays in after(3).clients.items():
         for name, array in arrays.items():
-            assert found.clients[client][name].dtype == array.dtype
-            assert np.array_equal(found.clients[client][name], array)
+            assert found.states()[client][name].dtype == array.dtype
+            assert np.array_equal(found.states()[client][name], array)
 
 
 def test_the_latest_are_kept_and_rounds_count_as_numbers(tmp_path: Path) -> None:
@@ -69,4 +81,73 @@ def test_a_damaged_checkpoint_says_what_to_do(tmp_path: Path) -> None:
     file = tmp_path / "checkpoints" / "round-0002" / "clients" / "x.safetensors"
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(ValueError, match=r"round-0002: cannot be read as a checkpoint.*to go on from round-0001"):
-        checkpoint.latest(tmp_path)
+        states_of(tmp_path)
+
+
+# Of a federation ------------------------------------------------------------------------------------------------------
+
+
+def federated(folder: Path, number: int, shared: float = 0.0) -> Checkpoint:
+    """Clients whose states lie somewhere else, each from its own last round."""
+    files = {}
+    for client, last in (("x", number), ("y.z", 1)):
+        files[client] = folder / client / f"round-{last:04d}.safetensors"
+        files[client].parent.mkdir(exist_ok=True)
+        save_file({"a": np.full(2, last)}, files[client])
+    return Checkpoint(number, {"steps": {}}, files=files, shared={"actor.bias": np.array([shared])})
+
+
+def test_a_federation_keeps_its_shared_blocks_and_a_second_name_of_each_clients_file(tmp_path: Path) -> None:
+    given = federated(tmp_path, 3, 0.5)
+    checkpoint.write(tmp_path, given, keep=2)
+    place = tmp_path / "checkpoints" / "round-0003"
+    names = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()}
+    assert names == {"state.json", "shared.safetensors", "clients/x.safetensors", "clients/y.z.safetensors"}
+    for client, file in given.files.items():
+        assert (place / "clients" / f"{client}.safetensors").samefile(file)
+        file.unlink()
+    found = checkpoint.latest(tmp_path)
+    assert found is not None
+    assert found.shared is not None
+    assert found.shared["actor.bias"].tolist() == [0.5]
+    assert found.origins == {"x": "round-0003.safetensors", "y.z": "round-0001.safetensors"}
+    assert {client: int(arrays["a"][0]) for client, arrays in found.states().items()} == {"x": 3, "y.z": 1}
+
+
+def test_where_a_disk_gives_no_second_names_a_checkpoint_has_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr(os, "link", refuse)
+    checkpoint.write(tmp_path, federated(tmp_path, 1), keep=1)
+    assert set(states_of(tmp_path)) == {"x", "y.z"}
+
+
+def test_the_best_round_stays_beside_the_latest(tmp_path: Path) -> None:
+    for number, best in ((1, None), (2, 1), (3, 2), (4, 2), (5, 2)):
+        checkpoint.write(tmp_path, federated(tmp_path, number), keep=2, best=best)
+    assert sorted(place.name[-1] for place in (tmp_path / "checkpoints").iterdir()) == ["2", "4", "5"]
+    assert round_of(tmp_path) == 5
+
+
+def test_records_in_the_notes_become_json(tmp_path: Path) -> None:
+    kept = Kept((KeptBlock("actor", 0.1, math.inf, 0.5, None),), 0.2, math.inf, None, ("x",))
+    note = RoundNote(
+        2,
+        9,
+        0.1,
+        7,
+        [
+            ClientNote("x", "t", 1, 1, {"losses/kl": 0.1}, 0.5, 0.1, ("a",), Failure("late", "asleep")),
+            ClientNote("y", "t"),
+        ],
+        ServerNote(kept, {"joint": 0.5}, 1, 2, 3, ("krum: kept x",)),
+    )
+    checkpoint.write(tmp_path, Checkpoint(2, {"note": note, "kept": kept}), keep=1)
+    found = checkpoint.latest(tmp_path)
+    assert found is not None
+    assert note_of(found.notes["note"]) == note
+    assert kept_of(found.notes["kept"]) == kept
+    assert kept_of(None) is None

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from safetensors.numpy import load_file
 from torch import Tensor, nn
 
+from grpo_fed.commons import commons_of
 from grpo_fed.fleet import fleets_of
+from grpo_fed.home import Home
+from grpo_fed.members import Members
+from grpo_fed.messages import Start, Train
 from grpo_fed.read import knobs
+from grpo_fed.saved import POLICIES
 from grpo_fed.scenario import Scenario
+from grpo_fed.tasks import tasks_of
 
 SMALL = """
 name = "small"
@@ -76,6 +84,7 @@ PLAIN: list[str] = []
 NATURAL, GROUP = ["objective.preset=trpo"], ["objective.preset=grpo", "group.size=2"]
 FREE = ["objective.preset=grpo", "group.size=2", "group.by=similarity", "group.clusters=2"]
 ADAPTIVE, PENALTY = ["objective.preset=ppo-kl"], ["penalty.weight=0.05"]
+OWN = ["personal.model=true", "steps=256", "personal.steps=0.5"]
 SPARSE, NESTED = [*PENALTY, "penalty.kind=sparse-group"], [*PENALTY, "penalty.kind=nested"]
 
 CHANGES: dict[str, tuple[list[str], str]] = {
@@ -145,7 +154,12 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "penalty.weight": (PLAIN, "0.05"),
     "penalty.l1": (SPARSE, "0.01"),
     "penalty.outer": (NESTED, "0.01"),
+    "penalty.squared": (PLAIN, "1.0"),
     "penalty.blocks": (PENALTY, "['actor']"),
+    "personal.first": (PLAIN, "0.5"),
+    "personal.model": (["steps=128"], "true"),
+    "personal.pull": (OWN, "0.0"),
+    "personal.steps": (OWN, "0.25"),
     "clients.0.name": (PLAIN, "other"),
     "clients.0.env": (PLAIN, "Pendulum-v1"),
     "clients.0.kwargs": (PLAIN, "{ far = 2.0 }"),
@@ -173,10 +187,27 @@ def learned(overrides: list[str]) -> np.ndarray:
     return fleet.parameters[-1].numpy()
 
 
+def played(overrides: list[str], folder: Path) -> np.ndarray:
+    """Those that the last client of a federation plays with, after as much."""
+    scenario = Scenario.loads(SMALL, overrides=overrides)
+    commons, home = commons_of(scenario), Home(folder, durable=False)
+    members = Members(scenario, commons, tasks_of(scenario)[-1:], home)
+    for round in (1, 2):
+        start = Start("run", round, commons.first.numpy())
+        members.answer(dict.fromkeys(members.names, Train(start, (round - 1) / 2, round / 2)))
+    members.save_policies(folder, dict.fromkeys(members.names, start))
+    members.close()
+    (path,) = (folder / POLICIES).iterdir()
+    return np.concatenate([array.reshape(-1) for _, array in sorted(load_file(path).items())])
+
+
 @pytest.mark.parametrize("knob", CHANGES)
-def test_another_value_ends_elsewhere(knob: str) -> None:
+def test_another_value_ends_elsewhere(knob: str, tmp_path: Path) -> None:
     base, value = CHANGES[knob]
-    one, other = learned(base), learned([*base, f"{knob}={value}"])
+    if knob.startswith("personal."):
+        one, other = played(base, tmp_path / "one"), played([*base, f"{knob}={value}"], tmp_path / "other")
+    else:
+        one, other = learned(base), learned([*base, f"{knob}={value}"])
     assert not np.array_equal(one, other)
 
 

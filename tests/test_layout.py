@@ -18,17 +18,17 @@ PACKAGE = ROOT / "grpo_fed"
 
 # A module may import from its own floor and from those below. A package stands on one floor with all that is in it.
 FLOORS = [
-    "describe files gallery given kinds memory locate messages methods presets read records scenario words",
-    """activations adam advantages blocks commons distributions families groups judge lanes merge normalise objective
-    past penalty policy post proximity sample streams tasks""",
-    """batch checkpoint film fisher fleet home journal members natural play rollout saved totals training trust update
-    wire""",
-    "deploy engines rounds",
-    "cli overview progress reference tables __init__ __main__",
+    "describe files gallery given hostile kinds memory locate messages methods presets read records scenario words",
+    """activations adam advantages blocks charts commons distributions families groups judge lanes merge normalise
+    objective past penalty policy post proximity sample statistics streams tasks""",
+    """batch checkpoint film fisher fleet history home journal ledger members merging natural notes participation play
+    position rollout saved stepping totals tracking training trust ui update wire""",
+    "compare deploy engines episodes figures report rounds summary tables",
+    "cli overview progress reference __init__ __main__",
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 
-ROOFS = {"flwr": {"wire", "engines", "cli"}, "mlflow": {"tracking"}}
+ROOFS = {"flwr": {"wire", "engines", "cli"}, "matplotlib": {"charts", "compare", "figures"}, "mlflow": {"tracking"}}
 """Who may import what."""
 
 
@@ -137,6 +137,11 @@ def test_a_wheel_holds_the_package_and_its_scenarios_and_nothing_else(tmp_path: 
     scenarios = {f"grpo_fed/_scenarios/{path.name}" for path in (ROOT / "scenarios").glob("*.toml")}
     assert scenarios
     assert scenarios <= set(files)
+    from grpo_fed.engines.apps import PARTS
+
+    apps = {f"grpo_fed/_apps/{path.relative_to(ROOT)}" for part in PARTS for path in (ROOT / part).glob("*.py")}
+    assert apps
+    assert apps <= set(files)
 
 
 # Spelt so that this file may be read like the others.

@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from grpo_fed.fleet import Report
-from grpo_fed.journal import ClientResult, Result, RoundNote
-from grpo_fed.play import Evaluation
+from grpo_fed.journal import ClientResult, Result
+from grpo_fed.notes import ClientNote, RoundNote
 from grpo_fed.progress import LineDisplay, LiveDisplay, Opening, next_command, result_line
-from grpo_fed.rollout import Episode
 from grpo_fed.scenario import Scenario
 from grpo_fed.tables import Standing, curve, many, number, results_table, small, span, standings_table
 
@@ -44,14 +42,17 @@ def opening(clients: int = 2) -> Opening:
 
 
 def note(number: int, returns: dict[str, float | None], evaluated: bool = False) -> RoundNote:
-    reports = [
-        Report(name, 512, () if score is None else (Episode(score, 9, True),), {"approx_kl": 0.25, "entropy": 0.5})
-        for name, score in returns.items()
-    ]
-    evaluations = [Evaluation(name, True, np.array([score]), np.array([9])) for name, score in returns.items()]
-    return RoundNote(
-        number, 3, 0.5, 1024 * number, reports if number else (), evaluations if evaluated or number == 0 else ()
-    )
+    losses = {"losses/approx_kl": 0.25, "losses/entropy": 0.5}
+    clients = []
+    for name, mean in returns.items():
+        metrics = losses if mean is None else {"charts/episodic_return": mean, **losses}
+        played = mean if evaluated or number == 0 else None
+        clients.append(
+            ClientNote(name, "cart", 512, int(mean is not None), metrics, played)
+            if number
+            else ClientNote(name, "cart", score=mean)
+        )
+    return RoundNote(number, 3, 0.5, 1024 * number, clients)
 
 
 def result(returns: dict[str, float | None], status: str = "finished") -> Result:

@@ -14,9 +14,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from grpo_fed.journal import RoundNote
+from grpo_fed.journal import unfinished
+from grpo_fed.messages import Failure, Instruction
+from grpo_fed.notes import RoundNote
+from grpo_fed.rounds import Federation
 from grpo_fed.scenario import Scenario
 from grpo_fed.training import Training, resume, train
+from tests.numeric import NumericPost, village
 
 SCENARIO = """
 name = "a"
@@ -147,3 +151,142 @@ def test_a_new_run_in_an_old_folder_leaves_no_checkpoint_of_the_old_one(tmp_path
     train(scenario("rounds=2"), tmp_path)
     train(scenario("rounds=1"), tmp_path)
     assert [place.name for place in (tmp_path / "checkpoints").iterdir()] == ["round-0001"]
+
+
+# Federations, of clients that are numbers alone -----------------------------------------------------------------------
+
+
+SETTINGS = {
+    "mean": (),
+    "huber": ('merge.rule="huber"', "merge.threshold=0.4"),
+    "measured": ('proximity.mode="measured"', "proximity.adaptive=true"),
+    "quadratic": ('merge.rule="fisher"', 'proximity.mode="quadratic"', "proximity.adaptive=true"),
+    "clusters": ('merge.rule="clusters"', "merge.structure=-1.0", 'proximity.mode="quadratic"'),
+    "some": ("round.fraction=0.5",),
+    "local": ('method="local"',),
+    "early": ("stop.patience=1",),
+}
+GAINS = {f"c-{number}": 1.0 + 0.1 * number for number in range(5)}
+
+
+def federation(folder: Path, settings: str, fold: bool, *overrides: str) -> tuple[Federation, NumericPost]:
+    """One that begins, or one that goes on, in a process that knows nothing but what the folder holds."""
+    given, commons, post = village(*SETTINGS[settings], "evaluate.every=2", "rounds=5", *overrides, count=5)
+    post.gains = GAINS
+    after = None
+    if (folder / "rounds.jsonl").is_file():
+        found, after = unfinished(folder)
+        assert found == given
+    if after is not None:
+        post.read(after.files, after.origins)
+    home = folder.parent / f"{folder.name}-home"
+    return Federation(given, commons, post, folder, after, fold, lambda number: post.write(home, number)), post
+
+
+def everything(folder: Path) -> dict[str, object]:
+    """All that a federation left that the clock does not decide, parameters and all."""
+    found = left_behind(folder)
+    place = sorted((folder / "checkpoints").iterdir())[-1]
+    files = [place / "shared.safetensors", *sorted((place / "clients").iterdir())]
+    arrays = {f"{file.name}:{name}": array.tobytes() for file in files for name, array in load_file(file).items()}
+    state = json.loads((place / "state.json").read_text())
+    state["notes"].pop("seconds")
+    state["notes"]["position"].pop("name")
+    state["notes"]["ledger"]["untold"].pop("seconds")
+    return {**found, "arrays": arrays, "state": state}
+
+
+class Cut(Exception):
+    """The power."""
+
+
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_a_federation_ends_as_it_would_have_wherever_it_is_cut_off(tmp_path: Path, settings: str, fold: bool) -> None:
+    """At a message to one of the clients, a different one each time; so between rounds and inside them."""
+    whole, post = federation(tmp_path / "whole", settings, fold)
+    whole.run()
+    messages = len(post.sent)
+    for cut in {1, messages // 5, messages // 3, messages // 2, messages - 9, messages - 2}:
+        folder = tmp_path / f"cut-{cut}"
+        going, post = federation(folder, settings, fold)
+
+        def fault(name: str, told: Instruction, post: NumericPost = post, cut: int = cut) -> None:
+            if len(post.sent) == cut:
+                raise Cut
+
+        post.fault = fault
+        with pytest.raises(Cut):
+            going.run()
+        federation(folder, settings, fold)[0].run()
+        assert everything(folder) == everything(tmp_path / "whole"), f"cut off at message {cut} of {messages}"
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_a_line_that_was_cut_off_after_its_checkpoint_is_written_again(tmp_path: Path, fold: bool) -> None:
+    federation(tmp_path / "whole", "measured", fold)[0].run()
+
+    def stop(note: RoundNote) -> None:
+        if note.round == 3:
+            raise KeyboardInterrupt
+
+    going, _ = federation(tmp_path / "cut", "measured", fold)
+    with pytest.raises(KeyboardInterrupt):
+        going.run(stop)
+    file = tmp_path / "cut" / "rounds.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    assert len(lines) == 3
+    file.write_text("".join(lines[:2]))
+    federation(tmp_path / "cut", "measured", fold)[0].run()
+    assert everything(tmp_path / "cut") == everything(tmp_path / "whole")
+
+
+def test_a_federation_that_went_on_remembers_who_was_missing_and_what_was_sent(tmp_path: Path) -> None:
+    def fault(name: str, told: Instruction) -> Failure | None:
+        return Failure("late", "asleep") if name == "c-1" and told.start.round == 1 else None
+
+    def stop(note: RoundNote) -> None:
+        if note.round == 2:
+            raise KeyboardInterrupt
+
+    whole, post = federation(tmp_path / "whole", "mean", False)
+    post.fault = fault
+    result = whole.run()
+    going, post = federation(tmp_path / "cut", "mean", False)
+    post.fault = fault
+    with pytest.raises(KeyboardInterrupt):
+        going.run(stop)
+    resumed = federation(tmp_path / "cut", "mean", False)[0].run()
+    assert resumed.missing["c-1"][0] == [1, "late", "asleep"]
+    assert (resumed.bytes_up, resumed.bytes_down) == (result.bytes_up, result.bytes_down)
+    assert resumed.clients == result.clients
+
+
+def test_clients_know_a_federation_that_goes_on_by_its_name_and_a_new_one_by_another(tmp_path: Path) -> None:
+    def stop(note: RoundNote) -> None:
+        if note.round == 1:
+            raise KeyboardInterrupt
+
+    going, _ = federation(tmp_path / "cut", "mean", False)
+    with pytest.raises(KeyboardInterrupt):
+        going.run(stop)
+    assert federation(tmp_path / "cut", "mean", False)[0].position.name == going.position.name
+    assert federation(tmp_path / "new", "mean", False)[0].position.name != going.position.name
+
+
+def test_a_federation_and_a_run_without_one_do_not_go_on_with_each_other(tmp_path: Path) -> None:
+    def stop(note: RoundNote) -> None:
+        if note.round == 1:
+            raise KeyboardInterrupt
+
+    going, _ = federation(tmp_path / "federation", "mean", False)
+    with pytest.raises(KeyboardInterrupt):
+        going.run(stop)
+    with pytest.raises(ValueError, match=r"holds a federation; `grpo-fed run --resume` goes on with it"):
+        Training.resumed(tmp_path / "federation")
+    given, commons, post = village()
+    with pytest.raises(KeyboardInterrupt):
+        train(given, tmp_path / "alone", stop)
+    given, after = unfinished(tmp_path / "alone")
+    with pytest.raises(ValueError, match="is of a run without federation; `grpo-fed train --resume` goes on with it"):
+        Federation(given, commons, post, tmp_path / "alone", after)

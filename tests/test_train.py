@@ -18,7 +18,7 @@ from scipy.stats import trim_mean
 from grpo_fed import Scenario, load_policy, train
 from grpo_fed.files import add_line, write_whole
 from grpo_fed.fleet import Diverged
-from grpo_fed.journal import RoundNote, interquartile_mean
+from grpo_fed.notes import RoundNote, interquartile_mean
 from grpo_fed.tasks import TaskError
 from grpo_fed.training import Training
 
@@ -98,7 +98,8 @@ def test_a_run_leaves_its_scenario_its_rounds_its_policies_and_its_results(tmp_p
 
     found = results(run)
     assert list(found) == [
-        *("scenario", "method", "seed", "device", "status", "rounds", "seconds", "env_steps", "eval", "clients"),
+        *("scenario", "method", "seed", "device", "status", "rounds", "seconds", "env_steps"),
+        *("bytes_up", "bytes_down", "eval", "clients", "missing"),
     ]
     assert (found["scenario"], found["method"], found["seed"], found["status"]) == ("tiny", "local", 0, "finished")
     assert (found["rounds"], found["env_steps"], found["seconds"] > 0) == (3, 3 * 3 * 128, True)
@@ -112,8 +113,7 @@ def test_a_run_leaves_its_scenario_its_rounds_its_policies_and_its_results(tmp_p
     for name, client in found["clients"].items():
         assert client["env_steps"] == 3 * 128
         assert client["episodes"] == sum(line["clients"][name]["charts/episodes"] for line in rounds(run))
-        first = next(one for one in notes[0].evaluations if one.client == name)
-        assert client["return_before"] == first.score
+        assert client["return_before"] == notes[0].scores[name]
         assert client["return"] == result.clients[name].after
         assert load_policy(run, name).play().score == client["return"]
 

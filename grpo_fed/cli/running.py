@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, Self
 
 import typer
 
@@ -27,8 +28,69 @@ from grpo_fed.cli.given import (
 from grpo_fed.cli.telling import FAILED, INTERRUPTED, complain, kept, said, telling
 
 if TYPE_CHECKING:
-    from grpo_fed.progress import Display
-    from grpo_fed.training import Training
+    from grpo_fed.journal import Result
+    from grpo_fed.notes import RoundNote
+    from grpo_fed.progress import Display, Opening
+    from grpo_fed.scenario import Scenario
+
+
+Engine = Literal["local", "flower-sim", "flower"]
+
+
+class Run(Protocol):
+    """A run that is ready to begin."""
+
+    scenario: Scenario
+
+    @property
+    def device(self) -> str:
+        """What it computes on."""
+
+    @property
+    def result(self) -> Result | None:
+        """What became of it, as soon as it has ended, in whatever way."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def run(self, watch: Callable[[RoundNote], None]) -> Result:
+        """All rounds, or those that are left."""
+        ...
+
+
+@app.command()
+def run(
+    scenario: Annotated[str | None, typer.Argument(metavar="SCENARIO", help=SOURCE)] = None,
+    engine: Annotated[Engine, typer.Option("--engine", help="What carries the messages.")] = "local",
+    superlink: Annotated[
+        str | None, typer.Option("--superlink", metavar="NAME", help="With --engine flower: a deployment's connection.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers", metavar="N", min=0, help="Of the local engine: processes; by default one for a core."
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    seed: Seed = None,
+    out: Out = None,
+    resume: Resume = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train a federation: clients learn, the server merges what they share."""
+
+    def federation(settings: Scenario, folder: Path) -> Run:
+        return _federation(settings, folder, engine, superlink, workers)
+
+    def resumed(folder: Path) -> Run:
+        if workers is not None:
+            raise ValueError("--resume goes on with the workers that the run had: leave out --workers")
+        return _resumed(folder, engine, superlink)
+
+    _command("run", federation, resumed, scenario, overrides, seed, out, resume, as_json, quiet, debug)
 
 
 @app.command()
@@ -42,62 +104,108 @@ def train(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train every client of a scenario, and save what it learned."""
+    """Train every client of a scenario alone, without any federation."""
+
+    def training(settings: Scenario, folder: Path) -> Run:
+        from grpo_fed.training import Training
+
+        return Training(settings, folder)
+
+    def resumed(folder: Path) -> Run:
+        from grpo_fed.training import Training
+
+        return Training.resumed(folder)
+
+    _command("train", training, resumed, scenario, overrides, seed, out, resume, as_json, quiet, debug)
+
+
+def _federation(scenario: Scenario, folder: Path, engine: Engine, superlink: str | None, workers: int | None) -> Run:
+    """On the engine that was asked for; ValueError for what does not go together."""
+    if superlink is not None and engine != "flower":
+        raise ValueError(f"--superlink {superlink} needs --engine flower; it is {engine}")
+    if engine == "local":
+        from grpo_fed.engines.local import LocalFederation
+
+        return LocalFederation(scenario, folder, workers=workers)
+    if workers is not None:
+        raise ValueError(f"--workers {workers} needs --engine local; it is {engine}")
+    from grpo_fed.engines.flower import FlowerFederation
+
+    return FlowerFederation(scenario, folder, engine, superlink)
+
+
+def _resumed(folder: Path, engine: Engine, superlink: str | None) -> Run:
+    """A run that was stopped, on the engine that was asked for."""
+    if engine == "local":
+        from grpo_fed.engines.local import LocalFederation
+
+        return LocalFederation.resumed(folder)
+    from grpo_fed.engines.flower import FlowerFederation
+
+    return FlowerFederation.resumed(folder, engine, superlink)
+
+
+def _command(
+    name: str,
+    begin: Callable[[Scenario, Path], Run],
+    go_on: Callable[[Path], Run],
+    scenario: str | None,
+    overrides: list[str] | None,
+    seed: int | None,
+    out: Path | None,
+    resume: Path | None,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
+) -> None:
+    """What both commands do with their options: a new run, or one that was stopped."""
     stdout = sys.stdout
     with redirect_stdout(sys.stderr if as_json else stdout):  # an environment may print
         with telling(debug):
             ready()
-            training, folder = _training(scenario, overrides, seed, out, resume)
-            from grpo_fed.progress import display_for
+            if resume is not None:
+                if not (scenario is None and overrides is None and seed is None and out is None):
+                    text = "it takes no SCENARIO, --set, --seed or --out"
+                    raise ValueError(f"--resume goes on with a run as it was begun: {text}")
+                run, folder = go_on(resume), resume
+            elif scenario is None:
+                raise ValueError(f"{name} needs a SCENARIO, or --resume RUN; grpo-fed list names those that ship")
+            else:
+                settings = scenario_from(scenario, overrides, seed)
+                folder = out or fresh_folder(settings)
+                run = begin(settings, folder)
+            from grpo_fed.progress import Opening, display_for
 
-        with training:
-            _run(training, folder, display_for(stdout, as_json, quiet), debug)
-
-
-def _training(
-    scenario: str | None, overrides: list[str] | None, seed: int | None, out: Path | None, resume: Path | None
-) -> tuple[Training, Path]:
-    """A new run and its folder, or one that was stopped."""
-    if resume is None:
-        if scenario is None:
-            raise ValueError("train needs a SCENARIO, or --resume RUN; grpo-fed list names the scenarios that ship")
-        settings = scenario_from(scenario, overrides, seed)
-        folder = out or fresh_folder(settings)
-        from grpo_fed.training import Training
-
-        return Training(settings, folder), folder
-    if not (scenario is None and overrides is None and seed is None and out is None):
-        raise ValueError("--resume goes on with a run as it was begun: it takes no SCENARIO, --set, --seed or --out")
-    from grpo_fed.training import Training
-
-    return Training.resumed(resume), resume
+            method = run.scenario.method if name == "run" else ""
+            opening = Opening(run.scenario, run.device, folder, method)
+        with run:
+            _go(name, run, opening, display_for(stdout, as_json, quiet), debug)
 
 
-def _run(training: Training, folder: Path, display: Display, debug: bool) -> None:
-    """Train; whatever stops it, say where what was learned is."""
-    from grpo_fed.progress import Opening
-
-    display.begin(Opening(training.scenario, str(training.fleets[0].device), folder))
+def _go(name: str, run: Run, opening: Opening, display: Display, debug: bool) -> None:
+    """Run; whatever stops it, say where what was learned is."""
+    folder = opening.out
+    display.begin(opening)
     try:
-        training.run(display.round)
+        run.run(display.round)
     except KeyboardInterrupt:
         display.stop()
-        if training.result is not None:
-            display.end(training.result)
+        if run.result is not None:
+            display.end(run.result)
         complain(
             f"the policies as they are and results.json are in {folder}/",
-            *([f"to go on: grpo-fed train --resume {folder}"] if training.scenario.checkpoint.every else []),
+            *([f"to go on: grpo-fed {name} --resume {folder}"] if run.scenario.checkpoint.every else []),
             label="interrupted: ",
         )
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:  # noqa: BLE001, no traceback reaches a user
         display.stop()
-        if training.result is not None:
-            display.end(training.result)
+        if run.result is not None:
+            display.end(run.result)
         complain(said(error), kept(folder))
         if debug:
             traceback.print_exc()
         raise typer.Exit(FAILED) from None
     display.stop()
-    assert training.result is not None
-    display.end(training.result)
+    assert run.result is not None
+    display.end(run.result)

@@ -24,15 +24,19 @@ def estimate(
     *scores: np.ndarray,
     generator: np.random.Generator,
     resamples: int = 2_000,
+    together: bool = False,
 ) -> Estimate:
     """The statistic of one or more score arrays, each [S, T], and its percentile interval.
 
     estimate(interquartile_mean, ours, generator=np.random.default_rng(0))
     estimate(probability_of_improvement, ours, peers, generator=np.random.default_rng(0))
+
+    `together` draws whole seeds, for tasks that are learned in one run and stand and fall with each other.
     """
     for array in scores:
         _refuse_unusable(array)
-    resampled = statistic(*(stratified_resamples(array, generator, resamples) for array in scores))
+    draw = whole_resamples if together else stratified_resamples
+    resampled = statistic(*(draw(array, generator, resamples) for array in scores))
     low, high = np.quantile(resampled, [0.025, 0.975])
     return Estimate(float(statistic(*scores)), float(low), float(high))
 
@@ -41,7 +45,7 @@ def interquartile_mean(scores: np.ndarray) -> np.ndarray:
     """Mean of the middle half of all seeds and tasks together, [..., S, T] -> [...]."""
     pooled = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
     cut = pooled.shape[-1] // 4
-    return pooled[..., cut : pooled.shape[-1] - cut].mean(axis=-1)
+    return np.asarray(pooled[..., cut : pooled.shape[-1] - cut].mean(axis=-1))
 
 
 def probability_of_improvement(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
@@ -51,13 +55,18 @@ def probability_of_improvement(ours: np.ndarray, theirs: np.ndarray) -> np.ndarr
     """
     difference = ours[..., :, None, :] - theirs[..., None, :, :]
     wins = (difference > 0) + 0.5 * (difference == 0)
-    return wins.mean(axis=(-3, -2, -1))
+    return np.asarray(wins.mean(axis=(-3, -2, -1)))
 
 
 def stratified_resamples(scores: np.ndarray, generator: np.random.Generator, resamples: int) -> np.ndarray:
     """Draws seeds with replacement for each task on its own, [S, T] -> [resamples, S, T]."""
     rows = generator.integers(len(scores), size=(resamples, *scores.shape))
     return np.take_along_axis(scores[None], rows, axis=1)
+
+
+def whole_resamples(scores: np.ndarray, generator: np.random.Generator, resamples: int) -> np.ndarray:
+    """Draws seeds with replacement, each with all its tasks, [S, T] -> [resamples, S, T]."""
+    return scores[generator.integers(len(scores), size=(resamples, len(scores)))]
 
 
 def _refuse_unusable(scores: np.ndarray) -> None:

@@ -1,0 +1,1 @@
+"""stable-baselines3's PPO as clients of a Flower federation."""

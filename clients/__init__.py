@@ -1,0 +1,1 @@
+"""The federation's clients as a Flower app."""

@@ -1,0 +1,1 @@
+"""What carries a federation's messages: this machine's processes, or Flower on many."""

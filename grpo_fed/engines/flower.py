@@ -1,0 +1,245 @@
+"""A federation through `flwr run`: on Flower's simulation, on nodes of this machine, or on a deployment.
+
+What the server's app prints comes back through Flower's log, wherever it runs; some of its lines are meant for us and
+hold a round's note or the result.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, final
+
+from grpo_fed.engines.apps import app_folder
+from grpo_fed.engines.processes import POLL, Processes, plain
+from grpo_fed.engines.superlink import STATE, Flower, RunStatus, SuperLink, Upkeep, connect, environment, free_port
+from grpo_fed.journal import ClientResult, Result, refuse_unusable
+from grpo_fed.notes import RoundNote, note_of
+from grpo_fed.saved import POLICIES
+from grpo_fed.scenario import Scenario
+
+Engine: TypeAlias = Literal["flower-sim", "flower"]
+Watch = Callable[[RoundNote], None]
+Say = Callable[[str], None]
+
+NOTE, RESULT = "grpo-fed note ", "grpo-fed result "
+"""Begin the lines of the server's app that are meant for us."""
+OWN = "grpo-fed"
+"""Names the connection to a SuperLink of our own."""
+CLIENTS = "clients"
+"""The folder in a run's folder in which clients of this machine keep their state."""
+LOGS = "flower"
+"""The folder in a run's folder with what Flower's processes said."""
+FOLLOW = "run"
+"""Names the process that prints the run's log, and that log."""
+PATIENCE = 60.0
+"""Seconds that a SuperLink may be out of reach while a run is on."""
+
+
+class FlowerFailed(RuntimeError):
+    """A run on Flower came to a bad end; says what is known of it."""
+
+
+def run_flower(
+    scenario: Scenario,
+    out: Path | None = None,
+    engine: Engine = "flower",
+    superlink: str | None = None,
+    resume: bool = False,
+    watch: Watch = lambda note: None,
+    say: Say = lambda line: None,
+) -> Result:
+    """Run a federation through Flower; `out` becomes its folder, tell `watch` of every round, `say` every other line.
+
+    superlink: a connection in Flower's configuration; `out` is a folder on its machine then. Without one, a SuperLink
+    and a SuperNode for each client run here while it lasts. Interrupted, the run is stopped.
+    """
+    if engine == "flower-sim" and importlib.util.find_spec("ray") is None:
+        raise ValueError("engine flower-sim needs Ray: pip install 'grpo-fed[simulation]'")
+    if engine == "flower-sim" and superlink is not None:
+        raise ValueError(f"engine flower-sim starts a SuperLink of its own: leave out superlink {superlink}")
+    if out is not None and superlink is None:
+        refuse_unusable(out)
+    with tempfile.TemporaryDirectory(prefix="grpo-fed-") as name:
+        here = Path(name)
+        folder = (here / "run" if out is None else out).absolute()
+        config = {"scenario": scenario.dumps(), "out": str(folder), "resume": resume}
+        home = None if superlink is not None else here / "home"
+        known = environment(home, {} if superlink is not None else {STATE: str(folder / CLIENTS)})
+        (here / "logs").mkdir()
+        (here / "neutral").mkdir()
+        app = app_folder(here / "app")
+        try:
+            with Processes(here / "neutral", known, here / "logs") as processes:
+                upkeep = Upkeep(processes, {})
+                federation: Sequence[str] = ()
+                if home is not None:
+                    upkeep = _own_superlink(processes, here, home, scenario, engine)
+                    federation = _resources(scenario) if engine == "flower-sim" else ()
+                flower = Flower(superlink or OWN, known, here / "neutral")
+                run = flower.start(app, config, federation)
+                listener = Listener(watch, say)
+                result = _followed(flower, run, processes, upkeep, listener, folder, superlink is not None)
+                _fetch_policies(folder)
+                return result
+        finally:
+            if folder.is_dir():
+                shutil.copytree(here / "logs", folder / LOGS, dirs_exist_ok=True)
+
+
+def _own_superlink(processes: Processes, here: Path, home: Path, scenario: Scenario, engine: Engine) -> Upkeep:
+    """Start it, with a node for each client unless they are simulated."""
+    link = SuperLink(processes, here, free_port(), simulation=engine == "flower-sim")
+    link.start()
+    connect(home, OWN, link.address, None)
+    if engine == "flower":
+        for settings in scenario.clients:
+            for client in settings.names:
+                link.add_node(client)
+    return Upkeep(processes, link.commands)
+
+
+def _resources(scenario: Scenario) -> list[str]:
+    """What Flower's simulation is told of clients and of this machine: as many at a time as there are cores."""
+    clients, cores = sum(settings.count for settings in scenario.clients), os.cpu_count() or 1
+    told: dict[str, float] = {"num-supernodes": clients, "client-resources-num-cpus": 1, "init-args-num-cpus": cores}
+    if scenario.device != "cpu":
+        import torch
+
+        told |= {"client-resources-num-gpus": torch.cuda.device_count() / cores} if torch.cuda.is_available() else {}
+    return [f"{key}={value}" for key, value in told.items()]
+
+
+def _followed(
+    flower: Flower,
+    run: str,
+    processes: Processes,
+    upkeep: Upkeep,
+    listener: Listener,
+    folder: Path,
+    deployed: bool,
+) -> Result:
+    """The run's result once it has ended well."""
+    try:
+        status = _end(flower, run, processes, upkeep, listener)
+    except BaseException:
+        if deployed:
+            with suppress(RuntimeError):
+                flower.stop(run)
+        raise
+    if status.outcome != "completed":
+        said = re.sub(r"^(ServerApp|Simulation) failed with exception: ", "", status.details)
+        words = said if said not in ("", "N/A") else f"the run was {status.outcome}"
+        raise FlowerFailed(f"{words}\nthe last lines of its log:\n{processes.tail(FOLLOW)}")
+    if listener.result is None:
+        raise FlowerFailed(f"the run completed without a result; the end of its log:\n{processes.tail(FOLLOW)}")
+    return result_of(listener.result, folder)
+
+
+def _end(flower: Flower, run: str, processes: Processes, upkeep: Upkeep, listener: Listener) -> RunStatus:
+    """Read a run's log as it grows, start again what has ended meanwhile, until the run has."""
+    reached = time.monotonic()
+    while True:
+        processes.log(FOLLOW).unlink(missing_ok=True)
+        processes.start(FOLLOW, flower.following(run))
+        lines = _lines(processes.log(FOLLOW))
+        while processes.ended(FOLLOW) is None:
+            listener.hear(lines)
+            upkeep.look()
+            time.sleep(POLL)
+        listener.hear(lines)
+        try:
+            status = flower.status(run)
+        except RuntimeError:
+            if time.monotonic() > reached + PATIENCE:
+                raise
+            upkeep.look()
+            time.sleep(1)
+            continue
+        reached = time.monotonic()
+        if status.stage == "finished":
+            return status
+
+
+def _fetch_policies(folder: Path) -> None:
+    """What the clients of this machine have learned; those of a deployment keep theirs."""
+    made = sorted((folder / CLIENTS).glob(f"*/{POLICIES}"), key=lambda path: path.stat().st_mtime)
+    if made:
+        shutil.copytree(made[-1], folder / POLICIES, dirs_exist_ok=True)
+
+
+def _lines(path: Path) -> Iterator[str | None]:
+    """A growing file's whole lines; None whenever there is no other one yet."""
+    rest = ""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        while True:
+            rest += file.read()
+            *lines, rest = rest.split("\n")
+            yield from lines
+            yield None
+
+
+# What the server's app says ------------------------------------------------------------------------------------------
+
+
+def note_line(note: RoundNote) -> str:
+    """For `Listener`."""
+    return NOTE + json.dumps(asdict(note))
+
+
+def result_line(result: Result) -> str:
+    """For `Listener`."""
+    return RESULT + json.dumps(result.document())
+
+
+@final
+class Listener:
+    """Sorts the lines of a run's log. The log may come again from its beginning: a round is told of once."""
+
+    def __init__(self, watch: Watch, say: Say) -> None:
+        self.watch, self.say = watch, say
+        self.result: dict[str, Any] | None = None
+        self._round = -1
+
+    def hear(self, lines: Iterator[str | None]) -> None:
+        """All that there is now."""
+        while (line := next(lines)) is not None:
+            if line.startswith(NOTE):
+                note = note_of(json.loads(line.removeprefix(NOTE)))
+                if note.round > self._round:
+                    self._round = note.round
+                    self.watch(note)
+            elif line.startswith(RESULT):
+                self.result = json.loads(line.removeprefix(RESULT))
+            else:
+                self.say(plain(line))
+
+
+def result_of(document: dict[str, Any], out: Path | None) -> Result:
+    """A result from its document."""
+    clients = {
+        name: ClientResult(
+            env=one["env"],
+            before=one["return_before"],
+            after=one["return"],
+            sampled=one["return_sampled"],
+            best=one["return_best"],
+            episodes=one["episodes"],
+            env_steps=one["env_steps"],
+            personal_groups=tuple(one["personal_groups"]),
+        )
+        for name, one in document["clients"].items()
+    }
+    whole = {key: document[key] for key in ("scenario", "seed", "device", "status", "rounds", "seconds", "env_steps")}
+    more = {key: document[key] for key in ("method", "bytes_up", "bytes_down")}
+    missing = {name: [(one[0], one[1], one[2]) for one in every] for name, every in document["missing"].items()}
+    return Result(**whole, **more, error=document.get("error"), clients=clients, out=out, missing=missing)

@@ -1,0 +1,1 @@
+"""The federation's server as a Flower app."""

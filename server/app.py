@@ -1,0 +1,77 @@
+"""ServerApp: a run's configuration -> a federation over Flower's grid -> its folder, and lines for who started it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from grpo_fed import checkpoint, gallery
+from grpo_fed.commons import commons_of
+from grpo_fed.engines.flower import note_line, result_line
+from grpo_fed.engines.mail import GridPost
+from grpo_fed.notes import RoundNote
+from grpo_fed.rounds import Federation
+from grpo_fed.saved import scenario_of
+from grpo_fed.scenario import Scenario
+
+DEFAULT = "quickstart"
+"""The scenario that `flwr run .` runs."""
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the federation, or go on with it."""
+    text, out = str(context.run_config["scenario"]), str(context.run_config["out"])
+    resumed = bool(context.run_config["resume"])
+    if resumed:
+        folder = Path(out)
+        scenario, after = scenario_of(folder), checkpoint.latest(folder)
+    else:
+        scenario = Scenario.loads(text) if text else Scenario.load(gallery.find(DEFAULT))
+        folder, after = Path(out) if out else _fresh(scenario), None
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    commons = commons_of(scenario)
+    federation = Federation(scenario, commons, GridPost(grid, commons, scenario), folder, after, fold=True)
+    with _stopped_in_order():
+        print(f"run folder: {folder.absolute()}", flush=True)
+        print(result_line(federation.run(_tell)), flush=True)
+
+
+def _fresh(scenario: Scenario) -> Path:
+    """A folder for who named none."""
+    return Path("runs") / f"{scenario.name}-{scenario.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _tell(note: RoundNote) -> None:
+    print(note_line(note), flush=True)
+
+
+@contextmanager
+def _stopped_in_order() -> Iterator[None]:
+    """Stopped by Flower, a federation ends as it does on Ctrl-C: with what it has written down."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # a simulation has it in a thread, which nobody stops
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    flower = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if callable(flower):
+            flower(signal.SIGTERM, None)  # tells the SuperLink, and ends this process
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, flower)

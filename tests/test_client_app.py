@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import astuple
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message, RecordDict
+
+import clients.app
+from grpo_fed.commons import commons_of
+from grpo_fed.engines.mail import GridPost
+from grpo_fed.home import Home
+from grpo_fed.members import Members
+from grpo_fed.messages import (
+    Answer,
+    Evaluate,
+    Evaluated,
+    Instruction,
+    Measure,
+    Measured,
+    Play,
+    Played,
+    Start,
+    Train,
+    Trained,
+)
+from grpo_fed.rounds import Federation
+from grpo_fed.saved import load_policy
+from grpo_fed.scenario import Scenario
+from grpo_fed.tasks import tasks_of
+from grpo_fed.wire import Refused, Wire, kind_of, read_hello
+from tests.village import Client, Village, enter_run
+
+TEXT = """
+name = "app"
+rounds = 4
+steps = 64
+[policy]
+hidden = [8]
+[rollout]
+num_envs = 4
+horizon = 16
+[normalise]
+observations = true
+[objective]
+minibatches = 2
+epochs = 2
+[evaluate]
+episodes = 4
+[[clients]]
+name = "cart"
+count = 2
+env = "grpo_fed/CartPole-v1"
+[[clients]]
+name = "long"
+env = "grpo_fed/CartPole-v1"
+kwargs = { length = 0.9 }
+"""
+SCENARIO = Scenario.loads(TEXT)
+COMMONS = commons_of(SCENARIO)
+WIRE = Wire(COMMONS, SCENARIO)
+SHARED = COMMONS.first.numpy()
+RUN = "app-1"
+
+
+@pytest.fixture(autouse=True)
+def inside_a_run(monkeypatch: pytest.MonkeyPatch):
+    enter_run(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_open() -> Iterator[None]:
+    yield
+    forget(clients.app)
+
+
+def forget(process: ModuleType) -> None:
+    """What a process does when it ends."""
+    for _, members in process._ready.values():
+        members.close()
+    process._ready.clear()
+
+
+def new_process() -> ModuleType:
+    """The app as another process has it: with a memory of its own."""
+    spec = importlib.util.spec_from_file_location("another_app", clients.app.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def context(state: Path | None, text: str = TEXT, **node_config: str | int) -> Context:
+    config = {**node_config, **({} if state is None else {"state": str(state)})}
+    return Context(1, 2, config, RecordDict(), {"scenario": text})
+
+
+def ask(instruction: Instruction, context: Context, process: ModuleType = clients.app) -> Answer:
+    """What the server reads of a node's answer."""
+    message = Message(WIRE.write_instruction(instruction), 2, kind_of(instruction))
+    return WIRE.read_answer(instruction, process.app(message, context).content)
+
+
+def train(round: int, shared: np.ndarray = SHARED, personal: tuple[int, ...] = ()) -> Train:
+    return Train(Start(RUN, round, shared, personal), (round - 1) / 4, round / 4)
+
+
+def trained(answer: Answer) -> np.ndarray:
+    assert isinstance(answer, Trained)
+    return answer.point
+
+
+def seen(played: Played | None) -> tuple[float, ...]:
+    return () if played is None else astuple(played)
+
+
+def test_a_message_is_answered_as_the_client_itself_would(tmp_path: Path):
+    node = context(tmp_path / "node", client="long")
+    told: list[Instruction] = [
+        Evaluate(Start(RUN, 0, SHARED), Play(0)),
+        train(1),
+        Measure(Start(RUN, 1, SHARED), SHARED + np.float32(0.05), ((1.0, 1.0), (0.5, 0.0), (0.0, 0.0))),
+        Train(Start(RUN, 2, SHARED * np.float32(0.9)), 0.25, 0.5, look_back=True, first=Play(1)),
+        Evaluate(Start(RUN, 2, SHARED), Play(2, deterministic=False)),
+    ]
+    answers = [ask(one, node) for one in told]
+    task = next(task for task in tasks_of(SCENARIO) if task.client == "long")
+    itself = Members(SCENARIO, COMMONS, [task], Home(tmp_path / "itself"))
+    for one, answer in zip(told, answers, strict=True):
+        expected = itself.answer({"long": one})["long"]
+        match answer, expected:
+            case Trained(), Trained():
+                np.testing.assert_array_equal(answer.point, expected.point)
+                assert (answer.steps, answer.episodes, answer.gain) == (64, expected.episodes, expected.gain)
+                assert (answer.kl, seen(answer.played)) == (expected.kl, seen(expected.played))
+            case Measured(), Measured():
+                assert answer.kl == expected.kl
+                assert answer.kl[0] > answer.kl[1] > answer.kl[2] == 0
+            case Evaluated(), Evaluated():
+                assert seen(answer.played) == seen(expected.played)
+            case _:
+                raise AssertionError(f"{answer} to {one}")
+    itself.close()
+
+
+def test_a_client_goes_on_after_its_process_has_ended(tmp_path: Path):
+    staying, ending = context(tmp_path / "a", client="cart-0"), context(tmp_path / "b", client="cart-0")
+    for round in (1, 2, 3):
+        expected = trained(ask(train(round, personal=(1,)), staying))
+        process = new_process()
+        np.testing.assert_array_equal(trained(ask(train(round, personal=(1,)), ending, process)), expected)
+        forget(process)
+
+
+def test_a_process_sees_what_another_has_done_in_between(tmp_path: Path):
+    alone, by_turns = context(tmp_path / "a", client="cart-0"), context(tmp_path / "b", client="cart-0")
+    expected = [trained(ask(train(round), alone)) for round in (1, 2, 3, 4)]
+    other = new_process()
+    found = [trained(ask(train(round), by_turns, clients.app if round % 2 else other)) for round in (1, 2, 3, 4)]
+    forget(other)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_round_that_is_asked_for_again_is_answered_again(tmp_path: Path):
+    node = context(tmp_path, client="cart-1")
+    first = [trained(ask(train(round), node)) for round in (1, 2)]
+    np.testing.assert_array_equal([trained(ask(train(round), node)) for round in (2,)], first[1:])
+    np.testing.assert_array_equal([trained(ask(train(round), node)) for round in (1, 2)], first)
+
+
+def test_a_process_may_serve_several_clients_and_scenarios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    one, two = (context(tmp_path, client=name) for name in ("cart-0", "cart-1"))
+    other = context(tmp_path / "other", TEXT.replace('name = "app"', 'name = "app"\nseed = 1'), client="cart-0")
+    apart = [trained(ask(train(1), node)) for node in (one, two, other)]
+    assert not np.array_equal(apart[0], apart[1])
+    assert not np.array_equal(apart[0], apart[2])
+    forget(clients.app)
+    monkeypatch.setattr(clients.app, "MOST", 1)
+    again = [trained(ask(train(1), node)) for node in (one, two, other)]
+    np.testing.assert_array_equal(again, apart)
+    assert len(clients.app._ready) == 1
+
+
+@pytest.mark.parametrize(
+    ("node_config", "name"),
+    [
+        ({"client": "long"}, "long"),
+        ({"partition-id": 1}, "cart-1"),
+        ({"client": "cart-0", "partition-id": 2}, "cart-0"),
+    ],
+)
+def test_a_node_says_whose_it_is(node_config: dict[str, str | int], name: str):
+    reply = clients.app.app(Message(RecordDict(), 2, "query.hello"), context(None, **node_config))
+    assert read_hello(reply.content) == name
+
+
+@pytest.mark.parametrize(
+    ("node_config", "said"),
+    [
+        ({"client": "crat-0"}, "client = 'crat-0'"),
+        ({}, "no client, partition-id = None"),
+        ({"partition-id": 3}, "no client, partition-id = 3"),
+        ({"partition-id": -1}, "no client, partition-id = -1"),
+    ],
+)
+def test_a_node_that_is_nobody_says_so(node_config: dict[str, str | int], said: str):
+    with pytest.raises(ValueError, match=f"node-config says {said}; scenario app has cart-0, cart-1, long"):
+        clients.app.app(Message(RecordDict(), 2, "query.hello"), context(None, **node_config))
+
+
+def test_what_a_client_remembers_lies_where_the_node_or_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("GRPO_FED_STATE", str(tmp_path / "environment"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "user"))
+    ask(train(1), context(tmp_path / "node", client="cart-0"))
+    ask(train(1), context(None, client="cart-0"))
+    monkeypatch.delenv("GRPO_FED_STATE")
+    ask(train(1), context(None, client="cart-0"))
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    ask(train(1), context(None, client="cart-0"))
+    places = ["node", "environment", "user/grpo_fed", "home/.local/state/grpo_fed"]
+    found = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("round-0001.safetensors"))
+    assert found == sorted(Path(place) / RUN / "cart-0" / "round-0001.safetensors" for place in places)
+
+
+def test_what_plays_is_kept_as_a_policy(tmp_path: Path):
+    node = context(tmp_path, client="cart-1")
+    ask(Evaluate(Start(RUN, 0, SHARED), Play(0)), node)
+    assert not list(tmp_path.rglob("policies")), "before it has learned there is nothing to keep"
+    ask(train(1), node)
+    end = SHARED * np.float32(0.5)
+    answer = ask(Evaluate(Start(RUN, 1, end), Play(1)), node)
+    assert isinstance(answer, Evaluated)
+    policy = load_policy(tmp_path / RUN, "cart-1")
+    parameters = policy.parameters[0][COMMONS.columns(policy.policy.layout)]
+    np.testing.assert_array_equal(parameters.numpy(), end)
+    assert policy.predict(np.zeros(4, np.float32)) in (0, 1)
+    assert policy.normaliser is not None
+
+
+def test_a_run_that_names_no_scenario_is_the_quickstart():
+    reply = clients.app.app(Message(RecordDict(), 2, "query.hello"), context(None, "", **{"partition-id": 0}))
+    assert read_hello(reply.content) == commons_of(clients.app._scenario(context(None, ""))).clients[0]
+
+
+def test_what_makes_no_sense_is_refused_and_nothing_is_written(tmp_path: Path):
+    node = context(tmp_path, client="cart-0")
+    content = WIRE.write_instruction(train(1))
+    content["told"]["run"] = "../elsewhere"
+    with pytest.raises(Refused, match=r"told\.run is '\.\./elsewhere'"):
+        clients.app.app(Message(content, 2, "train"), node)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_what_a_client_raises_is_raised_and_it_can_go_on(tmp_path: Path):
+    node = context(tmp_path, client="cart-0")
+    with pytest.raises(ValueError, match="client cart-0: it has no states of round 1 to measure on"):
+        ask(Measure(Start(RUN, 1, SHARED), SHARED + 1, ((1.0, 1.0),)), node)
+    assert np.isfinite(trained(ask(train(1), node))).all()
+
+
+def test_a_message_waits_for_another_process_that_is_still_busy(tmp_path: Path):
+    node = context(tmp_path, client="cart-0")
+    ask(train(1), node)
+    with (tmp_path / RUN / "cart-0" / "lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done: list[float] = []
+        thread = threading.Thread(target=lambda: (ask(train(2), node), done.append(time.monotonic())))
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive()
+        freed = time.monotonic()
+    thread.join(30)
+    assert done
+    assert done[0] > freed
+
+
+def test_a_federation_of_nodes_ends_where_one_of_members_does(tmp_path: Path):
+    names = dict(enumerate(COMMONS.clients, 7))
+    nodes = {number: context(tmp_path / name, client=name) for number, name in names.items()}
+    grid = Village(
+        {number: (lambda message, node=node: clients.app.app(message, node).content) for number, node in nodes.items()}
+    )
+    over_nodes = Federation(SCENARIO, COMMONS, GridPost(grid, COMMONS, SCENARIO), fold=True)
+    result = over_nodes.run()
+
+    tasks, home = tasks_of(SCENARIO), Home(tmp_path / "together")
+    together = Members(SCENARIO, COMMONS, tasks, home)
+
+    def answer(name: str) -> Client:
+        def client(message: Message) -> RecordDict:
+            told = WIRE.read_instruction(message.metadata.message_type, message.content)
+            return WIRE.write_answer(told, together.answer({name: told})[name])
+
+        return client
+
+    direct = Village({number: answer(name) for number, name in names.items()}, streams=True)
+    over_members = Federation(SCENARIO, COMMONS, GridPost(direct, COMMONS, SCENARIO, names))
+    expected = over_members.run()
+    together.close()
+    np.testing.assert_array_equal(over_nodes.position.shared, over_members.position.shared)
+    assert not np.array_equal(over_nodes.position.shared, SHARED)
+    assert (result.rounds, result.missing) == (expected.rounds, expected.missing) == (4, {})
+    assert result.clients == expected.clients
+    assert result.bytes_up > 4 * 3 * 4 * COMMONS.size
+    saved = [load_policy(next((tmp_path / name).iterdir()), name) for name in COMMONS.clients]
+    kept = [policy.parameters[0][COMMONS.columns(policy.policy.layout)].numpy() for policy in saved]
+    for name, shared in zip(COMMONS.clients, kept, strict=True):
+        left = COMMONS.kept(over_nodes.position.personal.get(name, ())).numpy()
+        np.testing.assert_array_equal(shared[~left], over_nodes.position.shared[~left])

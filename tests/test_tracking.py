@@ -1,0 +1,475 @@
+"""What is tracked is there, once, whatever becomes of the run or of the server; and no run ever waits for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from tracked import BLOCKS, Database, document, line, scenario, secrets_found
+
+from grpo_fed import saved
+from grpo_fed.charts import PALETTE
+from grpo_fed.normalise import ObservationNormaliser
+from grpo_fed.policy import policy_for
+from grpo_fed.scenario import Scenario
+from grpo_fed.tasks import tasks_of
+from grpo_fed.tracking import Tracker, default_store, replay, store_of
+from grpo_fed.tracking.metrics import members_of, metrics_of, same_round, spread_of
+from grpo_fed.tracking.policies import Predictor
+from grpo_fed.tracking.spool import Spool
+from grpo_fed.tracking.store import secrets_in
+from grpo_fed.tracking.telling import over
+from grpo_fed.tracking.views import tags_of, views_for
+from grpo_fed.training import train
+from grpo_fed.ui import pages
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Database:
+    return Database(tmp_path_factory.mktemp("store") / "mlflow.db")
+
+
+def tracked(uri: str, folder: Path, of: Scenario, rounds: range, status: Any = "finished", resumed: bool = False):
+    """Track rounds, without training."""
+    folder.mkdir(exist_ok=True)
+    tracker = Tracker.open(uri, folder, of, resumed, models=False)
+    for number in rounds:
+        tracker.round(line(of, number))
+    tracker.close(document(of, rounds[-1], status), status)
+    return tracker
+
+
+# What is tracked ------------------------------------------------------------------------------------------------------
+
+
+def test_finite_numbers_under_known_names_are_tracked_and_nothing_else():
+    given = {
+        "round": 3,
+        "global_step": 10,
+        "eval/score_iqm": 1.5,
+        "kl/torso.0": 2,
+        "losses/entropy": None,
+        "losses/kl": float("inf"),
+        "losses/approx_kl": float("nan"),
+        "time/round_s": True,
+        "secrets/password": 5.0,
+        "fed/<script>": 1.0,
+        "notes": ["a"],
+        "clients": {"ant": {"eval/episodic_return": 7.0, "failure": "late", "forged": 1.0}},
+    }
+    assert metrics_of(given) == {"global_step": 10.0, "eval/score_iqm": 1.5, "kl/torso.0": 2.0}
+    assert dict(members_of(given)) == {"ant": {"eval/episodic_return": 7.0, "fed/clients_failed": 1.0}}
+
+
+def test_many_clients_become_quantiles():
+    given = {"clients": {f"c{k}": {"eval/episodic_return": float(k * k)} for k in range(11)}}
+    found = spread_of(given)
+    assert found == {
+        "eval/episodic_return_min": 0.0,
+        "eval/episodic_return_p10": 1.0,
+        "eval/episodic_return_p50": 25.0,
+        "eval/episodic_return_p90": 81.0,
+        "eval/episodic_return_max": 100.0,
+    }
+    four = {"clients": {f"c{k}": {"kl/joint": value} for k, value in enumerate([3.0, 1.0, 2.0, 8.0])}}
+    assert spread_of(four)["kl/joint_p90"] == pytest.approx(np.quantile([1, 2, 3, 8], 0.9))
+
+
+def test_a_round_done_again_is_the_same_but_for_its_clock():
+    one, other = line(scenario(), 2), line(scenario(), 2)
+    other["time/round_s"] = other["charts/SPS"] = 1.25
+    assert same_round(one, other)
+    other["clients"]["cart-0"]["losses/entropy"] += 1e-9
+    assert not same_round(one, other)
+
+
+def test_the_description_begins_with_the_result():
+    of = scenario()
+    begin = {"scenario": "carts", "description": "", "clients": dict.fromkeys("abc"), "params": {"rounds": 4}}
+    begin["params"] |= {"method": "grpo", "seed": 0}
+    said = over(begin, document(of, 4), "finished")
+    assert said.startswith(
+        "**Return 41.0** (interquartile mean of 3 clients; mean from 1.0 to 41.0, worst client 40.0)"
+    )
+    assert "| backwards | 1.0 | 42.0 | actor |" in said
+    failed = document(of, 2, "failed") | {"error": "ValueError: no"}
+    assert over(begin, failed, "failed").startswith("**Failed after 2 of 4 rounds: ValueError: no**") or over(
+        begin, failed, "failed"
+    ).startswith("**Failed after 2 of 4 rounds**: ValueError: no.")
+
+
+def test_saved_views_show_what_there_is():
+    metrics = metrics_of(line(scenario(), 1)) | {"losses/entropy": 1.0}
+    tags = tags_of(views_for(sorted(metrics)), now=5)
+    assert [json.loads(tag)["name"] for tag in tags.values()] == ["Federation", "Clients", "By method"]
+    for tag in tags.values():
+        state = json.loads(json.loads(tag)["state"])
+        sections = {section["uuid"] for section in state["compareRunSections"]}
+        assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} == sections
+        assert {name for chart in state["compareRunCharts"] for name in chart["selectedMetricKeys"]} <= set(metrics)
+    federation = json.loads(json.loads(tags["mlflow.sharedViewState.federation"])["state"])
+    drawn = [chart["selectedMetricKeys"] for chart in federation["compareRunCharts"]]
+    assert sorted(f"kl/{block}" for block in BLOCKS) in drawn
+
+
+def test_forty_one_clients_have_colours_of_their_own_from_the_palette():
+    from grpo_fed.tracking.views import colour
+
+    assert [colour(number) for number in range(len(PALETTE))] == list(PALETTE)
+    assert len({colour(number) for number in range(3 * len(PALETTE))}) == 3 * len(PALETTE)
+
+
+# Where it goes --------------------------------------------------------------------------------------------------------
+
+
+def test_the_store_is_the_one_that_was_named_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    nothing: dict[str, str] = {}
+    there = {"MLFLOW_TRACKING_URI": "http://there:5000"}
+    assert default_store() == tmp_path / "runs" / "mlflow.db"
+    assert store_of(None, nothing).file == default_store()
+    assert store_of(None, there).uri == "http://there:5000"
+    assert store_of("sqlite:///mine.db", there).uri == f"sqlite:///{tmp_path}/mine.db"
+    assert store_of("mine.db", there).file == tmp_path / "mine.db"
+    assert store_of("mine.db", there).artifacts == tmp_path / "mlartifacts"
+    assert store_of("off", there) is None
+
+
+@pytest.mark.parametrize("wrong", ["runs", "file:///tmp/runs", "http://", "ftp://host", "./mlruns", "sqlite:/x"])
+def test_what_is_no_store_is_refused_before_anything_starts(wrong: str, tmp_path: Path):
+    with pytest.raises(ValueError, match="name a server"):
+        Tracker.open(wrong, tmp_path, scenario())
+
+
+def test_a_password_is_for_the_store_and_for_nobody_else():
+    web = store_of("https://ann:p%40ss-word@host:5000/x", {})
+    assert web.uri == "https://host:5000/x"
+    assert web.environment["MLFLOW_TRACKING_USERNAME"] == "ann"
+    assert web.environment["MLFLOW_TRACKING_PASSWORD"] == "p@ss-word"
+    assert web.environment["MLFLOW_TRACKING_URI"] == "https://host:5000/x"
+    base = store_of("postgresql://ann:hush-hush@host/db", {})
+    assert base.uri == "postgresql://***@host/db"
+    assert base.environment["MLFLOW_TRACKING_URI"] == "postgresql://ann:hush-hush@host/db"
+    assert "hush" not in repr(base) + repr(web)
+    assert "p@ss" not in repr(web)
+    assert set(secrets_in({**web.environment, "HOME": "/somewhere"})) == {"p@ss-word", "p%40ss-word"}
+    assert "hush-hush" in secrets_in(base.environment)
+
+
+def test_with_tracking_off_nothing_is_written_and_nothing_started(tmp_path: Path):
+    tracker = tracked("off", tmp_path / "run", scenario(), range(3))
+    assert (tracker.run_id, tracker.link, tracker.trouble) == (None, None, None)
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_nothing_is_written_before_the_first_round(tmp_path: Path):
+    Tracker.open(f"sqlite:///{tmp_path}/x.db", tmp_path / "run", scenario())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_to_costs_the_tracking_and_not_the_run(tmp_path: Path):
+    (tmp_path / "run").write_text("a file")
+    tracker = Tracker.open(f"sqlite:///{tmp_path}/x.db", tmp_path / "run", scenario())
+    tracker.round(line(scenario(), 1))
+    assert "round 1 is not tracked" in str(tracker.trouble)
+    tracker.close(None, "failed")
+    assert "the end of the run is not tracked" in str(tracker.trouble)
+
+
+def test_tracking_imports_neither_mlflow_nor_torch_into_the_run():
+    code = "import sys, grpo_fed.tracking, grpo_fed.ui; sys.exit(bool({'mlflow', 'torch', 'flwr'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+# The spool ------------------------------------------------------------------------------------------------------------
+
+
+def test_half_a_line_is_not_read_and_harms_no_other(tmp_path: Path):
+    spool = Spool(tmp_path)
+    spool.folder.mkdir()
+    spool.append("round", {"line": {"round": 1}})
+    with spool.path.open("a") as file:
+        file.write('{"kind": "round", "time": 5, "li')
+    assert [record.content["line"]["round"] for record in spool.read()] == [1]
+    spool.mend()
+    spool.append("round", {"line": {"round": 2}})
+    records = list(spool.read())
+    assert [record.content["line"]["round"] for record in records] == [1, 2]
+    assert [record.content["line"]["round"] for record in spool.read(records[0].end)] == [2]
+    assert list(spool.read(records[1].end)) == []
+
+
+# The runs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(database: Database, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that trained, with figures, tracked whole."""
+    folder, of = tmp_path_factory.mktemp("runs") / "carts-0", scenario(rounds=2)
+    tracker = Tracker.open(database.uri, folder, of)
+    train(of, folder, lambda note: tracker.round(line(of, note.round)))
+    (folder / "figures").mkdir()
+    (folder / "figures" / "returns.svg").write_text("<svg/>")
+    tracker.close(document(of, 2), "finished")
+    assert tracker.trouble is None
+    assert tracker.run_id == database.runs("carts")["grpo seed 0"]
+    return folder
+
+
+def test_a_federation_is_a_run_and_its_clients_are_its_children(finished: Path, database: Database):
+    runs = database.runs("carts")
+    assert set(runs) == {"grpo seed 0", "cart-0", "cart-1", "backwards"}
+    parent = runs.pop("grpo seed 0")
+    assert database.metric(parent, "eval/score_iqm") == [(0, 1.0), (1, 11.0), (2, 21.0)]
+    assert database.metric(parent, "kl/actor") == [(0, 0.02), (1, 0.02), (2, 0.02)]
+    assert {"global_step", "comm/MB_total", "task/cart", "fed/clients_ok"} <= database.keys(parent)
+    for k, client in enumerate(["cart-0", "cart-1", "backwards"]):
+        run = runs[client]
+        assert database.metric(run, "eval/episodic_return") == [(0, k), (1, 10 + k), (2, 20 + k)]
+        assert database.tags(run)["mlflow.parentRunId"] == parent
+        assert database.tags(run)["mlflow.runColor"] == PALETTE[k]
+        assert database.params(run)["env"] == "grpo_fed/CartPole-v1"
+        assert database.keys(run) - database.keys(parent) <= {"losses/entropy"}
+    assert database.params(runs["backwards"])["kwargs.swap_actions"] == "True"
+    assert database.tags(runs["backwards"])["personal_groups"] == "actor"
+    assert database.tags(parent)["mlflow.note.content"].startswith("**Return 21.0**")
+    assert database.params(parent)["objective.clip"] == "0.2"
+    assert {database.status(run) for run in [parent, *runs.values()]} == {"FINISHED"}
+
+
+def test_a_run_keeps_its_files(finished: Path, database: Database):
+    kept = database.artifacts(database.runs("carts")["grpo seed 0"])
+    assert kept.is_relative_to(database.path.parent / "mlartifacts" / "carts")
+    for name in ("scenario.toml", "results.json", "rounds.jsonl", "figures/returns.svg"):
+        assert (kept / name).read_bytes() == (finished / name).read_bytes()
+    assert list(kept.glob("checkpoints/round-0002/*"))
+
+
+def test_an_experiment_has_the_saved_views(finished: Path, database: Database):
+    views = [key for key in database.experiment_tags("carts") if key.startswith("mlflow.sharedViewState.")]
+    assert sorted(views) == [f"mlflow.sharedViewState.{key}" for key in ("by-method", "clients", "federation")]
+
+
+def test_what_is_sent_is_gone_from_the_run_folder_but_for_its_ids(finished: Path):
+    assert {path.name for path in (finished / "tracking").iterdir()} == {"sent.json", "writer.log", "lock"}
+    assert replay(finished) == 0
+
+
+def test_a_clients_model_predicts_without_our_code(finished: Path, database: Database, tmp_path: Path):
+    observations = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    np.save(tmp_path / "seen.npy", observations)
+    run = database.runs("carts")["backwards"]
+    code = f"""
+import sys, numpy, torch, mlflow.pytorch
+mlflow.set_tracking_uri({database.uri!r})
+model = mlflow.pytorch.load_model("runs:/{run}/policy")
+numpy.save("said.npy", model(torch.from_numpy(numpy.load("seen.npy"))).numpy())
+assert "grpo_fed" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    ours = saved.load_policy(finished, "backwards")
+    expected = [ours.predict(one) for one in observations]
+    assert len(set(map(int, expected))) == 2
+    np.testing.assert_array_equal(np.load(tmp_path / "said.npy"), expected)
+
+
+def test_a_resumed_run_goes_on_in_place_and_no_point_is_there_twice(database: Database, tmp_path: Path):
+    of = scenario("resumed", carts=1)
+    tracked(database.uri, tmp_path / "run", of, range(4), "interrupted")
+    runs = database.runs("resumed")
+    assert {database.status(run) for run in runs.values()} == {"KILLED"}
+    tracker = tracked("", tmp_path / "run", of, range(2, 6), resumed=True)
+    assert tracker.trouble is None
+    assert database.runs("resumed") == runs
+    assert database.metric(runs["cart"], "eval/episodic_return") == [(n, 10.0 * n) for n in range(6)]
+    assert {database.status(run) for run in runs.values()} == {"FINISHED"}
+    with pytest.raises(ValueError, match="is tracked at .*goes on there"):
+        Tracker.open("http://elsewhere:5000", tmp_path / "run", of, resumed=True)
+
+
+def test_a_killed_run_is_told_whole_and_marked(database: Database, tmp_path: Path):
+    code = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+from pathlib import Path
+from tracked import line, scenario
+from grpo_fed.tracking import Tracker
+of = scenario("killed", carts=1)
+tracker = Tracker.open({database.uri!r}, Path("."), of)
+for number in range(3):
+    tracker.round(line(of, number))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
+    assert done.returncode == -signal.SIGKILL
+    with Spool(tmp_path).locked(60):  # as soon as its writer has ended
+        runs = database.runs("killed")
+    assert database.metric(runs["cart"], "eval/episodic_return") == [(0, 0.0), (1, 10.0), (2, 20.0)]
+    assert {database.status(run) for run in runs.values()} == {"KILLED"}
+    assert database.tags(runs["grpo seed 0"])["mlflow.note.content"].startswith("**Killed after round 2 of 4**")
+    tracked(database.uri, tmp_path, scenario("killed", carts=1), range(3, 5), resumed=True)
+    assert database.metric(runs["cart"], "eval/episodic_return") == [(n, 10.0 * n) for n in range(5)]
+
+
+def test_a_federation_of_many_is_one_run_with_a_table(database: Database, tmp_path: Path):
+    of = scenario("many", carts=64)
+    tracked(database.uri, tmp_path / "run", of, range(2))
+    ((name, run),) = database.runs("many").items()
+    assert name == "grpo seed 0"
+    assert database.metric(run, "eval/episodic_return_p50") == [(0, 32.0), (1, 42.0)]
+    table = json.loads((database.artifacts(run) / "clients.json").read_text())
+    assert table["data"][-1][:3] == ["backwards", "grpo_fed/CartPole-v1", 74.0]
+    assert json.loads(database.tags(run)["mlflow.loggedArtifacts"]) == [{"path": "clients.json", "type": "table"}]
+
+
+# Trouble --------------------------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_server_that_dies_and_comes_back_has_every_point_and_delays_no_round(database: Database, tmp_path: Path):
+    of, port = scenario("outage", carts=1, rounds=90), free_port()
+    server_uri = f"http://127.0.0.1:{port}"
+    took: dict[str, list[float]] = {"up": [], "down": [], "back": []}
+
+    def play(when: str, rounds: range) -> None:
+        for number in rounds:
+            began = time.perf_counter()
+            tracker.round(line(of, number))
+            took[when].append(time.perf_counter() - began)
+            time.sleep(0.05)
+
+    run = tmp_path / "run"
+    run.mkdir()
+    tracker = Tracker.open(server_uri, run, of, models=False)
+    with pages(uri=database.uri, port=port) as up:
+        play("up", range(30))
+        until = time.monotonic() + 60
+        while Spool(run).sent("").position == 0 and time.monotonic() < until:
+            time.sleep(0.1)  # until some of it has arrived
+        assert tracker.run_id is not None
+        assert up.server is not None
+        os.killpg(up.server.pid, signal.SIGKILL)
+        play("down", range(30, 60))
+    before = Spool(run).sent("").position
+    with pages(uri=database.uri, port=port):
+        play("back", range(60, 91))
+        tracker.close(document(of, 90), "finished")
+    assert tracker.trouble is None
+    assert 0 < before < len((run / "tracking" / "writer.log").read_bytes()) + before  # something was told of the outage
+    runs = database.runs("outage")
+    for name, k in (("cart", 0), ("backwards", 1)):
+        assert database.metric(runs[name], "eval/episodic_return") == [(n, 10.0 * n + k) for n in range(91)]
+    assert database.metric(runs["grpo seed 0"], "comm/MB_total") == [(n, 0.1 * n) for n in range(91)]
+    assert database.status(runs["grpo seed 0"]) == "FINISHED"
+    assert statistics.median(took["down"]) < 5 * statistics.median(took["up"])
+    assert sum(took["down"]) < 1.0  # one request that waits for its time-out takes ten times as long
+
+
+def test_what_an_outage_outlasted_is_replayed_and_keeps_its_times(database: Database, tmp_path: Path):
+    of, port, run = scenario("replayed", carts=1), free_port(), tmp_path / "run"
+    run.mkdir()
+    began = time.time()
+    tracker = Tracker.open(f"http://ann:hush-hush@127.0.0.1:{port}", run, of, models=False)
+    for number in range(3):
+        tracker.round(line(of, number))
+    tracker.close(document(of, 2), "finished")
+    ended = time.time()
+    assert "grpo-fed replay" in str(tracker.trouble)
+    assert not secrets_found(run, ["hush-hush"])
+    with pytest.raises(TimeoutError, match="5 of 5 records wait"):
+        replay(run)
+    with pages(uri=database.uri, port=port):
+        assert replay(run, f"http://127.0.0.1:{port}") == 5
+        assert replay(run) == 0
+    runs = database.runs("replayed")
+    assert database.metric(runs["cart"], "eval/episodic_return") == [(0, 0.0), (1, 10.0), (2, 20.0)]
+    stamps = [stamp for (stamp,) in database.rows("select timestamp from metrics where run_uuid = ?", runs["cart"])]
+    assert all(1000 * began - 2 <= stamp <= 1000 * ended for stamp in stamps)
+
+
+def test_a_folder_without_a_tracked_run_has_nothing_to_replay(tmp_path: Path):
+    with pytest.raises(ValueError, match="no run was tracked in it"):
+        replay(tmp_path)
+
+
+def test_a_run_that_somebody_deleted_holds_up_nobody(database: Database, tmp_path: Path):
+    of = scenario("deleted", carts=1)
+    tracked(database.uri, tmp_path / "run", of, range(2), "interrupted")
+    runs = database.runs("deleted")
+    import sqlite3
+
+    with sqlite3.connect(database.path, timeout=30) as connection:
+        connection.execute("update runs set lifecycle_stage = 'deleted' where run_uuid = ?", (runs["cart"],))
+    connection.close()
+    tracker = tracked(database.uri, tmp_path / "run", of, range(2, 4), resumed=True)
+    assert tracker.trouble is None
+    assert [step for step, _ in database.metric(runs["backwards"], "eval/episodic_return")] == [0, 1, 2, 3]
+    assert "left out" in (tmp_path / "run" / "tracking" / "writer.log").read_text()
+
+
+# Policies -------------------------------------------------------------------------------------------------------------
+
+KINDS = {
+    "choice": (spaces.Discrete(4, start=7), ""),
+    "choices": (spaces.MultiDiscrete([2, 3], start=[0, 4]), ""),
+    "box": (spaces.Box(-1, 2, (2,)), ""),
+    "squashed": (spaces.Box(-1, 2, (2,)), "squash = true"),
+    "unbounded": (spaces.Box(-np.inf, np.inf, (1, 2)), ""),
+    "whole": (spaces.Box(0, 9, (1, 2), np.int64), ""),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("normalised", [True, False], ids=["normalised", "raw"])
+def test_a_policy_as_a_module_acts_as_the_policy(kind: str, normalised: bool, monkeypatch: pytest.MonkeyPatch):
+    import gymnasium
+
+    space, more = KINDS[kind]
+
+    class Still(gymnasium.Env[Any, Any]):
+        observation_space, action_space = spaces.Box(-5, 5, (3,)), space
+
+    monkeypatch.setitem(
+        gymnasium.registry, "still/Still-v0", gymnasium.envs.registration.EnvSpec("still/Still-v0", Still)
+    )
+    of = Scenario.loads(f"""
+    name = "still"
+    policy = {{ hidden = [8], orthogonal = false, {more} }}
+    normalise = {{ observations = {str(normalised).lower()}, clip = 1.5 }}
+    [[clients]]
+    name = "one"
+    env = "still/Still-v0"
+    """)
+    (task,) = tasks_of(of)
+    policy = policy_for(task, of.policy)
+    parameters = 3 * policy.initial(1)[None]
+    normaliser = ObservationNormaliser(1, 3, 1.5) if normalised else None
+    draws = np.random.default_rng(3)
+    if normaliser is not None:
+        normaliser.update(draws.normal(1.0, 2.0, (1, 100, 3)))
+    ours = saved.LoadedPolicy(of, task, policy, parameters, normaliser)
+    seen = draws.uniform(-5, 5, (40, 3)).astype(np.float32)
+    said = Predictor(ours)(torch.from_numpy(seen)).numpy()
+    expected = np.stack([np.asarray(ours.predict(one)) for one in seen])
+    assert said.dtype == expected.dtype
+    assert np.ptp(expected.reshape(40, -1), 0).any()
+    np.testing.assert_allclose(said, expected, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,77 @@
+"""Run folders with numbers that a test knows, written by the journal itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from grpo_fed.journal import Journal
+from grpo_fed.messages import Failure
+from grpo_fed.notes import RETURN, ClientNote, RoundNote, ServerNote
+from grpo_fed.proximity import Kept, KeptBlock
+from grpo_fed.scenario import Scenario
+from grpo_fed.totals import Totals
+
+BLOCKS = ("torso.0", "torso.1", "actor")
+
+
+def scenario(clients: Sequence[tuple[str, int, str]] = (("cart", 3, "CartPole-v1"),), more: str = "") -> Scenario:
+    """Of these names, counts and environments."""
+    tables = [f'[[clients]]\nname = "{name}"\ncount = {count}\nenv = "{env}"\n' for name, count, env in clients]
+    return Scenario.loads(f'name = "made"\n{more}\n{"".join(tables)}')
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a test says of a run; by default nothing is remarkable."""
+
+    returns: Callable[[int, int], float | None] = lambda round_, client: 10.0 * round_ + client
+    left: Callable[[int, int], tuple[str, ...]] = lambda round_, client: ()
+    failure: Callable[[int, int], Failure | None] = lambda round_, client: None
+    kl: Callable[[int], float] = lambda round_: 0.01
+    budget: float = 0.02
+    alpha: float = 0.5
+    federated: bool = True
+    finished: bool = True
+    rounds: int | None = None
+    """How many there were; by default all."""
+    scores: Callable[[int], float] = lambda client: 100.0 + client
+    """At the end."""
+
+
+def write_run(folder: Path, scenario: Scenario, made: Made = Made()) -> Path:
+    """A run folder."""
+    journal = Journal.open(folder, scenario)
+    totals = Totals(scenario, "cpu")
+    names = [(settings.name, name) for settings in scenario.clients for name in settings.names]
+    last = made.rounds or scenario.rounds
+    first = [ClientNote(name, task, score=1.0) for task, name in names]
+    totals.add(RoundNote(0, scenario.rounds, 0.0, 0, first))
+    for number in range(1, last + 1):
+        clients = []
+        for k, (task, name) in enumerate(names):
+            score = made.scores(k) if number == scenario.rounds else None
+            failure, value = made.failure(number, k), made.returns(number, k)
+            if failure is not None:
+                clients.append(ClientNote(name, task, personal=made.left(number, k), failure=failure, score=score))
+                totals.miss(number, name, failure)
+            elif made.federated or value is not None:
+                metrics = {} if value is None else {RETURN: value}
+                note = ClientNote(name, task, 100, 4, metrics, score, personal=made.left(number, k))
+                clients.append(note)
+        server = _server(made, number, len(names)) if made.federated else None
+        note = RoundNote(number, scenario.rounds, 2.0, 100 * number * len(names), clients, server)
+        totals.add(note)
+        journal.write(note)
+    if made.finished:
+        personal = {name: made.left(last, k) for k, (_, name) in enumerate(names)}
+        method = scenario.method if made.federated else "local"
+        journal.close(totals.result("finished", folder, method=method, personal=personal))
+    return folder
+
+
+def _server(made: Made, number: int, clients: int) -> ServerNote:
+    kl = made.kl(number)
+    blocks = tuple(KeptBlock(block, 4 * kl, made.budget, made.alpha, kl) for block in BLOCKS)
+    return ServerNote(Kept(blocks, 8 * kl, 0.05, 2 * kl), {}, 1000 * clients, 2000 * clients, 3000 * clients * number)
