@@ -17,7 +17,7 @@ import multiprocessing
 import tempfile
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -144,13 +144,13 @@ def read_runs(results: Path) -> list[Run]:
 
 def run_and_record(trial: Trial, results: Path) -> Run:
     """The worker writes the line itself, so that a run that fails takes no other run's line with it."""
-    made = run(trial, federate)
+    made = run(trial)
     with results.open("a") as file:
         file.write(json.dumps(asdict(made)) + "\n")
     return made
 
 
-def run(trial: Trial, federate: Callable[..., object]) -> Run:
+def run(trial: Trial) -> Run:
     """One run on the local engine, all clients in this process."""
     scenario = trial.load()
     if scenario.merge.rule == "clusters":  # its checkpoints know who shares what with whom

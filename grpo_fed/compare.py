@@ -259,13 +259,23 @@ def markdown(found: Comparison) -> str:
     """The table, with what it can and cannot say."""
     entries = [settings.name for settings in found.scenario.clients]
     entries = entries if 1 < len(entries) <= 6 else []
-    head = ["method", "return, middle half", *entries, f"better than {found.baseline}", "by whole seeds", "verdict", "seeds"]
+    head = [
+        "method",
+        "return, middle half",
+        *entries,
+        f"better than {found.baseline}",
+        "by whole seeds",
+        "verdict",
+        "seeds",
+    ]
     rows = [head, ["---", *["---:"] * (len(entries) + 3), "---", "---:"]]
     for one in found.standings:
         cells = [f"`{one.method}`", _interval(one.iqm, number)]
         cells += [number(one.entries.get(entry)) for entry in entries]
         same = one.method == found.baseline
-        cells += ["", ""] if same else [_interval(chance, "{:.2f}".format) for chance in (one.better, one.better_by_seed)]
+        cells += (
+            ["", ""] if same else [_interval(chance, "{:.2f}".format) for chance in (one.better, one.better_by_seed)]
+        )
         cells.append(one.verdict)
         rows.append([*cells, f"{len(one.seeds)}"])
     parts = [f"# {found.scenario.name}: {' '.join(_sentences(found))}"]

@@ -143,10 +143,9 @@ def _told(values: np.ndarray) -> str:
         return "no episode has ended"
     if known.size == 1:
         return f"at the end {number(float(known[0]))}"
-    return (
-        f"at the end {number(_iqm(known))} {'in the middle half' if known.size > 3 else 'on average'}, from {number(float(known.min()))}"
-        f" to {number(float(known.max()))}"
-    )
+    where = "in the middle half" if known.size > 3 else "on average"
+    ends = f"from {number(float(known.min()))} to {number(float(known.max()))}"
+    return f"at the end {number(_iqm(known))} {where}, {ends}"
 
 
 def _curves(axes: Axes, history: History, env: str, alone: bool) -> None:

@@ -77,9 +77,8 @@ def _scores(policy: Policy, parameters: Tensor, observations: Tensor, noise: Ten
     """The gradient of log pi(a) by theta at each of n states, [P], [n, 1, D], [n, 1, noise] -> [n, P]."""
     count = len(observations)
     gradient = parameters.new_zeros(count, len(parameters))
-    said, pullback = policy.vjp(
-        policy.layout.views(parameters.expand(count, -1).contiguous()), observations, critic=False
-    )
+    views = policy.layout.views(parameters.expand(count, -1))
+    said, pullback = policy.vjp(views, observations, critic=False)
     actions = policy.distribution.sample(said.distribution, noise)
     _, _, by_parameters = policy.distribution.vjp(said.distribution, actions, entropy=False)
     slopes = by_parameters(torch.ones_like(said.distribution[..., 0]), None)

@@ -92,14 +92,20 @@ def results_table(result: Result) -> RenderableType:
     clients = result.clients
     shown = _shown({name: one.latest for name, one in clients.items()}, MANY)
     federated = any(one.personal_groups for one in clients.values())
-    table = table_of("client", "before", "after", "sampled", "best round", "episodes", "steps")
+    table = table_of(
+        "client", "before", "after", "sampled", "best round", *(() if federated else ("episodes", "steps"))
+    )
     if federated:
         table.add_column("keeps", justify="left", overflow="fold")
     for name in shown:
         one = clients[name]
         cells = number(one.before), _after(one), number(one.sampled), number(one.best)
-        keeps = [Text(some(one.personal_groups), style="yellow")] if federated else []
-        table.add_row(name, *cells, f"{one.episodes:,}", f"{one.env_steps:,}", *keeps)
+        rest = (
+            [Text(some(one.personal_groups), style="yellow")]
+            if federated
+            else [f"{one.episodes:,}", f"{one.env_steps:,}"]
+        )
+        table.add_row(name, *cells, *rest)
     if len(shown) == len(clients):
         return table
     ones = list(clients.values())

@@ -28,7 +28,7 @@ CLIENTS = ("ant", "bee", "cat")
 
 TINY = """
 name = "tiny"
-rounds = 2
+rounds = 3
 steps = 64
 seed = 3
 device = "cpu"
@@ -37,6 +37,7 @@ rollout = { num_envs = 2, horizon = 32 }
 objective = { epochs = 2, minibatches = 2 }
 proximity = { mode = "quadratic" }
 evaluate = { episodes = 2 }
+checkpoint = { keep = 3 }
 
 [[clients]]
 name = "ant"
@@ -72,7 +73,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
 
 
 def agree(folder: Path, result: Result, local: tuple[Path, Result]) -> None:
-    """The same shared blocks to float tolerance, and the same clients with the same returns before."""
+    """The same shared blocks after two rounds, to float tolerance; the same clients, with the same returns before."""
     expected = shared(local[0])
     found = shared(folder)
     assert found.keys() == expected.keys()
@@ -161,32 +162,24 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /
 
 
 @linux
-def test_a_deployment_with_tls_and_keys_agrees_with_the_local_engine_though_its_superlink_is_killed(
+def test_a_deployment_agrees_with_the_local_engine_and_outlives_its_superlink_and_a_node(
     deployment: Deployment, local: tuple[Path, Result], tmp_path: Path
 ):
     told: list[int] = []
 
     def watch(note: RoundNote) -> None:
         told.append(note.round)
-        if note.round == 0:  # while the clients train for the second time
+        if note.round == 0:  # the second round begins
             kill_below(deployment.server.pid, "grpo_fed.engines.gate")
-
-    result = run_flower(tiny(), tmp_path / "run", superlink=CONNECTION, watch=watch)
-    assert told == [0, 1, 2]
-    assert result.status == "finished"
-    agree(tmp_path / "run", result, local)
-
-
-@linux
-def test_a_node_that_is_killed_comes_back_and_the_federation_finishes(deployment: Deployment, tmp_path: Path):
-    def watch(note: RoundNote) -> None:
-        if note.round == 0:
+        if note.round == 2:  # the third does
             kill_below(deployment.clients["cat"].pid, "flower-supernode")
 
     result = run_flower(tiny(), tmp_path / "run", superlink=CONNECTION, watch=watch)
-    assert result.status == "finished"
-    assert result.rounds == 2
+    assert told == [0, 1, 2, 3]
+    assert (result.status, result.rounds) == ("finished", 3)
+    agree(tmp_path / "run", result, local)  # of two rounds: nothing was lost with the SuperLink
     assert set(result.missing) <= {"cat"}
+    assert all(number == 3 for number, _, _ in result.missing.get("cat", ()))
 
 
 # On this machine alone -----------------------------------------------------------------------------------------------

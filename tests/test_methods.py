@@ -16,7 +16,7 @@ from grpo_fed import merge
 from grpo_fed.commons import commons_of
 from grpo_fed.distributions import Categorical
 from grpo_fed.fisher import States, fisher_diagonal, mean_kl
-from grpo_fed.fleet import Fleet
+from grpo_fed.fleet import Fleet, part_of
 from grpo_fed.home import Home
 from grpo_fed.members import Members
 from grpo_fed.messages import Evaluate, Evaluated, Play, Start, Train, Trained
@@ -321,12 +321,14 @@ def test_dittos_own_policy_is_drawn_to_what_the_server_sent_and_is_what_plays(tm
     """From a round to the next the server's policy moves far; drawn strongly, a client's own one follows it."""
     near: dict[float, float] = {}
     for pull in (0.0, 30.0):
-        asked = members(scenario("method=ditto", "steps=512", f"personal.pull={pull}"), tmp_path / str(pull))
+        way = ("method=ditto", "steps=512", "normalise.observations=true", "evaluate.episodes=20")
+        asked = members(scenario(*way, f"personal.pull={pull}"), tmp_path / str(pull))
         trained(asked, 1, shared_of(1, asked.commons.size))
         begin = state(tmp_path / str(pull), "cart-0", 1)["own.parameters"][asked.columns.numpy()]
         sent = shared_of(2, asked.commons.size)
         trained(asked, 2, sent)
-        own = state(tmp_path / str(pull), "cart-0", 2)["own.parameters"]
+        left = state(tmp_path / str(pull), "cart-0", 2)
+        own = left["own.parameters"]
         near[pull] = np.linalg.norm(own[asked.columns.numpy()] - sent) / np.linalg.norm(begin - sent)
         told = Evaluate(Start("run", 2, sent), Play(0))
         (found,) = asked.answer({"cart-0": told}).values()
@@ -336,6 +338,8 @@ def test_dittos_own_policy_is_drawn_to_what_the_server_sent_and_is_what_plays(tm
         assert vars(found.played) == vars(other.played), "what the server sends does not play"
         fleet = Fleet([asked.tasks["cart-0"]], asked.scenario)
         fleet.parameters[0] = torch.from_numpy(own)
+        assert fleet.observation_normaliser is not None
+        fleet.observation_normaliser.load(0, part_of(left, "own.observation_normaliser"))
         assert found.played.mean == fleet.evaluate()[0].score
         fleet.close()
         asked.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import pytest
 from rich.console import Console
 
 from grpo_fed.journal import ClientResult, Result
-from grpo_fed.notes import ClientNote, RoundNote
-from grpo_fed.progress import LineDisplay, LiveDisplay, Opening, next_command, result_line
+from grpo_fed.notes import ClientNote, RoundNote, ServerNote
+from grpo_fed.progress import LineDisplay, LiveDisplay, Opening, next_command, result_line, server_line
+from grpo_fed.proximity import Kept, KeptBlock
 from grpo_fed.scenario import Scenario
-from grpo_fed.tables import Standing, curve, many, number, results_table, small, span, standings_table
+from grpo_fed.tables import Standing, curve, many, number, results_table, small, some, span, standings_table
 
 
 def text_of(console: Console) -> str:
@@ -159,3 +161,33 @@ def test_a_run_that_was_stopped_says_so_and_has_no_score():
 @pytest.mark.parametrize(("scores", "worst"), [({"x": 3.0, "y": 1.0}, "y"), ({"x": None, "y": 1.0}, "y")])
 def test_the_next_command_shows_the_client_with_the_lowest_return(scores: dict[str, float | None], worst: str):
     assert f"--client {worst} " in next_command(result(scores))
+
+
+def dealings(alphas: dict[str, float], joint: float | None, budget: float) -> ServerNote:
+    blocks = tuple(KeptBlock(name, 0.1, 0.02, alpha, 0.01) for name, alpha in alphas.items())
+    return ServerNote(Kept(blocks, 0.2, budget, joint), {}, up=250_000, down=1_000_000, total=5_000_000)
+
+
+def test_a_server_says_how_far_it_went_and_within_what():
+    assert (
+        server_line(dealings({"torso.0": 1.0, "actor": 1.0}, 0.031, 0.05))
+        == "whole step  shared KL 0.0310 of 0.05  1.25 MB"
+    )
+    short = dealings({"torso.0": 0.5, "actor": 1.0}, None, 0.05)
+    assert server_line(short) == "step torso.0 50%  1.25 MB"
+    assert server_line(dealings({"actor": 1.0}, 0.5, math.inf)) == "whole step  shared KL 0.5000  1.25 MB"
+    assert server_line(ServerNote(None, {}, 0, 0, 0)) == "0.00 MB"
+
+
+def test_a_federation_shows_what_each_client_keeps_and_who_is_missing():
+    clients = {
+        "alike": Standing(1.0, [2.0], personal=()),
+        "contrary": Standing(1.0, [2.0], personal=("torso.0", "actor")),
+        "gone": Standing(1.0, [2.0], personal=("actor",), state="late"),
+    }
+    rows = {row[0]: row for row in shown(standings_table(clients)) if row}
+    assert rows["alike"][-1] == "▁"
+    assert rows["contrary"][-2:] == ["torso.0,", "actor"]
+    assert rows["gone"][-1] == "late"
+    assert shown(standings_table({"alone": Standing(1.0, [2.0])}))[1][-2:] == ["by", "round"]
+    assert some(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"

@@ -7,6 +7,7 @@ from grpo_fed.statistics import (
     interquartile_mean,
     probability_of_improvement,
     stratified_resamples,
+    whole_resamples,
 )
 
 
@@ -69,6 +70,25 @@ def test_tasks_are_resampled_independently():
     # four are 0 where at most one is heads, (1 + 4) / 16 of the resamples.
     resampled = stratified_resamples(np.array([[0.0, 1.0], [1.0, 0.0]]), np.random.default_rng(0), resamples=20_000)
     assert np.mean(interquartile_mean(resampled) == 0) == pytest.approx(5 / 16, abs=0.015)
+
+
+def test_whole_seeds_keep_their_tasks_together():
+    resampled = whole_resamples(np.array([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]]), np.random.default_rng(0), 200)
+    assert set(map(tuple, resampled.reshape(-1, 2))) == {(1.0, 10.0), (2.0, 20.0), (3.0, 30.0)}
+    assert resampled.shape == (200, 3, 2)
+
+
+def test_tasks_that_stand_and_fall_together_are_no_more_evidence_than_one():
+    # Ten copies of one task: by whole seeds the interval is that of one alone, task by task it is a third as wide.
+    one = np.random.default_rng(0).normal(size=(8, 1))
+
+    def width(scores: np.ndarray, together: bool) -> float:
+        found = estimate(interquartile_mean, scores, generator=np.random.default_rng(1), together=together)
+        return found.high - found.low
+
+    copies = np.tile(one, (1, 10))
+    assert width(copies, together=True) == pytest.approx(width(one, together=True), rel=0.25)
+    assert width(copies, together=False) < width(copies, together=True) / 2
 
 
 def test_seeds_that_agree_leave_no_interval_however_far_apart_the_tasks():

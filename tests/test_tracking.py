@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -31,7 +32,7 @@ from grpo_fed.tracking.policies import Predictor
 from grpo_fed.tracking.spool import Spool
 from grpo_fed.tracking.store import secrets_in
 from grpo_fed.tracking.telling import over
-from grpo_fed.tracking.views import tags_of, views_for
+from grpo_fed.tracking.views import colour, tags_of, views_for
 from grpo_fed.training import train
 from grpo_fed.ui import pages
 
@@ -107,9 +108,7 @@ def test_the_description_begins_with_the_result():
     )
     assert "| backwards | 1.0 | 42.0 | actor |" in said
     failed = document(of, 2, "failed") | {"error": "ValueError: no"}
-    assert over(begin, failed, "failed").startswith("**Failed after 2 of 4 rounds: ValueError: no**") or over(
-        begin, failed, "failed"
-    ).startswith("**Failed after 2 of 4 rounds**: ValueError: no.")
+    assert over(begin, failed, "failed").startswith("**Failed after 2 of 4 rounds**: ValueError: no.")
 
 
 def test_saved_views_show_what_there_is():
@@ -126,9 +125,7 @@ def test_saved_views_show_what_there_is():
     assert sorted(f"kl/{block}" for block in BLOCKS) in drawn
 
 
-def test_forty_one_clients_have_colours_of_their_own_from_the_palette():
-    from grpo_fed.tracking.views import colour
-
+def test_three_times_as_many_clients_as_the_palette_has_colours_have_each_their_own():
     assert [colour(number) for number in range(len(PALETTE))] == list(PALETTE)
     assert len({colour(number) for number in range(3 * len(PALETTE))}) == 3 * len(PALETTE)
 
@@ -297,7 +294,7 @@ def test_a_resumed_run_goes_on_in_place_and_no_point_is_there_twice(database: Da
     assert database.runs("resumed") == runs
     assert database.metric(runs["cart"], "eval/episodic_return") == [(n, 10.0 * n) for n in range(6)]
     assert {database.status(run) for run in runs.values()} == {"FINISHED"}
-    with pytest.raises(ValueError, match="is tracked at .*goes on there"):
+    with pytest.raises(ValueError, match="and goes on there"):
         Tracker.open("http://elsewhere:5000", tmp_path / "run", of, resumed=True)
 
 
@@ -316,7 +313,11 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
     assert done.returncode == -signal.SIGKILL
-    with Spool(tmp_path).locked(60):  # as soon as its writer has ended
+    until = time.monotonic() + 120  # its writer is on its own now
+    while not (database.is_made and "KILLED" in map(database.status, database.runs("killed").values())):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    with Spool(tmp_path).locked(60):
         runs = database.runs("killed")
     assert database.metric(runs["cart"], "eval/episodic_return") == [(0, 0.0), (1, 10.0), (2, 20.0)]
     assert {database.status(run) for run in runs.values()} == {"KILLED"}
@@ -369,12 +370,11 @@ def test_a_server_that_dies_and_comes_back_has_every_point_and_delays_no_round(d
         assert up.server is not None
         os.killpg(up.server.pid, signal.SIGKILL)
         play("down", range(30, 60))
-    before = Spool(run).sent("").position
     with pages(uri=database.uri, port=port):
         play("back", range(60, 91))
         tracker.close(document(of, 90), "finished")
     assert tracker.trouble is None
-    assert 0 < before < len((run / "tracking" / "writer.log").read_bytes()) + before  # something was told of the outage
+    assert "MlflowException" in (run / "tracking" / "writer.log").read_text()  # which the outage was told to
     runs = database.runs("outage")
     for name, k in (("cart", 0), ("backwards", 1)):
         assert database.metric(runs[name], "eval/episodic_return") == [(n, 10.0 * n + k) for n in range(91)]
@@ -415,11 +415,7 @@ def test_a_run_that_somebody_deleted_holds_up_nobody(database: Database, tmp_pat
     of = scenario("deleted", carts=1)
     tracked(database.uri, tmp_path / "run", of, range(2), "interrupted")
     runs = database.runs("deleted")
-    import sqlite3
-
-    with sqlite3.connect(database.path, timeout=30) as connection:
-        connection.execute("update runs set lifecycle_stage = 'deleted' where run_uuid = ?", (runs["cart"],))
-    connection.close()
+    database.rows("update runs set lifecycle_stage = 'deleted' where run_uuid = ? returning name", runs["cart"])
     tracker = tracked(database.uri, tmp_path / "run", of, range(2, 4), resumed=True)
     assert tracker.trouble is None
     assert [step for step, _ in database.metric(runs["backwards"], "eval/episodic_return")] == [0, 1, 2, 3]
@@ -429,20 +425,18 @@ def test_a_run_that_somebody_deleted_holds_up_nobody(database: Database, tmp_pat
 # Policies -------------------------------------------------------------------------------------------------------------
 
 KINDS = {
-    "choice": (spaces.Discrete(4, start=7), ""),
-    "choices": (spaces.MultiDiscrete([2, 3], start=[0, 4]), ""),
-    "box": (spaces.Box(-1, 2, (2,)), ""),
+    "choice": (spaces.Discrete(4, start=7), "squash = false"),
+    "choices": (spaces.MultiDiscrete([2, 3], start=[0, 4]), "squash = false"),
+    "box": (spaces.Box(-1, 2, (2,)), "squash = false"),
     "squashed": (spaces.Box(-1, 2, (2,)), "squash = true"),
-    "unbounded": (spaces.Box(-np.inf, np.inf, (1, 2)), ""),
-    "whole": (spaces.Box(0, 9, (1, 2), np.int64), ""),
+    "unbounded": (spaces.Box(-np.inf, np.inf, (1, 2)), "squash = false"),
+    "whole": (spaces.Box(0, 9, (1, 2), np.int64), "squash = false"),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("normalised", [True, False], ids=["normalised", "raw"])
 def test_a_policy_as_a_module_acts_as_the_policy(kind: str, normalised: bool, monkeypatch: pytest.MonkeyPatch):
-    import gymnasium
-
     space, more = KINDS[kind]
 
     class Still(gymnasium.Env[Any, Any]):

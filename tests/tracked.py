@@ -108,9 +108,16 @@ class Database:
         self.path = path
         self.uri = f"sqlite:///{path}"
 
+    @property
+    def is_made(self) -> bool:
+        """Whether it has its tables."""
+        return bool(self.rows("select 1 from sqlite_master where name = 'runs'"))
+
     def rows(self, query: str, *values: Any) -> list[Any]:
         with closing(sqlite3.connect(self.path, timeout=30)) as connection:
-            return connection.execute(query, values).fetchall()
+            found = connection.execute(query, values).fetchall()
+            connection.commit()
+            return found
 
     def runs(self, experiment: str) -> dict[str, str]:
         """By name, the run's id."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,8 +24,9 @@ class Troupe:
 
     def answer(self, instructions: Mapping[str, Instruction]) -> dict[str, Answer]:
         number = next(iter(instructions.values())).start.round
+        different = len({id(one.start.shared) for one in instructions.values()})
         with self.log.open("a") as file:
-            file.write(json.dumps([number, os.getpid(), *instructions]) + "\n")
+            file.write(json.dumps([number, os.getpid(), different, *instructions]) + "\n")
         time.sleep(self.seconds)
         for name in instructions:
             self.fail(self.faults.get(name, {}).get(str(number)), name)
@@ -36,6 +38,8 @@ class Troupe:
                 raise RuntimeError(f"{name} has had enough")
             case "exit":
                 os._exit(3)
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
             case "hang":
                 time.sleep(3600)
             case "print":

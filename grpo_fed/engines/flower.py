@@ -147,7 +147,6 @@ def _followed(
 
 def _end(flower: Flower, run: str, processes: Processes, upkeep: Upkeep, listener: Listener) -> RunStatus:
     """Read a run's log as it grows, start again what has ended meanwhile, until the run has."""
-    reached = time.monotonic()
     while True:
         processes.log(FOLLOW).unlink(missing_ok=True)
         processes.start(FOLLOW, flower.following(run))
@@ -157,17 +156,22 @@ def _end(flower: Flower, run: str, processes: Processes, upkeep: Upkeep, listene
             upkeep.look()
             time.sleep(POLL)
         listener.hear(lines)
-        try:
-            status = flower.status(run)
-        except RuntimeError:
-            if time.monotonic() > reached + PATIENCE:
-                raise
-            upkeep.look()
-            time.sleep(1)
-            continue
-        reached = time.monotonic()
+        status = _status(flower, run, upkeep)
         if status.stage == "finished":
             return status
+
+
+def _status(flower: Flower, run: str, upkeep: Upkeep) -> RunStatus:
+    """Where a run stands, of a SuperLink that may have been killed and be on its way back."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        upkeep.look()
+        try:
+            return flower.status(run)
+        except RuntimeError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(1)
 
 
 def _fetch_policies(folder: Path) -> None:

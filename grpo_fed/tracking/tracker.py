@@ -17,7 +17,7 @@ from grpo_fed.tracking.store import Store, store_of
 
 Status: TypeAlias = Literal["finished", "interrupted", "failed"]
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds that the end of a run waits for what is still to be sent."""
 GRACE = 5.0
 """Seconds without success after which the writer of a run that has ended leaves the rest to `replay`."""
@@ -112,13 +112,14 @@ class Tracker:
             self.spool.clear()
         self.spool.folder.mkdir(parents=True, exist_ok=True)
         self.spool.mend()
-        fresh = not self.spool.path.is_file()
-        if fresh:
+        assert self.store is not None
+        if not self.spool.sent_path.is_file():
+            self.spool.keep(Sent(self.store.uri))
+        if not self.spool.path.is_file():
             run = self.spool.sent("").run if self._resumed else None
             self.spool.append("begin", _begin_of(self.scenario, self.spool.folder.absolute().parent.name, run))
         elif self._resumed:
             self.spool.append("resume", {})
-        assert self.store is not None
         self._writer = start_writer(self.spool, self.store)
 
 
@@ -177,7 +178,7 @@ def _same(store: Store, given: str | None, spool: Spool) -> Store:
     kept = spool.sent(store.uri).store
     if kept == store.uri:
         return store
-    if given is not None:
+    if given:
         raise ValueError(f"{spool.folder.parent}: is tracked at {kept}, and goes on there, not at {store.uri}")
     if "***" in kept:
         raise ValueError(f"{spool.folder.parent}: is tracked at {kept}; give it in MLFLOW_TRACKING_URI to go on there")

@@ -36,7 +36,7 @@ OTHER = 3 * GRACE
 def main(folder: Path, store: str) -> int:
     """0 if all was sent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.nice(10)  # training comes first
+    os.nice(5)  # training comes first
     spool = Spool(folder)
     try:
         with spool.locked(OTHER):

@@ -1,0 +1,120 @@
+"""Commands that look back on runs: a page of one, and methods side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from grpo_fed.cli.app import app
+from grpo_fed.cli.given import Debug, Overrides, Source, console_here, no_screen, ready
+from grpo_fed.cli.telling import FAILED, telling
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.table import Table
+
+    from grpo_fed.compare import Comparison
+    from grpo_fed.scenario import Scenario
+    from grpo_fed.statistics import Estimate
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder that a run left.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="By default report.html in it.")] = None,
+    episodes: Annotated[
+        bool, typer.Option("--episodes/--no-episodes", help="Film the worst and the best client, before and after.")
+    ] = True,
+    debug: Debug = False,
+) -> None:
+    """Draw a run's figures and films, and make one page of all: no network is needed to read it."""
+    with telling(debug):
+        ready()
+        no_screen()
+        from grpo_fed.episodes import film_episodes
+        from grpo_fed.figures import draw
+        from grpo_fed.report import report as page
+        from grpo_fed.summary import summarise
+
+        console = console_here()
+        with console.status("drawing"):
+            figures = draw(run)
+        if episodes:
+            with console.status("filming"):
+                filmed = film_episodes(run)
+            for note in filmed.notes:
+                typer.echo(note, err=True)
+        summarise(run)
+        typer.echo(f"{page(run, out)}: a page with {len(figures)} figures; each is in {run / 'figures'}/ too")
+
+
+@app.command()
+def compare(
+    scenario: Source,
+    methods: Annotated[
+        str, typer.Option("--methods", metavar="A,B,...", help="As the table of methods names them.")
+    ] = "local,fedavg,grpo",
+    seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="Seeds 0 to N - 1 for each method.")] = 5,
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", metavar="METHOD", help="What the others are held against.")
+    ] = None,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="By default runs/compare-SCENARIO; asked again, it goes on."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", min=0, help="Processes; by default one for a core.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Run methods side by side, with the same scenario and seeds, and say which differ."""
+    with telling(debug):
+        ready()
+        from grpo_fed.compare import COMPARISON, Trial
+        from grpo_fed.compare import compare as side_by_side
+
+        folder = out or Path("runs") / f"compare-{Path(scenario).stem}"
+        names = [name.strip() for name in methods.split(",") if name.strip()]
+        console = console_here()
+
+        def told(trial: Trial) -> None:
+            console.print(f"{trial.method} seed {trial.seed}: {trial.problem or 'done'}", soft_wrap=True)
+
+        def run(settings: Scenario, place: Path) -> object:
+            return _run(settings, place, workers)
+
+        found = side_by_side(scenario, names, range(seeds), folder, run, overrides or [], baseline, told)
+    with telling(debug, FAILED):
+        console.print(_table(found))
+        typer.echo(f"{folder / COMPARISON}.md and .json, and the curves beside them")
+
+
+def _table(found: Comparison) -> Table:
+    """A row for each method."""
+    from grpo_fed.tables import number, table_of
+
+    def shown(one: Estimate | None, show: Callable[[float], str]) -> str:
+        return "-" if one is None else f"{show(one.value)} [{show(one.low)}, {show(one.high)}]"
+
+    entries = list(dict.fromkeys(name for one in found.standings for name in one.entries))
+    table = table_of("method", "return [95 %]", *entries, f"beats {found.baseline} [95 %]")
+    table.add_column("verdict")
+    for one in found.standings:
+        parts = [number(one.entries.get(name)) for name in entries]
+        row = one.method, shown(one.iqm, number), *parts, shown(one.better, "{:.2f}".format), one.verdict
+        table.add_row(*row)
+    return table
+
+
+def _run(scenario: Scenario, folder: Path, workers: int | None) -> object:
+    """Anew, or on from where it was stopped."""
+    from grpo_fed.engines.local import LocalFederation
+    from grpo_fed.journal import ROUNDS
+
+    begun = (folder / ROUNDS).is_file() and (folder / "checkpoints").is_dir()
+    with LocalFederation.resumed(folder) if begun else LocalFederation(scenario, folder, workers=workers) as federation:
+        return federation.run()

@@ -1,0 +1,82 @@
+"""MLflow's pages over a tracked run, in a real browser: what a user looks for is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import CHROMIUM, Browser
+from tracked import document, line, scenario
+
+from grpo_fed.tracking import Tracker
+from grpo_fed.tracking.spool import Spool
+from grpo_fed.training import train
+from grpo_fed.ui import Pages, pages
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, of = tmp_path_factory.mktemp("runs") / "carts-0", scenario(rounds=2)
+    tracker = Tracker.open(f"sqlite:///{folder.parent}/mlflow.db", folder, of)
+    train(of, folder, lambda note: tracker.round(line(of, note.round)))
+    (folder / "figures").mkdir()
+    (folder / "figures" / "returns.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+    tracker.close(document(of, 2), "finished")
+    assert tracker.trouble is None
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shown(run: Path) -> Iterator[Pages]:
+    with pages(run) as ready:
+        yield ready
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with Browser() as one:
+        yield one
+
+
+def test_the_link_opens_on_the_federation_with_its_result_and_its_clients(shown: Pages, browser: Browser):
+    browser.open(shown.link)
+    text = browser.wait_for("grpo seed 0", "Return 21.0", "cart-0", "cart-1", "backwards", "Finished")
+    assert "worst client 20.0" in text
+
+
+def test_the_federations_metrics_are_charts(shown: Pages, browser: Browser):
+    browser.open(shown.link.replace("?", "/model-metrics?"))
+    browser.wait_for("grpo seed 0", "eval", "kl", "alpha", "comm", "task", "score_iqm")
+
+
+def test_figures_and_results_are_among_the_files(shown: Pages, browser: Browser):
+    browser.open(shown.link.replace("?", "/artifacts?"))
+    browser.wait_for("figures", "checkpoints", "results.json", "scenario.toml")
+    browser.click("figures")
+    browser.wait_for("returns.svg")
+
+
+def test_a_clients_page_leads_to_its_model(shown: Pages, browser: Browser, run: Path):
+    sent = Spool(run).sent("")
+    assert sent.parent is not None
+    browser.open(shown.link.replace(sent.parent, sent.clients["backwards"]))
+    browser.wait_for("backwards", "Parent run", "policy")
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "words"),
+    [
+        ("federation", "Federation", ["Steps of the shared blocks", "grpo seed 0 (kl/actor)", "1 matching run"]),
+        ("clients", "Clients", ["cart-0 (eval/episodic_return)", "backwards (kl/joint)", "3 matching runs"]),
+        ("by-method", "By method", ["Group: grpo", "global_step", "1 matching run"]),
+    ],
+)
+def test_a_saved_view_shows_its_runs_and_charts(
+    shown: Pages, browser: Browser, run: Path, key: str, name: str, words: list[str]
+):
+    query = f"compareRunsMode=CHART&viewStateShareKey={key}&workflowType=machine_learning"
+    browser.open(f"{shown.address}/#/experiments/{Spool(run).sent('').experiment}/runs?{query}")
+    browser.wait_for(name, *words)

@@ -1,0 +1,183 @@
+"""The page of a run: one file that needs nothing else and can be read by everybody."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from grpo_fed import train
+from grpo_fed.episodes import film_episodes, first_policy, worst_and_best
+from grpo_fed.history import history_of
+from grpo_fed.report import report
+from grpo_fed.saved import load_policy
+from grpo_fed.scenario import Scenario
+from tests.written import Made, scenario, write_run
+
+VOID = {"meta", "img", "source", "br", "link"}
+
+
+class Elements(HTMLParser):
+    """All elements with their attributes, and whether every one that opens is closed in its turn."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that trained, with normalisers, so that the first policies are not just the last ones' parameters."""
+    folder = tmp_path_factory.mktemp("learned")
+    of = Scenario.loads(
+        'name = "learned"\nrounds = 2\nsteps = 256\nrollout = { num_envs = 4, horizon = 64 }\n'
+        "normalise = { observations = true }\nevaluate = { episodes = 4 }\n"
+        '[[clients]]\nname = "cart"\ncount = 3\nenv = "CartPole-v1"'
+    )
+    train(of, folder)
+    return folder
+
+
+def page(folder: Path) -> tuple[str, Elements]:
+    text = report(folder).read_text()
+    elements = Elements(text)
+    assert not elements.open
+    return text, elements
+
+
+def test_the_page_needs_no_network_and_no_script(tmp_path: Path):
+    text, elements = page(write_run(tmp_path, scenario(more="rounds = 3"), Made(left=lambda *_: ("actor",))))
+    tags = {tag for tag, _ in elements.found}
+    assert not tags & {"script", "link", "iframe", "object", "use-external"}
+    for tag, attributes in elements.found:
+        for key in ("src", "href", "srcset", "xlink:href"):
+            assert (attributes.get(key) or "#").startswith(("#", "data:image/")), (tag, attributes)
+    assert set(re.findall(r"https?://[^\s\"')<]+", text)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
+    assert "default-src 'none'" in text
+
+
+def test_every_picture_says_in_words_what_it_shows(learned: Path):
+    film_episodes(learned)
+    _, elements = page(learned)
+    pictures = [attributes for tag, attributes in elements.found if tag == "img"]
+    assert pictures
+    assert all(attributes["alt"] for attributes in pictures)
+    drawn = [attributes for tag, attributes in elements.found if tag == "svg"]
+    assert drawn
+    assert all(attributes["role"] == "img" and len(attributes["aria-label"] or "") > 20 for attributes in drawn)
+
+
+def test_no_id_is_there_twice(tmp_path: Path):
+    _, elements = page(write_run(tmp_path, scenario(more="rounds = 3"), Made(left=lambda *_: ("actor",))))
+    counted = Counter(attributes["id"] for _, attributes in elements.found if attributes.get("id"))
+    assert counted.most_common(1)[0][1] == 1
+
+
+def test_what_a_figure_points_at_is_on_the_page(tmp_path: Path):
+    text, elements = page(write_run(tmp_path, scenario(more="rounds = 3")))
+    ids = {attributes["id"] for _, attributes in elements.found if attributes.get("id")}
+    pointed = set(re.findall(r"url\(#([^)]+)\)", text)) | set(re.findall(r'href="#([^"]+)"', text))
+    assert pointed
+    assert pointed <= ids
+
+
+def test_what_a_user_wrote_is_text(tmp_path: Path):
+    of = scenario(more='rounds = 2\ndescription = "<script>alert(1)</script> & <b>more</b>"')
+    text, elements = page(write_run(tmp_path, of))
+    assert "<script" not in text
+    assert "<b>" not in text
+    assert "<script>alert(1)</script> & <b>more</b>." in elements.text
+
+
+def test_the_page_has_a_day_and_a_night(tmp_path: Path):
+    text, _ = page(write_run(tmp_path, scenario(more="rounds = 2")))
+    named = set(re.findall(r"var\((--[\w-]+)\)", text))
+    day, night = (set(re.findall(r"(--[\w-]+):", block)) for block in re.findall(r":root \{([^}]*)\}", text))
+    assert named <= day
+    assert day == night
+    assert "@media print" in text
+
+
+def test_the_page_goes_where_it_is_told(tmp_path: Path):
+    folder = write_run(tmp_path / "run", scenario(more="rounds = 1"))
+    assert report(folder, tmp_path / "page.html") == tmp_path / "page.html"
+    assert not (folder / "report.html").exists()
+
+
+# Episodes -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_worst_and_the_best_are_filmed(tmp_path: Path):
+    scores = {0: 5.0, 1: 9.0, 2: 1.0}
+    folder = write_run(tmp_path, scenario(more="rounds = 1"), Made(scores=lambda client: scores[client]))
+    assert worst_and_best(history_of(folder)) == ("cart-2", "cart-1")
+
+
+def test_a_run_that_stopped_is_judged_by_its_training(tmp_path: Path):
+    made = Made(returns=lambda number, client: (3.0, 1.0, 2.0)[client], rounds=1, finished=False)
+    assert worst_and_best(history_of(write_run(tmp_path, scenario(), made))) == ("cart-1", "cart-0")
+
+
+def test_the_first_policy_is_what_the_run_began_with(learned: Path):
+    # The run itself played before its first round: the same episodes, the same returns.
+    before = history_of(learned).before
+    for name, score in zip(history_of(learned).clients, before, strict=True):
+        assert first_policy(load_policy(learned, name)).play().score == score
+    assert not np.array_equal(before, history_of(learned).after)
+
+
+def test_episodes_are_there_before_and_after(learned: Path):
+    filmed = film_episodes(learned, ["cart-1"])
+    assert [path.name for path in filmed.paths] == ["cart-1-before.gif", "cart-1-after.gif"]
+    assert filmed.notes == ()
+    for path in filmed.paths:
+        with Image.open(path) as film:
+            assert film.n_frames > 5  # type: ignore[attr-defined]
+    text, elements = page(learned)
+    shown = [attributes for tag, attributes in elements.found if tag == "img"]
+    assert [one["alt"] for one in shown] == [
+        f"An episode of cart-1 {when} it learned, its step and return below" for when in ("before", "after")
+    ]
+    still = re.search(r'srcset="data:image/png;base64,([^"]+)"', text)
+    assert still is not None
+    with Image.open(io.BytesIO(base64.b64decode(still[1]))) as picture:
+        assert picture.format == "PNG"
+
+
+def test_who_cannot_be_drawn_is_named_and_the_others_are_drawn(learned: Path):
+    path = learned / "policies" / "cart-0.safetensors"
+    kept = path.read_bytes()
+    path.unlink()
+    filmed = film_episodes(learned, ["cart-0", "cart-2"])
+    path.write_bytes(kept)
+    assert [one.name for one in filmed.paths] == ["cart-2-before.gif", "cart-2-after.gif"]
+    assert len(filmed.notes) == 1
+    assert "cart-0.safetensors: there is no such file" in filmed.notes[0]
