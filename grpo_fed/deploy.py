@@ -107,11 +107,11 @@ def _checklist(folder: Path, hosts: Sequence[str], clients: Sequence[str]) -> li
     return [
         f"1. Keep {folder / AUTHORITY}/ away from every network: who has it can pose as the server.",
         f"2. Copy {folder / SERVER}/ to the server ({', '.join(hosts)}) and start it there:",
-        f"     grpo-fed deploy server --folder {SERVER}",
+        f"     grpo-fed deploy server {SERVER}",
         f"3. Open TCP port {PORT} on the server, for the clients' addresses alone. Clients need no open port.",
-        *(copies if clients else ["4. Make keys for clients: grpo-fed deploy init --client NAME"]),
+        *(copies if clients else [f"4. Make keys for clients: grpo-fed deploy init {folder} --client NAME"]),
         "5. Start each client there, one for each GPU:",
-        f"     grpo-fed deploy client --name {first} --superlink {address} --folder {first}",
+        f"     grpo-fed deploy client {first} --name {first} --superlink {address}",
         "6. On the server, run a scenario whose clients have these names:",
         f"     grpo-fed run SCENARIO --engine flower --superlink {CONNECTION}",
     ]

@@ -104,7 +104,8 @@ def rule_of(settings: MergeSettings) -> Callable[..., Merged]:
     match settings.rule:
         case "huber":
             threshold = infinite if settings.threshold is None else settings.threshold
-            return partial(RULES["huber"], threshold=threshold, blocks=MappingProxyType(unlimited(settings.blocks)))
+            own = MappingProxyType(unlimited(settings.blocks))
+            return partial(RULES["huber"], threshold=threshold, blocks=own, refit=settings.refit)
         case "trimmed-mean":
             return partial(RULES["trimmed-mean"], fraction=settings.fraction)
         case "krum":

@@ -240,6 +240,9 @@ class MergeSettings(Section):
     before it departs; `inf` for never, which is `mean`; 0 for always, which is local learning."""
     blocks: dict[Pattern, Bound] = {}
     """With `rule = "huber"`: thresholds of their own, by pattern of blocks."""
+    refit: bool = True
+    """With `rule = "huber"`: once it is known who departs, the shared blocks are the mean of those who stay; `false`
+    leaves them where the group lasso has them, to which the departed still pull."""
     fraction: Annotated[float, Ge(0), Lt(0.5)] = 0.2
     """With `rule = "trimmed-mean"`: how much of all weight is cut off at either end."""
     byzantine: Annotated[int, Ge(0)] = 1

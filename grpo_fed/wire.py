@@ -391,13 +391,13 @@ class _Groups:
         return self.pack(chosen)
 
     def pack(self, chosen: np.ndarray) -> bytes:
-        """[G] bool, as bits."""
-        return np.packbits(chosen).tobytes()
+        """[G] bool, as bits, and one more that is 0: Flower counts no record of no bytes."""
+        return np.packbits(np.append(chosen, False)).tobytes()
 
     def chosen(self, place: str, mask: bytes) -> np.ndarray:
         """The inverse of `pack`."""
         bits = np.unpackbits(np.frombuffer(mask, np.uint8)).astype(bool)
-        if len(mask) != (self._number + 7) // 8 or bits[self._number :].any():
+        if len(mask) != self._number // 8 + 1 or bits[self._number :].any():
             raise Refused(f"{place} is {_show(mask)}; it has to be a bit for each of {self._number} groups")
         return bits[: self._number]
 

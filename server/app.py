@@ -13,13 +13,12 @@ from types import FrameType
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from grpo_fed import checkpoint, gallery
+from grpo_fed import gallery, journal
 from grpo_fed.commons import commons_of
 from grpo_fed.engines.flower import note_line, result_line
 from grpo_fed.engines.mail import GridPost
 from grpo_fed.notes import RoundNote
 from grpo_fed.rounds import Federation
-from grpo_fed.saved import scenario_of
 from grpo_fed.scenario import Scenario
 
 DEFAULT = "quickstart"
@@ -35,7 +34,7 @@ def main(grid: Grid, context: Context) -> None:
     resumed = bool(context.run_config["resume"])
     if resumed:
         folder = Path(out)
-        scenario, after = scenario_of(folder), checkpoint.latest(folder)
+        scenario, after = journal.unfinished(folder)
     else:
         scenario = Scenario.loads(text) if text else Scenario.load(gallery.find(DEFAULT))
         folder, after = Path(out) if out else _fresh(scenario), None

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,30 +24,37 @@ class Browser:
 
     def __init__(self, width: int = 1600, height: int = 1000) -> None:
         assert CHROMIUM is not None
-        self.folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        command += ["--no-first-run", "--disable-background-networking", "--disable-component-update"]
-        command += [f"--user-data-dir={self.folder.name}", f"--window-size={width},{height}"]
-        command += ["--remote-debugging-port=0", "--remote-allow-origins=*", "about:blank"]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        self.socket = connect(self._address(), max_size=None)
+        self.command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        self.command += ["--no-first-run", "--disable-background-networking", "--disable-component-update"]
+        self.command += [f"--window-size={width},{height}", "--remote-debugging-port=0", "--remote-allow-origins=*"]
+        self.stack = ExitStack()
         self.numbers = itertools.count(1)
-        self.said: list[dict[str, Any]] = []
-        self.call("Page.enable")
-        self.call("Runtime.enable")
 
     def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+            command = [*self.command, f"--user-data-dir={self.folder}", "about:blank"]
+            self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            stack.callback(self._end)
+            self.socket = stack.enter_context(connect(self._address(), max_size=None))
+            self.call("Page.enable")
+            self.call("Runtime.enable")
+            # MLflow opens its assistant on the first visit
+            quiet = "try { localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true') } catch {}"
+            self.call("Page.addScriptToEvaluateOnNewDocument", source=quiet)
+            self.stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.socket.close()
+        self.stack.close()
+
+    def _end(self) -> None:
         self.process.terminate()
         self.process.wait(20)
-        self.folder.cleanup()
 
     def _address(self) -> str:
         """Of the first page's debugger, once the browser has written down on which port it listens."""
-        place, until = Path(self.folder.name, "DevToolsActivePort"), time.monotonic() + 60
+        place, until = Path(self.folder, "DevToolsActivePort"), time.monotonic() + 60
         while not (place.is_file() and place.read_text().strip()):
             assert self.process.poll() is None, "the browser did not start"
             assert time.monotonic() < until, "the browser does not answer"
@@ -68,7 +76,6 @@ class Browser:
             if answer.get("id") == number:
                 assert "error" not in answer, answer
                 return dict(answer["result"])
-            self.said.append(answer)
 
     def open(self, url: str) -> None:
         """A page that differs only behind the # is loaded anew, too."""

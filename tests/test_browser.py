@@ -49,7 +49,7 @@ def test_the_link_opens_on_the_federation_with_its_result_and_its_clients(shown:
 
 def test_the_federations_metrics_are_charts(shown: Pages, browser: Browser):
     browser.open(shown.link.replace("?", "/model-metrics?"))
-    browser.wait_for("grpo seed 0", "eval", "kl", "alpha", "comm", "task", "score_iqm")
+    browser.wait_for("grpo seed 0 (alpha/actor)", "\neval\n", "\nkl\n", "\ncomm\n", "\ntask\n", "\nfed\n")
 
 
 def test_figures_and_results_are_among_the_files(shown: Pages, browser: Browser):
@@ -63,7 +63,7 @@ def test_a_clients_page_leads_to_its_model(shown: Pages, browser: Browser, run: 
     sent = Spool(run).sent("")
     assert sent.parent is not None
     browser.open(shown.link.replace(sent.parent, sent.clients["backwards"]))
-    browser.wait_for("backwards", "Parent run", "policy")
+    browser.wait_for("backwards", "Return 22.0", "Parent run", "policy")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_clients_page_leads_to_its_model(shown: Pages, browser: Browser, run: 
     [
         ("federation", "Federation", ["Steps of the shared blocks", "grpo seed 0 (kl/actor)", "1 matching run"]),
         ("clients", "Clients", ["cart-0 (eval/episodic_return)", "backwards (kl/joint)", "3 matching runs"]),
-        ("by-method", "By method", ["Group: grpo", "global_step", "1 matching run"]),
+        ("by-method", "By method", ["Group: grpo", "grpo (eval/score_iqm)", "1 matching run"]),
     ],
 )
 def test_a_saved_view_shows_its_runs_and_charts(

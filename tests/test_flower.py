@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from grpo_fed import deploy
-from grpo_fed.engines.flower import FlowerFailed, Listener, note_line, result_line, result_of, run_flower
+from grpo_fed.engines.flower import FlowerFailed, FlowerFederation, Listener, note_line, result_line, result_of
 from grpo_fed.engines.superlink import free_port
 from grpo_fed.journal import ClientResult, Result
 from grpo_fed.notes import RoundNote
@@ -174,7 +174,7 @@ def test_a_deployment_agrees_with_the_local_engine_and_outlives_its_superlink_an
         if note.round == 2:  # the third does
             kill_below(deployment.clients["cat"].pid, "flower-supernode")
 
-    result = run_flower(tiny(), tmp_path / "run", superlink=CONNECTION, watch=watch)
+    result = FlowerFederation(tiny(), tmp_path / "run", superlink=CONNECTION).run(watch)
     assert told == [0, 1, 2, 3]
     assert (result.status, result.rounds) == ("finished", 3)
     agree(tmp_path / "run", result, local)  # of two rounds: nothing was lost with the SuperLink
@@ -188,7 +188,7 @@ def test_a_deployment_agrees_with_the_local_engine_and_outlives_its_superlink_an
 def test_flowers_simulation_agrees_with_the_local_engine(local: tuple[Path, Result], tmp_path: Path):
     pytest.importorskip("ray", reason="Ray comes with the extra `simulation`")
     said: list[str] = []
-    result = run_flower(tiny(), tmp_path / "run", engine="flower-sim", say=said.append)
+    result = FlowerFederation(tiny(), tmp_path / "run", engine="flower-sim").run(say=said.append)
     agree(tmp_path / "run", result, local)
     assert {path.stem for path in (tmp_path / "run" / "policies").glob("*.safetensors")} == set(CLIENTS)
     assert any("run folder" in line for line in said)
@@ -198,16 +198,22 @@ def test_flowers_simulation_agrees_with_the_local_engine(local: tuple[Path, Resu
 def test_a_run_that_fails_says_why(tmp_path: Path):
     alone = tiny().model_copy(update={"clients": tiny().clients[:1]})
     scenario = Scenario.loads(alone.dumps(), overrides=["round.deadline=0.1", "round.patience=1"])
+    federation = FlowerFederation(scenario, tmp_path / "run")
     with pytest.raises(FlowerFailed, match=r"^too few answers in rounds 1 to 1"):
-        run_flower(scenario, tmp_path / "run")
+        federation.run()
+    assert federation.result is not None
+    assert federation.result.status == "failed"
 
 
-def test_what_cannot_work_starts_nothing(tmp_path: Path):
+def test_what_cannot_work_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "mine.txt").write_text("not a run")
     with pytest.raises(ValueError, match="is not empty and holds no run"):
-        run_flower(tiny(), tmp_path)
+        FlowerFederation(tiny(), tmp_path)
     with pytest.raises(ValueError, match="leave out superlink lab"):
-        run_flower(tiny(), tmp_path / "run", engine="flower-sim", superlink="lab")
+        FlowerFederation(tiny(), tmp_path / "run", engine="flower-sim", superlink="lab")
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "home"))
+    with pytest.raises(ValueError, match="has no SuperLink lab, it has none"):
+        FlowerFederation(tiny(), tmp_path / "run", superlink="lab")
     assert not (tmp_path / "run").exists()
 
 

@@ -143,6 +143,13 @@ def test_what_is_shared_is_there_once_for_all(tmp_path: Path, workers: int) -> N
 
 
 @needs_workers
+@pytest.mark.parametrize("deadline", [None, float("inf"), 1e8])
+def test_without_a_deadline_clients_are_waited_for(tmp_path: Path, deadline: float | None) -> None:
+    with Stage(tmp_path, 2, 1, seconds=0.1) as stage:
+        assert not failed(stage.train(1, deadline))
+
+
+@needs_workers
 def test_chunks_stay_with_their_workers(tmp_path: Path) -> None:
     with Stage(tmp_path, 64, 2, seconds=0.05) as stage:
         for number in (1, 2, 3):
@@ -221,6 +228,19 @@ def test_a_worker_that_is_killed_while_it_rests_is_replaced_and_nobody_fails(tmp
             wait_until(lambda pid=pid: not is_alive(pid))
         assert not failed(stage.train(2))
         assert len(stage.pids()) == 4
+
+
+@needs_workers
+def test_workers_can_lose_what_they_came_from(tmp_path: Path) -> None:
+    with Stage(tmp_path, 2, 1, faults={"cart-0": {"2": "exit"}}) as stage:
+        stage.train(1)
+        (pid,) = stage.pids()
+        nursery = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(nursery, signal.SIGKILL)
+        wait_until(lambda: not is_alive(nursery))
+        answers = stage.train(2)
+        assert failed(answers) == {"cart-0": "died"}
+        assert not failed(stage.train(3))
 
 
 @needs_workers

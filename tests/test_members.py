@@ -179,6 +179,36 @@ def test_a_round_asked_again_gives_the_same_bits_whoever_answers(tmp_path: Path,
     other.close()
 
 
+@pytest.mark.parametrize("overrides", WAYS.values(), ids=WAYS)
+def test_a_fleet_that_took_up_a_state_has_it_whole(overrides: tuple[str, ...]) -> None:
+    """One of two has not stepped yet: what it stands at is where a fleet is that has only been made."""
+    given = scenario(*overrides)
+    tasks = tasks_of(given)[:2]
+    one, both = Fleet(tasks[:1], given), Fleet(tasks, given)
+    one.train(200)
+    both.load([one.state(0), both.state(1)])
+    for name, array in one.state(0).items():
+        assert both.state(0)[name].tobytes() == array.tobytes(), name
+    fresh = Fleet(tasks[1:], given)
+    np.testing.assert_array_equal(both.state(1)["parameters"], fresh.state(0)["parameters"])
+    assert both.state(1)["progress"].tolist() == [0, 0, 0]
+    one.load([fresh.state(0)])
+    for name, array in fresh.state(0).items():
+        assert one.state(0)[name].tobytes() == array.tobytes(), name
+    assert one.state(0).keys() == fresh.state(0).keys()
+    for fleet in (one, both, fresh):
+        fleet.close()
+
+
+def test_states_are_kept_of_steps_that_were_lived_alone() -> None:
+    """Episodes end at unlike times, and copies sleep until the longest is over; here all states that count are kept."""
+    given = scenario(*WAYS["episodes"], "proximity.states=10000")
+    fleet = Fleet(tasks_of(given), given)
+    for report, kept in zip(fleet.train(1), fleet.kept, strict=True):
+        assert len(kept) == report.steps < 4 * max(episode.length for episode in report.episodes)
+    fleet.close()
+
+
 def states(folder: Path, round: int) -> dict[str, dict[str, np.ndarray]]:
     return {name: load_file(folder / "run" / name / f"round-{round:04d}.safetensors") for name in NAMES}
 

@@ -281,7 +281,7 @@ def test_the_group_lasso_by_hand() -> None:
     """With tau = 0.5 * sqrt(4) = 1. Three near clients are pulled by one far one: 3 |s| = 1."""
     points = torch.zeros(4, 4)
     points[3, 1] = 10.0
-    merged = huber(replies(points), torch.zeros(4), groups_by([0] * 4), threshold=0.5)
+    merged = huber(replies(points), torch.zeros(4), groups_by([0] * 4), threshold=0.5, refit=False)
     torch.testing.assert_close(merged.point, torch.tensor([0.0, 1 / 3, 0.0, 0.0]))
     assert merged.departed[:, 0].tolist() == [False, False, False, True]
     torch.testing.assert_close(merged.deviations[:, 0], torch.tensor([1 / 3, 1 / 3, 1 / 3, 10 - 1 / 3]))
@@ -293,7 +293,7 @@ def test_the_pull_of_a_departed_client_is_bounded(far: float) -> None:
     points = torch.full((3, 4), 0.3)
     points[0, 0] = far
     given_ = replies(points, [2.0, 3.0, 5.0])
-    merged = huber(given_, torch.zeros(4), groups_by([0] * 4), threshold=0.5)
+    merged = huber(given_, torch.zeros(4), groups_by([0] * 4), threshold=0.5, refit=False)
     torch.testing.assert_close(merged.point, torch.tensor([0.55, 0.3, 0.3, 0.3]))
     assert merged.departed[:, 0].tolist() == [True, False, False]
 
@@ -303,8 +303,41 @@ def test_of_two_who_disagree_the_heavier_is_followed(heavier: float) -> None:
     """The bottom is nearly flat between them; it ends where heavier * |s - theta| = tau. Both directions of weights."""
     points = torch.tensor([[0.0], [100.0]])
     for weights, expected in (([heavier, 1.0], 1 / heavier), ([1.0, heavier], 100 - 1 / heavier)):
-        merged = huber(replies(points, weights), torch.zeros(1), groups_by([0]), threshold=1.0)
+        merged = huber(replies(points, weights), torch.zeros(1), groups_by([0]), threshold=1.0, refit=False)
         torch.testing.assert_close(merged.point, torch.tensor([expected]), rtol=1e-4, atol=1e-4)
+
+
+def test_after_the_refit_a_departed_client_does_not_pull() -> None:
+    """Those who stay, of weights 3 and 5, have the mean (3 * 0.2 + 5 * 0.6) / 8; the others' deviations are from it."""
+    points = torch.zeros(4, 4)
+    points[:, 0] = torch.tensor([0.2, 0.6, 10.0, -7.0])
+    given_ = replies(points, [3.0, 5.0, 2.0, 1.0])
+    merged = huber(given_, torch.zeros(4), groups_by([0] * 4), threshold=0.5)
+    torch.testing.assert_close(merged.point, torch.tensor([0.45, 0.0, 0.0, 0.0]))
+    assert merged.departed[:, 0].tolist() == [False, False, True, True]
+    torch.testing.assert_close(merged.deviations[:, 0], torch.tensor([0.25, 0.15, 9.55, 7.45]))
+
+
+def test_the_refit_changes_nothing_of_who_departs_and_nothing_where_nobody_stays() -> None:
+    """Each group with its own stayers, and one that all leave: two far from each other and from where they meet."""
+    points = torch.zeros(3, 4)
+    points[2, 0], points[1, 1] = 10.0, 20.0
+    points[:, 2] = torch.tensor([-50.0, 0.5, 60.0])
+    for refit, expected in ((False, [0.5, 0.5]), (True, [0.0, 0.0])):
+        merged = huber(replies(points), torch.zeros(4), groups_by([0, 1, 2, 3]), threshold=1.0, refit=refit)
+        torch.testing.assert_close(merged.point[:2], torch.tensor(expected))
+        assert merged.departed.T.tolist() == [
+            [False, False, True],
+            [False, True, False],
+            [True, False, True],
+            [False, False, False],
+        ]
+    everybody = torch.tensor([[-50.0], [50.0]])
+    with_, without = (
+        huber(replies(everybody), torch.zeros(1), groups_by([0]), threshold=1.0, refit=refit) for refit in (True, False)
+    )
+    assert with_.departed.all()
+    assert bits(with_.point) == bits(without.point)
 
 
 @given(SEEDS)
@@ -348,7 +381,7 @@ def test_the_group_lasso_is_solved(seed: int, clients: int, size: int, log_thres
     threshold = float(np.exp(log_threshold))
     tau = threshold * size**0.5
     given_ = replies(torch.from_numpy(points), weights.tolist())
-    merged = huber(given_, torch.zeros(size), groups_by([0] * size), threshold=threshold)
+    merged = huber(given_, torch.zeros(size), groups_by([0] * size), threshold=threshold, refit=False)
     problem = (points.astype(np.float64), weights, tau)
     ours, slope = huber_cost(merged.point.double().numpy(), *problem)
     theirs = minimize(huber_cost, points.mean(0).astype(np.float64), problem, "L-BFGS-B", jac=True, tol=1e-14)

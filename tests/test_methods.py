@@ -174,9 +174,12 @@ def test_the_proximal_term_bends_a_natural_step_and_the_critics_too() -> None:
     assert not fitted[:, acts].any()
 
 
-def test_a_line_search_judges_what_is_climbed_with_the_proximal_term_in_it() -> None:
-    """Against a pull this strong the surrogate alone would call every step towards the anchor a loss."""
-    drawn, before, anchor = pulled(f"preset = 'trpo'\n{WITHOUT_LIMITS}", 1e4)
+@pytest.mark.parametrize("target", [0.01, 1e3])
+def test_a_line_search_judges_what_is_climbed_with_the_proximal_term_in_it(target: float) -> None:
+    """Against a pull this strong the surrogate alone would call a step towards the anchor a loss, and one with a limit
+    this wide, which goes far beyond the anchor, a gain.
+    """
+    drawn, before, anchor = pulled(f"preset = 'trpo'\n{WITHOUT_LIMITS}[trust]\ntarget = {target}\n", 1e4)
     assert drawn.pull is not None
     names = drawn.policy.actor_names()
     acts = torch.cat([torch.full((slot.size,), slot.name in names) for slot in drawn.policy.layout.slots])

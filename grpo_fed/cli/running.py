@@ -124,6 +124,10 @@ def _federation(scenario: Scenario, folder: Path, engine: Engine, superlink: str
     if superlink is not None and engine != "flower":
         raise ValueError(f"--superlink {superlink} needs --engine flower; it is {engine}")
     if engine == "local":
+        from grpo_fed.engines.worker import start_ahead
+
+        if workers != 0:
+            start_ahead()
         from grpo_fed.engines.local import LocalFederation
 
         return LocalFederation(scenario, folder, workers=workers)
@@ -137,6 +141,9 @@ def _federation(scenario: Scenario, folder: Path, engine: Engine, superlink: str
 def _resumed(folder: Path, engine: Engine, superlink: str | None) -> Run:
     """A run that was stopped, on the engine that was asked for."""
     if engine == "local":
+        from grpo_fed.engines.worker import start_ahead
+
+        start_ahead()
         from grpo_fed.engines.local import LocalFederation
 
         return LocalFederation.resumed(folder)

@@ -17,12 +17,25 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, Literal, Self, TypeAlias, final
 
+from grpo_fed import journal
+from grpo_fed.commons import commons_of
 from grpo_fed.engines.apps import app_folder
 from grpo_fed.engines.processes import POLL, Processes, plain
-from grpo_fed.engines.superlink import STATE, Flower, RunStatus, SuperLink, Upkeep, connect, environment, free_port
-from grpo_fed.journal import ClientResult, Result, refuse_unusable
+from grpo_fed.engines.superlink import (
+    STATE,
+    Flower,
+    RunStatus,
+    SuperLink,
+    Upkeep,
+    connect,
+    environment,
+    free_port,
+    refuse_unknown,
+)
+from grpo_fed.fleet import device_of
+from grpo_fed.journal import ClientResult, Result
 from grpo_fed.notes import RoundNote, note_of
 from grpo_fed.saved import POLICIES
 from grpo_fed.scenario import Scenario
@@ -49,51 +62,98 @@ class FlowerFailed(RuntimeError):
     """A run on Flower came to a bad end; says what is known of it."""
 
 
-def run_flower(
-    scenario: Scenario,
-    out: Path | None = None,
-    engine: Engine = "flower",
-    superlink: str | None = None,
-    resume: bool = False,
-    watch: Watch = lambda note: None,
-    say: Say = lambda line: None,
-) -> Result:
-    """Run a federation through Flower; `out` becomes its folder, tell `watch` of every round, `say` every other line.
+@final
+class FlowerFederation:
+    """A federation that is ready to begin: to make one finds what is wrong before anything is started or written."""
 
-    superlink: a connection in Flower's configuration; `out` is a folder on its machine then. Without one, a SuperLink
-    and a SuperNode for each client run here while it lasts. Interrupted, the run is stopped.
-    """
-    if engine == "flower-sim" and importlib.util.find_spec("ray") is None:
-        raise ValueError("engine flower-sim needs Ray: pip install 'grpo-fed[simulation]'")
-    if engine == "flower-sim" and superlink is not None:
-        raise ValueError(f"engine flower-sim starts a SuperLink of its own: leave out superlink {superlink}")
-    if out is not None and superlink is None:
-        refuse_unusable(out)
-    with tempfile.TemporaryDirectory(prefix="grpo-fed-") as name:
-        here = Path(name)
-        folder = (here / "run" if out is None else out).absolute()
-        config = {"scenario": scenario.dumps(), "out": str(folder), "resume": resume}
-        home = None if superlink is not None else here / "home"
-        known = environment(home, {} if superlink is not None else {STATE: str(folder / CLIENTS)})
-        (here / "logs").mkdir()
-        (here / "neutral").mkdir()
+    @classmethod
+    def resumed(cls, folder: str | Path, engine: Engine = "flower", superlink: str | None = None) -> Self:
+        """The run that a folder holds, from its latest checkpoint on, or from its start if there is none yet."""
+        scenario, _ = journal.unfinished(Path(folder))
+        return cls(scenario, folder, engine, superlink, resume=True)
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        out: str | Path | None = None,
+        engine: Engine = "flower",
+        superlink: str | None = None,
+        resume: bool = False,
+    ) -> None:
+        """superlink: a connection in Flower's configuration; `out` is a folder on its machine then. Without one, a
+        SuperLink and a SuperNode for each client run here while it lasts.
+        """
+        if engine == "flower-sim" and importlib.util.find_spec("ray") is None:
+            raise ValueError("engine flower-sim needs Ray: pip install 'grpo-fed[simulation]'")
+        if engine == "flower-sim" and superlink is not None:
+            raise ValueError(f"engine flower-sim starts a SuperLink of its own: leave out superlink {superlink}")
+        if superlink is not None:
+            refuse_unknown(superlink)
+        self.scenario, self.engine, self.superlink, self.resume = scenario, engine, superlink, resume
+        self.folder = None if out is None else Path(out).absolute()
+        if self.folder is not None and superlink is None:
+            journal.refuse_unusable(self.folder)
+        commons_of(scenario)
+        self.device = scenario.device if superlink is not None else str(device_of(scenario.device))
+        self.result: Result | None = None
+        """What became of it, as soon as it has ended, in whatever way, as far as that is known here."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """There is nothing between runs."""
+
+    def run(self, watch: Watch = lambda note: None, say: Say = lambda line: None) -> Result:
+        """Tell `watch` of every round, `say` every other line of the log. Interrupted, the run is stopped.
+
+        FlowerFailed says why it came to a bad end.
+        """
+        with tempfile.TemporaryDirectory(prefix="grpo-fed-", ignore_cleanup_errors=True) as name:
+            here = Path(name)
+            folder = here / "run" if self.folder is None else self.folder
+            for part in ("logs", "neutral"):
+                (here / part).mkdir()
+            try:
+                self.result = self._run(here, folder, Listener(watch, say))
+            except BaseException:
+                if self.superlink is None and (folder / journal.RESULTS).is_file():
+                    document = json.loads((folder / journal.RESULTS).read_text(encoding="utf-8"))
+                    self.result = result_of(document, self.folder)
+                raise
+            finally:
+                if folder.is_dir():
+                    shutil.copytree(here / "logs", folder / LOGS, dirs_exist_ok=True)
+            return self.result
+
+    def _run(self, here: Path, folder: Path, listener: Listener) -> Result:
+        """With all processes that it takes here, which end with it."""
+        config = {"scenario": self.scenario.dumps(), "out": str(folder), "resume": self.resume}
+        deployed = self.superlink is not None
+        home = None if deployed else here / "home"
+        known = environment(home, {} if deployed else {STATE: str(folder / CLIENTS)})
+        if not deployed and not self.resume:
+            shutil.rmtree(folder / CLIENTS, ignore_errors=True)
         app = app_folder(here / "app")
-        try:
-            with Processes(here / "neutral", known, here / "logs") as processes:
-                upkeep = Upkeep(processes, {})
-                federation: Sequence[str] = ()
-                if home is not None:
-                    upkeep = _own_superlink(processes, here, home, scenario, engine)
-                    federation = _resources(scenario) if engine == "flower-sim" else ()
-                flower = Flower(superlink or OWN, known, here / "neutral")
-                run = flower.start(app, config, federation)
-                listener = Listener(watch, say)
-                result = _followed(flower, run, processes, upkeep, listener, folder, superlink is not None)
+        with Processes(here / "neutral", known, here / "logs") as processes:
+            upkeep = Upkeep(processes, {})
+            federation: Sequence[str] = ()
+            if home is not None:
+                upkeep = _own_superlink(processes, here, home, self.scenario, self.engine)
+                federation = _resources(self.scenario) if self.engine == "flower-sim" else ()
+            flower = Flower(self.superlink or OWN, known, here / "neutral")
+            run = flower.start(app, config, federation)
+            try:
+                status = _end(flower, run, processes, upkeep, listener)
+            except BaseException:
+                if deployed:
+                    with suppress(RuntimeError):
+                        flower.stop(run)
+                raise
+            result = _result(status, listener, processes, self.folder)
+            if not deployed:
                 _fetch_policies(folder)
-                return result
-        finally:
-            if folder.is_dir():
-                shutil.copytree(here / "logs", folder / LOGS, dirs_exist_ok=True)
+            return result
 
 
 def _own_superlink(processes: Processes, here: Path, home: Path, scenario: Scenario, engine: Engine) -> Upkeep:
@@ -119,30 +179,16 @@ def _resources(scenario: Scenario) -> list[str]:
     return [f"{key}={value}" for key, value in told.items()]
 
 
-def _followed(
-    flower: Flower,
-    run: str,
-    processes: Processes,
-    upkeep: Upkeep,
-    listener: Listener,
-    folder: Path,
-    deployed: bool,
-) -> Result:
-    """The run's result once it has ended well."""
-    try:
-        status = _end(flower, run, processes, upkeep, listener)
-    except BaseException:
-        if deployed:
-            with suppress(RuntimeError):
-                flower.stop(run)
-        raise
+def _result(status: RunStatus, listener: Listener, processes: Processes, out: Path | None) -> Result:
+    """Of a run that has ended well."""
+    log = f"the last lines of its log:\n{processes.tail(FOLLOW)}"
     if status.outcome != "completed":
         said = re.sub(r"^(ServerApp|Simulation) failed with exception: ", "", status.details)
         words = said if said not in ("", "N/A") else f"the run was {status.outcome}"
-        raise FlowerFailed(f"{words}\nthe last lines of its log:\n{processes.tail(FOLLOW)}")
+        raise FlowerFailed(f"{words}\n{log}")
     if listener.result is None:
-        raise FlowerFailed(f"the run completed without a result; the end of its log:\n{processes.tail(FOLLOW)}")
-    return result_of(listener.result, folder)
+        raise FlowerFailed(f"the run completed without a result\n{log}")
+    return result_of(listener.result, out)
 
 
 def _end(flower: Flower, run: str, processes: Processes, upkeep: Upkeep, listener: Listener) -> RunStatus:
@@ -175,7 +221,7 @@ def _status(flower: Flower, run: str, upkeep: Upkeep) -> RunStatus:
 
 
 def _fetch_policies(folder: Path) -> None:
-    """What the clients of this machine have learned; those of a deployment keep theirs."""
+    """What the clients have learned, where they are on this machine; those of a deployment keep theirs."""
     made = sorted((folder / CLIENTS).glob(f"*/{POLICIES}"), key=lambda path: path.stat().st_mtime)
     if made:
         shutil.copytree(made[-1], folder / POLICIES, dirs_exist_ok=True)

@@ -94,5 +94,5 @@ def _read(link: socket.socket, size: int, until: float | None) -> bytearray:
 
 
 def _left(until: float | None) -> float | None:
-    """Seconds; none is no longer than a moment, for 0 would mean not to wait at all."""
-    return None if until is None else max(1e-3, until - time.monotonic())
+    """Seconds: never 0, which would mean not to wait at all, and no more than the system takes."""
+    return None if until is None else min(86_400.0, max(1e-3, until - time.monotonic()))

@@ -258,6 +258,16 @@ def connect(home: Path, name: str, address: str, authority: Path | None) -> None
         write_whole(path, tomli_w.dumps(config))
 
 
+def refuse_unknown(name: str) -> None:
+    """ValueError for a connection that Flower's configuration does not have."""
+    path = flower_home() / "config.toml"
+    links = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {}) if path.is_file() else {}
+    known = [key for key, value in links.items() if isinstance(value, dict)]
+    if name not in known:
+        has = f"it has {', '.join(known)}" if known else "it has none"
+        raise ValueError(f"{path}: has no SuperLink {name}, {has}; `grpo-fed deploy server` writes its own there")
+
+
 def flower_home() -> Path:
     """Where Flower's command line has its configuration."""
     return Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")

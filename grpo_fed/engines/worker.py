@@ -68,8 +68,9 @@ class Worker:
 
     def close(self) -> str:
         """Kill it, should it live; says how it ended."""
+        ended = self._nursery.bury(self.pid)
         self.link.close()
-        return self._nursery.bury(self.pid)
+        return ended
 
 
 @final
@@ -142,8 +143,10 @@ _known: list[_Nursery] = []
 
 def _nursery() -> _Nursery:
     """The one of this process, for as long as it lives."""
-    if not _known or not _known[0].is_there:
-        _known[:] = [_Nursery()]
+    if _known and not _known[0].is_there:
+        _known.pop().close()
+    if not _known:
+        _known.append(_Nursery())
     return _known[0]
 
 

@@ -22,6 +22,9 @@ from grpo_fed.engines.serving import Desk, Recipe, Serve, said
 from grpo_fed.engines.worker import Worker
 from grpo_fed.messages import Answer, Failure, Instruction
 
+LONGEST = 3600.0
+"""Seconds at a time: the system does not wait for months."""
+
 log = logging.getLogger(__name__)
 
 
@@ -149,11 +152,15 @@ class Workers:
 
     def _wait(self, until: float | None) -> list[Worker]:
         """Those that have answered, or died; none of them when time is up."""
+        if not self._busy:
+            return []
         with selectors.DefaultSelector() as selector:
             for worker in self._busy:
                 selector.register(worker.link, selectors.EVENT_READ, worker)
-            left = None if until is None else max(0.0, until - time.monotonic())
-            return [key.data for key, _ in selector.select(left)] if self._busy else []
+            while True:
+                ready = selector.select(LONGEST if until is None else min(LONGEST, max(0.0, until - time.monotonic())))
+                if ready or _is_over(until):
+                    return [key.data for key, _ in ready]
 
     def _hear(self, worker: Worker, until: float | None) -> Outcome:
         """Its answer."""

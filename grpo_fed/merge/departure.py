@@ -7,6 +7,10 @@ For a given s the best delta_k is 0 within tau_g of s, and beyond it all but the
 by means with weights w_k min(1, tau_g / ||theta_k - s||) until they rest. So no client pulls with more than
 w_k * tau_g. A client that departs keeps its whole deviation, not what the lasso would leave of it.
 
+The lasso is there to say who departs. What it leaves of s is shrunk too: those who depart pull at it in every round,
+always the same way. So with `refit` the problem is solved anew without the penalty, and with the departures that were
+found: s is the mean of those who stay. Where nobody stays it remains the lasso's.
+
 Every such mean is sum_k c_k theta_k, and its distance from each reply follows from the products of the replies with
 each other. So the iteration runs on the coefficients c, and parameters are read a few times, not at each step; and
 those that stay near need no products: together they pull like one client at their mean.
@@ -24,7 +28,7 @@ from torch import Tensor
 from grpo_fed import words
 from grpo_fed.blocks import takes
 from grpo_fed.groups import Groups
-from grpo_fed.merge.average import StreamingMean, stream_of
+from grpo_fed.merge.average import StreamingMean, mean_of, stream_of
 from grpo_fed.merge.distances import distances, members, offsets, products
 from grpo_fed.merge.records import Merged, Replies, Reply
 
@@ -44,6 +48,7 @@ def huber(
     *,
     threshold: float = 0.02,
     blocks: Mapping[str, float] = MappingProxyType({}),
+    refit: bool = True,
 ) -> Merged:
     """Merge with the right to leave; `limits` says what threshold and blocks mean.
 
@@ -71,7 +76,31 @@ def huber(
             crowd = stream_of(compress(heard, (~apart).tolist()))
         point = _settled(alone, crowd, shared, point, groups, torch.where(moved, tau, torch.inf))
         away = distances(points, point, groups)
-    return Merged(replies.clients, point, (away > tau) | (tau == 0), away.float())
+    departed = (away > tau) | (tau == 0)
+    if refit and departed.any():
+        point = _refitted(heard, departed[loud], point, groups)
+        away = distances(points, point, groups)
+    return Merged(replies.clients, point, departed, away.float())
+
+
+def _refitted(heard: Sequence[Reply], departed: Tensor, point: Tensor, groups: Groups) -> Tensor:
+    """The point [P] with the mean of those who stay, wherever some depart [H, G] and others do not."""
+    torn = (departed.any(0) & ~departed.all(0)).nonzero().squeeze(1)
+    if not torn.numel():
+        return point
+    refitted = point.clone()
+    patterns, kinds = departed[:, torn].T.unique(dim=0, return_inverse=True)
+    kind_of = torch.full((len(groups.names) + 1,), -1, dtype=torch.int64, device=point.device)
+    kind_of[torn] = kinds
+    for number, gone in enumerate(patterns.tolist()):  # groups that the same clients leave, at once
+        columns = (kind_of[groups.places] == number).nonzero().squeeze(1)
+        staying = (Reply(reply.client, reply.point[columns], reply.weight) for reply in compress(heard, _others(gone)))
+        refitted[columns] = mean_of(staying, point[columns])
+    return refitted
+
+
+def _others(chosen: Sequence[bool]) -> list[bool]:
+    return [not one for one in chosen]
 
 
 def limits(groups: Groups, threshold: float, blocks: Mapping[str, float]) -> Tensor:

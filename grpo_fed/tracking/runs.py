@@ -213,7 +213,7 @@ class Runs:
             for client, one in document["clients"].items():
                 if client in self.sent.clients:
                     groups = ", ".join(one.get("personal_groups", ())) or "none"
-                    self._tag(self.sent.clients[client], {"personal_groups": groups})
+                    self._tag(self.sent.clients[client], {"personal_groups": groups, NOTE: telling.of_client(one)})
         self._files(document)
         if record.content["models"] and self.sent.clients:
             self._models(len(self.lines))

@@ -56,6 +56,14 @@ def over(begin: Mapping[str, Any], document: Mapping[str, Any] | None, status: s
     return "\n\n".join(lines)[:LONGEST]
 
 
+def of_client(one: Mapping[str, Any]) -> str:
+    """Of one client, when all is over."""
+    if one["return"] is None:
+        return f"{one['episodes']} episodes in training, none after it."
+    groups = ", ".join(f"`{group}`" for group in one.get("personal_groups", ())) or "none"
+    return f"**Return {one['return']:.1f}**, {_cell(one['return_before'])} before. Personal groups: {groups}."
+
+
 def table_of(document: Mapping[str, Any]) -> dict[str, Any]:
     """Every client of a federation of many, in the form that MLflow shows as a table."""
     columns = ["env", "return", "return_before", "return_best", "episodes", "env_steps", "personal_groups"]

@@ -22,11 +22,13 @@ LONGEST = 20_000
 
 @dataclass(frozen=True)
 class Chart:
-    """A line chart of one metric or several; the page calls it by their names."""
+    """A line chart of one metric or several by round; the page calls it by their names.
+
+    Not by steps or bytes: the page pairs two metrics by their position, not by their round, and not all are there from
+    round 0 on.
+    """
 
     metrics: tuple[str, ...]
-    over: str | None = None
-    """The metric along the x axis; None for the round."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,13 @@ def views_for(metrics: Sequence[str]) -> list[View]:
             {
                 "Return": (
                     Chart(("eval/score_iqm",)),
-                    Chart(("eval/score_iqm",), "global_step"),
-                    Chart(("eval/score_iqm",), "comm/MB_total"),
                     Chart(("eval/score_min",)),
+                    Chart(("charts/episodic_return",)),
+                ),
+                "What it takes": (
+                    Chart(("comm/MB_total",)),
+                    Chart(("global_step",)),
+                    Chart(("time/round_s",)),
                 ),
             },
             group="method",
@@ -130,10 +136,10 @@ def is_poorer(old: str, new: str) -> bool:
 
 
 def colour(number: int) -> str:
-    """Of a client: the palette, then lighter, then darker."""
+    """Of a client: the palette, then darker, then lighter."""
     turn, place = divmod(number, len(PALETTE))
     base = [int(PALETTE[place][i : i + 2], 16) for i in (1, 3, 5)]
-    toward, share = [(0, 0.0), (255, 0.45), (0, 0.4)][turn % 3]
+    toward, share = [(0, 0.0), (0, 0.4), (255, 0.45)][turn % 3]
     return "#" + "".join(f"{round(part + (toward - part) * share):02x}" for part in base)
 
 
@@ -145,8 +151,8 @@ def _with_data(view: View, metrics: set[str]) -> View:
     """Without the charts that would be empty."""
     sections = {}
     for title, charts in view.sections.items():
-        some = (Chart(tuple(m for m in c.metrics if m in metrics), c.over) for c in charts)
-        if full := tuple(c for c in some if c.metrics and (c.over is None or c.over in metrics)):
+        some = (Chart(tuple(name for name in chart.metrics if name in metrics)) for chart in charts)
+        if full := tuple(chart for chart in some if chart.metrics):
             sections[title] = full
     return View(view.key, view.name, view.role, sections, view.group, view.sort)
 
@@ -194,9 +200,9 @@ def _charts(view: View) -> Iterator[dict[str, Any]]:
                 "scaleType": "linear",
                 "xAxisScaleType": "linear",
                 "range": {},
-                "xAxisKey": "step" if chart.over is None else "metric",
-                "selectedXAxisMetricKey": chart.over or "",
-                "useGlobalXaxisKey": chart.over is None,
+                "xAxisKey": "step",
+                "selectedXAxisMetricKey": "",
+                "useGlobalXaxisKey": True,
                 "useGlobalLineSmoothing": True,
                 "yAxisKey": "metric",
                 "yAxisExpressions": [],
