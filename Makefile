@@ -3,7 +3,7 @@
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$python && break; \
 	done)
-SCENARIO ?= cartpole
+SCENARIO ?= quickstart
 BENCH ?= peers
 JOBS ?= 2
 
@@ -19,8 +19,8 @@ help:  ## Say what there is
 
 install: .venv/installed  ## Make .venv and install the locked versions into it
 
-run: .venv/installed  ## Train a scenario: make run SCENARIO=cartpole
-	.venv/bin/grpo-fed train $(SCENARIO)
+run: .venv/installed  ## Train a federation: make run SCENARIO=quickstart
+	.venv/bin/grpo-fed run $(SCENARIO)
 
 test: .venv/installed  ## Run the tests: make test JOBS=2 ARGS='-k blocks'
 	.venv/bin/python -m pytest -n $(JOBS) $(ARGS)

@@ -84,6 +84,10 @@ class Display(Protocol):
         """Say what became of it."""
         ...
 
+    def say(self, line: str) -> None:
+        """Where to look next."""
+        ...
+
 
 def display_for(out: TextIO, as_json: bool, quiet: bool) -> Display:
     """What fits where the output goes."""
@@ -172,6 +176,9 @@ class LiveDisplay:
     def end(self, result: Result) -> None:
         show_result(self.console, result)
 
+    def say(self, line: str) -> None:
+        say(self.console, line)
+
     def _now(self) -> RenderableType:
         bar = _bar(self.course, self.began)
         if not self.course.clients:
@@ -231,6 +238,9 @@ class LineDisplay:
 
     def end(self, result: Result) -> None:
         show_result(self.console, result)
+
+    def say(self, line: str) -> None:
+        say(self.console, line)
 
 
 def round_line(note: RoundNote, course: Course) -> str:
@@ -296,6 +306,10 @@ class JsonDisplay:
         if not self.quiet:
             say(self.talk, result_line(result))
 
+    def say(self, line: str) -> None:
+        if not self.quiet:
+            say(self.talk, line)
+
     def _write(self, document: Mapping[str, object]) -> None:
         self.out.write(json.dumps(document, allow_nan=False) + "\n")
         self.out.flush()
@@ -319,6 +333,9 @@ class QuietDisplay:
 
     def end(self, result: Result) -> None:
         say(self.console, f"{result_line(result)}, in {result.out}")
+
+    def say(self, line: str) -> None:
+        pass
 
 
 # What became of it ----------------------------------------------------------------------------------------------------

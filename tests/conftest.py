@@ -5,6 +5,7 @@ import os
 # Before torch and numpy load: one thread a process, whoever starts pytest.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ["MLFLOW_TRACKING_URI"] = "off"  # the tests of tracking name a store
 
 import hypothesis
 

@@ -6,7 +6,7 @@ failed, 2 the scenario or the call is wrong and nothing was started or written, 
 
 from __future__ import annotations
 
-from grpo_fed.cli import comparing, deploying, looking, running  # noqa: F401, a command is registered where it is written
+from grpo_fed.cli import comparing, deploying, looking, running, tracked  # noqa: F401, a command is registered where it is written
 from grpo_fed.cli.app import app, main
 
 __all__ = ["app", "main"]

@@ -28,6 +28,15 @@ Seed = Annotated[int | None, typer.Option("--seed", metavar="N", min=0, max=SEED
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of what went wrong.")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run's folder; by default in runs/.")]
 Resume = Annotated[Path | None, typer.Option("--resume", metavar="RUN", help="Go on with a run that was stopped.")]
+Track = Annotated[
+    str | None,
+    typer.Option(
+        "--track",
+        metavar="URI",
+        help="An MLflow server or database, or off; by default MLFLOW_TRACKING_URI, else runs/mlflow.db.",
+    ),
+]
+Figures = Annotated[bool, typer.Option("--figures/--no-figures", help="Draw figures in the end.")]
 Json = Annotated[bool, typer.Option("--json", help="A JSON line for each round and for the result.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the result.")]
 

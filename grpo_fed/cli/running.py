@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol, Self
 
@@ -15,12 +16,14 @@ from grpo_fed.cli.app import app
 from grpo_fed.cli.given import (
     SOURCE,
     Debug,
+    Figures,
     Json,
     Out,
     Overrides,
     Quiet,
     Resume,
     Seed,
+    Track,
     fresh_folder,
     ready,
     scenario_from,
@@ -28,13 +31,30 @@ from grpo_fed.cli.given import (
 from grpo_fed.cli.telling import FAILED, INTERRUPTED, complain, kept, said, telling
 
 if TYPE_CHECKING:
-    from grpo_fed.journal import Result
+    from grpo_fed.journal import Result, Status
     from grpo_fed.notes import RoundNote
     from grpo_fed.progress import Display, Opening
     from grpo_fed.scenario import Scenario
+    from grpo_fed.tracking import Tracker
 
 
 Engine = Literal["local", "flower-sim", "flower"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What both commands take."""
+
+    scenario: str | None
+    overrides: list[str] | None
+    seed: int | None
+    out: Path | None
+    resume: Path | None
+    track: str | None
+    figures: bool
+    as_json: bool
+    quiet: bool
+    debug: bool
 
 
 class Run(Protocol):
@@ -76,6 +96,8 @@ def run(
     seed: Seed = None,
     out: Out = None,
     resume: Resume = None,
+    track: Track = None,
+    figures: Figures = True,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -90,7 +112,8 @@ def run(
             raise ValueError("--resume goes on with the workers that the run had: leave out --workers")
         return _resumed(folder, engine, superlink)
 
-    _command("run", federation, resumed, scenario, overrides, seed, out, resume, as_json, quiet, debug)
+    options = Options(scenario, overrides, seed, out, resume, track, figures, as_json, quiet, debug)
+    _command("run" if engine == "local" else f"run --engine {engine}", options, federation, resumed)
 
 
 @app.command()
@@ -100,6 +123,8 @@ def train(
     seed: Seed = None,
     out: Out = None,
     resume: Resume = None,
+    track: Track = None,
+    figures: Figures = True,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -116,7 +141,8 @@ def train(
 
         return Training.resumed(folder)
 
-    _command("train", training, resumed, scenario, overrides, seed, out, resume, as_json, quiet, debug)
+    options = Options(scenario, overrides, seed, out, resume, track, figures, as_json, quiet, debug)
+    _command("train", options, training, resumed)
 
 
 def _federation(scenario: Scenario, folder: Path, engine: Engine, superlink: str | None, workers: int | None) -> Run:
@@ -152,49 +178,54 @@ def _resumed(folder: Path, engine: Engine, superlink: str | None) -> Run:
     return FlowerFederation.resumed(folder, engine, superlink)
 
 
-def _command(
-    name: str,
-    begin: Callable[[Scenario, Path], Run],
-    go_on: Callable[[Path], Run],
-    scenario: str | None,
-    overrides: list[str] | None,
-    seed: int | None,
-    out: Path | None,
-    resume: Path | None,
-    as_json: bool,
-    quiet: bool,
-    debug: bool,
-) -> None:
+def _command(name: str, options: Options, begin: Callable[[Scenario, Path], Run], go_on: Callable[[Path], Run]) -> None:
     """What both commands do with their options: a new run, or one that was stopped."""
     stdout = sys.stdout
-    with redirect_stdout(sys.stderr if as_json else stdout):  # an environment may print
-        with telling(debug):
+    with redirect_stdout(sys.stderr if options.as_json else stdout):  # an environment may print
+        with telling(options.debug):
             ready()
-            if resume is not None:
-                if not (scenario is None and overrides is None and seed is None and out is None):
-                    text = "it takes no SCENARIO, --set, --seed or --out"
-                    raise ValueError(f"--resume goes on with a run as it was begun: {text}")
-                run, folder = go_on(resume), resume
-            elif scenario is None:
-                raise ValueError(f"{name} needs a SCENARIO, or --resume RUN; grpo-fed list names those that ship")
-            else:
-                settings = scenario_from(scenario, overrides, seed)
-                folder = out or fresh_folder(settings)
-                run = begin(settings, folder)
+            run, folder = _run_of(name, options, begin, go_on)
             from grpo_fed.progress import Opening, display_for
+            from grpo_fed.tracking import Tracker
 
-            method = run.scenario.method if name == "run" else ""
+            tracker = Tracker.open(options.track, folder, run.scenario, options.resume is not None)
+            method = run.scenario.method if name != "train" else ""
             opening = Opening(run.scenario, run.device, folder, method)
+            display = display_for(stdout, options.as_json, options.quiet)
         with run:
-            _go(name, run, opening, display_for(stdout, as_json, quiet), debug)
+            _go(name, run, opening, display, tracker, options)
 
 
-def _go(name: str, run: Run, opening: Opening, display: Display, debug: bool) -> None:
+def _run_of(
+    name: str, options: Options, begin: Callable[[Scenario, Path], Run], go_on: Callable[[Path], Run]
+) -> tuple[Run, Path]:
+    """What the options ask for, and its folder."""
+    given = (options.scenario, options.overrides, options.seed, options.out)
+    if options.resume is not None:
+        if any(one is not None for one in given):
+            text = "it takes no SCENARIO, --set, --seed or --out"
+            raise ValueError(f"--resume goes on with a run as it was begun: {text}")
+        return go_on(options.resume), options.resume
+    if options.scenario is None:
+        raise ValueError(f"{name} needs a SCENARIO, or --resume RUN; grpo-fed list names those that ship")
+    settings = scenario_from(options.scenario, options.overrides, options.seed)
+    folder = options.out or fresh_folder(settings)
+    return begin(settings, folder), folder
+
+
+def _go(name: str, run: Run, opening: Opening, display: Display, tracker: Tracker, options: Options) -> None:
     """Run; whatever stops it, say where what was learned is."""
+    from grpo_fed.notes import line_of
+
     folder = opening.out
+
+    def watch(note: RoundNote) -> None:
+        display.round(note)
+        tracker.round(line_of(note))
+
     display.begin(opening)
     try:
-        run.run(display.round)
+        run.run(watch)
     except KeyboardInterrupt:
         display.stop()
         if run.result is not None:
@@ -204,15 +235,44 @@ def _go(name: str, run: Run, opening: Opening, display: Display, debug: bool) ->
             *([f"to go on: grpo-fed {name} --resume {folder}"] if run.scenario.checkpoint.every else []),
             label="interrupted: ",
         )
+        _end(tracker, run, "interrupted")
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:  # noqa: BLE001, no traceback reaches a user
         display.stop()
         if run.result is not None:
             display.end(run.result)
         complain(said(error), kept(folder))
-        if debug:
+        if options.debug:
             traceback.print_exc()
+        _end(tracker, run, "failed")
         raise typer.Exit(FAILED) from None
     display.stop()
     assert run.result is not None
     display.end(run.result)
+    if options.figures:
+        _draw(folder, display)
+    _end(tracker, run, "finished")
+    if tracker.store is not None:
+        display.say(f"MLflow: {tracker.link or f'grpo-fed ui {folder}'}")
+
+
+def _draw(folder: Path, display: Display) -> None:
+    """Figures and a summary of a run that has ended well; it stays so if they cannot be drawn."""
+    try:
+        from grpo_fed.figures import draw
+        from grpo_fed.summary import summarise
+
+        figures = draw(folder)
+        summarise(folder)
+    except Exception as error:  # noqa: BLE001, what was learned is saved
+        complain(f"the figures were not drawn: {said(error)}", label="note: ")
+        return
+    if figures:
+        display.say(f"figures: {figures[0].parent}/; grpo-fed report {folder} makes a page of all")
+
+
+def _end(tracker: Tracker, run: Run, status: Status) -> None:
+    """Send what is still to be sent, for a while."""
+    tracker.close(None if run.result is None else run.result.document(), status)
+    if tracker.trouble is not None:
+        complain(tracker.trouble, label="note: ")

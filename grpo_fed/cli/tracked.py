@@ -1,0 +1,44 @@
+"""Commands for what MLflow has of runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from grpo_fed.cli.app import app
+from grpo_fed.cli.given import Debug, Track
+from grpo_fed.cli.telling import FAILED, telling
+
+
+@app.command()
+def ui(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="A run's folder; by default the latest.")
+    ] = None,
+    track: Track = None,
+    port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="By default a free one.")] = None,
+    browse: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
+    debug: Debug = False,
+) -> None:
+    """Show runs in MLflow's pages, on this machine, until Ctrl-C."""
+    with telling(debug, FAILED):
+        from grpo_fed.ui import serve
+
+        code = serve(run, track, port, browse, typer.echo)
+    raise typer.Exit(code)
+
+
+@app.command()
+def replay(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder that a run left.")],
+    track: Track = None,
+    debug: Debug = False,
+) -> None:
+    """Send to MLflow what it could not take while the run went on."""
+    with telling(debug, FAILED):
+        from grpo_fed.tracking import replay as send
+
+        count = send(run, track)
+        typer.echo(f"{run}: {count:,} records sent" if count else f"{run}: nothing was waiting")
