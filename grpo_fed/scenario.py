@@ -221,7 +221,7 @@ class PersonalSettings(Section):
     blocks together."""
     model: bool = False
     """A second policy of the client's own, trained beside the shared one and drawn to it; it plays (Ditto)."""
-    pull: NotNegative = 1.0
+    pull: NotNegative = 0.1
     """Weight of 1/2 ||v - s||^2, how the second policy v is drawn to the shared blocks s."""
     steps: Annotated[float, Gt(0), Lt(1)] = 0.5
     """Part of a round's steps that the second policy gets; both learn from steps of their own."""

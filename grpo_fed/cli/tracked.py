@@ -14,9 +14,7 @@ from grpo_fed.cli.telling import FAILED, telling
 
 @app.command()
 def ui(
-    run: Annotated[
-        Path | None, typer.Argument(metavar="RUN", help="A run's folder; by default the latest.")
-    ] = None,
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A run's folder; by default the latest.")] = None,
     track: Track = None,
     port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="By default a free one.")] = None,
     browse: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,

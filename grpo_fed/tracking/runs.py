@@ -18,7 +18,7 @@ from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric, Param,
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
 
-from grpo_fed.charts import PALETTE
+from grpo_fed.methods import METHODS
 from grpo_fed.tracking import telling
 from grpo_fed.tracking.metrics import MOST_CLIENTS, members_of, metrics_of, same_round, spread_of
 from grpo_fed.tracking.spool import Record, Sent, Spool, exclusively
@@ -115,7 +115,8 @@ class Runs:
         is_new = self.sent.parent is None
         if self.sent.parent is None:
             name = f"{params['method']} seed {params['seed']}"
-            self.sent.parent = known.get("") or self._create(record.time, name, FEDERATION, "", PALETTE[0])
+            shade = colour(list(METHODS).index(params["method"]))  # where runs are compared, they are by method
+            self.sent.parent = known.get("") or self._create(record.time, name, FEDERATION, "", shade)
         self.spool.keep(self.sent)
         self._describe(self._parent, {**params, "folder": begin["folder"]})
         self._tag(self._parent, {NOTE: telling.running(begin, None)})
