@@ -19,6 +19,7 @@ from pathlib import Path
 
 from grpo_fed.tracking import Store, store_of
 from grpo_fed.tracking.spool import FOLDER, Sent, Spool
+from grpo_fed.tracking.store import HIDDEN
 from grpo_fed.tracking.tracker import QUIET, link_of
 
 HOST = "127.0.0.1"
@@ -132,7 +133,7 @@ def _sent(run: Path) -> Sent:
 
 def _kept(sent: Sent) -> str | None:
     """Where a run is tracked; a password has to come from the environment again."""
-    return None if "***" in sent.store else sent.store
+    return None if HIDDEN in sent.store else sent.store
 
 
 def _latest(store: Store) -> Sent | None:

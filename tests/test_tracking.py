@@ -284,7 +284,10 @@ assert "grpo_fed" not in sys.modules
     np.testing.assert_array_equal(np.load(tmp_path / "said.npy"), expected)
 
 
-def test_a_resumed_run_goes_on_in_place_and_no_point_is_there_twice(database: Database, tmp_path: Path):
+def test_a_resumed_run_goes_on_in_place_and_no_point_is_there_twice(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     of = scenario("resumed", carts=1)
     tracked(database.uri, tmp_path / "run", of, range(4), "interrupted")
     runs = database.runs("resumed")

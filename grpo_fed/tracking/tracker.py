@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias, final
 
 from grpo_fed.scenario import Scenario
 from grpo_fed.tracking.spool import Sent, Spool
-from grpo_fed.tracking.store import Store, store_of
+from grpo_fed.tracking.store import HIDDEN, Store, store_of
 
 Status: TypeAlias = Literal["finished", "interrupted", "failed"]
 
@@ -131,11 +131,11 @@ def replay(folder: str | Path, uri: str | None = None, patience: float = PATIENC
     spool = Spool(Path(folder))
     if not spool.sent_path.is_file() and not spool.path.is_file():
         raise ValueError(f"{folder}: there is nothing to replay: no run was tracked in it")
-    store = store_of(uri)
+    kept = spool.sent("").store
+    store = store_of(uri or (kept if kept and HIDDEN not in kept else None))
     if store is None:
         raise ValueError(f"{folder}: nothing can be sent with tracking off; name a tracking URI")
-    if spool.sent_path.is_file():
-        store = _same(store, uri, spool)
+    store = _same(store, uri, spool)
     count = sum(1 for _ in _waiting(spool))
     if count:
         with spool.locked(0):
@@ -180,7 +180,7 @@ def _same(store: Store, given: str | None, spool: Spool) -> Store:
         return store
     if given:
         raise ValueError(f"{spool.folder.parent}: is tracked at {kept}, and goes on there, not at {store.uri}")
-    if "***" in kept:
+    if HIDDEN in kept:
         raise ValueError(f"{spool.folder.parent}: is tracked at {kept}; give it in MLFLOW_TRACKING_URI to go on there")
     again = store_of(kept)
     assert again is not None
