@@ -4,16 +4,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from grpo_fed.comparison import compare
+    from grpo_fed.engines.choice import resume, run
     from grpo_fed.saved import load_policy
     from grpo_fed.scenario import Scenario
-    from grpo_fed.training import resume, train
+    from grpo_fed.training import train
 
-__all__ = ["Scenario", "load_policy", "resume", "train"]
+__all__ = ["Scenario", "compare", "load_policy", "resume", "run", "train"]
 
 HOMES = {
     "Scenario": "grpo_fed.scenario",
+    "compare": "grpo_fed.comparison",
     "load_policy": "grpo_fed.saved",
-    "resume": "grpo_fed.training",
+    "resume": "grpo_fed.engines.choice",
+    "run": "grpo_fed.engines.choice",
     "train": "grpo_fed.training",
 }
 

@@ -261,7 +261,7 @@ def test_matplotlib_is_loaded_when_something_is_drawn_and_its_windows_never(tmp_
     write_run(tmp_path, scenario(more="rounds = 2"))
     code = f"""
 import sys
-import grpo_fed.compare, grpo_fed.episodes, grpo_fed.figures, grpo_fed.report, grpo_fed.summary
+import grpo_fed.comparison, grpo_fed.episodes, grpo_fed.figures, grpo_fed.report, grpo_fed.summary
 assert "matplotlib" not in sys.modules
 grpo_fed.figures.steps(grpo_fed.history.history_of({str(tmp_path)!r}))
 assert "matplotlib" in sys.modules

@@ -23,12 +23,12 @@ FLOORS = [
     objective past penalty policy post proximity sample statistics streams tasks""",
     """batch checkpoint film fisher fleet history home journal ledger members merging natural notes participation play
     position rollout saved stepping totals tracking training trust ui update wire""",
-    "compare deploy engines episodes figures report rounds summary tables",
+    "comparison deploy engines episodes figures report rounds summary tables",
     "cli overview progress reference __init__ __main__",
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 
-ROOFS = {"flwr": {"wire", "engines", "cli"}, "matplotlib": {"charts", "compare", "figures"}, "mlflow": {"tracking"}}
+ROOFS = {"flwr": {"wire", "engines", "cli"}, "matplotlib": {"charts", "comparison", "figures"}, "mlflow": {"tracking"}}
 """Who may import what."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from grpo_fed.compare import Comparison
-    from grpo_fed.scenario import Scenario
+    from grpo_fed.comparison import Comparison
     from grpo_fed.statistics import Estimate
 
 
@@ -74,8 +74,8 @@ def compare(
     """Run methods side by side, with the same scenario and seeds, and say which differ."""
     with telling(debug):
         ready()
-        from grpo_fed.compare import COMPARISON, Trial
-        from grpo_fed.compare import compare as side_by_side
+        from grpo_fed.comparison import COMPARISON, Trial, run_locally
+        from grpo_fed.comparison import compare as side_by_side
 
         folder = out or Path("runs") / f"compare-{Path(scenario).stem}"
         names = [name.strip() for name in methods.split(",") if name.strip()]
@@ -84,9 +84,7 @@ def compare(
         def told(trial: Trial) -> None:
             console.print(f"{trial.method} seed {trial.seed}: {trial.problem or 'done'}", soft_wrap=True)
 
-        def run(settings: Scenario, place: Path) -> object:
-            return _run(settings, place, workers)
-
+        run = partial(run_locally, workers=workers)
         found = side_by_side(scenario, names, range(seeds), folder, run, overrides or [], baseline, told)
     with telling(debug, FAILED):
         console.print(_table(found))
@@ -108,13 +106,3 @@ def _table(found: Comparison) -> Table:
         row = one.method, shown(one.iqm, number), *parts, shown(one.better, "{:.2f}".format), one.verdict
         table.add_row(*row)
     return table
-
-
-def _run(scenario: Scenario, folder: Path, workers: int | None) -> object:
-    """Anew, or on from where it was stopped."""
-    from grpo_fed.engines.local import LocalFederation
-    from grpo_fed.journal import ROUNDS
-
-    begun = (folder / ROUNDS).is_file() and (folder / "checkpoints").is_dir()
-    with LocalFederation.resumed(folder) if begun else LocalFederation(scenario, folder, workers=workers) as federation:
-        return federation.run()

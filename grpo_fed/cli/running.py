@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -31,7 +31,8 @@ from grpo_fed.cli.given import (
 from grpo_fed.cli.telling import FAILED, INTERRUPTED, complain, kept, said, telling
 
 if TYPE_CHECKING:
-    from grpo_fed.journal import Result, Status
+    from grpo_fed.engines.choice import Ready
+    from grpo_fed.journal import Status
     from grpo_fed.notes import RoundNote
     from grpo_fed.progress import Display, Opening
     from grpo_fed.scenario import Scenario
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 
 Engine = Literal["local", "flower-sim", "flower"]
+"""As `engines.choice` has them; it is not imported before it is needed."""
 
 
 @dataclass(frozen=True)
@@ -55,28 +57,6 @@ class Options:
     as_json: bool
     quiet: bool
     debug: bool
-
-
-class Run(Protocol):
-    """A run that is ready to begin."""
-
-    scenario: Scenario
-
-    @property
-    def device(self) -> str:
-        """What it computes on."""
-
-    @property
-    def result(self) -> Result | None:
-        """What became of it, as soon as it has ended, in whatever way."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def run(self, watch: Callable[[RoundNote], None]) -> Result:
-        """All rounds, or those that are left."""
-        ...
 
 
 @app.command()
@@ -104,16 +84,22 @@ def run(
 ) -> None:
     """Train a federation: clients learn, the server merges what they share."""
 
-    def federation(settings: Scenario, folder: Path) -> Run:
-        return _federation(settings, folder, engine, superlink, workers)
+    def federation(settings: Scenario, folder: Path) -> Ready:
+        from grpo_fed.engines.choice import ready
 
-    def resumed(folder: Path) -> Run:
+        return ready(settings, folder, engine, superlink, workers)
+
+    def resumed(folder: Path) -> Ready:
+        from grpo_fed.engines.choice import resumed
+
         if workers is not None:
             raise ValueError("--resume goes on with the workers that the run had: leave out --workers")
-        return _resumed(folder, engine, superlink)
+        return resumed(folder, engine, superlink)
 
     options = Options(scenario, overrides, seed, out, resume, track, figures, as_json, quiet, debug)
-    _command("run" if engine == "local" else f"run --engine {engine}", options, federation, resumed)
+    way = "" if engine == "local" else f" --engine {engine}"
+    way += "" if superlink is None else f" --superlink {superlink}"
+    _command(f"run{way}", options, federation, resumed)
 
 
 @app.command()
@@ -131,12 +117,12 @@ def train(
 ) -> None:
     """Train every client of a scenario alone, without any federation."""
 
-    def training(settings: Scenario, folder: Path) -> Run:
+    def training(settings: Scenario, folder: Path) -> Ready:
         from grpo_fed.training import Training
 
         return Training(settings, folder)
 
-    def resumed(folder: Path) -> Run:
+    def resumed(folder: Path) -> Ready:
         from grpo_fed.training import Training
 
         return Training.resumed(folder)
@@ -145,40 +131,9 @@ def train(
     _command("train", options, training, resumed)
 
 
-def _federation(scenario: Scenario, folder: Path, engine: Engine, superlink: str | None, workers: int | None) -> Run:
-    """On the engine that was asked for; ValueError for what does not go together."""
-    if superlink is not None and engine != "flower":
-        raise ValueError(f"--superlink {superlink} needs --engine flower; it is {engine}")
-    if engine == "local":
-        from grpo_fed.engines.worker import start_ahead
-
-        if workers != 0:
-            start_ahead()
-        from grpo_fed.engines.local import LocalFederation
-
-        return LocalFederation(scenario, folder, workers=workers)
-    if workers is not None:
-        raise ValueError(f"--workers {workers} needs --engine local; it is {engine}")
-    from grpo_fed.engines.flower import FlowerFederation
-
-    return FlowerFederation(scenario, folder, engine, superlink)
-
-
-def _resumed(folder: Path, engine: Engine, superlink: str | None) -> Run:
-    """A run that was stopped, on the engine that was asked for."""
-    if engine == "local":
-        from grpo_fed.engines.worker import start_ahead
-
-        start_ahead()
-        from grpo_fed.engines.local import LocalFederation
-
-        return LocalFederation.resumed(folder)
-    from grpo_fed.engines.flower import FlowerFederation
-
-    return FlowerFederation.resumed(folder, engine, superlink)
-
-
-def _command(name: str, options: Options, begin: Callable[[Scenario, Path], Run], go_on: Callable[[Path], Run]) -> None:
+def _command(
+    name: str, options: Options, begin: Callable[[Scenario, Path], Ready], go_on: Callable[[Path], Ready]
+) -> None:
     """What both commands do with their options: a new run, or one that was stopped."""
     stdout = sys.stdout
     with redirect_stdout(sys.stderr if options.as_json else stdout):  # an environment may print
@@ -197,8 +152,8 @@ def _command(name: str, options: Options, begin: Callable[[Scenario, Path], Run]
 
 
 def _run_of(
-    name: str, options: Options, begin: Callable[[Scenario, Path], Run], go_on: Callable[[Path], Run]
-) -> tuple[Run, Path]:
+    name: str, options: Options, begin: Callable[[Scenario, Path], Ready], go_on: Callable[[Path], Ready]
+) -> tuple[Ready, Path]:
     """What the options ask for, and its folder."""
     given = (options.scenario, options.overrides, options.seed, options.out)
     if options.resume is not None:
@@ -213,7 +168,7 @@ def _run_of(
     return begin(settings, folder), folder
 
 
-def _go(name: str, run: Run, opening: Opening, display: Display, tracker: Tracker, options: Options) -> None:
+def _go(name: str, run: Ready, opening: Opening, display: Display, tracker: Tracker, options: Options) -> None:
     """Run; whatever stops it, say where what was learned is."""
     from grpo_fed.notes import line_of
 
@@ -271,7 +226,7 @@ def _draw(folder: Path, display: Display) -> None:
         display.say(f"figures: {figures[0].parent}/; grpo-fed report {folder} makes a page of all")
 
 
-def _end(tracker: Tracker, run: Run, status: Status) -> None:
+def _end(tracker: Tracker, run: Ready, status: Status) -> None:
     """Send what is still to be sent, for a while."""
     tracker.close(None if run.result is None else run.result.document(), status)
     if tracker.trouble is not None:

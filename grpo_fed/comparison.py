@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from grpo_fed import checkpoint
 from grpo_fed.charts import INK, PAPER, Drawing, by_round, colour_of, dash_of, drawing, label_end, marks
 from grpo_fed.figures import FIGURES, write
 from grpo_fed.files import write_whole
 from grpo_fed.gallery import find
 from grpo_fed.history import filled, history_of
-from grpo_fed.journal import RESULTS
+from grpo_fed.journal import RESULTS, Result
 from grpo_fed.saved import SCENARIO
 from grpo_fed.scenario import Scenario
 from grpo_fed.statistics import (
@@ -115,7 +116,7 @@ def compare(
     methods: Sequence[str],
     seeds: Sequence[int],
     out: str | Path,
-    run: Run,
+    run: Run | None = None,
     overrides: Sequence[str] = (),
     baseline: str | None = None,
     watch: Callable[[Trial], None] = lambda trial: None,
@@ -124,11 +125,12 @@ def compare(
 
     scenario: a file or the name of one that ships, with `overrides` such as "rounds=5" for every run. What has finished
     is not run again, so that a comparison that was stopped goes on when it is asked for again; more methods and seeds
-    may be asked for. A run that fails is left out and named, and the others go on. `watch` hears of every trial when it
+    may be asked for. By default runs are the local engine's, and one that was stopped goes on; `run` is another way to
+    run one. A run that fails is left out and named, and the others go on. `watch` hears of every trial when it
     is over. ValueError, before anything is run, for what is wrong with a scenario, and for a folder that holds the run
     of another one.
     """
-    out = Path(out)
+    out, run = Path(out), run or run_locally
     _refuse_unusable(methods, seeds, baseline)
     source = find(str(scenario))
     planned = []
@@ -182,6 +184,15 @@ def _refuse_other(scenario: Scenario, folder: Path) -> None:
 def _has_finished(folder: Path) -> bool:
     path = folder / RESULTS
     return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["status"] == "finished"
+
+
+def run_locally(scenario: Scenario, folder: Path, workers: int | None = None) -> Result:
+    """On the local engine: anew, or on from where it was stopped."""
+    from grpo_fed.engines.local import LocalFederation
+
+    begun = checkpoint.latest(folder) is not None
+    with LocalFederation.resumed(folder) if begun else LocalFederation(scenario, folder, workers=workers) as federation:
+        return federation.run()
 
 
 def _run(run: Run, scenario: Scenario, folder: Path) -> str:
