@@ -1,0 +1,156 @@
+"""`grpo-fed run`, `compare` and `report` as a user types them, on the local engine in this process."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import tomli_w
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner, Result
+
+import grpo_fed
+from grpo_fed import Scenario, load_policy
+from grpo_fed.cli import app
+
+TINY = {
+    "name": "tiny",
+    "rounds": 2,
+    "steps": 64,
+    "evaluate": {"episodes": 3},
+    "policy": {"hidden": [8]},
+    "rollout": {"num_envs": 4, "horizon": 16},
+    "objective": {"epochs": 1, "minibatches": 1},
+    "merge": {"threshold": 0.0},
+    "clients": [{"name": "cart", "env": "grpo_fed/CartPole-v1", "count": 2}],
+}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with a scenario."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.toml").write_text(tomli_w.dumps(TINY))
+    return tmp_path
+
+
+def call(*arguments: str) -> Result:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
+    assert "Traceback" not in result.output
+    return result
+
+
+def run(*arguments: str) -> Result:
+    result = call("run", "tiny.toml", "--workers", "0", *arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_a_run_leaves_a_folder_that_holds_it_all():
+    said = run("--out", "r").stdout
+    assert "tiny: 2 clients, 2 rounds of 64 steps, grpo, ppo" in said
+    assert "round 2/2" in said
+    assert "grpo-fed report r" in said
+    folder = Path("r")
+    results = json.loads((folder / "results.json").read_text())
+    assert (results["method"], results["status"], results["rounds"]) == ("grpo", "finished", 2)
+    assert results["bytes_up"] > 0
+    assert results["clients"]["cart-0"]["personal_groups"] == ["torso.0", "actor"]  # with threshold 0 all leave
+    assert len((folder / "rounds.jsonl").read_text().splitlines()) == 2
+    assert Scenario.load(folder / "scenario.toml").method == "grpo"
+    assert (folder / "figures" / "learning.png").is_file()
+    assert "cart-1" in (folder / "summary.md").read_text()
+    assert {path.name for path in (folder / "checkpoints" / "round-0002").iterdir()} == {
+        "clients",
+        "shared.safetensors",
+        "state.json",
+    }
+    assert load_policy(folder, "cart-1").play(episodes=2).scores.shape == (2,)
+
+
+def test_another_method_is_one_word():
+    run("--out", "r", "--no-figures", "--quiet", "--set", "method=fedavg")
+    results = json.loads(Path("r/results.json").read_text())
+    assert results["method"] == "fedavg"
+    assert results["clients"]["cart-0"]["personal_groups"] == []
+    assert not Path("r/figures").exists()
+
+
+def test_json_lines_for_programs_and_talk_for_people():
+    result = run("--out", "r", "--no-figures", "--json")
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["type"] for line in lines] == ["round", "round", "result"]
+    assert lines[0]["fed/clients_ok"] == 2
+    assert {"kl/actor", "alpha/actor", "comm/MB_up", "comm/MB_down"} <= lines[0].keys()
+    assert "tiny: 2 clients" in result.stderr
+
+
+def test_the_local_method_shares_nothing_and_is_the_control():
+    run("--out", "r", "--no-figures", "--set", "method=local")
+    assert call("train", "tiny.toml", "--out", "t", "--no-figures", "--set", "method=local").exit_code == 0
+    ours, theirs = (json.loads(Path(folder, "results.json").read_text())["clients"] for folder in ("r", "t"))
+    for name in ("cart-0", "cart-1"):
+        assert ours[name]["return_best"] == theirs[name]["return_best"]
+        one, other = (load_file(Path(folder, "policies", f"{name}.safetensors")) for folder in ("r", "t"))
+        assert one.keys() == other.keys()
+        for key in one:
+            torch.testing.assert_close(one[key], other[key], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("tiny.toml", "--superlink", "x"), "superlink = x: is for the engine flower; it is local"),
+        (("tiny.toml", "--engine", "flower", "--workers", "2"), "only the local engine has them"),
+        (("--resume", "r", "--workers", "2"), "leave out --workers"),
+        (("tiny.toml", "--resume", "r"), "it takes no SCENARIO"),
+        ((), "run needs a SCENARIO"),
+        (("tiny.toml", "--track", "nonsense"), "no place for runs"),
+        (("tiny.toml", "--set", "policy.shared=['actr']"), 'did you mean "actor"?'),
+        (("tiny.toml", "--set", "merge.blocks={critic=0.1}"), "critic"),
+        (("tiny.toml", "--engine", "flower", "--superlink", "nowhere"), "nowhere"),
+    ],
+)
+def test_a_wrong_call_is_refused_before_anything_is_written(arguments: tuple[str, ...], said: str):
+    result = call("run", *arguments)
+    assert result.exit_code == 2, result.output
+    assert said in " ".join(result.stderr.split())
+    assert {path.name for path in Path().iterdir()} <= {"tiny.toml"}
+
+
+def test_a_comparison_stands_side_by_side_and_goes_on():
+    arguments = ("compare", "tiny.toml", "--methods", "local,fedavg", "--workers", "0", "--out", "c")
+    first = call(*arguments, "--seeds", "1")
+    assert first.exit_code == 0, first.output
+    assert "one seed cannot tell" in first.stdout
+    again = call(*arguments, "--seeds", "2")
+    assert again.exit_code == 0, again.output
+    document = json.loads(Path("c/comparison.json").read_text())
+    assert document["seeds"] == [0, 1]
+    assert set(document["methods"]) == {"local", "fedavg"}
+    assert call(*arguments[:2], "--methods", "local,fedavvg").exit_code == 2
+
+
+def test_a_report_is_one_page():
+    run("--out", "r", "--no-figures")
+    result = call("report", "r", "--no-episodes")
+    assert result.exit_code == 0, result.output
+    page = Path("r/report.html").read_text()
+    assert "cart-1" in page
+    assert not re.search(r"(src|href)=.https?:", page)
+    assert call("report", "nowhere").exit_code == 2
+
+
+def test_what_python_calls_is_what_the_command_line_calls(here: Path):
+    seen = []
+    result = grpo_fed.run(Scenario.load("tiny.toml"), out=here / "r", watch=seen.append, workers=0)
+    assert [note.round for note in seen] == [0, 1, 2]
+    assert result.status == "finished"
+    with pytest.raises(ValueError, match="has finished"):
+        grpo_fed.resume(here / "r")
+    with pytest.raises(ValueError, match="only the local engine"):
+        grpo_fed.run(Scenario.load("tiny.toml"), engine="flower-sim", workers=1)
