@@ -464,7 +464,8 @@ def test_a_group_that_hangs_is_halved_until_it_is_one() -> None:
 def start_alone(code: str) -> subprocess.Popen[str]:
     """A process of its own and the leader of a group."""
     lines = "\n".join(line[8:] for line in code.splitlines())
-    code = f"from pathlib import Path\nfrom tests.test_local import Stage\n{lines}"
+    listen = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"  # who starts us may ignore it
+    code = f"{listen}\nfrom pathlib import Path\nfrom tests.test_local import Stage\n{lines}"
     return subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=ROOT,
