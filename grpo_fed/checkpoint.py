@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
 from grpo_fed.files import link, write_whole
@@ -93,6 +93,9 @@ def latest(folder: Path) -> Checkpoint | None:
     try:
         state = json.loads((place / STATE).read_text())
         files = {client: place / CLIENTS / f"{client}.safetensors" for client in state["clients"]}
+        for file in files.values():
+            with safe_open(file, "numpy"):  # whole as far as its header and its length can tell
+                pass
         shared = load((place / SHARED).read_bytes()) if (place / SHARED).is_file() else None
         return Checkpoint(
             state["round"], state["notes"], files=files, shared=shared, origins=state["origins"], place=place

@@ -294,9 +294,16 @@ class Members:
     # What clients remember
 
     def _remembering(self, name: str, start: Start, until: int | None = None) -> Seat:
-        """A client with what it remembers of the rounds until this one, by default until the start's."""
+        """A client with what it remembers of the rounds until this one, by default until the start's.
+
+        One that was heard last in the start's round, and has trained on since, late or refused each time, may have
+        forgotten that; then what it knows is nearer to it than what it knew before the first round.
+        """
         last = start.round if until is None else until
-        round, state = self.home.load(start.run, name, before=last + 1) or (0, None)
+        found = self.home.load(start.run, name, before=last + 1)
+        if found is None and until is None and start.round:
+            found = self.home.earliest(start.run, name)
+        round, state = found or (0, None)
         return Seat(name, start, round, state)
 
     def _parameters(self, seats: Sequence[Seat]) -> Tensor:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from grpo_fed import words
 from grpo_fed.blocks import Block
+from grpo_fed.commons import Commons
 from grpo_fed.fleet import Fleet
 from grpo_fed.groups import groups_of
 from grpo_fed.scenario import Scenario
@@ -23,7 +24,7 @@ FLOAT = 4
 """Bytes."""
 
 
-def overview(scenario: Scenario, fleets: Sequence[Fleet]) -> Iterator[RenderableType]:
+def overview(scenario: Scenario, fleets: Sequence[Fleet], commons: Commons) -> Iterator[RenderableType]:
     """The whole, the clients, and the blocks of each shape of policy."""
     clients = sum(len(fleet.tasks) for fleet in fleets)
     steps = scenario.rounds * scenario.steps * clients
@@ -35,8 +36,10 @@ def overview(scenario: Scenario, fleets: Sequence[Fleet]) -> Iterator[Renderable
     )
     yield _clients_table(fleets)
     for fleet in fleets:
-        yield Text.assemble("Policy of ", (words.shorten(", ".join(fleet.names), 70), "bold"), f": {_sizes(fleet)}")
-        yield _blocks_table(fleet, scenario)
+        yield Text.assemble(
+            "Policy of ", (words.shorten(", ".join(fleet.names), 70), "bold"), f": {_sizes(fleet, commons)}"
+        )
+        yield _blocks_table(fleet, scenario, commons)
 
 
 def _clients_table(fleets: Sequence[Fleet]) -> Table:
@@ -76,16 +79,15 @@ def _action(action: Action) -> str:
     return f"{action.size} real"
 
 
-def _sizes(fleet: Fleet) -> str:
-    layout = fleet.policy.layout
-    shared = sum(block.size for block in layout.shared)
+def _sizes(fleet: Fleet, commons: Commons) -> str:
+    layout, shared = fleet.policy.layout, commons.size
     return (
         f"{layout.size:,} parameters, {_bytes(layout.size)}; shared {shared:,}, {_bytes(shared)};"
         f" {type(fleet.policy.distribution).__name__}"
     )
 
 
-def _blocks_table(fleet: Fleet, scenario: Scenario) -> Table:
+def _blocks_table(fleet: Fleet, scenario: Scenario, commons: Commons) -> Table:
     layout = fleet.policy.layout
     groups = Counter(groups_of(layout, scenario.policy.groups).blocks)
     penalised = {block.name for block in layout.select(scenario.penalty.blocks)}
@@ -97,7 +99,8 @@ def _blocks_table(fleet: Fleet, scenario: Scenario) -> Table:
     table.add_column("kept", no_wrap=True)
     table.add_column("tensors", overflow="fold")
     for block in layout.blocks:
-        kept = ["shared" if block.shared else "private"]
+        shared = block.name in commons.blocks
+        kept = ["shared" if shared else "private"]
         kept += ["penalised"] if weighted and block.name in penalised else []
         kept += [f"KL <= {budgets[block.name]:g}"] if block.name in budgets else []
         table.add_row(
@@ -105,7 +108,7 @@ def _blocks_table(fleet: Fleet, scenario: Scenario) -> Table:
             f"{block.size:,}",
             _bytes(block.size),
             f"{groups[block.name]:,}",
-            Text(", ".join(kept), style="green" if block.shared else ""),
+            Text(", ".join(kept), style="green" if shared else ""),
             _tensors(block),
         )
     return table

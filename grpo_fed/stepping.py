@@ -124,6 +124,6 @@ def looked_back(kept: Kept, replies: Mapping[str, Trained], weights: Mapping[str
         joint, *alone = [max(column) for column in columns]
     else:
         shares = [weights[name] / total for name in found]
-        joint, *alone = [math.fsum(s * kl for s, kl in zip(shares, column, strict=True)) for column in columns]
+        joint, *alone = [sum(s * kl for s, kl in zip(shares, column, strict=True)) for column in columns]
     blocks = tuple(replace(block, kl=kl) for block, kl in zip(kept.blocks, alone, strict=True))
     return replace(kept, blocks=blocks, joint=joint, clients=tuple(found))

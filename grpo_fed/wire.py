@@ -42,6 +42,8 @@ TRAIN, MEASURE, EVALUATE, HELLO = "train", "query.measure", "evaluate", "query.h
 
 FURTHEST = 100.0
 """How far a client's point may lie from the shared blocks s, in units of 1 + ||s||."""
+LARGEST = 1e100
+"""Number that a client may tell of itself: means and squares of such are numbers too, as JSON needs them."""
 MOST_TRIALS = 64
 """In one message, for each block and one more."""
 KEPT = 8
@@ -427,7 +429,7 @@ class _Fields:
             raise Refused(f"{self._name}.{name} is {_show(value)}; it has to be a {kind.__name__}")
         return value
 
-    def number(self, name: str, least: float = -math.inf, most: float = math.inf) -> float:
+    def number(self, name: str, least: float = -LARGEST, most: float = LARGEST) -> float:
         """Finite, and from `least` to `most`."""
         value = self.take(name, float)
         if not (math.isfinite(value) and least <= value <= most):
@@ -485,8 +487,8 @@ def _read_metrics(content: RecordDict) -> Mapping[str, float]:
     for name, value in record.items():
         if name not in METRICS:
             raise Refused(f"metrics has {_show(name)}, which a client does not tell")
-        if not (isinstance(value, float) and math.isfinite(value)):
-            raise Refused(f"metrics.{name} is {_show(value)}; it has to be a finite float")
+        if not (isinstance(value, float) and abs(value) <= LARGEST):
+            raise Refused(f"metrics.{name} is {_show(value)}; it has to be a finite float, at most {LARGEST:g} in size")
         metrics[name] = value
     return metrics
 

@@ -394,6 +394,31 @@ def test_check_shows_clients_blocks_and_sizes_and_trains_nothing(here: Path):
     assert not (here / "runs").exists()
 
 
+UNLIKE = 'clients=[{name="cart",env="grpo_fed/CartPole-v1"},{name="swing",env="grpo_fed/Pendulum-v1"}]'
+
+
+def test_check_calls_shared_only_what_all_clients_have_alike():
+    done = call("check", "tiny.toml", "--set", UNLIKE, "--set", 'policy.shared=["*"]', "--set", "policy.adapter=5")
+    assert done.exit_code == 0, done.output
+    rows = [line for line in done.stdout.splitlines() if line.split()[:1] in (["torso.0"], ["actor"], ["critic"])]
+    assert ["shared" in row for row in rows] == [True, False, False] * 2
+    assert done.stdout.count("shared 48, 192 B") == 2  # 5 features, 8 units: weights and biases of the torso
+
+
+@pytest.mark.parametrize(
+    ("override", "why"),
+    [
+        (UNLIKE, "takes block torso.0"),
+        ("merge.blocks.head=1", "merge.blocks"),
+        ("proximity.blocks.head=1", "proximity"),
+    ],
+)
+def test_check_finds_what_a_run_would_refuse(override: str, why: str):
+    done = call("check", "tiny.toml", "--set", override)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert why in done.stderr
+
+
 @pytest.mark.parametrize("one", [one.name for one in shipped() if one.name not in ("cheetah", "lunar")])
 def test_every_scenario_that_ships_passes_its_check(one: str):
     done = call("check", one)

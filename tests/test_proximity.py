@@ -425,3 +425,9 @@ def test_no_limit_and_no_budget_stay_what_they_are() -> None:
     for budget in (0.0, math.inf):
         for gains in ([1.0, 1.0], [-1.0, -1.0]):
             assert adapt({"actor": budget}, {"actor": budget}, kept_with(0.0, 0.0), gains) == {"actor": budget}
+
+
+@pytest.mark.parametrize("claims", [[1e200, -1.0, -1.0], [math.inf, -math.inf, 0.5], [-1.7e308, -1.7e308, -1.7e308]])
+def test_a_client_that_claims_beyond_all_measure_does_not_stop_the_others(claims: list[float]) -> None:
+    budgets = adapt({"actor": 0.02}, {"actor": 0.02}, kept_with(0.5, 0.02), claims)
+    assert 0.002 <= budgets["actor"] <= 0.2

@@ -17,7 +17,9 @@ from grpo_fed.journal import Result
 from grpo_fed.messages import Evaluate, Failure, Instruction, Measure, Train, Trained
 from grpo_fed.notes import RoundNote, line_of
 from grpo_fed.participation import part_of
+from grpo_fed.proximity import Kept, KeptBlock
 from grpo_fed.rounds import Deserted, Federation
+from grpo_fed.stepping import looked_back
 from tests.numeric import NumericPost, village
 
 EVERY = "evaluate.every=1"
@@ -347,6 +349,18 @@ def test_a_predicted_step_is_measured_with_the_next_training():
     assert line["last_kl/joint"] == pytest.approx(mean_kl(post, 1, old, new), rel=1e-5)
     assert line["last_kl/actor"] == pytest.approx(mean_kl(post, 1, old, new, "actor"), rel=1e-5)
     assert "last_kl/joint" not in line_of(notes[1])
+
+
+def test_a_step_that_broke_every_policy_is_seen_as_beyond_any_number_and_no_reason_to_stop():
+    """Clients say of an infinite KL that it is the greatest number there is; their weighted mean may be more."""
+    greatest = float(np.finfo(np.float64).max)
+    kept = Kept((KeptBlock("actor", 1.0, math.inf, 1.0, 1.0),), 1.0, math.inf, 1.0)
+    reply = Trained(np.zeros(0, np.float32), 1, 1, 0.0, 0.0, {}, kl=(greatest, greatest))
+    weights = {"a": 1.0, "b": 6.0, "c": 6.0}  # their parts of 13, as floats, are more than 1 together
+    found = looked_back(kept, dict.fromkeys(weights, reply), weights, "mean")
+    assert found is not None
+    assert found.joint >= greatest
+    assert found.blocks[0].kl == found.joint
 
 
 def test_budgets_widen_where_clients_gain_and_tighten_where_they_lose():

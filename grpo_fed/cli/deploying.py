@@ -12,6 +12,8 @@ from grpo_fed.cli.given import Debug
 from grpo_fed.cli.telling import FAILED, telling
 
 PORT = 9092
+MADE = Path("deployment")
+"""What `deploy init` makes where it is not told."""
 
 group = typer.Typer(
     name="deploy",
@@ -25,10 +27,12 @@ Insecure = Annotated[bool, typer.Option("--insecure", help="No encryption and no
 
 @group.command()
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What to make; called again, it adds clients.")],
     clients: Annotated[
         list[str], typer.Option("--client", metavar="NAME", help="A client as the scenario names it; may be repeated.")
     ],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="What to make; called again, it adds clients.")
+    ] = MADE,
     hosts: Annotated[
         list[str] | None,
         typer.Option("--host", metavar="HOST", help="A name or address of the server; may be repeated."),
@@ -45,7 +49,9 @@ def init(
 
 @group.command()
 def server(
-    folder: Annotated[Path | None, typer.Argument(metavar="FOLDER", help="The server's, from deploy init.")] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="FOLDER", help="The server's, from deploy init; found where that made it.")
+    ] = None,
     host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "0.0.0.0",
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="For clients.")] = PORT,
     insecure: Insecure = False,
@@ -55,6 +61,8 @@ def server(
     with telling(debug, FAILED):
         from grpo_fed import deploy
 
+        if folder is None and not insecure:
+            folder = _found(Path("server"), MADE / "server")
         code = deploy.server(folder, host=host, port=port, insecure=insecure, say=typer.echo)
     raise typer.Exit(code)
 
@@ -63,7 +71,9 @@ def server(
 def client(
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="The client, as the scenario names it.")],
     superlink: Annotated[str, typer.Option("--superlink", metavar="HOST:PORT", help="Where the server is.")],
-    folder: Annotated[Path | None, typer.Argument(metavar="FOLDER", help="The client's, from deploy init.")] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="FOLDER", help="The client's, from deploy init; found where that made it.")
+    ] = None,
     state: Annotated[
         Path | None, typer.Option("--state", metavar="DIR", help="What it remembers; by default in the user's own.")
     ] = None,
@@ -74,5 +84,12 @@ def client(
     with telling(debug, FAILED):
         from grpo_fed import deploy
 
+        if folder is None and not insecure:
+            folder = _found(Path(name), MADE / "clients" / name)
         code = deploy.client(name, superlink, folder, state=state, insecure=insecure, say=typer.echo)
     raise typer.Exit(code)
+
+
+def _found(*places: Path) -> Path | None:
+    """The first that is there."""
+    return next((place for place in places if place.is_dir()), None)

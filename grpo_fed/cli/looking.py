@@ -65,12 +65,17 @@ def check(scenario: Source, overrides: Overrides = None, seed: Seed = None, debu
     with telling(debug):
         ready()
         settings = scenario_from(scenario, overrides, seed)
+        from grpo_fed.commons import commons_of
         from grpo_fed.fleet import fleets_of
+        from grpo_fed.merging import check as check_merge
         from grpo_fed.overview import overview
+        from grpo_fed.stepping import budgets_of
 
-        fleets = fleets_of(settings)
+        fleets, commons = fleets_of(settings), commons_of(settings)
+        check_merge(settings.merge, commons)
+        budgets_of(settings.proximity, commons)
         console = console_here()
-        for part in overview(settings, fleets):
+        for part in overview(settings, fleets, commons):
             console.print(part)
         for fleet in fleets:
             fleet.close()
@@ -118,4 +123,4 @@ def list_scenarios() -> None:
             console.print(Text(one.name, style="bold cyan"))
             console.print(Text(one.header), width=min(console.width, 100) - 2)
             console.print()
-        console.print(Text("grpo-fed check NAME shows what one comes to, grpo-fed train NAME trains it.", style="dim"))
+        console.print(Text("grpo-fed check NAME shows what one comes to, grpo-fed run NAME trains it.", style="dim"))

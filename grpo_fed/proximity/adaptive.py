@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from grpo_fed.proximity.records import Kept
 
 WIDEN, TIGHTEN, RANGE = 1.5, 0.5, 10.0
+MOST = 1e6
+"""Of its own spread that a client is believed to have gained or lost; squares of what it says must be numbers."""
 
 
 def adapt(
@@ -24,6 +26,7 @@ def adapt(
     adapted = dict(budgets)
     if len(gains) < 2:
         return adapted
+    gains = [min(max(gain, -MOST), MOST) for gain in gains]
     mean = math.fsum(gains) / len(gains)
     error = math.sqrt(math.fsum((gain - mean) ** 2 for gain in gains) / (len(gains) - 1) / len(gains))
     for block in kept.blocks:
