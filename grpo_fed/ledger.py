@@ -49,12 +49,18 @@ class Ledger:
     """Of one federation."""
 
     def __init__(
-        self, scenario: Scenario, commons: Commons, post: Post, folder: Path | None, after: Checkpoint | None
+        self,
+        scenario: Scenario,
+        commons: Commons,
+        post: Post,
+        folder: Path | None,
+        after: Checkpoint | None,
+        device: str | None = None,
     ) -> None:
         self.scenario, self.commons, self.post, self.folder = scenario, commons, post, folder
         if folder is not None:
             journal.refuse_unusable(folder)
-        self.totals = Totals(scenario, scenario.device)
+        self.totals = Totals(scenario, device or scenario.device)
         self.entries = {name: settings.name for settings in scenario.clients for name in settings.names}
         self.failures: dict[str, Failure] = {}
         """Of the round that goes on, the first of each client."""

@@ -40,6 +40,20 @@ def overview(scenario: Scenario, fleets: Sequence[Fleet], commons: Commons) -> I
             "Policy of ", (words.shorten(", ".join(fleet.names), 70), "bold"), f": {_sizes(fleet, commons)}"
         )
         yield _blocks_table(fleet, scenario, commons)
+    yield Text(_messages(scenario, commons, clients))
+
+
+def _messages(scenario: Scenario, commons: Commons, clients: int) -> str:
+    """What a round sends: all shared parameters to each client that is drawn, and at most as much back."""
+    if not commons.size:
+        return "Nothing is shared: no parameters are sent."
+    drawn = max(1, round(scenario.round.fraction * clients))
+    groups = many(len(commons.groups.names), "group")
+    return (
+        f"Shared by all: {', '.join(commons.blocks)}, in {groups}. To train, {_bytes(commons.size)} go to a client and"
+        f" at most {_bytes(commons.size)} come back; with {many(drawn, 'client')} drawn"
+        f" {_bytes(2 * drawn * commons.size)} a round, without what measuring the step takes."
+    )
 
 
 def _clients_table(fleets: Sequence[Fleet]) -> Table:

@@ -37,8 +37,10 @@ from grpo_fed.tables import (
 
 ROWS_AROUND = 5
 """Rows of a terminal that the bar, the table's head and the cursor take."""
-COLUMNS_BESIDE = 50
-"""Columns that a table's numbers take, beside the clients' names and the curves."""
+COLUMNS_BESIDE, COLUMNS_NARROW = 50, 34
+"""Columns that a table's numbers take, beside the clients' names and the curves; and those of a narrow one."""
+COLUMNS_KEPT = 17
+"""And those that a federation needs for what a client keeps to itself."""
 MISSING = 5
 """Missing clients that a round's line names."""
 SHORTEST = 8
@@ -185,9 +187,12 @@ class LiveDisplay:
             return bar
         most = min(MANY, self.console.height - ROWS_AROUND)
         longest = max(len(name) for name in self.course.clients)
-        letters = max(SHORTEST, min(CURVE, self.console.width - COLUMNS_BESIDE - longest))
+        federated = any(one.personal is not None for one in self.course.clients.values())
+        room = self.console.width - longest - (COLUMNS_KEPT if federated else 0)
+        narrow = federated and room - COLUMNS_BESIDE < CURVE
+        letters = max(SHORTEST, min(CURVE, room - (COLUMNS_NARROW if narrow else COLUMNS_BESIDE)))
         lines = [Text(self.course.server, style="dim", overflow="ellipsis", no_wrap=True)] if self.course.server else []
-        return Group(bar, *lines, standings_table(self.course.clients, most, letters))
+        return Group(bar, *lines, standings_table(self.course.clients, most, letters, narrow))
 
 
 def _bar(course: Course, began: float) -> Table:

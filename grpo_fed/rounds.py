@@ -65,13 +65,14 @@ class Federation:
         client_files: ClientFiles | None = None,
         before_results: Callable[[Mapping[str, Start]], None] | None = None,
         engine: Mapping[str, Any] | None = None,
+        device: str | None = None,
     ) -> None:
         """A new federation, or one that goes on `after` a checkpoint; a folder gets what a run leaves behind.
 
         fold: where a message costs seconds, clients play when they are told to train again, not on a message of its
         own. client_files: the clients in a checkpoint; none where each keeps its own. before_results: what else is to
         be saved, with where the clients stand, before the results are. engine: JSON that the engine wants to find again
-        under `engine` in a checkpoint's notes.
+        under `engine` in a checkpoint's notes. device: what the clients compute on, where that is known.
         """
         self.scenario, self.commons, self.post, self.folder, self.fold = scenario, commons, post, folder, fold
         self.client_files, self.before_results, self.engine = client_files, before_results, dict(engine or {})
@@ -81,7 +82,7 @@ class Federation:
             self.position = Position.first(scenario.name, commons, self.first_budgets)
         else:
             self.position = Position.after(after, commons)
-        self.ledger = Ledger(scenario, commons, post, folder, after)
+        self.ledger = Ledger(scenario, commons, post, folder, after, device)
         self.result: Result | None = None
         """What became of it, as soon as it has ended, in whatever way."""
         self._is_new = True

@@ -53,18 +53,24 @@ class Standing:
 # Tables ---------------------------------------------------------------------------------------------------------------
 
 
-def standings_table(clients: dict[str, Standing], most: int = MANY, letters: int = CURVE) -> RenderableType:
-    """How the clients are doing, with the curve of each; above `most` the worst ones and quantiles."""
+def standings_table(
+    clients: dict[str, Standing], most: int = MANY, letters: int = CURVE, narrow: bool = False
+) -> RenderableType:
+    """How the clients are doing, with the curve of each; above `most` the worst ones and quantiles.
+
+    Where it is `narrow`, without the columns that can best be spared.
+    """
     shown = _shown({name: one.last for name, one in clients.items()}, most)
     ones = list(clients.values())
     federated = any(one.personal is not None for one in ones)
-    table = table_of("client", "before", "return", "best", "KL", "entropy")
+    table = table_of("client", *(("return", "best", "KL") if narrow else ("before", "return", "best", "KL", "entropy")))
     table.add_column("by round", justify="left", no_wrap=True)
     if federated:
         table.add_column("keeps", justify="left", overflow="fold")
     for name in shown:
         one = clients[name]
-        cells = number(one.before), number(one.last), number(one.best), small(one.kl), small(one.entropy)
+        cells = [number(one.last), number(one.best), small(one.kl)]
+        cells = cells if narrow else [number(one.before), *cells, small(one.entropy)]
         table.add_row(
             name, *cells, Text(curve(one.returns, letters), style="cyan"), *([_keeps(one)] if federated else [])
         )

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from grpo_fed.checkpoint import latest
 from grpo_fed.engines.local import LocalFederation, federate, resume
 from grpo_fed.engines.worker import is_possible
+from grpo_fed.fleet import device_of
 from grpo_fed.journal import Result
 from grpo_fed.notes import RoundNote
 from grpo_fed.saved import load_policy
@@ -203,6 +204,11 @@ def test_who_was_asked_apart_is_so_after_the_run_was_stopped(tmp_path: Path) -> 
 
 
 # Folders and what does not go ----------------------------------------------------------------------------------------
+
+
+def test_results_say_what_was_computed_on_and_not_what_was_asked_for() -> None:
+    result = federate(scenario_of(rounds=1, device="auto"), workers=0)
+    assert result.device == str(device_of("auto"))
 
 
 def test_without_a_folder_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,13 +19,13 @@ PACKAGE = ROOT / "grpo_fed"
 # A module may import from its own floor and from those below. A package stands on one floor with all that is in it.
 FLOORS = [
     """describe files gallery given hostile kinds memory locate messages methods physics presets read records scenario
-    words""",
+    starter words""",
     """activations adam advantages blocks charts commons distributions families groups judge lanes merge normalise
     objective past penalty policy post proximity sample statistics streams tasks""",
     """batch checkpoint film fisher fleet history home journal ledger members merging natural notes participation play
     position rollout saved stepping totals tracking training trust ui update wire""",
     "comparison deploy engines episodes figures report rounds summary tables",
-    "cli overview progress reference __init__ __main__",
+    "cli explain overview progress reference __init__ __main__",
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 

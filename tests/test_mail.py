@@ -167,6 +167,7 @@ ERRORS = [
     (Error(5, "Node Unavailable"), "died", "Node Unavailable"),
     (Error(4, "expired"), "late", "expired"),
     (Error(0), "died", "Flower's error 0"),
+    (Error(2, "\x1b]0;mine\x07\x1b[2Jnothing\u202ewrong"), "raised", "]0;mine [2Jnothing wrong"),
     (Error(2, "x" * 1000), "raised", "x" * 296 + " ..."),
 ]
 

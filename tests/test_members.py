@@ -412,6 +412,22 @@ def test_a_client_that_missed_rounds_plays_with_what_it_has(tmp_path: Path) -> N
     asked.close()
 
 
+def test_a_client_whose_answers_came_to_nothing_for_long_still_plays_with_what_it_has_learned(tmp_path: Path) -> None:
+    """The server knows of its first round only, which it no longer remembers; its actor is its own."""
+    asked = members(scenario('policy.shared=["torso.*"]', "normalise.observations=true"), tmp_path)
+    one = shared_of(1, asked.commons.size)
+    for round in (1, 2, 3, 4):
+        trained(asked, round, one)
+
+    def play(round: int) -> dict[str, float]:
+        told = {"cart-1": Evaluate(Start("run", round, one), Play(4))}
+        return said(answers(asked, told, Evaluated)["cart-1"].played)
+
+    assert asked.home.at("run", "cart-1", 1) is None
+    assert play(1) == play(2) != play(0)
+    asked.close()
+
+
 class Breaks(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Fails at the 40th step after a file was there, which is in the middle of a round."""
 

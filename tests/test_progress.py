@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from grpo_fed.journal import ClientResult, Result
+from grpo_fed.messages import Failure
 from grpo_fed.notes import ClientNote, RoundNote, ServerNote
 from grpo_fed.progress import LineDisplay, LiveDisplay, Opening, next_command, result_line, server_line
 from grpo_fed.proximity import Kept, KeptBlock
@@ -191,3 +192,23 @@ def test_a_federation_shows_what_each_client_keeps_and_who_is_missing():
     assert rows["gone"][-1] == "late"
     assert shown(standings_table({"alone": Standing(1.0, [2.0])}))[1][-2:] == ["by", "round"]
     assert some(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
+
+
+@pytest.mark.parametrize("name", ["a", "backwards-0", "a-rather-long-name"])
+def test_what_a_client_keeps_is_seen_on_a_terminal_of_80_columns(name: str):
+    out = console(terminal=True)
+    out.width = 80
+    display = LiveDisplay(out)
+    display.begin(opening())
+    clients = [
+        ClientNote(name, "cart", 512, 1, {"charts/episodic_return": -1250.3}, personal=("actor",)),
+        ClientNote("lost", "cart", failure=Failure("late", "no answer")),
+    ]
+    for last in range(30):
+        display.round(RoundNote(last, 30, 0.5, 1024, clients, ServerNote(None, {}, 1, 1, 2)))
+    display.stop()
+    rows = {line.split()[0]: line.split() for line in text_of(out).splitlines() if line.strip()}
+    assert rows["client"][-1] == "keeps"
+    assert rows[name][-1] == "actor"
+    assert rows["lost"][-1] == "late"
+    assert "…" not in rows["lost"]

@@ -12,7 +12,22 @@ from typer.core import TyperGroup
 
 from grpo_fed.cli.telling import INTERRUPTED
 
-COMMANDS = ["run", "train", "compare", "play", "report", "ui", "check", "list", "config", "schema", "deploy", "replay"]
+COMMANDS = [
+    "run",
+    "train",
+    "compare",
+    "play",
+    "report",
+    "ui",
+    "new",
+    "check",
+    "explain",
+    "list",
+    "config",
+    "schema",
+    "deploy",
+    "replay",
+]
 """In the order in which the help names them."""
 
 

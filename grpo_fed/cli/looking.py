@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -79,6 +80,41 @@ def check(scenario: Source, overrides: Overrides = None, seed: Seed = None, debu
             console.print(part)
         for fleet in fleets:
             fleet.close()
+
+
+@app.command()
+def explain(scenario: Source, overrides: Overrides = None, seed: Seed = None, debug: Debug = False) -> None:
+    """Say in plain words what a scenario will do. Trains nothing."""
+    with telling(debug):
+        ready()
+        settings = scenario_from(scenario, overrides, seed)
+        from rich.text import Text
+
+        from grpo_fed.explain import explain as parts_of
+
+        parts = parts_of(settings)
+        console = console_here()
+        console.print(Text(settings.name + (f": {settings.description}" if settings.description else ""), "bold cyan"))
+        for part in parts:
+            console.print(Text(part.title, style="bold"))
+            for sentence in part.sentences:
+                console.print(Text(f"  {sentence}"), soft_wrap=True)
+
+
+@app.command()
+def new(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of your own: not there yet, or empty.")],
+    debug: Debug = False,
+) -> None:
+    """Make a folder with a scenario, a task and a policy to edit."""
+    with telling(debug):
+        from grpo_fed.starter import begin
+
+        scenario, task, policy = begin(folder)
+        typer.echo(f"{scenario}: who learns what, and how")
+        typer.echo(f"{task}: the task, a gymnasium environment")
+        typer.echo(f"{policy}: the policy, a torch module")
+        typer.echo(f"next: cd {shlex.quote(str(folder))} && grpo-fed run scenario.toml")
 
 
 @app.command()

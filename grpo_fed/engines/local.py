@@ -283,6 +283,7 @@ class LocalFederation:
                 client_files=self._files,
                 before_results=self._save_policies,
                 engine={"workers": grid.workers, "apart": grid.rota.apart},
+                device=self.device,
             )
             self._stack = stack.pop_all()
 

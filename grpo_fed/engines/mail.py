@@ -255,5 +255,6 @@ def _failure(error: Error) -> Failure:
 
 
 def _line(text: str) -> str:
-    """On one line, and not too long for a log."""
-    return words.shorten(" ".join(text.split()), LINE)
+    """On one line, not too long for a log, and without what a terminal would follow: a client may say anything."""
+    shown = "".join(letter if letter.isprintable() else " " for letter in text)
+    return words.shorten(" ".join(shown.split()), LINE)
