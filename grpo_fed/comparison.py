@@ -22,7 +22,8 @@ from grpo_fed.figures import FIGURES, write
 from grpo_fed.files import write_whole
 from grpo_fed.gallery import find
 from grpo_fed.history import filled, history_of
-from grpo_fed.journal import RESULTS, Result
+from grpo_fed.journal import RESULTS, Result, Status
+from grpo_fed.notes import line_of
 from grpo_fed.saved import SCENARIO
 from grpo_fed.scenario import Scenario
 from grpo_fed.statistics import (
@@ -33,6 +34,7 @@ from grpo_fed.statistics import (
     stratified_resamples,
 )
 from grpo_fed.tables import many, number
+from grpo_fed.tracking import Tracker
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -186,13 +188,23 @@ def _has_finished(folder: Path) -> bool:
     return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["status"] == "finished"
 
 
-def run_locally(scenario: Scenario, folder: Path, workers: int | None = None) -> Result:
-    """On the local engine: anew, or on from where it was stopped."""
+def run_locally(scenario: Scenario, folder: Path, workers: int | None = None, track: str | None = "off") -> Result:
+    """On the local engine: anew, or on from where it was stopped; tracked in MLflow unless `track` is off."""
     from grpo_fed.engines.local import LocalFederation
 
     begun = checkpoint.latest(folder) is not None
+    tracker = Tracker.open(track, folder, scenario, resumed=begun, models=False)
+    status: Status = "failed"
     with LocalFederation.resumed(folder) if begun else LocalFederation(scenario, folder, workers=workers) as federation:
-        return federation.run()
+        try:
+            result = federation.run(lambda note: tracker.round(line_of(note)))
+            status = "finished"
+            return result
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            tracker.close(None if federation.result is None else federation.result.document(), status)
 
 
 def _run(run: Run, scenario: Scenario, folder: Path) -> str:

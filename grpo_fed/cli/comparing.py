@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from grpo_fed.cli.app import app
-from grpo_fed.cli.given import Debug, Overrides, Source, console_here, no_screen, ready
+from grpo_fed.cli.given import Debug, Overrides, Source, Track, console_here, no_screen, ready
 from grpo_fed.cli.telling import FAILED, telling
 
 if TYPE_CHECKING:
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
     from grpo_fed.comparison import Comparison
     from grpo_fed.statistics import Estimate
+
+
+WIDE = 100
+"""Columns of a terminal."""
 
 
 @app.command()
@@ -69,6 +73,7 @@ def compare(
     workers: Annotated[
         int | None, typer.Option("--workers", metavar="N", min=0, help="Processes; by default one for a core.")
     ] = None,
+    track: Track = None,
     debug: Debug = False,
 ) -> None:
     """Run methods side by side, with the same scenario and seeds, and say which differ."""
@@ -76,6 +81,7 @@ def compare(
         ready()
         from grpo_fed.comparison import COMPARISON, Trial, run_locally
         from grpo_fed.comparison import compare as side_by_side
+        from grpo_fed.tracking import store_of
 
         folder = out or Path("runs") / f"compare-{Path(scenario).stem}"
         names = [name.strip() for name in methods.split(",") if name.strip()]
@@ -84,21 +90,23 @@ def compare(
         def told(trial: Trial) -> None:
             console.print(f"{trial.method} seed {trial.seed}: {trial.problem or 'done'}", soft_wrap=True)
 
-        run = partial(run_locally, workers=workers)
+        run = partial(run_locally, workers=workers, track=track)
         found = side_by_side(scenario, names, range(seeds), folder, run, overrides or [], baseline, told)
     with telling(debug, FAILED):
-        console.print(_table(found))
+        console.print(_table(found, wide=console.width >= WIDE))
         typer.echo(f"{folder / COMPARISON}.md and .json, and the curves beside them")
+        if store_of(track) is not None:
+            typer.echo("MLflow: grpo-fed ui; the view By method has all of them")
 
 
-def _table(found: Comparison) -> Table:
-    """A row for each method."""
+def _table(found: Comparison, wide: bool) -> Table:
+    """A row for each method; where there is room, with the returns of the scenario's entries."""
     from grpo_fed.tables import number, table_of
 
     def shown(one: Estimate | None, show: Callable[[float], str]) -> str:
         return "-" if one is None else f"{show(one.value)} [{show(one.low)}, {show(one.high)}]"
 
-    entries = list(dict.fromkeys(name for one in found.standings for name in one.entries))
+    entries = list(dict.fromkeys(name for one in found.standings for name in one.entries)) if wide else []
     table = table_of("method", "return [95 %]", *entries, f"beats {found.baseline} [95 %]")
     table.add_column("verdict")
     for one in found.standings:
