@@ -42,7 +42,7 @@ COLUMNS_BESIDE, COLUMNS_NARROW = 50, 34
 COLUMNS_KEPT = 17
 """And those that a federation needs for what a client keeps to itself."""
 MISSING = 5
-"""Missing clients that a round's line names."""
+"""Missing clients that are named."""
 SHORTEST = 8
 """Letters of a curve on the narrowest terminal."""
 
@@ -350,6 +350,8 @@ def show_result(console: Console, result: Result) -> None:
     """A table of the clients, the whole in a line, and what to do next."""
     console.print(results_table(result))
     say(console, result_line(result), "bold")
+    for line in missing_lines(result):
+        say(console, line, "yellow")
     if result.out is not None and result.status != "failed":
         console.print(Text.assemble(("next: ", "dim"), (next_command(result), "cyan")), soft_wrap=True)
 
@@ -362,6 +364,18 @@ def result_line(result: Result) -> str:
         if len(result.clients) > 1:
             parts[-1] += f" (middle half {number(result.score_iqm)}, worst {number(result.score_min)})"
     return f"{result.scenario}: {', '.join(parts)}, {result.env_steps:,} steps in {span(result.seconds)}"
+
+
+def missing_lines(result: Result) -> list[str]:
+    """Who had no answer when, and why the last time."""
+    lines = []
+    for name, every in list(result.missing.items())[:MISSING]:
+        rounds = [str(number) for number in dict.fromkeys(number for number, _, _ in every)]
+        _, kind, reason = every[-1]
+        when = f"round{'' if len(rounds) == 1 else 's'} {some(rounds, 8)}"
+        lines.append(f"{name} had no answer in {when}, the last time {kind}: {reason}")
+    rest = len(result.missing) - MISSING
+    return [*lines, f"and {many(rest, 'more client')}: results.json names them"] if rest > 0 else lines
 
 
 def next_command(result: Result) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,16 @@ from rich.console import Console
 from grpo_fed.journal import ClientResult, Result
 from grpo_fed.messages import Failure
 from grpo_fed.notes import ClientNote, RoundNote, ServerNote
-from grpo_fed.progress import LineDisplay, LiveDisplay, Opening, next_command, result_line, server_line
+from grpo_fed.progress import (
+    LineDisplay,
+    LiveDisplay,
+    Opening,
+    missing_lines,
+    next_command,
+    result_line,
+    server_line,
+    show_result,
+)
 from grpo_fed.proximity import Kept, KeptBlock
 from grpo_fed.scenario import Scenario
 from grpo_fed.tables import Standing, curve, many, number, results_table, small, some, span, standings_table
@@ -212,3 +222,18 @@ def test_what_a_client_keeps_is_seen_on_a_terminal_of_80_columns(name: str):
     assert rows[name][-1] == "actor"
     assert rows["lost"][-1] == "late"
     assert "…" not in rows["lost"]
+
+
+def test_who_was_missing_when_is_said_at_the_end():
+    one = [(2, "raised", "RuntimeError: out of coal"), (5, "late", "no answer within 600 seconds")]
+    some_missing = replace(result({"a": 1.0, "b": 2.0}), missing={"a": one, "b": one[:1]})
+    assert missing_lines(some_missing) == [
+        "a had no answer in rounds 2, 5, the last time late: no answer within 600 seconds",
+        "b had no answer in round 2, the last time raised: RuntimeError: out of coal",
+    ]
+    out = console()
+    show_result(out, some_missing)
+    assert "the last time raised: RuntimeError: out of coal" in " ".join(text_of(out).split())
+    many_missing = replace(some_missing, missing={f"c{number}": one for number in range(7)})
+    assert missing_lines(many_missing)[-1] == "and 2 more clients: results.json names them"
+    assert missing_lines(result({"a": 1.0})) == []
