@@ -20,6 +20,8 @@ from grpo_fed.scenario import Scenario
 
 ROUNDS = "rounds.jsonl"
 RESULTS = "results.json"
+ENGINE = "engine.json"
+"""What the engine was begun with."""
 FAILURE = "failure.txt"
 """Where the command line writes what stopped a run."""
 
@@ -190,6 +192,19 @@ def status_of(error: BaseException | None) -> Status:
     if error is None:
         return "finished"
     return "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+
+
+def note_engine(folder: Path | None, engine: Mapping[str, Any]) -> None:
+    """What an engine wants to find again although a run was stopped before its first checkpoint."""
+    if folder is not None and engine:
+        write_whole(folder / ENGINE, json.dumps(engine) + "\n")
+
+
+def engine_of(folder: Path) -> dict[str, Any]:
+    """What `note_engine` wrote; nothing if it did not come to that."""
+    path = folder / ENGINE
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
 
 
 def refuse_finished(folder: Path) -> None:

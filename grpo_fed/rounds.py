@@ -18,7 +18,7 @@ import torch
 from grpo_fed import checkpoint
 from grpo_fed.checkpoint import Checkpoint
 from grpo_fed.commons import Commons
-from grpo_fed.journal import Result, status_of
+from grpo_fed.journal import Result, note_engine, status_of
 from grpo_fed.ledger import Ledger, Outcome, Watch
 from grpo_fed.merging import Merging, Target, check
 from grpo_fed.messages import (
@@ -102,6 +102,7 @@ class Federation:
         Whatever stops it, KeyboardInterrupt too, first finds written down what has been done.
         """
         self.ledger.open(watch)
+        note_engine(self.folder, self.engine)
         try:
             if self.position.round == 0:
                 self._reach()

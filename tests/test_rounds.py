@@ -560,7 +560,9 @@ def test_what_is_wrong_with_the_scenario_is_found_before_anything_is_written(tmp
 
 
 def test_where_nothing_is_shared_what_is_said_of_shared_blocks_rests():
-    run('method="local"', "rounds=1", 'proximity.blocks={ "actor" = 0.1 }')
+    _, _, notes, result = run('method="local"', "rounds=1", 'proximity.blocks={ "actor" = 0.1 }')
+    assert (result.status, len(notes)) == ("finished", 2)
+    assert all(client.personal_groups == () for client in result.clients.values())
 
 
 # Many -----------------------------------------------------------------------------------------------------------------

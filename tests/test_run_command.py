@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 import grpo_fed
 from grpo_fed import Scenario, load_policy
 from grpo_fed.cli import app
+from grpo_fed.engines.local import LocalFederation
 
 TINY = {
     "name": "tiny",
@@ -154,3 +155,14 @@ def test_what_python_calls_is_what_the_command_line_calls(here: Path):
         grpo_fed.resume(here / "r")
     with pytest.raises(ValueError, match="only the local engine"):
         grpo_fed.run(Scenario.load("tiny.toml"), engine="flower-sim", workers=1)
+
+
+def test_a_run_stopped_before_its_first_checkpoint_goes_on_with_the_workers_it_was_begun_with(here: Path):
+    def stop(note: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        grpo_fed.run(Scenario.load("tiny.toml"), out=here / "r", watch=stop, workers=0)
+    with LocalFederation.resumed(here / "r") as federation:
+        assert federation.grid.workers == 0
+        assert federation.run().status == "finished"

@@ -247,7 +247,7 @@ class LocalFederation:
         """The run that a folder holds, from its latest checkpoint on, or from its start if there is none yet."""
         folder = Path(folder)
         scenario, after = journal.unfinished(folder)
-        return cls(scenario, folder, after)
+        return cls(scenario, folder, after, begun=journal.engine_of(folder))
 
     def __init__(
         self,
@@ -255,14 +255,15 @@ class LocalFederation:
         out: str | Path | None = None,
         after: Checkpoint | None = None,
         workers: int | None = None,
+        begun: Mapping[str, Any] | None = None,
     ) -> None:
-        """A new run, or one that goes on `after` a checkpoint, with the workers that it had."""
+        """A new run, or one that goes on `after` a checkpoint, with the workers that it had or was `begun` with."""
         self.scenario, self.after = scenario, after
         self.folder = None if out is None else Path(out)
         self.device = str(device_of(scenario.device))
         if self.folder is not None:
             journal.refuse_unusable(self.folder)
-        noted: Mapping[str, Any] = {} if after is None else after.notes.get("engine", {})
+        noted: Mapping[str, Any] = (begun or {}) if after is None else after.notes.get("engine", {})
         if after is not None and after.shared is not None and "workers" not in noted:
             raise ValueError(f"{after.place}: was not written by the local engine, and has not what its clients need")
         self.commons = commons_of(scenario)
