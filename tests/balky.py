@@ -1,7 +1,8 @@
-"""A CartPole that fails when it is told to: `tests.balky:Balky-v0`."""
+"""CartPoles that fail, `tests.balky:Balky-v0`, or wait, `tests.balky:Waiting-v0`, when they are told to."""
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,3 +31,28 @@ class Balky(CartPoleEnv):
 
 
 gymnasium.register("Balky-v0", entry_point="tests.balky:Balky", max_episode_steps=50)
+
+
+class Waiting(CartPoleEnv):
+    """In its first step after each of `rounds`, once its client's state is written, it waits for a file in `folder`."""
+
+    def __init__(
+        self, client: str, state: str, rounds: Sequence[int], folder: str, render_mode: str | None = None
+    ) -> None:
+        super().__init__(render_mode=render_mode)
+        self.client = client
+        self.state = Path(state)
+        self.rounds = rounds
+        self.folder = Path(folder)
+
+    def step(self, action: Any) -> Any:
+        for number in self.rounds:
+            waits, go = (self.folder / f"{self.client} {what} after {number}" for what in ("waits", "goes"))
+            if not go.exists() and any(self.state.glob(f"*/{self.client}/round-{number:04d}.safetensors")):
+                waits.touch()
+                while not go.exists():
+                    time.sleep(0.05)
+        return super().step(action)
+
+
+gymnasium.register("Waiting-v0", entry_point="tests.balky:Waiting", max_episode_steps=50)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,8 @@ from safetensors.numpy import load_file
 
 from grpo_fed import deploy
 from grpo_fed.engines.flower import FlowerFailed, FlowerFederation, Listener, note_line, result_line, result_of
-from grpo_fed.engines.superlink import free_port
+from grpo_fed.engines.local import federate
+from grpo_fed.engines.superlink import environment, free_port, script
 from grpo_fed.journal import ClientResult, Result
 from grpo_fed.notes import RoundNote
 from grpo_fed.scenario import Scenario
@@ -66,8 +69,6 @@ def shared(folder: Path) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """The run that the others are held against."""
-    from grpo_fed.engines.local import federate
-
     folder = tmp_path_factory.mktemp("local") / "run"
     return folder, federate(tiny(), folder, workers=0)
 
@@ -89,8 +90,9 @@ def agree(folder: Path, result: Result, local: tuple[Path, Result]) -> None:
 
 @dataclass(frozen=True)
 class Deployment:
-    """`deploy server` and `deploy client`s as processes, with what they said."""
+    """`deploy server` and `deploy client`s as processes, with the folder of what they know and said."""
 
+    folder: Path
     server: subprocess.Popen[str]
     clients: dict[str, subprocess.Popen[str]]
 
@@ -122,7 +124,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         }
         try:
             until(lambda: "ready at" in log.read_text())
-            yield Deployment(server, clients)
+            yield Deployment(folder, server, clients)
         finally:
             for process in (server, *clients.values()):
                 process.send_signal(signal.SIGTERM)
@@ -161,25 +163,71 @@ def kill_below(pid: int, words: str) -> None:
 linux = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 
 
+def waiting(scenario: Scenario, deployment: Deployment, folder: Path, rounds: dict[str, list[int]]) -> Scenario:
+    """The same, but its clients wait in the first step after these rounds, until a file in `folder` lets them go."""
+    clients = []
+    for one in scenario.clients:
+        state = deployment.folder / "state" / one.name
+        kwargs = {"client": one.name, "state": str(state), "rounds": rounds[one.name], "folder": str(folder)}
+        clients.append(one.model_copy(update={"env": "tests.balky:Waiting-v0", "kwargs": kwargs}))
+    return scenario.model_copy(update={"clients": clients})
+
+
+def all_are_online() -> bool:
+    """Whether every node that Flower knows of is."""
+    command = [script("flwr"), "supernode", "list", CONNECTION, "--format", "json"]
+    found = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    nodes = json.loads(found.stdout)["nodes"]
+    assert len(nodes) == len(CLIENTS)
+    return all(node["status"] == "online" for node in nodes)
+
+
 @linux
-def test_a_deployment_agrees_with_the_local_engine_and_outlives_its_superlink_and_a_node(
-    deployment: Deployment, local: tuple[Path, Result], tmp_path: Path
+def test_a_deployment_outlives_its_superlink_and_a_node_that_is_killed_and_comes_back(
+    deployment: Deployment, tmp_path: Path
 ):
-    told: list[int] = []
+    scenario = Scenario.loads(TINY, overrides=["rounds=5", "checkpoint.keep=5", "round.quorum=0.6"])
+    scenario = waiting(scenario, deployment, tmp_path, {"ant": [1, 3], "bee": [1], "cat": [1, 2]})
+    expected = tmp_path / "expected", federate(scenario, tmp_path / "expected", workers=0)
+
+    def waits(client: str, round: int) -> None:
+        until((tmp_path / f"{client} waits after {round}").exists)
+
+    def goes(client: str, round: int) -> None:
+        (tmp_path / f"{client} goes after {round}").touch()
+
+    def kill() -> None:
+        """The SuperLink in the second round, a node in the third; the fourth ends when the node is back."""
+        for client in CLIENTS:
+            waits(client, 1)
+        kill_below(deployment.server.pid, "grpo_fed.engines.gate")
+        for client in CLIENTS:
+            goes(client, 1)
+        waits("cat", 2)
+        kill_below(deployment.clients["cat"].pid, "flower-supernode")
+        goes("cat", 2)
+        waits("ant", 3)
+        until(all_are_online)
+        goes("ant", 3)
+
+    trained: dict[int, set[str]] = {}
 
     def watch(note: RoundNote) -> None:
-        told.append(note.round)
-        if note.round == 0:  # the second round begins
-            kill_below(deployment.server.pid, "grpo_fed.engines.gate")
-        if note.round == 2:  # the third does
-            kill_below(deployment.clients["cat"].pid, "flower-supernode")
+        trained[note.round] = {one.client for one in note.clients if one.steps}
 
-    result = FlowerFederation(tiny(), tmp_path / "run", superlink=CONNECTION).run(watch)
-    assert told == [0, 1, 2, 3]
-    assert (result.status, result.rounds) == ("finished", 3)
-    agree(tmp_path / "run", result, local)  # of two rounds: nothing was lost with the SuperLink
-    assert set(result.missing) <= {"cat"}
-    assert all(number == 3 for number, _, _ in result.missing.get("cat", ()))
+    with ThreadPoolExecutor(1) as apart:
+        killed = apart.submit(kill)
+        result = FlowerFederation(scenario, tmp_path / "run", superlink=CONNECTION).run(watch)
+        killed.result(1)
+    assert (result.status, result.rounds) == ("finished", 5)
+    agree(tmp_path / "run", result, expected)  # of two rounds: nothing was lost with the SuperLink
+    assert result.missing.keys() == {"cat"}
+    (number, kind, reason), *later = result.missing["cat"]
+    assert (number, kind) == (3, "died"), reason
+    assert later in ([], [(4, "unreachable", "it was not connected when the round began")])
+    rest = {"ant", "bee"}
+    assert trained.pop(4) == (rest if later else {*CLIENTS})
+    assert trained == {0: set(), 1: {*CLIENTS}, 2: {*CLIENTS}, 3: rest, 5: {*CLIENTS}}
 
 
 # On this machine alone -----------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from grpo_fed import wire
 from grpo_fed.commons import commons_of
@@ -273,6 +274,27 @@ def test_a_client_without_a_node_is_unreachable():
     assert moved(answers["dog"]) == 3.0
     grid.clients[12] = honest(2)
     assert [(name, moved(answer)) for name, answer in post.send(train(), 10.0)] == EVERYBODY
+
+
+@pytest.mark.parametrize("fails", [1, 2, 3])
+def test_messages_that_a_killed_superlink_had_half_of_go_out_anew(fails: int):
+    grid = village()
+    push, tries = grid.push_messages, iter(range(fails))
+
+    def breaks(messages: Iterable[Message]) -> Iterable[str]:
+        if next(tries, None) is not None:
+            push(messages)
+            raise ObjectPushError("object", 1, "session")
+        return push(messages)
+
+    grid.push_messages = breaks  # type: ignore[method-assign]
+    answers = list(post_of(grid).send(train(), 10.0))
+    if fails == 3:
+        assert [name for name, _ in answers] == ["ant", "cat", "dog"]
+        assert {answer.kind for _, answer in answers if isinstance(answer, Failure)} == {"unreachable"}
+    else:
+        assert [(name, moved(answer)) for name, answer in answers] == EVERYBODY
+        assert len(grid.sent) == 3 * fails, "what was half there is never asked for"
 
 
 def test_a_message_that_the_grid_does_not_take_is_no_answer():

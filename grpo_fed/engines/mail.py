@@ -19,6 +19,7 @@ from typing import final
 
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from grpo_fed import wire, words
 from grpo_fed.commons import Commons
@@ -32,6 +33,8 @@ CLOCKS = 300.0
 """Seconds that a node's clock may be wrong: to Flower a message lives so much longer than to us."""
 PUSHED = 100
 """Messages that are pushed at once; a request must not be too large."""
+TRIES = 3
+"""How often they are pushed where the SuperLink is killed in the midst of it."""
 QUICK, SLOW = 0.05, 1.0
 """Seconds between two questions for replies: after one that found some, and at most."""
 HELLO = 60.0
@@ -237,11 +240,24 @@ def _push(grid: Grid, messages: Mapping[str, Message]) -> Iterator[tuple[str, st
     """Each message's id, or None for what the grid did not take."""
     names = list(messages)
     for start in range(0, len(names), PUSHED):
-        some = names[start : start + PUSHED]
-        taken = {one for one in grid.push_messages([messages[name] for name in some]) if one}
-        for name in some:
-            message_id = messages[name].metadata.message_id
+        some = {name: messages[name] for name in names[start : start + PUSHED]}
+        taken: set[str] = set()
+        for _ in range(TRIES):
+            try:
+                taken = {one for one in grid.push_messages(list(some.values())) if one}
+                break
+            except ObjectPushError as error:
+                log.warning("%s", _line(str(error)))
+                some = {name: _anew(message) for name, message in some.items()}
+        for name, message in some.items():
+            message_id = message.metadata.message_id
             yield name, message_id if message_id in taken else None
+
+
+def _anew(message: Message) -> Message:
+    """The same with an id of its own, for a SuperLink that was killed when it had only half of the first."""
+    told = message.metadata
+    return Message(message.content, told.dst_node_id, told.message_type, ttl=told.ttl, group_id=told.group_id)
 
 
 def _failure(error: Error) -> Failure:

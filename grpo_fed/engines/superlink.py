@@ -43,7 +43,7 @@ SUPERLINK, SUPEREXEC = "superlink", "superexec"
 LOOPBACK = "127.0.0.1"
 START = 60.0
 """Seconds that a SuperLink may take to answer."""
-LASTING, LONGEST = 60.0, 30.0
+LASTING, LONGEST = 60.0, 10.0
 """Seconds after which a process is taken to run well; the longest pause before it is started again."""
 
 
