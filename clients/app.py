@@ -16,15 +16,15 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from grpo_fed import gallery, wire
-from grpo_fed.commons import commons_of
+from grpo_fed.commons import commons_for
 from grpo_fed.files import write_whole
 from grpo_fed.home import Home
 from grpo_fed.members import Members
 from grpo_fed.messages import Evaluate
 from grpo_fed.saved import SCENARIO
 from grpo_fed.scenario import Scenario
-from grpo_fed.tasks import tasks_of
-from grpo_fed.wire import Wire
+from grpo_fed.tasks import task_of
+from grpo_fed.wire import Hello, Wire
 
 DEFAULT = "quickstart"
 """The scenario of a run that names none."""
@@ -32,13 +32,19 @@ MOST = 64
 """Clients that stay ready in a process; a simulation has it serve many in turn."""
 
 app = ClientApp()
-_ready: dict[tuple[str, str, Path], tuple[Wire, Members]] = {}
+_ready: dict[tuple[str, str, Path, tuple[str, ...]], tuple[Wire, Members]] = {}
 
 
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
-    """Say whose node this is."""
-    return Message(wire.write_hello(_name(_scenario(context), context)), reply_to=message)
+    """Say whose node this is, and what its task is like."""
+    scenario = _scenario(context)
+    name = _name(scenario, context)
+    try:
+        form = task_of(scenario, name).form
+    except ValueError:  # told to train, it says why
+        form = None
+    return Message(wire.write_hello(Hello(name, form)), reply_to=message)
 
 
 @app.train()
@@ -46,7 +52,7 @@ def hello(message: Message, context: Context) -> Message:
 @app.evaluate()
 def follow(message: Message, context: Context) -> Message:
     """Do what the message says."""
-    letters, members = _client(context)
+    letters, members = _client(context, wire.read_blocks(message.content))
     (name,), home = members.names, members.home.folder
     told = letters.read_instruction(message.metadata.message_type, message.content)
     with _alone(home / told.start.run / name):
@@ -57,14 +63,14 @@ def follow(message: Message, context: Context) -> Message:
     return Message(letters.write_answer(told, answer), reply_to=message)
 
 
-def _client(context: Context) -> tuple[Wire, Members]:
-    """Whose node this is, with how to read what it is told."""
+def _client(context: Context, blocks: tuple[str, ...]) -> tuple[Wire, Members]:
+    """Whose node this is, with how to read what it is told. Of other clients it need not know a thing."""
     scenario = _scenario(context)
-    key = scenario.dumps(), _name(scenario, context), _state(context)
+    key = scenario.dumps(), _name(scenario, context), _state(context), blocks
     if key not in _ready:
-        _, name, folder = key
-        commons = commons_of(scenario)
-        (task,) = (task for task in tasks_of(scenario) if task.client == name)
+        _, name, folder, _ = key
+        task = task_of(scenario, name)
+        commons = commons_for(scenario, task, blocks)
         while len(_ready) >= MOST:
             _, oldest = _ready.pop(next(iter(_ready)))
             oldest.close()

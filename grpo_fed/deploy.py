@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from grpo_fed.engines import certificates
 from grpo_fed.engines.processes import POLL, Processes
 from grpo_fed.engines.superlink import (
+    KEYS,
     STATE,
     Flower,
     Identity,
@@ -144,7 +145,8 @@ def server(
     kept = folder / KEPT
     kept.mkdir(parents=True, exist_ok=True)
     kept.chmod(0o700)
-    known = environment()
+    keys = {} if identity is None else {KEYS: str(kept / REGISTERED)}
+    known = environment(more=keys)
     with _told_to_stop() as told, Processes(kept, known) as processes:
         link = SuperLink(processes, kept, port, host=host, identity=identity, open_to_all=open_to_all)
         link.start()

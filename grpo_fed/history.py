@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from grpo_fed.commons import commons_of
-from grpo_fed.journal import RESULTS, ROUNDS
+from grpo_fed.commons import commons_from, commons_of, forms_of
+from grpo_fed.journal import RESULTS, ROUNDS, engine_of
 from grpo_fed.notes import RETURN
 from grpo_fed.saved import scenario_of
 from grpo_fed.scenario import Scenario
@@ -114,8 +114,9 @@ class History:
         """
         if not self.federated:
             return {}
+        forms = forms_of(engine_of(self.folder))
         try:
-            groups = commons_of(self.scenario).groups
+            groups = (commons_from(self.scenario, forms) if forms else commons_of(self.scenario)).groups
         except ValueError:  # a library that a task needs is not here
             left = [group for line in self.lines for one in line["clients"].values() for group in _groups(one)]
             return {group: group for group in dict.fromkeys([*self.blocks, *left])}

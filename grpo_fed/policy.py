@@ -23,7 +23,7 @@ from grpo_fed.blocks import Layout
 from grpo_fed.distributions import Categorical, Distribution, Gaussian, MultiCategorical, SquashedGaussian
 from grpo_fed.records import Output
 from grpo_fed.scenario import PolicySettings
-from grpo_fed.tasks import Action, Task
+from grpo_fed.tasks import Action, Form, Task
 
 Parameters = Mapping[str, Tensor]
 Pullback = Callable[[Tensor, Tensor | None, Parameters], None]
@@ -42,6 +42,14 @@ def policy_for(task: Task, settings: PolicySettings) -> Policy:
         return ModulePolicy(_imported(settings.module), spaces, task.observation_size, distribution, settings)
     except ValueError as error:
         raise ValueError(f"client {task.client} ({task.env}): {error}") from error
+
+
+def network_for(form: Form, settings: PolicySettings) -> Policy:
+    """Our own for a task that cannot be made here; a user's module may look at more of a task than its form."""
+    assert settings.module is None, "the task is there to look at"
+    return ActorCritic(
+        form.observation_size, distribution_for(Action(form.kind, form.sizes), settings.squash), settings
+    )
 
 
 def distribution_for(action: Action, squash: bool) -> Distribution:

@@ -9,9 +9,9 @@ import inspect
 import math
 import operator
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import gymnasium
 import numpy as np
@@ -34,11 +34,33 @@ EXTRAS = ("box2d", "mujoco")
 """Packages of gymnasium's environments that `pip install 'grpo-fed[...]'` brings."""
 
 
+Kind: TypeAlias = Literal["categorical", "multi-categorical", "gaussian"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+class NotHere(ValueError):
+    """A task cannot be made, because a library that it needs is not on this machine; it may be on the client's."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What whoever cannot make a task must know of it to know its policy."""
+
+    observation_size: int
+    """D: entries of a flattened observation."""
+    kind: Kind
+    """Of its actions."""
+    sizes: tuple[int, ...]
+    """Of its actions."""
+    episode_limit: int
+    """Steps after which the task itself truncates an episode; 0 for never."""
+
+
 @dataclass(frozen=True)
 class Action:
     """What an action of a task is, whatever the shape that its environment wants it in."""
 
-    kind: Literal["categorical", "multi-categorical", "gaussian"]
+    kind: Kind
     """One choice, several choices, or real numbers."""
     sizes: tuple[int, ...]
     """How many there are to choose from, for each choice; or (A,) for A real numbers."""
@@ -101,6 +123,11 @@ class Task(Recipe):
         """Tasks with equal ones can be learned by equally shaped policies."""
         return self.observation_size, self.action.kind, self.action.sizes
 
+    @property
+    def form(self) -> Form:
+        """What others must know of it."""
+        return Form(self.observation_size, self.action.kind, self.action.sizes, self.episode_limit)
+
 
 class TaskError(RuntimeError):
     """A client's environment failed while it was played."""
@@ -120,22 +147,50 @@ class TaskError(RuntimeError):
 
 def tasks_of(scenario: Scenario) -> list[Task]:
     """All clients' tasks, in the scenario's order; ValueError lists what is wrong with every entry of `clients`."""
+    tasks, mistakes = _found(scenario)
+    _refuse(mistakes)
+    return tasks
+
+
+def tasks_here(scenario: Scenario) -> list[Task]:
+    """Those whose libraries are on this machine; ValueError for what is wrong with them."""
+    tasks, mistakes = _found(scenario)
+    _refuse([mistake for mistake in mistakes if not isinstance(mistake, NotHere)])
+    return tasks
+
+
+def task_of(scenario: Scenario, client: str) -> Task:
+    """One client's; nothing is asked of the others' environments."""
+    (settings,) = (settings for settings in scenario.clients if client in settings.names)
+    (task,) = _tasks(settings, scenario, client)
+    return task
+
+
+def _found(scenario: Scenario) -> tuple[list[Task], list[ValueError]]:
+    """The tasks of all entries of `clients` that are right, and what is wrong with the others."""
     tasks: list[Task] = []
-    mistakes: list[str] = []
+    mistakes: list[ValueError] = []
     for settings in scenario.clients:
         try:
             tasks.extend(_tasks(settings, scenario))
         except ValueError as error:
-            mistakes.append(str(error))
+            mistakes.append(error)
+    return tasks, mistakes
+
+
+def _refuse(mistakes: Sequence[ValueError]) -> None:
+    """All of them in one."""
     if mistakes:
-        raise ValueError("\n".join(mistakes))
-    return tasks
+        kind = NotHere if all(isinstance(mistake, NotHere) for mistake in mistakes) else ValueError
+        raise kind("\n".join(map(str, mistakes)))
 
 
-def _tasks(settings: ClientSettings, scenario: Scenario) -> Iterator[Task]:
-    """The `count` clients of one entry."""
+def _tasks(settings: ClientSettings, scenario: Scenario, only: str | None = None) -> Iterator[Task]:
+    """The `count` clients of one entry, or only one of them."""
     seen: tuple[Space, Space] | None = None
     for number, client in enumerate(settings.names):
+        if only not in (None, client):
+            continue
         kwargs = {**settings.kwargs, **_spread(settings, number)}
         limit = _limit(client, spec_of(client, settings.env), kwargs)
         recipe = Recipe(client, settings.env, kwargs, tuple(settings.wrappers), limit)
@@ -255,7 +310,7 @@ def make_env(recipe: Recipe, render_mode: str | None = None, lean: bool = False)
     try:
         env: Env = gymnasium.make(spec, max_episode_steps=limit or -1, disable_env_checker=True, **kwargs)
     except Exception as error:
-        raise ValueError(_unmade(recipe, kwargs, spec.entry_point, error)) from error
+        raise _unmade(recipe, kwargs, spec.entry_point, error) from error
     for path in recipe.wrappers:
         env = _wrap(recipe.client, path, env)
     return env
@@ -275,7 +330,7 @@ def make_vector(recipe: Recipe, lanes: int, limit: int | None) -> Vector:
     try:
         env: Vector = gymnasium.make_vec(spec, lanes, **kwargs)
     except Exception as error:
-        raise ValueError(_unmade(recipe, kwargs, spec.vector_entry_point, error)) from error
+        raise _unmade(recipe, kwargs, spec.vector_entry_point, error) from error
     if env.num_envs != lanes:
         raise ValueError(f"{where}: asked for {lanes} copies, it made {env.num_envs}")
     return env
@@ -287,7 +342,7 @@ def _wrap(client: str, path: str, env: Env) -> Env:
     try:
         wrapped: Env = operator.attrgetter(name)(importlib.import_module(module))(env)
     except Exception as error:
-        raise ValueError(f"{where}: {_said(error)}") from error
+        raise _kind(error)(f"{where}: {_said(error)}") from error
     if not isinstance(wrapped, gymnasium.Env):
         raise ValueError(f"{where}: makes {type(wrapped).__name__}, which is no gymnasium.Env")
     return wrapped
@@ -303,7 +358,7 @@ def spec_of(client: str, env: str) -> EnvSpec:
         try:
             importlib.import_module(module)
         except Exception as error:
-            raise ValueError(f"{where}: {module} cannot be imported: {_said(error)}") from error
+            raise _kind(error)(f"{where}: {module} cannot be imported: {_said(error)}") from error
     found = gymnasium.registry.get(name)
     if found is None:
         try:
@@ -312,7 +367,8 @@ def spec_of(client: str, env: str) -> EnvSpec:
             raise ValueError(f"{where}: {name!r} is no gymnasium id; they look like CartPole-v1") from None
         known = [one for one in gymnasium.registry.values() if (one.namespace, one.name) == (namespace, bare)]
         if version is not None or not known:
-            raise ValueError(f"{where}: no such task is registered{_like(name)}")
+            others = namespace is not None and all(one.namespace != namespace for one in gymnasium.registry.values())
+            raise (NotHere if others else ValueError)(f"{where}: no such task is registered{_like(name)}")
         found = max(known, key=lambda one: one.version or 0)
     return found
 
@@ -332,17 +388,22 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}{cure}"
 
 
-def _unmade(recipe: Recipe, kwargs: Mapping[str, Any], entry_point: object, error: Exception) -> str:
+def _kind(error: Exception) -> type[ValueError]:
+    """Of what is raised instead."""
+    return NotHere if isinstance(error, DependencyNotInstalled | ModuleNotFoundError) else ValueError
+
+
+def _unmade(recipe: Recipe, kwargs: Mapping[str, Any], entry_point: object, error: Exception) -> ValueError:
     """Why an environment could not be made, and what to do."""
     where = f"client {recipe.client}: {recipe.env}"
     if isinstance(error, DependencyNotInstalled | ModuleNotFoundError):
         place = entry_point if isinstance(entry_point, str) else ""
         extra = next((name for name in EXTRAS if place.startswith(f"gymnasium.envs.{name}")), None)
         cure = f"pip install 'grpo-fed[{extra}]'" if extra else "install what is missing"
-        return f"{where}: needs a package that is not installed: {cure} ({error})"
+        return NotHere(f"{where}: needs a package that is not installed: {cure} ({error})")
     inner = error.__cause__ if isinstance(error.__cause__, TypeError) else error  # gymnasium wraps a TypeError in one
     text = f"{type(inner).__name__}: {inner}{_arguments(kwargs, entry_point)}"
-    return f"{where}: cannot be made with kwargs = {kwargs}: {text}"
+    return ValueError(f"{where}: cannot be made with kwargs = {kwargs}: {text}")
 
 
 def _arguments(kwargs: Mapping[str, Any], entry_point: object) -> str:

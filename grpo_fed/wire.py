@@ -7,6 +7,7 @@ changes no bit. Vectors that go to many clients are written and read once: they 
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import reprlib
@@ -19,7 +20,6 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from grpo_fed.commons import Commons
-from grpo_fed.lanes import limit_of
 from grpo_fed.messages import (
     METRICS,
     Answer,
@@ -35,7 +35,7 @@ from grpo_fed.messages import (
     Trained,
 )
 from grpo_fed.scenario import Scenario
-from grpo_fed.tasks import tasks_of
+from grpo_fed.tasks import ENDLESS, KINDS, Form, Kind
 
 TRAIN, MEASURE, EVALUATE, HELLO = "train", "query.measure", "evaluate", "query.hello"
 """Types of Flower messages; the last asks a node for the name of its client."""
@@ -46,6 +46,8 @@ LARGEST = 1e100
 """Number that a client may tell of itself: means and squares of such are numbers too, as JSON needs them."""
 MOST_TRIALS = 64
 """In one message, for each block and one more."""
+WIDEST = 2**18
+"""Entries of an observation, or of an action, that a server takes a client's word for."""
 KEPT = 8
 """Vectors, the last ones seen, that are not written or read again."""
 
@@ -72,18 +74,65 @@ def size_of(content: RecordDict) -> int:
     return sum(record.count_bytes() for record in content.values())
 
 
-def write_hello(client: str) -> RecordDict:
+@dataclass(frozen=True)
+class Hello:
+    """What a node says of itself."""
+
+    client: str
+    form: Form | None = None
+    """Of its task; None where that cannot be made there, which it will say when it is told to train."""
+
+
+def write_hello(hello: Hello) -> RecordDict:
     """A node's answer to `HELLO`."""
-    return RecordDict({"hello": ConfigRecord({"client": client})})
+    told = ConfigRecord({"client": hello.client})
+    if hello.form is not None:
+        told["observation_size"], told["kind"] = hello.form.observation_size, hello.form.kind
+        told["sizes"], told["episode_limit"] = list(hello.form.sizes), hello.form.episode_limit
+    return RecordDict({"hello": told})
 
 
-def read_hello(content: RecordDict) -> str:
-    """The name that a node gave."""
+def read_hello(content: RecordDict) -> Hello:
+    """What a node answered; `Refused` for a task that cannot be."""
     _expect(content, {"hello"})
     fields = _Fields(content, "hello", ConfigRecord)
-    name = fields.take("client", str)
+    hello = Hello(fields.take("client", str), _read_form(fields) if fields.has("kind") else None)
     fields.end()
-    return name
+    return hello
+
+
+def _read_form(fields: _Fields) -> Form:
+    size, told = fields.count("observation_size", 1, WIDEST), fields.take("kind", str)
+    kind: Kind | None = next((kind for kind in KINDS if kind == told), None)
+    if kind is None:
+        raise Refused(f"hello.kind is {_show(told)}; there are {', '.join(KINDS)}")
+    sizes = fields.take("sizes", list)
+    right = all(type(one) is int and one > 0 for one in sizes) and 0 < sum(sizes) <= WIDEST
+    if not right or (len(sizes) > 1 and kind != "multi-categorical"):
+        raise Refused(f"hello.sizes is {_show(sizes)}; they have to be what a {kind} action has, {WIDEST} at most")
+    return Form(size, kind, tuple(sizes), fields.count("episode_limit", 0, ENDLESS))
+
+
+def write_commons(commons: Commons) -> ConfigRecord:
+    """What a client must be told that knows no other's task: `commons` in an instruction's message."""
+    return ConfigRecord({"blocks": json.dumps(commons.blocks), "digest": commons.digest})
+
+
+def read_blocks(content: RecordDict) -> tuple[str, ...]:
+    """The names of the shared blocks, which come with an instruction; that they are the right ones is for the `Wire`.
+
+    `Refused` if there are none.
+    """
+    if "commons" not in content:
+        raise Refused(f"the records are {_show(sorted(content))}; commons is missing")
+    text = _Fields(content, "commons", ConfigRecord).take("blocks", str)
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise Refused(f"commons.blocks is {_show(text)}; it has to be a JSON list of names")
+    return tuple(names)
 
 
 @final
@@ -91,7 +140,7 @@ class Wire:
     """What one federation's messages look like, for its server and for its clients."""
 
     def __init__(self, commons: Commons, scenario: Scenario) -> None:
-        self._scenario = scenario
+        self._scenario, self._commons = scenario, commons
         self._size, self._blocks = commons.size, len(commons.blocks)
         self._groups = _Groups(commons.groups.ids.numpy(), len(commons.groups.names))
         self._needs_fisher = scenario.merge.rule == "fisher" or scenario.proximity.mode == "quadratic"
@@ -125,7 +174,10 @@ class Wire:
 
         `shared` is one object for all whose message has the same: it is not to be changed.
         """
-        _expect(content, {"arrays", "told"})
+        told_all = "commons" in content
+        _expect(content, {"arrays", "told"} | ({"commons"} if told_all else set()))
+        if told_all:
+            self._refuse_others(content)
         arrays, told = _Fields(content, "arrays", ArrayRecord), _Fields(content, "told", ConfigRecord)
         run = told.take("run", str)
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", run):
@@ -148,6 +200,17 @@ class Wire:
         arrays.end()
         told.end()
         return instruction
+
+    def _refuse_others(self, content: RecordDict) -> None:
+        """The message must be of these very commons."""
+        fields = _Fields(content, "commons", ConfigRecord)
+        blocks, digest = fields.take("blocks", str), fields.take("digest", str)
+        fields.end()
+        if digest != self._commons.digest:
+            raise Refused(
+                f"the server shares {_show(blocks)} in other shapes or groups than this client has them; they must be"
+                " alike for all, and all machines must have the same version of grpo_fed"
+            )
 
     # What a client writes and the server reads
 
@@ -325,7 +388,7 @@ class Wire:
         scenario = self._scenario
         longest = scenario.rollout.horizon
         if scenario.objective.advantage == "group":
-            longest = max(limit_of(task, scenario.rollout.episode_limit) for task in tasks_of(scenario))
+            longest = self._commons.longest
         policies = 2 if scenario.personal.model else 1
         return scenario.steps + policies * scenario.rollout.num_envs * longest
 

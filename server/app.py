@@ -14,9 +14,11 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from grpo_fed import gallery, journal
-from grpo_fed.commons import commons_of
 from grpo_fed.engines.flower import note_line, result_line
+from grpo_fed.engines.gathering import gather
 from grpo_fed.engines.mail import GridPost
+from grpo_fed.engines.roll import Roll
+from grpo_fed.engines.superlink import names_of_keys
 from grpo_fed.notes import RoundNote
 from grpo_fed.rounds import Federation
 from grpo_fed.scenario import Scenario
@@ -39,9 +41,13 @@ def main(grid: Grid, context: Context) -> None:
         scenario = Scenario.loads(text) if text else Scenario.load(gallery.find(DEFAULT))
         folder, after = Path(out) if out else _fresh(scenario), None
     folder.parent.mkdir(parents=True, exist_ok=True)
-    commons = commons_of(scenario)
-    federation = Federation(scenario, commons, GridPost(grid, commons, scenario), folder, after, fold=True)
+    noted = after.notes["engine"] if after is not None else journal.engine_of(folder) if resumed else {}
+    names = [name for settings in scenario.clients for name in settings.names]
+    roll = Roll(grid, names, keys=names_of_keys())
     with _stopped_in_order():
+        commons, engine = gather(scenario, roll, noted)
+        post = GridPost(grid, commons, scenario, roll)
+        federation = Federation(scenario, commons, post, folder, after, fold=True, engine=engine)
         print(f"run folder: {folder.absolute()}", flush=True)
         print(result_line(federation.run(_tell)), flush=True)
 

@@ -41,14 +41,14 @@ class Waiting(CartPoleEnv):
     ) -> None:
         super().__init__(render_mode=render_mode)
         self.client = client
-        self.state = Path(state)
+        self.home = Path(state)
         self.rounds = rounds
         self.folder = Path(folder)
 
     def step(self, action: Any) -> Any:
         for number in self.rounds:
             waits, go = (self.folder / f"{self.client} {what} after {number}" for what in ("waits", "goes"))
-            if not go.exists() and any(self.state.glob(f"*/{self.client}/round-{number:04d}.safetensors")):
+            if not go.exists() and any(self.home.glob(f"*/{self.client}/round-{number:04d}.safetensors")):
                 waits.touch()
                 while not go.exists():
                     time.sleep(0.05)

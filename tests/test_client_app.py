@@ -35,7 +35,7 @@ from grpo_fed.rounds import Federation
 from grpo_fed.saved import load_policy
 from grpo_fed.scenario import Scenario
 from grpo_fed.tasks import tasks_of
-from grpo_fed.wire import Refused, Wire, kind_of, read_hello
+from grpo_fed.wire import Refused, Wire, kind_of, read_hello, write_commons
 from tests.village import Client, Village, enter_run
 
 TEXT = """
@@ -103,9 +103,16 @@ def context(state: Path | None, text: str = TEXT, **node_config: str | int) -> C
     return Context(1, 2, config, RecordDict(), {"scenario": text})
 
 
+def written(instruction: Instruction) -> RecordDict:
+    """As a server sends it."""
+    content = WIRE.write_instruction(instruction)
+    content["commons"] = write_commons(COMMONS)
+    return content
+
+
 def ask(instruction: Instruction, context: Context, process: ModuleType = clients.app) -> Answer:
     """What the server reads of a node's answer."""
-    message = Message(WIRE.write_instruction(instruction), 2, kind_of(instruction))
+    message = Message(written(instruction), 2, kind_of(instruction))
     return WIRE.read_answer(instruction, process.app(message, context).content)
 
 
@@ -199,7 +206,7 @@ def test_a_process_may_serve_several_clients_and_scenarios(tmp_path: Path, monke
 )
 def test_a_node_says_whose_it_is(node_config: dict[str, str | int], name: str):
     reply = clients.app.app(Message(RecordDict(), 2, "query.hello"), context(None, **node_config))
-    assert read_hello(reply.content) == name
+    assert read_hello(reply.content).client == name
 
 
 @pytest.mark.parametrize(
@@ -250,12 +257,12 @@ def test_what_plays_is_kept_as_a_policy(tmp_path: Path):
 
 def test_a_run_that_names_no_scenario_is_the_quickstart():
     reply = clients.app.app(Message(RecordDict(), 2, "query.hello"), context(None, "", **{"partition-id": 0}))
-    assert read_hello(reply.content) == commons_of(clients.app._scenario(context(None, ""))).clients[0]
+    assert read_hello(reply.content).client == commons_of(clients.app._scenario(context(None, ""))).clients[0]
 
 
 def test_what_makes_no_sense_is_refused_and_nothing_is_written(tmp_path: Path):
     node = context(tmp_path, client="cart-0")
-    content = WIRE.write_instruction(train(1))
+    content = written(train(1))
     content["told"]["run"] = "../elsewhere"
     with pytest.raises(Refused, match=r"told\.run is '\.\./elsewhere'"):
         clients.app.app(Message(content, 2, "train"), node)

@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from grpo_fed.commons import commons_of
+from grpo_fed.commons import commons_for, commons_from, commons_of
 from grpo_fed.fleet import fleets_of
 from grpo_fed.scenario import Scenario
+from grpo_fed.tasks import tasks_of
 
 UNLIKE = """
 name = "unlike"
@@ -73,3 +74,48 @@ def test_what_a_client_keeps_is_the_columns_of_its_groups():
     assert weight.all(1).tolist() == [False, True, False, True]
     assert bias.tolist() == [False, True, False, True]
     assert not commons.kept([]).any()
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        'adapter = 3\nshared = ["torso.*"]\ngroups = { "torso.*" = "row" }',
+        'adapter = 3\nshared = ["*"]',
+        'shared = ["*"]',
+        "shared = []",
+    ],
+)
+def test_the_tasks_forms_and_a_client_that_is_told_the_blocks_come_to_the_same(policy: str):
+    scenario = unlike(policy)
+    tasks, commons = tasks_of(scenario), commons_of(scenario)
+    from_forms = commons_from(scenario, {task.client: task.form for task in tasks})
+    assert from_forms.digest == commons.digest
+    assert from_forms.longest == commons.longest == 500
+    torch.testing.assert_close(from_forms.first, commons.first, rtol=0, atol=0)
+    for task in tasks:
+        own = commons_for(scenario, task, commons.blocks)
+        assert own.digest == commons.digest
+        assert own.clients == commons.clients == ("cart", "bot")
+
+
+def test_forms_that_share_no_shape_are_told_apart_by_their_clients():
+    forms = {task.client: task.form for task in tasks_of(unlike("shared = []"))}
+    with pytest.raises(ValueError, match=r"block torso\.0, of shapes .* for client cart but shapes .* for client bot"):
+        commons_from(unlike(""), forms)
+
+
+def test_a_client_without_a_block_that_the_server_shares_says_so():
+    scenario = unlike('adapter = 3\nshared = ["torso.*"]')
+    with pytest.raises(ValueError, match=r"client bot .*: the server shares \["actor"\], which this client does not"):
+        commons_for(scenario, tasks_of(scenario)[1], ["torso.0", "actor"])
+
+
+def test_other_groups_or_blocks_have_another_digest():
+    policies = (
+        'adapter = 3\nshared = ["torso.*"]',
+        'adapter = 3\nshared = ["torso.*"]\ngroups = { "torso.*" = "row" }',
+        'adapter = 3\nshared = ["torso.*"]\ngroups = { "torso.*" = "column" }',
+        'adapter = 4\nshared = ["torso.*"]',
+        "shared = []",
+    )
+    assert len({commons_of(unlike(policy)).digest for policy in policies}) == len(policies)

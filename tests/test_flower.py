@@ -97,31 +97,46 @@ class Deployment:
     clients: dict[str, subprocess.Popen[str]]
 
 
-def called(function: str, log: Path, *arguments: str) -> subprocess.Popen[str]:
-    """A function of `deploy`, as the command line calls it."""
+def called(function: str, log: Path, *arguments: str, packages: Path | None = None) -> subprocess.Popen[str]:
+    """A function of `deploy`, as the command line calls it, on a machine with these packages beside ours."""
     start = "import sys; from pathlib import Path; from grpo_fed import deploy"
     code = f"{start}; sys.exit(deploy.{function}({', '.join(arguments)}))"
+    path = [os.environ.get("PYTHONPATH", ""), "" if packages is None else str(packages)]
+    known = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
+    command = [sys.executable, "-u", "-c", code]
     with log.open("w") as file:
-        return subprocess.Popen([sys.executable, "-u", "-c", code], cwd=ROOT, stdout=file, stderr=file, text=True)
+        return subprocess.Popen(command, cwd=ROOT, env=known, stdout=file, stderr=file, text=True)
+
+
+CATS = """
+import gymnasium
+
+gymnasium.register("Cats-v0", entry_point="tests.balky:Waiting", max_episode_steps=50)
+"""
+"""A package that only cat's machine has."""
 
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """TLS, node keys, a server and three clients."""
+    """TLS, node keys, a server, three clients, and eve, who has a key of her own and says that she is cat."""
     folder = tmp_path_factory.mktemp("deployment")
-    deploy.init(folder, [], CLIENTS)
+    deploy.init(folder, [], [*CLIENTS, "eve"])
+    (folder / "packages").mkdir()
+    (folder / "packages" / "cats.py").write_text(CATS)
     port, log = free_port(), folder / "server.log"
     where = f"Path({str(folder)!r})"
+
+    def client(key: str, name: str) -> subprocess.Popen[str]:
+        return called(
+            *("client", folder / f"{key}.log", repr(name), f"'127.0.0.1:{port}'"),
+            *(f"{where} / 'clients' / {key!r}", f"state={where} / 'state' / {key!r}"),
+            packages=folder / "packages" if key == "cat" else None,
+        )
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLWR_HOME", str(folder / "home"))
         server = called("server", log, f"{where} / 'server'", f"port={port}", f"connection={CONNECTION!r}")
-        clients = {
-            name: called(
-                *("client", folder / f"{name}.log", repr(name), f"'127.0.0.1:{port}'"),
-                *(f"{where} / 'clients' / {name!r}", f"state={where} / 'state' / {name!r}"),
-            )
-            for name in CLIENTS
-        }
+        clients = {name: client(name, name) for name in CLIENTS} | {"eve": client("eve", "cat")}
         try:
             until(lambda: "ready at" in log.read_text())
             yield Deployment(folder, server, clients)
@@ -129,7 +144,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
             for process in (server, *clients.values()):
                 process.send_signal(signal.SIGTERM)
             codes = [process.wait(30) for process in (server, *clients.values())]
-        assert codes == [0, 0, 0, 0], log.read_text()[-2000:]
+        assert codes == [0] * 5, log.read_text()[-2000:]
 
 
 def until(true: Callable[[], bool], seconds: float = 120.0) -> None:
@@ -177,18 +192,19 @@ def all_are_online() -> bool:
     """Whether every node that Flower knows of is."""
     command = [script("flwr"), "supernode", "list", CONNECTION, "--format", "json"]
     found = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
-    nodes = json.loads(found.stdout)["nodes"]
-    assert len(nodes) == len(CLIENTS)
-    return all(node["status"] == "online" for node in nodes)
+    return [node["status"] for node in json.loads(found.stdout)["nodes"]] == ["online"] * 4
 
 
 @linux
 def test_a_deployment_outlives_its_superlink_and_a_node_that_is_killed_and_comes_back(
     deployment: Deployment, tmp_path: Path
 ):
+    """In it only cat's machine can make cat's task, and only cat's key makes a cat."""
     scenario = Scenario.loads(TINY, overrides=["rounds=5", "checkpoint.keep=5", "round.quorum=0.6"])
     scenario = waiting(scenario, deployment, tmp_path, {"ant": [1, 3], "bee": [1], "cat": [1, 2]})
     expected = tmp_path / "expected", federate(scenario, tmp_path / "expected", workers=0)
+    *others, cat = scenario.clients
+    scenario = scenario.model_copy(update={"clients": [*others, cat.model_copy(update={"env": "cats:Cats-v0"})]})
 
     def waits(client: str, round: int) -> None:
         until((tmp_path / f"{client} waits after {round}").exists)
@@ -211,16 +227,18 @@ def test_a_deployment_outlives_its_superlink_and_a_node_that_is_killed_and_comes
         goes("ant", 3)
 
     trained: dict[int, set[str]] = {}
+    said: list[str] = []
 
     def watch(note: RoundNote) -> None:
         trained[note.round] = {one.client for one in note.clients if one.steps}
 
     with ThreadPoolExecutor(1) as apart:
         killed = apart.submit(kill)
-        result = FlowerFederation(scenario, tmp_path / "run", superlink=CONNECTION).run(watch)
+        result = FlowerFederation(scenario, tmp_path / "run", superlink=CONNECTION).run(watch, said.append)
         killed.result(1)
     assert (result.status, result.rounds) == ("finished", 5)
     agree(tmp_path / "run", result, expected)  # of two rounds: nothing was lost with the SuperLink
+    assert any("says that it is cat, but its key was made for eve" in line for line in said)
     assert result.missing.keys() == {"cat"}
     (number, kind, reason), *later = result.missing["cat"]
     assert (number, kind) == (3, "died"), reason

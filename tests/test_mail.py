@@ -12,8 +12,9 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from grpo_fed import wire
 from grpo_fed.commons import commons_of
-from grpo_fed.engines import mail
+from grpo_fed.engines import roll
 from grpo_fed.engines.mail import GridPost
+from grpo_fed.engines.roll import Roll
 from grpo_fed.messages import Answer, Evaluate, Failure, Instruction, Measure, Measured, Play, Start, Train, Trained
 from grpo_fed.scenario import Scenario
 from grpo_fed.wire import Wire
@@ -142,7 +143,8 @@ def test_bytes_are_counted_both_ways(streams: bool):
     assert (post.up, post.down) == (0, 0)
     told, said = train()["ant"], answer_to(train()["ant"], 1.0)
     list(post.send(train(), 10.0))
-    assert post.down == 3 * wire.size_of(WIRE.write_instruction(told))
+    more = 0 if streams else wire.write_commons(COMMONS).count_bytes()
+    assert post.down == 3 * (wire.size_of(WIRE.write_instruction(told)) + more)
     assert post.up == 3 * wire.size_of(WIRE.write_answer(told, said))
     assert post.up > 3 * 4 * COMMONS.size
 
@@ -322,7 +324,7 @@ def called(name: str, then: Client = honest(1)) -> Client:  # noqa: B008
 
     def client(message: Message) -> RecordDict | Error | None:
         if message.metadata.message_type == "query.hello":
-            return wire.write_hello(name)
+            return wire.write_hello(wire.Hello(name))
         return then(message)
 
     return client
@@ -354,7 +356,7 @@ def test_nobody_is_waited_for_to_say_a_name():
 
 
 def test_who_does_not_answer_is_asked_again_after_a_while(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(mail, "HELLO", 0.05)
+    monkeypatch.setattr(roll, "HELLO", 0.05)
     grid = Village({70: lambda _: None})
     post = post_of(grid, None)
     post.reachable()
@@ -390,6 +392,19 @@ def test_a_stranger_is_turned_away(caplog: pytest.LogCaptureFixture):
     assert dict(post.send(train(1, ["cat"]), 10.0))["cat"] == Failure("unreachable", "no node is connected for it")
 
 
+def test_a_node_is_heard_under_the_name_that_its_key_was_made_for_and_no_other():
+    grid = Village({70: called("cat", honest(9)), 71: called("ant"), 72: called("dog", honest(9))})
+    roll = Roll(grid, COMMONS.clients, keys={70: "dog", 71: "ant"})
+    post = GridPost(grid, COMMONS, SCENARIO, roll)
+    assert post.reachable() == ("ant",)
+    assert post.turned_away == {
+        70: "says that it is cat, but its key was made for dog",
+        72: "says that it is dog, but its key is nobody's",
+    }
+    assert dict(post.send(train(1, ["cat"]), 10.0))["cat"] == Failure("unreachable", "no node is connected for it")
+    assert roll.heard == {"ant": None}, "what others said of their tasks is not used"
+
+
 def test_a_node_that_cannot_say_its_name_is_asked_again(monkeypatch: pytest.MonkeyPatch):
     tries: list[int] = []
 
@@ -408,7 +423,7 @@ def test_a_node_that_cannot_say_its_name_is_asked_again(monkeypatch: pytest.Monk
     assert post.turned_away == {70: "did not say whose it is: ValueError: node-config says no client"}
     assert post.reachable() == ()
     assert len(tries) == 1, "it is given time"
-    monkeypatch.setattr(mail, "CALM", 0.0)
+    monkeypatch.setattr(roll, "CALM", 0.0)
     post = post_of(Village({70: confused}), None)
     assert post.reachable() == ()
     assert post.turned_away == {70: "did not say whose it is: hello.client is 3; it has to be a str"}

@@ -29,7 +29,19 @@ from grpo_fed.messages import (
     Trained,
 )
 from grpo_fed.scenario import Scenario
-from grpo_fed.wire import FURTHEST, Refused, Wire, kind_of, read_hello, size_of, write_hello
+from grpo_fed.tasks import Form
+from grpo_fed.wire import (
+    FURTHEST,
+    Hello,
+    Refused,
+    Wire,
+    kind_of,
+    read_blocks,
+    read_hello,
+    size_of,
+    write_commons,
+    write_hello,
+)
 
 TEXT = """
 name = "wire"
@@ -55,7 +67,10 @@ env = "grpo_fed/CartPole-v1"
 """
 
 
-def wire_of(mode: str = "quadratic", policy: str = 'groups = { "torso.*" = "row" }', hidden: int = 3) -> Wire:
+ROWS = 'groups = { "torso.*" = "row" }'
+
+
+def wire_of(mode: str = "quadratic", policy: str = ROWS, hidden: int = 3) -> Wire:
     scenario = Scenario.loads(TEXT.format(mode=mode, policy=policy, hidden=hidden))
     return Wire(commons_of(scenario), scenario)
 
@@ -148,11 +163,57 @@ def test_flower_itself_can_read_the_arrays():
 
 
 def test_a_nodes_name_goes_through():
-    assert read_hello(write_hello("cart-1")) == "cart-1"
+    for form in (None, Form(4, "categorical", (2,), 500), Form(1, "multi-categorical", (2, 3), 0)):
+        assert read_hello(write_hello(Hello("cart-1", form))) == Hello("cart-1", form)
     with pytest.raises(Refused, match=r"hello\.client is 1; it has to be a str"):
         read_hello(RecordDict({"hello": ConfigRecord({"client": 1})}))
     with pytest.raises(Refused, match="the records are "):
         read_hello(RecordDict())
+
+
+FORM = {"observation_size": 4, "kind": "categorical", "sizes": [2], "episode_limit": 500}
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"observation_size": 0}, r"hello\.observation_size is 0; it has to be from 1 to 262144"),
+        ({"observation_size": 2**18 + 1}, r"hello\.observation_size is 262145"),
+        ({"observation_size": 4.0}, r"hello\.observation_size is 4\.0; it has to be a int"),
+        ({"kind": "any"}, r"hello\.kind is 'any'; there are categorical, multi-categorical, gaussian"),
+        ({"sizes": [2, 2]}, r"hello\.sizes is \[2, 2\]; they have to be what a categorical action has"),
+        ({"sizes": [0]}, r"hello\.sizes is \[0\]"),
+        ({"sizes": []}, r"hello\.sizes is \[\]"),
+        ({"sizes": [2**18 + 1]}, r"hello\.sizes is \[262145\]"),
+        ({"sizes": [2.0]}, r"hello\.sizes is \[2\.0\]"),
+        ({"episode_limit": -1}, r"hello\.episode_limit is -1"),
+        ({"more": 1}, r"hello has \['more'\], which nobody asked for"),
+    ],
+)
+def test_a_task_that_cannot_be_is_refused(change: dict[str, Any], why: str):
+    assert read_hello(RecordDict({"hello": ConfigRecord({"client": "cart", **FORM})})).form is not None
+    with pytest.raises(Refused, match=why):
+        read_hello(RecordDict({"hello": ConfigRecord({"client": "cart", **FORM, **change})}))
+
+
+def test_a_client_is_told_what_is_shared_and_refuses_other_commons():
+    commons = commons_of(Scenario.loads(TEXT.format(mode="quadratic", policy=ROWS, hidden=3)))
+    content = WIRE.write_instruction(TRAIN)
+    content["commons"] = write_commons(commons)
+    assert read_blocks(content) == ("torso.0", "actor")
+    assert plain(WIRE.read_instruction("train", content)) == plain(TRAIN)
+    for other in (wire_of(policy='groups = { "torso.*" = "column" }'), wire_of(hidden=4)):
+        with pytest.raises(Refused, match="in other shapes or groups than this client has them"):
+            other.read_instruction("train", content)
+    for text in ("torso.0", "{}", "[1]", "[" * 100_000):
+        content["commons"]["blocks"] = text
+        with pytest.raises(Refused, match=r"commons\.blocks is .*; it has to be a JSON list of names"):
+            read_blocks(content)
+    with pytest.raises(Refused, match="commons is missing"):
+        read_blocks(WIRE.write_instruction(TRAIN))
+    content["commons"]["more"] = 1
+    with pytest.raises(Refused, match="which nobody asked for"):
+        WIRE.read_instruction("train", content)
 
 
 # What it costs --------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias, final
@@ -39,6 +39,7 @@ from grpo_fed.journal import ClientResult, Result
 from grpo_fed.notes import RoundNote, note_of
 from grpo_fed.saved import POLICIES
 from grpo_fed.scenario import Scenario
+from grpo_fed.tasks import NotHere
 
 Engine: TypeAlias = Literal["flower-sim", "flower"]
 Watch = Callable[[RoundNote], None]
@@ -93,7 +94,8 @@ class FlowerFederation:
         self.folder = None if out is None else Path(out).absolute()
         if self.folder is not None and superlink is None:
             journal.refuse_unusable(self.folder)
-        commons_of(scenario)
+        with nullcontext() if superlink is None else suppress(NotHere):  # on the clients' machines they may be
+            commons_of(scenario)
         self.device = scenario.device if superlink is not None else str(device_of(scenario.device))
         self.result: Result | None = None
         """What became of it, as soon as it has ended, in whatever way, as far as that is known here."""

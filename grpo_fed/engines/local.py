@@ -39,7 +39,7 @@ from grpo_fed.messages import Answer, Failure, Instruction, Start
 from grpo_fed.rounds import Federation
 from grpo_fed.scenario import Scenario
 from grpo_fed.tasks import Task
-from grpo_fed.wire import HELLO, Refused, Wire, write_hello
+from grpo_fed.wire import HELLO, Hello, Refused, Wire, write_hello
 
 CODES = {"raised": 2, "late": 4, "died": 8}
 """Flower's numbers of errors."""
@@ -172,7 +172,7 @@ class LocalGrid(Grid):
         for message in messages:
             name, kind = self.nodes[message.metadata.dst_node_id], message.metadata.message_type
             if kind == HELLO:
-                yield Message(write_hello(name), reply_to=message)
+                yield Message(write_hello(Hello(name)), reply_to=message)
                 continue
             asked = by_kind.setdefault(kind, {})
             assert name not in asked, f"{name} gets one message at a time"

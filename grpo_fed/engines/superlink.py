@@ -27,6 +27,8 @@ from grpo_fed.files import write_whole
 
 STATE = "GRPO_FED_STATE"
 """Names the folder in which clients keep their state."""
+KEYS = "GRPO_FED_KEYS"
+"""Names the file that says for which client each key was made that a server lets in."""
 
 OFFLINE = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -96,6 +98,15 @@ def free_port() -> int:
     with socket.socket() as one:
         one.bind((LOOPBACK, 0))
         return int(one.getsockname()[1])
+
+
+def names_of_keys() -> dict[int, str] | None:
+    """By node, for which client its key was made, where the server knows that: in a process that it started."""
+    path = os.environ.get(KEYS)
+    if path is None:
+        return None
+    registered = json.loads(Path(path).read_text(encoding="utf-8"))
+    return {int(entry["node"]): client for client, entry in registered.items()}
 
 
 # Starting them -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any, final
 import numpy as np
 
 from grpo_fed.records import Step
-from grpo_fed.tasks import Task
+from grpo_fed.tasks import Form, Task
 
 NEVER = 2**62
 
@@ -139,7 +139,7 @@ def padded(actions: Sequence[np.ndarray], ends_together: bool) -> np.ndarray:
     return every
 
 
-def limit_of(task: Task, episode_limit: int) -> int:
+def limit_of(task: Task | Form, episode_limit: int) -> int:
     """Steps after which lanes cut an episode: the task's own limit or this one, whichever comes first; 0 for never."""
     return min(task.episode_limit or NEVER, episode_limit or NEVER) % NEVER
 

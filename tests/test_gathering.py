@@ -1,0 +1,221 @@
+"""A federation in which nobody, and the server least of all, has the packages of another client's task."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+from flwr.app import Context, Error, Message, RecordDict
+
+import clients.app
+from grpo_fed import wire
+from grpo_fed.commons import Commons, commons_of, forms_of
+from grpo_fed.engines.gathering import gather
+from grpo_fed.engines.mail import GridPost
+from grpo_fed.engines.roll import Roll
+from grpo_fed.history import history_of
+from grpo_fed.journal import Result
+from grpo_fed.rounds import Federation
+from grpo_fed.scenario import Scenario
+from grpo_fed.tasks import Form, NotHere, task_of
+from grpo_fed.wire import Hello
+from tests.village import Client, Village, enter_run
+
+ELSEWHERE = """
+import gymnasium
+from gymnasium.envs.classic_control import AcrobotEnv
+
+gymnasium.register("Elsewhere-v0", entry_point=AcrobotEnv, max_episode_steps=40)
+"""
+TEXT = """
+name = "apart"
+rounds = 3
+steps = 64
+[policy]
+hidden = [8]
+adapter = 3
+shared = ["torso.*"]
+[rollout]
+num_envs = 4
+horizon = 16
+[objective]
+minibatches = 2
+epochs = 2
+[evaluate]
+episodes = 4
+[round]
+deadline = 30
+[[clients]]
+name = "cart"
+env = "grpo_fed/CartPole-v1"
+[[clients]]
+name = "bot"
+env = "elsewhere:Elsewhere-v0"
+"""
+SCENARIO = Scenario.loads(TEXT)
+CART, BOT = Form(4, "categorical", (2,), 500), Form(6, "categorical", (3,), 40)
+
+
+@pytest.fixture(autouse=True)
+def inside_a_run(monkeypatch: pytest.MonkeyPatch):
+    enter_run(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_open() -> Iterator[None]:
+    yield
+    for _, members in clients.app._ready.values():
+        members.close()
+    clients.app._ready.clear()
+
+
+@pytest.fixture
+def packages(tmp_path: Path) -> Path:
+    """Those of the bot's machine."""
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "elsewhere.py").write_text(ELSEWHERE)
+    return tmp_path / "packages"
+
+
+@contextmanager
+def installed(packages: Path) -> Iterator[None]:
+    """As if they were, on this machine."""
+    sys.path.insert(0, str(packages))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(packages))
+        sys.modules.pop("elsewhere", None)
+        gymnasium.registry.pop("Elsewhere-v0", None)
+
+
+def node(name: str, state: Path, packages: Path | None = None, scenario: Scenario = SCENARIO) -> Client:
+    """The client's app on a machine with these packages."""
+    config = {"client": name, "state": str(state / name)}
+    context = Context(1, 2, config, RecordDict(), {"scenario": scenario.dumps()})
+
+    def client(message: Message) -> RecordDict | Error:
+        try:
+            if packages is None:
+                return clients.app.app(message, context).content
+            with installed(packages):
+                return clients.app.app(message, context).content
+        except ValueError as error:
+            return Error(2, f"{type(error)}:<'{error}'>")
+
+    return client
+
+
+def tells(name: str, form: Form | None) -> Client:
+    return lambda _: wire.write_hello(Hello(name, form))
+
+
+def the_same(one: Commons, other: Commons) -> None:
+    assert one.digest == other.digest
+    assert one.clients == other.clients
+    assert one.longest == other.longest
+    np.testing.assert_array_equal(one.first, other.first)
+
+
+def run(scenario: Scenario, grid: Village, folder: Path | None = None) -> tuple[Federation, Result]:
+    """As the server's app does."""
+    roll = Roll(grid, ["cart", "bot"])
+    commons, engine = gather(scenario, roll, {})
+    federation = Federation(
+        scenario, commons, GridPost(grid, commons, scenario, roll), folder, fold=True, engine=engine
+    )
+    return federation, federation.run()
+
+
+def test_clients_say_what_their_tasks_are_like(tmp_path: Path, packages: Path):
+    hello = Message(RecordDict(), 2, "query.hello")
+    assert wire.read_hello(node("cart", tmp_path)(hello)) == Hello("cart", CART)
+    assert wire.read_hello(node("bot", tmp_path, packages)(hello)) == Hello("bot", BOT)
+    assert wire.read_hello(node("bot", tmp_path)(hello)) == Hello("bot", None), "it is there, but cannot make its task"
+
+
+def test_the_server_finds_what_they_share_without_their_packages(packages: Path):
+    with installed(packages):
+        expected = commons_of(SCENARIO)
+    with pytest.raises(NotHere, match=r"client bot: .* elsewhere cannot be imported"):
+        commons_of(SCENARIO)
+    roll = Roll(Village({7: tells("bot", BOT)}), ["cart", "bot"])
+    commons, noted = gather(SCENARIO, roll, {})
+    the_same(commons, expected)
+    assert commons.longest == 500
+    assert noted == {"forms": {"cart": asdict(CART), "bot": asdict(BOT)}}
+    again, _ = gather(SCENARIO, Roll(Village({}), ["cart", "bot"]), noted)  # a run that goes on asks nobody
+    the_same(again, expected)
+
+
+def test_where_the_server_has_all_packages_nobody_is_waited_for(packages: Path):
+    with installed(packages):
+        commons, noted = gather(SCENARIO, Roll(Village({}), ["cart", "bot"]), {})
+        the_same(commons, commons_of(SCENARIO))
+    assert noted == {}
+
+
+def test_each_client_needs_its_own_packages_alone(tmp_path: Path, packages: Path):
+    apart = Village({7: node("cart", tmp_path / "apart"), 8: node("bot", tmp_path / "apart", packages)})
+    federation, result = run(SCENARIO, apart, tmp_path / "run")
+    assert result.missing == {}
+    assert {name: client.env_steps for name, client in result.clients.items()} == {"cart": 192, "bot": 192}
+    assert history_of(tmp_path / "run").homes == {"torso.0": "torso.0"}
+
+    with installed(packages):
+        together = Village({7: node("cart", tmp_path / "together"), 8: node("bot", tmp_path / "together")})
+        expected, same = run(SCENARIO, together)
+    np.testing.assert_array_equal(federation.position.shared, expected.position.shared)
+    assert not np.array_equal(federation.position.shared, federation.commons.first)
+    assert result.clients == same.clients
+
+
+def test_who_cannot_make_its_own_task_says_so(tmp_path: Path, packages: Path):
+    grid = Village({7: node("cart", tmp_path), 8: node("bot", tmp_path)})
+    _, result = run(Scenario.loads(TEXT, overrides=["rounds=1"]), grid)
+    assert result.clients["cart"].env_steps == 64
+    assert {kind for _, kind, _ in result.missing["bot"]} == {"raised"}
+    assert "elsewhere cannot be imported" in result.missing["bot"][0][2]
+
+
+def test_who_comes_late_and_does_not_fit_is_told(tmp_path: Path, packages: Path):
+    scenario = Scenario.loads(TEXT, overrides=['policy.shared=["*"]', "round.deadline=0.3", "rounds=2"])
+    grid = Village({7: node("cart", tmp_path, scenario=scenario)})
+    roll = Roll(grid, ["cart", "bot"])
+    commons, _ = gather(scenario, roll, {})
+    assert commons.blocks == ("adapter", "torso.0", "actor", "critic"), "all that the cart has"
+    grid.clients[8] = node("bot", tmp_path, packages, scenario)
+    result = Federation(scenario, commons, GridPost(grid, commons, scenario, roll), fold=True).run()
+    assert result.clients["cart"].env_steps == 128
+    _, kind, reason = result.missing["bot"][-1]
+    assert kind == "raised"
+    assert "in other shapes or groups than this client has them" in reason
+
+
+def test_a_server_that_knows_nothing_of_anybody_says_so():
+    scenario = Scenario.loads(TEXT, overrides=["round.deadline=0.1"])
+    (bot,) = (one for one in scenario.clients if one.name == "bot")
+    alone = scenario.model_copy(update={"clients": [bot]})
+    with pytest.raises(ValueError, match=r"no client told of its own within round\.deadline = 0\.1 seconds"):
+        gather(alone, Roll(Village({}), ["bot"]), {})
+
+
+def test_a_network_of_ones_own_needs_all_tasks_on_the_server():
+    scenario = Scenario.loads(TEXT, overrides=['policy.module="torch.nn:Linear"', "policy.adapter=0"])
+    with pytest.raises(NotHere, match="elsewhere cannot be imported"):
+        gather(scenario, Roll(Village({7: tells("bot", BOT)}), ["cart", "bot"]), {})
+
+
+def test_one_task_is_made_without_the_others(packages: Path):
+    assert task_of(SCENARIO, "cart").form == CART
+    with pytest.raises(NotHere, match="client bot"):
+        task_of(SCENARIO, "bot")
+    with installed(packages):
+        assert task_of(SCENARIO, "bot").form == BOT
+    assert forms_of({}) == {}
