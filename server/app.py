@@ -68,15 +68,21 @@ def _stopped_in_order() -> Iterator[None]:
         yield  # a simulation has it in a thread, which nobody stops
         return
 
+    told: list[int] = []
+
     def interrupt(number: int, frame: FrameType | None) -> None:
+        told.append(number)
         raise KeyboardInterrupt
 
-    flower = signal.signal(signal.SIGTERM, interrupt)
+    # whoever ends a task sends SIGTERM; Flower's own client sends SIGINT when it finds that the run was stopped
+    flowers = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     except KeyboardInterrupt:
-        if callable(flower):
-            flower(signal.SIGTERM, None)  # tells the SuperLink, and ends this process
+        handler = flowers.get(signal.Signals(told[0])) if told else None
+        if callable(handler):
+            handler(told[0], None)  # tells the SuperLink, and ends this process
         raise
     finally:
-        signal.signal(signal.SIGTERM, flower)
+        for number, flower in flowers.items():
+            signal.signal(number, flower)

@@ -106,7 +106,7 @@ def test_forms_that_share_no_shape_are_told_apart_by_their_clients():
 
 def test_a_client_without_a_block_that_the_server_shares_says_so():
     scenario = unlike('adapter = 3\nshared = ["torso.*"]')
-    with pytest.raises(ValueError, match=r"client bot .*: the server shares \["actor"\], which this client does not"):
+    with pytest.raises(ValueError, match=r'client bot .*: the server shares \["actor"\], which this client does not'):
         commons_for(scenario, tasks_of(scenario)[1], ["torso.0", "actor"])
 
 

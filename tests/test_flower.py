@@ -12,15 +12,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tomli_w
 from safetensors.numpy import load_file
 
 from grpo_fed import deploy
 from grpo_fed.engines.flower import FlowerFailed, FlowerFederation, Listener, note_line, result_line, result_of
 from grpo_fed.engines.local import federate
-from grpo_fed.engines.superlink import environment, free_port, script
+from grpo_fed.engines.processes import Processes
+from grpo_fed.engines.superlink import STATE, SuperLink, connect, environment, free_port, script
 from grpo_fed.journal import ClientResult, Result
 from grpo_fed.notes import RoundNote
 from grpo_fed.scenario import Scenario
@@ -147,7 +150,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         assert codes == [0] * 5, log.read_text()[-2000:]
 
 
-def until(true: Callable[[], bool], seconds: float = 120.0) -> None:
+def until(true: Callable[[], bool], seconds: float = 300.0) -> None:
     """Wait for something that must come."""
     end = time.monotonic() + seconds
     while not true():
@@ -281,6 +284,62 @@ def test_what_cannot_work_starts_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(ValueError, match="has no SuperLink lab, it has none"):
         FlowerFederation(tiny(), tmp_path / "run", superlink="lab")
     assert not (tmp_path / "run").exists()
+
+
+# Flower's commands alone ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def superlink(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A SuperLink in a folder of its own, with a node for ant; what `flwr` has to know of it."""
+    known = environment(tmp_path / "home", {STATE: str(tmp_path / "state")})
+    for part in ("neutral", "logs"):
+        (tmp_path / part).mkdir()
+    with Processes(tmp_path / "neutral", known, tmp_path / "logs") as processes:
+        link = SuperLink(processes, tmp_path, free_port())
+        link.start()
+        link.add_node("ant")
+        connect(tmp_path / "home", CONNECTION, link.address, None)
+        yield known
+
+
+def flwr(known: dict[str, str], *arguments: str) -> dict[str, Any]:
+    """What a command answers that is called in the repository's root."""
+    command = [script("flwr"), *arguments, "--format", "json"]
+    done = subprocess.run(command, env=known, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    answer: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
+    assert answer["success"], done.stdout + done.stderr
+    return answer
+
+
+def status(known: dict[str, str], run: str) -> str:
+    (found,) = flwr(known, "list", CONNECTION, "--run-id", run)["runs"]
+    return str(found["status"])
+
+
+def test_flwr_run_starts_the_repository_as_it_lies(superlink: dict[str, str], tmp_path: Path):
+    before = sorted(path.name for path in ROOT.iterdir())
+    alone = tiny().model_copy(update={"clients": tiny().clients[:1], "rounds": 1})
+    (tmp_path / "run.toml").write_text(tomli_w.dumps({"scenario": alone.dumps(), "out": str(tmp_path / "run")}))
+    run = flwr(superlink, "run", ".", CONNECTION, "--run-config", str(tmp_path / "run.toml"))["run-id"]
+    until((tmp_path / "run" / "results.json").exists)
+    until(lambda: status(superlink, run) == "finished:completed")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (results["status"], results["rounds"], results["missing"]) == ("finished", 1, {})
+    assert results["clients"]["ant"]["env_steps"] == 64
+    assert (tmp_path / "run" / "scenario.toml").read_text() == alone.dumps()
+
+    # without a scenario it is the quickstart, here with none of its clients
+    run = flwr(superlink, "run", ".", CONNECTION)["run-id"]
+    runs = tmp_path / "neutral" / "runs"
+    until(lambda: any(runs.glob("quickstart-0-*/scenario.toml")))
+    assert status(superlink, run) == "running"
+    flwr(superlink, "stop", run, CONNECTION)
+    until(lambda: any(runs.glob("quickstart-0-*/results.json")))
+    (folder,) = runs.iterdir()
+    assert Scenario.load(folder / "scenario.toml") == Scenario.load(ROOT / "scenarios" / "quickstart.toml")
+    assert json.loads((folder / "results.json").read_text())["status"] == "interrupted"
+    assert sorted(path.name for path in ROOT.iterdir()) == before, "nothing is left in the repository"
 
 
 # What comes back through the log -------------------------------------------------------------------------------------
