@@ -15,8 +15,9 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from grpo_fed import gallery, wire
+from grpo_fed import wire
 from grpo_fed.commons import commons_for
+from grpo_fed.engines.apps import scenario_of
 from grpo_fed.files import write_whole
 from grpo_fed.home import Home
 from grpo_fed.members import Members
@@ -26,8 +27,6 @@ from grpo_fed.scenario import Scenario
 from grpo_fed.tasks import task_of
 from grpo_fed.wire import Hello, Wire
 
-DEFAULT = "quickstart"
-"""The scenario of a run that names none."""
 MOST = 64
 """Clients that stay ready in a process; a simulation has it serve many in turn."""
 
@@ -79,8 +78,7 @@ def _client(context: Context, blocks: tuple[str, ...]) -> tuple[Wire, Members]:
 
 
 def _scenario(context: Context) -> Scenario:
-    text = str(context.run_config["scenario"])
-    return Scenario.loads(text) if text else Scenario.load(gallery.find(DEFAULT))
+    return scenario_of(str(context.run_config["scenario"]))
 
 
 def _name(scenario: Scenario, context: Context) -> str:

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
+from collections.abc import Callable, Iterable
 
-from grpo_fed.post import Post
+from grpo_fed import words
 from grpo_fed.scenario import Scenario
 from grpo_fed.streams import Purpose, generator
 
 PAUSE = 0.1
 """Seconds between two looks at who can be reached."""
+LONG = 10.0
+"""Seconds of waiting before something is said of it."""
+
+log = logging.getLogger(__name__)
 
 
-def reach(post: Post, wanted: int, deadline: float | None) -> tuple[str, ...]:
-    """Who can be reached as soon as that many can, or when the deadline is over."""
-    until = math.inf if deadline is None else time.monotonic() + deadline
-    while len(names := post.reachable()) < wanted and time.monotonic() < until:
+def reach(
+    look: Callable[[], tuple[str, ...]], everybody: Iterable[str], wanted: int, deadline: float | None
+) -> tuple[str, ...]:
+    """Who is there by `look` as soon as so many are, or the deadline is over. Who is long waited for is named."""
+    began, told = time.monotonic(), False
+    until = math.inf if deadline is None else began + deadline
+    while len(names := look()) < wanted and (now := time.monotonic()) < until:
+        if now > began + LONG and not told:
+            told = True
+            missing = ", ".join(sorted(set(everybody) - set(names)))
+            log.warning("waiting for %s", words.shorten(missing))
         time.sleep(PAUSE)
     return names
 

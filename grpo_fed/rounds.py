@@ -157,7 +157,7 @@ class Federation:
         settings, everybody = self.scenario.round, len(self.commons.clients)
         wanted = everybody if self._is_new else part_of(settings.quorum, everybody)
         self._is_new = False
-        return reach(self.post, wanted, settings.deadline)
+        return reach(self.post.reachable, self.commons.clients, wanted, settings.deadline)
 
     def _draw(self, number: int) -> list[str]:
         """Who cannot be reached is named."""

@@ -13,7 +13,8 @@ from types import FrameType
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from grpo_fed import gallery, journal
+from grpo_fed import journal
+from grpo_fed.engines.apps import scenario_of
 from grpo_fed.engines.flower import note_line, result_line
 from grpo_fed.engines.gathering import gather
 from grpo_fed.engines.mail import GridPost
@@ -22,9 +23,6 @@ from grpo_fed.engines.superlink import names_of_keys
 from grpo_fed.notes import RoundNote
 from grpo_fed.rounds import Federation
 from grpo_fed.scenario import Scenario
-
-DEFAULT = "quickstart"
-"""The scenario that `flwr run .` runs."""
 
 app = ServerApp()
 
@@ -38,7 +36,7 @@ def main(grid: Grid, context: Context) -> None:
         folder = Path(out)
         scenario, after = journal.unfinished(folder)
     else:
-        scenario = Scenario.loads(text) if text else Scenario.load(gallery.find(DEFAULT))
+        scenario = scenario_of(text)
         folder, after = Path(out) if out else _fresh(scenario), None
     folder.parent.mkdir(parents=True, exist_ok=True)
     noted = after.notes["engine"] if after is not None else journal.engine_of(folder) if resumed else {}

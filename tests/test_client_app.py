@@ -15,6 +15,7 @@ from flwr.app import Context, Message, RecordDict
 
 import clients.app
 from grpo_fed.commons import commons_of
+from grpo_fed.engines.apps import scenario_of
 from grpo_fed.engines.mail import GridPost
 from grpo_fed.home import Home
 from grpo_fed.members import Members
@@ -255,9 +256,10 @@ def test_what_plays_is_kept_as_a_policy(tmp_path: Path):
     assert policy.normaliser is not None
 
 
-def test_a_run_that_names_no_scenario_is_the_quickstart():
+def test_a_run_that_names_no_scenario_has_as_many_carts_as_flower_simulates():
     reply = clients.app.app(Message(RecordDict(), 2, "query.hello"), context(None, "", **{"partition-id": 0}))
-    assert read_hello(reply.content).client == commons_of(clients.app._scenario(context(None, ""))).clients[0]
+    assert read_hello(reply.content).client == "cart-0"
+    assert commons_of(scenario_of("")).clients == ("cart-0", "cart-1")
 
 
 def test_what_makes_no_sense_is_refused_and_nothing_is_written(tmp_path: Path):

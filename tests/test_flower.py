@@ -20,6 +20,7 @@ import tomli_w
 from safetensors.numpy import load_file
 
 from grpo_fed import deploy
+from grpo_fed.engines.apps import scenario_of
 from grpo_fed.engines.flower import FlowerFailed, FlowerFederation, Listener, note_line, result_line, result_of
 from grpo_fed.engines.local import federate
 from grpo_fed.engines.processes import Processes
@@ -318,7 +319,6 @@ def status(known: dict[str, str], run: str) -> str:
 
 
 def test_flwr_run_starts_the_repository_as_it_lies(superlink: dict[str, str], tmp_path: Path):
-    before = sorted(path.name for path in ROOT.iterdir())
     alone = tiny().model_copy(update={"clients": tiny().clients[:1], "rounds": 1})
     (tmp_path / "run.toml").write_text(tomli_w.dumps({"scenario": alone.dumps(), "out": str(tmp_path / "run")}))
     run = flwr(superlink, "run", ".", CONNECTION, "--run-config", str(tmp_path / "run.toml"))["run-id"]
@@ -329,17 +329,17 @@ def test_flwr_run_starts_the_repository_as_it_lies(superlink: dict[str, str], tm
     assert results["clients"]["ant"]["env_steps"] == 64
     assert (tmp_path / "run" / "scenario.toml").read_text() == alone.dumps()
 
-    # without a scenario it is the quickstart, here with none of its clients
+    # without a scenario it is two carts, here with neither of them
     run = flwr(superlink, "run", ".", CONNECTION)["run-id"]
     runs = tmp_path / "neutral" / "runs"
-    until(lambda: any(runs.glob("quickstart-0-*/scenario.toml")))
+    until(lambda: any(runs.glob("two-carts-0-*/scenario.toml")))
     assert status(superlink, run) == "running"
     flwr(superlink, "stop", run, CONNECTION)
-    until(lambda: any(runs.glob("quickstart-0-*/results.json")))
+    until(lambda: any(runs.glob("two-carts-0-*/results.json")))
     (folder,) = runs.iterdir()
-    assert Scenario.load(folder / "scenario.toml") == Scenario.load(ROOT / "scenarios" / "quickstart.toml")
+    assert Scenario.load(folder / "scenario.toml") == scenario_of("")
     assert json.loads((folder / "results.json").read_text())["status"] == "interrupted"
-    assert sorted(path.name for path in ROOT.iterdir()) == before, "nothing is left in the repository"
+    assert not list(ROOT.glob("*.fab")), "nothing is left in the repository"
 
 
 # What comes back through the log -------------------------------------------------------------------------------------

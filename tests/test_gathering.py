@@ -14,7 +14,7 @@ import pytest
 from flwr.app import Context, Error, Message, RecordDict
 
 import clients.app
-from grpo_fed import wire
+from grpo_fed import participation, wire
 from grpo_fed.commons import Commons, commons_of, forms_of
 from grpo_fed.engines.gathering import gather
 from grpo_fed.engines.mail import GridPost
@@ -196,6 +196,14 @@ def test_who_comes_late_and_does_not_fit_is_told(tmp_path: Path, packages: Path)
     _, kind, reason = result.missing["bot"][-1]
     assert kind == "raised"
     assert "in other shapes or groups than this client has them" in reason
+
+
+def test_who_is_long_waited_for_is_named(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(participation, "LONG", 0.1)
+    scenario = Scenario.loads(TEXT, overrides=["round.deadline=0.5"])
+    commons, _ = gather(scenario, Roll(Village({}), ["cart", "bot"]), {})
+    assert caplog.messages == ["waiting for bot"]
+    assert commons.size == 3 * 8 + 8, "the cart's torso, which the server can make"
 
 
 def test_a_server_that_knows_nothing_of_anybody_says_so():

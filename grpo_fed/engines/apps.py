@@ -13,6 +13,9 @@ from pathlib import Path
 
 import tomli_w
 
+from grpo_fed import gallery
+from grpo_fed.scenario import Scenario
+
 PARTS = ("clients", "server")
 RUN_CONFIG = {"scenario": "", "out": "", "resume": False}
 """What a run may be given: a scenario as TOML, the run's folder on the server, whether to go on with what is there."""
@@ -37,6 +40,17 @@ def app_folder(into: Path) -> Path:
     }
     (into / "pyproject.toml").write_text(tomli_w.dumps({"project": project, "tool": {"flwr": {"app": app}}}))
     return into
+
+
+def scenario_of(text: str) -> Scenario:
+    """What a run is given, or else two of the quickstart's carts: Flower simulates two nodes unless it is told more."""
+    if text:
+        return Scenario.loads(text)
+    whole = Scenario.load(gallery.find("quickstart"))
+    carts = whole.clients[0].model_copy(update={"count": 2})
+    return whole.model_copy(
+        update={"name": "two-carts", "description": "Two carts learn together.", "clients": [carts]}
+    )
 
 
 def _sources() -> Path:

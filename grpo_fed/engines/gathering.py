@@ -6,15 +6,13 @@ since that may look at more of a task; then all tasks are made here.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from grpo_fed.commons import FORMS, Commons, commons_from, commons_of, forms_of
 from grpo_fed.engines.roll import Roll
-from grpo_fed.participation import PAUSE
+from grpo_fed.participation import reach
 from grpo_fed.scenario import Scenario
 from grpo_fed.tasks import tasks_here
 
@@ -33,9 +31,12 @@ def gather(scenario: Scenario, roll: Roll, noted: Mapping[str, Any]) -> tuple[Co
     strangers = {name for settings in scenario.clients for name in settings.names} - known.keys()
     if not strangers:
         return commons_from(scenario, known), {}
-    until = math.inf if scenario.round.deadline is None else time.monotonic() + scenario.round.deadline
-    while roll.call() is not None and not strangers <= roll.heard.keys() and time.monotonic() < until:
-        time.sleep(PAUSE)
+
+    def heard() -> tuple[str, ...]:
+        roll.call()
+        return tuple(strangers & roll.heard.keys())
+
+    reach(heard, strangers, len(strangers), scenario.round.deadline)
     known |= {name: form for name, form in roll.heard.items() if name in strangers and form is not None}
     if not known:
         raise ValueError(
