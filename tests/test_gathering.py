@@ -14,13 +14,13 @@ import pytest
 from flwr.app import Context, Error, Message, RecordDict
 
 import clients.app
-from grpo_fed import participation, wire
+from grpo_fed import checkpoint, participation, wire
 from grpo_fed.commons import Commons, commons_of, forms_of
 from grpo_fed.engines.gathering import gather
 from grpo_fed.engines.mail import GridPost
 from grpo_fed.engines.roll import Roll
 from grpo_fed.history import history_of
-from grpo_fed.journal import Result
+from grpo_fed.journal import Result, engine_of
 from grpo_fed.rounds import Federation
 from grpo_fed.scenario import Scenario
 from grpo_fed.tasks import Form, NotHere, task_of
@@ -167,6 +167,9 @@ def test_each_client_needs_its_own_packages_alone(tmp_path: Path, packages: Path
     assert result.missing == {}
     assert {name: client.env_steps for name, client in result.clients.items()} == {"cart": 192, "bot": 192}
     assert history_of(tmp_path / "run").homes == {"torso.0": "torso.0"}
+    kept = checkpoint.latest(tmp_path / "run")
+    assert kept is not None
+    assert forms_of(kept.notes["engine"]) == forms_of(engine_of(tmp_path / "run")) == {"cart": CART, "bot": BOT}
 
     with installed(packages):
         together = Village({7: node("cart", tmp_path / "together"), 8: node("bot", tmp_path / "together")})
