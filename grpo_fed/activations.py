@@ -24,13 +24,23 @@ class Activation:
     """(slope by the value, value) -> slope by the argument; it may overwrite the slope."""
 
 
+FAST_NUMPY = torch.backends.cpu.get_cpu_capability() == "AVX512"
+"""Whether numpy's tanh takes an eighth of the time of torch's here: 4 against 39 microseconds for 16,384 entries."""
+
+
 def _tanh(x: Tensor) -> Tensor:
-    """On a CPU numpy's takes an eighth of the time of torch's (4 against 39 microseconds for 16,384 entries)."""
-    if torch.is_grad_enabled() or x.device.type != "cpu":
-        return x.tanh()
-    array = x.numpy()
-    np.tanh(array, out=array)
-    return x
+    return x.tanh() if torch.is_grad_enabled() or x.device.type != "cpu" else bent(x)
+
+
+def bent(x: Tensor, by_numpy: bool = FAST_NUMPY) -> Tensor:
+    """Tanh on the CPU, in place.
+
+    Where numpy is no faster than torch, 2 sigmoid(2x) - 1 takes half the time of either, and is within 2e-7 of tanh.
+    """
+    if by_numpy:
+        np.tanh(x.numpy(), out=x.numpy())
+        return x
+    return x.mul_(2).sigmoid_().mul_(2).sub_(1)
 
 
 def _pull_tanh(slope: Tensor, value: Tensor) -> Tensor:
@@ -38,7 +48,8 @@ def _pull_tanh(slope: Tensor, value: Tensor) -> Tensor:
 
 
 def _tanh_numpy(x: np.ndarray) -> np.ndarray:
-    return cast(np.ndarray, np.tanh(x, out=x))
+    bent(torch.from_numpy(x))
+    return x
 
 
 def _relu_numpy(x: np.ndarray) -> np.ndarray:

@@ -1,0 +1,36 @@
+"""Activations: forwards, and backwards from what came out, against float64 and differences."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from grpo_fed.activations import ACTIVATIONS, bent
+
+
+@pytest.mark.parametrize("by_numpy", [True, False])
+def test_tanh_is_tanh_on_any_processor_however_it_is_computed(by_numpy: bool):
+    x = torch.linspace(-20, 20, 400_001)
+    x[0], x[-1], x[1], x[2] = -torch.inf, torch.inf, -1e30, 1e30
+    expected = x.double().tanh()
+    found = bent(x.clone(), by_numpy)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-7)
+    assert float(found.abs().max()) == 1.0
+    assert bool(bent(torch.tensor([float("nan")]), by_numpy).isnan().all())
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_activation_says_the_same_of_tensors_arrays_and_with_autograd(name: str):
+    activation = ACTIVATIONS[name]
+    x = torch.linspace(-3, 3, 61) + 0.01
+    leaf = x.clone().requires_grad_()
+    recorded = activation.bend(leaf)
+    (slope,) = torch.autograd.grad(recorded.sum(), leaf)
+    with torch.no_grad():
+        value = activation.bend(x.clone())
+        pulled = activation.pull(torch.ones_like(x), value)
+    torch.testing.assert_close(value, recorded.detach(), rtol=0, atol=3e-7)
+    torch.testing.assert_close(pulled, slope, rtol=0, atol=1e-6)
+    array = activation.bend_numpy(x.numpy().copy())
+    np.testing.assert_allclose(array, recorded.detach().numpy(), rtol=0, atol=3e-7)
