@@ -1,8 +1,10 @@
 """Whether sharing pays where samples are scarce: the six poles of `poles`, with 15,360 steps each and with 61,440.
 
-A run counts by its mean return over all rounds, once of the training episodes and once of the episodes played after
-every round without learning. Methods are compared seed by seed: the difference to `local` with its 95 % bootstrap
-interval, in which a seed keeps its own pair.
+The smaller budget comes in rounds of one batch of 256 steps, as in the scenario, and in rounds of 1,024, also one
+batch: what clients learn alone is about the same then, and they hear of each other a quarter as often. A run counts by
+its mean return, once of the training episodes of all rounds and once of the episodes played without learning after
+every 1,024 steps, or 4,096 of the greater budget. Methods are compared seed by seed: the difference to `local` with its
+95 % bootstrap interval, in which a seed keeps its own pair.
 
     python -m benchmarks.scarce --seeds 10 --jobs 2
 
@@ -20,21 +22,25 @@ from grpo_fed.statistics import Estimate, estimate
 SCENARIO = "poles"
 CONTROL = "local"
 METHODS = ("local", "fedavg", "grpo")
-BUDGETS: Mapping[str, tuple[str, ...]] = {"15,360 steps": ("rounds=15",), "61,440 steps": ("rounds=60",)}
-"""Of each client, and what makes them so."""
-PLAYED = ("evaluate.every=1", "evaluate.episodes=10")
+BUDGETS: Mapping[str, tuple[str, ...]] = {
+    "60 x 256": ("rounds=60", "steps=256", "rollout.horizon=32", "evaluate.every=4"),
+    "15 x 1,024": ("rounds=15", "steps=1024", "rollout.horizon=128", "evaluate.every=1"),
+    "240 x 256": ("rounds=240", "steps=256", "rollout.horizon=32", "evaluate.every=16"),
+}
+"""Rounds and steps of each client in a round, and what makes them so."""
+PLAYED = ("evaluate.episodes=10",)
 FILE = RESULTS / "scarce.jsonl"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, FILE, 10, METHODS)
-    parser.add_argument("--budgets", default="1,4", help="times 15,360 steps, comma-separated; default: 1,4")
+    known = {name.partition(" ")[0]: name for name in BUDGETS}
+    parser.add_argument("--rounds", default=",".join(known), help=f"comma-separated; default: {','.join(known)}")
     arguments = parser.parse_args()
-    known = dict(zip(("1", "4"), BUDGETS, strict=True))
-    if unknown := set(arguments.budgets.split(",")) - set(known):
-        raise ValueError(f"--budgets: no {sorted(unknown)}; there are {sorted(known)}")
-    budgets = [known[each] for each in arguments.budgets.split(",")]
+    if unknown := set(arguments.rounds.split(",")) - set(known):
+        raise ValueError(f"--rounds: no {sorted(unknown)}; there are {sorted(known)}")
+    budgets = [known[each] for each in arguments.rounds.split(",")]
     planned = trials(arguments.seeds, arguments.methods.split(","), budgets)
     print("\n".join(lines(run_all(planned, arguments.results, arguments.jobs))))
 
@@ -57,7 +63,7 @@ def lines(runs: Sequence[Run]) -> Iterator[str]:
     """A row for each budget and method."""
     if not runs:
         return
-    yield f"| budget | method | in training | more than {CONTROL} | played | more than {CONTROL} | seeds |"
+    yield f"| rounds x steps | method | in training | more than {CONTROL} | played | more than {CONTROL} | seeds |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for budget in dict.fromkeys(run.variant for run in runs):
         own = [run for run in runs if run.variant == budget]
@@ -85,7 +91,7 @@ def training(run: Run) -> float:
 
 
 def played(run: Run) -> float:
-    """The same of the episodes played after each round."""
+    """The same of the episodes played."""
     return _mean(run.scores)
 
 

@@ -140,20 +140,24 @@ def test_differences_are_of_pairs_with_the_same_seed():
 
 def test_the_table_compares_with_the_control():
     runs = [
-        run(method, seed, variant="15,360 steps", returns={"a": [value + seed]}, scores={"a": [value]})
+        run(method, seed, variant="60 x 256", returns={"a": [value + seed]}, scores={"a": [value]})
         for method, value in (("local", 200.0), ("fedavg", 280.0))
         for seed in (0, 2)
     ]
     rows = list(scarce.lines(runs))[2:]
     assert rows == [
-        "| 15,360 steps | local | 201 [200, 202] |  | 200 [200, 200] |  | 2 |",
-        "| 15,360 steps | fedavg | 281 [280, 282] | +80 [+80, +80] | 280 [280, 280] | +80 [+80, +80] | 2 |",
+        "| 60 x 256 | local | 201 [200, 202] |  | 200 [200, 200] |  | 2 |",
+        "| 60 x 256 | fedavg | 281 [280, 282] | +80 [+80, +80] | 280 [280, 280] | +80 [+80, +80] | 2 |",
     ]
 
 
 def test_the_poles_have_15360_steps_and_four_times_that():
     planned = [trial.load() for trial in scarce.trials(1, ["grpo"])]
-    assert [each.rounds * each.steps for each in planned] == [15_360, 61_440]
+    assert [each.rounds * each.steps for each in planned] == [15_360, 15_360, 61_440]
+    batches = [each.rollout.num_envs * each.rollout.horizon for each in planned]
+    assert batches == [each.steps for each in planned]  # a round is one batch
+    played = [each.steps * each.evaluate.every for each in planned]
+    assert played == [1024, 1024, 4096]
 
 
 # Trials
