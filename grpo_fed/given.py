@@ -92,7 +92,8 @@ class Given:
             return f"--set {_one_line(override)}: {'' if same else f'{self.key(path)}: '}{text}"
         if value is None or isinstance(value, dict):
             return f"{self.name}:{number}: {self.key(path)}: {text}"
-        return f"{self.name}:{number}: {self.key(path)} = {words.show(value)}: {text}"
+        told = f"{self.key(path)} = {words.show(value)}"
+        return f"{self.name}:{number}: {'' if text.startswith(told) else f'{told}: '}{text}"
 
 
 def _one_line(text: str) -> str:

@@ -72,6 +72,10 @@ Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Gt(0)]
+Size = Annotated[int, Gt(0), Le(65_536)]
+Many = Annotated[int, Gt(0), Le(1_000_000)]
+"""Of what memory is made for at once: a figure too many in it is a mistake, and would fill the machine before anybody
+could say so."""
 _READ = BeforeValidator(lambda value: None if value == math.inf else value)
 _WRITTEN = PlainSerializer(lambda value: math.inf if value is None else value, return_type=float)
 Limit = Annotated[Positive | None, _READ, _WRITTEN]

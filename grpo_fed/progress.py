@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TextIO, final
@@ -43,6 +44,8 @@ COLUMNS_KEPT = 17
 """And those that a federation needs for what a client keeps to itself."""
 MISSING = 5
 """Missing clients that are named."""
+READ = (1, 2, 0, 3)
+"""In which order the parts beside the bar are read: seconds a round, steps a second, time left, time gone."""
 SHORTEST = 8
 """Letters of a curve on the narrowest terminal."""
 
@@ -88,6 +91,10 @@ class Display(Protocol):
 
     def say(self, line: str) -> None:
         """Where to look next."""
+        ...
+
+    def busy(self, what: str) -> AbstractContextManager[object]:
+        """While something takes its time."""
         ...
 
 
@@ -181,8 +188,11 @@ class LiveDisplay:
     def say(self, line: str) -> None:
         say(self.console, line)
 
+    def busy(self, what: str) -> AbstractContextManager[object]:
+        return self.console.status(what)
+
     def _now(self) -> RenderableType:
-        bar = _bar(self.course, self.began)
+        bar = _bar(self.course, self.began, self.console.width)
         if not self.course.clients:
             return bar
         most = min(MANY, self.console.height - ROWS_AROUND)
@@ -195,27 +205,31 @@ class LiveDisplay:
         return Group(bar, *lines, standings_table(self.course.clients, most, letters, narrow))
 
 
-def _bar(course: Course, began: float) -> Table:
-    """Where in the run we are, in a line."""
+def _bar(course: Course, began: float, width: int) -> Table:
+    """Where in the run we are, in a line; where that is short, without what can best be spared."""
     grid = Table.grid(padding=(0, 1), expand=True)
     grid.add_column(no_wrap=True)
     grid.add_column(ratio=1)
     grid.add_column(no_wrap=True, justify="right")
     bar = ProgressBar(total=course.rounds, completed=course.round, complete_style="cyan", finished_style="green")
     count = Text.assemble("round ", (f"{course.round}", "bold"), f"/{course.rounds}")
-    grid.add_row(count, bar, Text(f"{_doing(course)}, {span(time.monotonic() - began)}"))
+    told = {**_doing(course), 3: f"{span(time.monotonic() - began)} so far"}
+    room = width - len(count.plain) - SHORTEST - 2
+    while len(told) > 1 and len(", ".join(told.values())) > room:
+        del told[max(told)]
+    grid.add_row(count, bar, Text(", ".join(told[place] for place in sorted(told, key=READ.index))))
     return grid
 
 
-def _doing(course: Course) -> str:
-    """What goes on at the moment."""
+def _doing(course: Course) -> dict[int, str]:
+    """What goes on at the moment, the part that matters most under 0."""
     if not course.clock:
-        return "untrained policies play"
+        return {0: "untrained policies play"}
     if course.left is None:
-        return "round 1 trains"
+        return {0: "round 1 trains"}
     if course.round == course.rounds:
-        return "trained policies play"
-    return f"{course.seconds:.2f} s/round, {course.speed:,.0f} steps/s, {span(course.left)} left"
+        return {0: "trained policies play"}
+    return {0: f"{span(course.left)} left", 1: f"{course.seconds:.2f} s/round", 2: f"{course.speed:,.0f} steps/s"}
 
 
 # Elsewhere ------------------------------------------------------------------------------------------------------------
@@ -246,6 +260,9 @@ class LineDisplay:
 
     def say(self, line: str) -> None:
         say(self.console, line)
+
+    def busy(self, what: str) -> AbstractContextManager[object]:
+        return nullcontext()
 
 
 def round_line(note: RoundNote, course: Course) -> str:
@@ -315,6 +332,9 @@ class JsonDisplay:
         if not self.quiet:
             say(self.talk, line)
 
+    def busy(self, what: str) -> AbstractContextManager[object]:
+        return nullcontext()
+
     def _write(self, document: Mapping[str, object]) -> None:
         self.out.write(json.dumps(document, allow_nan=False) + "\n")
         self.out.flush()
@@ -342,17 +362,21 @@ class QuietDisplay:
     def say(self, line: str) -> None:
         pass
 
+    def busy(self, what: str) -> AbstractContextManager[object]:
+        return nullcontext()
+
 
 # What became of it ----------------------------------------------------------------------------------------------------
 
 
 def show_result(console: Console, result: Result) -> None:
-    """A table of the clients, the whole in a line, and what to do next."""
-    console.print(results_table(result))
+    """A table of the clients, the whole in a line, who was missing, and what to do next."""
+    if any(one.latest is not None or one.before is not None for one in result.clients.values()):
+        console.print(results_table(result))
     say(console, result_line(result), "bold")
     for line in missing_lines(result):
-        say(console, line, "yellow")
-    if result.out is not None and result.status != "failed":
+        console.print(Text.assemble(("warning: ", "bold red"), (line, "yellow")), soft_wrap=True)
+    if result.out is not None and result.status == "finished":
         console.print(Text.assemble(("next: ", "dim"), (next_command(result), "cyan")), soft_wrap=True)
 
 
@@ -363,24 +387,36 @@ def result_line(result: Result) -> str:
         parts.append(f"return {number(result.score_mean)}")
         if len(result.clients) > 1:
             parts[-1] += f" (middle half {number(result.score_iqm)}, worst {number(result.score_min)})"
+        if len(result.returns) < len(result.clients):
+            parts[-1] += f" of {len(result.returns):,} of {many(len(result.clients), 'client')}"
+    if result.rounds and (idle := _idle(result)):
+        parts.append(f"{some(idle)} learned nothing")
     return f"{result.scenario}: {', '.join(parts)}, {result.env_steps:,} steps in {span(result.seconds)}"
 
 
+def _idle(result: Result) -> list[str]:
+    """Clients that were asked and never had an answer in a round."""
+    return [name for name in result.missing if name in result.clients and not result.clients[name].env_steps]
+
+
 def missing_lines(result: Result) -> list[str]:
-    """Who had no answer when, and why the last time."""
-    lines = []
-    for name, every in list(result.missing.items())[:MISSING]:
+    """Who had no answer when, and why the last time; first of all who never had one."""
+    lines, idle = [], _idle(result) if result.rounds else []
+    for name, every in sorted(result.missing.items(), key=lambda one: one[0] not in idle)[:MISSING]:
         rounds = [str(number) for number in dict.fromkeys(number for number, _, _ in every)]
         _, kind, reason = every[-1]
         when = f"round{'' if len(rounds) == 1 else 's'} {some(rounds, 8)}"
-        lines.append(f"{name} had no answer in {when}, the last time {kind}: {reason}")
+        told = f"{name} learned nothing: no answer" if name in idle else f"{name} had no answer"
+        lines.append(f"{told} in {when}, the last time {kind}: {reason}")
     rest = len(result.missing) - MISSING
     return [*lines, f"and {many(rest, 'more client')}: results.json names them"] if rest > 0 else lines
 
 
 def next_command(result: Result) -> str:
     """To see a client play: the worst, where there is most to mend."""
-    name = lowest({name: client.latest for name, client in result.clients.items()}, 1)[0]
+    latest = {name: client.latest for name, client in result.clients.items()}
+    known = {name: value for name, value in latest.items() if value is not None}
+    name = lowest(known or latest, 1)[0]
     chosen = f" --client {name}" if len(result.clients) > 1 else ""
     return f"grpo-fed play {result.out}{chosen} --gif {name}.gif"
 

@@ -29,10 +29,12 @@ from grpo_fed.kinds import (
     ImportPath,
     Indices,
     Limit,
+    Many,
     Name,
     NotNegative,
     Pattern,
     Positive,
+    Size,
 )
 from grpo_fed.locate import Path
 from grpo_fed.read import Mistake
@@ -49,7 +51,7 @@ class Section(BaseModel):
 class PolicySettings(Section):
     """The network of every client, and how its parameters are cut into blocks."""
 
-    hidden: list[Count] = [64, 64]
+    hidden: list[Size] = [64, 64]
     """Units of each hidden layer; with `torso = "separate"` the critic has its own layers of the same sizes."""
     activation: Literal["tanh", "relu", "elu"] = "tanh"
     """The function between the layers."""
@@ -81,9 +83,9 @@ class PolicySettings(Section):
 class RolloutSettings(Section):
     """How experience is collected between two updates."""
 
-    num_envs: Count = 8
+    num_envs: Many = 8
     """Copies of its task that a client steps side by side; with `advantage = "group"` the episodes of one update."""
-    horizon: Count = 128
+    horizon: Many = 128
     """Steps of each copy between two updates; with `advantage = "group"` one whole episode of each instead."""
     episode_limit: Annotated[int, Ge(0)] = 0
     """Cut an episode after so many steps, as a truncation; 0 leaves it to the task."""
@@ -324,7 +326,7 @@ class ClientSettings(Section):
     """In metrics, files and errors; with `count` above 1 they are called name-0, name-1, ..."""
     env: Annotated[Environment, Field(examples=["CartPole-v1"])]
     """A gymnasium id, or `module:EnvId` to import the module first."""
-    count: Count = 1
+    count: Many = 1
     """How many."""
     kwargs: Arguments = {}
     """Arguments for the environment."""

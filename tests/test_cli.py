@@ -139,6 +139,21 @@ finally:
     assert "AssertionError" not in done.stderr
 
 
+def test_ctrl_c_while_the_commands_are_imported_shows_no_traceback():
+    code = """
+import sys
+class Impatient:
+    def find_spec(self, name, path=None, target=None):
+        if name == "grpo_fed.cli.running":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Impatient())
+from grpo_fed.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_the_help_names_every_command():
     done = call("--help")
     assert done.exit_code == 0

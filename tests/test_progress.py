@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from grpo_fed.journal import ClientResult, Result
 from grpo_fed.messages import Failure
 from grpo_fed.notes import ClientNote, RoundNote, ServerNote
 from grpo_fed.progress import (
+    Course,
     LineDisplay,
     LiveDisplay,
     Opening,
+    _bar,
     missing_lines,
     next_command,
     result_line,
@@ -224,6 +227,25 @@ def test_what_a_client_keeps_is_seen_on_a_terminal_of_80_columns(name: str):
     assert "…" not in rows["lost"]
 
 
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [(80, "0.50 s/round, 4,096 steps/s, 0.0 s left, 0.0 s so far"), (60, "0.50 s/round, 4,096 steps/s, 0.0 s left")]
+    + [(44, "0.50 s/round, 0.0 s left"), (28, "0.0 s left")],
+)
+def test_what_stands_beside_the_bar_is_whole_or_not_there(columns: int, told: str):
+    out = console(terminal=True)
+    out.width = columns
+    course = Course(rounds=30)
+    course.add(RoundNote(0, 30, 0.0, 0, [ClientNote("a", "a", score=1.0)]))
+    course.add(RoundNote(1, 30, 0.5, 2048, [ClientNote("a", "a", 2048, 1, {})]))
+    course.clock = [-100.0, -100.0]  # so that the round before the last took no time
+    out.print(_bar(course, time.monotonic(), columns))
+    (line,) = text_of(out).splitlines()
+    assert line.startswith("round 1/30 ")
+    assert line.rstrip().endswith(f" {told}")
+    assert "…" not in line
+
+
 def test_who_was_missing_when_is_said_at_the_end():
     one = [(2, "raised", "RuntimeError: out of coal"), (5, "late", "no answer within 600 seconds")]
     some_missing = replace(result({"a": 1.0, "b": 2.0}), missing={"a": one, "b": one[:1]})
@@ -237,3 +259,20 @@ def test_who_was_missing_when_is_said_at_the_end():
     many_missing = replace(some_missing, missing={f"c{number}": one for number in range(7)})
     assert missing_lines(many_missing)[-1] == "and 2 more clients: results.json names them"
     assert missing_lines(result({"a": 1.0})) == []
+
+
+def test_a_client_that_never_had_an_answer_is_named_in_the_result_itself():
+    learned = result({"a": 3.0, "b": 1.0, "broken": None})
+    clients = {**learned.clients, "broken": ClientResult("X-v0", None, None, None, None, 0, 0)}
+    every = [(number, "raised", "RuntimeError: it burns") for number in range(4)]
+    found = replace(learned, clients=clients, missing={"a": every[:1], "broken": every})
+    assert result_line(found).startswith(
+        "a: return 2.00 (middle half 2.00, worst 1.00) of 2 of 3 clients, broken learned"
+    )
+    assert missing_lines(found)[0] == (
+        "broken learned nothing: no answer in rounds 0, 1, 2, 3, the last time raised: RuntimeError: it burns"
+    )
+    assert next_command(found) == "grpo-fed play runs/a --client b --gif b.gif"
+    out = console()
+    show_result(out, found)
+    assert "warning: broken learned nothing" in text_of(out)

@@ -80,6 +80,14 @@ def test_a_limit_that_is_not_wanted_is_inf_in_toml_and_none_in_python():
     assert scenario(objective={"max_grad_norm": inf}) == scenario(objective={"max_grad_norm": None})
 
 
+@pytest.mark.parametrize(
+    "change", ["policy.hidden=[1000000000]", "clients.cart.count=100000000", "rollout.num_envs=10000000"]
+)
+def test_a_figure_too_many_is_refused_before_it_fills_the_memory(change: str):
+    with pytest.raises(ValueError, match=r"must be (65536|1000000) or less"):
+        Scenario.loads(CARTPOLE, overrides=[change])
+
+
 def test_whole_numbers_stand_for_numbers():
     clip = Scenario.loads(f"{CARTPOLE}[objective]\nclip = 1\n").objective.clip
     assert clip == 1.0

@@ -146,10 +146,33 @@ def test_the_store_is_the_one_that_was_named_last(tmp_path: Path, monkeypatch: p
     assert store_of("off", there) is None
 
 
-@pytest.mark.parametrize("wrong", ["runs", "file:///tmp/runs", "http://", "ftp://host", "./mlruns", "sqlite:/x"])
+@pytest.mark.parametrize(
+    "wrong", ["runs", "file:///tmp/runs", "http://", "ftp://host", "./mlruns", "sqlite:/x", "http://x:y"]
+)
 def test_what_is_no_store_is_refused_before_anything_starts(wrong: str, tmp_path: Path):
     with pytest.raises(ValueError, match="name a server"):
         Tracker.open(wrong, tmp_path, scenario())
+
+
+@pytest.mark.parametrize(
+    ("place", "why"), [("here", "is a folder"), ("text.db", "no sqlite database"), ("text.db/x.db", "is a file")]
+)
+def test_what_cannot_be_a_database_is_refused_before_anything_starts(place: str, why: str, tmp_path: Path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "text.db").write_text("name = 'a scenario, perhaps'")
+    (tmp_path / "empty.db").touch()
+    with pytest.raises(ValueError, match=why):
+        Tracker.open(f"sqlite:///{tmp_path}/{place}", tmp_path, scenario())
+    assert store_of(f"sqlite:///{tmp_path}/empty.db", {}).file == tmp_path / "empty.db"
+
+
+def test_a_database_that_cannot_be_opened_is_not_waited_for(tmp_path: Path):
+    (tmp_path / "x.db").write_bytes(b"SQLite format 3\0" + b"but no more of it" * 100)
+    tracker = tracked(f"sqlite:///{tmp_path}/x.db", tmp_path / "run", scenario(), range(2))
+    assert "did not take all" in str(tracker.trouble)
+    log = (tmp_path / "run" / "tracking" / "writer.log").read_text()
+    assert "not a database" in log
+    assert "will be retried" not in log  # mlflow's own retries would go on for more than a minute
 
 
 def test_a_password_is_for_the_store_and_for_nobody_else():

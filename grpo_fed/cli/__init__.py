@@ -6,7 +6,31 @@ failed, 2 the scenario or the call is wrong and nothing was started or written, 
 
 from __future__ import annotations
 
-from grpo_fed.cli import comparing, deploying, looking, running, tracked  # noqa: F401, a command is registered where it is written
-from grpo_fed.cli.app import app, main
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from grpo_fed.cli.commands import app
 
 __all__ = ["app", "main"]
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """What `grpo-fed` runs; the commands are imported in it, so that Ctrl-C at that time ends it as at any other."""
+    try:
+        from grpo_fed.cli.commands import answer
+
+        answer()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def __getattr__(name: str) -> Any:
+    """`app`, on first use."""
+    if name != "app":
+        raise AttributeError(f"module 'grpo_fed.cli' has no attribute {name!r}")
+    from grpo_fed.cli.commands import app
+
+    return app

@@ -10,8 +10,6 @@ import typer
 from click import Context
 from typer.core import TyperGroup
 
-from grpo_fed.cli.telling import INTERRUPTED
-
 COMMANDS = [
     "run",
     "train",
@@ -45,20 +43,18 @@ app = typer.Typer(
     epilog="Begin with: grpo-fed run quickstart",
     no_args_is_help=True,
     add_completion=False,
+    suggest_commands=False,  # click does so itself
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-def main() -> None:
-    """What `grpo-fed` runs."""
+def answer() -> None:
+    """A call from a shell."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without such letters gets "?"
-    try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    app(prog_name="grpo-fed")
 
 
 def _version(wanted: bool) -> None:

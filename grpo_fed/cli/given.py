@@ -6,6 +6,7 @@ import itertools
 import os
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,6 +40,11 @@ Track = Annotated[
 Figures = Annotated[bool, typer.Option("--figures/--no-figures", help="Draw figures in the end.")]
 Json = Annotated[bool, typer.Option("--json", help="A JSON line for each round and for the result.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the result.")]
+
+
+def getting_ready(shown: bool) -> AbstractContextManager[object]:
+    """On a terminal, a sign of life: where torch has never been read, its import alone takes many seconds."""
+    return console_here().status("getting ready") if shown and sys.stdout.isatty() else nullcontext()
 
 
 def ready() -> None:

@@ -25,6 +25,7 @@ from grpo_fed.cli.given import (
     Seed,
     Track,
     fresh_folder,
+    getting_ready,
     ready,
     scenario_from,
 )
@@ -137,7 +138,7 @@ def _command(
     """What both commands do with their options: a new run, or one that was stopped."""
     stdout = sys.stdout
     with redirect_stdout(sys.stderr if options.as_json else stdout):  # an environment may print
-        with telling(options.debug):
+        with telling(options.debug), getting_ready(not (options.as_json or options.quiet)):
             ready()
             run, folder = _run_of(name, options, begin, go_on)
             from grpo_fed.progress import Opening, display_for
@@ -190,7 +191,7 @@ def _go(name: str, run: Ready, opening: Opening, display: Display, tracker: Trac
             *([f"to go on: grpo-fed {name} --resume {folder}"] if run.scenario.checkpoint.every else []),
             label="interrupted: ",
         )
-        _end(tracker, run, "interrupted")
+        _end(tracker, run, "interrupted", display)
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:  # noqa: BLE001, no traceback reaches a user
         display.stop()
@@ -199,35 +200,48 @@ def _go(name: str, run: Ready, opening: Opening, display: Display, tracker: Trac
         complain(said(error), kept(folder))
         if options.debug:
             traceback.print_exc()
-        _end(tracker, run, "failed")
+        _end(tracker, run, "failed", display)
         raise typer.Exit(FAILED) from None
     display.stop()
     assert run.result is not None
     display.end(run.result)
-    if options.figures:
-        _draw(folder, display)
-    _end(tracker, run, "finished")
+    hurried = options.figures and not _draw(folder, display)
+    hurried |= not _end(tracker, run, "finished", display)
     if tracker.store is not None:
         display.say(f"MLflow: {tracker.link or f'grpo-fed ui {folder}'}")
+    if hurried:
+        raise typer.Exit(INTERRUPTED)
 
 
-def _draw(folder: Path, display: Display) -> None:
-    """Figures and a summary of a run that has ended well; it stays so if they cannot be drawn."""
+def _draw(folder: Path, display: Display) -> bool:
+    """Figures and a summary of a run that has ended well; it stays so if they cannot be drawn. False after Ctrl-C."""
     try:
-        from grpo_fed.figures import draw
-        from grpo_fed.summary import summarise
+        with display.busy("drawing figures"):
+            from grpo_fed.figures import draw
+            from grpo_fed.summary import summarise
 
-        figures = draw(folder)
-        summarise(folder)
+            figures = draw(folder)
+            summarise(folder)
+    except KeyboardInterrupt:
+        complain(f"the run has finished; grpo-fed report {folder} draws its figures", label="interrupted: ")
+        return False
     except Exception as error:  # noqa: BLE001, what was learned is saved
         complain(f"the figures were not drawn: {said(error)}", label="note: ")
-        return
+        return True
     if figures:
         display.say(f"figures: {figures[0].parent}/; grpo-fed report {folder} makes a page of all")
+    return True
 
 
-def _end(tracker: Tracker, run: Ready, status: Status) -> None:
-    """Send what is still to be sent, for a while."""
-    tracker.close(None if run.result is None else run.result.document(), status)
+def _end(tracker: Tracker, run: Ready, status: Status, display: Display) -> bool:
+    """Send what is still to be sent, for a while; False if Ctrl-C cut that short."""
+    try:
+        with display.busy("MLflow takes the rest; Ctrl-C leaves it to that"):
+            tracker.close(None if run.result is None else run.result.document(), status)
+    except KeyboardInterrupt:
+        text = "all is saved; what MLflow has not taken yet it is sent without you, or later by grpo-fed replay"
+        complain(f"{text} {tracker.spool.folder.parent}", label="interrupted: ")
+        return False
     if tracker.trouble is not None:
         complain(tracker.trouble, label="note: ")
+    return True

@@ -30,6 +30,9 @@ def telling(debug: bool = False, code: int = WRONG) -> Iterator[None]:
         if _foreseen(error):
             complain(said(error))
             raise typer.Exit(code) from None
+        if isinstance(error, MemoryError):
+            complain("this machine has not the memory for it", *([str(error)] if str(error) else []))
+            raise typer.Exit(FAILED) from None
         handle, name = tempfile.mkstemp(prefix="grpo-fed-", suffix=".txt")
         with os.fdopen(handle, "w") as file:
             traceback.print_exc(file=file)

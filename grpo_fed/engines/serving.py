@@ -6,6 +6,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -131,7 +132,12 @@ def members(names: Sequence[str], given: Mapping[str, Any]) -> Members:
 def _world(given: str) -> tuple[Scenario, Commons, Mapping[str, Task]]:
     """What such a process needs to know but once."""
     told = json.loads(given)
+    scenario = Scenario.loads(told["scenario"])
+    for entry in scenario.clients:
+        module, colon, _ = entry.env.partition(":")
+        if colon:
+            with suppress(Exception):  # tasks_of says what is wrong with it
+                import_module(module)  # before the specs: gymnasium warns of what registers itself a second time
     for spec in map(EnvSpec.from_json, told["specs"]):
         gymnasium.registry.setdefault(spec.id, spec)
-    scenario = Scenario.loads(told["scenario"])
     return scenario, commons_of(scenario), {task.client: task for task in tasks_of(scenario)}

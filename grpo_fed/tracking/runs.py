@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
+from mlflow.store.db import utils as database
 
 from grpo_fed.methods import METHODS
 from grpo_fed.tracking import telling
@@ -38,6 +39,8 @@ REFUSED = {400, 404, 413, 422}
 """What a server answers to something wrong; all else may go better another time."""
 BATCH, PARAMS = 1000, 100
 """What one request may hold."""
+database.MAX_RETRY_COUNT = 0
+"""Its own retries take minutes in which nothing else can be done, and the spool tries again anyway."""
 LOCK = 60.0
 """Seconds that another run may take to make a new database."""
 

@@ -7,11 +7,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
 URI = "MLFLOW_TRACKING_URI"
 OFF = "off"
 HIDDEN = "***"
+SQLITE = b"SQLite format 3\0"
+"""How a database's file begins."""
 SECRET = re.compile(r"PASSWORD|TOKEN|SECRET|CREDENTIAL|ACCESS_KEY")
 """Names of environment variables whose values must not be seen."""
 
@@ -55,11 +57,13 @@ def store_of(given: str | None, environment: Mapping[str, str] = os.environ) -> 
     if "://" not in text and Path(text).suffix in {".db", ".sqlite"}:
         text = f"sqlite:///{text}"
     if text.startswith("sqlite:///"):
-        uri = f"sqlite:///{Path(text.removeprefix('sqlite:///')).absolute()}"
-        return Store(uri, {URI: uri})
+        file = Path(text.removeprefix("sqlite:///")).absolute()
+        if wrong := _no_database(file):
+            raise ValueError(f"{where} = {text}: {wrong}")
+        return Store(f"sqlite:///{file}", {URI: f"sqlite:///{file}"})
     if text == "databricks" or text.startswith("databricks://"):
         return Store(text, {URI: text})
-    parts = urlsplit(text)
+    parts = _parts_of(text)
     if parts.scheme in {"http", "https"} and parts.hostname:
         return _server(text)
     if re.match(r"(postgresql|mysql|mssql)(\+\w+)?$", parts.scheme) and parts.hostname:
@@ -68,6 +72,31 @@ def store_of(given: str | None, environment: Mapping[str, str] = os.environ) -> 
         f"{where} = {hidden(text)}: no place for runs; name a server (http://host:5000), a database"
         f' (sqlite:///runs/mlflow.db, postgresql://...), or "{OFF}" for no tracking'
     )
+
+
+def _parts_of(text: str) -> SplitResult:
+    """Of an address; those of nothing where it is none."""
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # is only read, and refused, when it is asked for
+    except ValueError:
+        return urlsplit("")
+    return parts
+
+
+def _no_database(file: Path) -> str | None:
+    """Why a file cannot be made or used as a sqlite database, as far as that is seen without opening it."""
+    try:
+        if file.is_dir():
+            return "is a folder; name a file in it, such as mlflow.db"
+        if file.is_file():
+            with file.open("rb") as opened:
+                head = opened.read(len(SQLITE))
+            return None if head in (b"", SQLITE) else "is a file that is no sqlite database; name another"
+        above = next(one for one in file.parents if one.exists())
+        return None if above.is_dir() else f"cannot be made, for {above} is a file"
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
 
 
 def _server(text: str) -> Store:

@@ -1,0 +1,8 @@
+"""All commands: each is registered where it is written."""
+
+from __future__ import annotations
+
+from grpo_fed.cli import comparing, deploying, looking, running, tracked  # noqa: F401
+from grpo_fed.cli.app import answer, app
+
+__all__ = ["answer", "app"]
