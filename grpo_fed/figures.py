@@ -24,8 +24,9 @@ from grpo_fed.charts import (
 )
 from grpo_fed.files import write_whole
 from grpo_fed.history import EVALUATED, History, filled, history_of
+from grpo_fed.notes import MB
 from grpo_fed.statistics import interquartile_mean, stratified_resamples
-from grpo_fed.tables import many, number, span
+from grpo_fed.tables import many, number, some, span
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -453,17 +454,26 @@ def steps(history: History) -> Drawing | None:
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        for place, (block, row) in enumerate(zip(history.blocks, alphas, strict=True)):
+        for place, (blocks, row) in enumerate(_alike(history.blocks, alphas)):
             seen = np.isfinite(row)
             if seen.any():
                 style = {"color": colour_of(place), "linestyle": dash_of(place)}
                 axes.plot(history.rounds[seen], row[seen], **style, **marks(len(row)), clip_on=False)
-                label_end(axes, row[seen][-1], block, colour_of(place))
+                whole = len(blocks) == len(history.blocks) > 1
+                label_end(axes, row[seen][-1], "all blocks" if whole else some(blocks, 2), colour_of(place))
         axes.set_ylim(0, 1.02)
         axes.set_ylabel("alpha")
         by_round(axes, history.rounds)
 
     return drawing("steps", "Part of the step that was made", caption, alt, 2.6, paint)
+
+
+def _alike(blocks: Sequence[str], rows: np.ndarray) -> list[tuple[list[str], np.ndarray]]:
+    """Blocks whose rows of [B, R] are the same stand together: of lines upon each other only the last is seen."""
+    found: dict[bytes, tuple[list[str], np.ndarray]] = {}
+    for block, row in zip(blocks, rows, strict=True):
+        found.setdefault(np.nan_to_num(row, nan=-1.0).tobytes(), ([], row))[0].append(block)
+    return list(found.values())
 
 
 def _heat(
@@ -502,7 +512,10 @@ def traffic(history: History) -> Drawing | None:
     if max(np.nanmax(up), np.nanmax(down)) < 0.1:
         scale, unit = 1e3, "kB"
     sums = f"{megabytes(np.nansum(up))} up, {megabytes(np.nansum(down))} down"
-    caption = f"Of all clients together; in all {sums}. Groups that nobody moved are not sent."
+    caption = f"Of all clients together; in all rounds {sums}"
+    if (whole := whole_traffic(history)) is not None:
+        caption += f", and with the plays before and after them {megabytes(sum(whole))}"
+    caption += ". Groups that nobody moved are not sent."
     rows = {"to the server": up, "to the clients": down}
 
     def paint(figure: Figure) -> None:
@@ -518,6 +531,15 @@ def traffic(history: History) -> Drawing | None:
 
     alt = f"Bytes that were sent in each of {many(len(up), 'round')}; in all {sums}."
     return drawing("bytes", "Bytes by round", caption, alt, 2.6, paint)
+
+
+def whole_traffic(history: History) -> tuple[float, float] | None:
+    """MB up and down of the whole run, which lines of rounds do not tell: policies also play before the first round
+    and after the last. None while there are no results.
+    """
+    if history.results is None:
+        return None
+    return history.results["bytes_up"] / MB, history.results["bytes_down"] / MB
 
 
 def megabytes(value: float) -> str:

@@ -36,14 +36,16 @@ def link(file: Path, place: Path) -> None:
         write_whole(place, file.read_bytes())
 
 
-def add_line(path: Path, line: str) -> None:
-    """Add a line to a file; where the disk has no room for all of it, nothing."""
+def add_line(path: Path, line: str, durable: bool = False) -> None:
+    """Add a line to a file; where the disk has no room for all of it, nothing. durable: it bears a power cut."""
     content = f"{line}\n".encode()
     with _named(path), path.open("ab", buffering=0) as file:
         before = file.tell()
         if file.write(content) < len(content):
             file.truncate(before)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if durable:
+            os.fsync(file.fileno())
 
 
 @contextmanager

@@ -166,9 +166,9 @@ class Journal:
         return cls(folder)
 
     def write(self, note: RoundNote) -> None:
-        """A line for a round that trained."""
+        """A line for a round that trained, on the disk before the round's checkpoint is."""
         if self.folder is not None and note.round > 0:
-            add_line(self.folder / ROUNDS, json.dumps(line_of(note), allow_nan=False))
+            add_line(self.folder / ROUNDS, json.dumps(line_of(note), allow_nan=False), durable=True)
 
     def close(self, result: Result) -> None:
         """The results, last of all, so that who finds these finds all."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from grpo_fed.figures import FIGURES, ORDER, megabytes
+from grpo_fed.figures import FIGURES, ORDER, megabytes, whole_traffic
 from grpo_fed.files import write_whole
 from grpo_fed.history import History, Miss, history_of
 from grpo_fed.statistics import interquartile_mean
@@ -310,7 +310,8 @@ def _cost(history: History) -> Section:
     """Time and bytes."""
     seconds, speed = history.whole("time/round_s"), history.whole("charts/SPS")
     text = f"{np.nanmedian(seconds):.2f} s a round and {np.nanmedian(speed):,.0f} environment steps a second, medians."
-    up, down = np.nansum(history.whole("comm/MB_up")), np.nansum(history.whole("comm/MB_down"))
+    rounds = float(np.nansum(history.whole("comm/MB_up"))), float(np.nansum(history.whole("comm/MB_down")))
+    up, down = whole_traffic(history) or rounds
     if up or down:
         text += f" {megabytes(up)} went from clients to the server, {megabytes(down)} back."
     return Section("What it cost", (text,))

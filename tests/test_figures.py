@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 import subprocess
 import sys
@@ -307,3 +308,27 @@ def test_colours_are_told_apart_by_who_sees_no_red_or_green():
         for pair in ((PALETTE[0], PALETTE[1]), (SHARED, PERSONAL), *pairwise(PALETTE[:6])):
             seen = [np.clip(matrix @ linear(colour), 0, 1) ** (1 / 2.2) for colour in pair]
             assert np.abs(seen[0] - seen[1]).max() > 0.15, pair
+
+
+def test_lines_that_lie_upon_each_other_are_one_line_with_all_their_names(tmp_path: Path):
+    folder = write_run(tmp_path, scenario([("cart", 4, "CartPole-v1")], "rounds = 3"))  # alpha = 0.5 everywhere
+    history = history_of(folder)
+    assert "all blocks" in texts(figures.steps(history))
+    for line in history.lines:
+        line["alpha/actor"] = 1.0  # type: ignore[index]
+    said = texts(figures.steps(history_of(folder)))
+    assert "all blocks" in said  # the file has not changed
+    said = texts(figures.steps(history))
+    assert {"torso.0, torso.1", "actor"} <= set(said)
+    assert "all blocks" not in said
+
+
+def test_bytes_before_the_first_round_and_after_the_last_are_in_the_sum_of_the_run(tmp_path: Path):
+    # 12 kB up and 24 kB down in the rounds
+    folder = write_run(tmp_path, scenario([("cart", 4, "CartPole-v1")], "rounds = 3"))
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps({**results, "bytes_up": 13_000, "bytes_down": 30_000}))
+    said = " ".join(texts(figures.traffic(history_of(folder))))
+    assert "in all rounds 12.0 kB up, 24.0 kB down, and with the plays before and after them 43.0 kB" in said
+    (folder / "results.json").unlink()
+    assert "plays before" not in " ".join(texts(figures.traffic(history_of(folder))))

@@ -229,8 +229,12 @@ def test_what_a_client_keeps_is_seen_on_a_terminal_of_80_columns(name: str):
 
 @pytest.mark.parametrize(
     ("columns", "told"),
-    [(80, "0.50 s/round, 4,096 steps/s, 0.0 s left, 0.0 s so far"), (60, "0.50 s/round, 4,096 steps/s, 0.0 s left")]
-    + [(44, "0.50 s/round, 0.0 s left"), (28, "0.0 s left")],
+    [
+        (80, "0.50 s/round, 4,096 steps/s, 0.0 s left, 0.0 s so far"),
+        (60, "0.50 s/round, 4,096 steps/s, 0.0 s left"),
+        (44, "0.50 s/round, 0.0 s left"),
+        (28, "0.0 s left"),
+    ],
 )
 def test_what_stands_beside_the_bar_is_whole_or_not_there(columns: int, told: str):
     out = console(terminal=True)
