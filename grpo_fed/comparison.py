@@ -22,7 +22,7 @@ from grpo_fed.figures import FIGURES, write
 from grpo_fed.files import write_whole
 from grpo_fed.gallery import find
 from grpo_fed.history import filled, history_of
-from grpo_fed.journal import RESULTS, Result, Status
+from grpo_fed.journal import Result, Status, results_of
 from grpo_fed.notes import line_of
 from grpo_fed.saved import SCENARIO
 from grpo_fed.scenario import Scenario
@@ -184,8 +184,8 @@ def _refuse_other(scenario: Scenario, folder: Path) -> None:
 
 
 def _has_finished(folder: Path) -> bool:
-    path = folder / RESULTS
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["status"] == "finished"
+    results = results_of(folder)
+    return results is not None and results["status"] == "finished"
 
 
 def run_locally(scenario: Scenario, folder: Path, workers: int | None = None, track: str | None = "off") -> Result:

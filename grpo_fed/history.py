@@ -14,12 +14,15 @@ from typing import Any
 
 import numpy as np
 
+from grpo_fed import words
 from grpo_fed.commons import commons_from, commons_of, forms_of
-from grpo_fed.journal import RESULTS, ROUNDS, engine_of
+from grpo_fed.journal import ROUNDS, engine_of, results_of
 from grpo_fed.notes import RETURN
 from grpo_fed.saved import scenario_of
 from grpo_fed.scenario import Scenario
 
+WORDS = {"clients", "notes", "personal_groups", "failure"}
+"""What a line has beside numbers."""
 EVALUATED = "eval/episodic_return"
 """The key of a client's return with deterministic actions."""
 
@@ -187,12 +190,7 @@ def history_of(folder: str | Path) -> History:
     folder = Path(folder)
     scenario = scenario_of(folder)
     lines = _lines(folder / ROUNDS)
-    results = folder / RESULTS
-    try:
-        found = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else None
-    except ValueError as error:
-        raise ValueError(f"{results}: is damaged: {error}; a run that is trained again writes it anew") from None
-    return History(folder, scenario, lines, found)
+    return History(folder, scenario, lines, results_of(folder))
 
 
 def filled(values: np.ndarray) -> np.ndarray:
@@ -205,14 +203,30 @@ def filled(values: np.ndarray) -> np.ndarray:
 
 def _lines(path: Path) -> list[Mapping[str, Any]]:
     """Every round that is there as a whole: a machine that stops may cut the last line."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    found = []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    found: list[Mapping[str, Any]] = []
     for number, line in enumerate(text.split("\n")[:-1], 1):
         try:
-            found.append(json.loads(line))
+            found.append(_line(json.loads(line), found[-1]["round"] if found else 0))
         except ValueError as error:
             raise ValueError(f"{path}:{number}: is no line of a run: {error}; remove it") from None
     return found
+
+
+def _line(line: Any, before: int) -> Mapping[str, Any]:
+    """A line of `rounds.jsonl`, after that of another round; ValueError if it is none."""
+    if not isinstance(line, dict) or not isinstance(line.get("clients"), dict):
+        raise ValueError("it names no clients")
+    if not isinstance(line.get("round"), int) or line["round"] <= before:
+        raise ValueError(f"round = {line.get('round')!r} comes after {before}")
+    clients = line["clients"].items()
+    for name, own in (("", line), *clients):
+        if not isinstance(own, dict):
+            raise ValueError(f"client {name} has no metrics")
+        for key, value in own.items():
+            if key not in WORDS and value is not None and not isinstance(value, int | float):
+                raise ValueError(f"{f'{name}: ' if name else ''}{key} = {words.show(value)} is no number")
+    return line
 
 
 def _groups(client: Mapping[str, Any]) -> Sequence[str]:

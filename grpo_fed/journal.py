@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 
-from grpo_fed import checkpoint
+from grpo_fed import checkpoint, words
 from grpo_fed.checkpoint import Checkpoint
 from grpo_fed.files import add_line, write_whole
 from grpo_fed.notes import RoundNote, interquartile_mean, line_of
@@ -24,6 +24,14 @@ ENGINE = "engine.json"
 """What the engine was begun with."""
 FAILURE = "failure.txt"
 """Where the command line writes what stopped a run."""
+
+SHAPE: Mapping[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("scenario", "method", "device", "status"), str),
+    **dict.fromkeys(("seed", "rounds", "env_steps", "bytes_up", "bytes_down"), int),
+    "seconds": (int, float),
+    **dict.fromkeys(("eval", "clients"), dict),
+}
+"""What is in `results.json` at the least."""
 
 Status: TypeAlias = Literal["finished", "interrupted", "failed"]
 
@@ -207,10 +215,30 @@ def engine_of(folder: Path) -> dict[str, Any]:
     return found
 
 
+def results_of(folder: Path) -> dict[str, Any] | None:
+    """`results.json` of a run folder; None while there is none; ValueError if it is damaged."""
+    path = folder / RESULTS
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no table of results")
+        for key, kinds in SHAPE.items():
+            if not isinstance(found.get(key), kinds):
+                raise ValueError(f"{key} is {found[key]!r}" if key in found else f"it has no {key}")
+        if not all(isinstance(one, dict) for one in found["clients"].values()):
+            raise ValueError("clients are not tables")
+    except ValueError as error:
+        cure = "remove it: what the rounds tell is there without it, and a run that goes on writes it anew"
+        raise ValueError(f"{path}: is damaged: {words.shorten(str(error))}; {cure}") from None
+    return found
+
+
 def refuse_finished(folder: Path) -> None:
     """ValueError for a run that came to its end."""
-    results = folder / RESULTS
-    if results.is_file() and json.loads(results.read_text(encoding="utf-8"))["status"] == "finished":
+    results = results_of(folder)
+    if results is not None and results["status"] == "finished":
         raise ValueError(f"{folder}: has finished, and there is nothing to go on with; train anew to train longer")
 
 

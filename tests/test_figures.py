@@ -22,6 +22,7 @@ from grpo_fed import charts, figures
 from grpo_fed.charts import PALETTE, PERSONAL, SHARED, Drawing, drawing, inline, spread
 from grpo_fed.figures import draw, drawings
 from grpo_fed.history import filled, history_of
+from grpo_fed.journal import refuse_finished
 from grpo_fed.messages import Failure
 from tests.written import Made, scenario, write_run
 
@@ -102,6 +103,43 @@ def test_a_damaged_line_is_named(tmp_path: Path):
     path.write_text(path.read_text().replace('{"round": 2', '{"round" 2'))
     with pytest.raises(ValueError, match=r"rounds\.jsonl:2: is no line of a run"):
         history_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ('"round": 2', '"round": 1', "round = 1 comes after 1"),
+        ('"round": 2', '"round": "two"', "round = 'two' comes after 1"),
+        ('"global_step": ', '"global_step": "x", "was": ', 'global_step = "x" is no number'),
+        ('"clients": {', '"clients": [], "was": {', "names no clients"),
+    ],
+)
+def test_a_line_with_something_else_in_it_is_named(tmp_path: Path, old: str, new: str, why: str):
+    path = write_run(tmp_path, scenario(more="rounds = 3")) / "rounds.jsonl"
+    lines = path.read_text().splitlines()
+    assert old in lines[1]
+    path.write_text("\n".join([lines[0], lines[1].replace(old, new), lines[2], ""]))
+    with pytest.raises(ValueError, match=r"rounds\.jsonl:2: is no line of a run: .*" + re.escape(why)):
+        history_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("", "Expecting value"),
+        ("[1]", "no table of results"),
+        ("{}", "has no scenario"),
+        ('{"scenario": 3}', "scenario is 3"),
+        (None, "clients is 0"),
+    ],
+)
+def test_damaged_results_are_named_with_the_cure(tmp_path: Path, content: str | None, why: str):
+    path = write_run(tmp_path, scenario(more="rounds = 3")) / "results.json"
+    results = json.loads(path.read_text())
+    path.write_text(json.dumps({**results, "clients": 0}) if content is None else content)
+    for read in (history_of, refuse_finished):
+        with pytest.raises(ValueError, match=rf"results\.json: is damaged: .*{why}.*; remove it"):
+            read(tmp_path)
 
 
 # Files ----------------------------------------------------------------------------------------------------------------

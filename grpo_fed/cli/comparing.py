@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -87,16 +88,23 @@ def compare(
         names = [name.strip() for name in methods.split(",") if name.strip()]
         console = console_here()
 
-        def told(trial: Trial) -> None:
-            console.print(f"{trial.method} seed {trial.seed}: {trial.problem or 'done'}", soft_wrap=True)
+        run, done = partial(run_locally, workers=workers, track=track), itertools.count(1)
+        with console.status(_so_far(0, len(names) * seeds)) as status:
 
-        run = partial(run_locally, workers=workers, track=track)
-        found = side_by_side(scenario, names, range(seeds), folder, run, overrides or [], baseline, told)
+            def told(trial: Trial) -> None:
+                status.update(_so_far(next(done), len(names) * seeds))
+                console.print(f"{trial.method} seed {trial.seed}: {trial.problem or 'done'}", soft_wrap=True)
+
+            found = side_by_side(scenario, names, range(seeds), folder, run, overrides or [], baseline, told)
     with telling(debug, FAILED):
         console.print(_table(found, wide=console.width >= WIDE))
         typer.echo(f"{folder / COMPARISON}.md and .json, and the curves beside them")
         if store_of(track) is not None:
             typer.echo("MLflow: grpo-fed ui; the view By method has all of them")
+
+
+def _so_far(done: int, runs: int) -> str:
+    return f"{done:,} of {runs:,} runs are done; stopped, it goes on when it is asked again"
 
 
 def _table(found: Comparison, wide: bool) -> Table:

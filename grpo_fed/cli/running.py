@@ -236,11 +236,11 @@ def _draw(folder: Path, display: Display) -> bool:
 def _end(tracker: Tracker, run: Ready, status: Status, display: Display) -> bool:
     """Send what is still to be sent, for a while; False if Ctrl-C cut that short."""
     try:
-        with display.busy("MLflow takes the rest; Ctrl-C leaves it to that"):
+        with display.busy("MLflow is taking the rest; Ctrl-C: do not wait"):
             tracker.close(None if run.result is None else run.result.document(), status)
     except KeyboardInterrupt:
-        text = "all is saved; what MLflow has not taken yet it is sent without you, or later by grpo-fed replay"
-        complain(f"{text} {tracker.spool.folder.parent}", label="interrupted: ")
+        text = "all is saved; what MLflow has not taken yet goes on being sent, and else grpo-fed replay"
+        complain(f"{text} {tracker.spool.folder.parent} sends it", label="interrupted: ")
         return False
     if tracker.trouble is not None:
         complain(tracker.trouble, label="note: ")
