@@ -139,7 +139,7 @@ def compare(
     for method in methods:
         for seed in seeds:
             loaded = Scenario.load(source, [*overrides, f"method={method}", f"seed={seed}"])
-            planned.append((loaded, Trial(method, seed, out / method / f"seed-{seed}")))
+            planned.append((loaded, Trial(method, seed, _home(out, method, seed))))
     for loaded, trial in planned:
         _refuse_other(loaded, trial.folder)
     trials = []
@@ -160,6 +160,11 @@ def compare(
         write(out / FIGURES, [figure])
     write_whole(out / f"{COMPARISON}.md", markdown(found))
     return found
+
+
+def _home(out: Path, method: str, seed: int) -> Path:
+    """Of one run; a method of the user's own is `module:NAME`, and not every file system has colons."""
+    return out / method.replace(":", ".") / f"seed-{seed}"
 
 
 # Running --------------------------------------------------------------------------------------------------------------
@@ -397,7 +402,7 @@ def curves(found: Comparison) -> Drawing | None:
 
 def _curve(found: Comparison, one: Standing) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Rounds, interquartile mean and interval, [R] each; a run that stopped early stays where it was."""
-    histories = [history_of(found.out / one.method / f"seed-{seed}") for seed in one.seeds]
+    histories = [history_of(_home(found.out, one.method, seed)) for seed in one.seeds]
     longest = max(len(history.lines) for history in histories)
     returns = np.full((longest, len(histories), len(found.clients)), np.nan)
     for place, history in enumerate(histories):
@@ -405,7 +410,7 @@ def _curve(found: Comparison, one: Standing) -> tuple[np.ndarray, np.ndarray, np
     returns = filled(returns)
     known = np.flatnonzero(np.isfinite(returns).all(axis=(1, 2)))
     draws = np.random.default_rng(0)
-    value = interquartile_mean(returns[known])
+    value = interquartile_mean(returns[known]) if len(known) else np.zeros(0)  # episodes longer than all rounds
     bands = [
         np.quantile(interquartile_mean(stratified_resamples(returns[r], draws, RESAMPLES)), [0.025, 0.975])
         for r in known

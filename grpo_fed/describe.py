@@ -21,6 +21,7 @@ from grpo_fed import words
 from grpo_fed.methods import METHODS, Method
 from grpo_fed.presets import PRESETS, Preset
 from grpo_fed.read import knobs, section_at
+from grpo_fed.rows import said
 from grpo_fed.scenario import Scenario
 
 Schema = Mapping[str, Any]
@@ -109,15 +110,12 @@ def _section(model: type[BaseModel], section: str, members: Sequence[Knob]) -> s
 
 
 def _rows(title: str, what: str, named: Mapping[str, Preset] | Mapping[str, Method]) -> str:
-    rows = [(f"`{name}`", row.name, row.paper, "<br>".join(_assignments(row.values))) for name, row in named.items()]
-    table = _table((what, "is", "from", "sets"), rows)
+    lines = [
+        (f"`{name}`", row.name, row.paper, "<br>".join(f"`{one}`" for one in said(row.values)))
+        for name, row in named.items()
+    ]
+    table = _table((what, "is", "from", "sets"), lines)
     return f"## {title}\n\nWhat a {what} does not mention keeps its default.\n\n{table}"
-
-
-def _assignments(values: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    for section, keys in values.items():
-        for key, value in keys.items():
-            yield f"`{section}.{key} = {'inf' if value is None else words.show(value)}`"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -159,6 +157,8 @@ def _type(shape: Schema) -> str:
     if shape.get("type") == "object":
         inner = shape.get("additionalProperties")
         return f"table of {_type(inner)}" if isinstance(inner, dict) and inner else "table"
+    if "pattern" in shape:
+        return "import path"
     names = {"number": "number", "integer": "whole number", "string": "text", "boolean": "true or false"}
     return names.get(str(shape.get("type")), "anything")
 

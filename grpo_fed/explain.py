@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from grpo_fed import words
+from grpo_fed import rows, words
 from grpo_fed.commons import Commons, commons_of
 from grpo_fed.merging import check
-from grpo_fed.methods import METHODS
+from grpo_fed.methods import METHODS, Method
 from grpo_fed.policy import policy_for
-from grpo_fed.presets import PRESETS
+from grpo_fed.presets import PRESETS, Preset
+from grpo_fed.rows import is_own
 from grpo_fed.scenario import ObjectiveSettings, Scenario, TrustSettings
 from grpo_fed.stepping import budgets_of
 from grpo_fed.tables import many
@@ -191,6 +192,9 @@ def _merge(scenario: Scenario, commons: Commons) -> Iterator[str]:
         return
     if merge.rule == "huber":
         yield from _departures(scenario)
+    elif is_own(merge.rule):
+        given = f" with {words.show(merge.kwargs)}" if merge.kwargs else ""
+        yield f"By a rule of your own, {merge.rule}{given}."
     else:
         yield {
             "mean": "The mean of what the clients send; nobody departs.",
@@ -259,20 +263,22 @@ def _written(scenario: Scenario) -> Iterator[str]:
 
 
 def _sources(scenario: Scenario) -> Iterator[str]:
-    method, preset = METHODS[scenario.method], PRESETS[scenario.objective.preset]
-    for kind, name, row in (
-        ("Method", scenario.method, (method.name, method.values)),
-        ("Preset", scenario.objective.preset, (preset.name, preset.values)),
+    for kind, name, find in (
+        ("Method", scenario.method, lambda: rows.known(scenario.method, METHODS, Method)),
+        ("Preset", scenario.objective.preset, lambda: rows.known(scenario.objective.preset, PRESETS, Preset)),
     ):
-        title, values = row
+        row: rows.Row | None = find()
+        if row is None:
+            yield f"{kind} {name} cannot be imported here; this scenario has all its values."
+            continue
         changed = [
             f"{section}.{key} = {words.show(now)}"
-            for section, keys in values.items()
+            for section, keys in row.values.items()
             for key, said in keys.items()
             if (now := getattr(getattr(scenario, section), key)) != said
         ]
         theirs = (
             f"this scenario changes {', '.join(changed)}" if changed else "this scenario changes none of its values"
         )
-        yield f"{kind} {name} ({title}): {theirs}."
+        yield f"{kind} {name} ({row.name}): {theirs}."
     yield "All else is the scenario's own or a default: grpo-fed config shows those."

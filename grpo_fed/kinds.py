@@ -8,7 +8,9 @@ from datetime import date, time
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
-from pydantic import AfterValidator, BeforeValidator, Discriminator, PlainSerializer, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, PlainSerializer, Tag, WithJsonSchema
+
+_PATH = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*"
 
 
 def _name(text: str) -> str:
@@ -24,9 +26,13 @@ def _pattern(text: str) -> str:
 
 
 def _import_path(text: str) -> str:
-    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*", text):
+    if not re.fullmatch(_PATH, text):
         raise ValueError('must be "package.module:Name"')
     return text
+
+
+def _named_or_own(value: Any) -> str:
+    return "own" if isinstance(value, str) and ":" in value else "named"
 
 
 def _environment(text: str) -> str:
@@ -84,7 +90,13 @@ Bound = Annotated[NotNegative | None, _READ, _WRITTEN]
 """A limit that may be 0."""
 Name = Annotated[str, MaxLen(64), AfterValidator(_name)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
-ImportPath = Annotated[str, AfterValidator(_import_path)]
+ImportPath = Annotated[
+    str, AfterValidator(_import_path), WithJsonSchema({"type": "string", "pattern": r"^[\w.]+:[\w.]+$"})
+]
+Own = Annotated[ImportPath, Tag("own")]
+Named = Tag("named")
+NAMED_OR_OWN = Discriminator(_named_or_own)
+"""For a choice of names, `Annotated[Literal[...], Named]`, or an import path to something of the user's, `Own`."""
 Environment = Annotated[str, AfterValidator(_environment)]
 Device = Annotated[str, AfterValidator(_device)]
 Arguments = Annotated[dict[str, Any], AfterValidator(_arguments)]

@@ -5,8 +5,9 @@ A mean keeps one model in memory however many clients there are. The other rules
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 from typing import final
@@ -16,9 +17,12 @@ import torch
 from torch import Tensor
 
 from grpo_fed.commons import Commons
-from grpo_fed.merge import RULES, Effort, Merged, Replies, Reply, StreamingFisher, StreamingMean, weight
+from grpo_fed.groups import Groups
+from grpo_fed.imported import imported
+from grpo_fed.merge import RULES, Effort, Merged, Replies, Reply, StreamingFisher, StreamingMean, merged, weight
 from grpo_fed.merge.departure import limits
 from grpo_fed.messages import Trained
+from grpo_fed.rows import is_own
 from grpo_fed.scenario import MergeSettings, Scenario
 
 
@@ -81,19 +85,22 @@ class Merging:
         if self._settings.rule in ("mean", "fisher"):
             point = self._mean.result() if self._settings.rule == "mean" else self._by_fisher.result()
             return Target(shared if point is None else point, self.weights, nobody, self._fisher.result())
-        merged = self._rule(Replies.of(self._replies), shared, self._groups)
+        found = self._rule(Replies.of(self._replies), shared, self._groups)
         return Target(
-            merged.point,
+            found.point,
             self.weights,
-            {name: _chosen(left) for name, left in zip(merged.clients, merged.departed, strict=True)},
+            {name: _chosen(left) for name, left in zip(found.clients, found.departed, strict=True)},
             self._fisher.result(),
-            _points(merged),
-            merged.notes,
+            _points(found),
+            found.notes,
         )
 
 
 def check(settings: MergeSettings, commons: Commons) -> None:
-    """ValueError for patterns of blocks that take no shared block, or one twice; where nothing is shared they rest."""
+    """ValueError for a rule that cannot be imported, and for patterns of blocks that take no shared block, or one
+    twice; where nothing is shared these rest.
+    """
+    rule_of(settings)
     if commons.size:
         limits(commons.groups, 0.0, unlimited(settings.blocks))
 
@@ -112,8 +119,59 @@ def rule_of(settings: MergeSettings) -> Callable[..., Merged]:
             return partial(RULES["krum"], byzantine=settings.byzantine, keep=settings.keep)
         case "clusters":
             return partial(RULES["clusters"], structure=settings.structure, most=settings.most)
+        case path if is_own(path):
+            return _own(settings)
         case rule:
             return RULES[rule]
+
+
+def _own(settings: MergeSettings) -> Callable[..., Merged]:
+    """A rule of the user's, whose answer is looked at before anybody uses it."""
+    where = f"merge.rule = {settings.rule}"
+    try:
+        rule = imported(settings.rule)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if not callable(rule):
+        raise ValueError(f"{where}: is a {type(rule).__name__}; it must be a function of replies, shared and groups")
+    try:
+        inspect.signature(rule).bind(None, None, None, **settings.kwargs)
+    except TypeError as error:
+        text = f"cannot be called with replies, shared, groups and merge.kwargs = {settings.kwargs}: {error}"
+        raise ValueError(f"{where}: {text}") from error
+
+    def merge(replies: Replies, shared: Tensor, groups: Groups) -> Merged:
+        try:
+            said = rule(replies, shared, groups, **settings.kwargs)
+        except Exception as error:
+            raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
+        wrong = _wrong(said, replies, shared, groups)
+        if wrong:
+            raise ValueError(f"{where}: {wrong}")
+        if not isinstance(said, Merged):  # a rule by which nobody departs may say where the blocks should go alone
+            said = merged(replies, said, groups)
+        return replace(said, point=said.point.to(shared.dtype))
+
+    return merge
+
+
+def _wrong(found: object, replies: Replies, shared: Tensor, groups: Groups) -> str:
+    """What does not fit in a rule's answer; empty if all does."""
+    point = found.point if isinstance(found, Merged) else found
+    if not isinstance(point, Tensor):
+        return f"made a {type(point).__name__}; it must make a tensor or a grpo_fed.merge.Merged"
+    if point.shape != shared.shape:
+        return f"made a point of shape {tuple(point.shape)}; the shared blocks have {tuple(shared.shape)}"
+    if not point.isfinite().all():
+        return "made a point that is not finite"
+    if not isinstance(found, Merged):
+        return ""
+    wanted = len(replies.all), len(groups.names)
+    if found.clients != replies.clients:
+        return "names other clients, or in another order, than replies.clients"
+    if found.departed.shape != wanted or found.departed.dtype != torch.bool:
+        return f"says who departed as {found.departed.dtype} of shape {tuple(found.departed.shape)}; bool {wanted} fits"
+    return ""
 
 
 def unlimited(bounds: Mapping[str, float | None]) -> dict[str, float]:
@@ -131,8 +189,8 @@ def _chosen(left: Tensor) -> tuple[int, ...]:
     return tuple(left.nonzero().squeeze(1).tolist())
 
 
-def _points(merged: Merged) -> dict[str, Tensor]:
+def _points(found: Merged) -> dict[str, Tensor]:
     """What each client is merged into, where that is not the same for all."""
-    if merged.clusters is None:
+    if found.clusters is None:
         return {}
-    return {name: merged.clusters.point(number) for number, name in enumerate(merged.clients)}
+    return {name: found.clusters.point(number) for number, name in enumerate(found.clients)}

@@ -1,14 +1,18 @@
 """Federated methods as data: a method gives values to the keys that a scenario leaves open, and has no code of its own.
 
 A key that a file or `--set` gives wins, then the method's row, then the preset's, then the default. But who types
-`--set method=fedavg` wants FedAvg: then the file's own values for what either method's row speaks of make way.
+`--set method=fedavg` wants FedAvg: then the file's own values for what either method's row speaks of make way. A
+scenario may name a row of the user's own instead, by `module:NAME`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from grpo_fed import rows
+from grpo_fed.rows import Values
 
 DEFAULT = "grpo"
 
@@ -21,11 +25,10 @@ class Method:
     """In words."""
     paper: str
     """Where it comes from, and what is ours."""
-    values: Mapping[str, Mapping[str, Any]]
-    """Section -> key -> value."""
+    values: Values
 
 
-AVERAGE: Mapping[str, Mapping[str, Any]] = {
+AVERAGE: Values = {
     "policy": {"shared": ["*"]},
     "merge": {"rule": "mean"},
     "proximity": {"mode": "off"},
@@ -93,26 +96,31 @@ KNOBS = frozenset(
 """The keys that some method gives a value to."""
 
 
-def apply(data: Mapping[str, Any]) -> dict[str, Any]:
+def apply(data: Mapping[str, Any], is_sound: Callable[[Values], bool] = lambda values: True) -> dict[str, Any]:
     """A scenario's tables with what its method says for the keys that they leave open; the rest as it is.
 
-    What is not a table, or no method, is left for the models to complain about.
+    What is not a table, or no method, is left for the models to complain about, and so is a method that is not sound.
     """
-    name = data.get("method", DEFAULT)
-    values = METHODS[name].values if isinstance(name, str) and name in METHODS else {}
-    tables = {section: data.get(section, {}) for section in values}
-    return {**data, **{key: {**values[key], **given} for key, given in tables.items() if isinstance(given, Mapping)}}
+    row = rows.known(data.get("method", DEFAULT), METHODS, Method)
+    return dict(data) if row is None or not is_sound(row.values) else rows.fill(data, row.values)
 
 
 def make_way(data: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Take out of a file's tables what its own method's row or that of a method in the overrides speaks of."""
+    """Take out of a file's tables what its own method's row or that of a method in the overrides speaks of.
+
+    ValueError if the file's method cannot be imported: nobody knows then what it had to say.
+    """
     given = [
         value.strip().strip("'\"") for key, _, value in (text.partition("=") for text in overrides) if key == "method"
     ]
     if not given:
         return
-    for name in (data.get("method", DEFAULT), given[-1]):
-        row = METHODS[name].values if isinstance(name, str) and name in METHODS else {}
-        for section, values in row.items():
+    before = data.get("method", DEFAULT)
+    try:
+        row = rows.find(before, METHODS, Method)
+    except ValueError as error:
+        raise ValueError(f"method = {before}: {error}; its row says what makes way for {given[-1]}") from None
+    for one in (row, rows.known(given[-1], METHODS, Method)):
+        for section, values in one.values.items() if one else ():
             if isinstance(data.get(section), dict):
                 data[section] = {key: value for key, value in data[section].items() if key not in values}

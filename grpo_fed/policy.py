@@ -6,8 +6,6 @@ that one call serves one client or a thousand.
 
 from __future__ import annotations
 
-import importlib
-import operator
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 from grpo_fed.activations import ACTIVATIONS
 from grpo_fed.blocks import Layout
 from grpo_fed.distributions import Categorical, Distribution, Gaussian, MultiCategorical, SquashedGaussian
+from grpo_fed.imported import imported
 from grpo_fed.records import Output
 from grpo_fed.scenario import PolicySettings
 from grpo_fed.tasks import Action, Form, Task
@@ -39,7 +38,7 @@ def policy_for(task: Task, settings: PolicySettings) -> Policy:
         if settings.module is None:
             return ActorCritic(task.observation_size, distribution, settings)
         spaces = task.observation_space, task.action_space
-        return ModulePolicy(_imported(settings.module), spaces, task.observation_size, distribution, settings)
+        return ModulePolicy(_module(settings.module), spaces, task.observation_size, distribution, settings)
     except ValueError as error:
         raise ValueError(f"client {task.client} ({task.env}): {error}") from error
 
@@ -61,13 +60,12 @@ def distribution_for(action: Action, squash: bool) -> Distribution:
     return SquashedGaussian(action.size) if squash else Gaussian(action.size)
 
 
-def _imported(path: str) -> Callable[..., nn.Module]:
+def _module(path: str) -> Callable[..., nn.Module]:
     """`package.module:Class`."""
-    module, _, name = path.partition(":")
     try:
-        found: Callable[..., nn.Module] = operator.attrgetter(name)(importlib.import_module(module))
-    except Exception as error:
-        raise ValueError(f"policy.module = {path}: cannot be imported: {type(error).__name__}: {error}") from error
+        found: Callable[..., nn.Module] = imported(path)
+    except ValueError as error:
+        raise ValueError(f"policy.module = {path}: {error}") from error
     return found
 
 

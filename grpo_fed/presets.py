@@ -1,17 +1,17 @@
 """Algorithms as data: a preset gives values to the keys that a scenario leaves open, and has no code of its own.
 
 A key that a file or `--set` gives always wins. What no row mentions keeps its default, which is PPO's. None means no
-limit, which TOML writes `inf`.
+limit, which TOML writes `inf`. A scenario may name a row of the user's own instead, by `module:NAME`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-Values = Mapping[str, Mapping[str, Any]]
-"""Section -> key -> value."""
+from grpo_fed import rows
+from grpo_fed.rows import Values
 
 DEFAULT = "ppo"
 
@@ -243,15 +243,13 @@ KNOBS = frozenset(
 """The keys that some preset gives a value to."""
 
 
-def apply(data: Mapping[str, Any]) -> dict[str, Any]:
+def apply(data: Mapping[str, Any], is_sound: Callable[[Values], bool] = lambda values: True) -> dict[str, Any]:
     """A scenario's tables with what its preset says for the keys that they leave open; the rest as it is.
 
-    What is not a table, or no preset, is left for the models to complain about.
+    What is not a table, or no preset, is left for the models to complain about, and so is a preset that is not sound.
     """
     objective = data.get("objective", {})
     if not isinstance(objective, Mapping):
         return dict(data)
-    name = objective.get("preset", DEFAULT)
-    values = PRESETS[name].values if isinstance(name, str) and name in PRESETS else {}
-    tables = {section: data.get(section, {}) for section in values}
-    return {**data, **{key: {**values[key], **given} for key, given in tables.items() if isinstance(given, Mapping)}}
+    row = rows.known(objective.get("preset", DEFAULT), PRESETS, Preset)
+    return dict(data) if row is None or not is_sound(row.values) else rows.fill(data, row.values)

@@ -26,7 +26,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 MakeWay: TypeAlias = Callable[[dict[str, Any], Sequence[str]], None]
-"""Takes out of a file's tables what the overrides, as they were typed, leave no room for."""
+"""Takes out of a file's tables what the overrides, as they were typed, leave no room for; ValueError if it cannot."""
 
 
 def load(model: type[Model], path: str | FilePath, overrides: Sequence[str], make_way: MakeWay) -> Model:
@@ -37,7 +37,10 @@ def load(model: type[Model], path: str | FilePath, overrides: Sequence[str], mak
 def loads(model: type[Model], text: str, name: str, overrides: Sequence[str], make_way: MakeWay) -> Model:
     """Reads a TOML text; `name` stands for the file in errors."""
     given = Given.of(text, name)
-    make_way(given.data, overrides)
+    try:
+        make_way(given.data, overrides)
+    except ValueError as error:
+        raise ScenarioError(f"{name}: {error}") from None
     wrong = [line for override in overrides if (line := given.set(override))]
     try:
         read = model.model_validate(given.data)
@@ -84,6 +87,26 @@ def refuse(mistakes: Iterable[Mistake]) -> None:
     if found:
         text = "; ".join(f"{'.'.join(map(str, mistake.keys[0]))}: {mistake.text}" for mistake in found)
         raise PydanticCustomError("mistakes", "{text}", {"text": text, "mistakes": found})
+
+
+def faults(model: type[BaseModel], values: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What is wrong with values by section and key that stand outside a scenario, each judged by itself."""
+    for name, keys in values.items():
+        info = model.model_fields.get(name)
+        section = section_at(model, (name,))
+        if info is None or info.is_required() or section is None or not isinstance(keys, Mapping):
+            known = [one for one, field in model.model_fields.items() if _section(field) and not field.is_required()]
+            yield f"has {words.show(name)}, which is no section with values by key; there are {' '.join(known)}"
+            continue
+        try:
+            section.model_validate(dict(keys))
+        except ValidationError as error:
+            for one in error.errors():
+                where = ".".join(map(str, (name, *_written(keys, one["loc"], missing=False))))
+                if one["type"] == "extra_forbidden":
+                    yield f"has {where}: {_unknown(model, (name, *one['loc']))}"
+                else:
+                    yield f"has {where} = {words.show(one['input'])}: {words.wrong(one)}"
 
 
 # What is wrong with it ----------------------------------------------------------------------------------------------

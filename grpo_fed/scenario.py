@@ -10,15 +10,16 @@ step) may not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from grpo_fed import methods, presets, read
+from grpo_fed import methods, presets, read, rows
 from grpo_fed.kinds import (
+    NAMED_OR_OWN,
     Arguments,
     Bound,
     Count,
@@ -31,7 +32,9 @@ from grpo_fed.kinds import (
     Limit,
     Many,
     Name,
+    Named,
     NotNegative,
+    Own,
     Pattern,
     Positive,
     Size,
@@ -105,8 +108,12 @@ class NormaliseSettings(Section):
 class ObjectiveSettings(Section):
     """surrogate(A) - value_coefficient * value loss + entropy bonus: what a client climbs."""
 
-    preset: Literal["vpg", "a2c", "npg", "trpo", "ppo", "ppo-kl", "mdpo", "grpo", "dr-grpo", "rloo"] = "ppo"
-    """A row of the table in `presets.py`: the values that keys not given here take."""
+    preset: Annotated[
+        Annotated[Literal["vpg", "a2c", "npg", "trpo", "ppo", "ppo-kl", "mdpo", "grpo", "dr-grpo", "rloo"], Named]
+        | Own,
+        NAMED_OR_OWN,
+    ] = "ppo"
+    """A row of the table in `presets.py`, or `module:NAME` for one of your own: what keys not given here take."""
     advantage: Literal["gae", "group"] = "gae"
     """Judge a step with the critic, or an episode against its group."""
     surrogate: Literal["score", "ratio", "clip"] = "clip"
@@ -232,9 +239,14 @@ class PersonalSettings(Section):
 class MergeSettings(Section):
     """How the server makes one policy of what the clients send."""
 
-    rule: Literal["mean", "huber", "fisher", "median", "trimmed-mean", "krum", "clusters"] = "huber"
+    rule: Annotated[
+        Annotated[Literal["mean", "huber", "fisher", "median", "trimmed-mean", "krum", "clusters"], Named] | Own,
+        NAMED_OR_OWN,
+    ] = "huber"
     """A mean; the group lasso between clients, which lets a group leave where leaving pays; a mean by Fisher
-    information; robust ones; or learned clusters of clients for each block."""
+    information; robust ones; learned clusters of clients for each block; or `module:function` for one of your own."""
+    kwargs: Arguments = {}
+    """Arguments for a rule of your own."""
     weights: Literal["steps", "episodes", "uniform", "progress"] = "steps"
     """What a client counts by: its steps, its finished episodes, all alike, or whether its return rises."""
     threshold: Bound = 0.02
@@ -354,10 +366,17 @@ class Scenario(Section):
     """In folders, metrics and titles."""
     description: str = ""
     """What it shows."""
-    method: Literal[
-        "grpo", "local", "fedavg", "fedprox", "fedper", "fedrep", "lg", "ditto", "fedkl", "fisher", "clusters"
+    method: Annotated[
+        Annotated[
+            Literal[
+                "grpo", "local", "fedavg", "fedprox", "fedper", "fedrep", "lg", "ditto", "fedkl", "fisher", "clusters"
+            ],
+            Named,
+        ]
+        | Own,
+        NAMED_OR_OWN,
     ] = "grpo"
-    """A row of the table in `methods.py`: the values that keys not given here take."""
+    """A row of the table in `methods.py`, or `module:NAME` for one of your own: what keys not given here take."""
     rounds: Count = 30
     """How often the clients train."""
     steps: Count = 2048
@@ -402,7 +421,14 @@ class Scenario(Section):
     def _fill_in(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        return presets.apply(methods.apply({key: _as_given(value) for key, value in data.items()}))
+        tables = {key: _as_given(value) for key, value in data.items()}
+        if _is_whole({key: value for key, value in tables.items() if isinstance(value, Mapping)}):
+            return tables
+
+        def is_sound(values: rows.Values) -> bool:
+            return not any(read.faults(cls, values))
+
+        return presets.apply(methods.apply(tables, is_sound), is_sound)
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
@@ -415,8 +441,18 @@ def _as_given(value: Any) -> Any:
     return {key: getattr(value, key) for key in value.model_fields_set} if isinstance(value, Section) else value
 
 
+def _is_whole(tables: Mapping[str, Collection[str]]) -> bool:
+    """Whether every key is given, as in a resolved scenario: no row is asked for then, and none has to be at hand."""
+    sections = ((path, info) for path, info in read.knobs(Scenario) if len(path) == 2 and path[0] != "clients")
+    return all(
+        path[1] in tables.get(str(path[0]), ()) or info.default is None  # for which TOML may have no spelling
+        for path, info in sections
+    )
+
+
 def _mistakes(scenario: Scenario) -> Iterator[Mistake]:
     """What contradicts itself; what needs an environment or a policy to be known is found when they are built."""
+    yield from _row_mistakes(scenario)
     yield from _policy_mistakes(scenario.policy)
     yield from _batch_mistakes(scenario)
     yield from _objective_mistakes(scenario.objective)
@@ -433,9 +469,33 @@ def _mistake(text: str, *keys: str | Path) -> Mistake:
     concerned as well.
     """
     paths = [tuple(key.split(".")) if isinstance(key, str) else key for key in keys]
-    rows: list[Path] = [("objective", "preset")] if any(path in presets.KNOBS for path in paths) else []
-    rows += [("method",)] if any(path in methods.KNOBS for path in paths) else []
-    return Mistake((*paths, *rows), text)
+    named: list[Path] = [("objective", "preset")] if any(path in presets.KNOBS for path in paths) else []
+    named += [("method",)] if any(path in methods.KNOBS for path in paths) else []
+    return Mistake((*paths, *named), text)
+
+
+def _row_mistakes(scenario: Scenario) -> Iterator[Mistake]:
+    """Of the user's own preset and method."""
+    sections = {name: part for name in Scenario.model_fields if isinstance(part := getattr(scenario, name), Section)}
+    if _is_whole({name: part.model_fields_set for name, part in sections.items()}):
+        return
+    method, preset = scenario.method, scenario.objective.preset
+    for path, name, find in (
+        (("method",), method, lambda: rows.find(method, methods.METHODS, methods.Method)),
+        (("objective", "preset"), preset, lambda: rows.find(preset, presets.PRESETS, presets.Preset)),
+    ):
+        row: rows.Row | None
+        try:
+            row = find()
+        except ValueError as error:
+            yield Mistake((path,), str(error))
+        else:
+            values = row.values if row and rows.is_own(name) else {}
+            for fault in read.faults(Scenario, values):
+                yield Mistake((path,), fault)
+            if "preset" in values.get("objective", {}) and path != ("method",):
+                text = "has objective.preset, its own name; build on the values of PRESETS instead"
+                yield Mistake((path,), text)
 
 
 def _policy_mistakes(policy: PolicySettings) -> Iterator[Mistake]:
@@ -553,6 +613,9 @@ def _penalty_mistakes(penalty: PenaltySettings) -> Iterator[Mistake]:
 
 def _federation_mistakes(scenario: Scenario) -> Iterator[Mistake]:
     rule, personal, stop = scenario.merge.rule, scenario.personal, scenario.stop
+    if scenario.merge.kwargs and not rows.is_own(rule):
+        text = f'these are arguments for a rule of your own, merge.rule = "module:function"; it is "{rule}"'
+        yield _mistake(text, "merge.kwargs", "merge.rule")
     if rule != "huber" and scenario.merge.blocks:
         yield _mistake(f'needs merge.rule = "huber"; it is "{rule}"', "merge.blocks", "merge.rule")
     if personal.model and personal.first:

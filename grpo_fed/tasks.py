@@ -7,7 +7,6 @@ import difflib
 import importlib
 import inspect
 import math
-import operator
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from gymnasium.spaces.utils import flatdim
 from gymnasium.vector import VectorEnv
 
 import grpo_fed.families  # noqa: F401, importing it registers `grpo_fed/CartPole-v1` and its like
+from grpo_fed.imported import imported, said
 from grpo_fed.scenario import ClientSettings, Scenario
 
 Env: TypeAlias = gymnasium.Env[Any, Any]
@@ -338,11 +338,14 @@ def make_vector(recipe: Recipe, lanes: int, limit: int | None) -> Vector:
 
 def _wrap(client: str, path: str, env: Env) -> Env:
     where = f"client {client}: wrappers: {path}"
-    module, _, name = path.partition(":")
     try:
-        wrapped: Env = operator.attrgetter(name)(importlib.import_module(module))(env)
+        wrapper = imported(path)
+    except ValueError as error:
+        raise _kind(error.__cause__)(f"{where}: {error}") from error
+    try:
+        wrapped: Env = wrapper(env)
     except Exception as error:
-        raise _kind(error)(f"{where}: {_said(error)}") from error
+        raise _kind(error)(f"{where}: {said(error)}") from error
     if not isinstance(wrapped, gymnasium.Env):
         raise ValueError(f"{where}: makes {type(wrapped).__name__}, which is no gymnasium.Env")
     return wrapped
@@ -358,7 +361,7 @@ def spec_of(client: str, env: str) -> EnvSpec:
         try:
             importlib.import_module(module)
         except Exception as error:
-            raise _kind(error)(f"{where}: {module} cannot be imported: {_said(error)}") from error
+            raise _kind(error)(f"{where}: {module} cannot be imported: {said(error)}") from error
     found = gymnasium.registry.get(name)
     if found is None:
         try:
@@ -382,13 +385,7 @@ def _like(name: str) -> str:
     return f"; if a package of yours registers it, put the package before it: my_package:{name}"
 
 
-def _said(error: Exception) -> str:
-    """An exception in a sentence of ours."""
-    cure = "; is it installed, or on PYTHONPATH?" if isinstance(error, ModuleNotFoundError) else ""
-    return f"{type(error).__name__}: {error}{cure}"
-
-
-def _kind(error: Exception) -> type[ValueError]:
+def _kind(error: BaseException | None) -> type[ValueError]:
     """Of what is raised instead."""
     return NotHere if isinstance(error, DependencyNotInstalled | ModuleNotFoundError) else ValueError
 

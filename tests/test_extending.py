@@ -6,18 +6,25 @@ import re
 import sys
 from pathlib import Path
 
+import gymnasium
 import pytest
 import torch
 
+from grpo_fed import compare, resume
 from grpo_fed.blocks import Layout
 from grpo_fed.engines.local import federate
+from grpo_fed.explain import explain
 from grpo_fed.groups import groups_of
-from grpo_fed.merge import Merged, Replies, Reply
-from grpo_fed.merge.average import merged
-from grpo_fed.scenario import PolicySettings, Scenario
+from grpo_fed.merge import Replies, Reply
+from grpo_fed.merging import rule_of
+from grpo_fed.notes import RoundNote
+from grpo_fed.read import ScenarioError
+from grpo_fed.scenario import MergeSettings, PolicySettings, Scenario
 
 DOC = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```(python|toml)\n(.*?)```", DOC, re.DOTALL)
+MODULES = {name[1]: text for kind, text in EXAMPLES if kind == "python" and (name := re.match(r"# (\w+)\.py\n", text))}
+TASK, POLICY, PRESET, METHOD, MERGE = (text for kind, text in EXAMPLES if kind == "toml")
 TINY = """
 name = "own"
 rounds = 1
@@ -25,46 +32,233 @@ steps = 64
 [rollout]
 num_envs = 4
 horizon = 16
-[objective]
-minibatches = 2
 [evaluate]
 episodes = 4
 """
+CART = """
+[[clients]]
+name = "cart"
+count = 3
+env = "CartPole-v1"
+"""
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the modules of the examples, as a user's own would be."""
-    for kind, text in EXAMPLES:
-        name = re.match(r"# (\w+\.py)\n", text)
-        if kind == "python" and name is not None:
-            (tmp_path / name[1]).write_text(text)
+    for name, text in MODULES.items():
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
-    for module in ("my_envs", "my_nets"):
-        monkeypatch.delitem(sys.modules, module, raising=False)
+    gymnasium.registry.pop("Target-v0", None)
     return tmp_path
 
 
-@pytest.mark.usefixtures("beside")
+def own(*parts: str, overrides: tuple[str, ...] = ()) -> Scenario:
+    """A tiny scenario with parts of the docs; what stands above any section comes first."""
+    return Scenario.loads(
+        "\n".join([*(p for p in parts if "[" not in p), TINY, *(p for p in parts if "[" in p)]), "own.toml", overrides
+    )
+
+
+def test_every_module_of_the_page_is_used_by_a_scenario_of_the_page():
+    assert list(MODULES) == ["my_envs", "my_nets", "my_presets", "my_methods", "my_merges"]
+    assert all(
+        f"{name}:" in scenario for name, scenario in zip(MODULES, (TASK, POLICY, PRESET, METHOD, MERGE), strict=True)
+    )
+
+
 def test_a_task_and_a_policy_of_ones_own_learn_in_a_federation():
-    task, policy = (text for kind, text in EXAMPLES if kind == "toml")
-    result = federate(Scenario.loads(f"{TINY}\n{policy}\n{task}"), workers=0)
+    result = federate(own(POLICY, TASK, overrides=("objective.minibatches=2",)), workers=0)
     assert result.status == "finished"
     assert list(result.clients) == [f"target-{number}" for number in range(4)]
     assert all(client.after is not None and client.after < 0 for client in result.clients.values())
     assert result.bytes_up > 0
 
 
-def test_a_merge_of_ones_own_has_the_signature_of_ours():
-    (text,) = (text for kind, text in EXAMPLES if kind == "python" and "geometric_median" in text)
-    names = {"Replies": Replies, "Merged": Merged, "Groups": object, "Tensor": torch.Tensor, "torch": torch}
-    scope = {**names, "merged": merged}
-    exec(compile(text, "docs/extending.md", "exec"), scope)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_all_of_ones_own_together_learn_in_worker_processes_too(workers: int, tmp_path: Path):
+    result = federate(own(METHOD, PRESET, POLICY, MERGE, TASK), tmp_path / "run", workers=workers)
+    assert result.status == "finished"
+    assert not result.missing
+    assert result.bytes_up > 0
+
+
+# A preset and a method ------------------------------------------------------------------------------------------------
+
+
+def test_a_preset_of_ones_own_fills_in_what_the_scenario_leaves_open():
+    scenario = own(PRESET, CART, overrides=("objective.epochs=7",))
+    assert (scenario.objective.clip, scenario.objective.minibatches, scenario.trust.stop) == (0.1, 4, 0.01)
+    assert scenario.objective.epochs == 7
+    assert scenario.objective.gamma == 0.99
+    wide = own(CART, overrides=("objective.preset=my_presets:WIDE", "objective.minibatches=4"))
+    assert (wide.objective.step, wide.trust.target, wide.trust.cg_iterations) == ("natural", 0.05, 15)
+
+
+def test_a_method_of_ones_own_makes_room_for_another_and_takes_it():
+    scenario = own(METHOD, PRESET, CART)
+    assert (scenario.policy.shared, scenario.merge.rule, scenario.proximity.kl_joint) == (["*"], "mean", 0.01)
+    resolved = scenario.dumps()
+    other = Scenario.loads(resolved, overrides=["method=fedper"])
+    assert (other.policy.shared, other.proximity.mode, other.proximity.kl_joint) == (["torso.*"], "off", 0.05)
+    back = Scenario.loads(other.dumps(), overrides=["method=my_methods:SHY"])
+    assert back == scenario
+
+
+def test_a_resolved_scenario_needs_the_modules_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    text = own(METHOD, PRESET, CART).dumps()
+    for name in MODULES:
+        (tmp_path / f"{name}.py").unlink()
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    scenario = Scenario.loads(text)
+    assert (scenario.method, scenario.objective.preset, scenario.objective.clip) == (
+        "my_methods:SHY",
+        "my_presets:CAUTIOUS",
+        0.1,
+    )
+    assert "my_methods" not in sys.modules
+    sources = explain(scenario)[-1].sentences
+    assert sources[0] == "Method my_methods:SHY cannot be imported here; this scenario has all its values."
+    with pytest.raises(ScenarioError, match=r"method = my_methods:SHY: cannot be imported.*what makes way for local"):
+        Scenario.loads(text, overrides=["method=local"])
+
+
+def test_a_run_with_rows_of_ones_own_goes_on_without_their_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    scenario = own(METHOD, PRESET, MERGE, CART, overrides=("rounds=2",))
+    whole = federate(scenario, tmp_path / "whole", workers=0)
+
+    def stops(note: RoundNote) -> None:
+        if note.round == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        federate(scenario, tmp_path / "halved", stops, workers=0)
+    for name in ("my_methods", "my_presets"):
+        (tmp_path / f"{name}.py").unlink()
+        monkeypatch.delitem(sys.modules, name)
+    ended = resume(tmp_path / "halved")
+    assert ended.status == "finished"
+    assert {name: one.after for name, one in ended.clients.items()} == {
+        n: one.after for n, one in whole.clients.items()
+    }
+
+
+def test_a_method_of_ones_own_stands_beside_others(tmp_path: Path):
+    (tmp_path / "own.toml").write_text("\n".join([TINY, PRESET, CART]))
+    found = compare(tmp_path / "own.toml", ["local", "my_methods:SHY"], [0], tmp_path / "side")
+    assert [one.problem for one in found.trials] == ["", ""]
+    assert [one.method for one in found.standings] == ["local", "my_methods:SHY"]
+    assert (tmp_path / "side" / "my_methods.SHY" / "seed-0" / "results.json").is_file()
+
+
+def test_explain_says_what_a_row_of_ones_own_is():
+    *_, sources = explain(own(METHOD, PRESET, CART, overrides=("objective.clip=0.3",)))
+    assert sources.sentences[:2] == (
+        "Method my_methods:SHY (averaging within a KL budget): this scenario changes none of its values.",
+        "Preset my_presets:CAUTIOUS (PPO in small steps): this scenario changes objective.clip = 0.3.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("missing:ROW", "cannot be imported: ModuleNotFoundError: No module named 'missing'; is it installed, or on"),
+        ("my_presets:CAUTIOS", "cannot be imported: AttributeError: .*CAUTIOS"),
+        ("my_presets:TRPO", "is a dict; it must be a grpo_fed.presets.Preset"),
+        ("my_methods:SHY", "is a Method; it must be a grpo_fed.presets.Preset"),
+        ("wrong:KEY", r"has objective.clp: unknown key; did you mean clip\?"),
+        ("wrong:VALUE", "has objective.clip = -1: must be greater than 0"),
+        ("wrong:SECTION", 'has "objectiv", which is no section with values by key; there are policy rollout'),
+        ("wrong:NAME", "has objective.preset, its own name; build on the values of PRESETS instead"),
+        ("not a path:X", 'must be "package.module:Name"'),
+    ],
+)
+def test_a_preset_that_does_not_fit_is_refused_with_its_place_and_cure(row: str, said: str, tmp_path: Path):
+    (tmp_path / "wrong.py").write_text(
+        "from grpo_fed.presets import Preset\n"
+        "KEY = Preset('', '', {'objective': {'clp': 0.1}})\n"
+        "VALUE = Preset('', '', {'objective': {'clip': -1.0}})\n"
+        "SECTION = Preset('', '', {'objectiv': {'clip': 0.1}})\n"
+        "NAME = Preset('', '', {'objective': {'preset': 'trpo'}})\n"
+    )
+    sys.modules.pop("wrong", None)
+    with pytest.raises(ScenarioError, match=f'^own.toml:[0-9]+: objective.preset = "{row}": {said}') as caught:
+        own(f'[objective]\npreset = "{row}"', CART)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_wrong_row_is_told_with_all_other_mistakes():
+    with pytest.raises(ScenarioError) as caught:
+        own('method = "missing:ROW"', '[objective]\nclip = -1.0\npreset = "ppo2"', CART)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert 'method = "missing:ROW": cannot be imported' in lines[0]
+    assert "clip = -1: must be greater than 0" in lines[1]
+    assert "did you mean" in lines[2]
+
+
+# A merge --------------------------------------------------------------------------------------------------------------
+
+
+def merged_by(rule: str, points: list[list[float]], **kwargs: object) -> torch.Tensor:
+    """Where two shared parameters go by a rule of one's own."""
     layout = Layout.cut({"actor.weight": (1, 2)}.items(), PolicySettings())
-    groups = groups_of(layout, {})
-    points = [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
     replies = Replies.of(Reply(f"c{number}", torch.tensor(point), 1.0) for number, point in enumerate(points))
-    found = scope["geometric_median"](replies, torch.zeros(2), groups)  # type: ignore[operator]
-    torch.testing.assert_close(found.point, torch.tensor([0.5, 0.5]))  # where the diagonals of a square meet
-    outlier = Replies.of([*replies.all, Reply("far", torch.tensor([1e6, 1e6]), 1.0)])
-    assert float(scope["geometric_median"](outlier, torch.zeros(2), groups).point.abs().max()) < 2  # type: ignore[operator]
+    return rule_of(MergeSettings(rule=rule, kwargs=kwargs))(replies, torch.zeros(2), groups_of(layout, {})).point
+
+
+def test_a_merge_of_ones_own_makes_what_it_says():
+    square = [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
+    rule = "my_merges:geometric_median"
+    torch.testing.assert_close(merged_by(rule, square), torch.tensor([0.5, 0.5]))  # where its diagonals meet
+    assert float(merged_by(rule, [*square, [1e6, 1e6]]).abs().max()) < 2
+    # not a step from the mean: a fifth of the outlier
+    torch.testing.assert_close(merged_by(rule, [*square, [8.0, 8.0]], iterations=0), torch.tensor([2.0, 2.0]))
+
+
+def test_a_merge_of_ones_own_may_say_who_departs(tmp_path: Path):
+    (tmp_path / "leaving.py").write_text(
+        "import torch\nfrom dataclasses import replace\nfrom grpo_fed.merge import mean\n"
+        "def last(replies, shared, groups):\n"
+        "    found = mean(replies, shared, groups)\n"
+        "    departed = torch.zeros_like(found.departed)\n"
+        "    departed[-1] = True\n"
+        "    return replace(found, departed=departed)\n"
+    )
+    result = federate(own(CART, '[merge]\nrule = "leaving:last"', overrides=("objective.minibatches=4",)), workers=0)
+    kept = {name: set(client.personal_groups) for name, client in result.clients.items()}
+    assert kept["cart-0"] == kept["cart-1"] == set()
+    assert kept["cart-2"] == {"torso.0", "torso.1", "actor"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("missing:rule", "merge.rule = missing:rule: cannot be imported: ModuleNotFoundError"),
+        ("odd:NUMBER", "merge.rule = odd:NUMBER: is a int; it must be a function of replies, shared and groups"),
+        ("odd:alone", "merge.rule = odd:alone: cannot be called with replies, shared, groups and merge.kwargs"),
+        ("odd:none", "merge.rule = odd:none: made a NoneType; it must make a tensor or a grpo_fed.merge.Merged"),
+        ("odd:short", r"merge.rule = odd:short: made a point of shape \(1,\); the shared blocks have"),
+        ("odd:nan", "merge.rule = odd:nan: made a point that is not finite"),
+        ("odd:raises", "merge.rule = odd:raises: ZeroDivisionError: "),
+    ],
+)
+def test_a_merge_that_does_not_fit_is_refused_by_name(rule: str, said: str, tmp_path: Path):
+    (tmp_path / "odd.py").write_text(
+        "NUMBER = 3\n"
+        "def alone(replies): ...\n"
+        "def none(replies, shared, groups): ...\n"
+        "def short(replies, shared, groups): return shared[:1]\n"
+        "def nan(replies, shared, groups): return shared / 0 * 0\n"
+        "def raises(replies, shared, groups): return 1 // 0\n"
+    )
+    sys.modules.pop("odd", None)
+    scenario = own(CART, f'[merge]\nrule = "{rule}"', overrides=("objective.minibatches=4",))
+    with pytest.raises(ValueError, match=said):
+        federate(scenario, workers=0)
+
+
+def test_arguments_for_a_rule_of_ours_are_refused():
+    with pytest.raises(ScenarioError, match=r'merge.kwargs: these are arguments for a rule of your own.*it is "huber"'):
+        own(CART, "[merge]\nkwargs = { iterations = 3 }")

@@ -178,7 +178,7 @@ def no_wrapper(env: Any) -> int:
         ({"env": "CartPole-v1", "kwargs": {"max_episode_steps": 0}}, "kwargs.max_episode_steps = 0: must be 1 or more"),
         (
             {"env": "CartPole-v1", "wrappers": ["gymnasium.wrappers:NoSuch"]},
-            "wrappers: gymnasium.wrappers:NoSuch: Attri",
+            "wrappers: gymnasium.wrappers:NoSuch: cannot be imported: Attri",
         ),
         ({"env": "CartPole-v1", "wrappers": [f"{__name__}:no_wrapper"]}, "makes int, which is no gymnasium.Env"),
         (

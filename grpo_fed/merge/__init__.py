@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from grpo_fed.merge.average import StreamingFisher, StreamingMean, fisher, mean
+from grpo_fed.merge.average import StreamingFisher, StreamingMean, fisher, mean, merged
 from grpo_fed.merge.clustering import clusters
 from grpo_fed.merge.departure import huber
 from grpo_fed.merge.records import Clusters, Merged, Replies, Reply
@@ -32,6 +32,7 @@ __all__ = [
     "krum",
     "mean",
     "median",
+    "merged",
     "trimmed_mean",
     "weight",
 ]
@@ -47,4 +48,4 @@ RULES: Mapping[str, Callable[..., Merged]] = MappingProxyType(
         "clusters": clusters,
     }
 )
-"""By the names that scenarios use."""
+"""By the names that scenarios use; `module:function` in a scenario is a rule of the user's own."""

@@ -6,6 +6,7 @@ import json
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -118,7 +119,7 @@ class Runs:
         is_new = self.sent.parent is None
         if self.sent.parent is None:
             name = f"{params['method']} seed {params['seed']}"
-            shade = colour(list(METHODS).index(params["method"]))  # where runs are compared, they are by method
+            shade = colour(_place(params["method"]))  # where runs are compared, they are by method
             self.sent.parent = known.get("") or self._create(record.time, name, FEDERATION, "", shade)
         self.spool.keep(self.sent)
         self._describe(self._parent, {**params, "folder": begin["folder"]})
@@ -279,6 +280,12 @@ class Runs:
     def _tag(self, run: str, tags: Mapping[str, str]) -> None:
         with _forgiving(f"tags of run {run}"):
             self.client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
+def _place(method: str) -> int:
+    """Of a method's colour; a user's own has always the same one too."""
+    names = list(METHODS)
+    return names.index(method) if method in METHODS else len(names) + zlib.crc32(method.encode()) % len(names)
 
 
 def _metrics(values: Mapping[str, float], at: int, step: int) -> list[Metric]:

@@ -1,0 +1,22 @@
+"""What a scenario names by an import path, `package.module:Name`."""
+
+from __future__ import annotations
+
+import importlib
+import operator
+from typing import Any
+
+
+def imported(path: str) -> Any:
+    """What stands there; ValueError says why there is nothing, and what to do."""
+    module, _, name = path.partition(":")
+    try:
+        return operator.attrgetter(name)(importlib.import_module(module))
+    except Exception as error:
+        raise ValueError(f"cannot be imported: {said(error)}") from error
+
+
+def said(error: Exception) -> str:
+    """An exception in a sentence of ours."""
+    cure = "; is it installed, or on PYTHONPATH?" if isinstance(error, ModuleNotFoundError) else ""
+    return f"{type(error).__name__}: {error}{cure}"
