@@ -67,10 +67,11 @@ CHAPTERS = {
     ),
     "scarce": (
         "Scarce samples",
-        """Six carts with poles of 0.1 to 0.9 (scenarios/poles.toml). A run counts by its mean return over all rounds
-        and clients, of training episodes and of episodes played after every round; differences are of pairs with the
-        same seed, with 95 % bootstrap intervals.""",
-        "python -m benchmarks.scarce --seeds 10",
+        """Six carts with poles of 0.1 to 0.9 (scenarios/poles.toml), in rounds of one batch: 15,360 steps each as the
+        scenario has them and in fewer, longer rounds, and four times as many. A run counts by its mean return over all
+        rounds and clients, of training episodes, and of the episodes played at 15 points on the way; differences are of
+        pairs with the same seed, with 95 % bootstrap intervals.""",
+        "python -m benchmarks.scarce --seeds 30 --rounds 60\npython -m benchmarks.scarce --seeds 10 --rounds 15,240",
     ),
 }
 """Of the federation's benchmarks: title, what it shows, and how it is run."""
