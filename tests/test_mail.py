@@ -8,11 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from grpo_fed import wire
 from grpo_fed.commons import commons_of
-from grpo_fed.engines import roll
+from grpo_fed.engines import mail, roll
 from grpo_fed.engines.mail import GridPost
 from grpo_fed.engines.roll import Roll
 from grpo_fed.messages import Answer, Evaluate, Failure, Instruction, Measure, Measured, Play, Start, Train, Trained
@@ -276,6 +277,36 @@ def test_a_client_without_a_node_is_unreachable():
     assert moved(answers["dog"]) == 3.0
     grid.clients[12] = honest(2)
     assert [(name, moved(answer)) for name, answer in post.send(train(), 10.0)] == EVERYBODY
+
+
+class Registry(Village):
+    """One that says when its nodes were started."""
+
+    def __init__(self, clients: Mapping[int, Client]) -> None:
+        super().__init__(clients)
+        self.started = dict.fromkeys(clients, "2026-01-01T00:00:00")
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        return [NodeInfo(node_id=node, last_activated_at=time) for node, time in self.started.items()]
+
+
+def test_a_node_that_is_started_anew_is_told_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(mail, "AGAIN", 0.0)
+    grid = Registry(village().clients)
+    told: list[str] = []
+
+    def forgets(message: Message) -> RecordDict | None:
+        """What it had been told when it was killed."""
+        if message.metadata.message_id not in told:
+            told.append(message.metadata.message_id)
+        if grid.pulls == 3:
+            grid.started[12] = "2026-01-01T00:01:00"
+        return honest(2)(message) if message.metadata.message_id != told[0] else None
+
+    grid.clients[12] = forgets
+    assert [(name, moved(answer)) for name, answer in post_of(grid).send(train(), 10.0)] == EVERYBODY
+    assert len(told) == 2
+    assert list(grid.sent) == [told[0]], "nobody asks for the first any more, and nobody else was told twice"
 
 
 @pytest.mark.parametrize("fails", [1, 2, 3])

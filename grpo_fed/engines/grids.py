@@ -40,14 +40,20 @@ def push(grid: Grid, messages: Mapping[str, Message]) -> Iterator[tuple[str, str
                 break
             except ObjectPushError as error:
                 log.warning("%s", line_of(str(error)))
-                some = {name: _anew(message) for name, message in some.items()}
+                some = {name: anew(message) for name, message in some.items()}
         for name, message in some.items():
             message_id = message.metadata.message_id
             yield name, message_id if message_id in taken else None
 
 
-def _anew(message: Message) -> Message:
-    """The same with an id of its own, for a SuperLink that was killed when it had only half of the first."""
+def activations(grid: Grid) -> dict[int, str]:
+    """By node that is there, when it was started, as the grid has it; of a grid that does not say, of none."""
+    look = getattr(grid, "get_nodes", None)
+    return {} if look is None else {node.node_id: node.last_activated_at for node in look()}
+
+
+def anew(message: Message) -> Message:
+    """The same with an id of its own, for a SuperLink that was killed when it had half of it, or a node that had it."""
     told = message.metadata
     return Message(message.content, told.dst_node_id, told.message_type, ttl=told.ttl, group_id=told.group_id)
 

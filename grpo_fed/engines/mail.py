@@ -20,7 +20,7 @@ from flwr.serverapp import Grid
 
 from grpo_fed import wire
 from grpo_fed.commons import Commons
-from grpo_fed.engines.grids import CLOCKS, failure_of, line_of, push
+from grpo_fed.engines.grids import CLOCKS, activations, anew, failure_of, line_of, push
 from grpo_fed.engines.roll import Roll
 from grpo_fed.messages import Answer, Failure, Instruction
 from grpo_fed.scenario import Scenario
@@ -30,6 +30,8 @@ FOREVER = 10 * 365 * 86_400.0
 """Seconds that a message without a deadline may take; Flower's default is half a day."""
 QUICK, SLOW = 0.05, 1.0
 """Seconds between two questions for replies: after one that found some, and at most."""
+AGAIN = 5.0
+"""Seconds between two looks at whether nodes that are waited for were started anew."""
 
 
 @final
@@ -123,25 +125,44 @@ class GridPost:
 
     def _poll(self, messages: Mapping[str, Message], deadline: float | None) -> Iterator[tuple[str, Message | Failure]]:
         """From Flower's own grids. What comes for messages of another time is never asked for."""
-        began, asked = time.monotonic(), {}
+        began, started, asked = time.monotonic(), activations(self._grid), {}
         for name, message_id in push(self._grid, messages):
             if message_id is None:
                 yield name, Failure("unreachable", "the message could not be handed to its node")
             else:
                 asked[message_id] = name
-        pause = QUICK
+        pause, look = QUICK, began + AGAIN
         while asked:
             left = FOREVER if deadline is None else began + deadline - time.monotonic()
             looked = time.monotonic()
             found = 0
             for reply in self._grid.pull_messages(list(asked)):
-                name = asked.pop(reply.metadata.reply_to_message_id, "")
+                name = asked.get(reply.metadata.reply_to_message_id, "")
                 if name:
                     found += 1
+                    asked = {one: other for one, other in asked.items() if other != name}
                     yield name, reply
             if left <= 0:
                 return
+            if looked > look:
+                look = looked + AGAIN
+                asked |= self._tell_again(messages, asked, started)
             took = time.monotonic() - looked
             pause = QUICK if found else min(SLOW, max(1.5 * pause, 4 * took))
             if asked:
                 time.sleep(min(pause, left))
+
+    def _tell_again(
+        self, messages: Mapping[str, Message], asked: Mapping[str, str], started: dict[int, str]
+    ) -> dict[str, str]:
+        """By the new messages' ids, the clients whose nodes were started since `started`.
+
+        What such a node was told before may be lost with it, and Flower says nothing of that if it is back before
+        anybody has asked. Told twice, a client comes to the same.
+        """
+        now = activations(self._grid)
+        names = {name for name in asked.values() if now.get(self._where[name], "") > started.get(self._where[name], "")}
+        started |= now
+        again = {name: anew(messages[name]) for name in names}
+        self._down += sum(wire.size_of(message.content) for message in again.values())
+        return {message_id: name for name, message_id in push(self._grid, again) if message_id is not None}
