@@ -14,6 +14,7 @@ import numpy as np
 from grpo_fed import checkpoint, words
 from grpo_fed.checkpoint import Checkpoint
 from grpo_fed.files import add_line, write_whole
+from grpo_fed.idle import idle_in
 from grpo_fed.notes import RoundNote, interquartile_mean, line_of
 from grpo_fed.saved import POLICIES, SCENARIO, scenario_of
 from grpo_fed.scenario import Scenario
@@ -107,6 +108,11 @@ class Result:
     def score_iqm(self) -> float | None:
         """Mean over the middle half of the clients (2108.13264)."""
         return interquartile_mean(self.returns) if self.returns.size else None
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Clients that were asked and learned nothing."""
+        return idle_in(self.document())
 
     def document(self) -> dict[str, Any]:
         """As `results.json` has it."""
@@ -227,6 +233,8 @@ def results_of(folder: Path) -> dict[str, Any] | None:
         for key, kinds in SHAPE.items():
             if not isinstance(found.get(key), kinds):
                 raise ValueError(f"{key} is {found[key]!r}" if key in found else f"it has no {key}")
+        if not isinstance(found.get("missing", {}), dict):
+            raise ValueError(f"missing is {found['missing']!r}")
         if not all(isinstance(one, dict) for one in found["clients"].values()):
             raise ValueError("clients are not tables")
     except ValueError as error:

@@ -389,19 +389,14 @@ def result_line(result: Result) -> str:
             parts[-1] += f" (middle half {number(result.score_iqm)}, worst {number(result.score_min)})"
         if len(result.returns) < len(result.clients):
             parts[-1] += f" of {len(result.returns):,} of {many(len(result.clients), 'client')}"
-    if result.rounds and (idle := _idle(result)):
+    if idle := result.idle:
         parts.append(f"{some(idle)} learned nothing")
     return f"{result.scenario}: {', '.join(parts)}, {result.env_steps:,} steps in {span(result.seconds)}"
 
 
-def _idle(result: Result) -> list[str]:
-    """Clients that were asked and never had an answer in a round."""
-    return [name for name in result.missing if name in result.clients and not result.clients[name].env_steps]
-
-
 def missing_lines(result: Result) -> list[str]:
     """Who had no answer when, and why the last time; first of all who never had one."""
-    lines, idle = [], _idle(result) if result.rounds else []
+    lines, idle = [], result.idle
     for name, every in sorted(result.missing.items(), key=lambda one: one[0] not in idle)[:MISSING]:
         rounds = [str(number) for number in dict.fromkeys(number for number, _, _ in every)]
         _, kind, reason = every[-1]
@@ -415,8 +410,8 @@ def missing_lines(result: Result) -> list[str]:
 def next_command(result: Result) -> str:
     """To see a client play: the worst, where there is most to mend."""
     latest = {name: client.latest for name, client in result.clients.items()}
-    known = {name: value for name, value in latest.items() if value is not None}
-    name = lowest(known or latest, 1)[0]
+    known = [name for name, value in latest.items() if value is not None]
+    name = lowest({name: latest[name] for name in known or latest}, 1)[0]
     chosen = f" --client {name}" if len(result.clients) > 1 else ""
     return f"grpo-fed play {result.out}{chosen} --gif {name}.gif"
 

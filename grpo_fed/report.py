@@ -95,6 +95,8 @@ th { color: var(--muted); font-weight: 600; } th[scope=row] { color: var(--ink);
 .films figure { margin: 0; } .films img { width: 100%; border: 1px solid var(--grid); border-radius: 4px; }
 figcaption { color: var(--muted); font-size: .88rem; }
 summary { cursor: pointer; margin-top: 2rem; }
+/* on a telephone a figure would shrink until nobody could read it: it keeps its size, and moves under the finger */
+@media screen and (max-width: 640px) { figure { overflow-x: auto; } figure svg { min-width: 620px; } }
 @media print { body { max-width: none; padding: 0; font-size: 11pt; } figure, tr, .films { break-inside: avoid; }
   h2 { break-after: avoid; } details { display: none; } .wide { overflow: visible; } }"""
 

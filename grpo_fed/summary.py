@@ -14,8 +14,9 @@ import numpy as np
 from grpo_fed.figures import FIGURES, ORDER, megabytes, whole_traffic
 from grpo_fed.files import write_whole
 from grpo_fed.history import History, Miss, history_of
+from grpo_fed.idle import idle_in
 from grpo_fed.statistics import interquartile_mean
-from grpo_fed.tables import MANY, QUANTILES, WORST, curve, many, number, small, span
+from grpo_fed.tables import MANY, QUANTILES, WORST, curve, many, number, small, some, span
 
 SUMMARY = "summary.md"
 NAMES = 8
@@ -83,13 +84,15 @@ def headline(history: History) -> str:
     rounds = many(len(history.lines), "round")
     ended = {"finished": "", "unfinished": f"unfinished after {rounds}; "}
     before = ended.get(history.status, f"{history.status} after {rounds}; ")
+    idle = () if history.results is None else idle_in(history.results)
+    but = f"; {some(idle)} learned nothing" if idle else ""
     known = np.isfinite(history.after)
     if known.any():
-        return before + _result(history, history.after, history.before)
+        return f"{before}{_result(history, history.after, history.before)}{but}"
     if not history.lines or not np.isfinite(history.returns[-1]).any():
-        return f"{before}no return is known"
+        return f"{before}no return is known{but}"
     unknown = np.full(len(history.clients), np.nan)
-    return f"{before}in training episodes, {_result(history, history.returns[-1], unknown)}"
+    return f"{before}in training episodes, {_result(history, history.returns[-1], unknown)}{but}"
 
 
 def _result(history: History, after: np.ndarray, before: np.ndarray) -> str:

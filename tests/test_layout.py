@@ -18,8 +18,8 @@ PACKAGE = ROOT / "grpo_fed"
 
 # A module may import from its own floor and from those below. A package stands on one floor with all that is in it.
 FLOORS = [
-    """describe files gallery given hostile imported kinds memory locate messages methods physics presets read records
-    rows scenario seeding starter words""",
+    """describe files gallery given hostile idle imported kinds memory locate messages methods physics presets read
+    records rows scenario seeding starter words""",
     """activations adam advantages blocks charts commons distributions families groups judge lanes merge normalise
     objective past penalty policy post proximity sample statistics streams tasks""",
     """batch checkpoint film fisher fleet history home journal ledger members merging natural notes participation play

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -166,3 +168,47 @@ def test_a_run_stopped_before_its_first_checkpoint_goes_on_with_the_workers_it_w
     with LocalFederation.resumed(here / "r") as federation:
         assert federation.grid.workers == 0
         assert federation.run().status == "finished"
+
+
+def piped(*arguments: str, read: int = 1) -> tuple[int, str]:
+    """Exit code and stderr of a run of whose lines only so many are read, and then nobody reads."""
+    command = [sys.executable, "-m", "grpo_fed", "run", "tiny.toml", "--workers", "0", "--track", "off", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for _ in range(read):
+            process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read()
+        return process.wait(60), said
+
+
+def test_a_run_goes_on_when_nobody_reads_what_it_says_and_says_so_in_the_end():
+    code, said = piped("--out", "r", "--no-figures")
+    assert code == 1
+    assert said == "note: stdout took no more: broken pipe; the run went on, and all is in r/\n"
+    assert json.loads(Path("r/results.json").read_text())["status"] == "finished"
+
+
+def test_a_run_without_any_stdout_runs():
+    command = f"exec {sys.executable} -m grpo_fed run tiny.toml --workers 0 --track off --no-figures --out r >&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(Path("r/results.json").read_text())["status"] == "finished"
+
+
+def test_ctrl_c_while_figures_are_drawn_leaves_a_finished_run(monkeypatch: pytest.MonkeyPatch):
+    def impatient(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("grpo_fed.figures.draw", impatient)
+    done = call("run", "tiny.toml", "--workers", "0", "--track", "off", "--out", "r")
+    assert done.exit_code == 130
+    assert "the run has finished; grpo-fed report r draws its figures" in done.stderr
+    assert json.loads(Path("r/results.json").read_text())["status"] == "finished"
+
+
+def test_films_are_made_where_they_are_asked_for():
+    run("--out", "r", "--track", "off", "--films", "--no-figures")
+    films = {path.name for path in Path("r/episodes").iterdir()}
+    assert {"cart-0-before.gif", "cart-0-after.gif"} <= films or {"cart-1-before.gif", "cart-1-after.gif"} <= films

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -101,6 +102,15 @@ def test_it_says_who_was_missing_when_and_why(tmp_path: Path):
     missing = part(text, "Who was missing")
     assert "1 client had no answer at least once" in missing
     assert "- `cart-1`: rounds 2 to 4 late (no answer within 5 s), round 6 died (its process ended)." in missing
+
+
+def test_who_learned_nothing_is_in_the_headline(tmp_path: Path):
+    folder = write_run(tmp_path, scenario(more="rounds = 2"))
+    results = json.loads((folder / "results.json").read_text())
+    results["clients"]["cart-1"]["env_steps"] = 0
+    results["missing"] = {"cart-1": [[1, "raised", "it burns"], [2, "raised", "it burns"]]}
+    (folder / "results.json").write_text(json.dumps(results))
+    assert markdown(history_of(folder)).splitlines()[0].endswith("; cart-1 learned nothing")
 
 
 def test_nobody_missing_is_said_too(tmp_path: Path):

@@ -111,6 +111,18 @@ def test_the_description_begins_with_the_result():
     assert over(begin, failed, "failed").startswith("**Failed after 2 of 4 rounds**: ValueError: no.")
 
 
+def test_a_client_that_learned_nothing_stands_below_the_result():
+    of = scenario()
+    done = document(of, 3)
+    done["clients"]["backwards"] |= {"env_steps": 0, "return": None}
+    done["missing"] = {"backwards": [[2, "raised", "RuntimeError: out of coal"]], "cart-0": [[1, "late", "no answer"]]}
+    begin = {"scenario": "carts", "description": "", "params": {"rounds": 3, "method": "grpo", "seed": 0}}
+    said = over({**begin, "clients": done["clients"]}, done, "finished").split("\n\n")
+    assert said[0].startswith("**Return ")
+    assert said[1] == "**backwards learned nothing**: it had no answer, in round 2 raised: RuntimeError: out of coal"
+    assert "cart-0 learned nothing" not in " ".join(said)
+
+
 def test_saved_views_show_what_there_is():
     metrics = metrics_of(line(scenario(), 1)) | {"losses/entropy": 1.0}
     tags = tags_of(views_for(sorted(metrics)), now=5)

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from grpo_fed.cli import comparing, deploying, looking, running, tracked  # noqa: F401
-from grpo_fed.cli.app import answer, app
+from grpo_fed.cli.application import answer, app
 
 __all__ = ["answer", "app"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from grpo_fed.cli.app import app
+from grpo_fed.cli.application import app
 from grpo_fed.cli.given import Debug, Overrides, Source, Track, console_here, no_screen, ready
 from grpo_fed.cli.telling import FAILED, telling
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from grpo_fed.cli.app import app
+from grpo_fed.cli.application import app
 from grpo_fed.cli.given import Debug
 from grpo_fed.cli.telling import FAILED, telling
 

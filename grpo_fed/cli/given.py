@@ -38,6 +38,9 @@ Track = Annotated[
     ),
 ]
 Figures = Annotated[bool, typer.Option("--figures/--no-figures", help="Draw figures in the end.")]
+Films = Annotated[
+    bool, typer.Option("--films", help="Film the worst and the best client in the end, before and after learning.")
+]
 Json = Annotated[bool, typer.Option("--json", help="A JSON line for each round and for the result.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the result.")]
 

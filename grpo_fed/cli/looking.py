@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from grpo_fed.cli.app import app
+from grpo_fed.cli.application import app
 from grpo_fed.cli.given import SEEDS, Debug, Overrides, Seed, Source, console_here, no_screen, ready, scenario_from
 from grpo_fed.cli.telling import FAILED, telling
 

@@ -8,15 +8,16 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO, cast
 
 import typer
 
-from grpo_fed.cli.app import app
+from grpo_fed.cli.application import app
 from grpo_fed.cli.given import (
     SOURCE,
     Debug,
     Figures,
+    Films,
     Json,
     Out,
     Overrides,
@@ -26,9 +27,11 @@ from grpo_fed.cli.given import (
     Track,
     fresh_folder,
     getting_ready,
+    no_screen,
     ready,
     scenario_from,
 )
+from grpo_fed.cli.outlasting import Outlasting
 from grpo_fed.cli.telling import FAILED, INTERRUPTED, complain, kept, said, telling
 
 if TYPE_CHECKING:
@@ -55,6 +58,7 @@ class Options:
     resume: Path | None
     track: str | None
     figures: bool
+    films: bool
     as_json: bool
     quiet: bool
     debug: bool
@@ -79,6 +83,7 @@ def run(
     resume: Resume = None,
     track: Track = None,
     figures: Figures = True,
+    films: Films = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -97,7 +102,7 @@ def run(
             raise ValueError("--resume goes on with the workers that the run had: leave out --workers")
         return resumed(folder, engine, superlink)
 
-    options = Options(scenario, overrides, seed, out, resume, track, figures, as_json, quiet, debug)
+    options = Options(scenario, overrides, seed, out, resume, track, figures, films, as_json, quiet, debug)
     way = "" if engine == "local" else f" --engine {engine}"
     way += "" if superlink is None else f" --superlink {superlink}"
     _command(f"run{way}", options, federation, resumed)
@@ -112,6 +117,7 @@ def train(
     resume: Resume = None,
     track: Track = None,
     figures: Figures = True,
+    films: Films = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -128,7 +134,7 @@ def train(
 
         return Training.resumed(folder)
 
-    options = Options(scenario, overrides, seed, out, resume, track, figures, as_json, quiet, debug)
+    options = Options(scenario, overrides, seed, out, resume, track, figures, films, as_json, quiet, debug)
     _command("train", options, training, resumed)
 
 
@@ -136,7 +142,7 @@ def _command(
     name: str, options: Options, begin: Callable[[Scenario, Path], Ready], go_on: Callable[[Path], Ready]
 ) -> None:
     """What both commands do with their options: a new run, or one that was stopped."""
-    stdout = sys.stdout
+    stdout = Outlasting(sys.stdout)
     with redirect_stdout(sys.stderr if options.as_json else stdout):  # an environment may print
         with telling(options.debug), getting_ready(not (options.as_json or options.quiet)):
             ready()
@@ -147,9 +153,13 @@ def _command(
             tracker = Tracker.open(options.track, folder, run.scenario, options.resume is not None)
             method = run.scenario.method if name != "train" else ""
             opening = Opening(run.scenario, run.device, folder, method)
-            display = display_for(stdout, options.as_json, options.quiet)
+            display = display_for(cast("TextIO", stdout), options.as_json, options.quiet)
         with run:
             _go(name, run, opening, display, tracker, options)
+    stdout.flush()
+    if stdout.lost is not None:
+        complain(f"stdout took no more: {stdout.lost}; the run went on, and all is in {folder}/", label="note: ")
+        raise typer.Exit(FAILED)
 
 
 def _run_of(
@@ -205,17 +215,26 @@ def _go(name: str, run: Ready, opening: Opening, display: Display, tracker: Trac
     display.stop()
     assert run.result is not None
     display.end(run.result)
-    hurried = options.figures and not _draw(folder, display)
-    hurried |= not _end(tracker, run, "finished", display)
+    hurried = not _draw(folder, options, display)
+    hurried |= not _end(tracker, run, "finished", display, wait=not hurried)
     if tracker.store is not None:
         display.say(f"MLflow: {tracker.link or f'grpo-fed ui {folder}'}")
     if hurried:
         raise typer.Exit(INTERRUPTED)
 
 
-def _draw(folder: Path, display: Display) -> bool:
-    """Figures and a summary of a run that has ended well; it stays so if they cannot be drawn. False after Ctrl-C."""
+def _draw(folder: Path, options: Options, display: Display) -> bool:
+    """Films, figures and a summary of a run that has ended well; it stays so if there are none. False after Ctrl-C."""
     try:
+        if options.films:
+            with display.busy("filming"):
+                no_screen()
+                from grpo_fed.episodes import film_episodes
+
+                for note in film_episodes(folder).notes:
+                    complain(note, label="note: ")
+        if not options.figures:
+            return True
         with display.busy("drawing figures"):
             from grpo_fed.figures import draw
             from grpo_fed.summary import summarise
@@ -233,15 +252,20 @@ def _draw(folder: Path, display: Display) -> bool:
     return True
 
 
-def _end(tracker: Tracker, run: Ready, status: Status, display: Display) -> bool:
-    """Send what is still to be sent, for a while; False if Ctrl-C cut that short."""
+def _end(tracker: Tracker, run: Ready, status: Status, display: Display, wait: bool = True) -> bool:
+    """Send what is still to be sent, and wait a while for it; False if Ctrl-C cut that short."""
+    from grpo_fed.tracking.tracker import PATIENCE
+
+    document = None if run.result is None else run.result.document()
     try:
         with display.busy("MLflow is taking the rest; Ctrl-C: do not wait"):
-            tracker.close(None if run.result is None else run.result.document(), status)
+            tracker.close(document, status, PATIENCE if wait else 0.0)
     except KeyboardInterrupt:
+        wait = False
+    if not wait and tracker.store is not None:
         text = "all is saved; what MLflow has not taken yet goes on being sent, and else grpo-fed replay"
         complain(f"{text} {tracker.spool.folder.parent} sends it", label="interrupted: ")
         return False
     if tracker.trouble is not None:
         complain(tracker.trouble, label="note: ")
-    return True
+    return wait

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from grpo_fed.idle import idle_in
+
 ROWS = 24
 """Clients in the table; of more, the worst."""
 LONGEST = 8000
@@ -47,6 +49,11 @@ def over(begin: Mapping[str, Any], document: Mapping[str, Any] | None, status: s
             f"**Return {scores['score_iqm']:.1f}** (interquartile mean of {len(returns)} clients; mean {start}to"
             f" {scores['score_mean']:.1f}, worst client {scores['score_min']:.1f})."
         )
+    for name in (idle := idle_in(document))[:ROWS]:
+        number, kind, reason = document["missing"][name][-1]
+        lines.append(f"**{name} learned nothing**: it had no answer, in round {number} {kind}: {reason}")
+    if len(idle) > ROWS:
+        lines.append(f"**{len(idle) - ROWS} clients more learned nothing.**")
     moved = (document.get("bytes_up", 0) + document.get("bytes_down", 0)) / 1e6
     sent = f", {moved:.1f} MB sent" if moved else ""
     lines.append(f"{_what(begin)}: {document['env_steps']:,} steps in {document['seconds']:.0f} s{sent}.")

@@ -98,8 +98,9 @@ class Tracker:
         if self._writer is not None:
             _wait(self._writer, patience)
             if self.spool.waits:
+                lost = "" if self.trouble is None else f"{self.trouble}; "
                 self.trouble = (
-                    f"{self.store.uri} did not take all; the rest waits in {self.spool.path}, and grpo-fed replay"
+                    f"{lost}{self.store.uri} did not take all; the rest waits in {self.spool.path}, and grpo-fed replay"
                     f" {self.spool.folder.parent} sends it ({self.spool.log} says what was wrong)"
                 )
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -51,9 +53,11 @@ app = typer.Typer(
 
 def answer() -> None:
     """A call from a shell."""
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who called us
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115, as long as we live
         with suppress(AttributeError):
-            stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without such letters gets "?"
+            getattr(sys, name).reconfigure(errors="replace")  # a terminal without such letters gets "?"
     app(prog_name="grpo-fed")
 
 
