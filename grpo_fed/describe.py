@@ -1,13 +1,14 @@
 """What a scenario may say: every knob with its doc, as records, as markdown and as a JSON schema.
 
-`python -m grpo_fed.describe > docs/configuration.md` and
-`python -m grpo_fed.describe --schema > scenarios/scenario.schema.json` keep both files up to date.
+`python -m grpo_fed.describe > docs/configuration.md`, `python -m grpo_fed.describe --methods > docs/methods.md` and
+`python -m grpo_fed.describe --schema > scenarios/scenario.schema.json` keep the files up to date.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from grpo_fed import words
-from grpo_fed.methods import METHODS, Method
+from grpo_fed.methods import MERGES, METHODS, Method
 from grpo_fed.presets import PRESETS, Preset
 from grpo_fed.read import knobs, section_at
 from grpo_fed.rows import said
@@ -71,13 +72,31 @@ def _without_infinity(shape: Any) -> Any:
 
 
 def markdown(model: type[BaseModel] = Scenario) -> str:
-    """The reference of all knobs, presets and methods."""
+    """The reference of all knobs."""
     parts = [_HEAD]
     for section, members in groupby(describe(model), key=lambda knob: knob.section):
         parts.append(_section(model, section, list(members)))
-    parts.append(_rows("Presets", "preset", PRESETS))
-    parts.append(_rows("Methods", "method", METHODS))
     return "\n".join(parts)
+
+
+def methods() -> str:
+    """The page of methods, presets and merge rules."""
+    keys = {knob.key: knob for knob in describe() if knob.section == "merge"}
+    rules = [
+        (
+            f"`{name}`",
+            f"{rule.name}. {_linked(rule.paper)}",
+            "<br>".join(f"`merge.{key} = {keys[key].default}`" for key in rule.keys),
+            rule.when,
+        )
+        for name, rule in MERGES.items()
+    ]
+    table = _table(("`merge.rule =`", "is", "reads, by default", "take it"), rules)
+    parts = (
+        _rows("Methods", "method", _ABOUT_METHODS, METHODS),
+        _rows("Presets", "objective.preset", _ABOUT_PRESETS, PRESETS),
+    )
+    return "\n".join([_METHODS, *parts, f"## Merge rules\n\n{_ABOUT_RULES}\n{table}"])
 
 
 _HEAD = """\
@@ -88,14 +107,37 @@ A scenario is a TOML file. It needs a `name` and one `[[clients]]` table; all el
 changes one key for one run and goes through the same checks: `--set objective.clip=0.3`, `--set clients.cart.count=8`
 (a client by its name, or by its number, counted from 0), `--set 'trust.blocks."torso.*"=0.01'`.
 
-- A key that is not given takes the value of `method`'s row in the [table of methods](#methods), or else of
-  `objective.preset`'s row in the [table of presets](#presets), or else its default.
+- A key that is not given takes the value of `method`'s row in the [table of methods](methods.md#methods), or else of
+  `objective.preset`'s row in the [table of presets](methods.md#presets), or else its default.
 - `--set method=fedavg` outranks the file: what it gives for keys of either method's row makes way.
 - `inf` is no limit, for the keys whose doc says so. Where a count can be left out, 0 does it.
 - Whole numbers may stand for numbers; numbers in quotes may not.
 - Every run saves its resolved scenario, with every value in it, as a file that can be run again.
 - Editors that know TOML schemas (VS Code with Even Better TOML) complete and explain keys in a file whose first line is
   `#:schema` and the path of `scenarios/scenario.schema.json`.
+"""
+
+
+_METHODS = """\
+<!-- Written by `python -m grpo_fed.describe --methods > docs/methods.md`: change grpo_fed/methods.py or presets.py. -->
+# Methods, presets and merge rules
+
+Three choices by name, each a line of TOML: `method` says what is shared and how, `objective.preset` what a client
+climbs, `merge.rule` how the server makes one policy of what it hears. Methods and presets are rows of values for keys
+that stand in [configuration.md](configuration.md) and have no code of their own, so each can be taken apart and put
+together anew; [algorithm.md](algorithm.md) has the equations, [extending.md](extending.md) how to add one of your own.
+How they compare on our tasks: the [README](../README.md) and [RESULTS.md](../benchmarks/RESULTS.md); on yours:
+`grpo-fed compare mine.toml --methods local,fedavg,grpo`.
+"""
+_ABOUT_METHODS = """\
+What a method does not mention keeps its default. A key that the scenario gives wins; `--set method=fedavg` outranks
+the file.
+"""
+_ABOUT_PRESETS = """\
+What a preset does not mention keeps its default, which is PPO's. `inf` is no limit.
+"""
+_ABOUT_RULES = """\
+Most methods bring their rule; this is to change it. Where no memory is named, all replies of a round are held.
 """
 
 
@@ -109,13 +151,22 @@ def _section(model: type[BaseModel], section: str, members: Sequence[Knob]) -> s
     return f"## {title}\n\n{doc}\n\n{_table(('key', 'type', 'default', 'limits', 'meaning'), rows)}"
 
 
-def _rows(title: str, what: str, named: Mapping[str, Preset] | Mapping[str, Method]) -> str:
+def _rows(title: str, key: str, about: str, named: Mapping[str, Preset] | Mapping[str, Method]) -> str:
     lines = [
-        (f"`{name}`", row.name, row.paper, "<br>".join(f"`{one}`" for one in said(row.values)))
+        (
+            f"`{name}`",
+            f"{row.name}. {_linked(row.paper)}",
+            "<br>".join(f"`{one}`" for one in said(row.values)),
+            row.when,
+        )
         for name, row in named.items()
     ]
-    table = _table((what, "is", "from", "sets"), lines)
-    return f"## {title}\n\nWhat a {what} does not mention keeps its default.\n\n{table}"
+    return f"## {title}\n\n{about}\n{_table((f'`{key} =`', 'is', 'sets', 'take it'), lines)}"
+
+
+def _linked(paper: str) -> str:
+    """With the numbers of arXiv as links."""
+    return re.sub(r"\b\d{4}\.\d{5}\b", r"[\g<0>](https://arxiv.org/abs/\g<0>)", paper)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -178,6 +229,10 @@ def _limits(shape: Schema) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(
-        json.dumps(schema(), indent=1, allow_nan=False) + "\n" if "--schema" in sys.argv[1:] else markdown()
-    )
+    match sys.argv[1:]:
+        case ["--schema"]:
+            sys.stdout.write(json.dumps(schema(), indent=1, allow_nan=False) + "\n")
+        case ["--methods"]:
+            sys.stdout.write(methods())
+        case _:
+            sys.stdout.write(markdown())

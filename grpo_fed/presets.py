@@ -25,6 +25,8 @@ class Preset:
     paper: str
     """Where it comes from, and whose values these are."""
     values: Values
+    when: str = ""
+    """When to take it."""
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -45,6 +47,7 @@ PRESETS: Mapping[str, Preset] = {
             },
             "trust": {"region": "none"},
         },
+        "To see what all the others add to it.",
     ),
     "a2c": Preset(
         "advantage actor-critic",
@@ -63,6 +66,7 @@ PRESETS: Mapping[str, Preset] = {
             "rollout": {"horizon": 5},
             "trust": {"region": "none"},
         },
+        "Where updates should be cheap and often: every batch is short and learned from once.",
     ),
     "npg": Preset(
         "natural policy gradient",
@@ -85,6 +89,7 @@ PRESETS: Mapping[str, Preset] = {
                 "line_search": False,
             },
         },
+        "One step of a length in KL for each batch: where a learning rate for the actor is hard to choose.",
     ),
     "trpo": Preset(
         "trust region policy optimisation",
@@ -110,6 +115,7 @@ PRESETS: Mapping[str, Preset] = {
                 "cg_damping": 0.1,
             },
         },
+        "Where no update may spoil the policy: a search holds each within the region. Dearer for each update.",
     ),
     "ppo": Preset(
         "proximal policy optimisation",
@@ -130,6 +136,7 @@ PRESETS: Mapping[str, Preset] = {
             },
             "trust": {"region": "none"},
         },
+        "First, and where nothing speaks for another. The default.",
     ),
     "ppo-kl": Preset(
         "PPO with an adaptive KL penalty",
@@ -150,6 +157,7 @@ PRESETS: Mapping[str, Preset] = {
                 "target": 0.01,
             },
         },
+        "Where the policy's KL should stay near a target, which a clipped ratio does not promise.",
     ),
     "mdpo": Preset(
         "mirror descent policy optimisation",
@@ -169,6 +177,7 @@ PRESETS: Mapping[str, Preset] = {
                 "coefficient": 1.0,
             },
         },
+        "Several epochs on a batch without a clip: where clipped steps lose too much of it.",
     ),
     "grpo": Preset(
         "group relative policy optimisation",
@@ -195,6 +204,7 @@ PRESETS: Mapping[str, Preset] = {
                 "coefficient": 0.04,
             },
         },
+        "Where episodes are short or judged only at their end, and a critic has little to learn from.",
     ),
     "dr-grpo": Preset(
         "GRPO done right",
@@ -215,6 +225,7 @@ PRESETS: Mapping[str, Preset] = {
             "group": {"score": "centre"},
             "trust": {"region": "none"},
         },
+        "As `grpo`, where long episodes or nearly equal groups get too much or too little say.",
     ),
     "rloo": Preset(
         "REINFORCE, leave one out",
@@ -234,6 +245,7 @@ PRESETS: Mapping[str, Preset] = {
             "group": {"score": "leave-one-out"},
             "trust": {"region": "none"},
         },
+        "As `grpo`, with one plain step for each batch and the fewest knobs.",
     ),
 }
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from grpo_fed.describe import Knob, describe, markdown, schema
+from grpo_fed.describe import Knob, describe, markdown, methods, schema
+from grpo_fed.merge import RULES
+from grpo_fed.methods import MERGES, METHODS
 from grpo_fed.presets import PRESETS
 from grpo_fed.read import knobs
-from grpo_fed.scenario import Scenario
+from grpo_fed.scenario import MergeSettings, Scenario
 
 ROOT = Path(__file__).parents[1]
 BY_KEY = {f"{knob.section}.{knob.key}".lstrip("."): knob for knob in describe()}
@@ -52,10 +54,40 @@ def test_the_schema_for_editors_is_up_to_date():
     )
 
 
-def test_the_reference_has_every_knob_and_every_preset():
+def test_the_reference_has_every_knob():
     text = markdown()
     assert all(f"| `{knob.key}` | " in text for knob in describe())
-    assert all(f"| `{name}` | " in text for name in PRESETS)
+
+
+def test_the_page_of_methods_is_up_to_date():
+    assert (ROOT / "docs" / "methods.md").read_text() == methods(), (
+        "run: python -m grpo_fed.describe --methods > docs/methods.md"
+    )
+
+
+def test_the_page_of_methods_has_every_row_with_its_values_its_paper_and_when_to_take_it():
+    _, tables = methods().split("## Methods")
+    for table, rows in zip(tables.split("## "), (METHODS, PRESETS, MERGES), strict=True):
+        lines = {line.split("`")[1]: line for line in table.splitlines() if line.startswith("| `")}
+        for name, row in rows.items():
+            assert row.when
+            assert lines[name].startswith(f"| `{name}` | {row.name}. ")
+            assert lines[name].endswith(f" | {row.when} |")
+    assert '`merge.rule = "mean"`<br>`proximity.mode = "off"`<br>`penalty.squared = 0.01`' in tables
+    assert "`trust.line_search = true`" in tables
+    assert "[1602.05629](https://arxiv.org/abs/1602.05629): every block" in tables
+    assert "`merge.threshold = 0.02`" in tables
+
+
+def test_the_page_has_every_merge_rule_and_the_keys_that_are_its_own():
+    assert list(MERGES) == list(RULES)
+    named, _ = schema()["$defs"]["MergeSettings"]["properties"]["rule"]["oneOf"]
+    assert set(named["enum"]) == set(MERGES)
+    own = {key for rule in MERGES.values() for key in rule.keys}
+    assert own == set(MergeSettings.model_fields) - {"rule", "kwargs", "weights"}
+    for name, rule in MERGES.items():
+        for key in rule.keys:
+            assert f'`rule = "{name}"`' in BY_KEY[f"merge.{key}"].doc
 
 
 def test_an_editor_sees_docs_limits_and_choices():
