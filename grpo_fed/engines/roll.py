@@ -23,6 +23,8 @@ HELLO = 60.0
 """Seconds that a node may take to say whose it is, before it is asked again."""
 CALM = 10.0
 """Seconds before a node is asked again that failed to say it."""
+STUBBORN = 60.0
+"""Seconds before a node is asked again that said another's name."""
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +108,7 @@ class Roll:
             name = hello.client
             if self._keys is not None and self._keys.get(node) != name:
                 owner = f"its key was made for {self._keys[node]}" if node in self._keys else "its key is nobody's"
-                self._rest(node, f"says that it is {line_of(name)}, but {owner}")
+                self._rest(node, f"says that it is {line_of(name)}, but {owner}", STUBBORN)
                 continue
             self._names[node] = name
             if name in self._clients:
@@ -115,9 +117,9 @@ class Roll:
                 close = words.did_you_mean(words.nearest(name, self._clients))
                 self._turn_away(node, f"says that it is {line_of(name)}, and the scenario has no such client{close}")
 
-    def _rest(self, node: int, why: str) -> None:
+    def _rest(self, node: int, why: str, seconds: float | None = None) -> None:
         """It is asked again, but not at once."""
-        self._resting[node] = time.monotonic() + CALM
+        self._resting[node] = time.monotonic() + (CALM if seconds is None else seconds)
         self._turn_away(node, why)
 
     def _turn_away(self, node: int, why: str) -> None:
