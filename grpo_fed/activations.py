@@ -36,6 +36,7 @@ def bent(x: Tensor, by_numpy: bool = FAST_NUMPY) -> Tensor:
     """Tanh on the CPU, in place.
 
     Where numpy is no faster than torch, 2 sigmoid(2x) - 1 takes half the time of either, and is within 2e-7 of tanh.
+    Its last bit may depend on where in memory a number stands, so a rollout, whose arrays are small, does without.
     """
     if by_numpy:
         np.tanh(x.numpy(), out=x.numpy())
@@ -48,8 +49,7 @@ def _pull_tanh(slope: Tensor, value: Tensor) -> Tensor:
 
 
 def _tanh_numpy(x: np.ndarray) -> np.ndarray:
-    bent(torch.from_numpy(x))
-    return x
+    return cast(np.ndarray, np.tanh(x, out=x))
 
 
 def _relu_numpy(x: np.ndarray) -> np.ndarray:

@@ -141,7 +141,7 @@ def test_an_empty_file_says_what_must_be_given():
 def test_mistakes_between_keys_are_reported_beside_those_of_single_keys():
     text = f"steps = 10\n{LEAST}[objective]\nlearning_rate = 0\nclip_high = 0.3\nsurrogate = 'ratio'\n"
     assert mistakes(text) == [
-        "poles.toml:1: steps = 10: steps = 10 must hold an update, rollout.num_envs x horizon = 1024 steps or more",
+        "poles.toml:1: steps = 10 must hold an update, rollout.num_envs x horizon = 1024 steps or more",
         "poles.toml:7: objective.learning_rate = 0: must be greater than 0",
         'poles.toml:8: objective.clip_high = 0.3: needs objective.surrogate = "clip"; it is "ratio"',
     ]
