@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from grpo_fed.film import film
+from grpo_fed.film import WHOLE, Look, film
 from grpo_fed.history import History, history_of
 from grpo_fed.normalise import ObservationNormaliser
 from grpo_fed.saved import LoadedPolicy, load_policy
@@ -27,7 +27,7 @@ class Filmed:
     """Which clients could not be drawn, and why."""
 
 
-def film_episodes(folder: str | Path, clients: Sequence[str] = ()) -> Filmed:
+def film_episodes(folder: str | Path, clients: Sequence[str] = (), look: Look = WHOLE) -> Filmed:
     """Play one episode of the first and of the last policy, by default of the worst and of the best client.
 
     The same episode both times, and the first of those that the run evaluates with; those filmed earlier go.
@@ -44,7 +44,7 @@ def film_episodes(folder: str | Path, clients: Sequence[str] = ()) -> Filmed:
             after = load_policy(folder, name)
             for when, policy in (("before", first_policy(after)), ("after", after)):
                 path = home / f"{name}-{when}.gif"
-                film(policy, path)
+                film(policy, path, look=look)
                 paths.append(path)
         except ValueError as error:
             notes.append(str(error))

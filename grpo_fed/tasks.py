@@ -30,8 +30,8 @@ Space: TypeAlias = gymnasium.Space[Any]
 
 ENDLESS = 2**31 - 1
 """Steps of an episode that nothing cuts, for what wants a number."""
-EXTRAS = ("box2d", "mujoco")
-"""Packages of gymnasium's environments that `pip install 'grpo-fed[...]'` brings."""
+EXTRAS = ("box2d", "mujoco", "metaworld")
+"""Packages with environments that `pip install 'grpo-fed[...]'` brings."""
 
 
 Kind: TypeAlias = Literal["categorical", "multi-categorical", "gaussian"]
@@ -361,7 +361,9 @@ def spec_of(client: str, env: str) -> EnvSpec:
         try:
             importlib.import_module(module)
         except Exception as error:
-            raise _kind(error)(f"{where}: {module} cannot be imported: {said(error)}") from error
+            absent = isinstance(error, ModuleNotFoundError) and error.name == module
+            cure = f": pip install 'grpo-fed[{module}]'" if absent and module in EXTRAS else ""
+            raise _kind(error)(f"{where}: {module} cannot be imported: {said(error)}{cure}") from error
     found = gymnasium.registry.get(name)
     if found is None:
         try:

@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from PIL import Image
 
 from grpo_fed import train
 from grpo_fed.episodes import film_episodes, first_policy, worst_and_best
+from grpo_fed.film import BRIEF
 from grpo_fed.history import history_of
 from grpo_fed.report import report
 from grpo_fed.saved import load_policy
@@ -181,3 +183,14 @@ def test_who_cannot_be_drawn_is_named_and_the_others_are_drawn(learned: Path):
     assert [one.name for one in filmed.paths] == ["cart-2-before.gif", "cart-2-after.gif"]
     assert len(filmed.notes) == 1
     assert "cart-0.safetensors: there is no such file" in filmed.notes[0]
+
+
+def test_brief_films_are_small_and_play_the_episode_to_its_end(learned: Path):
+    filmed = film_episodes(learned, ["cart-1"], look=replace(BRIEF, patience=float("inf")))
+    played = load_policy(learned, "cart-1").play(episodes=1)
+    with Image.open(filmed.paths[1]) as film:
+        assert film.size == (300, 224)
+        assert film.n_frames == min(80, -(-int(played.lengths[0]) // 5)) + 1  # type: ignore[attr-defined]
+    impatient = film_episodes(learned, ["cart-1"], look=replace(BRIEF, patience=0.0))
+    with Image.open(impatient.paths[1]) as film:
+        assert film.n_frames == 2  # type: ignore[attr-defined]

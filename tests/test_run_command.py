@@ -66,6 +66,8 @@ def test_a_run_leaves_a_folder_that_holds_it_all():
     assert len((folder / "rounds.jsonl").read_text().splitlines()) == 2
     assert Scenario.load(folder / "scenario.toml").method == "grpo"
     assert (folder / "figures" / "learning.png").is_file()
+    assert "films: r/episodes/, the worst and the best client before and after" in said
+    assert {path.stem.rpartition("-")[2] for path in (folder / "episodes").iterdir()} == {"before", "after"}
     assert "cart-1" in (folder / "summary.md").read_text()
     assert {path.name for path in (folder / "checkpoints" / "round-0002").iterdir()} == {
         "clients",
@@ -73,6 +75,28 @@ def test_a_run_leaves_a_folder_that_holds_it_all():
         "state.json",
     }
     assert load_policy(folder, "cart-1").play(episodes=2).scores.shape == (2,)
+
+
+def test_films_can_be_left_out():
+    said = run("--out", "r", "--no-films").stdout
+    assert "figures: r/figures/" in said
+    assert "films" not in said
+    assert not Path("r/episodes").exists()
+
+
+def test_an_environment_that_cannot_be_drawn_harms_no_run(here: Path, monkeypatch: pytest.MonkeyPatch):
+    (here / "unseen.py").write_text(
+        "from gymnasium.envs.classic_control import CartPoleEnv\n"
+        "import gymnasium\n"
+        "class Unseen(CartPoleEnv):\n"
+        "    def render(self):\n"
+        "        raise RuntimeError('no lamp')\n"
+        "gymnasium.register('Unseen-v0', Unseen, max_episode_steps=20)\n"
+    )
+    monkeypatch.syspath_prepend(str(here))
+    said = run("--out", "r", "--set", "clients.cart.env=unseen:Unseen-v0")
+    assert "films" not in said.output
+    assert not list(Path("r/episodes").iterdir())
 
 
 def test_another_method_is_one_word():
@@ -206,9 +230,3 @@ def test_ctrl_c_while_figures_are_drawn_leaves_a_finished_run(monkeypatch: pytes
     assert done.exit_code == 130
     assert "the run has finished; grpo-fed report r draws its figures" in done.stderr
     assert json.loads(Path("r/results.json").read_text())["status"] == "finished"
-
-
-def test_films_are_made_where_they_are_asked_for():
-    run("--out", "r", "--track", "off", "--films", "--no-figures")
-    films = {path.name for path in Path("r/episodes").iterdir()}
-    assert {"cart-0-before.gif", "cart-0-after.gif"} <= films or {"cart-1-before.gif", "cart-1-after.gif"} <= films

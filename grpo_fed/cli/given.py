@@ -39,7 +39,8 @@ Track = Annotated[
 ]
 Figures = Annotated[bool, typer.Option("--figures/--no-figures", help="Draw figures in the end.")]
 Films = Annotated[
-    bool, typer.Option("--films", help="Film the worst and the best client in the end, before and after learning.")
+    bool,
+    typer.Option("--films/--no-films", help="With figures: short films of the worst and the best, before and after."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="A JSON line for each round and for the result.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the result.")]

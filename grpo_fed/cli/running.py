@@ -83,7 +83,7 @@ def run(
     resume: Resume = None,
     track: Track = None,
     figures: Figures = True,
-    films: Films = False,
+    films: Films = True,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -117,7 +117,7 @@ def train(
     resume: Resume = None,
     track: Track = None,
     figures: Figures = True,
-    films: Films = False,
+    films: Films = True,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -224,32 +224,48 @@ def _go(name: str, run: Ready, opening: Opening, display: Display, tracker: Trac
 
 
 def _draw(folder: Path, options: Options, display: Display) -> bool:
-    """Films, figures and a summary of a run that has ended well; it stays so if there are none. False after Ctrl-C."""
+    """Figures, a summary and films of a run that has ended well; it stays so if there are none. False after Ctrl-C."""
+    if not options.figures:
+        return True
     try:
+        with display.busy("drawing figures"):
+            _figures(folder, display)
         if options.films:
             with display.busy("filming"):
-                no_screen()
-                from grpo_fed.episodes import film_episodes
-
-                for note in film_episodes(folder).notes:
-                    complain(note, label="note: ")
-        if not options.figures:
-            return True
-        with display.busy("drawing figures"):
-            from grpo_fed.figures import draw
-            from grpo_fed.summary import summarise
-
-            figures = draw(folder)
-            summarise(folder)
+                _film(folder, display)
     except KeyboardInterrupt:
-        complain(f"the run has finished; grpo-fed report {folder} draws its figures", label="interrupted: ")
+        complain(f"the run has finished; grpo-fed report {folder} draws its figures and films", label="interrupted: ")
         return False
+    return True
+
+
+def _figures(folder: Path, display: Display) -> None:
+    try:
+        from grpo_fed.figures import draw
+        from grpo_fed.summary import summarise
+
+        figures = draw(folder)
+        summarise(folder)
     except Exception as error:  # noqa: BLE001, what was learned is saved
         complain(f"the figures were not drawn: {said(error)}", label="note: ")
-        return True
+        return
     if figures:
         display.say(f"figures: {figures[0].parent}/; grpo-fed report {folder} makes a page of all")
-    return True
+
+
+def _film(folder: Path, display: Display) -> None:
+    """Short ones; what cannot be drawn is left to `grpo-fed report` to tell."""
+    try:
+        no_screen()
+        from grpo_fed.episodes import film_episodes
+        from grpo_fed.film import BRIEF
+
+        filmed = film_episodes(folder, look=BRIEF)
+    except Exception as error:  # noqa: BLE001, an environment may fail in any way, and what was learned is saved
+        complain(f"no films were made: {said(error)}", label="note: ")
+        return
+    if filmed.paths:
+        display.say(f"films: {filmed.paths[0].parent}/, the worst and the best client before and after")
 
 
 def _end(tracker: Tracker, run: Ready, status: Status, display: Display, wait: bool = True) -> bool:
