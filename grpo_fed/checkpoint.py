@@ -92,6 +92,9 @@ def latest(folder: Path) -> Checkpoint | None:
     place = places[-1]
     try:
         state = json.loads((place / STATE).read_text())
+        for key, kind in {"round": int, "notes": dict, "clients": list, "origins": dict}.items():
+            if not isinstance(state[key], kind):
+                raise ValueError(f"{STATE}: {key} is {state[key]!r}")
         files = {client: place / CLIENTS / f"{client}.safetensors" for client in state["clients"]}
         for file in files.values():
             with safe_open(file, "numpy"):  # whole as far as its header and its length can tell
@@ -100,7 +103,7 @@ def latest(folder: Path) -> Checkpoint | None:
         return Checkpoint(
             state["round"], state["notes"], files=files, shared=shared, origins=state["origins"], place=place
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise _damaged(place, error) from error
 
 

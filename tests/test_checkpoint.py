@@ -84,6 +84,15 @@ def test_a_damaged_checkpoint_says_what_to_do(tmp_path: Path) -> None:
         states_of(tmp_path)
 
 
+@pytest.mark.parametrize("state", ["[1, 2]", "{}", '{"round": 2, "clients": null, "origins": {}, "notes": {}}', "null"])
+def test_a_checkpoint_whose_state_is_something_else_is_damaged_too(tmp_path: Path, state: str) -> None:
+    for number in (1, 2):
+        checkpoint.write(tmp_path, after(number), keep=2)
+    (tmp_path / "checkpoints" / "round-0002" / "state.json").write_text(state)
+    with pytest.raises(ValueError, match=r"round-0002: cannot be read as a checkpoint.*to go on from round-0001"):
+        checkpoint.latest(tmp_path)
+
+
 def test_a_clients_file_that_is_cut_or_gone_is_found_before_anything_goes_on(tmp_path: Path) -> None:
     for number in (1, 2):
         checkpoint.write(tmp_path, after(number), keep=2)

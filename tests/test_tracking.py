@@ -319,6 +319,15 @@ assert "grpo_fed" not in sys.modules
     np.testing.assert_array_equal(np.load(tmp_path / "said.npy"), expected)
 
 
+def test_a_run_of_which_nothing_reached_a_store_can_go_to_another(database: Database, tmp_path: Path):
+    tracker = tracked("http://127.0.0.1:9", tmp_path / "run", scenario("mistyped", carts=1), range(3))
+    assert "did not take all" in str(tracker.trouble)
+    assert replay(tmp_path / "run", database.uri) == 5  # how it began, three rounds and the end
+    assert database.metric(database.runs("mistyped")["grpo seed 0"], "global_step") == [(0, 0.0), (1, 384.0), (2, 768.0)]
+    with pytest.raises(ValueError, match="goes on there, not at"):
+        replay(tmp_path / "run", "http://127.0.0.1:9")
+
+
 def test_a_resumed_run_goes_on_in_place_and_no_point_is_there_twice(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

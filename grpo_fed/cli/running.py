@@ -217,7 +217,7 @@ def _go(name: str, run: Ready, opening: Opening, display: Display, tracker: Trac
     display.end(run.result)
     hurried = not _draw(folder, options, display)
     hurried |= not _end(tracker, run, "finished", display, wait=not hurried)
-    if tracker.store is not None:
+    if tracker.store is not None and tracker.trouble is None:
         display.say(f"MLflow: {tracker.link or f'grpo-fed ui {folder}'}")
     if hurried:
         raise typer.Exit(INTERRUPTED)

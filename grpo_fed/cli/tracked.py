@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from grpo_fed.cli.application import app
-from grpo_fed.cli.given import Debug, Track
+from grpo_fed.cli.given import Debug, Track, console_here
 from grpo_fed.cli.telling import FAILED, telling
 
 
@@ -24,7 +24,13 @@ def ui(
     with telling(debug, FAILED):
         from grpo_fed.ui import serve
 
-        code = serve(run, track, port, browse, typer.echo)
+        with console_here().status("MLflow starts, which takes some seconds") as waiting:
+
+            def say(line: str) -> None:
+                waiting.stop()
+                typer.echo(line)
+
+            code = serve(run, track, port, browse, say)
     raise typer.Exit(code)
 
 

@@ -175,9 +175,15 @@ def link_of(page: str, sent: Sent) -> str | None:
 
 
 def _same(store: Store, given: str | None, spool: Spool) -> Store:
-    """A run that was tracked somewhere goes on there; only a database's password has to be said again."""
-    kept = spool.sent(store.uri).store
+    """A run that was tracked somewhere goes on there, unless nothing ever got there; only a database's password has to
+    be said again.
+    """
+    sent = spool.sent(store.uri)
+    kept = sent.store
     if kept == store.uri:
+        return store
+    if given and sent.experiment is None:
+        spool.keep(Sent(store.uri, sent.run))  # nothing got there: perhaps its address was wrong
         return store
     if given:
         raise ValueError(f"{spool.folder.parent}: is tracked at {kept}, and goes on there, not at {store.uri}")
