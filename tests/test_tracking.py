@@ -323,7 +323,8 @@ def test_a_run_of_which_nothing_reached_a_store_can_go_to_another(database: Data
     tracker = tracked("http://127.0.0.1:9", tmp_path / "run", scenario("mistyped", carts=1), range(3))
     assert "did not take all" in str(tracker.trouble)
     assert replay(tmp_path / "run", database.uri) == 5  # how it began, three rounds and the end
-    assert database.metric(database.runs("mistyped")["grpo seed 0"], "global_step") == [(0, 0.0), (1, 384.0), (2, 768.0)]
+    parent = database.runs("mistyped")["grpo seed 0"]
+    assert database.metric(parent, "global_step") == [(0, 0.0), (1, 384.0), (2, 768.0)]
     with pytest.raises(ValueError, match="goes on there, not at"):
         replay(tmp_path / "run", "http://127.0.0.1:9")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from grpo_fed.charts import PALETTE
@@ -17,20 +17,20 @@ TAG = "mlflow.sharedViewState."
 ROLE = "grpo_fed.role"
 FEDERATION, CLIENT = "federation", "client"
 TRAINED = "charts/episodic_return"
-"""There in every round: what is played without learning is by default known of the first and the last alone."""
+"""Comes first, since every round has it: what is played without learning is by default known of the first and the last
+alone, and its line would be straight."""
 LONGEST = 20_000
 """Letters that an experiment's tag may have."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A line chart of one metric or several by round, under a title: the page would call it by all their names.
+    """A line chart of one metric or several by round; the page calls it by their names.
 
     Not by steps or bytes: the page pairs two metrics by their position, not by their round, and not all are there from
     round 0 on.
     """
 
-    title: str
     metrics: tuple[str, ...]
 
 
@@ -59,21 +59,21 @@ def views_for(metrics: Sequence[str]) -> list[View]:
             FEDERATION,
             {
                 "Learning": (
-                    Chart("Return while training", (TRAINED,)),
-                    Chart("Return played: middle half, worst client", ("eval/score_iqm", "eval/score_min")),
-                    Chart("Return played, by task", _all(metrics, "task/")),
+                    Chart((TRAINED,)),
+                    Chart(("eval/score_iqm", "eval/score_min")),
+                    Chart(_all(metrics, "task/")),
                 ),
                 "Steps of the shared blocks": (
-                    Chart("KL of the step, by block", _all(metrics, "kl/")),
-                    Chart("KL allowed, by block", _all(metrics, "budget/")),
-                    Chart("Part of the step made, by block", _all(metrics, "alpha/")),
+                    Chart(_all(metrics, "kl/")),
+                    Chart(_all(metrics, "budget/")),
+                    Chart(_all(metrics, "alpha/")),
                 ),
                 "Federation": (
-                    Chart("Clients with and without an answer", ("fed/clients_ok", "fed/clients_failed")),
-                    Chart("Personal groups", ("fed/personal_groups",)),
-                    Chart("MB sent so far", ("comm/MB_total",)),
-                    Chart("Seconds a round", ("time/round_s",)),
-                    Chart("Steps a second", ("charts/SPS",)),
+                    Chart(("fed/clients_ok", "fed/clients_failed")),
+                    Chart(("fed/personal_groups",)),
+                    Chart(("comm/MB_total",)),
+                    Chart(("time/round_s",)),
+                    Chart(("charts/SPS",)),
                 ),
             },
         ),
@@ -83,15 +83,15 @@ def views_for(metrics: Sequence[str]) -> list[View]:
             CLIENT,
             {
                 "Learning": (
-                    Chart("Return while training", (TRAINED,)),
-                    Chart("Return played", ("eval/episodic_return",)),
+                    Chart((TRAINED,)),
+                    Chart(("eval/episodic_return",)),
                 ),
                 "Policy": (
-                    Chart("KL of the server's step", ("kl/joint",)),
-                    Chart("Personal groups", ("fed/personal_groups",)),
-                    Chart("Entropy", ("losses/entropy",)),
-                    Chart("KL of the client's own learning", ("losses/approx_kl",)),
-                    Chart("Variance that the critic explains", ("losses/explained_variance",)),
+                    Chart(("kl/joint",)),
+                    Chart(("fed/personal_groups",)),
+                    Chart(("losses/entropy",)),
+                    Chart(("losses/approx_kl",)),
+                    Chart(("losses/explained_variance",)),
                 ),
             },
             sort=("tags.`mlflow.runName`", True),  # in the order of their start, they would hide under their parents
@@ -102,14 +102,14 @@ def views_for(metrics: Sequence[str]) -> list[View]:
             FEDERATION,
             {
                 "Return": (
-                    Chart("Return while training", (TRAINED,)),
-                    Chart("Return played: middle half", ("eval/score_iqm",)),
-                    Chart("Return played: worst client", ("eval/score_min",)),
+                    Chart((TRAINED,)),
+                    Chart(("eval/score_iqm",)),
+                    Chart(("eval/score_min",)),
                 ),
                 "What it takes": (
-                    Chart("MB sent so far", ("comm/MB_total",)),
-                    Chart("Environment steps so far", ("global_step",)),
-                    Chart("Seconds a round", ("time/round_s",)),
+                    Chart(("comm/MB_total",)),
+                    Chart(("global_step",)),
+                    Chart(("time/round_s",)),
                 ),
             },
             group="method",
@@ -154,7 +154,7 @@ def _with_data(view: View, metrics: set[str]) -> View:
     """Without the charts that would be empty."""
     sections = {}
     for title, charts in view.sections.items():
-        some = (replace(chart, metrics=tuple(name for name in chart.metrics if name in metrics)) for chart in charts)
+        some = (Chart(tuple(name for name in chart.metrics if name in metrics)) for chart in charts)
         if full := tuple(chart for chart in some if chart.metrics):
             sections[title] = full
     return View(view.key, view.name, view.role, sections, view.group, view.sort)
@@ -194,7 +194,6 @@ def _charts(view: View) -> Iterator[dict[str, Any]]:
                 "uuid": f"{view.key}-{section}-{number}",
                 "type": "LINE",
                 "metricSectionId": f"{view.key}-{section}",
-                "displayName": chart.title,
                 "metricKey": chart.metrics[0],
                 "selectedMetricKeys": list(chart.metrics),
                 "runsCountToCompare": 64,
