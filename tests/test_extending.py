@@ -13,13 +13,13 @@ import torch
 from grpo_fed import compare, resume
 from grpo_fed.blocks import Layout
 from grpo_fed.engines.local import federate
-from grpo_fed.explain import explain
 from grpo_fed.groups import groups_of
 from grpo_fed.merge import Replies, Reply
 from grpo_fed.merging import rule_of
 from grpo_fed.notes import RoundNote
 from grpo_fed.read import ScenarioError
 from grpo_fed.scenario import MergeSettings, PolicySettings, Scenario
+from grpo_fed.showing.explain import explain
 
 DOC = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```(python|toml)\n(.*?)```", DOC, re.DOTALL)

@@ -18,18 +18,18 @@ PACKAGE = ROOT / "grpo_fed"
 
 # A module may import from its own floor and from those below. A package stands on one floor with all that is in it.
 FLOORS = [
-    """describe files gallery given hostile idle imported kinds memory locate messages methods physics presets read
-    records rows scenario seeding starter words""",
-    """activations adam advantages blocks charts commons distributions families groups judge lanes merge normalise
-    objective past penalty policy post proximity sample statistics streams tasks""",
-    """batch checkpoint film fisher fleet history home journal ledger members merging natural notes participation play
-    position rollout saved stepping totals tracking training trust ui update wire""",
-    "comparison deploy engines episodes figures report rounds summary tables",
-    "cli explain overview progress reference __init__ __main__",
+    """describe files gallery given hostile idle imported kinds memory locate messages methods palette physics presets
+    read records rows scenario seeding starter words""",
+    """activations adam advantages blocks commons distributions families groups judge lanes merge normalise objective
+    past penalty policy post proximity sample statistics streams tasks""",
+    """batch checkpoint fisher fleet history home journal ledger members merging natural notes participation play
+    position rollout saved standings stepping totals tracking training trust ui update wire""",
+    "comparison deploy engines rounds showing",
+    "cli reference __init__ __main__",
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 
-ROOFS = {"flwr": {"wire", "engines", "cli"}, "matplotlib": {"charts", "comparison", "figures"}, "mlflow": {"tracking"}}
+ROOFS = {"flwr": {"wire", "engines", "cli"}, "matplotlib": {"showing"}, "mlflow": {"tracking"}}
 """Who may import what."""
 
 

@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 
 from grpo_fed import train
-from grpo_fed.episodes import film_episodes, first_policy, worst_and_best
-from grpo_fed.film import BRIEF
 from grpo_fed.history import history_of
-from grpo_fed.report import report
 from grpo_fed.saved import load_policy
 from grpo_fed.scenario import Scenario
+from grpo_fed.showing.episodes import film_episodes, first_policy, worst_and_best
+from grpo_fed.showing.film import BRIEF
+from grpo_fed.showing.report import report
 from tests.written import Made, scenario, write_run
 
 VOID = {"meta", "img", "source", "br", "link"}

@@ -16,7 +16,9 @@ from rich.console import Console
 from grpo_fed.journal import ClientResult, Result
 from grpo_fed.messages import Failure
 from grpo_fed.notes import ClientNote, RoundNote, ServerNote
-from grpo_fed.progress import (
+from grpo_fed.proximity import Kept, KeptBlock
+from grpo_fed.scenario import Scenario
+from grpo_fed.showing.progress import (
     Course,
     LineDisplay,
     LiveDisplay,
@@ -28,9 +30,7 @@ from grpo_fed.progress import (
     server_line,
     show_result,
 )
-from grpo_fed.proximity import Kept, KeptBlock
-from grpo_fed.scenario import Scenario
-from grpo_fed.tables import Standing, curve, many, number, results_table, small, some, span, standings_table
+from grpo_fed.showing.tables import Standing, curve, many, number, results_table, small, some, span, standings_table
 
 
 def text_of(console: Console) -> str:

@@ -225,7 +225,7 @@ def test_ctrl_c_while_figures_are_drawn_leaves_a_finished_run(monkeypatch: pytes
     def impatient(folder: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("grpo_fed.figures.draw", impatient)
+    monkeypatch.setattr("grpo_fed.showing.figures.draw", impatient)
     done = call("run", "tiny.toml", "--workers", "0", "--track", "off", "--out", "r")
     assert done.exit_code == 130
     assert "the run has finished; grpo-fed report r draws its figures" in done.stderr

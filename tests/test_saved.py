@@ -12,11 +12,11 @@ import safetensors.torch
 from gymnasium import spaces
 from PIL import Image
 
-from grpo_fed.film import film
 from grpo_fed.fleet import fleets_of
 from grpo_fed.journal import Journal
 from grpo_fed.saved import LoadedPolicy, clients_of, load_policy, save_policies
 from grpo_fed.scenario import Scenario
+from grpo_fed.showing.film import film
 from grpo_fed.training import train
 
 SPACES: dict[str, tuple[spaces.Space[Any], spaces.Space[Any]]] = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from grpo_fed.history import history_of
 from grpo_fed.messages import Failure
-from grpo_fed.summary import headline, markdown, summarise
+from grpo_fed.showing.summary import headline, markdown, summarise
 from tests.written import Made, scenario, write_run
 
 

@@ -21,10 +21,10 @@ from gymnasium import spaces
 from tracked import BLOCKS, Database, document, line, scenario, secrets_found
 
 from grpo_fed import saved
-from grpo_fed.charts import PALETTE
 from grpo_fed.normalise import ObservationNormaliser
 from grpo_fed.policy import policy_for
 from grpo_fed.scenario import Scenario
+from grpo_fed.showing.charts import PALETTE
 from grpo_fed.tasks import tasks_of
 from grpo_fed.tracking import Tracker, default_store, replay, store_of
 from grpo_fed.tracking.metrics import members_of, metrics_of, same_round, spread_of

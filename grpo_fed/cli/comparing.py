@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from grpo_fed.comparison import Comparison
+    from grpo_fed.standings import Comparison
     from grpo_fed.statistics import Estimate
 
 
@@ -39,10 +39,10 @@ def report(
     with telling(debug):
         ready()
         no_screen()
-        from grpo_fed.episodes import film_episodes
-        from grpo_fed.figures import draw
-        from grpo_fed.report import report as page
-        from grpo_fed.summary import summarise
+        from grpo_fed.showing.episodes import film_episodes
+        from grpo_fed.showing.figures import draw
+        from grpo_fed.showing.report import report as page
+        from grpo_fed.showing.summary import summarise
 
         console = console_here()
         with console.status("drawing"):
@@ -80,8 +80,10 @@ def compare(
     """Run methods side by side, with the same scenario and seeds, and say which differ."""
     with telling(debug):
         ready()
-        from grpo_fed.comparison import COMPARISON, Trial, run_locally
         from grpo_fed.comparison import compare as side_by_side
+        from grpo_fed.comparison import run_locally
+        from grpo_fed.showing.side_by_side import COMPARISON
+        from grpo_fed.standings import Trial
         from grpo_fed.tracking import store_of
 
         folder = out or Path("runs") / f"compare-{Path(scenario).stem}"
@@ -109,7 +111,7 @@ def _so_far(done: int, runs: int) -> str:
 
 def _table(found: Comparison, wide: bool) -> Table:
     """A row for each method; where there is room, with the returns of the scenario's entries."""
-    from grpo_fed.tables import number, table_of
+    from grpo_fed.showing.tables import number, table_of
 
     def shown(one: Estimate | None, show: Callable[[float], str]) -> str:
         return "-" if one is None else f"{show(one.value)} [{show(one.low)}, {show(one.high)}]"

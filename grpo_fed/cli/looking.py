@@ -28,8 +28,8 @@ def play(
     with telling(debug):
         ready()
         no_screen()
-        from grpo_fed.film import film, refuse_unusable
         from grpo_fed.saved import clients_of, load_policy
+        from grpo_fed.showing.film import film, refuse_unusable
 
         names = clients_of(run) if client is None else [client]
         if gif is not None:
@@ -38,7 +38,7 @@ def play(
             refuse_unusable(gif)
         policies = [load_policy(run, name) for name in names]
     with telling(debug, FAILED):
-        from grpo_fed.tables import number, table_of
+        from grpo_fed.showing.tables import number, table_of
 
         console = console_here()
         table = table_of("client", "mean", "std", "min", "max", "episodes", "steps each")
@@ -69,7 +69,7 @@ def check(scenario: Source, overrides: Overrides = None, seed: Seed = None, debu
         from grpo_fed.commons import commons_of
         from grpo_fed.fleet import fleets_of
         from grpo_fed.merging import check as check_merge
-        from grpo_fed.overview import overview
+        from grpo_fed.showing.overview import overview
         from grpo_fed.stepping import budgets_of
 
         fleets, commons = fleets_of(settings), commons_of(settings)
@@ -90,7 +90,7 @@ def explain(scenario: Source, overrides: Overrides = None, seed: Seed = None, de
         settings = scenario_from(scenario, overrides, seed)
         from rich.text import Text
 
-        from grpo_fed.explain import explain as parts_of
+        from grpo_fed.showing.explain import explain as parts_of
 
         parts = parts_of(settings)
         console = console_here()

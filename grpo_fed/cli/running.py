@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from grpo_fed.engines.choice import Ready
     from grpo_fed.journal import Status
     from grpo_fed.notes import RoundNote
-    from grpo_fed.progress import Display, Opening
     from grpo_fed.scenario import Scenario
+    from grpo_fed.showing.progress import Display, Opening
     from grpo_fed.tracking import Tracker
 
 
@@ -147,7 +147,7 @@ def _command(
         with telling(options.debug), getting_ready(not (options.as_json or options.quiet)):
             ready()
             run, folder = _run_of(name, options, begin, go_on)
-            from grpo_fed.progress import Opening, display_for
+            from grpo_fed.showing.progress import Opening, display_for
             from grpo_fed.tracking import Tracker
 
             tracker = Tracker.open(options.track, folder, run.scenario, options.resume is not None)
@@ -241,8 +241,8 @@ def _draw(folder: Path, options: Options, display: Display) -> bool:
 
 def _figures(folder: Path, display: Display) -> None:
     try:
-        from grpo_fed.figures import draw
-        from grpo_fed.summary import summarise
+        from grpo_fed.showing.figures import draw
+        from grpo_fed.showing.summary import summarise
 
         figures = draw(folder)
         summarise(folder)
@@ -257,8 +257,8 @@ def _film(folder: Path, display: Display) -> None:
     """Short ones; what cannot be drawn is left to `grpo-fed report` to tell."""
     try:
         no_screen()
-        from grpo_fed.episodes import film_episodes
-        from grpo_fed.film import BRIEF
+        from grpo_fed.showing.episodes import film_episodes
+        from grpo_fed.showing.film import BRIEF
 
         filmed = film_episodes(folder, look=BRIEF)
     except Exception as error:  # noqa: BLE001, an environment may fail in any way, and what was learned is saved

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grpo_fed.charts import PALETTE
+from grpo_fed.palette import PALETTE
 
 TAG = "mlflow.sharedViewState."
 ROLE = "grpo_fed.role"

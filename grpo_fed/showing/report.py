@@ -13,12 +13,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from grpo_fed.charts import AT_NIGHT, inline
-from grpo_fed.episodes import EPISODES
-from grpo_fed.figures import drawings
 from grpo_fed.files import write_whole
 from grpo_fed.history import History, history_of
-from grpo_fed.summary import Section, Table, headline, sections, setting
+from grpo_fed.showing.charts import AT_NIGHT, inline
+from grpo_fed.showing.episodes import EPISODES
+from grpo_fed.showing.figures import drawings
+from grpo_fed.showing.summary import Section, Table, headline, sections, setting
 
 PAGE = "report.html"
 FIRST = ("learning", "groups")

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from grpo_fed.palette import GRID, INK, MUTED, PALETTE, PAPER
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, MUTED, GRID, PAPER = "#1f2329", "#666d77", "#d9dee4", "#ffffff"
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7a5195")
-"""Okabe and Ito's, without the black, that is our ink, and the yellow, that white paper swallows; a violet for it."""
 DASHES = ("-", (0, (5, 2)), (0, (1.2, 1.6)))
 """The second and the third time round the palette: colour is never all that tells two lines apart."""
 SHARED, PERSONAL = "#c9dff0", "#d55e01"

@@ -21,7 +21,7 @@ from rich.text import Text
 from grpo_fed.journal import Result
 from grpo_fed.notes import MB, RoundNote, ServerNote, line_of
 from grpo_fed.scenario import Scenario
-from grpo_fed.tables import (
+from grpo_fed.showing.tables import (
     CURVE,
     MANY,
     Standing,

@@ -17,7 +17,7 @@ from grpo_fed.commons import Commons
 from grpo_fed.fleet import Fleet
 from grpo_fed.groups import groups_of
 from grpo_fed.scenario import Scenario
-from grpo_fed.tables import many, table_of
+from grpo_fed.showing.tables import many, table_of
 from grpo_fed.tasks import Action, Task
 
 FLOAT = 4

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from grpo_fed.figures import FIGURES, ORDER, megabytes, whole_traffic
 from grpo_fed.files import write_whole
 from grpo_fed.history import History, Miss, history_of
 from grpo_fed.idle import idle_in
+from grpo_fed.showing.figures import FIGURES, ORDER, megabytes, whole_traffic
+from grpo_fed.showing.tables import MANY, QUANTILES, WORST, curve, many, number, small, some, span
 from grpo_fed.statistics import interquartile_mean
-from grpo_fed.tables import MANY, QUANTILES, WORST, curve, many, number, small, some, span
 
 SUMMARY = "summary.md"
 NAMES = 8

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from grpo_fed.charts import (
-    INK,
-    MUTED,
+from grpo_fed.files import write_whole
+from grpo_fed.history import EVALUATED, History, filled, history_of
+from grpo_fed.notes import MB
+from grpo_fed.palette import INK, MUTED
+from grpo_fed.showing.charts import (
     PERSONAL,
     SHARED,
     Drawing,
@@ -22,11 +24,8 @@ from grpo_fed.charts import (
     label_end,
     marks,
 )
-from grpo_fed.files import write_whole
-from grpo_fed.history import EVALUATED, History, filled, history_of
-from grpo_fed.notes import MB
+from grpo_fed.showing.tables import many, number, some, span
 from grpo_fed.statistics import interquartile_mean, stratified_resamples
-from grpo_fed.tables import many, number, some, span
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

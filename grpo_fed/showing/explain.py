@@ -14,8 +14,8 @@ from grpo_fed.policy import policy_for
 from grpo_fed.presets import PRESETS, Preset
 from grpo_fed.rows import is_own
 from grpo_fed.scenario import ObjectiveSettings, Scenario, TrustSettings
+from grpo_fed.showing.tables import many
 from grpo_fed.stepping import budgets_of
-from grpo_fed.tables import many
 from grpo_fed.tasks import tasks_of
 
 SURROGATES = {

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from grpo_fed.film import WHOLE, Look, film
 from grpo_fed.history import History, history_of
 from grpo_fed.normalise import ObservationNormaliser
 from grpo_fed.saved import LoadedPolicy, load_policy
+from grpo_fed.showing.film import WHOLE, Look, film
 from grpo_fed.streams import client_seed
 
 EPISODES = "episodes"
