@@ -5,7 +5,8 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	done)
 SCENARIO ?= quickstart
 BENCH ?= peers
-JOBS ?= 2
+# More than the two cores that they need: some tests mostly wait for processes of their own.
+JOBS ?= 3
 
 # One thread a process: the matrices are small, and the tests run side by side.
 export OMP_NUM_THREADS ?= 1
@@ -22,7 +23,7 @@ install: .venv/installed  ## Make .venv and install the locked versions into it
 run: .venv/installed  ## Train a federation: make run SCENARIO=quickstart
 	.venv/bin/grpo-fed run $(SCENARIO)
 
-test: .venv/installed  ## Run the tests: make test JOBS=2 ARGS='-k blocks'
+test: .venv/installed  ## Run the tests: make test JOBS=3 ARGS='-k blocks'
 	.venv/bin/python -m pytest -n $(JOBS) $(ARGS)
 
 lint: .venv/installed  ## Check style and format

@@ -35,7 +35,7 @@ CLIENTS = ("ant", "bee", "cat")
 
 TINY = """
 name = "tiny"
-rounds = 3
+rounds = 2
 steps = 64
 seed = 3
 device = "cpu"
