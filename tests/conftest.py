@@ -8,7 +8,13 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ["MLFLOW_TRACKING_URI"] = "off"  # the tests of tracking name a store
 
 import hypothesis
+import pytest
 
 # An example's time says more about the machine than about the code, and a test fails for a change, not by chance.
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("tests")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first: else the others have ended, and all wait for it."""
+    items.sort(key=lambda item: item.path.stem != "test_flower")
