@@ -144,6 +144,16 @@ def test_a_line_tells_a_round():
     assert lines[-1] == "next: grpo-fed play runs/a --client cart-0 --gif cart-0.gif"
 
 
+@pytest.mark.parametrize("display", [LineDisplay, LiveDisplay])
+def test_the_header_says_where_the_run_can_be_looked_at(display: type[LineDisplay | LiveDisplay]):
+    out = console(terminal=display is LiveDisplay)
+    shown = display(out)
+    shown.begin(replace(opening(), tracked="grpo-fed ui runs/a"))
+    shown.stop()
+    places = [line.strip("│ ") for line in text_of(out).splitlines() if "runs/a" in line]
+    assert places == ["runs/a/", "MLflow: grpo-fed ui runs/a"]
+
+
 def test_a_terminal_shows_where_the_run_is_and_in_the_end_what_became_of_it():
     out = console(terminal=True)
     display = LiveDisplay(out)

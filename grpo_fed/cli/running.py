@@ -152,7 +152,7 @@ def _command(
 
             tracker = Tracker.open(options.track, folder, run.scenario, options.resume is not None)
             method = run.scenario.method if name != "train" else ""
-            opening = Opening(run.scenario, run.device, folder, method)
+            opening = Opening(run.scenario, run.device, folder, method, tracker.place)
             display = display_for(cast("TextIO", stdout), options.as_json, options.quiet)
         with run:
             _go(name, run, opening, display, tracker, options)
@@ -218,7 +218,7 @@ def _go(name: str, run: Ready, opening: Opening, display: Display, tracker: Trac
     hurried = not _draw(folder, options, display)
     hurried |= not _end(tracker, run, "finished", display, wait=not hurried)
     if tracker.store is not None and tracker.trouble is None:
-        display.say(f"MLflow: {tracker.link or f'grpo-fed ui {folder}'}")
+        display.say(f"MLflow: {tracker.link or tracker.place}")
     if hurried:
         raise typer.Exit(INTERRUPTED)
 

@@ -59,6 +59,8 @@ class Opening:
     out: Path
     method: str = ""
     """Of the federation; empty where there is none."""
+    tracked: str = ""
+    """Where MLflow shows it while it goes on, a page or a command; empty where nothing is tracked."""
 
     @property
     def facts(self) -> str:
@@ -68,6 +70,11 @@ class Opening:
         rounds = f"{many(scenario.rounds, 'round')} of {scenario.steps:,} steps"
         method = f"{self.method}, " if self.method else ""
         return f"{clients}, {rounds}, {method}{scenario.objective.preset}, {self.device}, seed {scenario.seed}"
+
+    @property
+    def places(self) -> list[str]:
+        """Where it is written down, and where it is shown, a line each."""
+        return [f"{self.out}/", *([f"MLflow: {self.tracked}"] if self.tracked else [])]
 
 
 class Display(Protocol):
@@ -170,7 +177,7 @@ class LiveDisplay:
     def begin(self, opening: Opening) -> None:
         scenario = opening.scenario
         lines = [Text(scenario.description)] if scenario.description else []
-        lines += [Text(opening.facts), Text(f"{opening.out}/", style="dim", overflow="fold")]
+        lines += [Text(opening.facts), *(Text(place, style="dim", overflow="fold") for place in opening.places)]
         title = Text.assemble(("grpo-fed ", "bold"), (scenario.name, "bold cyan"))
         self.console.print(Panel(Group(*lines), title=title, title_align="left", border_style="cyan"))
         self.course.rounds, self.began = scenario.rounds, time.monotonic()
@@ -245,7 +252,8 @@ class LineDisplay:
 
     def begin(self, opening: Opening) -> None:
         say(self.console, f"{opening.scenario.name}: {opening.facts}")
-        say(self.console, f"{opening.out}/")
+        for place in opening.places:
+            say(self.console, place)
 
     def round(self, note: RoundNote) -> None:
         self.course.add(note)
@@ -314,7 +322,8 @@ class JsonDisplay:
     def begin(self, opening: Opening) -> None:
         if not self.quiet:
             say(self.talk, f"{opening.scenario.name}: {opening.facts}")
-            say(self.talk, f"{opening.out}/")
+            for place in opening.places:
+                say(self.talk, place)
 
     def round(self, note: RoundNote) -> None:
         if note.round and not self.quiet:

@@ -75,6 +75,13 @@ class Tracker:
             return None
         return link_of(self.store.page, self.spool.sent(self.store.uri))
 
+    @property
+    def place(self) -> str:
+        """Where the run can be looked at as soon as it has begun: a server's page, or a command; empty if nowhere."""
+        if self.store is None:
+            return ""
+        return self.store.page or f"grpo-fed ui {self.spool.folder.parent}"
+
     def round(self, line: Mapping[str, Any]) -> None:
         """A round, as `rounds.jsonl` has it; number 0, too, if there is one."""
         if self.store is None:
