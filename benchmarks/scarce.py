@@ -1,8 +1,8 @@
 """Whether sharing pays where samples are scarce: the six poles of `poles`, with 15,360 steps each and with 61,440.
 
 The smaller budget comes in rounds of one batch of 256 steps, as in the scenario, and in rounds of 1,024, also one
-batch: what clients learn alone is about the same then, and they hear of each other a quarter as often. A run counts by
-its mean return, once of the training episodes of all rounds and once of the episodes played without learning after
+batch. Between the two the size of a batch differs as well as how often clients meet, so they do not tell which of these
+matters; what clients learn alone differs too. A run counts by its mean return, once of the training episodes of all rounds and once of the episodes played without learning after
 every 1,024 steps, or 4,096 of the greater budget. Methods are compared seed by seed: the difference to `local` with its
 95 % bootstrap interval, in which a seed keeps its own pair.
 
