@@ -2,9 +2,10 @@
 
 The smaller budget comes in rounds of one batch of 256 steps, as in the scenario, and in rounds of 1,024, also one
 batch. Between the two the size of a batch differs as well as how often clients meet, so they do not tell which of these
-matters; what clients learn alone differs too. A run counts by its mean return, once of the training episodes of all rounds and once of the episodes played without learning after
-every 1,024 steps, or 4,096 of the greater budget. Methods are compared seed by seed: the difference to `local` with its
-95 % bootstrap interval, in which a seed keeps its own pair.
+matters; what clients learn alone differs too. A run counts by its mean return, once of the training episodes of all
+rounds and once of the episodes played without learning after every 1,024 steps, or 4,096 of the greater budget. Methods
+are compared seed by seed: the difference to `local` with its 95 % bootstrap interval, in which a seed keeps its own
+pair.
 
     python -m benchmarks.scarce --seeds 10 --jobs 2
 
