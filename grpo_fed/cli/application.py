@@ -6,7 +6,7 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from click import Context
@@ -32,7 +32,10 @@ COMMANDS = [
 
 
 class InOrder(TyperGroup):
-    """The help begins with what a user begins with."""
+    """The help begins with what a user begins with, and has no boxes: they would take as long as all the rest of it."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**{**given, "rich_markup_mode": None})
 
     def list_commands(self, ctx: Context) -> list[str]:
         return sorted(self.commands, key=COMMANDS.index)
