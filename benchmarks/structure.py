@@ -79,11 +79,12 @@ def lines(runs: Sequence[Run]) -> Iterator[str]:
         yield ""
         yield from departures_table(runs_of_ours)
     if clustered := by_method.get("clusters"):
-        share = np.mean([together(run) for run in clustered])
+        share, others = (np.mean([one(run) for run in clustered]) for one in (together, divided))
         yield ""
         yield (
             f"With `clusters`, over the last third of the rounds and {len(clustered)} seeds, the two contrary clients"
-            f" shared their {BLOCK} with each other and with nobody else in {share:.0%} of the rounds."
+            f" shared their {BLOCK} with each other and with nobody else in {share:.0%} of the rounds; the other blocks"
+            f" were divided in {others:.0%} of theirs."
         )
 
 
@@ -152,6 +153,12 @@ def total(confusions: Iterable[Confusion]) -> Confusion:
 def together(run: Run) -> float:
     """In what part of the last third's rounds the contrary clients were a cluster of their own in their block."""
     return float(np.mean([any(set(part) == PLANTED for part in round[BLOCK]) for round in last(run.clusters)]))
+
+
+def divided(run: Run) -> float:
+    """In what part of the last third's rounds another block than theirs had more than one cluster."""
+    others = [parts for round in last(run.clusters) for block, parts in round.items() if block != BLOCK]
+    return float(np.mean([len(parts) > 1 for parts in others]))
 
 
 def scores(runs: Sequence[Run], contrary: bool) -> np.ndarray:

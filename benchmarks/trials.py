@@ -14,10 +14,9 @@ import argparse
 import hashlib
 import json
 import multiprocessing
-import tempfile
 import time
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -26,14 +25,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file
 
 from benchmarks.learning import installed_versions, machine_kind
-from grpo_fed.commons import Commons, commons_of
+from grpo_fed.commons import commons_of
 from grpo_fed.engines.local import federate
 from grpo_fed.gallery import find
-from grpo_fed.notes import RoundNote
-from grpo_fed.position import OWN
+from grpo_fed.notes import ClientNote, RoundNote
 from grpo_fed.scenario import Scenario
 
 RESULTS = Path(__file__).parent / "results"
@@ -92,7 +89,7 @@ class Run:
     groups: Mapping[str, str]
     """Every group of the shared blocks, and its block."""
     clusters: Sequence[Mapping[str, Sequence[Sequence[str]]]]
-    """With the rule `clusters`, of each round: by block, the clients that had the same shared block."""
+    """With the rule `clusters`, of each round: by block, the clients that share it with each other."""
     steps: int
     """Environment steps of all clients."""
     seconds: float
@@ -153,16 +150,10 @@ def run_and_record(trial: Trial, results: Path) -> Run:
 def run(trial: Trial) -> Run:
     """One run on the local engine, all clients in this process."""
     scenario = trial.load()
-    if scenario.merge.rule == "clusters":  # its checkpoints know who shares what with whom
-        keep = scenario.checkpoint.model_copy(update={"keep": scenario.rounds})
-        scenario = scenario.model_copy(update={"checkpoint": keep})
     commons = commons_of(scenario)
     notes: list[RoundNote] = []
     start, cpu_start = time.perf_counter(), time.process_time()
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "run" if scenario.merge.rule == "clusters" else None
-        federate(scenario, out=out, watch=notes.append, workers=0)
-        clusters = [] if out is None else list(clusters_by_round(out, commons))
+    federate(scenario, watch=notes.append, workers=0)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     first, *rest = notes
     clients = [{one.client: one for one in note.clients} for note in rest]
@@ -177,7 +168,7 @@ def run(trial: Trial) -> Run:
         before={name: first.scores.get(name) for name in commons.clients},
         personal={name: [list(each[name].personal) for each in clients] for name in commons.clients},
         groups=dict(zip(commons.groups.names, commons.groups.blocks, strict=True)),
-        clusters=clusters,
+        clusters=[parts(each) for each in clients] if scenario.merge.rule == "clusters" else [],
         steps=rest[-1].env_steps,
         seconds=round(seconds, 2),
         cpu_seconds=round(cpu_seconds, 2),
@@ -186,17 +177,10 @@ def run(trial: Trial) -> Run:
     )
 
 
-def clusters_by_round(folder: Path, commons: Commons) -> Iterator[dict[str, list[list[str]]]]:
-    """From the checkpoints of a run folder."""
-    for place in sorted((folder / "checkpoints").glob("round-*")):
-        arrays = load_file(place / "shared.safetensors")
-        points = {name: arrays[OWN + name] for name in commons.clients if OWN + name in arrays}
-        yield {block: alike(points, where) for block, where in commons.slices.items()}
-
-
-def alike(points: Mapping[str, np.ndarray], where: slice) -> list[list[str]]:
-    """Names whose points [S] are the same to the last bit there."""
-    parts: dict[bytes, list[str]] = {}
-    for name, point in points.items():
-        parts.setdefault(point[where].tobytes(), []).append(name)
-    return list(parts.values())
+def parts(clients: Mapping[str, ClientNote]) -> dict[str, list[list[str]]]:
+    """By block, the clients of each cluster."""
+    found: dict[str, dict[int, list[str]]] = {}
+    for name, one in clients.items():
+        for block, number in one.clusters.items():
+            found.setdefault(block, {}).setdefault(number, []).append(name)
+    return {block: [own[number] for number in sorted(own)] for block, own in found.items()}

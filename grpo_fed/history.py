@@ -140,6 +140,19 @@ class History:
         return left
 
     @cached_property
+    def clusters(self) -> np.ndarray:
+        """[R, K, B]: the cluster of each client in every block of `clustered`; NaN while nobody has one."""
+        found = [filled(self.each(f"cluster/{block}")) for block in self.clustered]
+        shape = (len(self.lines), len(self.clients), 0)
+        return np.stack(found, axis=2) if found else np.zeros(shape)
+
+    @cached_property
+    def clustered(self) -> tuple[str, ...]:
+        """[B]: the blocks that are merged by clusters of clients."""
+        keys = dict.fromkeys(key for line in self.lines for key in line if key.startswith("clusters/"))
+        return tuple(key.removeprefix("clusters/") for key in keys)
+
+    @cached_property
     def personal(self) -> Mapping[str, tuple[str, ...]]:
         """By client, the groups that it has left at the end."""
         if self.results is not None:

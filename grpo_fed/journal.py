@@ -56,6 +56,8 @@ class ClientResult:
     """Training steps."""
     personal_groups: tuple[str, ...] = ()
     """Of the shared blocks, the groups that it has left at the end."""
+    clusters: Mapping[str, int] = field(default_factory=dict)
+    """By shared block the cluster that it is in at the end; empty where the merge makes none."""
 
     @property
     def latest(self) -> float | None:
@@ -139,6 +141,7 @@ class Result:
                     "episodes": client.episodes,
                     "env_steps": client.env_steps,
                     "personal_groups": list(client.personal_groups),
+                    **({"clusters": dict(client.clusters)} if client.clusters else {}),
                 }
                 for name, client in self.clients.items()
             },

@@ -19,6 +19,7 @@ from grpo_fed.commons import Commons
 from grpo_fed.journal import Journal, Result, Status
 from grpo_fed.messages import Failure, Trained
 from grpo_fed.notes import ClientNote, RoundNote, ServerNote, interquartile_mean, note_of
+from grpo_fed.position import Position
 from grpo_fed.post import Post
 from grpo_fed.scenario import Scenario
 from grpo_fed.stepping import Step
@@ -102,12 +103,12 @@ class Ledger:
     def note(
         self,
         outcome: Outcome,
-        personal: Mapping[str, Sequence[int]],
+        position: Position,
         scores: Mapping[str, float],
         waits: bool,
     ) -> None:
         """A round has come to this; `waits` if it is told only when `complete` has the scores."""
-        clients = [self._of_client(name, outcome, personal, scores) for name in self.commons.clients]
+        clients = [self._of_client(name, outcome, position, scores) for name in self.commons.clients]
         env_steps = self.totals.env_steps + sum(reply.steps for reply in outcome.replies.values())
         rounds, server = self.scenario.rounds, self._of_server(outcome)
         self.untold = RoundNote(outcome.round, rounds, outcome.seconds, env_steps, clients, server)
@@ -139,12 +140,13 @@ class Ledger:
         """Bring the totals of bytes up to date."""
         self.totals.up, self.totals.down = self._before[0] + self.post.up, self._before[1] + self.post.down
 
-    def settle(self, status: Status, personal: Mapping[str, Sequence[int]], error: BaseException | None) -> Result:
+    def settle(self, status: Status, position: Position, error: BaseException | None) -> Result:
         """What has become of it all; what has not been told yet is at least written."""
         self._write()
         self.count()
-        left = {name: self._names(groups) for name, groups in personal.items()}
-        return self.totals.result(status, self.folder, error, self.scenario.method, left)
+        left = {name: self._names(groups) for name, groups in position.personal.items()}
+        clusters = {name: self._clusters(name, position) for name in self.commons.clients}
+        return self.totals.result(status, self.folder, error, self.scenario.method, left, clusters)
 
     def close(self, result: Result) -> None:
         """The last of all that is written."""
@@ -152,15 +154,14 @@ class Ledger:
 
     # A note ----------------------------------------------------------------------------------------------------------
 
-    def _of_client(
-        self, name: str, outcome: Outcome, personal: Mapping[str, Sequence[int]], scores: Mapping[str, float]
-    ) -> ClientNote:
+    def _of_client(self, name: str, outcome: Outcome, position: Position, scores: Mapping[str, float]) -> ClientNote:
         note = ClientNote(
             client=name,
             task=self.entries[name],
             score=scores.get(name),
             kl=None if outcome.step is None else outcome.step.kl.get(name),
-            personal=self._names(personal.get(name, ())),
+            personal=self._names(position.personal.get(name, ())),
+            clusters=self._clusters(name, position),
             failure=self.failures.get(name),
         )
         reply = outcome.replies.get(name)
@@ -170,6 +171,11 @@ class Ledger:
 
     def _names(self, groups: Sequence[int]) -> tuple[str, ...]:
         return tuple(self.commons.groups.names[group] for group in groups)
+
+    def _clusters(self, name: str, position: Position) -> dict[str, int]:
+        """By block; none where the merge makes no clusters, or this client was in none so far."""
+        found = position.clusters.get(name)
+        return {} if found is None else dict(zip(self.commons.groups.outer.names, found, strict=True))
 
     def _of_server(self, outcome: Outcome) -> ServerNote:
         self.count()

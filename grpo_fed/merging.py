@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ class Target:
     """[S]: the replies' mean Fisher diagonal; None if none was sent or nobody has a weight."""
     points: Mapping[str, Tensor] = field(default_factory=dict)
     """By the rule `clusters`: what each client that replied is merged into, instead of `point` for all."""
+    clusters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """[B] of each such client: its cluster in every block; 0 is the one of most weight."""
     notes: tuple[str, ...] = ()
     """What a person should know about it."""
 
@@ -92,6 +94,7 @@ class Merging:
             {name: _chosen(left) for name, left in zip(found.clients, found.departed, strict=True)},
             self._fisher.result(),
             _points(found),
+            _members(found),
             found.notes,
         )
 
@@ -107,18 +110,17 @@ def check(settings: MergeSettings, commons: Commons) -> None:
 
 def rule_of(settings: MergeSettings) -> Callable[..., Merged]:
     """The scenario's rule with the scenario's knobs."""
-    infinite = float("inf")
+    threshold = float("inf") if settings.threshold is None else settings.threshold
+    apart: dict[str, Any] = {"threshold": threshold, "blocks": MappingProxyType(unlimited(settings.blocks))}
     match settings.rule:
         case "huber":
-            threshold = infinite if settings.threshold is None else settings.threshold
-            own = MappingProxyType(unlimited(settings.blocks))
-            return partial(RULES["huber"], threshold=threshold, blocks=own, refit=settings.refit)
+            return partial(RULES["huber"], **apart, refit=settings.refit)
         case "trimmed-mean":
             return partial(RULES["trimmed-mean"], fraction=settings.fraction)
         case "krum":
             return partial(RULES["krum"], byzantine=settings.byzantine, keep=settings.keep)
         case "clusters":
-            return partial(RULES["clusters"], structure=settings.structure, most=settings.most)
+            return partial(RULES["clusters"], **apart, structure=settings.structure, most=settings.most)
         case path if is_own(path):
             return _own(settings)
         case rule:
@@ -194,3 +196,10 @@ def _points(found: Merged) -> dict[str, Tensor]:
     if found.clusters is None:
         return {}
     return {name: found.clusters.point(number) for number, name in enumerate(found.clients)}
+
+
+def _members(found: Merged) -> dict[str, tuple[int, ...]]:
+    """The cluster of each client in every block."""
+    if found.clusters is None:
+        return {}
+    return {name: tuple(own) for name, own in zip(found.clients, found.clusters.members.tolist(), strict=True)}

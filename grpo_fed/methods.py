@@ -105,7 +105,7 @@ METHODS: Mapping[str, Method] = {
     ),
     "clusters": Method(
         "averaging within learned clusters of clients",
-        "Sattler et al. 2019, 1910.01991, and IFCA, 2006.04088; here for each block, by linkage and silhouette.",
+        "Sattler et al. 2019, 1910.01991, and IFCA, 2006.04088; here block by block, by linkage and silhouette.",
         {**AVERAGE, "merge": {"rule": "clusters"}},
         "Where clients are of a few kinds, each with several of them.",
     ),
@@ -163,7 +163,7 @@ MERGES: Mapping[str, Rule] = {
     "clusters": Rule(
         "mean within learned clusters, for each block",
         "Sattler et al. 2019, 1910.01991; Rousseeuw 1987 for the silhouette.",
-        ("structure", "most"),
+        ("structure", "most", "threshold", "blocks"),
         "Where clients are of a few kinds, each with several of them.",
     ),
 }

@@ -34,6 +34,8 @@ class ClientNote:
     """Of the server's step, on this client's own states; None where it did not measure it."""
     personal: tuple[str, ...] = ()
     """The groups that it has left, in order."""
+    clusters: Mapping[str, int] = field(default_factory=dict)
+    """By block the cluster that it is in, 0 being that of most weight; empty where the merge makes none."""
     failure: Failure | None = None
     """The first of this round."""
 
@@ -100,6 +102,13 @@ def interquartile_mean(scores: np.ndarray) -> float:
     return float(np.sort(scores)[cut : len(scores) - cut].mean())
 
 
+def apart(personal: Sequence[str], clusters: Mapping[str, int]) -> list[str]:
+    """What a client has apart from most others: groups of its own, and blocks that it shares in another cluster than 0,
+    which is that of most weight.
+    """
+    return [*personal, *(f"{block} #{number}" for block, number in clusters.items() if number)]
+
+
 # A line of rounds.jsonl ----------------------------------------------------------------------------------------------
 
 
@@ -150,6 +159,8 @@ def _dealings(server: ServerNote, clients: Sequence[ClientNote]) -> dict[str, An
         "comm/MB_down": server.down / MB,
         "comm/MB_total": server.total / MB,
     }
+    for name in dict.fromkeys(name for one in clients for name in one.clusters):
+        line[f"clusters/{name}"] = len({one.clusters[name] for one in clients if one.clusters})
     blocks = () if server.kept is None else server.kept.blocks
     for block in blocks:
         line |= {
@@ -170,6 +181,7 @@ def _member(note: ClientNote, metrics: Mapping[str, Mapping[str, float | None]])
     """A client's line in a federation."""
     line: dict[str, Any] = {**metrics[note.client], "fed/personal_groups": len(note.personal)}
     line |= {"personal_groups": list(note.personal)} if note.personal else {}
+    line |= {f"cluster/{block}": cluster for block, cluster in note.clusters.items()}
     line |= {"kl/joint": _number(note.kl)} if note.kl is not None else {}
     return line | ({"failure": note.failure.kind} if note.failure is not None else {})
 

@@ -19,7 +19,7 @@ from grpo_fed.proximity import Kept
 
 OWN = "client:"
 """In a checkpoint, before the name of a client with shared blocks of its own; no parameter's name has a colon."""
-NOTED = ("name", "personal", "trained", "budgets", "kept")
+NOTED = ("name", "personal", "clusters", "trained", "budgets", "kept")
 """What a checkpoint has of it as JSON."""
 
 
@@ -39,6 +39,8 @@ class Position:
     """[S] float32: by the rule `clusters`, the shared blocks of each client that was merged into a cluster."""
     personal: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """The groups that each client has left."""
+    clusters: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """[B] by the rule `clusters`: the cluster of each client in every block; 0 is the one of most weight."""
     trained: dict[str, int] = field(default_factory=dict)
     """The last round that each client has answered for; its state of then is what plays."""
     kept: Kept | None = None
@@ -63,7 +65,7 @@ class Position:
             raise ValueError(f"{checkpoint.place}: its shared blocks do not fit the scenario: no {missing[0]}")
         shared = np.concatenate([np.zeros(0, np.float32), *(flat[slot.name] for slot in commons.layout.slots)])
         noted = dict(checkpoint.notes["position"])
-        noted |= {"personal": {name: tuple(groups) for name, groups in noted["personal"].items()}}
+        noted |= {key: {name: tuple(own) for name, own in noted[key].items()} for key in ("personal", "clusters")}
         points = {name.removeprefix(OWN): array for name, array in flat.items() if name.startswith(OWN)}
         return cls(**{**noted, "kept": kept_of(noted["kept"])}, round=checkpoint.round, shared=shared, points=points)
 

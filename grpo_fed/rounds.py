@@ -128,6 +128,7 @@ class Federation:
         if self._is_quorum(len(replies), len(clients)):
             target = merging.target(torch.from_numpy(self.position.shared))
             self.position.personal |= target.personal
+            self.position.clusters |= target.clusters
             made, notes = self._step(number, target), target.notes
             self._move(target, made.kept.alphas)
         self.position.round, self.position.kept = number, None if made is None else made.kept
@@ -141,7 +142,7 @@ class Federation:
         plays = number == 0 or self._is_over or (every > 0 and number % every == 0)
         waits = plays and self.fold and not self._is_over
         scores = self._play(Play(number)) if plays and not waits else {}
-        self.ledger.note(outcome, self.position.personal, scores, waits)
+        self.ledger.note(outcome, self.position, scores, waits)
         self._keep()
         if not waits:
             self.ledger.tell()
@@ -280,7 +281,7 @@ class Federation:
 
     def _end(self, error: BaseException | None = None) -> Result:
         """The results last of all, so that who finds them finds everything."""
-        self.result = self.ledger.settle(status_of(error), self.position.personal, error)
+        self.result = self.ledger.settle(status_of(error), self.position, error)
         if self.before_results is not None:
             self.before_results(self.starts)
         self.ledger.close(self.result)

@@ -251,9 +251,10 @@ class MergeSettings(Section):
     """What a client counts by: its steps, its finished episodes, all alike, or whether its return rises."""
     threshold: Bound = 0.02
     """With `rule = "huber"`: how far, as the root mean square of a parameter, a client's group may lie from the others
-    before it departs; `inf` for never, which is `mean`; 0 for always, which is local learning."""
+    before it departs; `inf` for never, which is `mean`; 0 for always, which is local learning. With `rule =
+    "clusters"`: how far clusters lie from each other at the least, in the same measure."""
     blocks: dict[Pattern, Bound] = {}
-    """With `rule = "huber"`: thresholds of their own, by pattern of blocks."""
+    """With `rule = "huber"` or `rule = "clusters"`: thresholds of their own, by pattern of blocks."""
     refit: bool = True
     """With `rule = "huber"`: once it is known who departs, the shared blocks are the mean of those who stay; `false`
     leaves them where the group lasso has them, to which the departed still pull."""
@@ -616,8 +617,9 @@ def _federation_mistakes(scenario: Scenario) -> Iterator[Mistake]:
     if scenario.merge.kwargs and not rows.is_own(rule):
         text = f'these are arguments for a rule of your own, merge.rule = "module:function"; it is "{rule}"'
         yield _mistake(text, "merge.kwargs", "merge.rule")
-    if rule != "huber" and scenario.merge.blocks:
-        yield _mistake(f'needs merge.rule = "huber"; it is "{rule}"', "merge.blocks", "merge.rule")
+    if rule not in ("huber", "clusters") and scenario.merge.blocks:
+        text = f'needs merge.rule = "huber" or "clusters"; it is "{rule}"'
+        yield _mistake(text, "merge.blocks", "merge.rule")
     if personal.model and personal.first:
         text = "a client either has a policy of its own or trains its private blocks first, not both"
         yield _mistake(text, "personal.model", "personal.first")

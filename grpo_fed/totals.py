@@ -77,8 +77,12 @@ class Totals:
         error: BaseException | None = None,
         method: str = "local",
         personal: Mapping[str, Sequence[str]] | None = None,
+        clusters: Mapping[str, Mapping[str, int]] | None = None,
     ) -> Result:
-        """The whole, with the clients in the scenario's order; personal: the groups that each has left."""
+        """The whole, with the clients in the scenario's order.
+
+        personal: the groups that each has left. clusters: of each by block the one that it is in.
+        """
         over = status == "finished" or self.rounds == self.scenario.rounds
         after = self.last if over else {}  # else they have learned since
         clients = {
@@ -91,6 +95,7 @@ class Totals:
                 episodes=self.episodes[name],
                 env_steps=self.steps[name],
                 personal_groups=tuple((personal or {}).get(name, ())),
+                clusters=dict((clusters or {}).get(name, {})),
             )
             for name, env in self.envs.items()
         }

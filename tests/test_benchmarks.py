@@ -17,7 +17,7 @@ from benchmarks.contestants import Clock, Idle
 from benchmarks.federation import OURS, PEER, STILL, Measurement, Work
 from benchmarks.report import CHAPTERS, chapter
 from benchmarks.structure import Confusion
-from benchmarks.trials import Run, Trial, alike, of, read_runs
+from benchmarks.trials import Run, Trial, of, parts, read_runs
 from grpo_fed.messages import Failure, Start, Train, Trained
 from grpo_fed.notes import ClientNote, RoundNote, ServerNote
 
@@ -95,11 +95,17 @@ def test_contrary_clients_are_together_only_if_nobody_else_is_with_them():
     assert structure.together(run(clusters=[mixed] * 4 + [apart, mixed])) == 0.5
 
 
-def test_clients_share_a_block_if_it_is_the_same_to_the_last_bit():
-    one, other = np.array([1.0, 2.0, 3.0], np.float32), np.array([1.0, 2.0, 3.0 + 2**-22], np.float32)
-    points = {"a": one, "b": other, "c": one.copy()}
-    assert alike(points, slice(0, 2)) == [["a", "b", "c"]]
-    assert alike(points, slice(2, 3)) == [["a", "c"], ["b"]]
+def test_other_blocks_are_divided_where_they_have_more_than_one_cluster():
+    whole, half = [["cart-0", "cart-1", "backwards-0", "backwards-1"]], [["cart-0"], ["cart-1"]]
+    rounds = [{"actor": half, "torso.0": whole, "critic": half}, {"actor": half, "torso.0": whole, "critic": whole}]
+    assert structure.divided(run(clusters=[{}] * 4 + rounds)) == 0.25  # the actor is theirs, and does not count
+
+
+def test_clusters_have_their_clients_the_first_that_of_most_weight():
+    notes = {
+        name: ClientNote(name, "cart", clusters={"actor": number}) for name, number in (("a", 1), ("b", 0), ("c", 1))
+    }
+    assert parts(notes) == {"actor": [["b"], ["a", "c"]]}
 
 
 def test_returns_of_straight_and_contrary_clients_stand_apart():

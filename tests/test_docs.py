@@ -27,6 +27,7 @@ steps = 256
 num_envs = 4
 horizon = 32
 [objective]
+epochs = 2
 minibatches = 4
 [evaluate]
 episodes = 4

@@ -34,6 +34,7 @@ PLAIN: dict[str, Any] = {
     "steps": 128,
     "policy": {"hidden": [8]},
     "rollout": {"num_envs": 2, "horizon": 32},
+    "objective": {"epochs": 2, "minibatches": 4},
     "evaluate": {"episodes": 2, "every": 2},
     "merge": {"threshold": 0.001},
     "clients": [

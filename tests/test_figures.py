@@ -24,6 +24,7 @@ from grpo_fed.messages import Failure
 from grpo_fed.showing import charts, figures
 from grpo_fed.showing.charts import PALETTE, PERSONAL, SHARED, Drawing, drawing, inline, spread
 from grpo_fed.showing.figures import draw, drawings
+from grpo_fed.showing.summary import markdown
 from tests.written import Made, scenario, write_run
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -149,7 +150,13 @@ ALL = ["learning", "kl", "steps", "bytes", "time"]
 
 @pytest.mark.parametrize(("clients", "rounds"), [(1, 1), (8, 30), (1000, 4)])
 def test_every_size_of_run_has_its_figures(tmp_path: Path, clients: int, rounds: int):
-    half = Made(left=lambda number, client: ("actor",) if 2 * client + 1 >= clients and 2 * number > rounds else ())
+    def late(number: int, client: int) -> bool:
+        return 2 * client + 1 >= clients and 2 * number > rounds
+
+    half = Made(
+        left=lambda number, client: ("actor",) if late(number, client) else (),
+        clusters=lambda number, client: {"torso.0": 0, "actor": int(late(number, client))},
+    )
     of = scenario([("cart", clients, "CartPole-v1")], f"rounds = {rounds}")
     paths = draw(write_run(tmp_path, of, half))
     assert names(paths) == list(figures.ORDER)
@@ -225,6 +232,32 @@ def test_the_map_has_as_many_personal_cells_as_there_are(tmp_path: Path):
         assert (orange | blue).all()
         shares.append(orange.mean())
     assert shares == pytest.approx([0, 0, 5 / 40], abs=0.01)
+
+
+def test_the_map_of_clusters_has_a_colour_for_each(tmp_path: Path):
+    # Of 4 clients and 10 rounds client 3 is alone with its actor after round 5; all share the torso.
+    def clusters(number: int, client: int) -> dict[str, int]:
+        return {"torso.0": 0, "actor": int(client == 3 and number > 5)}
+
+    folder = write_run(tmp_path, scenario([("cart", 4, "CartPole-v1")], "rounds = 10"), Made(clusters=clusters))
+    history = history_of(folder)
+    assert history.clustered == ("torso.0", "actor")
+    drawn = figures.clusters(history)
+    assert drawn is not None
+    assert drawn.alt == "At the end all share torso.0, actor is shared in 2 clusters, apart from most cart-3."
+    shares = []
+    for encoded in re.findall(r"base64,([^\"]+)", drawn.svg):
+        cells = opened(base64.b64decode(encoded))
+        orange, blue = has(cells, PERSONAL), has(cells, SHARED)
+        assert (orange | blue).all()
+        shares.append(orange.mean())
+    assert shares == pytest.approx([0, 5 / 40], abs=0.01)
+    assert figures.groups(history) is None
+    text = markdown(history)
+    assert "- `torso.0`: shared by all." in text
+    assert "- `actor`: shared in 2 clusters: `cart-0`, `cart-1`, `cart-2` (#0); `cart-3` (#1)." in text
+    assert "| cart-3 |" in text
+    assert "| `actor #1` |" in text
 
 
 def test_many_groups_are_shown_by_block(tmp_path: Path):

@@ -15,7 +15,18 @@ from grpo_fed.fleet import Fleet, device_of, fleets_of
 from grpo_fed.scenario import Scenario
 from grpo_fed.tasks import tasks_of
 
-SMALL = "steps = 512\nrounds = 2\n[policy]\nhidden = [16, 16]\n[rollout]\nnum_envs = 4\nhorizon = 32\n"
+SMALL = """
+steps = 512
+rounds = 2
+[policy]
+hidden = [16, 16]
+[rollout]
+num_envs = 4
+horizon = 32
+[objective]
+epochs = 2
+minibatches = 4
+"""
 CLIENTS = """
 [[clients]]
 name = "cart"

@@ -1,6 +1,7 @@
 """Merges of clients' replies: numbers by hand, exact promises, and independent solvers."""
 
 import itertools
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -590,6 +591,33 @@ def test_three_kinds_are_three_clusters_unless_fewer_are_allowed() -> None:
         merged = clusters(replies(points), torch.zeros(P), GROUPS, most=most)
         assert merged.clusters is not None
         assert merged.clusters.members[:, 0].tolist() == expected
+
+
+def test_clusters_lie_further_apart_than_the_threshold_or_are_one() -> None:
+    # In block a of 8 the kinds are 4 apart at one parameter: a root mean square of 4 / sqrt(8) = 1.414.
+    points = torch.zeros(6, P)
+    points[3:, 0] = 4.0
+    for threshold, kinds in ((0.0, 2), (1.41, 2), (1.42, 1), (math.inf, 1)):
+        merged = clusters(replies(points), torch.zeros(P), GROUPS, threshold=threshold)
+        assert merged.clusters is not None
+        assert len(merged.clusters.members[:, 0].unique()) == kinds
+    merged = clusters(replies(points), torch.zeros(P), GROUPS, threshold=math.inf, blocks={"a": 1.0})
+    assert merged.clusters is not None
+    assert len(merged.clusters.members[:, 0].unique()) == 2
+
+
+def test_a_few_tiny_steps_are_no_clusters_by_chance() -> None:
+    """Of six points drawn alike some seeds divide by the silhouette alone, which does not see how near they lie."""
+    divided = {0.0: 0, 0.02: 0}
+    for seed in range(60):
+        points = torch.from_numpy(np.random.default_rng(seed).normal(size=(6, P)) * 1e-3).float()
+        points[:, 2:] = 0.0
+        for threshold in divided:
+            merged = clusters(replies(points), torch.zeros(P), GROUPS, threshold=threshold)
+            assert merged.clusters is not None
+            divided[threshold] += bool(merged.clusters.members.any())
+    assert divided[0.0] > 10
+    assert divided[0.02] == 0
 
 
 def naive_silhouette(apart: np.ndarray, labels: list[int]) -> float:

@@ -67,7 +67,7 @@ def test_a_method_that_is_none_is_named_with_the_nearest():
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ('[merge]\nrule = "mean"\nblocks = { "actor" = 0.1 }', 'needs merge.rule = "huber"'),
+        ('[merge]\nrule = "mean"\nblocks = { "actor" = 0.1 }', 'needs merge.rule = "huber" or "clusters"'),
         ("[personal]\nmodel = true\nfirst = 0.5", "not both"),
         ("[stop]\ntarget = 400.0", "set evaluate.every"),
         ("[stop]\npatience = 3", "set evaluate.every"),

@@ -31,6 +31,9 @@ hidden = [16]
 [rollout]
 num_envs = 4
 horizon = 32
+[objective]
+epochs = 2
+minibatches = 4
 [normalise]
 observations = true
 [evaluate]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import weakref
@@ -15,7 +16,7 @@ import pytest
 
 from grpo_fed.journal import Result
 from grpo_fed.messages import Evaluate, Failure, Instruction, Measure, Train, Trained
-from grpo_fed.notes import RoundNote, line_of
+from grpo_fed.notes import RoundNote, line_of, note_of
 from grpo_fed.participation import part_of
 from grpo_fed.proximity import Kept, KeptBlock
 from grpo_fed.rounds import Deserted, Federation
@@ -400,6 +401,23 @@ def test_clients_of_a_kind_share_and_the_others_do_not():
     begun = {name: told.start.shared for name, told in post.sent if isinstance(told, Train) and told.start.round == 2}
     assert begun["c-0"] is begun["c-2"]
     assert np.abs(begun["c-0"] - begun["c-3"]).mean() > 1
+
+
+def test_it_is_told_and_kept_who_is_in_which_cluster():
+    federation, _, notes = two_kinds()
+    blocks = federation.commons.groups.outer.names
+    line = line_of(notes[2])
+    assert [line[f"clusters/{block}"] for block in blocks] == [2] * len(blocks)
+    for number in range(6):
+        found = [line["clients"][f"c-{number}"][f"cluster/{block}"] for block in blocks]
+        assert found == [number // 3] * len(blocks)  # of equal weight, the first by name is 0
+    assert federation.result is not None
+    assert federation.result.clients["c-4"].clusters == dict.fromkeys(blocks, 1)
+    document = federation.result.document()["clients"]["c-4"]
+    assert document["clusters"] == dict.fromkeys(blocks, 1)
+    again = note_of(json.loads(json.dumps(dataclasses.asdict(notes[2]))))
+    assert [one.clusters for one in again.clients] == [one.clusters for one in notes[2].clients]
+    assert not notes[0].clients[0].clusters
 
 
 @pytest.mark.parametrize("mode", [MEASURED, QUADRATIC])

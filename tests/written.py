@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from grpo_fed.journal import Journal
 from grpo_fed.messages import Failure
@@ -28,6 +29,7 @@ class Made:
 
     returns: Callable[[int, int], float | None] = lambda round_, client: 10.0 * round_ + client
     left: Callable[[int, int], tuple[str, ...]] = lambda round_, client: ()
+    clusters: Callable[[int, int], dict[str, int]] = lambda round_, client: {}
     failure: Callable[[int, int], Failure | None] = lambda round_, client: None
     kl: Callable[[int], float] = lambda round_: 0.01
     budget: float = 0.02
@@ -53,13 +55,13 @@ def write_run(folder: Path, scenario: Scenario, made: Made = Made()) -> Path:
         for k, (task, name) in enumerate(names):
             score = made.scores(k) if number == scenario.rounds else None
             failure, value = made.failure(number, k), made.returns(number, k)
+            own: dict[str, Any] = {"personal": made.left(number, k), "clusters": made.clusters(number, k)}
             if failure is not None:
-                clients.append(ClientNote(name, task, personal=made.left(number, k), failure=failure, score=score))
+                clients.append(ClientNote(name, task, score=score, **own, failure=failure))
                 totals.miss(number, name, failure)
             elif made.federated or value is not None:
                 metrics = {} if value is None else {RETURN: value}
-                note = ClientNote(name, task, 100, 4, metrics, score, personal=made.left(number, k))
-                clients.append(note)
+                clients.append(ClientNote(name, task, 100, 4, metrics, score, **own))
         server = _server(made, number, len(names)) if made.federated else None
         note = RoundNote(number, scenario.rounds, 2.0, 100 * number * len(names), clients, server)
         totals.add(note)
@@ -67,7 +69,8 @@ def write_run(folder: Path, scenario: Scenario, made: Made = Made()) -> Path:
     if made.finished:
         personal = {name: made.left(last, k) for k, (_, name) in enumerate(names)}
         method = scenario.method if made.federated else "local"
-        journal.close(totals.result("finished", folder, method=method, personal=personal))
+        clusters = {name: made.clusters(last, k) for k, (_, name) in enumerate(names)}
+        journal.close(totals.result("finished", folder, method=method, personal=personal, clusters=clusters))
     return folder
 
 

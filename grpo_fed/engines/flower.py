@@ -288,6 +288,7 @@ def result_of(document: dict[str, Any], out: Path | None) -> Result:
             episodes=one["episodes"],
             env_steps=one["env_steps"],
             personal_groups=tuple(one["personal_groups"]),
+            clusters=one.get("clusters", {}),
         )
         for name, one in document["clients"].items()
     }

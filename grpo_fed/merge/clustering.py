@@ -2,34 +2,48 @@
 
 Clients are joined nearest first (average linkage), which gives a division for every number of clusters. The best has
 the greatest mean silhouette (Rousseeuw 1987): how much nearer clients are to their own cluster than to the next, -1 to
-1. If even that is small there is no structure, and the block stays one.
+1. If even that is small there is no structure, and the block stays one. A silhouette knows no scale, and a few clients
+whose steps are tiny lie in clusters by chance; so clusters also have to lie further from each other than a threshold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from grpo_fed.groups import Groups
 from grpo_fed.merge.average import mean_of
+from grpo_fed.merge.departure import limits
 from grpo_fed.merge.distances import distances, squared_distances
 from grpo_fed.merge.records import Clusters, Merged, Replies, Reply
 
 
-def clusters(replies: Replies, shared: Tensor, groups: Groups, *, structure: float = 0.5, most: int = 8) -> Merged:
-    """At most so many clusters for each block, one unless the silhouette is `structure` or more.
+def clusters(
+    replies: Replies,
+    shared: Tensor,
+    groups: Groups,
+    *,
+    structure: float = 0.5,
+    most: int = 8,
+    threshold: float = 0.0,
+    blocks: Mapping[str, float] = MappingProxyType({}),
+) -> Merged:
+    """At most so many clusters for each block, one unless the silhouette is `structure` or more and every two clusters
+    lie further apart than the threshold; `limits` says what threshold and blocks mean.
 
     0.5 is where Kaufman & Rousseeuw (1990) begin to call a structure reasonable. Two clients alone are never divided:
     there is nothing else to tell how far far is. One without weight changes nothing and joins what is nearest.
     """
-    blocks, heard = groups.outer, replies.heard
+    whole, heard = groups.outer, replies.heard
     everybody = mean_of(heard, shared)
-    found = [_of_block(heard, shared, groups, number, structure, most) for number in range(len(blocks.names))]
+    least = limits(whole, threshold, blocks).tolist()
+    found = [_of_block(heard, shared, groups, number, structure, most, least[number]) for number in range(len(least))]
     points = everybody.repeat(max((len(parts) for parts in found), default=1), 1)
     for number, parts in enumerate(found):
-        columns = (blocks.ids == number).nonzero().squeeze(1)
+        columns = (whole.ids == number).nonzero().squeeze(1)
         means = [_mean_there(part, columns) for part in parts] if len(parts) > 1 else [everybody[columns]]
         for cluster, point in enumerate(points):
             point[columns] = means[cluster if cluster < len(means) else 0]
@@ -37,12 +51,12 @@ def clusters(replies: Replies, shared: Tensor, groups: Groups, *, structure: flo
     members = _members(replies, found, away, groups)
     deviations = away.gather(0, members[:, groups.homes].unsqueeze(0)).squeeze(0)
     nobody = torch.zeros_like(deviations, dtype=torch.bool)
-    own = Clusters(blocks.names, members, points, blocks.ids)
+    own = Clusters(whole.names, members, points, whole.ids)
     return Merged(replies.clients, points[0], nobody, deviations.float(), own)
 
 
 def _of_block(
-    heard: Sequence[Reply], shared: Tensor, groups: Groups, number: int, structure: float, most: int
+    heard: Sequence[Reply], shared: Tensor, groups: Groups, number: int, structure: float, most: int, least: float
 ) -> list[list[Reply]]:
     """The clusters of one block, that of most weight first, then by name."""
     if len(heard) < 3:
@@ -50,7 +64,7 @@ def _of_block(
     columns = (groups.outer.ids == number).nonzero().squeeze(1)
     apart = squared_distances([reply.point for reply in heard], shared, columns).sqrt()
     parts: dict[int, list[Reply]] = {}
-    for reply, label in zip(heard, divide(apart, structure, most).tolist(), strict=True):
+    for reply, label in zip(heard, divide(apart, structure, most, least).tolist(), strict=True):
         parts.setdefault(label, []).append(reply)
     return sorted(parts.values(), key=lambda part: -sum(reply.weight for reply in part))
 
@@ -73,8 +87,11 @@ def _members(replies: Replies, found: Sequence[Sequence[Sequence[Reply]]], away:
     return members
 
 
-def divide(distances: Tensor, structure: float, most: int) -> Tensor:
-    """Clients by their distances [K, K] -> the number of the cluster of each, [K] int64, in no special order."""
+def divide(distances: Tensor, structure: float, most: int, least: float = 0.0) -> Tensor:
+    """Clients by their distances [K, K] -> the number of the cluster of each, [K] int64, in no special order.
+
+    `least`: every two clusters are further from each other than this, as the mean over their pairs of clients.
+    """
     count = len(distances)
     labels, sizes = torch.arange(count), torch.ones(count, dtype=distances.dtype)
     linkage = distances.clone().fill_diagonal_(torch.inf)
@@ -86,7 +103,9 @@ def divide(distances: Tensor, structure: float, most: int) -> Tensor:
         linkage[other], linkage[:, other] = torch.inf, torch.inf
         sizes[one] += sizes[other]
         labels[labels == other] = one
-        if left <= most and (score := silhouette(distances, labels)) >= greatest:
+        if left > most or linkage.min() <= least:
+            continue
+        if (score := silhouette(distances, labels)) >= greatest:
             best, greatest = labels.clone(), score
     return best
 

@@ -71,6 +71,11 @@ STYLE: dict[str, Any] = {
     "ytick.color": GRID,
     "ytick.labelcolor": MUTED,
 }
+NAMED = 10
+"""So many lines of an axes have a name beside them; more would be small print."""
+THIN = 40
+"""Up to so many clients have a line or a row each; more are a fan of quantiles, or rows without names."""
+PANELS = 12
 WIDTH = 8.0
 """Inches. Pages show it about 800 points wide: then letters are as large as those around it."""
 HEAD, LINE = 0.3, 0.19

@@ -143,7 +143,7 @@ class Course:
                 standing.returns.append(one.mean)
             standing.state = "" if one.failure is None else one.failure.kind
             if note.server is not None:
-                standing.personal = one.personal
+                standing.personal, standing.clusters = one.personal, one.clusters
             if one.steps:
                 standing.kl, standing.entropy = one.metrics.get("losses/approx_kl"), one.metrics.get("losses/entropy")
         if note.seconds:

@@ -14,7 +14,9 @@ import numpy as np
 from grpo_fed.files import write_whole
 from grpo_fed.history import History, Miss, history_of
 from grpo_fed.idle import idle_in
-from grpo_fed.showing.figures import FIGURES, ORDER, megabytes, whole_traffic
+from grpo_fed.notes import apart
+from grpo_fed.showing.figures import FIGURES, ORDER
+from grpo_fed.showing.figures.cost import megabytes, whole_traffic
 from grpo_fed.showing.tables import MANY, QUANTILES, WORST, curve, many, number, small, some, span
 from grpo_fed.statistics import interquartile_mean
 
@@ -176,7 +178,8 @@ def _clients(history: History) -> Section:
         text = f"The {WORST} lowest and the {WORST} highest of {many(len(clients), 'client')}, and all in quantiles."
     learned = history.each("charts/episodic_return")
     head = ["client", "before", "after", "training", "by round"]
-    head += ["personal groups", "rounds missed"] if history.federated else []
+    kind = "clusters" if history.clustered else "personal groups"
+    head += [kind, "rounds missed"] if history.federated else []
     rows = []
     for k in shown:
         seen = learned[np.isfinite(learned[:, k]), k]
@@ -184,9 +187,9 @@ def _clients(history: History) -> Section:
         cells.append(curve(seen.tolist(), SPARK))
         if history.federated:
             missed = len({miss.round for miss in history.missing.get(clients[k], ())})
-            cells += [_named(history.personal[clients[k]]) or "none", f"{missed:,}" if missed else "none"]
+            cells += [_named(_apart(history, k)) or "none", f"{missed:,}" if missed else "none"]
         rows.append(tuple(cells))
-    tables = [Table(tuple(head), tuple(rows), ("by round", "personal groups"))]
+    tables = [Table(tuple(head), tuple(rows), ("by round", kind))]
     if text:
         tables.append(_quantiles(history))
     return Section("Clients", (text,) if text else (), tables=tuple(tables))
@@ -211,6 +214,8 @@ def _shared(history: History) -> Section:
     blocks = list(dict.fromkeys(history.homes.values()))
     text = f"Shared blocks: {_code(blocks)}; all else is private to each client."
     left = history.left[-1]
+    if history.clustered:
+        return Section(title, (text,), tuple(_clusters(history)))
     if not left.any():
         more = " for good" if history.left.any() else ""
         return Section(title, (text, f"No client has left any group of them{more}."))
@@ -226,6 +231,25 @@ def _shared(history: History) -> Section:
             gone = int(left[:, inside].any(axis=0).sum())
             points.append(f"`{block}`: {gone:,} of its {len(inside):,} groups are left by {_who(history, who)}.")
     return Section(title, (text,), tuple(points))
+
+
+def _apart(history: History, client: int) -> list[str]:
+    """The groups that a client has left, and the blocks that it shares in another cluster than most."""
+    last = history.clusters[-1, client]
+    clusters = {block: int(own) for block, own in zip(history.clustered, last, strict=True) if np.isfinite(own)}
+    return apart(history.personal[history.clients[client]], clusters)
+
+
+def _clusters(history: History) -> Iterator[str]:
+    """Who shares each block with whom."""
+    for place, block in enumerate(history.clustered):
+        last = history.clusters[-1, :, place]
+        kinds = np.unique(last[np.isfinite(last)])
+        if len(kinds) < 2:
+            yield f"`{block}`: shared by all."
+            continue
+        parts = [f"{_who(history, np.flatnonzero(last == kind).tolist())} (#{kind:.0f})" for kind in kinds]
+        yield f"`{block}`: shared in {len(kinds)} clusters: {'; '.join(parts)}."
 
 
 def _who(history: History, who: Sequence[int]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from grpo_fed.journal import ClientResult, Result
+from grpo_fed.notes import apart
 
 MANY = 20
 """Above so many clients a table has the worst ones and quantiles."""
@@ -36,6 +37,8 @@ class Standing:
     entropy: float | None = None
     personal: tuple[str, ...] | None = None
     """The groups that it has left; None where there is no federation."""
+    clusters: Mapping[str, int] = field(default_factory=dict)
+    """By block the cluster that it is in, where the merge makes some."""
     state: str = ""
     """Why it had no answer in the latest round; empty if it had one."""
 
@@ -66,7 +69,7 @@ def standings_table(
     table = table_of("client", *(("return", "best", "KL") if narrow else ("before", "return", "best", "KL", "entropy")))
     table.add_column("by round", justify="left", no_wrap=True)
     if federated:
-        table.add_column("keeps", justify="left", overflow="fold")
+        table.add_column(_apart(ones), justify="left", overflow="fold")
     for name in shown:
         one = clients[name]
         cells = [number(one.last), number(one.best), small(one.kl)]
@@ -86,28 +89,33 @@ def standings_table(
     return Group(_few_of(len(clients)), table, _quantiles(columns))
 
 
+def _apart(clients: Iterable[Standing | ClientResult]) -> str:
+    """The head over what clients have apart from most others."""
+    return "cluster" if any(one.clusters for one in clients) else "keeps"
+
+
 def _keeps(one: Standing) -> Text:
     """What a client has to itself, or why nothing was heard of it."""
     if one.state:
         return Text(one.state, style="bold red")
-    return Text(some(one.personal or ()), style="yellow")
+    return Text(some(apart(one.personal or (), one.clusters)), style="yellow")
 
 
 def results_table(result: Result) -> RenderableType:
     """Every client's return before and after."""
     clients = result.clients
     shown = _shown({name: one.latest for name, one in clients.items()}, MANY)
-    federated = any(one.personal_groups for one in clients.values())
+    federated = any(one.personal_groups or one.clusters for one in clients.values())
     table = table_of(
         "client", "before", "after", "sampled", "best round", *(() if federated else ("episodes", "steps"))
     )
     if federated:
-        table.add_column("keeps", justify="left", overflow="fold")
+        table.add_column(_apart(clients.values()), justify="left", overflow="fold")
     for name in shown:
         one = clients[name]
         cells = number(one.before), _after(one), number(one.sampled), number(one.best)
         rest = (
-            [Text(some(one.personal_groups), style="yellow")]
+            [Text(some(apart(one.personal_groups, one.clusters)), style="yellow")]
             if federated
             else [f"{one.episodes:,}", f"{one.env_steps:,}"]
         )

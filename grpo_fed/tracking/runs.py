@@ -217,8 +217,10 @@ class Runs:
         if document is not None:
             for client, one in document["clients"].items():
                 if client in self.sent.clients:
-                    groups = ", ".join(one.get("personal_groups", ())) or "none"
-                    self._tag(self.sent.clients[client], {"personal_groups": groups, NOTE: telling.of_client(one)})
+                    tags = {"personal_groups": ", ".join(one.get("personal_groups", ())) or "none"}
+                    if clusters := one.get("clusters"):
+                        tags["clusters"] = ", ".join(f"{block} {number}" for block, number in clusters.items())
+                    self._tag(self.sent.clients[client], {**tags, NOTE: telling.of_client(one)})
         self._files(document)
         if record.content["models"] and self.sent.clients:
             self._models(len(self.lines))

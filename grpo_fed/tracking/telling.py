@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from grpo_fed.idle import idle_in
+from grpo_fed.notes import apart
 
 ROWS = 24
 """Clients in the table; of more, the worst."""
@@ -67,18 +68,20 @@ def of_client(one: Mapping[str, Any]) -> str:
     """Of one client, when all is over."""
     if one["return"] is None:
         return f"{one['episodes']} episodes in training, none after it."
-    groups = ", ".join(f"`{group}`" for group in one.get("personal_groups", ())) or "none"
-    return f"**Return {one['return']:.1f}**, {_cell(one['return_before'])} before. Personal groups: {groups}."
+    kind = "In another cluster than most" if one.get("clusters") else "Personal groups"
+    own = ", ".join(f"`{name}`" for name in _apart(one)) or "none"
+    return f"**Return {one['return']:.1f}**, {_cell(one['return_before'])} before. {kind}: {own}."
 
 
 def table_of(document: Mapping[str, Any]) -> dict[str, Any]:
     """Every client of a federation of many, in the form that MLflow shows as a table."""
-    columns = ["env", "return", "return_before", "return_best", "episodes", "env_steps", "personal_groups"]
-    rows = []
-    for name, one in document["clients"].items():
-        cells = [one.get(column) for column in columns]
-        rows.append([name, *(", ".join(cell) if isinstance(cell, list) else cell for cell in cells)])
-    return {"columns": ["client", *columns], "data": rows}
+    columns = ["env", "return", "return_before", "return_best", "episodes", "env_steps"]
+    rows = [
+        [name, *(one.get(column) for column in columns), ", ".join(_apart(one))]
+        for name, one in document["clients"].items()
+    ]
+    kind = "clusters" if any(one.get("clusters") for one in document["clients"].values()) else "personal_groups"
+    return {"columns": ["client", *columns, kind], "data": rows}
 
 
 def _what(begin: Mapping[str, Any]) -> str:
@@ -91,14 +94,18 @@ def _table(clients: Mapping[str, Any]) -> str:
     """Markdown."""
     worst = sorted(clients.items(), key=lambda item: -1e300 if item[1]["return"] is None else item[1]["return"])
     chosen = list(clients.items()) if len(clients) <= ROWS else worst[:ROWS]
-    head = "| client | before | after | personal groups |\n| --- | ---: | ---: | --- |"
+    kind = "clusters" if any(one.get("clusters") for one in clients.values()) else "personal groups"
+    head = f"| client | before | after | {kind} |\n| --- | ---: | ---: | --- |"
     rows = [
-        f"| {name} | {_cell(one['return_before'])} | {_cell(one['return'])} |"
-        f" {', '.join(one.get('personal_groups', ())) or '-'} |"
+        f"| {name} | {_cell(one['return_before'])} | {_cell(one['return'])} | {', '.join(_apart(one)) or '-'} |"
         for name, one in chosen
     ]
     more = [] if len(chosen) == len(clients) else [f"\nThe {ROWS} worst of {len(clients)}; all are in `clients.json`."]
     return "\n".join([head, *rows, *more])
+
+
+def _apart(one: Mapping[str, Any]) -> list[str]:
+    return apart(one.get("personal_groups", ()), one.get("clusters", {}))
 
 
 def _cell(value: float | None) -> str:
