@@ -27,11 +27,11 @@ from grpo_fed.scenario import Scenario
 from grpo_fed.showing.charts import PALETTE
 from grpo_fed.tasks import tasks_of
 from grpo_fed.tracking import Tracker, default_store, replay, store_of
-from grpo_fed.tracking.metrics import members_of, metrics_of, same_round, spread_of
+from grpo_fed.tracking.metrics import members_of, metrics_of, names_in, same_round, spread_of
 from grpo_fed.tracking.policies import Predictor
 from grpo_fed.tracking.spool import Spool
 from grpo_fed.tracking.store import secrets_in
-from grpo_fed.tracking.telling import over
+from grpo_fed.tracking.telling import of_client, over, table_of
 from grpo_fed.tracking.views import colour, tags_of, views_for
 from grpo_fed.training import train
 from grpo_fed.ui import pages
@@ -109,6 +109,29 @@ def test_the_description_begins_with_the_result():
     assert "| backwards | 1.0 | 42.0 | actor |" in said
     failed = document(of, 2, "failed") | {"error": "ValueError: no"}
     assert over(begin, failed, "failed").startswith("**Failed after 2 of 4 rounds**: ValueError: no.")
+
+
+def test_clusters_stand_in_the_place_of_personal_groups():
+    of = scenario()
+    done = document(of, 4)
+    for name, one in done["clients"].items():
+        one |= {"personal_groups": [], "clusters": {"torso.0": 0, "actor": int(name == "backwards")}}
+    begin = {"scenario": "carts", "description": "", "params": {"rounds": 4, "method": "clusters", "seed": 0}}
+    said = over({**begin, "clients": done["clients"]}, done, "finished")
+    assert "| client | before | after | clusters |" in said
+    assert "| backwards | 1.0 | 42.0 | actor #1 |" in said
+    assert of_client(done["clients"]["backwards"]).endswith("In another cluster than most: `actor #1`.")
+    assert of_client(done["clients"]["cart-0"]).endswith("In another cluster than most: none.")
+    table = table_of(done)
+    assert (table["columns"][-1], [row[-1] for row in table["data"]]) == ("clusters", ["", "", "actor #1"])
+    told = line(of, 2) | {"clusters/actor": 2}
+    told["clients"]["backwards"]["cluster/actor"] = 1
+    assert metrics_of(told)["clusters/actor"] == 2.0
+    assert dict(members_of(told))["backwards"]["cluster/actor"] == 1.0
+    views = views_for(sorted(names_in([told])))
+    charts = [chart.metrics for view in views for own in view.sections.values() for chart in own]
+    assert ("clusters/actor",) in charts
+    assert ("cluster/actor",) in charts
 
 
 def test_a_client_that_learned_nothing_stands_below_the_result():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 MOST_CLIENTS = 64
@@ -20,6 +20,8 @@ PREFIXES = (
     "wanted/",
     "budget/",
     "alpha/",
+    "clusters/",
+    "cluster/",
     "comm/",
     "time/",
 )
@@ -42,6 +44,11 @@ def members_of(line: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]
     for client, own in line.get("clients", {}).items():
         failed = {"fed/clients_failed": 1.0} if own.get("failure") else {}
         yield client, {**metrics_of(own), **failed}
+
+
+def names_in(lines: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Of the metrics that the whole or some client has."""
+    return {name for line in lines for own in (metrics_of(line), *(own for _, own in members_of(line))) for name in own}
 
 
 def spread_of(line: Mapping[str, Any]) -> dict[str, float]:

@@ -22,7 +22,7 @@ from mlflow.store.db import utils as database
 
 from grpo_fed.methods import METHODS
 from grpo_fed.tracking import telling
-from grpo_fed.tracking.metrics import MOST_CLIENTS, members_of, metrics_of, same_round, spread_of
+from grpo_fed.tracking.metrics import MOST_CLIENTS, members_of, metrics_of, names_in, same_round, spread_of
 from grpo_fed.tracking.spool import Record, Sent, Spool, exclusively
 from grpo_fed.tracking.store import Store, store_of
 from grpo_fed.tracking.views import CLIENT, FEDERATION, ROLE, colour, is_poorer, tags_of, views_for
@@ -193,18 +193,18 @@ class Runs:
             line = fresh[-1].content["line"]
             self._tag(self._parent, {NOTE: telling.running(self.begin, line)})
             if line["round"] > 0 and (self.latest is None or self.latest["round"] == 0):
-                self._views([name for one in fresh for name in metrics_of(one.content["line"])])
+                self._views(names_in(one.content["line"] for one in fresh))
 
     def _is_known(self, line: Mapping[str, Any]) -> bool:
         """A run that was resumed does rounds again, and comes to the same."""
         before = self.lines.get(line["round"])
         return before is not None and same_round(before, line)
 
-    def _views(self, metrics: Sequence[str]) -> None:
+    def _views(self, metrics: set[str]) -> None:
         """For these metrics; a view that a user has made their own stays as it is."""
         assert self.sent.experiment is not None
         there = self.client.get_experiment(self.sent.experiment).tags
-        for key, value in tags_of(views_for(sorted(set(metrics))), time.time_ns() // 1_000_000).items():
+        for key, value in tags_of(views_for(sorted(metrics)), time.time_ns() // 1_000_000).items():
             if key not in there or is_poorer(there[key], value):
                 with _forgiving(f"saved view {key}"):
                     self.client.set_experiment_tag(self.sent.experiment, key, value)

@@ -71,6 +71,7 @@ def views_for(metrics: Sequence[str]) -> list[View]:
                 "Federation": (
                     Chart(("fed/clients_ok", "fed/clients_failed")),
                     Chart(("fed/personal_groups",)),
+                    Chart(_all(metrics, "clusters/")),
                     Chart(("comm/MB_total",)),
                     Chart(("time/round_s",)),
                     Chart(("charts/SPS",)),
@@ -89,6 +90,7 @@ def views_for(metrics: Sequence[str]) -> list[View]:
                 "Policy": (
                     Chart(("kl/joint",)),
                     Chart(("fed/personal_groups",)),
+                    Chart(_all(metrics, "cluster/")),
                     Chart(("losses/entropy",)),
                     Chart(("losses/approx_kl",)),
                     Chart(("losses/explained_variance",)),
