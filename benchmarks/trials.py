@@ -100,9 +100,11 @@ class Run:
     """Of the packages that a result depends on."""
 
 
-def add_arguments(parser: argparse.ArgumentParser, results: Path, seeds: int, methods: Sequence[str]) -> None:
+def add_arguments(
+    parser: argparse.ArgumentParser, results: Path, seeds: int, methods: Sequence[str], first: int = 0
+) -> None:
     """What every such command takes."""
-    parser.add_argument("--seeds", type=int, default=seeds, help="how many, counted from 0")
+    parser.add_argument("--seeds", type=int, default=seeds, help=f"how many, counted from {first}")
     parser.add_argument("--methods", default=",".join(methods), help=f"comma-separated; default: {','.join(methods)}")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, a process of one thread each")
     parser.add_argument("--results", type=Path, default=results)
