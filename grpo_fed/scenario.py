@@ -10,7 +10,9 @@ step) may not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal, Self
 
@@ -41,6 +43,9 @@ from grpo_fed.kinds import (
 )
 from grpo_fed.locate import Path
 from grpo_fed.read import Mistake
+
+DISTANT = ("huber", "clusters")
+"""Rules to merge that look at how far clients lie from each other."""
 
 
 class Section(BaseModel):
@@ -252,7 +257,8 @@ class MergeSettings(Section):
     threshold: Bound = 0.02
     """With `rule = "huber"`: how far, as the root mean square of a parameter, a client's group may lie from the others
     before it departs; `inf` for never, which is `mean`; 0 for always, which is local learning. With `rule =
-    "clusters"`: how far clusters lie from each other at the least, in the same measure."""
+    "clusters"`: how far clusters lie from each other at the least, in the same measure. If it is not given, no less
+    than two clients come apart by chance: learning_rate x sqrt(2 x Adam's steps in a round)."""
     blocks: dict[Pattern, Bound] = {}
     """With `rule = "huber"` or `rule = "clusters"`: thresholds of their own, by pattern of blocks."""
     refit: bool = True
@@ -429,12 +435,37 @@ class Scenario(Section):
         def is_sound(values: rows.Values) -> bool:
             return not any(read.faults(cls, values))
 
-        return presets.apply(methods.apply(tables, is_sound), is_sound)
+        return _with_threshold(presets.apply(methods.apply(tables, is_sound), is_sound))
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
         read.refuse(_mistakes(self))
         return self
+
+
+def _with_threshold(tables: dict[str, Any]) -> dict[str, Any]:
+    """The same with a `merge.threshold`, where there is none, that chance alone does not reach.
+
+    Steps of Adam that go either way by chance take a parameter learning_rate sqrt(U) far in U steps, and two clients
+    sqrt(2) times that from each other. Of other steps there is no telling in advance.
+    """
+
+    def value(model: type[Section], section: str, key: str) -> Any:
+        table = tables.get(section, {}) if section else tables
+        return table.get(key, model.model_fields[key].default) if isinstance(table, Mapping) else None
+
+    of, merge = partial(value, ObjectiveSettings, "objective"), tables.get("merge", {})
+    known = [of("learning_rate"), of("epochs"), of("minibatches"), value(Scenario, "", "steps")]
+    known += [value(RolloutSettings, "rollout", key) for key in ("num_envs", "horizon")]
+    is_known = all(isinstance(one, int | float) and one > 0 for one in known)
+    if not isinstance(merge, Mapping) or "threshold" in merge or not is_known:
+        return tables
+    if value(MergeSettings, "merge", "rule") not in DISTANT or (of("advantage"), of("step")) != ("gae", "adam"):
+        return tables
+    rate, epochs, minibatches, steps, copies, horizon = known
+    chance = rate * math.sqrt(2 * epochs * minibatches * math.ceil(steps / (copies * horizon)))
+    usual = MergeSettings.model_fields["threshold"].default
+    return {**tables, "merge": {**merge, "threshold": float(f"{chance:.2g}")}} if chance > usual else tables
 
 
 def _as_given(value: Any) -> Any:
@@ -617,7 +648,7 @@ def _federation_mistakes(scenario: Scenario) -> Iterator[Mistake]:
     if scenario.merge.kwargs and not rows.is_own(rule):
         text = f'these are arguments for a rule of your own, merge.rule = "module:function"; it is "{rule}"'
         yield _mistake(text, "merge.kwargs", "merge.rule")
-    if rule not in ("huber", "clusters") and scenario.merge.blocks:
+    if rule not in DISTANT and scenario.merge.blocks:
         text = f'needs merge.rule = "huber" or "clusters"; it is "{rule}"'
         yield _mistake(text, "merge.blocks", "merge.rule")
     if personal.model and personal.first:

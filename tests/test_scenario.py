@@ -424,3 +424,27 @@ def test_a_resolved_scenario_says_every_value_that_there_is(data: dict[str, Any]
         part = getattr(resolved, section)
         missing = set(type(part).model_fields) - part.model_fields_set
         assert all(getattr(part, key) is None for key in missing)
+
+
+# A threshold that chance does not reach -------------------------------------------------------------------------------
+
+SHAPE = "steps = 512\nrollout = { num_envs = 8, horizon = 32 }\n"  # two batches of 256
+
+
+@pytest.mark.parametrize(
+    ("more", "threshold"),
+    [
+        # sqrt(2) learning rates times the root of 2 x 4 x 4 = 32 steps of Adam: 8 x 0.005 = 0.04
+        ("objective = { learning_rate = 5e-3, epochs = 4, minibatches = 4 }", 0.04),
+        ('method = "clusters"\nobjective = { learning_rate = 5e-3, epochs = 4, minibatches = 4 }', 0.04),
+        ("objective = { learning_rate = 1e-3, epochs = 4, minibatches = 4 }", 0.02),  # chance comes to 0.008
+        ("objective = { learning_rate = 5e-3, epochs = 4, minibatches = 4 }\nmerge = { threshold = 0.01 }", 0.01),
+        ('method = "fedavg"\nobjective = { learning_rate = 5e-3, epochs = 4, minibatches = 4 }', 0.02),
+        ('objective = { preset = "trpo", learning_rate = 1.0 }', 0.02),  # no steps of Adam
+        ('objective = { preset = "dr-grpo", learning_rate = 1.0 }', 0.02),  # as many batches as there are episodes
+    ],
+)
+def test_where_no_threshold_is_given_it_is_none_that_chance_reaches(more: str, threshold: float):
+    scenario = Scenario.loads(f'name = "a"\n{SHAPE}{more}\n[[clients]]\nname = "c"\nenv = "CartPole-v1"\n')
+    assert scenario.merge.threshold == threshold
+    assert Scenario.loads(scenario.dumps()) == scenario
