@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 
 from pydantic import TypeAdapter, ValidationError
 
-from grpo_fed.engines import certificates
+from grpo_fed.engines import certificates, hearth
 from grpo_fed.engines.processes import POLL, Processes
 from grpo_fed.engines.superlink import (
     KEYS,
@@ -207,12 +208,15 @@ def client(
         for path in (authority, key):
             if not path.is_file():
                 raise ValueError(f"{path}: is missing; `grpo-fed deploy init` makes it, --insecure goes without")
-    known = environment(more={} if state is None else {STATE: str(state.absolute())})
-    with _told_to_stop() as told, Processes(Path.home(), known) as processes:
-        command = node_command(name, superlink, authority, key)
-        processes.start(name, command)
-        say(f"client {name} serves {superlink}")
-        return _serve(Upkeep(processes, {name: command}), told, say)
+    own = {} if state is None else {STATE: str(state.absolute())}
+    with _told_to_stop() as told, TemporaryDirectory(prefix="grpo-fed-", ignore_cleanup_errors=True) as warm:
+        known = environment(more={**own, **hearth.known(Path(warm))})
+        with Processes(Path.home(), known) as processes:
+            commands = {**hearth.commands(Path(warm)), name: node_command(name, superlink, authority, key)}
+            for each, command in commands.items():
+                processes.start(each, command)
+            say(f"client {name} serves {superlink}")
+            return _serve(Upkeep(processes, commands), told, say)
 
 
 # Both ----------------------------------------------------------------------------------------------------------------

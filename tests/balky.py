@@ -1,4 +1,7 @@
-"""CartPoles that fail, `tests.balky:Balky-v0`, or wait, `tests.balky:Waiting-v0`, when they are told to."""
+"""CartPoles that fail, `tests.balky:Balky-v0`, or wait, `tests.balky:Waiting-v0`, when they are told to.
+
+`tests.balky:Signed-v0` says in which process it lives.
+"""
 
 import os
 import time
@@ -31,6 +34,18 @@ class Balky(CartPoleEnv):
 
 
 gymnasium.register("Balky-v0", entry_point="tests.balky:Balky", max_episode_steps=50)
+
+
+class Signed(Balky):
+    """Writes down in which process it was made."""
+
+    def __init__(self, book: str, when: str = "", how: str = "raise", render_mode: str | None = None) -> None:
+        super().__init__(when, how, render_mode)
+        with Path(book).open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+
+gymnasium.register("Signed-v0", entry_point="tests.balky:Signed", max_episode_steps=50)
 
 
 class Waiting(CartPoleEnv):

@@ -15,6 +15,7 @@ from flwr.app import Context, Message, RecordDict
 
 import clients.app
 from grpo_fed.commons import commons_of
+from grpo_fed.engines import node as node_of_a_process
 from grpo_fed.engines.apps import scenario_of
 from grpo_fed.engines.mail import GridPost
 from grpo_fed.home import Home
@@ -84,9 +85,8 @@ def nothing_stays_open() -> Iterator[None]:
 
 def forget(process: ModuleType) -> None:
     """What a process does when it ends."""
-    for _, members in process._ready.values():
-        members.close()
-    process._ready.clear()
+    if process.messenger.node is not None:
+        process.messenger.node.close()
 
 
 def new_process() -> ModuleType:
@@ -191,10 +191,11 @@ def test_a_process_may_serve_several_clients_and_scenarios(tmp_path: Path, monke
     assert not np.array_equal(apart[0], apart[1])
     assert not np.array_equal(apart[0], apart[2])
     forget(clients.app)
-    monkeypatch.setattr(clients.app, "MOST", 1)
+    monkeypatch.setattr(node_of_a_process, "MOST", 1)
     again = [trained(ask(train(1), node)) for node in (one, two, other)]
     np.testing.assert_array_equal(again, apart)
-    assert len(clients.app._ready) == 1
+    assert clients.app.messenger.node is not None
+    assert len(clients.app.messenger.node.ready) == 1
 
 
 @pytest.mark.parametrize(

@@ -70,9 +70,8 @@ def inside_a_run(monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture(autouse=True)
 def nothing_stays_open() -> Iterator[None]:
     yield
-    for _, members in clients.app._ready.values():
-        members.close()
-    clients.app._ready.clear()
+    if clients.app.messenger.node is not None:
+        clients.app.messenger.node.close()
 
 
 @pytest.fixture

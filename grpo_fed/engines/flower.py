@@ -21,6 +21,7 @@ from typing import Any, Literal, Self, TypeAlias, final
 
 from grpo_fed import journal
 from grpo_fed.commons import commons_of
+from grpo_fed.engines import hearth
 from grpo_fed.engines.apps import app_folder
 from grpo_fed.engines.processes import POLL, Processes, plain
 from grpo_fed.engines.superlink import (
@@ -133,7 +134,8 @@ class FlowerFederation:
         config = {"scenario": self.scenario.dumps(), "out": str(folder), "resume": self.resume}
         deployed = self.superlink is not None
         home = None if deployed else here / "home"
-        known = environment(home, {} if deployed else {STATE: str(folder / CLIENTS)})
+        own = {STATE: str(folder / CLIENTS), **(hearth.known(here) if self.engine == "flower" else {})}
+        known = environment(home, {} if deployed else own)
         if not deployed and not self.resume:
             shutil.rmtree(folder / CLIENTS, ignore_errors=True)
         app = app_folder(here / "app")
@@ -164,6 +166,9 @@ def _own_superlink(processes: Processes, here: Path, home: Path, scenario: Scena
     link.start()
     connect(home, OWN, link.address, None)
     if engine == "flower":
+        for name, command in hearth.commands(here).items():
+            processes.start(name, command)
+            link.commands[name] = command
         for settings in scenario.clients:
             for client in settings.names:
                 link.add_node(client)

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from grpo_fed import words
+from grpo_fed.engines.messenger import Died
 from grpo_fed.messages import Failure
 
 CLOCKS = 300.0
@@ -63,6 +64,8 @@ def failure_of(error: Error) -> Failure:
     reason = line_of(error.reason or "")
     raised = re.fullmatch(r"<class '(?:.*\.)?(\w+)'>:<'(.*)'>", reason)  # how Flower writes an exception
     if raised:
+        if raised[1] == Died.__name__:
+            return Failure("died", raised[2])
         reason = f"{raised[1]}: {raised[2]}"
     kind = "raised" if error.code in RAISED else "late" if error.code in LATE else "died"
     return Failure(kind, reason or f"Flower's error {error.code}")

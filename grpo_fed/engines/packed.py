@@ -1,0 +1,18 @@
+"""A message's content as an array of bytes, for a process that Flower has not started."""
+
+from __future__ import annotations
+
+import numpy as np
+from flwr.app import RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as Proto
+
+
+def pack(content: RecordDict) -> np.ndarray:
+    """[n] uint8."""
+    return np.frombuffer(recorddict_to_proto(content).SerializeToString(), np.uint8)
+
+
+def unpack(array: np.ndarray) -> RecordDict:
+    """The inverse."""
+    return recorddict_from_proto(Proto.FromString(array.tobytes()))

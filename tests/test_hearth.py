@@ -1,0 +1,249 @@
+"""What a client's machine keeps warm between messages, in a process of its own, and what happens when one fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message, RecordDict
+
+from grpo_fed.commons import commons_of
+from grpo_fed.engines import hearth, worker
+from grpo_fed.engines.frames import send
+from grpo_fed.engines.grids import failure_of
+from grpo_fed.engines.messenger import HEARTH, Died, Messenger
+from grpo_fed.engines.packed import pack
+from grpo_fed.messages import Start, Train, Trained
+from grpo_fed.scenario import Scenario
+from grpo_fed.wire import Wire, write_commons
+from tests.village import enter_run
+
+pytestmark = pytest.mark.skipif(not worker.is_possible(), reason="worker processes need Linux")
+
+TEXT = """
+name = "warm"
+rounds = 9
+steps = 64
+policy = {{ hidden = [8] }}
+rollout = {{ num_envs = 4, horizon = 16 }}
+objective = {{ epochs = 2, minibatches = 2 }}
+[[clients]]
+name = "cart"
+env = "tests.balky:Signed-v0"
+kwargs = {{ book = {book}, when = {when}, how = "{how}" }}
+"""
+RUN = 7
+
+
+@pytest.fixture(autouse=True)
+def inside_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    enter_run(monkeypatch)
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """One that is there."""
+    ((_, socket_),) = hearth.known(tmp_path).items()
+    ((_, command),) = hearth.commands(tmp_path).items()
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    until(Path(socket_).exists)
+    monkeypatch.setenv(HEARTH, socket_)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.02)
+
+
+class Client:
+    """A client's node, and the messages that a server would send it."""
+
+    def __init__(self, folder: Path, how: str = "raise", run: int = RUN) -> None:
+        self.folder, self.run = folder, run
+        self.when, self.book = folder / "when", folder / "book"
+        text = TEXT.format(book=repr(str(self.book)), when=repr(str(self.when)), how=how)
+        scenario = Scenario.loads(text)
+        self.commons = commons_of(scenario)
+        self.wire = Wire(self.commons, scenario)
+        self.book.unlink(missing_ok=True)  # the test itself looked at the task
+        self.context = Context(
+            run, 2, {"client": "cart", "state": str(folder / "state")}, RecordDict(), {"scenario": text}
+        )
+        self.messenger = Messenger()
+
+    def told(self, round: int) -> tuple[Train, Message]:
+        start = Start(f"run-{self.run}", round, self.commons.first.numpy())
+        train = Train(start, (round - 1) / 9, round / 9)
+        content = self.wire.write_instruction(train)
+        content["commons"] = write_commons(self.commons)
+        return train, Message(content, 2, "train")
+
+    def train(self, round: int) -> np.ndarray:
+        train, message = self.told(round)
+        answer = self.wire.read_answer(train, self.messenger.answer(message, self.context))
+        assert isinstance(answer, Trained)
+        return answer.point
+
+    @property
+    def signed(self) -> set[int]:
+        """The processes in which its environments were made."""
+        return {int(line) for line in self.book.read_text().split()} if self.book.exists() else set()
+
+
+def is_there(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_it_answers_as_the_process_itself_would_and_stays(
+    place: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    warm = Client(tmp_path / "a")
+    found = [warm.train(round) for round in (1, 2, 3)]
+    assert warm.messenger.node is None
+    (pid,) = warm.signed
+    assert pid not in (os.getpid(), place.pid)
+    monkeypatch.delenv(HEARTH)
+    cold = Client(tmp_path / "b")
+    np.testing.assert_array_equal([cold.train(round) for round in (1, 2, 3)], found)
+    assert cold.signed == {os.getpid()}
+    assert cold.messenger.node is not None
+    cold.messenger.node.close()
+
+
+def test_who_hands_a_message_on_needs_no_torch():
+    code = "import sys, clients.app; sys.exit(str(sorted({'torch', 'gymnasium', 'pydantic'} & set(sys.modules))))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "[]"
+
+
+def test_what_a_client_raises_is_raised_by_name_and_its_worker_goes_on(place: subprocess.Popen[bytes], tmp_path: Path):
+    client = Client(tmp_path)
+    client.train(1)
+    client.when.touch()
+    with pytest.raises(Exception, match="it will not move") as raised:
+        client.train(2)
+    assert type(raised.value).__name__ == "TaskError"
+    client.when.unlink()
+    client.train(2)
+    assert len(client.signed) == 1
+
+
+def test_a_client_that_ends_its_process_says_so_at_once_and_the_next_message_is_answered(
+    place: subprocess.Popen[bytes], tmp_path: Path
+):
+    client = Client(tmp_path, "exit")
+    client.train(1)
+    client.when.touch()
+    with pytest.raises(Died, match="exit code 5") as died:
+        client.train(2)
+    client.when.unlink()
+    client.train(2)
+    assert len(client.signed) == 2
+    flower = type("Error", (), {"code": 2, "reason": f"{type(died.value)}:<'{died.value}'>"})  # as it writes it
+    failure = failure_of(flower)  # type: ignore[arg-type]
+    assert (failure.kind, failure.reason) == ("died", "its process ended with exit code 5")
+
+
+def test_the_next_message_takes_the_place_of_one_that_hangs(place: subprocess.Popen[bytes], tmp_path: Path):
+    client = Client(tmp_path, "hang")
+    client.train(1)
+    client.when.touch()
+    ended: list[BaseException] = []
+
+    def hang() -> None:
+        try:
+            client.train(2)
+        except Died as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=hang)
+    thread.start()
+    (first,) = client.signed
+    time.sleep(0.5)
+    assert thread.is_alive()
+    client.when.unlink()
+    client.train(3)
+    thread.join(30)
+    assert len(ended) == 1
+    until(lambda: not is_there(first))
+
+
+def test_a_worker_ends_when_nobody_waits_for_its_answer(place: subprocess.Popen[bytes], tmp_path: Path):
+    client = Client(tmp_path, "hang")
+    client.train(1)
+    (pid,) = client.signed
+    client.when.touch()
+    _, message = client.told(2)
+    told = {"kind": "train", "text": client.context.run_config["scenario"], "config": client.context.node_config}
+    with socket.socket(socket.AF_UNIX) as link:
+        link.connect(os.environ[HEARTH])
+        question = {**told, "content": pack(message.content), "threads": 1}
+        send(link, {"run": RUN, "path": sys.path, "told": question})
+        time.sleep(0.3)
+        assert is_there(pid)
+    until(lambda: not is_there(pid))
+
+
+def test_each_run_has_a_worker_and_an_idle_one_makes_room_for_the_next(place: subprocess.Popen[bytes], tmp_path: Path):
+    one, two = Client(tmp_path), Client(tmp_path, run=RUN + 1)
+    two.context.node_config = dict(one.context.node_config)
+    one.train(1)
+    (first,) = one.signed
+    two.train(1)
+    assert len(one.signed) == 2
+    until(lambda: not is_there(first))
+    one.train(2)  # what it remembers lies on the disk
+    assert len(one.signed) == 3
+
+
+def test_where_it_is_gone_the_messages_process_does_the_work(place: subprocess.Popen[bytes], tmp_path: Path):
+    client = Client(tmp_path)
+    client.train(1)
+    (pid,) = client.signed
+    place.send_signal(signal.SIGKILL)
+    place.wait()
+    until(lambda: not is_there(pid))
+    client.train(2)
+    assert client.messenger.node is not None
+    assert client.signed == {pid, os.getpid()}
+    client.messenger.node.close()
+
+
+def test_a_worker_with_nothing_to_do_is_let_go_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    at, client = hearth.Hearth(), Client(tmp_path)
+    _, message = client.told(1)
+    told = {"kind": "train", "text": client.context.run_config["scenario"], "config": client.context.node_config}
+    ours, theirs = socket.socketpair()
+    with ours:
+        send(ours, {"run": RUN, "path": sys.path, "told": {**told, "content": pack(message.content), "threads": 1}})
+        at.serve(theirs)
+    (pid,) = client.signed
+    at.let_go()
+    assert is_there(pid)
+    monkeypatch.setattr(hearth, "COLD", 0.0)
+    at.let_go()
+    until(lambda: not is_there(pid))
+
+
+def test_a_socket_whose_path_is_too_long_is_done_without(tmp_path: Path):
+    deep = tmp_path / ("x" * 120)
+    assert hearth.known(deep) == hearth.commands(deep) == {}
