@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from grpo_fed import words
-from grpo_fed.scenario import PolicySettings
+from grpo_fed.settings import PolicySettings
 
 WHOLE = ("critic", "adapter")
 """Modules that are one block each with all that is inside them."""

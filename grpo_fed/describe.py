@@ -100,7 +100,7 @@ def methods() -> str:
 
 
 _HEAD = """\
-<!-- Written by `python -m grpo_fed.describe > docs/configuration.md`: change grpo_fed/scenario.py instead. -->
+<!-- Written by `python -m grpo_fed.describe > docs/configuration.md`: change grpo_fed/settings.py instead. -->
 # Configuration
 
 A scenario is a TOML file. It needs a `name` and one `[[clients]]` table; all else has a default. `--set KEY=VALUE`

@@ -23,7 +23,8 @@ from grpo_fed.merge import RULES, Effort, Merged, Replies, Reply, StreamingFishe
 from grpo_fed.merge.departure import limits
 from grpo_fed.messages import Trained
 from grpo_fed.rows import is_own
-from grpo_fed.scenario import MergeSettings, Scenario
+from grpo_fed.scenario import Scenario
+from grpo_fed.settings import MergeSettings
 
 
 @dataclass(frozen=True, eq=False)

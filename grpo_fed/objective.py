@@ -16,7 +16,7 @@ from torch import Tensor
 
 from grpo_fed.distributions import Distribution
 from grpo_fed.records import Minibatch, Output
-from grpo_fed.scenario import ObjectiveSettings, TrustSettings
+from grpo_fed.settings import ObjectiveSettings, TrustSettings
 
 Surrogate = Literal["score", "ratio", "clip"]
 Direction = Literal["old-new", "new-old"]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from grpo_fed.groups import LANES, Groups
-from grpo_fed.scenario import PenaltySettings
+from grpo_fed.settings import PenaltySettings
 
 
 def proximal(

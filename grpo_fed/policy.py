@@ -21,7 +21,7 @@ from grpo_fed.blocks import Layout
 from grpo_fed.distributions import Categorical, Distribution, Gaussian, MultiCategorical, SquashedGaussian
 from grpo_fed.imported import imported
 from grpo_fed.records import Output
-from grpo_fed.scenario import PolicySettings
+from grpo_fed.settings import PolicySettings
 from grpo_fed.tasks import Action, Form, Task
 
 Parameters = Mapping[str, Tensor]

@@ -14,7 +14,7 @@ from grpo_fed.commons import Commons
 from grpo_fed.merging import Target, unlimited
 from grpo_fed.messages import Trained
 from grpo_fed.proximity import Budgets, Kept, KeptBlock, Search, Trial, off, quadratic
-from grpo_fed.scenario import ProximitySettings
+from grpo_fed.settings import ProximitySettings
 
 Measure = Callable[[Sequence[str], Sequence[Trial]], Mapping[str, Sequence[float]]]
 """Asks clients for the KL of trials, [M] each; says what those that answered found."""

@@ -22,7 +22,8 @@ from gymnasium.vector import VectorEnv
 
 import grpo_fed.families  # noqa: F401, importing it registers `grpo_fed/CartPole-v1` and its like
 from grpo_fed.imported import imported, said
-from grpo_fed.scenario import ClientSettings, Scenario
+from grpo_fed.scenario import Scenario
+from grpo_fed.settings import ClientSettings
 
 Env: TypeAlias = gymnasium.Env[Any, Any]
 Vector: TypeAlias = VectorEnv[Any, Any, Any]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from grpo_fed.blocks import Layout
-from grpo_fed.scenario import PolicySettings
+from grpo_fed.settings import PolicySettings
 
 SHAPES = {
     "torso.0.weight": (3, 2),

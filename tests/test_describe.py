@@ -12,7 +12,8 @@ from grpo_fed.merge import RULES
 from grpo_fed.methods import MERGES, METHODS
 from grpo_fed.presets import PRESETS
 from grpo_fed.read import knobs
-from grpo_fed.scenario import MergeSettings, Scenario
+from grpo_fed.scenario import Scenario
+from grpo_fed.settings import MergeSettings
 
 ROOT = Path(__file__).parents[1]
 BY_KEY = {f"{knob.section}.{knob.key}".lstrip("."): knob for knob in describe()}

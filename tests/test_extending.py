@@ -18,7 +18,8 @@ from grpo_fed.merge import Replies, Reply
 from grpo_fed.merging import rule_of
 from grpo_fed.notes import RoundNote
 from grpo_fed.read import ScenarioError
-from grpo_fed.scenario import MergeSettings, PolicySettings, Scenario
+from grpo_fed.scenario import Scenario
+from grpo_fed.settings import MergeSettings, PolicySettings
 from grpo_fed.showing.explain import explain
 
 DOC = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from torch import nn
 from grpo_fed.blocks import Layout
 from grpo_fed.groups import Groups, Kind, Sets, groups_of
 from grpo_fed.penalty import group_norms
-from grpo_fed.scenario import PolicySettings
+from grpo_fed.settings import PolicySettings
 
 SHAPES = {
     "torso.0.weight": (3, 2),

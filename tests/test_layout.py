@@ -19,7 +19,7 @@ PACKAGE = ROOT / "grpo_fed"
 # A module may import from its own floor and from those below. A package stands on one floor with all that is in it.
 FLOORS = [
     """describe files gallery given hostile idle imported kinds memory locate messages methods palette physics presets
-    read records rows scenario seeding starter words""",
+    read records rows scenario seeding settings starter words""",
     """activations adam advantages blocks commons distributions families groups judge lanes merge normalise objective
     past penalty policy post proximity sample statistics streams tasks""",
     """batch checkpoint fisher fleet history home journal ledger members merging natural notes participation play

@@ -6,7 +6,8 @@ import pytest
 
 from grpo_fed.methods import DEFAULT, KNOBS, METHODS
 from grpo_fed.read import ScenarioError, knobs
-from grpo_fed.scenario import MergeSettings, PolicySettings, ProximitySettings, Scenario
+from grpo_fed.scenario import Scenario
+from grpo_fed.settings import MergeSettings, PolicySettings, ProximitySettings
 
 CART = """
 name = "cart"

@@ -24,7 +24,7 @@ from grpo_fed import objective
 from grpo_fed.distributions import Categorical, Distribution, Gaussian, MultiCategorical, SquashedGaussian
 from grpo_fed.objective import Coefficients, Surrogate, Terms
 from grpo_fed.records import Minibatch, Output
-from grpo_fed.scenario import ObjectiveSettings, TrustSettings
+from grpo_fed.settings import ObjectiveSettings, TrustSettings
 
 K, B = 3, 40
 DISTRIBUTIONS = [Categorical(3), MultiCategorical((2, 3)), MultiCategorical((3, 3)), Gaussian(2), SquashedGaussian(2)]

@@ -14,7 +14,7 @@ from grpo_fed import penalty
 from grpo_fed.blocks import Layout
 from grpo_fed.groups import Groups, groups_of
 from grpo_fed.penalty import proximal, proximal_group, proximal_nested, proximal_sparse_group
-from grpo_fed.scenario import PenaltySettings, PolicySettings
+from grpo_fed.settings import PenaltySettings, PolicySettings
 
 SHAPES = {"a.weight": (2, 3), "a.bias": (2,), "b.weight": (1, 4), "c.weight": (1, 2)}
 LAYOUT = Layout.cut(SHAPES.items(), PolicySettings())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from grpo_fed.distributions import Categorical, Distribution, Gaussian, MultiCategorical, SquashedGaussian
 from grpo_fed.policy import ActorCritic, ModulePolicy, Policy, Pullback
-from grpo_fed.scenario import PolicySettings
+from grpo_fed.settings import PolicySettings
 
 DISTRIBUTIONS: list[Distribution] = [Categorical(3), MultiCategorical((2, 4)), Gaussian(2), SquashedGaussian(2)]
 SETTINGS = [

@@ -7,7 +7,8 @@ import pytest
 from grpo_fed import presets
 from grpo_fed.presets import PRESETS
 from grpo_fed.read import knobs
-from grpo_fed.scenario import ObjectiveSettings, Scenario
+from grpo_fed.scenario import Scenario
+from grpo_fed.settings import ObjectiveSettings
 
 CARTPOLE = 'name = "x"\nclients = [{ name = "cart", env = "CartPole-v1" }]\n'
 

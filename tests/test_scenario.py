@@ -17,7 +17,8 @@ from pydantic import ValidationError
 
 from grpo_fed.presets import PRESETS
 from grpo_fed.read import ScenarioError
-from grpo_fed.scenario import ClientSettings, ObjectiveSettings, Scenario, TrustSettings
+from grpo_fed.scenario import Scenario
+from grpo_fed.settings import ClientSettings, ObjectiveSettings, TrustSettings
 
 ROOT = Path(__file__).parents[1]
 CARTPOLE = 'name = "x"\nclients = [{ name = "cart", env = "CartPole-v1" }]\n'

@@ -31,7 +31,6 @@ from grpo_fed.messages import (
 from grpo_fed.scenario import Scenario
 from grpo_fed.tasks import Form
 from grpo_fed.wire import (
-    FURTHEST,
     Hello,
     Refused,
     Wire,
@@ -42,6 +41,7 @@ from grpo_fed.wire import (
     write_commons,
     write_hello,
 )
+from grpo_fed.wire.letters import FURTHEST
 
 TEXT = """
 name = "wire"

@@ -13,7 +13,8 @@ from grpo_fed.methods import METHODS, Method
 from grpo_fed.policy import policy_for
 from grpo_fed.presets import PRESETS, Preset
 from grpo_fed.rows import is_own
-from grpo_fed.scenario import ObjectiveSettings, Scenario, TrustSettings
+from grpo_fed.scenario import Scenario
+from grpo_fed.settings import ObjectiveSettings, TrustSettings
 from grpo_fed.showing.tables import many
 from grpo_fed.stepping import budgets_of
 from grpo_fed.tasks import tasks_of
