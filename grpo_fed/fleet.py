@@ -19,7 +19,7 @@ from grpo_fed.advantages import similarity_groups
 from grpo_fed.batch import batch_of
 from grpo_fed.groups import groups_of
 from grpo_fed.judge import judge
-from grpo_fed.lanes import Lanes, limit_of, make_lanes
+from grpo_fed.lanes import Lanes, Shed, limit_of, make_lanes
 from grpo_fed.memory import keep_freed_memory
 from grpo_fed.normalise import ObservationNormaliser, RewardNormaliser
 from grpo_fed.play import Evaluation, Players, play
@@ -62,11 +62,13 @@ class Fleet:
         seeds: Sequence[int] | None = None,
         shared: Tensor | None = None,
         squared: float | None = None,
+        shed: Shed | None = None,
     ) -> None:
         """`seeds` name the clients' random streams; by default they come from the scenario's seed and the names.
 
         `shared` [S] int64 are the columns that clients share, by default those of all blocks that may be shared, and
-        `squared` is how these are drawn to where the round began, by default `penalty.squared`.
+        `squared` is how these are drawn to where the round began, by default `penalty.squared`. In the shed it finds
+        environments to train on, and leaves them there when it is closed.
         """
         keep_freed_memory()
         self.scenario = scenario
@@ -79,6 +81,7 @@ class Fleet:
         layout = self.policy.layout
         self.shared = layout.mask(layout.shared).nonzero().squeeze(1) if shared is None else shared
         self.squared = scenario.penalty.squared if squared is None else squared
+        self._shed = shed
         self._make_tensors()
         self._make_lanes()
         self._evaluation_lanes: Lanes | None = None
@@ -283,12 +286,12 @@ class Fleet:
         pairs = zip(self.seeds, numbers, strict=True)
         return np.concatenate([lane_seeds(seed, purpose, copies, int(number)) for seed, number in pairs])
 
-    def _lanes(self, copies: int) -> Lanes:
-        return make_lanes(self.tasks, copies, self.scenario.policy.squash, self.scenario.rollout.episode_limit)
+    def _lanes(self, copies: int, shed: Shed | None = None) -> Lanes:
+        return make_lanes(self.tasks, copies, self.scenario.policy.squash, self.scenario.rollout.episode_limit, shed)
 
     def _make_lanes(self) -> None:
         settings, (clients, size) = self.scenario, (len(self.tasks), self.policy.observation_size)
-        lanes = self._lanes(settings.rollout.num_envs)
+        lanes = self._lanes(settings.rollout.num_envs, self._shed)
         if settings.objective.advantage == "group" and settings.group.by == "start" and not lanes.reproducible:
             task = next(task for task in self.tasks if task.spec.entry_point is None)
             raise ValueError(

@@ -22,7 +22,7 @@ from grpo_fed.commons import Commons
 from grpo_fed.fisher import States, fisher_diagonal, mean_kl
 from grpo_fed.fleet import Fleet, Report, device_of, first_parameters, part_of
 from grpo_fed.home import Arrays, Home
-from grpo_fed.lanes import Lanes, make_lanes
+from grpo_fed.lanes import Lanes, Shed, make_lanes
 from grpo_fed.messages import (
     METRICS,
     Answer,
@@ -81,6 +81,8 @@ class Members:
         self.columns = commons.columns(self.policy.layout).to(self.device)
         self.slices = list(commons.slices.values())
         self.seeds = {name: client_seed(scenario.seed, name) for name in self.names}
+        self._sheds = Shed(), Shed(), Shed()
+        """Environments to train on, to train a second policy on, and to play on."""
         self._crew: Crew | None = None
         self._stage: tuple[list[str], Lanes] | None = None
         """Who played last, and where."""
@@ -124,6 +126,8 @@ class Members:
             crew.close()
         if stage is not None:
             stage[1].close()
+        for shed in self._sheds:
+            shed.close()
 
     # Training
 
@@ -171,7 +175,7 @@ class Members:
             old, self._crew = self._crew, None
             if old is not None:
                 old.close()
-            self._crew = Crew([self.tasks[name] for name in names], self.scenario, self.columns)
+            self._crew = Crew([self.tasks[name] for name in names], self.scenario, self.columns, self._sheds[:2])
         self._crew.take_up(states)
         return self._crew
 
@@ -267,7 +271,8 @@ class Members:
                 old[1].close()
             rollout, squash = self.scenario.rollout, self.scenario.policy.squash
             tasks = [self.tasks[name] for name in names]
-            self._stage = names, make_lanes(tasks, rollout.num_envs, squash, rollout.episode_limit)
+            lanes = make_lanes(tasks, rollout.num_envs, squash, rollout.episode_limit, self._sheds[2])
+            self._stage = names, lanes
         return self._stage[1]
 
     def _playing(self, seats: Sequence[Seat]) -> Tensor:
@@ -334,14 +339,17 @@ class Members:
 class Crew:
     """Some clients' fleet, that of their second policies where they have them, and where both stand."""
 
-    def __init__(self, tasks: Sequence[Task], scenario: Scenario, columns: Tensor) -> None:
+    def __init__(
+        self, tasks: Sequence[Task], scenario: Scenario, columns: Tensor, sheds: Sequence[Shed | None] = (None, None)
+    ) -> None:
+        """The sheds are for either policy's environments."""
         self.scenario = scenario
         self.columns = columns
-        self.fleet = Fleet(tasks, scenario, shared=columns)
+        self.fleet = Fleet(tasks, scenario, shared=columns, shed=sheds[0])
         self.own: Fleet | None = None
         if scenario.personal.model:
             seeds = [client_seed(scenario.seed, f"{task.client} {OWN}") for task in tasks]
-            self.own = Fleet(tasks, scenario, seeds, columns, scenario.personal.pull)
+            self.own = Fleet(tasks, scenario, seeds, columns, scenario.personal.pull, sheds[1])
         self.states: list[Arrays | None] = [None] * len(tasks)
         """[K]: what they stand at, which is the very arrays that were loaded or written down; None at the beginning."""
 

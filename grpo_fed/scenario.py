@@ -42,6 +42,9 @@ from grpo_fed.settings import (
     TrustSettings,
 )
 
+ABSURD = 1e12
+"""Beyond any learning rate or count; the mistakes say so."""
+
 
 class Scenario(Section):
     """All of a run."""
@@ -134,7 +137,7 @@ def _with_threshold(tables: dict[str, Any]) -> dict[str, Any]:
     of, merge = partial(value, ObjectiveSettings, "objective"), tables.get("merge", {})
     known = [of("learning_rate"), of("epochs"), of("minibatches"), value(Scenario, "", "steps")]
     known += [value(RolloutSettings, "rollout", key) for key in ("num_envs", "horizon")]
-    is_known = all(isinstance(one, int | float) and one > 0 for one in known)
+    is_known = all(isinstance(one, int | float) and 0 < one < ABSURD for one in known)
     if not isinstance(merge, Mapping) or "threshold" in merge or not is_known:
         return tables
     if value(MergeSettings, "merge", "rule") not in DISTANT or (of("advantage"), of("step")) != ("gae", "adam"):

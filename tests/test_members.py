@@ -246,6 +246,24 @@ def test_a_member_that_shares_nothing_is_a_client_that_learns_alone(tmp_path: Pa
     fleet.close()
 
 
+def test_whoever_is_drawn_no_environment_is_made_twice_and_no_bit_changes(tmp_path: Path) -> None:
+    """Four copies for each of three clients, to train on and to play on, whatever the fleets; against new ones."""
+    book = tmp_path / "book"
+    clients = CARTS.replace("grpo_fed/CartPole-v1", "tests.balky:Signed-v0").split("spread")[0]
+    given = scenario(clients=f"{clients}kwargs = {{ book = {str(book)!r} }}\n")
+    asked = members(given, tmp_path / "kept")
+    book.unlink(missing_ok=True)
+    drawn = (NAMES[:2], NAMES[1:], NAMES[::2], NAMES[:1])
+    shared = [shared_of(round, asked.commons.size) for round in range(5)]
+    found = [trained(asked, round, shared[round], names) for round, names in enumerate(drawn, 1)]
+    assert len(book.read_text().split()) == 2 * 3 * 4
+    for round, names in enumerate(drawn, 1):
+        anew = members(given, tmp_path / "anew")
+        assert_the_same_bits(trained(anew, round, shared[round], names), found[round - 1])
+        anew.close()
+    asked.close()
+
+
 STILL = ("objective.learning_rate=1e-20",)
 
 

@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode
 from grpo_fed.families import FAMILIES
 from grpo_fed.families.environments import ENDLESS
 from grpo_fed.lanes.base import Lanes, limit_of
+from grpo_fed.lanes.shed import Shed
 from grpo_fed.lanes.single import EnvLanes
 from grpo_fed.lanes.vector import SelfResettingLanes, VectorLanes
 from grpo_fed.records import Step
@@ -23,10 +24,13 @@ FAMILY = "grpo_fed.families.environments:make_vector"
 Index: TypeAlias = slice | np.ndarray
 
 
-def make_lanes(tasks: Sequence[Task], num_envs: int, squash: bool = False, episode_limit: int = 0) -> Lanes:
+def make_lanes(
+    tasks: Sequence[Task], num_envs: int, squash: bool = False, episode_limit: int = 0, shed: Shed | None = None
+) -> Lanes:
     """`num_envs` copies of each task; with `squash`, actions go through tanh onto their box.
 
-    Episodes are truncated after `episode_limit` steps (0: only when the task itself says so).
+    Episodes are truncated after `episode_limit` steps (0: only when the task itself says so). Closed, they leave what
+    they can in the shed, and its owner closes it.
     """
     together: dict[Hashable, list[int]] = defaultdict(list)
     for client, task in enumerate(tasks):
@@ -36,7 +40,7 @@ def make_lanes(tasks: Sequence[Task], num_envs: int, squash: bool = False, episo
         together[_kind(task)].append(client)
     parts = []
     for clients in together.values():
-        lanes = _part([tasks[client] for client in clients], num_envs, squash, episode_limit)
+        lanes = _part([tasks[client] for client in clients], num_envs, squash, episode_limit, shed)
         parts.append((lanes, _index(clients, num_envs)))
     return parts[0][0] if len(parts) == 1 else JointLanes(parts)
 
@@ -69,13 +73,13 @@ def _kind(task: Task) -> Hashable:
     return "single", task.action_space.shape, task.action_space.dtype
 
 
-def _part(tasks: Sequence[Task], copies: int, squash: bool, episode_limit: int) -> Lanes:
+def _part(tasks: Sequence[Task], copies: int, squash: bool, episode_limit: int, shed: Shed | None) -> Lanes:
     """The lanes of tasks of one kind."""
     first, spec = tasks[0], tasks[0].spec
     if spec.vector_entry_point == FAMILY and not first.wrapped:
         return VectorLanes(_family(tasks, copies), tasks, squash, episode_limit)
     if spec.entry_point is not None:
-        return EnvLanes(tasks, copies, squash, episode_limit)
+        return EnvLanes(tasks, copies, squash, episode_limit, shed)
     env = make_vector(first, copies, limit_of(first, episode_limit))
     mode = env.metadata.get("autoreset_mode")
     if mode == AutoresetMode.DISABLED:

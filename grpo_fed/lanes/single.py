@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, final
 
 import numpy as np
 
 from grpo_fed.lanes.base import Deadlines, Lanes, episode_seed, limit_of, padded, values_of
 from grpo_fed.lanes.convert import Actions, flattener
+from grpo_fed.lanes.shed import Shed
 from grpo_fed.records import Step
 from grpo_fed.tasks import Env, Task, TaskError, make_env
 
@@ -19,14 +21,18 @@ class EnvLanes(Lanes):
 
     reproducible = True
 
-    def __init__(self, tasks: Sequence[Task], copies: int, squash: bool, episode_limit: int) -> None:
-        """Tasks with actions of one shape and type."""
+    def __init__(
+        self, tasks: Sequence[Task], copies: int, squash: bool, episode_limit: int, shed: Shed | None = None
+    ) -> None:
+        """Tasks with actions of one shape and type. Environments come from the shed, if there is one, and go there."""
         self.tasks = [task for task in tasks for _ in range(copies)]
         self.names = tuple(task.client for task in self.tasks)
         self.observation_size = tasks[0].observation_size
         self._copies = copies
         self._actions = Actions(self.tasks, squash)
-        self._envs = [make_env(task, lean=True) for task in self.tasks]
+        self._shed = shed
+        make = partial(make_env, lean=True) if shed is None else shed.take
+        self._envs = [make(task) for task in self.tasks]
         functions = [_flat(task, env) for task, env in zip(self.tasks, self._envs, strict=True)]
         self._resets = [reset for reset, _ in functions]
         self._steps = [step for _, step in functions]
@@ -140,8 +146,11 @@ class EnvLanes(Lanes):
         return values_of(key, self._infos, self.names)
 
     def close(self) -> None:
-        for env in self._envs:
-            env.close()
+        for task, env in zip(self.tasks, self._envs, strict=True):
+            if self._shed is None:
+                env.close()
+            else:
+                self._shed.give(task, env)
 
 
 def _flat(task: Task, env: Env) -> tuple[Callable[..., Any], Callable[[Any], Any]]:
