@@ -41,6 +41,7 @@ def said(*overrides: str) -> str:
         ("objective.preset=grpo", "A is an episode's return against others from the same start, without a critic"),
         ("objective.entropy=0.01", "Plus 0.01 times the entropy of its actions."),
         ("merge.threshold=inf", "no group departs"),
+        ("method=clusters", "Clusters lie further than 0.02 a parameter from each other, or are one."),
         ("round.fraction=0.5", "A random 50% of those in reach take part"),
         ("checkpoint.every=0", "a run that is stopped cannot be resumed"),
     ],

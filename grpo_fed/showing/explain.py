@@ -14,7 +14,7 @@ from grpo_fed.policy import policy_for
 from grpo_fed.presets import PRESETS, Preset
 from grpo_fed.rows import is_own
 from grpo_fed.scenario import Scenario
-from grpo_fed.settings import ObjectiveSettings, TrustSettings
+from grpo_fed.settings import MergeSettings, ObjectiveSettings, TrustSettings
 from grpo_fed.showing.tables import many
 from grpo_fed.stepping import budgets_of
 from grpo_fed.tasks import tasks_of
@@ -205,6 +205,13 @@ def _merge(scenario: Scenario, commons: Commons) -> Iterator[str]:
             "krum": f"The mean of the {merge.keep} most alike, with up to {merge.byzantine} hostile (Krum).",
             "clusters": f"A mean in each learned cluster of clients, up to {merge.most} clusters for each block.",
         }[merge.rule]
+        if merge.rule == "clusters":
+            yield (
+                "With threshold inf all clients are one cluster."
+                if merge.threshold is None
+                else f"Clusters lie further than {merge.threshold:g} a parameter from each other, or are one."
+            )
+            yield from _blocks(merge)
     yield f"A client counts {WEIGHTS[merge.weights]}."
 
 
@@ -222,6 +229,11 @@ def _departures(scenario: Scenario) -> Iterator[str]:
         yield "The shared blocks are " + (
             "the mean of those who stay." if merge.refit else "what the group lasso says; the departed pull too."
         )
+    yield from _blocks(merge)
+
+
+def _blocks(merge: MergeSettings) -> Iterator[str]:
+    """Thresholds of their own."""
     for pattern, bound in merge.blocks.items():
         yield f"For {pattern} the threshold is {'none' if bound is None else format(bound, 'g')}."
 
