@@ -26,6 +26,7 @@ from grpo_fed.engines.superlink import (
     environment,
     flower_home,
     node_command,
+    node_name,
     write_secret,
 )
 from grpo_fed.files import write_whole
@@ -212,7 +213,8 @@ def client(
     with _told_to_stop() as told, TemporaryDirectory(prefix="grpo-fed-", ignore_cleanup_errors=True) as warm:
         known = environment(more={**own, **hearth.known(Path(warm))})
         with Processes(Path.home(), known) as processes:
-            commands = {**hearth.commands(Path(warm)), name: node_command(name, superlink, authority, key)}
+            node = {node_name(name): node_command(name, superlink, authority, key)}
+            commands = {**hearth.commands(Path(warm)), **node}
             for each, command in commands.items():
                 processes.start(each, command)
             say(f"client {name} serves {superlink}")

@@ -141,8 +141,8 @@ class History:
 
     @cached_property
     def clusters(self) -> np.ndarray:
-        """[R, K, B]: the cluster of each client in every block of `clustered`; NaN while nobody has one."""
-        found = [filled(self.each(f"cluster/{block}")) for block in self.clustered]
+        """[R, K, B]: the cluster of each client in every block of `clustered`; NaN for who was not in the merge."""
+        found = [self.each(f"cluster/{block}") for block in self.clustered]
         shape = (len(self.lines), len(self.clients), 0)
         return np.stack(found, axis=2) if found else np.zeros(shape)
 

@@ -173,7 +173,7 @@ class Ledger:
         return tuple(self.commons.groups.names[group] for group in groups)
 
     def _clusters(self, name: str, position: Position) -> dict[str, int]:
-        """By block; none where the merge makes no clusters, or this client was in none so far."""
+        """By block; none where the merge makes no clusters, or this client was not in the latest."""
         found = position.clusters.get(name)
         return {} if found is None else dict(zip(self.commons.groups.outer.names, found, strict=True))
 

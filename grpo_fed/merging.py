@@ -19,7 +19,18 @@ from torch import Tensor
 from grpo_fed.commons import Commons
 from grpo_fed.groups import Groups
 from grpo_fed.imported import imported
-from grpo_fed.merge import RULES, Effort, Merged, Replies, Reply, StreamingFisher, StreamingMean, merged, weight
+from grpo_fed.merge import (
+    RULES,
+    Clusters,
+    Effort,
+    Merged,
+    Replies,
+    Reply,
+    StreamingFisher,
+    StreamingMean,
+    merged,
+    weight,
+)
 from grpo_fed.merge.departure import limits
 from grpo_fed.messages import Trained
 from grpo_fed.rows import is_own
@@ -174,6 +185,21 @@ def _wrong(found: object, replies: Replies, shared: Tensor, groups: Groups) -> s
         return "names other clients, or in another order, than replies.clients"
     if found.departed.shape != wanted or found.departed.dtype != torch.bool:
         return f"says who departed as {found.departed.dtype} of shape {tuple(found.departed.shape)}; bool {wanted} fits"
+    if found.clusters is not None:
+        return _wrong_clusters(found.clusters, len(replies.all), shared, groups)
+    return ""
+
+
+def _wrong_clusters(found: Clusters, clients: int, shared: Tensor, groups: Groups) -> str:
+    wanted = clients, len(groups.outer.names)
+    if found.blocks != groups.outer.names:
+        return f"has clusters of the blocks {', '.join(found.blocks)}; they must be {', '.join(groups.outer.names)}"
+    if found.members.shape != wanted or found.members.dtype != torch.int64:
+        return f"has members as {found.members.dtype} of shape {tuple(found.members.shape)}; int64 {wanted} fits"
+    if found.points.ndim != 2 or found.points.shape[1:] != shared.shape or not found.points.isfinite().all():
+        return f"has clusters' points of shape {tuple(found.points.shape)}; finite ones of (C, {shared.numel()}) fit"
+    if found.members.numel() and not 0 <= int(found.members.min()) <= int(found.members.max()) < len(found.points):
+        return f"has members in clusters that are not among its {len(found.points)}"
     return ""
 
 

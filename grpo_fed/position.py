@@ -40,7 +40,9 @@ class Position:
     personal: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """The groups that each client has left."""
     clusters: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """[B] by the rule `clusters`: the cluster of each client in every block; 0 is the one of most weight."""
+    """[B] by the rule `clusters`: of each client of the latest merge its cluster in every block, 0 that of most weight.
+    Who was not in it shares with nobody what it has from an earlier one.
+    """
     trained: dict[str, int] = field(default_factory=dict)
     """The last round that each client has answered for; its state of then is what plays."""
     kept: Kept | None = None

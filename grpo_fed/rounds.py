@@ -128,7 +128,7 @@ class Federation:
         if self._is_quorum(len(replies), len(clients)):
             target = merging.target(torch.from_numpy(self.position.shared))
             self.position.personal |= target.personal
-            self.position.clusters |= target.clusters
+            self.position.clusters = dict(target.clusters) or self.position.clusters
             made, notes = self._step(number, target), target.notes
             self._move(target, made.kept.alphas)
         self.position.round, self.position.kept = number, None if made is None else made.kept

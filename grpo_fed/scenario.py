@@ -124,10 +124,11 @@ class Scenario(Section):
 
 
 def _with_threshold(tables: dict[str, Any]) -> dict[str, Any]:
-    """The same with a `merge.threshold`, where there is none, that chance alone does not reach.
+    """The same with a `merge.threshold`, where there is none, that chance alone does not reach, 0.02 at the least.
 
     Steps of Adam that go either way by chance take a parameter learning_rate sqrt(U) far in U steps, and two clients
-    sqrt(2) times that from each other. Of other steps there is no telling in advance.
+    sqrt(2) times that from each other. Of other steps, and of as many batches as there are episodes, there is no
+    telling in advance. Steps that a client keeps for private blocks or a policy of its own are counted, too.
     """
 
     def value(model: type[Section], section: str, key: str) -> Any:
@@ -135,17 +136,29 @@ def _with_threshold(tables: dict[str, Any]) -> dict[str, Any]:
         return table.get(key, model.model_fields[key].default) if isinstance(table, Mapping) else None
 
     of, merge = partial(value, ObjectiveSettings, "objective"), tables.get("merge", {})
-    known = [of("learning_rate"), of("epochs"), of("minibatches"), value(Scenario, "", "steps")]
-    known += [value(RolloutSettings, "rollout", key) for key in ("num_envs", "horizon")]
-    is_known = all(isinstance(one, int | float) and 0 < one < ABSURD for one in known)
-    if not isinstance(merge, Mapping) or "threshold" in merge or not is_known:
+    if not isinstance(merge, Mapping) or "threshold" in merge:
         return tables
     if value(MergeSettings, "merge", "rule") not in DISTANT or (of("advantage"), of("step")) != ("gae", "adam"):
         return tables
-    rate, epochs, minibatches, steps, copies, horizon = known
-    chance = rate * math.sqrt(2 * epochs * minibatches * math.ceil(steps / (copies * horizon)))
+    counts = [of("epochs"), of("minibatches"), value(Scenario, "", "steps")]
+    counts += [value(RolloutSettings, "rollout", key) for key in ("num_envs", "horizon")]
+    rates = [of("learning_rate"), *_rates(tables.get("clients"))]
+    if not all(type(one) is int and 0 < one < ABSURD for one in counts):
+        return tables
+    if not all(isinstance(one, int | float) and 0 < one < ABSURD for one in rates):
+        return tables
+    epochs, minibatches, steps, copies, horizon = counts
+    chance = max(rates) * math.sqrt(2 * epochs * minibatches * math.ceil(steps / (copies * horizon)))
     usual = MergeSettings.model_fields["threshold"].default
     return {**tables, "merge": {**merge, "threshold": float(f"{chance:.2g}")}} if chance > usual else tables
+
+
+def _rates(clients: Any) -> Iterator[Any]:
+    """Learning rates of their own."""
+    for client in clients if isinstance(clients, list) else ():
+        own = client.get("learning_rate") if isinstance(client, Mapping) else getattr(client, "learning_rate", None)
+        if own is not None:
+            yield own
 
 
 def _as_given(value: Any) -> Any:

@@ -14,7 +14,7 @@ from gymnasium.envs.classic_control import CartPoleEnv
 
 
 class Balky(CartPoleEnv):
-    """While the file `when` is there, its first step raises, ends the process or hangs: `how`."""
+    """While the file `when` is there, its first step raises, ends the process, hangs or waits: `how`."""
 
     def __init__(self, when: str = "", how: str = "raise", render_mode: str | None = None) -> None:
         super().__init__(render_mode=render_mode)
@@ -30,6 +30,9 @@ class Balky(CartPoleEnv):
                     os._exit(5)
                 case "hang":
                     time.sleep(3600)
+                case "wait":
+                    while Path(self.when).exists():
+                        time.sleep(0.02)
         return super().step(action)
 
 

@@ -243,6 +243,12 @@ def test_a_merge_of_ones_own_may_say_who_departs(tmp_path: Path):
         ("odd:short", r"merge.rule = odd:short: made a point of shape \(1,\); the shared blocks have"),
         ("odd:nan", "merge.rule = odd:nan: made a point that is not finite"),
         ("odd:raises", "merge.rule = odd:raises: ZeroDivisionError: "),
+        (
+            "odd:strange",
+            "merge.rule = odd:strange: has clusters of the blocks sea; they must be torso.0, torso.1, actor",
+        ),
+        ("odd:few", r"merge.rule = odd:few: has members as torch.int64 of shape \(1, 3\); int64 \(3, 3\) fits"),
+        ("odd:away", "merge.rule = odd:away: has members in clusters that are not among its 1"),
     ],
 )
 def test_a_merge_that_does_not_fit_is_refused_by_name(rule: str, said: str, tmp_path: Path):
@@ -253,6 +259,17 @@ def test_a_merge_that_does_not_fit_is_refused_by_name(rule: str, said: str, tmp_
         "def short(replies, shared, groups): return shared[:1]\n"
         "def nan(replies, shared, groups): return shared / 0 * 0\n"
         "def raises(replies, shared, groups): return 1 // 0\n"
+        "from dataclasses import replace\n"
+        "import torch\n"
+        "from grpo_fed.merge import RULES, Clusters\n"
+        "def parts(replies, shared, groups, **other):\n"
+        "    found = RULES['clusters'](replies, shared, groups)\n"
+        "    own = found.clusters\n"
+        "    own = replace(own, members=torch.zeros_like(own.members), points=own.points[:1])\n"
+        "    return replace(found, clusters=replace(own, **other))\n"
+        "def strange(replies, shared, groups): return parts(replies, shared, groups, blocks=('sea',))\n"
+        "def few(*all): return parts(*all, members=torch.zeros((1, 3), dtype=torch.int64))\n"
+        "def away(*all): return parts(*all, members=torch.ones((3, 3), dtype=torch.int64))\n"
     )
     sys.modules.pop("odd", None)
     scenario = own(CART, f'[merge]\nrule = "{rule}"', overrides=("objective.minibatches=4",))

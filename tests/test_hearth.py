@@ -7,9 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -49,17 +51,32 @@ def inside_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     enter_run(monkeypatch)
 
 
-@pytest.fixture
-def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """One that is there."""
-    ((_, socket_),) = hearth.known(tmp_path).items()
-    ((_, command),) = hearth.commands(tmp_path).items()
+@contextmanager
+def burning(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A hearth, and where its socket is."""
+    ((_, place),) = hearth.known(folder).items()
+    ((_, command),) = hearth.commands(folder).items()
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    until(Path(socket_).exists)
+    try:
+        until(Path(place).exists)
+        yield process, place
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def one_for_all() -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    with tempfile.TemporaryDirectory() as folder, burning(Path(folder)) as found:
+        yield found
+
+
+@pytest.fixture
+def place(one_for_all: tuple[subprocess.Popen[bytes], str], monkeypatch: pytest.MonkeyPatch) -> subprocess.Popen[bytes]:
+    """One that is there."""
+    process, socket_ = one_for_all
     monkeypatch.setenv(HEARTH, socket_)
-    yield process
-    process.kill()
-    process.wait()
+    return process
 
 
 def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -105,10 +122,14 @@ class Client:
 
 
 def is_there(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    """Whether any of its threads is."""
+    for thread in Path(f"/proc/{pid}/task").glob("*/stat"):
+        try:
+            if thread.read_text().rpartition(")")[2].split()[0] != "Z":
+                return True
+        except OSError:
+            continue
+    return False
 
 
 def test_it_answers_as_the_process_itself_would_and_stays(
@@ -183,8 +204,47 @@ def test_the_next_message_takes_the_place_of_one_that_hangs(place: subprocess.Po
     client.when.unlink()
     client.train(3)
     thread.join(30)
-    assert len(ended) == 1
+    assert [str(one) for one in ended] == ["the client's next message came before it had answered"]
     until(lambda: not is_there(first))
+
+
+def test_a_message_that_is_told_twice_is_done_once(place: subprocess.Popen[bytes], tmp_path: Path):
+    client = Client(tmp_path, "wait")
+    client.train(1)
+    client.when.touch()
+    found: list[np.ndarray] = []
+    threads = [threading.Thread(target=lambda: found.append(client.train(2))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.5)
+    assert not found
+    client.when.unlink()
+    for thread in threads:
+        thread.join(30)
+    np.testing.assert_array_equal(*found)
+    assert len(client.signed) == 1
+
+
+def test_a_worker_that_was_killed_while_it_had_nothing_to_do_is_not_missed(
+    place: subprocess.Popen[bytes], tmp_path: Path
+):
+    client = Client(tmp_path)
+    client.train(1)
+    (pid,) = client.signed
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not is_there(pid))
+    client.train(2)
+    assert len(client.signed) == 2
+
+
+@pytest.mark.parametrize("threads", ["", "4,2", "0"])
+def test_whatever_is_said_of_threads_a_message_is_answered(
+    threads: str, place: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    client = Client(tmp_path)
+    client.train(1)
+    assert client.messenger.node is None
 
 
 def test_a_worker_ends_when_nobody_waits_for_its_answer(place: subprocess.Popen[bytes], tmp_path: Path):
@@ -215,14 +275,16 @@ def test_each_run_has_a_worker_and_an_idle_one_makes_room_for_the_next(place: su
     assert len(one.signed) == 3
 
 
-def test_where_it_is_gone_the_messages_process_does_the_work(place: subprocess.Popen[bytes], tmp_path: Path):
+def test_where_it_is_gone_the_messages_process_does_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     client = Client(tmp_path)
-    client.train(1)
-    (pid,) = client.signed
-    place.send_signal(signal.SIGKILL)
-    place.wait()
-    until(lambda: not is_there(pid))
-    client.train(2)
+    with tempfile.TemporaryDirectory() as folder, burning(Path(folder)) as (process, socket_):
+        monkeypatch.setenv(HEARTH, socket_)
+        client.train(1)
+        (pid,) = client.signed
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        until(lambda: not is_there(pid))
+        client.train(2)
     assert client.messenger.node is not None
     assert client.signed == {pid, os.getpid()}
     client.messenger.node.close()

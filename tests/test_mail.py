@@ -309,6 +309,32 @@ def test_a_node_that_is_started_anew_is_told_again(monkeypatch: pytest.MonkeyPat
     assert list(grid.sent) == [told[0]], "nobody asks for the first any more, and nobody else was told twice"
 
 
+@pytest.mark.parametrize("both", [False, True])
+def test_of_a_message_that_was_told_twice_an_error_counts_only_if_there_is_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, both: bool
+):
+    monkeypatch.setattr(mail, "AGAIN", 0.0)
+    grid = Registry(village().clients)
+    told: list[str] = []
+
+    def fails(message: Message) -> RecordDict | Error | None:
+        """At first it is silent; told anew, it fails at one of them, and at the other only later if at all."""
+        if message.metadata.message_id not in told:
+            told.append(message.metadata.message_id)
+        grid.started[12] = "2026-01-01T00:01:00"
+        if len(told) < 2 or (message.metadata.message_id == told[1] and grid.pulls < 6):
+            return None
+        return honest(2)(message) if message.metadata.message_id == told[1] and not both else Error(2, "lost")
+
+    grid.clients[12] = fails
+    answers = dict(post_of(grid).send(train(), 10.0))
+    assert len(told) == 2
+    if both:
+        assert answers["cat"] == Failure("raised", "lost")
+    else:
+        assert moved(answers["cat"]) == 2.0
+
+
 @pytest.mark.parametrize("fails", [1, 2, 3])
 def test_messages_that_a_killed_superlink_had_half_of_go_out_anew(fails: int):
     grid = village()

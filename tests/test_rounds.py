@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import weakref
@@ -418,6 +419,24 @@ def test_it_is_told_and_kept_who_is_in_which_cluster():
     again = note_of(json.loads(json.dumps(dataclasses.asdict(notes[2]))))
     assert [one.clusters for one in again.clients] == [one.clusters for one in notes[2].clients]
     assert not notes[0].clients[0].clusters
+
+
+def test_clients_that_are_told_to_be_together_have_the_same_blocks_whoever_is_drawn():
+    """Numbers are given anew in each merge; who was not in it is in no cluster, and shares with nobody for certain."""
+    federation, _, notes = two_kinds("round.fraction=0.5", "rounds=6", "merge.structure=-1.0", "seed=3")
+    position, blocks = federation.position, federation.commons.slices
+    told = {one.client: one.clusters for one in notes[-1].clients}
+    drawn = {one.client for one in notes[-1].clients if one.steps}
+    assert {name for name, clusters in told.items() if clusters} == drawn
+    assert len(drawn) == 3
+    divided = False
+    for block, where in blocks.items():
+        for one, other in itertools.combinations(sorted(drawn), 2):
+            same = told[one][block] == told[other][block]
+            points = [position.points[name][where].tobytes() for name in (one, other)]
+            assert same == (points[0] == points[1])
+            divided |= not same
+    assert divided
 
 
 @pytest.mark.parametrize("mode", [MEASURED, QUADRATIC])

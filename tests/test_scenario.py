@@ -439,6 +439,7 @@ SHAPE = "steps = 512\nrollout = { num_envs = 8, horizon = 32 }\n"  # two batches
         ("objective = { learning_rate = 5e-3, epochs = 4, minibatches = 4 }", 0.04),
         ('method = "clusters"\nobjective = { learning_rate = 5e-3, epochs = 4, minibatches = 4 }', 0.04),
         ("objective = { learning_rate = 1e-3, epochs = 4, minibatches = 4 }", 0.02),  # chance comes to 0.008
+        ("[[clients]]\nname = 'quick'\nenv = 'CartPole-v1'\nlearning_rate = 5e-2\n", 1.3),  # 160 steps a batch
         ("objective = { learning_rate = 5e-3, epochs = 4, minibatches = 4 }\nmerge = { threshold = 0.01 }", 0.01),
         ('method = "fedavg"\nobjective = { learning_rate = 5e-3, epochs = 4, minibatches = 4 }', 0.02),
         ('objective = { preset = "trpo", learning_rate = 1.0 }', 0.02),  # no steps of Adam

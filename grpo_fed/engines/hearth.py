@@ -4,13 +4,14 @@ Flower starts a new process for every message, which would import torch for seco
 GPU a context, to compute for perhaps less than that. So beside a SuperNode of ours there is this process with a worker
 for each client, who stays for the run; what Flower starts only hands its message on, through a socket.
 
-A worker does one message at a time. When the next one comes for its client, nobody waits for the answer to the first
-any more, and a worker who is still busy with it may hang for ever: another takes its place. So it is if whoever handed
-a message on is gone.
+A worker does one message at a time. When another one comes for its client and run, nobody waits for the answer to the
+first any more, and a worker who is still busy with it may hang for ever: a new one takes its place. The same message
+told twice is done once. Work that nobody waits for, since whoever handed the message on is gone, is ended.
 """
 
 from __future__ import annotations
 
+import hashlib
 import select
 import socket
 import sys
@@ -18,7 +19,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -32,9 +33,11 @@ SERVE = "grpo_fed.engines.node:serving"
 """Makes what answers in a worker."""
 COLD = 600.0
 """Seconds after which a worker with nothing to do is let go, with the memory that it has."""
+GLANCE = 0.5
+"""Seconds between two looks whether somebody still waits."""
 LOOK = 10.0
 """Seconds between two looks for such."""
-LONGEST = 100
+LONGEST = 96
 """Bytes of a socket's path: systems take little more."""
 
 
@@ -45,7 +48,7 @@ def known(folder: Path) -> dict[str, str]:
 
 def commands(folder: Path) -> dict[str, list[str]]:
     """By its name, what starts it."""
-    return {NAME: [sys.executable, "-m", __name__, str(folder / NAME)]} if _is_possible(folder) else {}
+    return {NAME: [sys.executable, "-P", "-m", __name__, str(folder / NAME)]} if _is_possible(folder) else {}
 
 
 def _is_possible(folder: Path) -> bool:
@@ -60,88 +63,137 @@ class Kept:
     worker: Worker
     since: float
 
+    @property
+    def is_there(self) -> bool:
+        """Who has nothing to do says nothing, unless by its end."""
+        return not select.select([self.worker.link], [], [], 0)[0]
+
+
+@dataclass(eq=False)
+class Work:
+    """A message that a worker is busy with."""
+
+    worker: Worker
+    message: str
+    """A digest of it."""
+    waiting: int = 1
+    """How many wait for the answer."""
+    ended: str = ""
+    """Why nobody wants it any more."""
+    answer: Mapping[str, Any] = field(default_factory=dict)
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def end(self, why: str) -> None:
+        """Let the worker go: its answer is the reason then."""
+        self.ended = why
+        with suppress(OSError):
+            self.worker.link.shutdown(socket.SHUT_RDWR)
+
 
 @final
 class Hearth:
-    """Workers by client, and those who are busy by client and run."""
+    """Workers by client, and what they are busy with by client and run."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._idle: dict[str, Kept] = {}
-        self._busy: dict[tuple[str, int], Worker] = {}
+        self._busy: dict[tuple[str, int], Work] = {}
 
     def serve(self, link: socket.socket) -> None:
         """One message, which comes through the link, as its answer goes."""
         with link, suppress(EOFError, OSError):
             asked = receive(link)
-            client, run = repr(sorted(asked["told"]["config"].items())), int(asked["run"])
+            told = asked["told"]
+            key = repr(sorted(told["config"].items())), int(asked["run"])
+            message = hashlib.sha256(told["kind"].encode() + told["content"].tobytes()).hexdigest()
+            question = {"path": asked["path"], "serve": SERVE, "given": None}
+            question |= {"chunk": (key[0],), "told": {key[0]: told}}
             try:
-                worker = self._take(client, run)
+                work = self._begin(key, message, question)
             except RuntimeError as error:
                 print(error, file=sys.stderr)
                 return
-            question = {"path": asked["path"], "serve": SERVE, "given": None, "chunk": (client,)}
-            answer = self._ask(worker, {**question, "told": {client: asked["told"]}}, link)
-            if answer is None or "died" in answer:
-                answer = {"died": self._dismiss(client, run, worker)}
-            else:
-                self._keep(client, run, worker)
-            send(link, answer["answers"][client] if "answers" in answer else answer)
+            while not work.done.wait(GLANCE):
+                if _is_gone(link):
+                    self._leave(work)
+                    return
+            send(link, work.answer)
 
     def let_go(self) -> None:
         """Those with nothing to do for long."""
         with self._lock:
             cold = [client for client, kept in self._idle.items() if time.monotonic() > kept.since + COLD]
-            for client in cold:
-                self._idle.pop(client).worker.close()
+            gone = [self._idle.pop(client) for client in cold]
+        for kept in gone:
+            kept.worker.close()
 
-    def _take(self, client: str, run: int) -> Worker:
-        """Who has worked for it before in this run, or a new one."""
+    def _begin(self, key: tuple[str, int], message: str, question: Mapping[str, Any]) -> Work:
+        """The same message's work, if somebody is busy with it; or whoever has worked for the client in this run, or a
+        new worker, begins.
+        """
+        client, run = key
+        gone: list[Kept] = []
         with self._lock:
-            busy = self._busy.pop((client, run), None)
-            if busy is not None:
-                with suppress(OSError):
-                    busy.link.shutdown(socket.SHUT_RDWR)  # whoever listens to it lets it go then
+            before = self._busy.get(key)
+            if before is not None and before.message == message and not before.ended:
+                before.waiting += 1
+                return before
+            if before is not None:
+                before.end("the client's next message came before it had answered")
             kept = self._idle.pop(client, None)
-            if kept is not None and kept.run != run:
-                kept.worker.close()
+            if kept is not None and not (kept.run == run and kept.is_there):
+                gone.append(kept)
                 kept = None
-            worker = self._busy[client, run] = Worker() if kept is None else kept.worker
-            return worker
+            work = self._busy[key] = Work(Worker() if kept is None else kept.worker, message)
+        for one in gone:
+            one.worker.close()
+        threading.Thread(target=self._do, args=(key, work, question), daemon=True).start()
+        return work
 
-    def _ask(self, worker: Worker, question: Mapping[str, Any], link: socket.socket) -> dict[str, Any] | None:
-        """Its answer; None if it ends before, or nobody waits for it any more."""
-        try:
-            send(worker.link, question)
-            ready, *_ = select.select([worker.link, link], [], [])
-            return receive(worker.link) if worker.link in ready else None
-        except (EOFError, OSError):
-            return None
-
-    def _dismiss(self, client: str, run: int, worker: Worker) -> str:
-        """How it ended."""
+    def _do(self, key: tuple[str, int], work: Work, question: Mapping[str, Any]) -> None:
+        """Hand the message to its worker, and wait for the answer."""
+        client, run = key
+        found: Mapping[str, Any] | None = None
+        with suppress(EOFError, OSError):
+            send(work.worker.link, question)
+            found = receive(work.worker.link)
         with self._lock:
-            if self._busy.get((client, run)) is worker:
-                del self._busy[client, run]
-        return worker.close()
+            if self._busy.get(key) is work:
+                del self._busy[key]
+            stays = found is not None and not work.ended and client not in self._idle
+            if stays:
+                self._idle[client] = Kept(run, work.worker, time.monotonic())
+        how = "" if stays else work.worker.close()
+        if found is None:
+            work.answer = {"died": work.ended or how}
+        else:
+            work.answer = found["answers"][client] if "answers" in found else found
+        work.done.set()
 
-    def _keep(self, client: str, run: int, worker: Worker) -> None:
+    def _leave(self, work: Work) -> None:
+        """Whoever waited is gone."""
         with self._lock:
-            if self._busy.pop((client, run), None) is worker and client not in self._idle:
-                self._idle[client] = Kept(run, worker, time.monotonic())
-            else:
-                worker.close()
+            work.waiting -= 1
+            if not work.waiting:
+                work.end("nobody waits for it any more")
+
+
+def _is_gone(link: socket.socket) -> bool:
+    """Whether the other end is, who has said all that it has to say."""
+    ready, *_ = select.select([link], [], [], 0)
+    return bool(ready)
 
 
 def main() -> None:
     """Serve at the socket that is named, for ever."""
     start_ahead()
-    place = Path(sys.argv[1])
-    place.unlink(missing_ok=True)
-    hearth = Hearth()
+    place, hearth = Path(sys.argv[1]), Hearth()
+    unheard = place.with_suffix(".new")
+    unheard.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as door:
-        door.bind(str(place))
+        door.bind(str(unheard))
         door.listen()
+        unheard.rename(place)  # only now there is somebody to hear
         door.settimeout(LOOK)
         while True:
             with suppress(TimeoutError):

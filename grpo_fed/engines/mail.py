@@ -138,10 +138,14 @@ class GridPost:
             found = 0
             for reply in self._grid.pull_messages(list(asked)):
                 name = asked.get(reply.metadata.reply_to_message_id, "")
-                if name:
-                    found += 1
-                    asked = {one: other for one, other in asked.items() if other != name}
-                    yield name, reply
+                if not name:
+                    continue
+                found += 1
+                del asked[reply.metadata.reply_to_message_id]
+                if reply.has_error() and name in asked.values():
+                    continue  # told twice, it may answer the other one yet
+                asked = {one: other for one, other in asked.items() if other != name}
+                yield name, reply
             if left <= 0:
                 return
             if looked > look:

@@ -71,9 +71,10 @@ def _link() -> socket.socket | None:
 
 def _ask(link: socket.socket, run: int, told: dict[str, Any]) -> RecordDict | None:
     """Its answer; None if it cannot give one, which says nothing of the client."""
-    threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
+    threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    own = max(1, int(threads)) if threads.isdecimal() else 1
     try:
-        send(link, {"run": run, "path": sys.path, "told": {**told, "threads": threads}})
+        send(link, {"run": run, "path": sys.path, "told": {**told, "threads": own}})
         found = receive(link)
     except (EOFError, OSError):
         return None

@@ -13,7 +13,7 @@ from grpo_fed.wire.fields import Refused, show
 
 
 def write(vector: np.ndarray) -> Array:
-    """As `numpy.save` would, but with the one header that `_read` knows for its length, and need not parse."""
+    """As `numpy.save` would, but with the one header that `read` knows for its length, and need not parse."""
     vector = np.ascontiguousarray(vector, "<f4")
     return Array("float32", vector.shape, "numpy.ndarray", b"".join((_header(vector.size), vector.data)))
 

@@ -65,6 +65,7 @@ def clusters(history: History) -> Drawing | None:
     order = np.arange(len(history.clients)) if few else np.lexsort(members[-1].T)
     caption = "Clients of one colour share the block with each other, in each round; blue are those of most weight."
     caption += " At the right the number of the cluster." if few else " Clients in the order of their last clusters."
+    caption += f" Colours come again after {len(KINDS)} clusters." if np.nanmax(members) >= len(KINDS) else ""
     caption += _absence(history)
     if len(blocks) < len(history.clustered):
         caption += f" The first {len(blocks)} of {len(history.clustered)} blocks."
