@@ -24,7 +24,7 @@ run: .venv/installed  ## Train a federation: make run SCENARIO=quickstart
 	.venv/bin/grpo-fed run $(SCENARIO)
 
 test: .venv/installed  ## Run the tests: make test JOBS=3 ARGS='-k blocks'
-	.venv/bin/python -m pytest -n $(JOBS) $(ARGS)
+	.venv/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/installed  ## Check style and format
 	.venv/bin/ruff check

@@ -15,6 +15,10 @@ hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("tests")
 
 
+LONGEST = ("test_deployment", "test_flower", "test_tracking", "test_browser", "test_fleet", "test_federate", "test_cli")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins first: else the others have ended, and all wait for it."""
-    items.sort(key=lambda item: item.path.stem != "test_flower")
+    """The files that take longest begin first: else the others have ended, and all wait for these."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))

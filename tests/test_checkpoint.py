@@ -159,7 +159,7 @@ def test_records_in_the_notes_become_json(tmp_path: Path) -> None:
         0.1,
         7,
         [
-            ClientNote("x", "t", 1, 1, {"losses/kl": 0.1}, 0.5, 0.1, ("a",), Failure("late", "asleep")),
+            ClientNote("x", "t", 1, 1, {"losses/kl": 0.1}, 0.5, 0.1, ("a",), {"actor": 1}, Failure("late", "asleep")),
             ClientNote("y", "t"),
         ],
         ServerNote(kept, {"joint": 0.5}, 1, 2, 3, ("krum: kept x",)),

@@ -154,21 +154,23 @@ class Hearth:
         """Hand the message to its worker, and wait for the answer."""
         client, run = key
         found: Mapping[str, Any] | None = None
-        with suppress(EOFError, OSError):
-            send(work.worker.link, question)
-            found = receive(work.worker.link)
-        with self._lock:
-            if self._busy.get(key) is work:
-                del self._busy[key]
-            stays = found is not None and not work.ended and client not in self._idle
-            if stays:
-                self._idle[client] = Kept(run, work.worker, time.monotonic())
-        how = "" if stays else work.worker.close()
-        if found is None:
-            work.answer = {"died": work.ended or how}
-        else:
-            work.answer = found["answers"][client] if "answers" in found else found
-        work.done.set()
+        try:
+            with suppress(EOFError, OSError):
+                send(work.worker.link, question)
+                found = receive(work.worker.link)
+            with self._lock:
+                if self._busy.get(key) is work:
+                    del self._busy[key]
+                stays = found is not None and not work.ended and client not in self._idle
+                if stays:
+                    self._idle[client] = Kept(run, work.worker, time.monotonic())
+            how = "" if stays else work.worker.close()
+            if found is None:
+                work.answer = {"died": work.ended or how}
+            else:
+                work.answer = found["answers"][client] if "answers" in found else found
+        finally:  # without an answer whoever waits does the work
+            work.done.set()
 
     def _leave(self, work: Work) -> None:
         """Whoever waited is gone."""
