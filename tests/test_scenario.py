@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from datetime import date
@@ -450,3 +451,16 @@ def test_where_no_threshold_is_given_it_is_none_that_chance_reaches(more: str, t
     scenario = Scenario.loads(f'name = "a"\n{SHAPE}{more}\n[[clients]]\nname = "c"\nenv = "CartPole-v1"\n')
     assert scenario.merge.threshold == threshold
     assert Scenario.loads(scenario.dumps()) == scenario
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "true", '"many"', "-1", "0", "[1]", "1e999"])
+@pytest.mark.parametrize("key", ["steps", "objective.epochs", "objective.learning_rate", "rollout.num_envs"])
+def test_of_an_odd_value_a_mistake_tells_and_not_the_arithmetic(key: str, value: str):
+    with pytest.raises(ScenarioError, match=re.escape(key)):
+        Scenario.loads('name = "a"\n[[clients]]\nname = "c"\nenv = "CartPole-v1"\n', overrides=[f"{key}={value}"])
+
+
+def test_counts_beyond_all_numbers_leave_the_threshold_as_it_is():
+    text, most = 'name = "a"\n[[clients]]\nname = "c"\nenv = "CartPole-v1"\n', "1" + 400 * "0"
+    for key in ("objective.epochs", "steps"):
+        assert Scenario.loads(text, overrides=[f"{key}={most}"]).merge.threshold == 0.02

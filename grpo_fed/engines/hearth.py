@@ -33,10 +33,10 @@ SERVE = "grpo_fed.engines.node:serving"
 """Makes what answers in a worker."""
 COLD = 600.0
 """Seconds after which a worker with nothing to do is let go, with the memory that it has."""
-GLANCE = 0.5
-"""Seconds between two looks whether somebody still waits."""
 LOOK = 10.0
 """Seconds between two looks for such."""
+GLANCE = 0.5
+"""Seconds between two looks whether somebody still waits for an answer."""
 LONGEST = 96
 """Bytes of a socket's path: systems take little more."""
 
