@@ -260,6 +260,20 @@ def test_the_map_of_clusters_has_a_colour_for_each(tmp_path: Path):
     assert "| `actor #1` |" in text
 
 
+def test_who_was_not_in_the_latest_merge_is_said_to_share_with_nobody(tmp_path: Path):
+    def clusters(number: int, client: int) -> dict[str, int]:
+        return {} if client == 3 and number == 2 else {"actor": 0}
+
+    folder = write_run(tmp_path, scenario([("cart", 4, "CartPole-v1")], "rounds = 2"), Made(clusters=clusters))
+    history = history_of(folder)
+    drawn = figures.clusters(history)
+    assert drawn is not None
+    assert drawn.alt == "At the end all of the latest merge share actor."
+    text = markdown(history)
+    assert "So it was in the latest merge." in text
+    assert "- `actor`: shared by all of its clients." in text
+
+
 def test_many_groups_are_shown_by_block(tmp_path: Path):
     more = 'rounds = 4\npolicy = { hidden = [16], groups = { "torso.*" = "row" } }'
     rows = tuple(f"torso.0.weight:rows[{row}]" for row in range(4))

@@ -215,6 +215,7 @@ def _shared(history: History) -> Section:
     text = f"Shared blocks: {_code(blocks)}; all else is private to each client."
     left = history.left[-1]
     if history.clustered:
+        text += " So it was in the latest merge." if np.isnan(history.clusters[-1]).any() else ""
         return Section(title, (text,), tuple(_clusters(history)))
     if not left.any():
         more = " for good" if history.left.any() else ""
@@ -246,7 +247,7 @@ def _clusters(history: History) -> Iterator[str]:
         last = history.clusters[-1, :, place]
         kinds = np.unique(last[np.isfinite(last)])
         if len(kinds) < 2:
-            yield f"`{block}`: shared by all."
+            yield f"`{block}`: shared by all{' of its clients' if np.isnan(last).any() else ''}."
             continue
         parts = [f"{_who(history, np.flatnonzero(last == kind).tolist())} (#{kind:.0f})" for kind in kinds]
         yield f"`{block}`: shared in {len(kinds)} clusters: {'; '.join(parts)}."

@@ -110,7 +110,7 @@ def _clusters_told(history: History) -> str:
         last = history.clusters[-1, :, place]
         kinds = np.unique(last[np.isfinite(last)])
         if len(kinds) < 2:
-            told.append(f"all share {block}")
+            told.append(f"all {'of the latest merge ' if np.isnan(last).any() else ''}share {block}")
             continue
         apart = [[history.clients[k] for k in np.flatnonzero(last == kind)] for kind in kinds[1:]]
         names = "; ".join(some(group, 4) for group in apart)
