@@ -23,16 +23,26 @@ import numpy as np
 import torch
 
 from benchmarks.memory import peak_mb
-from grpo_fed.commons import commons_of
-from grpo_fed.engines.local import LocalGrid, federate
-from grpo_fed.engines.mail import GridPost
-from grpo_fed.fleet import Fleet
-from grpo_fed.merge import StreamingMean
-from grpo_fed.messages import Answer, Evaluate, Evaluated, Instruction, Measure, Measured, Played, Train, Trained
-from grpo_fed.notes import RoundNote
-from grpo_fed.rounds import Federation
-from grpo_fed.scenario import Scenario
-from grpo_fed.tasks import tasks_of
+from grpo_fed.aggregation.merge import StreamingMean
+from grpo_fed.engines.local.engine import LocalGrid, federate
+from grpo_fed.engines.wire.transport import GridPost
+from grpo_fed.federation.messages import (
+    Answer,
+    Evaluate,
+    Evaluated,
+    Instruction,
+    Measure,
+    Measured,
+    Played,
+    Train,
+    Trained,
+)
+from grpo_fed.federation.rounds import Federation
+from grpo_fed.policy.shared import commons_of
+from grpo_fed.rl.stacked_learner import Fleet
+from grpo_fed.runs.records import RoundNote
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.resolve import tasks_of
 
 NUM_ENVS, HORIZON, EPOCHS, MINIBATCHES = 8, 128, 4, 4
 """The peer's, too."""

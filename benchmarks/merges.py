@@ -32,11 +32,11 @@ from torch import Tensor
 
 from benchmarks.learning import machine_kind
 from benchmarks.memory import peak_mb
-from grpo_fed.commons import Commons, commons_of
-from grpo_fed.merge import Replies, Reply, StreamingMean, huber
-from grpo_fed.merging import Merging
-from grpo_fed.messages import Trained
-from grpo_fed.scenario import Scenario
+from grpo_fed.aggregation.merge import Replies, Reply, StreamingMean, huber
+from grpo_fed.federation.messages import Trained
+from grpo_fed.federation.round_merge import Merging
+from grpo_fed.policy.shared import Commons, commons_of
+from grpo_fed.scenario.scenario import Scenario
 
 FILE = Path(__file__).parent / "results" / "merges.json"
 HIDDEN = [220, 220]

@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks import federation, merges, scarce, structure
 from benchmarks.learning import CASES, RESULTS, THRESHOLDS, Case
-from grpo_fed.statistics import Estimate, estimate, interquartile_mean, probability_of_improvement
+from grpo_fed.runs.statistics import Estimate, estimate, interquartile_mean, probability_of_improvement
 
 PEERS = RESULTS.with_name("peers.jsonl")
 PAGE = Path(__file__).parent / "RESULTS.md"

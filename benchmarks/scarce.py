@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from benchmarks.trials import RESULTS, Run, Trial, add_arguments, of, read_runs, run_all
-from grpo_fed.statistics import Estimate, estimate
+from grpo_fed.runs.statistics import Estimate, estimate
 
 SCENARIO = "poles"
 CONTROL = "local"

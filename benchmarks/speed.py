@@ -32,9 +32,9 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
 from benchmarks.learning import machine_kind
-from grpo_fed.fleet import Fleet
-from grpo_fed.scenario import Scenario
-from grpo_fed.tasks import tasks_of
+from grpo_fed.rl.stacked_learner import Fleet
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.resolve import tasks_of
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
 NUM_ENVS, HORIZON, EPOCHS, MINIBATCHES = 8, 128, 4, 4

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.trials import RESULTS, Run, Trial, add_arguments, of, read_runs, run_all
-from grpo_fed.statistics import estimate, interquartile_mean
+from grpo_fed.runs.statistics import estimate, interquartile_mean
 
 SCENARIO = "contrary"
 PLANTED = frozenset({"backwards-0", "backwards-1"})

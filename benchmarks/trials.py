@@ -27,11 +27,11 @@ import numpy as np
 import torch
 
 from benchmarks.learning import installed_versions, machine_kind
-from grpo_fed.commons import commons_of
-from grpo_fed.engines.local import federate
-from grpo_fed.gallery import find
-from grpo_fed.notes import ClientNote, RoundNote
-from grpo_fed.scenario import Scenario
+from grpo_fed.engines.local.engine import federate
+from grpo_fed.policy.shared import commons_of
+from grpo_fed.runs.records import ClientNote, RoundNote
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.scenario.shipped import find
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from grpo_fed.engines.messenger import Messenger
+from grpo_fed.engines.flower.forward import Messenger
 
 app = ClientApp()
 messenger = Messenger()

@@ -4,21 +4,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from grpo_fed.comparison import compare
-    from grpo_fed.engines.choice import resume, run
-    from grpo_fed.saved import load_policy
-    from grpo_fed.scenario import Scenario
-    from grpo_fed.training import train
+    from grpo_fed.engines.alone import train
+    from grpo_fed.engines.start import resume, run
+    from grpo_fed.reports.comparison.compare import compare
+    from grpo_fed.runs.policies import load_policy
+    from grpo_fed.scenario.scenario import Scenario
 
 __all__ = ["Scenario", "compare", "load_policy", "resume", "run", "train"]
 
 HOMES = {
-    "Scenario": "grpo_fed.scenario",
-    "compare": "grpo_fed.comparison",
-    "load_policy": "grpo_fed.saved",
-    "resume": "grpo_fed.engines.choice",
-    "run": "grpo_fed.engines.choice",
-    "train": "grpo_fed.training",
+    "Scenario": "grpo_fed.scenario.scenario",
+    "compare": "grpo_fed.reports.comparison.compare",
+    "load_policy": "grpo_fed.runs.policies",
+    "resume": "grpo_fed.engines.start",
+    "run": "grpo_fed.engines.start",
+    "train": "grpo_fed.engines.alone",
 }
 
 

@@ -13,16 +13,16 @@ from types import FrameType
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from grpo_fed import journal
-from grpo_fed.engines.apps import scenario_of
-from grpo_fed.engines.flower import note_line, result_line
-from grpo_fed.engines.gathering import gather
-from grpo_fed.engines.mail import GridPost
-from grpo_fed.engines.roll import Roll
-from grpo_fed.engines.superlink import names_of_keys
-from grpo_fed.notes import RoundNote
-from grpo_fed.rounds import Federation
-from grpo_fed.scenario import Scenario
+from grpo_fed.engines.flower.app_folder import scenario_of
+from grpo_fed.engines.flower.discovery import gather
+from grpo_fed.engines.flower.engine import note_line, result_line
+from grpo_fed.engines.flower.superlink import names_of_keys
+from grpo_fed.engines.wire.registry import Roll
+from grpo_fed.engines.wire.transport import GridPost
+from grpo_fed.federation.rounds import Federation
+from grpo_fed.runs import folder as journal
+from grpo_fed.runs.records import RoundNote
+from grpo_fed.scenario.scenario import Scenario
 
 app = ServerApp()
 

@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from grpo_fed.commons import Commons, commons_of
-from grpo_fed.messages import (
+from grpo_fed.federation.messages import (
     Answer,
     Evaluate,
     Evaluated,
@@ -29,7 +28,8 @@ from grpo_fed.messages import (
     Train,
     Trained,
 )
-from grpo_fed.scenario import Scenario
+from grpo_fed.policy.shared import Commons, commons_of
+from grpo_fed.scenario.scenario import Scenario
 
 BASE = """
 name = "numbers"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from grpo_fed.activations import ACTIVATIONS, bent
+from grpo_fed.policy.activations import ACTIVATIONS, bent
 
 
 @pytest.mark.parametrize("by_numpy", [True, False])

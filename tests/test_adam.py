@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from grpo_fed.adam import Adam
+from grpo_fed.rl.adam import Adam
 
 
 def torch_adam(start: torch.Tensor, gradients: list[torch.Tensor], learning_rate: float) -> torch.Tensor:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Tensor
 
-from grpo_fed.advantages import Score, episode_returns, gae, group_advantages, similarity_groups, step_weights
+from grpo_fed.rl.advantages import Score, episode_returns, gae, group_advantages, similarity_groups, step_weights
 
 SCORES = get_args(Score)
 UNHURRIED = settings(deadline=None, max_examples=50)

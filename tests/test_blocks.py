@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from grpo_fed.blocks import Layout
-from grpo_fed.settings import PolicySettings
+from grpo_fed.policy.blocks import Layout
+from grpo_fed.scenario.settings import PolicySettings
 
 SHAPES = {
     "torso.0.weight": (3, 2),

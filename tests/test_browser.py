@@ -9,10 +9,10 @@ import pytest
 from browser import CHROMIUM, Browser
 from tracked import document, line, scenario
 
-from grpo_fed.tracking import Tracker
-from grpo_fed.tracking.spool import Spool
-from grpo_fed.training import train
-from grpo_fed.ui import Pages, pages
+from grpo_fed.engines.alone import train
+from grpo_fed.runs.tracking import Tracker
+from grpo_fed.runs.tracking.spool import Spool
+from grpo_fed.runs.tracking.ui import Pages, pages
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
 

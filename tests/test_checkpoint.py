@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from grpo_fed import checkpoint
-from grpo_fed.checkpoint import Checkpoint
-from grpo_fed.messages import Failure
-from grpo_fed.notes import ClientNote, RoundNote, ServerNote, kept_of, note_of
-from grpo_fed.proximity import Kept, KeptBlock
+from grpo_fed.aggregation.proximity import Kept, KeptBlock
+from grpo_fed.federation.messages import Failure
+from grpo_fed.runs import checkpoint
+from grpo_fed.runs.checkpoint import Checkpoint
+from grpo_fed.runs.records import ClientNote, RoundNote, ServerNote, kept_of, note_of
 
 
 def after(number: int) -> Checkpoint:

@@ -19,8 +19,8 @@ from typer.testing import CliRunner, Result
 
 from grpo_fed import load_policy
 from grpo_fed.cli import app
-from grpo_fed.describe import describe, markdown
-from grpo_fed.gallery import find, shipped
+from grpo_fed.scenario.reference import describe, markdown
+from grpo_fed.scenario.shipped import find, shipped
 
 ROOT = Path(__file__).parents[1]
 TINY: dict[str, Any] = {
@@ -131,7 +131,7 @@ try:
 finally:
     heavy = {{"torch", "numpy", "gymnasium"}} & set(sys.modules)
     if "{arguments}" in ("--help", "train --help", "--version"):
-        heavy |= {{"grpo_fed.scenario", "grpo_fed.journal"}} & set(sys.modules)
+        heavy |= {{"grpo_fed.scenario.scenario", "grpo_fed.runs.folder"}} & set(sys.modules)
     assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -144,7 +144,7 @@ def test_ctrl_c_while_the_commands_are_imported_shows_no_traceback():
 import sys
 class Impatient:
     def find_spec(self, name, path=None, target=None):
-        if name == "grpo_fed.cli.running":
+        if name == "grpo_fed.cli.run":
             raise KeyboardInterrupt
 sys.meta_path.insert(0, Impatient())
 from grpo_fed.cli import main

@@ -14,13 +14,12 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 
 import clients.app
-from grpo_fed.commons import commons_of
-from grpo_fed.engines import node as node_of_a_process
-from grpo_fed.engines.apps import scenario_of
-from grpo_fed.engines.mail import GridPost
-from grpo_fed.home import Home
-from grpo_fed.members import Members
-from grpo_fed.messages import (
+from grpo_fed.engines.flower import node as node_of_a_process
+from grpo_fed.engines.flower.app_folder import scenario_of
+from grpo_fed.engines.wire import Refused, Wire, kind_of, read_hello, write_commons
+from grpo_fed.engines.wire.transport import GridPost
+from grpo_fed.federation.clients import Members
+from grpo_fed.federation.messages import (
     Answer,
     Evaluate,
     Evaluated,
@@ -33,11 +32,12 @@ from grpo_fed.messages import (
     Train,
     Trained,
 )
-from grpo_fed.rounds import Federation
-from grpo_fed.saved import load_policy
-from grpo_fed.scenario import Scenario
-from grpo_fed.tasks import tasks_of
-from grpo_fed.wire import Refused, Wire, kind_of, read_hello, write_commons
+from grpo_fed.federation.rounds import Federation
+from grpo_fed.federation.state_store import Home
+from grpo_fed.policy.shared import commons_of
+from grpo_fed.runs.policies import load_policy
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.resolve import tasks_of
 from tests.village import Client, Village, enter_run
 
 TEXT = """

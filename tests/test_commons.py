@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from grpo_fed.commons import commons_for, commons_from, commons_of
-from grpo_fed.fleet import fleets_of
-from grpo_fed.scenario import Scenario
-from grpo_fed.tasks import tasks_of
+from grpo_fed.policy.shared import commons_for, commons_from, commons_of
+from grpo_fed.rl.stacked_learner import fleets_of
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.resolve import tasks_of
 
 UNLIKE = """
 name = "unlike"

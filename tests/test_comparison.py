@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from grpo_fed import train
-from grpo_fed.comparison import compare
-from grpo_fed.journal import RESULTS
-from grpo_fed.scenario import Scenario
-from grpo_fed.standings import Comparison, Trial, verdict_of
-from grpo_fed.statistics import Estimate, estimate, probability_of_improvement
+from grpo_fed.reports.comparison.compare import compare
+from grpo_fed.reports.comparison.verdicts import Comparison, Trial, verdict_of
+from grpo_fed.runs.folder import RESULTS
+from grpo_fed.runs.statistics import Estimate, estimate, probability_of_improvement
+from grpo_fed.scenario.scenario import Scenario
 from tests.written import Made, write_run
 
 SOURCE = """
@@ -245,7 +245,7 @@ def test_runs_that_ended_early_stay_where_they_were(source: Path, tmp_path: Path
             (folder / "rounds.jsonl").write_text("".join(lines[:1]))
 
     found = compare(source, ["local"], [0, 1], tmp_path / "out", run)
-    from grpo_fed.showing.side_by_side import _curve
+    from grpo_fed.reports.comparison.page import _curve
 
     # Seed 0 has 1, 2, 3 by round and seed 1 stays at 1: of 1, 1, 1, 3, 3, 3 the middle four.
     rounds, value, *_ = _curve(found, found.standings[0])

@@ -18,10 +18,10 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from grpo_fed import deploy
-from grpo_fed.engines.gate import Gate
-from grpo_fed.engines.processes import Processes
-from grpo_fed.engines.superlink import Upkeep, connect, environment
+from grpo_fed.engines.deploy import commands as deploy
+from grpo_fed.engines.flower.access import Gate
+from grpo_fed.engines.flower.processes import Processes
+from grpo_fed.engines.flower.superlink import Upkeep, connect, environment
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 20.0
@@ -216,7 +216,7 @@ LEAVES = """
 import os, sys
 from pathlib import Path
 from grpo_fed.engines import guard
-from grpo_fed.engines.processes import Processes
+from grpo_fed.engines.flower.processes import Processes
 here = Path(sys.argv[1])
 processes = Processes(here, os.environ, here)
 processes.start("one", ["sh", "-c", sys.argv[2]])

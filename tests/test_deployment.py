@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from grpo_fed import deploy
-from grpo_fed.engines.flower import FlowerFederation
-from grpo_fed.engines.local import federate
-from grpo_fed.engines.superlink import environment, free_port, script
-from grpo_fed.notes import RoundNote
-from grpo_fed.scenario import Scenario
+from grpo_fed.engines.deploy import commands as deploy
+from grpo_fed.engines.flower.engine import FlowerFederation
+from grpo_fed.engines.flower.superlink import environment, free_port, script
+from grpo_fed.engines.local.engine import federate
+from grpo_fed.runs.records import RoundNote
+from grpo_fed.scenario.scenario import Scenario
 from tests.tiny import CLIENTS, CONNECTION, ROOT, TINY, agree, until
 
 # A deployment on this machine ----------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def test_a_deployment_outlives_its_superlink_and_a_node_that_is_killed_and_comes
         """The SuperLink in the second round, a node in the third; the fourth ends when the node is back."""
         for client in CLIENTS:
             waits(client, 1)
-        kill_below(deployment.server.pid, "grpo_fed.engines.gate")
+        kill_below(deployment.server.pid, "grpo_fed.engines.flower.access")
         for client in CLIENTS:
             goes(client, 1)
         waits("cat", 2)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from grpo_fed.describe import Knob, describe, markdown, methods, schema
-from grpo_fed.merge import RULES
-from grpo_fed.methods import MERGES, METHODS
-from grpo_fed.presets import PRESETS
-from grpo_fed.read import knobs
-from grpo_fed.scenario import Scenario
-from grpo_fed.settings import MergeSettings
+from grpo_fed.aggregation.merge import RULES
+from grpo_fed.scenario.methods import MERGES, METHODS
+from grpo_fed.scenario.presets import PRESETS
+from grpo_fed.scenario.reference import Knob, describe, markdown, methods, schema
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.scenario.settings import MergeSettings
+from grpo_fed.scenario.toml.reading import knobs
 
 ROOT = Path(__file__).parents[1]
 BY_KEY = {f"{knob.section}.{knob.key}".lstrip("."): knob for knob in describe()}
@@ -45,13 +45,13 @@ def test_knobs_say_type_default_and_limits():
 
 def test_the_reference_is_up_to_date():
     assert (ROOT / "docs" / "configuration.md").read_text() == markdown(), (
-        "run: python -m grpo_fed.describe > docs/configuration.md"
+        "run: python -m grpo_fed.scenario.reference > docs/configuration.md"
     )
 
 
 def test_the_schema_for_editors_is_up_to_date():
     assert json.loads((ROOT / "scenarios" / "scenario.schema.json").read_text()) == schema(), (
-        "run: python -m grpo_fed.describe --schema > scenarios/scenario.schema.json"
+        "run: python -m grpo_fed.scenario.reference --schema > scenarios/scenario.schema.json"
     )
 
 
@@ -62,7 +62,7 @@ def test_the_reference_has_every_knob():
 
 def test_the_page_of_methods_is_up_to_date():
     assert (ROOT / "docs" / "methods.md").read_text() == methods(), (
-        "run: python -m grpo_fed.describe --methods > docs/methods.md"
+        "run: python -m grpo_fed.scenario.reference --methods > docs/methods.md"
     )
 
 

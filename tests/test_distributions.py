@@ -14,7 +14,7 @@ from scipy import integrate, stats
 from torch import Tensor
 from torch import distributions as peers
 
-from grpo_fed.distributions import Categorical, Distribution, Gaussian, MultiCategorical, SquashedGaussian
+from grpo_fed.policy.distributions import Categorical, Distribution, Gaussian, MultiCategorical, SquashedGaussian
 
 CHOICES = [Categorical(2), Categorical(5), MultiCategorical((3, 3)), MultiCategorical((2, 4, 3))]
 GAUSSIANS = [Gaussian(1), Gaussian(3), SquashedGaussian(1), SquashedGaussian(2)]

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import grpo_fed
-from grpo_fed.journal import ClientResult, Result
-from grpo_fed.notes import ClientNote, RoundNote, ServerNote
-from grpo_fed.play import Evaluation
-from grpo_fed.standings import Comparison, Standing, Trial
+from grpo_fed.reports.comparison.verdicts import Comparison, Standing, Trial
+from grpo_fed.rl.evaluation import Evaluation
+from grpo_fed.runs.folder import ClientResult, Result
+from grpo_fed.runs.records import ClientNote, RoundNote, ServerNote
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -6,11 +6,11 @@ import pytest
 from typer.testing import CliRunner
 
 from grpo_fed.cli import app
-from grpo_fed.gallery import find
-from grpo_fed.methods import METHODS
-from grpo_fed.presets import PRESETS
-from grpo_fed.scenario import Scenario
-from grpo_fed.showing.explain import explain
+from grpo_fed.reports.explain import explain
+from grpo_fed.scenario.methods import METHODS
+from grpo_fed.scenario.presets import PRESETS
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.scenario.shipped import find
 
 
 def said(*overrides: str) -> str:

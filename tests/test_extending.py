@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from grpo_fed import compare, resume
-from grpo_fed.blocks import Layout
-from grpo_fed.engines.local import federate
-from grpo_fed.groups import groups_of
-from grpo_fed.merge import Replies, Reply
-from grpo_fed.merging import rule_of
-from grpo_fed.notes import RoundNote
-from grpo_fed.read import ScenarioError
-from grpo_fed.scenario import Scenario
-from grpo_fed.settings import MergeSettings, PolicySettings
-from grpo_fed.showing.explain import explain
+from grpo_fed.aggregation.merge import Replies, Reply
+from grpo_fed.engines.local.engine import federate
+from grpo_fed.federation.round_merge import rule_of
+from grpo_fed.policy.blocks import Layout
+from grpo_fed.policy.groups import groups_of
+from grpo_fed.reports.explain import explain
+from grpo_fed.runs.records import RoundNote
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.scenario.settings import MergeSettings, PolicySettings
+from grpo_fed.scenario.toml.reading import ScenarioError
 
 DOC = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```(python|toml)\n(.*?)```", DOC, re.DOTALL)
@@ -166,8 +166,8 @@ def test_explain_says_what_a_row_of_ones_own_is():
     [
         ("missing:ROW", "cannot be imported: ModuleNotFoundError: No module named 'missing'; is it installed, or on"),
         ("my_presets:CAUTIOS", "cannot be imported: AttributeError: .*CAUTIOS"),
-        ("my_presets:TRPO", "is a dict; it must be a grpo_fed.presets.Preset"),
-        ("my_methods:SHY", "is a Method; it must be a grpo_fed.presets.Preset"),
+        ("my_presets:TRPO", "is a dict; it must be a grpo_fed.scenario.presets.Preset"),
+        ("my_methods:SHY", "is a Method; it must be a grpo_fed.scenario.presets.Preset"),
         ("wrong:KEY", r"has objective.clp: unknown key; did you mean clip\?"),
         ("wrong:VALUE", "has objective.clip = -1: must be greater than 0"),
         ("wrong:SECTION", 'has "objectiv", which is no section with values by key; there are policy rollout'),
@@ -177,7 +177,7 @@ def test_explain_says_what_a_row_of_ones_own_is():
 )
 def test_a_preset_that_does_not_fit_is_refused_with_its_place_and_cure(row: str, said: str, tmp_path: Path):
     (tmp_path / "wrong.py").write_text(
-        "from grpo_fed.presets import Preset\n"
+        "from grpo_fed.scenario.presets import Preset\n"
         "KEY = Preset('', '', {'objective': {'clp': 0.1}})\n"
         "VALUE = Preset('', '', {'objective': {'clip': -1.0}})\n"
         "SECTION = Preset('', '', {'objectiv': {'clip': 0.1}})\n"
@@ -220,7 +220,7 @@ def test_a_merge_of_ones_own_makes_what_it_says():
 
 def test_a_merge_of_ones_own_may_say_who_departs(tmp_path: Path):
     (tmp_path / "leaving.py").write_text(
-        "import torch\nfrom dataclasses import replace\nfrom grpo_fed.merge import mean\n"
+        "import torch\nfrom dataclasses import replace\nfrom grpo_fed.aggregation.merge import mean\n"
         "def last(replies, shared, groups):\n"
         "    found = mean(replies, shared, groups)\n"
         "    departed = torch.zeros_like(found.departed)\n"
@@ -239,7 +239,10 @@ def test_a_merge_of_ones_own_may_say_who_departs(tmp_path: Path):
         ("missing:rule", "merge.rule = missing:rule: cannot be imported: ModuleNotFoundError"),
         ("odd:NUMBER", "merge.rule = odd:NUMBER: is a int; it must be a function of replies, shared and groups"),
         ("odd:alone", "merge.rule = odd:alone: cannot be called with replies, shared, groups and merge.kwargs"),
-        ("odd:none", "merge.rule = odd:none: made a NoneType; it must make a tensor or a grpo_fed.merge.Merged"),
+        (
+            "odd:none",
+            "merge.rule = odd:none: made a NoneType; it must make a tensor or a grpo_fed.aggregation.merge.Merged",
+        ),
         ("odd:short", r"merge.rule = odd:short: made a point of shape \(1,\); the shared blocks have"),
         ("odd:nan", "merge.rule = odd:nan: made a point that is not finite"),
         ("odd:raises", "merge.rule = odd:raises: ZeroDivisionError: "),
@@ -261,7 +264,7 @@ def test_a_merge_that_does_not_fit_is_refused_by_name(rule: str, said: str, tmp_
         "def raises(replies, shared, groups): return 1 // 0\n"
         "from dataclasses import replace\n"
         "import torch\n"
-        "from grpo_fed.merge import RULES, Clusters\n"
+        "from grpo_fed.aggregation.merge import RULES, Clusters\n"
         "def parts(replies, shared, groups, **other):\n"
         "    found = RULES['clusters'](replies, shared, groups)\n"
         "    own = found.clusters\n"

@@ -9,8 +9,8 @@ from gymnasium.spaces.utils import flatten
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from grpo_fed.families import FAMILIES, FamilyVectorEnv, parameters_of
-from grpo_fed.families.random_mdp import RandomMDP
+from grpo_fed.tasks.families import FAMILIES, FamilyVectorEnv, parameters_of
+from grpo_fed.tasks.families.random_mdp import RandomMDP
 
 CLASSIC = ["CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0"]
 IDS = list(FAMILIES)

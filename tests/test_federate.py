@@ -14,15 +14,15 @@ import pytest
 from gymnasium.envs.classic_control import CartPoleEnv
 from safetensors.numpy import load_file
 
-from grpo_fed.checkpoint import latest
-from grpo_fed.engines.local import LocalFederation, federate, resume
-from grpo_fed.engines.worker import is_possible
-from grpo_fed.fleet import device_of
-from grpo_fed.journal import Result
-from grpo_fed.notes import RoundNote
-from grpo_fed.saved import load_policy
-from grpo_fed.scenario import Scenario
-from grpo_fed.training import train
+from grpo_fed.engines.alone import train
+from grpo_fed.engines.local.engine import LocalFederation, federate, resume
+from grpo_fed.engines.workers.fork_server import is_possible
+from grpo_fed.rl.stacked_learner import device_of
+from grpo_fed.runs.checkpoint import latest
+from grpo_fed.runs.folder import Result
+from grpo_fed.runs.policies import load_policy
+from grpo_fed.runs.records import RoundNote
+from grpo_fed.scenario.scenario import Scenario
 
 ROOT = Path(__file__).parents[1]
 needs_workers = pytest.mark.skipif(not is_possible(), reason="worker processes need Linux")
@@ -128,8 +128,8 @@ def test_a_run_that_is_killed_goes_on_to_the_same_end(tmp_path: Path) -> None:
     (tmp_path / "carts.toml").write_text(settings.dumps())
     code = f"""
 from pathlib import Path
-from grpo_fed.engines.local import federate
-from grpo_fed.scenario import Scenario
+from grpo_fed.engines.local.engine import federate
+from grpo_fed.scenario.scenario import Scenario
 federate(Scenario.load({str(tmp_path / "carts.toml")!r}), {str(tmp_path / "killed")!r}, workers=2)
 """
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)

@@ -18,13 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from grpo_fed.history import filled, history_of
-from grpo_fed.journal import refuse_finished
-from grpo_fed.messages import Failure
-from grpo_fed.showing import charts, figures
-from grpo_fed.showing.charts import PALETTE, PERSONAL, SHARED, Drawing, drawing, inline, spread
-from grpo_fed.showing.figures import draw, drawings
-from grpo_fed.showing.summary import markdown
+from grpo_fed.federation.messages import Failure
+from grpo_fed.reports import charts, figures
+from grpo_fed.reports.charts import PALETTE, PERSONAL, SHARED, Drawing, drawing, inline, spread
+from grpo_fed.reports.figures import draw, drawings
+from grpo_fed.reports.summary import markdown
+from grpo_fed.runs.folder import refuse_finished
+from grpo_fed.runs.history import filled, history_of
 from tests.written import Made, scenario, write_run
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -347,10 +347,10 @@ def test_matplotlib_is_loaded_when_something_is_drawn_and_its_windows_never(tmp_
     write_run(tmp_path, scenario(more="rounds = 2"))
     code = f"""
 import sys
-import grpo_fed.comparison, grpo_fed.history
-from grpo_fed.showing import episodes, figures, report, side_by_side, summary
+import grpo_fed.reports.comparison.compare, grpo_fed.runs.history
+from grpo_fed.reports import episodes, figures, report, side_by_side, summary
 assert "matplotlib" not in sys.modules
-figures.steps(grpo_fed.history.history_of({str(tmp_path)!r}))
+figures.steps(grpo_fed.runs.history.history_of({str(tmp_path)!r}))
 assert "matplotlib" in sys.modules
 assert "matplotlib.pyplot" not in sys.modules
 """

@@ -11,9 +11,9 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from grpo_fed.fleet import Fleet, device_of, fleets_of
-from grpo_fed.scenario import Scenario
-from grpo_fed.tasks import tasks_of
+from grpo_fed.rl.stacked_learner import Fleet, device_of, fleets_of
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.resolve import tasks_of
 
 SMALL = """
 steps = 512

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import tomli_w
 
-from grpo_fed.engines.apps import scenario_of
-from grpo_fed.engines.flower import FlowerFailed, FlowerFederation, Listener, note_line, result_line, result_of
-from grpo_fed.engines.local import federate
-from grpo_fed.engines.processes import Processes
-from grpo_fed.engines.superlink import STATE, SuperLink, connect, environment, free_port, script
-from grpo_fed.journal import ClientResult, Result
-from grpo_fed.notes import RoundNote
-from grpo_fed.scenario import Scenario
+from grpo_fed.engines.flower.app_folder import scenario_of
+from grpo_fed.engines.flower.engine import FlowerFailed, FlowerFederation, Listener, note_line, result_line, result_of
+from grpo_fed.engines.flower.processes import Processes
+from grpo_fed.engines.flower.superlink import STATE, SuperLink, connect, environment, free_port, script
+from grpo_fed.engines.local.engine import federate
+from grpo_fed.runs.folder import ClientResult, Result
+from grpo_fed.runs.records import RoundNote
+from grpo_fed.scenario.scenario import Scenario
 from tests.tiny import CLIENTS, CONNECTION, ROOT, agree, tiny, until
 
 

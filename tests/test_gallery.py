@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from grpo_fed import Scenario
-from grpo_fed.engines.local import federate
-from grpo_fed.gallery import find, shipped
+from grpo_fed.engines.local.engine import federate
+from grpo_fed.scenario.shipped import find, shipped
 
 NEEDS = {"lunar": "Box2D", "cheetah": "mujoco", "metaworld": "metaworld"}
 PARTS = {"adapter", "torso", "actor", "critic", "log_std"}

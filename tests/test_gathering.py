@@ -14,17 +14,19 @@ import pytest
 from flwr.app import Context, Error, Message, RecordDict
 
 import clients.app
-from grpo_fed import checkpoint, participation, wire
-from grpo_fed.commons import Commons, commons_of, forms_of
-from grpo_fed.engines.gathering import gather
-from grpo_fed.engines.mail import GridPost
-from grpo_fed.engines.roll import Roll
-from grpo_fed.history import history_of
-from grpo_fed.journal import Result, engine_of
-from grpo_fed.rounds import Federation
-from grpo_fed.scenario import Scenario
-from grpo_fed.tasks import Form, NotHere, task_of
-from grpo_fed.wire import Hello
+from grpo_fed.engines import wire
+from grpo_fed.engines.flower.discovery import gather
+from grpo_fed.engines.wire import Hello
+from grpo_fed.engines.wire.registry import Roll
+from grpo_fed.engines.wire.transport import GridPost
+from grpo_fed.federation import participation
+from grpo_fed.federation.rounds import Federation
+from grpo_fed.policy.shared import Commons, commons_of, forms_of
+from grpo_fed.runs import checkpoint
+from grpo_fed.runs.folder import Result, engine_of
+from grpo_fed.runs.history import history_of
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.resolve import Form, NotHere, task_of
 from tests.village import Client, Village, enter_run
 
 ELSEWHERE = """

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from grpo_fed.blocks import Layout
-from grpo_fed.groups import Groups, Kind, Sets, groups_of
-from grpo_fed.penalty import group_norms
-from grpo_fed.settings import PolicySettings
+from grpo_fed.policy.blocks import Layout
+from grpo_fed.policy.groups import Groups, Kind, Sets, groups_of
+from grpo_fed.rl.penalty import group_norms
+from grpo_fed.scenario.settings import PolicySettings
 
 SHAPES = {
     "torso.0.weight": (3, 2),

@@ -18,15 +18,16 @@ import numpy as np
 import pytest
 from flwr.app import Context, Message, RecordDict
 
-from grpo_fed.commons import commons_of
-from grpo_fed.engines import hearth, worker
-from grpo_fed.engines.frames import send
-from grpo_fed.engines.grids import failure_of
-from grpo_fed.engines.messenger import HEARTH, Died, Messenger
-from grpo_fed.engines.packed import pack
-from grpo_fed.messages import Start, Train, Trained
-from grpo_fed.scenario import Scenario
-from grpo_fed.wire import Wire, write_commons
+from grpo_fed.engines.flower import warm as hearth
+from grpo_fed.engines.flower.forward import HEARTH, Died, Messenger
+from grpo_fed.engines.wire import Wire, write_commons
+from grpo_fed.engines.wire.grids import failure_of
+from grpo_fed.engines.wire.packing import pack
+from grpo_fed.engines.workers import fork_server as worker
+from grpo_fed.engines.workers.frames import send
+from grpo_fed.federation.messages import Start, Train, Trained
+from grpo_fed.policy.shared import commons_of
+from grpo_fed.scenario.scenario import Scenario
 from tests.village import enter_run
 
 pytestmark = pytest.mark.skipif(not worker.is_possible(), reason="worker processes need Linux")

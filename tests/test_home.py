@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from grpo_fed.home import Home
+from grpo_fed.federation.state_store import Home
 
 
 def number(value: float) -> dict[str, np.ndarray]:

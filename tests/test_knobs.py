@@ -12,15 +12,15 @@ from gymnasium import spaces
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
-from grpo_fed.commons import commons_of
-from grpo_fed.fleet import fleets_of
-from grpo_fed.home import Home
-from grpo_fed.members import Members
-from grpo_fed.messages import Start, Train
-from grpo_fed.read import knobs
-from grpo_fed.saved import POLICIES
-from grpo_fed.scenario import Scenario
-from grpo_fed.tasks import tasks_of
+from grpo_fed.federation.clients import Members
+from grpo_fed.federation.messages import Start, Train
+from grpo_fed.federation.state_store import Home
+from grpo_fed.policy.shared import commons_of
+from grpo_fed.rl.stacked_learner import fleets_of
+from grpo_fed.runs.policies import POLICIES
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.scenario.toml.reading import knobs
+from grpo_fed.tasks.resolve import tasks_of
 
 SMALL = """
 name = "small"

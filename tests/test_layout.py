@@ -34,7 +34,7 @@ ROOFS = {"flwr": {"wire", "engines", "cli"}, "matplotlib": {"showing"}, "mlflow"
 
 
 def module_name(path: Path) -> str:
-    """`grpo_fed/families/cartpole.py` -> `families.cartpole`, a package's `__init__.py` -> the package."""
+    """`grpo_fed/tasks/families/cartpole.py` -> `families.cartpole`, a package's `__init__.py` -> the package."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
@@ -140,7 +140,7 @@ def test_a_wheel_holds_the_package_and_its_scenarios_and_nothing_else(tmp_path: 
     scenarios = {f"grpo_fed/_scenarios/{path.name}" for path in (ROOT / "scenarios").glob("*.toml")}
     assert scenarios
     assert scenarios <= set(files)
-    from grpo_fed.engines.apps import PARTS
+    from grpo_fed.engines.flower.app_folder import PARTS
 
     apps = {f"grpo_fed/_apps/{path.relative_to(ROOT)}" for part in PARTS for path in (ROOT / part).glob("*.py")}
     assert apps

@@ -18,15 +18,14 @@ from flwr.clientapp import ClientApp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_fed.commons import Commons, commons_of
-from grpo_fed.engines.frames import receive, send
-from grpo_fed.engines.instruct import RUN, SERVER, instruction
-from grpo_fed.engines.local import LocalGrid
-from grpo_fed.engines.mail import GridPost
-from grpo_fed.engines.rota import Rota, cut
-from grpo_fed.engines.worker import Worker, is_possible
-from grpo_fed.engines.workers import Group
-from grpo_fed.messages import (
+from grpo_fed.engines.local.engine import LocalGrid
+from grpo_fed.engines.local.schedule import Rota, cut
+from grpo_fed.engines.wire.message_factory import RUN, SERVER, instruction
+from grpo_fed.engines.wire.transport import GridPost
+from grpo_fed.engines.workers.fork_server import Worker, is_possible
+from grpo_fed.engines.workers.frames import receive, send
+from grpo_fed.engines.workers.pool import Group
+from grpo_fed.federation.messages import (
     Answer,
     Evaluate,
     Evaluated,
@@ -40,7 +39,8 @@ from grpo_fed.messages import (
     Train,
     Trained,
 )
-from grpo_fed.scenario import Scenario
+from grpo_fed.policy.shared import Commons, commons_of
+from grpo_fed.scenario.scenario import Scenario
 from tests.troupe import step_of
 
 ROOT = Path(__file__).parents[1]

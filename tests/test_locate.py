@@ -11,7 +11,7 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_fed.locate import Path, locate, split_key
+from grpo_fed.scenario.toml.lines import Path, locate, split_key
 
 TRICKY = '''\
 # a comment with [brackets] and key = 1

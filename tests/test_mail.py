@@ -11,14 +11,26 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
-from grpo_fed import wire
-from grpo_fed.commons import commons_of
-from grpo_fed.engines import mail, roll
-from grpo_fed.engines.mail import GridPost
-from grpo_fed.engines.roll import Roll
-from grpo_fed.messages import Answer, Evaluate, Failure, Instruction, Measure, Measured, Play, Start, Train, Trained
-from grpo_fed.scenario import Scenario
-from grpo_fed.wire import Wire
+from grpo_fed.engines import wire
+from grpo_fed.engines.wire import Wire
+from grpo_fed.engines.wire import registry as roll
+from grpo_fed.engines.wire import transport as mail
+from grpo_fed.engines.wire.registry import Roll
+from grpo_fed.engines.wire.transport import GridPost
+from grpo_fed.federation.messages import (
+    Answer,
+    Evaluate,
+    Failure,
+    Instruction,
+    Measure,
+    Measured,
+    Play,
+    Start,
+    Train,
+    Trained,
+)
+from grpo_fed.policy.shared import commons_of
+from grpo_fed.scenario.scenario import Scenario
 from tests.village import Client, Village, enter_run
 
 SCENARIO = Scenario.loads("""

@@ -13,11 +13,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from grpo_fed.commons import commons_of
-from grpo_fed.fleet import Fleet
-from grpo_fed.home import Home
-from grpo_fed.members import Members
-from grpo_fed.messages import (
+from grpo_fed.federation.clients import Members
+from grpo_fed.federation.messages import (
     METRICS,
     Answer,
     Evaluate,
@@ -30,10 +27,13 @@ from grpo_fed.messages import (
     Train,
     Trained,
 )
-from grpo_fed.policy import policy_for
-from grpo_fed.saved import SCENARIO, load_policy
-from grpo_fed.scenario import Scenario
-from grpo_fed.tasks import tasks_of
+from grpo_fed.federation.state_store import Home
+from grpo_fed.policy.make import policy_for
+from grpo_fed.policy.shared import commons_of
+from grpo_fed.rl.stacked_learner import Fleet
+from grpo_fed.runs.policies import SCENARIO, load_policy
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.resolve import tasks_of
 
 SMALL = """
 name = "small"

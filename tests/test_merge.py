@@ -16,8 +16,7 @@ from scipy.spatial.distance import cdist
 from scipy.stats import trim_mean
 from torch import Tensor
 
-from grpo_fed.groups import Groups
-from grpo_fed.merge import (
+from grpo_fed.aggregation.merge import (
     RULES,
     Effort,
     Merged,
@@ -34,9 +33,10 @@ from grpo_fed.merge import (
     trimmed_mean,
     weight,
 )
-from grpo_fed.merge.clustering import divide, silhouette
-from grpo_fed.merge.departure import limits
-from grpo_fed.merge.distances import distances
+from grpo_fed.aggregation.merge.clustering import divide, silhouette
+from grpo_fed.aggregation.merge.distances import distances
+from grpo_fed.aggregation.merge.group_lasso import limits
+from grpo_fed.policy.groups import Groups
 
 P = 12
 IDS = [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, -1, -1]

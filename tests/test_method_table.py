@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from grpo_fed.methods import DEFAULT, KNOBS, METHODS
-from grpo_fed.read import ScenarioError, knobs
-from grpo_fed.scenario import Scenario
-from grpo_fed.settings import MergeSettings, PolicySettings, ProximitySettings
+from grpo_fed.scenario.methods import DEFAULT, KNOBS, METHODS
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.scenario.settings import MergeSettings, PolicySettings, ProximitySettings
+from grpo_fed.scenario.toml.reading import ScenarioError, knobs
 
 CART = """
 name = "cart"

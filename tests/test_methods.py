@@ -12,19 +12,19 @@ from safetensors.numpy import load_file
 from test_update import experience, plain_network, stack_of
 from torch import Tensor, nn
 
-from grpo_fed import merge
-from grpo_fed.commons import commons_of
-from grpo_fed.distributions import Categorical
-from grpo_fed.fisher import States, fisher_diagonal, mean_kl
-from grpo_fed.fleet import Fleet, part_of
-from grpo_fed.home import Home
-from grpo_fed.members import Members
-from grpo_fed.messages import Evaluate, Evaluated, Play, Start, Train, Trained
-from grpo_fed.policy import ActorCritic, Policy, policy_for
-from grpo_fed.scenario import Scenario
-from grpo_fed.streams import Purpose, client_seed, generator
-from grpo_fed.tasks import tasks_of
-from grpo_fed.update import Stack, reference, update
+from grpo_fed.aggregation import merge
+from grpo_fed.federation.clients import Members
+from grpo_fed.federation.messages import Evaluate, Evaluated, Play, Start, Train, Trained
+from grpo_fed.federation.state_store import Home
+from grpo_fed.policy.distributions import Categorical
+from grpo_fed.policy.make import ActorCritic, Policy, policy_for
+from grpo_fed.policy.shared import commons_of
+from grpo_fed.rl.measurement import States, fisher_diagonal, mean_kl
+from grpo_fed.rl.rng import Purpose, client_seed, generator
+from grpo_fed.rl.stacked_learner import Fleet, part_of
+from grpo_fed.rl.update import Stack, reference, update
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.resolve import tasks_of
 
 SMALL = """
 name = "small"

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from grpo_fed.natural import conjugate_gradient, fisher_product, line_search
+from grpo_fed.rl.natural_gradient import conjugate_gradient, fisher_product, line_search
 
 
 def test_conjugate_gradient_solves_every_clients_own_system() -> None:

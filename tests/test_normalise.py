@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from grpo_fed.normalise import ObservationNormaliser, RewardNormaliser, RunningMoments
+from grpo_fed.rl.normalise import ObservationNormaliser, RewardNormaliser, RunningMoments
 
 
 def test_observations_and_rewards_come_out_as_in_stable_baselines3():

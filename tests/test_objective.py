@@ -20,11 +20,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 from torch import distributions as peers
 
-from grpo_fed import objective
-from grpo_fed.distributions import Categorical, Distribution, Gaussian, MultiCategorical, SquashedGaussian
-from grpo_fed.objective import Coefficients, Surrogate, Terms
-from grpo_fed.records import Minibatch, Output
-from grpo_fed.settings import ObjectiveSettings, TrustSettings
+from grpo_fed.policy.distributions import Categorical, Distribution, Gaussian, MultiCategorical, SquashedGaussian
+from grpo_fed.rl import objective
+from grpo_fed.rl.objective import Coefficients, Surrogate, Terms
+from grpo_fed.rl.records import Minibatch, Output
+from grpo_fed.scenario.settings import ObjectiveSettings, TrustSettings
 
 K, B = 3, 40
 DISTRIBUTIONS = [Categorical(3), MultiCategorical((2, 3)), MultiCategorical((3, 3)), Gaussian(2), SquashedGaussian(2)]

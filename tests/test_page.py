@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 
 from grpo_fed import train
-from grpo_fed.history import history_of
-from grpo_fed.saved import load_policy
-from grpo_fed.scenario import Scenario
-from grpo_fed.showing.episodes import film_episodes, first_policy, worst_and_best
-from grpo_fed.showing.film import BRIEF
-from grpo_fed.showing.report import report
+from grpo_fed.reports.episodes import film_episodes, first_policy, worst_and_best
+from grpo_fed.reports.film import BRIEF
+from grpo_fed.reports.page import report
+from grpo_fed.runs.history import history_of
+from grpo_fed.runs.policies import load_policy
+from grpo_fed.scenario.scenario import Scenario
 from tests.written import Made, scenario, write_run
 
 VOID = {"meta", "img", "source", "br", "link"}

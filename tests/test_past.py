@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from grpo_fed.lanes import Lanes, make_lanes
-from grpo_fed.lanes.vector import VectorLanes
-from grpo_fed.past import Past
-from grpo_fed.scenario import Scenario
-from grpo_fed.tasks import Task, tasks_of
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.envs import Lanes, make_lanes
+from grpo_fed.tasks.envs.action_log import Past
+from grpo_fed.tasks.envs.vector import VectorLanes
+from grpo_fed.tasks.resolve import Task, tasks_of
 
 EVERY = slice(None)
 

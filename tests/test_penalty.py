@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch import Tensor
 
-from grpo_fed import penalty
-from grpo_fed.blocks import Layout
-from grpo_fed.groups import Groups, groups_of
-from grpo_fed.penalty import proximal, proximal_group, proximal_nested, proximal_sparse_group
-from grpo_fed.settings import PenaltySettings, PolicySettings
+from grpo_fed.policy.blocks import Layout
+from grpo_fed.policy.groups import Groups, groups_of
+from grpo_fed.rl import penalty
+from grpo_fed.rl.penalty import proximal, proximal_group, proximal_nested, proximal_sparse_group
+from grpo_fed.scenario.settings import PenaltySettings, PolicySettings
 
 SHAPES = {"a.weight": (2, 3), "a.bias": (2,), "b.weight": (1, 4), "c.weight": (1, 2)}
 LAYOUT = Layout.cut(SHAPES.items(), PolicySettings())

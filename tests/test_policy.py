@@ -10,9 +10,9 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor, nn
 
-from grpo_fed.distributions import Categorical, Distribution, Gaussian, MultiCategorical, SquashedGaussian
-from grpo_fed.policy import ActorCritic, ModulePolicy, Policy, Pullback
-from grpo_fed.settings import PolicySettings
+from grpo_fed.policy.distributions import Categorical, Distribution, Gaussian, MultiCategorical, SquashedGaussian
+from grpo_fed.policy.make import ActorCritic, ModulePolicy, Policy, Pullback
+from grpo_fed.scenario.settings import PolicySettings
 
 DISTRIBUTIONS: list[Distribution] = [Categorical(3), MultiCategorical((2, 4)), Gaussian(2), SquashedGaussian(2)]
 SETTINGS = [

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from grpo_fed import presets
-from grpo_fed.presets import PRESETS
-from grpo_fed.read import knobs
-from grpo_fed.scenario import Scenario
-from grpo_fed.settings import ObjectiveSettings
+from grpo_fed.scenario import presets
+from grpo_fed.scenario.presets import PRESETS
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.scenario.settings import ObjectiveSettings
+from grpo_fed.scenario.toml.reading import knobs
 
 CARTPOLE = 'name = "x"\nclients = [{ name = "cart", env = "CartPole-v1" }]\n'
 

@@ -13,12 +13,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from grpo_fed.journal import ClientResult, Result
-from grpo_fed.messages import Failure
-from grpo_fed.notes import ClientNote, RoundNote, ServerNote
-from grpo_fed.proximity import Kept, KeptBlock
-from grpo_fed.scenario import Scenario
-from grpo_fed.showing.progress import (
+from grpo_fed.aggregation.proximity import Kept, KeptBlock
+from grpo_fed.federation.messages import Failure
+from grpo_fed.reports.progress import (
     Course,
     LineDisplay,
     LiveDisplay,
@@ -30,7 +27,10 @@ from grpo_fed.showing.progress import (
     server_line,
     show_result,
 )
-from grpo_fed.showing.tables import Standing, curve, many, number, results_table, small, some, span, standings_table
+from grpo_fed.reports.tables import Standing, curve, many, number, results_table, small, some, span, standings_table
+from grpo_fed.runs.folder import ClientResult, Result
+from grpo_fed.runs.records import ClientNote, RoundNote, ServerNote
+from grpo_fed.scenario.scenario import Scenario
 
 
 def text_of(console: Console) -> str:

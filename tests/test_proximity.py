@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch import Tensor
 
-from grpo_fed.distributions import Categorical
-from grpo_fed.proximity import Budgets, Kept, KeptBlock, Search, Trial, adapt, moved, off, quadratic
-from grpo_fed.proximity.measured import DESCENT, LADDER, PATH, TRIPS
+from grpo_fed.aggregation.proximity import Budgets, Kept, KeptBlock, Search, Trial, adapt, moved, off, quadratic
+from grpo_fed.aggregation.proximity.measured import DESCENT, LADDER, PATH, TRIPS
+from grpo_fed.policy.distributions import Categorical
 
 SEEDS = st.integers(0, 2**32 - 1)
 LIMITS = st.sampled_from([0.0, 1e-9, 1e-3, 0.02, 0.5, math.inf])

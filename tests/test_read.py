@@ -11,8 +11,8 @@ import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from grpo_fed.read import ScenarioError, knobs
-from grpo_fed.scenario import Scenario
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.scenario.toml.reading import ScenarioError, knobs
 
 LEAST = """\
 name = "poles"

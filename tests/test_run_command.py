@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 import grpo_fed
 from grpo_fed import Scenario, load_policy
 from grpo_fed.cli import app
-from grpo_fed.engines.local import LocalFederation
+from grpo_fed.engines.local.engine import LocalFederation
 
 TINY = {
     "name": "tiny",
@@ -225,7 +225,7 @@ def test_ctrl_c_while_figures_are_drawn_leaves_a_finished_run(monkeypatch: pytes
     def impatient(folder: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("grpo_fed.showing.figures.draw", impatient)
+    monkeypatch.setattr("grpo_fed.reports.figures.draw", impatient)
     done = call("run", "tiny.toml", "--workers", "0", "--track", "off", "--out", "r")
     assert done.exit_code == 130
     assert "the run has finished; grpo-fed report r draws its figures" in done.stderr

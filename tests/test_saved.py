@@ -12,12 +12,12 @@ import safetensors.torch
 from gymnasium import spaces
 from PIL import Image
 
-from grpo_fed.fleet import fleets_of
-from grpo_fed.journal import Journal
-from grpo_fed.saved import LoadedPolicy, clients_of, load_policy, save_policies
-from grpo_fed.scenario import Scenario
-from grpo_fed.showing.film import film
-from grpo_fed.training import train
+from grpo_fed.engines.alone import train
+from grpo_fed.reports.film import film
+from grpo_fed.rl.stacked_learner import fleets_of
+from grpo_fed.runs.folder import Journal
+from grpo_fed.runs.policies import LoadedPolicy, clients_of, load_policy, save_policies
+from grpo_fed.scenario.scenario import Scenario
 
 SPACES: dict[str, tuple[spaces.Space[Any], spaces.Space[Any]]] = {
     "discrete": (spaces.Box(-5, 5, (3,)), spaces.Discrete(4, start=7)),

@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from grpo_fed.presets import PRESETS
-from grpo_fed.read import ScenarioError
-from grpo_fed.scenario import Scenario
-from grpo_fed.settings import ClientSettings, ObjectiveSettings, TrustSettings
+from grpo_fed.scenario.presets import PRESETS
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.scenario.settings import ClientSettings, ObjectiveSettings, TrustSettings
+from grpo_fed.scenario.toml.reading import ScenarioError
 
 ROOT = Path(__file__).parents[1]
 CARTPOLE = 'name = "x"\nclients = [{ name = "cart", env = "CartPole-v1" }]\n'
@@ -62,8 +62,8 @@ def test_the_poles_have_15360_steps_each_and_lengths_from_a_tenth_to_nine():
 
 def test_reading_a_scenario_needs_neither_torch_nor_numpy_nor_gymnasium():
     code = (
-        "import sys, grpo_fed.scenario, grpo_fed.describe\n"
-        f"grpo_fed.scenario.Scenario.load({str(SCENARIOS[0])!r}).dumps()\n"
+        "import sys, grpo_fed.scenario.scenario, grpo_fed.scenario.reference\n"
+        f"grpo_fed.scenario.scenario.Scenario.load({str(SCENARIOS[0])!r}).dumps()\n"
         "sys.exit(' '.join({'torch', 'numpy', 'gymnasium', 'flwr', 'mlflow'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -10,10 +10,10 @@ import pytest
 from gymnasium import spaces
 from gymnasium.utils import seeding
 
-from grpo_fed.gallery import find
-from grpo_fed.scenario import Scenario
-from grpo_fed.seeding import Seeded
-from grpo_fed.tasks import make_env, tasks_of
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.scenario.shipped import find
+from grpo_fed.tasks.resolve import make_env, tasks_of
+from grpo_fed.tasks.seeding import Seeded
 
 
 class OfOldDays(gymnasium.Env[Any, Any]):

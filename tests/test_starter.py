@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from grpo_fed.cli import app
-from grpo_fed.engines.local import federate
-from grpo_fed.scenario import Scenario
+from grpo_fed.engines.local.engine import federate
+from grpo_fed.scenario.scenario import Scenario
 
 
 def test_a_new_folder_trains_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

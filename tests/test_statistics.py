@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from grpo_fed.statistics import (
+from grpo_fed.runs.statistics import (
     estimate,
     interquartile_mean,
     probability_of_improvement,

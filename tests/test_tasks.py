@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from grpo_fed.scenario import Scenario
-from grpo_fed.tasks import Action, Task, TaskError, make_env, tasks_of
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.resolve import Action, Task, TaskError, make_env, tasks_of
 
 
 def tasks(*clients: dict[str, Any], **settings: Any) -> list[Task]:

@@ -20,21 +20,21 @@ import torch
 from gymnasium import spaces
 from tracked import BLOCKS, Database, document, line, scenario, secrets_found
 
-from grpo_fed import saved
-from grpo_fed.normalise import ObservationNormaliser
-from grpo_fed.policy import policy_for
-from grpo_fed.scenario import Scenario
-from grpo_fed.showing.charts import PALETTE
-from grpo_fed.tasks import tasks_of
-from grpo_fed.tracking import Tracker, default_store, replay, store_of
-from grpo_fed.tracking.metrics import members_of, metrics_of, names_in, same_round, spread_of
-from grpo_fed.tracking.policies import Predictor
-from grpo_fed.tracking.spool import Spool
-from grpo_fed.tracking.store import secrets_in
-from grpo_fed.tracking.telling import of_client, over, table_of
-from grpo_fed.tracking.views import colour, tags_of, views_for
-from grpo_fed.training import train
-from grpo_fed.ui import pages
+from grpo_fed.engines.alone import train
+from grpo_fed.policy.make import policy_for
+from grpo_fed.reports.charts import PALETTE
+from grpo_fed.rl.normalise import ObservationNormaliser
+from grpo_fed.runs import policies as saved
+from grpo_fed.runs.tracking import Tracker, default_store, replay, store_of
+from grpo_fed.runs.tracking.model import Predictor
+from grpo_fed.runs.tracking.run_page import of_client, over, table_of
+from grpo_fed.runs.tracking.selection import members_of, metrics_of, names_in, same_round, spread_of
+from grpo_fed.runs.tracking.spool import Spool
+from grpo_fed.runs.tracking.store import secrets_in
+from grpo_fed.runs.tracking.ui import pages
+from grpo_fed.runs.tracking.views import colour, tags_of, views_for
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.resolve import tasks_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -246,7 +246,7 @@ def test_a_folder_that_cannot_be_written_to_costs_the_tracking_and_not_the_run(t
 
 
 def test_tracking_imports_neither_mlflow_nor_torch_into_the_run():
-    code = "import sys, grpo_fed.tracking, grpo_fed.ui; sys.exit(bool({'mlflow', 'torch', 'flwr'} & set(sys.modules)))"
+    code = "import sys, grpo_fed.runs.tracking, grpo_fed.runs.tracking.ui; sys.exit(bool({'mlflow', 'torch', 'flwr'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
@@ -375,7 +375,7 @@ import os, signal, sys
 sys.path.insert(0, {str(ROOT / "tests")!r})
 from pathlib import Path
 from tracked import line, scenario
-from grpo_fed.tracking import Tracker
+from grpo_fed.runs.tracking import Tracker
 of = scenario("killed", carts=1)
 tracker = Tracker.open({database.uri!r}, Path("."), of)
 for number in range(3):

@@ -16,11 +16,11 @@ from gymnasium import spaces
 from scipy.stats import trim_mean
 
 from grpo_fed import Scenario, load_policy, train
-from grpo_fed.files import add_line, write_whole
-from grpo_fed.fleet import Diverged
-from grpo_fed.notes import RoundNote, interquartile_mean
-from grpo_fed.tasks import TaskError
-from grpo_fed.training import Training
+from grpo_fed.engines.alone import Training
+from grpo_fed.rl.stacked_learner import Diverged
+from grpo_fed.runs.files import add_line, write_whole
+from grpo_fed.runs.records import RoundNote, interquartile_mean
+from grpo_fed.tasks.resolve import TaskError
 
 TINY = """
 name = "tiny"
@@ -216,7 +216,7 @@ def test_a_line_that_the_disk_has_no_room_for_is_not_begun(tmp_path: Path):
     code = f"""
 import resource
 from pathlib import Path
-from grpo_fed.files import add_line, write_whole
+from grpo_fed.runs.files import add_line, write_whole
 resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
 for write in (add_line, write_whole):
     try:

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from grpo_fed.blocks import Layout
-from grpo_fed.settings import PolicySettings
-from grpo_fed.trust import adapt_coefficient, adapt_limit, budgets_of, keep_budgets
+from grpo_fed.policy.blocks import Layout
+from grpo_fed.rl.trust_region import adapt_coefficient, adapt_limit, budgets_of, keep_budgets
+from grpo_fed.scenario.settings import PolicySettings
 
 SHAPES = [("torso.0.weight", (2, 2)), ("actor.weight", (3, 2)), ("critic.head.weight", (1, 2))]
 

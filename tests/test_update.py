@@ -13,16 +13,16 @@ from sb3_contrib import TRPO
 from stable_baselines3.common.logger import Logger
 from torch import Tensor, nn
 
-from grpo_fed.adam import Adam
-from grpo_fed.distributions import Categorical
-from grpo_fed.groups import groups_of
-from grpo_fed.judge import Judged
-from grpo_fed.policy import ActorCritic
-from grpo_fed.records import Batch
-from grpo_fed.sample import Sample
-from grpo_fed.scenario import Scenario
-from grpo_fed.trust import budgets_of
-from grpo_fed.update import Stack, scheduled, update
+from grpo_fed.policy.distributions import Categorical
+from grpo_fed.policy.groups import groups_of
+from grpo_fed.policy.make import ActorCritic
+from grpo_fed.rl.adam import Adam
+from grpo_fed.rl.judge import Judged
+from grpo_fed.rl.minibatches import Sample
+from grpo_fed.rl.records import Batch
+from grpo_fed.rl.trust_region import budgets_of
+from grpo_fed.rl.update import Stack, scheduled, update
+from grpo_fed.scenario.scenario import Scenario
 
 STEPS, COPIES, SIZE = 32, 4, 4
 

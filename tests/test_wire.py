@@ -13,8 +13,19 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from grpo_fed.commons import commons_of
-from grpo_fed.messages import (
+from grpo_fed.engines.wire import (
+    Hello,
+    Refused,
+    Wire,
+    kind_of,
+    read_blocks,
+    read_hello,
+    size_of,
+    write_commons,
+    write_hello,
+)
+from grpo_fed.engines.wire.codec import FURTHEST
+from grpo_fed.federation.messages import (
     METRICS,
     Answer,
     Evaluate,
@@ -28,20 +39,9 @@ from grpo_fed.messages import (
     Train,
     Trained,
 )
-from grpo_fed.scenario import Scenario
-from grpo_fed.tasks import Form
-from grpo_fed.wire import (
-    Hello,
-    Refused,
-    Wire,
-    kind_of,
-    read_blocks,
-    read_hello,
-    size_of,
-    write_commons,
-    write_hello,
-)
-from grpo_fed.wire.letters import FURTHEST
+from grpo_fed.policy.shared import commons_of
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.resolve import Form
 
 TEXT = """
 name = "wire"

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from grpo_fed.journal import Result
-from grpo_fed.scenario import Scenario
+from grpo_fed.runs.folder import Result
+from grpo_fed.scenario.scenario import Scenario
 
 ROOT = Path(__file__).parents[1]
 CONNECTION = "lab"

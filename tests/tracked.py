@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from grpo_fed.scenario import Scenario
+from grpo_fed.scenario.scenario import Scenario
 
 BLOCKS = {"torso.0": 0.01, "actor": 0.02, "joint": 0.04}
 

@@ -10,7 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from grpo_fed.messages import Answer, Evaluate, Evaluated, Instruction, Measure, Measured, Played, Train, Trained
+from grpo_fed.federation.messages import (
+    Answer,
+    Evaluate,
+    Evaluated,
+    Instruction,
+    Measure,
+    Measured,
+    Played,
+    Train,
+    Trained,
+)
 
 
 class Troupe:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo_fed.journal import Journal
-from grpo_fed.messages import Failure
-from grpo_fed.notes import RETURN, ClientNote, RoundNote, ServerNote
-from grpo_fed.proximity import Kept, KeptBlock
-from grpo_fed.scenario import Scenario
-from grpo_fed.totals import Totals
+from grpo_fed.aggregation.proximity import Kept, KeptBlock
+from grpo_fed.federation.messages import Failure
+from grpo_fed.runs.folder import Journal
+from grpo_fed.runs.records import RETURN, ClientNote, RoundNote, ServerNote
+from grpo_fed.runs.totals import Totals
+from grpo_fed.scenario.scenario import Scenario
 
 BLOCKS = ("torso.0", "torso.1", "actor")
 

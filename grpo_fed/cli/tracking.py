@@ -1,0 +1,48 @@
+"""Commands for what MLflow has of runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from grpo_fed.cli.application import app
+from grpo_fed.cli.errors import FAILED, telling
+from grpo_fed.cli.options import Debug, Track, console_here
+
+
+@app.command()
+def ui(
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A run's folder; by default the latest.")] = None,
+    track: Track = None,
+    port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="By default a free one.")] = None,
+    browse: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
+    debug: Debug = False,
+) -> None:
+    """Show runs in MLflow's pages, on this machine, until Ctrl-C."""
+    with telling(debug, FAILED):
+        from grpo_fed.runs.tracking.ui import serve
+
+        with console_here().status("MLflow starts, which takes some seconds") as waiting:
+
+            def say(line: str) -> None:
+                waiting.stop()
+                typer.echo(line)
+
+            code = serve(run, track, port, browse, say)
+    raise typer.Exit(code)
+
+
+@app.command()
+def replay(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder that a run left.")],
+    track: Track = None,
+    debug: Debug = False,
+) -> None:
+    """Send to MLflow what it could not take while the run went on."""
+    with telling(debug, FAILED):
+        from grpo_fed.runs.tracking import replay as send
+
+        count = send(run, track)
+        typer.echo(f"{run}: {count:,} records sent" if count else f"{run}: nothing was waiting")

@@ -1,0 +1,71 @@
+"""Which clients of the local engine are asked together."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import final
+
+from grpo_fed.engines.workers.pool import Group
+from grpo_fed.rl.stacked_learner import CHUNK
+
+Names = tuple[str, ...]
+
+
+def cut(fleets: Iterable[Sequence[str]], workers: int, most: int = CHUNK) -> list[Names]:
+    """Clients in chunks of at most `most`, so many and as equal as it takes to keep all workers busy to the end."""
+    fleets = [sorted(names) for names in fleets]  # as a server asks them, so that few answers wait for others
+    everybody, hands = sum(map(len, fleets)), max(1, workers)
+    turns = -(-everybody // (most * hands))
+    size = -(-everybody // (turns * hands))
+    chunks: list[Names] = []
+    for names in fleets:
+        count = -(-len(names) // size)
+        ends = [len(names) * part // count for part in range(count + 1)]
+        chunks += [tuple(names[begin:end]) for begin, end in pairwise(ends)]
+    return chunks
+
+
+@final
+class Rota:
+    """Chunks, but for clients that had no answer the last time: they are asked apart, until they have answered.
+
+    Who raised or died is alone then. Of a group that hung nobody knows who did, so it is asked in two halves, and after
+    all others.
+    """
+
+    def __init__(self, chunks: Sequence[Names], apart: Iterable[Sequence[str]] = ()) -> None:
+        self.chunks = tuple(chunks)
+        self.apart: list[Names] = [tuple(names) for names in apart]
+        """These groups; always the same list, so that a checkpoint has it as it is."""
+        self._chunk = {name: chunk for chunk in chunks for name in chunk}
+
+    def row(self, asked: Collection[str]) -> deque[Group]:
+        """Who is asked with whom; all that are asked, in the order of their names' first."""
+        aside = {name for names in self.apart for name in names}
+        together: dict[Names, list[str]] = {}
+        for name in asked:
+            if name not in aside:
+                together.setdefault(self._chunk[name], []).append(name)
+        groups = [Group(chunk, tuple(names)) for chunk, names in together.items()]
+        for names in self.apart:
+            there = tuple(name for name in names if name in asked)
+            if there:
+                groups.append(Group(self._chunk[there[0]], there, last=True))
+        return deque(groups)
+
+    def singly(self, group: Group) -> Iterator[Group]:
+        """Its clients each alone, to see who it is that fails."""
+        return (Group(group.chunk, (name,), last=True) for name in group.names)
+
+    def answered(self, group: Group) -> None:
+        """Its clients are back with the others."""
+        left = (tuple(name for name in names if name not in group.names) for names in self.apart)
+        self.apart[:] = [names for names in left if names]
+
+    def failed(self, group: Group) -> None:
+        """Its clients go apart; if it was more than one, in two halves."""
+        self.answered(group)
+        names, half = group.names, -(-len(group.names) // 2)
+        self.apart += [part for part in (names[:half], names[half:]) if part]

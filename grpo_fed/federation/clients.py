@@ -1,0 +1,458 @@
+"""The clients of one fleet as members of a federation: they do what a server tells them, and remember it at home.
+
+What a client remembers of a round is all of its fleet's state, the shared blocks that the round began with and how well
+it went. With `personal.model` it has a second policy of its own (Ditto, 2012.04221), which is a fleet beside the first:
+nothing that the first one does depends on it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grpo_fed.aggregation.proximity import Trial, moved
+from grpo_fed.federation.messages import (
+    METRICS,
+    Answer,
+    Evaluate,
+    Evaluated,
+    Instruction,
+    Measure,
+    Measured,
+    Play,
+    Played,
+    Start,
+    Train,
+    Trained,
+)
+from grpo_fed.federation.state_store import Arrays, Home
+from grpo_fed.policy.make import policy_for
+from grpo_fed.policy.shared import Commons
+from grpo_fed.rl.evaluation import Evaluation, Players, play
+from grpo_fed.rl.measurement import States, fisher_diagonal, mean_kl
+from grpo_fed.rl.normalise import ObservationNormaliser
+from grpo_fed.rl.rng import client_seed
+from grpo_fed.rl.rollout import Actor, Episode
+from grpo_fed.rl.stacked_learner import Fleet, Report, device_of, first_parameters, part_of
+from grpo_fed.runs.policies import save_policy
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.envs import Lanes, Shed, make_lanes
+from grpo_fed.tasks.resolve import Task
+
+OWN = "own"
+"""Before the names of the second policy's arrays, and in the name of its random streams."""
+BEGAN, RETURN, KEPT = "round.shared", "round.return", "kept"
+
+Kind = TypeVar("Kind", Train, Measure, Evaluate)
+
+
+@dataclass(frozen=True, eq=False)
+class Seat:
+    """A client that is asked, and what it remembers."""
+
+    name: str
+    start: Start
+    round: int
+    """The last round that it remembers; 0 for none."""
+    state: Arrays | None
+    """What it remembers of that."""
+
+
+@final
+class Members:
+    """Clients with equally shaped policies, who answer together or a few of them at a time."""
+
+    def __init__(self, scenario: Scenario, commons: Commons, tasks: Sequence[Task], home: Home) -> None:
+        self.scenario = scenario
+        self.commons = commons
+        self.tasks = {task.client: task for task in tasks}
+        self.home = home
+        self.names = tuple(self.tasks)
+        self.policy = policy_for(tasks[0], scenario.policy)
+        self.device = device_of(scenario.device)
+        self.columns = commons.columns(self.policy.layout).to(self.device)
+        self.slices = list(commons.slices.values())
+        self.seeds = {name: client_seed(scenario.seed, name) for name in self.names}
+        self._sheds = Shed(), Shed(), Shed()
+        """Environments to train on, to train a second policy on, and to play on."""
+        self._crew: Crew | None = None
+        self._stage: tuple[list[str], Lanes] | None = None
+        """Who played last, and where."""
+
+    def answer(self, instructions: Mapping[str, Instruction]) -> dict[str, Answer]:
+        """What these clients make of what they are told: of one kind for all of them; the others rest.
+
+        What one of them raises is raised, and nobody has an answer then.
+        """
+        asked = {name: instructions[name] for name in self.names if name in instructions}
+        assert asked, "somebody is asked"
+        assert len(asked) == len(instructions), f"strangers among {sorted(instructions)}"
+        try:
+            match next(iter(asked.values())):
+                case Train():
+                    return dict(self._train(_all_of(Train, asked)))
+                case Measure():
+                    return dict(self._measure(_all_of(Measure, asked)))
+                case Evaluate():
+                    return dict(self._evaluate(_all_of(Evaluate, asked)))
+        except BaseException:
+            self.close()  # environments and parameters may be anywhere; the files say where the clients stand
+            raise
+
+    def save_policies(self, folder: Path, starts: Mapping[str, Start]) -> None:
+        """Write the policies that these clients play with to `folder/policies`, but for those that diverged."""
+        seats = [self._remembering(name, starts[name]) for name in self.names if name in starts]
+        if not seats:
+            return
+        normaliser = self._normaliser(seats)
+        for row, (seat, parameters) in enumerate(zip(seats, self._playing(seats), strict=True)):
+            if bool(parameters.isfinite().all()):
+                moments = None if normaliser is None else normaliser.state(row)
+                save_policy(folder, self.tasks[seat.name], self.policy, parameters, moments)
+
+    def close(self) -> None:
+        """Close the environments."""
+        crew, self._crew = self._crew, None
+        stage, self._stage = self._stage, None
+        if crew is not None:
+            crew.close()
+        if stage is not None:
+            stage[1].close()
+        for shed in self._sheds:
+            shed.close()
+
+    # Training
+
+    def _train(self, orders: Mapping[str, Train]) -> Iterator[tuple[str, Trained]]:
+        order, *others = orders.values()
+        run, round = order.start.run, order.start.round
+        same = {(run, round, order.begin, order.end)}
+        assert same == same | {(o.start.run, o.start.round, o.begin, o.end) for o in others}, "all train one round"
+        seats = [self._remembering(name, one.start, round - 1) for name, one in orders.items()]
+        looked = self._look_back([seat for seat in seats if orders[seat.name].look_back])
+        played = self._play(seats, order.first) if order.first else [None] * len(seats)
+
+        crew = self._crew_of(seats)
+        crew.fleet.parameters.copy_(self._placed(crew.fleet.parameters, seats))
+        began = time.perf_counter()
+        reports, own_reports = crew.train(order, [seat.state is None for seat in seats])
+        seconds = time.perf_counter() - began
+        fisher = crew.fisher(round) if self._asks_fisher else [None] * len(seats)
+        for row, (seat, report, own) in enumerate(zip(seats, reports, own_reports, strict=True)):
+            crew.states[row] = self._remember(seat, crew, row, report)
+            yield (
+                seat.name,
+                Trained(
+                    point=crew.fleet.parameters[row, self.columns].cpu().numpy(),
+                    steps=report.steps + own.steps,
+                    episodes=len(report.episodes) + len(own.episodes),
+                    gain=_gain(report, seat),
+                    spread=_spread(report.episodes),
+                    metrics=_metrics(report, seconds),
+                    fisher=fisher[row],
+                    kl=looked.get(seat.name),
+                    played=played[row],
+                ),
+            )
+
+    @property
+    def _asks_fisher(self) -> bool:
+        """Whether the server needs Fisher matrices."""
+        return self.scenario.merge.rule == "fisher" or self.scenario.proximity.mode == "quadratic"
+
+    def _crew_of(self, seats: Sequence[Seat]) -> Crew:
+        """These clients' fleet where they left it; that of the last call if it is theirs."""
+        names, states = [seat.name for seat in seats], [seat.state for seat in seats]
+        if self._crew is None or self._crew.fleet.names != names or not self._crew.can_take_up(states):
+            old, self._crew = self._crew, None
+            if old is not None:
+                old.close()
+            self._crew = Crew([self.tasks[name] for name in names], self.scenario, self.columns, self._sheds[:2])
+        self._crew.take_up(states)
+        return self._crew
+
+    def _remember(self, seat: Seat, crew: Crew, row: int, report: Report) -> Arrays | None:
+        """Write down how the client leaves the round; gives what will be read of it."""
+        run, round = seat.start.run, seat.start.round
+        state = crew.state(row) | {BEGAN: seat.start.shared, RETURN: np.array([_mean(report.episodes)])}
+        self.home.save(run, seat.name, round, state)
+        return self.home.at(run, seat.name, round)
+
+    # Measuring
+
+    def _measure(self, orders: Mapping[str, Measure]) -> Iterator[tuple[str, Measured]]:
+        seats = [self._remembering(name, order.start) for name, order in orders.items()]
+        for seat in seats:
+            if seat.round != seat.start.round or seat.state is None or not len(seat.state.get(KEPT, ())):
+                raise ValueError(
+                    f"client {seat.name}: it has no states of round {seat.start.round} to measure on; it must have"
+                    f" trained that round of {seat.start.run} first, with its state in {self.home.folder}"
+                )
+        shared = [order.start.shared for order in orders.values()]
+        candidates = [order.candidate for order in orders.values()]
+        trials = [order.trials for order in orders.values()]
+        for seat, kl in zip(seats, self._kl(seats, shared, candidates, trials), strict=True):
+            yield seat.name, Measured(kl)
+
+    def _look_back(self, seats: Sequence[Seat]) -> dict[str, tuple[float, ...]]:
+        """KL of the step from the shared blocks that the last round began with: joint, and each block alone.
+
+        Only of those who were there in the last round.
+        """
+        there: list[Seat] = []
+        shared: list[np.ndarray] = []
+        for seat in seats:
+            if seat.state is not None and seat.round == seat.start.round - 1 and len(seat.state.get(KEPT, ())):
+                there.append(seat)
+                shared.append(seat.state[BEGAN])
+        blocks = range(len(self.slices))
+        trials = [tuple([1.0] * len(blocks)), *(tuple(float(b == block) for b in blocks) for block in blocks)]
+        candidates = [seat.start.shared for seat in there]
+        found = self._kl(there, shared, candidates, [trials] * len(there))
+        return {seat.name: kl for seat, kl in zip(there, found, strict=True)}
+
+    def _kl(
+        self,
+        seats: Sequence[Seat],
+        shared: Sequence[np.ndarray],
+        candidates: Sequence[np.ndarray],
+        trials: Sequence[Sequence[Trial]],
+    ) -> list[tuple[float, ...]]:
+        """[M] for each client: of steps from a policy with these shared blocks towards one with the candidate's."""
+        if not seats:
+            return []
+        states = States.of([_remembered(seat)[KEPT] for seat in seats], self.device)
+        own = self._parameters(seats)
+        begins, ends = ([torch.from_numpy(np.array(one)) for one in each] for each in (shared, candidates))
+        steps = [
+            [moved(begin, end, self.slices, trial) for begin, end, trial in zip(begins, ends, column, strict=True)]
+            for column in zip(*trials, strict=True)
+        ]
+        new = (self._placed(own, seats, step) for step in steps)
+        found = mean_kl(self.policy, states, self._placed(own, seats, begins), new)
+        most = torch.finfo(found.dtype).max
+        return [tuple(row) for row in found.nan_to_num(nan=most, posinf=most).T.tolist()]
+
+    # Playing
+
+    def _evaluate(self, orders: Mapping[str, Evaluate]) -> Iterator[tuple[str, Evaluated]]:
+        seats = [self._remembering(name, order.start) for name, order in orders.items()]
+        (number, deterministic), *others = {(o.play.number, o.play.deterministic) for o in orders.values()}
+        assert not others, "all play the same episodes"
+        for seat, played in zip(seats, self._play(seats, Play(number, deterministic)), strict=True):
+            yield seat.name, Evaluated(played)
+
+    def _play(self, seats: Sequence[Seat], given: Play) -> list[Played]:
+        names, settings = [seat.name for seat in seats], self.scenario.evaluate
+        found = play(
+            Actor(self.policy, self._playing(seats)),
+            self._lanes_of(names),
+            Players(names, [self.seeds[name] for name in names], self._normaliser(seats)),
+            settings.episodes,
+            settings.step_limit,
+            given.deterministic,
+            given.number,
+        )
+        return [_played(one) for one in found]
+
+    def _lanes_of(self, names: list[str]) -> Lanes:
+        """To play on; those of the last time if they are these clients'."""
+        if self._stage is None or self._stage[0] != names:
+            old, self._stage = self._stage, None
+            if old is not None:
+                old[1].close()
+            rollout, squash = self.scenario.rollout, self.scenario.policy.squash
+            tasks = [self.tasks[name] for name in names]
+            lanes = make_lanes(tasks, rollout.num_envs, squash, rollout.episode_limit, self._sheds[2])
+            self._stage = names, lanes
+        return self._stage[1]
+
+    def _playing(self, seats: Sequence[Seat]) -> Tensor:
+        """[K, P]: what the clients play with, which is their own policy where they have a second one."""
+        placed = self._placed(self._parameters(seats), seats)
+        if self.scenario.personal.model:
+            for row, seat in enumerate(seats):
+                if seat.state is not None:
+                    placed[row] = torch.from_numpy(np.array(seat.state[f"{OWN}.parameters"]))
+        return placed
+
+    def _normaliser(self, seats: Sequence[Seat]) -> ObservationNormaliser | None:
+        """Of the policies that play."""
+        settings = self.scenario.normalise
+        if not settings.observations:
+            return None
+        normaliser = ObservationNormaliser(len(seats), self.policy.observation_size, settings.clip)
+        part = "observation_normaliser"
+        for row, seat in enumerate(seats):
+            if seat.state is not None:
+                normaliser.load(row, part_of(seat.state, f"{OWN}.{part}" if self.scenario.personal.model else part))
+        return normaliser
+
+    # What clients remember
+
+    def _remembering(self, name: str, start: Start, until: int | None = None) -> Seat:
+        """A client with what it remembers of the rounds until this one, by default until the start's.
+
+        One that was heard last in the start's round, and has trained on since, late or refused each time, may have
+        forgotten that; then what it knows is nearer to it than what it knew before the first round.
+        """
+        last = start.round if until is None else until
+        found = self.home.load(start.run, name, before=last + 1)
+        if found is None and until is None and start.round:
+            found = self.home.earliest(start.run, name)
+        round, state = found or (0, None)
+        return Seat(name, start, round, state)
+
+    def _parameters(self, seats: Sequence[Seat]) -> Tensor:
+        """[K, P]: as the clients left them, or the first ones."""
+        fresh = [self.seeds[seat.name] for seat in seats if seat.state is None]
+        first = iter(first_parameters(self.policy, self.scenario, fresh) if fresh else ())
+        rows = [
+            next(first) if seat.state is None else torch.from_numpy(np.array(seat.state["parameters"]))
+            for seat in seats
+        ]
+        return torch.stack(rows).to(self.device)
+
+    def _placed(self, own: Tensor, seats: Sequence[Seat], shared: Sequence[Tensor] | None = None) -> Tensor:
+        """[K, P]: each client's own, with the shared blocks put in place; by default those that it is given.
+
+        Where it has left a group it keeps what it has, if it has something.
+        """
+        given = shared or [torch.from_numpy(np.array(seat.start.shared)) for seat in seats]
+        kept = [self.commons.kept(() if seat.state is None else seat.start.personal) for seat in seats]
+        placed = own.clone()
+        placed[:, self.columns] = torch.where(
+            torch.stack(kept).to(self.device), own[:, self.columns], torch.stack(list(given)).to(self.device)
+        )
+        return placed
+
+
+@final
+class Crew:
+    """Some clients' fleet, that of their second policies where they have them, and where both stand."""
+
+    def __init__(
+        self, tasks: Sequence[Task], scenario: Scenario, columns: Tensor, sheds: Sequence[Shed | None] = (None, None)
+    ) -> None:
+        """The sheds are for either policy's environments."""
+        self.scenario = scenario
+        self.columns = columns
+        self.fleet = Fleet(tasks, scenario, shared=columns, shed=sheds[0])
+        self.own: Fleet | None = None
+        if scenario.personal.model:
+            seeds = [client_seed(scenario.seed, f"{task.client} {OWN}") for task in tasks]
+            self.own = Fleet(tasks, scenario, seeds, columns, scenario.personal.pull, sheds[1])
+        self.states: list[Arrays | None] = [None] * len(tasks)
+        """[K]: what they stand at, which is the very arrays that were loaded or written down; None at the beginning."""
+
+    def can_take_up(self, states: Sequence[Arrays | None]) -> bool:
+        """Whether nobody is to begin anew who has begun already: for that there is a new crew."""
+        return all(theirs is not None or mine is None for mine, theirs in zip(self.states, states, strict=True))
+
+    def take_up(self, states: Sequence[Arrays | None]) -> None:
+        """Go on from these, unless everybody stands there."""
+        if all(mine is theirs for mine, theirs in zip(self.states, states, strict=True)):
+            return
+        given = [self.state(row) if state is None else state for row, state in enumerate(states)]
+        self.fleet.load(given)
+        if self.own is not None:
+            self.own.load([part_of(state, OWN) for state in given])
+        self.states = list(states)
+
+    def train(self, order: Train, fresh: Sequence[bool]) -> tuple[list[Report], list[Report]]:
+        """A round of both policies; of the second, what did nothing where there is none."""
+        before, settings = order.start.round - 1, self.scenario
+        beside = round(settings.personal.steps * settings.steps) if self.own is not None else 0
+        steps = settings.steps - beside
+        self.fleet.catch_up(before * steps)
+        reports = self.fleet.train(steps, order.begin, order.end)
+        if self.own is None:
+            return reports, [Report(name, 0, (), {}) for name in self.fleet.names]
+        anchor = torch.where(self._column(fresh), self.fleet.anchor, self.own.parameters)
+        self.own.parameters.copy_(anchor)  # a policy of one's own begins where the other one does
+        anchor[:, self.columns] = self.fleet.anchor[:, self.columns]
+        self.own.catch_up(before * beside)
+        return reports, self.own.train(beside, order.begin, order.end, anchor)
+
+    def fisher(self, number: int) -> list[np.ndarray]:
+        """[S] of each client: the diagonal of its policy's Fisher matrix."""
+        fleet = self.fleet
+        states = States.of(fleet.kept, fleet.device)
+        found = fisher_diagonal(fleet.policy, states, fleet.parameters, fleet.seeds, number)
+        return list(found[:, self.columns].cpu().numpy())
+
+    def state(self, row: int) -> dict[str, np.ndarray]:
+        """What one client must remember of both."""
+        own = {} if self.own is None else self.own.state(row)
+        return self.fleet.state(row) | {f"{OWN}.{name}": array for name, array in own.items()}
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.fleet.close()
+        if self.own is not None:
+            self.own.close()
+
+    def _column(self, fresh: Sequence[bool]) -> Tensor:
+        """[K, 1]."""
+        return torch.tensor(fresh, device=self.fleet.device)[:, None]
+
+
+def _all_of(kind: type[Kind], asked: Mapping[str, Instruction]) -> dict[str, Kind]:
+    found = {name: one for name, one in asked.items() if isinstance(one, kind)}
+    assert len(found) == len(asked), "all are asked for the same kind of thing"
+    return found
+
+
+def _remembered(seat: Seat) -> Arrays:
+    assert seat.state is not None, f"{seat.name} remembers something"
+    return seat.state
+
+
+def _mean(episodes: Sequence[Episode]) -> float:
+    """Return; not a number where none has finished."""
+    return float(np.mean([episode.score for episode in episodes])) if episodes else math.nan
+
+
+def _gain(report: Report, seat: Seat) -> float:
+    """By how much the mean return rose since the round before; 0 where one of them has none."""
+    if seat.state is None or seat.round != seat.start.round - 1:
+        return 0.0
+    gain = _mean(report.episodes) - float(seat.state[RETURN][0])
+    return gain if math.isfinite(gain) else 0.0
+
+
+def _spread(episodes: Sequence[Episode]) -> float:
+    """Standard deviation of the returns; 0 where there are none."""
+    return float(np.std([episode.score for episode in episodes])) if episodes else 0.0
+
+
+def _metrics(report: Report, seconds: float) -> dict[str, float]:
+    """What a client tells of itself, where it is a number."""
+    lengths = [episode.length for episode in report.episodes]
+    told = {
+        "charts/episodic_return": _mean(report.episodes),
+        "charts/episodic_length": float(np.mean(lengths)) if lengths else math.nan,
+        "charts/seconds": seconds,
+        **{f"losses/{name}": value for name, value in report.losses.items()},
+    }
+    return {name: value for name, value in told.items() if name in METRICS and math.isfinite(value)}
+
+
+def _played(found: Evaluation) -> Played:
+    scores = found.scores
+    return Played(
+        mean=float(scores.mean()),
+        std=float(scores.std()),
+        least=float(scores.min()),
+        most=float(scores.max()),
+        episodes=len(scores),
+        length=float(found.lengths.mean()),
+    )

@@ -1,0 +1,98 @@
+"""Where a federation stands between two rounds: all that the next one follows from, but for what clients keep."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grpo_fed.aggregation.proximity import Kept
+from grpo_fed.federation.messages import Start
+from grpo_fed.policy.shared import Commons
+from grpo_fed.runs.checkpoint import Checkpoint
+from grpo_fed.runs.records import kept_of
+
+OWN = "client:"
+"""In a checkpoint, before the name of a client with shared blocks of its own; no parameter's name has a colon."""
+NOTED = ("name", "personal", "clusters", "trained", "budgets", "kept")
+"""What a checkpoint has of it as JSON."""
+
+
+@dataclass(eq=False)
+class Position:
+    """S parameters of the shared blocks, as numpy's, since they go through the wire as they are."""
+
+    name: str
+    """Of this federation, for clients that remember others."""
+    shared: np.ndarray
+    """[S] float32."""
+    budgets: dict[str, float]
+    """KL by block, for the next step."""
+    round: int = 0
+    """The last that was trained."""
+    points: dict[str, np.ndarray] = field(default_factory=dict)
+    """[S] float32: by the rule `clusters`, the shared blocks of each client that was merged into a cluster."""
+    personal: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """The groups that each client has left."""
+    clusters: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """[B] by the rule `clusters`: of each client of the latest merge its cluster in every block, 0 that of most weight.
+    Who was not in it shares with nobody what it has from an earlier one.
+    """
+    trained: dict[str, int] = field(default_factory=dict)
+    """The last round that each client has answered for; its state of then is what plays."""
+    kept: Kept | None = None
+    """What became of the last round's step; None if it had none."""
+
+    @classmethod
+    def first(cls, scenario: str, commons: Commons, budgets: Mapping[str, float]) -> Position:
+        """Before the first round."""
+        return cls(f"{scenario}-{uuid.uuid4().hex[:12]}", commons.first.numpy(), dict(budgets))
+
+    @classmethod
+    def after(cls, checkpoint: Checkpoint, commons: Commons) -> Position:
+        """Where a checkpoint was written; ValueError if it does not fit."""
+        arrays = checkpoint.shared
+        if arrays is None:
+            raise ValueError(
+                f"{checkpoint.place}: is of a run without federation; `grpo-fed train --resume` goes on with it"
+            )
+        flat = {name: array.reshape(-1) for name, array in arrays.items()}
+        missing = [slot.name for slot in commons.layout.slots if slot.name not in flat]
+        if missing:
+            raise ValueError(f"{checkpoint.place}: its shared blocks do not fit the scenario: no {missing[0]}")
+        shared = np.concatenate([np.zeros(0, np.float32), *(flat[slot.name] for slot in commons.layout.slots)])
+        noted = dict(checkpoint.notes["position"])
+        noted |= {key: {name: tuple(own) for name, own in noted[key].items()} for key in ("personal", "clusters")}
+        points = {name.removeprefix(OWN): array for name, array in flat.items() if name.startswith(OWN)}
+        return cls(**{**noted, "kept": kept_of(noted["kept"])}, round=checkpoint.round, shared=shared, points=points)
+
+    def noted(self) -> dict[str, Any]:
+        """What a checkpoint has of it as JSON."""
+        return {name: getattr(self, name) for name in NOTED}
+
+    def arrays(self, commons: Commons) -> dict[str, np.ndarray]:
+        """What a checkpoint has of it as arrays: every shared tensor by its name."""
+        return {**commons.layout.views(self.shared), **{f"{OWN}{name}": point for name, point in self.points.items()}}
+
+    def of(self, client: str) -> Tensor:
+        """[S]: the shared blocks of a client."""
+        return torch.from_numpy(self.points.get(client, self.shared))
+
+    def start(self, client: str, number: int) -> Start:
+        """With the same array for all whose blocks are the same, so that it is written for the wire once."""
+        return Start(self.name, number, self.points.get(client, self.shared), self.personal.get(client, ()))
+
+    def latest(self, client: str) -> Start:
+        """With the client's state of the last round that it answered for."""
+        return self.start(client, self.trained.get(client, 0))
+
+
+def as_few(points: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Points [S] as arrays, equal ones as the same array."""
+    known: dict[bytes, np.ndarray] = {}
+    return {name: known.setdefault((array := point.numpy()).tobytes(), array) for name, point in points.items()}

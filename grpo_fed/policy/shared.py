@@ -1,0 +1,184 @@
+"""What all clients of a federation have in common: the shared blocks, as one vector [S] of their own.
+
+Clients may be as unlike as their tasks are; where they share a block, it has the same name and shapes for all. To find
+out which they are takes no task, but what each is like: its `Form`. A client that is told which they are needs no more
+than its own task.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpo_fed.policy.blocks import Block, Layout
+from grpo_fed.policy.groups import Groups, groups_of
+from grpo_fed.policy.make import Policy, network_for, policy_for
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.scenario.toml import text as words
+from grpo_fed.tasks.envs import limit_of
+from grpo_fed.tasks.resolve import Form, Task, tasks_of
+
+ALL = "*"
+"""The pattern of `policy.shared` that means: whatever can be shared."""
+FORMS = "forms"
+"""In what an engine notes of a run: by client, what the commons were made of, where not all tasks could be made."""
+
+
+@dataclass(frozen=True, eq=False)
+class Commons:
+    """S shared parameters in B blocks and G groups."""
+
+    clients: tuple[str, ...]
+    """All, in the scenario's order."""
+    layout: Layout
+    """Of the shared blocks alone, [S] columns."""
+    groups: Groups
+    """What a merge lets a client keep or drop as one; every column is in one."""
+    first: Tensor
+    """[S]: where the federation begins."""
+    longest: int
+    """Steps of the longest episode of any of their tasks that is cut; 0 where none is."""
+
+    @property
+    def size(self) -> int:
+        """S."""
+        return self.layout.size
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """[B]: their names."""
+        return tuple(block.name for block in self.layout.blocks)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all that messages depend on: who has another one cannot read them."""
+        slots = [(slot.block, slot.name, slot.shape) for slot in self.layout.slots]
+        told = hashlib.sha256(json.dumps([slots, self.groups.names]).encode())
+        told.update(self.groups.ids.numpy().tobytes())
+        return told.hexdigest()
+
+    @cached_property
+    def slices(self) -> Mapping[str, slice]:
+        """Where each block lies."""
+        return {block.name: slice(block.start, block.stop) for block in self.layout.blocks}
+
+    def columns(self, layout: Layout) -> Tensor:
+        """[S] int64: where the shared parameters lie in a client's own layout."""
+        own = {block.name: block for block in layout.blocks}
+        parts = [torch.arange(own[name].start, own[name].stop) for name in self.blocks]
+        return torch.cat([torch.zeros(0, dtype=torch.int64), *parts])
+
+    def kept(self, personal: Sequence[int]) -> Tensor:
+        """[S] bool: the columns of these groups."""
+        chosen = torch.zeros(len(self.groups.names) + 1, dtype=torch.bool)
+        chosen[list(personal)] = True
+        return chosen[self.groups.places]
+
+
+@dataclass(frozen=True)
+class _Kin:
+    """Clients with equally shaped policies, by the first of them."""
+
+    client: str
+    env: str
+    policy: Policy
+
+
+def commons_of(scenario: Scenario) -> Commons:
+    """ValueError where a block that the scenario shares by name is not the same for all clients."""
+    kin: dict[tuple[object, ...], _Kin] = {}
+    tasks = tasks_of(scenario)
+    for task in tasks:
+        if task.signature not in kin:
+            kin[task.signature] = _Kin(task.client, task.env, policy_for(task, scenario.policy))
+    return _among(list(kin.values()), scenario, (task.form for task in tasks))
+
+
+def commons_from(scenario: Scenario, forms: Mapping[str, Form]) -> Commons:
+    """The same from the forms of the clients' tasks, without making one; who has none there is not asked.
+
+    ValueError as for `commons_of`. Not for a policy of the user's, which may look at more.
+    """
+    kin: dict[tuple[object, ...], _Kin] = {}
+    for settings in scenario.clients:
+        for name in (name for name in settings.names if name in forms):
+            form = forms[name]
+            signature = form.observation_size, form.kind, form.sizes
+            if signature not in kin:
+                kin[signature] = _Kin(name, settings.env, network_for(form, scenario.policy))
+    return _among(list(kin.values()), scenario, forms.values())
+
+
+def forms_of(noted: Mapping[str, Any]) -> dict[str, Form]:
+    """By client, of what an engine noted; none where all tasks could be made."""
+    return {name: Form(**{**form, "sizes": tuple(form["sizes"])}) for name, form in noted.get(FORMS, {}).items()}
+
+
+def commons_for(scenario: Scenario, task: Task, blocks: Iterable[str]) -> Commons:
+    """What a client makes of it that knows its own task, and from the server which blocks are shared."""
+    policy, names = policy_for(task, scenario.policy), set(blocks)
+    shared = [block for block in policy.layout.shared if block.name in names]
+    missing = sorted(names - {block.name for block in shared})
+    if missing:
+        raise ValueError(
+            f"client {task.client} ({task.env}): the server shares {words.show(missing)}, which this client does not;"
+            " do both have the same version of grpo_fed?"
+        )
+    return _made(policy, shared, scenario, [task.form])
+
+
+def _among(kin: Sequence[_Kin], scenario: Scenario, forms: Iterable[Form]) -> Commons:
+    first = kin[0].policy
+    alike = [block for block in first.layout.shared if _is_alike(block, kin, scenario)]
+    return _made(first, alike, scenario, forms)
+
+
+def _made(policy: Policy, shared: Sequence[Block], scenario: Scenario, forms: Iterable[Form]) -> Commons:
+    """Of these blocks of a policy."""
+    start = policy.initial(scenario.seed)
+    first = torch.cat([start[:0], *(start[block.start : block.stop] for block in shared)])
+    groups = groups_of(policy.layout, scenario.policy.groups, only=shared)
+    return Commons(
+        clients=tuple(name for settings in scenario.clients for name in settings.names),
+        layout=policy.layout.part(shared),
+        groups=_cut(groups, first.numel(), policy.layout, shared),
+        first=first,
+        longest=_longest(forms, scenario),
+    )
+
+
+def _longest(forms: Iterable[Form], scenario: Scenario) -> int:
+    """Steps of the longest episode that is cut."""
+    return max((limit_of(form, scenario.rollout.episode_limit) for form in forms), default=0)
+
+
+def _is_alike(block: Block, kin: Sequence[_Kin], scenario: Scenario) -> bool:
+    """Whether every client has this block in the same shapes."""
+    shapes = [slot.shape for slot in block.slots]
+    for one in kin[1:]:
+        own = next((other for other in one.policy.layout.blocks if other.name == block.name), None)
+        if own is not None and [slot.shape for slot in own.slots] == shapes:
+            continue
+        if ALL in scenario.policy.shared:
+            return False
+        has = "no such block" if own is None else f"shapes {words.show([slot.shape for slot in own.slots])}"
+        raise ValueError(
+            f"policy.shared takes block {block.name}, of shapes {words.show(shapes)} for client {kin[0].client}"
+            f" but {has} for client {one.client} ({one.env}): leave it out, or set policy.adapter so that what"
+            ' follows an unlike observation has one shape; "*" shares whatever is alike'
+        )
+    return True
+
+
+def _cut(groups: Groups, size: int, layout: Layout, blocks: Sequence[Block]) -> Groups:
+    """The groups with the columns of these blocks alone."""
+    ids = groups.ids[layout.mask(blocks)]
+    assert ids.numel() == size, "every shared column is kept"
+    return Groups(groups.names, ids, groups.sizes, groups.blocks)

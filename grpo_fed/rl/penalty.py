@@ -1,0 +1,124 @@
+"""Group penalties and their proximal steps, which give exact zeros: K clients at once, each for itself.
+
+    weight * sum_g sqrt(n_g) ||x_g||_2  +  l1 * ||x||_1  (sparse-group)  +  outer * sum_b sqrt(n_b) ||x_b||_2  (nested)
+
+of the parameters x [K, P] themselves, or of their departure from an anchor. The proximal step of length t solves
+min over z of 1/2 ||z - x||^2 + t * penalty(z) exactly: Yuan & Lin 2006 for groups; for a sum over the levels of a tree
+(entries in groups in blocks) the steps of the levels one after another, innermost first (Jenatton et al. 2011, theorem
+1). Parameters in no group are left as they are. Norms are taken in float64, where squares of float32 neither overflow
+nor vanish.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+import torch
+from torch import Tensor
+
+from grpo_fed.policy.groups import LANES, Groups
+from grpo_fed.scenario.settings import PenaltySettings
+
+
+def proximal(
+    x: Tensor,
+    anchor: Tensor | None,
+    settings: PenaltySettings,
+    groups: Groups,
+    step: Tensor | float,
+    weight: Tensor | float,
+) -> Tensor:
+    """The proximal step of a scenario's penalty, [K, P] -> [K, P]: toward zero, or toward an anchor [K, P].
+
+    step: [K, 1] or a number, the length of the optimiser's step before. weight: [K, 1] or a number, of the groups'
+    norms, as a client may have its own. A parameter is exactly the anchor's where its departure is gone, and exactly
+    what it was where nothing penalises it (but a zero's sign may change).
+    """
+    assert (anchor is None) == (settings.toward == "zero"), "an anchor exactly when the penalty is toward the shared"
+    threshold, l1, outer = step * weight, step * settings.l1, step * settings.outer
+    departure = x if anchor is None else x - anchor
+    match settings.kind:
+        case "group":
+            shrunk, strength = proximal_group(departure, groups, threshold), threshold
+        case "sparse-group":
+            shrunk, strength = proximal_sparse_group(departure, groups, threshold, l1), threshold + l1
+        case "nested":
+            shrunk, strength = proximal_nested(departure, groups, threshold, outer), threshold + outer
+        case _:
+            assert_never(settings.kind)
+    if anchor is None:
+        return shrunk
+    penalised = groups.tied * _column(strength, x).sign()
+    return torch.lerp(x, shrunk.add_(anchor), penalised)  # anchor + (x - anchor) is not x bit for bit; at 0 this is
+
+
+def proximal_group(x: Tensor, groups: Groups, threshold: Tensor | float) -> Tensor:
+    """Each group of x [K, P] shorter by threshold * sqrt(n_g), exactly 0 where it was no longer than that.
+
+    threshold: [K, 1] or a number.
+    """
+    factors = _factors(_norms(x, groups), _column(threshold, groups.roots) * groups.roots)
+    return _scaled(x, factors, groups)
+
+
+def proximal_sparse_group(x: Tensor, groups: Groups, threshold: Tensor | float, l1: Tensor | float) -> Tensor:
+    """Each entry of x [K, P] nearer to 0 by l1, then each group as `proximal_group` does; l1 [K, 1] or a number."""
+    limits = _column(l1, x).clamp(max=torch.finfo(x.dtype).max) * groups.tied
+    return proximal_group(x.abs().sub_(limits).relu_().copysign_(x), groups, threshold)
+
+
+def proximal_nested(x: Tensor, groups: Groups, threshold: Tensor | float, outer: Tensor | float) -> Tensor:
+    """Each group of x [K, P] as `proximal_group` does, then what is left of each block, by outer; [K, 1] or numbers."""
+    norms, blocks = _norms(x, groups), groups.outer
+    factors = _factors(norms, _column(threshold, norms) * groups.roots)
+    around = _factors(_block_norms(factors * norms, groups), _column(outer, norms) * blocks.roots)
+    return _scaled(x, factors * around.index_select(1, groups.homes), groups)
+
+
+def penalty_value(
+    x: Tensor, anchor: Tensor | None, settings: PenaltySettings, groups: Groups, weight: Tensor | float
+) -> Tensor:
+    """What the penalty of x [K, P] comes to, [K]; weight [K, 1] or a number, as in `proximal`."""
+    departure = x if anchor is None else x - anchor
+    norms = _norms(departure, groups)
+    value = (_column(weight, norms) * groups.roots * norms).sum(1)
+    if settings.kind == "sparse-group":
+        value = value + settings.l1 * (departure.abs().double() * groups.tied).sum(1)
+    if settings.kind == "nested":
+        value = value + settings.outer * (groups.outer.roots * _block_norms(norms, groups)).sum(1)
+    return value.to(x.dtype)
+
+
+def group_norms(x: Tensor, groups: Groups) -> Tensor:
+    """The Euclidean norm of each group for each client, [K, P] -> [K, G]."""
+    return _norms(x, groups).to(x.dtype)
+
+
+def _norms(x: Tensor, groups: Groups) -> Tensor:
+    """`group_norms`, [K, G] float64."""
+    clients, size = len(x), len(groups.names) + 1
+    sums = torch.zeros(clients, size * LANES, dtype=torch.float64, device=x.device)
+    sums.index_add_(1, groups.bins, x.to(torch.float64, copy=True).square_())
+    return sums.view(clients, size, LANES)[:, :-1].sum(2).sqrt()
+
+
+def _block_norms(norms: Tensor, groups: Groups) -> Tensor:
+    """Norms of all that is grouped in each block, from those of its groups, [K, G] -> [K, B]."""
+    sums = norms.new_zeros(len(norms), len(groups.outer.names))
+    return sums.index_add_(1, groups.homes, norms.square()).sqrt()
+
+
+def _factors(norms: Tensor, limits: Tensor) -> Tensor:
+    """What is left of vectors that get shorter by limits, as a part of each: 0 to 1, and 1 where there is no limit."""
+    return torch.where(norms > limits, 1 - limits / norms, (limits == 0).to(norms.dtype))
+
+
+def _scaled(x: Tensor, factors: Tensor, groups: Groups) -> Tensor:
+    """Every entry of x [K, P] times the factor [K, G] of its group; as it is where it has none."""
+    padded = torch.cat([factors.to(x.dtype), x.new_ones(len(x), 1)], 1)
+    return padded.index_select(1, groups.places).mul_(x)
+
+
+def _column(number: Tensor | float, like: Tensor) -> Tensor:
+    """[K, 1], or [1, 1] for a number."""
+    return torch.as_tensor(number, dtype=like.dtype, device=like.device).reshape(-1, 1)

@@ -1,0 +1,457 @@
+"""A fleet: K clients with equally shaped policies, trained as one stacked computation.
+
+`Fleet.train` is the loop that the rest of the library serves: collect, judge, update. Every client draws from its own
+random streams, so what it becomes does not depend on who else is in the fleet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grpo_fed.policy.groups import groups_of
+from grpo_fed.policy.make import Policy, policy_for
+from grpo_fed.rl.adam import Adam
+from grpo_fed.rl.advantages import similarity_groups
+from grpo_fed.rl.batch import batch_of
+from grpo_fed.rl.evaluation import Evaluation, Players, play
+from grpo_fed.rl.judge import judge
+from grpo_fed.rl.memory import keep_freed_memory
+from grpo_fed.rl.normalise import ObservationNormaliser, RewardNormaliser
+from grpo_fed.rl.rng import Purpose, client_seed, generator, lane_seeds
+from grpo_fed.rl.rollout import Actor, Collector, Episode, Trajectories
+from grpo_fed.rl.trust_region import budgets_of
+from grpo_fed.rl.update import Stack, update
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.envs import Lanes, Shed, limit_of, make_lanes
+from grpo_fed.tasks.resolve import Task, tasks_of
+
+CHUNK = 16
+"""Clients in one stack on a CPU: larger ones leave the cache."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one client did in one call of `train`."""
+
+    client: str
+    steps: int
+    """Environment steps."""
+    episodes: tuple[Episode, ...]
+    """Those that finished."""
+    losses: Mapping[str, float]
+    """Means over the updates."""
+
+
+class Diverged(RuntimeError):
+    """A client's parameters are no longer numbers."""
+
+
+class Fleet:
+    """K clients as rows of the same tensors."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        scenario: Scenario,
+        seeds: Sequence[int] | None = None,
+        shared: Tensor | None = None,
+        squared: float | None = None,
+        shed: Shed | None = None,
+    ) -> None:
+        """`seeds` name the clients' random streams; by default they come from the scenario's seed and the names.
+
+        `shared` [S] int64 are the columns that clients share, by default those of all blocks that may be shared, and
+        `squared` is how these are drawn to where the round began, by default `penalty.squared`. In the shed it finds
+        environments to train on, and leaves them there when it is closed.
+        """
+        keep_freed_memory()
+        self.scenario = scenario
+        self.tasks = tuple(tasks)
+        self.names = [task.client for task in tasks]
+        drawn = (client_seed(scenario.seed, name) for name in self.names)
+        self.seeds = list(drawn if seeds is None else seeds)
+        self.device = device_of(scenario.device)
+        self.policy = policy_for(self.tasks[0], scenario.policy)
+        layout = self.policy.layout
+        self.shared = layout.mask(layout.shared).nonzero().squeeze(1) if shared is None else shared
+        self.squared = scenario.penalty.squared if squared is None else squared
+        self._shed = shed
+        self._make_tensors()
+        self._make_lanes()
+        self._evaluation_lanes: Lanes | None = None
+        self.longest = longest_episodes(self.tasks, scenario)
+        self.stacks = list(self._stacks())
+        self.spent = np.zeros(len(tasks), np.int64)
+        self.owed = np.zeros(len(tasks), np.int64)
+        self.numbers = np.zeros(len(tasks), np.int64)
+        self.kept = [np.zeros((0, self.policy.observation_size), np.float32) for _ in tasks]
+        """Of each client some states of its last batch, [n, D] as its policy sees them, to measure its steps on."""
+
+    def train(self, steps: int, begin: float = 0.0, end: float = 0.0, anchor: Tensor | None = None) -> list[Report]:
+        """Every client learns from `steps` more steps of its task; schedules go from progress `begin` to `end`.
+
+        `anchor` [K, P] is what penalties and KL hold a client to; by default where it stands.
+        """
+        self.anchor.copy_(self.parameters if anchor is None else anchor)
+        self.owed += steps
+        notes = [_Notes() for _ in self.tasks]
+        while (behind := self.spent < self.owed).any():
+            progress = begin + (end - begin) * (1 - (self.owed - self.spent).clip(0) / steps)
+            trajectories, groups = self._collect(behind)
+            for stack in self.stacks:
+                rows = stack.rows
+                if not behind[rows].any():
+                    continue
+                batch = batch_of(self.policy, stack.views, trajectories, rows, critic=groups is None)
+                longest = torch.from_numpy(self.longest[rows]).to(self.device)
+                judged = judge(batch, None if groups is None else groups[rows], longest, self.scenario)
+                active = None if behind[rows].all() else torch.from_numpy(behind[rows]).to(self.device)
+                losses = update(stack, batch, judged, active, self.numbers[rows], progress[rows])
+                for client in np.flatnonzero(behind[rows]):
+                    notes[rows.start + client].losses.append(losses.client(int(client)))
+            for client in np.flatnonzero(behind):
+                notes[client].steps += int(trajectories.steps[client])
+                notes[client].episodes.extend(trajectories.episodes[client])
+                notes[client].last = trajectories
+            self._refuse_divergence()
+            # a segment is as long for all, with the steps that a lane may need to reset itself: were these not counted,
+            # the other clients' environments would be stepped on while they wait for this one
+            counted = trajectories.valid[0].size if groups is None else trajectories.steps
+            self.spent += np.where(behind, counted, 0)
+            self.numbers += behind
+        self._keep_states([note.last for note in notes])
+        return [note.report(name) for note, name in zip(notes, self.names, strict=True)]
+
+    def evaluate(self, episodes: int | None = None, deterministic: bool = True, number: int = 0) -> list[Evaluation]:
+        """Every client plays without learning; the `number`-th call has its own episodes, the same for any policy."""
+        settings = self.scenario.evaluate
+        if self._evaluation_lanes is None:
+            self._evaluation_lanes = self._lanes(self.scenario.rollout.num_envs)
+        return play(
+            Actor(self.policy, self.parameters),
+            self._evaluation_lanes,
+            Players(self.names, self.seeds, self.observation_normaliser),
+            episodes or settings.episodes,
+            settings.step_limit,
+            deterministic,
+            number,
+        )
+
+    def catch_up(self, steps: int) -> None:
+        """Owe what every client does that was given so many steps in all, whether it was there or not.
+
+        Batches seldom come out even with the steps of a round, and what is over goes on to the next. Where a batch is
+        as long for all, clients so stay in step, and nobody's environments wait for another's.
+        """
+        if self.scenario.objective.advantage == "gae":
+            samples = self.scenario.rollout.num_envs * self.scenario.rollout.horizon
+            self.owed[:] = steps
+            self.spent[:] = -(-steps // samples) * samples
+
+    def state(self, client: int) -> dict[str, np.ndarray]:
+        """All that one client must remember to go on, bit for bit, in another process."""
+        arrays = {
+            "parameters": self.parameters[client].cpu().numpy(),
+            "adam.mean": self.adam.mean[client].cpu().numpy(),
+            "adam.square": self.adam.square[client].cpu().numpy(),
+            "adam.count": self.adam.count[client],
+            "kl_coefficient": self.kl_coefficient[client, None].cpu().numpy(),
+            "kl_limit": self.kl_limit[client, None].cpu().numpy(),
+            "progress": np.array([self.spent[client], self.numbers[client], self.owed[client]]),
+        }
+        if self.turns:
+            arrays["adam.turns"] = np.array([adam.count[client, 0] for adam in self.turns])
+        if self._keeps_states:
+            arrays["kept"] = self.kept[client]
+        parts = {"rollout": self.collector.state(client)}
+        if self.observation_normaliser is not None:
+            parts["observation_normaliser"] = self.observation_normaliser.state(client)
+        if self.collector.reward_normaliser is not None:
+            parts["reward_normaliser"] = self.collector.reward_normaliser.state(client)
+        named = {f"{part}.{name}": array for part, state in parts.items() for name, array in state.items()}
+        return {name: np.array(array) for name, array in (arrays | named).items()}
+
+    def load(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
+        """Go on where `state` of every client was, some of which may not have stepped yet."""
+        for client, state in enumerate(states):
+            for row, name in (
+                (self.parameters, "parameters"),
+                (self.adam.mean, "adam.mean"),
+                (self.adam.square, "adam.square"),
+                (self.kl_coefficient[:, None], "kl_coefficient"),
+                (self.kl_limit[:, None], "kl_limit"),
+            ):
+                row[client] = torch.from_numpy(state[name])
+            self.adam.count[client] = state["adam.count"]
+            self.spent[client], self.numbers[client], self.owed[client] = state["progress"].tolist()
+            for adam, count in zip(self.turns, state.get("adam.turns", ()), strict=True):
+                adam.count[client] = count
+            if self._keeps_states:
+                self.kept[client] = state["kept"]
+            if self.observation_normaliser is not None:
+                self.observation_normaliser.load(client, part_of(state, "observation_normaliser"))
+            if self.collector.reward_normaliser is not None:
+                self.collector.reward_normaliser.load(client, part_of(state, "reward_normaliser"))
+        first = self._lane_seeds(Purpose.EPISODES, [0] * len(self.tasks))
+        self.collector.load([part_of(state, "rollout") for state in states], first)
+
+    def client_parameters(self, client: int) -> dict[str, Tensor]:
+        """One client's parameters by name, copied to the CPU."""
+        return {name: value[client].cpu().clone() for name, value in self.policy.layout.views(self.parameters).items()}
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.collector.lanes.close()
+        if self._evaluation_lanes is not None:
+            self._evaluation_lanes.close()
+
+    def _refuse_divergence(self) -> None:
+        if math.isfinite(self.parameters.sum()):  # far cheaper than looking at each
+            return
+        for task, number, finite in zip(self.tasks, self.numbers, self.parameters.isfinite().all(1), strict=True):
+            if not finite:
+                raise Diverged(
+                    f"client {task.client}: its policy is no longer finite after update {number + 1}; lower its"
+                    f" learning_rate, which is {task.learning_rate:g}, or objective.max_grad_norm, or set"
+                    " normalise.observations or normalise.rewards"
+                )
+
+    @property
+    def _keeps_states(self) -> bool:
+        """Whether anybody is going to measure on them."""
+        return self.scenario.proximity.mode != "off" or self.scenario.merge.rule == "fisher"
+
+    def _keep_states(self, last: Sequence[Trajectories | None]) -> None:
+        """Some of each client's last batch, drawn from its own stream."""
+        for client, lived in enumerate(last):
+            if lived is None or not self._keeps_states:
+                continue
+            states = lived.observations[client][lived.valid[client]]
+            draws = generator(self.seeds[client], Purpose.STATES, int(self.numbers[client]))
+            count = min(self.scenario.proximity.states, len(states))
+            self.kept[client] = states[draws.choice(len(states), count, replace=False)]
+
+    def _collect(self, behind: np.ndarray) -> tuple[Trajectories, Tensor | None]:
+        """A batch of trajectories, and with whole episodes the group [K, E] of each."""
+        settings = self.scenario.rollout
+        actor = Actor(self.policy, self.parameters)
+        if self.scenario.objective.advantage == "gae":
+            if self.collector.observations is None:
+                self.collector.begin(self._lane_seeds(Purpose.EPISODES, [0] * len(self.tasks)))
+            return self.collector.segments(actor, settings.horizon, self.numbers), None
+        seeds = self._group_seeds()
+        trajectories = self.collector.whole_episodes(actor, self.longest, self.numbers, seeds, behind)
+        return trajectories, self._groups(trajectories)
+
+    def _groups(self, trajectories: Trajectories) -> Tensor:
+        """[K, N]: the group of each copy's episode."""
+        settings, (clients, copies) = self.scenario.group, self.collector.shape
+        if settings.by == "task":
+            groups = np.zeros((clients, copies), np.int64)
+        elif settings.by == "start":
+            groups = np.broadcast_to(np.arange(copies) // settings.size, (clients, copies)).copy()
+        elif settings.by == "context":
+            keys = self.collector.lanes.reset_infos(settings.key).reshape(clients, copies)
+            groups = np.stack([np.unique(row, return_inverse=True)[1] for row in keys])
+        else:
+            first = torch.from_numpy(np.ascontiguousarray(trajectories.observations[:, 0])).to(self.device)
+            with torch.no_grad():
+                features = self.policy.features(self.policy.layout.views(self.parameters), first).cpu()
+            found = [
+                similarity_groups(one, settings.clusters, generator(seed, Purpose.CLUSTERS, int(number)))
+                for one, seed, number in zip(features, self.seeds, self.numbers, strict=True)
+            ]
+            return torch.stack(found).to(self.device)
+        return torch.from_numpy(groups).to(self.device)
+
+    def _group_seeds(self) -> np.ndarray:
+        """[L]: new episodes for every copy; those of one group begin alike where groups are made by start."""
+        if self.scenario.group.by != "start":
+            return self._lane_seeds(Purpose.EPISODES, self.numbers)
+        size, copies = self.scenario.group.size, self.collector.shape[1]
+        seeds = [
+            lane_seeds(seed, Purpose.EPISODES, copies // size, int(number)).repeat(size)
+            for seed, number in zip(self.seeds, self.numbers, strict=True)
+        ]
+        return np.concatenate(seeds)
+
+    def _lane_seeds(self, purpose: Purpose, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        copies = self.collector.shape[1]
+        pairs = zip(self.seeds, numbers, strict=True)
+        return np.concatenate([lane_seeds(seed, purpose, copies, int(number)) for seed, number in pairs])
+
+    def _lanes(self, copies: int, shed: Shed | None = None) -> Lanes:
+        return make_lanes(self.tasks, copies, self.scenario.policy.squash, self.scenario.rollout.episode_limit, shed)
+
+    def _make_lanes(self) -> None:
+        settings, (clients, size) = self.scenario, (len(self.tasks), self.policy.observation_size)
+        lanes = self._lanes(settings.rollout.num_envs, self._shed)
+        if settings.objective.advantage == "group" and settings.group.by == "start" and not lanes.reproducible:
+            task = next(task for task in self.tasks if task.spec.entry_point is None)
+            raise ValueError(
+                f'client {task.client}: group.by = "start" needs episodes that begin as they are told, and {task.env}'
+                " resets itself: set another group.by, or give its vector environment AutoresetMode.DISABLED"
+            )
+        scale = settings.normalise
+        self.observation_normaliser = ObservationNormaliser(clients, size, scale.clip) if scale.observations else None
+        reward_normaliser = None
+        if scale.rewards:
+            copies, gamma = settings.rollout.num_envs, settings.objective.gamma
+            reward_normaliser = RewardNormaliser(clients, copies, gamma, scale.clip)
+        self.collector = Collector(
+            lanes, self.names, self.seeds, self.policy.distribution, self.observation_normaliser, reward_normaliser
+        )
+
+    def _make_tensors(self) -> None:
+        """Parameters, moments and weights of all clients, [K, ...]."""
+        settings = self.scenario
+        self.parameters = first_parameters(self.policy, settings, self.seeds).to(self.device)
+        self.anchor = self.parameters.clone()
+        clients, size = self.parameters.shape
+        self.adam = Adam.start(clients, size, settings.objective.adam_epsilon, self.device)
+        is_shared = torch.zeros(size, dtype=torch.bool).index_fill_(0, self.shared.cpu(), True).to(self.device)
+        self.pull = is_shared * self.squared if self.squared else None
+        self.turns: tuple[Adam, ...] = ()
+        """With `personal.first`: of private and of shared blocks."""
+        if settings.personal.first:
+            parts = (~is_shared, is_shared)
+            self.turns = tuple(self.adam.only(part.nonzero().squeeze(1)) for part in parts)
+        self.kl_coefficient = torch.full((clients,), settings.trust.coefficient, device=self.device)
+        self.kl_limit = torch.full((clients,), settings.trust.target, device=self.device)
+
+    def _stacks(self) -> Iterator[Stack]:
+        """The clients in chunks that fit the cache; on a GPU, all together."""
+        settings, layout = self.scenario, self.policy.layout
+        try:
+            chosen = layout.select(settings.penalty.blocks, "penalty.blocks")
+            groups = groups_of(layout, settings.policy.groups, only=chosen).to(self.device)
+            budgets = budgets_of(layout, settings.trust.blocks)
+        except ValueError as error:
+            raise ValueError(f"client {self.names[0]} ({self.tasks[0].env}): {error}") from error
+        chunk = CHUNK if self.device.type == "cpu" else len(self.tasks)
+        for start in range(0, len(self.tasks), chunk):
+            rows = slice(start, min(start + chunk, len(self.tasks)))
+            tasks = self.tasks[rows]
+            yield Stack(
+                policy=self.policy,
+                scenario=settings,
+                rows=rows,
+                seeds=self.seeds[rows],
+                parameters=self.parameters[rows],
+                views=layout.views(self.parameters[rows]),
+                gradient=(gradient := torch.zeros_like(self.parameters[rows])),
+                gradient_views=layout.views(gradient),
+                anchor=self.anchor[rows],
+                adam=self.adam.rows(rows),
+                learning_rate=np.array([[task.learning_rate] for task in tasks]),
+                entropy=torch.stack([entropy_weights(task, self.policy, settings) for task in tasks]).to(self.device),
+                penalty=torch.tensor([[task.penalty] for task in tasks]).to(self.device),
+                kl_coefficient=self.kl_coefficient[rows],
+                kl_limit=self.kl_limit[rows],
+                groups=groups,
+                budgets=budgets,
+                pull=self.pull,
+                turns=tuple(adam.rows(rows) for adam in self.turns),
+            )
+
+
+@dataclass
+class _Notes:
+    """What is written down about a client while it trains."""
+
+    steps: int = 0
+    episodes: list[Episode] = field(default_factory=list)
+    losses: list[Mapping[str, float]] = field(default_factory=list)
+    last: Trajectories | None = None
+
+    def report(self, client: str) -> Report:
+        names = self.losses[0] if self.losses else {}
+        means = {name: float(np.mean([loss[name] for loss in self.losses])) for name in names}
+        return Report(client, self.steps, tuple(self.episodes), means)
+
+
+def part_of(state: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """The arrays of one part of a client's state."""
+    return {key.removeprefix(f"{name}."): array for key, array in state.items() if key.startswith(f"{name}.")}
+
+
+def first_parameters(policy: Policy, scenario: Scenario, seeds: Sequence[int]) -> Tensor:
+    """[K, P]: where clients with these seeds begin."""
+    starts = [scenario.seed if scenario.policy.same_start else seed for seed in seeds]
+    drawn = {start: policy.initial(start) for start in dict.fromkeys(starts)}
+    return torch.stack([drawn[start] for start in starts])
+
+
+def longest_episodes(tasks: Sequence[Task], scenario: Scenario) -> np.ndarray:
+    """[K]: steps that an episode of each client may have; 0 for a client whose episodes nothing cuts."""
+    limits = [limit_of(task, scenario.rollout.episode_limit) for task in tasks]
+    settings = scenario.objective
+    if 0 in limits and (settings.advantage == "group" or settings.average == "total"):
+        task = tasks[limits.index(0)]
+        why = (
+            'advantage = "group" needs whole ones'
+            if settings.advantage == "group"
+            else 'average = "total" needs a limit'
+        )
+        raise ValueError(
+            f"client {task.client}: {task.env} may never end an episode, and objective.{why}: set rollout.episode_limit"
+        )
+    return np.array(limits)
+
+
+def device_of(name: str) -> torch.device:
+    """`auto` is CUDA where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        there = f"{count} CUDA devices here, counted from 0" if count else "no CUDA device here"
+        raise ValueError(f"device = {name}: torch sees {there}; use cpu or auto")
+    return device
+
+
+def entropy_weights(task: Task, policy: Policy, scenario: Scenario) -> Tensor:
+    """[C]: the weight of each action component's entropy for one client."""
+    settings = scenario.objective
+    components = policy.distribution.components
+    weights = torch.full((components,), task.entropy)
+    for name, members in settings.entropy_groups.items():
+        beyond = [member for member in members if not 0 <= member < components]
+        if beyond:
+            raise ValueError(
+                f"client {task.client}: objective.entropy_groups.{name} = {members}: {task.env} has action components 0"
+                f" to {components - 1}; leave out {beyond}"
+            )
+        if name in settings.entropy_weights:
+            weights[members] = settings.entropy_weights[name]
+    return weights
+
+
+def fleets_of(scenario: Scenario) -> list[Fleet]:
+    """The scenario's clients, those with equally shaped policies together."""
+    return [Fleet(tasks, scenario) for tasks in tasks_by_fleet(scenario)]
+
+
+def tasks_by_fleet(scenario: Scenario) -> list[list[Task]]:
+    """Of each fleet its clients' tasks."""
+    fleets: list[list[Task]] = []
+    for task in tasks_of(scenario):
+        alike = next((tasks for tasks in fleets if _alike(task, tasks[0], scenario.policy.module is not None)), None)
+        if alike is None:
+            fleets.append([task])
+        else:
+            alike.append(task)
+    return fleets
+
+
+def _alike(task: Task, other: Task, own_module: bool) -> bool:
+    """Whether one policy fits both; a module of the user's may look at more of its spaces than their sizes."""
+    spaces = (task.observation_space, task.action_space) == (other.observation_space, other.action_space)
+    return task.signature == other.signature and (spaces or not own_module)

@@ -1,0 +1,167 @@
+"""MLflow's pages over tracked runs: `mlflow server`, light, on a free port of this machine, opened where it matters."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import webbrowser
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from grpo_fed.runs.tracking import Store, store_of
+from grpo_fed.runs.tracking.spool import FOLDER, Sent, Spool
+from grpo_fed.runs.tracking.store import HIDDEN
+from grpo_fed.runs.tracking.tracker import QUIET, link_of
+
+HOST = "127.0.0.1"
+PATIENCE = 120.0
+"""Seconds that a server may take to be ready: a database of an older MLflow is brought up to date first."""
+
+
+@dataclass(frozen=True)
+class Pages:
+    """MLflow's pages, ready."""
+
+    address: str
+    link: str
+    """To what the user asked for."""
+    server: subprocess.Popen[bytes] | None
+    """Ours; None where somebody else's shows them."""
+
+
+def serve(
+    run: Path | None = None,
+    uri: str | None = None,
+    port: int | None = None,
+    browse: bool = True,
+    say: Callable[[str], None] = print,
+) -> int:
+    """Show a run, or the latest of a store, until Ctrl-C or the server ends; the exit code.
+
+    ValueError where there is nothing to show, RuntimeError if the server does not start.
+    """
+    with pages(run, uri, port) as ready:
+        say(ready.link)
+        if browse and _has_screen():
+            webbrowser.open(ready.link)
+        if ready.server is None:
+            return 0
+        say("Ctrl-C ends it.")
+        with contextlib.suppress(KeyboardInterrupt):
+            return ready.server.wait()
+        return 0
+
+
+@contextlib.contextmanager
+def pages(run: Path | None = None, uri: str | None = None, port: int | None = None) -> Iterator[Pages]:
+    """What `serve` shows, as long as the context lasts."""
+    sent = None if run is None else _sent(run)
+    store = store_of(uri if sent is None or uri is not None else _kept(sent))
+    if store is None:
+        raise ValueError("there is nothing to show with tracking off; name a tracking URI")
+    if sent is None:
+        sent = _latest(store)
+    if store.page is not None:
+        yield Pages(store.page, _link(store.page, sent, run), None)
+        return
+    if store.file is not None and not store.file.is_file():
+        raise ValueError(f"{store.file}: no run was tracked there yet; begin with grpo-fed run, or name a RUN")
+    port = _free_port() if port is None else port
+    address = f"http://{HOST}:{port}"
+    with _server(store, port, address) as server:
+        yield Pages(address, _link(address, sent, run), server)
+
+
+@contextlib.contextmanager
+def _server(store: Store, port: int, address: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`mlflow server` with one worker and no jobs: a tenth of the time and memory of what it would start."""
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    if store.artifacts is not None:
+        command += ["--default-artifact-root", store.artifacts.as_uri()]
+    environment = {**os.environ, **QUIET, **store.environment, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment["MLFLOW_BACKEND_STORE_URI"] = store.environment["MLFLOW_TRACKING_URI"]  # no password on a command line
+    with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as folder:
+        server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment, start_new_session=True)
+        try:
+            until = time.monotonic() + PATIENCE
+            while not _answers(f"{address}/health"):
+                if server.poll() is not None or time.monotonic() > until:
+                    log.seek(0)
+                    tail = log.read()[-2000:].decode(errors="replace").strip()
+                    raise RuntimeError(f"mlflow server does not start on port {port}:\n{tail}")
+                time.sleep(0.1)
+            yield server
+        finally:
+            _end(server)
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """It and the processes that it started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(10)
+            return
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _sent(run: Path) -> Sent:
+    """What is known of a run folder's tracking."""
+    spool = Spool(run)
+    if not spool.sent_path.is_file():
+        what = "no run of it was tracked" if run.is_dir() else "there is no such folder"
+        raise ValueError(f"{run}: {what}, or nothing of it has reached MLflow yet; {FOLDER}/ in it would say where")
+    return spool.sent("")
+
+
+def _kept(sent: Sent) -> str | None:
+    """Where a run is tracked; a password has to come from the environment again."""
+    return None if HIDDEN in sent.store else sent.store
+
+
+def _latest(store: Store) -> Sent | None:
+    """The run that was tracked to a store last, of those in the folders beside it."""
+    if store.file is None:
+        return None
+    paths = sorted(store.file.parent.glob(f"*/{FOLDER}/sent.json"), key=lambda path: path.stat().st_mtime)
+    every = [Spool(path.parent.parent).sent("") for path in reversed(paths)]
+    return next((sent for sent in every if sent.store == store.uri and sent.parent is not None), None)
+
+
+def _link(address: str, sent: Sent | None, run: Path | None) -> str:
+    """A run's own page; else its experiment's charts; else all experiments."""
+    if sent is None or sent.experiment is None:
+        return f"{address}/#/experiments?workflowType=machine_learning"
+    if run is not None and (link := link_of(address, sent)) is not None:
+        return link
+    query = "compareRunsMode=CHART&viewStateShareKey=federation&workflowType=machine_learning"
+    return f"{address}/#/experiments/{sent.experiment}/runs?{query}"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _has_screen() -> bool:
+    """Where there is none, a text browser would take the terminal."""
+    return sys.platform == "darwin" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))

@@ -1,0 +1,82 @@
+"""A point in a square arena, pushed about until it is within reach of its goal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import gymnasium
+import numpy as np
+
+from grpo_fed.tasks.families.base import Array, Constants, Family, Flags, Floats, Painter, Parameter, Picture
+
+DT = 0.1  # seconds a step
+WALL, MAX_SPEED = 1.0, 1.0
+PIXELS = 256
+
+
+@final
+@dataclass(frozen=True)
+class PointMass(Family):
+    """State: x, y and their velocities. Action: a force in both directions. Every step costs the distance to the goal.
+
+    2-D navigation as in Finn, Abbeel and Levine (2017), "Model-agnostic meta-learning", section 5.3, with a mass: a
+    client has a goal of its own that it has to find out, unless `observe_goal` shows it.
+    """
+
+    observe_goal: bool = False
+    """Add the goal to the observation."""
+
+    parameters: ClassVar = {
+        "goal": Parameter((0.5, 0.5), "where to go", -WALL, WALL, (2,)),
+        "radius": Parameter(0.1, "how near is near enough, m", 0.01, 1),
+        "power": Parameter(1.0, "acceleration of a full push, m/s^2", 0, 10),
+        "drag": Parameter(0.1, "share of the velocity lost in a second", 0, 10),
+    }
+    episode_limit = 100
+    reward_threshold = None
+    state_size = 4
+
+    @property
+    def observation_space(self) -> gymnasium.spaces.Box:
+        return gymnasium.spaces.Box(-1.0, 1.0, shape=(6 if self.observe_goal else 4,), dtype=np.float32)
+
+    @property
+    def action_space(self) -> gymnasium.spaces.Box:
+        return gymnasium.spaces.Box(-1.0, 1.0, shape=(2,), dtype=np.float32)
+
+    def prepare(self, parameters: Mapping[str, Floats]) -> Constants:
+        return {**parameters, "power": parameters["power"][:, None], "drag": parameters["drag"][:, None]}
+
+    def start(self, generator: np.random.Generator) -> Floats:
+        return np.append(generator.uniform(-0.1, 0.1, size=2), (0.0, 0.0))
+
+    def step(self, state: Floats, actions: Array, constants: Constants, noise: Floats) -> tuple[Floats, Floats, Flags]:
+        position, velocity = state[:, :2], state[:, 2:]
+        force = np.minimum(np.maximum(actions, -1.0), 1.0) * constants["power"]
+        velocity = velocity + DT * (force - constants["drag"] * velocity)
+        velocity = np.minimum(np.maximum(velocity, -MAX_SPEED), MAX_SPEED)
+        aim = position + DT * velocity
+        position = np.minimum(np.maximum(aim, -WALL), WALL)
+        velocity = np.where(aim == position, velocity, 0.0)  # a wall stops what runs into it
+        away = position - constants["goal"]
+        distance = np.hypot(away[:, 0], away[:, 1])
+        return np.concatenate((position, velocity), axis=1), -distance, distance <= constants["radius"]
+
+    def observe(self, state: Floats, constants: Constants) -> Array:
+        seen = np.concatenate((state, constants["goal"]), axis=1) if self.observe_goal else state
+        return seen.astype(np.float32)
+
+    def painter(self, parameters: Mapping[str, Floats]) -> Painter:
+        x = np.linspace(-1.1, 1.1, PIXELS)
+        grid = np.stack((np.broadcast_to(x, (PIXELS, PIXELS)), np.broadcast_to(-x[:, None], (PIXELS, PIXELS))), axis=2)
+
+        def paint(state: Floats) -> Picture:
+            picture = np.full((PIXELS, PIXELS, 3), 255, dtype=np.uint8)
+            picture[np.abs(grid).max(axis=2) > WALL] = 90
+            picture[np.hypot(*np.moveaxis(grid - parameters["goal"], 2, 0)) <= parameters["radius"]] = (90, 190, 90)
+            picture[np.hypot(*np.moveaxis(grid - state[:2], 2, 0)) <= 0.04] = (40, 80, 200)
+            return picture
+
+        return paint

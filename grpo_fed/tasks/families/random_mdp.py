@@ -1,0 +1,80 @@
+"""Small tabular decision processes drawn at random, whose values can be computed exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import gymnasium
+import numpy as np
+
+from grpo_fed.tasks.families.base import Array, Constants, Family, Flags, Floats, Painter, Parameter, Picture
+
+PIXELS = 32
+
+
+@final
+@dataclass(frozen=True)
+class RandomMDP(Family):
+    """State: its number. Transitions and rewards are tables drawn from the lane's `seed`. Never ends by itself."""
+
+    states: int = 6
+    """How many states."""
+    actions: int = 3
+    """How many actions."""
+
+    parameters: ClassVar = {"seed": Parameter(0, "which decision process", 0, 2**53)}
+    episode_limit = 100
+    reward_threshold = None
+    state_size = 1
+    noise_size = 1
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("states", self.states, 1), ("actions", self.actions, 1)):
+            if not float(value).is_integer() or value < least:
+                raise ValueError(f"RandomMDP: {name}: {value!r}: give a whole number from {least}")
+
+    @property
+    def observation_space(self) -> gymnasium.spaces.Discrete:
+        return gymnasium.spaces.Discrete(self.states)
+
+    @property
+    def action_space(self) -> gymnasium.spaces.Discrete:
+        return gymnasium.spaces.Discrete(self.actions)
+
+    def tables(self, seed: int) -> tuple[Floats, Floats]:
+        """P[s, a, s'], each row uniform over the simplex, and R[s, a], uniform over 0 to 1."""
+        generator = np.random.default_rng(seed)
+        transitions = generator.dirichlet(np.ones(self.states), size=(self.states, self.actions))
+        return transitions, generator.random((self.states, self.actions))
+
+    def prepare(self, parameters: Mapping[str, Floats]) -> Constants:
+        drawn = [self.tables(int(seed)) for seed in parameters["seed"]]
+        transitions, rewards = (np.stack(tables) for tables in zip(*drawn, strict=True))
+        return {
+            "P": transitions,
+            "R": rewards,
+            "edges": transitions.cumsum(axis=3)[..., :-1],
+            "lanes": np.arange(len(drawn)),
+        }
+
+    def start(self, generator: np.random.Generator) -> Floats:
+        return np.array([generator.integers(self.states)], dtype=np.float64)
+
+    def step(self, state: Floats, actions: Array, constants: Constants, noise: Floats) -> tuple[Floats, Floats, Flags]:
+        at = (constants["lanes"], state[:, 0].astype(np.int64), actions)
+        arrived = np.count_nonzero(noise >= constants["edges"][at], axis=1)  # inverse of the cumulative distribution
+        return arrived[:, None].astype(np.float64), constants["R"][at], np.zeros(len(state), dtype=np.bool_)
+
+    def observe(self, state: Floats, constants: Constants) -> Array:
+        return state[:, 0].astype(np.int64)
+
+    def painter(self, parameters: Mapping[str, Floats]) -> Painter:
+        def paint(state: Floats) -> Picture:
+            picture = np.full((PIXELS, PIXELS * self.states, 3), 220, dtype=np.uint8)
+            picture[:, ::PIXELS] = 255
+            picture[:, int(state[0]) * PIXELS + 1 : (int(state[0]) + 1) * PIXELS] = (40, 80, 200)
+            return picture
+
+        return paint
