@@ -24,7 +24,8 @@ import torch
 
 from benchmarks.memory import peak_mb
 from grpo_fed.aggregation.merge import StreamingMean
-from grpo_fed.engines.local.engine import LocalGrid, federate
+from grpo_fed.engines.local.engine import federate
+from grpo_fed.engines.local.grid import LocalGrid
 from grpo_fed.engines.wire.transport import GridPost
 from grpo_fed.federation.messages import (
     Answer,

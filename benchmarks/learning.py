@@ -31,13 +31,14 @@ import gymnasium
 import numpy as np
 import torch
 
-from grpo_fed.policy.make import Policy
+from grpo_fed.policy.base import Policy
 from grpo_fed.rl.rng import Purpose, generator
 from grpo_fed.rl.rollout import Actor
 from grpo_fed.rl.stacked_learner import Fleet
 from grpo_fed.scenario.presets import PRESETS
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.resolve import Task, tasks_of
+from grpo_fed.tasks.resolve import tasks_of
+from grpo_fed.tasks.task import Task
 
 RESULTS = Path(__file__).parent / "results" / "ours.jsonl"
 SUITES = ("tasks", "presets", "groups")

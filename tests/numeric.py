@@ -18,7 +18,6 @@ from grpo_fed.federation.messages import (
     Answer,
     Evaluate,
     Evaluated,
-    Failure,
     Instruction,
     Measure,
     Measured,
@@ -29,6 +28,7 @@ from grpo_fed.federation.messages import (
     Trained,
 )
 from grpo_fed.policy.shared import Commons, commons_of
+from grpo_fed.runs.records import Failure
 from grpo_fed.scenario.scenario import Scenario
 
 BASE = """

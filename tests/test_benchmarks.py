@@ -18,8 +18,8 @@ from benchmarks.federation import OURS, PEER, STILL, Measurement, Work
 from benchmarks.report import CHAPTERS, chapter
 from benchmarks.structure import Confusion
 from benchmarks.trials import Run, Trial, of, parts, read_runs
-from grpo_fed.federation.messages import Failure, Start, Train, Trained
-from grpo_fed.runs.records import ClientNote, RoundNote, ServerNote
+from grpo_fed.federation.messages import Start, Train, Trained
+from grpo_fed.runs.records import ClientNote, Failure, RoundNote, ServerNote
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if "def main()" in path.read_text())

@@ -11,10 +11,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from grpo_fed.aggregation.proximity import Kept, KeptBlock
-from grpo_fed.federation.messages import Failure
 from grpo_fed.runs import checkpoint
 from grpo_fed.runs.checkpoint import Checkpoint
-from grpo_fed.runs.records import ClientNote, RoundNote, ServerNote, kept_of, note_of
+from grpo_fed.runs.records import ClientNote, Failure, RoundNote, ServerNote, kept_of, note_of
 
 
 def after(number: int) -> Checkpoint:

@@ -13,7 +13,7 @@ import pytest
 from grpo_fed import train
 from grpo_fed.reports.comparison.compare import compare
 from grpo_fed.reports.comparison.verdicts import Comparison, Trial, verdict_of
-from grpo_fed.runs.folder import RESULTS
+from grpo_fed.runs.results import RESULTS
 from grpo_fed.runs.statistics import Estimate, estimate, probability_of_improvement
 from grpo_fed.scenario.scenario import Scenario
 from tests.written import Made, write_run

@@ -12,8 +12,8 @@ import pytest
 import grpo_fed
 from grpo_fed.reports.comparison.verdicts import Comparison, Standing, Trial
 from grpo_fed.rl.evaluation import Evaluation
-from grpo_fed.runs.folder import ClientResult, Result
 from grpo_fed.runs.records import ClientNote, RoundNote, ServerNote
+from grpo_fed.runs.results import ClientResult, Result
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

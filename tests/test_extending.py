@@ -12,8 +12,8 @@ import torch
 
 from grpo_fed import compare, resume
 from grpo_fed.aggregation.merge import Replies, Reply
+from grpo_fed.aggregation.merge.rules import rule_of
 from grpo_fed.engines.local.engine import federate
-from grpo_fed.federation.round_merge import rule_of
 from grpo_fed.policy.blocks import Layout
 from grpo_fed.policy.groups import groups_of
 from grpo_fed.reports.explain import explain

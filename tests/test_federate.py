@@ -17,11 +17,11 @@ from safetensors.numpy import load_file
 from grpo_fed.engines.alone import train
 from grpo_fed.engines.local.engine import LocalFederation, federate, resume
 from grpo_fed.engines.workers.fork_server import is_possible
-from grpo_fed.rl.stacked_learner import device_of
+from grpo_fed.rl.device import device_of
 from grpo_fed.runs.checkpoint import latest
-from grpo_fed.runs.folder import Result
 from grpo_fed.runs.policies import load_policy
 from grpo_fed.runs.records import RoundNote
+from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
 
 ROOT = Path(__file__).parents[1]

@@ -18,13 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from grpo_fed.federation.messages import Failure
 from grpo_fed.reports import charts, figures
 from grpo_fed.reports.charts import PALETTE, PERSONAL, SHARED, Drawing, drawing, inline, spread
 from grpo_fed.reports.figures import draw, drawings
 from grpo_fed.reports.summary import markdown
 from grpo_fed.runs.folder import refuse_finished
 from grpo_fed.runs.history import filled, history_of
+from grpo_fed.runs.records import Failure
 from tests.written import Made, scenario, write_run
 
 SVG = "{http://www.w3.org/2000/svg}"

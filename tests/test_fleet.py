@@ -11,7 +11,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from grpo_fed.rl.stacked_learner import Fleet, device_of, fleets_of
+from grpo_fed.rl.device import device_of
+from grpo_fed.rl.stacked_learner import Fleet, fleets_of
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.resolve import tasks_of
 

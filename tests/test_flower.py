@@ -16,8 +16,8 @@ from grpo_fed.engines.flower.engine import FlowerFailed, FlowerFederation, Liste
 from grpo_fed.engines.flower.processes import Processes
 from grpo_fed.engines.flower.superlink import STATE, SuperLink, connect, environment, free_port, script
 from grpo_fed.engines.local.engine import federate
-from grpo_fed.runs.folder import ClientResult, Result
 from grpo_fed.runs.records import RoundNote
+from grpo_fed.runs.results import ClientResult, Result
 from grpo_fed.scenario.scenario import Scenario
 from tests.tiny import CLIENTS, CONNECTION, ROOT, agree, tiny, until
 

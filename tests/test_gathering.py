@@ -23,10 +23,12 @@ from grpo_fed.federation import participation
 from grpo_fed.federation.rounds import Federation
 from grpo_fed.policy.shared import Commons, commons_of, forms_of
 from grpo_fed.runs import checkpoint
-from grpo_fed.runs.folder import Result, engine_of
+from grpo_fed.runs.folder import engine_of
 from grpo_fed.runs.history import history_of
+from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.resolve import Form, NotHere, task_of
+from grpo_fed.tasks.resolve import task_of
+from grpo_fed.tasks.task import Form, NotHere
 from tests.village import Client, Village, enter_run
 
 ELSEWHERE = """

@@ -19,9 +19,9 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 
 from grpo_fed.engines.flower import warm as hearth
-from grpo_fed.engines.flower.forward import HEARTH, Died, Messenger
+from grpo_fed.engines.flower.forward import HEARTH, Messenger
 from grpo_fed.engines.wire import Wire, write_commons
-from grpo_fed.engines.wire.grids import failure_of
+from grpo_fed.engines.wire.grids import Died, failure_of
 from grpo_fed.engines.wire.packing import pack
 from grpo_fed.engines.workers import fork_server as worker
 from grpo_fed.engines.workers.frames import send

@@ -17,7 +17,7 @@ from grpo_fed.federation.messages import Start, Train
 from grpo_fed.federation.state_store import Home
 from grpo_fed.policy.shared import commons_of
 from grpo_fed.rl.stacked_learner import fleets_of
-from grpo_fed.runs.policies import POLICIES
+from grpo_fed.runs.folder import POLICIES
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml.reading import knobs
 from grpo_fed.tasks.resolve import tasks_of

@@ -11,10 +11,12 @@ from gymnasium import spaces
 from gymnasium.spaces.utils import flatten
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
-from grpo_fed.rl.records import Step
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.envs import Actions, Lanes, check_finite, episode_seed, make_lanes, observer
-from grpo_fed.tasks.resolve import Task, TaskError, make_env, tasks_of
+from grpo_fed.tasks.envs.base import Step
+from grpo_fed.tasks.gym import make_env
+from grpo_fed.tasks.resolve import tasks_of
+from grpo_fed.tasks.task import Task, TaskError
 
 
 class Counter(gymnasium.Env[Any, Any]):

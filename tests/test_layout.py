@@ -16,25 +16,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "grpo_fed"
 
-# A module may import from its own floor and from those below. A package stands on one floor with all that is in it.
-FLOORS = [
-    """describe files gallery given hostile idle imported kinds memory locate messages methods palette physics presets
-    read records rows scenario seeding settings starter words""",
-    """activations adam advantages blocks commons distributions families groups judge lanes merge normalise objective
-    past penalty policy post proximity sample statistics streams tasks""",
-    """batch checkpoint fisher fleet history home journal ledger members merging natural notes participation play
-    position rollout saved standings stepping totals tracking training trust ui update wire""",
-    "comparison deploy engines rounds showing",
-    "cli reference __init__ __main__",
-]
-FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
-
-ROOFS = {"flwr": {"wire", "engines", "cli"}, "matplotlib": {"showing"}, "mlflow": {"tracking"}}
-"""Who may import what."""
+ROOMS = ["scenario", "tasks", "policy", "rl", "aggregation", "runs", "federation", "engines", "reports", "cli"]
+"""A module may import from its own room and from those before it."""
+APART = {("rl", "aggregation"), ("aggregation", "rl")}
+"""Rooms that do not know each other."""
+LIBRARIES = {"flwr": {"engines", "cli"}, "mlflow": {"runs.tracking"}, "matplotlib": {"reports"}}
+"""Which rooms may import a library."""
 
 
 def module_name(path: Path) -> str:
-    """`grpo_fed/tasks/families/cartpole.py` -> `families.cartpole`, a package's `__init__.py` -> the package."""
+    """`grpo_fed/tasks/gym.py` -> `tasks.gym`, a package's `__init__.py` -> the package."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
@@ -42,21 +33,25 @@ def module_name(path: Path) -> str:
 SOURCES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-def imported(path: Path) -> set[str]:
-    """Every dotted name that a file imports, anywhere in it; `from a import b` gives `a.b`."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def imported_names(path: Path) -> set[str]:
+    """Every dotted name that a file imports, anywhere in it but for types alone; `from a import b` gives `a.b`."""
+    names, todo = set(), list(ast.parse(path.read_text()).body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        todo.extend(ast.iter_child_nodes(node))
     return names
 
 
-def own_imports(path: Path) -> set[str]:
+def imported_modules(path: Path) -> set[str]:
     """The modules of ours that a file imports, named as in `SOURCES`."""
     modules = set()
-    for name in imported(path):
+    for name in imported_names(path):
         package, *rest = name.split(".")
         if package == "grpo_fed":
             while rest and ".".join(rest) not in SOURCES:
@@ -65,31 +60,58 @@ def own_imports(path: Path) -> set[str]:
     return modules
 
 
-def floor(module: str) -> int:
-    """Of a module, or of the package it is in."""
-    return FLOOR[module.split(".")[0]]
+def room_of(module: str) -> str:
+    return module.split(".")[0]
 
 
-def test_every_module_has_a_floor():
-    homeless = {name for name in SOURCES if name.split(".")[0] not in FLOOR}
-    assert not homeless, f"say in FLOORS on which floor these stand: {sorted(homeless)}"
+def test_every_module_has_a_room():
+    flat = {name for name in SOURCES if room_of(name) not in ROOMS}
+    assert flat <= {"__init__", "__main__", "_lazy"}
+    assert {room_of(name) for name in SOURCES} >= set(ROOMS)
 
 
-@pytest.mark.parametrize("module", SOURCES)
-def test_imports_go_down(module: str):
-    upwards = {name for name in own_imports(SOURCES[module]) if floor(name) > floor(module)}
-    assert not upwards, f"{module} stands on floor {floor(module)}, below {sorted(upwards)}"
+@pytest.mark.parametrize("module", [name for name in SOURCES if room_of(name) in ROOMS])
+def test_no_room_imports_upwards(module: str):
+    room = room_of(module)
+    below = {*ROOMS[: ROOMS.index(room) + 1], "_lazy"}
+    rooms = {room_of(name) for name in imported_modules(SOURCES[module])}
+    assert rooms <= below, f"{module} imports from rooms that come after {room}"
+    assert not {(room, other) for other in rooms} & APART
 
 
 def test_no_import_goes_round_in_a_circle():
-    graph = {name: own_imports(path) - {name} for name, path in SOURCES.items()}
+    graph = {name: imported_modules(path) - {name} for name, path in SOURCES.items()}
     TopologicalSorter(graph).prepare()
 
 
-@pytest.mark.parametrize(("library", "allowed"), ROOFS.items())
-def test_flower_and_mlflow_stay_where_they_belong(library: str, allowed: set[str]):
-    users = {m.split(".")[0] for m, p in SOURCES.items() if library in {name.split(".")[0] for name in imported(p)}}
-    assert users <= allowed
+@pytest.mark.parametrize(("library", "allowed"), LIBRARIES.items())
+def test_a_library_is_known_to_its_rooms_alone(library: str, allowed: set[str]):
+    users = {name for name, path in SOURCES.items() if library in {one.split(".")[0] for one in imported_names(path)}}
+    outside = {name for name in users if not any(f"{name}.".startswith(f"{room}.") for room in allowed)}
+    assert not outside
+
+
+@pytest.mark.parametrize(
+    "package", [name for name, path in SOURCES.items() if path.name == "__init__.py" and "." in f"{name}."]
+)
+def test_a_package_names_each_of_its_modules_in_its_docstring(package: str):
+    path = SOURCES[package]
+    if package == "__init__":
+        return
+    documentation = ast.get_docstring(ast.parse(path.read_text())) or ""
+    modules = {one.name for one in path.parent.glob("*.py")} - {"__init__.py"}
+    modules |= {f"{one.parent.name}/" for one in path.parent.glob("*/__init__.py")}
+    assert not {name for name in modules if name not in documentation}
+
+
+LIGHT = [name for name in SOURCES if name.split(".")[-1] in {"records", "messages", "folder"} or room_of(name) == "cli"]
+
+
+def test_records_messages_and_the_command_line_need_no_torch():
+    light = [f"grpo_fed.{name}" for name in LIGHT if not name.startswith(("rl.", "aggregation."))]
+    code = f"import sys, importlib; [importlib.import_module(m) for m in {light}]; sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_importing_the_package_is_free():

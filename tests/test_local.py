@@ -18,7 +18,7 @@ from flwr.clientapp import ClientApp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_fed.engines.local.engine import LocalGrid
+from grpo_fed.engines.local.grid import LocalGrid
 from grpo_fed.engines.local.schedule import Rota, cut
 from grpo_fed.engines.wire.message_factory import RUN, SERVER, instruction
 from grpo_fed.engines.wire.transport import GridPost
@@ -29,7 +29,6 @@ from grpo_fed.federation.messages import (
     Answer,
     Evaluate,
     Evaluated,
-    Failure,
     Instruction,
     Measure,
     Measured,
@@ -40,6 +39,7 @@ from grpo_fed.federation.messages import (
     Trained,
 )
 from grpo_fed.policy.shared import Commons, commons_of
+from grpo_fed.runs.records import Failure
 from grpo_fed.scenario.scenario import Scenario
 from tests.troupe import step_of
 

@@ -17,19 +17,9 @@ from grpo_fed.engines.wire import registry as roll
 from grpo_fed.engines.wire import transport as mail
 from grpo_fed.engines.wire.registry import Roll
 from grpo_fed.engines.wire.transport import GridPost
-from grpo_fed.federation.messages import (
-    Answer,
-    Evaluate,
-    Failure,
-    Instruction,
-    Measure,
-    Measured,
-    Play,
-    Start,
-    Train,
-    Trained,
-)
+from grpo_fed.federation.messages import Answer, Evaluate, Instruction, Measure, Measured, Play, Start, Train, Trained
 from grpo_fed.policy.shared import commons_of
+from grpo_fed.runs.records import Failure
 from grpo_fed.scenario.scenario import Scenario
 from tests.village import Client, Village, enter_run
 

@@ -15,7 +15,6 @@ from safetensors.numpy import load_file
 
 from grpo_fed.federation.clients import Members
 from grpo_fed.federation.messages import (
-    METRICS,
     Answer,
     Evaluate,
     Evaluated,
@@ -31,7 +30,9 @@ from grpo_fed.federation.state_store import Home
 from grpo_fed.policy.make import policy_for
 from grpo_fed.policy.shared import commons_of
 from grpo_fed.rl.stacked_learner import Fleet
-from grpo_fed.runs.policies import SCENARIO, load_policy
+from grpo_fed.runs.folder import SCENARIO
+from grpo_fed.runs.metrics import METRICS
+from grpo_fed.runs.policies import load_policy
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.resolve import tasks_of
 

@@ -16,8 +16,10 @@ from grpo_fed.aggregation import merge
 from grpo_fed.federation.clients import Members
 from grpo_fed.federation.messages import Evaluate, Evaluated, Play, Start, Train, Trained
 from grpo_fed.federation.state_store import Home
+from grpo_fed.policy.actor_critic import ActorCritic
+from grpo_fed.policy.base import Policy
 from grpo_fed.policy.distributions import Categorical
-from grpo_fed.policy.make import ActorCritic, Policy, policy_for
+from grpo_fed.policy.make import policy_for
 from grpo_fed.policy.shared import commons_of
 from grpo_fed.rl.measurement import States, fisher_diagonal, mean_kl
 from grpo_fed.rl.rng import Purpose, client_seed, generator

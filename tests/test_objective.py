@@ -20,10 +20,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 from torch import distributions as peers
 
+from grpo_fed.policy.base import Output
 from grpo_fed.policy.distributions import Categorical, Distribution, Gaussian, MultiCategorical, SquashedGaussian
 from grpo_fed.rl import objective
 from grpo_fed.rl.objective import Coefficients, Surrogate, Terms
-from grpo_fed.rl.records import Minibatch, Output
+from grpo_fed.rl.records import Minibatch
 from grpo_fed.scenario.settings import ObjectiveSettings, TrustSettings
 
 K, B = 3, 40

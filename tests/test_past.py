@@ -11,7 +11,8 @@ from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.envs import Lanes, make_lanes
 from grpo_fed.tasks.envs.action_log import Past
 from grpo_fed.tasks.envs.vector import VectorLanes
-from grpo_fed.tasks.resolve import Task, tasks_of
+from grpo_fed.tasks.resolve import tasks_of
+from grpo_fed.tasks.task import Task
 
 EVERY = slice(None)
 

@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from grpo_fed.tasks.physics import Heavy, Ice, Moon
+from grpo_fed.tasks.wrappers import Heavy, Ice, Moon
 
 
 class Model:

@@ -10,8 +10,10 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor, nn
 
+from grpo_fed.policy.actor_critic import ActorCritic
+from grpo_fed.policy.base import Policy, Pullback
 from grpo_fed.policy.distributions import Categorical, Distribution, Gaussian, MultiCategorical, SquashedGaussian
-from grpo_fed.policy.make import ActorCritic, ModulePolicy, Policy, Pullback
+from grpo_fed.policy.user_module import ModulePolicy
 from grpo_fed.scenario.settings import PolicySettings
 
 DISTRIBUTIONS: list[Distribution] = [Categorical(3), MultiCategorical((2, 4)), Gaussian(2), SquashedGaussian(2)]

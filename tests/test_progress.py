@@ -14,7 +14,6 @@ import pytest
 from rich.console import Console
 
 from grpo_fed.aggregation.proximity import Kept, KeptBlock
-from grpo_fed.federation.messages import Failure
 from grpo_fed.reports.progress import (
     Course,
     LineDisplay,
@@ -28,8 +27,8 @@ from grpo_fed.reports.progress import (
     show_result,
 )
 from grpo_fed.reports.tables import Standing, curve, many, number, results_table, small, some, span, standings_table
-from grpo_fed.runs.folder import ClientResult, Result
-from grpo_fed.runs.records import ClientNote, RoundNote, ServerNote
+from grpo_fed.runs.records import ClientNote, Failure, RoundNote, ServerNote
+from grpo_fed.runs.results import ClientResult, Result
 from grpo_fed.scenario.scenario import Scenario
 
 

@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from torch.distributions import Categorical, kl_divergence
 
 from grpo_fed.federation.clients import Members
-from grpo_fed.federation.messages import Answer, Failure, Instruction, Measure, Train, Trained
+from grpo_fed.federation.messages import Answer, Instruction, Measure, Train, Trained
 from grpo_fed.federation.rounds import Federation
 from grpo_fed.federation.state_store import Home
 from grpo_fed.policy.shared import Commons, commons_of
-from grpo_fed.runs.records import RoundNote
+from grpo_fed.runs.records import Failure, RoundNote
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.resolve import tasks_of
 

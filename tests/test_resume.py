@@ -15,10 +15,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from grpo_fed.engines.alone import Training, resume, train
-from grpo_fed.federation.messages import Failure, Instruction
+from grpo_fed.federation.messages import Instruction
 from grpo_fed.federation.rounds import Federation
 from grpo_fed.runs.folder import unfinished
-from grpo_fed.runs.records import RoundNote
+from grpo_fed.runs.records import Failure, RoundNote
 from grpo_fed.scenario.scenario import Scenario
 from tests.numeric import NumericPost, village
 

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from grpo_fed.aggregation.proximity import Kept, KeptBlock
-from grpo_fed.federation.messages import Evaluate, Failure, Instruction, Measure, Train, Trained
+from grpo_fed.federation.messages import Evaluate, Instruction, Measure, Train, Trained
 from grpo_fed.federation.participation import part_of
 from grpo_fed.federation.rounds import Deserted, Federation
 from grpo_fed.federation.server_step import looked_back
-from grpo_fed.runs.folder import Result
-from grpo_fed.runs.records import RoundNote, line_of, note_of
+from grpo_fed.runs.records import Failure, RoundNote, line_of, note_of
+from grpo_fed.runs.results import Result
 from tests.numeric import NumericPost, village
 
 EVERY = "evaluate.every=1"

@@ -15,8 +15,9 @@ from PIL import Image
 from grpo_fed.engines.alone import train
 from grpo_fed.reports.film import film
 from grpo_fed.rl.stacked_learner import fleets_of
-from grpo_fed.runs.folder import Journal
-from grpo_fed.runs.policies import LoadedPolicy, clients_of, load_policy, save_policies
+from grpo_fed.runs.folder import clients_of
+from grpo_fed.runs.policies import LoadedPolicy, load_policy, save_policies
+from grpo_fed.runs.recorder import Journal
 from grpo_fed.scenario.scenario import Scenario
 
 SPACES: dict[str, tuple[spaces.Space[Any], spaces.Space[Any]]] = {

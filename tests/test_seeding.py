@@ -12,8 +12,9 @@ from gymnasium.utils import seeding
 
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.shipped import find
-from grpo_fed.tasks.resolve import make_env, tasks_of
-from grpo_fed.tasks.seeding import Seeded
+from grpo_fed.tasks.gym import make_env
+from grpo_fed.tasks.resolve import tasks_of
+from grpo_fed.tasks.wrappers import Seeded
 
 
 class OfOldDays(gymnasium.Env[Any, Any]):

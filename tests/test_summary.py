@@ -6,9 +6,9 @@ import json
 import re
 from pathlib import Path
 
-from grpo_fed.federation.messages import Failure
 from grpo_fed.reports.summary import headline, markdown, summarise
 from grpo_fed.runs.history import history_of
+from grpo_fed.runs.records import Failure
 from tests.written import Made, scenario, write_run
 
 

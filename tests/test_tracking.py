@@ -25,6 +25,7 @@ from grpo_fed.policy.make import policy_for
 from grpo_fed.reports.charts import PALETTE
 from grpo_fed.rl.normalise import ObservationNormaliser
 from grpo_fed.runs import policies as saved
+from grpo_fed.runs.colours import colour
 from grpo_fed.runs.tracking import Tracker, default_store, replay, store_of
 from grpo_fed.runs.tracking.model import Predictor
 from grpo_fed.runs.tracking.run_page import of_client, over, table_of
@@ -32,7 +33,7 @@ from grpo_fed.runs.tracking.selection import members_of, metrics_of, names_in, s
 from grpo_fed.runs.tracking.spool import Spool
 from grpo_fed.runs.tracking.store import secrets_in
 from grpo_fed.runs.tracking.ui import pages
-from grpo_fed.runs.tracking.views import colour, tags_of, views_for
+from grpo_fed.runs.tracking.views import tags_of, views_for
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.resolve import tasks_of
 

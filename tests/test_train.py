@@ -20,7 +20,7 @@ from grpo_fed.engines.alone import Training
 from grpo_fed.rl.stacked_learner import Diverged
 from grpo_fed.runs.files import add_line, write_whole
 from grpo_fed.runs.records import RoundNote, interquartile_mean
-from grpo_fed.tasks.resolve import TaskError
+from grpo_fed.tasks.task import TaskError
 
 TINY = """
 name = "tiny"

@@ -13,11 +13,11 @@ from sb3_contrib import TRPO
 from stable_baselines3.common.logger import Logger
 from torch import Tensor, nn
 
+from grpo_fed.policy.actor_critic import ActorCritic
 from grpo_fed.policy.distributions import Categorical
 from grpo_fed.policy.groups import groups_of
-from grpo_fed.policy.make import ActorCritic
 from grpo_fed.rl.adam import Adam
-from grpo_fed.rl.judge import Judged
+from grpo_fed.rl.advantages import Judged
 from grpo_fed.rl.minibatches import Sample
 from grpo_fed.rl.records import Batch
 from grpo_fed.rl.trust_region import budgets_of

@@ -26,7 +26,6 @@ from grpo_fed.engines.wire import (
 )
 from grpo_fed.engines.wire.codec import FURTHEST
 from grpo_fed.federation.messages import (
-    METRICS,
     Answer,
     Evaluate,
     Evaluated,
@@ -40,8 +39,9 @@ from grpo_fed.federation.messages import (
     Trained,
 )
 from grpo_fed.policy.shared import commons_of
+from grpo_fed.runs.metrics import METRICS
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.resolve import Form
+from grpo_fed.tasks.task import Form
 
 TEXT = """
 name = "wire"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from grpo_fed.runs.folder import Result
+from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
 
 ROOT = Path(__file__).parents[1]

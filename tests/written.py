@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from grpo_fed.aggregation.proximity import Kept, KeptBlock
-from grpo_fed.federation.messages import Failure
-from grpo_fed.runs.folder import Journal
-from grpo_fed.runs.records import RETURN, ClientNote, RoundNote, ServerNote
-from grpo_fed.runs.totals import Totals
+from grpo_fed.runs.recorder import Journal, Totals
+from grpo_fed.runs.records import RETURN, ClientNote, Failure, RoundNote, ServerNote
 from grpo_fed.scenario.scenario import Scenario
 
 BLOCKS = ("torso.0", "torso.1", "actor")

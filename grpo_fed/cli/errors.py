@@ -54,7 +54,8 @@ def said(error: Exception) -> str:
 
 def kept(folder: Path) -> str:
     """Write the traceback into the run's folder; where what there is can be found."""
-    from grpo_fed.runs.folder import FAILURE, RESULTS
+    from grpo_fed.runs.folder import FAILURE
+    from grpo_fed.runs.results import RESULTS
 
     lines = []
     with suppress(OSError):

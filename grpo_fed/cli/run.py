@@ -37,8 +37,8 @@ from grpo_fed.cli.output import Outlasting
 if TYPE_CHECKING:
     from grpo_fed.engines.start import Ready
     from grpo_fed.reports.progress import Display, Opening
-    from grpo_fed.runs.folder import Status
     from grpo_fed.runs.records import RoundNote
+    from grpo_fed.runs.results import Status
     from grpo_fed.runs.tracking import Tracker
     from grpo_fed.scenario.scenario import Scenario
 

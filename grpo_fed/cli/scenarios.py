@@ -29,7 +29,8 @@ def play(
         ready()
         no_screen()
         from grpo_fed.reports.film import film, refuse_unusable
-        from grpo_fed.runs.policies import clients_of, load_policy
+        from grpo_fed.runs.folder import clients_of
+        from grpo_fed.runs.policies import load_policy
 
         names = clients_of(run) if client is None else [client]
         if gif is not None:
@@ -66,7 +67,7 @@ def check(scenario: Source, overrides: Overrides = None, seed: Seed = None, debu
     with telling(debug):
         ready()
         settings = scenario_from(scenario, overrides, seed)
-        from grpo_fed.federation.round_merge import check as check_merge
+        from grpo_fed.aggregation.merge.rules import check as check_merge
         from grpo_fed.federation.server_step import budgets_of
         from grpo_fed.policy.shared import commons_of
         from grpo_fed.reports.overview import overview

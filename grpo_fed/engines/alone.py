@@ -13,10 +13,10 @@ from grpo_fed.rl.stacked_learner import Fleet, Report, fleets_of
 from grpo_fed.runs import checkpoint
 from grpo_fed.runs import folder as journal
 from grpo_fed.runs.checkpoint import Checkpoint
-from grpo_fed.runs.folder import Journal, Result
 from grpo_fed.runs.policies import save_policies
+from grpo_fed.runs.recorder import status_of, Journal, Totals
 from grpo_fed.runs.records import LENGTH, RETURN, ClientNote, RoundNote
-from grpo_fed.runs.totals import Totals
+from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
 
 Watch = Callable[[RoundNote], None]
@@ -97,7 +97,7 @@ class Training:
                 watch(note)
             totals.sampled = _evaluate(self.fleets, deterministic=False)
         except BaseException as error:
-            self._close(written, totals.result(journal.status_of(error), self.folder, error))
+            self._close(written, totals.result(status_of(error), self.folder, error))
             raise
         self._close(written, totals.result("finished", self.folder))
         assert self.result is not None

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeAlias
 from grpo_fed.engines.workers.fork_server import start_ahead
 
 if TYPE_CHECKING:
-    from grpo_fed.runs.folder import Result
     from grpo_fed.runs.records import RoundNote
+    from grpo_fed.runs.results import Result
     from grpo_fed.scenario.scenario import Scenario
 
 Engine: TypeAlias = Literal["local", "flower-sim", "flower"]

@@ -129,29 +129,3 @@ class Evaluated:
 
 
 Answer: TypeAlias = Trained | Measured | Evaluated
-
-METRICS = frozenset(
-    {
-        "charts/episodic_return",
-        "charts/episodic_length",
-        "charts/seconds",
-        "losses/policy_loss",
-        "losses/value_loss",
-        "losses/entropy",
-        "losses/approx_kl",
-        "losses/clipfrac",
-        "losses/explained_variance",
-        "losses/kl",
-    }
-)
-"""What a client may tell of itself."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a client has no answer."""
-
-    kind: str
-    """`raised`, `died`, `late`, `refused` or `unreachable`."""
-    reason: str
-    """In words, of one line."""

@@ -15,12 +15,13 @@ from typing import Any, final
 import numpy as np
 import torch
 
+from grpo_fed.aggregation.merge.rules import check
 from grpo_fed.aggregation.proximity import Trial, adapt, moved, off
+from grpo_fed.federation.ledger import Ledger, Watch
 from grpo_fed.federation.messages import (
     Answer,
     Evaluate,
     Evaluated,
-    Failure,
     Instruction,
     Measure,
     Measured,
@@ -30,15 +31,18 @@ from grpo_fed.federation.messages import (
     Trained,
 )
 from grpo_fed.federation.participation import draw, part_of, reach
-from grpo_fed.federation.round_merge import Merging, Target, check
+from grpo_fed.federation.round_merge import Merging, Target
+from grpo_fed.federation.round_record import Outcome
 from grpo_fed.federation.server_state import Position, as_few
 from grpo_fed.federation.server_step import Step, Way, budgets_of, looked_back, step
 from grpo_fed.federation.transport import Post
 from grpo_fed.policy.shared import Commons
 from grpo_fed.runs import checkpoint
 from grpo_fed.runs.checkpoint import Checkpoint
-from grpo_fed.runs.folder import Result, note_engine, status_of
-from grpo_fed.runs.ledger import Ledger, Outcome, Watch
+from grpo_fed.runs.folder import note_engine
+from grpo_fed.runs.recorder import status_of
+from grpo_fed.runs.records import Failure
+from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
 
 ClientFiles = Callable[[int], Mapping[str, Path]]

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from grpo_fed.aggregation.merge.rules import unlimited
 from grpo_fed.aggregation.proximity import Budgets, Kept, KeptBlock, Search, Trial, off, quadratic
 from grpo_fed.federation.messages import Trained
-from grpo_fed.federation.round_merge import Target, unlimited
-from grpo_fed.policy.blocks import takes
+from grpo_fed.federation.round_merge import Target
+from grpo_fed.policy.patterns import takes
 from grpo_fed.policy.shared import Commons
 from grpo_fed.scenario.settings import ProximitySettings
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
-from grpo_fed.federation.messages import Answer, Failure, Instruction
+from grpo_fed.federation.messages import Answer, Instruction
+from grpo_fed.runs.records import Failure
 
 
 class Post(Protocol):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from grpo_fed.policy.patterns import did_you_mean, takes
 from grpo_fed.scenario.settings import PolicySettings
 from grpo_fed.scenario.toml import text as words
 
@@ -178,21 +179,6 @@ class Layout:
         for name in names:
             if name not in values:
                 raise ValueError(f"{name}: missing; a policy needs all of {words.show(names)}")
-
-
-def takes(pattern: str, names: Sequence[str], knob: str, what: str) -> list[str]:
-    """The names that fit a pattern; one that fits none is a mistake at `knob`."""
-    taken = [name for name in names if fnmatchcase(name, pattern)]
-    if not taken:
-        raise ValueError(f"{knob}: {words.show(pattern)} takes no {what}{did_you_mean(pattern, names)}")
-    return taken
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown word: the known one most like it, or else those that there are."""
-    names = list(dict.fromkeys(known))
-    close = words.nearest(word, names)
-    return words.did_you_mean(words.show(close)) if close else f"; there are {words.show(names)}"
 
 
 def _of_module(module: nn.Module) -> Iterator[tuple[str, Sequence[int]]]:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_fed.policy.blocks import Block, Layout, Slot, did_you_mean, takes
+from grpo_fed.policy.blocks import Block, Layout, Slot
+from grpo_fed.policy.patterns import did_you_mean, takes
 from grpo_fed.scenario.toml import text as words
 
 Kind: TypeAlias = Literal["block", "tensor", "row", "column"]

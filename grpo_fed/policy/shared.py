@@ -17,13 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grpo_fed.policy.base import Policy
 from grpo_fed.policy.blocks import Block, Layout
 from grpo_fed.policy.groups import Groups, groups_of
-from grpo_fed.policy.make import Policy, network_for, policy_for
+from grpo_fed.policy.make import network_for, policy_for
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml import text as words
 from grpo_fed.tasks.envs import limit_of
-from grpo_fed.tasks.resolve import Form, Task, tasks_of
+from grpo_fed.tasks.resolve import tasks_of
+from grpo_fed.tasks.task import Form, Task
 
 ALL = "*"
 """The pattern of `policy.shared` that means: whatever can be shared."""

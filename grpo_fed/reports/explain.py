@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from grpo_fed.federation.round_merge import check
+from grpo_fed.aggregation.merge.rules import check
 from grpo_fed.federation.server_step import budgets_of
 from grpo_fed.policy.make import policy_for
 from grpo_fed.policy.shared import Commons, commons_of

@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 from grpo_fed.rl.rng import Purpose, client_seed, generator, lane_seeds
 from grpo_fed.runs.policies import LoadedPolicy
 from grpo_fed.tasks.envs import episode_seed
-from grpo_fed.tasks.resolve import Env, make_env
+from grpo_fed.tasks.gym import make_env
+from grpo_fed.tasks.task import Env
 
 NARROWEST = 240
 CAPTION = 24

@@ -18,7 +18,7 @@ from grpo_fed.reports.tables import many, table_of
 from grpo_fed.rl.stacked_learner import Fleet
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml import text as words
-from grpo_fed.tasks.resolve import Action, Task
+from grpo_fed.tasks.task import Action, Task
 
 FLOAT = 4
 """Bytes."""

@@ -32,8 +32,8 @@ from grpo_fed.reports.tables import (
     span,
     standings_table,
 )
-from grpo_fed.runs.folder import Result
 from grpo_fed.runs.records import MB, RoundNote, ServerNote, line_of
+from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
 
 ROWS_AROUND = 5

@@ -16,8 +16,8 @@ from grpo_fed.reports.figures.cost import megabytes, whole_traffic
 from grpo_fed.reports.tables import MANY, QUANTILES, WORST, curve, many, number, small, some, span
 from grpo_fed.runs.files import write_whole
 from grpo_fed.runs.history import History, Miss, history_of
-from grpo_fed.runs.idle import idle_in
 from grpo_fed.runs.records import apart
+from grpo_fed.runs.results import idle_in
 from grpo_fed.runs.statistics import interquartile_mean
 
 SUMMARY = "summary.md"

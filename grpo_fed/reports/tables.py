@@ -11,8 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from grpo_fed.runs.folder import ClientResult, Result
 from grpo_fed.runs.records import apart
+from grpo_fed.runs.results import ClientResult, Result
 
 MANY = 20
 """Above so many clients a table has the worst ones and quantiles."""

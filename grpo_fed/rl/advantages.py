@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from grpo_fed.rl.records import Batch
+from grpo_fed.scenario.scenario import Scenario
 
 Score = Literal["zscore", "centre", "rank", "leave-one-out"]
 Average = Literal["step", "episode", "total"]
@@ -145,3 +149,59 @@ def _square_distances(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
     between: np.ndarray = points[:, None] - centres[None]
     distances: np.ndarray = np.einsum("egf,egf->eg", between, between)
     return distances
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A batch's steps as they are learned from, [K, T, N] each."""
+
+    advantages: Tensor
+    """How much better than expected."""
+    returns: Tensor
+    """What the critic should say."""
+    weights: Tensor
+    """Of a step in the mean; 0 where it must not be learned from."""
+
+
+def judge(batch: Batch, groups: Tensor | None, longest: Tensor, scenario: Scenario) -> Judged:
+    """By the critic, or each episode against its group: groups [K, E] int64 names the group of each, -1 for none.
+
+    `longest` [K] is how many steps an episode may have, for `average = "total"`.
+    """
+    settings = scenario.objective
+    weights = step_weights(batch.episodes, batch.valid, settings.average, longest)
+    if settings.advantage == "gae":
+        advantages = gae(
+            batch.rewards,
+            batch.values,
+            batch.next_values,
+            batch.ends,
+            batch.valid,
+            settings.gamma,
+            settings.gae_lambda,
+        )
+        returns = advantages + batch.values
+    else:
+        assert groups is not None
+        found = episode_returns(batch.rewards, batch.episodes, batch.valid, settings.gamma, groups.shape[1])
+        judged = group_advantages(found, groups, scenario.group.score)
+        every = batch.episodes.flatten(1)
+        advantages = judged.gather(1, every).view_as(batch.rewards) * batch.valid
+        returns = torch.zeros_like(advantages)
+    if settings.normalise_advantages == "batch":
+        advantages = normalise(advantages.flatten(1), weights.flatten(1)).view_as(advantages)
+    return Judged(advantages, returns, weights)
+
+
+def normalise(advantages: Tensor, weights: Tensor) -> Tensor:
+    """Mean 0 and standard deviation 1 under the weights, along the last axis, [..., B], [..., B] -> [..., B].
+
+    The variance is the unbiased one for weights that sum to 1, sum w (a - m)^2 / (1 - sum w^2): with equal weights the
+    usual division by n - 1. Advantages that are all equal become 0, and so does a single one.
+    """
+    shares = weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+    centred = advantages - (shares * advantages).sum(-1, keepdim=True)
+    shared = shares * centred
+    variance = (shared * centred).sum(-1, keepdim=True)
+    freedom = (1 - (shares * shares).sum(-1, keepdim=True)).clamp_min(1e-6)
+    return centred / ((variance / freedom).sqrt() + 1e-8)

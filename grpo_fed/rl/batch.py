@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_fed.policy.make import Parameters, Policy
-from grpo_fed.rl.records import Batch, Output
+from grpo_fed.policy.base import Output, Parameters, Policy
+from grpo_fed.rl.records import Batch
 from grpo_fed.rl.rollout import Cut, Trajectories
 
 

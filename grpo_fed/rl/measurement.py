@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_fed.policy.make import Policy
+from grpo_fed.policy.base import Policy
 from grpo_fed.rl.rng import Purpose, generator
 
 ENTRIES = 1 << 21

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_fed.rl.judge import Judged
+from grpo_fed.rl.advantages import Judged
 from grpo_fed.rl.records import Batch, Minibatch
 from grpo_fed.rl.rng import Purpose, generator
 

@@ -14,8 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from grpo_fed.policy.base import Output
 from grpo_fed.policy.distributions import Distribution
-from grpo_fed.rl.records import Minibatch, Output
+from grpo_fed.rl.advantages import normalise
+from grpo_fed.rl.records import Minibatch
 from grpo_fed.scenario.settings import ObjectiveSettings, TrustSettings
 
 Surrogate = Literal["score", "ratio", "clip"]
@@ -259,20 +261,6 @@ def value_loss(
 def divergence(distribution: Distribution, reference: Tensor, new: Tensor, direction: Direction) -> Tensor:
     """KL(reference, new) for `old-new`, KL(new, reference) for `new-old`, [..., M], [..., M] -> [...]."""
     return distribution.kl(reference, new) if direction == "old-new" else distribution.kl(new, reference)
-
-
-def normalise(advantages: Tensor, weights: Tensor) -> Tensor:
-    """Mean 0 and standard deviation 1 under the weights, along the last axis, [..., B], [..., B] -> [..., B].
-
-    The variance is the unbiased one for weights that sum to 1, sum w (a - m)^2 / (1 - sum w^2): with equal weights the
-    usual division by n - 1. Advantages that are all equal become 0, and so does a single one.
-    """
-    shares = weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
-    centred = advantages - (shares * advantages).sum(-1, keepdim=True)
-    shared = shares * centred
-    variance = (shared * centred).sum(-1, keepdim=True)
-    freedom = (1 - (shares * shares).sum(-1, keepdim=True)).clamp_min(1e-6)
-    return centred / ((variance / freedom).sqrt() + 1e-8)
 
 
 def explained_variance(returns: Tensor, values: Tensor, valid: Tensor) -> Tensor:

@@ -8,36 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Output:
-    """What a policy says about observations."""
-
-    distribution: Tensor
-    """[K, B, M]: parameters of the action distribution."""
-    values: Tensor
-    """[K, B]: the critic's estimate of the discounted return."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one step of every lane (a copy of a task) gave. A lane that is done starts anew in the same step."""
-
-    observations: np.ndarray
-    """[L, D] float32: what to act on next; where done, the first observation of the next episode."""
-    final_observations: np.ndarray
-    """[L, D] float32: what the action led to; equal to `observations` where not done."""
-    rewards: np.ndarray
-    """[L] float64."""
-    terminated: np.ndarray
-    """[L] bool: the task ended the episode; nothing comes after."""
-    truncated: np.ndarray
-    """[L] bool: the episode was cut; more would have come."""
-    valid: np.ndarray
-    """[L] bool: False where the action was not used (a reset step of an environment that resets itself late)."""
 
 
 @dataclass(frozen=True)

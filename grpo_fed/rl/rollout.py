@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from grpo_fed.policy.base import Policy
 from grpo_fed.policy.distributions import Distribution
-from grpo_fed.policy.make import Policy
 from grpo_fed.rl.normalise import ObservationNormaliser, RewardNormaliser
-from grpo_fed.rl.records import Step
 from grpo_fed.rl.rng import Purpose, generator
 from grpo_fed.tasks.envs import Lanes, check_finite, unfinite
 from grpo_fed.tasks.envs.action_log import Past
+from grpo_fed.tasks.envs.base import Step
 
 NOISE_BLOCK = 64
 """Steps of action noise that are drawn at once where an episode's length is not known before."""

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from grpo_fed.policy.base import Policy
 from grpo_fed.policy.groups import groups_of
-from grpo_fed.policy.make import Policy, policy_for
+from grpo_fed.policy.make import policy_for
 from grpo_fed.rl.adam import Adam
-from grpo_fed.rl.advantages import similarity_groups
+from grpo_fed.rl.advantages import judge, similarity_groups
 from grpo_fed.rl.batch import batch_of
+from grpo_fed.rl.device import device_of
 from grpo_fed.rl.evaluation import Evaluation, Players, play
-from grpo_fed.rl.judge import judge
 from grpo_fed.rl.memory import keep_freed_memory
 from grpo_fed.rl.normalise import ObservationNormaliser, RewardNormaliser
 from grpo_fed.rl.rng import Purpose, client_seed, generator, lane_seeds
@@ -29,7 +30,9 @@ from grpo_fed.rl.trust_region import budgets_of
 from grpo_fed.rl.update import Stack, update
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.envs import Lanes, Shed, limit_of, make_lanes
-from grpo_fed.tasks.resolve import Task, tasks_of
+from grpo_fed.tasks.gym import find_env_spec
+from grpo_fed.tasks.resolve import tasks_by_fleet
+from grpo_fed.tasks.task import Task
 
 CHUNK = 16
 """Clients in one stack on a CPU: larger ones leave the cache."""
@@ -293,7 +296,7 @@ class Fleet:
         settings, (clients, size) = self.scenario, (len(self.tasks), self.policy.observation_size)
         lanes = self._lanes(settings.rollout.num_envs, self._shed)
         if settings.objective.advantage == "group" and settings.group.by == "start" and not lanes.reproducible:
-            task = next(task for task in self.tasks if task.spec.entry_point is None)
+            task = next(task for task in self.tasks if find_env_spec(task).entry_point is None)
             raise ValueError(
                 f'client {task.client}: group.by = "start" needs episodes that begin as they are told, and {task.env}'
                 " resets itself: set another group.by, or give its vector environment AutoresetMode.DISABLED"
@@ -405,18 +408,6 @@ def longest_episodes(tasks: Sequence[Task], scenario: Scenario) -> np.ndarray:
     return np.array(limits)
 
 
-def device_of(name: str) -> torch.device:
-    """`auto` is CUDA where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        there = f"{count} CUDA devices here, counted from 0" if count else "no CUDA device here"
-        raise ValueError(f"device = {name}: torch sees {there}; use cpu or auto")
-    return device
-
-
 def entropy_weights(task: Task, policy: Policy, scenario: Scenario) -> Tensor:
     """[C]: the weight of each action component's entropy for one client."""
     settings = scenario.objective
@@ -437,21 +428,3 @@ def entropy_weights(task: Task, policy: Policy, scenario: Scenario) -> Tensor:
 def fleets_of(scenario: Scenario) -> list[Fleet]:
     """The scenario's clients, those with equally shaped policies together."""
     return [Fleet(tasks, scenario) for tasks in tasks_by_fleet(scenario)]
-
-
-def tasks_by_fleet(scenario: Scenario) -> list[list[Task]]:
-    """Of each fleet its clients' tasks."""
-    fleets: list[list[Task]] = []
-    for task in tasks_of(scenario):
-        alike = next((tasks for tasks in fleets if _alike(task, tasks[0], scenario.policy.module is not None)), None)
-        if alike is None:
-            fleets.append([task])
-        else:
-            alike.append(task)
-    return fleets
-
-
-def _alike(task: Task, other: Task, own_module: bool) -> bool:
-    """Whether one policy fits both; a module of the user's may look at more of its spaces than their sizes."""
-    spaces = (task.observation_space, task.action_space) == (other.observation_space, other.action_space)
-    return task.signature == other.signature and (spaces or not own_module)

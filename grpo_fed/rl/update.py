@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from grpo_fed.policy.base import Output, Policy
 from grpo_fed.policy.blocks import Block
 from grpo_fed.policy.groups import Groups
-from grpo_fed.policy.make import Policy
 from grpo_fed.rl import objective, penalty
 from grpo_fed.rl import trust_region as trust
 from grpo_fed.rl.adam import Adam, column
-from grpo_fed.rl.judge import Judged
+from grpo_fed.rl.advantages import Judged
 from grpo_fed.rl.minibatches import Sample
 from grpo_fed.rl.natural_gradient import Search, conjugate_gradient, fisher_product, flat_gradient, line_search
 from grpo_fed.rl.objective import Coefficients, Terms
-from grpo_fed.rl.records import Batch, Minibatch, Output
+from grpo_fed.rl.records import Batch, Minibatch
 from grpo_fed.scenario.scenario import Scenario
 
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from grpo_fed.policy.shared import commons_from, commons_of, forms_of
-from grpo_fed.runs.folder import ROUNDS, engine_of, results_of
-from grpo_fed.runs.policies import scenario_of
+from grpo_fed.runs.folder import ROUNDS, engine_of, scenario_of
 from grpo_fed.runs.records import RETURN
+from grpo_fed.runs.results import results_of
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml import text as words
 

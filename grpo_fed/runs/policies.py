@@ -14,20 +14,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from grpo_fed.policy.make import Policy, policy_for
+from grpo_fed.policy.base import Policy
+from grpo_fed.policy.make import policy_for
 from grpo_fed.rl.evaluation import Evaluation, Players, play
 from grpo_fed.rl.normalise import ObservationNormaliser
 from grpo_fed.rl.rng import client_seed
 from grpo_fed.rl.rollout import Actor
 from grpo_fed.rl.stacked_learner import Fleet
 from grpo_fed.runs.files import write_whole
+from grpo_fed.runs.folder import POLICIES, SCENARIO, scenario_of
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml import text as words
 from grpo_fed.tasks.envs import Actions, make_lanes, observer
-from grpo_fed.tasks.resolve import Task, tasks_of
+from grpo_fed.tasks.resolve import tasks_of
+from grpo_fed.tasks.task import Task
 
-SCENARIO = "scenario.toml"
-POLICIES = "policies"
 NORMALISER = "normaliser:"
 """Before the names of the observation normaliser's arrays; no parameter's name has a colon."""
 
@@ -143,22 +144,6 @@ def load_policy(folder: str | Path, client: str | None = None) -> LoadedPolicy:
     except ValueError as error:
         raise ValueError(f"{path}: does not fit {folder / SCENARIO}: {error}") from error
     return LoadedPolicy(scenario, task, policy, parameters[None], normaliser)
-
-
-def clients_of(folder: str | Path) -> list[str]:
-    """Of a run folder."""
-    return [name for settings in scenario_of(Path(folder)).clients for name in settings.names]
-
-
-def scenario_of(folder: Path) -> Scenario:
-    """Of a run folder; ValueError if it is none."""
-    if not (folder / SCENARIO).is_file():
-        beside = [one.parent.name for one in folder.parent.glob(f"*/{SCENARIO}")]
-        close = words.nearest(folder.name, beside)
-        cure = words.did_you_mean(str(folder.parent / close) if close else None)
-        what = f"there is no {SCENARIO} in it" if folder.exists() else "there is no such folder"
-        raise ValueError(f"{folder}: no run folder: {what}{cure}")
-    return Scenario.load(folder / SCENARIO)
 
 
 def _task(folder: Path, scenario: Scenario, client: str | None) -> Task:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from grpo_fed.aggregation.proximity import Kept, KeptBlock
-from grpo_fed.federation.messages import Failure
 
 MB = 1e6
 RETURN, LENGTH = "charts/episodic_return", "charts/episodic_length"
@@ -227,3 +226,13 @@ def _client_of(document: Mapping[str, Any]) -> ClientNote:
 
 def _server_of(document: Mapping[str, Any]) -> ServerNote:
     return ServerNote(**{**document, "kept": kept_of(document["kept"]), "notes": tuple(document["notes"])})
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a client has no answer."""
+
+    kind: str
+    """`raised`, `died`, `late`, `refused` or `unreachable`."""
+    reason: str
+    """In words, of one line."""

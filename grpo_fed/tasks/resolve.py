@@ -1,147 +1,21 @@
-"""Tasks: which environment each client has, what it sees and does there, and how a copy of it is made."""
+"""From a scenario's `[[clients]]` to tasks."""
 
 from __future__ import annotations
 
-import copy
-import difflib
-import importlib
-import inspect
 import math
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.envs.registration import EnvSpec, load_env_creator, parse_env_id
-from gymnasium.error import DependencyNotInstalled
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces.utils import flatdim
-from gymnasium.vector import VectorEnv
 
 import grpo_fed.tasks.families  # noqa: F401, importing it registers `grpo_fed/CartPole-v1` and its like
-from grpo_fed.scenario.importing import imported, said
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import ClientSettings
-
-Env: TypeAlias = gymnasium.Env[Any, Any]
-Vector: TypeAlias = VectorEnv[Any, Any, Any]
-Space: TypeAlias = gymnasium.Space[Any]
-
-ENDLESS = 2**31 - 1
-"""Steps of an episode that nothing cuts, for what wants a number."""
-EXTRAS = ("box2d", "mujoco", "metaworld")
-"""Packages with environments that `pip install 'grpo-fed[...]'` brings."""
-
-
-Kind: TypeAlias = Literal["categorical", "multi-categorical", "gaussian"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-
-
-class NotHere(ValueError):
-    """A task cannot be made, because a library that it needs is not on this machine; it may be on the client's."""
-
-
-@dataclass(frozen=True)
-class Form:
-    """What whoever cannot make a task must know of it to know its policy."""
-
-    observation_size: int
-    """D: entries of a flattened observation."""
-    kind: Kind
-    """Of its actions."""
-    sizes: tuple[int, ...]
-    """Of its actions."""
-    episode_limit: int
-    """Steps after which the task itself truncates an episode; 0 for never."""
-
-
-@dataclass(frozen=True)
-class Action:
-    """What an action of a task is, whatever the shape that its environment wants it in."""
-
-    kind: Kind
-    """One choice, several choices, or real numbers."""
-    sizes: tuple[int, ...]
-    """How many there are to choose from, for each choice; or (A,) for A real numbers."""
-    start: tuple[int, ...] = ()
-    """The number of the first thing to choose, for each choice."""
-    low: tuple[float, ...] = ()
-    """The least of each real number; -inf where there is none."""
-    high: tuple[float, ...] = ()
-    """The greatest of each real number; inf where there is none."""
-
-    @property
-    def size(self) -> int:
-        """A: entries of an action."""
-        return self.sizes[0] if self.kind == "gaussian" else len(self.sizes)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What it takes to make a client's environment."""
-
-    client: str
-    """The client's name."""
-    env: str
-    """A gymnasium id, or `module:EnvId`."""
-    kwargs: Mapping[str, Any]
-    """Arguments for the environment."""
-    wrappers: tuple[str, ...]
-    """Import paths, innermost first."""
-    episode_limit: int
-    """Steps after which the task itself truncates an episode; 0 for never."""
-
-    @property
-    def spec(self) -> EnvSpec:
-        """What gymnasium knows of it."""
-        return spec_of(self.client, self.env)
-
-    @property
-    def wrapped(self) -> bool:
-        """Whether anything stands around it: wrappers of the scenario's, or of its registration's."""
-        return bool(self.wrappers or self.spec.additional_wrappers)
-
-
-@dataclass(frozen=True)
-class Task(Recipe):
-    """One client's environment with what it is like, and how the client learns there."""
-
-    observation_size: int
-    """D: entries of a flattened observation."""
-    action: Action
-    observation_space: Space
-    action_space: Space
-    learning_rate: float
-    entropy: float
-    """Weight of the entropy bonus."""
-    penalty: float
-    """Weight of the group penalty."""
-
-    @property
-    def signature(self) -> tuple[object, ...]:
-        """Tasks with equal ones can be learned by equally shaped policies."""
-        return self.observation_size, self.action.kind, self.action.sizes
-
-    @property
-    def form(self) -> Form:
-        """What others must know of it."""
-        return Form(self.observation_size, self.action.kind, self.action.sizes, self.episode_limit)
-
-
-class TaskError(RuntimeError):
-    """A client's environment failed while it was played."""
-
-    def __init__(self, client: str, env: str, what: str) -> None:
-        super().__init__(client, env, what)  # all three, so that it survives the way out of another process
-        self.client = client
-        self.env = env
-        self.what = what
-
-    def __str__(self) -> str:
-        return f"client {self.client}: {self.env}: {self.what}"
-
+from grpo_fed.tasks.gym import find_env_spec, make_env, make_vector, spec_of
+from grpo_fed.tasks.task import Action, NotHere, Recipe, Space, Task
 
 # From the scenario to tasks ------------------------------------------------------------------------------------------
 
@@ -234,7 +108,7 @@ def _limit(client: str, spec: EnvSpec, kwargs: dict[str, Any]) -> int:
 
 def _spaces(recipe: Recipe) -> tuple[Space, Space]:
     """Make one copy, see what it observes and does, and close it."""
-    if recipe.spec.entry_point is None:
+    if find_env_spec(recipe).entry_point is None:
         vector = make_vector(recipe, 1, recipe.episode_limit)
         vector.close()
         return vector.single_observation_space, vector.single_action_space
@@ -293,129 +167,19 @@ def _action(where: str, space: Space) -> Action:
     )
 
 
-# Making copies of a task ---------------------------------------------------------------------------------------------
+def tasks_by_fleet(scenario: Scenario) -> list[list[Task]]:
+    """Of each fleet its clients' tasks."""
+    fleets: list[list[Task]] = []
+    for task in tasks_of(scenario):
+        alike = next((tasks for tasks in fleets if _alike(task, tasks[0], scenario.policy.module is not None)), None)
+        if alike is None:
+            fleets.append([task])
+        else:
+            alike.append(task)
+    return fleets
 
 
-def make_env(recipe: Recipe, render_mode: str | None = None, lean: bool = False) -> Env:
-    """One copy of a task.
-
-    A lean one comes without gymnasium's own wrappers, so without a limit on its episodes, unless something stands
-    around it that may look for them.
-    """
-    spec = copy.copy(recipe.spec)
-    limit = recipe.episode_limit
-    kwargs = dict(recipe.kwargs) if render_mode is None else {**recipe.kwargs, "render_mode": render_mode}
-    if lean and not recipe.wrapped:
-        spec.order_enforce = False
-        limit = 0
-    try:
-        env: Env = gymnasium.make(spec, max_episode_steps=limit or -1, disable_env_checker=True, **kwargs)
-    except Exception as error:
-        raise _unmade(recipe, kwargs, spec.entry_point, error) from error
-    for path in recipe.wrappers:
-        env = _wrap(recipe.client, path, env)
-    return env
-
-
-def make_vector(recipe: Recipe, lanes: int, limit: int | None) -> Vector:
-    """`lanes` copies of a task in its own vector environment, which is told to cut episodes after `limit` steps."""
-    spec, where = recipe.spec, f"client {recipe.client}: {recipe.env}"
-    if recipe.wrappers:
-        raise ValueError(
-            f"{where}: wrappers = {list(recipe.wrappers)}: it is registered as a vector environment only, which no"
-            " wrapper fits around; leave wrappers out, or register an entry_point for it"
-        )
-    kwargs = dict(recipe.kwargs)
-    if limit is not None and limit != (spec.max_episode_steps or 0):
-        kwargs["max_episode_steps"] = limit or ENDLESS
-    try:
-        env: Vector = gymnasium.make_vec(spec, lanes, **kwargs)
-    except Exception as error:
-        raise _unmade(recipe, kwargs, spec.vector_entry_point, error) from error
-    if env.num_envs != lanes:
-        raise ValueError(f"{where}: asked for {lanes} copies, it made {env.num_envs}")
-    return env
-
-
-def _wrap(client: str, path: str, env: Env) -> Env:
-    where = f"client {client}: wrappers: {path}"
-    try:
-        wrapper = imported(path)
-    except ValueError as error:
-        raise _kind(error.__cause__)(f"{where}: {error}") from error
-    try:
-        wrapped: Env = wrapper(env)
-    except Exception as error:
-        raise _kind(error)(f"{where}: {said(error)}") from error
-    if not isinstance(wrapped, gymnasium.Env):
-        raise ValueError(f"{where}: makes {type(wrapped).__name__}, which is no gymnasium.Env")
-    return wrapped
-
-
-def spec_of(client: str, env: str) -> EnvSpec:
-    """What gymnasium knows of an id, after importing `module:` before it; without -vN, of the latest version."""
-    where = f"client {client}: env = {env!r}"
-    module, colon, name = env.partition(":")
-    if not colon:
-        name = env
-    elif module not in sys.modules:
-        try:
-            importlib.import_module(module)
-        except Exception as error:
-            absent = isinstance(error, ModuleNotFoundError) and error.name == module
-            cure = f": pip install 'grpo-fed[{module}]'" if absent and module in EXTRAS else ""
-            raise _kind(error)(f"{where}: {module} cannot be imported: {said(error)}{cure}") from error
-    found = gymnasium.registry.get(name)
-    if found is None:
-        try:
-            namespace, bare, version = parse_env_id(name)
-        except gymnasium.error.Error:
-            raise ValueError(f"{where}: {name!r} is no gymnasium id; they look like CartPole-v1") from None
-        known = [one for one in gymnasium.registry.values() if (one.namespace, one.name) == (namespace, bare)]
-        if version is not None or not known:
-            others = namespace is not None and all(one.namespace != namespace for one in gymnasium.registry.values())
-            raise (NotHere if others else ValueError)(f"{where}: no such task is registered{_like(name)}")
-        found = max(known, key=lambda one: one.version or 0)
-    return found
-
-
-def _like(name: str) -> str:
-    """The cure for an id that is not registered."""
-    by_lower = {known.lower(): known for known in gymnasium.registry}
-    close = [by_lower[one] for one in difflib.get_close_matches(name.lower(), by_lower, n=3)]
-    if close:
-        return f"; did you mean {' or '.join(close)}?"
-    return f"; if a package of yours registers it, put the package before it: my_package:{name}"
-
-
-def _kind(error: BaseException | None) -> type[ValueError]:
-    """Of what is raised instead."""
-    return NotHere if isinstance(error, DependencyNotInstalled | ModuleNotFoundError) else ValueError
-
-
-def _unmade(recipe: Recipe, kwargs: Mapping[str, Any], entry_point: object, error: Exception) -> ValueError:
-    """Why an environment could not be made, and what to do."""
-    where = f"client {recipe.client}: {recipe.env}"
-    if isinstance(error, DependencyNotInstalled | ModuleNotFoundError):
-        place = entry_point if isinstance(entry_point, str) else ""
-        extra = next((name for name in EXTRAS if place.startswith(f"gymnasium.envs.{name}")), None)
-        cure = f"pip install 'grpo-fed[{extra}]'" if extra else "install what is missing"
-        return NotHere(f"{where}: needs a package that is not installed: {cure} ({error})")
-    inner = error.__cause__ if isinstance(error.__cause__, TypeError) else error  # gymnasium wraps a TypeError in one
-    text = f"{type(inner).__name__}: {inner}{_arguments(kwargs, entry_point)}"
-    return ValueError(f"{where}: cannot be made with kwargs = {kwargs}: {text}")
-
-
-def _arguments(kwargs: Mapping[str, Any], entry_point: object) -> str:
-    """The cure for arguments that do not exist."""
-    try:
-        creator: Any = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
-        parameters = inspect.signature(creator).parameters.values()
-    except (ImportError, AttributeError, TypeError, ValueError):
-        return ""
-    known = [parameter.name for parameter in parameters if parameter.name not in ("num_envs", "render_mode")]
-    unknown = [name for name in kwargs if name not in known]
-    if not unknown or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return ""
-    close = difflib.get_close_matches(unknown[0], known, n=1)
-    return f"; {unknown[0]}: did you mean {close[0]}?" if close else f"; it takes {', '.join(known) or 'none'}"
+def _alike(task: Task, other: Task, own_module: bool) -> bool:
+    """Whether one policy fits both; a module of the user's may look at more of its spaces than their sizes."""
+    spaces = (task.observation_space, task.action_space) == (other.observation_space, other.action_space)
+    return task.signature == other.signature and (spaces or not own_module)

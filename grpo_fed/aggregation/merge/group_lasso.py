@@ -28,8 +28,8 @@ from torch import Tensor
 from grpo_fed.aggregation.merge.averages import StreamingMean, mean_of, stream_of
 from grpo_fed.aggregation.merge.distances import distances, members, offsets, products
 from grpo_fed.aggregation.merge.records import Merged, Replies, Reply
-from grpo_fed.policy.blocks import takes
 from grpo_fed.policy.groups import Groups
+from grpo_fed.policy.patterns import takes
 from grpo_fed.scenario.toml import text as words
 
 ITERATIONS = 1000

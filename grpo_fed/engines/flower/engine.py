@@ -34,13 +34,13 @@ from grpo_fed.engines.flower.superlink import (
     refuse_unknown,
 )
 from grpo_fed.policy.shared import commons_of
-from grpo_fed.rl.stacked_learner import device_of
+from grpo_fed.rl.device import device_of
 from grpo_fed.runs import folder as journal
-from grpo_fed.runs.folder import ClientResult, Result
-from grpo_fed.runs.policies import POLICIES
+from grpo_fed.runs.folder import POLICIES
 from grpo_fed.runs.records import RoundNote, note_of
+from grpo_fed.runs.results import RESULTS, ClientResult, Result
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.resolve import NotHere
+from grpo_fed.tasks.task import NotHere
 
 Engine: TypeAlias = Literal["flower-sim", "flower"]
 Watch = Callable[[RoundNote], None]
@@ -120,8 +120,8 @@ class FlowerFederation:
             try:
                 self.result = self._run(here, folder, Listener(watch, say))
             except BaseException:
-                if self.superlink is None and (folder / journal.RESULTS).is_file():
-                    document = json.loads((folder / journal.RESULTS).read_text(encoding="utf-8"))
+                if self.superlink is None and (folder / RESULTS).is_file():
+                    document = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
                     self.result = result_of(document, self.folder)
                 raise
             finally:

@@ -19,13 +19,10 @@ from grpo_fed.engines.workers.frames import receive, send
 
 if TYPE_CHECKING:
     from grpo_fed.engines.flower.node import Node
+from grpo_fed.engines.wire.grids import Died
 
 HEARTH = "GRPO_FED_HEARTH"
 """Names the socket of the process that stays."""
-
-
-class Died(RuntimeError):
-    """The process that did the work has ended; says how."""
 
 
 @final

@@ -28,7 +28,7 @@ from grpo_fed.federation.messages import Evaluate
 from grpo_fed.federation.state_store import Home
 from grpo_fed.policy.shared import commons_for
 from grpo_fed.runs.files import write_whole
-from grpo_fed.runs.policies import SCENARIO
+from grpo_fed.runs.folder import SCENARIO
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.resolve import task_of
 

@@ -20,7 +20,6 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from grpo_fed.engines.wire.arrays import Groups, read, refuse_unfinite, write
 from grpo_fed.engines.wire.validation import LARGEST, Fields, Refused, expect, show
 from grpo_fed.federation.messages import (
-    METRICS,
     Answer,
     Evaluate,
     Evaluated,
@@ -34,6 +33,7 @@ from grpo_fed.federation.messages import (
     Trained,
 )
 from grpo_fed.policy.shared import Commons
+from grpo_fed.runs.metrics import METRICS
 from grpo_fed.scenario.scenario import Scenario
 
 TRAIN, MEASURE, EVALUATE = "train", "query.measure", "evaluate"

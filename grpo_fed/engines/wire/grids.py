@@ -5,14 +5,18 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from flwr.app import Error, Message
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
-from grpo_fed.engines.flower.forward import Died
-from grpo_fed.federation.messages import Failure
+from grpo_fed.runs.records import Failure
 from grpo_fed.scenario.toml import text as words
+
+if TYPE_CHECKING:
+    pass
+
 
 CLOCKS = 300.0
 """Seconds that a node's clock may be wrong: to Flower a message lives so much longer than to us."""
@@ -75,3 +79,7 @@ def line_of(text: str) -> str:
     """On one line, not too long for a log, and without what a terminal would follow: a client may say anything."""
     shown = "".join(letter if letter.isprintable() else " " for letter in text)
     return words.shorten(" ".join(shown.split()), LINE)
+
+
+class Died(RuntimeError):
+    """The process that did the work has ended; says how."""

@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from grpo_fed.engines.wire.validation import Fields, Refused, expect, show
 from grpo_fed.policy.shared import Commons
-from grpo_fed.tasks.resolve import ENDLESS, KINDS, Form, Kind
+from grpo_fed.tasks.task import ENDLESS, KINDS, Form, Kind
 
 HELLO = "query.hello"
 """The type of a Flower message that asks a node for the name of its client."""

@@ -18,7 +18,7 @@ from grpo_fed.engines import wire
 from grpo_fed.engines.wire import Refused
 from grpo_fed.engines.wire.grids import CLOCKS, failure_of, line_of, push
 from grpo_fed.scenario.toml import text as words
-from grpo_fed.tasks.resolve import Form
+from grpo_fed.tasks.task import Form
 
 HELLO = 60.0
 """Seconds that a node may take to say whose it is, before it is asked again."""

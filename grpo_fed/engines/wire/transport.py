@@ -22,8 +22,9 @@ from grpo_fed.engines import wire
 from grpo_fed.engines.wire import Refused, Wire
 from grpo_fed.engines.wire.grids import CLOCKS, activations, anew, failure_of, line_of, push
 from grpo_fed.engines.wire.registry import Roll
-from grpo_fed.federation.messages import Answer, Failure, Instruction
+from grpo_fed.federation.messages import Answer, Instruction
 from grpo_fed.policy.shared import Commons
+from grpo_fed.runs.records import Failure
 from grpo_fed.scenario.scenario import Scenario
 
 FOREVER = 10 * 365 * 86_400.0

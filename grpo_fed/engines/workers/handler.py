@@ -21,7 +21,9 @@ from grpo_fed.federation.messages import Answer, Instruction
 from grpo_fed.federation.state_store import Home
 from grpo_fed.policy.shared import Commons, commons_of
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.resolve import Task, tasks_of
+from grpo_fed.tasks.gym import find_env_spec
+from grpo_fed.tasks.resolve import tasks_of
+from grpo_fed.tasks.task import Task
 
 
 class Serving(Protocol):
@@ -97,7 +99,7 @@ def said(error: Exception) -> str:
 def members_of(scenario: Scenario, home: Home, tasks: Sequence[Task]) -> Recipe:
     """For any process. ValueError where one has environments, wrappers or networks that no other can know of."""
     named = [scenario.policy.module or "", *(path for task in tasks for path in (task.env, *task.wrappers))]
-    specs = {task.env: task.spec for task in tasks}.values()
+    specs = {task.env: find_env_spec(task) for task in tasks}.values()
     named += [spec.entry_point for spec in specs if isinstance(spec.entry_point, str)]
     for path in named:
         if path.startswith("__main__:"):

@@ -20,7 +20,8 @@ import torch
 from grpo_fed.engines.workers.fork_server import Worker
 from grpo_fed.engines.workers.frames import receive, send
 from grpo_fed.engines.workers.handler import Desk, Recipe, Serve, said
-from grpo_fed.federation.messages import Answer, Failure, Instruction
+from grpo_fed.federation.messages import Answer, Instruction
+from grpo_fed.runs.records import Failure
 
 LONGEST = 3600.0
 """Seconds at a time: the system does not wait for months."""

@@ -13,10 +13,10 @@ from grpo_fed.reports.comparison.verdicts import Comparison, Trial, standings_of
 from grpo_fed.reports.figures import FIGURES, write
 from grpo_fed.runs import checkpoint
 from grpo_fed.runs.files import write_whole
-from grpo_fed.runs.folder import Result, Status, results_of
+from grpo_fed.runs.folder import SCENARIO
 from grpo_fed.runs.history import history_of
-from grpo_fed.runs.policies import SCENARIO
 from grpo_fed.runs.records import line_of
+from grpo_fed.runs.results import Result, Status, results_of
 from grpo_fed.runs.tracking import Tracker
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.shipped import find

@@ -20,11 +20,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
 from mlflow.store.db import utils as database
 
+from grpo_fed.runs.colours import colour
 from grpo_fed.runs.tracking import run_page as telling
 from grpo_fed.runs.tracking.selection import MOST_CLIENTS, members_of, metrics_of, names_in, same_round, spread_of
 from grpo_fed.runs.tracking.spool import Record, Sent, Spool, exclusively
 from grpo_fed.runs.tracking.store import Store, store_of
-from grpo_fed.runs.tracking.views import CLIENT, FEDERATION, ROLE, colour, is_poorer, tags_of, views_for
+from grpo_fed.runs.tracking.views import CLIENT, FEDERATION, ROLE, is_poorer, tags_of, views_for
 from grpo_fed.scenario.methods import METHODS
 
 RUN = "grpo_fed.run"

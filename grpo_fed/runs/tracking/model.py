@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from grpo_fed.policy.make import ModulePolicy
+from grpo_fed.policy.user_module import ModulePolicy
 from grpo_fed.rl.normalise import EPSILON
 from grpo_fed.runs.policies import LoadedPolicy
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from grpo_fed.runs.idle import idle_in
 from grpo_fed.runs.records import apart
+from grpo_fed.runs.results import idle_in
 
 ROWS = 24
 """Clients in the table; of more, the worst."""

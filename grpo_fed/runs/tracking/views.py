@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grpo_fed.runs.colours import PALETTE
-
 TAG = "mlflow.sharedViewState."
 ROLE = "grpo_fed.role"
 FEDERATION, CLIENT = "federation", "client"
@@ -138,14 +136,6 @@ def is_poorer(old: str, new: str) -> bool:
         return bool(mine) and len(envelope["state"]) < len(json.loads(new)["state"])
     except (ValueError, KeyError, TypeError):
         return False
-
-
-def colour(number: int) -> str:
-    """Of a client: the palette, then darker, then lighter."""
-    turn, place = divmod(number, len(PALETTE))
-    base = [int(PALETTE[place][i : i + 2], 16) for i in (1, 3, 5)]
-    toward, share = [(0, 0.0), (0, 0.4), (255, 0.45)][turn % 3]
-    return "#" + "".join(f"{round(part + (toward - part) * share):02x}" for part in base)
 
 
 def _all(metrics: Sequence[str], prefix: str) -> tuple[str, ...]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 
-from grpo_fed.rl.records import Step
-from grpo_fed.tasks.resolve import Form, Task
+from grpo_fed.tasks.task import Form, Task
 
 NEVER = 2**62
 
@@ -155,3 +155,21 @@ def values_of(key: str, infos: Sequence[Any], names: Sequence[str]) -> np.ndarra
         kind = type(infos[0][key]).__name__
         raise ValueError(f"group.key = {key!r}: client {names[0]}: it must be a number or a text; here it is a {kind}")
     return values
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of every lane (a copy of a task) gave. A lane that is done starts anew in the same step."""
+
+    observations: np.ndarray
+    """[L, D] float32: what to act on next; where done, the first observation of the next episode."""
+    final_observations: np.ndarray
+    """[L, D] float32: what the action led to; equal to `observations` where not done."""
+    rewards: np.ndarray
+    """[L] float64."""
+    terminated: np.ndarray
+    """[L] bool: the task ended the episode; nothing comes after."""
+    truncated: np.ndarray
+    """[L] bool: the episode was cut; more would have come."""
+    valid: np.ndarray
+    """[L] bool: False where the action was not used (a reset step of an environment that resets itself late)."""

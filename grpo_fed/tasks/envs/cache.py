@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from typing import final
 
-from grpo_fed.tasks.resolve import Env, Task, make_env
+from grpo_fed.tasks.gym import make_env
+from grpo_fed.tasks.task import Env, Task
 
 
 @final

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from gymnasium.spaces.utils import flatten
 from gymnasium.vector.utils import iterate
 
-from grpo_fed.tasks.resolve import Space, Task
+from grpo_fed.tasks.task import Space, Task
 
 
 def observer(task: Task) -> Callable[[Any], np.ndarray]:

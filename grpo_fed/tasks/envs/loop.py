@@ -8,11 +8,11 @@ from typing import Any, final
 
 import numpy as np
 
-from grpo_fed.rl.records import Step
-from grpo_fed.tasks.envs.base import Deadlines, Lanes, episode_seed, limit_of, padded, values_of
+from grpo_fed.tasks.envs.base import Deadlines, Lanes, Step, episode_seed, limit_of, padded, values_of
 from grpo_fed.tasks.envs.cache import Shed
 from grpo_fed.tasks.envs.conversion import Actions, flattener
-from grpo_fed.tasks.resolve import Env, Task, TaskError, make_env
+from grpo_fed.tasks.gym import is_wrapped, make_env
+from grpo_fed.tasks.task import Env, Task, TaskError
 
 
 @final
@@ -38,7 +38,7 @@ class EnvLanes(Lanes):
         self._steps = [step for _, step in functions]
         # where something is wrapped around an environment, a step in here need not be one out there, and its own limit
         # is kept inside
-        limits = [episode_limit if task.wrapped else limit_of(task, episode_limit) for task in self.tasks]
+        limits = [episode_limit if is_wrapped(task) else limit_of(task, episode_limit) for task in self.tasks]
         self._deadlines = Deadlines(limits)
         self._infos: list[dict[str, Any]] = [{} for _ in self.tasks]
         self._streams: list[int] = []

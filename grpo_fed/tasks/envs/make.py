@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import fields, replace
-from typing import TypeAlias, final
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from grpo_fed.rl.records import Step
 from grpo_fed.tasks.envs.base import Lanes, limit_of
 from grpo_fed.tasks.envs.cache import Shed
 from grpo_fed.tasks.envs.loop import EnvLanes
+from grpo_fed.tasks.envs.mixed import JointLanes, join_indices
 from grpo_fed.tasks.envs.vector import SelfResettingLanes, VectorLanes
 from grpo_fed.tasks.families import FAMILIES
 from grpo_fed.tasks.families.environments import ENDLESS
-from grpo_fed.tasks.resolve import Task, Vector, make_vector
+from grpo_fed.tasks.gym import find_env_spec, is_wrapped, make_vector
+from grpo_fed.tasks.task import Task, Vector
 
 FAMILY = "grpo_fed.tasks.families.environments:make_vector"
 """The vector entry point of every family of ours."""
-Index: TypeAlias = slice | np.ndarray
 
 
 def make_lanes(
@@ -41,7 +40,7 @@ def make_lanes(
     parts = []
     for clients in together.values():
         lanes = _part([tasks[client] for client in clients], num_envs, squash, episode_limit, shed)
-        parts.append((lanes, _index(clients, num_envs)))
+        parts.append((lanes, join_indices(clients, num_envs)))
     return parts[0][0] if len(parts) == 1 else JointLanes(parts)
 
 
@@ -63,8 +62,8 @@ def _check_bounded(task: Task) -> None:
 
 def _kind(task: Task) -> Hashable:
     """Tasks for which this is equal are stepped by the same Lanes."""
-    spec = task.spec
-    if spec.vector_entry_point == FAMILY and not task.wrapped:
+    spec = find_env_spec(task)
+    if spec.vector_entry_point == FAMILY and not is_wrapped(task):
         family = FAMILIES.get(str(spec.kwargs.get("family")))
         shapes = () if family is None else tuple(task.kwargs.get(field.name) for field in fields(family))  # type: ignore[arg-type]
         return "family", spec.id, shapes
@@ -75,8 +74,8 @@ def _kind(task: Task) -> Hashable:
 
 def _part(tasks: Sequence[Task], copies: int, squash: bool, episode_limit: int, shed: Shed | None) -> Lanes:
     """The lanes of tasks of one kind."""
-    first, spec = tasks[0], tasks[0].spec
-    if spec.vector_entry_point == FAMILY and not first.wrapped:
+    first, spec = tasks[0], find_env_spec(tasks[0])
+    if spec.vector_entry_point == FAMILY and not is_wrapped(first):
         return VectorLanes(_family(tasks, copies), tasks, squash, episode_limit)
     if spec.entry_point is not None:
         return EnvLanes(tasks, copies, squash, episode_limit, shed)
@@ -98,64 +97,3 @@ def _family(tasks: Sequence[Task], copies: int) -> Vector:
     each = {name: [task.kwargs.get(name) for task in tasks for _ in range(copies)] for name in names}
     more = {"autoreset_mode": AutoresetMode.DISABLED, "max_episode_steps": ENDLESS}  # lanes count the steps
     return make_vector(replace(tasks[0], kwargs={**each, **more}), copies * len(tasks), None)
-
-
-def _index(clients: Sequence[int], copies: int) -> Index:
-    """Which lanes the copies of these clients are; a slice where one does."""
-    if clients[-1] - clients[0] == len(clients) - 1:
-        return slice(clients[0] * copies, (clients[-1] + 1) * copies)
-    return (np.array(clients)[:, None] * copies + np.arange(copies)).ravel()
-
-
-@final
-class JointLanes(Lanes):
-    """Lanes of several kinds, each of which is some of these."""
-
-    def __init__(self, parts: Sequence[tuple[Lanes, Index]]) -> None:
-        """Each part with the lanes that it is; together they are all."""
-        self.parts = parts
-        self.observation_size = parts[0][0].observation_size
-        self.reproducible = all(lanes.reproducible for lanes, _ in parts)
-        names = np.empty(sum(lanes.size for lanes, _ in parts), object)
-        for lanes, index in parts:
-            names[index] = lanes.names
-        self.names = tuple(names)
-
-    def reset(self, seeds: np.ndarray) -> np.ndarray:
-        observations = np.empty((self.size, self.observation_size), np.float32)
-        for lanes, index in self.parts:
-            observations[index] = lanes.reset(seeds[index])
-        return observations
-
-    def resume(self, seeds: np.ndarray, episodes: np.ndarray, actions: Sequence[np.ndarray]) -> np.ndarray:
-        observations = np.empty((self.size, self.observation_size), np.float32)
-        every = np.arange(self.size)
-        for lanes, index in self.parts:
-            mine = [actions[lane] for lane in every[index].tolist()]
-            observations[index] = lanes.resume(seeds[index], episodes[index], mine)
-        return observations
-
-    def step(self, actions: np.ndarray, restart: bool = True) -> Step:
-        shape = (self.size, self.observation_size)
-        joint = Step(
-            np.empty(shape, np.float32),
-            np.empty(shape, np.float32),
-            np.empty(self.size),
-            *(np.empty(self.size, bool) for _ in range(3)),
-        )
-        for lanes, index in self.parts:
-            step = lanes.step(actions[index], restart)
-            for name, values in vars(step).items():
-                getattr(joint, name)[index] = values
-        return joint
-
-    def reset_infos(self, key: str) -> np.ndarray:
-        found = [lanes.reset_infos(key) for lanes, _ in self.parts]
-        joint = np.empty(self.size, np.result_type(*found))
-        for (_, index), values in zip(self.parts, found, strict=True):
-            joint[index] = values
-        return joint
-
-    def close(self) -> None:
-        for lanes, _ in self.parts:
-            lanes.close()

@@ -9,11 +9,10 @@ from typing import Any, final
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from grpo_fed.rl.records import Step
-from grpo_fed.tasks.envs.base import Deadlines, Lanes, episode_seed, limit_of, padded, values_of
+from grpo_fed.tasks.envs.base import Deadlines, Lanes, Step, episode_seed, limit_of, padded, values_of
 from grpo_fed.tasks.envs.conversion import Actions, batch_flattener, flattener
 from grpo_fed.tasks.families import FamilyVectorEnv
-from grpo_fed.tasks.resolve import Task, TaskError, Vector
+from grpo_fed.tasks.task import Task, TaskError, Vector
 
 
 @final

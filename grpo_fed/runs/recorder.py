@@ -1,16 +1,71 @@
-"""What a run's rounds come to: counted note by note, kept in checkpoints, and at the end a `Result`."""
+"""Writes a run's folder while the run goes on."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
-from grpo_fed.federation.messages import Failure
-from grpo_fed.runs.folder import ClientResult, Result, Status
-from grpo_fed.runs.records import RoundNote
+from grpo_fed.runs import checkpoint
+from grpo_fed.runs.files import add_line, write_whole
+from grpo_fed.runs.folder import FAILURE, POLICIES, ROUNDS, SCENARIO, refuse_unusable
+from grpo_fed.runs.records import Failure, RoundNote, line_of
+from grpo_fed.runs.results import RESULTS, ClientResult, Result, Status
 from grpo_fed.scenario.scenario import Scenario
+
+# The folder ----------------------------------------------------------------------------------------------------------
+
+
+@final
+class Journal:
+    """The run folder while it is written; without a folder, nothing."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    @classmethod
+    def open(cls, folder: Path | None, scenario: Scenario) -> Journal:
+        """Make the folder; a run that was there goes."""
+        if folder is not None:
+            refuse_unusable(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            for old in [folder / RESULTS, folder / FAILURE, *(folder / POLICIES).glob("*.safetensors")]:
+                old.unlink(missing_ok=True)
+            checkpoint.remove(folder)
+            write_whole(folder / ROUNDS, "")
+            write_whole(folder / SCENARIO, scenario.dumps())
+        return cls(folder)
+
+    @classmethod
+    def reopen(cls, folder: Path | None, rounds: int) -> Journal:
+        """Go on after so many rounds; lines of later ones, which are trained again, go."""
+        if folder is not None:
+            (folder / RESULTS).unlink(missing_ok=True)
+            (folder / FAILURE).unlink(missing_ok=True)
+            lines = (folder / ROUNDS).read_text(encoding="utf-8").splitlines(keepends=True)
+            write_whole(folder / ROUNDS, "".join(lines[:rounds]))
+        return cls(folder)
+
+    def write(self, note: RoundNote) -> None:
+        """A line for a round that trained, on the disk before the round's checkpoint is."""
+        if self.folder is not None and note.round > 0:
+            add_line(self.folder / ROUNDS, json.dumps(line_of(note), allow_nan=False), durable=True)
+
+    def close(self, result: Result) -> None:
+        """The results, last of all, so that who finds these finds all."""
+        if self.folder is not None:
+            document = json.dumps(result.document(), indent=2, allow_nan=False)
+            write_whole(self.folder / RESULTS, document + "\n")
+
+
+def status_of(error: BaseException | None) -> Status:
+    """How a run ended that this stopped."""
+    if error is None:
+        return "finished"
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+
 
 KEPT = ("rounds", "episodes", "steps", "best", "first", "last", "missing", "up", "down")
 """What a checkpoint has of them."""

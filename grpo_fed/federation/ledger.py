@@ -1,48 +1,29 @@
-"""What a federation writes down: who was missing, what each round came to, when it is enough, and in the end all of it.
-
-A round's note may have to wait for evaluations, if clients play when they are told to train again. So a checkpoint has
-the latest note too, and a run that goes on from there writes that note's line first.
-"""
+"""TODO docstring of grpo_fed.federation.ledger."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 
-from grpo_fed.federation.messages import Failure, Trained
+from grpo_fed.federation.messages import Trained
+from grpo_fed.federation.round_record import Outcome
 from grpo_fed.federation.server_state import Position
-from grpo_fed.federation.server_step import Step
 from grpo_fed.federation.transport import Post
 from grpo_fed.policy.shared import Commons
 from grpo_fed.runs import folder as journal
 from grpo_fed.runs.checkpoint import Checkpoint
-from grpo_fed.runs.folder import Journal, Result, Status
-from grpo_fed.runs.records import ClientNote, RoundNote, ServerNote, interquartile_mean, note_of
-from grpo_fed.runs.totals import Totals
+from grpo_fed.runs.recorder import Journal, Totals
+from grpo_fed.runs.records import ClientNote, Failure, RoundNote, ServerNote, interquartile_mean, note_of
+from grpo_fed.runs.results import Result, Status
 from grpo_fed.scenario.scenario import Scenario
 
 Watch = Callable[[RoundNote], None]
 NOTED = ("best", "stale", "enough", "untold", "waits")
 """What a checkpoint has of it, beside the totals."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a round came to, but for what the clients play after it."""
-
-    round: int
-    seconds: float = 0.0
-    replies: Mapping[str, Trained] = field(default_factory=dict)
-    """Without their points, which are merged."""
-    step: Step | None = None
-    """None where there was no merge."""
-    last_kl: Mapping[str, float] = field(default_factory=dict)
-    """KL of the last round's step, as clients know it now."""
-    notes: tuple[str, ...] = ()
 
 
 @final

@@ -1,0 +1,94 @@
+"""The learners of a chunk of clients: that of the shared policy and, where there is one, that of a client's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grpo_fed.federation.messages import (
+    Train,
+)
+from grpo_fed.federation.state_store import Arrays
+from grpo_fed.rl.measurement import States, fisher_diagonal
+from grpo_fed.rl.rng import client_seed
+from grpo_fed.rl.stacked_learner import Fleet, Report, part_of
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.envs import Shed
+from grpo_fed.tasks.task import Task
+
+OWN = "own"
+"""Before the names of the second policy's arrays, and in the name of its random streams."""
+
+
+@final
+class Crew:
+    """Some clients' fleet, that of their second policies where they have them, and where both stand."""
+
+    def __init__(
+        self, tasks: Sequence[Task], scenario: Scenario, columns: Tensor, sheds: Sequence[Shed | None] = (None, None)
+    ) -> None:
+        """The sheds are for either policy's environments."""
+        self.scenario = scenario
+        self.columns = columns
+        self.fleet = Fleet(tasks, scenario, shared=columns, shed=sheds[0])
+        self.own: Fleet | None = None
+        if scenario.personal.model:
+            seeds = [client_seed(scenario.seed, f"{task.client} {OWN}") for task in tasks]
+            self.own = Fleet(tasks, scenario, seeds, columns, scenario.personal.pull, sheds[1])
+        self.states: list[Arrays | None] = [None] * len(tasks)
+        """[K]: what they stand at, which is the very arrays that were loaded or written down; None at the beginning."""
+
+    def can_take_up(self, states: Sequence[Arrays | None]) -> bool:
+        """Whether nobody is to begin anew who has begun already: for that there is a new crew."""
+        return all(theirs is not None or mine is None for mine, theirs in zip(self.states, states, strict=True))
+
+    def take_up(self, states: Sequence[Arrays | None]) -> None:
+        """Go on from these, unless everybody stands there."""
+        if all(mine is theirs for mine, theirs in zip(self.states, states, strict=True)):
+            return
+        given = [self.state(row) if state is None else state for row, state in enumerate(states)]
+        self.fleet.load(given)
+        if self.own is not None:
+            self.own.load([part_of(state, OWN) for state in given])
+        self.states = list(states)
+
+    def train(self, order: Train, fresh: Sequence[bool]) -> tuple[list[Report], list[Report]]:
+        """A round of both policies; of the second, what did nothing where there is none."""
+        before, settings = order.start.round - 1, self.scenario
+        beside = round(settings.personal.steps * settings.steps) if self.own is not None else 0
+        steps = settings.steps - beside
+        self.fleet.catch_up(before * steps)
+        reports = self.fleet.train(steps, order.begin, order.end)
+        if self.own is None:
+            return reports, [Report(name, 0, (), {}) for name in self.fleet.names]
+        anchor = torch.where(self._column(fresh), self.fleet.anchor, self.own.parameters)
+        self.own.parameters.copy_(anchor)  # a policy of one's own begins where the other one does
+        anchor[:, self.columns] = self.fleet.anchor[:, self.columns]
+        self.own.catch_up(before * beside)
+        return reports, self.own.train(beside, order.begin, order.end, anchor)
+
+    def fisher(self, number: int) -> list[np.ndarray]:
+        """[S] of each client: the diagonal of its policy's Fisher matrix."""
+        fleet = self.fleet
+        states = States.of(fleet.kept, fleet.device)
+        found = fisher_diagonal(fleet.policy, states, fleet.parameters, fleet.seeds, number)
+        return list(found[:, self.columns].cpu().numpy())
+
+    def state(self, row: int) -> dict[str, np.ndarray]:
+        """What one client must remember of both."""
+        own = {} if self.own is None else self.own.state(row)
+        return self.fleet.state(row) | {f"{OWN}.{name}": array for name, array in own.items()}
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.fleet.close()
+        if self.own is not None:
+            self.own.close()
+
+    def _column(self, fresh: Sequence[bool]) -> Tensor:
+        """[K, 1]."""
+        return torch.tensor(fresh, device=self.fleet.device)[:, None]

@@ -1,0 +1,201 @@
+"""Our actor-critic network, forwards and with its gradient written out."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from grpo_fed.policy.activations import ACTIVATIONS
+from grpo_fed.policy.base import CriticPullback, Output, Parameters, Policy, Pullback
+from grpo_fed.policy.blocks import Layout
+from grpo_fed.policy.distributions import Distribution
+from grpo_fed.scenario.settings import PolicySettings
+
+
+class ActorCritic(Policy):
+    """An optional adapter, a torso, an actor head, and a critic that shares the torso or has layers of its own."""
+
+    def __init__(self, observation_size: int, distribution: Distribution, settings: PolicySettings) -> None:
+        self.observation_size = observation_size
+        self.distribution = distribution
+        self.settings = settings
+        self.shapes = dict(_shapes(observation_size, distribution, settings))
+        self.layout = Layout.cut(self.shapes.items(), settings)
+        self.activation = ACTIVATIONS[settings.activation]
+        depth = range(len(settings.hidden))
+        self.torso = [*(["adapter"] if settings.adapter else []), *(f"torso.{layer}" for layer in depth)]
+        self.separate = settings.torso == "separate"
+        self.critic = [f"critic.{layer}" for layer in depth] if self.separate else []
+        self.critic_names = [name for name in self.shapes if name.startswith("critic.")]
+
+    def initial(self, seed: int) -> Tensor:
+        values = {name: self._initial(name, seed)[None] for name in self.shapes}
+        return self.layout.flatten(values)[0]
+
+    def _initial(self, name: str, seed: int) -> Tensor:
+        value = torch.empty(self.shapes[name])
+        if name == "actor.log_std":
+            return value.fill_(self.settings.log_std)
+        generator = torch.Generator().manual_seed(seed ^ zlib.crc32(f"{name}{tuple(value.shape)}".encode()))
+        weight = name.endswith("weight")
+        if self.settings.orthogonal:
+            gain = {"actor.weight": 0.01, "critic.head.weight": 1.0}.get(name, 2**0.5)
+            return nn.init.orthogonal_(value, gain, generator=generator) if weight else value.zero_()
+        inputs = value.shape[1] if weight else self.shapes[name.removesuffix("bias") + "weight"][1]
+        bound = inputs**-0.5
+        return nn.init.uniform_(value, -bound, bound, generator=generator)
+
+    def actor_names(self) -> frozenset[str]:
+        return frozenset(self.shapes) - frozenset(self.critic_names)
+
+    def forward(self, parameters: Parameters, observations: Tensor) -> Output:
+        features = self.features(parameters, observations)
+        last = self._layers(parameters, self.critic, observations)[-1] if self.separate else features
+        return Output(self._head(parameters, features), _linear(parameters, "critic.head", last).squeeze(-1))
+
+    def act(self, parameters: Parameters, observations: Tensor) -> Tensor:
+        return self._head(parameters, self.features(parameters, observations))
+
+    def features(self, parameters: Parameters, observations: Tensor) -> Tensor:
+        return self._layers(parameters, self.torso, observations)[-1]
+
+    def _layers(self, parameters: Parameters, names: Sequence[str], inputs: Tensor) -> list[Tensor]:
+        """The inputs, and what each layer made of them, [K, B, ...]."""
+        seen = [inputs]
+        for name in names:
+            seen.append(self.activation.bend(_linear(parameters, name, seen[-1])))
+        return seen
+
+    def _head(self, parameters: Parameters, features: Tensor) -> Tensor:
+        mean = _linear(parameters, "actor", features)
+        if not self.distribution.continuous:
+            return mean
+        return torch.cat([mean, parameters["actor.log_std"].unsqueeze(1).expand_as(mean)], -1)
+
+    @torch.no_grad()
+    def vjp(self, parameters: Parameters, observations: Tensor, critic: bool = True) -> tuple[Output, Pullback]:
+        """Backpropagation by hand: the operations of autograd without its bookkeeping."""
+        torso = self._layers(parameters, self.torso, observations)
+        if critic:
+            seen = self._layers(parameters, self.critic, observations) if self.separate else torso[-1:]
+            values = _linear(parameters, "critic.head", seen[-1]).squeeze(-1)
+        else:
+            seen, values = [], observations.new_zeros(observations.shape[:2])
+
+        @torch.no_grad()
+        def pullback(by_distribution: Tensor, by_values: Tensor | None, gradient: Parameters) -> None:
+            by_mean = by_distribution
+            if self.distribution.continuous:
+                by_mean, by_log_std = by_distribution.chunk(2, -1)
+                gradient["actor.log_std"].copy_(by_log_std.sum(1))
+            by_features = _pull_linear(parameters, gradient, "actor", torso[-1], by_mean)
+            if by_values is not None:
+                by_last = _pull_linear(parameters, gradient, "critic.head", seen[-1], by_values.unsqueeze(-1))
+                if self.separate:
+                    self._pull_layers(parameters, gradient, self.critic, seen, by_last)
+                else:
+                    by_features += by_last
+            else:
+                for name in self.critic_names:
+                    gradient[name].zero_()
+            self._pull_layers(parameters, gradient, self.torso, torso, by_features)
+
+        return Output(self._head(parameters, torso[-1]), values), pullback
+
+    @torch.no_grad()
+    def critic_vjp(self, parameters: Parameters, observations: Tensor) -> tuple[Tensor, CriticPullback]:
+        seen = self._layers(parameters, self.critic if self.separate else self.torso, observations)
+
+        @torch.no_grad()
+        def pullback(by_values: Tensor, gradient: Parameters) -> None:
+            slope = by_values.unsqueeze(-1)
+            by_last = _pull_linear(parameters, gradient, "critic.head", seen[-1], slope, further=self.separate)
+            if self.separate:
+                self._pull_layers(parameters, gradient, self.critic, seen, by_last)
+
+        return _linear(parameters, "critic.head", seen[-1]).squeeze(-1), pullback
+
+    def _pull_layers(
+        self, parameters: Parameters, gradient: Parameters, names: Sequence[str], seen: Sequence[Tensor], slope: Tensor
+    ) -> None:
+        """Write the gradient of a chain of layers, last to first, given the slope by what the last one made."""
+        for layer in reversed(range(len(names))):
+            slope = self.activation.pull(slope, seen[layer + 1])
+            slope = _pull_linear(parameters, gradient, names[layer], seen[layer], slope, further=layer > 0)
+
+    def numpy_actor(self, parameters: Mapping[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+        *layers, (weight, bias) = [
+            (parameters[f"{name}.weight"].swapaxes(1, 2), parameters[f"{name}.bias"][:, None])
+            for name in (*self.torso, "actor")
+        ]
+        bend = self.activation.bend_numpy
+        log_std = parameters["actor.log_std"][:, None] if self.distribution.continuous else None
+
+        def act(observations: np.ndarray) -> np.ndarray:
+            hidden = observations
+            for inner, shift in layers:
+                hidden = hidden @ inner
+                hidden += shift
+                hidden = bend(hidden)
+            mean: np.ndarray = hidden @ weight
+            mean += bias
+            if log_std is None:
+                return mean
+            return np.concatenate([mean, np.broadcast_to(log_std, mean.shape)], -1)
+
+        return act
+
+
+def _shapes(
+    observation_size: int, distribution: Distribution, settings: PolicySettings
+) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of an ActorCritic's parameters, in order; weights are [out, in]."""
+    shapes: list[tuple[str, tuple[int, ...]]] = []
+
+    def linear(name: str, inputs: int, outputs: int) -> int:
+        shapes.extend([(f"{name}.weight", (outputs, inputs)), (f"{name}.bias", (outputs,))])
+        return outputs
+
+    width = linear("adapter", observation_size, settings.adapter) if settings.adapter else observation_size
+    for layer, units in enumerate(settings.hidden):
+        width = linear(f"torso.{layer}", width, units)
+    size = distribution.action_size if distribution.continuous else distribution.parameter_size
+    linear("actor", width, size)
+    if distribution.continuous:
+        shapes.append(("actor.log_std", (size,)))
+    if settings.torso == "separate":
+        width = observation_size
+        for layer, units in enumerate(settings.hidden):
+            width = linear(f"critic.{layer}", width, units)
+    linear("critic.head", width, 1)
+    return shapes
+
+
+def _linear(parameters: Parameters, name: str, inputs: Tensor) -> Tensor:
+    """[K, B, in] -> [K, B, out]."""
+    weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
+    return torch.baddbmm(bias.unsqueeze(1), inputs, weight.transpose(1, 2))
+
+
+FEW = 16
+"""With no more inputs than that, the product for the gradient is several times faster the other way round."""
+
+
+def _pull_linear(
+    parameters: Parameters, gradient: Parameters, name: str, inputs: Tensor, slope: Tensor, further: bool = True
+) -> Tensor:
+    """Write the gradient of a linear layer, given the slope [K, B, out]; returns that by its inputs, [K, B, in]."""
+    weight = parameters[f"{name}.weight"]
+    if inputs.shape[-1] <= FEW:
+        by_weight = torch.bmm(inputs.transpose(1, 2), slope).transpose(1, 2)
+    else:
+        by_weight = torch.bmm(slope.transpose(1, 2), inputs)
+    gradient[f"{name}.weight"].copy_(by_weight)
+    torch.sum(slope, 1, out=gradient[f"{name}.bias"])
+    if not further:
+        return slope
+    return slope * weight if weight.shape[1] == 1 else torch.bmm(slope, weight)
