@@ -26,24 +26,24 @@ from benchmarks.memory import peak_mb
 from grpo_fed.aggregation.merge import StreamingMean
 from grpo_fed.engines.local.engine import federate
 from grpo_fed.engines.local.grid import LocalGrid
-from grpo_fed.engines.wire.transport import GridPost
+from grpo_fed.engines.wire.transport import GridTransport
 from grpo_fed.federation.messages import (
     Answer,
     Evaluate,
     Evaluated,
+    EvaluationSummary,
     Instruction,
     Measure,
     Measured,
-    Played,
     Train,
     Trained,
 )
 from grpo_fed.federation.rounds import Federation
-from grpo_fed.policy.shared import commons_of
-from grpo_fed.rl.stacked_learner import Fleet
-from grpo_fed.runs.records import RoundNote
+from grpo_fed.policy.shared import resolve_shared_blocks
+from grpo_fed.rl.stacked_learner import StackedLearner
+from grpo_fed.runs.records import RoundRecord
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.resolve import tasks_of
+from grpo_fed.tasks.resolve import resolve_tasks
 
 NUM_ENVS, HORIZON, EPOCHS, MINIBATCHES = 8, 128, 4, 4
 """The peer's, too."""
@@ -73,7 +73,7 @@ def ours(task: str, clients: int, rounds: int, steps: int) -> Iterator[float]:
 def in_turn(task: str, clients: int, rounds: int, steps: int) -> Iterator[float]:
     """The same clients in one process, each trained alone, one after another, and averaged."""
     settings = scenario(FAMILIES.get(task, task), clients, rounds, steps)
-    fleets = [Fleet([one], settings) for one in tasks_of(settings)]
+    fleets = [StackedLearner([one], settings) for one in resolve_tasks(settings)]
     for _ in range(rounds):
         began = time.perf_counter()
         mean = StreamingMean()
@@ -88,9 +88,9 @@ def in_turn(task: str, clients: int, rounds: int, steps: int) -> Iterator[float]
 def idle(task: str, clients: int, rounds: int, steps: int) -> Iterator[float]:
     """The whole of a federation but for the clients' work: they answer with what they were sent, and a bit more."""
     settings = scenario(FAMILIES["CartPole-v1"], clients, rounds + 1, steps, WIDE)
-    commons, clock = commons_of(settings), Clock()
+    commons, clock = resolve_shared_blocks(settings), Clock()
     with LocalGrid.serving(settings, commons, "benchmarks.contestants:Idle") as grid:
-        Federation(settings, commons, GridPost(grid, commons, settings, grid.nodes)).run(clock)
+        Federation(settings, commons, GridTransport(grid, commons, settings, grid.nodes)).run(clock)
     return clock.seconds
 
 
@@ -103,7 +103,7 @@ class Clock:
     def __init__(self) -> None:
         self.times: list[float] = []
 
-    def __call__(self, note: RoundNote) -> None:
+    def __call__(self, note: RoundRecord) -> None:
         if note.server is not None and any(one.failure for one in note.clients):
             raise RuntimeError(f"round {note.round}: {next(one for one in note.clients if one.failure)}")
         self.times.append(time.perf_counter())
@@ -125,7 +125,7 @@ class Idle:
         return {name: self._one(instruction) for name, instruction in instructions.items()}
 
     def _one(self, instruction: Instruction) -> Answer:
-        played = Played(0.0, 0.0, 0.0, 0.0, 1, 1.0)
+        played = EvaluationSummary(0.0, 0.0, 0.0, 0.0, 1, 1.0)
         match instruction:
             case Train(start=start):
                 if self._answer is None or self._sent is not start.shared:

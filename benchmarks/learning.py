@@ -34,10 +34,10 @@ import torch
 from grpo_fed.policy.base import Policy
 from grpo_fed.rl.rng import Purpose, generator
 from grpo_fed.rl.rollout import Actor
-from grpo_fed.rl.stacked_learner import Fleet
+from grpo_fed.rl.stacked_learner import StackedLearner
 from grpo_fed.scenario.presets import PRESETS
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.resolve import tasks_of
+from grpo_fed.tasks.resolve import resolve_tasks
 from grpo_fed.tasks.task import Task
 
 RESULTS = Path(__file__).parent / "results" / "ours.jsonl"
@@ -287,7 +287,7 @@ def train_and_record(case: Case, seeds: Sequence[int], results: Path) -> list[Ru
 def train_and_score(case: Case, seeds: Sequence[int]) -> list[Run]:
     """Some seeds from nothing to their scores; the same seed gives the same run in any company."""
     scenario = scenario_of(case, len(seeds))
-    fleet = Fleet(tasks_of(scenario), scenario, seeds)
+    fleet = StackedLearner(resolve_tasks(scenario), scenario, seeds)
     start, cpu_start = time.perf_counter(), time.process_time()
     for number in range(scenario.rounds):
         fleet.train(scenario.steps, number / scenario.rounds, (number + 1) / scenario.rounds)
@@ -331,7 +331,7 @@ def scenario_of(case: Case, clients: int) -> Scenario:
     )
 
 
-def score(fleet: Fleet, client: int, deterministic: bool) -> float:
+def score(fleet: StackedLearner, client: int, deterministic: bool) -> float:
     """Mean return of the evaluation episodes in plain gymnasium environments, stepped as the peers' are."""
     task, policy, normaliser = fleet.tasks[client], fleet.policy, fleet.observation_normaliser
     actor = Actor(policy, fleet.parameters[client : client + 1])

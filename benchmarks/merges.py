@@ -34,8 +34,8 @@ from benchmarks.learning import machine_kind
 from benchmarks.memory import peak_mb
 from grpo_fed.aggregation.merge import Replies, Reply, StreamingMean, huber
 from grpo_fed.federation.messages import Trained
-from grpo_fed.federation.round_merge import Merging
-from grpo_fed.policy.shared import Commons, commons_of
+from grpo_fed.federation.round_merge import RoundMerge
+from grpo_fed.policy.shared import SharedBlocks, resolve_shared_blocks
 from grpo_fed.scenario.scenario import Scenario
 
 FILE = Path(__file__).parent / "results" / "merges.json"
@@ -61,7 +61,7 @@ def main() -> None:
         return
     found = {
         "clients": arguments.clients,
-        "parameters": commons_of(scenario(1)).size,
+        "parameters": resolve_shared_blocks(scenario(1)).size,
         "rounds": arguments.rounds,
         "seconds": times(arguments.clients, arguments.rounds),
         "memory": {str(clients): memory_apart(clients) for clients in MEMORY},
@@ -75,7 +75,7 @@ def main() -> None:
 
 def times(clients: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of every contestant in every round, after one that does not count."""
-    commons = commons_of(scenario(1))
+    commons = resolve_shared_blocks(scenario(1))
     everybody = {share: replies(commons, clients, share) for share in (0.0, 0.1)}
     copy = torch.empty(clients, commons.size)
     contestants: dict[str, Callable[[], object]] = {
@@ -108,11 +108,11 @@ def mean(every: Replies) -> Tensor | None:
     return stream.result()
 
 
-def merged(every: Replies, commons: Commons) -> Tensor:
+def merged(every: Replies, commons: SharedBlocks) -> Tensor:
     return huber(every, commons.first, commons.groups, threshold=THRESHOLD).point
 
 
-def replies(commons: Commons, clients: int, departing: float) -> Replies:
+def replies(commons: SharedBlocks, clients: int, departing: float) -> Replies:
     """Near the shared blocks, but for the actors of the first so many."""
     draws = torch.Generator().manual_seed(0)
     every = []
@@ -147,7 +147,7 @@ def memory_apart(clients: int) -> dict[str, float]:
 def memory_of(clients: int) -> dict[str, float]:
     """MB: what a process needs with everything loaded, and by how much a merge of so many clients raises that."""
     settings = scenario(clients)
-    commons = commons_of(settings)
+    commons = resolve_shared_blocks(settings)
     draws = np.random.default_rng(0)
     merge(settings, commons, list(commons.clients[:2]), draws)
     before = peak_mb()
@@ -155,9 +155,9 @@ def memory_of(clients: int) -> dict[str, float]:
     return {"before_mb": before, "more_mb": peak_mb() - before}
 
 
-def merge(settings: Scenario, commons: Commons, names: Sequence[str], draws: np.random.Generator) -> None:
+def merge(settings: Scenario, commons: SharedBlocks, names: Sequence[str], draws: np.random.Generator) -> None:
     """As the round loop does it: a reply is gone as soon as it was added."""
-    merging, shared = Merging(settings, commons), commons.first.numpy()
+    merging, shared = RoundMerge(settings, commons), commons.first.numpy()
     for name in names:
         point = shared + NOISE * draws.standard_normal(commons.size, np.float32)
         merging.add(name, Trained(point, 2048, 0, 0.0, 0.0, {}))

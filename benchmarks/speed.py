@@ -32,9 +32,9 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
 from benchmarks.learning import machine_kind
-from grpo_fed.rl.stacked_learner import Fleet
+from grpo_fed.rl.stacked_learner import StackedLearner
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.resolve import tasks_of
+from grpo_fed.tasks.resolve import resolve_tasks
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
 NUM_ENVS, HORIZON, EPOCHS, MINIBATCHES = 8, 128, 4, 4
@@ -184,7 +184,7 @@ def our_fleet(task: str, clients: int) -> Learner:
             "clients": [{"name": "client", "env": task, "count": clients}],
         }
     )
-    fleet = Fleet(tasks_of(scenario), scenario)
+    fleet = StackedLearner(resolve_tasks(scenario), scenario)
 
     def train(updates: int) -> int:
         return sum(report.steps for report in fleet.train(updates * NUM_ENVS * HORIZON))

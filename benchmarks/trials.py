@@ -28,10 +28,10 @@ import torch
 
 from benchmarks.learning import installed_versions, machine_kind
 from grpo_fed.engines.local.engine import federate
-from grpo_fed.policy.shared import commons_of
-from grpo_fed.runs.records import ClientNote, RoundNote
+from grpo_fed.policy.shared import resolve_shared_blocks
+from grpo_fed.runs.records import ClientRecord, RoundRecord
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.scenario.shipped import find
+from grpo_fed.scenario.shipped import find_scenario
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -58,13 +58,13 @@ class Trial:
     def load(self) -> Scenario:
         """The whole scenario."""
         given = (f"method={self.method}", f"seed={self.seed}", 'device="cpu"', *self.overrides)
-        return Scenario.load(find(self.scenario), given)
+        return Scenario.load(find_scenario(self.scenario), given)
 
 
 @cache
 def _given(scenario: str) -> Mapping[str, Any]:
     """What its file says, but for what it says to readers."""
-    given = tomllib.loads(find(scenario).read_text())
+    given = tomllib.loads(find_scenario(scenario).read_text())
     return {key: value for key, value in given.items() if key != "description"}
 
 
@@ -152,8 +152,8 @@ def run_and_record(trial: Trial, results: Path) -> Run:
 def run(trial: Trial) -> Run:
     """One run on the local engine, all clients in this process."""
     scenario = trial.load()
-    commons = commons_of(scenario)
-    notes: list[RoundNote] = []
+    commons = resolve_shared_blocks(scenario)
+    notes: list[RoundRecord] = []
     start, cpu_start = time.perf_counter(), time.process_time()
     federate(scenario, watch=notes.append, workers=0)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
@@ -179,7 +179,7 @@ def run(trial: Trial) -> Run:
     )
 
 
-def parts(clients: Mapping[str, ClientNote]) -> dict[str, list[list[str]]]:
+def parts(clients: Mapping[str, ClientRecord]) -> dict[str, list[list[str]]]:
     """By block, the clients of each cluster."""
     found: dict[str, dict[int, list[str]]] = {}
     for name, one in clients.items():

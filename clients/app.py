@@ -5,10 +5,10 @@ from __future__ import annotations
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from grpo_fed.engines.flower.forward import Messenger
+from grpo_fed.engines.flower.forward import MessageForwarder
 
 app = ClientApp()
-messenger = Messenger()
+messenger = MessageForwarder()
 
 
 @app.query("hello")

@@ -13,15 +13,15 @@ from types import FrameType
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from grpo_fed.engines.flower.app_folder import scenario_of
-from grpo_fed.engines.flower.discovery import gather
+from grpo_fed.engines.flower.app_folder import scenario_from_config
+from grpo_fed.engines.flower.discovery import discover_shared_blocks
 from grpo_fed.engines.flower.engine import note_line, result_line
 from grpo_fed.engines.flower.superlink import names_of_keys
-from grpo_fed.engines.wire.registry import Roll
-from grpo_fed.engines.wire.transport import GridPost
+from grpo_fed.engines.wire.registry import NodeRegistry
+from grpo_fed.engines.wire.transport import GridTransport
 from grpo_fed.federation.rounds import Federation
 from grpo_fed.runs import folder as journal
-from grpo_fed.runs.records import RoundNote
+from grpo_fed.runs.records import RoundRecord
 from grpo_fed.scenario.scenario import Scenario
 
 app = ServerApp()
@@ -34,17 +34,17 @@ def main(grid: Grid, context: Context) -> None:
     resumed = bool(context.run_config["resume"])
     if resumed:
         folder = Path(out)
-        scenario, after = journal.unfinished(folder)
+        scenario, after = journal.open_unfinished(folder)
     else:
-        scenario = scenario_of(text)
+        scenario = scenario_from_config(text)
         folder, after = Path(out) if out else _fresh(scenario), None
     folder.parent.mkdir(parents=True, exist_ok=True)
-    noted = after.notes["engine"] if after is not None else journal.engine_of(folder) if resumed else {}
+    noted = after.notes["engine"] if after is not None else journal.read_engine_state(folder) if resumed else {}
     names = [name for settings in scenario.clients for name in settings.names]
-    roll = Roll(grid, names, keys=names_of_keys())
+    roll = NodeRegistry(grid, names, keys=names_of_keys())
     with _stopped_in_order():
-        commons, engine = gather(scenario, roll, noted)
-        post = GridPost(grid, commons, scenario, roll)
+        commons, engine = discover_shared_blocks(scenario, roll, noted)
+        post = GridTransport(grid, commons, scenario, roll)
         federation = Federation(scenario, commons, post, folder, after, fold=True, engine=engine)
         print(f"run folder: {folder.absolute()}", flush=True)
         print(result_line(federation.run(_tell)), flush=True)
@@ -55,7 +55,7 @@ def _fresh(scenario: Scenario) -> Path:
     return Path("runs") / f"{scenario.name}-{scenario.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _tell(note: RoundNote) -> None:
+def _tell(note: RoundRecord) -> None:
     print(note_line(note), flush=True)
 
 

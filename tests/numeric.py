@@ -18,16 +18,16 @@ from grpo_fed.federation.messages import (
     Answer,
     Evaluate,
     Evaluated,
+    EvaluationPlan,
+    EvaluationSummary,
     Instruction,
     Measure,
     Measured,
-    Play,
-    Played,
     Start,
     Train,
     Trained,
 )
-from grpo_fed.policy.shared import Commons, commons_of
+from grpo_fed.policy.shared import SharedBlocks, resolve_shared_blocks
 from grpo_fed.runs.records import Failure
 from grpo_fed.scenario.scenario import Scenario
 
@@ -56,7 +56,7 @@ Fault = Callable[[str, Instruction], Failure | None]
 class NumericPost:
     """A post and all of its clients."""
 
-    commons: Commons
+    commons: SharedBlocks
     fault: Fault = lambda name, instruction: None
     goals: dict[str, np.ndarray] = field(default_factory=dict)
     """[S] of those that are not drawn to where their name says."""
@@ -107,7 +107,7 @@ class NumericPost:
         own = max((number for number in self.states.get(name, {}) if number < before), default=None)
         if own is None:
             return shared.copy()
-        keeps = self.commons.kept(start.personal).numpy()
+        keeps = self.commons.kept(start.departed).numpy()
         return np.where(keeps, self.states[name][own]["point"], shared)
 
     def kl(self, name: str, old: np.ndarray, new: np.ndarray) -> float:
@@ -134,7 +134,7 @@ class NumericPost:
         kl = None
         before = self.states.get(name, {}).get(number - 1)
         if told.look_back and before is not None:
-            keeps = self.commons.kept(start.personal).numpy()
+            keeps = self.commons.kept(start.departed).numpy()
             new = np.where(keeps, before["shared"], start.shared)
             trials = [tuple(float(one == other) for other in self.commons.blocks) for one in self.commons.blocks]
             parts = [self._part_way(before["shared"], new, trial) for trial in trials]
@@ -160,9 +160,9 @@ class NumericPost:
             found[columns] += alpha * (new[columns].astype(np.float64) - old[columns])
         return found
 
-    def _play(self, name: str, start: Start, before: int) -> Played:
+    def _play(self, name: str, start: Start, before: int) -> EvaluationSummary:
         score = -self._error(name, self.policy(name, start, start.shared, before))
-        return Played(score, 0.0, score, score, 1, 1.0)
+        return EvaluationSummary(score, 0.0, score, score, 1, 1.0)
 
     def _error(self, name: str, point: np.ndarray) -> float:
         return float(((point.astype(np.float64) - self.goal(name)) ** 2).sum())
@@ -188,11 +188,11 @@ class NumericPost:
             self.states[name] = {number: load_file(file)}
 
 
-def village(*overrides: str, count: int = 4) -> tuple[Scenario, Commons, NumericPost]:
+def village(*overrides: str, count: int = 4) -> tuple[Scenario, SharedBlocks, NumericPost]:
     """All that a federation is made of."""
     scenario = scenario_of(*overrides, count=count)
-    commons = commons_of(scenario)
+    commons = resolve_shared_blocks(scenario)
     return scenario, commons, NumericPost(commons)
 
 
-__all__ = ["NumericPost", "Play", "scenario_of", "village"]
+__all__ = ["NumericPost", "EvaluationPlan", "scenario_of", "village"]

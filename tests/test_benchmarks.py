@@ -19,7 +19,7 @@ from benchmarks.report import CHAPTERS, chapter
 from benchmarks.structure import Confusion
 from benchmarks.trials import Run, Trial, of, parts, read_runs
 from grpo_fed.federation.messages import Start, Train, Trained
-from grpo_fed.runs.records import ClientNote, Failure, RoundNote, ServerNote
+from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if "def main()" in path.read_text())
@@ -103,7 +103,7 @@ def test_other_blocks_are_divided_where_they_have_more_than_one_cluster():
 
 def test_clusters_have_their_clients_the_first_that_of_most_weight():
     notes = {
-        name: ClientNote(name, "cart", clusters={"actor": number}) for name, number in (("a", 1), ("b", 0), ("c", 1))
+        name: ClientRecord(name, "cart", clusters={"actor": number}) for name, number in (("a", 1), ("b", 0), ("c", 1))
     }
     assert parts(notes) == {"actor": [["b"], ["a", "c"]]}
 
@@ -223,9 +223,9 @@ def test_the_clock_leaves_out_what_is_before_the_first_round_and_after_the_last(
 
 
 def test_a_round_in_which_a_client_failed_is_no_measurement():
-    failed = ClientNote("a", "a", failure=Failure("died", "it was killed"))
+    failed = ClientRecord("a", "a", failure=Failure("died", "it was killed"))
     with pytest.raises(RuntimeError, match="it was killed"):
-        Clock()(RoundNote(1, 2, 0.1, 0, [failed], ServerNote(None, {}, 0, 0, 0)))
+        Clock()(RoundRecord(1, 2, 0.1, 0, [failed], ServerRecord(None, {}, 0, 0, 0)))
 
 
 def test_idle_clients_send_back_as_many_numbers_as_they_got_none_of_them_the_same():
@@ -241,7 +241,7 @@ def test_idle_clients_send_back_as_many_numbers_as_they_got_none_of_them_the_sam
 
 
 def test_the_replies_that_should_depart_do_and_no_others():
-    commons = merges.commons_of(merges.scenario(1))
+    commons = merges.resolve_shared_blocks(merges.scenario(1))
     assert abs(commons.size - 100_000) < 1000
     made = merges.replies(commons, 10, 0.1)
     departed = merges.huber(made, commons.first, commons.groups, threshold=merges.THRESHOLD).departed

@@ -12,7 +12,7 @@ from tracked import document, line, scenario
 from grpo_fed.engines.alone import train
 from grpo_fed.runs.tracking import Tracker
 from grpo_fed.runs.tracking.spool import Spool
-from grpo_fed.runs.tracking.ui import Pages, pages
+from grpo_fed.runs.tracking.ui import MlflowPages, pages
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
 
@@ -30,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shown(run: Path) -> Iterator[Pages]:
+def shown(run: Path) -> Iterator[MlflowPages]:
     with pages(run) as ready:
         yield ready
 
@@ -41,25 +41,25 @@ def browser() -> Iterator[Browser]:
         yield one
 
 
-def test_the_link_opens_on_the_federation_with_its_result_and_its_clients(shown: Pages, browser: Browser):
+def test_the_link_opens_on_the_federation_with_its_result_and_its_clients(shown: MlflowPages, browser: Browser):
     browser.open(shown.link)
     text = browser.wait_for("grpo seed 0", "Return 21.0", "cart-0", "cart-1", "backwards", "Finished")
     assert "worst client 20.0" in text
 
 
-def test_the_federations_metrics_are_charts(shown: Pages, browser: Browser):
+def test_the_federations_metrics_are_charts(shown: MlflowPages, browser: Browser):
     browser.open(shown.link.replace("?", "/model-metrics?"))
     browser.wait_for("grpo seed 0 (alpha/actor)", "\neval\n", "\nkl\n", "\ncomm\n", "\ntask\n", "\nfed\n")
 
 
-def test_figures_and_results_are_among_the_files(shown: Pages, browser: Browser):
+def test_figures_and_results_are_among_the_files(shown: MlflowPages, browser: Browser):
     browser.open(shown.link.replace("?", "/artifacts?"))
     browser.wait_for("figures", "checkpoints", "results.json", "scenario.toml")
     browser.click("figures")
     browser.wait_for("returns.svg")
 
 
-def test_a_clients_page_leads_to_its_model(shown: Pages, browser: Browser, run: Path):
+def test_a_clients_page_leads_to_its_model(shown: MlflowPages, browser: Browser, run: Path):
     sent = Spool(run).sent("")
     assert sent.parent is not None
     browser.open(shown.link.replace(sent.parent, sent.clients["backwards"]))
@@ -75,7 +75,7 @@ def test_a_clients_page_leads_to_its_model(shown: Pages, browser: Browser, run: 
     ],
 )
 def test_a_saved_view_shows_its_runs_and_charts(
-    shown: Pages, browser: Browser, run: Path, key: str, name: str, words: list[str]
+    shown: MlflowPages, browser: Browser, run: Path, key: str, name: str, words: list[str]
 ):
     query = f"compareRunsMode=CHART&viewStateShareKey={key}&workflowType=machine_learning"
     browser.open(f"{shown.address}/#/experiments/{Spool(run).sent('').experiment}/runs?{query}")

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from grpo_fed.aggregation.proximity import Kept, KeptBlock
+from grpo_fed.aggregation.proximity import AcceptedBlock, AcceptedStep
 from grpo_fed.runs import checkpoint
 from grpo_fed.runs.checkpoint import Checkpoint
-from grpo_fed.runs.records import ClientNote, Failure, RoundNote, ServerNote, kept_of, note_of
+from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord, kept_of, note_of
 
 
 def after(number: int) -> Checkpoint:
@@ -54,7 +54,7 @@ def test_the_latest_are_kept_and_rounds_count_as_numbers(tmp_path: Path) -> None
 def test_a_checkpoint_cut_off_in_the_middle_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever file the writer is stopped at, the one before is what a reader finds; and the next write succeeds."""
     checkpoint.write(tmp_path, after(1), keep=2)
-    whole = checkpoint.write_whole
+    whole = checkpoint.write_atomic
     for survives in range(3):
         left = [survives]
 
@@ -64,11 +64,11 @@ def test_a_checkpoint_cut_off_in_the_middle_does_not_count(tmp_path: Path, monke
             left[0] -= 1
             whole(path, data)
 
-        monkeypatch.setattr(checkpoint, "write_whole", stops)
+        monkeypatch.setattr(checkpoint, "write_atomic", stops)
         with pytest.raises(KeyboardInterrupt):
             checkpoint.write(tmp_path, after(2), keep=2)
         assert round_of(tmp_path) == 1
-    monkeypatch.setattr(checkpoint, "write_whole", whole)
+    monkeypatch.setattr(checkpoint, "write_atomic", whole)
     checkpoint.write(tmp_path, after(2), keep=2)
     assert round_of(tmp_path) == 2
 
@@ -151,17 +151,17 @@ def test_the_best_round_stays_beside_the_latest(tmp_path: Path) -> None:
 
 
 def test_records_in_the_notes_become_json(tmp_path: Path) -> None:
-    kept = Kept((KeptBlock("actor", 0.1, math.inf, 0.5, None),), 0.2, math.inf, None, ("x",))
-    note = RoundNote(
+    kept = AcceptedStep((AcceptedBlock("actor", 0.1, math.inf, 0.5, None),), 0.2, math.inf, None, ("x",))
+    note = RoundRecord(
         2,
         9,
         0.1,
         7,
         [
-            ClientNote("x", "t", 1, 1, {"losses/kl": 0.1}, 0.5, 0.1, ("a",), {"actor": 1}, Failure("late", "asleep")),
-            ClientNote("y", "t"),
+            ClientRecord("x", "t", 1, 1, {"losses/kl": 0.1}, 0.5, 0.1, ("a",), {"actor": 1}, Failure("late", "asleep")),
+            ClientRecord("y", "t"),
         ],
-        ServerNote(kept, {"joint": 0.5}, 1, 2, 3, ("krum: kept x",)),
+        ServerRecord(kept, {"joint": 0.5}, 1, 2, 3, ("krum: kept x",)),
     )
     checkpoint.write(tmp_path, Checkpoint(2, {"note": note, "kept": kept}), keep=1)
     found = checkpoint.latest(tmp_path)

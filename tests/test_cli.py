@@ -19,8 +19,8 @@ from typer.testing import CliRunner, Result
 
 from grpo_fed import load_policy
 from grpo_fed.cli import app
-from grpo_fed.scenario.reference import describe, markdown
-from grpo_fed.scenario.shipped import find, shipped
+from grpo_fed.scenario.reference import knobs_markdown, list_knobs
+from grpo_fed.scenario.shipped import find_scenario, shipped_scenarios
 
 ROOT = Path(__file__).parents[1]
 TINY: dict[str, Any] = {
@@ -434,7 +434,9 @@ def test_check_finds_what_a_run_would_refuse(override: str, why: str):
     assert why in done.stderr
 
 
-@pytest.mark.parametrize("one", [one.name for one in shipped() if one.name not in ("cheetah", "lunar", "metaworld")])
+@pytest.mark.parametrize(
+    "one", [one.name for one in shipped_scenarios() if one.name not in ("cheetah", "lunar", "metaworld")]
+)
 def test_every_scenario_that_ships_passes_its_check(one: str):
     done = call("check", one)
     assert done.exit_code == 0, done.output
@@ -444,18 +446,18 @@ def test_every_scenario_that_ships_passes_its_check(one: str):
 def test_list_names_every_scenario_with_its_header():
     done = call("list")
     assert done.exit_code == 0
-    for one in shipped():
+    for one in shipped_scenarios():
         assert f"\n{one.name}\n" in f"\n{done.stdout}"
         assert " ".join(one.header.split()[:8]) in " ".join(done.stdout.split())
-    assert find("cartpole") == ROOT / "scenarios" / "cartpole.toml"
+    assert find_scenario("cartpole") == ROOT / "scenarios" / "cartpole.toml"
 
 
 def test_config_shows_every_knob_once():
     done = call("config")
     words = done.stdout.split()
-    assert all(knob.key in words for knob in describe())
+    assert all(knob.key in words for knob in list_knobs())
     assert call("config", "group").stdout.startswith("[group]\n")
-    assert call("config", "--markdown").stdout == markdown()
+    assert call("config", "--markdown").stdout == knobs_markdown()
 
 
 def test_the_schema_is_json_that_any_parser_reads():
@@ -481,5 +483,5 @@ def test_an_installed_wheel_finds_its_scenarios(here: Path):
         "import sys; sys.path.insert(0, 'site'); from grpo_fed.cli import main; sys.argv = ['grpo-fed', 'list']; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=here)
-    assert all(one.name in done.stdout.splitlines() for one in shipped())
+    assert all(one.name in done.stdout.splitlines() for one in shipped_scenarios())
     assert (here / "site" / "grpo_fed" / "_scenarios" / "cartpole.toml").is_file()

@@ -15,29 +15,29 @@ from flwr.app import Context, Message, RecordDict
 
 import clients.app
 from grpo_fed.engines.flower import node as node_of_a_process
-from grpo_fed.engines.flower.app_folder import scenario_of
-from grpo_fed.engines.wire import Refused, Wire, kind_of, read_hello, write_commons
-from grpo_fed.engines.wire.transport import GridPost
-from grpo_fed.federation.clients import Members
+from grpo_fed.engines.flower.app_folder import scenario_from_config
+from grpo_fed.engines.wire import Codec, InvalidMessageError, message_type, read_hello, write_shared_blocks
+from grpo_fed.engines.wire.transport import GridTransport
+from grpo_fed.federation.clients import Clients
 from grpo_fed.federation.messages import (
     Answer,
     Evaluate,
     Evaluated,
+    EvaluationPlan,
+    EvaluationSummary,
     Instruction,
     Measure,
     Measured,
-    Play,
-    Played,
     Start,
     Train,
     Trained,
 )
 from grpo_fed.federation.rounds import Federation
-from grpo_fed.federation.state_store import Home
-from grpo_fed.policy.shared import commons_of
+from grpo_fed.federation.state_store import StateStore
+from grpo_fed.policy.shared import resolve_shared_blocks
 from grpo_fed.runs.policies import load_policy
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.resolve import tasks_of
+from grpo_fed.tasks.resolve import resolve_tasks
 from tests.village import Client, Village, enter_run
 
 TEXT = """
@@ -66,8 +66,8 @@ env = "grpo_fed/CartPole-v1"
 kwargs = { length = 0.9 }
 """
 SCENARIO = Scenario.loads(TEXT)
-COMMONS = commons_of(SCENARIO)
-WIRE = Wire(COMMONS, SCENARIO)
+COMMONS = resolve_shared_blocks(SCENARIO)
+WIRE = Codec(COMMONS, SCENARIO)
 SHARED = COMMONS.first.numpy()
 RUN = "app-1"
 
@@ -107,13 +107,13 @@ def context(state: Path | None, text: str = TEXT, **node_config: str | int) -> C
 def written(instruction: Instruction) -> RecordDict:
     """As a server sends it."""
     content = WIRE.write_instruction(instruction)
-    content["commons"] = write_commons(COMMONS)
+    content["commons"] = write_shared_blocks(COMMONS)
     return content
 
 
 def ask(instruction: Instruction, context: Context, process: ModuleType = clients.app) -> Answer:
     """What the server reads of a node's answer."""
-    message = Message(written(instruction), 2, kind_of(instruction))
+    message = Message(written(instruction), 2, message_type(instruction))
     return WIRE.read_answer(instruction, process.app(message, context).content)
 
 
@@ -126,22 +126,22 @@ def trained(answer: Answer) -> np.ndarray:
     return answer.point
 
 
-def seen(played: Played | None) -> tuple[float, ...]:
+def seen(played: EvaluationSummary | None) -> tuple[float, ...]:
     return () if played is None else astuple(played)
 
 
 def test_a_message_is_answered_as_the_client_itself_would(tmp_path: Path):
     node = context(tmp_path / "node", client="long")
     told: list[Instruction] = [
-        Evaluate(Start(RUN, 0, SHARED), Play(0)),
+        Evaluate(Start(RUN, 0, SHARED), EvaluationPlan(0)),
         train(1),
         Measure(Start(RUN, 1, SHARED), SHARED + np.float32(0.05), ((1.0, 1.0), (0.5, 0.0), (0.0, 0.0))),
-        Train(Start(RUN, 2, SHARED * np.float32(0.9)), 0.25, 0.5, look_back=True, first=Play(1)),
-        Evaluate(Start(RUN, 2, SHARED), Play(2, deterministic=False)),
+        Train(Start(RUN, 2, SHARED * np.float32(0.9)), 0.25, 0.5, look_back=True, first=EvaluationPlan(1)),
+        Evaluate(Start(RUN, 2, SHARED), EvaluationPlan(2, deterministic=False)),
     ]
     answers = [ask(one, node) for one in told]
-    task = next(task for task in tasks_of(SCENARIO) if task.client == "long")
-    itself = Members(SCENARIO, COMMONS, [task], Home(tmp_path / "itself"))
+    task = next(task for task in resolve_tasks(SCENARIO) if task.client == "long")
+    itself = Clients(SCENARIO, COMMONS, [task], StateStore(tmp_path / "itself"))
     for one, answer in zip(told, answers, strict=True):
         expected = itself.answer({"long": one})["long"]
         match answer, expected:
@@ -244,11 +244,11 @@ def test_what_a_client_remembers_lies_where_the_node_or_the_environment_says(
 
 def test_what_plays_is_kept_as_a_policy(tmp_path: Path):
     node = context(tmp_path, client="cart-1")
-    ask(Evaluate(Start(RUN, 0, SHARED), Play(0)), node)
+    ask(Evaluate(Start(RUN, 0, SHARED), EvaluationPlan(0)), node)
     assert not list(tmp_path.rglob("policies")), "before it has learned there is nothing to keep"
     ask(train(1), node)
     end = SHARED * np.float32(0.5)
-    answer = ask(Evaluate(Start(RUN, 1, end), Play(1)), node)
+    answer = ask(Evaluate(Start(RUN, 1, end), EvaluationPlan(1)), node)
     assert isinstance(answer, Evaluated)
     policy = load_policy(tmp_path / RUN, "cart-1")
     parameters = policy.parameters[0][COMMONS.columns(policy.policy.layout)]
@@ -260,14 +260,14 @@ def test_what_plays_is_kept_as_a_policy(tmp_path: Path):
 def test_a_run_that_names_no_scenario_has_as_many_carts_as_flower_simulates():
     reply = clients.app.app(Message(RecordDict(), 2, "query.hello"), context(None, "", **{"partition-id": 0}))
     assert read_hello(reply.content).client == "cart-0"
-    assert commons_of(scenario_of("")).clients == ("cart-0", "cart-1")
+    assert resolve_shared_blocks(scenario_from_config("")).clients == ("cart-0", "cart-1")
 
 
 def test_what_makes_no_sense_is_refused_and_nothing_is_written(tmp_path: Path):
     node = context(tmp_path, client="cart-0")
     content = written(train(1))
     content["told"]["run"] = "../elsewhere"
-    with pytest.raises(Refused, match=r"told\.run is '\.\./elsewhere'"):
+    with pytest.raises(InvalidMessageError, match=r"told\.run is '\.\./elsewhere'"):
         clients.app.app(Message(content, 2, "train"), node)
     assert not list(tmp_path.rglob("*.safetensors"))
 
@@ -301,11 +301,11 @@ def test_a_federation_of_nodes_ends_where_one_of_members_does(tmp_path: Path):
     grid = Village(
         {number: (lambda message, node=node: clients.app.app(message, node).content) for number, node in nodes.items()}
     )
-    over_nodes = Federation(SCENARIO, COMMONS, GridPost(grid, COMMONS, SCENARIO), fold=True)
+    over_nodes = Federation(SCENARIO, COMMONS, GridTransport(grid, COMMONS, SCENARIO), fold=True)
     result = over_nodes.run()
 
-    tasks, home = tasks_of(SCENARIO), Home(tmp_path / "together")
-    together = Members(SCENARIO, COMMONS, tasks, home)
+    tasks, home = resolve_tasks(SCENARIO), StateStore(tmp_path / "together")
+    together = Clients(SCENARIO, COMMONS, tasks, home)
 
     def answer(name: str) -> Client:
         def client(message: Message) -> RecordDict:
@@ -315,7 +315,7 @@ def test_a_federation_of_nodes_ends_where_one_of_members_does(tmp_path: Path):
         return client
 
     direct = Village({number: answer(name) for number, name in names.items()}, streams=True)
-    over_members = Federation(SCENARIO, COMMONS, GridPost(direct, COMMONS, SCENARIO, names))
+    over_members = Federation(SCENARIO, COMMONS, GridTransport(direct, COMMONS, SCENARIO, names))
     expected = over_members.run()
     together.close()
     np.testing.assert_array_equal(over_nodes.position.shared, over_members.position.shared)

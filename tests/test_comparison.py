@@ -12,7 +12,7 @@ import pytest
 
 from grpo_fed import train
 from grpo_fed.reports.comparison.compare import compare
-from grpo_fed.reports.comparison.verdicts import Comparison, Trial, verdict_of
+from grpo_fed.reports.comparison.verdicts import ComparedRun, Comparison, verdict_of
 from grpo_fed.runs.results import RESULTS
 from grpo_fed.runs.statistics import Estimate, estimate, probability_of_improvement
 from grpo_fed.scenario.scenario import Scenario
@@ -260,7 +260,7 @@ def test_real_runs_are_compared(tmp_path: Path):
         "objective = { minibatches = 1, epochs = 1 }\nevaluate = { episodes = 2 }\n"
         '[[clients]]\nname = "cart"\ncount = 2\nenv = "grpo_fed/CartPole-v1"'
     )
-    heard: list[Trial] = []
+    heard: list[ComparedRun] = []
     found = compare(path, ["local"], [0, 1], tmp_path / "out", train, watch=heard.append)
     document = json.loads((tmp_path / "out" / "comparison.json").read_text())
     results = json.loads((tmp_path / "out" / "local" / "seed-1" / RESULTS).read_text())

@@ -19,9 +19,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from grpo_fed.engines.deploy import commands as deploy
-from grpo_fed.engines.flower.access import Gate
-from grpo_fed.engines.flower.processes import Processes
-from grpo_fed.engines.flower.superlink import Upkeep, connect, environment
+from grpo_fed.engines.flower.access import LocalOnlyMiddleware
+from grpo_fed.engines.flower.processes import SupervisedProcesses
+from grpo_fed.engines.flower.superlink import Restarter, connect, environment
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 20.0
@@ -146,7 +146,7 @@ def answered(path: str, client: tuple[str, int] | None, server: tuple[str, int] 
         raise AssertionError("nobody listens")
 
     scope = {"type": "http", "path": path, "client": client, "server": server}
-    asyncio.run(Gate(inside)(scope, receive, send))
+    asyncio.run(LocalOnlyMiddleware(inside)(scope, receive, send))
     return int(said[0]["status"])
 
 
@@ -186,7 +186,7 @@ def test_flower_takes_the_gate_from_where_we_put_it():
 
 
 def test_what_ended_is_known_by_its_code_and_its_words(tmp_path: Path):
-    with Processes(tmp_path, os.environ, tmp_path) as processes:
+    with SupervisedProcesses(tmp_path, os.environ, tmp_path) as processes:
         processes.start("one", ["sh", "-c", "echo last words; exit 3"])
         assert processes.wait("one", PATIENCE) == 3
         assert processes.tail("one") == "last words"
@@ -199,9 +199,9 @@ def test_what_ended_is_known_by_its_code_and_its_words(tmp_path: Path):
 
 
 def test_what_has_ended_is_started_again(tmp_path: Path):
-    with Processes(tmp_path, os.environ, tmp_path) as processes:
+    with SupervisedProcesses(tmp_path, os.environ, tmp_path) as processes:
         first = processes.start("one", ["sleep", "60"])
-        upkeep = Upkeep(processes, {"one": ["sleep", "60"]}, pause=0.1)
+        upkeep = Restarter(processes, {"one": ["sleep", "60"]}, pause=0.1)
         assert upkeep.look() == []
         os.kill(first, signal.SIGKILL)
         until(lambda: upkeep.look() == ["one"])

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from grpo_fed.engines.deploy import commands as deploy
-from grpo_fed.engines.flower.engine import FlowerFederation
+from grpo_fed.engines.flower.engine import FlowerEngine
 from grpo_fed.engines.flower.superlink import environment, free_port, script
 from grpo_fed.engines.local.engine import federate
-from grpo_fed.runs.records import RoundNote
+from grpo_fed.runs.records import RoundRecord
 from grpo_fed.scenario.scenario import Scenario
 from tests.tiny import CLIENTS, CONNECTION, ROOT, TINY, agree, until
 
@@ -163,12 +163,12 @@ def test_a_deployment_outlives_its_superlink_and_a_node_that_is_killed_and_comes
     trained: dict[int, set[str]] = {}
     said: list[str] = []
 
-    def watch(note: RoundNote) -> None:
+    def watch(note: RoundRecord) -> None:
         trained[note.round] = {one.client for one in note.clients if one.steps}
 
     with ThreadPoolExecutor(1) as apart:
         killed = apart.submit(kill)
-        result = FlowerFederation(scenario, tmp_path / "run", superlink=CONNECTION).run(watch, said.append)
+        result = FlowerEngine(scenario, tmp_path / "run", superlink=CONNECTION).run(watch, said.append)
         killed.result(1)
     assert (result.status, result.rounds) == ("finished", 5)
     agree(tmp_path / "run", result, expected)  # of two rounds: nothing was lost with the SuperLink

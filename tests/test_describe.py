@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 
 from grpo_fed.aggregation.merge import RULES
-from grpo_fed.scenario.methods import MERGES, METHODS
+from grpo_fed.scenario.methods import MERGE_RULES, METHODS
 from grpo_fed.scenario.presets import PRESETS
-from grpo_fed.scenario.reference import Knob, describe, markdown, methods, schema
+from grpo_fed.scenario.reference import Knob, json_schema, knobs_markdown, list_knobs, methods_markdown
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import MergeSettings
-from grpo_fed.scenario.toml.reading import knobs
+from grpo_fed.scenario.toml.reading import all_keys
 
 ROOT = Path(__file__).parents[1]
-BY_KEY = {f"{knob.section}.{knob.key}".lstrip("."): knob for knob in describe()}
+BY_KEY = {f"{knob.section}.{knob.key}".lstrip("."): knob for knob in list_knobs()}
 
 
-@pytest.mark.parametrize("knob", describe(), ids=lambda knob: f"{knob.section}.{knob.key}")
+@pytest.mark.parametrize("knob", list_knobs(), ids=lambda knob: f"{knob.section}.{knob.key}")
 def test_every_knob_has_a_doc_that_is_a_sentence_and_a_type(knob: Knob):
     assert len(knob.doc) > 8
     assert knob.doc.endswith((".", "..."))
@@ -28,7 +28,7 @@ def test_every_knob_has_a_doc_that_is_a_sentence_and_a_type(knob: Knob):
 
 
 def test_every_knob_is_described_once():
-    assert len(BY_KEY) == len(describe()) == len(list(knobs(Scenario)))
+    assert len(BY_KEY) == len(list_knobs()) == len(list(all_keys(Scenario)))
 
 
 def test_knobs_say_type_default_and_limits():
@@ -44,31 +44,31 @@ def test_knobs_say_type_default_and_limits():
 
 
 def test_the_reference_is_up_to_date():
-    assert (ROOT / "docs" / "configuration.md").read_text() == markdown(), (
+    assert (ROOT / "docs" / "configuration.md").read_text() == knobs_markdown(), (
         "run: python -m grpo_fed.scenario.reference > docs/configuration.md"
     )
 
 
 def test_the_schema_for_editors_is_up_to_date():
-    assert json.loads((ROOT / "scenarios" / "scenario.schema.json").read_text()) == schema(), (
+    assert json.loads((ROOT / "scenarios" / "scenario.schema.json").read_text()) == json_schema(), (
         "run: python -m grpo_fed.scenario.reference --schema > scenarios/scenario.schema.json"
     )
 
 
 def test_the_reference_has_every_knob():
-    text = markdown()
-    assert all(f"| `{knob.key}` | " in text for knob in describe())
+    text = knobs_markdown()
+    assert all(f"| `{knob.key}` | " in text for knob in list_knobs())
 
 
 def test_the_page_of_methods_is_up_to_date():
-    assert (ROOT / "docs" / "methods.md").read_text() == methods(), (
+    assert (ROOT / "docs" / "methods.md").read_text() == methods_markdown(), (
         "run: python -m grpo_fed.scenario.reference --methods > docs/methods.md"
     )
 
 
 def test_the_page_of_methods_has_every_row_with_its_values_its_paper_and_when_to_take_it():
-    _, tables = methods().split("## Methods")
-    for table, rows in zip(tables.split("## "), (METHODS, PRESETS, MERGES), strict=True):
+    _, tables = methods_markdown().split("## Methods")
+    for table, rows in zip(tables.split("## "), (METHODS, PRESETS, MERGE_RULES), strict=True):
         lines = {line.split("`")[1]: line for line in table.splitlines() if line.startswith("| `")}
         for name, row in rows.items():
             assert row.when
@@ -81,22 +81,22 @@ def test_the_page_of_methods_has_every_row_with_its_values_its_paper_and_when_to
 
 
 def test_the_page_has_every_merge_rule_and_the_keys_that_are_its_own():
-    assert list(MERGES) == list(RULES)
-    named, _ = schema()["$defs"]["MergeSettings"]["properties"]["rule"]["oneOf"]
-    assert set(named["enum"]) == set(MERGES)
-    own = {key for rule in MERGES.values() for key in rule.keys}
+    assert list(MERGE_RULES) == list(RULES)
+    named, _ = json_schema()["$defs"]["MergeSettings"]["properties"]["rule"]["oneOf"]
+    assert set(named["enum"]) == set(MERGE_RULES)
+    own = {key for rule in MERGE_RULES.values() for key in rule.keys}
     assert own == set(MergeSettings.model_fields) - {"rule", "kwargs", "weights"}
-    for name, rule in MERGES.items():
+    for name, rule in MERGE_RULES.items():
         for key in rule.keys:
             assert f'`rule = "{name}"`' in BY_KEY[f"merge.{key}"].doc
 
 
 def test_an_editor_sees_docs_limits_and_choices():
-    sections = schema()["$defs"]
+    sections = json_schema()["$defs"]
     clip = sections["ObjectiveSettings"]["properties"]["clip"]
     assert clip["exclusiveMinimum"] == 0
     assert clip["default"] == 0.2
     assert clip["description"].startswith("How far the probability ratio")
     assert sections["TrustSettings"]["properties"]["region"]["enum"] == ["none", "penalty", "adaptive", "hard"]
     assert sections["ObjectiveSettings"]["additionalProperties"] is False
-    assert schema()["required"] == ["name", "clients"]
+    assert json_schema()["required"] == ["name", "clients"]

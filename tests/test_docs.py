@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import grpo_fed
-from grpo_fed.reports.comparison.verdicts import Comparison, Standing, Trial
+from grpo_fed.reports.comparison.verdicts import ComparedRun, Comparison, MethodResult
 from grpo_fed.rl.evaluation import Evaluation
-from grpo_fed.runs.records import ClientNote, RoundNote, ServerNote
+from grpo_fed.runs.records import ClientRecord, RoundRecord, ServerRecord
 from grpo_fed.runs.results import ClientResult, Result
 
 ROOT = Path(__file__).parents[1]
@@ -113,7 +113,7 @@ def test_the_examples_of_the_python_page_run_one_after_the_other(
 
 @pytest.mark.parametrize(
     ("record", "heading"),
-    [(RoundNote, "of a `RoundNote`"), (Result, "of a `Result`"), (ClientResult, "of a `ClientResult`")],
+    [(RoundRecord, "of a `RoundNote`"), (Result, "of a `Result`"), (ClientResult, "of a `ClientResult`")],
 )
 def test_the_tables_of_the_python_page_have_all_that_a_record_has(record: type, heading: str):
     table = PYTHON.split(f"| {heading} |")[1].split("\n\n")[0]
@@ -123,14 +123,14 @@ def test_the_tables_of_the_python_page_have_all_that_a_record_has(record: type, 
     assert named == public
 
 
-@pytest.mark.parametrize("record", [ClientNote, ServerNote, Comparison, Standing, Trial, Evaluation])
+@pytest.mark.parametrize("record", [ClientRecord, ServerRecord, Comparison, MethodResult, ComparedRun, Evaluation])
 def test_the_other_records_of_the_python_page_have_what_it_says(record: type):
     named = {
-        ClientNote: ("client", "task", "metrics", "score", "kl", "personal", "failure"),
-        ServerNote: ("kept", "up", "down", "total", "notes"),
+        ClientRecord: ("client", "task", "metrics", "score", "kl", "personal", "failure"),
+        ServerRecord: ("kept", "up", "down", "total", "notes"),
         Comparison: ("baseline", "clients", "seeds"),
-        Standing: ("scores", "iqm", "better", "better_by_seed", "verdict"),
-        Trial: ("folder", "problem"),
+        MethodResult: ("scores", "iqm", "better", "better_by_seed", "verdict"),
+        ComparedRun: ("folder", "problem"),
         Evaluation: ("scores", "lengths", "score"),
     }[record]
     known = {field.name for field in dataclasses.fields(record)} | set(dir(record))

@@ -6,15 +6,15 @@ import pytest
 from typer.testing import CliRunner
 
 from grpo_fed.cli import app
-from grpo_fed.reports.explain import explain
+from grpo_fed.reports.explain import explain_scenario
 from grpo_fed.scenario.methods import METHODS
 from grpo_fed.scenario.presets import PRESETS
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.scenario.shipped import find
+from grpo_fed.scenario.shipped import find_scenario
 
 
 def said(*overrides: str) -> str:
-    parts = explain(Scenario.load(find("quickstart"), overrides))
+    parts = explain_scenario(Scenario.load(find_scenario("quickstart"), overrides))
     return "\n".join(sentence for part in parts for sentence in part.sentences)
 
 

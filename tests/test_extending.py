@@ -12,12 +12,12 @@ import torch
 
 from grpo_fed import compare, resume
 from grpo_fed.aggregation.merge import Replies, Reply
-from grpo_fed.aggregation.merge.rules import rule_of
+from grpo_fed.aggregation.merge.rules import bind_rule
 from grpo_fed.engines.local.engine import federate
 from grpo_fed.policy.blocks import Layout
-from grpo_fed.policy.groups import groups_of
-from grpo_fed.reports.explain import explain
-from grpo_fed.runs.records import RoundNote
+from grpo_fed.policy.groups import cut_groups
+from grpo_fed.reports.explain import explain_scenario
+from grpo_fed.runs.records import RoundRecord
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import MergeSettings, PolicySettings
 from grpo_fed.scenario.toml.reading import ScenarioError
@@ -119,7 +119,7 @@ def test_a_resolved_scenario_needs_the_modules_no_more(tmp_path: Path, monkeypat
         0.1,
     )
     assert "my_methods" not in sys.modules
-    sources = explain(scenario)[-1].sentences
+    sources = explain_scenario(scenario)[-1].sentences
     assert sources[0] == "Method my_methods:SHY cannot be imported here; this scenario has all its values."
     with pytest.raises(ScenarioError, match=r"method = my_methods:SHY: cannot be imported.*what makes way for local"):
         Scenario.loads(text, overrides=["method=local"])
@@ -129,7 +129,7 @@ def test_a_run_with_rows_of_ones_own_goes_on_without_their_modules(tmp_path: Pat
     scenario = own(METHOD, PRESET, MERGE, CART, overrides=("rounds=2",))
     whole = federate(scenario, tmp_path / "whole", workers=0)
 
-    def stops(note: RoundNote) -> None:
+    def stops(note: RoundRecord) -> None:
         if note.round == 1:
             raise KeyboardInterrupt
 
@@ -154,7 +154,7 @@ def test_a_method_of_ones_own_stands_beside_others(tmp_path: Path):
 
 
 def test_explain_says_what_a_row_of_ones_own_is():
-    *_, sources = explain(own(METHOD, PRESET, CART, overrides=("objective.clip=0.3",)))
+    *_, sources = explain_scenario(own(METHOD, PRESET, CART, overrides=("objective.clip=0.3",)))
     assert sources.sentences[:2] == (
         "Method my_methods:SHY (averaging within a KL budget): this scenario changes none of its values.",
         "Preset my_presets:CAUTIOUS (PPO in small steps): this scenario changes objective.clip = 0.3.",
@@ -206,7 +206,7 @@ def merged_by(rule: str, points: list[list[float]], **kwargs: object) -> torch.T
     """Where two shared parameters go by a rule of one's own."""
     layout = Layout.cut({"actor.weight": (1, 2)}.items(), PolicySettings())
     replies = Replies.of(Reply(f"c{number}", torch.tensor(point), 1.0) for number, point in enumerate(points))
-    return rule_of(MergeSettings(rule=rule, kwargs=kwargs))(replies, torch.zeros(2), groups_of(layout, {})).point
+    return bind_rule(MergeSettings(rule=rule, kwargs=kwargs))(replies, torch.zeros(2), cut_groups(layout, {})).point
 
 
 def test_a_merge_of_ones_own_makes_what_it_says():

@@ -15,12 +15,12 @@ from gymnasium.envs.classic_control import CartPoleEnv
 from safetensors.numpy import load_file
 
 from grpo_fed.engines.alone import train
-from grpo_fed.engines.local.engine import LocalFederation, federate, resume
+from grpo_fed.engines.local.engine import LocalEngine, federate, resume
 from grpo_fed.engines.workers.fork_server import is_possible
-from grpo_fed.rl.device import device_of
+from grpo_fed.rl.device import resolve_device
 from grpo_fed.runs.checkpoint import latest
 from grpo_fed.runs.policies import load_policy
-from grpo_fed.runs.records import RoundNote
+from grpo_fed.runs.records import RoundRecord
 from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
 
@@ -106,7 +106,7 @@ def test_workers_change_nothing_but_the_last_bits(tmp_path: Path) -> None:
 def test_a_run_that_raises_under_way_goes_on_to_the_same_end(tmp_path: Path) -> None:
     federate(scenario_of(), tmp_path / "whole", workers=0)
 
-    def stop(note: RoundNote) -> None:
+    def stop(note: RoundRecord) -> None:
         if note.round == 2:
             raise KeyboardInterrupt
 
@@ -159,7 +159,7 @@ def test_a_client_that_fails_is_named_and_comes_back(tmp_path: Path, how: str, k
     ]
     settings = scenario_of(clients=clients, rounds=3, evaluate={"episodes": 1}, round={"deadline": 5.0})
 
-    def watch(note: RoundNote) -> None:
+    def watch(note: RoundRecord) -> None:
         when.touch() if note.round == 1 else when.unlink(missing_ok=True)
 
     result = federate(settings, tmp_path / "run", watch, workers=3)
@@ -186,10 +186,10 @@ def test_who_was_asked_apart_is_so_after_the_run_was_stopped(tmp_path: Path) -> 
     ]
     settings = scenario_of(clients=clients, rounds=4, evaluate={"episodes": 1})
 
-    def watch(note: RoundNote) -> None:
+    def watch(note: RoundRecord) -> None:
         when.touch() if note.round == 1 else when.unlink(missing_ok=True)
 
-    def stop(note: RoundNote) -> None:
+    def stop(note: RoundRecord) -> None:
         watch(note)
         if note.round == 2:
             raise KeyboardInterrupt
@@ -197,7 +197,7 @@ def test_who_was_asked_apart_is_so_after_the_run_was_stopped(tmp_path: Path) -> 
     federate(settings, tmp_path / "whole", watch, workers=1)
     with pytest.raises(KeyboardInterrupt):
         federate(settings, tmp_path / "stopped", stop, workers=1)
-    with LocalFederation.resumed(tmp_path / "stopped") as federation:
+    with LocalEngine.resumed(tmp_path / "stopped") as federation:
         assert federation.grid.rota.apart == [("mule",)]
         assert federation.grid.workers == 1
         federation.run(watch)
@@ -209,7 +209,7 @@ def test_who_was_asked_apart_is_so_after_the_run_was_stopped(tmp_path: Path) -> 
 
 def test_results_say_what_was_computed_on_and_not_what_was_asked_for() -> None:
     result = federate(scenario_of(rounds=1, device="auto"), workers=0)
-    assert result.device == str(device_of("auto"))
+    assert result.device == str(resolve_device("auto"))
 
 
 def test_without_a_folder_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +231,7 @@ def test_clients_know_nothing_of_an_earlier_run_in_their_folder(tmp_path: Path) 
 
 
 def test_clients_of_a_run_without_federation_cannot_go_on_in_one(tmp_path: Path) -> None:
-    def stop(note: RoundNote) -> None:
+    def stop(note: RoundRecord) -> None:
         if note.round == 1:
             raise KeyboardInterrupt
 
@@ -245,10 +245,10 @@ def test_an_environment_that_only_this_process_knows_is_played_here(tmp_path: Pa
     gymnasium.register("OnlyHere-v0", entry_point=lambda **kwargs: CartPoleEnv(**kwargs), max_episode_steps=20)
     try:
         settings = scenario_of(clients=[{"name": "cart", "env": "OnlyHere-v0", "count": 2}], rounds=1)
-        with LocalFederation(settings) as federation:
+        with LocalEngine(settings) as federation:
             assert federation.grid.workers == 0
             assert federation.run().status == "finished"
         with pytest.raises(ValueError, match="no worker process can know it"):
-            LocalFederation(settings, workers=2)
+            LocalEngine(settings, workers=2)
     finally:
         del gymnasium.registry["OnlyHere-v0"]

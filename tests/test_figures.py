@@ -20,10 +20,10 @@ from PIL import Image
 
 from grpo_fed.reports import charts, figures
 from grpo_fed.reports.charts import PALETTE, PERSONAL, SHARED, Drawing, drawing, inline, spread
-from grpo_fed.reports.figures import draw, drawings
+from grpo_fed.reports.figures import draw_figures, drawings
 from grpo_fed.reports.summary import markdown
-from grpo_fed.runs.folder import refuse_finished
-from grpo_fed.runs.history import filled, history_of
+from grpo_fed.runs.folder import check_unfinished
+from grpo_fed.runs.history import fill_forward, read_history
 from grpo_fed.runs.records import Failure
 from tests.written import Made, scenario, write_run
 
@@ -57,19 +57,19 @@ def texts(one: Drawing | None) -> list[str]:
 def test_a_client_that_finished_no_episode_still_has_its_last_return(tmp_path: Path):
     returns = {(1, 0): None, (2, 0): 5.0, (3, 0): None, (1, 1): 7.0, (2, 1): 8.0, (3, 1): 9.0}
     made = Made(returns=lambda number, client: returns[number, client])
-    history = history_of(write_run(tmp_path, scenario([("cart", 2, "CartPole-v1")], "rounds = 3"), made))
+    history = read_history(write_run(tmp_path, scenario([("cart", 2, "CartPole-v1")], "rounds = 3"), made))
     np.testing.assert_array_equal(history.returns, [[np.nan, 7], [5, 8], [5, 9]])
 
 
 def test_gaps_are_filled_forwards_and_never_backwards():
     nan = np.nan
-    np.testing.assert_array_equal(filled(np.array([nan, 1, nan, nan, 2])), [nan, 1, 1, 1, 2])
-    assert filled(np.zeros((0, 3))).shape == (0, 3)
+    np.testing.assert_array_equal(fill_forward(np.array([nan, 1, nan, nan, 2])), [nan, 1, 1, 1, 2])
+    assert fill_forward(np.zeros((0, 3))).shape == (0, 3)
 
 
 def test_who_left_what_is_known_from_the_lines_alone(tmp_path: Path):
     made = Made(left=lambda number, client: ("actor",) if client == 2 and number in (2, 3) else (), finished=False)
-    history = history_of(write_run(tmp_path, scenario(more="rounds = 4"), made))
+    history = read_history(write_run(tmp_path, scenario(more="rounds = 4"), made))
     assert tuple(history.homes) == ("torso.0", "torso.1", "actor")
     expected = np.zeros((4, 3, 3), bool)
     expected[1:3, 2, 2] = True
@@ -79,11 +79,11 @@ def test_who_left_what_is_known_from_the_lines_alone(tmp_path: Path):
 
 def test_who_was_missing_is_the_same_with_and_without_results(tmp_path: Path):
     made = Made(failure=lambda number, client: Failure("late", "no answer") if (number, client) == (2, 1) else None)
-    history = history_of(write_run(tmp_path, scenario(more="rounds = 3"), made))
+    history = read_history(write_run(tmp_path, scenario(more="rounds = 3"), made))
     (miss,) = history.missing["cart-1"]
     assert (miss.round, miss.kind, miss.reason) == (2, "late", "no answer")
     (tmp_path / "results.json").unlink()
-    without = history_of(tmp_path)
+    without = read_history(tmp_path)
     expected = np.zeros((3, 3), bool)
     expected[1, 1] = True
     for one in (history, without):
@@ -95,7 +95,7 @@ def test_a_line_that_was_cut_off_is_not_there(tmp_path: Path):
     write_run(tmp_path, scenario(more="rounds = 3"))
     path = tmp_path / "rounds.jsonl"
     path.write_text(path.read_text()[:-40])
-    assert history_of(tmp_path).rounds.tolist() == [1, 2]
+    assert read_history(tmp_path).rounds.tolist() == [1, 2]
 
 
 def test_a_damaged_line_is_named(tmp_path: Path):
@@ -103,7 +103,7 @@ def test_a_damaged_line_is_named(tmp_path: Path):
     path = tmp_path / "rounds.jsonl"
     path.write_text(path.read_text().replace('{"round": 2', '{"round" 2'))
     with pytest.raises(ValueError, match=r"rounds\.jsonl:2: is no line of a run"):
-        history_of(tmp_path)
+        read_history(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_line_with_something_else_in_it_is_named(tmp_path: Path, old: str, new
     assert old in lines[1]
     path.write_text("\n".join([lines[0], lines[1].replace(old, new), lines[2], ""]))
     with pytest.raises(ValueError, match=r"rounds\.jsonl:2: is no line of a run: .*" + re.escape(why)):
-        history_of(tmp_path)
+        read_history(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_damaged_results_are_named_with_the_cure(tmp_path: Path, content: str | 
     path = write_run(tmp_path, scenario(more="rounds = 3")) / "results.json"
     results = json.loads(path.read_text())
     path.write_text(json.dumps({**results, "clients": 0}) if content is None else content)
-    for read in (history_of, refuse_finished):
+    for read in (read_history, check_unfinished):
         with pytest.raises(ValueError, match=rf"results\.json: is damaged: .*{why}.*; remove it"):
             read(tmp_path)
 
@@ -158,7 +158,7 @@ def test_every_size_of_run_has_its_figures(tmp_path: Path, clients: int, rounds:
         clusters=lambda number, client: {"torso.0": 0, "actor": int(late(number, client))},
     )
     of = scenario([("cart", clients, "CartPole-v1")], f"rounds = {rounds}")
-    paths = draw(write_run(tmp_path, of, half))
+    paths = draw_figures(write_run(tmp_path, of, half))
     assert names(paths) == list(figures.ORDER)
     for path in paths:
         if path.suffix == ".png":
@@ -170,27 +170,27 @@ def test_every_size_of_run_has_its_figures(tmp_path: Path, clients: int, rounds:
 
 
 def test_a_run_without_federation_has_returns_and_time(tmp_path: Path):
-    paths = draw(write_run(tmp_path, scenario(more='method = "local"\nrounds = 5'), Made(federated=False)))
+    paths = draw_figures(write_run(tmp_path, scenario(more='method = "local"\nrounds = 5'), Made(federated=False)))
     assert names(paths) == ["learning", "time"]
 
 
 def test_a_run_that_stopped_is_drawn_as_far_as_it_came(tmp_path: Path):
     folder = write_run(tmp_path, scenario(more="rounds = 50"), Made(rounds=7, finished=False))
-    assert names(draw(folder)) == ALL
-    assert "over 7 rounds" in next(drawings(history_of(folder))).alt
+    assert names(draw_figures(folder)) == ALL
+    assert "over 7 rounds" in next(drawings(read_history(folder))).alt
 
 
 def test_a_run_of_no_rounds_has_no_figures_and_old_ones_go(tmp_path: Path):
-    assert draw(write_run(tmp_path, scenario()))
+    assert draw_figures(write_run(tmp_path, scenario()))
     (tmp_path / "rounds.jsonl").write_text("")
-    assert draw(tmp_path) == []
+    assert draw_figures(tmp_path) == []
     assert list((tmp_path / "figures").iterdir()) == []
 
 
 def test_budgets_without_a_limit_are_not_drawn(tmp_path: Path):
     of = scenario(more='rounds = 5\nmethod = "fedavg"')
     folder = write_run(tmp_path, of, Made(budget=float("inf")))
-    history = history_of(folder)
+    history = read_history(folder)
     with_joint = figures.kl(history)
     assert with_joint is not None
     assert has(opened(with_joint.png), PALETTE[1]).any()  # together at most 0.05
@@ -205,13 +205,13 @@ def test_budgets_without_a_limit_are_not_drawn(tmp_path: Path):
 def test_the_same_folder_gives_the_same_files_to_the_byte(tmp_path: Path):
     folder = write_run(tmp_path, scenario(more="rounds = 6"), Made(left=lambda number, client: ("actor",)))
     for figure in (figures.learning, figures.groups):
-        assert figure(history_of(folder)) == figure(history_of(folder))
+        assert figure(read_history(folder)) == figure(read_history(folder))
 
 
 def test_the_alternative_text_has_the_numbers(tmp_path: Path):
     # 100, 101, 102, 103: the middle half is 101 and 102. KL 0.01 of 0.02, together 0.02 of 0.05.
     folder = write_run(tmp_path, scenario([("cart", 4, "CartPole-v1")], "rounds = 3"))
-    alts = {one.name: one.alt for one in drawings(history_of(folder))}
+    alts = {one.name: one.alt for one in drawings(read_history(folder))}
     assert "CartPole-v1: at the end 101.5 in the middle half, from 100.0 to 103.0" in alts["learning"]
     assert "all together at most 0.02 of 0.05; torso.0 at most 0.01 of 0.02" in alts["kl"]
     assert alts["steps"].endswith("torso.0 0.50, torso.1 0.50, actor 0.50.")
@@ -223,7 +223,7 @@ def test_the_map_has_as_many_personal_cells_as_there_are(tmp_path: Path):
     # Of 4 clients and 10 rounds one client leaves the actor after round 5: 5 of 40 cells, and none of the torso.
     made = Made(left=lambda number, client: ("actor",) if client == 3 and number > 5 else ())
     folder = write_run(tmp_path, scenario([("cart", 4, "CartPole-v1")], "rounds = 10"), made)
-    drawn = figures.groups(history_of(folder))
+    drawn = figures.groups(read_history(folder))
     assert drawn is not None
     shares = []
     for encoded in re.findall(r"base64,([^\"]+)", drawn.svg):
@@ -240,7 +240,7 @@ def test_the_map_of_clusters_has_a_colour_for_each(tmp_path: Path):
         return {"torso.0": 0, "actor": int(client == 3 and number > 5)}
 
     folder = write_run(tmp_path, scenario([("cart", 4, "CartPole-v1")], "rounds = 10"), Made(clusters=clusters))
-    history = history_of(folder)
+    history = read_history(folder)
     assert history.clustered == ("torso.0", "actor")
     drawn = figures.clusters(history)
     assert drawn is not None
@@ -265,7 +265,7 @@ def test_who_was_not_in_the_latest_merge_is_said_to_share_with_nobody(tmp_path: 
         return {} if client == 3 and number == 2 else {"actor": 0}
 
     folder = write_run(tmp_path, scenario([("cart", 4, "CartPole-v1")], "rounds = 2"), Made(clusters=clusters))
-    history = history_of(folder)
+    history = read_history(folder)
     drawn = figures.clusters(history)
     assert drawn is not None
     assert drawn.alt == "At the end all of the latest merge share actor."
@@ -279,7 +279,7 @@ def test_many_groups_are_shown_by_block(tmp_path: Path):
     rows = tuple(f"torso.0.weight:rows[{row}]" for row in range(4))
     made = Made(left=lambda number, client: rows if client else ())
     folder = write_run(tmp_path, scenario(more=more), made)
-    drawn = figures.groups(history_of(folder))
+    drawn = figures.groups(read_history(folder))
     assert drawn is not None
     titles = re.findall(r">([^<>]* \(\d+ groups?\))<", drawn.svg)
     assert titles == ["torso.0 (16 groups)", "actor (1 group)"]
@@ -289,13 +289,13 @@ def test_many_groups_are_shown_by_block(tmp_path: Path):
 def test_unlike_environments_have_panels_of_their_own(tmp_path: Path):
     of = scenario([("cart", 3, "CartPole-v1"), ("pendulum", 1, "Pendulum-v1")], "rounds = 3")
     folder = write_run(tmp_path, of, Made(returns=lambda number, client: 100.0 if client < 3 else -900.0))
-    found = texts(figures.learning(history_of(folder)))
+    found = texts(figures.learning(read_history(folder)))
     assert {"CartPole-v1", "Pendulum-v1", "cart-0", "pendulum"} <= set(found)
 
 
 def test_above_ten_lines_only_the_ends_have_names(tmp_path: Path):
     folder = write_run(tmp_path, scenario([("cart", 15, "CartPole-v1")], "rounds = 3"))
-    found = texts(figures.learning(history_of(folder)))
+    found = texts(figures.learning(read_history(folder)))
     assert [text for text in found if text.startswith("cart-")] == ["cart-14", "cart-0"]
 
 
@@ -304,7 +304,7 @@ def test_above_ten_lines_only_the_ends_have_names(tmp_path: Path):
 
 def test_labels_of_level_lines_do_not_overlap(tmp_path: Path):
     folder = write_run(tmp_path, scenario([("cart", 8, "CartPole-v1")], "rounds = 5"), Made(returns=lambda *_: 100.0))
-    drawn = figures.learning(history_of(folder))
+    drawn = figures.learning(read_history(folder))
     assert drawn is not None
     labels = [
         text
@@ -335,7 +335,7 @@ def test_the_style_is_ours_alone(tmp_path: Path):
     import matplotlib
 
     folder = write_run(tmp_path, scenario(more="rounds = 2"))
-    history = history_of(folder)
+    history = read_history(folder)
     first = figures.learning(history)
     with matplotlib.rc_context({"lines.linewidth": 9.0, "font.size": 30.0, "axes.facecolor": "black"}):
         before = dict(matplotlib.rcParams)
@@ -371,7 +371,7 @@ def test_a_name_with_signs_is_drawn_as_it_is():
 
 def test_a_page_lends_its_colours_to_a_figure(tmp_path: Path):
     folder = write_run(tmp_path, scenario(more="rounds = 2"), Made(left=lambda *_: ("actor",)))
-    history = history_of(folder)
+    history = read_history(folder)
     drawn = [one for one in (figures.learning(history), figures.groups(history)) if one is not None]
     for one in drawn:
         text = inline(one)
@@ -398,11 +398,11 @@ def test_colours_are_told_apart_by_who_sees_no_red_or_green():
 
 def test_lines_that_lie_upon_each_other_are_one_line_with_all_their_names(tmp_path: Path):
     folder = write_run(tmp_path, scenario([("cart", 4, "CartPole-v1")], "rounds = 3"))  # alpha = 0.5 everywhere
-    history = history_of(folder)
+    history = read_history(folder)
     assert "all blocks" in texts(figures.steps(history))
     for line in history.lines:
         line["alpha/actor"] = 1.0  # type: ignore[index]
-    said = texts(figures.steps(history_of(folder)))
+    said = texts(figures.steps(read_history(folder)))
     assert "all blocks" in said  # the file has not changed
     said = texts(figures.steps(history))
     assert {"torso.0, torso.1", "actor"} <= set(said)
@@ -414,7 +414,7 @@ def test_bytes_before_the_first_round_and_after_the_last_are_in_the_sum_of_the_r
     folder = write_run(tmp_path, scenario([("cart", 4, "CartPole-v1")], "rounds = 3"))
     results = json.loads((folder / "results.json").read_text())
     (folder / "results.json").write_text(json.dumps({**results, "bytes_up": 13_000, "bytes_down": 30_000}))
-    said = " ".join(texts(figures.traffic(history_of(folder))))
+    said = " ".join(texts(figures.traffic(read_history(folder))))
     assert "in all rounds 12.0 kB up, 24.0 kB down, and with the plays before and after them 43.0 kB" in said
     (folder / "results.json").unlink()
-    assert "plays before" not in " ".join(texts(figures.traffic(history_of(folder))))
+    assert "plays before" not in " ".join(texts(figures.traffic(read_history(folder))))

@@ -11,10 +11,10 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from grpo_fed.rl.device import device_of
-from grpo_fed.rl.stacked_learner import Fleet, fleets_of
+from grpo_fed.rl.device import resolve_device
+from grpo_fed.rl.stacked_learner import StackedLearner, make_learners
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.resolve import tasks_of
+from grpo_fed.tasks.resolve import resolve_tasks
 
 SMALL = """
 steps = 512
@@ -47,8 +47,8 @@ def scenario(text: str = SMALL, clients: str = CLIENTS.format(count=3), *overrid
     return Scenario.loads(f'name = "a"\n{text}\n{clients}', overrides=overrides)
 
 
-def one_fleet(given: Scenario) -> Fleet:
-    (fleet,) = fleets_of(given)
+def one_fleet(given: Scenario) -> StackedLearner:
+    (fleet,) = make_learners(given)
     return fleet
 
 
@@ -75,8 +75,8 @@ def test_a_client_becomes_the_same_alone_among_three_and_among_sixty_four(
 ) -> None:
     """The same task and name in a fleet of 3 and of `count`: parameters, episodes and losses after a whole round."""
     given = scenario(SMALL, CLIENTS.format(count=64), *overrides)
-    tasks = tasks_of(given)
-    three, other = Fleet(tasks[:3], given), Fleet(tasks[:count] if count > 1 else tasks[1:2], given)
+    tasks = resolve_tasks(given)
+    three, other = StackedLearner(tasks[:3], given), StackedLearner(tasks[:count] if count > 1 else tasks[1:2], given)
     first = {report.client: report for report in three.train(given.steps)}
     second = {report.client: report for report in other.train(given.steps)}
     for name in set(first) & set(second):
@@ -127,13 +127,13 @@ def test_steps_that_a_neighbour_spends_on_resetting_itself_are_nobody_elses() ->
         f'[[clients]]\nname = "{name}"\nenv = "{env}"\n' for name, env in (("v", "Carts-v0"), ("c", "CartPole-v1"))
     )
     given = scenario(SMALL, clients, "normalise.observations=true")
-    tasks = tasks_of(given)
-    together = Fleet(tasks, given)
+    tasks = resolve_tasks(given)
+    together = StackedLearner(tasks, given)
     for _ in range(3):
         reports = together.train(512)
     assert reports[0].steps < reports[1].steps == 512
     for row, task in enumerate(tasks):
-        alone = Fleet([task], given)
+        alone = StackedLearner([task], given)
         for _ in range(3):
             alone.train(512)
         torch.testing.assert_close(together.parameters[row], alone.parameters[0], rtol=2e-4, atol=2e-5)
@@ -151,7 +151,7 @@ def test_unlike_spaces_make_fleets_of_their_own() -> None:
         f'[[clients]]\nname = "{name}"\nenv = "{env}"\n'
         for name, env in (("a", "CartPole-v1"), ("b", "Pendulum-v1"), ("c", "CartPole-v1"), ("d", "Acrobot-v1"))
     )
-    fleets = fleets_of(scenario(SMALL, clients))
+    fleets = make_learners(scenario(SMALL, clients))
     assert [fleet.names for fleet in fleets] == [["a", "c"], ["b"], ["d"]]
 
 
@@ -207,8 +207,8 @@ def test_a_penalty_towards_the_shared_blocks_leaves_some_groups_exactly_where_th
 def test_a_device_that_is_not_there_is_refused() -> None:
     count = torch.cuda.device_count()
     with pytest.raises(ValueError, match=rf"device = cuda:{count}: torch sees {count or 'no'} CUDA device"):
-        device_of(f"cuda:{count}")
-    assert device_of("cpu").type == "cpu"
+        resolve_device(f"cuda:{count}")
+    assert resolve_device("cpu").type == "cpu"
 
 
 def test_start_groups_begin_alike_and_other_groups_do_not() -> None:
@@ -231,7 +231,7 @@ def test_start_groups_are_refused_where_an_environment_resets_itself() -> None:
     clients = ONE + '[[clients]]\nname = "v"\nenv = "Carts-v0"\n'
     grouped = ("objective.preset=grpo", "group.size=2")
     with pytest.raises(ValueError, match=r'client v: group.by = "start" needs.*Carts-v0 resets itself'):
-        fleets_of(scenario(SMALL, clients, *grouped))
+        make_learners(scenario(SMALL, clients, *grouped))
     assert len(one_fleet(scenario(SMALL, clients, *grouped, "group.by=task")).train(64)) == 2
 
 
@@ -281,7 +281,7 @@ def test_what_only_the_critic_looks_at_must_be_a_number_too(wrapper: str, said: 
 def test_a_task_that_may_never_end_is_refused_where_whole_episodes_are_needed() -> None:
     clients = '[[clients]]\nname = "p"\nenv = "Pendulum-v1"\nkwargs = { max_episode_steps = -1 }\n'
     with pytest.raises(ValueError, match=r"client p: Pendulum-v1 may never end.*rollout\.episode_limit"):
-        fleets_of(scenario(SMALL, clients, "objective.preset=grpo", "group.size=2"))
+        make_learners(scenario(SMALL, clients, "objective.preset=grpo", "group.size=2"))
 
 
 class NeverDone(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -322,12 +322,12 @@ def test_how_long_an_episode_may_be_is_a_clients_own_affair() -> None:
         for name, limit in (("a", 60), ("b", 500), ("c", -1))
     )
     given = scenario(SMALL, clients, "objective.preset=dr-grpo", "group.size=2", "rollout.episode_limit=400")
-    tasks = tasks_of(given)
-    together = Fleet(tasks, given)
+    tasks = resolve_tasks(given)
+    together = StackedLearner(tasks, given)
     together.train(512)
     assert together.longest.tolist() == [60, 400, 400]
     for row, task in enumerate(tasks):
-        alone = Fleet([task], given)
+        alone = StackedLearner([task], given)
         alone.train(512)
         torch.testing.assert_close(together.parameters[row], alone.parameters[0], rtol=2e-4, atol=2e-5)
 
@@ -335,12 +335,12 @@ def test_how_long_an_episode_may_be_is_a_clients_own_affair() -> None:
 def test_a_sum_over_steps_needs_a_limit_of_them_with_a_critic_too() -> None:
     clients = '[[clients]]\nname = "p"\nenv = "Pendulum-v1"\nkwargs = { max_episode_steps = -1 }\n'
     with pytest.raises(ValueError, match=r'client p: Pendulum-v1 may never end.*average = "total".*episode_limit'):
-        fleets_of(scenario(SMALL, clients, "objective.average=total"))
+        make_learners(scenario(SMALL, clients, "objective.average=total"))
 
 
 def test_entropy_groups_beyond_the_action_are_refused_with_the_client() -> None:
     with pytest.raises(ValueError, match=r"client cart-0: objective.entropy_groups.arm = \[3\]"):
-        fleets_of(scenario(SMALL, CLIENTS.format(count=2), "objective.entropy_groups={ arm = [3] }"))
+        make_learners(scenario(SMALL, CLIENTS.format(count=2), "objective.entropy_groups={ arm = [3] }"))
 
 
 def test_clients_with_unlike_spaces_share_a_torso_through_adapters() -> None:
@@ -349,7 +349,7 @@ def test_clients_with_unlike_spaces_share_a_torso_through_adapters() -> None:
         f'[[clients]]\nname = "{name}"\nenv = "{env}"\n' for name, env in (("a", "CartPole-v1"), ("b", "Acrobot-v1"))
     )
     given = scenario(SMALL, clients, "policy.adapter=12", 'policy.shared=["torso.*"]')
-    one, two = fleets_of(given)
+    one, two = make_learners(given)
     shared = [[(block.name, block.size) for block in fleet.policy.layout.shared] for fleet in (one, two)]
     assert shared[0] == shared[1] == [("torso.0", 12 * 16 + 16), ("torso.1", 16 * 16 + 16)]
     for name in ("torso.0.weight", "torso.1.weight"):
@@ -382,16 +382,16 @@ def test_a_module_is_built_for_each_clients_own_spaces() -> None:
         f'[[clients]]\nname = "{name}"\nenv = "Pendulum-v1"\n{more}\n'
         for name, more in (("a", ""), ("b", 'wrappers = ["test_fleet:twice_as_far"]'), ("c", ""))
     )
-    fleets = fleets_of(scenario(SMALL, clients, "policy.module=test_fleet:Reaches"))
+    fleets = make_learners(scenario(SMALL, clients, "policy.module=test_fleet:Reaches"))
     assert [fleet.names for fleet in fleets] == [["a", "c"], ["b"]]
     assert [fleet.policy.template.reach for fleet in fleets] == [2.0, 4.0]  # type: ignore[attr-defined]
-    assert len(fleets_of(scenario(SMALL, clients))) == 1
+    assert len(make_learners(scenario(SMALL, clients))) == 1
 
 
 def test_a_users_own_module_learns_in_a_fleet_as_alone() -> None:
     given = scenario(SMALL, CLIENTS.format(count=3), "policy.module=test_policy:OwnNet", "policy.kwargs={ width = 9 }")
-    tasks = tasks_of(given)
-    together, alone = Fleet(tasks, given), Fleet(tasks[1:2], given)
+    tasks = resolve_tasks(given)
+    together, alone = StackedLearner(tasks, given), StackedLearner(tasks[1:2], given)
     start = together.parameters.clone()
     together.train(512)
     alone.train(512)

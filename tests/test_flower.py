@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import tomli_w
 
-from grpo_fed.engines.flower.app_folder import scenario_of
-from grpo_fed.engines.flower.engine import FlowerFailed, FlowerFederation, Listener, note_line, result_line, result_of
-from grpo_fed.engines.flower.processes import Processes
+from grpo_fed.engines.flower.app_folder import scenario_from_config
+from grpo_fed.engines.flower.engine import FlowerEngine, FlowerRunError, LogListener, note_line, result_line, result_of
+from grpo_fed.engines.flower.processes import SupervisedProcesses
 from grpo_fed.engines.flower.superlink import STATE, SuperLink, connect, environment, free_port, script
 from grpo_fed.engines.local.engine import federate
-from grpo_fed.runs.records import RoundNote
+from grpo_fed.runs.records import RoundRecord
 from grpo_fed.runs.results import ClientResult, Result
 from grpo_fed.scenario.scenario import Scenario
 from tests.tiny import CLIENTS, CONNECTION, ROOT, agree, tiny, until
@@ -35,7 +35,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
 def test_flowers_simulation_agrees_with_the_local_engine(local: tuple[Path, Result], tmp_path: Path):
     pytest.importorskip("ray", reason="Ray comes with the extra `simulation`")
     said: list[str] = []
-    result = FlowerFederation(tiny(), tmp_path / "run", engine="flower-sim").run(say=said.append)
+    result = FlowerEngine(tiny(), tmp_path / "run", engine="flower-sim").run(say=said.append)
     agree(tmp_path / "run", result, local)
     assert {path.stem for path in (tmp_path / "run" / "policies").glob("*.safetensors")} == set(CLIENTS)
     assert any("run folder" in line for line in said)
@@ -45,8 +45,8 @@ def test_flowers_simulation_agrees_with_the_local_engine(local: tuple[Path, Resu
 def test_a_run_that_fails_says_why(tmp_path: Path):
     alone = tiny().model_copy(update={"clients": tiny().clients[:1]})
     scenario = Scenario.loads(alone.dumps(), overrides=["round.deadline=0.1", "round.patience=1"])
-    federation = FlowerFederation(scenario, tmp_path / "run")
-    with pytest.raises(FlowerFailed, match=r"^too few answers in rounds 1 to 1"):
+    federation = FlowerEngine(scenario, tmp_path / "run")
+    with pytest.raises(FlowerRunError, match=r"^too few answers in rounds 1 to 1"):
         federation.run()
     assert federation.result is not None
     assert federation.result.status == "failed"
@@ -55,12 +55,12 @@ def test_a_run_that_fails_says_why(tmp_path: Path):
 def test_what_cannot_work_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "mine.txt").write_text("not a run")
     with pytest.raises(ValueError, match="is not empty and holds no run"):
-        FlowerFederation(tiny(), tmp_path)
+        FlowerEngine(tiny(), tmp_path)
     with pytest.raises(ValueError, match="leave out superlink lab"):
-        FlowerFederation(tiny(), tmp_path / "run", engine="flower-sim", superlink="lab")
+        FlowerEngine(tiny(), tmp_path / "run", engine="flower-sim", superlink="lab")
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / "home"))
     with pytest.raises(ValueError, match="has no SuperLink lab, it has none"):
-        FlowerFederation(tiny(), tmp_path / "run", superlink="lab")
+        FlowerEngine(tiny(), tmp_path / "run", superlink="lab")
     assert not (tmp_path / "run").exists()
 
 
@@ -73,7 +73,7 @@ def superlink(tmp_path: Path) -> Iterator[dict[str, str]]:
     known = environment(tmp_path / "home", {STATE: str(tmp_path / "state")})
     for part in ("neutral", "logs"):
         (tmp_path / part).mkdir()
-    with Processes(tmp_path / "neutral", known, tmp_path / "logs") as processes:
+    with SupervisedProcesses(tmp_path / "neutral", known, tmp_path / "logs") as processes:
         link = SuperLink(processes, tmp_path, free_port())
         link.start()
         link.add_node("ant")
@@ -114,7 +114,7 @@ def test_flwr_run_starts_the_repository_as_it_lies(superlink: dict[str, str], tm
     flwr(superlink, "stop", run, CONNECTION)
     until(lambda: any(runs.glob("two-carts-0-*/results.json")))
     (folder,) = runs.iterdir()
-    assert Scenario.load(folder / "scenario.toml") == scenario_of("")
+    assert Scenario.load(folder / "scenario.toml") == scenario_from_config("")
     assert json.loads((folder / "results.json").read_text())["status"] == "interrupted"
     assert not list(ROOT.glob("*.fab")), "nothing is left in the repository"
 
@@ -125,8 +125,8 @@ def test_flwr_run_starts_the_repository_as_it_lies(superlink: dict[str, str], tm
 def test_a_log_that_begins_again_tells_of_each_round_once():
     told: list[int] = []
     said: list[str] = []
-    listener = Listener(lambda note: told.append(note.round), said.append)
-    notes = [note_line(RoundNote(number, 2, 0.5, 128 * number, ())) for number in range(3)]
+    listener = LogListener(lambda note: told.append(note.round), said.append)
+    notes = [note_line(RoundRecord(number, 2, 0.5, 128 * number, ())) for number in range(3)]
     listener.hear(iter(["hello", notes[0], notes[1], None]))
     listener.hear(iter(["hello", notes[0], notes[1], notes[2], None]))
     assert told == [0, 1, 2]
@@ -139,7 +139,7 @@ def test_a_result_survives_the_way_through_the_log():
         "tiny", 3, "cpu", "finished", None, 2, 1.5, 128, {"ant": client}, Path("runs"), "grpo", 10, 20,
         {"ant": [(1, "late", "no answer")]},
     )  # fmt: skip
-    listener = Listener(lambda note: None, lambda line: None)
+    listener = LogListener(lambda note: None, lambda line: None)
     listener.hear(iter([result_line(result), None]))
     assert listener.result is not None
     assert result_of(listener.result, Path("runs")) == result

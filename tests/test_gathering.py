@@ -15,20 +15,20 @@ from flwr.app import Context, Error, Message, RecordDict
 
 import clients.app
 from grpo_fed.engines import wire
-from grpo_fed.engines.flower.discovery import gather
+from grpo_fed.engines.flower.discovery import discover_shared_blocks
 from grpo_fed.engines.wire import Hello
-from grpo_fed.engines.wire.registry import Roll
-from grpo_fed.engines.wire.transport import GridPost
+from grpo_fed.engines.wire.registry import NodeRegistry
+from grpo_fed.engines.wire.transport import GridTransport
 from grpo_fed.federation import participation
 from grpo_fed.federation.rounds import Federation
-from grpo_fed.policy.shared import Commons, commons_of, forms_of
+from grpo_fed.policy.shared import SharedBlocks, read_task_shapes, resolve_shared_blocks
 from grpo_fed.runs import checkpoint
-from grpo_fed.runs.folder import engine_of
-from grpo_fed.runs.history import history_of
+from grpo_fed.runs.folder import read_engine_state
+from grpo_fed.runs.history import read_history
 from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.resolve import task_of
-from grpo_fed.tasks.task import Form, NotHere
+from grpo_fed.tasks.resolve import resolve_task
+from grpo_fed.tasks.task import MissingPackageError, TaskShape
 from tests.village import Client, Village, enter_run
 
 ELSEWHERE = """
@@ -63,7 +63,7 @@ name = "bot"
 env = "elsewhere:Elsewhere-v0"
 """
 SCENARIO = Scenario.loads(TEXT)
-CART, BOT = Form(4, "categorical", (2,), 500), Form(6, "categorical", (3,), 40)
+CART, BOT = TaskShape(4, "categorical", (2,), 500), TaskShape(6, "categorical", (3,), 40)
 
 
 @pytest.fixture(autouse=True)
@@ -115,11 +115,11 @@ def node(name: str, state: Path, packages: Path | None = None, scenario: Scenari
     return client
 
 
-def tells(name: str, form: Form | None) -> Client:
+def tells(name: str, form: TaskShape | None) -> Client:
     return lambda _: wire.write_hello(Hello(name, form))
 
 
-def the_same(one: Commons, other: Commons) -> None:
+def the_same(one: SharedBlocks, other: SharedBlocks) -> None:
     assert one.digest == other.digest
     assert one.clients == other.clients
     assert one.longest == other.longest
@@ -128,10 +128,10 @@ def the_same(one: Commons, other: Commons) -> None:
 
 def run(scenario: Scenario, grid: Village, folder: Path | None = None) -> tuple[Federation, Result]:
     """As the server's app does."""
-    roll = Roll(grid, ["cart", "bot"])
-    commons, engine = gather(scenario, roll, {})
+    roll = NodeRegistry(grid, ["cart", "bot"])
+    commons, engine = discover_shared_blocks(scenario, roll, {})
     federation = Federation(
-        scenario, commons, GridPost(grid, commons, scenario, roll), folder, fold=True, engine=engine
+        scenario, commons, GridTransport(grid, commons, scenario, roll), folder, fold=True, engine=engine
     )
     return federation, federation.run()
 
@@ -145,22 +145,24 @@ def test_clients_say_what_their_tasks_are_like(tmp_path: Path, packages: Path):
 
 def test_the_server_finds_what_they_share_without_their_packages(packages: Path):
     with installed(packages):
-        expected = commons_of(SCENARIO)
-    with pytest.raises(NotHere, match=r"client bot: .* elsewhere cannot be imported"):
-        commons_of(SCENARIO)
-    roll = Roll(Village({7: tells("bot", BOT)}), ["cart", "bot"])
-    commons, noted = gather(SCENARIO, roll, {})
+        expected = resolve_shared_blocks(SCENARIO)
+    with pytest.raises(MissingPackageError, match=r"client bot: .* elsewhere cannot be imported"):
+        resolve_shared_blocks(SCENARIO)
+    roll = NodeRegistry(Village({7: tells("bot", BOT)}), ["cart", "bot"])
+    commons, noted = discover_shared_blocks(SCENARIO, roll, {})
     the_same(commons, expected)
     assert commons.longest == 500
     assert noted == {"forms": {"cart": asdict(CART), "bot": asdict(BOT)}}
-    again, _ = gather(SCENARIO, Roll(Village({}), ["cart", "bot"]), noted)  # a run that goes on asks nobody
+    again, _ = discover_shared_blocks(
+        SCENARIO, NodeRegistry(Village({}), ["cart", "bot"]), noted
+    )  # a run that goes on asks nobody
     the_same(again, expected)
 
 
 def test_where_the_server_has_all_packages_nobody_is_waited_for(packages: Path):
     with installed(packages):
-        commons, noted = gather(SCENARIO, Roll(Village({}), ["cart", "bot"]), {})
-        the_same(commons, commons_of(SCENARIO))
+        commons, noted = discover_shared_blocks(SCENARIO, NodeRegistry(Village({}), ["cart", "bot"]), {})
+        the_same(commons, resolve_shared_blocks(SCENARIO))
     assert noted == {}
 
 
@@ -169,10 +171,14 @@ def test_each_client_needs_its_own_packages_alone(tmp_path: Path, packages: Path
     federation, result = run(SCENARIO, apart, tmp_path / "run")
     assert result.missing == {}
     assert {name: client.env_steps for name, client in result.clients.items()} == {"cart": 192, "bot": 192}
-    assert history_of(tmp_path / "run").homes == {"torso.0": "torso.0"}
+    assert read_history(tmp_path / "run").homes == {"torso.0": "torso.0"}
     kept = checkpoint.latest(tmp_path / "run")
     assert kept is not None
-    assert forms_of(kept.notes["engine"]) == forms_of(engine_of(tmp_path / "run")) == {"cart": CART, "bot": BOT}
+    assert (
+        read_task_shapes(kept.notes["engine"])
+        == read_task_shapes(read_engine_state(tmp_path / "run"))
+        == {"cart": CART, "bot": BOT}
+    )
 
     with installed(packages):
         together = Village({7: node("cart", tmp_path / "together"), 8: node("bot", tmp_path / "together")})
@@ -193,11 +199,11 @@ def test_who_cannot_make_its_own_task_says_so(tmp_path: Path, packages: Path):
 def test_who_comes_late_and_does_not_fit_is_told(tmp_path: Path, packages: Path):
     scenario = Scenario.loads(TEXT, overrides=['policy.shared=["*"]', "round.deadline=0.3", "rounds=2"])
     grid = Village({7: node("cart", tmp_path, scenario=scenario)})
-    roll = Roll(grid, ["cart", "bot"])
-    commons, _ = gather(scenario, roll, {})
+    roll = NodeRegistry(grid, ["cart", "bot"])
+    commons, _ = discover_shared_blocks(scenario, roll, {})
     assert commons.blocks == ("adapter", "torso.0", "actor", "critic"), "all that the cart has"
     grid.clients[8] = node("bot", tmp_path, packages, scenario)
-    result = Federation(scenario, commons, GridPost(grid, commons, scenario, roll), fold=True).run()
+    result = Federation(scenario, commons, GridTransport(grid, commons, scenario, roll), fold=True).run()
     assert result.clients["cart"].env_steps == 128
     _, kind, reason = result.missing["bot"][-1]
     assert kind == "raised"
@@ -207,7 +213,7 @@ def test_who_comes_late_and_does_not_fit_is_told(tmp_path: Path, packages: Path)
 def test_who_is_long_waited_for_is_named(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(participation, "LONG", 0.1)
     scenario = Scenario.loads(TEXT, overrides=["round.deadline=0.5"])
-    commons, _ = gather(scenario, Roll(Village({}), ["cart", "bot"]), {})
+    commons, _ = discover_shared_blocks(scenario, NodeRegistry(Village({}), ["cart", "bot"]), {})
     assert caplog.messages == ["waiting for bot"]
     assert commons.size == 3 * 8 + 8, "the cart's torso, which the server can make"
 
@@ -217,19 +223,19 @@ def test_a_server_that_knows_nothing_of_anybody_says_so():
     (bot,) = (one for one in scenario.clients if one.name == "bot")
     alone = scenario.model_copy(update={"clients": [bot]})
     with pytest.raises(ValueError, match=r"no client told of its own within round\.deadline = 0\.1 seconds"):
-        gather(alone, Roll(Village({}), ["bot"]), {})
+        discover_shared_blocks(alone, NodeRegistry(Village({}), ["bot"]), {})
 
 
 def test_a_network_of_ones_own_needs_all_tasks_on_the_server():
     scenario = Scenario.loads(TEXT, overrides=['policy.module="torch.nn:Linear"', "policy.adapter=0"])
-    with pytest.raises(NotHere, match="elsewhere cannot be imported"):
-        gather(scenario, Roll(Village({7: tells("bot", BOT)}), ["cart", "bot"]), {})
+    with pytest.raises(MissingPackageError, match="elsewhere cannot be imported"):
+        discover_shared_blocks(scenario, NodeRegistry(Village({7: tells("bot", BOT)}), ["cart", "bot"]), {})
 
 
 def test_one_task_is_made_without_the_others(packages: Path):
-    assert task_of(SCENARIO, "cart").form == CART
-    with pytest.raises(NotHere, match="client bot"):
-        task_of(SCENARIO, "bot")
+    assert resolve_task(SCENARIO, "cart").shape == CART
+    with pytest.raises(MissingPackageError, match="client bot"):
+        resolve_task(SCENARIO, "bot")
     with installed(packages):
-        assert task_of(SCENARIO, "bot").form == BOT
-    assert forms_of({}) == {}
+        assert resolve_task(SCENARIO, "bot").shape == BOT
+    assert read_task_shapes({}) == {}

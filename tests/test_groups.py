@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from grpo_fed.policy.blocks import Layout
-from grpo_fed.policy.groups import Groups, Kind, Sets, groups_of
+from grpo_fed.policy.groups import GroupKind, Groups, IndexSets, cut_groups
 from grpo_fed.rl.penalty import group_norms
 from grpo_fed.scenario.settings import PolicySettings
 
@@ -45,13 +45,13 @@ def members(groups: Groups) -> dict[str, list[int]]:
 
 
 def test_a_block_is_one_group_unless_said_otherwise() -> None:
-    groups = groups_of(cut(), {})
+    groups = cut_groups(cut(), {})
     assert members(groups) == {"torso.0": [*range(9)], "actor": [*range(9, 19)], "critic": [*range(19, 23)]}
     assert groups.blocks == groups.names
 
 
 def test_tensors() -> None:
-    groups = groups_of(cut(), {"actor": "tensor"})
+    groups = cut_groups(cut(), {"actor": "tensor"})
     assert members(groups) == {
         "torso.0": [*range(9)],
         "actor.weight": [9, 10, 11, 12, 13, 14],
@@ -63,7 +63,7 @@ def test_tensors() -> None:
 
 
 def test_a_row_is_an_output_with_its_bias_and_its_log_std() -> None:
-    assert members(groups_of(cut(), {}, default="row")) == {
+    assert members(cut_groups(cut(), {}, default="row")) == {
         "torso.0.weight:rows[0]": [0, 1, 6],
         "torso.0.weight:rows[1]": [2, 3, 7],
         "torso.0.weight:rows[2]": [4, 5, 8],
@@ -74,7 +74,7 @@ def test_a_row_is_an_output_with_its_bias_and_its_log_std() -> None:
 
 
 def test_a_column_is_an_input_and_what_has_no_inputs_is_a_group_for_each_tensor() -> None:
-    assert members(groups_of(cut(), {"*": "column"})) == {
+    assert members(cut_groups(cut(), {"*": "column"})) == {
         "torso.0.weight:columns[0]": [0, 2, 4],
         "torso.0.weight:columns[1]": [1, 3, 5],
         "torso.0.bias": [6, 7, 8],
@@ -92,7 +92,7 @@ def test_a_column_is_an_input_and_what_has_no_inputs_is_a_group_for_each_tensor(
 
 def test_rows_of_what_has_no_single_weight_are_left_to_tensors() -> None:
     shapes = {"norm.weight": (2,), "norm.bias": (2,), "gru.ih": (2, 1), "gru.hh": (2, 2), "gru.b": (2,), "gain": ()}
-    assert members(groups_of(cut(shapes), {}, default="row")) == {
+    assert members(cut_groups(cut(shapes), {}, default="row")) == {
         "norm.weight": [0, 1],
         "norm.bias": [2, 3],
         "gru.ih:rows[0]": [4],
@@ -106,7 +106,7 @@ def test_rows_of_what_has_no_single_weight_are_left_to_tensors() -> None:
 
 def test_a_bias_of_another_block_or_of_another_length_is_not_in_the_row() -> None:
     layout = cut({"a.weight": (2, 1), "a.bias": (2,), "a.scale": (3,)}, blocks={"biases": ["a.bias"]})
-    assert members(groups_of(layout, {}, default="row")) == {
+    assert members(cut_groups(layout, {}, default="row")) == {
         "a.weight:rows[0]": [0],
         "a.weight:rows[1]": [1],
         "a.scale": [2, 3, 4],
@@ -117,7 +117,7 @@ def test_a_bias_of_another_block_or_of_another_length_is_not_in_the_row() -> Non
 def test_rows_and_columns_of_a_convolution_are_its_channels() -> None:
     layout = cut(nn.Sequential(nn.Conv2d(2, 3, 2)))
     weight = np.arange(24).reshape(3, 2, 2, 2)
-    rows, columns = (members(groups_of(layout, {"0": kind})) for kind in ("row", "column"))
+    rows, columns = (members(cut_groups(layout, {"0": kind})) for kind in ("row", "column"))
     assert rows == {f"0.weight:rows[{i}]": [*weight[i].ravel(), 24 + i] for i in range(3)}
     assert columns == {f"0.weight:columns[{i}]": sorted(weight[:, i].ravel()) for i in range(2)} | {
         "0.bias": [24, 25, 26]
@@ -126,16 +126,16 @@ def test_rows_and_columns_of_a_convolution_are_its_channels() -> None:
 
 def test_each_pattern_has_its_kind_and_only_the_chosen_blocks_have_groups() -> None:
     layout = cut()
-    groups = groups_of(layout, {"torso.*": "tensor", "actor": "row"}, only=layout.select(["actor", "critic"]))
+    groups = cut_groups(layout, {"torso.*": "tensor", "actor": "row"}, only=layout.select(["actor", "critic"]))
     assert list(members(groups)) == ["actor.weight:rows[0]", "actor.weight:rows[1]", "critic"]
     assert groups.blocks == ("actor", "actor", "critic")
     assert groups.ids[:9].tolist() == [-1] * 9
-    assert groups_of(layout, {}, only=()).names == ()
+    assert cut_groups(layout, {}, only=()).names == ()
 
 
 def test_a_tensor_without_entries_has_no_group() -> None:
-    assert members(groups_of(cut({"a.weight": (0, 2), "a.bias": (3,)}), {}, default="tensor")) == {"a.bias": [0, 1, 2]}
-    assert members(groups_of(cut({"a.weight": (2, 0), "a.bias": (2,)}), {}, default="row")) == {
+    assert members(cut_groups(cut({"a.weight": (0, 2), "a.bias": (3,)}), {}, default="tensor")) == {"a.bias": [0, 1, 2]}
+    assert members(cut_groups(cut({"a.weight": (2, 0), "a.bias": (2,)}), {}, default="row")) == {
         "a.weight:rows[0]": [0],
         "a.weight:rows[1]": [1],
     }
@@ -149,7 +149,7 @@ def test_index_sets_are_groups_and_the_rest_of_each_tensor_is_one() -> None:
         "lidar": {"torso.0.weight:columns": [1]},
         "first": {"torso.0.weight:entries": [0], "torso.0.bias:rows": [2, 0]},
     }
-    assert members(groups_of(cut(), {"torso.*": sets})) == {
+    assert members(cut_groups(cut(), {"torso.*": sets})) == {
         "lidar": [1, 3, 5],
         "first": [0, 6, 8],
         "torso.0.weight:rest": [2, 4],
@@ -161,7 +161,7 @@ def test_index_sets_are_groups_and_the_rest_of_each_tensor_is_one() -> None:
 
 def test_a_set_may_take_whole_tensors_and_rows_and_columns_that_cross() -> None:
     sets = {"cross": {"actor.weight:rows": [0], "actor.weight:columns": [0]}, "noise": {"actor.log_std:rows": [0, 1]}}
-    groups = groups_of(cut(), {"actor": sets}, only=cut().select(["actor"]))
+    groups = cut_groups(cut(), {"actor": sets}, only=cut().select(["actor"]))
     assert members(groups) == {
         "cross": [9, 10, 11, 12],
         "noise": [17, 18],
@@ -172,7 +172,7 @@ def test_a_set_may_take_whole_tensors_and_rows_and_columns_that_cross() -> None:
 
 def test_sets_under_one_pattern_lie_in_the_blocks_of_their_parameters() -> None:
     sets = {"unit": {"torso.0.bias:rows": [0]}, "action": {"actor.bias:rows": [1]}}
-    groups = groups_of(cut(), {"[ta]*": sets})
+    groups = cut_groups(cut(), {"[ta]*": sets})
     assert dict(zip(groups.names, groups.blocks, strict=True)) == {
         "unit": "torso.0",
         "torso.0.weight": "torso.0",
@@ -244,16 +244,16 @@ def test_sets_under_one_pattern_lie_in_the_blocks_of_their_parameters() -> None:
     ],
 )
 def test_a_mistake_is_told_with_its_knob_its_value_and_the_cure(
-    given_groups: Mapping[str, Kind | Sets], says: str
+    given_groups: Mapping[str, GroupKind | IndexSets], says: str
 ) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
-        groups_of(cut(), given_groups)
+        cut_groups(cut(), given_groups)
 
 
 def test_mistakes_are_told_for_blocks_that_are_not_chosen_too() -> None:
     layout = cut()
     with pytest.raises(ValueError, match="out of range"):
-        groups_of(layout, {"actor": {"left": {"actor.bias:rows": [2]}}}, only=layout.select(["critic"]))
+        cut_groups(layout, {"actor": {"left": {"actor.bias:rows": [2]}}}, only=layout.select(["critic"]))
 
 
 # What groups know
@@ -261,21 +261,21 @@ def test_mistakes_are_told_for_blocks_that_are_not_chosen_too() -> None:
 
 def test_whole_blocks_lie_around_the_groups() -> None:
     layout = cut()
-    groups = groups_of(layout, {"*": "column"}, only=layout.select(["torso.*", "critic"]))
+    groups = cut_groups(layout, {"*": "column"}, only=layout.select(["torso.*", "critic"]))
     assert members(groups.outer) == {"torso.0": [*range(9)], "critic": [*range(19, 23)]}
     assert groups.outer.blocks == ("torso.0", "critic")
     assert groups.homes.tolist() == [0, 0, 0, 1, 1, 1, 1]
-    assert groups_of(layout, {}, only=()).outer.names == ()
+    assert cut_groups(layout, {}, only=()).outer.names == ()
 
 
 def test_group_norms_by_hand() -> None:
-    groups = groups_of(cut({"a.weight": (2, 2), "b.weight": (1, 1)}), {"a": "row"})
+    groups = cut_groups(cut({"a.weight": (2, 2), "b.weight": (1, 1)}), {"a": "row"})
     x = torch.tensor([[3.0, 4.0, 0.0, -2.0, 7.0], [0.0, 0.0, 5.0, 12.0, -1.0]])
     assert group_norms(x, groups).tolist() == [[5.0, 2.0, 7.0], [0.0, 13.0, 1.0]]
 
 
 def test_group_norms_neither_overflow_nor_vanish_in_float32() -> None:
-    groups = groups_of(cut({"a.weight": (2, 2)}), {"a": "row"})
+    groups = cut_groups(cut({"a.weight": (2, 2)}), {"a": "row"})
     x = torch.tensor([[3e30, 4e30, 3e-30, 4e-30]])
     assert torch.equal(group_norms(x, groups), torch.tensor([[5e30, 5e-30]]))
 
@@ -291,11 +291,11 @@ any_shapes = st.dictionaries(
 @settings(deadline=None, max_examples=80)
 @given(any_shapes, st.sampled_from(["block", "tensor", "row", "column"]), st.data())
 def test_groups_of_any_layout_part_the_chosen_blocks_and_stay_within_a_block(
-    shapes: dict[str, tuple[int, ...]], kind: Kind, data: st.DataObject
+    shapes: dict[str, tuple[int, ...]], kind: GroupKind, data: st.DataObject
 ) -> None:
     layout = cut(shapes)
     only = data.draw(st.lists(st.sampled_from(layout.blocks), unique=True))
-    groups = groups_of(layout, {}, default=kind, only=only)
+    groups = cut_groups(layout, {}, default=kind, only=only)
     found = members(groups)
     assert torch.equal(groups.ids >= 0, layout.mask(only))
     assert all(found.values())

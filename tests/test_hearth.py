@@ -19,14 +19,14 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 
 from grpo_fed.engines.flower import warm as hearth
-from grpo_fed.engines.flower.forward import HEARTH, Messenger
-from grpo_fed.engines.wire import Wire, write_commons
-from grpo_fed.engines.wire.grids import Died, failure_of
+from grpo_fed.engines.flower.forward import WARM_SOCKET, MessageForwarder
+from grpo_fed.engines.wire import Codec, write_shared_blocks
+from grpo_fed.engines.wire.grids import WorkerDiedError, failure_of
 from grpo_fed.engines.wire.packing import pack
 from grpo_fed.engines.workers import fork_server as worker
 from grpo_fed.engines.workers.frames import send
 from grpo_fed.federation.messages import Start, Train, Trained
-from grpo_fed.policy.shared import commons_of
+from grpo_fed.policy.shared import resolve_shared_blocks
 from grpo_fed.scenario.scenario import Scenario
 from tests.village import enter_run
 
@@ -55,8 +55,8 @@ def inside_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextmanager
 def burning(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """A hearth, and where its socket is."""
-    ((_, place),) = hearth.known(folder).items()
-    ((_, command),) = hearth.commands(folder).items()
+    ((_, place),) = hearth.worker_environment(folder).items()
+    ((_, command),) = hearth.start_commands(folder).items()
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         until(Path(place).exists)
@@ -76,7 +76,7 @@ def one_for_all() -> Iterator[tuple[subprocess.Popen[bytes], str]]:
 def place(one_for_all: tuple[subprocess.Popen[bytes], str], monkeypatch: pytest.MonkeyPatch) -> subprocess.Popen[bytes]:
     """One that is there."""
     process, socket_ = one_for_all
-    monkeypatch.setenv(HEARTH, socket_)
+    monkeypatch.setenv(WARM_SOCKET, socket_)
     return process
 
 
@@ -95,19 +95,19 @@ class Client:
         self.when, self.book = folder / "when", folder / "book"
         text = TEXT.format(book=repr(str(self.book)), when=repr(str(self.when)), how=how)
         scenario = Scenario.loads(text)
-        self.commons = commons_of(scenario)
-        self.wire = Wire(self.commons, scenario)
+        self.commons = resolve_shared_blocks(scenario)
+        self.wire = Codec(self.commons, scenario)
         self.book.unlink(missing_ok=True)  # the test itself looked at the task
         self.context = Context(
             run, 2, {"client": "cart", "state": str(folder / "state")}, RecordDict(), {"scenario": text}
         )
-        self.messenger = Messenger()
+        self.messenger = MessageForwarder()
 
     def told(self, round: int) -> tuple[Train, Message]:
         start = Start(f"run-{self.run}", round, self.commons.first.numpy())
         train = Train(start, (round - 1) / 9, round / 9)
         content = self.wire.write_instruction(train)
-        content["commons"] = write_commons(self.commons)
+        content["commons"] = write_shared_blocks(self.commons)
         return train, Message(content, 2, "train")
 
     def train(self, round: int) -> np.ndarray:
@@ -143,7 +143,7 @@ def test_it_answers_as_the_process_itself_would_and_stays(
     assert warm.messenger.node is None
     (pid,) = warm.signed
     assert pid not in (os.getpid(), place.pid)
-    monkeypatch.delenv(HEARTH)
+    monkeypatch.delenv(WARM_SOCKET)
     cold = Client(tmp_path / "b")
     np.testing.assert_array_equal([cold.train(round) for round in (1, 2, 3)], found)
     assert cold.signed == {os.getpid()}
@@ -175,7 +175,7 @@ def test_a_client_that_ends_its_process_says_so_at_once_and_the_next_message_is_
     client = Client(tmp_path, "exit")
     client.train(1)
     client.when.touch()
-    with pytest.raises(Died, match="exit code 5") as died:
+    with pytest.raises(WorkerDiedError, match="exit code 5") as died:
         client.train(2)
     client.when.unlink()
     client.train(2)
@@ -194,7 +194,7 @@ def test_the_next_message_takes_the_place_of_one_that_hangs(place: subprocess.Po
     def hang() -> None:
         try:
             client.train(2)
-        except Died as error:
+        except WorkerDiedError as error:
             ended.append(error)
 
     thread = threading.Thread(target=hang)
@@ -256,7 +256,7 @@ def test_a_worker_ends_when_nobody_waits_for_its_answer(place: subprocess.Popen[
     _, message = client.told(2)
     told = {"kind": "train", "text": client.context.run_config["scenario"], "config": client.context.node_config}
     with socket.socket(socket.AF_UNIX) as link:
-        link.connect(os.environ[HEARTH])
+        link.connect(os.environ[WARM_SOCKET])
         question = {**told, "content": pack(message.content), "threads": 1}
         send(link, {"run": RUN, "path": sys.path, "told": question})
         time.sleep(0.3)
@@ -279,7 +279,7 @@ def test_each_run_has_a_worker_and_an_idle_one_makes_room_for_the_next(place: su
 def test_where_it_is_gone_the_messages_process_does_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     client = Client(tmp_path)
     with tempfile.TemporaryDirectory() as folder, burning(Path(folder)) as (process, socket_):
-        monkeypatch.setenv(HEARTH, socket_)
+        monkeypatch.setenv(WARM_SOCKET, socket_)
         client.train(1)
         (pid,) = client.signed
         process.send_signal(signal.SIGKILL)
@@ -292,7 +292,7 @@ def test_where_it_is_gone_the_messages_process_does_the_work(tmp_path: Path, mon
 
 
 def test_a_worker_with_nothing_to_do_is_let_go_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    at, client = hearth.Hearth(), Client(tmp_path)
+    at, client = hearth.WarmServer(), Client(tmp_path)
     _, message = client.told(1)
     told = {"kind": "train", "text": client.context.run_config["scenario"], "config": client.context.node_config}
     ours, theirs = socket.socketpair()
@@ -309,4 +309,4 @@ def test_a_worker_with_nothing_to_do_is_let_go_after_a_while(tmp_path: Path, mon
 
 def test_a_socket_whose_path_is_too_long_is_done_without(tmp_path: Path):
     deep = tmp_path / ("x" * 120)
-    assert hearth.known(deep) == hearth.commands(deep) == {}
+    assert hearth.worker_environment(deep) == hearth.start_commands(deep) == {}

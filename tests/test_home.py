@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from grpo_fed.federation.state_store import Home
+from grpo_fed.federation.state_store import StateStore
 
 
 def number(value: float) -> dict[str, np.ndarray]:
@@ -25,8 +25,8 @@ def test_what_was_saved_is_found_by_another_process_bit_for_bit(tmp_path: Path, 
         "one": np.array(3.5),
         "seeds": np.array([2**63 + 1], np.uint64),
     }
-    Home(tmp_path, durable).save("run", "cart-0", 1, state)
-    found = Home(tmp_path).at("run", "cart-0", 1)
+    StateStore(tmp_path, durable).save("run", "cart-0", 1, state)
+    found = StateStore(tmp_path).at("run", "cart-0", 1)
     assert found is not None
     assert found.keys() == state.keys()
     for name, array in state.items():
@@ -36,7 +36,7 @@ def test_what_was_saved_is_found_by_another_process_bit_for_bit(tmp_path: Path, 
 
 
 def test_nothing_is_known_of_another_run_client_or_round(tmp_path: Path) -> None:
-    home = Home(tmp_path)
+    home = StateStore(tmp_path)
     home.save("run", "a", 2, number(1.0))
     assert home.at("run", "a", 2) is not None
     assert [home.at(*place) for place in (("other", "a", 2), ("run", "b", 2), ("run", "a", 1))] == [None] * 3
@@ -44,7 +44,7 @@ def test_nothing_is_known_of_another_run_client_or_round(tmp_path: Path) -> None
 
 
 def test_a_client_goes_on_from_its_latest_round_before_the_one_it_is_told(tmp_path: Path) -> None:
-    home = Home(tmp_path)
+    home = StateStore(tmp_path)
     for round in (1, 2, 5):
         home.save("run", "a", round, number(round))
     found = {before: home.load("run", "a", before) for before in (1, 2, 4, 5, 6, 9)}
@@ -54,7 +54,7 @@ def test_a_client_goes_on_from_its_latest_round_before_the_one_it_is_told(tmp_pa
 
 
 def test_three_rounds_stay(tmp_path: Path) -> None:
-    home = Home(tmp_path)
+    home = StateStore(tmp_path)
     for round in (1, 2, 4, 9, 12000):
         home.save("run", "a", round, number(round))
     assert [r for r in range(12001) if home.path("run", "a", r).exists()] == [4, 9, 12000]
@@ -63,7 +63,7 @@ def test_three_rounds_stay(tmp_path: Path) -> None:
 
 def test_rounds_after_one_that_is_done_again_are_no_more(tmp_path: Path) -> None:
     """A server that went back to round 2 never had a round 3; a client must not go on from it."""
-    home = Home(tmp_path)
+    home = StateStore(tmp_path)
     for round in (1, 2, 3):
         home.save("run", "a", round, number(round))
     home.save("run", "a", 2, number(2.5))
@@ -75,7 +75,7 @@ def test_rounds_after_one_that_is_done_again_are_no_more(tmp_path: Path) -> None
 
 
 def test_the_disk_is_believed_and_not_memory(tmp_path: Path) -> None:
-    home, other = Home(tmp_path), Home(tmp_path)
+    home, other = StateStore(tmp_path), StateStore(tmp_path)
     home.save("run", "a", 1, number(1.0))
     first = home.at("run", "a", 1)
     assert home.at("run", "a", 1) is first, "as long as it is the same file, nobody reads it again"
@@ -90,7 +90,7 @@ def test_the_disk_is_believed_and_not_memory(tmp_path: Path) -> None:
 
 def test_what_is_written_into_arrays_after_they_were_saved_is_not_saved(tmp_path: Path) -> None:
     """A link to the file stays what it was when the state is saved again, as checkpoints need it."""
-    home = Home(tmp_path)
+    home = StateStore(tmp_path)
     home.save("run", "a", 1, number(1.0))
     kept = tmp_path / "kept.safetensors"
     kept.hardlink_to(home.path("run", "a", 1))
@@ -100,7 +100,7 @@ def test_what_is_written_into_arrays_after_they_were_saved_is_not_saved(tmp_path
 
 
 def test_a_file_that_is_being_written_is_not_there_yet(tmp_path: Path) -> None:
-    home = Home(tmp_path)
+    home = StateStore(tmp_path)
     home.save("run", "a", 1, number(1.0))
     for name in (".round-0002.safetensors-x1y2", "round-0002.safetensors.part", "round-0002.txt"):
         save_file(number(0.0), tmp_path / "run" / "a" / name)
@@ -108,7 +108,7 @@ def test_a_file_that_is_being_written_is_not_there_yet(tmp_path: Path) -> None:
 
 
 def test_a_damaged_file_is_named_with_its_cure(tmp_path: Path) -> None:
-    home = Home(tmp_path)
+    home = StateStore(tmp_path)
     home.save("run", "a", 1, number(1.0))
     path = home.path("run", "a", 1)
     path.write_bytes(path.read_bytes()[:-3])
@@ -119,7 +119,7 @@ def test_a_damaged_file_is_named_with_its_cure(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["..", "../x", "a/b", "", ".hidden", "a\nb"])
 def test_a_name_cannot_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
     """The run is named by whoever sends the message."""
-    home = Home(tmp_path / "home")
+    home = StateStore(tmp_path / "home")
     for place in ((name, "a"), ("run", name)):
         with pytest.raises(ValueError, match="names a folder"):
             home.save(*place, 1, number(1.0))

@@ -12,15 +12,15 @@ from gymnasium import spaces
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
-from grpo_fed.federation.clients import Members
+from grpo_fed.federation.clients import Clients
 from grpo_fed.federation.messages import Start, Train
-from grpo_fed.federation.state_store import Home
-from grpo_fed.policy.shared import commons_of
-from grpo_fed.rl.stacked_learner import fleets_of
+from grpo_fed.federation.state_store import StateStore
+from grpo_fed.policy.shared import resolve_shared_blocks
+from grpo_fed.rl.stacked_learner import make_learners
 from grpo_fed.runs.folder import POLICIES
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.scenario.toml.reading import knobs
-from grpo_fed.tasks.resolve import tasks_of
+from grpo_fed.scenario.toml.reading import all_keys
+from grpo_fed.tasks.resolve import resolve_tasks
 
 SMALL = """
 name = "small"
@@ -180,7 +180,7 @@ ELSEWHERE = {
 
 def learned(overrides: list[str]) -> np.ndarray:
     """The last client's parameters after two rounds."""
-    fleet = fleets_of(Scenario.loads(SMALL, overrides=overrides))[-1]
+    fleet = make_learners(Scenario.loads(SMALL, overrides=overrides))[-1]
     for begin, end in ((0.0, 0.5), (0.5, 1.0)):
         fleet.train(fleet.scenario.steps, begin, end)
     fleet.close()
@@ -190,8 +190,8 @@ def learned(overrides: list[str]) -> np.ndarray:
 def played(overrides: list[str], folder: Path) -> np.ndarray:
     """Those that the last client of a federation plays with, after as much."""
     scenario = Scenario.loads(SMALL, overrides=overrides)
-    commons, home = commons_of(scenario), Home(folder, durable=False)
-    members = Members(scenario, commons, tasks_of(scenario)[-1:], home)
+    commons, home = resolve_shared_blocks(scenario), StateStore(folder, durable=False)
+    members = Clients(scenario, commons, resolve_tasks(scenario)[-1:], home)
     for round in (1, 2):
         start = Start("run", round, commons.first.numpy())
         members.answer(dict.fromkeys(members.names, Train(start, (round - 1) / 2, round / 2)))
@@ -213,5 +213,5 @@ def test_another_value_ends_elsewhere(knob: str, tmp_path: Path) -> None:
 
 def test_no_knob_of_the_learner_is_left_out() -> None:
     sections = {knob.split(".")[0] for knob in CHANGES if "." in knob}
-    every = {".".join(map(str, path)) for path, _ in knobs(Scenario) if path[0] in sections}
+    every = {".".join(map(str, path)) for path, _ in all_keys(Scenario) if path[0] in sections}
     assert every == {knob.replace("clients.0.", "clients.") for knob in CHANGES if "." in knob} | ELSEWHERE.keys()

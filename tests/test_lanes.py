@@ -12,10 +12,17 @@ from gymnasium.spaces.utils import flatten
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.envs import Actions, Lanes, check_finite, episode_seed, make_lanes, observer
-from grpo_fed.tasks.envs.base import Step
+from grpo_fed.tasks.envs import (
+    ActionConverter,
+    ClientEnvs,
+    check_finite,
+    episode_seed,
+    make_client_envs,
+    observation_flattener,
+)
+from grpo_fed.tasks.envs.base import EnvStep
 from grpo_fed.tasks.gym import make_env
-from grpo_fed.tasks.resolve import tasks_of
+from grpo_fed.tasks.resolve import resolve_tasks
 from grpo_fed.tasks.task import Task, TaskError
 
 
@@ -136,7 +143,7 @@ def toys():
 
 
 def tasks(*clients: dict[str, Any]) -> list[Task]:
-    return tasks_of(Scenario.model_validate({"name": "toys", "clients": list(clients)}))
+    return resolve_tasks(Scenario.model_validate({"name": "toys", "clients": list(clients)}))
 
 
 def task(env: str, **client: Any) -> Task:
@@ -152,7 +159,7 @@ def streams(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 2**64, count, dtype=np.uint64)
 
 
-def play(lanes: Lanes, actions: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, list[Step]]:
+def play(lanes: ClientEnvs, actions: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, list[EnvStep]]:
     """First observations, and what each of actions [T, L, A] led to."""
     return lanes.reset(seeds), [lanes.step(action) for action in actions]
 
@@ -166,7 +173,7 @@ def draw(one: Task, steps: int, size: int, seed: int = 0) -> np.ndarray:
     return rng.integers(0, one.action.sizes, shape).astype(np.float32)
 
 
-def assert_same(one: Step, other: Step, rows: Any = slice(None)) -> None:
+def assert_same(one: EnvStep, other: EnvStep, rows: Any = slice(None)) -> None:
     for name, values in vars(one).items():
         np.testing.assert_array_equal(values, getattr(other, name)[rows], name)
 
@@ -186,7 +193,7 @@ def test_every_episode_is_that_of_a_plain_loop_with_its_seed(env: str):
     one = task(env, kwargs={"max_episode_steps": 13})
     seeds = streams(2)
     actions = draw(one, 60, 2)
-    first, steps = play(make_lanes([one], 2), actions, seeds)
+    first, steps = play(make_client_envs([one], 2), actions, seeds)
     ends = 0
     for lane in range(2):
         plain, episode = make_env(one), 0
@@ -210,7 +217,7 @@ def test_every_episode_is_that_of_a_plain_loop_with_its_seed(env: str):
 @pytest.mark.parametrize("env", ["CartPole-v1", "grpo_fed/CartPole-v1", "grpo_fed/Pendulum-v1", "toys/Disabled-v0"])
 def test_the_same_seeds_give_the_same_experience_bit_for_bit(env: str):
     one = task(env)
-    lanes = make_lanes([one], 4)
+    lanes = make_client_envs([one], 4)
     actions = draw(one, 60, 4)
     first, steps = play(lanes, actions, streams(4))
     play(lanes, draw(one, 7, 4, seed=1), streams(4, seed=1))
@@ -224,8 +231,8 @@ def test_the_same_seeds_give_the_same_experience_bit_for_bit(env: str):
 def test_a_lane_does_not_depend_on_the_other_lanes(env: str):
     one = task(env)
     actions, seeds = draw(one, 50, 5), streams(5)
-    _, steps = play(make_lanes([one], 5), actions, seeds)
-    _, alone = play(make_lanes([one], 1), actions[:, 3:4], seeds[3:4])
+    _, steps = play(make_client_envs([one], 5), actions, seeds)
+    _, alone = play(make_client_envs([one], 1), actions[:, 3:4], seeds[3:4])
     for step, other in zip(alone, steps, strict=True):
         assert_same(step, other, slice(3, 4))
 
@@ -240,7 +247,7 @@ def test_ended_by_the_task_and_cut_are_kept_apart():
         {"name": "both", "env": "toys/Limited-v0", "kwargs": {"last": 4}},
         {"name": "neither", "env": "toys/Limited-v0", "kwargs": {"last": 9, "max_episode_steps": -1}},
     )
-    _, steps = play(make_lanes(made, 1), np.zeros((4, 4, 1), np.float32), streams(4))
+    _, steps = play(make_client_envs(made, 1), np.zeros((4, 4, 1), np.float32), streams(4))
     np.testing.assert_array_equal(
         [step.terminated for step in steps], [[0, 0, 0, 0], [1, 0, 0, 0], [0] * 4, [1, 0, 1, 0]]
     )
@@ -253,7 +260,7 @@ def test_ended_by_the_task_and_cut_are_kept_apart():
 @pytest.mark.parametrize("env", ["toys/Limited-v0", "toys/Disabled-v0", "toys/NextStep-v0", "toys/SameStep-v0"])
 def test_an_episode_is_cut_at_the_tasks_limit_or_an_earlier_one(env: str, limit: int, length: int):
     one = task(env, kwargs={"last": 9, "max_episode_steps": 4})
-    lanes = make_lanes([one], 2, episode_limit=limit)
+    lanes = make_client_envs([one], 2, episode_limit=limit)
     _, steps = play(lanes, np.zeros((length + 3, 2, 1), np.float32), streams(2))
     ends = [step.truncated.tolist() for step in steps]
     assert ends[: length - 1] == [[False, False]] * (length - 1)
@@ -267,7 +274,7 @@ def test_a_family_is_cut_by_the_lanes_too():
         {"name": "a", "env": "grpo_fed/Pendulum-v1", "kwargs": {"max_episode_steps": 5}},
         {"name": "b", "env": "grpo_fed/Pendulum-v1"},
     )
-    lanes = make_lanes(both, 1, episode_limit=7)
+    lanes = make_client_envs(both, 1, episode_limit=7)
     _, steps = play(lanes, np.zeros((14, 2, 1), np.float32), streams(2))
     assert [[t + 1 for t in range(14) if steps[t].truncated[lane]] for lane in range(2)] == [[5, 10], [7, 14]]
 
@@ -275,7 +282,7 @@ def test_a_family_is_cut_by_the_lanes_too():
 def test_a_wrappers_steps_are_what_an_episode_limit_counts():
     one = task("toys/Limited-v0", kwargs={"last": 9}, wrappers=[f"{__name__}:Skips"])
     for limit, wanted in ((0, [2, 4]), (1, [1, 2, 3, 4])):
-        _, steps = play(make_lanes([one], 1, episode_limit=limit), np.zeros((4, 1, 1), np.float32), streams(1))
+        _, steps = play(make_client_envs([one], 1, episode_limit=limit), np.zeros((4, 1, 1), np.float32), streams(1))
         assert [number for number, step in enumerate(steps, 1) if step.truncated[0]] == wanted
 
 
@@ -283,7 +290,7 @@ def test_a_wrappers_steps_are_what_an_episode_limit_counts():
     "env", ["toys/Counter-v0", "toys/Disabled-v0", "toys/NextStep-v0", "toys/SameStep-v0", "toys/OneSeed-v0"]
 )
 def test_without_restart_a_lane_that_is_done_sleeps_until_the_reset(env: str):
-    lanes = make_lanes([task(env)], 2)
+    lanes = make_client_envs([task(env)], 2)
     first = lanes.reset(streams(2))
     actions = np.arange(1.0, 10.0, dtype=np.float32)[:, None, None].repeat(2, 1)
     steps = [lanes.step(action, restart=False) for action in actions]
@@ -306,7 +313,7 @@ def test_some_lanes_sleep_while_others_go_on_as_if_nothing_were():
     family = task("grpo_fed/CartPole-v1")
     actions, seeds = draw(one, 40, 3), streams(3)
     for made in (one, family):
-        lanes = make_lanes([made], 3)
+        lanes = make_client_envs([made], 3)
         _, wanted = play(lanes, actions, seeds)
         lanes.reset(seeds)
         awake = np.ones(3, bool)
@@ -322,7 +329,7 @@ def test_some_lanes_sleep_while_others_go_on_as_if_nothing_were():
 # Environments that reset themselves ----------------------------------------------------------------------------------
 
 
-def transitions(lanes: Lanes, actions: np.ndarray, count: int) -> list[list[tuple[Any, ...]]]:
+def transitions(lanes: ClientEnvs, actions: np.ndarray, count: int) -> list[list[tuple[Any, ...]]]:
     """The first `count` valid ones of each lane: before, action, reward, after, ended."""
     before = lanes.reset(streams(lanes.size))
     found: list[list[tuple[Any, ...]]] = [[] for _ in range(lanes.size)]
@@ -340,17 +347,17 @@ def transitions(lanes: Lanes, actions: np.ndarray, count: int) -> list[list[tupl
 @pytest.mark.parametrize("env", ["Disabled", "SameStep", "NextStep", "OneSeed"])
 def test_however_it_resets_itself_no_transition_crosses_a_reset(env: str):
     actions = np.full((20, 3, 1), 0.5, np.float32)
-    plain = transitions(make_lanes([counter()], 3), actions, 12)
+    plain = transitions(make_client_envs([counter()], 3), actions, 12)
     assert [row[-1] for row in plain[0]] == [0, 0, 1] * 4
-    lanes = make_lanes([task(f"toys/{env}-v0")], 3)
+    lanes = make_client_envs([task(f"toys/{env}-v0")], 3)
     assert transitions(lanes, actions, 12) == plain
     assert lanes.reproducible == (env == "Disabled")
 
 
 def test_a_vector_that_takes_resets_plays_the_named_episodes():
     actions, seeds = np.zeros((11, 2, 1), np.float32), streams(2)
-    first, steps = play(make_lanes([counter()], 2), actions, seeds)
-    other, others = play(make_lanes([task("toys/Disabled-v0")], 2), actions, seeds)
+    first, steps = play(make_client_envs([counter()], 2), actions, seeds)
+    other, others = play(make_client_envs([task("toys/Disabled-v0")], 2), actions, seeds)
     np.testing.assert_array_equal(first, other)
     for step, same in zip(steps, others, strict=True):
         assert_same(step, same)
@@ -359,12 +366,12 @@ def test_a_vector_that_takes_resets_plays_the_named_episodes():
 @pytest.mark.parametrize("env", ["toys/NextStep-v0", "toys/SameStep-v0"])
 def test_a_vector_that_resets_itself_begins_with_the_lanes_seeds(env: str):
     seeds = streams(2)
-    first = make_lanes([task(env)], 2).reset(seeds)
+    first = make_client_envs([task(env)], 2).reset(seeds)
     np.testing.assert_array_equal(first[:, 0], [episode_seed(int(seed), 0) % 1000 for seed in seeds])
 
 
 def test_one_seed_for_all_depends_on_every_lanes():
-    lanes = make_lanes([task("toys/OneSeed-v0")], 2)
+    lanes = make_client_envs([task("toys/OneSeed-v0")], 2)
     seeds = np.array([[1, 2], [1, 3], [2, 2], [1, 2]], np.uint64)
     begun = [lanes.reset(pair)[0, 0] for pair in seeds]
     assert begun[0] == begun[3]
@@ -375,7 +382,7 @@ def test_a_vector_that_cannot_be_told_when_to_cut_an_episode_is_refused():
     with pytest.raises(
         ValueError, match=r"OneSeed-v0: cannot be made with kwargs = {'max_episode_steps': 3}: TypeError"
     ):
-        make_lanes([task("toys/OneSeed-v0")], 2, episode_limit=3)
+        make_client_envs([task("toys/OneSeed-v0")], 2, episode_limit=3)
 
 
 def test_a_vector_must_say_how_it_resets():
@@ -386,7 +393,7 @@ def test_a_vector_must_say_how_it_resets():
         pytest.warns(UserWarning, match="missing AutoresetMode"),
         pytest.raises(ValueError, match=r"client toy: toys/Silent-v0: metadata\['autoreset_mode'\] .* is None"),
     ):
-        make_lanes([one], 2)
+        make_client_envs([one], 2)
 
 
 class Silent(OneSeed):
@@ -405,12 +412,12 @@ def test_clients_with_unlike_arguments_live_as_if_alone(env: str):
         kwargs = [{"last": 2}, {}, {"last": 7}]
     made = tasks(*({"name": f"c{n}", "env": env, "kwargs": each} for n, each in enumerate(kwargs)))
     actions, seeds = draw(made[0], 60, 6), streams(6)
-    lanes = make_lanes(made, 2)
+    lanes = make_client_envs(made, 2)
     assert lanes.names == ("c0", "c0", "c1", "c1", "c2", "c2")
     first, steps = play(lanes, actions, seeds)
     for client, one in enumerate(made):
         rows = slice(2 * client, 2 * client + 2)
-        begun, alone = play(make_lanes([one], 2), actions[:, rows], seeds[rows])
+        begun, alone = play(make_client_envs([one], 2), actions[:, rows], seeds[rows])
         np.testing.assert_array_equal(begun, first[rows])
         for step, other in zip(alone, steps, strict=True):
             assert_same(step, other, rows)
@@ -426,16 +433,16 @@ def test_clients_of_unlike_environments_share_lanes():
     actions, seeds = draw(made[0], 50, 8), streams(8)
     seeds[6:8] = seeds[0:2]
     actions[:, 6:8] = actions[:, 0:2]
-    lanes = make_lanes(made, 2)
+    lanes = make_client_envs(made, 2)
     assert lanes.names == tuple(one.client for one in made for _ in range(2))
     first, steps = play(lanes, actions, seeds)
     np.testing.assert_array_equal(first[6:8], first[0:2])
     for client, one in enumerate(made):
         rows = slice(2 * client, 2 * client + 2)
-        _, alone = play(make_lanes([one], 2), actions[:, rows], seeds[rows])
+        _, alone = play(make_client_envs([one], 2), actions[:, rows], seeds[rows])
         for step, other in zip(alone, steps, strict=True):
             assert_same(step, other, rows)
-            assert_same(Step(*(values[6:8] for values in vars(other).values())), other, slice(0, 2))
+            assert_same(EnvStep(*(values[6:8] for values in vars(other).values())), other, slice(0, 2))
 
 
 def test_what_decides_shapes_in_a_family_keeps_clients_apart():
@@ -443,13 +450,13 @@ def test_what_decides_shapes_in_a_family_keeps_clients_apart():
         {"name": "plain", "env": "grpo_fed/RandomMDP-v0"},
         {"name": "same", "env": "grpo_fed/RandomMDP-v0", "kwargs": {"states": 6, "seed": 3}},
     )
-    assert make_lanes(made, 2).reset(streams(4)).sum(1).tolist() == [1.0] * 4
+    assert make_client_envs(made, 2).reset(streams(4)).sum(1).tolist() == [1.0] * 4
 
 
 def test_policies_of_unlike_shapes_cannot_share_lanes():
     made = tasks({"name": "a", "env": "CartPole-v1"}, {"name": "b", "env": "Acrobot-v1"})
     with pytest.raises(ValueError, match=r"clients a and b cannot be stepped together: CartPole-v1 has .*4"):
-        make_lanes(made, 2)
+        make_client_envs(made, 2)
 
 
 # What goes in and out ------------------------------------------------------------------------------------------------
@@ -459,7 +466,7 @@ def given(space: spaces.Space[Any], said: list[list[float]], squash: bool = Fals
     """What an environment gets for what its policy says, step by step."""
     gymnasium.registry.pop("toys/Obeys-v0", None)
     gymnasium.register("toys/Obeys-v0", lambda: Obeys(space))
-    lanes = make_lanes([task("toys/Obeys-v0")], 1, squash)
+    lanes = make_client_envs([task("toys/Obeys-v0")], 1, squash)
     play(lanes, np.array(said, np.float32)[:, None], streams(1))
     return Obeys.given
 
@@ -492,9 +499,11 @@ def test_squashed_numbers_fill_their_box():
 
 def test_one_policy_is_played_with_the_same_conversions():
     box = task("toys/Counter-v0", kwargs={"bound": 2.0})
-    np.testing.assert_allclose(Actions(box, squash=False)(np.array([[5.0], [1.0], [-5.0]])), [[2.0], [1.0], [-2.0]])
-    np.testing.assert_allclose(Actions(box, squash=True)(np.array([[np.arctanh(0.5)]])), [[1.0]])
-    number, seen = observer(task("Blackjack-v1")), observer(box)(np.array([1.0, 2.0, 3.0]))
+    np.testing.assert_allclose(
+        ActionConverter(box, squash=False)(np.array([[5.0], [1.0], [-5.0]])), [[2.0], [1.0], [-2.0]]
+    )
+    np.testing.assert_allclose(ActionConverter(box, squash=True)(np.array([[np.arctanh(0.5)]])), [[1.0]])
+    number, seen = observation_flattener(task("Blackjack-v1")), observation_flattener(box)(np.array([1.0, 2.0, 3.0]))
     np.testing.assert_array_equal(np.flatnonzero(number((20, 7, 1))), [20, 32 + 7, 32 + 11 + 1])
     np.testing.assert_array_equal(seen, [1.0, 2.0, 3.0])
     assert seen.dtype == number((20, 7, 1)).dtype == np.float32
@@ -504,15 +513,15 @@ def test_each_client_has_its_own_box():
     made = [task("toys/Counter-v0", kwargs={"bound": bound}) for bound in (1.0, 4.0)]
     said = np.array([[7.0], [-7.0]], np.float32)
     for squash, wanted in ((False, [1, -4]), (True, [np.tanh(7), 4 * np.tanh(-7)])):
-        lanes = make_lanes(made, 1, squash)
+        lanes = make_client_envs(made, 1, squash)
         lanes.reset(streams(2))
         np.testing.assert_allclose(lanes.step(said).observations[:, 2], wanted, rtol=1e-6)
 
 
 def test_what_has_no_bounds_cannot_be_squashed():
     with pytest.raises(ValueError, match=r"policy.squash = true: client toy: entry 0 .* from -inf to inf.*wrapper"):
-        make_lanes([counter()], 1, squash=True)
-    make_lanes([task("CartPole-v1")], 1, squash=True)
+        make_client_envs([counter()], 1, squash=True)
+    make_client_envs([task("CartPole-v1")], 1, squash=True)
 
 
 SEEN = [
@@ -537,7 +546,7 @@ def test_observations_come_flattened_as_gymnasium_does_it(space: spaces.Space[An
     if vector:
         entry = {"vector_entry_point": lambda num_envs: SyncVectorEnv([lambda: Shown(space)], autoreset_mode=disabled)}
     gymnasium.register("toys/Shown-v0", **entry)
-    first, steps = play(make_lanes([task("toys/Shown-v0")], 1), np.zeros((3, 1, 1), np.float32), streams(1))
+    first, steps = play(make_client_envs([task("toys/Shown-v0")], 1), np.zeros((3, 1, 1), np.float32), streams(1))
     seen = np.concatenate([first, *(step.observations for step in steps)])
     assert seen.dtype == np.float32
     wanted = [flatten(space, one) for one in Shown.shown]
@@ -546,8 +555,8 @@ def test_observations_come_flattened_as_gymnasium_does_it(space: spaces.Space[An
 
 def test_the_arrays_of_a_step_are_not_written_into_later():
     for one in (task("CartPole-v1"), task("grpo_fed/CartPole-v1"), task("toys/NextStep-v0")):
-        _, steps = play(make_lanes([one], 2), draw(one, 8, 2), streams(2))
-        _, copies = play(make_lanes([one], 2), draw(one, 8, 2), streams(2))
+        _, steps = play(make_client_envs([one], 2), draw(one, 8, 2), streams(2))
+        _, copies = play(make_client_envs([one], 2), draw(one, 8, 2), streams(2))
         for step, other in zip(steps, copies, strict=True):
             assert_same(step, other)
             for values in vars(step).values():
@@ -556,7 +565,7 @@ def test_the_arrays_of_a_step_are_not_written_into_later():
 
 @pytest.mark.parametrize("env", ["Counter", "Disabled", "NextStep", "SameStep"])
 def test_the_info_of_the_latest_resets_can_be_asked_for(env: str):
-    lanes = make_lanes([task(f"toys/{env}-v0")], 3)
+    lanes = make_client_envs([task(f"toys/{env}-v0")], 3)
     first = lanes.reset(streams(3))
     np.testing.assert_array_equal(lanes.reset_infos("map"), first[:, 0] % 3)
     for _ in range(4):
@@ -571,14 +580,14 @@ def test_the_info_of_the_latest_resets_can_be_asked_for(env: str):
 
 def test_infos_of_unlike_lanes_come_together():
     both = tasks({"name": "a", "env": "toys/Counter-v0"}, {"name": "b", "env": "toys/NextStep-v0"})
-    lanes = make_lanes(both, 2)
+    lanes = make_client_envs(both, 2)
     first = lanes.reset(streams(4))
     assert not lanes.reproducible
     np.testing.assert_array_equal(lanes.reset_infos("map"), first[:, 0] % 3)
 
 
 def test_an_info_that_is_not_there_or_no_name_of_a_group_is_an_error():
-    lanes = make_lanes([counter()], 2)
+    lanes = make_client_envs([counter()], 2)
     lanes.reset(streams(2))
     with pytest.raises(ValueError, match=r"group.key = 'maps': client toy: .*no such key; it has map, name, grid"):
         lanes.reset_infos("maps")
@@ -602,7 +611,7 @@ def test_a_failing_environment_is_named_with_its_client(fault: str, said: str):
         {"name": "a", "env": "toys/Counter-v0"},
         {"name": "b", "env": "toys/Counter-v0", "kwargs": {"fault": fault}},
     )
-    lanes = make_lanes(made, 2)
+    lanes = make_client_envs(made, 2)
     for _ in range(2):  # a reset starts everything anew
         lanes.reset(streams(4))
         lanes.step(np.zeros((4, 1), np.float32))
@@ -613,14 +622,14 @@ def test_a_failing_environment_is_named_with_its_client(fault: str, said: str):
 
 
 def test_a_failing_reset_is_named_too():
-    lanes = make_lanes([counter(), counter(fault="reset")], 2)
+    lanes = make_client_envs([counter(), counter(fault="reset")], 2)
     with pytest.raises(TaskError, match="client toy: toys/Counter-v0: reset of lane 0 failed: OSError: out of maps"):
         lanes.reset(streams(4))
 
 
 @pytest.mark.parametrize("env", ["toys/Disabled-v0", "toys/NextStep-v0", "toys/SameStep-v0"])
 def test_a_failing_vector_is_named_with_its_client(env: str):
-    lanes = make_lanes([task(env, kwargs={"fault": "step"})], 2)
+    lanes = make_client_envs([task(env, kwargs={"fault": "step"})], 2)
     lanes.reset(streams(2))
     lanes.step(np.zeros((2, 1), np.float32))
     with pytest.raises(TaskError, match=f"client toy: {env}: step failed: ZeroDivisionError: wheels came off"):

@@ -19,26 +19,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo_fed.engines.local.grid import LocalGrid
-from grpo_fed.engines.local.schedule import Rota, cut
-from grpo_fed.engines.wire.message_factory import RUN, SERVER, instruction
-from grpo_fed.engines.wire.transport import GridPost
+from grpo_fed.engines.local.schedule import ChunkSchedule, make_chunks
+from grpo_fed.engines.wire.message_factory import RUN, SERVER, make_message
+from grpo_fed.engines.wire.transport import GridTransport
 from grpo_fed.engines.workers.fork_server import Worker, is_possible
 from grpo_fed.engines.workers.frames import receive, send
-from grpo_fed.engines.workers.pool import Group
+from grpo_fed.engines.workers.pool import Job
 from grpo_fed.federation.messages import (
     Answer,
     Evaluate,
     Evaluated,
+    EvaluationPlan,
+    EvaluationSummary,
     Instruction,
     Measure,
     Measured,
-    Play,
-    Played,
     Start,
     Train,
     Trained,
 )
-from grpo_fed.policy.shared import Commons, commons_of
+from grpo_fed.policy.shared import SharedBlocks, resolve_shared_blocks
 from grpo_fed.runs.records import Failure
 from grpo_fed.scenario.scenario import Scenario
 from tests.troupe import step_of
@@ -69,13 +69,13 @@ class Stage:
 
     def __init__(self, folder: Path, clients: int, workers: int, **given: Any) -> None:
         self.scenario = scenario_of(clients)
-        self.commons: Commons = commons_of(self.scenario)
+        self.commons: SharedBlocks = resolve_shared_blocks(self.scenario)
         self.names = self.commons.clients
         self.log = folder / "asked.jsonl"
         self.log.touch()
         told = {"log": str(self.log), **given}
         self.grid = LocalGrid.serving(self.scenario, self.commons, TROUPE, workers, told)
-        self.post = GridPost(self.grid, self.commons, self.scenario, self.grid.nodes)
+        self.post = GridTransport(self.grid, self.commons, self.scenario, self.grid.nodes)
 
     def __enter__(self) -> "Stage":
         return self
@@ -121,7 +121,7 @@ def test_every_client_answers_for_itself(tmp_path: Path, workers: int) -> None:
         trials = tuple(tuple(half) for half in halves)
         measured = dict(stage.post.send({"cart-7": Measure(start, candidate, trials)}, 60))
         assert measured["cart-7"].kl == (sum(trials[0]) * step_of("cart-7"),) * 3  # type: ignore[union-attr]
-        played = dict(stage.post.send({"cart-3": Evaluate(start, Play(1))}, 60))
+        played = dict(stage.post.send({"cart-3": Evaluate(start, EvaluationPlan(1))}, 60))
         assert played["cart-3"].played.mean == step_of("cart-3")  # type: ignore[union-attr]
 
 
@@ -313,12 +313,12 @@ def test_a_new_worker_is_there_at_once() -> None:
 
 A = np.array([1.5, -0.0, np.nan, np.inf], np.float32)
 START = Start("run", 3, A, (0, 2))
-PLAYED = Played(1.0, 0.5, -2.0, 3.0, 4, 5.5)
+PLAYED = EvaluationSummary(1.0, 0.5, -2.0, 3.0, 4, 5.5)
 SAID: Sequence[Instruction | Answer] = [
     Train(START, 0.1, 0.2),
-    Train(START, 0.1, 0.2, True, Play(2, False)),
+    Train(START, 0.1, 0.2, True, EvaluationPlan(2, False)),
     Measure(START, A[::-1], ((0.5, 1.0), (0.0, 0.25))),
-    Evaluate(Start("run", 0, np.zeros(0, np.float32)), Play(0)),
+    Evaluate(Start("run", 0, np.zeros(0, np.float32)), EvaluationPlan(0)),
     Trained(A, 10, 2, -0.5, 0.25, {"losses/kl": 1e-9}, np.zeros(4, np.float32), (0.1, float("inf")), PLAYED),
     Trained(A, 10, 2, float(np.float64(0.1)), 0.25, {"losses/kl": np.float32(0.5)}),  # type: ignore[dict-item]
     Measured((0.1, 1e300)),
@@ -368,7 +368,7 @@ def assert_same(one: Any, other: Any) -> None:
         if isinstance(value, np.ndarray):
             assert value.dtype == right.dtype
             assert value.tobytes() == np.ascontiguousarray(right).tobytes()
-        elif isinstance(value, Start | Play | Played):
+        elif isinstance(value, Start | EvaluationPlan | EvaluationSummary):
             assert_same(value, right)
         else:
             assert value == right
@@ -382,7 +382,7 @@ def test_our_messages_are_messages_to_flower() -> None:
     def train(message: Message, context: Context) -> Message:
         return Message(message.content, reply_to=message)
 
-    first, second = (instruction(RecordDict(), "train", node, "7", ttl=60) for node in (1, 2))
+    first, second = (make_message(RecordDict(), "train", node, "7", ttl=60) for node in (1, 2))
     assert first.metadata.message_id != second.metadata.message_id
     context = Context(RUN, 1, {}, RecordDict(), {})
     reply = app(first, context)
@@ -424,7 +424,7 @@ def content_of(stage: Stage, one: Instruction) -> RecordDict:
 @given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=5), workers=st.integers(0, 9), most=st.integers(1, 20))
 def test_chunks_hold_everyone_once_and_are_small_equal_and_enough(sizes: list[int], workers: int, most: int) -> None:
     fleets = [[f"{fleet}-{k}" for k in range(size)] for fleet, size in enumerate(sizes)]
-    chunks = cut(fleets, workers, most)
+    chunks = make_chunks(fleets, workers, most)
     assert sorted(name for chunk in chunks for name in chunk) == sorted(name for fleet in fleets for name in fleet)
     assert all(len({name.split("-")[0] for name in chunk}) == 1 for chunk in chunks)
     assert max(map(len, chunks)) <= most
@@ -436,25 +436,25 @@ def test_chunks_hold_everyone_once_and_are_small_equal_and_enough(sizes: list[in
 
 def test_chunks_come_out_even_over_the_workers() -> None:
     names = [f"cart-{k}" for k in range(40)]
-    assert [len(chunk) for chunk in cut([names], 2)] == [10, 10, 10, 10]  # not 14, 13, 13
-    assert [len(chunk) for chunk in cut([names[:6]], 2)] == [3, 3]
-    assert [len(chunk) for chunk in cut([names[:6]], 0)] == [6]
-    assert [len(chunk) for chunk in cut([names[:3], names[3:6]], 2)] == [3, 3]
+    assert [len(chunk) for chunk in make_chunks([names], 2)] == [10, 10, 10, 10]  # not 14, 13, 13
+    assert [len(chunk) for chunk in make_chunks([names[:6]], 2)] == [3, 3]
+    assert [len(chunk) for chunk in make_chunks([names[:6]], 0)] == [6]
+    assert [len(chunk) for chunk in make_chunks([names[:3], names[3:6]], 2)] == [3, 3]
 
 
 def test_a_group_that_hangs_is_halved_until_it_is_one() -> None:
     names = tuple("abcd")
-    rota = Rota([names])
-    assert list(rota.row(names)) == [Group(names, names)]
-    rota.failed(Group(names, names))
+    rota = ChunkSchedule([names])
+    assert list(rota.row(names)) == [Job(names, names)]
+    rota.failed(Job(names, names))
     assert rota.apart == [("a", "b"), ("c", "d")]
-    assert list(rota.row("abd")) == [Group(names, ("a", "b"), last=True), Group(names, ("d",), last=True)]
-    rota.answered(Group(names, ("d",)))
-    rota.failed(Group(names, ("a", "b")))
+    assert list(rota.row("abd")) == [Job(names, ("a", "b"), last=True), Job(names, ("d",), last=True)]
+    rota.answered(Job(names, ("d",)))
+    rota.failed(Job(names, ("a", "b")))
     assert rota.apart == [("c",), ("a",), ("b",)]
-    assert list(Rota([names], rota.apart).row(names)) == list(rota.row(names))
+    assert list(ChunkSchedule([names], rota.apart).row(names)) == list(rota.row(names))
     for name in "abc":
-        rota.answered(Group(names, (name,)))
+        rota.answered(Job(names, (name,)))
     assert rota.apart == []
 
 

@@ -11,7 +11,7 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_fed.scenario.toml.lines import Path, locate, split_key
+from grpo_fed.scenario.toml.lines import KeyPath, line_numbers, split_key
 
 TRICKY = '''\
 # a comment with [brackets] and key = 1
@@ -89,7 +89,7 @@ LINES = {
 }
 
 
-def paths(data: Any, above: Path = ()) -> Iterator[Path]:
+def paths(data: Any, above: KeyPath = ()) -> Iterator[KeyPath]:
     """Every key and item of parsed TOML, as tomllib has it."""
     items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
     for key, value in items:
@@ -98,7 +98,7 @@ def paths(data: Any, above: Path = ()) -> Iterator[Path]:
 
 
 def test_every_kind_of_key_is_found_on_its_line():
-    assert locate(TRICKY) == LINES
+    assert line_numbers(TRICKY) == LINES
 
 
 def test_the_hand_made_table_has_all_that_tomllib_reads():
@@ -106,7 +106,7 @@ def test_the_hand_made_table_has_all_that_tomllib_reads():
 
 
 def test_windows_line_ends_count_once():
-    assert locate(TRICKY.replace("\n", "\r\n")) == LINES
+    assert line_numbers(TRICKY.replace("\n", "\r\n")) == LINES
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_windows_line_ends_count_once():
 def test_a_string_ends_where_tomllib_says(quotes: str):
     text = f"{quotes}\ny = 1"
     assert set(tomllib.loads(text)) == {"x", "y"}
-    assert locate(text) == {("x",): 1, ("y",): 2}
+    assert line_numbers(text) == {("x",): 1, ("y",): 2}
 
 
 KEYS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=5) | st.sampled_from(["a", "b", "a.b", "", '"'])
@@ -132,7 +132,7 @@ VALUES = st.recursive(
 def test_all_that_tomllib_reads_is_found_and_stands_in_the_order_of_the_text(data: dict[str, Any], multiline: bool):
     text = tomli_w.dumps(data, multiline_strings=multiline)
     read = tomllib.loads(text)
-    lines = locate(text)
+    lines = line_numbers(text)
     assert set(paths(read)) == set(lines)
     rows = text.split("\n")
     for path, line in lines.items():

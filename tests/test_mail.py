@@ -12,13 +12,23 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from grpo_fed.engines import wire
-from grpo_fed.engines.wire import Wire
+from grpo_fed.engines.wire import Codec
 from grpo_fed.engines.wire import registry as roll
 from grpo_fed.engines.wire import transport as mail
-from grpo_fed.engines.wire.registry import Roll
-from grpo_fed.engines.wire.transport import GridPost
-from grpo_fed.federation.messages import Answer, Evaluate, Instruction, Measure, Measured, Play, Start, Train, Trained
-from grpo_fed.policy.shared import commons_of
+from grpo_fed.engines.wire.registry import NodeRegistry
+from grpo_fed.engines.wire.transport import GridTransport
+from grpo_fed.federation.messages import (
+    Answer,
+    Evaluate,
+    EvaluationPlan,
+    Instruction,
+    Measure,
+    Measured,
+    Start,
+    Train,
+    Trained,
+)
+from grpo_fed.policy.shared import resolve_shared_blocks
 from grpo_fed.runs.records import Failure
 from grpo_fed.scenario.scenario import Scenario
 from tests.village import Client, Village, enter_run
@@ -38,8 +48,8 @@ env = "grpo_fed/CartPole-v1"
 name = "cat"
 env = "grpo_fed/CartPole-v1"
 """)
-COMMONS = commons_of(SCENARIO)
-WIRE = Wire(COMMONS, SCENARIO)
+COMMONS = resolve_shared_blocks(SCENARIO)
+WIRE = Codec(COMMONS, SCENARIO)
 SHARED = COMMONS.first.numpy()
 NODES = {11: "ant", 12: "cat", 13: "dog"}
 
@@ -73,8 +83,8 @@ def village(streams: bool = False, **others: Client) -> Village:
     return Village({node: clients[name] for node, name in NODES.items()}, streams)
 
 
-def post_of(grid: Village, nodes: Mapping[int, str] | None = NODES) -> GridPost:
-    return GridPost(grid, COMMONS, SCENARIO, nodes)
+def post_of(grid: Village, nodes: Mapping[int, str] | None = NODES) -> GridTransport:
+    return GridTransport(grid, COMMONS, SCENARIO, nodes)
 
 
 def train(round: int = 1, names: Iterable[str] = ("dog", "cat", "ant")) -> dict[str, Instruction]:
@@ -146,9 +156,9 @@ def test_bytes_are_counted_both_ways(streams: bool):
     assert (post.up, post.down) == (0, 0)
     told, said = train()["ant"], answer_to(train()["ant"], 1.0)
     list(post.send(train(), 10.0))
-    more = 0 if streams else wire.write_commons(COMMONS).count_bytes()
-    assert post.down == 3 * (wire.size_of(WIRE.write_instruction(told)) + more)
-    assert post.up == 3 * wire.size_of(WIRE.write_answer(told, said))
+    more = 0 if streams else wire.write_shared_blocks(COMMONS).count_bytes()
+    assert post.down == 3 * (wire.content_size(WIRE.write_instruction(told)) + more)
+    assert post.up == 3 * wire.content_size(WIRE.write_answer(told, said))
     assert post.up > 3 * 4 * COMMONS.size
 
 
@@ -245,7 +255,7 @@ def test_a_late_reply_is_no_answer_to_a_later_message(streams: bool):
     up = post.up
     second = [(name, moved(answer)) for name, answer in post.send(train(2), 10.0)]
     assert second == [("ant", 7.0), *EVERYBODY[1:]]
-    assert post.up - up == 3 * wire.size_of(forgotten.content)
+    assert post.up - up == 3 * wire.content_size(forgotten.content)
 
 
 def test_what_cannot_be_true_is_refused_and_the_client_named():
@@ -453,8 +463,8 @@ def test_a_stranger_is_turned_away(caplog: pytest.LogCaptureFixture):
 
 def test_a_node_is_heard_under_the_name_that_its_key_was_made_for_and_no_other():
     grid = Village({70: called("cat", honest(9)), 71: called("ant"), 72: called("dog", honest(9))})
-    roll = Roll(grid, COMMONS.clients, keys={70: "dog", 71: "ant"})
-    post = GridPost(grid, COMMONS, SCENARIO, roll)
+    roll = NodeRegistry(grid, COMMONS.clients, keys={70: "dog", 71: "ant"})
+    post = GridTransport(grid, COMMONS, SCENARIO, roll)
     assert post.reachable() == ("ant",)
     assert post.turned_away == {
         70: "says that it is cat, but its key was made for dog",
@@ -495,20 +505,20 @@ def test_evaluations_go_through_as_well():
         assert message.metadata.message_type == "evaluate"
         return Error(2, "not today")
 
-    told = {"ant": Evaluate(Start("run", 0, SHARED), Play(0))}
+    told = {"ant": Evaluate(Start("run", 0, SHARED), EvaluationPlan(0))}
     assert list(post_of(village(ant=refuses)).send(told, 10.0)) == [("ant", Failure("raised", "not today"))]
 
 
 def test_a_round_of_many_clients_costs_little_for_each():
     dogs = SCENARIO.clients[0].model_copy(update={"count": 500})
     scenario = SCENARIO.model_copy(update={"clients": [dogs]})
-    commons = commons_of(scenario)
+    commons = resolve_shared_blocks(scenario)
     nodes = dict(enumerate(commons.clients, 1))
-    letters = Wire(commons, scenario)
+    letters = Codec(commons, scenario)
     told = {name: Train(Start("run", 1, SHARED), 0.0, 0.1) for name in commons.clients}
     said = letters.write_answer(told["dog-0"], answer_to(told["dog-0"], 1.0))
     grid = Village(dict.fromkeys(nodes, lambda _: said), streams=True)
-    post = GridPost(grid, commons, scenario, nodes)
+    post = GridTransport(grid, commons, scenario, nodes)
     costs = []
     for _ in range(5):
         began = time.process_time()

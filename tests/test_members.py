@@ -13,28 +13,28 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from grpo_fed.federation.clients import Members
+from grpo_fed.federation.clients import Clients
 from grpo_fed.federation.messages import (
     Answer,
     Evaluate,
     Evaluated,
+    EvaluationPlan,
+    EvaluationSummary,
     Measure,
     Measured,
-    Play,
-    Played,
     Start,
     Train,
     Trained,
 )
-from grpo_fed.federation.state_store import Home
-from grpo_fed.policy.make import policy_for
-from grpo_fed.policy.shared import commons_of
-from grpo_fed.rl.stacked_learner import Fleet
+from grpo_fed.federation.state_store import StateStore
+from grpo_fed.policy.make import make_policy
+from grpo_fed.policy.shared import resolve_shared_blocks
+from grpo_fed.rl.stacked_learner import StackedLearner
 from grpo_fed.runs.folder import SCENARIO
 from grpo_fed.runs.metrics import METRICS
 from grpo_fed.runs.policies import load_policy
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.resolve import tasks_of
+from grpo_fed.tasks.resolve import resolve_tasks
 
 SMALL = """
 name = "small"
@@ -69,24 +69,24 @@ def scenario(*overrides: str, clients: str = CARTS) -> Scenario:
     return Scenario.loads(SMALL + clients, overrides=overrides)
 
 
-def members(given: Scenario, folder: Path, *names: str) -> Members:
+def members(given: Scenario, folder: Path, *names: str) -> Clients:
     """Of all clients, or of some."""
-    tasks = [task for task in tasks_of(given) if not names or task.client in names]
-    return Members(given, commons_of(given), tasks, Home(folder, durable=False))
+    tasks = [task for task in resolve_tasks(given) if not names or task.client in names]
+    return Clients(given, resolve_shared_blocks(given), tasks, StateStore(folder, durable=False))
 
 
-def answers(asked: Members, told: Mapping[str, Any], kind: type[Kind]) -> dict[str, Kind]:
+def answers(asked: Clients, told: Mapping[str, Any], kind: type[Kind]) -> dict[str, Kind]:
     found = {name: one for name, one in asked.answer(told).items() if isinstance(one, kind)}
     assert list(found) == [name for name in asked.names if name in told]
     return found
 
 
 def trained(
-    asked: Members, round: int, shared: np.ndarray, names: Sequence[str] = NAMES, personal: tuple[int, ...] = ()
+    asked: Clients, round: int, shared: np.ndarray, names: Sequence[str] = NAMES, personal: tuple[int, ...] = ()
 ) -> dict[str, Trained]:
     """A round of four, with all that can be asked of it."""
     start = Start("run", round, shared, personal)
-    order = Train(start, (round - 1) / 4, round / 4, look_back=True, first=Play(round - 1))
+    order = Train(start, (round - 1) / 4, round / 4, look_back=True, first=EvaluationPlan(round - 1))
     return answers(asked, dict.fromkeys(names, order), Trained)
 
 
@@ -95,7 +95,7 @@ def shared_of(round: int, size: int) -> np.ndarray:
     return 0.3 * np.random.default_rng(round).normal(size=size).astype(np.float32)
 
 
-def said(played: Played | None) -> dict[str, float]:
+def said(played: EvaluationSummary | None) -> dict[str, float]:
     """All of it, by name."""
     return {} if played is None else vars(played)
 
@@ -184,13 +184,13 @@ def test_a_round_asked_again_gives_the_same_bits_whoever_answers(tmp_path: Path,
 def test_a_fleet_that_took_up_a_state_has_it_whole(overrides: tuple[str, ...]) -> None:
     """One of two has not stepped yet: what it stands at is where a fleet is that has only been made."""
     given = scenario(*overrides)
-    tasks = tasks_of(given)[:2]
-    one, both = Fleet(tasks[:1], given), Fleet(tasks, given)
+    tasks = resolve_tasks(given)[:2]
+    one, both = StackedLearner(tasks[:1], given), StackedLearner(tasks, given)
     one.train(200)
     both.load([one.state(0), both.state(1)])
     for name, array in one.state(0).items():
         assert both.state(0)[name].tobytes() == array.tobytes(), name
-    fresh = Fleet(tasks[1:], given)
+    fresh = StackedLearner(tasks[1:], given)
     np.testing.assert_array_equal(both.state(1)["parameters"], fresh.state(0)["parameters"])
     assert both.state(1)["progress"].tolist() == [0, 0, 0]
     one.load([fresh.state(0)])
@@ -204,7 +204,7 @@ def test_a_fleet_that_took_up_a_state_has_it_whole(overrides: tuple[str, ...]) -
 def test_states_are_kept_of_steps_that_were_lived_alone() -> None:
     """Episodes end at unlike times, and copies sleep until the longest is over; here all states that count are kept."""
     given = scenario(*WAYS["episodes"], "proximity.states=10000")
-    fleet = Fleet(tasks_of(given), given)
+    fleet = StackedLearner(resolve_tasks(given), given)
     for report, kept in zip(fleet.train(1), fleet.kept, strict=True):
         assert len(kept) == report.steps < 4 * max(episode.length for episode in report.episodes)
     fleet.close()
@@ -224,7 +224,7 @@ def assert_the_same_states(one: Mapping[str, Mapping[str, np.ndarray]], other: M
 def test_a_member_that_shares_nothing_is_a_client_that_learns_alone(tmp_path: Path) -> None:
     """Parameters bit for bit, and what the answer says is what the fleet's reports say."""
     given = scenario("method=local", "steps=256")
-    asked, fleet = members(given, tmp_path), Fleet(tasks_of(given), given)
+    asked, fleet = members(given, tmp_path), StackedLearner(resolve_tasks(given), given)
     means: list[float] = []
     for round in (1, 2, 3):
         found = trained(asked, round, np.zeros(0, np.float32))["cart-1"]
@@ -288,7 +288,7 @@ def test_private_blocks_are_nobodys_but_the_clients(tmp_path: Path) -> None:
     given = scenario(*STILL)
     asked = members(given, tmp_path)
     trained(asked, 1, shared_of(1, asked.commons.size))
-    first = policy_for(asked.tasks["cart-0"], given.policy).initial(given.seed)
+    first = make_policy(asked.tasks["cart-0"], given.policy).initial(given.seed)
     private = torch.ones(len(first), dtype=torch.bool).index_fill_(0, asked.columns, False)
     assert private.sum() > 100
     state = states(tmp_path, 1)["cart-0"]["parameters"]
@@ -296,10 +296,10 @@ def test_private_blocks_are_nobodys_but_the_clients(tmp_path: Path) -> None:
     asked.close()
 
 
-def independent_kl(asked: Members, client: str, folder: Path, round: int, old: np.ndarray, new: np.ndarray) -> float:
+def independent_kl(asked: Clients, client: str, folder: Path, round: int, old: np.ndarray, new: np.ndarray) -> float:
     """With torch.distributions, from the file alone."""
     state = load_file(folder / "run" / client / f"round-{round:04d}.safetensors")
-    policy = policy_for(asked.tasks[client], asked.scenario.policy)
+    policy = make_policy(asked.tasks[client], asked.scenario.policy)
     views, columns = policy.layout.views, asked.columns
 
     def acts(shared: np.ndarray) -> torch.distributions.Categorical:
@@ -322,7 +322,7 @@ def test_the_kl_that_a_client_measures_is_that_of_the_policies_on_its_own_states
     }
     kl = answers(asked, told, Measured)
     for name in NAMES:
-        kept = commons.kept(told[name].start.personal).numpy()
+        kept = commons.kept(told[name].start.departed).numpy()
         own = np.where(kept, found[name].point, begin)
         for trial, measured in zip(trials, kl[name].kl, strict=True):
             step = np.zeros_like(begin)
@@ -394,12 +394,12 @@ def test_what_plays_is_what_is_saved_and_to_play_changes_nothing(tmp_path: Path,
     given = scenario(*overrides)
     watched, unseen = members(given, tmp_path / "a"), members(given, tmp_path / "b")
     one, two, three = (shared_of(round, watched.commons.size) for round in (1, 2, 3))
-    told = dict.fromkeys(NAMES, Evaluate(Start("run", 0, one), Play(0)))
+    told = dict.fromkeys(NAMES, Evaluate(Start("run", 0, one), EvaluationPlan(0)))
     before = answers(watched, told, Evaluated)
     assert said(before["cart-0"].played) == said(trained(watched, 1, one)["cart-0"].played)
     trained(unseen, 1, one)
     start = Start("run", 1, two, (1,))
-    played = answers(watched, dict.fromkeys(NAMES, Evaluate(start, Play(0))), Evaluated)
+    played = answers(watched, dict.fromkeys(NAMES, Evaluate(start, EvaluationPlan(0))), Evaluated)
     run = tmp_path / "saved"
     run.mkdir()
     (run / SCENARIO).write_text(given.dumps())
@@ -409,8 +409,8 @@ def test_what_plays_is_what_is_saved_and_to_play_changes_nothing(tmp_path: Path,
         every = scores.scores
         numbers = (every.mean(), every.std(), every.min(), every.max(), 4, scores.lengths.mean())
         assert tuple(said(played[name].played).values()) == numbers
-    number = answers(watched, {"cart-1": Evaluate(start, Play(1))}, Evaluated)["cart-1"]
-    drawn = answers(watched, {"cart-1": Evaluate(start, Play(1, deterministic=False))}, Evaluated)["cart-1"]
+    number = answers(watched, {"cart-1": Evaluate(start, EvaluationPlan(1))}, Evaluated)["cart-1"]
+    drawn = answers(watched, {"cart-1": Evaluate(start, EvaluationPlan(1, deterministic=False))}, Evaluated)["cart-1"]
     again = trained(watched, 2, two, personal=(1,))
     assert said(number.played) == said(again["cart-1"].played)
     assert said(number.played) != said(drawn.played)
@@ -425,8 +425,8 @@ def test_a_client_that_missed_rounds_plays_with_what_it_has(tmp_path: Path) -> N
     one, two = (shared_of(round, asked.commons.size) for round in (1, 2))
     trained(asked, 1, one)
     trained(asked, 2, two, NAMES[:1])
-    late = answers(asked, {"cart-1": Evaluate(Start("run", 2, two), Play(2))}, Evaluated)["cart-1"]
-    asked_then = answers(asked, {"cart-1": Evaluate(Start("run", 1, two), Play(2))}, Evaluated)["cart-1"]
+    late = answers(asked, {"cart-1": Evaluate(Start("run", 2, two), EvaluationPlan(2))}, Evaluated)["cart-1"]
+    asked_then = answers(asked, {"cart-1": Evaluate(Start("run", 1, two), EvaluationPlan(2))}, Evaluated)["cart-1"]
     assert said(late.played) == said(asked_then.played)
     asked.close()
 
@@ -439,7 +439,7 @@ def test_a_client_whose_answers_came_to_nothing_for_long_still_plays_with_what_i
         trained(asked, round, one)
 
     def play(round: int) -> dict[str, float]:
-        told = {"cart-1": Evaluate(Start("run", round, one), Play(4))}
+        told = {"cart-1": Evaluate(Start("run", round, one), EvaluationPlan(4))}
         return said(answers(asked, told, Evaluated)["cart-1"].played)
 
     assert asked.home.at("run", "cart-1", 1) is None

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from grpo_fed.aggregation.merge import (
     RULES,
-    Effort,
+    ClientWork,
     Merged,
     Replies,
     Reply,
@@ -33,9 +33,9 @@ from grpo_fed.aggregation.merge import (
     trimmed_mean,
     weight,
 )
-from grpo_fed.aggregation.merge.clustering import divide, silhouette
+from grpo_fed.aggregation.merge.clustering import cluster_clients, silhouette
 from grpo_fed.aggregation.merge.distances import distances
-from grpo_fed.aggregation.merge.group_lasso import limits
+from grpo_fed.aggregation.merge.group_lasso import group_thresholds
 from grpo_fed.policy.groups import Groups
 
 P = 12
@@ -443,7 +443,7 @@ def test_a_few_far_ones_do_not_make_the_others_depart() -> None:
 
 
 def test_blocks_have_thresholds_of_their_own() -> None:
-    tau = limits(GROUPS, 0.5, {"b": 3.0})
+    tau = group_thresholds(GROUPS, 0.5, {"b": 3.0})
     torch.testing.assert_close(tau, torch.tensor([1.0, 1.0, 3 * 2**0.5], dtype=torch.float64))
     points = torch.zeros(4, P)
     points[3, [0, 8]] = 4.0  # more than 1, less than 3 sqrt(2)
@@ -453,9 +453,9 @@ def test_blocks_have_thresholds_of_their_own() -> None:
 
 def test_a_pattern_that_takes_no_block_or_takes_one_twice_is_refused() -> None:
     with pytest.raises(ValueError, match=r'merge.blocks: "critic" takes no block; there are \["a", "b"\]'):
-        limits(GROUPS, 0.5, {"critic": 3.0})
+        group_thresholds(GROUPS, 0.5, {"critic": 3.0})
     with pytest.raises(ValueError, match=r'merge.blocks: "\*" and "a" both take "a"; narrow one of the patterns'):
-        limits(GROUPS, 0.5, {"*": 3.0, "a": 1.0})
+        group_thresholds(GROUPS, 0.5, {"*": 3.0, "a": 1.0})
 
 
 # Robust rules
@@ -644,7 +644,7 @@ def test_divisions_are_scipys_and_the_best_by_rousseeuws_silhouette(seed: int, c
     scores = [naive_silhouette(apart, labels) for labels in divisions]
     for labels, score in zip(divisions, scores, strict=True):
         assert silhouette(torch.from_numpy(apart), torch.tensor(labels)) == pytest.approx(score)
-    found = divide(torch.from_numpy(apart), 0.0, clients).tolist()
+    found = cluster_clients(torch.from_numpy(apart), 0.0, clients).tolist()
     best = divisions[int(np.argmax(scores))]
     assert len(set(zip(found, best, strict=True))) == len(set(best)) == len(set(found))
 
@@ -653,7 +653,7 @@ def test_divisions_are_scipys_and_the_best_by_rousseeuws_silhouette(seed: int, c
 
 
 def test_weights_by_hand() -> None:
-    effort = Effort(steps=2048, episodes=31, gain=3.0, spread=1.5)
+    effort = ClientWork(steps=2048, episodes=31, gain=3.0, spread=1.5)
     assert weight(effort, "uniform") == 1.0
     assert weight(effort, "steps") == 2048.0
     assert weight(effort, "episodes") == 31.0
@@ -662,7 +662,7 @@ def test_weights_by_hand() -> None:
 
 def test_progress_is_counted_in_the_clients_own_units_and_within_limits() -> None:
     def progress(gain: float, spread: float) -> float:
-        return weight(Effort(1, 1, gain, spread), "progress")
+        return weight(ClientWork(1, 1, gain, spread), "progress")
 
     assert progress(30.0, 15.0) == pytest.approx(progress(3.0, 1.5))
     assert progress(0.0, 1.0) == progress(0.0, 0.0) == 0.5

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from grpo_fed.scenario.methods import DEFAULT, KNOBS, METHODS
+from grpo_fed.scenario.methods import DEFAULT, KEYS_OF_METHODS, METHODS
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import MergeSettings, PolicySettings, ProximitySettings
-from grpo_fed.scenario.toml.reading import ScenarioError, knobs
+from grpo_fed.scenario.toml.reading import ScenarioError, all_keys
 
 CART = """
 name = "cart"
@@ -18,7 +18,7 @@ env = "CartPole-v1"
 
 
 def test_every_value_of_the_table_is_a_knob():
-    assert {path for path, _ in knobs(Scenario)} >= KNOBS
+    assert {path for path, _ in all_keys(Scenario)} >= KEYS_OF_METHODS
 
 
 def test_no_method_is_ours_with_all_that_the_defaults_say():

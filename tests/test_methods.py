@@ -13,20 +13,20 @@ from test_update import experience, plain_network, stack_of
 from torch import Tensor, nn
 
 from grpo_fed.aggregation import merge
-from grpo_fed.federation.clients import Members
-from grpo_fed.federation.messages import Evaluate, Evaluated, Play, Start, Train, Trained
-from grpo_fed.federation.state_store import Home
+from grpo_fed.federation.clients import Clients
+from grpo_fed.federation.messages import Evaluate, Evaluated, EvaluationPlan, Start, Train, Trained
+from grpo_fed.federation.state_store import StateStore
 from grpo_fed.policy.actor_critic import ActorCritic
 from grpo_fed.policy.base import Policy
 from grpo_fed.policy.distributions import Categorical
-from grpo_fed.policy.make import policy_for
-from grpo_fed.policy.shared import commons_of
-from grpo_fed.rl.measurement import States, fisher_diagonal, mean_kl
+from grpo_fed.policy.make import make_policy
+from grpo_fed.policy.shared import resolve_shared_blocks
+from grpo_fed.rl.measurement import MeasurementStates, fisher_diagonal, mean_kl
 from grpo_fed.rl.rng import Purpose, client_seed, generator
-from grpo_fed.rl.stacked_learner import Fleet, part_of
-from grpo_fed.rl.update import Stack, reference, update
+from grpo_fed.rl.stacked_learner import StackedLearner, sub_state
+from grpo_fed.rl.update import ClientStack, reference_distributions, update_clients
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.resolve import tasks_of
+from grpo_fed.tasks.resolve import resolve_tasks
 
 SMALL = """
 name = "small"
@@ -58,11 +58,11 @@ def scenario(*overrides: str, clients: str = CARTS) -> Scenario:
     return Scenario.loads(SMALL + clients, overrides=overrides)
 
 
-def members(given: Scenario, folder: Path) -> Members:
-    return Members(given, commons_of(given), tasks_of(given), Home(folder, durable=False))
+def members(given: Scenario, folder: Path) -> Clients:
+    return Clients(given, resolve_shared_blocks(given), resolve_tasks(given), StateStore(folder, durable=False))
 
 
-def trained(asked: Members, round: int, shared: np.ndarray) -> dict[str, Trained]:
+def trained(asked: Clients, round: int, shared: np.ndarray) -> dict[str, Trained]:
     told = dict.fromkeys(asked.names, Train(Start("run", round, shared), (round - 1) / 3, round / 3))
     return {name: one for name, one in asked.answer(told).items() if isinstance(one, Trained)}
 
@@ -133,18 +133,18 @@ MU = 3.0
 WITHOUT_LIMITS = "max_grad_norm = inf\nminibatches = 1\nepochs = 1\nvalue_epochs = 1\n"
 
 
-def pulled(text: str, mu: float) -> tuple[Stack, Tensor, Tensor]:
+def pulled(text: str, mu: float) -> tuple[ClientStack, Tensor, Tensor]:
     """After an update with the actor drawn to an anchor that is elsewhere; and parameters and anchor before."""
     given = Scenario.loads(f'name = "a"\n[objective]\n{text}[[clients]]\nname = "c"\nenv = "CartPole-v1"')
     plain = stack_of(given)
     layout = plain.policy.layout
     shared = layout.mask(block for block in layout.blocks if block.name in ("torso.1", "actor", "critic"))
-    stack = Stack(**{**vars(plain), "pull": mu * shared})
+    stack = ClientStack(**{**vars(plain), "pull": mu * shared})
     torch.manual_seed(5)
     stack.anchor.add_(torch.randn_like(stack.anchor))
     before, anchor = stack.parameters.clone(), stack.anchor.clone()
     batch, judged = experience(stack)
-    update(stack, batch, judged, None, np.zeros(2, int), np.zeros(2))
+    update_clients(stack, batch, judged, None, np.zeros(2, int), np.zeros(2))
     return stack, before, anchor
 
 
@@ -217,10 +217,10 @@ def test_in_fedrep_the_heads_learn_on_a_torso_that_rests_and_then_it_under_them(
     layout = plain.policy.layout
     torso = layout.mask(layout.select(["torso.*"]))
     turns = tuple(plain.adam.only(part.nonzero().squeeze(1)) for part in (~torso, torso))
-    stack = Stack(**{**vars(plain), "turns": turns})
+    stack = ClientStack(**{**vars(plain), "turns": turns})
     batch, judged = experience(stack)
     start = layout.unstack(stack.parameters.clone())
-    update(stack, batch, judged, None, np.zeros(2, int), np.zeros(2))
+    update_clients(stack, batch, judged, None, np.zeros(2, int), np.zeros(2))
     for client, values in enumerate(start):
         actor = plain_network(values, ["torso.0", "torso.1", "actor"])
         critic = plain_network(values, ["critic.0", "critic.1", "critic.head"])
@@ -268,8 +268,8 @@ def test_a_group_penalty_leaves_alone_what_rests() -> None:
     plain = stack_of(given)
     torso = plain.policy.layout.mask(plain.policy.layout.select(["torso.*"]))
     turns = tuple(plain.adam.only(part.nonzero().squeeze(1)) for part in (~torso, torso))
-    stack, before = Stack(**{**vars(plain), "turns": turns}), plain.parameters.clone()
-    update(stack, *experience(stack), None, np.zeros(2, int), np.zeros(2))
+    stack, before = ClientStack(**{**vars(plain), "turns": turns}), plain.parameters.clone()
+    update_clients(stack, *experience(stack), None, np.zeros(2, int), np.zeros(2))
     assert not stack.parameters[:, ~torso].any()
     assert torch.equal(stack.parameters[:, torso], before[:, torso])
 
@@ -311,7 +311,7 @@ def test_without_a_pull_dittos_own_policy_learns_alone(tmp_path: Path) -> None:
     given = scenario("method=ditto", "steps=512", "personal.pull=0.0", "personal.steps=0.25")
     asked = members(given, tmp_path)
     first = asked.commons.first.numpy()
-    fleet = Fleet(tasks_of(given), given, [client_seed(0, f"{name} own") for name in NAMES])
+    fleet = StackedLearner(resolve_tasks(given), given, [client_seed(0, f"{name} own") for name in NAMES])
     for round in (1, 2, 3):
         trained(asked, round, first if round == 1 else shared_of(round, asked.commons.size))
         fleet.train(128, (round - 1) / 3, round / 3)
@@ -335,16 +335,16 @@ def test_dittos_own_policy_is_drawn_to_what_the_server_sent_and_is_what_plays(tm
         left = state(tmp_path / str(pull), "cart-0", 2)
         own = left["own.parameters"]
         near[pull] = np.linalg.norm(own[asked.columns.numpy()] - sent) / np.linalg.norm(begin - sent)
-        told = Evaluate(Start("run", 2, sent), Play(0))
+        told = Evaluate(Start("run", 2, sent), EvaluationPlan(0))
         (found,) = asked.answer({"cart-0": told}).values()
-        other = asked.answer({"cart-0": Evaluate(Start("run", 2, 0 * sent), Play(0))})["cart-0"]
+        other = asked.answer({"cart-0": Evaluate(Start("run", 2, 0 * sent), EvaluationPlan(0))})["cart-0"]
         assert isinstance(found, Evaluated)
         assert isinstance(other, Evaluated)
         assert vars(found.played) == vars(other.played), "what the server sends does not play"
-        fleet = Fleet([asked.tasks["cart-0"]], asked.scenario)
+        fleet = StackedLearner([asked.tasks["cart-0"]], asked.scenario)
         fleet.parameters[0] = torch.from_numpy(own)
         assert fleet.observation_normaliser is not None
-        fleet.observation_normaliser.load(0, part_of(left, "own.observation_normaliser"))
+        fleet.observation_normaliser.load(0, sub_state(left, "own.observation_normaliser"))
         assert found.played.mean == fleet.evaluate()[0].score
         fleet.close()
         asked.close()
@@ -365,7 +365,7 @@ def test_in_fedkl_a_client_is_held_to_the_policy_that_the_round_began_with(tmp_p
     assert torch.equal(stack.anchor[:, asked.columns], sent.expand(3, -1))
     assert not torch.equal(stack.anchor, stack.parameters)
     batch, _ = experience(stack)
-    found = reference(stack, batch)
+    found = reference_distributions(stack, batch)
     assert found is not None
     with torch.no_grad():
         began = stack.policy.act(stack.policy.layout.views(stack.anchor), batch.observations.flatten(1, 2))
@@ -378,10 +378,10 @@ def test_in_fedkl_a_client_is_held_to_the_policy_that_the_round_began_with(tmp_p
 # Fisher -------------------------------------------------------------------------------------------------------------
 
 
-def states(count: int, size: int, clients: int = 2) -> States:
+def states(count: int, size: int, clients: int = 2) -> MeasurementStates:
     rng = np.random.default_rng(3)
     kept = [rng.normal(size=(count - client, size)).astype(np.float32) for client in range(clients)]
-    return States.of(kept, torch.device("cpu"))
+    return MeasurementStates.of(kept, torch.device("cpu"))
 
 
 def policies() -> Mapping[str, Policy]:
@@ -389,9 +389,9 @@ def policies() -> Mapping[str, Policy]:
         f'[[clients]]\nname = "{name}"\nenv = "{env}"\n' for name, env in (("c", "CartPole-v1"), ("p", "Pendulum-v1"))
     )
     given = scenario(clients=clients)
-    found = {task.env: policy_for(task, given.policy) for task in tasks_of(given)}
+    found = {task.env: make_policy(task, given.policy) for task in resolve_tasks(given)}
     own = scenario("policy.module=test_knobs:Own", 'policy.shared=["*"]', clients=clients)
-    return found | {"a module": policy_for(tasks_of(own)[1], own.policy)}
+    return found | {"a module": make_policy(resolve_tasks(own)[1], own.policy)}
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "a module"])
@@ -451,7 +451,7 @@ def test_a_client_sends_its_fisher_diagonal_where_the_server_needs_it(
     trained(asked, 1, shared_of(1, asked.commons.size))
     for row, (name, found) in enumerate(trained(asked, 2, shared_of(2, asked.commons.size)).items()):
         left = state(tmp_path, name, 2)
-        kept = States.of([left["kept"]], torch.device("cpu"))
+        kept = MeasurementStates.of([left["kept"]], torch.device("cpu"))
         parameters = torch.from_numpy(left["parameters"])[None]
         expected = fisher_diagonal(asked.policy, kept, parameters, [client_seed(0, NAMES[row])], number=2)
         assert found.fisher is not None

@@ -20,10 +20,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 from torch import distributions as peers
 
-from grpo_fed.policy.base import Output
+from grpo_fed.policy.base import PolicyOutput
 from grpo_fed.policy.distributions import Categorical, Distribution, Gaussian, MultiCategorical, SquashedGaussian
 from grpo_fed.rl import objective
-from grpo_fed.rl.objective import Coefficients, Surrogate, Terms
+from grpo_fed.rl.objective import Coefficients, LossTerms, Surrogate
 from grpo_fed.rl.records import Minibatch
 from grpo_fed.scenario.settings import ObjectiveSettings, TrustSettings
 
@@ -36,7 +36,7 @@ UNHURRIED = settings(deadline=None, max_examples=50)
 
 def moment(
     distribution: Distribution, seed: int = 0, clients: int = K, steps: int = B, move: float = 0.5
-) -> tuple[Output, Minibatch]:
+) -> tuple[PolicyOutput, Minibatch]:
     """A minibatch in float64, and what policies that have moved away since then say of it."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -58,17 +58,17 @@ def moment(
         values=numbers(),
         weights=weights / weights.sum(1, keepdim=True),
     )
-    return Output(
+    return PolicyOutput(
         (old + move * numbers(distribution.parameter_size)).requires_grad_(),
         (batch.values + move * numbers()).requires_grad_(),
     ), batch
 
 
-def tensors(record: Output | Minibatch) -> list[Tensor]:
+def tensors(record: PolicyOutput | Minibatch) -> list[Tensor]:
     return [getattr(record, field.name) for field in fields(record)]
 
 
-def slopes_of(loss: Tensor, new: Output) -> tuple[Tensor, Tensor]:
+def slopes_of(loss: Tensor, new: PolicyOutput) -> tuple[Tensor, Tensor]:
     return torch.autograd.grad(loss.sum(), (new.distribution, new.values), materialize_grads=True)
 
 
@@ -107,14 +107,14 @@ def rolled(peer: PPO | A2C, action_space: spaces.Space[Any], seed: int = 0) -> N
     buffer.compute_returns_and_advantage(torch.zeros(copies), np.ones(copies))
 
 
-def said_by(peer: PPO | A2C, observations: Tensor) -> Output:
+def said_by(peer: PPO | A2C, observations: Tensor) -> PolicyOutput:
     """What the peer's network says, as ours would."""
     policy = peer.policy
     for_actor, for_critic = policy.mlp_extractor(policy.extract_features(observations))
     parameters = policy.action_net(for_actor)
     if isinstance(peer.action_space, spaces.Box):
         parameters = torch.cat((parameters, policy.log_std.expand_as(parameters)), -1)
-    return Output(parameters[None], policy.value_net(for_critic).squeeze(-1)[None])
+    return PolicyOutput(parameters[None], policy.value_net(for_critic).squeeze(-1)[None])
 
 
 def minibatch_of(peer: PPO | A2C) -> Minibatch:
@@ -132,7 +132,9 @@ SPACES = [
 ]
 
 
-def compare(peer: PPO | A2C, distribution: Distribution, ours: ObjectiveSettings, coefficients: Coefficients) -> Terms:
+def compare(
+    peer: PPO | A2C, distribution: Distribution, ours: ObjectiveSettings, coefficients: Coefficients
+) -> LossTerms:
     """The loss and the gradient by every weight of the network, to a relative error of 1e-5."""
     batch = minibatch_of(peer)
     weights = list(peer.policy.parameters())
@@ -213,7 +215,7 @@ def peers_of(distribution: Distribution, parameters: Tensor) -> list[peers.Distr
 
 
 def restated(
-    new: Output,
+    new: PolicyOutput,
     batch: Minibatch,
     distribution: Distribution,
     ours: ObjectiveSettings,
@@ -303,7 +305,7 @@ def test_gradients_are_those_of_the_loss(distribution: Distribution) -> None:
     new, batch = moment(distribution)
     coefficients = Coefficients(0.2, 0.3, 0.5, torch.full((K, distribution.components), 0.01).double(), 1.0)
     trust = TrustSettings(region="penalty")
-    slopes, terms = objective.gradients(new, batch, distribution, ObjectiveSettings(), trust, coefficients)
+    slopes, terms = objective.loss_gradients(new, batch, distribution, ObjectiveSettings(), trust, coefficients)
     loss, _ = objective.loss(new, batch, distribution, ObjectiveSettings(), trust, coefficients)
     assert torch.equal(terms.loss, loss.detach())
     by_distribution, by_values = slopes_of(loss, new)
@@ -397,7 +399,7 @@ def test_the_penalty_on_the_divergence_by_hand(direction: Any, kl: float) -> Non
     tilted = torch.tensor([0.25, 0.75], dtype=torch.float64).log().expand_as(even)
     batch = replace(batch, distribution=even, advantages=torch.zeros_like(batch.values))
     ours, trust = ObjectiveSettings(normalise_advantages="off"), TrustSettings(region="penalty", direction=direction)
-    said = Output(tilted, new.values)
+    said = PolicyOutput(tilted, new.values)
     loss, terms = objective.loss(said, batch, Categorical(2), ours, trust, Coefficients(0.2, 0.2, kl=3.0))
     assert loss.item() == pytest.approx(3 * kl)
     assert terms.kl.item() == pytest.approx(kl)
@@ -434,7 +436,7 @@ def test_what_stands_in_steps_without_weight_does_not_matter(distribution: Distr
         **{f.name: mixed(getattr(batch, f.name), getattr(other[1], f.name)) for f in fields(Minibatch)}
         | {"weights": batch.weights}
     )
-    said = Output(mixed(new.distribution, other[0].distribution), mixed(new.values, other[0].values))
+    said = PolicyOutput(mixed(new.distribution, other[0].distribution), mixed(new.values, other[0].values))
     before, terms = objective.loss(new, batch, distribution, ObjectiveSettings(), trust, coefficients)
     after, changed_terms = objective.loss(said, changed, distribution, ObjectiveSettings(), trust, coefficients)
     assert torch.equal(before, after)
@@ -453,7 +455,7 @@ def test_a_client_learns_the_same_alone_and_among_others(distribution: Distribut
     together, _ = objective.loss(new, batch, distribution, ObjectiveSettings(), trust, coefficients)
     expected = slopes_of(together, new)
     for k in range(K):
-        mine = Output(new.distribution[k : k + 1], new.values[k : k + 1])
+        mine = PolicyOutput(new.distribution[k : k + 1], new.values[k : k + 1])
         own = Minibatch(*(one[k : k + 1] for one in tensors(batch)))
         alone, _ = objective.loss(mine, own, distribution, ObjectiveSettings(), trust, coefficients)
         torch.testing.assert_close(alone[0], together[k])
@@ -466,7 +468,7 @@ def test_what_the_others_live_through_does_not_matter(distribution: Distribution
     coefficients, trust = Coefficients(0.2, 0.2, 0.5, 0.1, 1.0), TrustSettings(region="penalty")
     (new, batch), (other, others) = moment(distribution), moment(distribution, seed=1)
     with torch.no_grad():
-        said = Output(
+        said = PolicyOutput(
             *(torch.cat((a[:1], b[1:])).requires_grad_() for a, b in zip(tensors(new), tensors(other), strict=True))
         )
     mixed = Minibatch(*(torch.cat((a[:1], b[1:])) for a, b in zip(tensors(batch), tensors(others), strict=True)))
@@ -516,7 +518,7 @@ def test_a_client_without_steps_learns_nothing() -> None:
 def test_without_a_value_coefficient_the_critic_is_left_alone() -> None:
     new, batch = moment(Categorical(3))
     coefficients = Coefficients(0.2, 0.2, 0.5)
-    slopes, _ = objective.gradients(
+    slopes, _ = objective.loss_gradients(
         new, batch, Categorical(3), ObjectiveSettings(), FREE, replace(coefficients, value=torch.zeros(K, 1))
     )
     assert slopes.values is None
@@ -622,18 +624,20 @@ def test_equal_weights_normalise_by_mean_and_standard_deviation(seed: int, count
     weights[:, :count] = 0.3 / count
     mine = advantages[:, :count]
     expected = (mine - mine.mean(1, keepdim=True)) / (mine.std(1, keepdim=True) + 1e-8)
-    torch.testing.assert_close(objective.normalise(advantages, weights)[:, :count], expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        objective.normalise_advantages(advantages, weights)[:, :count], expected, rtol=1e-6, atol=1e-6
+    )
 
 
 def test_weighted_normalisation_by_hand() -> None:
     # Weights 1/4, 1/4, 1/2: mean 1/4 * 1 + 1/4 * 5 + 1/2 * 3 = 3; sum w c^2 = 2; 1 - sum w^2 = 5/8; variance 3.2.
-    found = objective.normalise(torch.tensor([[1.0, 5.0, 3.0]]), torch.tensor([[0.25, 0.25, 0.5]]))
+    found = objective.normalise_advantages(torch.tensor([[1.0, 5.0, 3.0]]), torch.tensor([[0.25, 0.25, 0.5]]))
     assert found[0].tolist() == pytest.approx([-2 / 3.2**0.5, 2 / 3.2**0.5, 0.0])
 
 
 @pytest.mark.parametrize("number", [0.0, 1.0, -3.0])
 def test_one_advantage_alone_normalises_to_nothing(number: float) -> None:
-    found = objective.normalise(torch.tensor([[number, 9.0]]), torch.tensor([[1.0, 0.0]]))
+    found = objective.normalise_advantages(torch.tensor([[number, 9.0]]), torch.tensor([[1.0, 0.0]]))
     assert found[0, 0] == 0
     assert found.isfinite().all()
 
@@ -665,7 +669,9 @@ def test_the_preset_of_rloo_teaches_the_return_minus_the_mean_of_the_others_at_e
         weights=torch.full((1, 2), 0.5).double(),
     )
     ours = ObjectiveSettings(surrogate="score", normalise_advantages="off")
-    loss, _ = objective.policy_loss(Output(even, values), batch, Categorical(2), ours, FREE, Coefficients(0.2, 0.2))
+    loss, _ = objective.policy_loss(
+        PolicyOutput(even, values), batch, Categorical(2), ours, FREE, Coefficients(0.2, 0.2)
+    )
     (slope,) = torch.autograd.grad(loss.sum(), even)
     # -1/2 * 2 * (1 - 1/2) for the choice of the better episode, and -1/2 * -2 * (0 - 1/2) for it in the other.
     torch.testing.assert_close(slope[0, :, 0], torch.tensor([-0.5, -0.5], dtype=torch.float64))
@@ -701,12 +707,12 @@ def test_a_small_step_against_the_gradient_lowers_the_loss(case: Case, surrogate
     entropy = torch.full((K, case.distribution.components), 0.01).double()
     coefficients = Coefficients(0.2, 0.2, 0.5, entropy, 0.5)
 
-    def measured(said: Output) -> tuple[Tensor, Tensor, Tensor]:
+    def measured(said: PolicyOutput) -> tuple[Tensor, Tensor, Tensor]:
         loss, _ = objective.loss(said, batch, case.distribution, ours, trust, coefficients)
         return loss, *slopes_of(loss, said)
 
     loss, by_distribution, by_values = measured(new)
-    moved = Output(
+    moved = PolicyOutput(
         (new.distribution - 1e-4 * by_distribution).detach().requires_grad_(),
         (new.values - 1e-4 * by_values).detach().requires_grad_(),
     )

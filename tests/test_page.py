@@ -17,8 +17,8 @@ from PIL import Image
 from grpo_fed import train
 from grpo_fed.reports.episodes import film_episodes, first_policy, worst_and_best
 from grpo_fed.reports.film import BRIEF
-from grpo_fed.reports.page import report
-from grpo_fed.runs.history import history_of
+from grpo_fed.reports.page import write_page
+from grpo_fed.runs.history import read_history
 from grpo_fed.runs.policies import load_policy
 from grpo_fed.scenario.scenario import Scenario
 from tests.written import Made, scenario, write_run
@@ -66,7 +66,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def page(folder: Path) -> tuple[str, Elements]:
-    text = report(folder).read_text()
+    text = write_page(folder).read_text()
     elements = Elements(text)
     assert not elements.open
     return text, elements
@@ -130,7 +130,7 @@ def test_the_page_has_a_day_and_a_night(tmp_path: Path):
 
 def test_the_page_goes_where_it_is_told(tmp_path: Path):
     folder = write_run(tmp_path / "run", scenario(more="rounds = 1"))
-    assert report(folder, tmp_path / "page.html") == tmp_path / "page.html"
+    assert write_page(folder, tmp_path / "page.html") == tmp_path / "page.html"
     assert not (folder / "report.html").exists()
 
 
@@ -140,20 +140,20 @@ def test_the_page_goes_where_it_is_told(tmp_path: Path):
 def test_the_worst_and_the_best_are_filmed(tmp_path: Path):
     scores = {0: 5.0, 1: 9.0, 2: 1.0}
     folder = write_run(tmp_path, scenario(more="rounds = 1"), Made(scores=lambda client: scores[client]))
-    assert worst_and_best(history_of(folder)) == ("cart-2", "cart-1")
+    assert worst_and_best(read_history(folder)) == ("cart-2", "cart-1")
 
 
 def test_a_run_that_stopped_is_judged_by_its_training(tmp_path: Path):
     made = Made(returns=lambda number, client: (3.0, 1.0, 2.0)[client], rounds=1, finished=False)
-    assert worst_and_best(history_of(write_run(tmp_path, scenario(), made))) == ("cart-1", "cart-0")
+    assert worst_and_best(read_history(write_run(tmp_path, scenario(), made))) == ("cart-1", "cart-0")
 
 
 def test_the_first_policy_is_what_the_run_began_with(learned: Path):
     # The run itself played before its first round: the same episodes, the same returns.
-    before = history_of(learned).before
-    for name, score in zip(history_of(learned).clients, before, strict=True):
+    before = read_history(learned).before
+    for name, score in zip(read_history(learned).clients, before, strict=True):
         assert first_policy(load_policy(learned, name)).play().score == score
-    assert not np.array_equal(before, history_of(learned).after)
+    assert not np.array_equal(before, read_history(learned).after)
 
 
 def test_episodes_are_there_before_and_after(learned: Path):

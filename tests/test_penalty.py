@@ -11,14 +11,14 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from grpo_fed.policy.blocks import Layout
-from grpo_fed.policy.groups import Groups, groups_of
+from grpo_fed.policy.groups import Groups, cut_groups
 from grpo_fed.rl import penalty
 from grpo_fed.rl.penalty import proximal, proximal_group, proximal_nested, proximal_sparse_group
 from grpo_fed.scenario.settings import PenaltySettings, PolicySettings
 
 SHAPES = {"a.weight": (2, 3), "a.bias": (2,), "b.weight": (1, 4), "c.weight": (1, 2)}
 LAYOUT = Layout.cut(SHAPES.items(), PolicySettings())
-GROUPS = groups_of(LAYOUT, {"a": "row", "b": {"left": {"b.weight:columns": [0, 1]}}}, only=LAYOUT.select(["a", "b"]))
+GROUPS = cut_groups(LAYOUT, {"a": "row", "b": {"left": {"b.weight:columns": [0, 1]}}}, only=LAYOUT.select(["a", "b"]))
 """Two rows of four in block a, two pairs in block b, and the two columns of block c in no group."""
 MEMBERS = {"a": [[0, 1, 2, 6], [3, 4, 5, 7]], "b": [[8, 9], [10, 11]]}
 """The same written by hand."""
@@ -275,7 +275,7 @@ def test_the_input_and_the_anchor_are_left_alone() -> None:
 
 
 def test_no_groups_leave_everything() -> None:
-    x, nobody = normal(0, 2), groups_of(LAYOUT, {}, only=())
+    x, nobody = normal(0, 2), cut_groups(LAYOUT, {}, only=())
     for kind in KINDS:
         assert torch.equal(bits(proximal(x, None, knobs(kind, l1=1.0, outer=1.0), nobody, 1.0, 1.0)), bits(x))
         assert penalty.penalty_value(x, None, knobs(kind, l1=1.0, outer=1.0), nobody, 1.0).tolist() == [0.0, 0.0]
@@ -301,7 +301,7 @@ INPUTS, FEATURES, CLIENTS = 4, 3, 3
 """Four inputs of three features each; three clients, each with a task of its own."""
 SENSORS = Layout.cut([("regression.weight", (1, INPUTS * FEATURES))], PolicySettings())
 SETS = {f"input{i}": {"regression.weight:columns": [3 * i, 3 * i + 1, 3 * i + 2]} for i in range(INPUTS)}
-BY_INPUT = groups_of(SENSORS, {"*": SETS})
+BY_INPUT = cut_groups(SENSORS, {"*": SETS})
 
 
 def trained(relevant: Tensor, anchor: Tensor | None, weight: Tensor, start: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from grpo_fed.policy.actor_critic import ActorCritic
 from grpo_fed.policy.base import Policy, Pullback
 from grpo_fed.policy.distributions import Categorical, Distribution, Gaussian, MultiCategorical, SquashedGaussian
-from grpo_fed.policy.user_module import ModulePolicy
+from grpo_fed.policy.user_module import UserModulePolicy
 from grpo_fed.scenario.settings import PolicySettings
 
 DISTRIBUTIONS: list[Distribution] = [Categorical(3), MultiCategorical((2, 4)), Gaussian(2), SquashedGaussian(2)]
@@ -43,9 +43,11 @@ class OwnNet(nn.Module):
         return self.pi(hidden), self.v(hidden).squeeze(-1)
 
 
-def own(settings: PolicySettings | None = None, build: Any = OwnNet) -> ModulePolicy:
+def own(settings: PolicySettings | None = None, build: Any = OwnNet) -> UserModulePolicy:
     boxes = (spaces.Box(-1, 1, (5,)), spaces.Discrete(3))
-    return ModulePolicy(build, boxes, 5, Categorical(3), settings or PolicySettings(module="a:B", shared=["body.*"]))
+    return UserModulePolicy(
+        build, boxes, 5, Categorical(3), settings or PolicySettings(module="a:B", shared=["body.*"])
+    )
 
 
 def parameters_of(policy: Policy, clients: int) -> Tensor:

@@ -8,7 +8,7 @@ from grpo_fed.scenario import presets
 from grpo_fed.scenario.presets import PRESETS
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import ObjectiveSettings
-from grpo_fed.scenario.toml.reading import knobs
+from grpo_fed.scenario.toml.reading import all_keys
 
 CARTPOLE = 'name = "x"\nclients = [{ name = "cart", env = "CartPole-v1" }]\n'
 
@@ -59,9 +59,9 @@ def test_a_preset_names_its_advantage_surrogate_step_and_region(name: str):
 
 
 def test_presets_set_keys_that_exist_in_four_sections_only():
-    known = {path for path, _ in knobs(Scenario)}
-    assert known >= presets.KNOBS
-    assert {section for section, _ in presets.KNOBS} == {"objective", "rollout", "group", "trust"}
+    known = {path for path, _ in all_keys(Scenario)}
+    assert known >= presets.KEYS_OF_PRESETS
+    assert {section for section, _ in presets.KEYS_OF_PRESETS} == {"objective", "rollout", "group", "trust"}
 
 
 def test_the_default_preset_is_what_the_defaults_of_the_knobs_say():
@@ -72,8 +72,8 @@ def test_the_default_preset_is_what_the_defaults_of_the_knobs_say():
 def test_a_value_without_a_spelling_in_toml_is_in_no_preset():
     # A preset's value would come back where the user's None was left out of the saved file.
     unspoken = {("objective", "clip_high"), ("stop", "target")}
-    assert not unspoken & presets.KNOBS
-    empty = {path for path, info in knobs(Scenario) if not info.is_required() and info.default is None}
+    assert not unspoken & presets.KEYS_OF_PRESETS
+    empty = {path for path, info in all_keys(Scenario) if not info.is_required() and info.default is None}
     spelt = {("objective", "value_clip"), ("trust", "stop"), ("policy", "module")}
     assert {path for path in empty if path[0] != "clients"} == unspoken | spelt
 
@@ -95,7 +95,7 @@ def test_no_limit_stays_no_limit_where_the_preset_has_one():
 
 def test_applying_a_preset_leaves_what_it_was_given_alone():
     data = {"objective": {"preset": "a2c", "gamma": 0.5}, "name": "x"}
-    filled = presets.apply(data)
+    filled = presets.fill_from_preset(data)
     assert data == {"objective": {"preset": "a2c", "gamma": 0.5}, "name": "x"}
     assert filled["objective"]["surrogate"] == "score"
     assert filled["objective"]["gamma"] == 0.5
@@ -105,7 +105,7 @@ def test_applying_a_preset_leaves_what_it_was_given_alone():
 
 @pytest.mark.parametrize("objective", [3, [], {"preset": "unknown"}, {"preset": 3}, {"preset": []}])
 def test_what_is_no_preset_is_left_to_the_models(objective: object):
-    assert presets.apply({"objective": objective}) == {"objective": objective}
+    assert presets.fill_from_preset({"objective": objective}) == {"objective": objective}
 
 
 # The figures that peers are known by.

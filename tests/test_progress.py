@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from grpo_fed.aggregation.proximity import Kept, KeptBlock
+from grpo_fed.aggregation.proximity import AcceptedBlock, AcceptedStep
 from grpo_fed.reports.progress import (
-    Course,
     LineDisplay,
     LiveDisplay,
-    Opening,
+    RunHeader,
+    RunProgress,
     _bar,
     missing_lines,
     next_command,
@@ -26,8 +26,18 @@ from grpo_fed.reports.progress import (
     server_line,
     show_result,
 )
-from grpo_fed.reports.tables import Standing, curve, many, number, results_table, small, some, span, standings_table
-from grpo_fed.runs.records import ClientNote, Failure, RoundNote, ServerNote
+from grpo_fed.reports.tables import (
+    ClientProgress,
+    curve,
+    many,
+    number,
+    results_table,
+    small,
+    some,
+    span,
+    standings_table,
+)
+from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord
 from grpo_fed.runs.results import ClientResult, Result
 from grpo_fed.scenario.scenario import Scenario
 
@@ -51,23 +61,23 @@ def shown(part: object) -> list[list[str]]:
     return [line.split() for line in text_of(out).splitlines()]
 
 
-def opening(clients: int = 2) -> Opening:
+def opening(clients: int = 2) -> RunHeader:
     text = f'name = "a"\nrounds = 3\n[[clients]]\nname = "cart"\nenv = "CartPole-v1"\ncount = {clients}\n'
-    return Opening(Scenario.loads(text), "cpu", Path("runs/a"))
+    return RunHeader(Scenario.loads(text), "cpu", Path("runs/a"))
 
 
-def note(number: int, returns: dict[str, float | None], evaluated: bool = False) -> RoundNote:
+def note(number: int, returns: dict[str, float | None], evaluated: bool = False) -> RoundRecord:
     losses = {"losses/approx_kl": 0.25, "losses/entropy": 0.5}
     clients = []
     for name, mean in returns.items():
         metrics = losses if mean is None else {"charts/episodic_return": mean, **losses}
         played = mean if evaluated or number == 0 else None
         clients.append(
-            ClientNote(name, "cart", 512, int(mean is not None), metrics, played)
+            ClientRecord(name, "cart", 512, int(mean is not None), metrics, played)
             if number
-            else ClientNote(name, "cart", score=mean)
+            else ClientRecord(name, "cart", score=mean)
         )
-    return RoundNote(number, 3, 0.5, 1024 * number, clients)
+    return RoundRecord(number, 3, 0.5, 1024 * number, clients)
 
 
 def result(returns: dict[str, float | None], status: str = "finished") -> Result:
@@ -100,14 +110,14 @@ def test_a_curve_goes_from_the_lowest_to_the_highest():
 
 
 def test_up_to_twenty_clients_have_a_row_each():
-    clients = {f"c{i}": Standing(1.0, [2.0, float(i)], 0.25, 0.5) for i in range(20)}
+    clients = {f"c{i}": ClientProgress(1.0, [2.0, float(i)], 0.25, 0.5) for i in range(20)}
     rows = shown(standings_table(clients))
     assert [row[0] for row in rows if row and row[0].startswith("c")] == ["client", *clients]
     assert ["c3", "1.00", "3.00", "3.00", "0.2500", "0.5000", "▁█"] in rows
 
 
 def test_above_twenty_the_worst_five_and_quantiles_stand_for_all():
-    clients = {f"c{i}": Standing(1.0, [float(i)], 0.25, None) for i in range(21)}
+    clients = {f"c{i}": ClientProgress(1.0, [float(i)], 0.25, None) for i in range(21)}
     clients["c20"].returns.clear()
     rows = [row for row in shown(standings_table(clients)) if row]
     assert [row[0] for row in rows if re.fullmatch(r"c\d+", row[0])] == ["c20", "c0", "c1", "c2", "c3"]
@@ -186,9 +196,9 @@ def test_the_next_command_shows_the_client_with_the_lowest_return(scores: dict[s
     assert f"--client {worst} " in next_command(result(scores))
 
 
-def dealings(alphas: dict[str, float], joint: float | None, budget: float) -> ServerNote:
-    blocks = tuple(KeptBlock(name, 0.1, 0.02, alpha, 0.01) for name, alpha in alphas.items())
-    return ServerNote(Kept(blocks, 0.2, budget, joint), {}, up=250_000, down=1_000_000, total=5_000_000)
+def dealings(alphas: dict[str, float], joint: float | None, budget: float) -> ServerRecord:
+    blocks = tuple(AcceptedBlock(name, 0.1, 0.02, alpha, 0.01) for name, alpha in alphas.items())
+    return ServerRecord(AcceptedStep(blocks, 0.2, budget, joint), {}, up=250_000, down=1_000_000, total=5_000_000)
 
 
 def test_a_server_says_how_far_it_went_and_within_what():
@@ -199,20 +209,20 @@ def test_a_server_says_how_far_it_went_and_within_what():
     short = dealings({"torso.0": 0.5, "actor": 1.0}, None, 0.05)
     assert server_line(short) == "step torso.0 50%  1.25 MB"
     assert server_line(dealings({"actor": 1.0}, 0.5, math.inf)) == "whole step  shared KL 0.5000  1.25 MB"
-    assert server_line(ServerNote(None, {}, 0, 0, 0)) == "0.00 MB"
+    assert server_line(ServerRecord(None, {}, 0, 0, 0)) == "0.00 MB"
 
 
 def test_a_federation_shows_what_each_client_keeps_and_who_is_missing():
     clients = {
-        "alike": Standing(1.0, [2.0], personal=()),
-        "contrary": Standing(1.0, [2.0], personal=("torso.0", "actor")),
-        "gone": Standing(1.0, [2.0], personal=("actor",), state="late"),
+        "alike": ClientProgress(1.0, [2.0], personal=()),
+        "contrary": ClientProgress(1.0, [2.0], personal=("torso.0", "actor")),
+        "gone": ClientProgress(1.0, [2.0], personal=("actor",), state="late"),
     }
     rows = {row[0]: row for row in shown(standings_table(clients)) if row}
     assert rows["alike"][-1] == "▁"
     assert rows["contrary"][-2:] == ["torso.0,", "actor"]
     assert rows["gone"][-1] == "late"
-    assert shown(standings_table({"alone": Standing(1.0, [2.0])}))[1][-2:] == ["by", "round"]
+    assert shown(standings_table({"alone": ClientProgress(1.0, [2.0])}))[1][-2:] == ["by", "round"]
     assert some(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
 
 
@@ -223,11 +233,11 @@ def test_what_a_client_keeps_is_seen_on_a_terminal_of_80_columns(name: str):
     display = LiveDisplay(out)
     display.begin(opening())
     clients = [
-        ClientNote(name, "cart", 512, 1, {"charts/episodic_return": -1250.3}, personal=("actor",)),
-        ClientNote("lost", "cart", failure=Failure("late", "no answer")),
+        ClientRecord(name, "cart", 512, 1, {"charts/episodic_return": -1250.3}, personal=("actor",)),
+        ClientRecord("lost", "cart", failure=Failure("late", "no answer")),
     ]
     for last in range(30):
-        display.round(RoundNote(last, 30, 0.5, 1024, clients, ServerNote(None, {}, 1, 1, 2)))
+        display.round(RoundRecord(last, 30, 0.5, 1024, clients, ServerRecord(None, {}, 1, 1, 2)))
     display.stop()
     rows = {line.split()[0]: line.split() for line in text_of(out).splitlines() if line.strip()}
     assert rows["client"][-1] == "keeps"
@@ -248,9 +258,9 @@ def test_what_a_client_keeps_is_seen_on_a_terminal_of_80_columns(name: str):
 def test_what_stands_beside_the_bar_is_whole_or_not_there(columns: int, told: str):
     out = console(terminal=True)
     out.width = columns
-    course = Course(rounds=30)
-    course.add(RoundNote(0, 30, 0.0, 0, [ClientNote("a", "a", score=1.0)]))
-    course.add(RoundNote(1, 30, 0.5, 2048, [ClientNote("a", "a", 2048, 1, {})]))
+    course = RunProgress(rounds=30)
+    course.add(RoundRecord(0, 30, 0.0, 0, [ClientRecord("a", "a", score=1.0)]))
+    course.add(RoundRecord(1, 30, 0.5, 2048, [ClientRecord("a", "a", 2048, 1, {})]))
     course.clock = [-100.0, -100.0]  # so that the round before the last took no time
     out.print(_bar(course, time.monotonic(), columns))
     (line,) = text_of(out).splitlines()

@@ -16,14 +16,14 @@ import torch
 from safetensors.torch import load_file
 from torch.distributions import Categorical, kl_divergence
 
-from grpo_fed.federation.clients import Members
+from grpo_fed.federation.clients import Clients
 from grpo_fed.federation.messages import Answer, Instruction, Measure, Train, Trained
 from grpo_fed.federation.rounds import Federation
-from grpo_fed.federation.state_store import Home
-from grpo_fed.policy.shared import Commons, commons_of
-from grpo_fed.runs.records import Failure, RoundNote
+from grpo_fed.federation.state_store import StateStore
+from grpo_fed.policy.shared import SharedBlocks, resolve_shared_blocks
+from grpo_fed.runs.records import Failure, RoundRecord
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.resolve import tasks_of
+from grpo_fed.tasks.resolve import resolve_tasks
 
 CARTS = """
 name = "carts"
@@ -57,10 +57,11 @@ class Village:
     trained: list[tuple[str, int, Trained]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.commons: Commons = commons_of(self.scenario)
-        self.home = Home(self.folder, durable=False)
+        self.commons: SharedBlocks = resolve_shared_blocks(self.scenario)
+        self.home = StateStore(self.folder, durable=False)
         self.members = {
-            task.client: Members(self.scenario, self.commons, [task], self.home) for task in tasks_of(self.scenario)
+            task.client: Clients(self.scenario, self.commons, [task], self.home)
+            for task in resolve_tasks(self.scenario)
         }
 
     def reachable(self) -> tuple[str, ...]:
@@ -93,7 +94,7 @@ def carts(*overrides: str, text: str = CARTS) -> Scenario:
     return Scenario.loads(text, overrides=overrides)
 
 
-def run(scenario: Scenario, folder: Path) -> tuple[Federation, Village, list[RoundNote]]:
+def run(scenario: Scenario, folder: Path) -> tuple[Federation, Village, list[RoundRecord]]:
     village = Village(scenario, folder)
     federation, notes = Federation(scenario, village.commons, village), []
     federation.run(notes.append)
@@ -209,7 +210,7 @@ def measured_kl(village: Village, run: str, name: str, number: int, old: np.ndar
     layout = village.members[name].policy.layout
     columns = village.commons.columns(layout).numpy()
     asked = [told for client, told in village.sent if client == name and isinstance(told, Measure)]
-    personal = [told.start.personal for told in asked if told.start.round == number][-1]
+    personal = [told.start.departed for told in asked if told.start.round == number][-1]
     keeps = village.commons.kept(personal).numpy()
 
     def says(shared: np.ndarray) -> Categorical:
@@ -284,7 +285,7 @@ def test_a_client_that_leaves_a_group_keeps_all_of_its_deviation(tmp_path: Path)
     given = carts('merge.rule="huber"', "merge.threshold=0.04", 'proximity.mode="off"', "rounds=2")
     federation, village, _ = run(given, tmp_path)
     told = {name: one.start for name, one in village.sent if isinstance(one, Train) and one.start.round == 2}
-    assert {start.personal for start in told.values()} != {()}
+    assert {start.departed for start in told.values()} != {()}
     for name, start in told.items():
         state = village.home.at(federation.position.name, name, 1)
         assert state is not None
@@ -292,7 +293,7 @@ def test_a_client_that_leaves_a_group_keeps_all_of_its_deviation(tmp_path: Path)
         columns = village.commons.columns(members.policy.layout).numpy()
         sent = next(reply.point for client, number, reply in village.trained if (client, number) == (name, 1))
         assert (state["parameters"][columns] == sent).all()
-        keeps = village.commons.kept(start.personal).numpy()
+        keeps = village.commons.kept(start.departed).numpy()
         members.save_policies(tmp_path, {name: replace(start, round=1)})  # as it was, with this start put in place
         arrays = load_file(tmp_path / "policies" / f"{name}.safetensors")
         begins = members.policy.layout.stack([arrays])[0, columns].numpy()

@@ -12,22 +12,32 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch import Tensor
 
-from grpo_fed.aggregation.proximity import Budgets, Kept, KeptBlock, Search, Trial, adapt, moved, off, quadratic
-from grpo_fed.aggregation.proximity.measured import DESCENT, LADDER, PATH, TRIPS
+from grpo_fed.aggregation.proximity import (
+    AcceptedBlock,
+    AcceptedStep,
+    Budgets,
+    BudgetSearch,
+    StepFractions,
+    adapt_budgets,
+    full_step,
+    interpolate,
+    predicted_step,
+)
+from grpo_fed.aggregation.proximity.measured import BACKTRACKING, BLOCK_FRACTIONS, JOINT_MULTIPLES, MAX_QUERIES
 from grpo_fed.policy.distributions import Categorical
 
 SEEDS = st.integers(0, 2**32 - 1)
 LIMITS = st.sampled_from([0.0, 1e-9, 1e-3, 0.02, 0.5, math.inf])
 BLOCKS = {"torso": slice(0, 3), "actor": slice(3, 5)}
 
-Measure = Callable[[Trial], float]
+Measure = Callable[[StepFractions], float]
 
 
 def lead(
     budgets: Budgets, clients: Mapping[str, Measure], weights: Mapping[str, float] | None = None
-) -> tuple[Kept, list[tuple[Trial, ...]]]:
+) -> tuple[AcceptedStep, list[tuple[StepFractions, ...]]]:
     """The whole dialogue with clients that always answer: the decision, and what was asked."""
-    search, asked = Search(budgets, weights or dict.fromkeys(clients, 1.0)), []
+    search, asked = BudgetSearch(budgets, weights or dict.fromkeys(clients, 1.0)), []
     while trials := search.ask():
         asked.append(trials)
         search = search.tell({name: [measure(trial) for trial in trials] for name, measure in clients.items()})
@@ -43,7 +53,7 @@ def bits(value: Tensor) -> list[int]:
 
 def test_a_block_goes_its_part_of_the_way() -> None:
     old, new = torch.zeros(5), torch.tensor([1.0, 2.0, 4.0, 8.0, -8.0])
-    found = moved(old, new, list(BLOCKS.values()), (0.25, 0.5))
+    found = interpolate(old, new, list(BLOCKS.values()), (0.25, 0.5))
     assert found.tolist() == [0.25, 0.5, 1.0, 4.0, -4.0]
     assert old.tolist() == [0.0] * 5
 
@@ -51,13 +61,13 @@ def test_a_block_goes_its_part_of_the_way() -> None:
 def test_all_and_nothing_of_a_step_are_exact() -> None:
     old = torch.tensor([0.1, -0.0, 1e-30, 3e38, -3e38])
     new = torch.tensor([-0.3, -0.0, 1e30, -3e38, 3e38])
-    assert bits(moved(old, new, [slice(0, 5)], (1.0,))) == bits(new)
-    assert bits(moved(old, new, [slice(0, 5)], (0.0,))) == bits(old)
-    assert bits(moved(old, new, [slice(0, 2)], (1.0,))) == bits(torch.cat([new[:2], old[2:]]))
+    assert bits(interpolate(old, new, [slice(0, 5)], (1.0,))) == bits(new)
+    assert bits(interpolate(old, new, [slice(0, 5)], (0.0,))) == bits(old)
+    assert bits(interpolate(old, new, [slice(0, 2)], (1.0,))) == bits(torch.cat([new[:2], old[2:]]))
 
 
 def test_off_makes_the_whole_step() -> None:
-    kept = off(["torso", "actor"])
+    kept = full_step(["torso", "actor"])
     assert kept.alphas == (1.0, 1.0)
     assert kept.joint is None
 
@@ -68,7 +78,7 @@ def test_off_makes_the_whole_step() -> None:
 def test_the_quadratic_step_by_hand() -> None:
     """1/2 d'Fd is 1/2 * 3 * 4 = 6 for the torso, 24 times its budget, and 1/2 * (0.04 + 0.04) for the actor's 0.05."""
     step, fisher = torch.tensor([2.0, 2.0, 2.0, 0.2, -0.1]), torch.tensor([1.0, 1.0, 1.0, 1.0, 4.0])
-    kept = quadratic(step, fisher, BLOCKS, Budgets({"torso": 0.25, "actor": 0.05}))
+    kept = predicted_step(step, fisher, BLOCKS, Budgets({"torso": 0.25, "actor": 0.05}))
     assert kept.alphas == (pytest.approx(24**-0.5), 1.0)
     assert [block.wanted for block in kept.blocks] == pytest.approx([6.0, 0.04])
     assert [block.kl for block in kept.blocks] == pytest.approx([0.25, 0.04])
@@ -78,7 +88,7 @@ def test_the_quadratic_step_by_hand() -> None:
 def test_the_joint_budget_shrinks_all_blocks_alike() -> None:
     """0.25 + 0.04 is 4 times the joint budget: half of each step."""
     step, fisher = torch.tensor([2.0, 2.0, 2.0, 0.2, -0.1]), torch.tensor([1.0, 1.0, 1.0, 1.0, 4.0])
-    kept = quadratic(step, fisher, BLOCKS, Budgets({"torso": 0.25, "actor": 0.05}, joint=0.0725))
+    kept = predicted_step(step, fisher, BLOCKS, Budgets({"torso": 0.25, "actor": 0.05}, joint=0.0725))
     assert kept.alphas == pytest.approx((0.5 * 24**-0.5, 0.5))
     assert kept.joint == pytest.approx(0.0725)
 
@@ -88,7 +98,7 @@ def test_a_quadratic_step_is_within_its_budgets(seed: int, torso: float, actor: 
     generator = np.random.default_rng(seed)
     step = torch.from_numpy(generator.normal(size=5) * np.exp(3 * generator.normal())).float()
     fisher = torch.from_numpy(generator.exponential(size=5) * generator.integers(0, 2, 5)).float()
-    kept = quadratic(step, fisher, BLOCKS, Budgets({"torso": torso, "actor": actor}, joint))
+    kept = predicted_step(step, fisher, BLOCKS, Budgets({"torso": torso, "actor": actor}, joint))
     for block in kept.blocks:
         assert block.kl is not None
         assert block.kl <= block.budget
@@ -106,7 +116,7 @@ def test_the_quadratic_step_is_the_merge_under_its_constraint(seed: int) -> None
     generator = np.random.default_rng(seed)
     step, fisher = generator.normal(size=3), generator.exponential(size=3) + 0.1
     budget = float(0.5 * fisher @ step**2 * generator.uniform(0.1, 2.0))
-    kept = quadratic(torch.from_numpy(step), torch.from_numpy(fisher), {"b": slice(0, 3)}, Budgets({"b": budget}))
+    kept = predicted_step(torch.from_numpy(step), torch.from_numpy(fisher), {"b": slice(0, 3)}, Budgets({"b": budget}))
     found = minimize(
         lambda x: 0.5 * fisher @ (x - step) ** 2,
         np.zeros(3),
@@ -143,7 +153,7 @@ def test_what_is_within_all_budgets_is_accepted_after_one_message() -> None:
     assert kept.joint_wanted == kept.joint == 0.04
     assert kept.clients == ("a",)
     assert len(asked) == 1
-    assert len(asked[0]) == 1 + 2 * len(LADDER)
+    assert len(asked[0]) == 1 + 2 * len(BLOCK_FRACTIONS)
 
 
 def test_a_block_over_its_budget_is_brought_to_it_in_two_messages() -> None:
@@ -153,7 +163,7 @@ def test_a_block_over_its_budget_is_brought_to_it_in_two_messages() -> None:
     assert len(asked) == 2
     assert 0.19 < kept.alphas[0] <= 0.2
     assert kept.alphas[1] == 1.0
-    assert kept.blocks[0] == KeptBlock("torso", 0.5, 0.02, kept.alphas[0], 0.5 * kept.alphas[0] ** 2)
+    assert kept.blocks[0] == AcceptedBlock("torso", 0.5, 0.02, kept.alphas[0], 0.5 * kept.alphas[0] ** 2)
 
 
 def test_the_joint_budget_shrinks_what_the_blocks_may_alone() -> None:
@@ -188,7 +198,7 @@ def test_a_client_without_weight_counts_for_the_worst_alone() -> None:
 
 def test_clients_that_do_not_answer_are_left_out() -> None:
     """No answer, too few numbers, a stranger; then all that is left is accepted."""
-    search = Search(Budgets({"torso": 0.02}), {"a": 1.0, "b": 1.0, "c": 1.0})
+    search = BudgetSearch(Budgets({"torso": 0.02}), {"a": 1.0, "b": 1.0, "c": 1.0})
     trials = search.ask()
     fine, bad = [0.01] * len(trials), [9.0] * len(trials)
     kept = search.tell({"a": fine, "b": bad[1:], "stranger": bad}).kept()
@@ -197,19 +207,19 @@ def test_clients_that_do_not_answer_are_left_out() -> None:
 
 
 def test_if_nobody_answers_the_question_is_put_again_and_in_the_end_nothing_moves() -> None:
-    search, asked = Search(Budgets({"torso": 0.02}), {"a": 1.0}), []
+    search, asked = BudgetSearch(Budgets({"torso": 0.02}), {"a": 1.0}), []
     while trials := search.ask():
         asked.append(trials)
         search = search.tell({})
-    assert len(asked) == TRIPS
+    assert len(asked) == MAX_QUERIES
     assert asked[0] == asked[1] == asked[2]
-    assert search.kept() == Kept((KeptBlock("torso", None, 0.02, 0.0, 0.0),), None, math.inf, 0.0)
+    assert search.kept() == AcceptedStep((AcceptedBlock("torso", None, 0.02, 0.0, 0.0),), None, math.inf, 0.0)
 
 
 def test_without_limits_the_whole_step_is_made_whatever_is_measured() -> None:
     budgets = Budgets({"torso": math.inf, "actor": math.inf})
     for answers in ({}, {"a": [math.nan] * 3}, {"a": [1e300] * 3}):
-        kept = Search(budgets, {"a": 1.0}).tell(answers).kept()
+        kept = BudgetSearch(budgets, {"a": 1.0}).tell(answers).kept()
         assert kept.alphas == (1.0, 1.0)
 
 
@@ -221,7 +231,7 @@ def test_a_budget_of_0_moves_nothing() -> None:
     assert (nothing.alphas, asked) == ((0.0, 0.0), [])
     kept, _ = lead(Budgets({"torso": 0.0, "actor": 0.1}), {"a": lambda trial: 0.1 * trial[1] + trial[0]})
     assert kept.alphas == (0.0, 1.0)
-    assert kept.blocks[0] == KeptBlock("torso", 1.0, 0.0, 0.0, 0.0)
+    assert kept.blocks[0] == AcceptedBlock("torso", 1.0, 0.0, 0.0, 0.0)
     assert kept.joint_wanted == 1.1
 
 
@@ -234,7 +244,7 @@ def test_what_is_no_number_is_within_no_budget() -> None:
 def test_a_policy_that_breaks_down_under_the_whole_step_still_goes_part_of_it() -> None:
     """Nothing is known of how the blocks add up, so they are taken to pull alike: 0.02 * 2^2 is 4 times the budget."""
 
-    def breaks(trial: Trial) -> float:
+    def breaks(trial: StepFractions) -> float:
         return math.inf if sum(trial) > 1.5 else 0.02 * sum(trial) ** 2
 
     kept, asked = lead(Budgets({"torso": 0.02, "actor": 0.02}, joint=0.02), {"a": breaks})
@@ -245,7 +255,7 @@ def test_a_policy_that_breaks_down_under_the_whole_step_still_goes_part_of_it() 
 def test_where_the_estimate_is_wrong_the_step_goes_down_from_what_was_measured_alone() -> None:
     """Within its budget at 1/4 and below 1/50 but nowhere between: only the third message finds it again."""
 
-    def gap(trial: Trial) -> float:
+    def gap(trial: StepFractions) -> float:
         return 0.01 if trial[0] == 0.25 or trial[0] < 0.02 else 1.0
 
     kept, asked = lead(Budgets({"torso": 0.02}), {"a": gap})
@@ -268,7 +278,7 @@ def wild(generator: np.random.Generator, blocks: int) -> Measure:
     inner, seed = monotone(generator, blocks), int(generator.integers(2**32))
     waves = generator.normal(size=blocks) * 30
 
-    def measure(trial: Trial) -> float:
+    def measure(trial: StepFractions) -> float:
         jump = np.random.default_rng([seed, hash(trial) % 2**32]).choice(
             [0.0, 0.01, 1.0, 1.0, 10.0, math.inf, math.nan]
         )
@@ -293,15 +303,15 @@ def test_no_accepted_step_exceeds_a_budget_on_what_was_measured(
     weights = {name: float(generator.uniform(0.1, 2.0)) for name in "abc"}
     measures = {name: kind(generator, count) for name in weights}
     budgets = Budgets({f"block {i}": limit for i, limit in enumerate(limits)}, joint, over)  # type: ignore[arg-type]
-    search, record = Search(budgets, weights), []
+    search, record = BudgetSearch(budgets, weights), []
     while trials := search.ask():
         answers = {name: [m(trial) for trial in trials] for name, m in measures.items() if generator.random() < 0.8}
         record.append((trials, answers))
         search = search.tell(answers)
     kept = search.kept()
-    assert len(record) <= TRIPS
+    assert len(record) <= MAX_QUERIES
 
-    def within(trial: Trial, limit: float) -> bool:
+    def within(trial: StepFractions, limit: float) -> bool:
         if limit == math.inf or not any(trial):
             return True
         return any(
@@ -348,7 +358,9 @@ def test_a_message_asks_for_a_few_policies_each_once() -> None:
     for blocks in (1, 3, 6):
         budgets = Budgets({str(i): 0.01 for i in range(blocks)}, 0.02)
         _, asked = lead(budgets, {"a": lambda trial: sum(trial) ** 2})
-        for trials, most in zip(asked, (len(LADDER), len(PATH) + 1, len(DESCENT)), strict=False):
+        for trials, most in zip(
+            asked, (len(BLOCK_FRACTIONS), len(JOINT_MULTIPLES) + 1, len(BACKTRACKING)), strict=False
+        ):
             assert len(set(trials)) == len(trials) <= 1 + most * (blocks + 1)
 
 
@@ -380,10 +392,10 @@ def test_a_real_policy_stays_within_its_budgets_on_the_states_of_its_clients() -
         return float(Categorical(3).kl(logits(old, x), logits(point, x)).mean())
 
     budgets = Budgets({"torso.0": 0.02, "torso.1": 0.02, "actor": 0.02}, joint=0.03)
-    clients = {n: lambda trial, x=x: kl(moved(old, new, cuts, trial), x) for n, x in states.items()}  # type: ignore[misc]
+    clients = {n: lambda trial, x=x: kl(interpolate(old, new, cuts, trial), x) for n, x in states.items()}  # type: ignore[misc]
     kept, asked = lead(budgets, clients)
     assert len(asked) == 2
-    accepted = moved(old, new, cuts, kept.alphas)
+    accepted = interpolate(old, new, cuts, kept.alphas)
     found = sum(kl(accepted, x) for x in states.values()) / 3
     assert found == pytest.approx(kept.joint)
     assert 0.8 * 0.03 < found <= 0.03
@@ -393,8 +405,8 @@ def test_a_real_policy_stays_within_its_budgets_on_the_states_of_its_clients() -
 # Budgets that adapt
 
 
-def kept_with(alpha: float, kl: float, budget: float = 0.02) -> Kept:
-    return Kept((KeptBlock("actor", 1.0, budget, alpha, kl),), None, math.inf, None)
+def kept_with(alpha: float, kl: float, budget: float = 0.02) -> AcceptedStep:
+    return AcceptedStep((AcceptedBlock("actor", 1.0, budget, alpha, kl),), None, math.inf, None)
 
 
 def test_a_budget_widens_where_it_held_back_a_gain_and_tightens_where_it_allowed_a_loss() -> None:
@@ -409,7 +421,7 @@ def test_a_budget_widens_where_it_held_back_a_gain_and_tightens_where_it_allowed
         (chance, 0.7, 0.02, 0.02),
         (gained[:1], 0.7, 0.02, 0.02),
     ):
-        assert adapt(start, start, kept_with(alpha, kl), gains) == {"actor": pytest.approx(expected)}
+        assert adapt_budgets(start, start, kept_with(alpha, kl), gains) == {"actor": pytest.approx(expected)}
 
 
 def test_a_budget_stays_within_a_factor_of_ten() -> None:
@@ -417,17 +429,17 @@ def test_a_budget_stays_within_a_factor_of_ten() -> None:
         budgets = {"actor": 0.02}
         for _ in range(20):
             kept = kept_with(0.5, budgets["actor"], budgets["actor"])
-            budgets = adapt(budgets, {"actor": 0.02}, kept, gains)
+            budgets = adapt_budgets(budgets, {"actor": 0.02}, kept, gains)
         assert budgets["actor"] == pytest.approx(expected)
 
 
 def test_no_limit_and_no_budget_stay_what_they_are() -> None:
     for budget in (0.0, math.inf):
         for gains in ([1.0, 1.0], [-1.0, -1.0]):
-            assert adapt({"actor": budget}, {"actor": budget}, kept_with(0.0, 0.0), gains) == {"actor": budget}
+            assert adapt_budgets({"actor": budget}, {"actor": budget}, kept_with(0.0, 0.0), gains) == {"actor": budget}
 
 
 @pytest.mark.parametrize("claims", [[1e200, -1.0, -1.0], [math.inf, -math.inf, 0.5], [-1.7e308, -1.7e308, -1.7e308]])
 def test_a_client_that_claims_beyond_all_measure_does_not_stop_the_others(claims: list[float]) -> None:
-    budgets = adapt({"actor": 0.02}, {"actor": 0.02}, kept_with(0.5, 0.02), claims)
+    budgets = adapt_budgets({"actor": 0.02}, {"actor": 0.02}, kept_with(0.5, 0.02), claims)
     assert 0.002 <= budgets["actor"] <= 0.2

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.scenario.toml.reading import ScenarioError, knobs
+from grpo_fed.scenario.toml.reading import ScenarioError, all_keys
 
 LEAST = """\
 name = "poles"
@@ -291,7 +291,7 @@ def test_two_clients_of_one_name_are_told_apart_by_number():
     ]
 
 
-NAMES = sorted({str(part) for path, _ in knobs(Scenario) for part in path})
+NAMES = sorted({str(part) for path, _ in all_keys(Scenario) for part in path})
 ANYTHING = st.recursive(
     st.integers(-3, 3) | st.floats() | st.booleans() | st.dates() | st.sampled_from(["", "clip", "group", "grpo", "1"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=4),

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from grpo_fed.engines.alone import Training, resume, train
+from grpo_fed.engines.alone import AloneEngine, resume, train
 from grpo_fed.federation.messages import Instruction
 from grpo_fed.federation.rounds import Federation
-from grpo_fed.runs.folder import unfinished
-from grpo_fed.runs.records import Failure, RoundNote
+from grpo_fed.runs.folder import open_unfinished
+from grpo_fed.runs.records import Failure, RoundRecord
 from grpo_fed.scenario.scenario import Scenario
 from tests.numeric import NumericPost, village
 
@@ -77,7 +77,7 @@ def assert_the_same_end(folder: Path, other: Path) -> None:
 def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(tmp_path: Path, stop: int) -> None:
     train(scenario(), tmp_path / "whole")
 
-    def stops(note: RoundNote) -> None:
+    def stops(note: RoundRecord) -> None:
         if note.round == stop:
             raise KeyboardInterrupt
 
@@ -93,7 +93,7 @@ def test_rounds_after_the_last_checkpoint_are_trained_again(tmp_path: Path) -> N
     given = scenario("checkpoint.every=2", "checkpoint.keep=1")
     train(given, tmp_path / "whole")
 
-    def stops(note: RoundNote) -> None:
+    def stops(note: RoundRecord) -> None:
         if note.round == 3:
             raise KeyboardInterrupt
 
@@ -136,11 +136,11 @@ def count_lines(folder: Path) -> int:
 def test_a_finished_run_is_not_gone_on_with(tmp_path: Path) -> None:
     train(scenario("rounds=1"), tmp_path)
     with pytest.raises(ValueError, match="has finished"):
-        Training.resumed(tmp_path)
+        AloneEngine.resumed(tmp_path)
 
 
 def test_a_run_without_checkpoints_says_which_knob_makes_them(tmp_path: Path) -> None:
-    def stops(note: RoundNote) -> None:
+    def stops(note: RoundRecord) -> None:
         if note.round == 1:
             raise KeyboardInterrupt
 
@@ -178,7 +178,7 @@ def federation(folder: Path, settings: str, fold: bool, *overrides: str) -> tupl
     post.gains = GAINS
     after = None
     if (folder / "rounds.jsonl").is_file():
-        found, after = unfinished(folder)
+        found, after = open_unfinished(folder)
         assert found == given
     if after is not None:
         post.read(after.files, after.origins)
@@ -229,7 +229,7 @@ def test_a_federation_ends_as_it_would_have_wherever_it_is_cut_off(tmp_path: Pat
 def test_a_line_that_was_cut_off_after_its_checkpoint_is_written_again(tmp_path: Path, fold: bool) -> None:
     federation(tmp_path / "whole", "measured", fold)[0].run()
 
-    def stop(note: RoundNote) -> None:
+    def stop(note: RoundRecord) -> None:
         if note.round == 3:
             raise KeyboardInterrupt
 
@@ -248,7 +248,7 @@ def test_a_federation_that_went_on_remembers_who_was_missing_and_what_was_sent(t
     def fault(name: str, told: Instruction) -> Failure | None:
         return Failure("late", "asleep") if name == "c-1" and told.start.round == 1 else None
 
-    def stop(note: RoundNote) -> None:
+    def stop(note: RoundRecord) -> None:
         if note.round == 2:
             raise KeyboardInterrupt
 
@@ -266,7 +266,7 @@ def test_a_federation_that_went_on_remembers_who_was_missing_and_what_was_sent(t
 
 
 def test_clients_know_a_federation_that_goes_on_by_its_name_and_a_new_one_by_another(tmp_path: Path) -> None:
-    def stop(note: RoundNote) -> None:
+    def stop(note: RoundRecord) -> None:
         if note.round == 1:
             raise KeyboardInterrupt
 
@@ -278,7 +278,7 @@ def test_clients_know_a_federation_that_goes_on_by_its_name_and_a_new_one_by_ano
 
 
 def test_a_federation_and_a_run_without_one_do_not_go_on_with_each_other(tmp_path: Path) -> None:
-    def stop(note: RoundNote) -> None:
+    def stop(note: RoundRecord) -> None:
         if note.round == 1:
             raise KeyboardInterrupt
 
@@ -286,10 +286,10 @@ def test_a_federation_and_a_run_without_one_do_not_go_on_with_each_other(tmp_pat
     with pytest.raises(KeyboardInterrupt):
         going.run(stop)
     with pytest.raises(ValueError, match=r"holds a federation; `grpo-fed run --resume` goes on with it"):
-        Training.resumed(tmp_path / "federation")
+        AloneEngine.resumed(tmp_path / "federation")
     given, commons, post = village()
     with pytest.raises(KeyboardInterrupt):
         train(given, tmp_path / "alone", stop)
-    given, after = unfinished(tmp_path / "alone")
+    given, after = open_unfinished(tmp_path / "alone")
     with pytest.raises(ValueError, match="is of a run without federation; `grpo-fed train --resume` goes on with it"):
         Federation(given, commons, post, tmp_path / "alone", after)

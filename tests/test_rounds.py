@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from grpo_fed.aggregation.proximity import Kept, KeptBlock
+from grpo_fed.aggregation.proximity import AcceptedBlock, AcceptedStep
 from grpo_fed.federation.messages import Evaluate, Instruction, Measure, Train, Trained
-from grpo_fed.federation.participation import part_of
-from grpo_fed.federation.rounds import Deserted, Federation
-from grpo_fed.federation.server_step import looked_back
-from grpo_fed.runs.records import Failure, RoundNote, line_of, note_of
+from grpo_fed.federation.participation import ceil_fraction
+from grpo_fed.federation.rounds import Federation, QuorumLostError
+from grpo_fed.federation.server_step import with_measured_kl
+from grpo_fed.runs.records import Failure, RoundRecord, note_of, record_to_line
 from grpo_fed.runs.results import Result
 from tests.numeric import NumericPost, village
 
@@ -31,13 +31,13 @@ QUADRATIC = ('proximity.mode="quadratic"', "proximity.kl_block=0.05", "proximity
 
 def run(
     *overrides: str, count: int = 4, fold: bool = False, out: Path | None = None, **post: Any
-) -> tuple[Federation, NumericPost, list[RoundNote], Result]:
+) -> tuple[Federation, NumericPost, list[RoundRecord], Result]:
     """A whole federation of numbers."""
     scenario, commons, clients = village(*overrides, count=count)
     for name, value in post.items():
         setattr(clients, name, value)
     federation = Federation(scenario, commons, clients, out, fold=fold)
-    notes: list[RoundNote] = []
+    notes: list[RoundRecord] = []
     result = federation.run(notes.append)
     return federation, clients, notes, result
 
@@ -162,7 +162,7 @@ def test_who_rests_in_a_round_plays_with_what_it_knows_and_the_new_shared_blocks
     ("fraction", "count", "part"), [(0.5, 4, 2), (0.5, 5, 3), (0.1, 3, 1), (1.0, 7, 7), (0.1, 30, 3), (0.3, 10, 3)]
 )
 def test_a_part_is_rounded_up_but_not_for_a_rounding_error(fraction: float, count: int, part: int):
-    assert part_of(fraction, count) == part
+    assert ceil_fraction(fraction, count) == part
 
 
 def test_a_client_without_an_answer_is_named_and_back_the_next_round(tmp_path: Path):
@@ -189,9 +189,11 @@ def test_below_the_quorum_the_shared_blocks_stay_and_after_so_many_rounds_the_ru
     scenario, commons, post = village("rounds=9", "round.quorum=0.75", "round.patience=2", count=4)
     few = {"c-0", "c-1"}
     post.fault = failing(few, Train, 2, 4, 5, 6)
-    notes: list[RoundNote] = []
+    notes: list[RoundRecord] = []
     federation = Federation(scenario, commons, post, tmp_path)
-    with pytest.raises(Deserted, match=r"too few answers in rounds 4 to 5: round\.quorum = 0\.75 .* c-0 raised: c-0"):
+    with pytest.raises(
+        QuorumLostError, match=r"too few answers in rounds 4 to 5: round\.quorum = 0\.75 .* c-0 raised: c-0"
+    ):
         federation.run(notes.append)
     assert [note.server is not None and note.server.kept is not None for note in notes[1:]] == [True, False, True] + [
         False
@@ -205,7 +207,7 @@ def test_below_the_quorum_the_shared_blocks_stay_and_after_so_many_rounds_the_ru
 
 
 def test_with_nobody_there_the_run_fails_and_says_so():
-    with pytest.raises(Deserted, match="c-0 unreachable"):
+    with pytest.raises(QuorumLostError, match="c-0 unreachable"):
         run("round.deadline=0.1", "round.patience=2", count=2, away={"c-0", "c-1"})
 
 
@@ -219,17 +221,17 @@ def test_a_client_that_lies_apart_leaves_and_one_that_comes_near_is_back():
     far[commons.slices["actor"]] = 20.0
     post.goals = {"c-0": near, "c-1": near, "c-2": near, "c-3": far}
 
-    def turn(note: RoundNote) -> None:
+    def turn(note: RoundRecord) -> None:
         if note.round == 2:
             post.goals["c-3"] = post.states["c-3"][1]["shared"]
             post.states["c-3"][2]["point"][:] = post.states["c-3"][1]["shared"]
 
-    notes: list[RoundNote] = []
+    notes: list[RoundRecord] = []
     result = Federation(scenario, commons, post).run(lambda note: (notes.append(note), turn(note))[0])
     left = [{one.client: one.personal for one in note.clients if one.personal} for note in notes]
     assert left == [{}, {"c-3": ("actor",)}, {"c-3": ("actor",)}, {}]
-    assert [line_of(note)["fed/personal_groups"] for note in notes] == [0, 1, 1, 0]
-    assert line_of(notes[1])["clients"]["c-3"]["personal_groups"] == ["actor"]
+    assert [record_to_line(note)["fed/personal_groups"] for note in notes] == [0, 1, 1, 0]
+    assert record_to_line(notes[1])["clients"]["c-3"]["personal_groups"] == ["actor"]
     assert result.clients["c-3"].personal_groups == ()
 
 
@@ -240,7 +242,7 @@ def test_who_does_not_take_part_keeps_the_groups_that_it_has_left():
     post.fault = failing({"c-3"}, Train, 2)
     result = Federation(scenario, commons, post).run()
     assert result.clients["c-3"].personal_groups == tuple(commons.groups.names)
-    assert [told.start.personal for name, told in post.sent if name == "c-3"][-1] == tuple(
+    assert [told.start.departed for name, told in post.sent if name == "c-3"][-1] == tuple(
         range(len(commons.groups.names))
     )
 
@@ -272,7 +274,7 @@ def test_a_step_stays_within_its_budgets_and_what_is_logged_is_true(mode: tuple[
             alone = mean_kl(post, number, shared[number - 1], shared[number], block.block)
             assert alone == pytest.approx(block.kl, rel=1e-4)
             assert alone <= 0.05 * (1 + 1e-6)
-        line = line_of(notes[number])
+        line = record_to_line(notes[number])
         for block in server.kept.blocks:
             assert line[f"kl/{block.block}"] == block.kl
             assert line[f"alpha/{block.block}"] == block.alpha < 1
@@ -284,7 +286,7 @@ def test_a_step_stays_within_its_budgets_and_what_is_logged_is_true(mode: tuple[
 def test_what_each_client_measured_of_the_step_is_logged():
     _, post, notes, _ = run(*MEASURED, "rounds=2")
     old, new = (post.states["c-0"][number]["shared"].astype(np.float64) for number in (1, 2))
-    for name, line in line_of(notes[1])["clients"].items():
+    for name, line in record_to_line(notes[1])["clients"].items():
         own = 0.5 * (post.fisher(name) * (new - old) ** 2).sum()
         assert line["kl/joint"] == pytest.approx(own, rel=1e-4)
 
@@ -314,14 +316,14 @@ def test_where_nobody_measures_there_is_no_step_and_nobody_is_asked_twice():
 def test_a_merge_that_goes_nowhere_asks_nobody():
     _, post, notes, _ = run(*MEASURED, 'merge.rule="huber"', "merge.threshold=0.0", "rounds=1")
     assert not any(isinstance(told, Measure) for _, told in post.sent)
-    assert line_of(notes[1])["kl/joint"] == 0.0
+    assert record_to_line(notes[1])["kl/joint"] == 0.0
 
 
 def test_without_limits_the_whole_step_is_made_and_still_measured():
     limitless = ('proximity.mode="measured"', "proximity.kl_block=inf", "proximity.kl_joint=inf")
     federation, _, notes, _ = run(*limitless)
     assert (federation.position.shared == run()[0].position.shared).all()
-    line = line_of(notes[1])
+    line = record_to_line(notes[1])
     assert line["budget/actor"] is None
     assert line["kl/actor"] > 0
 
@@ -336,7 +338,7 @@ def test_the_worst_client_counts_where_the_scenario_says_so():
 
 def test_a_block_has_a_budget_of_its_own():
     _, _, notes, _ = run(*MEASURED, "rounds=1", 'proximity.blocks={ "actor" = 0.001 }')
-    line = line_of(notes[1])
+    line = record_to_line(notes[1])
     assert (line["budget/actor"], line["budget/torso.0"]) == (0.001, 0.05)
     assert 0 < line["kl/actor"] <= 0.001
 
@@ -347,19 +349,19 @@ def test_a_predicted_step_is_measured_with_the_next_training():
     looks = {told.start.round: told.look_back for _, told in post.sent if isinstance(told, Train)}
     assert looks == {1: False, 2: True, 3: True}
     old, new = (post.states["c-0"][number]["shared"] for number in (1, 2))
-    line = line_of(notes[2])
+    line = record_to_line(notes[2])
     assert line["last_kl/joint"] == pytest.approx(mean_kl(post, 1, old, new), rel=1e-5)
     assert line["last_kl/actor"] == pytest.approx(mean_kl(post, 1, old, new, "actor"), rel=1e-5)
-    assert "last_kl/joint" not in line_of(notes[1])
+    assert "last_kl/joint" not in record_to_line(notes[1])
 
 
 def test_a_step_that_broke_every_policy_is_seen_as_beyond_any_number_and_no_reason_to_stop():
     """Clients say of an infinite KL that it is the greatest number there is; their weighted mean may be more."""
     greatest = float(np.finfo(np.float64).max)
-    kept = Kept((KeptBlock("actor", 1.0, math.inf, 1.0, 1.0),), 1.0, math.inf, 1.0)
+    kept = AcceptedStep((AcceptedBlock("actor", 1.0, math.inf, 1.0, 1.0),), 1.0, math.inf, 1.0)
     reply = Trained(np.zeros(0, np.float32), 1, 1, 0.0, 0.0, {}, kl=(greatest, greatest))
     weights = {"a": 1.0, "b": 6.0, "c": 6.0}  # their parts of 13, as floats, are more than 1 together
-    found = looked_back(kept, dict.fromkeys(weights, reply), weights, "mean")
+    found = with_measured_kl(kept, dict.fromkeys(weights, reply), weights, "mean")
     assert found is not None
     assert found.joint >= greatest
     assert found.blocks[0].kl == found.joint
@@ -369,7 +371,7 @@ def test_budgets_widen_where_clients_gain_and_tighten_where_they_lose():
     def budgets(gain: float, mode: tuple[str, ...], *overrides: str) -> list[float]:
         gains = {f"c-{number}": gain * (1 + 0.01 * number) for number in range(4)}
         notes = run(*mode, "proximity.adaptive=true", *overrides, gains=gains)[2]
-        return [line_of(note)["budget/actor"] for note in notes[1:]]
+        return [record_to_line(note)["budget/actor"] for note in notes[1:]]
 
     for mode in (MEASURED, QUADRATIC):
         assert budgets(1.0, mode) == pytest.approx([0.05, 0.075, 0.1125, 0.16875])
@@ -381,7 +383,7 @@ def test_budgets_widen_where_clients_gain_and_tighten_where_they_lose():
 # Clusters -------------------------------------------------------------------------------------------------------------
 
 
-def two_kinds(*overrides: str) -> tuple[Federation, NumericPost, list[RoundNote]]:
+def two_kinds(*overrides: str) -> tuple[Federation, NumericPost, list[RoundRecord]]:
     """Three clients here and three there."""
     scenario, commons, post = village('merge.rule="clusters"', "rounds=2", *overrides, count=6)
     here = np.zeros(commons.size, np.float32)
@@ -407,7 +409,7 @@ def test_clients_of_a_kind_share_and_the_others_do_not():
 def test_it_is_told_and_kept_who_is_in_which_cluster():
     federation, _, notes = two_kinds()
     blocks = federation.commons.groups.outer.names
-    line = line_of(notes[2])
+    line = record_to_line(notes[2])
     assert [line[f"clusters/{block}"] for block in blocks] == [2] * len(blocks)
     for number in range(6):
         found = [line["clients"][f"c-{number}"][f"cluster/{block}"] for block in blocks]
@@ -472,9 +474,9 @@ def test_where_nobody_has_a_weight_everything_stays_as_it_was():
         federation = Federation(scenario, commons, post)
         seen: list[tuple[bytes, ...]] = []
 
-        def look(note: RoundNote, federation: Federation = federation, seen: list[tuple[bytes, ...]] = seen) -> None:
+        def look(note: RoundRecord, federation: Federation = federation, seen: list[tuple[bytes, ...]] = seen) -> None:
             starts = federation.starts.values()
-            seen.append(tuple(start.shared.tobytes() + bytes(start.personal) for start in starts))
+            seen.append(tuple(start.shared.tobytes() + bytes(start.departed) for start in starts))
 
         federation.run(look)
         assert len(set(seen[1])) > 1
@@ -487,7 +489,7 @@ def test_where_nobody_has_a_weight_everything_stays_as_it_was():
 @pytest.mark.parametrize("fold", [False, True])
 def test_a_run_stops_when_the_target_is_reached(fold: bool):
     _, _, notes, _ = run(EVERY, "rounds=9")
-    iqm = [line_of(note)["eval/score_iqm"] for note in notes]
+    iqm = [record_to_line(note)["eval/score_iqm"] for note in notes]
     target = (iqm[3] + iqm[2]) / 2
     assert max(iqm[1:3]) < target < iqm[3]
     _, post, told, result = run(EVERY, "rounds=9", f"stop.target={target}", fold=fold)
@@ -503,7 +505,7 @@ def test_a_run_stops_when_nothing_gets_better(fold: bool):
     """Round 1 is the first evaluation that counts; the policies get worse from then on."""
     scenario, commons, post = village(EVERY, "rounds=9", "stop.patience=2")
 
-    def worse(note: RoundNote) -> None:
+    def worse(note: RoundRecord) -> None:
         post.goals = {name: post.numbers(name, 0) + 3 * (note.round + 1) for name in commons.clients}
 
     result = Federation(scenario, commons, post, fold=fold).run(worse)
@@ -551,7 +553,7 @@ def test_whatever_stops_a_run_finds_it_written_down(tmp_path: Path):
     scenario, commons, post = village(EVERY)
     saved: list[Mapping[str, Any]] = []
 
-    def stop(note: RoundNote) -> None:
+    def stop(note: RoundRecord) -> None:
         if note.round == 2:
             raise KeyboardInterrupt
 

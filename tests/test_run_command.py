@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 import grpo_fed
 from grpo_fed import Scenario, load_policy
 from grpo_fed.cli import app
-from grpo_fed.engines.local.engine import LocalFederation
+from grpo_fed.engines.local.engine import LocalEngine
 
 TINY = {
     "name": "tiny",
@@ -189,7 +189,7 @@ def test_a_run_stopped_before_its_first_checkpoint_goes_on_with_the_workers_it_w
 
     with pytest.raises(KeyboardInterrupt):
         grpo_fed.run(Scenario.load("tiny.toml"), out=here / "r", watch=stop, workers=0)
-    with LocalFederation.resumed(here / "r") as federation:
+    with LocalEngine.resumed(here / "r") as federation:
         assert federation.grid.workers == 0
         assert federation.run().status == "finished"
 
@@ -225,7 +225,7 @@ def test_ctrl_c_while_figures_are_drawn_leaves_a_finished_run(monkeypatch: pytes
     def impatient(folder: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("grpo_fed.reports.figures.draw", impatient)
+    monkeypatch.setattr("grpo_fed.reports.figures.draw_figures", impatient)
     done = call("run", "tiny.toml", "--workers", "0", "--track", "off", "--out", "r")
     assert done.exit_code == 130
     assert "the run has finished; grpo-fed report r draws its figures" in done.stderr

@@ -14,8 +14,8 @@ from PIL import Image
 
 from grpo_fed.engines.alone import train
 from grpo_fed.reports.film import film
-from grpo_fed.rl.stacked_learner import fleets_of
-from grpo_fed.runs.folder import clients_of
+from grpo_fed.rl.stacked_learner import make_learners
+from grpo_fed.runs.folder import read_client_names
 from grpo_fed.runs.policies import LoadedPolicy, load_policy, save_policies
 from grpo_fed.runs.recorder import Journal
 from grpo_fed.scenario.scenario import Scenario
@@ -106,7 +106,7 @@ def test_a_saved_policy_takes_the_actions_that_the_fleets_policy_took(tmp_path: 
     given = scenario(f"diary/{space}-v0", *overrides)
     train(given, tmp_path)
     saved = load_policy(tmp_path, "writer")
-    (fleet,) = fleets_of(given)
+    (fleet,) = make_learners(given)
     fleet.train(given.steps)
     LIFE.clear()
     (_, played) = fleet.evaluate(deterministic=deterministic)
@@ -196,7 +196,7 @@ def test_an_environment_that_cannot_be_drawn_is_named(tmp_path: Path, monkeypatc
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     given = scenario("grpo_fed/CartPole-v1", "normalise.observations=true")
-    fleets = fleets_of(given)
+    fleets = make_learners(given)
     Journal.open(tmp_path, given)
     for fleet in fleets:
         save_policies(tmp_path, fleet)
@@ -261,7 +261,7 @@ def test_what_is_not_there_is_said_with_what_was_meant(run: Path):
     (run / "policies" / "writer.safetensors").unlink()
     with pytest.raises(ValueError, match=r"writer\.safetensors: there is no such file; did the run end before"):
         load_policy(run, "writer")
-    assert clients_of(run) == ["other", "writer"]
+    assert read_client_names(run) == ["other", "writer"]
 
 
 @pytest.mark.parametrize(

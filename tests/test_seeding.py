@@ -11,9 +11,9 @@ from gymnasium import spaces
 from gymnasium.utils import seeding
 
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.scenario.shipped import find
+from grpo_fed.scenario.shipped import find_scenario
 from grpo_fed.tasks.gym import make_env
-from grpo_fed.tasks.resolve import tasks_of
+from grpo_fed.tasks.resolve import resolve_tasks
 from grpo_fed.tasks.wrappers import Seeded
 
 
@@ -50,7 +50,7 @@ def test_an_environment_without_a_method_seed_is_refused():
 
 def test_episodes_of_meta_world_are_decided_by_their_seeds_goal_and_all():
     pytest.importorskip("metaworld", reason="needs the extra metaworld")
-    task = tasks_of(Scenario.load(find("metaworld")))[0]
+    task = resolve_tasks(Scenario.load(find_scenario("metaworld")))[0]
 
     def episode(env: Any, seed: int) -> np.ndarray:
         seen, _ = env.reset(seed=seed)

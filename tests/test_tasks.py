@@ -14,12 +14,12 @@ from gymnasium import spaces
 
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.gym import find_env_spec, make_env
-from grpo_fed.tasks.resolve import tasks_of
-from grpo_fed.tasks.task import Action, Task, TaskError
+from grpo_fed.tasks.resolve import resolve_tasks
+from grpo_fed.tasks.task import ActionSpec, Task, TaskError
 
 
 def tasks(*clients: dict[str, Any], **settings: Any) -> list[Task]:
-    return tasks_of(Scenario.model_validate({"name": "toys", "clients": list(clients), **settings}))
+    return resolve_tasks(Scenario.model_validate({"name": "toys", "clients": list(clients), **settings}))
 
 
 def task(env: str, **client: Any) -> Task:
@@ -88,22 +88,22 @@ def test_a_client_learns_with_its_own_settings_or_with_everyones():
 @pytest.mark.parametrize(
     ("env", "size", "action"),
     [
-        ("CartPole-v1", 4, Action("categorical", (2,), (0,))),
-        ("Pendulum-v1", 3, Action("gaussian", (1,), (), (-2.0,), (2.0,))),
-        ("FrozenLake-v1", 16, Action("categorical", (4,), (0,))),
-        ("Blackjack-v1", 32 + 11 + 2, Action("categorical", (2,), (0,))),
-        ("grpo_fed/RandomMDP-v0", 6, Action("categorical", (3,), (0,))),
-        ("toys/start-v0", 2, Action("categorical", (3,), (5,))),
-        ("toys/multi-v0", 2, Action("multi-categorical", (2, 4), (0, 7))),
-        ("toys/grid-v0", 2, Action("multi-categorical", (2, 3, 4, 5), (0, 0, 0, 0))),
-        ("toys/binary-v0", 2, Action("multi-categorical", (2, 2, 2), (0, 0, 0))),
-        ("toys/open-v0", 2, Action("gaussian", (2,), (), (-np.inf, 0.0), (np.inf, 4.0))),
-        ("toys/whole-v0", 2, Action("gaussian", (4,), (), (0.0,) * 4, (255.0,) * 4)),
-        ("toys/image-v0", 60, Action("categorical", (2,), (0,))),
-        ("toys/mixed-v0", 2 + 3 + 4, Action("gaussian", (2,), (), (-1.0, -1.0), (1.0, 1.0))),
+        ("CartPole-v1", 4, ActionSpec("categorical", (2,), (0,))),
+        ("Pendulum-v1", 3, ActionSpec("gaussian", (1,), (), (-2.0,), (2.0,))),
+        ("FrozenLake-v1", 16, ActionSpec("categorical", (4,), (0,))),
+        ("Blackjack-v1", 32 + 11 + 2, ActionSpec("categorical", (2,), (0,))),
+        ("grpo_fed/RandomMDP-v0", 6, ActionSpec("categorical", (3,), (0,))),
+        ("toys/start-v0", 2, ActionSpec("categorical", (3,), (5,))),
+        ("toys/multi-v0", 2, ActionSpec("multi-categorical", (2, 4), (0, 7))),
+        ("toys/grid-v0", 2, ActionSpec("multi-categorical", (2, 3, 4, 5), (0, 0, 0, 0))),
+        ("toys/binary-v0", 2, ActionSpec("multi-categorical", (2, 2, 2), (0, 0, 0))),
+        ("toys/open-v0", 2, ActionSpec("gaussian", (2,), (), (-np.inf, 0.0), (np.inf, 4.0))),
+        ("toys/whole-v0", 2, ActionSpec("gaussian", (4,), (), (0.0,) * 4, (255.0,) * 4)),
+        ("toys/image-v0", 60, ActionSpec("categorical", (2,), (0,))),
+        ("toys/mixed-v0", 2 + 3 + 4, ActionSpec("gaussian", (2,), (), (-1.0, -1.0), (1.0, 1.0))),
     ],
 )
-def test_a_task_says_what_it_sees_and_does(env: str, size: int, action: Action):
+def test_a_task_says_what_it_sees_and_does(env: str, size: int, action: ActionSpec):
     made = task(env)
     assert (made.observation_size, made.action) == (size, action)
     assert made.signature == (size, action.kind, action.sizes)

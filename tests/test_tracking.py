@@ -21,21 +21,21 @@ from gymnasium import spaces
 from tracked import BLOCKS, Database, document, line, scenario, secrets_found
 
 from grpo_fed.engines.alone import train
-from grpo_fed.policy.make import policy_for
+from grpo_fed.policy.make import make_policy
 from grpo_fed.reports.charts import PALETTE
 from grpo_fed.rl.normalise import ObservationNormaliser
 from grpo_fed.runs import policies as saved
-from grpo_fed.runs.colours import colour
-from grpo_fed.runs.tracking import Tracker, default_store, replay, store_of
+from grpo_fed.runs.colours import client_colour
+from grpo_fed.runs.tracking import Tracker, default_store, replay, resolve_store
 from grpo_fed.runs.tracking.model import Predictor
-from grpo_fed.runs.tracking.run_page import of_client, over, table_of
-from grpo_fed.runs.tracking.selection import members_of, metrics_of, names_in, same_round, spread_of
+from grpo_fed.runs.tracking.run_page import client_text, clients_table, page_at_end
+from grpo_fed.runs.tracking.selection import client_metrics, names_in, same_round, spread_of, tracked_metrics
 from grpo_fed.runs.tracking.spool import Spool
 from grpo_fed.runs.tracking.store import secrets_in
 from grpo_fed.runs.tracking.ui import pages
 from grpo_fed.runs.tracking.views import tags_of, views_for
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.resolve import tasks_of
+from grpo_fed.tasks.resolve import resolve_tasks
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,8 +73,8 @@ def test_finite_numbers_under_known_names_are_tracked_and_nothing_else():
         "notes": ["a"],
         "clients": {"ant": {"eval/episodic_return": 7.0, "failure": "late", "forged": 1.0}},
     }
-    assert metrics_of(given) == {"global_step": 10.0, "eval/score_iqm": 1.5, "kl/torso.0": 2.0}
-    assert dict(members_of(given)) == {"ant": {"eval/episodic_return": 7.0, "fed/clients_failed": 1.0}}
+    assert tracked_metrics(given) == {"global_step": 10.0, "eval/score_iqm": 1.5, "kl/torso.0": 2.0}
+    assert dict(client_metrics(given)) == {"ant": {"eval/episodic_return": 7.0, "fed/clients_failed": 1.0}}
 
 
 def test_many_clients_become_quantiles():
@@ -103,13 +103,13 @@ def test_the_description_begins_with_the_result():
     of = scenario()
     begin = {"scenario": "carts", "description": "", "clients": dict.fromkeys("abc"), "params": {"rounds": 4}}
     begin["params"] |= {"method": "grpo", "seed": 0}
-    said = over(begin, document(of, 4), "finished")
+    said = page_at_end(begin, document(of, 4), "finished")
     assert said.startswith(
         "**Return 41.0** (interquartile mean of 3 clients; mean from 1.0 to 41.0, worst client 40.0)"
     )
     assert "| backwards | 1.0 | 42.0 | actor |" in said
     failed = document(of, 2, "failed") | {"error": "ValueError: no"}
-    assert over(begin, failed, "failed").startswith("**Failed after 2 of 4 rounds**: ValueError: no.")
+    assert page_at_end(begin, failed, "failed").startswith("**Failed after 2 of 4 rounds**: ValueError: no.")
 
 
 def test_clusters_stand_in_the_place_of_personal_groups():
@@ -118,17 +118,17 @@ def test_clusters_stand_in_the_place_of_personal_groups():
     for name, one in done["clients"].items():
         one |= {"personal_groups": [], "clusters": {"torso.0": 0, "actor": int(name == "backwards")}}
     begin = {"scenario": "carts", "description": "", "params": {"rounds": 4, "method": "clusters", "seed": 0}}
-    said = over({**begin, "clients": done["clients"]}, done, "finished")
+    said = page_at_end({**begin, "clients": done["clients"]}, done, "finished")
     assert "| client | before | after | clusters |" in said
     assert "| backwards | 1.0 | 42.0 | actor #1 |" in said
-    assert of_client(done["clients"]["backwards"]).endswith("In another cluster than most: `actor #1`.")
-    assert of_client(done["clients"]["cart-0"]).endswith("In another cluster than most: none.")
-    table = table_of(done)
+    assert client_text(done["clients"]["backwards"]).endswith("In another cluster than most: `actor #1`.")
+    assert client_text(done["clients"]["cart-0"]).endswith("In another cluster than most: none.")
+    table = clients_table(done)
     assert (table["columns"][-1], [row[-1] for row in table["data"]]) == ("clusters", ["", "", "actor #1"])
     told = line(of, 2) | {"clusters/actor": 2}
     told["clients"]["backwards"]["cluster/actor"] = 1
-    assert metrics_of(told)["clusters/actor"] == 2.0
-    assert dict(members_of(told))["backwards"]["cluster/actor"] == 1.0
+    assert tracked_metrics(told)["clusters/actor"] == 2.0
+    assert dict(client_metrics(told))["backwards"]["cluster/actor"] == 1.0
     views = views_for(sorted(names_in([told])))
     charts = [chart.metrics for view in views for own in view.sections.values() for chart in own]
     assert ("clusters/actor",) in charts
@@ -141,14 +141,14 @@ def test_a_client_that_learned_nothing_stands_below_the_result():
     done["clients"]["backwards"] |= {"env_steps": 0, "return": None}
     done["missing"] = {"backwards": [[2, "raised", "RuntimeError: out of coal"]], "cart-0": [[1, "late", "no answer"]]}
     begin = {"scenario": "carts", "description": "", "params": {"rounds": 3, "method": "grpo", "seed": 0}}
-    said = over({**begin, "clients": done["clients"]}, done, "finished").split("\n\n")
+    said = page_at_end({**begin, "clients": done["clients"]}, done, "finished").split("\n\n")
     assert said[0].startswith("**Return ")
     assert said[1] == "**backwards learned nothing**: it had no answer, in round 2 raised: RuntimeError: out of coal"
     assert "cart-0 learned nothing" not in " ".join(said)
 
 
 def test_saved_views_show_what_there_is():
-    metrics = metrics_of(line(scenario(), 1)) | {"losses/entropy": 1.0}
+    metrics = tracked_metrics(line(scenario(), 1)) | {"losses/entropy": 1.0}
     tags = tags_of(views_for(sorted(metrics)), now=5)
     assert [json.loads(tag)["name"] for tag in tags.values()] == ["Federation", "Clients", "By method"]
     for tag in tags.values():
@@ -162,8 +162,8 @@ def test_saved_views_show_what_there_is():
 
 
 def test_three_times_as_many_clients_as_the_palette_has_colours_have_each_their_own():
-    assert [colour(number) for number in range(len(PALETTE))] == list(PALETTE)
-    assert len({colour(number) for number in range(3 * len(PALETTE))}) == 3 * len(PALETTE)
+    assert [client_colour(number) for number in range(len(PALETTE))] == list(PALETTE)
+    assert len({client_colour(number) for number in range(3 * len(PALETTE))}) == 3 * len(PALETTE)
 
 
 # Where it goes --------------------------------------------------------------------------------------------------------
@@ -174,12 +174,12 @@ def test_the_store_is_the_one_that_was_named_last(tmp_path: Path, monkeypatch: p
     nothing: dict[str, str] = {}
     there = {"MLFLOW_TRACKING_URI": "http://there:5000"}
     assert default_store() == tmp_path / "runs" / "mlflow.db"
-    assert store_of(None, nothing).file == default_store()
-    assert store_of(None, there).uri == "http://there:5000"
-    assert store_of("sqlite:///mine.db", there).uri == f"sqlite:///{tmp_path}/mine.db"
-    assert store_of("mine.db", there).file == tmp_path / "mine.db"
-    assert store_of("mine.db", there).artifacts == tmp_path / "mlartifacts"
-    assert store_of("off", there) is None
+    assert resolve_store(None, nothing).file == default_store()
+    assert resolve_store(None, there).uri == "http://there:5000"
+    assert resolve_store("sqlite:///mine.db", there).uri == f"sqlite:///{tmp_path}/mine.db"
+    assert resolve_store("mine.db", there).file == tmp_path / "mine.db"
+    assert resolve_store("mine.db", there).artifacts == tmp_path / "mlartifacts"
+    assert resolve_store("off", there) is None
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_what_cannot_be_a_database_is_refused_before_anything_starts(place: str,
     (tmp_path / "empty.db").touch()
     with pytest.raises(ValueError, match=why):
         Tracker.open(f"sqlite:///{tmp_path}/{place}", tmp_path, scenario())
-    assert store_of(f"sqlite:///{tmp_path}/empty.db", {}).file == tmp_path / "empty.db"
+    assert resolve_store(f"sqlite:///{tmp_path}/empty.db", {}).file == tmp_path / "empty.db"
 
 
 def test_a_database_that_cannot_be_opened_is_not_waited_for(tmp_path: Path):
@@ -212,12 +212,12 @@ def test_a_database_that_cannot_be_opened_is_not_waited_for(tmp_path: Path):
 
 
 def test_a_password_is_for_the_store_and_for_nobody_else():
-    web = store_of("https://ann:p%40ss-word@host:5000/x", {})
+    web = resolve_store("https://ann:p%40ss-word@host:5000/x", {})
     assert web.uri == "https://host:5000/x"
     assert web.environment["MLFLOW_TRACKING_USERNAME"] == "ann"
     assert web.environment["MLFLOW_TRACKING_PASSWORD"] == "p@ss-word"
     assert web.environment["MLFLOW_TRACKING_URI"] == "https://host:5000/x"
-    base = store_of("postgresql://ann:hush-hush@host/db", {})
+    base = resolve_store("postgresql://ann:hush-hush@host/db", {})
     assert base.uri == "postgresql://***@host/db"
     assert base.environment["MLFLOW_TRACKING_URI"] == "postgresql://ann:hush-hush@host/db"
     assert "hush" not in repr(base) + repr(web)
@@ -525,8 +525,8 @@ def test_a_policy_as_a_module_acts_as_the_policy(kind: str, normalised: bool, mo
     name = "one"
     env = "still/Still-v0"
     """)
-    (task,) = tasks_of(of)
-    policy = policy_for(task, of.policy)
+    (task,) = resolve_tasks(of)
+    policy = make_policy(task, of.policy)
     parameters = 3 * policy.initial(1)[None]
     normaliser = ObservationNormaliser(1, 3, 1.5) if normalised else None
     draws = np.random.default_rng(3)

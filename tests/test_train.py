@@ -16,10 +16,10 @@ from gymnasium import spaces
 from scipy.stats import trim_mean
 
 from grpo_fed import Scenario, load_policy, train
-from grpo_fed.engines.alone import Training
-from grpo_fed.rl.stacked_learner import Diverged
-from grpo_fed.runs.files import add_line, write_whole
-from grpo_fed.runs.records import RoundNote, interquartile_mean
+from grpo_fed.engines.alone import AloneEngine
+from grpo_fed.rl.stacked_learner import DivergedError
+from grpo_fed.runs.files import append_line, write_atomic
+from grpo_fed.runs.records import RoundRecord, interquartile_mean
 from grpo_fed.tasks.task import TaskError
 
 TINY = """
@@ -84,7 +84,7 @@ def test_a_short_run_learns_cartpole(tmp_path: Path):
 
 
 def test_a_run_leaves_its_scenario_its_rounds_its_policies_and_its_results(tmp_path: Path):
-    notes: list[RoundNote] = []
+    notes: list[RoundRecord] = []
     given = tiny("evaluate.every=2")
     result = train(given, tmp_path / "new" / "run", notes.append)
     run = tmp_path / "new" / "run"
@@ -198,21 +198,21 @@ def test_what_is_wrong_with_the_scenario_is_found_before_anything_is_written(tmp
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path):
-    write_whole(tmp_path / "a.json", "old")
+    write_atomic(tmp_path / "a.json", "old")
     with pytest.raises(UnicodeEncodeError):
-        write_whole(tmp_path / "a.json", "new \udc80")
+        write_atomic(tmp_path / "a.json", "new \udc80")
     (tmp_path / "folder").mkdir()
     with pytest.raises(OSError, match="folder"):
-        write_whole(tmp_path / "folder", "new")
+        write_atomic(tmp_path / "folder", "new")
     assert (tmp_path / "a.json").read_text() == "old"
-    write_whole(tmp_path / "a.json", b"new")
+    write_atomic(tmp_path / "a.json", b"new")
     assert (tmp_path / "a.json").read_text() == "new"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "folder"]
 
 
 def test_a_line_that_the_disk_has_no_room_for_is_not_begun(tmp_path: Path):
     path = tmp_path / "rounds.jsonl"
-    add_line(path, "12345")
+    append_line(path, "12345")
     code = f"""
 import resource
 from pathlib import Path
@@ -235,11 +235,11 @@ for write in (add_line, write_whole):
 
 
 def test_ctrl_c_keeps_the_policies_as_they_are_and_says_so_in_the_results(tmp_path: Path):
-    def stop(note: RoundNote) -> None:
+    def stop(note: RoundRecord) -> None:
         if note.round == 2:
             raise KeyboardInterrupt
 
-    with Training(tiny(), tmp_path) as training, pytest.raises(KeyboardInterrupt):
+    with AloneEngine(tiny(), tmp_path) as training, pytest.raises(KeyboardInterrupt):
         training.run(stop)
     found = results(tmp_path)
     assert (found["status"], found["error"], found["rounds"]) == ("interrupted", "KeyboardInterrupt", 2)
@@ -257,7 +257,7 @@ def test_ctrl_c_keeps_the_policies_as_they_are_and_says_so_in_the_results(tmp_pa
 def test_a_policy_that_diverges_stops_the_run_and_names_the_client(tmp_path: Path):
     overrides = ["clients.carts.count=1", "clients.carts.learning_rate=1e20", "objective.max_grad_norm=inf"]
     with pytest.raises(
-        Diverged,
+        DivergedError,
         match=r"client carts: its policy is no longer finite after update 2; lower its",
     ):
         train(tiny(*overrides), tmp_path)

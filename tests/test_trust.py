@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from grpo_fed.policy.blocks import Layout
-from grpo_fed.rl.trust_region import adapt_coefficient, adapt_limit, budgets_of, keep_budgets
+from grpo_fed.rl.trust_region import adapt_coefficient, adapt_limit, shorten_to_budgets, trust_budgets
 from grpo_fed.scenario.settings import PolicySettings
 
 SHAPES = [("torso.0.weight", (2, 2)), ("actor.weight", (3, 2)), ("critic.head.weight", (1, 2))]
@@ -52,7 +52,7 @@ def test_a_block_over_its_budget_is_shortened_to_it_and_the_others_are_not_touch
     def measure(parameters: Tensor) -> Tensor:
         return 0.5 * (parameters - old).square().sum(1)
 
-    kept, steps = keep_budgets(measure, old, new, [(torso, 0.02), (actor, 0.2)])
+    kept, steps = shorten_to_budgets(measure, old, new, [(torso, 0.02), (actor, 0.2)])
     torch.testing.assert_close(steps[0].alpha, torch.tensor([0.475]))
     assert steps[0].kl.item() <= 0.02
     torch.testing.assert_close(kept[:, torso.start : torso.stop], torch.full((1, 4), 0.095))
@@ -60,10 +60,10 @@ def test_a_block_over_its_budget_is_shortened_to_it_and_the_others_are_not_touch
 
 
 def test_a_block_has_one_budget() -> None:
-    found = budgets_of(layout(), {"torso.*": 0.1, "actor": 0.2})
+    found = trust_budgets(layout(), {"torso.*": 0.1, "actor": 0.2})
     assert [(block.name, budget) for block, budget in found] == [("torso.0", 0.1), ("actor", 0.2)]
     with pytest.raises(ValueError, match=r'trust\.blocks: "torso\.\*" and "\*" both take torso\.0; narrow'):
-        budgets_of(layout(), {"torso.*": 0.1, "*": 0.2})
+        trust_budgets(layout(), {"torso.*": 0.1, "*": 0.2})
 
 
 def test_every_client_is_shortened_by_its_own_need() -> None:
@@ -72,7 +72,7 @@ def test_every_client_is_shortened_by_its_own_need() -> None:
     old = torch.zeros(3, cut.size)
     new = torch.tensor([[0.1], [1.0], [10.0]]).expand(3, cut.size).clone()
     measure = lambda parameters: 0.5 * parameters.square().sum(1)  # noqa: E731
-    _, steps = keep_budgets(measure, old, new, [(block, 0.05)])
+    _, steps = shorten_to_budgets(measure, old, new, [(block, 0.05)])
     assert steps[0].alpha[0] == 1.0
     assert (steps[0].kl <= 0.05).all()
     assert (steps[0].kl > 0.04).logical_or(steps[0].alpha == 1).all()
@@ -83,6 +83,6 @@ def test_a_block_whose_kl_never_fits_does_not_move() -> None:
     block = cut.select(["actor"])[0]
     old, new = torch.zeros(1, cut.size), torch.ones(1, cut.size)
     never = lambda parameters: torch.where(parameters.abs().sum(1) > 0, torch.inf, 0.0)  # noqa: E731
-    kept, steps = keep_budgets(never, old, new, [(block, 0.01)])
+    kept, steps = shorten_to_budgets(never, old, new, [(block, 0.01)])
     assert steps[0].alpha.item() == 0.0
     assert torch.equal(kept[:, block.start : block.stop], old[:, block.start : block.stop])

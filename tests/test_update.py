@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from grpo_fed.policy.actor_critic import ActorCritic
 from grpo_fed.policy.distributions import Categorical
-from grpo_fed.policy.groups import groups_of
+from grpo_fed.policy.groups import cut_groups
 from grpo_fed.rl.adam import Adam
-from grpo_fed.rl.advantages import Judged
-from grpo_fed.rl.minibatches import Sample
+from grpo_fed.rl.advantages import LearningTargets
+from grpo_fed.rl.minibatches import PackedBatch
 from grpo_fed.rl.records import Batch
-from grpo_fed.rl.trust_region import budgets_of
-from grpo_fed.rl.update import Stack, scheduled, update
+from grpo_fed.rl.trust_region import trust_budgets
+from grpo_fed.rl.update import ClientStack, scheduled, update_clients
 from grpo_fed.scenario.scenario import Scenario
 
 STEPS, COPIES, SIZE = 32, 4, 4
@@ -31,12 +31,12 @@ def scenario(text: str) -> Scenario:
     return Scenario.loads(f'name = "a"\n{text}\n[[clients]]\nname = "c"\nenv = "CartPole-v1"')
 
 
-def stack_of(given: Scenario, clients: int = 2, seed: int = 0, policy: ActorCritic | None = None) -> Stack:
+def stack_of(given: Scenario, clients: int = 2, seed: int = 0, policy: ActorCritic | None = None) -> ClientStack:
     policy = policy or ActorCritic(SIZE, Categorical(3), given.policy)
     torch.manual_seed(seed)
     parameters = torch.stack([policy.initial(client) for client in range(clients)])
     parameters += 0.2 * torch.randn_like(parameters)
-    return Stack(
+    return ClientStack(
         policy=policy,
         scenario=given,
         rows=slice(0, clients),
@@ -52,12 +52,12 @@ def stack_of(given: Scenario, clients: int = 2, seed: int = 0, policy: ActorCrit
         penalty=torch.full((clients, 1), given.penalty.weight),
         kl_coefficient=torch.full((clients,), given.trust.coefficient),
         kl_limit=torch.full((clients,), given.trust.target),
-        groups=groups_of(policy.layout, given.policy.groups),
-        budgets=budgets_of(policy.layout, given.trust.blocks),
+        groups=cut_groups(policy.layout, given.policy.groups),
+        budgets=trust_budgets(policy.layout, given.trust.blocks),
     )
 
 
-def experience(stack: Stack, seed: int = 1) -> tuple[Batch, Judged]:
+def experience(stack: ClientStack, seed: int = 1) -> tuple[Batch, LearningTargets]:
     """Random observations, actions drawn from the policy, random advantages and returns; all steps valid."""
     torch.manual_seed(seed)
     clients = len(stack.parameters)
@@ -81,12 +81,14 @@ def experience(stack: Stack, seed: int = 1) -> tuple[Batch, Judged]:
         episodes=torch.arange(COPIES).expand(zeros.shape),
     )
     advantages = torch.randn(zeros.shape)
-    return batch, Judged(advantages, values + torch.randn(zeros.shape), torch.full(zeros.shape, 1 / (STEPS * COPIES)))
+    return batch, LearningTargets(
+        advantages, values + torch.randn(zeros.shape), torch.full(zeros.shape, 1 / (STEPS * COPIES))
+    )
 
 
-def run(stack: Stack, batch: Batch, judged: Judged, active: Tensor | None = None) -> Mapping[str, float]:
+def run(stack: ClientStack, batch: Batch, judged: LearningTargets, active: Tensor | None = None) -> Mapping[str, float]:
     clients = len(stack.parameters)
-    return update(stack, batch, judged, active, np.zeros(clients, int), np.zeros(clients)).client(0)
+    return update_clients(stack, batch, judged, active, np.zeros(clients, int), np.zeros(clients)).client(0)
 
 
 def plain_network(values: Mapping[str, Tensor], tower: list[str]) -> nn.Sequential:
@@ -135,7 +137,9 @@ def test_minibatches_take_every_step_once_an_epoch() -> None:
     batch, judged = experience(stack)
     valid = torch.rand(judged.weights.shape) < 0.7
     weights = valid / valid.sum((1, 2), keepdim=True)
-    sample = Sample.of(_with_valid(batch, valid), Judged(judged.advantages, judged.returns, weights), None)
+    sample = PackedBatch.of(
+        _with_valid(batch, valid), LearningTargets(judged.advantages, judged.returns, weights), None
+    )
     taken = torch.zeros(3)
     total = torch.zeros(3)
     for part in sample.minibatches([5, 6, 7], np.zeros(3, int), 1, 3):
@@ -152,9 +156,9 @@ def _with_valid(batch: Batch, valid: Tensor) -> Batch:
 def test_the_order_of_a_clients_minibatches_is_its_own() -> None:
     stack = stack_of(scenario(""), clients=3)
     batch, judged = experience(stack)
-    sample = Sample.of(batch, judged, None)
+    sample = PackedBatch.of(batch, judged, None)
     together = [part.returns for part in sample.minibatches([5, 6, 7], np.array([2, 0, 9]), 2, 4)]
-    alone = Sample(sample.packed[1:2], sample.sizes, None).minibatches([6], np.array([0]), 2, 4)
+    alone = PackedBatch(sample.packed[1:2], sample.sizes, None).minibatches([6], np.array([0]), 2, 4)
     for both, single in zip(together, alone, strict=True):
         assert torch.equal(both[1:2], single.returns)
 
@@ -190,7 +194,7 @@ def test_a_client_that_stops_early_reports_what_it_stopped_with_whoever_goes_on(
     alone.parameters.copy_(together.parameters[:1])
     batch, judged = experience(together)
     first = {field.name: getattr(batch, field.name)[:1] for field in fields(batch)}
-    mine = Judged(*(getattr(judged, field.name)[:1] for field in fields(judged)))
+    mine = LearningTargets(*(getattr(judged, field.name)[:1] for field in fields(judged)))
     both, one = run(together, batch, judged), run(alone, Batch(**first), mine)
     assert together.adam.count.flatten().tolist() == [1.0, 8.0]
     torch.testing.assert_close(together.parameters[:1], alone.parameters, rtol=1e-3, atol=1e-3)
@@ -334,7 +338,7 @@ def test_the_penalty_after_a_natural_step_gives_exact_zeros_in_actor_and_critic_
     assert not stack.parameters.any()
     assert said["kl"] > 0.01, "what is reported is where the policy came to, beyond the limit of its natural step"
     last = stack_of(scenario(text))
-    update(last, batch, judged, None, np.zeros(2, int), np.ones(2))
+    update_clients(last, batch, judged, None, np.zeros(2, int), np.ones(2))
     assert last.parameters.all()
 
 
@@ -358,7 +362,7 @@ def test_the_kl_to_the_shared_policy_pulls_back_to_where_the_round_began() -> No
     stack = stack_of(given, clients=1)
     batch, judged = experience(stack)
     stack.anchor.add_(0.3 * torch.randn_like(stack.anchor))
-    still = Judged(torch.zeros_like(judged.advantages), batch.values, judged.weights)
+    still = LearningTargets(torch.zeros_like(judged.advantages), batch.values, judged.weights)
 
     def distance() -> float:
         observations = batch.observations.flatten(1, 2)
@@ -375,7 +379,7 @@ def table_policy(states: int, actions: int) -> ActorCritic:
     return ActorCritic(states, Categorical(actions), scenario("[policy]\nhidden = []").policy)
 
 
-def every_state_and_action(stack: Stack, advantages: Tensor) -> tuple[Batch, Judged]:
+def every_state_and_action(stack: ClientStack, advantages: Tensor) -> tuple[Batch, LearningTargets]:
     """Each (state, action) of a table [S, A] once, weighted by the policy's probability: an exact expectation."""
     states, actions = advantages.shape
     observations = torch.eye(states).repeat_interleave(actions, 0)[None, None]
@@ -387,7 +391,7 @@ def every_state_and_action(stack: Stack, advantages: Tensor) -> tuple[Batch, Jud
     batch = Batch(
         observations, chosen, log_probs, distribution, zeros, zeros, zeros, zeros.bool(), ~zeros.bool(), zeros.long()
     )
-    return batch, Judged(advantages.flatten()[None, None], zeros, log_probs.exp() / states)
+    return batch, LearningTargets(advantages.flatten()[None, None], zeros, log_probs.exp() / states)
 
 
 def test_the_natural_step_on_a_table_is_exponentiated_advantages() -> None:

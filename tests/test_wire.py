@@ -14,34 +14,34 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from grpo_fed.engines.wire import (
+    Codec,
     Hello,
-    Refused,
-    Wire,
-    kind_of,
-    read_blocks,
+    InvalidMessageError,
+    content_size,
+    message_type,
     read_hello,
-    size_of,
-    write_commons,
+    read_shared_blocks,
     write_hello,
+    write_shared_blocks,
 )
-from grpo_fed.engines.wire.codec import FURTHEST
+from grpo_fed.engines.wire.codec import MAX_DISTANCE
 from grpo_fed.federation.messages import (
     Answer,
     Evaluate,
     Evaluated,
+    EvaluationPlan,
+    EvaluationSummary,
     Instruction,
     Measure,
     Measured,
-    Play,
-    Played,
     Start,
     Train,
     Trained,
 )
-from grpo_fed.policy.shared import commons_of
+from grpo_fed.policy.shared import resolve_shared_blocks
 from grpo_fed.runs.metrics import METRICS
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.task import Form
+from grpo_fed.tasks.task import TaskShape
 
 TEXT = """
 name = "wire"
@@ -70,9 +70,9 @@ env = "grpo_fed/CartPole-v1"
 ROWS = 'groups = { "torso.*" = "row" }'
 
 
-def wire_of(mode: str = "quadratic", policy: str = ROWS, hidden: int = 3) -> Wire:
+def wire_of(mode: str = "quadratic", policy: str = ROWS, hidden: int = 3) -> Codec:
     scenario = Scenario.loads(TEXT.format(mode=mode, policy=policy, hidden=hidden))
-    return Wire(commons_of(scenario), scenario)
+    return Codec(resolve_shared_blocks(scenario), scenario)
 
 
 WIRE = wire_of()
@@ -80,8 +80,8 @@ WIRE = wire_of()
 SIZE, GROUPS, BLOCKS = 23, 4, 2
 SHARED = np.linspace(-1, 1, SIZE, dtype=np.float32)
 START = Start("run-1", 2, SHARED, (1, 3))
-PLAY = Play(1, deterministic=False)
-PLAYED = Played(mean=20.0, std=3.0, least=15.0, most=26.0, episodes=8, length=20.0)
+PLAY = EvaluationPlan(1, deterministic=False)
+PLAYED = EvaluationSummary(mean=20.0, std=3.0, least=15.0, most=26.0, episodes=8, length=20.0)
 TRAIN = Train(START, 0.25, 0.5, look_back=True, first=PLAY)
 MEASURE = Measure(START, SHARED + np.float32(0.5), ((1.0, 1.0), (0.25, 0.0), (0.0, 0.5)))
 EVALUATE = Evaluate(START, PLAY)
@@ -116,7 +116,7 @@ def plain(value: Any) -> Any:
 @pytest.mark.parametrize(("instruction", "answer"), PAIRS, ids=KINDS)
 def test_what_is_said_arrives_bit_for_bit_through_flowers_own_encoding(instruction: Instruction, answer: Answer):
     told = recorddict_from_proto(recorddict_to_proto(WIRE.write_instruction(instruction)))
-    heard = wire_of().read_instruction(kind_of(instruction), told)
+    heard = wire_of().read_instruction(message_type(instruction), told)
     assert plain(heard) == plain(instruction)
     said = recorddict_from_proto(recorddict_to_proto(WIRE.write_answer(heard, answer)))
     assert plain(WIRE.read_answer(instruction, said)) == plain(answer)
@@ -163,11 +163,11 @@ def test_flower_itself_can_read_the_arrays():
 
 
 def test_a_nodes_name_goes_through():
-    for form in (None, Form(4, "categorical", (2,), 500), Form(1, "multi-categorical", (2, 3), 0)):
+    for form in (None, TaskShape(4, "categorical", (2,), 500), TaskShape(1, "multi-categorical", (2, 3), 0)):
         assert read_hello(write_hello(Hello("cart-1", form))) == Hello("cart-1", form)
-    with pytest.raises(Refused, match=r"hello\.client is 1; it has to be a str"):
+    with pytest.raises(InvalidMessageError, match=r"hello\.client is 1; it has to be a str"):
         read_hello(RecordDict({"hello": ConfigRecord({"client": 1})}))
-    with pytest.raises(Refused, match="the records are "):
+    with pytest.raises(InvalidMessageError, match="the records are "):
         read_hello(RecordDict())
 
 
@@ -192,27 +192,27 @@ FORM = {"observation_size": 4, "kind": "categorical", "sizes": [2], "episode_lim
 )
 def test_a_task_that_cannot_be_is_refused(change: dict[str, Any], why: str):
     assert read_hello(RecordDict({"hello": ConfigRecord({"client": "cart", **FORM})})).form is not None
-    with pytest.raises(Refused, match=why):
+    with pytest.raises(InvalidMessageError, match=why):
         read_hello(RecordDict({"hello": ConfigRecord({"client": "cart", **FORM, **change})}))
 
 
 def test_a_client_is_told_what_is_shared_and_refuses_other_commons():
-    commons = commons_of(Scenario.loads(TEXT.format(mode="quadratic", policy=ROWS, hidden=3)))
+    commons = resolve_shared_blocks(Scenario.loads(TEXT.format(mode="quadratic", policy=ROWS, hidden=3)))
     content = WIRE.write_instruction(TRAIN)
-    content["commons"] = write_commons(commons)
-    assert read_blocks(content) == ("torso.0", "actor")
+    content["commons"] = write_shared_blocks(commons)
+    assert read_shared_blocks(content) == ("torso.0", "actor")
     assert plain(WIRE.read_instruction("train", content)) == plain(TRAIN)
     for other in (wire_of(policy='groups = { "torso.*" = "column" }'), wire_of(hidden=4)):
-        with pytest.raises(Refused, match="in other shapes or groups than this client has them"):
+        with pytest.raises(InvalidMessageError, match="in other shapes or groups than this client has them"):
             other.read_instruction("train", content)
     for text in ("torso.0", "{}", "[1]", "[" * 100_000):
         content["commons"]["blocks"] = text
-        with pytest.raises(Refused, match=r"commons\.blocks is .*; it has to be a JSON list of names"):
-            read_blocks(content)
-    with pytest.raises(Refused, match="commons is missing"):
-        read_blocks(WIRE.write_instruction(TRAIN))
+        with pytest.raises(InvalidMessageError, match=r"commons\.blocks is .*; it has to be a JSON list of names"):
+            read_shared_blocks(content)
+    with pytest.raises(InvalidMessageError, match="commons is missing"):
+        read_shared_blocks(WIRE.write_instruction(TRAIN))
     content["commons"]["more"] = 1
-    with pytest.raises(Refused, match="which nobody asked for"):
+    with pytest.raises(InvalidMessageError, match="which nobody asked for"):
         WIRE.read_instruction("train", content)
 
 
@@ -234,11 +234,11 @@ def test_groups_that_did_not_change_are_not_sent():
 
 def test_bytes_are_counted_as_they_are():
     said = WIRE.write_answer(MEASURE, MEASURED)
-    assert size_of(said) == len("kl") + 3 * 8
+    assert content_size(said) == len("kl") + 3 * 8
     told = WIRE.write_instruction(EVALUATE)
     array = len("shared") + 128 + 4 * SIZE  # numpy's header is 128 bytes
     settings = len("run" + "run-1" + "round" + "personal" + "number" + "deterministic") + 8 + 1 + 8 + 1
-    assert size_of(told) == array + settings
+    assert content_size(told) == array + settings
 
 
 def test_arrays_for_many_are_written_and_read_once():
@@ -248,7 +248,7 @@ def test_arrays_for_many_are_written_and_read_once():
     client = wire_of()
     heard = [client.read_instruction("train", one) for one in told]
     assert all(one.start.shared is heard[0].start.shared for one in heard)
-    assert [one.start.personal for one in heard] == [(0,), (1,), (2,)]
+    assert [one.start.departed for one in heard] == [(0,), (1,), (2,)]
     candidate = SHARED + np.float32(1)
     both = [WIRE.write_instruction(Measure(start, candidate, ((1.0, 1.0),))) for start in starts]
     assert all(one["arrays"] is both[0]["arrays"] for one in both)
@@ -312,7 +312,7 @@ def forged(**fields: Any) -> Array:
 
 
 POINT = forged().data
-FAR = FURTHEST * (1 + math.sqrt(float(SHARED @ SHARED)))
+FAR = MAX_DISTANCE * (1 + math.sqrt(float(SHARED @ SHARED)))
 
 REFUSED: list[tuple[str, Instruction, Answer, Change, str]] = [
     ("nan", TRAIN, TRAINED, put("arrays", point=with_entry(math.nan)), r"arrays\.point is nan at entry 0"),
@@ -377,7 +377,7 @@ REFUSED: list[tuple[str, Instruction, Answer, Change, str]] = [
 def test_an_answer_that_cannot_be_true_is_refused(instruction: Instruction, answer: Answer, change: Change, why: str):
     said = WIRE.write_answer(instruction, answer)
     change(said)
-    with pytest.raises(Refused, match=why) as refused:
+    with pytest.raises(InvalidMessageError, match=why) as refused:
         WIRE.read_answer(instruction, said)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 300
@@ -388,13 +388,13 @@ def test_shared_blocks_beyond_all_measure_let_nothing_pass(value: float):
     shared = np.full(SIZE, 1e38, np.float32)
     train = dataclasses.replace(TRAIN, start=dataclasses.replace(START, shared=shared))
     said = WIRE.write_answer(train, dataclasses.replace(TRAINED, point=np.full(SIZE, value, np.float32)))
-    with pytest.raises(Refused, match=r"arrays\.point is"):
+    with pytest.raises(InvalidMessageError, match=r"arrays\.point is"):
         WIRE.read_answer(train, said)
 
 
 def test_fisher_information_that_nobody_needs_is_refused():
     wire = wire_of(mode="off")
-    with pytest.raises(Refused, match=r"arrays has \['fisher'\]"):
+    with pytest.raises(InvalidMessageError, match=r"arrays has \['fisher'\]"):
         wire.read_answer(TRAIN, wire.write_answer(TRAIN, TRAINED))
 
 
@@ -408,12 +408,12 @@ def test_a_client_with_two_policies_and_one_with_whole_episodes_may_take_more_st
         if "personal" in settings_:
             text = text.format(steps=128) + "[rollout]\nnum_envs = 4\nhorizon = 16\n[objective]\nminibatches = 1\n"
         scenario = Scenario.loads(text.format(steps=64) + rest)
-        commons = commons_of(scenario)
-        wire, train = Wire(commons, scenario), Train(Start("run", 1, commons.first.numpy()), 0, 1)
+        commons = resolve_shared_blocks(scenario)
+        wire, train = Codec(commons, scenario), Train(Start("run", 1, commons.first.numpy()), 0, 1)
         trained = Trained(commons.first.numpy() + 1, most, 0, 0.0, 0.0, {})
         assert wire.read_answer(train, wire.write_answer(train, trained)).steps == most
         more = wire.write_answer(train, dataclasses.replace(trained, steps=most + 1))
-        with pytest.raises(Refused, match=f"from 0 to {most}"):
+        with pytest.raises(InvalidMessageError, match=f"from 0 to {most}"):
             wire.read_answer(train, more)
 
 
@@ -445,13 +445,13 @@ INSTRUCTIONS: list[tuple[str, Instruction, Change, str]] = [
 def test_a_client_follows_no_instruction_that_makes_no_sense(instruction: Instruction, change: Change, why: str):
     told = recorddict_from_proto(recorddict_to_proto(WIRE.write_instruction(instruction)))
     change(told)
-    with pytest.raises(Refused, match=why):
-        WIRE.read_instruction(kind_of(instruction), told)
+    with pytest.raises(InvalidMessageError, match=why):
+        WIRE.read_instruction(message_type(instruction), told)
 
 
 def test_a_client_follows_no_instruction_of_another_type():
     for kind in ("train", "evaluate", "query.hello"):
-        with pytest.raises(Refused):
+        with pytest.raises(InvalidMessageError):
             WIRE.read_instruction(kind, WIRE.write_instruction(MEASURE))
 
 
@@ -523,7 +523,7 @@ def test_a_damaged_answer_is_refused_or_one_that_could_have_been_given(damaged: 
     instruction, content = damaged
     try:
         answer = WIRE.read_answer(instruction, content)
-    except Refused:
+    except InvalidMessageError:
         return
     assert_believable(instruction, answer)
     again = WIRE.read_answer(instruction, WIRE.write_answer(instruction, answer))
@@ -558,7 +558,7 @@ def assert_believable(instruction: Instruction, answer: Answer) -> None:
             raise AssertionError(f"{answer} to {instruction}")
 
 
-def assert_played(played: Played | None) -> None:
+def assert_played(played: EvaluationSummary | None) -> None:
     assert played is not None
     assert played.least - 1e-3 <= played.mean <= played.most + 1e-3 or abs(played.most) > 100
     assert all(math.isfinite(value) for value in dataclasses.astuple(played))
@@ -574,13 +574,13 @@ def test_a_damaged_instruction_is_refused_or_one_that_could_have_been_given(data
     content = recorddict_from_proto(recorddict_to_proto(WIRE.write_instruction(instruction)))
     damage(data.draw, content)
     try:
-        heard = WIRE.read_instruction(kind_of(instruction), content)
-    except Refused:
+        heard = WIRE.read_instruction(message_type(instruction), content)
+    except InvalidMessageError:
         return
-    again = WIRE.read_instruction(kind_of(heard), WIRE.write_instruction(heard))
+    again = WIRE.read_instruction(message_type(heard), WIRE.write_instruction(heard))
     assert plain(again) == plain(heard)
     assert type(heard) is type(instruction)
     assert 0 <= heard.start.round <= 5
     assert "/" not in heard.start.run
-    assert set(heard.start.personal) <= set(range(GROUPS))
+    assert set(heard.start.departed) <= set(range(GROUPS))
     assert np.isfinite(heard.start.shared).all()

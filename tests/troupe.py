@@ -14,10 +14,10 @@ from grpo_fed.federation.messages import (
     Answer,
     Evaluate,
     Evaluated,
+    EvaluationSummary,
     Instruction,
     Measure,
     Measured,
-    Played,
     Train,
     Trained,
 )
@@ -67,7 +67,7 @@ def one_of(name: str, instruction: Instruction) -> Answer:
         case Measure(trials=trials):
             return Measured(tuple(sum(trial) * step_of(name) for trial in trials))
         case Evaluate():
-            return Evaluated(Played(step_of(name), 0.0, step_of(name), step_of(name), 1, 1.0))
+            return Evaluated(EvaluationSummary(step_of(name), 0.0, step_of(name), step_of(name), 1, 1.0))
 
 
 def step_of(name: str) -> float:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo_fed.aggregation.proximity import Kept, KeptBlock
+from grpo_fed.aggregation.proximity import AcceptedBlock, AcceptedStep
 from grpo_fed.runs.recorder import Journal, Totals
-from grpo_fed.runs.records import RETURN, ClientNote, Failure, RoundNote, ServerNote
+from grpo_fed.runs.records import RETURN, ClientRecord, Failure, RoundRecord, ServerRecord
 from grpo_fed.scenario.scenario import Scenario
 
 BLOCKS = ("torso.0", "torso.1", "actor")
@@ -46,8 +46,8 @@ def write_run(folder: Path, scenario: Scenario, made: Made = Made()) -> Path:
     totals = Totals(scenario, "cpu")
     names = [(settings.name, name) for settings in scenario.clients for name in settings.names]
     last = made.rounds or scenario.rounds
-    first = [ClientNote(name, task, score=1.0) for task, name in names]
-    totals.add(RoundNote(0, scenario.rounds, 0.0, 0, first))
+    first = [ClientRecord(name, task, score=1.0) for task, name in names]
+    totals.add(RoundRecord(0, scenario.rounds, 0.0, 0, first))
     for number in range(1, last + 1):
         clients = []
         for k, (task, name) in enumerate(names):
@@ -55,13 +55,13 @@ def write_run(folder: Path, scenario: Scenario, made: Made = Made()) -> Path:
             failure, value = made.failure(number, k), made.returns(number, k)
             own: dict[str, Any] = {"personal": made.left(number, k), "clusters": made.clusters(number, k)}
             if failure is not None:
-                clients.append(ClientNote(name, task, score=score, **own, failure=failure))
+                clients.append(ClientRecord(name, task, score=score, **own, failure=failure))
                 totals.miss(number, name, failure)
             elif made.federated or value is not None:
                 metrics = {} if value is None else {RETURN: value}
-                clients.append(ClientNote(name, task, 100, 4, metrics, score, **own))
+                clients.append(ClientRecord(name, task, 100, 4, metrics, score, **own))
         server = _server(made, number, len(names)) if made.federated else None
-        note = RoundNote(number, scenario.rounds, 2.0, 100 * number * len(names), clients, server)
+        note = RoundRecord(number, scenario.rounds, 2.0, 100 * number * len(names), clients, server)
         totals.add(note)
         journal.write(note)
     if made.finished:
@@ -72,7 +72,9 @@ def write_run(folder: Path, scenario: Scenario, made: Made = Made()) -> Path:
     return folder
 
 
-def _server(made: Made, number: int, clients: int) -> ServerNote:
+def _server(made: Made, number: int, clients: int) -> ServerRecord:
     kl = made.kl(number)
-    blocks = tuple(KeptBlock(block, 4 * kl, made.budget, made.alpha, kl) for block in BLOCKS)
-    return ServerNote(Kept(blocks, 8 * kl, 0.05, 2 * kl), {}, 1000 * clients, 2000 * clients, 3000 * clients * number)
+    blocks = tuple(AcceptedBlock(block, 4 * kl, made.budget, made.alpha, kl) for block in BLOCKS)
+    return ServerRecord(
+        AcceptedStep(blocks, 8 * kl, 0.05, 2 * kl), {}, 1000 * clients, 2000 * clients, 3000 * clients * number
+    )

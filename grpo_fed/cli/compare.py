@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from grpo_fed.cli.application import app
-from grpo_fed.cli.errors import FAILED, telling
-from grpo_fed.cli.options import Debug, Overrides, Source, Track, console_here, no_screen, ready
+from grpo_fed.cli.errors import FAILED, report_errors
+from grpo_fed.cli.options import (
+    Debug,
+    Overrides,
+    ScenarioArgument,
+    Track,
+    make_console,
+    prepare_process,
+    use_no_display,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,29 +44,29 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Draw a run's figures and films, and make one page of all: no network is needed to read it."""
-    with telling(debug):
-        ready()
-        no_screen()
+    with report_errors(debug):
+        prepare_process()
+        use_no_display()
         from grpo_fed.reports.episodes import film_episodes
-        from grpo_fed.reports.figures import draw
-        from grpo_fed.reports.page import report as page
-        from grpo_fed.reports.summary import summarise
+        from grpo_fed.reports.figures import draw_figures
+        from grpo_fed.reports.page import write_page as page
+        from grpo_fed.reports.summary import write_summary
 
-        console = console_here()
+        console = make_console()
         with console.status("drawing"):
-            figures = draw(run)
+            figures = draw_figures(run)
         if episodes:
             with console.status("filming"):
                 filmed = film_episodes(run)
             for note in filmed.notes:
                 typer.echo(note, err=True)
-        summarise(run)
+        write_summary(run)
         typer.echo(f"{page(run, out)}: a page with {len(figures)} figures; each is in {run / 'figures'}/ too")
 
 
 @app.command()
 def compare(
-    scenario: Source,
+    scenario: ScenarioArgument,
     methods: Annotated[
         str, typer.Option("--methods", metavar="A,B,...", help="As the table of methods names them.")
     ] = "local,fedavg,grpo",
@@ -78,30 +86,30 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Run methods side by side, with the same scenario and seeds, and say which differ."""
-    with telling(debug):
-        ready()
+    with report_errors(debug):
+        prepare_process()
         from grpo_fed.reports.comparison.compare import compare as side_by_side
         from grpo_fed.reports.comparison.compare import run_locally
         from grpo_fed.reports.comparison.page import COMPARISON
-        from grpo_fed.reports.comparison.verdicts import Trial
-        from grpo_fed.runs.tracking import store_of
+        from grpo_fed.reports.comparison.verdicts import ComparedRun
+        from grpo_fed.runs.tracking import resolve_store
 
         folder = out or Path("runs") / f"compare-{Path(scenario).stem}"
         names = [name.strip() for name in methods.split(",") if name.strip()]
-        console = console_here()
+        console = make_console()
 
         run, done = partial(run_locally, workers=workers, track=track), itertools.count(1)
         with console.status(_so_far(0, len(names) * seeds)) as status:
 
-            def told(trial: Trial) -> None:
+            def told(trial: ComparedRun) -> None:
                 status.update(_so_far(next(done), len(names) * seeds))
                 console.print(f"{trial.method} seed {trial.seed}: {trial.problem or 'done'}", soft_wrap=True)
 
             found = side_by_side(scenario, names, range(seeds), folder, run, overrides or [], baseline, told)
-    with telling(debug, FAILED):
+    with report_errors(debug, FAILED):
         console.print(_table(found, wide=console.width >= WIDE))
         typer.echo(f"{folder / COMPARISON}.md and .json, and the curves beside them")
-        if store_of(track) is not None:
+        if resolve_store(track) is not None:
             typer.echo("MLflow: grpo-fed ui; the view By method has all of them")
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from grpo_fed.cli.application import app
-from grpo_fed.cli.errors import FAILED, telling
+from grpo_fed.cli.errors import FAILED, report_errors
 from grpo_fed.cli.options import Debug
 
 PORT = 9092
@@ -40,7 +40,7 @@ def init(
     debug: Debug = False,
 ) -> None:
     """Make a CA, the server's certificate and a key for each client, and say what to copy where."""
-    with telling(debug):
+    with report_errors(debug):
         from grpo_fed.engines.deploy import commands as deploy
 
         for line in deploy.init(folder, hosts or [], clients):
@@ -58,7 +58,7 @@ def server(
     debug: Debug = False,
 ) -> None:
     """Serve clients with Flower's SuperLink until told to stop."""
-    with telling(debug, FAILED):
+    with report_errors(debug, FAILED):
         from grpo_fed.engines.deploy import commands as deploy
 
         if folder is None and not insecure:
@@ -81,7 +81,7 @@ def client(
     debug: Debug = False,
 ) -> None:
     """Be a client, with Flower's SuperNode, until told to stop."""
-    with telling(debug, FAILED):
+    with report_errors(debug, FAILED):
         from grpo_fed.engines.deploy import commands as deploy
 
         if folder is None and not insecure:

@@ -15,7 +15,7 @@ FAILED, WRONG, INTERRUPTED = 1, 2, 130
 
 
 @contextmanager
-def telling(debug: bool = False, code: int = WRONG) -> Iterator[None]:
+def report_errors(debug: bool = False, code: int = WRONG) -> Iterator[None]:
     """What is foreseen becomes its message and an exit code, all else a short message and a file with the traceback."""
     try:
         yield
@@ -28,7 +28,7 @@ def telling(debug: bool = False, code: int = WRONG) -> Iterator[None]:
         if debug:
             traceback.print_exc()
         if _foreseen(error):
-            complain(said(error))
+            complain(message_for_user(error))
             raise typer.Exit(code) from None
         if isinstance(error, MemoryError):
             complain("this machine has not the memory for it", *([str(error)] if str(error) else []))
@@ -36,7 +36,7 @@ def telling(debug: bool = False, code: int = WRONG) -> Iterator[None]:
         handle, name = tempfile.mkstemp(prefix="grpo-fed-", suffix=".txt")
         with os.fdopen(handle, "w") as file:
             traceback.print_exc(file=file)
-        complain(said(error), f"this should not happen; its traceback is in {name}")
+        complain(message_for_user(error), f"this should not happen; its traceback is in {name}")
         raise typer.Exit(FAILED) from None
 
 
@@ -45,14 +45,14 @@ def _foreseen(error: Exception) -> bool:
     return isinstance(error, ValueError | OSError) or type(error).__module__.startswith("grpo_fed.")
 
 
-def said(error: Exception) -> str:
+def message_for_user(error: Exception) -> str:
     """An error in words for a user."""
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {(error.strerror or str(error)).lower()}"
     return str(error) if _foreseen(error) else f"{type(error).__name__}: {error}"
 
 
-def kept(folder: Path) -> str:
+def save_traceback(folder: Path) -> str:
     """Write the traceback into the run's folder; where what there is can be found."""
     from grpo_fed.runs.folder import FAILURE
     from grpo_fed.runs.results import RESULTS

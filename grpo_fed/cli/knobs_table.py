@@ -9,18 +9,18 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from grpo_fed.scenario.reference import describe
+from grpo_fed.scenario.reference import list_knobs
 from grpo_fed.scenario.toml import text as words
 
 
-def reference(section: str | None = None) -> Iterator[RenderableType]:
+def knob_tables(section: str | None = None) -> Iterator[RenderableType]:
     """A table for each section, or for one; ValueError if there is none of that name."""
-    knobs = describe()
+    knobs = list_knobs()
     names = list(dict.fromkeys(knob.section for knob in knobs))
     wanted = names if section is None else [name for name in names if name and name == section.strip("[]")]
     if not wanted:
         known = [name for name in names if name]
-        cure = words.did_you_mean(words.nearest(str(section), known)) or f"; there are {', '.join(known)}"
+        cure = words.did_you_mean(words.closest_match(str(section), known)) or f"; there are {', '.join(known)}"
         raise ValueError(f"config {section}: there is no such section{cure}")
     for name in wanted:
         yield Text(f"[{name}]" if name else "at the top of the file", style="bold cyan")

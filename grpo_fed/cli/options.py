@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SEEDS = 2**31 - 1
 
 SOURCE = "A TOML file, or the name of a scenario that ships."
-Source = Annotated[str, typer.Argument(metavar="SCENARIO", help=SOURCE)]
+ScenarioArgument = Annotated[str, typer.Argument(metavar="SCENARIO", help=SOURCE)]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key, such as objective.clip=0.3; may be repeated."),
@@ -48,10 +48,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the result.")]
 
 def getting_ready(shown: bool) -> AbstractContextManager[object]:
     """On a terminal, a sign of life: where torch has never been read, its import alone takes many seconds."""
-    return console_here().status("getting ready") if shown and sys.stdout.isatty() else nullcontext()
+    return make_console().status("getting ready") if shown and sys.stdout.isatty() else nullcontext()
 
 
-def ready() -> None:
+def prepare_process() -> None:
     """Before torch and numpy are there: a thread each, as matrices are small, and modules of the user's own here."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
@@ -60,7 +60,7 @@ def ready() -> None:
         sys.path.append(str(Path.cwd()))
 
 
-def no_screen() -> None:
+def use_no_display() -> None:
     """Pictures need none: pygame is to look for no window, and MuJoCo for none where there is no X server."""
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
@@ -70,10 +70,10 @@ def no_screen() -> None:
 def scenario_from(source: str, overrides: list[str] | None, seed: int | None) -> Scenario:
     """What the user named, with what the user changed."""
     from grpo_fed.scenario.scenario import Scenario
-    from grpo_fed.scenario.shipped import find
+    from grpo_fed.scenario.shipped import find_scenario
 
     changes = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
-    return Scenario.load(find(source), changes)
+    return Scenario.load(find_scenario(source), changes)
 
 
 def fresh_folder(scenario: Scenario) -> Path:
@@ -83,7 +83,7 @@ def fresh_folder(scenario: Scenario) -> Path:
     return next(folder for folder in folders if not folder.exists())
 
 
-def console_here() -> Console:
+def make_console() -> Console:
     """What commands print to."""
     from rich.console import Console
 

@@ -11,7 +11,7 @@ from typing import Any, TextIO, final
 
 
 @final
-class Outlasting(io.TextIOBase):
+class UnbreakableStream(io.TextIOBase):
     """Writes to another stream until that refuses; from then on to nowhere."""
 
     def __init__(self, stream: TextIO) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO, cast
 import typer
 
 from grpo_fed.cli.application import app
-from grpo_fed.cli.errors import FAILED, INTERRUPTED, complain, kept, said, telling
+from grpo_fed.cli.errors import FAILED, INTERRUPTED, complain, message_for_user, report_errors, save_traceback
 from grpo_fed.cli.options import (
     SOURCE,
     Debug,
@@ -28,22 +28,22 @@ from grpo_fed.cli.options import (
     Track,
     fresh_folder,
     getting_ready,
-    no_screen,
-    ready,
+    prepare_process,
     scenario_from,
+    use_no_display,
 )
-from grpo_fed.cli.output import Outlasting
+from grpo_fed.cli.output import UnbreakableStream
 
 if TYPE_CHECKING:
-    from grpo_fed.engines.start import Ready
-    from grpo_fed.reports.progress import Display, Opening
-    from grpo_fed.runs.records import RoundNote
+    from grpo_fed.engines.start import Engine
+    from grpo_fed.reports.progress import Display, RunHeader
+    from grpo_fed.runs.records import RoundRecord
     from grpo_fed.runs.results import Status
     from grpo_fed.runs.tracking import Tracker
     from grpo_fed.scenario.scenario import Scenario
 
 
-Engine = Literal["local", "flower-sim", "flower"]
+EngineName = Literal["local", "flower-sim", "flower"]
 """As `engines.choice` has them; it is not imported before it is needed."""
 
 
@@ -67,7 +67,7 @@ class Options:
 @app.command()
 def run(
     scenario: Annotated[str | None, typer.Argument(metavar="SCENARIO", help=SOURCE)] = None,
-    engine: Annotated[Engine, typer.Option("--engine", help="What carries the messages.")] = "local",
+    engine: Annotated[EngineName, typer.Option("--engine", help="What carries the messages.")] = "local",
     superlink: Annotated[
         str | None, typer.Option("--superlink", metavar="NAME", help="With --engine flower: a deployment's connection.")
     ] = None,
@@ -90,22 +90,22 @@ def run(
 ) -> None:
     """Train a federation: clients learn, the server merges what they share."""
 
-    def federation(settings: Scenario, folder: Path) -> Ready:
-        from grpo_fed.engines.start import ready
+    def federation(settings: Scenario, folder: Path) -> Engine:
+        from grpo_fed.engines.start import make_engine
 
-        return ready(settings, folder, engine, superlink, workers)
+        return make_engine(settings, folder, engine, superlink, workers)
 
-    def resumed(folder: Path) -> Ready:
-        from grpo_fed.engines.start import resumed
+    def resumed(folder: Path) -> Engine:
+        from grpo_fed.engines.start import resume_engine
 
         if workers is not None:
             raise ValueError("--resume goes on with the workers that the run had: leave out --workers")
-        return resumed(folder, engine, superlink)
+        return resume_engine(folder, engine, superlink)
 
     options = Options(scenario, overrides, seed, out, resume, track, figures, films, as_json, quiet, debug)
     way = "" if engine == "local" else f" --engine {engine}"
     way += "" if superlink is None else f" --superlink {superlink}"
-    _command(f"run{way}", options, federation, resumed)
+    _run_command(f"run{way}", options, federation, resumed)
 
 
 @app.command()
@@ -124,47 +124,47 @@ def train(
 ) -> None:
     """Train every client of a scenario alone, without any federation."""
 
-    def training(settings: Scenario, folder: Path) -> Ready:
-        from grpo_fed.engines.alone import Training
+    def training(settings: Scenario, folder: Path) -> Engine:
+        from grpo_fed.engines.alone import AloneEngine
 
-        return Training(settings, folder)
+        return AloneEngine(settings, folder)
 
-    def resumed(folder: Path) -> Ready:
-        from grpo_fed.engines.alone import Training
+    def resumed(folder: Path) -> Engine:
+        from grpo_fed.engines.alone import AloneEngine
 
-        return Training.resumed(folder)
+        return AloneEngine.resumed(folder)
 
     options = Options(scenario, overrides, seed, out, resume, track, figures, films, as_json, quiet, debug)
-    _command("train", options, training, resumed)
+    _run_command("train", options, training, resumed)
 
 
-def _command(
-    name: str, options: Options, begin: Callable[[Scenario, Path], Ready], go_on: Callable[[Path], Ready]
+def _run_command(
+    name: str, options: Options, begin: Callable[[Scenario, Path], Engine], go_on: Callable[[Path], Engine]
 ) -> None:
     """What both commands do with their options: a new run, or one that was stopped."""
-    stdout = Outlasting(sys.stdout)
+    stdout = UnbreakableStream(sys.stdout)
     with redirect_stdout(sys.stderr if options.as_json else stdout):  # an environment may print
-        with telling(options.debug), getting_ready(not (options.as_json or options.quiet)):
-            ready()
-            run, folder = _run_of(name, options, begin, go_on)
-            from grpo_fed.reports.progress import Opening, display_for
+        with report_errors(options.debug), getting_ready(not (options.as_json or options.quiet)):
+            prepare_process()
+            run, folder = _engine_and_folder(name, options, begin, go_on)
+            from grpo_fed.reports.progress import RunHeader, display_for
             from grpo_fed.runs.tracking import Tracker
 
             tracker = Tracker.open(options.track, folder, run.scenario, options.resume is not None)
             method = run.scenario.method if name != "train" else ""
-            opening = Opening(run.scenario, run.device, folder, method, tracker.place)
+            opening = RunHeader(run.scenario, run.device, folder, method, tracker.place)
             display = display_for(cast("TextIO", stdout), options.as_json, options.quiet)
         with run:
-            _go(name, run, opening, display, tracker, options)
+            _train_and_report(name, run, opening, display, tracker, options)
     stdout.flush()
     if stdout.lost is not None:
         complain(f"stdout took no more: {stdout.lost}; the run went on, and all is in {folder}/", label="note: ")
         raise typer.Exit(FAILED)
 
 
-def _run_of(
-    name: str, options: Options, begin: Callable[[Scenario, Path], Ready], go_on: Callable[[Path], Ready]
-) -> tuple[Ready, Path]:
+def _engine_and_folder(
+    name: str, options: Options, begin: Callable[[Scenario, Path], Engine], go_on: Callable[[Path], Engine]
+) -> tuple[Engine, Path]:
     """What the options ask for, and its folder."""
     given = (options.scenario, options.overrides, options.seed, options.out)
     if options.resume is not None:
@@ -179,15 +179,17 @@ def _run_of(
     return begin(settings, folder), folder
 
 
-def _go(name: str, run: Ready, opening: Opening, display: Display, tracker: Tracker, options: Options) -> None:
+def _train_and_report(
+    name: str, run: Engine, opening: RunHeader, display: Display, tracker: Tracker, options: Options
+) -> None:
     """Run; whatever stops it, say where what was learned is."""
-    from grpo_fed.runs.records import line_of
+    from grpo_fed.runs.records import record_to_line
 
     folder = opening.out
 
-    def watch(note: RoundNote) -> None:
+    def watch(note: RoundRecord) -> None:
         display.round(note)
-        tracker.round(line_of(note))
+        tracker.round(record_to_line(note))
 
     display.begin(opening)
     try:
@@ -207,7 +209,7 @@ def _go(name: str, run: Ready, opening: Opening, display: Display, tracker: Trac
         display.stop()
         if run.result is not None:
             display.end(run.result)
-        complain(said(error), kept(folder))
+        complain(message_for_user(error), save_traceback(folder))
         if options.debug:
             traceback.print_exc()
         _end(tracker, run, "failed", display)
@@ -241,13 +243,13 @@ def _draw(folder: Path, options: Options, display: Display) -> bool:
 
 def _figures(folder: Path, display: Display) -> None:
     try:
-        from grpo_fed.reports.figures import draw
-        from grpo_fed.reports.summary import summarise
+        from grpo_fed.reports.figures import draw_figures
+        from grpo_fed.reports.summary import write_summary
 
-        figures = draw(folder)
-        summarise(folder)
+        figures = draw_figures(folder)
+        write_summary(folder)
     except Exception as error:  # noqa: BLE001, what was learned is saved
-        complain(f"the figures were not drawn: {said(error)}", label="note: ")
+        complain(f"the figures were not drawn: {message_for_user(error)}", label="note: ")
         return
     if figures:
         display.say(f"figures: {figures[0].parent}/; grpo-fed report {folder} makes a page of all")
@@ -256,19 +258,19 @@ def _figures(folder: Path, display: Display) -> None:
 def _film(folder: Path, display: Display) -> None:
     """Short ones; what cannot be drawn is left to `grpo-fed report` to tell."""
     try:
-        no_screen()
+        use_no_display()
         from grpo_fed.reports.episodes import film_episodes
         from grpo_fed.reports.film import BRIEF
 
         filmed = film_episodes(folder, look=BRIEF)
     except Exception as error:  # noqa: BLE001, an environment may fail in any way, and what was learned is saved
-        complain(f"no films were made: {said(error)}", label="note: ")
+        complain(f"no films were made: {message_for_user(error)}", label="note: ")
         return
     if filmed.paths:
         display.say(f"films: {filmed.paths[0].parent}/, the worst and the best client before and after")
 
 
-def _end(tracker: Tracker, run: Ready, status: Status, display: Display, wait: bool = True) -> bool:
+def _end(tracker: Tracker, run: Engine, status: Status, display: Display, wait: bool = True) -> bool:
     """Send what is still to be sent, and wait a while for it; False if Ctrl-C cut that short."""
     from grpo_fed.runs.tracking.tracker import PATIENCE
 

@@ -10,8 +10,18 @@ from typing import Annotated
 import typer
 
 from grpo_fed.cli.application import app
-from grpo_fed.cli.errors import FAILED, telling
-from grpo_fed.cli.options import SEEDS, Debug, Overrides, Seed, Source, console_here, no_screen, ready, scenario_from
+from grpo_fed.cli.errors import FAILED, report_errors
+from grpo_fed.cli.options import (
+    SEEDS,
+    Debug,
+    Overrides,
+    ScenarioArgument,
+    Seed,
+    make_console,
+    prepare_process,
+    scenario_from,
+    use_no_display,
+)
 
 
 @app.command()
@@ -25,23 +35,23 @@ def play(
     debug: Debug = False,
 ) -> None:
     """Play episodes with what a run learned, and say what they scored."""
-    with telling(debug):
-        ready()
-        no_screen()
-        from grpo_fed.reports.film import film, refuse_unusable
-        from grpo_fed.runs.folder import clients_of
+    with report_errors(debug):
+        prepare_process()
+        use_no_display()
+        from grpo_fed.reports.film import check_path, film
+        from grpo_fed.runs.folder import read_client_names
         from grpo_fed.runs.policies import load_policy
 
-        names = clients_of(run) if client is None else [client]
+        names = read_client_names(run) if client is None else [client]
         if gif is not None:
             if len(names) > 1:
                 raise ValueError(f"--gif draws one client: say --client NAME, one of {', '.join(names)}")
-            refuse_unusable(gif)
+            check_path(gif)
         policies = [load_policy(run, name) for name in names]
-    with telling(debug, FAILED):
+    with report_errors(debug, FAILED):
         from grpo_fed.reports.tables import number, table_of
 
-        console = console_here()
+        console = make_console()
         table = table_of("client", "mean", "std", "min", "max", "episodes", "steps each")
         with console.status("playing"):
             for policy in policies:
@@ -62,39 +72,39 @@ def play(
 
 
 @app.command()
-def check(scenario: Source, overrides: Overrides = None, seed: Seed = None, debug: Debug = False) -> None:
+def check(scenario: ScenarioArgument, overrides: Overrides = None, seed: Seed = None, debug: Debug = False) -> None:
     """Show what a scenario comes to: clients, policies, blocks and groups. Trains nothing."""
-    with telling(debug):
-        ready()
+    with report_errors(debug):
+        prepare_process()
         settings = scenario_from(scenario, overrides, seed)
-        from grpo_fed.aggregation.merge.rules import check as check_merge
-        from grpo_fed.federation.server_step import budgets_of
-        from grpo_fed.policy.shared import commons_of
-        from grpo_fed.reports.overview import overview
-        from grpo_fed.rl.stacked_learner import fleets_of
+        from grpo_fed.aggregation.merge.rules import check_rule as check_merge
+        from grpo_fed.federation.server_step import block_budgets
+        from grpo_fed.policy.shared import resolve_shared_blocks
+        from grpo_fed.reports.overview import scenario_overview
+        from grpo_fed.rl.stacked_learner import make_learners
 
-        fleets, commons = fleets_of(settings), commons_of(settings)
+        fleets, commons = make_learners(settings), resolve_shared_blocks(settings)
         check_merge(settings.merge, commons)
-        budgets_of(settings.proximity, commons)
-        console = console_here()
-        for part in overview(settings, fleets, commons):
+        block_budgets(settings.proximity, commons)
+        console = make_console()
+        for part in scenario_overview(settings, fleets, commons):
             console.print(part)
         for fleet in fleets:
             fleet.close()
 
 
 @app.command()
-def explain(scenario: Source, overrides: Overrides = None, seed: Seed = None, debug: Debug = False) -> None:
+def explain(scenario: ScenarioArgument, overrides: Overrides = None, seed: Seed = None, debug: Debug = False) -> None:
     """Say in plain words what a scenario will do. Trains nothing."""
-    with telling(debug):
-        ready()
+    with report_errors(debug):
+        prepare_process()
         settings = scenario_from(scenario, overrides, seed)
         from rich.text import Text
 
-        from grpo_fed.reports.explain import explain as parts_of
+        from grpo_fed.reports.explain import explain_scenario as parts_of
 
         parts = parts_of(settings)
-        console = console_here()
+        console = make_console()
         console.print(Text(settings.name + (f": {settings.description}" if settings.description else ""), "bold cyan"))
         for part in parts:
             console.print(Text(part.title, style="bold"))
@@ -108,10 +118,10 @@ def new(
     debug: Debug = False,
 ) -> None:
     """Make a folder with a scenario, a task and a policy to edit."""
-    with telling(debug):
-        from grpo_fed.scenario.template import begin
+    with report_errors(debug):
+        from grpo_fed.scenario.template import create_project
 
-        scenario, task, policy = begin(folder)
+        scenario, task, policy = create_project(folder)
         typer.echo(f"{scenario}: who learns what, and how")
         typer.echo(f"{task}: the task, a gymnasium environment")
         typer.echo(f"{policy}: the policy, a torch module")
@@ -124,39 +134,39 @@ def config(
     as_markdown: Annotated[bool, typer.Option("--markdown", help="All, as docs/configuration.md has it.")] = False,
 ) -> None:
     """Show every knob with its default, its limits and its meaning."""
-    with telling():
-        from grpo_fed.cli.knobs_table import reference
-        from grpo_fed.scenario.reference import markdown
+    with report_errors():
+        from grpo_fed.cli.knobs_table import knob_tables
+        from grpo_fed.scenario.reference import knobs_markdown
 
         if as_markdown and section is not None:
             raise ValueError(f"--markdown shows all: leave out {section}")
         if as_markdown:
-            typer.echo(markdown(), nl=False)
+            typer.echo(knobs_markdown(), nl=False)
             return
-        console = console_here()
-        for part in reference(section):
+        console = make_console()
+        for part in knob_tables(section):
             console.print(part)
 
 
 @app.command()
 def schema() -> None:
     """Print the JSON schema of scenarios, for editors."""
-    with telling():
+    with report_errors():
         from grpo_fed.scenario import reference as describe
 
-        typer.echo(json.dumps(describe.schema(), indent=1))
+        typer.echo(json.dumps(describe.json_schema(), indent=1))
 
 
 @app.command(name="list")
 def list_scenarios() -> None:
     """List the scenarios that ship."""
-    with telling():
+    with report_errors():
         from rich.text import Text
 
-        from grpo_fed.scenario.shipped import shipped
+        from grpo_fed.scenario.shipped import shipped_scenarios
 
-        console = console_here()
-        for one in shipped():
+        console = make_console()
+        for one in shipped_scenarios():
             console.print(Text(one.name, style="bold cyan"))
             console.print(Text(one.header), width=min(console.width, 100) - 2)
             console.print()

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from grpo_fed.cli.application import app
-from grpo_fed.cli.errors import FAILED, telling
-from grpo_fed.cli.options import Debug, Track, console_here
+from grpo_fed.cli.errors import FAILED, report_errors
+from grpo_fed.cli.options import Debug, Track, make_console
 
 
 @app.command()
@@ -21,10 +21,10 @@ def ui(
     debug: Debug = False,
 ) -> None:
     """Show runs in MLflow's pages, on this machine, until Ctrl-C."""
-    with telling(debug, FAILED):
+    with report_errors(debug, FAILED):
         from grpo_fed.runs.tracking.ui import serve
 
-        with console_here().status("MLflow starts, which takes some seconds") as waiting:
+        with make_console().status("MLflow starts, which takes some seconds") as waiting:
 
             def say(line: str) -> None:
                 waiting.stop()
@@ -41,7 +41,7 @@ def replay(
     debug: Debug = False,
 ) -> None:
     """Send to MLflow what it could not take while the run went on."""
-    with telling(debug, FAILED):
+    with report_errors(debug, FAILED):
         from grpo_fed.runs.tracking import replay as send
 
         count = send(run, track)

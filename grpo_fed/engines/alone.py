@@ -9,17 +9,17 @@ from typing import Self, final
 
 import numpy as np
 
-from grpo_fed.rl.stacked_learner import Fleet, Report, fleets_of
+from grpo_fed.rl.stacked_learner import StackedLearner, TrainingReport, make_learners
 from grpo_fed.runs import checkpoint
 from grpo_fed.runs import folder as journal
 from grpo_fed.runs.checkpoint import Checkpoint
 from grpo_fed.runs.policies import save_policies
-from grpo_fed.runs.recorder import status_of, Journal, Totals
-from grpo_fed.runs.records import LENGTH, RETURN, ClientNote, RoundNote
+from grpo_fed.runs.recorder import Journal, Totals, status_of
+from grpo_fed.runs.records import LENGTH, RETURN, ClientRecord, RoundRecord
 from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
 
-Watch = Callable[[RoundNote], None]
+Watch = Callable[[RoundRecord], None]
 
 
 def train(scenario: Scenario, out: str | Path | None = None, watch: Watch = lambda note: None) -> Result:
@@ -28,7 +28,7 @@ def train(scenario: Scenario, out: str | Path | None = None, watch: Watch = lamb
     ValueError for what is wrong with the scenario, before anything is written. Whatever stops the training after that,
     KeyboardInterrupt too, first finds the policies and `results.json` saved as they are.
     """
-    with Training(scenario, out) as training:
+    with AloneEngine(scenario, out) as training:
         return training.run(watch)
 
 
@@ -37,19 +37,19 @@ def resume(folder: str | Path, watch: Watch = lambda note: None) -> Result:
 
     ValueError if the folder holds no such run.
     """
-    with Training.resumed(folder) as training:
+    with AloneEngine.resumed(folder) as training:
         return training.run(watch)
 
 
 @final
-class Training:
+class AloneEngine:
     """A run that is ready to begin: to make one finds whatever is wrong before anything is started or written."""
 
     @classmethod
     def resumed(cls, folder: str | Path) -> Self:
         """The run that a folder holds, from its latest checkpoint on, or from its start if there is none yet."""
         folder = Path(folder)
-        scenario, after = journal.unfinished(folder)
+        scenario, after = journal.open_unfinished(folder)
         if after is not None and after.shared is not None:
             raise ValueError(f"{folder}: holds a federation; `grpo-fed run --resume` goes on with it")
         return cls(scenario, folder, after)
@@ -60,8 +60,8 @@ class Training:
         self.folder = None if out is None else Path(out)
         self.after = after
         if self.folder is not None:
-            journal.refuse_unusable(self.folder)
-        self.fleets = fleets_of(scenario)
+            journal.check_usable(self.folder)
+        self.fleets = make_learners(scenario)
         if after is not None:
             states = after.states()
             for fleet in self.fleets:
@@ -103,7 +103,7 @@ class Training:
         assert self.result is not None
         return self.result
 
-    def _rounds(self, totals: Totals) -> Iterator[RoundNote]:
+    def _rounds(self, totals: Totals) -> Iterator[RoundRecord]:
         """Round 0 is what there was before; the last one always plays."""
         scenario, every = self.scenario, self.scenario.evaluate.every
         if self.after is None:
@@ -119,12 +119,17 @@ class Training:
             yield self._note(number, seconds, env_steps, {report.client: report for report in reports}, scores)
 
     def _note(
-        self, number: int, seconds: float, env_steps: int, reports: Mapping[str, Report], scores: Mapping[str, float]
-    ) -> RoundNote:
+        self,
+        number: int,
+        seconds: float,
+        env_steps: int,
+        reports: Mapping[str, TrainingReport],
+        scores: Mapping[str, float],
+    ) -> RoundRecord:
         entries = {name: settings.name for settings in self.scenario.clients for name in settings.names}
         names = [name for fleet in self.fleets for name in fleet.names]
         clients = [_note(name, entries[name], reports.get(name), scores.get(name)) for name in names]
-        return RoundNote(number, self.scenario.rounds, seconds, env_steps, clients)
+        return RoundRecord(number, self.scenario.rounds, seconds, env_steps, clients)
 
     def _keep(self, totals: Totals) -> None:
         """A checkpoint, if there is a folder and the round is one for it."""
@@ -143,17 +148,17 @@ class Training:
         written.close(result)
 
 
-def _evaluate(fleets: Sequence[Fleet], deterministic: bool) -> dict[str, float]:
+def _evaluate(fleets: Sequence[StackedLearner], deterministic: bool) -> dict[str, float]:
     """By client, its mean return."""
     return {one.client: one.score for fleet in fleets for one in fleet.evaluate(deterministic=deterministic)}
 
 
-def _note(client: str, entry: str, report: Report | None, score: float | None) -> ClientNote:
+def _note(client: str, entry: str, report: TrainingReport | None, score: float | None) -> ClientRecord:
     """What there is to say of a client that has trained, or has only played."""
     if report is None:
-        return ClientNote(client, entry, score=score)
+        return ClientRecord(client, entry, score=score)
     metrics = {f"losses/{name}": value for name, value in report.losses.items()}
     if report.episodes:
         metrics[RETURN] = float(np.mean([episode.score for episode in report.episodes]))
         metrics[LENGTH] = float(np.mean([episode.length for episode in report.episodes]))
-    return ClientNote(client, entry, report.steps, len(report.episodes), metrics, score)
+    return ClientRecord(client, entry, report.steps, len(report.episodes), metrics, score)

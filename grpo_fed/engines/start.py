@@ -9,19 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeAlias
 
-from grpo_fed.engines.workers.fork_server import start_ahead
+from grpo_fed.engines.workers.fork_server import preload
 
 if TYPE_CHECKING:
-    from grpo_fed.runs.records import RoundNote
+    from grpo_fed.runs.records import RoundRecord
     from grpo_fed.runs.results import Result
     from grpo_fed.scenario.scenario import Scenario
 
-Engine: TypeAlias = Literal["local", "flower-sim", "flower"]
+EngineName: TypeAlias = Literal["local", "flower-sim", "flower"]
 """This machine's processes; Flower's simulation; or a SuperLink and SuperNodes."""
-Watch: TypeAlias = "Callable[[RoundNote], None]"
+Watch: TypeAlias = "Callable[[RoundRecord], None]"
 
 
-class Ready(Protocol):
+class Engine(Protocol):
     """A run that is ready to begin: to make one finds what is wrong before anything is started or written."""
 
     scenario: Scenario
@@ -47,7 +47,7 @@ def run(
     scenario: Scenario,
     out: str | Path | None = None,
     watch: Watch = lambda note: None,
-    engine: Engine = "local",
+    engine: EngineName = "local",
     superlink: str | None = None,
     workers: int | None = None,
 ) -> Result:
@@ -57,59 +57,59 @@ def run(
     that, KeyboardInterrupt too, first finds what there is saved. superlink: of the engine `flower`, a deployment's
     connection. workers: of the local engine, how many processes; by default one for each core.
     """
-    with ready(scenario, out, engine, superlink, workers) as federation:
+    with make_engine(scenario, out, engine, superlink, workers) as federation:
         return federation.run(watch)
 
 
 def resume(
     folder: str | Path,
     watch: Watch = lambda note: None,
-    engine: Engine = "local",
+    engine: EngineName = "local",
     superlink: str | None = None,
 ) -> Result:
     """Go on with a federation that was stopped, from its latest checkpoint, to the very end that it would have had.
 
     ValueError if the folder holds no such run.
     """
-    with resumed(folder, engine, superlink) as federation:
+    with resume_engine(folder, engine, superlink) as federation:
         return federation.run(watch)
 
 
-def ready(
+def make_engine(
     scenario: Scenario,
     out: str | Path | None = None,
-    engine: Engine = "local",
+    engine: EngineName = "local",
     superlink: str | None = None,
     workers: int | None = None,
-) -> Ready:
+) -> Engine:
     """A new one; ValueError for what does not go together."""
     _refuse(engine, superlink)
     if engine == "local":
         if workers != 0:
-            start_ahead()
-        from grpo_fed.engines.local.engine import LocalFederation
+            preload()
+        from grpo_fed.engines.local.engine import LocalEngine
 
-        return LocalFederation(scenario, out, workers=workers)
+        return LocalEngine(scenario, out, workers=workers)
     if workers is not None:
         raise ValueError(f"workers = {workers}: only the local engine has them; the engine is {engine}")
-    from grpo_fed.engines.flower.engine import FlowerFederation
+    from grpo_fed.engines.flower.engine import FlowerEngine
 
-    return FlowerFederation(scenario, out, engine, superlink)
+    return FlowerEngine(scenario, out, engine, superlink)
 
 
-def resumed(folder: str | Path, engine: Engine = "local", superlink: str | None = None) -> Ready:
+def resume_engine(folder: str | Path, engine: EngineName = "local", superlink: str | None = None) -> Engine:
     """One that was stopped."""
     _refuse(engine, superlink)
     if engine == "local":
-        start_ahead()
-        from grpo_fed.engines.local.engine import LocalFederation
+        preload()
+        from grpo_fed.engines.local.engine import LocalEngine
 
-        return LocalFederation.resumed(folder)
-    from grpo_fed.engines.flower.engine import FlowerFederation
+        return LocalEngine.resumed(folder)
+    from grpo_fed.engines.flower.engine import FlowerEngine
 
-    return FlowerFederation.resumed(folder, engine, superlink)
+    return FlowerEngine.resumed(folder, engine, superlink)
 
 
-def _refuse(engine: Engine, superlink: str | None) -> None:
+def _refuse(engine: EngineName, superlink: str | None) -> None:
     if superlink is not None and engine != "flower":
         raise ValueError(f"superlink = {superlink}: is for the engine flower; it is {engine}")

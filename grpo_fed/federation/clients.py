@@ -18,35 +18,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_fed.aggregation.proximity import Trial, moved
-from grpo_fed.federation.learners import OWN, Crew
+from grpo_fed.aggregation.proximity import StepFractions, interpolate
+from grpo_fed.federation.learners import OWN, ClientLearners
 from grpo_fed.federation.messages import (
     Answer,
     Evaluate,
     Evaluated,
+    EvaluationPlan,
+    EvaluationSummary,
     Instruction,
     Measure,
     Measured,
-    Play,
-    Played,
     Start,
     Train,
     Trained,
 )
-from grpo_fed.federation.state_store import Arrays, Home
-from grpo_fed.policy.make import policy_for
-from grpo_fed.policy.shared import Commons
-from grpo_fed.rl.device import device_of
-from grpo_fed.rl.evaluation import Evaluation, Players, play
-from grpo_fed.rl.measurement import States, mean_kl
+from grpo_fed.federation.state_store import Arrays, StateStore
+from grpo_fed.policy.make import make_policy
+from grpo_fed.policy.shared import SharedBlocks
+from grpo_fed.rl.device import resolve_device
+from grpo_fed.rl.evaluation import EvaluatedClients, Evaluation, evaluate
+from grpo_fed.rl.measurement import MeasurementStates, mean_kl
 from grpo_fed.rl.normalise import ObservationNormaliser
 from grpo_fed.rl.rng import client_seed
 from grpo_fed.rl.rollout import Actor, Episode
-from grpo_fed.rl.stacked_learner import Report, first_parameters, part_of
+from grpo_fed.rl.stacked_learner import TrainingReport, first_parameters, sub_state
 from grpo_fed.runs.metrics import METRICS
 from grpo_fed.runs.policies import save_policy
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.envs import Lanes, Shed, make_lanes
+from grpo_fed.tasks.envs import ClientEnvs, EnvCache, make_client_envs
 from grpo_fed.tasks.task import Task
 
 BEGAN, RETURN, KEPT = "round.shared", "round.return", "kept"
@@ -55,7 +55,7 @@ Kind = TypeVar("Kind", Train, Measure, Evaluate)
 
 
 @dataclass(frozen=True, eq=False)
-class Seat:
+class LoadedClient:
     """A client that is asked, and what it remembers."""
 
     name: str
@@ -67,24 +67,24 @@ class Seat:
 
 
 @final
-class Members:
+class Clients:
     """Clients with equally shaped policies, who answer together or a few of them at a time."""
 
-    def __init__(self, scenario: Scenario, commons: Commons, tasks: Sequence[Task], home: Home) -> None:
+    def __init__(self, scenario: Scenario, commons: SharedBlocks, tasks: Sequence[Task], home: StateStore) -> None:
         self.scenario = scenario
         self.commons = commons
         self.tasks = {task.client: task for task in tasks}
         self.home = home
         self.names = tuple(self.tasks)
-        self.policy = policy_for(tasks[0], scenario.policy)
-        self.device = device_of(scenario.device)
+        self.policy = make_policy(tasks[0], scenario.policy)
+        self.device = resolve_device(scenario.device)
         self.columns = commons.columns(self.policy.layout).to(self.device)
         self.slices = list(commons.slices.values())
         self.seeds = {name: client_seed(scenario.seed, name) for name in self.names}
-        self._sheds = Shed(), Shed(), Shed()
+        self._sheds = EnvCache(), EnvCache(), EnvCache()
         """Environments to train on, to train a second policy on, and to play on."""
-        self._crew: Crew | None = None
-        self._stage: tuple[list[str], Lanes] | None = None
+        self._crew: ClientLearners | None = None
+        self._stage: tuple[list[str], ClientEnvs] | None = None
         """Who played last, and where."""
 
     def answer(self, instructions: Mapping[str, Instruction]) -> dict[str, Answer]:
@@ -156,7 +156,7 @@ class Members:
                     episodes=len(report.episodes) + len(own.episodes),
                     gain=_gain(report, seat),
                     spread=_spread(report.episodes),
-                    metrics=_metrics(report, seconds),
+                    metrics=reported_metrics(report, seconds),
                     fisher=fisher[row],
                     kl=looked.get(seat.name),
                     played=played[row],
@@ -168,18 +168,20 @@ class Members:
         """Whether the server needs Fisher matrices."""
         return self.scenario.merge.rule == "fisher" or self.scenario.proximity.mode == "quadratic"
 
-    def _crew_of(self, seats: Sequence[Seat]) -> Crew:
+    def _crew_of(self, seats: Sequence[LoadedClient]) -> ClientLearners:
         """These clients' fleet where they left it; that of the last call if it is theirs."""
         names, states = [seat.name for seat in seats], [seat.state for seat in seats]
         if self._crew is None or self._crew.fleet.names != names or not self._crew.can_take_up(states):
             old, self._crew = self._crew, None
             if old is not None:
                 old.close()
-            self._crew = Crew([self.tasks[name] for name in names], self.scenario, self.columns, self._sheds[:2])
+            self._crew = ClientLearners(
+                [self.tasks[name] for name in names], self.scenario, self.columns, self._sheds[:2]
+            )
         self._crew.take_up(states)
         return self._crew
 
-    def _remember(self, seat: Seat, crew: Crew, row: int, report: Report) -> Arrays | None:
+    def _remember(self, seat: LoadedClient, crew: ClientLearners, row: int, report: TrainingReport) -> Arrays | None:
         """Write down how the client leaves the round; gives what will be read of it."""
         run, round = seat.start.run, seat.start.round
         state = crew.state(row) | {BEGAN: seat.start.shared, RETURN: np.array([_mean(report.episodes)])}
@@ -202,12 +204,12 @@ class Members:
         for seat, kl in zip(seats, self._kl(seats, shared, candidates, trials), strict=True):
             yield seat.name, Measured(kl)
 
-    def _look_back(self, seats: Sequence[Seat]) -> dict[str, tuple[float, ...]]:
+    def _look_back(self, seats: Sequence[LoadedClient]) -> dict[str, tuple[float, ...]]:
         """KL of the step from the shared blocks that the last round began with: joint, and each block alone.
 
         Only of those who were there in the last round.
         """
-        there: list[Seat] = []
+        there: list[LoadedClient] = []
         shared: list[np.ndarray] = []
         for seat in seats:
             if seat.state is not None and seat.round == seat.start.round - 1 and len(seat.state.get(KEPT, ())):
@@ -221,19 +223,22 @@ class Members:
 
     def _kl(
         self,
-        seats: Sequence[Seat],
+        seats: Sequence[LoadedClient],
         shared: Sequence[np.ndarray],
         candidates: Sequence[np.ndarray],
-        trials: Sequence[Sequence[Trial]],
+        trials: Sequence[Sequence[StepFractions]],
     ) -> list[tuple[float, ...]]:
         """[M] for each client: of steps from a policy with these shared blocks towards one with the candidate's."""
         if not seats:
             return []
-        states = States.of([_remembered(seat)[KEPT] for seat in seats], self.device)
+        states = MeasurementStates.of([_remembered(seat)[KEPT] for seat in seats], self.device)
         own = self._parameters(seats)
         begins, ends = ([torch.from_numpy(np.array(one)) for one in each] for each in (shared, candidates))
         steps = [
-            [moved(begin, end, self.slices, trial) for begin, end, trial in zip(begins, ends, column, strict=True)]
+            [
+                interpolate(begin, end, self.slices, trial)
+                for begin, end, trial in zip(begins, ends, column, strict=True)
+            ]
             for column in zip(*trials, strict=True)
         ]
         new = (self._placed(own, seats, step) for step in steps)
@@ -247,15 +252,15 @@ class Members:
         seats = [self._remembering(name, order.start) for name, order in orders.items()]
         (number, deterministic), *others = {(o.play.number, o.play.deterministic) for o in orders.values()}
         assert not others, "all play the same episodes"
-        for seat, played in zip(seats, self._play(seats, Play(number, deterministic)), strict=True):
+        for seat, played in zip(seats, self._play(seats, EvaluationPlan(number, deterministic)), strict=True):
             yield seat.name, Evaluated(played)
 
-    def _play(self, seats: Sequence[Seat], given: Play) -> list[Played]:
+    def _play(self, seats: Sequence[LoadedClient], given: EvaluationPlan) -> list[EvaluationSummary]:
         names, settings = [seat.name for seat in seats], self.scenario.evaluate
-        found = play(
+        found = evaluate(
             Actor(self.policy, self._playing(seats)),
             self._lanes_of(names),
-            Players(names, [self.seeds[name] for name in names], self._normaliser(seats)),
+            EvaluatedClients(names, [self.seeds[name] for name in names], self._normaliser(seats)),
             settings.episodes,
             settings.step_limit,
             given.deterministic,
@@ -263,7 +268,7 @@ class Members:
         )
         return [_played(one) for one in found]
 
-    def _lanes_of(self, names: list[str]) -> Lanes:
+    def _lanes_of(self, names: list[str]) -> ClientEnvs:
         """To play on; those of the last time if they are these clients'."""
         if self._stage is None or self._stage[0] != names:
             old, self._stage = self._stage, None
@@ -271,11 +276,11 @@ class Members:
                 old[1].close()
             rollout, squash = self.scenario.rollout, self.scenario.policy.squash
             tasks = [self.tasks[name] for name in names]
-            lanes = make_lanes(tasks, rollout.num_envs, squash, rollout.episode_limit, self._sheds[2])
+            lanes = make_client_envs(tasks, rollout.num_envs, squash, rollout.episode_limit, self._sheds[2])
             self._stage = names, lanes
         return self._stage[1]
 
-    def _playing(self, seats: Sequence[Seat]) -> Tensor:
+    def _playing(self, seats: Sequence[LoadedClient]) -> Tensor:
         """[K, P]: what the clients play with, which is their own policy where they have a second one."""
         placed = self._placed(self._parameters(seats), seats)
         if self.scenario.personal.model:
@@ -284,7 +289,7 @@ class Members:
                     placed[row] = torch.from_numpy(np.array(seat.state[f"{OWN}.parameters"]))
         return placed
 
-    def _normaliser(self, seats: Sequence[Seat]) -> ObservationNormaliser | None:
+    def _normaliser(self, seats: Sequence[LoadedClient]) -> ObservationNormaliser | None:
         """Of the policies that play."""
         settings = self.scenario.normalise
         if not settings.observations:
@@ -293,12 +298,12 @@ class Members:
         part = "observation_normaliser"
         for row, seat in enumerate(seats):
             if seat.state is not None:
-                normaliser.load(row, part_of(seat.state, f"{OWN}.{part}" if self.scenario.personal.model else part))
+                normaliser.load(row, sub_state(seat.state, f"{OWN}.{part}" if self.scenario.personal.model else part))
         return normaliser
 
     # What clients remember
 
-    def _remembering(self, name: str, start: Start, until: int | None = None) -> Seat:
+    def _remembering(self, name: str, start: Start, until: int | None = None) -> LoadedClient:
         """A client with what it remembers of the rounds until this one, by default until the start's.
 
         One that was heard last in the start's round, and has trained on since, late or refused each time, may have
@@ -309,9 +314,9 @@ class Members:
         if found is None and until is None and start.round:
             found = self.home.earliest(start.run, name)
         round, state = found or (0, None)
-        return Seat(name, start, round, state)
+        return LoadedClient(name, start, round, state)
 
-    def _parameters(self, seats: Sequence[Seat]) -> Tensor:
+    def _parameters(self, seats: Sequence[LoadedClient]) -> Tensor:
         """[K, P]: as the clients left them, or the first ones."""
         fresh = [self.seeds[seat.name] for seat in seats if seat.state is None]
         first = iter(first_parameters(self.policy, self.scenario, fresh) if fresh else ())
@@ -321,13 +326,13 @@ class Members:
         ]
         return torch.stack(rows).to(self.device)
 
-    def _placed(self, own: Tensor, seats: Sequence[Seat], shared: Sequence[Tensor] | None = None) -> Tensor:
+    def _placed(self, own: Tensor, seats: Sequence[LoadedClient], shared: Sequence[Tensor] | None = None) -> Tensor:
         """[K, P]: each client's own, with the shared blocks put in place; by default those that it is given.
 
         Where it has left a group it keeps what it has, if it has something.
         """
         given = shared or [torch.from_numpy(np.array(seat.start.shared)) for seat in seats]
-        kept = [self.commons.kept(() if seat.state is None else seat.start.personal) for seat in seats]
+        kept = [self.commons.kept(() if seat.state is None else seat.start.departed) for seat in seats]
         placed = own.clone()
         placed[:, self.columns] = torch.where(
             torch.stack(kept).to(self.device), own[:, self.columns], torch.stack(list(given)).to(self.device)
@@ -341,7 +346,7 @@ def _all_of(kind: type[Kind], asked: Mapping[str, Instruction]) -> dict[str, Kin
     return found
 
 
-def _remembered(seat: Seat) -> Arrays:
+def _remembered(seat: LoadedClient) -> Arrays:
     assert seat.state is not None, f"{seat.name} remembers something"
     return seat.state
 
@@ -351,7 +356,7 @@ def _mean(episodes: Sequence[Episode]) -> float:
     return float(np.mean([episode.score for episode in episodes])) if episodes else math.nan
 
 
-def _gain(report: Report, seat: Seat) -> float:
+def _gain(report: TrainingReport, seat: LoadedClient) -> float:
     """By how much the mean return rose since the round before; 0 where one of them has none."""
     if seat.state is None or seat.round != seat.start.round - 1:
         return 0.0
@@ -364,7 +369,7 @@ def _spread(episodes: Sequence[Episode]) -> float:
     return float(np.std([episode.score for episode in episodes])) if episodes else 0.0
 
 
-def _metrics(report: Report, seconds: float) -> dict[str, float]:
+def reported_metrics(report: TrainingReport, seconds: float) -> dict[str, float]:
     """What a client tells of itself, where it is a number."""
     lengths = [episode.length for episode in report.episodes]
     told = {
@@ -376,9 +381,9 @@ def _metrics(report: Report, seconds: float) -> dict[str, float]:
     return {name: value for name, value in told.items() if name in METRICS and math.isfinite(value)}
 
 
-def _played(found: Evaluation) -> Played:
+def _played(found: Evaluation) -> EvaluationSummary:
     scores = found.scores
-    return Played(
+    return EvaluationSummary(
         mean=float(scores.mean()),
         std=float(scores.std()),
         least=float(scores.min()),

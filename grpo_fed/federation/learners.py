@@ -13,11 +13,11 @@ from grpo_fed.federation.messages import (
     Train,
 )
 from grpo_fed.federation.state_store import Arrays
-from grpo_fed.rl.measurement import States, fisher_diagonal
+from grpo_fed.rl.measurement import MeasurementStates, fisher_diagonal
 from grpo_fed.rl.rng import client_seed
-from grpo_fed.rl.stacked_learner import Fleet, Report, part_of
+from grpo_fed.rl.stacked_learner import StackedLearner, TrainingReport, sub_state
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.envs import Shed
+from grpo_fed.tasks.envs import EnvCache
 from grpo_fed.tasks.task import Task
 
 OWN = "own"
@@ -25,20 +25,24 @@ OWN = "own"
 
 
 @final
-class Crew:
+class ClientLearners:
     """Some clients' fleet, that of their second policies where they have them, and where both stand."""
 
     def __init__(
-        self, tasks: Sequence[Task], scenario: Scenario, columns: Tensor, sheds: Sequence[Shed | None] = (None, None)
+        self,
+        tasks: Sequence[Task],
+        scenario: Scenario,
+        columns: Tensor,
+        sheds: Sequence[EnvCache | None] = (None, None),
     ) -> None:
         """The sheds are for either policy's environments."""
         self.scenario = scenario
         self.columns = columns
-        self.fleet = Fleet(tasks, scenario, shared=columns, shed=sheds[0])
-        self.own: Fleet | None = None
+        self.fleet = StackedLearner(tasks, scenario, shared=columns, shed=sheds[0])
+        self.own: StackedLearner | None = None
         if scenario.personal.model:
             seeds = [client_seed(scenario.seed, f"{task.client} {OWN}") for task in tasks]
-            self.own = Fleet(tasks, scenario, seeds, columns, scenario.personal.pull, sheds[1])
+            self.own = StackedLearner(tasks, scenario, seeds, columns, scenario.personal.pull, sheds[1])
         self.states: list[Arrays | None] = [None] * len(tasks)
         """[K]: what they stand at, which is the very arrays that were loaded or written down; None at the beginning."""
 
@@ -53,10 +57,10 @@ class Crew:
         given = [self.state(row) if state is None else state for row, state in enumerate(states)]
         self.fleet.load(given)
         if self.own is not None:
-            self.own.load([part_of(state, OWN) for state in given])
+            self.own.load([sub_state(state, OWN) for state in given])
         self.states = list(states)
 
-    def train(self, order: Train, fresh: Sequence[bool]) -> tuple[list[Report], list[Report]]:
+    def train(self, order: Train, fresh: Sequence[bool]) -> tuple[list[TrainingReport], list[TrainingReport]]:
         """A round of both policies; of the second, what did nothing where there is none."""
         before, settings = order.start.round - 1, self.scenario
         beside = round(settings.personal.steps * settings.steps) if self.own is not None else 0
@@ -64,7 +68,7 @@ class Crew:
         self.fleet.catch_up(before * steps)
         reports = self.fleet.train(steps, order.begin, order.end)
         if self.own is None:
-            return reports, [Report(name, 0, (), {}) for name in self.fleet.names]
+            return reports, [TrainingReport(name, 0, (), {}) for name in self.fleet.names]
         anchor = torch.where(self._column(fresh), self.fleet.anchor, self.own.parameters)
         self.own.parameters.copy_(anchor)  # a policy of one's own begins where the other one does
         anchor[:, self.columns] = self.fleet.anchor[:, self.columns]
@@ -74,7 +78,7 @@ class Crew:
     def fisher(self, number: int) -> list[np.ndarray]:
         """[S] of each client: the diagonal of its policy's Fisher matrix."""
         fleet = self.fleet
-        states = States.of(fleet.kept, fleet.device)
+        states = MeasurementStates.of(fleet.kept, fleet.device)
         found = fisher_diagonal(fleet.policy, states, fleet.parameters, fleet.seeds, number)
         return list(found[:, self.columns].cpu().numpy())
 

@@ -10,18 +10,18 @@ from typing import Any, final
 import numpy as np
 
 from grpo_fed.federation.messages import Trained
-from grpo_fed.federation.round_record import Outcome
-from grpo_fed.federation.server_state import Position
-from grpo_fed.federation.transport import Post
-from grpo_fed.policy.shared import Commons
+from grpo_fed.federation.round_record import RoundOutcome
+from grpo_fed.federation.server_state import ServerState
+from grpo_fed.federation.transport import Transport
+from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs import folder as journal
 from grpo_fed.runs.checkpoint import Checkpoint
 from grpo_fed.runs.recorder import Journal, Totals
-from grpo_fed.runs.records import ClientNote, Failure, RoundNote, ServerNote, interquartile_mean, note_of
+from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord, interquartile_mean, note_of
 from grpo_fed.runs.results import Result, Status
 from grpo_fed.scenario.scenario import Scenario
 
-Watch = Callable[[RoundNote], None]
+Watch = Callable[[RoundRecord], None]
 NOTED = ("best", "stale", "enough", "untold", "waits")
 """What a checkpoint has of it, beside the totals."""
 
@@ -33,15 +33,15 @@ class Ledger:
     def __init__(
         self,
         scenario: Scenario,
-        commons: Commons,
-        post: Post,
+        commons: SharedBlocks,
+        post: Transport,
         folder: Path | None,
         after: Checkpoint | None,
         device: str | None = None,
     ) -> None:
         self.scenario, self.commons, self.post, self.folder = scenario, commons, post, folder
         if folder is not None:
-            journal.refuse_unusable(folder)
+            journal.check_usable(folder)
         self.totals = Totals(scenario, device or scenario.device)
         self.entries = {name: settings.name for settings in scenario.clients for name in settings.names}
         self.failures: dict[str, Failure] = {}
@@ -52,7 +52,7 @@ class Ledger:
         """Evaluations since."""
         self.enough = False
         """Whether `stop` ends the run before its last round."""
-        self.untold: RoundNote | None = None
+        self.untold: RoundRecord | None = None
         """The latest round's note, until it is written."""
         self.waits = False
         """Whether it waits for what clients play when they train again."""
@@ -83,8 +83,8 @@ class Ledger:
 
     def note(
         self,
-        outcome: Outcome,
-        position: Position,
+        outcome: RoundOutcome,
+        position: ServerState,
         scores: Mapping[str, float],
         waits: bool,
     ) -> None:
@@ -92,7 +92,7 @@ class Ledger:
         clients = [self._of_client(name, outcome, position, scores) for name in self.commons.clients]
         env_steps = self.totals.env_steps + sum(reply.steps for reply in outcome.replies.values())
         rounds, server = self.scenario.rounds, self._of_server(outcome)
-        self.untold = RoundNote(outcome.round, rounds, outcome.seconds, env_steps, clients, server)
+        self.untold = RoundRecord(outcome.round, rounds, outcome.seconds, env_steps, clients, server)
         self.waits = waits
         if not waits:
             self._judge(self.untold)
@@ -121,7 +121,7 @@ class Ledger:
         """Bring the totals of bytes up to date."""
         self.totals.up, self.totals.down = self._before[0] + self.post.up, self._before[1] + self.post.down
 
-    def settle(self, status: Status, position: Position, error: BaseException | None) -> Result:
+    def settle(self, status: Status, position: ServerState, error: BaseException | None) -> Result:
         """What has become of it all; what has not been told yet is at least written."""
         self._write()
         self.count()
@@ -135,8 +135,10 @@ class Ledger:
 
     # A note ----------------------------------------------------------------------------------------------------------
 
-    def _of_client(self, name: str, outcome: Outcome, position: Position, scores: Mapping[str, float]) -> ClientNote:
-        note = ClientNote(
+    def _of_client(
+        self, name: str, outcome: RoundOutcome, position: ServerState, scores: Mapping[str, float]
+    ) -> ClientRecord:
+        note = ClientRecord(
             client=name,
             task=self.entries[name],
             score=scores.get(name),
@@ -153,19 +155,19 @@ class Ledger:
     def _names(self, groups: Sequence[int]) -> tuple[str, ...]:
         return tuple(self.commons.groups.names[group] for group in groups)
 
-    def _clusters(self, name: str, position: Position) -> dict[str, int]:
+    def _clusters(self, name: str, position: ServerState) -> dict[str, int]:
         """By block; none where the merge makes no clusters, or this client was not in the latest."""
         found = position.clusters.get(name)
         return {} if found is None else dict(zip(self.commons.groups.outer.names, found, strict=True))
 
-    def _of_server(self, outcome: Outcome) -> ServerNote:
+    def _of_server(self, outcome: RoundOutcome) -> ServerRecord:
         self.count()
         up, down = self.totals.up - self._counted[0], self.totals.down - self._counted[1]
         self._counted = self.totals.up, self.totals.down
         kept = None if outcome.step is None else outcome.step.kept
-        return ServerNote(kept, outcome.last_kl, up, down, self.totals.up + self.totals.down, outcome.notes)
+        return ServerRecord(kept, outcome.last_kl, up, down, self.totals.up + self.totals.down, outcome.notes)
 
-    def _judge(self, note: RoundNote) -> None:
+    def _judge(self, note: RoundRecord) -> None:
         """Whether this is the best evaluation so far, and whether it is time to stop."""
         scores, stop = np.array(list(note.scores.values())), self.scenario.stop
         if not scores.size or note.round == 0:

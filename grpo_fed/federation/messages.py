@@ -23,12 +23,12 @@ class Start:
     """From 1."""
     shared: np.ndarray
     """[S] float32: the shared blocks for this client."""
-    personal: tuple[int, ...] = ()
+    departed: tuple[int, ...] = ()
     """The groups, 0 to G - 1 in order, that it has left: there it keeps what it has."""
 
 
 @dataclass(frozen=True, eq=False)
-class Play:
+class EvaluationPlan:
     """Episodes without learning."""
 
     number: int
@@ -47,7 +47,7 @@ class Train:
     """And at its end."""
     look_back: bool = False
     """Measure the KL of the step from the shared blocks that the last round began with to these."""
-    first: Play | None = None
+    first: EvaluationPlan | None = None
     """Play before learning: with what the last round made."""
 
 
@@ -68,14 +68,14 @@ class Evaluate:
     """Play without learning, with what the round made: `start.round` is the last round that was trained, 0 for none."""
 
     start: Start
-    play: Play
+    play: EvaluationPlan
 
 
 Instruction: TypeAlias = Train | Measure | Evaluate
 
 
 @dataclass(frozen=True, eq=False)
-class Played:
+class EvaluationSummary:
     """Of episodes without learning."""
 
     mean: float
@@ -109,7 +109,7 @@ class Trained:
     kl: tuple[float, ...] | None = None
     """[1 + B]: of the last round's step, all blocks together and each alone; None where it was not asked for, or the
     client does not have the states."""
-    played: Played | None = None
+    played: EvaluationSummary | None = None
     """Where `first` asked for it."""
 
 
@@ -125,7 +125,7 @@ class Measured:
 class Evaluated:
     """An answer to `Evaluate`."""
 
-    played: Played
+    played: EvaluationSummary
 
 
 Answer: TypeAlias = Trained | Measured | Evaluated

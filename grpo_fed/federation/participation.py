@@ -19,7 +19,7 @@ LONG = 10.0
 log = logging.getLogger(__name__)
 
 
-def reach(
+def wait_for_clients(
     look: Callable[[], tuple[str, ...]], everybody: Iterable[str], wanted: int, deadline: float | None
 ) -> tuple[str, ...]:
     """Who is there by `look` as soon as so many are, or the deadline is over. Who is long waited for is named."""
@@ -34,16 +34,16 @@ def reach(
     return names
 
 
-def draw(scenario: Scenario, names: tuple[str, ...], number: int) -> list[str]:
+def sample_clients(scenario: Scenario, names: tuple[str, ...], number: int) -> list[str]:
     """Clients for a round, by name: all of these, or as many as `round.fraction` says by the round's own stream."""
     ordered = sorted(names)
     if scenario.round.fraction == 1 or not ordered:
         return ordered
     stream = generator(scenario.seed, Purpose.PARTICIPATION, number)
-    chosen = stream.choice(len(ordered), part_of(scenario.round.fraction, len(ordered)), replace=False)
+    chosen = stream.choice(len(ordered), ceil_fraction(scenario.round.fraction, len(ordered)), replace=False)
     return [ordered[place] for place in sorted(chosen.tolist())]
 
 
-def part_of(fraction: float, count: int) -> int:
+def ceil_fraction(fraction: float, count: int) -> int:
     """So many of a count, one at least; rounded up, but not for a rounding error."""
     return max(1, math.ceil(fraction * count - 1e-9))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from grpo_fed.aggregation.merge import (
-    Effort,
+    ClientWork,
     Merged,
     Replies,
     Reply,
@@ -22,14 +22,14 @@ from grpo_fed.aggregation.merge import (
     StreamingMean,
     weight,
 )
-from grpo_fed.aggregation.merge.rules import rule_of
+from grpo_fed.aggregation.merge.rules import bind_rule
 from grpo_fed.federation.messages import Trained
-from grpo_fed.policy.shared import Commons
+from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.scenario.scenario import Scenario
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
+class MergeTarget:
     """Where a merge wants the shared blocks to go."""
 
     point: Tensor
@@ -49,13 +49,13 @@ class Target:
 
 
 @final
-class Merging:
+class RoundMerge:
     """One round's."""
 
-    def __init__(self, scenario: Scenario, commons: Commons) -> None:
+    def __init__(self, scenario: Scenario, commons: SharedBlocks) -> None:
         self._settings = scenario.merge
         self._groups = commons.groups
-        self._rule = rule_of(scenario.merge)
+        self._rule = bind_rule(scenario.merge)
         self.weights: dict[str, float] = {}
         """By client, in the order of their names."""
         self._mean = StreamingMean()
@@ -65,7 +65,7 @@ class Merging:
 
     def add(self, client: str, trained: Trained) -> None:
         """A client's reply; they come in the order of their names, so that sums are the same whoever is first."""
-        effort = Effort(trained.steps, trained.episodes, trained.gain, trained.spread)
+        effort = ClientWork(trained.steps, trained.episodes, trained.gain, trained.spread)
         own = self.weights[client] = weight(effort, self._settings.weights)
         if not trained.point.size:
             return
@@ -81,16 +81,16 @@ class Merging:
         else:
             self._replies.append(Reply(client, point, own, fisher))
 
-    def target(self, shared: Tensor) -> Target:
+    def target(self, shared: Tensor) -> MergeTarget:
         """Where all of it goes, from the shared blocks [S] of this round; if nobody has a weight, all stays."""
         if not shared.numel() or not any(self.weights.values()):
-            return Target(shared, self.weights, {})
+            return MergeTarget(shared, self.weights, {})
         nobody: dict[str, tuple[int, ...]] = dict.fromkeys(self.weights, ())
         if self._settings.rule in ("mean", "fisher"):
             point = self._mean.result() if self._settings.rule == "mean" else self._by_fisher.result()
-            return Target(shared if point is None else point, self.weights, nobody, self._fisher.result())
+            return MergeTarget(shared if point is None else point, self.weights, nobody, self._fisher.result())
         found = self._rule(Replies.of(self._replies), shared, self._groups)
-        return Target(
+        return MergeTarget(
             found.point,
             self.weights,
             {name: _chosen(left) for name, left in zip(found.clients, found.departed, strict=True)},

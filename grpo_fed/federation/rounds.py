@@ -15,31 +15,31 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from grpo_fed.aggregation.merge.rules import check
-from grpo_fed.aggregation.proximity import Trial, adapt, moved, off
+from grpo_fed.aggregation.merge.rules import check_rule
+from grpo_fed.aggregation.proximity import StepFractions, adapt_budgets, full_step, interpolate
 from grpo_fed.federation.ledger import Ledger, Watch
 from grpo_fed.federation.messages import (
     Answer,
     Evaluate,
     Evaluated,
+    EvaluationPlan,
     Instruction,
     Measure,
     Measured,
-    Play,
     Start,
     Train,
     Trained,
 )
-from grpo_fed.federation.participation import draw, part_of, reach
-from grpo_fed.federation.round_merge import Merging, Target
-from grpo_fed.federation.round_record import Outcome
-from grpo_fed.federation.server_state import Position, as_few
-from grpo_fed.federation.server_step import Step, Way, budgets_of, looked_back, step
-from grpo_fed.federation.transport import Post
-from grpo_fed.policy.shared import Commons
+from grpo_fed.federation.participation import ceil_fraction, sample_clients, wait_for_clients
+from grpo_fed.federation.round_merge import MergeTarget, RoundMerge
+from grpo_fed.federation.round_record import RoundOutcome
+from grpo_fed.federation.server_state import ServerState, deduplicate
+from grpo_fed.federation.server_step import Move, ServerStep, block_budgets, choose_step, with_measured_kl
+from grpo_fed.federation.transport import Transport
+from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs import checkpoint
 from grpo_fed.runs.checkpoint import Checkpoint
-from grpo_fed.runs.folder import note_engine
+from grpo_fed.runs.folder import write_engine_state
 from grpo_fed.runs.recorder import status_of
 from grpo_fed.runs.records import Failure
 from grpo_fed.runs.results import Result
@@ -50,7 +50,7 @@ ClientFiles = Callable[[int], Mapping[str, Path]]
 NOTHING = np.zeros(0, np.float32)
 
 
-class Deserted(RuntimeError):
+class QuorumLostError(RuntimeError):
     """Too few clients answered, for too many rounds in a row."""
 
 
@@ -61,8 +61,8 @@ class Federation:
     def __init__(
         self,
         scenario: Scenario,
-        commons: Commons,
-        post: Post,
+        commons: SharedBlocks,
+        post: Transport,
         folder: Path | None = None,
         after: Checkpoint | None = None,
         fold: bool = False,
@@ -80,12 +80,12 @@ class Federation:
         """
         self.scenario, self.commons, self.post, self.folder, self.fold = scenario, commons, post, folder, fold
         self.client_files, self.before_results, self.engine = client_files, before_results, dict(engine or {})
-        check(scenario.merge, commons)
-        self.first_budgets = budgets_of(scenario.proximity, commons)
+        check_rule(scenario.merge, commons)
+        self.first_budgets = block_budgets(scenario.proximity, commons)
         if after is None:
-            self.position = Position.first(scenario.name, commons, self.first_budgets)
+            self.position = ServerState.first(scenario.name, commons, self.first_budgets)
         else:
-            self.position = Position.after(after, commons)
+            self.position = ServerState.after(after, commons)
         self.ledger = Ledger(scenario, commons, post, folder, after, device)
         self.result: Result | None = None
         """What became of it, as soon as it has ended, in whatever way."""
@@ -106,14 +106,14 @@ class Federation:
         Whatever stops it, KeyboardInterrupt too, first finds written down what has been done.
         """
         self.ledger.open(watch)
-        note_engine(self.folder, self.engine)
+        write_engine_state(self.folder, self.engine)
         try:
             if self.position.round == 0:
                 self._reach()
-                self._finish(Outcome(0))
+                self._finish(RoundOutcome(0))
             while not self._is_over:
                 self._round(self.position.round + 1)
-            self.ledger.totals.sampled = self._play(Play(self.position.round, deterministic=False))
+            self.ledger.totals.sampled = self._play(EvaluationPlan(self.position.round, deterministic=False))
         except BaseException as error:
             self._end(error)
             raise
@@ -127,7 +127,7 @@ class Federation:
         if self.ledger.waits:
             self.ledger.complete(replies)
         last_kl = self._learn_from_the_last_step(replies, merging.weights)
-        made: Step | None = None
+        made: ServerStep | None = None
         notes: tuple[str, ...] = ()
         if self._is_quorum(len(replies), len(clients)):
             target = merging.target(torch.from_numpy(self.position.shared))
@@ -136,16 +136,16 @@ class Federation:
             made, notes = self._step(number, target), target.notes
             self._move(target, made.kept.alphas)
         self.position.round, self.position.kept = number, None if made is None else made.kept
-        self._finish(Outcome(number, time.perf_counter() - began, replies, made, last_kl, notes))
+        self._finish(RoundOutcome(number, time.perf_counter() - began, replies, made, last_kl, notes))
         if self._alone >= self.scenario.round.patience:
-            raise Deserted(self._why_alone(number))
+            raise QuorumLostError(self._why_alone(number))
 
-    def _finish(self, outcome: Outcome) -> None:
+    def _finish(self, outcome: RoundOutcome) -> None:
         """Let clients play if it is time, and keep a checkpoint before anybody hears of the round."""
         number, every = outcome.round, self.scenario.evaluate.every
         plays = number == 0 or self._is_over or (every > 0 and number % every == 0)
         waits = plays and self.fold and not self._is_over
-        scores = self._play(Play(number)) if plays and not waits else {}
+        scores = self._play(EvaluationPlan(number)) if plays and not waits else {}
         self.ledger.note(outcome, self.position, scores, waits)
         self._keep()
         if not waits:
@@ -160,9 +160,9 @@ class Federation:
     def _reach(self) -> tuple[str, ...]:
         """At first everybody is waited for, later those who make a quorum."""
         settings, everybody = self.scenario.round, len(self.commons.clients)
-        wanted = everybody if self._is_new else part_of(settings.quorum, everybody)
+        wanted = everybody if self._is_new else ceil_fraction(settings.quorum, everybody)
         self._is_new = False
-        return reach(self.post.reachable, self.commons.clients, wanted, settings.deadline)
+        return wait_for_clients(self.post.reachable, self.commons.clients, wanted, settings.deadline)
 
     def _draw(self, number: int) -> list[str]:
         """Who cannot be reached is named."""
@@ -170,11 +170,11 @@ class Federation:
         names = self._reach()
         for name in sorted(set(self.commons.clients) - set(names)):
             self.ledger.miss(number, name, Failure("unreachable", "it was not connected when the round began"))
-        return draw(self.scenario, names, number)
+        return sample_clients(self.scenario, names, number)
 
     def _is_quorum(self, answers: int, drawn: int) -> bool:
         """Whether so many answers are enough for a merge."""
-        enough = answers >= part_of(self.scenario.round.quorum, drawn)
+        enough = answers >= ceil_fraction(self.scenario.round.quorum, drawn)
         self._alone = 0 if enough else self._alone + 1
         return enough
 
@@ -189,13 +189,13 @@ class Federation:
 
     # What clients do -------------------------------------------------------------------------------------------------
 
-    def _train(self, number: int, clients: Sequence[str]) -> tuple[Merging, dict[str, Trained]]:
+    def _train(self, number: int, clients: Sequence[str]) -> tuple[RoundMerge, dict[str, Trained]]:
         """What they send goes into the merge at once; what they say of themselves stays."""
         begin, end = (number - 1) / self.scenario.rounds, number / self.scenario.rounds
         back = self.scenario.proximity.mode == "quadratic" and self.position.kept is not None and self.commons.size > 0
-        first = Play(number - 1) if self.ledger.waits else None
+        first = EvaluationPlan(number - 1) if self.ledger.waits else None
         told = {name: Train(self.position.start(name, number), begin, end, back, first) for name in clients}
-        merging, replies = Merging(self.scenario, self.commons), {}
+        merging, replies = RoundMerge(self.scenario, self.commons), {}
         for name, answer in self._ask(number, told):
             assert isinstance(answer, Trained)
             merging.add(name, answer)
@@ -203,13 +203,15 @@ class Federation:
             self.position.trained[name] = number
         return merging, replies
 
-    def _play(self, play: Play) -> dict[str, float]:
+    def _play(self, play: EvaluationPlan) -> dict[str, float]:
         """By client, the mean return with what the latest round made."""
         told = {name: Evaluate(self.position.latest(name), play) for name in self.post.reachable()}
         answers = self._ask(self.position.round, told)
         return {name: answer.played.mean for name, answer in answers if isinstance(answer, Evaluated)}
 
-    def _measure(self, number: int, candidates: Mapping[str, np.ndarray], trials: Sequence[Trial]) -> dict[str, Trial]:
+    def _measure(
+        self, number: int, candidates: Mapping[str, np.ndarray], trials: Sequence[StepFractions]
+    ) -> dict[str, StepFractions]:
         """By client, the KL [M] of the trials on the way to its candidate."""
         told = {
             name: Measure(self.position.start(name, number), point, tuple(trials)) for name, point in candidates.items()
@@ -229,31 +231,31 @@ class Federation:
 
     # What the server makes of it -------------------------------------------------------------------------------------
 
-    def _step(self, number: int, target: Target) -> Step:
+    def _step(self, number: int, target: MergeTarget) -> ServerStep:
         """How far to go: the server's own arithmetic, or a dialogue with the clients that replied."""
         if not self.commons.size:
-            return Step(off(()))
-        common, own = target.point.numpy(), as_few(target.points)
-        ways = [Way(self.position.of(name), to, target.weights[name]) for name, to in target.points.items()]
+            return ServerStep(full_step(()))
+        common, own = target.point.numpy(), deduplicate(target.points)
+        ways = [Move(self.position.of(name), to, target.weights[name]) for name, to in target.points.items()]
 
-        def measure(names: Sequence[str], trials: Sequence[Trial]) -> Mapping[str, Sequence[float]]:
+        def measure(names: Sequence[str], trials: Sequence[StepFractions]) -> Mapping[str, Sequence[float]]:
             return self._measure(number, {name: own.get(name, common) for name in names}, trials)
 
-        return step(
+        return choose_step(
             self.scenario.proximity,
             self.position.budgets,
             self.commons,
-            ways or [Way(torch.from_numpy(self.position.shared), target.point, 1.0)],
+            ways or [Move(torch.from_numpy(self.position.shared), target.point, 1.0)],
             target,
             measure,
         )
 
-    def _move(self, target: Target, alphas: Trial) -> None:
+    def _move(self, target: MergeTarget, alphas: StepFractions) -> None:
         """The shared blocks s <- s + alpha (s* - s); those of a client in a cluster go their own way."""
         blocks, position = list(self.commons.slices.values()), self.position
-        going = {name: moved(position.of(name), point, blocks, alphas) for name, point in target.points.items()}
-        position.points = as_few({**{name: position.of(name) for name in position.points}, **going})
-        position.shared = moved(torch.from_numpy(position.shared), target.point, blocks, alphas).numpy()
+        going = {name: interpolate(position.of(name), point, blocks, alphas) for name, point in target.points.items()}
+        position.points = deduplicate({**{name: position.of(name) for name in position.points}, **going})
+        position.shared = interpolate(torch.from_numpy(position.shared), target.point, blocks, alphas).numpy()
 
     def _learn_from_the_last_step(
         self, replies: Mapping[str, Trained], weights: Mapping[str, float]
@@ -262,10 +264,10 @@ class Federation:
         position, settings = self.position, self.scenario.proximity
         if position.kept is None:
             return {}
-        seen = looked_back(position.kept, replies, weights, settings.over)
+        seen = with_measured_kl(position.kept, replies, weights, settings.over)
         if settings.adaptive:
             gains = [reply.gain / reply.spread for reply in replies.values() if reply.spread > 0]
-            position.budgets = adapt(position.budgets, self.first_budgets, seen or position.kept, gains)
+            position.budgets = adapt_budgets(position.budgets, self.first_budgets, seen or position.kept, gains)
         found = {} if seen is None else {"joint": seen.joint, **{block.block: block.kl for block in seen.blocks}}
         return {name: kl for name, kl in found.items() if kl is not None}
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_fed.aggregation.proximity import Kept
+from grpo_fed.aggregation.proximity import AcceptedStep
 from grpo_fed.federation.messages import Start
-from grpo_fed.policy.shared import Commons
+from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.checkpoint import Checkpoint
 from grpo_fed.runs.records import kept_of
 
@@ -24,7 +24,7 @@ NOTED = ("name", "personal", "clusters", "trained", "budgets", "kept")
 
 
 @dataclass(eq=False)
-class Position:
+class ServerState:
     """S parameters of the shared blocks, as numpy's, since they go through the wire as they are."""
 
     name: str
@@ -45,16 +45,16 @@ class Position:
     """
     trained: dict[str, int] = field(default_factory=dict)
     """The last round that each client has answered for; its state of then is what plays."""
-    kept: Kept | None = None
+    kept: AcceptedStep | None = None
     """What became of the last round's step; None if it had none."""
 
     @classmethod
-    def first(cls, scenario: str, commons: Commons, budgets: Mapping[str, float]) -> Position:
+    def first(cls, scenario: str, commons: SharedBlocks, budgets: Mapping[str, float]) -> ServerState:
         """Before the first round."""
         return cls(f"{scenario}-{uuid.uuid4().hex[:12]}", commons.first.numpy(), dict(budgets))
 
     @classmethod
-    def after(cls, checkpoint: Checkpoint, commons: Commons) -> Position:
+    def after(cls, checkpoint: Checkpoint, commons: SharedBlocks) -> ServerState:
         """Where a checkpoint was written; ValueError if it does not fit."""
         arrays = checkpoint.shared
         if arrays is None:
@@ -75,7 +75,7 @@ class Position:
         """What a checkpoint has of it as JSON."""
         return {name: getattr(self, name) for name in NOTED}
 
-    def arrays(self, commons: Commons) -> dict[str, np.ndarray]:
+    def arrays(self, commons: SharedBlocks) -> dict[str, np.ndarray]:
         """What a checkpoint has of it as arrays: every shared tensor by its name."""
         return {**commons.layout.views(self.shared), **{f"{OWN}{name}": point for name, point in self.points.items()}}
 
@@ -92,7 +92,7 @@ class Position:
         return self.start(client, self.trained.get(client, 0))
 
 
-def as_few(points: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+def deduplicate(points: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """Points [S] as arrays, equal ones as the same array."""
     known: dict[bytes, np.ndarray] = {}
     return {name: known.setdefault((array := point.numpy()).tobytes(), array) for name, point in points.items()}

@@ -9,20 +9,28 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from grpo_fed.aggregation.merge.rules import unlimited
-from grpo_fed.aggregation.proximity import Budgets, Kept, KeptBlock, Search, Trial, off, quadratic
+from grpo_fed.aggregation.merge.rules import none_as_infinity
+from grpo_fed.aggregation.proximity import (
+    AcceptedBlock,
+    AcceptedStep,
+    Budgets,
+    BudgetSearch,
+    StepFractions,
+    full_step,
+    predicted_step,
+)
 from grpo_fed.federation.messages import Trained
-from grpo_fed.federation.round_merge import Target
-from grpo_fed.policy.patterns import takes
-from grpo_fed.policy.shared import Commons
+from grpo_fed.federation.round_merge import MergeTarget
+from grpo_fed.policy.patterns import match_names
+from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.scenario.settings import ProximitySettings
 
-Measure = Callable[[Sequence[str], Sequence[Trial]], Mapping[str, Sequence[float]]]
+Measure = Callable[[Sequence[str], Sequence[StepFractions]], Mapping[str, Sequence[float]]]
 """Asks clients for the KL of trials, [M] each; says what those that answered found."""
 
 
 @dataclass(frozen=True, eq=False)
-class Way:
+class Move:
     """What goes where, [S] each."""
 
     old: Tensor
@@ -32,22 +40,22 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Step:
+class ServerStep:
     """What is made of a target."""
 
-    kept: Kept
+    kept: AcceptedStep
     kl: Mapping[str, float] = field(default_factory=dict)
     """By client, the KL of this step as it measured it."""
 
 
-def budgets_of(settings: ProximitySettings, commons: Commons) -> dict[str, float]:
+def block_budgets(settings: ProximitySettings, commons: SharedBlocks) -> dict[str, float]:
     """KL budgets by block, as a run begins with them; ValueError for patterns that take no block, or one twice."""
     if not commons.size:
         return {}
-    budgets = dict.fromkeys(commons.blocks, unlimited({"": settings.kl_block})[""])
+    budgets = dict.fromkeys(commons.blocks, none_as_infinity({"": settings.kl_block})[""])
     taker: dict[str, str] = {}
-    for pattern, bound in unlimited(settings.blocks).items():
-        for name in takes(pattern, commons.blocks, "proximity.blocks", "shared block"):
+    for pattern, bound in none_as_infinity(settings.blocks).items():
+        for name in match_names(pattern, commons.blocks, "proximity.blocks", "shared block"):
             if name in taker:
                 raise ValueError(
                     f"proximity.blocks: {taker[name]} and {pattern} both take {name}; narrow one of the patterns"
@@ -56,14 +64,14 @@ def budgets_of(settings: ProximitySettings, commons: Commons) -> dict[str, float
     return budgets
 
 
-def step(
+def choose_step(
     settings: ProximitySettings,
     blocks: Mapping[str, float],
-    commons: Commons,
-    ways: Sequence[Way],
-    target: Target,
+    commons: SharedBlocks,
+    ways: Sequence[Move],
+    target: MergeTarget,
     measure: Measure,
-) -> Step:
+) -> ServerStep:
     """How far to go.
 
     blocks: the budgets by block. ways: one for all, or one for each client that is merged into a cluster.
@@ -71,35 +79,35 @@ def step(
     joint = math.inf if settings.kl_joint is None else settings.kl_joint
     budgets = Budgets(blocks, joint, settings.over)
     if settings.mode == "off":
-        return Step(off(blocks))
+        return ServerStep(full_step(blocks))
     if all(torch.equal(way.old, way.new) for way in ways):
-        return Step(_nowhere(budgets))
+        return ServerStep(_no_step(budgets))
     if settings.mode == "measured":
         return _measured(budgets, target.weights, measure)
     assert target.fisher is not None, "where the point moves, somebody has a weight and sent a Fisher diagonal"
-    return Step(quadratic(_length(ways), target.fisher, commons.slices, budgets))
+    return ServerStep(predicted_step(_mean_square_step(ways), target.fisher, commons.slices, budgets))
 
 
-def _nowhere(budgets: Budgets) -> Kept:
+def _no_step(budgets: Budgets) -> AcceptedStep:
     """The merge is where we are, and there is nothing to measure."""
-    rows = (KeptBlock(block, 0.0, budget, 1.0, 0.0) for block, budget in budgets.blocks.items())
-    return Kept(tuple(rows), 0.0, budgets.joint, 0.0)
+    rows = (AcceptedBlock(block, 0.0, budget, 1.0, 0.0) for block, budget in budgets.blocks.items())
+    return AcceptedStep(tuple(rows), 0.0, budgets.joint, 0.0)
 
 
-def _measured(budgets: Budgets, weights: Mapping[str, float], measure: Measure) -> Step:
+def _measured(budgets: Budgets, weights: Mapping[str, float], measure: Measure) -> ServerStep:
     """As far as the clients allow. One that does not answer is not asked again; with none left there is no step."""
-    search, asked = Search(budgets, weights), tuple(weights)
-    told: dict[Trial, dict[str, float]] = {}
+    search, asked = BudgetSearch(budgets, weights), tuple(weights)
+    told: dict[StepFractions, dict[str, float]] = {}
     while trials := search.ask():
         answers = measure(asked, trials) if asked else {}
         search, asked = search.tell(answers), tuple(answers)
         for number, trial in enumerate(trials):
             told[trial] = {name: kl[number] for name, kl in answers.items()}
     kept = search.kept()
-    return Step(kept, told.get(kept.alphas, {}))
+    return ServerStep(kept, told.get(kept.alphas, {}))
 
 
-def _length(ways: Sequence[Way]) -> Tensor:
+def _mean_square_step(ways: Sequence[Move]) -> Tensor:
     """[S]: the step whose KL, to a Fisher diagonal F, is the mean of all the steps' KL.
 
     With steps d_k that is the root of the weighted mean of d_k^2, entry by entry: then 1/2 d'Fd is the weighted mean of
@@ -114,7 +122,9 @@ def _length(ways: Sequence[Way]) -> Tensor:
     return squares.sqrt()
 
 
-def looked_back(kept: Kept, replies: Mapping[str, Trained], weights: Mapping[str, float], over: str) -> Kept | None:
+def with_measured_kl(
+    kept: AcceptedStep, replies: Mapping[str, Trained], weights: Mapping[str, float], over: str
+) -> AcceptedStep | None:
     """The last step with its KL as clients have measured it since, not as it was predicted; None if nobody has."""
     found = {name: reply.kl for name, reply in replies.items() if reply.kl is not None}
     total = math.fsum(weights[name] for name in found)

@@ -18,14 +18,14 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from grpo_fed.runs.files import link, write_whole
+from grpo_fed.runs.files import link_or_copy, write_atomic
 
 KEEP = 3
 """Rounds of a client that stay: a server that goes on from its last checkpoint may ask for one again."""
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
 """By name; not to be written into."""
-Mark: TypeAlias = tuple[int, int, int]
+FileVersion: TypeAlias = tuple[int, int, int]
 """Tells whether a file is still the one it was."""
 
 
@@ -34,12 +34,12 @@ class _Kept:
     """What one file of a client holds."""
 
     path: Path
-    mark: Mark
+    mark: FileVersion
     arrays: Arrays
 
 
 @final
-class Home:
+class StateStore:
     """`<folder>/<run>/<client>/round-0003.safetensors`, each of them whole or not there."""
 
     def __init__(self, folder: Path, durable: bool = True) -> None:
@@ -63,7 +63,7 @@ class Home:
         held = {name: np.array(array, order="C", copy=None) for name, array in arrays.items()}
         content = save(held)
         if self.durable:
-            write_whole(path, content)
+            write_atomic(path, content)
         else:
             _write(path, content)
         self._last[run, client] = _Kept(path, _mark(path), held)
@@ -107,7 +107,7 @@ class Home:
         """Give a client what a file has that was called `name` here, and that nobody writes to."""
         place = self._place(run, client)
         place.mkdir(parents=True, exist_ok=True)
-        link(file, place / name)
+        link_or_copy(file, place / name)
 
     def _place(self, run: str, client: str) -> Path:
         for what, name in (("run", run), ("client", client)):
@@ -124,7 +124,7 @@ class Home:
         return sorted(int(found[1]) for name in names if (found := re.fullmatch(r"round-(\d+)\.safetensors", name)))
 
 
-def _mark(path: Path) -> Mark:
+def _mark(path: Path) -> FileVersion:
     found = path.stat()
     return found.st_mtime_ns, found.st_ino, found.st_size
 

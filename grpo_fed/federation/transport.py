@@ -9,7 +9,7 @@ from grpo_fed.federation.messages import Answer, Instruction
 from grpo_fed.runs.records import Failure
 
 
-class Post(Protocol):
+class Transport(Protocol):
     """Carries instructions to clients and their answers back, by the clients' names."""
 
     @property

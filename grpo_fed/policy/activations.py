@@ -29,10 +29,10 @@ FAST_NUMPY = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def _tanh(x: Tensor) -> Tensor:
-    return x.tanh() if torch.is_grad_enabled() or x.device.type != "cpu" else bent(x)
+    return x.tanh() if torch.is_grad_enabled() or x.device.type != "cpu" else fast_tanh_(x)
 
 
-def bent(x: Tensor, by_numpy: bool = FAST_NUMPY) -> Tensor:
+def fast_tanh_(x: Tensor, by_numpy: bool = FAST_NUMPY) -> Tensor:
     """Tanh on the CPU, in place.
 
     Where numpy is no faster than torch, 2 sigmoid(2x) - 1 takes half the time of either, and is within 2e-7 of tanh.
@@ -44,7 +44,7 @@ def bent(x: Tensor, by_numpy: bool = FAST_NUMPY) -> Tensor:
     return x.mul_(2).sigmoid_().mul_(2).sub_(1)
 
 
-def _pull_tanh(slope: Tensor, value: Tensor) -> Tensor:
+def _tanh_backward(slope: Tensor, value: Tensor) -> Tensor:
     return slope.addcmul_(slope * value, value, value=-1)
 
 
@@ -61,7 +61,7 @@ def _elu_numpy(x: np.ndarray) -> np.ndarray:
 
 
 ACTIVATIONS = {
-    "tanh": Activation(_tanh, _tanh_numpy, _pull_tanh),
+    "tanh": Activation(_tanh, _tanh_numpy, _tanh_backward),
     "relu": Activation(torch.relu, _relu_numpy, lambda slope, value: slope.mul_(value > 0)),
     "elu": Activation(elu, _elu_numpy, lambda slope, value: slope.mul_((value + 1).clamp_(max=1.0))),
 }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from grpo_fed.policy.activations import ACTIVATIONS
-from grpo_fed.policy.base import CriticPullback, Output, Parameters, Policy, Pullback
+from grpo_fed.policy.base import CriticPullback, Parameters, Policy, PolicyOutput, Pullback
 from grpo_fed.policy.blocks import Layout
 from grpo_fed.policy.distributions import Distribution
 from grpo_fed.scenario.settings import PolicySettings
@@ -52,10 +52,10 @@ class ActorCritic(Policy):
     def actor_names(self) -> frozenset[str]:
         return frozenset(self.shapes) - frozenset(self.critic_names)
 
-    def forward(self, parameters: Parameters, observations: Tensor) -> Output:
+    def forward(self, parameters: Parameters, observations: Tensor) -> PolicyOutput:
         features = self.features(parameters, observations)
         last = self._layers(parameters, self.critic, observations)[-1] if self.separate else features
-        return Output(self._head(parameters, features), _linear(parameters, "critic.head", last).squeeze(-1))
+        return PolicyOutput(self._head(parameters, features), _linear(parameters, "critic.head", last).squeeze(-1))
 
     def act(self, parameters: Parameters, observations: Tensor) -> Tensor:
         return self._head(parameters, self.features(parameters, observations))
@@ -77,7 +77,7 @@ class ActorCritic(Policy):
         return torch.cat([mean, parameters["actor.log_std"].unsqueeze(1).expand_as(mean)], -1)
 
     @torch.no_grad()
-    def vjp(self, parameters: Parameters, observations: Tensor, critic: bool = True) -> tuple[Output, Pullback]:
+    def vjp(self, parameters: Parameters, observations: Tensor, critic: bool = True) -> tuple[PolicyOutput, Pullback]:
         """Backpropagation by hand: the operations of autograd without its bookkeeping."""
         torso = self._layers(parameters, self.torso, observations)
         if critic:
@@ -92,9 +92,9 @@ class ActorCritic(Policy):
             if self.distribution.continuous:
                 by_mean, by_log_std = by_distribution.chunk(2, -1)
                 gradient["actor.log_std"].copy_(by_log_std.sum(1))
-            by_features = _pull_linear(parameters, gradient, "actor", torso[-1], by_mean)
+            by_features = _linear_backward(parameters, gradient, "actor", torso[-1], by_mean)
             if by_values is not None:
-                by_last = _pull_linear(parameters, gradient, "critic.head", seen[-1], by_values.unsqueeze(-1))
+                by_last = _linear_backward(parameters, gradient, "critic.head", seen[-1], by_values.unsqueeze(-1))
                 if self.separate:
                     self._pull_layers(parameters, gradient, self.critic, seen, by_last)
                 else:
@@ -104,7 +104,7 @@ class ActorCritic(Policy):
                     gradient[name].zero_()
             self._pull_layers(parameters, gradient, self.torso, torso, by_features)
 
-        return Output(self._head(parameters, torso[-1]), values), pullback
+        return PolicyOutput(self._head(parameters, torso[-1]), values), pullback
 
     @torch.no_grad()
     def critic_vjp(self, parameters: Parameters, observations: Tensor) -> tuple[Tensor, CriticPullback]:
@@ -113,7 +113,7 @@ class ActorCritic(Policy):
         @torch.no_grad()
         def pullback(by_values: Tensor, gradient: Parameters) -> None:
             slope = by_values.unsqueeze(-1)
-            by_last = _pull_linear(parameters, gradient, "critic.head", seen[-1], slope, further=self.separate)
+            by_last = _linear_backward(parameters, gradient, "critic.head", seen[-1], slope, further=self.separate)
             if self.separate:
                 self._pull_layers(parameters, gradient, self.critic, seen, by_last)
 
@@ -125,7 +125,7 @@ class ActorCritic(Policy):
         """Write the gradient of a chain of layers, last to first, given the slope by what the last one made."""
         for layer in reversed(range(len(names))):
             slope = self.activation.pull(slope, seen[layer + 1])
-            slope = _pull_linear(parameters, gradient, names[layer], seen[layer], slope, further=layer > 0)
+            slope = _linear_backward(parameters, gradient, names[layer], seen[layer], slope, further=layer > 0)
 
     def numpy_actor(self, parameters: Mapping[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
         *layers, (weight, bias) = [
@@ -185,7 +185,7 @@ FEW = 16
 """With no more inputs than that, the product for the gradient is several times faster the other way round."""
 
 
-def _pull_linear(
+def _linear_backward(
     parameters: Parameters, gradient: Parameters, name: str, inputs: Tensor, slope: Tensor, further: bool = True
 ) -> Tensor:
     """Write the gradient of a linear layer, given the slope [K, B, out]; returns that by its inputs, [K, B, in]."""

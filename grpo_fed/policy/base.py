@@ -35,7 +35,7 @@ class Policy(ABC):
         """First parameters of one client, [P]; each tensor's draw depends on the seed, its name and its shape alone."""
 
     @abstractmethod
-    def forward(self, parameters: Parameters, observations: Tensor) -> Output:
+    def forward(self, parameters: Parameters, observations: Tensor) -> PolicyOutput:
         """Observations [K, B, D] -> Output."""
 
     @abstractmethod
@@ -55,7 +55,7 @@ class Policy(ABC):
         """`act` for a rollout on the CPU, [K, B, D] -> [K, B, M], under parameters that may change in place."""
 
     @abstractmethod
-    def vjp(self, parameters: Parameters, observations: Tensor, critic: bool = True) -> tuple[Output, Pullback]:
+    def vjp(self, parameters: Parameters, observations: Tensor, critic: bool = True) -> tuple[PolicyOutput, Pullback]:
         """`forward`, and the function that pulls the slopes of a loss by what it said back to the parameters.
 
         Without `critic` nobody asks for the values: they may be 0, and their slopes are None.
@@ -67,7 +67,7 @@ class Policy(ABC):
 
 
 @dataclass(frozen=True)
-class Output:
+class PolicyOutput:
     """What a policy says about observations."""
 
     distribution: Tensor

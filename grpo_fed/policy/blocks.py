@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from grpo_fed.policy.patterns import did_you_mean, takes
+from grpo_fed.policy.patterns import did_you_mean, match_names
 from grpo_fed.scenario.settings import PolicySettings
 from grpo_fed.scenario.toml import text as words
 
-WHOLE = ("critic", "adapter")
+SINGLE_BLOCK_MODULES = ("critic", "adapter")
 """Modules that are one block each with all that is inside them."""
 
 
@@ -88,7 +88,9 @@ class Layout:
             raise ValueError("policy.module: it has no parameters; there is nothing to learn")
         if len(shapes) < len(pairs):
             twice = sorted({name for name, _ in pairs if sum(name == other for other, _ in pairs) > 1})
-            raise ValueError(f"policy.module: parameters {words.show(twice)} are named twice; give each its own name")
+            raise ValueError(
+                f"policy.module: parameters {words.short_toml(twice)} are named twice; give each its own name"
+            )
         block_of = _regrouped({name: _own_block(name) for name in shapes}, settings.blocks)
         shared = _shared(tuple(dict.fromkeys(block_of.values())), settings)
         blocks: list[Block] = []
@@ -106,7 +108,7 @@ class Layout:
     def select(self, patterns: Iterable[str], knob: str = "blocks") -> tuple[Block, ...]:
         """The blocks whose names fit a pattern, in the layout's order; errors say that the patterns stand at `knob`."""
         names = [block.name for block in self.blocks]
-        taken = {name for pattern in patterns for name in takes(pattern, names, knob, "block")}
+        taken = {name for pattern in patterns for name in match_names(pattern, names, knob, "block")}
         return tuple(block for block in self.blocks if block.name in taken)
 
     def part(self, blocks: Iterable[Block]) -> Layout:
@@ -178,7 +180,7 @@ class Layout:
                 raise ValueError(f"{name}: not a parameter of this policy{did_you_mean(name, names)}")
         for name in names:
             if name not in values:
-                raise ValueError(f"{name}: missing; a policy needs all of {words.show(names)}")
+                raise ValueError(f"{name}: missing; a policy needs all of {words.short_toml(names)}")
 
 
 def _of_module(module: nn.Module) -> Iterator[tuple[str, Sequence[int]]]:
@@ -197,7 +199,7 @@ def _of_module(module: nn.Module) -> Iterator[tuple[str, Sequence[int]]]:
 def _own_block(parameter: str) -> str:
     """The block of a parameter that `policy.blocks` does not speak of: its module, or itself where it has none."""
     root = parameter.split(".")[0]
-    return root if root in WHOLE else parameter.rpartition(".")[0] or parameter
+    return root if root in SINGLE_BLOCK_MODULES else parameter.rpartition(".")[0] or parameter
 
 
 def _regrouped(own: dict[str, str], blocks: Mapping[str, Sequence[str]]) -> dict[str, str]:
@@ -206,32 +208,32 @@ def _regrouped(own: dict[str, str], blocks: Mapping[str, Sequence[str]]) -> dict
     for block, patterns in blocks.items():
         knob = _knob(block)
         for pattern in patterns:
-            fits = takes(pattern, [*own, *own.values()], knob, "parameter")
+            fits = match_names(pattern, [*own, *own.values()], knob, "parameter")
             for name in (name for name in own if name in fits or own[name] in fits):
                 other = taker.setdefault(name, block)
                 if other != block:
                     raise ValueError(
-                        f"{knob}: {words.show(pattern)} takes {name}, which {_knob(other)} takes too; a parameter"
+                        f"{knob}: {words.short_toml(pattern)} takes {name}, which {_knob(other)} takes too; a parameter"
                         " belongs to one block: narrow one of the patterns"
                     )
     for name, block in own.items():
         if name not in taker and block in blocks:
             raise ValueError(
                 f"{_knob(block)}: {name} is in a block of this name already; choose another name, or take all of that"
-                f" block with the pattern {words.show(block)}"
+                f" block with the pattern {words.short_toml(block)}"
             )
     return own | taker
 
 
 def _knob(block: str) -> str:
-    return f"policy.blocks.{words.show_key(block)}"
+    return f"policy.blocks.{words.toml_key(block)}"
 
 
 def _shared(blocks: Sequence[str], settings: PolicySettings) -> set[str]:
     """The names of the shared blocks. Only patterns that somebody wrote must take one: no torso is no mistake."""
     if settings.shared == PolicySettings().shared:
         return {block for block in blocks for pattern in settings.shared if fnmatchcase(block, pattern)}
-    return {block for pattern in settings.shared for block in takes(pattern, blocks, "policy.shared", "block")}
+    return {block for pattern in settings.shared for block in match_names(pattern, blocks, "policy.shared", "block")}
 
 
 def _slots(shapes: Iterable[tuple[str, tuple[int, ...]]], start: int, block: str) -> Iterator[Slot]:

@@ -23,7 +23,7 @@ Pullback = Callable[[Tensor, Tensor | None], Tensor]
 """Slopes by log_prob [...] and by entropy [..., C] or None -> slope by the parameters [..., M]."""
 
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
-NOWHERE = -1e9
+MASKED_LOGIT = -1e9
 """The logit of a choice that is not there: its probability is exactly 0, and no product with it is NaN."""
 QUADRATURE = 32
 """Nodes of the Gauss-Hermite rule for the entropy behind tanh; its error is 1e-7 for a std of 1, 3e-3 for one of 3."""
@@ -200,9 +200,9 @@ class MultiCategorical(_Choice):
         if self._even:
             return parameters.reshape(*parameters.shape[:-1], len(self.counts), self.counts[0])
         if isinstance(parameters, np.ndarray):
-            nowhere = np.full((*parameters.shape[:-1], 1), NOWHERE, parameters.dtype)
+            nowhere = np.full((*parameters.shape[:-1], 1), MASKED_LOGIT, parameters.dtype)
             return np.concatenate((parameters, nowhere), -1)[..., _columns(self.counts)]
-        return pad(parameters, (0, 1), value=NOWHERE)[..., _column_tensor(self.counts, parameters.device)]
+        return pad(parameters, (0, 1), value=MASKED_LOGIT)[..., _column_tensor(self.counts, parameters.device)]
 
 
 @dataclass(frozen=True)

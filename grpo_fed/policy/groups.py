@@ -16,18 +16,18 @@ import torch
 from torch import Tensor
 
 from grpo_fed.policy.blocks import Block, Layout, Slot
-from grpo_fed.policy.patterns import did_you_mean, takes
+from grpo_fed.policy.patterns import did_you_mean, match_names
 from grpo_fed.scenario.toml import text as words
 
-Kind: TypeAlias = Literal["block", "tensor", "row", "column"]
-Sets: TypeAlias = Mapping[str, Mapping[str, Sequence[int]]]
+GroupKind: TypeAlias = Literal["block", "tensor", "row", "column"]
+IndexSets: TypeAlias = Mapping[str, Mapping[str, Sequence[int]]]
 """Named index sets: name of the set -> `<parameter>:rows`, `:columns` or `:entries` -> indices."""
-Members: TypeAlias = tuple[str, np.ndarray]
+NamedColumns: TypeAlias = tuple[str, np.ndarray]
 """A group's name, and its columns of [K, P], [n] int64."""
-Rule: TypeAlias = Callable[[Block], Iterator[Members]]
+Cutter: TypeAlias = Callable[[Block], Iterator[NamedColumns]]
 """How to cut a block into groups."""
 
-LANES = 4
+PARTIAL_SUMS = 4
 """Sums that a group is added up in: a sum waits for its last addition, four side by side do not."""
 _NONE = np.zeros(0, np.int64)
 
@@ -80,7 +80,7 @@ class Groups:
     @cached_property
     def bins(self) -> Tensor:
         """[P] int64: where a parameter is added up, of (G + 1) * LANES; neighbours in unlike lanes."""
-        return self.places * LANES + torch.arange(len(self.ids), device=self.ids.device) % LANES
+        return self.places * PARTIAL_SUMS + torch.arange(len(self.ids), device=self.ids.device) % PARTIAL_SUMS
 
     @cached_property
     def roots(self) -> Tensor:
@@ -88,8 +88,11 @@ class Groups:
         return self.sizes.double().sqrt()
 
 
-def groups_of(
-    layout: Layout, settings: Mapping[str, Kind | Sets], default: Kind = "block", only: Iterable[Block] | None = None
+def cut_groups(
+    layout: Layout,
+    settings: Mapping[str, GroupKind | IndexSets],
+    default: GroupKind = "block",
+    only: Iterable[Block] | None = None,
 ) -> Groups:
     """The groups of the layout's blocks, or of `only` some; `settings` is `policy.groups`, by pattern of blocks.
 
@@ -108,24 +111,24 @@ def groups_of(
             if block.name not in chosen or not columns.size:
                 continue
             if name in found:
-                raise ValueError(f"policy.groups: two groups are called {words.show(name)}; rename the index set")
+                raise ValueError(f"policy.groups: two groups are called {words.short_toml(name)}; rename the index set")
             ids[columns] = len(found)
             found[name] = block.name
     sizes = np.bincount(ids[ids >= 0], minlength=len(found)).astype(np.float32)
     return Groups(tuple(found), torch.from_numpy(ids), torch.from_numpy(sizes), tuple(found.values()))
 
 
-def _rules(layout: Layout, settings: Mapping[str, Kind | Sets]) -> dict[str, Rule]:
+def _rules(layout: Layout, settings: Mapping[str, GroupKind | IndexSets]) -> dict[str, Cutter]:
     """How to cut each block that `settings` speak of, by the block's name."""
     taker: dict[str, str] = {}
-    rules: dict[str, Rule] = {}
+    rules: dict[str, Cutter] = {}
     for pattern, kind in settings.items():
-        knob = f"policy.groups.{words.show_key(pattern)}"
-        taken = takes(pattern, [block.name for block in layout.blocks], "policy.groups", "block")
+        knob = f"policy.groups.{words.toml_key(pattern)}"
+        taken = match_names(pattern, [block.name for block in layout.blocks], "policy.groups", "block")
         for name in taken:
             if name in taker:
-                other = f"policy.groups.{words.show_key(taker[name])}"
-                raise ValueError(f"{knob}: {other} takes {words.show(name)} too; narrow one of the patterns")
+                other = f"policy.groups.{words.toml_key(taker[name])}"
+                raise ValueError(f"{knob}: {other} takes {words.short_toml(name)} too; narrow one of the patterns")
             taker[name] = pattern
         blocks = [block for block in layout.blocks if block.name in taken]
         if isinstance(kind, str):
@@ -135,13 +138,13 @@ def _rules(layout: Layout, settings: Mapping[str, Kind | Sets]) -> dict[str, Rul
     return rules
 
 
-def _read_sets(layout: Layout, blocks: Sequence[Block], given: Sets, knob: str) -> dict[str, list[Members]]:
+def _read_sets(layout: Layout, blocks: Sequence[Block], given: IndexSets, knob: str) -> dict[str, list[NamedColumns]]:
     """The index sets that lie in each of the blocks; every mistake a scenario can make with them is found here."""
     slots = {slot.name: slot for block in blocks for slot in block.slots}
-    sets: dict[str, list[Members]] = {block.name: [] for block in blocks}
+    sets: dict[str, list[NamedColumns]] = {block.name: [] for block in blocks}
     owner: dict[int, str] = {}
     for name, parts in given.items():
-        here = f"{knob}.{words.show_key(name)}"
+        here = f"{knob}.{words.toml_key(name)}"
         columns = [_members(layout, slots, part, indices, here) for part, indices in parts.items()]
         members = np.unique(np.concatenate([_NONE, *columns]))
         if not members.size:
@@ -149,14 +152,14 @@ def _read_sets(layout: Layout, blocks: Sequence[Block], given: Sets, knob: str) 
         homes = [block.name for block in blocks if ((members >= block.start) & (members < block.stop)).any()]
         if len(homes) > 1:
             raise ValueError(
-                f"{here}: the set reaches over the blocks {words.show(homes)}; give each block a set of its own, or"
+                f"{here}: the set reaches over the blocks {words.short_toml(homes)}; give each block a set of its own, or"
                 " make one block of them in policy.blocks"
             )
         for column in members.tolist():
             other = owner.setdefault(column, name)
             if other != name:
                 raise ValueError(
-                    f"{here}: {_entry(slots.values(), column)} is in the set {words.show(other)} too; a parameter"
+                    f"{here}: {_entry(slots.values(), column)} is in the set {words.short_toml(other)} too; a parameter"
                     " belongs to one group: take it out of one of them"
                 )
         sets[homes[0]].append((name, members))
@@ -165,14 +168,14 @@ def _read_sets(layout: Layout, blocks: Sequence[Block], given: Sets, knob: str) 
 
 def _members(layout: Layout, slots: Mapping[str, Slot], part: str, indices: Sequence[int], knob: str) -> np.ndarray:
     """The columns [n] that indices of `<parameter>:<axis>` stand for."""
-    knob = f"{knob}.{words.show_key(part)}"
+    knob = f"{knob}.{words.toml_key(part)}"
     parameter, _, axis = part.rpartition(":")
     assert axis in ("rows", "columns", "entries"), "a scenario allows no other"
     if parameter not in slots:
         for slot in layout.slots:
             if slot.name == parameter:
-                raise ValueError(f"{knob}: {parameter} is in block {words.show(slot.block)}; write the set there")
-        raise ValueError(f"{knob}: no parameter {words.show(parameter)}{did_you_mean(parameter, slots)}")
+                raise ValueError(f"{knob}: {parameter} is in block {words.short_toml(slot.block)}; write the set there")
+        raise ValueError(f"{knob}: no parameter {words.short_toml(parameter)}{did_you_mean(parameter, slots)}")
     slot = slots[parameter]
     lies = np.arange(slot.start, slot.stop).reshape(slot.shape)
     match axis:
@@ -186,7 +189,9 @@ def _members(layout: Layout, slots: Mapping[str, Slot], part: str, indices: Sequ
             raise ValueError(f"{knob}: {parameter} has shape {slot.shape} and no {axis}; write {parameter}:entries")
     out = [index for index in indices if not 0 <= index < len(lies)]
     if out:
-        raise ValueError(f"{knob}: {words.show(out)} is out of range; {parameter} has {axis} 0 to {len(lies) - 1}")
+        raise ValueError(
+            f"{knob}: {words.short_toml(out)} is out of range; {parameter} has {axis} 0 to {len(lies) - 1}"
+        )
     return lies[np.array(indices, np.int64)].reshape(-1)
 
 
@@ -197,10 +202,10 @@ def _entry(slots: Iterable[Slot], column: int) -> str:
     return f"{slot.name}{place if place else ''}"
 
 
-def _index_sets(sets: Sequence[Members]) -> Rule:
+def _index_sets(sets: Sequence[NamedColumns]) -> Cutter:
     """Index sets first, then one group for each tensor of what they leave."""
 
-    def cut(block: Block) -> Iterator[Members]:
+    def cut(block: Block) -> Iterator[NamedColumns]:
         yield from sets
         named = np.concatenate([_NONE, *(columns for _, columns in sets)])
         for name, columns in _tensors(block):
@@ -210,16 +215,16 @@ def _index_sets(sets: Sequence[Members]) -> Rule:
     return cut
 
 
-def _whole(block: Block) -> Iterator[Members]:
+def _whole(block: Block) -> Iterator[NamedColumns]:
     yield block.name, np.arange(block.start, block.stop)
 
 
-def _tensors(block: Block) -> Iterator[Members]:
+def _tensors(block: Block) -> Iterator[NamedColumns]:
     for slot in block.slots:
         yield slot.name, np.arange(slot.start, slot.stop)
 
 
-def _rows(block: Block) -> Iterator[Members]:
+def _rows(block: Block) -> Iterator[NamedColumns]:
     weights = [slot for slot in block.slots if len(slot.shape) > 1]
     beside: dict[str, list[Slot]] = {}
     for slot in block.slots:
@@ -236,7 +241,7 @@ def _rows(block: Block) -> Iterator[Members]:
             yield slot.name, np.arange(slot.start, slot.stop)
 
 
-def _columns(block: Block) -> Iterator[Members]:
+def _columns(block: Block) -> Iterator[NamedColumns]:
     for slot in block.slots:
         lies = np.arange(slot.start, slot.stop).reshape(slot.shape)
         if lies.ndim > 1:
@@ -245,4 +250,4 @@ def _columns(block: Block) -> Iterator[Members]:
             yield slot.name, lies.reshape(-1)
 
 
-_KINDS: dict[Kind, Rule] = {"block": _whole, "tensor": _tensors, "row": _rows, "column": _columns}
+_KINDS: dict[GroupKind, Cutter] = {"block": _whole, "tensor": _tensors, "row": _rows, "column": _columns}

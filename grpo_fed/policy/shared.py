@@ -19,22 +19,22 @@ from torch import Tensor
 
 from grpo_fed.policy.base import Policy
 from grpo_fed.policy.blocks import Block, Layout
-from grpo_fed.policy.groups import Groups, groups_of
-from grpo_fed.policy.make import network_for, policy_for
+from grpo_fed.policy.groups import Groups, cut_groups
+from grpo_fed.policy.make import make_policy, make_policy_from_shape
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml import text as words
-from grpo_fed.tasks.envs import limit_of
-from grpo_fed.tasks.resolve import tasks_of
-from grpo_fed.tasks.task import Form, Task
+from grpo_fed.tasks.envs import episode_step_limit
+from grpo_fed.tasks.resolve import resolve_tasks
+from grpo_fed.tasks.task import Task, TaskShape
 
 ALL = "*"
 """The pattern of `policy.shared` that means: whatever can be shared."""
-FORMS = "forms"
+TASK_SHAPES = "forms"
 """In what an engine notes of a run: by client, what the commons were made of, where not all tasks could be made."""
 
 
 @dataclass(frozen=True, eq=False)
-class Commons:
+class SharedBlocks:
     """S shared parameters in B blocks and G groups."""
 
     clients: tuple[str, ...]
@@ -85,7 +85,7 @@ class Commons:
 
 
 @dataclass(frozen=True)
-class _Kin:
+class _PolicyKind:
     """Clients with equally shaped policies, by the first of them."""
 
     client: str
@@ -93,75 +93,77 @@ class _Kin:
     policy: Policy
 
 
-def commons_of(scenario: Scenario) -> Commons:
+def resolve_shared_blocks(scenario: Scenario) -> SharedBlocks:
     """ValueError where a block that the scenario shares by name is not the same for all clients."""
-    kin: dict[tuple[object, ...], _Kin] = {}
-    tasks = tasks_of(scenario)
+    kin: dict[tuple[object, ...], _PolicyKind] = {}
+    tasks = resolve_tasks(scenario)
     for task in tasks:
         if task.signature not in kin:
-            kin[task.signature] = _Kin(task.client, task.env, policy_for(task, scenario.policy))
-    return _among(list(kin.values()), scenario, (task.form for task in tasks))
+            kin[task.signature] = _PolicyKind(task.client, task.env, make_policy(task, scenario.policy))
+    return _common_to(list(kin.values()), scenario, (task.shape for task in tasks))
 
 
-def commons_from(scenario: Scenario, forms: Mapping[str, Form]) -> Commons:
+def resolve_shared_blocks_from_shapes(scenario: Scenario, forms: Mapping[str, TaskShape]) -> SharedBlocks:
     """The same from the forms of the clients' tasks, without making one; who has none there is not asked.
 
     ValueError as for `commons_of`. Not for a policy of the user's, which may look at more.
     """
-    kin: dict[tuple[object, ...], _Kin] = {}
+    kin: dict[tuple[object, ...], _PolicyKind] = {}
     for settings in scenario.clients:
         for name in (name for name in settings.names if name in forms):
             form = forms[name]
             signature = form.observation_size, form.kind, form.sizes
             if signature not in kin:
-                kin[signature] = _Kin(name, settings.env, network_for(form, scenario.policy))
-    return _among(list(kin.values()), scenario, forms.values())
+                kin[signature] = _PolicyKind(name, settings.env, make_policy_from_shape(form, scenario.policy))
+    return _common_to(list(kin.values()), scenario, forms.values())
 
 
-def forms_of(noted: Mapping[str, Any]) -> dict[str, Form]:
+def read_task_shapes(noted: Mapping[str, Any]) -> dict[str, TaskShape]:
     """By client, of what an engine noted; none where all tasks could be made."""
-    return {name: Form(**{**form, "sizes": tuple(form["sizes"])}) for name, form in noted.get(FORMS, {}).items()}
+    return {
+        name: TaskShape(**{**form, "sizes": tuple(form["sizes"])}) for name, form in noted.get(TASK_SHAPES, {}).items()
+    }
 
 
-def commons_for(scenario: Scenario, task: Task, blocks: Iterable[str]) -> Commons:
+def resolve_client_shared_blocks(scenario: Scenario, task: Task, blocks: Iterable[str]) -> SharedBlocks:
     """What a client makes of it that knows its own task, and from the server which blocks are shared."""
-    policy, names = policy_for(task, scenario.policy), set(blocks)
+    policy, names = make_policy(task, scenario.policy), set(blocks)
     shared = [block for block in policy.layout.shared if block.name in names]
     missing = sorted(names - {block.name for block in shared})
     if missing:
         raise ValueError(
-            f"client {task.client} ({task.env}): the server shares {words.show(missing)}, which this client does not;"
+            f"client {task.client} ({task.env}): the server shares {words.short_toml(missing)}, which this client does not;"
             " do both have the same version of grpo_fed?"
         )
-    return _made(policy, shared, scenario, [task.form])
+    return _build(policy, shared, scenario, [task.shape])
 
 
-def _among(kin: Sequence[_Kin], scenario: Scenario, forms: Iterable[Form]) -> Commons:
+def _common_to(kin: Sequence[_PolicyKind], scenario: Scenario, forms: Iterable[TaskShape]) -> SharedBlocks:
     first = kin[0].policy
     alike = [block for block in first.layout.shared if _is_alike(block, kin, scenario)]
-    return _made(first, alike, scenario, forms)
+    return _build(first, alike, scenario, forms)
 
 
-def _made(policy: Policy, shared: Sequence[Block], scenario: Scenario, forms: Iterable[Form]) -> Commons:
+def _build(policy: Policy, shared: Sequence[Block], scenario: Scenario, forms: Iterable[TaskShape]) -> SharedBlocks:
     """Of these blocks of a policy."""
     start = policy.initial(scenario.seed)
     first = torch.cat([start[:0], *(start[block.start : block.stop] for block in shared)])
-    groups = groups_of(policy.layout, scenario.policy.groups, only=shared)
-    return Commons(
+    groups = cut_groups(policy.layout, scenario.policy.groups, only=shared)
+    return SharedBlocks(
         clients=tuple(name for settings in scenario.clients for name in settings.names),
         layout=policy.layout.part(shared),
-        groups=_cut(groups, first.numel(), policy.layout, shared),
+        groups=_restrict(groups, first.numel(), policy.layout, shared),
         first=first,
         longest=_longest(forms, scenario),
     )
 
 
-def _longest(forms: Iterable[Form], scenario: Scenario) -> int:
+def _longest(forms: Iterable[TaskShape], scenario: Scenario) -> int:
     """Steps of the longest episode that is cut."""
-    return max((limit_of(form, scenario.rollout.episode_limit) for form in forms), default=0)
+    return max((episode_step_limit(form, scenario.rollout.episode_limit) for form in forms), default=0)
 
 
-def _is_alike(block: Block, kin: Sequence[_Kin], scenario: Scenario) -> bool:
+def _is_alike(block: Block, kin: Sequence[_PolicyKind], scenario: Scenario) -> bool:
     """Whether every client has this block in the same shapes."""
     shapes = [slot.shape for slot in block.slots]
     for one in kin[1:]:
@@ -170,16 +172,16 @@ def _is_alike(block: Block, kin: Sequence[_Kin], scenario: Scenario) -> bool:
             continue
         if ALL in scenario.policy.shared:
             return False
-        has = "no such block" if own is None else f"shapes {words.show([slot.shape for slot in own.slots])}"
+        has = "no such block" if own is None else f"shapes {words.short_toml([slot.shape for slot in own.slots])}"
         raise ValueError(
-            f"policy.shared takes block {block.name}, of shapes {words.show(shapes)} for client {kin[0].client}"
+            f"policy.shared takes block {block.name}, of shapes {words.short_toml(shapes)} for client {kin[0].client}"
             f" but {has} for client {one.client} ({one.env}): leave it out, or set policy.adapter so that what"
             ' follows an unlike observation has one shape; "*" shares whatever is alike'
         )
     return True
 
 
-def _cut(groups: Groups, size: int, layout: Layout, blocks: Sequence[Block]) -> Groups:
+def _restrict(groups: Groups, size: int, layout: Layout, blocks: Sequence[Block]) -> Groups:
     """The groups with the columns of these blocks alone."""
     ids = groups.ids[layout.mask(blocks)]
     assert ids.numel() == size, "every shared column is kept"

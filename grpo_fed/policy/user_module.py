@@ -10,17 +10,17 @@ import torch
 from gymnasium import Space
 from torch import Tensor, nn
 
-from grpo_fed.policy.base import CriticPullback, Output, Parameters, Policy, Pullback
+from grpo_fed.policy.base import CriticPullback, Parameters, Policy, PolicyOutput, Pullback
 from grpo_fed.policy.blocks import Layout
 from grpo_fed.policy.distributions import Distribution
-from grpo_fed.scenario.importing import imported
+from grpo_fed.scenario.importing import import_object
 from grpo_fed.scenario.settings import PolicySettings
 
 
 def import_module_class(path: str) -> Callable[..., nn.Module]:
     """`package.module:Class`."""
     try:
-        found: Callable[..., nn.Module] = imported(path)
+        found: Callable[..., nn.Module] = import_object(path)
     except ValueError as error:
         raise ValueError(f"policy.module = {path}: {error}") from error
     return found
@@ -34,7 +34,7 @@ class UserModule(Protocol):
         ...
 
 
-class ModulePolicy(Policy):
+class UserModulePolicy(Policy):
     """A user's own torch module, stacked by `torch.func`: one template, the parameters of all clients beside it."""
 
     def __init__(
@@ -114,13 +114,13 @@ class ModulePolicy(Policy):
         gradients: tuple[Tensor | None, ...] = torch.autograd.grad(distribution.sum(), every, allow_unused=True)
         return frozenset(name for name, gradient in zip(named, gradients, strict=True) if gradient is not None)
 
-    def forward(self, parameters: Parameters, observations: Tensor) -> Output:
+    def forward(self, parameters: Parameters, observations: Tensor) -> PolicyOutput:
         def one(values: Parameters, inputs: Tensor) -> tuple[Tensor, Tensor]:
             said: tuple[Tensor, Tensor] = torch.func.functional_call(self.template, dict(values), (inputs,))
             return said
 
         distribution, values = torch.func.vmap(one)(parameters, observations)
-        return Output(distribution, values)
+        return PolicyOutput(distribution, values)
 
     def act(self, parameters: Parameters, observations: Tensor) -> Tensor:
         return self.forward(parameters, observations).distribution
@@ -135,7 +135,7 @@ class ModulePolicy(Policy):
 
         return act
 
-    def vjp(self, parameters: Parameters, observations: Tensor, critic: bool = True) -> tuple[Output, Pullback]:
+    def vjp(self, parameters: Parameters, observations: Tensor, critic: bool = True) -> tuple[PolicyOutput, Pullback]:
         said, leaves = self._recorded(parameters, observations, self.free)
 
         def pullback(by_distribution: Tensor, by_values: Tensor | None, gradient: Parameters) -> None:
@@ -144,22 +144,22 @@ class ModulePolicy(Policy):
             outputs, slopes = [said.distribution], [by_distribution]
             if by_values is not None and said.values.requires_grad:
                 outputs, slopes = [*outputs, said.values], [*slopes, by_values]
-            _pull(outputs, slopes, leaves, gradient)
+            _backward(outputs, slopes, leaves, gradient)
 
-        return Output(said.distribution.detach(), said.values.detach()), pullback
+        return PolicyOutput(said.distribution.detach(), said.values.detach()), pullback
 
     def critic_vjp(self, parameters: Parameters, observations: Tensor) -> tuple[Tensor, CriticPullback]:
         said, leaves = self._recorded(parameters, observations, self.free - self.actor_names())
 
         def pullback(by_values: Tensor, gradient: Parameters) -> None:
             if leaves and said.values.requires_grad:
-                _pull([said.values], [by_values], leaves, gradient)
+                _backward([said.values], [by_values], leaves, gradient)
 
         return said.values.detach(), pullback
 
     def _recorded(
         self, parameters: Parameters, observations: Tensor, names: Collection[str]
-    ) -> tuple[Output, dict[str, Tensor]]:
+    ) -> tuple[PolicyOutput, dict[str, Tensor]]:
         """`forward`, recorded for autograd, and its leaves: the parameters of these names."""
         leaves = {name: parameters[name].detach().requires_grad_() for name in parameters if name in names}
         with torch.enable_grad():
@@ -170,7 +170,7 @@ class ModulePolicy(Policy):
         return self.act(parameters, observations)
 
 
-def _pull(
+def _backward(
     outputs: Sequence[Tensor], slopes: Sequence[Tensor], leaves: Mapping[str, Tensor], gradient: Parameters
 ) -> None:
     """Write the gradient by every leaf; 0 by one that does not matter."""

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from grpo_fed.reports.film import WHOLE, Look, film
+from grpo_fed.reports.film import WHOLE, FilmStyle, film
 from grpo_fed.rl.normalise import ObservationNormaliser
 from grpo_fed.rl.rng import client_seed
-from grpo_fed.runs.history import History, history_of
+from grpo_fed.runs.history import History, read_history
 from grpo_fed.runs.policies import LoadedPolicy, load_policy
 
 EPISODES = "episodes"
@@ -27,13 +27,13 @@ class Filmed:
     """Which clients could not be drawn, and why."""
 
 
-def film_episodes(folder: str | Path, clients: Sequence[str] = (), look: Look = WHOLE) -> Filmed:
+def film_episodes(folder: str | Path, clients: Sequence[str] = (), look: FilmStyle = WHOLE) -> Filmed:
     """Play one episode of the first and of the last policy, by default of the worst and of the best client.
 
     The same episode both times, and the first of those that the run evaluates with; those filmed earlier go.
     """
     folder = Path(folder)
-    history = history_of(folder)
+    history = read_history(folder)
     home = folder / EPISODES
     home.mkdir(exist_ok=True)
     for old in home.glob("*.gif"):

@@ -6,19 +6,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from grpo_fed.aggregation.merge.rules import check
-from grpo_fed.federation.server_step import budgets_of
-from grpo_fed.policy.make import policy_for
-from grpo_fed.policy.shared import Commons, commons_of
+from grpo_fed.aggregation.merge.rules import check_rule
+from grpo_fed.federation.server_step import block_budgets
+from grpo_fed.policy.make import make_policy
+from grpo_fed.policy.shared import SharedBlocks, resolve_shared_blocks
 from grpo_fed.reports.tables import many
 from grpo_fed.scenario import tables as rows
 from grpo_fed.scenario.methods import METHODS, Method
 from grpo_fed.scenario.presets import PRESETS, Preset
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import MergeSettings, ObjectiveSettings, TrustSettings
-from grpo_fed.scenario.tables import is_own
+from grpo_fed.scenario.tables import is_import_path
 from grpo_fed.scenario.toml import text as words
-from grpo_fed.tasks.resolve import tasks_of
+from grpo_fed.tasks.resolve import resolve_tasks
 
 SURROGATES = {
     "score": "log pi * A, the plain policy gradient",
@@ -53,11 +53,11 @@ class Part:
     sentences: tuple[str, ...]
 
 
-def explain(scenario: Scenario) -> list[Part]:
+def explain_scenario(scenario: Scenario) -> list[Part]:
     """ValueError where a run would be refused before its first round."""
-    commons = commons_of(scenario)
-    check(scenario.merge, commons)
-    budgets = budgets_of(scenario.proximity, commons)
+    commons = resolve_shared_blocks(scenario)
+    check_rule(scenario.merge, commons)
+    budgets = block_budgets(scenario.proximity, commons)
     private = _private(scenario, commons)
     parts = {
         "Who learns": _who(scenario),
@@ -71,10 +71,10 @@ def explain(scenario: Scenario) -> list[Part]:
     return [Part(title, tuple(sentences)) for title, sentences in parts.items()]
 
 
-def _private(scenario: Scenario, commons: Commons) -> list[str]:
+def _private(scenario: Scenario, commons: SharedBlocks) -> list[str]:
     """Names of blocks that some client has to itself."""
-    policies = {task.signature: task for task in tasks_of(scenario)}
-    layouts = [policy_for(task, scenario.policy).layout for task in policies.values()]
+    policies = {task.signature: task for task in resolve_tasks(scenario)}
+    layouts = [make_policy(task, scenario.policy).layout for task in policies.values()]
     names = dict.fromkeys(block.name for layout in layouts for block in layout.blocks)
     return [name for name in names if name not in commons.blocks]
 
@@ -165,7 +165,7 @@ def _optimiser(objective: ObjectiveSettings) -> str:
     return f"By Adam, {passes} in {parts}, at {objective.learning_rate:g}{rate}."
 
 
-def _shared(scenario: Scenario, commons: Commons, private: list[str]) -> Iterator[str]:
+def _shared(scenario: Scenario, commons: SharedBlocks, private: list[str]) -> Iterator[str]:
     personal = scenario.personal
     if not commons.size:
         yield f"Nothing is shared; every client has to itself: {_list(private)}."
@@ -187,15 +187,15 @@ def _list(names: Any) -> str:
     return words.shorten(", ".join(names), 160)
 
 
-def _merge(scenario: Scenario, commons: Commons) -> Iterator[str]:
+def _merge(scenario: Scenario, commons: SharedBlocks) -> Iterator[str]:
     merge = scenario.merge
     if not commons.size:
         yield "There is nothing to merge: every client learns alone."
         return
     if merge.rule == "huber":
         yield from _departures(scenario)
-    elif is_own(merge.rule):
-        given = f" with {words.show(merge.kwargs)}" if merge.kwargs else ""
+    elif is_import_path(merge.rule):
+        given = f" with {words.short_toml(merge.kwargs)}" if merge.kwargs else ""
         yield f"By a rule of your own, {merge.rule}{given}."
     else:
         yield {
@@ -278,15 +278,19 @@ def _written(scenario: Scenario) -> Iterator[str]:
 
 def _sources(scenario: Scenario) -> Iterator[str]:
     for kind, name, find in (
-        ("Method", scenario.method, lambda: rows.known(scenario.method, METHODS, Method)),
-        ("Preset", scenario.objective.preset, lambda: rows.known(scenario.objective.preset, PRESETS, Preset)),
+        ("Method", scenario.method, lambda: rows.find_row_or_none(scenario.method, METHODS, Method)),
+        (
+            "Preset",
+            scenario.objective.preset,
+            lambda: rows.find_row_or_none(scenario.objective.preset, PRESETS, Preset),
+        ),
     ):
-        row: rows.Row | None = find()
+        row: rows.TableRow | None = find()
         if row is None:
             yield f"{kind} {name} cannot be imported here; this scenario has all its values."
             continue
         changed = [
-            f"{section}.{key} = {words.show(now)}"
+            f"{section}.{key} = {words.short_toml(now)}"
             for section, keys in row.values.items()
             for key, said in keys.items()
             if (now := getattr(getattr(scenario, section), key)) != said

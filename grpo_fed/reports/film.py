@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from grpo_fed.rl.rng import Purpose, client_seed, generator, lane_seeds
+from grpo_fed.rl.rng import Purpose, client_seed, env_seeds, generator
 from grpo_fed.runs.policies import LoadedPolicy
 from grpo_fed.tasks.envs import episode_seed
 from grpo_fed.tasks.gym import make_env
@@ -26,7 +26,7 @@ HOLD = 2000
 
 
 @dataclass(frozen=True)
-class Look:
+class FilmStyle:
     """How much of an episode is drawn; it is played to its end in any case, and its last picture shows that."""
 
     fastest: int = 25
@@ -40,8 +40,8 @@ class Look:
     """How they are picked: the median cut is exact for few, an octree is near, in a tenth of the time."""
 
 
-WHOLE = Look()
-BRIEF = Look(fastest=10, longest=80, widest=300, patience=2.0, colours=Image.Quantize.FASTOCTREE)
+WHOLE = FilmStyle()
+BRIEF = FilmStyle(fastest=10, longest=80, widest=300, patience=2.0, colours=Image.Quantize.FASTOCTREE)
 """Cheap enough to be made after every run."""
 
 
@@ -58,10 +58,10 @@ class Film:
 
 
 def film(
-    policy: LoadedPolicy, path: Path, deterministic: bool = True, seed: int | None = None, look: Look = WHOLE
+    policy: LoadedPolicy, path: Path, deterministic: bool = True, seed: int | None = None, look: FilmStyle = WHOLE
 ) -> Film:
     """Play one episode, the first that `LoadedPolicy.play` plays too, and write it to a `.gif`."""
-    refuse_unusable(path)
+    check_path(path)
     task, scenario = policy.task, policy.scenario
     env = make_env(task, render_mode="rgb_array")
     own = client_seed(scenario.seed if seed is None else seed, task.client)
@@ -73,7 +73,7 @@ def film(
     score, step, over = 0.0, 0, False
     until = time.monotonic() + look.patience
     try:
-        stream = lane_seeds(own, Purpose.EVALUATION, scenario.rollout.num_envs)[0]
+        stream = env_seeds(own, Purpose.EVALUATION, scenario.rollout.num_envs)[0]
         seen, _ = env.reset(seed=episode_seed(int(stream), 0))
         while True:
             over = over or step >= limit
@@ -91,7 +91,7 @@ def film(
     return Film(score, step, len(pictures))
 
 
-def refuse_unusable(path: Path) -> None:
+def check_path(path: Path) -> None:
     """ValueError for a file that cannot be written."""
     if path.suffix.lower() != ".gif":
         raise ValueError(f"{path}: must end in .gif")
@@ -99,7 +99,7 @@ def refuse_unusable(path: Path) -> None:
         raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
 
 
-def _picture(policy: LoadedPolicy, env: Env, step: int, score: float, look: Look) -> Image.Image:
+def _picture(policy: LoadedPolicy, env: Env, step: int, score: float, look: FilmStyle) -> Image.Image:
     """What there is to see, of bearable size, with a caption below it."""
     shown = Image.fromarray(_rendered(policy, env))
     width, height = shown.size

@@ -12,19 +12,21 @@ from rich.table import Table
 from rich.text import Text
 
 from grpo_fed.policy.blocks import Block
-from grpo_fed.policy.groups import groups_of
-from grpo_fed.policy.shared import Commons
+from grpo_fed.policy.groups import cut_groups
+from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.reports.tables import many, table_of
-from grpo_fed.rl.stacked_learner import Fleet
+from grpo_fed.rl.stacked_learner import StackedLearner
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml import text as words
-from grpo_fed.tasks.task import Action, Task
+from grpo_fed.tasks.task import ActionSpec, Task
 
 FLOAT = 4
 """Bytes."""
 
 
-def overview(scenario: Scenario, fleets: Sequence[Fleet], commons: Commons) -> Iterator[RenderableType]:
+def scenario_overview(
+    scenario: Scenario, fleets: Sequence[StackedLearner], commons: SharedBlocks
+) -> Iterator[RenderableType]:
     """The whole, the clients, and the blocks of each shape of policy."""
     clients = sum(len(fleet.tasks) for fleet in fleets)
     steps = scenario.rounds * scenario.steps * clients
@@ -43,7 +45,7 @@ def overview(scenario: Scenario, fleets: Sequence[Fleet], commons: Commons) -> I
     yield Text(_messages(scenario, commons, clients))
 
 
-def _messages(scenario: Scenario, commons: Commons, clients: int) -> str:
+def _messages(scenario: Scenario, commons: SharedBlocks, clients: int) -> str:
     """What a round sends: all shared parameters to each client that is drawn, and at most as much back."""
     if not commons.size:
         return "Nothing is shared: no parameters are sent."
@@ -56,7 +58,7 @@ def _messages(scenario: Scenario, commons: Commons, clients: int) -> str:
     )
 
 
-def _clients_table(fleets: Sequence[Fleet]) -> Table:
+def _clients_table(fleets: Sequence[StackedLearner]) -> Table:
     """A row for each client, or for all of an entry that have the same arguments."""
     table = table_of("client", "observation", "actions", "copies", "limit")
     table.add_column("env", overflow="fold")
@@ -80,11 +82,11 @@ def _clients_table(fleets: Sequence[Fleet]) -> Table:
 def _what(task: Task) -> tuple[str, str, int]:
     """What tells the rows of the clients' table apart."""
     around = "".join(f" in {path}" for path in task.wrappers)
-    arguments = ", ".join(f"{key} = {words.show(value)}" for key, value in task.kwargs.items())
+    arguments = ", ".join(f"{key} = {words.short_toml(value)}" for key, value in task.kwargs.items())
     return task.env, arguments + around, task.episode_limit
 
 
-def _action(action: Action) -> str:
+def _action(action: ActionSpec) -> str:
     if action.kind == "categorical":
         return f"1 of {action.sizes[0]}"
     if action.kind == "multi-categorical":
@@ -93,7 +95,7 @@ def _action(action: Action) -> str:
     return f"{action.size} real"
 
 
-def _sizes(fleet: Fleet, commons: Commons) -> str:
+def _sizes(fleet: StackedLearner, commons: SharedBlocks) -> str:
     layout, shared = fleet.policy.layout, commons.size
     return (
         f"{layout.size:,} parameters, {_bytes(layout.size)}; shared {shared:,}, {_bytes(shared)};"
@@ -101,9 +103,9 @@ def _sizes(fleet: Fleet, commons: Commons) -> str:
     )
 
 
-def _blocks_table(fleet: Fleet, scenario: Scenario, commons: Commons) -> Table:
+def _blocks_table(fleet: StackedLearner, scenario: Scenario, commons: SharedBlocks) -> Table:
     layout = fleet.policy.layout
-    groups = Counter(groups_of(layout, scenario.policy.groups).blocks)
+    groups = Counter(cut_groups(layout, scenario.policy.groups).blocks)
     penalised = {block.name for block in layout.select(scenario.penalty.blocks)}
     budgets = {
         block.name: limit for pattern, limit in scenario.trust.blocks.items() for block in layout.select([pattern])

@@ -17,19 +17,19 @@ from grpo_fed.reports.charts import AT_NIGHT, inline
 from grpo_fed.reports.episodes import EPISODES
 from grpo_fed.reports.figures import drawings
 from grpo_fed.reports.summary import Section, Table, headline, sections, setting
-from grpo_fed.runs.files import write_whole
-from grpo_fed.runs.history import History, history_of
+from grpo_fed.runs.files import write_atomic
+from grpo_fed.runs.history import History, read_history
 
 PAGE = "report.html"
 FIRST = ("learning", "groups")
 """Figures before any table: how they learned and what they share."""
 
 
-def report(folder: str | Path, out: str | Path | None = None) -> Path:
+def write_page(folder: str | Path, out: str | Path | None = None) -> Path:
     """Write the page of a run folder, to `report.html` in it or to `out`; ValueError if it is none."""
     folder = Path(folder)
     path = folder / PAGE if out is None else Path(out)
-    write_whole(path, page(history_of(folder)))
+    write_atomic(path, page(read_history(folder)))
     return path
 
 

@@ -21,7 +21,7 @@ from rich.text import Text
 from grpo_fed.reports.tables import (
     CURVE,
     MANY,
-    Standing,
+    ClientProgress,
     is_number,
     lowest,
     many,
@@ -32,7 +32,7 @@ from grpo_fed.reports.tables import (
     span,
     standings_table,
 )
-from grpo_fed.runs.records import MB, RoundNote, ServerNote, line_of
+from grpo_fed.runs.records import MB, RoundRecord, ServerRecord, record_to_line
 from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
 
@@ -51,7 +51,7 @@ SHORTEST = 8
 
 
 @dataclass(frozen=True)
-class Opening:
+class RunHeader:
     """What is known before the first round."""
 
     scenario: Scenario
@@ -80,11 +80,11 @@ class Opening:
 class Display(Protocol):
     """What hears of a run."""
 
-    def begin(self, opening: Opening) -> None:
+    def begin(self, opening: RunHeader) -> None:
         """Before the first policies play."""
         ...
 
-    def round(self, note: RoundNote) -> None:
+    def round(self, note: RoundRecord) -> None:
         """After each round; number 0 is what there was before."""
         ...
 
@@ -116,10 +116,10 @@ def display_for(out: TextIO, as_json: bool, quiet: bool) -> Display:
 
 
 @dataclass
-class Course:
+class RunProgress:
     """How a run has gone so far."""
 
-    clients: dict[str, Standing] = field(default_factory=dict)
+    clients: dict[str, ClientProgress] = field(default_factory=dict)
     round: int = 0
     rounds: int = 0
     seconds: float = 0.0
@@ -131,14 +131,14 @@ class Course:
     server: str = ""
     """What the server did in the latest round, in words; empty where there is none."""
 
-    def add(self, note: RoundNote) -> None:
+    def add(self, note: RoundRecord) -> None:
         """One more round."""
         self.round, self.rounds, self.seconds = note.round, note.rounds, note.seconds
         self.clock.append(time.monotonic())
         if note.round == 0:
-            self.clients = {one.client: Standing(one.score) for one in note.clients}
+            self.clients = {one.client: ClientProgress(one.score) for one in note.clients}
         for one in note.clients if note.round else ():
-            standing = self.clients.setdefault(one.client, Standing())
+            standing = self.clients.setdefault(one.client, ClientProgress())
             if one.mean is not None:
                 standing.returns.append(one.mean)
             standing.state = "" if one.failure is None else one.failure.kind
@@ -170,11 +170,11 @@ class LiveDisplay:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.course = Course()
+        self.course = RunProgress()
         self.began = 0.0
         self.live = Live(console=console, get_renderable=self._now, transient=True, vertical_overflow="crop")
 
-    def begin(self, opening: Opening) -> None:
+    def begin(self, opening: RunHeader) -> None:
         scenario = opening.scenario
         lines = [Text(scenario.description)] if scenario.description else []
         lines += [Text(opening.facts), *(Text(place, style="dim", overflow="fold") for place in opening.places)]
@@ -183,7 +183,7 @@ class LiveDisplay:
         self.course.rounds, self.began = scenario.rounds, time.monotonic()
         self.live.start()
 
-    def round(self, note: RoundNote) -> None:
+    def round(self, note: RoundRecord) -> None:
         self.course.add(note)
 
     def stop(self) -> None:
@@ -212,7 +212,7 @@ class LiveDisplay:
         return Group(bar, *lines, standings_table(self.course.clients, most, letters, narrow))
 
 
-def _bar(course: Course, began: float, width: int) -> Table:
+def _bar(course: RunProgress, began: float, width: int) -> Table:
     """Where in the run we are, in a line; where that is short, without what can best be spared."""
     grid = Table.grid(padding=(0, 1), expand=True)
     grid.add_column(no_wrap=True)
@@ -228,7 +228,7 @@ def _bar(course: Course, began: float, width: int) -> Table:
     return grid
 
 
-def _doing(course: Course) -> dict[int, str]:
+def _doing(course: RunProgress) -> dict[int, str]:
     """What goes on at the moment, the part that matters most under 0."""
     if not course.clock:
         return {0: "untrained policies play"}
@@ -248,14 +248,14 @@ class LineDisplay:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.course = Course()
+        self.course = RunProgress()
 
-    def begin(self, opening: Opening) -> None:
+    def begin(self, opening: RunHeader) -> None:
         say(self.console, f"{opening.scenario.name}: {opening.facts}")
         for place in opening.places:
             say(self.console, place)
 
-    def round(self, note: RoundNote) -> None:
+    def round(self, note: RoundRecord) -> None:
         self.course.add(note)
         if note.round:
             say(self.console, round_line(note, self.course))
@@ -273,7 +273,7 @@ class LineDisplay:
         return nullcontext()
 
 
-def round_line(note: RoundNote, course: Course) -> str:
+def round_line(note: RoundRecord, course: RunProgress) -> str:
     """A round in plain words."""
     means = note.returns
     parts = [f"round {note.round:>{len(str(note.rounds))}}/{note.rounds}"]
@@ -296,7 +296,7 @@ def round_line(note: RoundNote, course: Course) -> str:
     return "  ".join(parts)
 
 
-def server_line(server: ServerNote) -> str:
+def server_line(server: ServerRecord) -> str:
     """How far the shared blocks went and within what, and what went over the wire."""
     parts = []
     if server.kept is not None and server.kept.blocks:
@@ -319,15 +319,15 @@ class JsonDisplay:
         self.talk = talk
         self.quiet = quiet
 
-    def begin(self, opening: Opening) -> None:
+    def begin(self, opening: RunHeader) -> None:
         if not self.quiet:
             say(self.talk, f"{opening.scenario.name}: {opening.facts}")
             for place in opening.places:
                 say(self.talk, place)
 
-    def round(self, note: RoundNote) -> None:
+    def round(self, note: RoundRecord) -> None:
         if note.round and not self.quiet:
-            self._write({"type": "round", **line_of(note)})
+            self._write({"type": "round", **record_to_line(note)})
 
     def stop(self) -> None:
         pass
@@ -356,10 +356,10 @@ class QuietDisplay:
     def __init__(self, console: Console) -> None:
         self.console = console
 
-    def begin(self, opening: Opening) -> None:
+    def begin(self, opening: RunHeader) -> None:
         pass
 
-    def round(self, note: RoundNote) -> None:
+    def round(self, note: RoundRecord) -> None:
         pass
 
     def stop(self) -> None:

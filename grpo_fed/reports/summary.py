@@ -14,10 +14,10 @@ import numpy as np
 from grpo_fed.reports.figures import FIGURES, ORDER
 from grpo_fed.reports.figures.cost import megabytes, whole_traffic
 from grpo_fed.reports.tables import MANY, QUANTILES, WORST, curve, many, number, small, some, span
-from grpo_fed.runs.files import write_whole
-from grpo_fed.runs.history import History, Miss, history_of
-from grpo_fed.runs.records import apart
-from grpo_fed.runs.results import idle_in
+from grpo_fed.runs.files import write_atomic
+from grpo_fed.runs.history import History, MissedRound, read_history
+from grpo_fed.runs.records import list_differences
+from grpo_fed.runs.results import idle_clients
 from grpo_fed.runs.statistics import interquartile_mean
 
 SUMMARY = "summary.md"
@@ -50,11 +50,11 @@ class Section:
     tables: tuple[Table, ...] = ()
 
 
-def summarise(folder: str | Path) -> Path:
+def write_summary(folder: str | Path) -> Path:
     """Write `summary.md` of a run folder, finished or not; ValueError if it is none."""
     folder = Path(folder)
     path = folder / SUMMARY
-    write_whole(path, markdown(history_of(folder)))
+    write_atomic(path, markdown(read_history(folder)))
     return path
 
 
@@ -86,7 +86,7 @@ def headline(history: History) -> str:
     rounds = many(len(history.lines), "round")
     ended = {"finished": "", "unfinished": f"unfinished after {rounds}; "}
     before = ended.get(history.status, f"{history.status} after {rounds}; ")
-    idle = () if history.results is None else idle_in(history.results)
+    idle = () if history.results is None else idle_clients(history.results)
     but = f"; {some(idle)} learned nothing" if idle else ""
     known = np.isfinite(history.after)
     if known.any():
@@ -238,7 +238,7 @@ def _apart(history: History, client: int) -> list[str]:
     """The groups that a client has left, and the blocks that it shares in another cluster than most."""
     last = history.clusters[-1, client]
     clusters = {block: int(own) for block, own in zip(history.clustered, last, strict=True) if np.isfinite(own)}
-    return apart(history.personal[history.clients[client]], clusters)
+    return list_differences(history.personal[history.clients[client]], clusters)
 
 
 def _clusters(history: History) -> Iterator[str]:
@@ -286,7 +286,7 @@ def _missing(history: History) -> Section:
     return Section(title, (text,), tuple(points))
 
 
-def _when(misses: Sequence[Miss]) -> str:
+def _when(misses: Sequence[MissedRound]) -> str:
     """`rounds 3 to 5 late (no answer within 600 s), round 9 died`."""
     spans: list[tuple[int, int, str, str]] = []
     for miss in misses:

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from grpo_fed.runs.records import apart
+from grpo_fed.runs.records import list_differences
 from grpo_fed.runs.results import ClientResult, Result
 
 MANY = 20
@@ -26,7 +26,7 @@ Show = Callable[[float | None], str]
 
 
 @dataclass
-class Standing:
+class ClientProgress:
     """How a client has done so far."""
 
     before: float | None = None
@@ -57,7 +57,7 @@ class Standing:
 
 
 def standings_table(
-    clients: dict[str, Standing], most: int = MANY, letters: int = CURVE, narrow: bool = False
+    clients: dict[str, ClientProgress], most: int = MANY, letters: int = CURVE, narrow: bool = False
 ) -> RenderableType:
     """How the clients are doing, with the curve of each; above `most` the worst ones and quantiles.
 
@@ -89,16 +89,16 @@ def standings_table(
     return Group(_few_of(len(clients)), table, _quantiles(columns))
 
 
-def _apart(clients: Iterable[Standing | ClientResult]) -> str:
+def _apart(clients: Iterable[ClientProgress | ClientResult]) -> str:
     """The head over what clients have apart from most others."""
     return "cluster" if any(one.clusters for one in clients) else "keeps"
 
 
-def _keeps(one: Standing) -> Text:
+def _keeps(one: ClientProgress) -> Text:
     """What a client has to itself, or why nothing was heard of it."""
     if one.state:
         return Text(one.state, style="bold red")
-    return Text(some(apart(one.personal or (), one.clusters)), style="yellow")
+    return Text(some(list_differences(one.personal or (), one.clusters)), style="yellow")
 
 
 def results_table(result: Result) -> RenderableType:
@@ -115,7 +115,7 @@ def results_table(result: Result) -> RenderableType:
         one = clients[name]
         cells = number(one.before), _after(one), number(one.sampled), number(one.best)
         rest = (
-            [Text(some(apart(one.personal_groups, one.clusters)), style="yellow")]
+            [Text(some(list_differences(one.personal_groups, one.clusters)), style="yellow")]
             if federated
             else [f"{one.episodes:,}", f"{one.env_steps:,}"]
         )

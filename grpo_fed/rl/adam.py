@@ -48,8 +48,8 @@ class Adam:
         self.count[:] += 1
         self.mean.lerp_(gradient, 1 - BETA1)
         self.square.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-        pace = column(learning_rate / (1 - BETA1**self.count), parameters)
-        spread = column(np.sqrt(1 - BETA2**self.count), parameters)
+        pace = per_client(learning_rate / (1 - BETA1**self.count), parameters)
+        spread = per_client(np.sqrt(1 - BETA2**self.count), parameters)
         parameters.addcdiv_(self.mean * pace, self.square.sqrt().div_(spread).add_(self.epsilon), value=-1)
 
     def _step_some(
@@ -68,6 +68,6 @@ class Adam:
         self.count[here] = some.count
 
 
-def column(values: np.ndarray, like: Tensor) -> Tensor:
+def per_client(values: np.ndarray, like: Tensor) -> Tensor:
     """One number for each client, [K, 1], as a tensor beside parameters [K, P]."""
     return torch.from_numpy(values.astype(np.float32)).to(like.device)

@@ -152,7 +152,7 @@ def _square_distances(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Judged:
+class LearningTargets:
     """A batch's steps as they are learned from, [K, T, N] each."""
 
     advantages: Tensor
@@ -163,7 +163,7 @@ class Judged:
     """Of a step in the mean; 0 where it must not be learned from."""
 
 
-def judge(batch: Batch, groups: Tensor | None, longest: Tensor, scenario: Scenario) -> Judged:
+def learning_targets(batch: Batch, groups: Tensor | None, longest: Tensor, scenario: Scenario) -> LearningTargets:
     """By the critic, or each episode against its group: groups [K, E] int64 names the group of each, -1 for none.
 
     `longest` [K] is how many steps an episode may have, for `average = "total"`.
@@ -189,11 +189,11 @@ def judge(batch: Batch, groups: Tensor | None, longest: Tensor, scenario: Scenar
         advantages = judged.gather(1, every).view_as(batch.rewards) * batch.valid
         returns = torch.zeros_like(advantages)
     if settings.normalise_advantages == "batch":
-        advantages = normalise(advantages.flatten(1), weights.flatten(1)).view_as(advantages)
-    return Judged(advantages, returns, weights)
+        advantages = normalise_advantages(advantages.flatten(1), weights.flatten(1)).view_as(advantages)
+    return LearningTargets(advantages, returns, weights)
 
 
-def normalise(advantages: Tensor, weights: Tensor) -> Tensor:
+def normalise_advantages(advantages: Tensor, weights: Tensor) -> Tensor:
     """Mean 0 and standard deviation 1 under the weights, along the last axis, [..., B], [..., B] -> [..., B].
 
     The variance is the unbiased one for weights that sum to 1, sum w (a - m)^2 / (1 - sum w^2): with equal weights the

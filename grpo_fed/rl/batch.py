@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_fed.policy.base import Output, Parameters, Policy
+from grpo_fed.policy.base import Parameters, Policy, PolicyOutput
 from grpo_fed.rl.records import Batch
-from grpo_fed.rl.rollout import Cut, Trajectories
+from grpo_fed.rl.rollout import Trajectories, Truncation
 
 
-def batch_of(policy: Policy, parameters: Parameters, done: Trajectories, rows: slice, critic: bool) -> Batch:
+def make_batch(policy: Policy, parameters: Parameters, done: Trajectories, rows: slice, critic: bool) -> Batch:
     """Some clients' trajectories with what the policy says of them, and its critic where it is asked (else 0)."""
     clients, steps, copies, size = done.observations[rows].shape
     device = next(iter(parameters.values())).device
@@ -50,7 +50,7 @@ def batch_of(policy: Policy, parameters: Parameters, done: Trajectories, rows: s
     )
 
 
-def _padded(cuts: Sequence[Cut], rows: range, size: int) -> tuple[list[tuple[int, int, int, int]], Tensor]:
+def _padded(cuts: Sequence[Truncation], rows: range, size: int) -> tuple[list[tuple[int, int, int, int]], Tensor]:
     """Observations that these clients' episodes were cut at, [K, X, D] with zeros behind; and (k, t, n, x) of each."""
     mine = [cut for cut in cuts if cut.client in rows]
     counts = [0] * len(rows)
@@ -66,7 +66,11 @@ def _padded(cuts: Sequence[Cut], rows: range, size: int) -> tuple[list[tuple[int
 
 
 def _values(
-    said: Output, done: Trajectories, rows: slice, shape: tuple[int, int, int], cut: list[tuple[int, int, int, int]]
+    said: PolicyOutput,
+    done: Trajectories,
+    rows: slice,
+    shape: tuple[int, int, int],
+    cut: list[tuple[int, int, int, int]],
 ) -> tuple[Tensor, Tensor]:
     """Values of the observations and of what came after, [K, T, N] each; the last and the cut ones stand behind."""
     clients, steps, copies = shape

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from grpo_fed.rl.normalise import ObservationNormaliser
-from grpo_fed.rl.rng import Purpose, generator, lane_seeds
+from grpo_fed.rl.rng import Purpose, env_seeds, generator
 from grpo_fed.rl.rollout import NOISE_BLOCK, Actor
-from grpo_fed.tasks.envs import Lanes
+from grpo_fed.tasks.envs import ClientEnvs
 
 
 @dataclass(frozen=True)
-class Players:
+class EvaluatedClients:
     """Who plays."""
 
     names: Sequence[str]
@@ -40,10 +40,10 @@ class Evaluation:
         return float(self.scores.mean())
 
 
-def play(
+def evaluate(
     actor: Actor,
-    lanes: Lanes,
-    players: Players,
+    lanes: ClientEnvs,
+    players: EvaluatedClients,
     episodes: int,
     step_limit: int,
     deterministic: bool,
@@ -59,7 +59,7 @@ def play(
     scores, lengths = np.zeros((waves, clients, copies)), np.zeros((waves, clients, copies), np.int64)
     for wave in range(waves):
         count = number * 1_000_000 + wave
-        seeds = np.concatenate([lane_seeds(seed, Purpose.EVALUATION, copies, count) for seed in players.seeds])
+        seeds = np.concatenate([env_seeds(seed, Purpose.EVALUATION, copies, count) for seed in players.seeds])
         draws = [generator(seed, Purpose.ACTIONS, 2**32 + count) for seed in players.seeds]
         scores[wave], lengths[wave] = _wave(actor, lanes, players.normaliser, seeds, draws, step_limit, deterministic)
     every = scores.transpose(1, 0, 2).reshape(clients, -1)[:, :episodes]
@@ -69,7 +69,7 @@ def play(
 
 def _wave(
     actor: Actor,
-    lanes: Lanes,
+    lanes: ClientEnvs,
     normaliser: ObservationNormaliser | None,
     seeds: np.ndarray,
     draws: Sequence[np.random.Generator],
@@ -95,7 +95,7 @@ def _wave(
         scores += np.where(awake & step.valid, step.rewards, 0.0)
         lengths += awake & step.valid
         if not (np.isfinite(scores.sum()) and np.isfinite(step.observations.sum())):
-            _refuse_unfinite(lanes, t, scores, step.observations)
+            _refuse_non_finite(lanes, t, scores, step.observations)
         awake &= ~(step.terminated | step.truncated)
         observations = step.observations
         if not awake.any():
@@ -103,7 +103,7 @@ def _wave(
     return scores.reshape(clients, copies), lengths.reshape(clients, copies)
 
 
-def _refuse_unfinite(lanes: Lanes, t: int, scores: np.ndarray, observations: np.ndarray) -> None:
+def _refuse_non_finite(lanes: ClientEnvs, t: int, scores: np.ndarray, observations: np.ndarray) -> None:
     """ValueError for the first lane whose score [L] or observation [L, D] is not finite, if there is one."""
     for lane, name in enumerate(lanes.names):
         for what, value in (("reward", scores[lane]), ("observation", observations[lane])):

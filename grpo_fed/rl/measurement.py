@@ -20,7 +20,7 @@ ENTRIES = 1 << 21
 
 
 @dataclass(frozen=True, eq=False)
-class States:
+class MeasurementStates:
     """Kept states of K clients, filled up to the most that one has."""
 
     observations: Tensor
@@ -29,7 +29,7 @@ class States:
     """[K, n]: in a client's mean; 0 for what only fills up."""
 
     @classmethod
-    def of(cls, kept: Sequence[np.ndarray], device: torch.device) -> States:
+    def of(cls, kept: Sequence[np.ndarray], device: torch.device) -> MeasurementStates:
         """[n, D] of each client, which must have some."""
         size, width = max(len(states) for states in kept), kept[0].shape[1]
         observations = np.zeros((len(kept), size, width), np.float32)
@@ -41,7 +41,7 @@ class States:
 
 
 @torch.no_grad()
-def mean_kl(policy: Policy, states: States, old: Tensor, new: Iterable[Tensor]) -> Tensor:
+def mean_kl(policy: Policy, states: MeasurementStates, old: Tensor, new: Iterable[Tensor]) -> Tensor:
     """KL(old, new) of what is done, in the mean over each client's states, for each of M new ones.
 
     old: [K, P]; new: M of [K, P] -> [M, K].
@@ -52,7 +52,9 @@ def mean_kl(policy: Policy, states: States, old: Tensor, new: Iterable[Tensor]) 
     return torch.stack([(policy.distribution.kl(before, one) * states.weights).sum(1) for one in after])
 
 
-def fisher_diagonal(policy: Policy, states: States, parameters: Tensor, seeds: Sequence[int], number: int) -> Tensor:
+def fisher_diagonal(
+    policy: Policy, states: MeasurementStates, parameters: Tensor, seeds: Sequence[int], number: int
+) -> Tensor:
     """E[(d log pi(a) / d theta)^2], an action of the policy's own drawn at each state: [K, P] -> [K, P].
 
     Actions come from each client's stream, the `number`-th of its kind. The square of a mean is not the mean of
@@ -67,13 +69,15 @@ def fisher_diagonal(policy: Policy, states: States, parameters: Tensor, seeds: S
         for first in range(0, count, step):
             rows = slice(first, min(first + step, count))
             draws = torch.from_numpy(noise[rows, None]).to(parameters.device)
-            squares = _scores(policy, parameters[client], states.observations[client, rows, None], draws).square_()
+            squares = _score_gradients(
+                policy, parameters[client], states.observations[client, rows, None], draws
+            ).square_()
             found[client] += squares.sum(0)
         found[client] /= count
     return found
 
 
-def _scores(policy: Policy, parameters: Tensor, observations: Tensor, noise: Tensor) -> Tensor:
+def _score_gradients(policy: Policy, parameters: Tensor, observations: Tensor, noise: Tensor) -> Tensor:
     """The gradient of log pi(a) by theta at each of n states, [P], [n, 1, D], [n, 1, noise] -> [n, P]."""
     count = len(observations)
     gradient = parameters.new_zeros(count, len(parameters))

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_fed.rl.advantages import Judged
+from grpo_fed.rl.advantages import LearningTargets
 from grpo_fed.rl.records import Batch, Minibatch
 from grpo_fed.rl.rng import Purpose, generator
 
 
 @dataclass(frozen=True)
-class Sample:
+class PackedBatch:
     """All steps of a batch with what the objective needs."""
 
     packed: Tensor
@@ -26,7 +26,7 @@ class Sample:
     """[K, S] bool, or None where all steps are."""
 
     @classmethod
-    def of(cls, batch: Batch, judged: Judged, reference: Tensor | None) -> Sample:
+    def of(cls, batch: Batch, judged: LearningTargets, reference: Tensor | None) -> PackedBatch:
         """`reference` [K, S, M]: parameters of the distributions that the KL is measured from, where it is needed."""
         clients, steps = batch.values.shape[0], batch.values[0].numel()
         scalars = [batch.log_probs, judged.advantages, judged.returns, batch.values, judged.weights]

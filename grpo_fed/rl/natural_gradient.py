@@ -66,7 +66,7 @@ def conjugate_gradient(
 
 
 @dataclass(frozen=True)
-class Search:
+class LineSearchResult:
     """What a line search came to."""
 
     scale: Tensor
@@ -77,7 +77,7 @@ class Search:
     """[K]: of the surrogate, by the step taken."""
 
 
-def line_search(measure: Callable[[Tensor], tuple[Tensor, Tensor]], limit: Tensor, start: Tensor) -> Search:
+def line_search(measure: Callable[[Tensor], tuple[Tensor, Tensor]], limit: Tensor, start: Tensor) -> LineSearchResult:
     """The longest of the steps 1, 0.8, 0.64, ... that keeps the KL within `limit` [K] and raises the surrogate.
 
     `measure(scale [K, 1])` gives the KL [K] and the surrogate [K] there; `start` [K] is the surrogate at the old point.
@@ -94,4 +94,4 @@ def line_search(measure: Callable[[Tensor], tuple[Tensor, Tensor]], limit: Tenso
         if found.all():
             break
         scale = torch.where(found[:, None], scale, scale * SHRINK)
-    return Search(torch.where(found[:, None], scale, 0.0), kept_kl, kept_gain)
+    return LineSearchResult(torch.where(found[:, None], scale, 0.0), kept_kl, kept_gain)

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from grpo_fed.policy.base import Output
+from grpo_fed.policy.base import PolicyOutput
 from grpo_fed.policy.distributions import Distribution
-from grpo_fed.rl.advantages import normalise
+from grpo_fed.rl.advantages import normalise_advantages
 from grpo_fed.rl.records import Minibatch
 from grpo_fed.scenario.settings import ObjectiveSettings, TrustSettings
 
@@ -63,7 +63,7 @@ class Coefficients:
 
 
 @dataclass(frozen=True)
-class Slopes:
+class OutputGradients:
     """Of the loss, summed over clients, by what the policy said: what its backward pass begins with."""
 
     distribution: Tensor
@@ -73,13 +73,13 @@ class Slopes:
 
 
 @dataclass(frozen=True)
-class Terms:
+class LossTerms:
     """What the loss of a minibatch is made of: [K] each, without gradient, and worked out when first read.
 
     `loss`, `policy_loss` and `value_loss` are sums over the minibatch's weights; the rest are means over them.
     """
 
-    new: Output
+    new: PolicyOutput
     batch: Minibatch
     distribution: Distribution
     settings: ObjectiveSettings
@@ -164,42 +164,42 @@ class Terms:
 
 
 def loss(
-    new: Output,
+    new: PolicyOutput,
     batch: Minibatch,
     distribution: Distribution,
     settings: ObjectiveSettings,
     trust: TrustSettings,
     coefficients: Coefficients,
-) -> tuple[Tensor, Terms]:
+) -> tuple[Tensor, LossTerms]:
     """Each client's loss [K], to be minimised, differentiable once by what the policy said."""
-    slopes, terms = gradients(new, batch, distribution, settings, trust, coefficients)
-    found: Tensor = _WithSlopes.apply(  # type: ignore[no-untyped-call]
+    slopes, terms = loss_gradients(new, batch, distribution, settings, trust, coefficients)
+    found: Tensor = _LossWithGradients.apply(  # type: ignore[no-untyped-call]
         new.distribution, new.values, terms.loss, slopes.distribution, slopes.values
     )
     return found, terms
 
 
 def policy_loss(
-    new: Output,
+    new: PolicyOutput,
     batch: Minibatch,
     distribution: Distribution,
     settings: ObjectiveSettings,
     trust: TrustSettings,
     coefficients: Coefficients,
-) -> tuple[Tensor, Terms]:
+) -> tuple[Tensor, LossTerms]:
     """`loss` without the critic's part."""
     return loss(new, batch, distribution, settings, trust, replace(coefficients, value=0.0))
 
 
 @torch.no_grad()
-def gradients(
-    new: Output,
+def loss_gradients(
+    new: PolicyOutput,
     batch: Minibatch,
     distribution: Distribution,
     settings: ObjectiveSettings,
     trust: TrustSettings,
     coefficients: Coefficients,
-) -> tuple[Slopes, Terms]:
+) -> tuple[OutputGradients, LossTerms]:
     """Slopes of `loss` by what the policy said, without a graph.
 
     The fastest way to a gradient is to go on from them:
@@ -208,9 +208,9 @@ def gradients(
     parameters, weights = new.distribution.detach(), batch.weights
     advantages = batch.advantages
     if settings.normalise_advantages == "minibatch":
-        advantages = normalise(advantages, weights)
+        advantages = normalise_advantages(advantages, weights)
     log_probs, _, pullback = distribution.vjp(parameters, batch.actions, entropy=False)
-    rise = _surrogate_slope(log_probs, batch.log_probs, advantages * weights, settings.surrogate, coefficients)
+    rise = _surrogate_gradient(log_probs, batch.log_probs, advantages * weights, settings.surrogate, coefficients)
     by_entropy = weights.unsqueeze(-1) * coefficients.by_entropy if coefficients.has_entropy else None
     by_parameters = pullback(-rise, by_entropy)
     if _penalises(trust):
@@ -219,9 +219,11 @@ def gradients(
             kl = divergence(distribution, batch.distribution, free, trust.direction)
             by_parameters += torch.autograd.grad(kl, free, weights * coefficients.kl)[0]
     values = new.values.detach()
-    slopes = Slopes(by_parameters, value_slope(values, batch, coefficients) if coefficients.has_value else None)
-    said = Output(parameters, values)
-    return slopes, Terms(said, batch, distribution, settings, trust, coefficients, advantages, log_probs)
+    slopes = OutputGradients(
+        by_parameters, value_gradient(values, batch, coefficients) if coefficients.has_value else None
+    )
+    said = PolicyOutput(parameters, values)
+    return slopes, LossTerms(said, batch, distribution, settings, trust, coefficients, advantages, log_probs)
 
 
 def policy_surrogate(
@@ -275,7 +277,7 @@ def explained_variance(returns: Tensor, values: Tensor, valid: Tensor) -> Tensor
     return torch.where(varied > rounding, 1 - _variance(returns - values, valid) / varied, 0.0)
 
 
-class _WithSlopes(torch.autograd.Function):
+class _LossWithGradients(torch.autograd.Function):
     """A loss [K] whose slopes are known: autograd goes on from them."""
 
     @staticmethod
@@ -294,7 +296,7 @@ class _WithSlopes(torch.autograd.Function):
         return by_distribution * outer.unsqueeze(-1), by_values, None, None, None
 
 
-def _surrogate_slope(
+def _surrogate_gradient(
     log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, kind: Surrogate, coefficients: Coefficients
 ) -> Tensor:
     """Of `policy_surrogate` by the log-probabilities, [K, B]."""
@@ -308,7 +310,7 @@ def _surrogate_slope(
     return free.mul_(free <= clipped)
 
 
-def value_slope(values: Tensor, batch: Minibatch, coefficients: Coefficients) -> Tensor:
+def value_gradient(values: Tensor, batch: Minibatch, coefficients: Coefficients) -> Tensor:
     """Of the weighted value loss by the values, [K, B]."""
     scale = batch.weights * coefficients.twice_value
     if coefficients.value_clip is None:

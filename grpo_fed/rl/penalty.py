@@ -16,7 +16,7 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from grpo_fed.policy.groups import LANES, Groups
+from grpo_fed.policy.groups import PARTIAL_SUMS, Groups
 from grpo_fed.scenario.settings import PenaltySettings
 
 
@@ -97,9 +97,9 @@ def group_norms(x: Tensor, groups: Groups) -> Tensor:
 def _norms(x: Tensor, groups: Groups) -> Tensor:
     """`group_norms`, [K, G] float64."""
     clients, size = len(x), len(groups.names) + 1
-    sums = torch.zeros(clients, size * LANES, dtype=torch.float64, device=x.device)
+    sums = torch.zeros(clients, size * PARTIAL_SUMS, dtype=torch.float64, device=x.device)
     sums.index_add_(1, groups.bins, x.to(torch.float64, copy=True).square_())
-    return sums.view(clients, size, LANES)[:, :-1].sum(2).sqrt()
+    return sums.view(clients, size, PARTIAL_SUMS)[:, :-1].sum(2).sqrt()
 
 
 def _block_norms(norms: Tensor, groups: Groups) -> Tensor:

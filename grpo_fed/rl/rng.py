@@ -34,6 +34,6 @@ def generator(seed: int, purpose: Purpose, number: int = 0) -> np.random.Generat
     return np.random.default_rng([seed, purpose, number])
 
 
-def lane_seeds(seed: int, purpose: Purpose, lanes: int, number: int = 0) -> np.ndarray:
+def env_seeds(seed: int, purpose: Purpose, lanes: int, number: int = 0) -> np.ndarray:
     """[lanes] uint64: for each copy of a client's task the name of its stream of episodes."""
     return generator(seed, purpose, number).integers(0, 2**63, lanes, dtype=np.uint64)

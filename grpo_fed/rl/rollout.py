@@ -13,9 +13,9 @@ from grpo_fed.policy.base import Policy
 from grpo_fed.policy.distributions import Distribution
 from grpo_fed.rl.normalise import ObservationNormaliser, RewardNormaliser
 from grpo_fed.rl.rng import Purpose, generator
-from grpo_fed.tasks.envs import Lanes, check_finite, unfinite
-from grpo_fed.tasks.envs.action_log import Past
-from grpo_fed.tasks.envs.base import Step
+from grpo_fed.tasks.envs import ClientEnvs, check_finite, non_finite_error
+from grpo_fed.tasks.envs.action_log import ActionLog
+from grpo_fed.tasks.envs.base import EnvStep
 
 NOISE_BLOCK = 64
 """Steps of action noise that are drawn at once where an episode's length is not known before."""
@@ -34,7 +34,7 @@ class Episode:
 
 
 @dataclass(frozen=True)
-class Cut:
+class Truncation:
     """A truncation."""
 
     client: int
@@ -62,7 +62,7 @@ class Trajectories:
     """[K, T, N] bool."""
     last: np.ndarray
     """[K, N, D] float32: what the policy would act on next; with whole episodes what it began with."""
-    cuts: list[Cut]
+    cuts: list[Truncation]
     """Where episodes were truncated."""
     episodes: list[list[Episode]]
     """For each client, those that finished."""
@@ -99,7 +99,7 @@ class Actor:
 class Collector:
     """Lanes of K clients with what must be remembered between two collections."""
 
-    lanes: Lanes
+    lanes: ClientEnvs
     names: Sequence[str]
     """Of the clients, for errors."""
     seeds: Sequence[int]
@@ -117,7 +117,7 @@ class Collector:
     """[L]: names of the lanes' streams of episodes."""
     numbers: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """[L]: which episode of its stream a lane is in."""
-    past: Past = field(default_factory=lambda: Past(0, 0))
+    past: ActionLog = field(default_factory=lambda: ActionLog(0, 0))
     """What was done in the episodes under way, from which they can be taken up again."""
 
     @property
@@ -131,7 +131,7 @@ class Collector:
         self.observations = self._seen(raw, learn)
         self.scores, self.lengths = np.zeros(self.lanes.size), np.zeros(self.lanes.size, np.int64)
         self.streams, self.numbers = seeds, np.zeros(self.lanes.size, np.int64)
-        self.past = Past(self.lanes.size, self.distribution.action_size)
+        self.past = ActionLog(self.lanes.size, self.distribution.action_size)
         return raw
 
     def segments(self, actor: Actor, horizon: int, numbers: np.ndarray) -> Trajectories:
@@ -214,7 +214,7 @@ class Collector:
             self.observation_normaliser.update(observations)
         return self.observation_normaliser.apply(observations)
 
-    def _normalised(self, step: Step) -> np.ndarray:
+    def _normalised(self, step: EnvStep) -> np.ndarray:
         """Rewards [L] as they are learned from."""
         assert self.reward_normaliser is not None
         ends = step.terminated | step.truncated
@@ -252,7 +252,7 @@ class Collector:
 
         self.streams, self.numbers = joint("streams"), joint("numbers")
         actions = np.split(joint("actions"), np.cumsum(joint("made"))[:-1])
-        self.past = Past.of(actions)
+        self.past = ActionLog.of(actions)
         raw = self.lanes.resume(self.streams, self.numbers, actions)
         begun = {client: raw.reshape(*self.shape, -1)[client] for client, state in enumerate(states) if not state}
         if self.observation_normaliser is not None:
@@ -308,16 +308,16 @@ class Collector:
             bad = np.flatnonzero(~np.isfinite(cut.observation))
             if bad.size:
                 which = f"entry {bad[0]} of the observation that the episode was cut at"
-                raise unfinite(self.names[cut.client], cut.copy, cut.t, which, cut.observation[bad[0]])
+                raise non_finite_error(self.names[cut.client], cut.copy, cut.t, which, cut.observation[bad[0]])
 
-    def _ended(self, memory: _Memory, steps: int) -> tuple[list[list[Episode]], list[Cut]]:
+    def _ended(self, memory: _Memory, steps: int) -> tuple[list[list[Episode]], list[Truncation]]:
         """Episodes of each client that ended, and where they were truncated; sums of those under way go on."""
         copies = self.shape[1]
         valid = memory.valid[:steps]
         scores = self.scores + np.cumsum(np.where(valid, memory.rewards[:steps], 0.0), 0)
         lengths = self.lengths + np.cumsum(valid, 0)
         episodes: list[list[Episode]] = [[] for _ in self.names]
-        cuts: list[Cut] = []
+        cuts: list[Truncation] = []
         before: dict[int, tuple[float, int]] = {}
         for t, lane in np.argwhere((memory.terminated[:steps] | memory.truncated[:steps]) & valid).tolist():
             client, copy = divmod(lane, copies)
@@ -326,7 +326,7 @@ class Collector:
             ended = bool(memory.terminated[t, lane])
             episodes[client].append(Episode(before[lane][0] - score, before[lane][1] - length, ended))
             if not ended:
-                cuts.append(Cut(client, t, copy, self._seen_one(client, memory.finals[t][lane])))
+                cuts.append(Truncation(client, t, copy, self._seen_one(client, memory.finals[t][lane])))
         self.scores, self.lengths = scores[-1], lengths[-1]
         for lane, (score, length) in before.items():
             self.scores[lane] -= score
@@ -375,7 +375,7 @@ class _Memory:
             finals=[],
         )
 
-    def write(self, t: int, observations: np.ndarray, actions: np.ndarray, step: Step) -> None:
+    def write(self, t: int, observations: np.ndarray, actions: np.ndarray, step: EnvStep) -> None:
         self.observations[t] = observations.reshape(actions.shape[0], -1)
         self.actions[t] = actions
         self.rewards[t] = step.rewards

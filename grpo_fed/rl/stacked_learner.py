@@ -15,23 +15,23 @@ import torch
 from torch import Tensor
 
 from grpo_fed.policy.base import Policy
-from grpo_fed.policy.groups import groups_of
-from grpo_fed.policy.make import policy_for
+from grpo_fed.policy.groups import cut_groups
+from grpo_fed.policy.make import make_policy
 from grpo_fed.rl.adam import Adam
-from grpo_fed.rl.advantages import judge, similarity_groups
-from grpo_fed.rl.batch import batch_of
-from grpo_fed.rl.device import device_of
-from grpo_fed.rl.evaluation import Evaluation, Players, play
+from grpo_fed.rl.advantages import learning_targets, similarity_groups
+from grpo_fed.rl.batch import make_batch
+from grpo_fed.rl.device import resolve_device
+from grpo_fed.rl.evaluation import EvaluatedClients, Evaluation, evaluate
 from grpo_fed.rl.memory import keep_freed_memory
 from grpo_fed.rl.normalise import ObservationNormaliser, RewardNormaliser
-from grpo_fed.rl.rng import Purpose, client_seed, generator, lane_seeds
+from grpo_fed.rl.rng import Purpose, client_seed, env_seeds, generator
 from grpo_fed.rl.rollout import Actor, Collector, Episode, Trajectories
-from grpo_fed.rl.trust_region import budgets_of
-from grpo_fed.rl.update import Stack, update
+from grpo_fed.rl.trust_region import trust_budgets
+from grpo_fed.rl.update import ClientStack, update_clients
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.envs import Lanes, Shed, limit_of, make_lanes
+from grpo_fed.tasks.envs import ClientEnvs, EnvCache, episode_step_limit, make_client_envs
 from grpo_fed.tasks.gym import find_env_spec
-from grpo_fed.tasks.resolve import tasks_by_fleet
+from grpo_fed.tasks.resolve import group_by_policy_shape
 from grpo_fed.tasks.task import Task
 
 CHUNK = 16
@@ -39,7 +39,7 @@ CHUNK = 16
 
 
 @dataclass(frozen=True)
-class Report:
+class TrainingReport:
     """What one client did in one call of `train`."""
 
     client: str
@@ -51,11 +51,11 @@ class Report:
     """Means over the updates."""
 
 
-class Diverged(RuntimeError):
+class DivergedError(RuntimeError):
     """A client's parameters are no longer numbers."""
 
 
-class Fleet:
+class StackedLearner:
     """K clients as rows of the same tensors."""
 
     def __init__(
@@ -65,7 +65,7 @@ class Fleet:
         seeds: Sequence[int] | None = None,
         shared: Tensor | None = None,
         squared: float | None = None,
-        shed: Shed | None = None,
+        shed: EnvCache | None = None,
     ) -> None:
         """`seeds` name the clients' random streams; by default they come from the scenario's seed and the names.
 
@@ -79,16 +79,16 @@ class Fleet:
         self.names = [task.client for task in tasks]
         drawn = (client_seed(scenario.seed, name) for name in self.names)
         self.seeds = list(drawn if seeds is None else seeds)
-        self.device = device_of(scenario.device)
-        self.policy = policy_for(self.tasks[0], scenario.policy)
+        self.device = resolve_device(scenario.device)
+        self.policy = make_policy(self.tasks[0], scenario.policy)
         layout = self.policy.layout
         self.shared = layout.mask(layout.shared).nonzero().squeeze(1) if shared is None else shared
         self.squared = scenario.penalty.squared if squared is None else squared
         self._shed = shed
         self._make_tensors()
         self._make_lanes()
-        self._evaluation_lanes: Lanes | None = None
-        self.longest = longest_episodes(self.tasks, scenario)
+        self._evaluation_lanes: ClientEnvs | None = None
+        self.longest = episode_step_limits(self.tasks, scenario)
         self.stacks = list(self._stacks())
         self.spent = np.zeros(len(tasks), np.int64)
         self.owed = np.zeros(len(tasks), np.int64)
@@ -96,14 +96,16 @@ class Fleet:
         self.kept = [np.zeros((0, self.policy.observation_size), np.float32) for _ in tasks]
         """Of each client some states of its last batch, [n, D] as its policy sees them, to measure its steps on."""
 
-    def train(self, steps: int, begin: float = 0.0, end: float = 0.0, anchor: Tensor | None = None) -> list[Report]:
+    def train(
+        self, steps: int, begin: float = 0.0, end: float = 0.0, anchor: Tensor | None = None
+    ) -> list[TrainingReport]:
         """Every client learns from `steps` more steps of its task; schedules go from progress `begin` to `end`.
 
         `anchor` [K, P] is what penalties and KL hold a client to; by default where it stands.
         """
         self.anchor.copy_(self.parameters if anchor is None else anchor)
         self.owed += steps
-        notes = [_Notes() for _ in self.tasks]
+        notes = [_Progress() for _ in self.tasks]
         while (behind := self.spent < self.owed).any():
             progress = begin + (end - begin) * (1 - (self.owed - self.spent).clip(0) / steps)
             trajectories, groups = self._collect(behind)
@@ -111,11 +113,11 @@ class Fleet:
                 rows = stack.rows
                 if not behind[rows].any():
                     continue
-                batch = batch_of(self.policy, stack.views, trajectories, rows, critic=groups is None)
+                batch = make_batch(self.policy, stack.views, trajectories, rows, critic=groups is None)
                 longest = torch.from_numpy(self.longest[rows]).to(self.device)
-                judged = judge(batch, None if groups is None else groups[rows], longest, self.scenario)
+                judged = learning_targets(batch, None if groups is None else groups[rows], longest, self.scenario)
                 active = None if behind[rows].all() else torch.from_numpy(behind[rows]).to(self.device)
-                losses = update(stack, batch, judged, active, self.numbers[rows], progress[rows])
+                losses = update_clients(stack, batch, judged, active, self.numbers[rows], progress[rows])
                 for client in np.flatnonzero(behind[rows]):
                     notes[rows.start + client].losses.append(losses.client(int(client)))
             for client in np.flatnonzero(behind):
@@ -136,10 +138,10 @@ class Fleet:
         settings = self.scenario.evaluate
         if self._evaluation_lanes is None:
             self._evaluation_lanes = self._lanes(self.scenario.rollout.num_envs)
-        return play(
+        return evaluate(
             Actor(self.policy, self.parameters),
             self._evaluation_lanes,
-            Players(self.names, self.seeds, self.observation_normaliser),
+            EvaluatedClients(self.names, self.seeds, self.observation_normaliser),
             episodes or settings.episodes,
             settings.step_limit,
             deterministic,
@@ -198,11 +200,11 @@ class Fleet:
             if self._keeps_states:
                 self.kept[client] = state["kept"]
             if self.observation_normaliser is not None:
-                self.observation_normaliser.load(client, part_of(state, "observation_normaliser"))
+                self.observation_normaliser.load(client, sub_state(state, "observation_normaliser"))
             if self.collector.reward_normaliser is not None:
-                self.collector.reward_normaliser.load(client, part_of(state, "reward_normaliser"))
+                self.collector.reward_normaliser.load(client, sub_state(state, "reward_normaliser"))
         first = self._lane_seeds(Purpose.EPISODES, [0] * len(self.tasks))
-        self.collector.load([part_of(state, "rollout") for state in states], first)
+        self.collector.load([sub_state(state, "rollout") for state in states], first)
 
     def client_parameters(self, client: int) -> dict[str, Tensor]:
         """One client's parameters by name, copied to the CPU."""
@@ -219,7 +221,7 @@ class Fleet:
             return
         for task, number, finite in zip(self.tasks, self.numbers, self.parameters.isfinite().all(1), strict=True):
             if not finite:
-                raise Diverged(
+                raise DivergedError(
                     f"client {task.client}: its policy is no longer finite after update {number + 1}; lower its"
                     f" learning_rate, which is {task.learning_rate:g}, or objective.max_grad_norm, or set"
                     " normalise.observations or normalise.rewards"
@@ -279,7 +281,7 @@ class Fleet:
             return self._lane_seeds(Purpose.EPISODES, self.numbers)
         size, copies = self.scenario.group.size, self.collector.shape[1]
         seeds = [
-            lane_seeds(seed, Purpose.EPISODES, copies // size, int(number)).repeat(size)
+            env_seeds(seed, Purpose.EPISODES, copies // size, int(number)).repeat(size)
             for seed, number in zip(self.seeds, self.numbers, strict=True)
         ]
         return np.concatenate(seeds)
@@ -287,10 +289,12 @@ class Fleet:
     def _lane_seeds(self, purpose: Purpose, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         copies = self.collector.shape[1]
         pairs = zip(self.seeds, numbers, strict=True)
-        return np.concatenate([lane_seeds(seed, purpose, copies, int(number)) for seed, number in pairs])
+        return np.concatenate([env_seeds(seed, purpose, copies, int(number)) for seed, number in pairs])
 
-    def _lanes(self, copies: int, shed: Shed | None = None) -> Lanes:
-        return make_lanes(self.tasks, copies, self.scenario.policy.squash, self.scenario.rollout.episode_limit, shed)
+    def _lanes(self, copies: int, shed: EnvCache | None = None) -> ClientEnvs:
+        return make_client_envs(
+            self.tasks, copies, self.scenario.policy.squash, self.scenario.rollout.episode_limit, shed
+        )
 
     def _make_lanes(self) -> None:
         settings, (clients, size) = self.scenario, (len(self.tasks), self.policy.observation_size)
@@ -328,20 +332,20 @@ class Fleet:
         self.kl_coefficient = torch.full((clients,), settings.trust.coefficient, device=self.device)
         self.kl_limit = torch.full((clients,), settings.trust.target, device=self.device)
 
-    def _stacks(self) -> Iterator[Stack]:
+    def _stacks(self) -> Iterator[ClientStack]:
         """The clients in chunks that fit the cache; on a GPU, all together."""
         settings, layout = self.scenario, self.policy.layout
         try:
             chosen = layout.select(settings.penalty.blocks, "penalty.blocks")
-            groups = groups_of(layout, settings.policy.groups, only=chosen).to(self.device)
-            budgets = budgets_of(layout, settings.trust.blocks)
+            groups = cut_groups(layout, settings.policy.groups, only=chosen).to(self.device)
+            budgets = trust_budgets(layout, settings.trust.blocks)
         except ValueError as error:
             raise ValueError(f"client {self.names[0]} ({self.tasks[0].env}): {error}") from error
         chunk = CHUNK if self.device.type == "cpu" else len(self.tasks)
         for start in range(0, len(self.tasks), chunk):
             rows = slice(start, min(start + chunk, len(self.tasks)))
             tasks = self.tasks[rows]
-            yield Stack(
+            yield ClientStack(
                 policy=self.policy,
                 scenario=settings,
                 rows=rows,
@@ -365,7 +369,7 @@ class Fleet:
 
 
 @dataclass
-class _Notes:
+class _Progress:
     """What is written down about a client while it trains."""
 
     steps: int = 0
@@ -373,13 +377,13 @@ class _Notes:
     losses: list[Mapping[str, float]] = field(default_factory=list)
     last: Trajectories | None = None
 
-    def report(self, client: str) -> Report:
+    def report(self, client: str) -> TrainingReport:
         names = self.losses[0] if self.losses else {}
         means = {name: float(np.mean([loss[name] for loss in self.losses])) for name in names}
-        return Report(client, self.steps, tuple(self.episodes), means)
+        return TrainingReport(client, self.steps, tuple(self.episodes), means)
 
 
-def part_of(state: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+def sub_state(state: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
     """The arrays of one part of a client's state."""
     return {key.removeprefix(f"{name}."): array for key, array in state.items() if key.startswith(f"{name}.")}
 
@@ -391,9 +395,9 @@ def first_parameters(policy: Policy, scenario: Scenario, seeds: Sequence[int]) -
     return torch.stack([drawn[start] for start in starts])
 
 
-def longest_episodes(tasks: Sequence[Task], scenario: Scenario) -> np.ndarray:
+def episode_step_limits(tasks: Sequence[Task], scenario: Scenario) -> np.ndarray:
     """[K]: steps that an episode of each client may have; 0 for a client whose episodes nothing cuts."""
-    limits = [limit_of(task, scenario.rollout.episode_limit) for task in tasks]
+    limits = [episode_step_limit(task, scenario.rollout.episode_limit) for task in tasks]
     settings = scenario.objective
     if 0 in limits and (settings.advantage == "group" or settings.average == "total"):
         task = tasks[limits.index(0)]
@@ -425,6 +429,6 @@ def entropy_weights(task: Task, policy: Policy, scenario: Scenario) -> Tensor:
     return weights
 
 
-def fleets_of(scenario: Scenario) -> list[Fleet]:
+def make_learners(scenario: Scenario) -> list[StackedLearner]:
     """The scenario's clients, those with equally shaped policies together."""
-    return [Fleet(tasks, scenario) for tasks in tasks_by_fleet(scenario)]
+    return [StackedLearner(tasks, scenario) for tasks in group_by_policy_shape(scenario)]

@@ -34,7 +34,7 @@ def adapt_limit(limit: Tensor, gain: Tensor, predicted: Tensor, target: float) -
 
 
 @dataclass(frozen=True)
-class BlockStep:
+class ShortenedBlock:
     """How much of one block's step was kept."""
 
     block: str
@@ -47,23 +47,23 @@ class BlockStep:
     budget: float
 
 
-def budgets_of(layout: Layout, given: Mapping[str, float]) -> list[tuple[Block, float]]:
+def trust_budgets(layout: Layout, given: Mapping[str, float]) -> list[tuple[Block, float]]:
     """The blocks that `trust.blocks` speaks of with their budgets; ValueError where two of its patterns take one."""
     taker: dict[str, str] = {}
     budgets = []
     for pattern, budget in given.items():
         for block in layout.select([pattern], "trust.blocks"):
             if block.name in taker:
-                both = f"{words.show(taker[block.name])} and {words.show(pattern)}"
+                both = f"{words.short_toml(taker[block.name])} and {words.short_toml(pattern)}"
                 raise ValueError(f"trust.blocks: {both} both take {block.name}; narrow one of the patterns")
             taker[block.name] = pattern
             budgets.append((block, budget))
     return budgets
 
 
-def keep_budgets(
+def shorten_to_budgets(
     measure: Callable[[Tensor], Tensor], old: Tensor, new: Tensor, budgets: Sequence[tuple[Block, float]]
-) -> tuple[Tensor, list[BlockStep]]:
+) -> tuple[Tensor, list[ShortenedBlock]]:
     """Shorten each block's step until the KL with that block alone moved is within its budget.
 
     `measure(parameters [K, P]) -> KL [K]` from the old policy; old and new are [K, P]. Hidden layers are not convex in
@@ -86,7 +86,9 @@ def keep_budgets(
     return kept, steps
 
 
-def _shorten(measure: Callable[[Tensor], Tensor], clients: int, budget: float, name: str, like: Tensor) -> BlockStep:
+def _shorten(
+    measure: Callable[[Tensor], Tensor], clients: int, budget: float, name: str, like: Tensor
+) -> ShortenedBlock:
     """Shorten by sqrt(budget / KL), exact where the KL is quadratic, until it fits."""
     alpha = torch.ones(clients, device=like.device, dtype=like.dtype)
     kl = wanted = measure(alpha)
@@ -98,4 +100,4 @@ def _shorten(measure: Callable[[Tensor], Tensor], clients: int, budget: float, n
         alpha = torch.where(over, shorter, alpha)
         kl = torch.where(over, measure(alpha), kl)
     over = ~(kl <= budget)
-    return BlockStep(name, alpha.masked_fill(over, 0.0), wanted, kl.masked_fill(over, 0.0), budget)
+    return ShortenedBlock(name, alpha.masked_fill(over, 0.0), wanted, kl.masked_fill(over, 0.0), budget)

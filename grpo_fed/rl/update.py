@@ -16,22 +16,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_fed.policy.base import Output, Policy
+from grpo_fed.policy.base import Policy, PolicyOutput
 from grpo_fed.policy.blocks import Block
 from grpo_fed.policy.groups import Groups
 from grpo_fed.rl import objective, penalty
 from grpo_fed.rl import trust_region as trust
-from grpo_fed.rl.adam import Adam, column
-from grpo_fed.rl.advantages import Judged
-from grpo_fed.rl.minibatches import Sample
-from grpo_fed.rl.natural_gradient import Search, conjugate_gradient, fisher_product, flat_gradient, line_search
-from grpo_fed.rl.objective import Coefficients, Terms
+from grpo_fed.rl.adam import Adam, per_client
+from grpo_fed.rl.advantages import LearningTargets
+from grpo_fed.rl.minibatches import PackedBatch
+from grpo_fed.rl.natural_gradient import (
+    LineSearchResult,
+    conjugate_gradient,
+    fisher_product,
+    flat_gradient,
+    line_search,
+)
+from grpo_fed.rl.objective import Coefficients, LossTerms
 from grpo_fed.rl.records import Batch, Minibatch
 from grpo_fed.scenario.scenario import Scenario
 
 
 @dataclass(frozen=True)
-class Stack:
+class ClientStack:
     """Some clients of a fleet as one computation: rows of the fleet's tensors, seen without a copy."""
 
     policy: Policy
@@ -85,7 +91,7 @@ class Stack:
         return bool(self.penalty.any() or settings.l1 or settings.outer)
 
 
-Passes: TypeAlias = Sequence[tuple[Tensor | None, Sequence[Terms]]]
+Passes: TypeAlias = Sequence[tuple[Tensor | None, Sequence[LossTerms]]]
 """The minibatches of the last pass: with None of all clients, and then of those [K] bool that stopped before."""
 
 
@@ -106,7 +112,7 @@ class Losses:
     def of(cls, passes: Passes, explained_variance: Tensor) -> Losses:
         """A client that stopped early has the losses that it stopped with, however long the others went on."""
 
-        def mean(each: Callable[[Terms], Tensor]) -> Tensor:
+        def mean(each: Callable[[LossTerms], Tensor]) -> Tensor:
             found = torch.full_like(explained_variance, torch.nan)
             for clients, seen in passes:
                 here = torch.stack([each(terms) for terms in seen]).mean(0)
@@ -134,24 +140,29 @@ class Losses:
         return rows
 
 
-def update(
-    stack: Stack, batch: Batch, judged: Judged, active: Tensor | None, numbers: np.ndarray, progress: np.ndarray
+def update_clients(
+    stack: ClientStack,
+    batch: Batch,
+    judged: LearningTargets,
+    active: Tensor | None,
+    numbers: np.ndarray,
+    progress: np.ndarray,
 ) -> Losses:
     """Move the active clients by one batch, the `numbers`-th [K] of each, at `progress` [K] of all rounds."""
     region = stack.scenario.trust
-    sample = Sample.of(batch, judged, reference(stack, batch))
+    sample = PackedBatch.of(batch, judged, reference_distributions(stack, batch))
     before = stack.parameters.clone()
     way = adam_update if stack.scenario.objective.step == "adam" else natural_update
     passes, kl = way(stack, sample, active, numbers, progress)
     losses = Losses.of(passes, objective.explained_variance(judged.returns, batch.values, batch.valid))
     if stack.budgets:
-        kept, _ = trust.keep_budgets(kl_from_old(stack, batch), before, stack.parameters, stack.budgets)
+        kept, _ = trust.shorten_to_budgets(measure_kl_from_old(stack, batch), before, stack.parameters, stack.budgets)
         stack.parameters.copy_(kept)
     if active is not None:
         stack.parameters.copy_(torch.where(active[:, None], stack.parameters, before))
     moved_since = kl is not None and stack.penalises
     if stack.budgets or moved_since or region.region == "adaptive":
-        kl = kl_from_old(stack, batch)(stack.parameters)
+        kl = measure_kl_from_old(stack, batch)(stack.parameters)
     if kl is not None and region.region == "adaptive":
         adapted = trust.adapt_coefficient(stack.kl_coefficient, kl, region.target)
         stack.kl_coefficient.copy_(adapted if active is None else torch.where(active, adapted, stack.kl_coefficient))
@@ -159,18 +170,18 @@ def update(
 
 
 def adam_update(
-    stack: Stack, sample: Sample, active: Tensor | None, numbers: np.ndarray, progress: np.ndarray
+    stack: ClientStack, sample: PackedBatch, active: Tensor | None, numbers: np.ndarray, progress: np.ndarray
 ) -> tuple[Passes, Tensor | None]:
     """Epochs over minibatches; the penalty's proximal step follows each of Adam's, so its zeros are exact."""
     settings, region = stack.scenario.objective, stack.scenario.trust
-    coefficients = coefficients_of(stack, progress)
+    coefficients = current_coefficients(stack, progress)
     learning_rate = stack.learning_rate * scheduled(settings.schedule, progress)
-    seen: deque[Terms] = deque(maxlen=settings.minibatches)
-    stopped: list[tuple[Tensor, list[Terms]]] = []
+    seen: deque[LossTerms] = deque(maxlen=settings.minibatches)
+    stopped: list[tuple[Tensor, list[LossTerms]]] = []
     for number, part in enumerate(sample.minibatches(stack.seeds, numbers, settings.epochs, settings.minibatches)):
-        adam = turn_of(stack, number // settings.minibatches)
+        adam = optimiser_of_epoch(stack, number // settings.minibatches)
         said, pullback = stack.policy.vjp(stack.views, part.observations, settings.advantage == "gae")
-        slopes, terms = objective.gradients(said, part, stack.policy.distribution, settings, region, coefficients)
+        slopes, terms = objective.loss_gradients(said, part, stack.policy.distribution, settings, region, coefficients)
         seen.append(terms)
         if region.stop is not None:
             within = terms.approx_kl <= region.stop
@@ -182,31 +193,33 @@ def adam_update(
             if not going.any():
                 break
         pullback(slopes.distribution, slopes.values, stack.gradient_views)
-        draw(stack, stack.pull)
+        add_proximal_gradient(stack, stack.pull)
         if settings.max_grad_norm is not None:
             clip_gradient(stack.gradient, settings.max_grad_norm, adam.columns)
         adam.step(stack.parameters, stack.gradient, learning_rate, active)
-        shrink(stack, learning_rate, active, adam.columns)
+        apply_group_penalty(stack, learning_rate, active, adam.columns)
     return [(None, seen), *stopped], None
 
 
 def natural_update(
-    stack: Stack, sample: Sample, active: Tensor | None, numbers: np.ndarray, progress: np.ndarray
+    stack: ClientStack, sample: PackedBatch, active: Tensor | None, numbers: np.ndarray, progress: np.ndarray
 ) -> tuple[Passes, Tensor | None]:
     """One step of the policy along the natural gradient, then Adam on the critic (1502.05477), then the penalty's."""
     terms, kl = natural_step(stack, sample.whole, active, progress)
     fit_critic(stack, sample, active, numbers, progress)
-    shrink(stack, stack.learning_rate * scheduled(stack.scenario.objective.schedule, progress), active)
+    apply_group_penalty(stack, stack.learning_rate * scheduled(stack.scenario.objective.schedule, progress), active)
     return [(None, [terms])], kl
 
 
-def natural_step(stack: Stack, whole: Minibatch, active: Tensor | None, progress: np.ndarray) -> tuple[Terms, Tensor]:
+def natural_step(
+    stack: ClientStack, whole: Minibatch, active: Tensor | None, progress: np.ndarray
+) -> tuple[LossTerms, Tensor]:
     """Moves the parameters that the actor uses, and gives the KL [K] of that; a hard limit may adapt."""
     settings, region = stack.scenario.objective, stack.scenario.trust
     names = stack.policy.actor_names()
     leaves = {name: view.detach().requires_grad_() for name, view in stack.views.items()}
     actor = {name: leaf for name, leaf in leaves.items() if name in names}
-    coefficients = coefficients_of(stack, progress)
+    coefficients = current_coefficients(stack, progress)
     said = forward(stack, leaves, whole.observations)
     loss, terms = objective.policy_loss(said, whole, stack.policy.distribution, settings, region, coefficients)
     slots = [slot for slot in stack.policy.layout.slots if slot.name in names]
@@ -226,16 +239,18 @@ def natural_step(stack: Stack, whole: Minibatch, active: Tensor | None, progress
         with torch.no_grad():
             new = forward(stack, stack.views, whole.observations)
             surrogate, _ = objective.policy_loss(new, whole, stack.policy.distribution, settings, region, coefficients)
-            return weighted_kl(stack.policy, whole, new.distribution, region.direction), -surrogate - drawn(stack)
+            return weighted_kl(stack.policy, whole, new.distribution, region.direction), -surrogate - proximal_value(
+                stack
+            )
 
-    start = -loss.detach() - drawn(stack)
+    start = -loss.detach() - proximal_value(stack)
     if region.line_search and region.region == "hard":
         found = line_search(measure, stack.kl_limit, start)
         stack.parameters[:, columns] = old[:, columns] + found.scale * step
     else:
         whole_step = torch.ones_like(stack.kl_limit)[:, None]
         kl_there, surrogate = measure(whole_step)
-        found = Search(whole_step, kl_there, surrogate - start)
+        found = LineSearchResult(whole_step, kl_there, surrogate - start)
     if region.adaptive_target:
         wider = trust.adapt_limit(stack.kl_limit, found.gain, predicted, region.target)
         stack.kl_limit.copy_(wider if active is None else torch.where(active, wider, stack.kl_limit))
@@ -243,7 +258,7 @@ def natural_step(stack: Stack, whole: Minibatch, active: Tensor | None, progress
 
 
 def natural_length(
-    stack: Stack, gradient: Tensor, direction: Tensor, image: Tensor, progress: np.ndarray
+    stack: ClientStack, gradient: Tensor, direction: Tensor, image: Tensor, progress: np.ndarray
 ) -> tuple[Tensor, Tensor]:
     """The full step [K, P'] and the gain [K] that the linear model promises of it.
 
@@ -254,29 +269,31 @@ def natural_length(
         curvature = (direction * image).sum(1, keepdim=True).clamp_min(1e-30)
         pace = (2 * stack.kl_limit[:, None] / curvature).sqrt()
     else:
-        pace = column(stack.learning_rate * scheduled(settings.schedule, progress), direction)
+        pace = per_client(stack.learning_rate * scheduled(settings.schedule, progress), direction)
     step = pace * direction
     return step, (gradient * step).sum(1)
 
 
-def fit_critic(stack: Stack, sample: Sample, active: Tensor | None, numbers: np.ndarray, progress: np.ndarray) -> None:
+def fit_critic(
+    stack: ClientStack, sample: PackedBatch, active: Tensor | None, numbers: np.ndarray, progress: np.ndarray
+) -> None:
     """Adam's passes on the value loss alone; parameters that the actor uses stay."""
     settings = stack.scenario.objective
     if settings.advantage == "group":
         return
-    coefficients = replace(coefficients_of(stack, progress), value=1.0)
+    coefficients = replace(current_coefficients(stack, progress), value=1.0)
     stack.gradient.zero_()
     learning_rate = stack.learning_rate * scheduled(settings.schedule, progress)
     for part in sample.minibatches(stack.seeds, numbers, settings.value_epochs, settings.minibatches):
         values, pullback = stack.policy.critic_vjp(stack.views, part.observations)
-        pullback(objective.value_slope(values, part, coefficients), stack.gradient_views)
-        draw(stack, stack.critic_pull)
+        pullback(objective.value_gradient(values, part, coefficients), stack.gradient_views)
+        add_proximal_gradient(stack, stack.critic_pull)
         if settings.max_grad_norm is not None:
             clip_gradient(stack.gradient, settings.max_grad_norm)
         stack.adam.step(stack.parameters, stack.gradient, learning_rate, active)
 
 
-def reference(stack: Stack, batch: Batch) -> Tensor | None:
+def reference_distributions(stack: ClientStack, batch: Batch) -> Tensor | None:
     """Distributions [K, S, M] that the KL is measured from, or None where nothing measures it."""
     settings = stack.scenario.trust
     if settings.region == "none" and stack.scenario.objective.step == "adam":
@@ -288,7 +305,7 @@ def reference(stack: Stack, batch: Batch) -> Tensor | None:
         return stack.policy.act(views, batch.observations.flatten(1, 2))
 
 
-def kl_from_old(stack: Stack, batch: Batch) -> Callable[[Tensor], Tensor]:
+def measure_kl_from_old(stack: ClientStack, batch: Batch) -> Callable[[Tensor], Tensor]:
     """The mean KL [K] between the policy that collected the batch and one with given parameters [K, P]."""
     observations, old = batch.observations.flatten(1, 2), batch.distribution.flatten(1, 2)
     weights = batch.valid.flatten(1).to(old.dtype)
@@ -304,13 +321,13 @@ def kl_from_old(stack: Stack, batch: Batch) -> Callable[[Tensor], Tensor]:
     return measure
 
 
-def forward(stack: Stack, parameters: Mapping[str, Tensor], observations: Tensor) -> Output:
+def forward(stack: ClientStack, parameters: Mapping[str, Tensor], observations: Tensor) -> PolicyOutput:
     """What the policies say of actions alone."""
     distribution = stack.policy.act(parameters, observations)
-    return Output(distribution, distribution.new_zeros(distribution.shape[:2]))
+    return PolicyOutput(distribution, distribution.new_zeros(distribution.shape[:2]))
 
 
-def turn_of(stack: Stack, epoch: int) -> Adam:
+def optimiser_of_epoch(stack: ClientStack, epoch: int) -> Adam:
     """Whose turn it is in an epoch: everybody's, or first the private blocks' and then the shared ones'."""
     if not stack.turns:
         return stack.adam
@@ -320,13 +337,13 @@ def turn_of(stack: Stack, epoch: int) -> Adam:
     return private if epoch < first else shared
 
 
-def draw(stack: Stack, pull: Tensor | None) -> None:
+def add_proximal_gradient(stack: ClientStack, pull: Tensor | None) -> None:
     """Add to the gradient that of 1/2 pull (x - anchor)^2 (1812.06127, equation 2)."""
     if pull is not None:
         stack.gradient.addcmul_(pull, stack.parameters - stack.anchor)
 
 
-def drawn(stack: Stack) -> Tensor | float:
+def proximal_value(stack: ClientStack) -> Tensor | float:
     """What 1/2 pull (x - anchor)^2 comes to, [K], or 0 where nothing pulls."""
     if stack.pull is None:
         return 0.0
@@ -339,24 +356,26 @@ def clip_gradient(gradient: Tensor, longest: float, columns: Tensor | None = Non
     gradient.mul_((longest / (length + 1e-6)).clamp_(max=1.0))
 
 
-def shrink(stack: Stack, learning_rate: np.ndarray, active: Tensor | None, columns: Tensor | None = None) -> None:
+def apply_group_penalty(
+    stack: ClientStack, learning_rate: np.ndarray, active: Tensor | None, columns: Tensor | None = None
+) -> None:
     """The group penalty's proximal step on what moves, as long as the optimiser's step was."""
     settings = stack.scenario.penalty
     if not stack.penalises:
         return
     anchor = stack.anchor if settings.toward == "shared" else None
-    pace = column(learning_rate, stack.parameters)
+    pace = per_client(learning_rate, stack.parameters)
     shrunk = penalty.proximal(stack.parameters, anchor, settings, stack.groups, pace, stack.penalty)
     if columns is not None:
         shrunk = stack.parameters.clone().index_copy_(1, columns, shrunk.index_select(1, columns))
     stack.parameters.copy_(shrunk if active is None else torch.where(active[:, None], shrunk, stack.parameters))
 
 
-def coefficients_of(stack: Stack, progress: np.ndarray) -> Coefficients:
+def current_coefficients(stack: ClientStack, progress: np.ndarray) -> Coefficients:
     """The objective's weights at `progress`, for each client."""
     settings = stack.scenario.objective
     varies = settings.clip_schedule != "constant"
-    left = column(scheduled(settings.clip_schedule, progress), stack.parameters) if varies else 1.0
+    left = per_client(scheduled(settings.clip_schedule, progress), stack.parameters) if varies else 1.0
     high = settings.clip if settings.clip_high is None else settings.clip_high
     return Coefficients(
         clip_low=settings.clip * left,

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
-from grpo_fed.runs.files import link, write_whole
+from grpo_fed.runs.files import link_or_copy, write_atomic
 
 CHECKPOINTS = "checkpoints"
 STATE = "state.json"
@@ -66,15 +66,15 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int, best: int | None = No
         shutil.rmtree(old, ignore_errors=True)
     (part / CLIENTS).mkdir(parents=True)
     for client, arrays in checkpoint.clients.items():
-        write_whole(part / CLIENTS / f"{client}.safetensors", _bytes(arrays))
+        write_atomic(part / CLIENTS / f"{client}.safetensors", _bytes(arrays))
     for client, file in checkpoint.files.items():
-        link(file, part / CLIENTS / f"{client}.safetensors")
+        link_or_copy(file, part / CLIENTS / f"{client}.safetensors")
     if checkpoint.shared is not None:
-        write_whole(part / SHARED, _bytes(checkpoint.shared))
+        write_atomic(part / SHARED, _bytes(checkpoint.shared))
     origins = {client: file.name for client, file in checkpoint.files.items()}
     clients = [*checkpoint.clients, *checkpoint.files]
     state = {"round": checkpoint.round, "clients": clients, "origins": origins, "notes": checkpoint.notes}
-    write_whole(part / STATE, json.dumps(state, default=vars) + "\n")
+    write_atomic(part / STATE, json.dumps(state, default=vars) + "\n")
     _flush(part / CLIENTS)
     _flush(part)
     part.rename(place)

@@ -7,7 +7,7 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7
 """Okabe and Ito's, without the black, that is our ink, and the yellow, that white paper swallows; a violet for it."""
 
 
-def colour(number: int) -> str:
+def client_colour(number: int) -> str:
     """Of a client: the palette, then darker, then lighter."""
     turn, place = divmod(number, len(PALETTE))
     base = [int(PALETTE[place][i : i + 2], 16) for i in (1, 3, 5)]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_whole(path: Path, data: str | bytes) -> None:
+def write_atomic(path: Path, data: str | bytes) -> None:
     """Write beside the place, then move there: a reader sees the old file or the new one, never a part of one."""
     content = data.encode() if isinstance(data, str) else data
     with _named(path):
@@ -28,15 +28,15 @@ def write_whole(path: Path, data: str | bytes) -> None:
             raise
 
 
-def link(file: Path, place: Path) -> None:
+def link_or_copy(file: Path, place: Path) -> None:
     """A second name for a file that nobody writes to, or a copy where the disk cannot give it one."""
     try:
         os.link(file, place)
     except OSError:
-        write_whole(place, file.read_bytes())
+        write_atomic(place, file.read_bytes())
 
 
-def add_line(path: Path, line: str, durable: bool = False) -> None:
+def append_line(path: Path, line: str, durable: bool = False) -> None:
     """Add a line to a file; where the disk has no room for all of it, nothing. durable: it bears a power cut."""
     content = f"{line}\n".encode()
     with _named(path), path.open("ab", buffering=0) as file:

@@ -10,8 +10,8 @@ from typing import Any
 
 from grpo_fed.runs import checkpoint
 from grpo_fed.runs.checkpoint import Checkpoint
-from grpo_fed.runs.files import write_whole
-from grpo_fed.runs.results import results_of
+from grpo_fed.runs.files import write_atomic
+from grpo_fed.runs.results import read_results
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml import text as words
 
@@ -22,37 +22,37 @@ FAILURE = "failure.txt"
 """Where the command line writes what stopped a run."""
 
 
-def unfinished(folder: Path) -> tuple[Scenario, Checkpoint | None]:
+def open_unfinished(folder: Path) -> tuple[Scenario, Checkpoint | None]:
     """The run that a folder holds and where it stands, None at its start; ValueError if that is nowhere."""
-    scenario = scenario_of(folder)
-    refuse_finished(folder)
+    scenario = read_scenario(folder)
+    check_unfinished(folder)
     after = checkpoint.latest(folder)
     if after is None and not scenario.checkpoint.every:
         raise ValueError(f"{folder}: has no checkpoint to go on from, for its scenario has checkpoint.every = 0")
     return scenario, after
 
 
-def note_engine(folder: Path | None, engine: Mapping[str, Any]) -> None:
+def write_engine_state(folder: Path | None, engine: Mapping[str, Any]) -> None:
     """What an engine wants to find again although a run was stopped before its first checkpoint."""
     if folder is not None and engine:
-        write_whole(folder / ENGINE, json.dumps(engine) + "\n")
+        write_atomic(folder / ENGINE, json.dumps(engine) + "\n")
 
 
-def engine_of(folder: Path) -> dict[str, Any]:
+def read_engine_state(folder: Path) -> dict[str, Any]:
     """What `note_engine` wrote; nothing if it did not come to that."""
     path = folder / ENGINE
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found
 
 
-def refuse_finished(folder: Path) -> None:
+def check_unfinished(folder: Path) -> None:
     """ValueError for a run that came to its end."""
-    results = results_of(folder)
+    results = read_results(folder)
     if results is not None and results["status"] == "finished":
         raise ValueError(f"{folder}: has finished, and there is nothing to go on with; train anew to train longer")
 
 
-def refuse_unusable(folder: Path) -> None:
+def check_usable(folder: Path) -> None:
     """ValueError for a folder that holds something other than a run, or cannot be made."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is a file; a run needs a folder")
@@ -69,16 +69,16 @@ SCENARIO = "scenario.toml"
 POLICIES = "policies"
 
 
-def clients_of(folder: str | Path) -> list[str]:
+def read_client_names(folder: str | Path) -> list[str]:
     """Of a run folder."""
-    return [name for settings in scenario_of(Path(folder)).clients for name in settings.names]
+    return [name for settings in read_scenario(Path(folder)).clients for name in settings.names]
 
 
-def scenario_of(folder: Path) -> Scenario:
+def read_scenario(folder: Path) -> Scenario:
     """Of a run folder; ValueError if it is none."""
     if not (folder / SCENARIO).is_file():
         beside = [one.parent.name for one in folder.parent.glob(f"*/{SCENARIO}")]
-        close = words.nearest(folder.name, beside)
+        close = words.closest_match(folder.name, beside)
         cure = words.did_you_mean(str(folder.parent / close) if close else None)
         what = f"there is no {SCENARIO} in it" if folder.exists() else "there is no such folder"
         raise ValueError(f"{folder}: no run folder: {what}{cure}")

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from grpo_fed.policy.shared import commons_from, commons_of, forms_of
-from grpo_fed.runs.folder import ROUNDS, engine_of, scenario_of
+from grpo_fed.policy.shared import read_task_shapes, resolve_shared_blocks, resolve_shared_blocks_from_shapes
+from grpo_fed.runs.folder import ROUNDS, read_engine_state, read_scenario
 from grpo_fed.runs.records import RETURN
-from grpo_fed.runs.results import results_of
+from grpo_fed.runs.results import read_results
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml import text as words
 
@@ -28,7 +28,7 @@ EVALUATED = "eval/episodic_return"
 
 
 @dataclass(frozen=True)
-class Miss:
+class MissedRound:
     """A client without an answer."""
 
     round: int
@@ -91,7 +91,7 @@ class History:
     @cached_property
     def returns(self) -> np.ndarray:
         """[R, K]: of the training episodes; a client that finished none in a round still has its last one."""
-        return filled(self.each(RETURN))
+        return fill_forward(self.each(RETURN))
 
     @cached_property
     def before(self) -> np.ndarray:
@@ -117,9 +117,13 @@ class History:
         """
         if not self.federated:
             return {}
-        forms = forms_of(engine_of(self.folder))
+        forms = read_task_shapes(read_engine_state(self.folder))
         try:
-            groups = (commons_from(self.scenario, forms) if forms else commons_of(self.scenario)).groups
+            groups = (
+                resolve_shared_blocks_from_shapes(self.scenario, forms)
+                if forms
+                else resolve_shared_blocks(self.scenario)
+            ).groups
         except ValueError:  # a library that a task needs is not here
             left = [group for line in self.lines for one in line["clients"].values() for group in _groups(one)]
             return {group: group for group in dict.fromkeys([*self.blocks, *left])}
@@ -181,16 +185,16 @@ class History:
         return failed
 
     @cached_property
-    def missing(self) -> Mapping[str, tuple[Miss, ...]]:
+    def missing(self) -> Mapping[str, tuple[MissedRound, ...]]:
         """By client, when it had no answer; who always had one is not there."""
         if self.results is not None:
             told: Mapping[str, Any] = self.results.get("missing", {})
-            return {name: tuple(Miss(*one) for one in every) for name, every in told.items() if every}
-        found: dict[str, tuple[Miss, ...]] = {}
+            return {name: tuple(MissedRound(*one) for one in every) for name, every in told.items() if every}
+        found: dict[str, tuple[MissedRound, ...]] = {}
         for line in self.lines:
             for name, one in line["clients"].items():
                 if "failure" in one:
-                    found[name] = (*found.get(name, ()), Miss(line["round"], one["failure"], ""))
+                    found[name] = (*found.get(name, ()), MissedRound(line["round"], one["failure"], ""))
         return found
 
     def _result(self, key: str) -> np.ndarray:
@@ -198,15 +202,15 @@ class History:
         return np.array([_number(clients.get(name, {}).get(key)) for name in self.clients], np.float64)
 
 
-def history_of(folder: str | Path) -> History:
+def read_history(folder: str | Path) -> History:
     """Of a run folder; ValueError if it is none, or damaged."""
     folder = Path(folder)
-    scenario = scenario_of(folder)
+    scenario = read_scenario(folder)
     lines = _lines(folder / ROUNDS)
-    return History(folder, scenario, lines, results_of(folder))
+    return History(folder, scenario, lines, read_results(folder))
 
 
-def filled(values: np.ndarray) -> np.ndarray:
+def fill_forward(values: np.ndarray) -> np.ndarray:
     """[R, ...] with what was known last in the place of NaN."""
     known = np.where(np.isfinite(values), np.arange(len(values)).reshape(-1, *[1] * (values.ndim - 1)), -1)
     latest = np.maximum.accumulate(known, axis=0)
@@ -238,7 +242,7 @@ def _line(line: Any, before: int) -> Mapping[str, Any]:
             raise ValueError(f"client {name} has no metrics")
         for key, value in own.items():
             if key not in WORDS and value is not None and not isinstance(value, int | float):
-                raise ValueError(f"{f'{name}: ' if name else ''}{key} = {words.show(value)} is no number")
+                raise ValueError(f"{f'{name}: ' if name else ''}{key} = {words.short_toml(value)} is no number")
     return line
 
 

@@ -15,18 +15,18 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from grpo_fed.policy.base import Policy
-from grpo_fed.policy.make import policy_for
-from grpo_fed.rl.evaluation import Evaluation, Players, play
+from grpo_fed.policy.make import make_policy
+from grpo_fed.rl.evaluation import EvaluatedClients, Evaluation, evaluate
 from grpo_fed.rl.normalise import ObservationNormaliser
 from grpo_fed.rl.rng import client_seed
 from grpo_fed.rl.rollout import Actor
-from grpo_fed.rl.stacked_learner import Fleet
-from grpo_fed.runs.files import write_whole
-from grpo_fed.runs.folder import POLICIES, SCENARIO, scenario_of
+from grpo_fed.rl.stacked_learner import StackedLearner
+from grpo_fed.runs.files import write_atomic
+from grpo_fed.runs.folder import POLICIES, SCENARIO, read_scenario
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml import text as words
-from grpo_fed.tasks.envs import Actions, make_lanes, observer
-from grpo_fed.tasks.resolve import tasks_of
+from grpo_fed.tasks.envs import ActionConverter, make_client_envs, observation_flattener
+from grpo_fed.tasks.resolve import resolve_tasks
 from grpo_fed.tasks.task import Task
 
 NORMALISER = "normaliser:"
@@ -42,10 +42,10 @@ def save_policy(
         arrays[NORMALISER + name] = torch.from_numpy(np.array(value))
     (folder / POLICIES).mkdir(exist_ok=True)
     # one entry, for the order of several would be chance and the file not the same twice
-    write_whole(folder / POLICIES / f"{task.client}.safetensors", save(arrays, {"env": task.env}))
+    write_atomic(folder / POLICIES / f"{task.client}.safetensors", save(arrays, {"env": task.env}))
 
 
-def save_policies(folder: Path, fleet: Fleet) -> None:
+def save_policies(folder: Path, fleet: StackedLearner) -> None:
     """Those of a fleet as it is, but for those that diverged."""
     for client, parameters in enumerate(fleet.parameters):
         if bool(parameters.isfinite().all()):
@@ -85,12 +85,12 @@ class LoadedPolicy:
         """Play without learning; with the run's own seed and number of episodes, the run's own evaluation again."""
         settings = self.scenario
         squash, limit = settings.policy.squash, settings.rollout.episode_limit
-        lanes = make_lanes([self.task], settings.rollout.num_envs, squash, limit)
+        lanes = make_client_envs([self.task], settings.rollout.num_envs, squash, limit)
         seeds = [client_seed(settings.seed if seed is None else seed, self.task.client)]
-        players = Players([self.task.client], seeds, self.normaliser)
+        players = EvaluatedClients([self.task.client], seeds, self.normaliser)
         count = settings.evaluate.episodes if episodes is None else episodes
         try:
-            (played,) = play(self._actor, lanes, players, count, settings.evaluate.step_limit, deterministic)
+            (played,) = evaluate(self._actor, lanes, players, count, settings.evaluate.step_limit, deterministic)
         finally:
             lanes.close()
         return played
@@ -100,12 +100,12 @@ class LoadedPolicy:
         return Actor(self.policy, self.parameters)
 
     @cached_property
-    def _actions(self) -> Actions:
-        return Actions(self.task, self.scenario.policy.squash)
+    def _actions(self) -> ActionConverter:
+        return ActionConverter(self.task, self.scenario.policy.squash)
 
     @cached_property
     def _flat(self) -> Callable[[Any], np.ndarray]:
-        return observer(self.task)
+        return observation_flattener(self.task)
 
     def _seen(self, observation: Any) -> np.ndarray:
         """[D] float32; ValueError if it is no observation of the task's."""
@@ -124,9 +124,9 @@ class LoadedPolicy:
 def load_policy(folder: str | Path, client: str | None = None) -> LoadedPolicy:
     """The policy of a client from a run folder; the client may be left out where there is only one."""
     folder = Path(folder)
-    scenario = scenario_of(folder)
+    scenario = read_scenario(folder)
     task = _task(folder, scenario, client)
-    policy = policy_for(task, scenario.policy)
+    policy = make_policy(task, scenario.policy)
     path = folder / POLICIES / f"{task.client}.safetensors"
     arrays = _arrays(path)
     normaliser = None
@@ -156,8 +156,8 @@ def _task(folder: Path, scenario: Scenario, client: str | None) -> Task:
     for settings in scenario.clients:
         if client in settings.names:
             alone = scenario.model_copy(update={"clients": [settings]})
-            return next(task for task in tasks_of(alone) if task.client == client)
-    close = words.nearest(client, names)
+            return next(task for task in resolve_tasks(alone) if task.client == client)
+    close = words.closest_match(client, names)
     cure = words.did_you_mean(close) or f"; there are {words.shorten(', '.join(names))}"
     raise ValueError(f"{folder}: it has no client {client}{cure}")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, final
 
 from grpo_fed.runs import checkpoint
-from grpo_fed.runs.files import add_line, write_whole
-from grpo_fed.runs.folder import FAILURE, POLICIES, ROUNDS, SCENARIO, refuse_unusable
-from grpo_fed.runs.records import Failure, RoundNote, line_of
+from grpo_fed.runs.files import append_line, write_atomic
+from grpo_fed.runs.folder import FAILURE, POLICIES, ROUNDS, SCENARIO, check_usable
+from grpo_fed.runs.records import Failure, RoundRecord, record_to_line
 from grpo_fed.runs.results import RESULTS, ClientResult, Result, Status
 from grpo_fed.scenario.scenario import Scenario
 
@@ -29,13 +29,13 @@ class Journal:
     def open(cls, folder: Path | None, scenario: Scenario) -> Journal:
         """Make the folder; a run that was there goes."""
         if folder is not None:
-            refuse_unusable(folder)
+            check_usable(folder)
             folder.mkdir(parents=True, exist_ok=True)
             for old in [folder / RESULTS, folder / FAILURE, *(folder / POLICIES).glob("*.safetensors")]:
                 old.unlink(missing_ok=True)
             checkpoint.remove(folder)
-            write_whole(folder / ROUNDS, "")
-            write_whole(folder / SCENARIO, scenario.dumps())
+            write_atomic(folder / ROUNDS, "")
+            write_atomic(folder / SCENARIO, scenario.dumps())
         return cls(folder)
 
     @classmethod
@@ -45,19 +45,19 @@ class Journal:
             (folder / RESULTS).unlink(missing_ok=True)
             (folder / FAILURE).unlink(missing_ok=True)
             lines = (folder / ROUNDS).read_text(encoding="utf-8").splitlines(keepends=True)
-            write_whole(folder / ROUNDS, "".join(lines[:rounds]))
+            write_atomic(folder / ROUNDS, "".join(lines[:rounds]))
         return cls(folder)
 
-    def write(self, note: RoundNote) -> None:
+    def write(self, note: RoundRecord) -> None:
         """A line for a round that trained, on the disk before the round's checkpoint is."""
         if self.folder is not None and note.round > 0:
-            add_line(self.folder / ROUNDS, json.dumps(line_of(note), allow_nan=False), durable=True)
+            append_line(self.folder / ROUNDS, json.dumps(record_to_line(note), allow_nan=False), durable=True)
 
     def close(self, result: Result) -> None:
         """The results, last of all, so that who finds these finds all."""
         if self.folder is not None:
             document = json.dumps(result.document(), indent=2, allow_nan=False)
-            write_whole(self.folder / RESULTS, document + "\n")
+            write_atomic(self.folder / RESULTS, document + "\n")
 
 
 def status_of(error: BaseException | None) -> Status:
@@ -109,7 +109,7 @@ class Totals:
             setattr(self, name, kept[name])
         self.began = time.perf_counter() - kept["seconds"]
 
-    def add(self, note: RoundNote) -> None:
+    def add(self, note: RoundRecord) -> None:
         """One more round, or with number 0 what there was before."""
         self.rounds = note.round
         self.last = note.scores

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from grpo_fed.aggregation.proximity import Kept, KeptBlock
+from grpo_fed.aggregation.proximity import AcceptedBlock, AcceptedStep
 
 MB = 1e6
 RETURN, LENGTH = "charts/episodic_return", "charts/episodic_length"
 
 
 @dataclass(frozen=True)
-class ClientNote:
+class ClientRecord:
     """A client in a round."""
 
     client: str
@@ -45,10 +45,10 @@ class ClientNote:
 
 
 @dataclass(frozen=True)
-class ServerNote:
+class ServerRecord:
     """The server in a round."""
 
-    kept: Kept | None
+    kept: AcceptedStep | None
     """What became of the step; None in a round without a merge."""
     last_kl: Mapping[str, float]
     """KL of the last round's step as clients found it only now: `joint`, and each block alone; empty if unknown."""
@@ -63,7 +63,7 @@ class ServerNote:
 
 
 @dataclass(frozen=True)
-class RoundNote:
+class RoundRecord:
     """What happened in a round."""
 
     round: int
@@ -74,9 +74,9 @@ class RoundNote:
     """Of this round's training, and of the server's step."""
     env_steps: int
     """Of all clients, since the start."""
-    clients: Sequence[ClientNote]
+    clients: Sequence[ClientRecord]
     """Every client that there is anything to say of."""
-    server: ServerNote | None = None
+    server: ServerRecord | None = None
     """None where there is no federation."""
 
     @property
@@ -101,7 +101,7 @@ def interquartile_mean(scores: np.ndarray) -> float:
     return float(np.sort(scores)[cut : len(scores) - cut].mean())
 
 
-def apart(personal: Sequence[str], clusters: Mapping[str, int]) -> list[str]:
+def list_differences(personal: Sequence[str], clusters: Mapping[str, int]) -> list[str]:
     """What a client has apart from most others: groups of its own, and blocks that it shares in another cluster than 0,
     which is that of most weight.
     """
@@ -111,7 +111,7 @@ def apart(personal: Sequence[str], clusters: Mapping[str, int]) -> list[str]:
 # A line of rounds.jsonl ----------------------------------------------------------------------------------------------
 
 
-def line_of(note: RoundNote) -> dict[str, Any]:
+def record_to_line(note: RoundRecord) -> dict[str, Any]:
     """A round's metrics for the whole, and under the same names for each client; null where there is no number."""
     clients = {one.client: _metrics(one) for one in note.clients}
     scores = np.array(list(note.scores.values()))
@@ -125,12 +125,12 @@ def line_of(note: RoundNote) -> dict[str, Any]:
         "eval/score_min": float(scores.min()) if scores.size else None,
         **{name: _mean(metrics.get(name) for metrics in clients.values()) for name in names},
         **_tasks(note),
-        **({} if note.server is None else _dealings(note.server, note.clients)),
-        "clients": clients if note.server is None else {one.client: _member(one, clients) for one in note.clients},
+        **({} if note.server is None else _server_metrics(note.server, note.clients)),
+        "clients": clients if note.server is None else {one.client: _client_line(one, clients) for one in note.clients},
     }
 
 
-def _metrics(note: ClientNote) -> dict[str, float | None]:
+def _metrics(note: ClientRecord) -> dict[str, float | None]:
     """A client's own."""
     score = {"eval/episodic_return": note.score}
     if not note.steps:
@@ -139,7 +139,7 @@ def _metrics(note: ClientNote) -> dict[str, float | None]:
     return {**score, **{name: _number(value) for name, value in learned.items()}}
 
 
-def _tasks(note: RoundNote) -> dict[str, float | None]:
+def _tasks(note: RoundRecord) -> dict[str, float | None]:
     """For every entry of the scenario that has played, the mean over its clients."""
     scores: dict[str, list[float]] = {}
     for one in note.clients:
@@ -148,7 +148,7 @@ def _tasks(note: RoundNote) -> dict[str, float | None]:
     return {f"task/{task}": _mean(own) for task, own in scores.items()}
 
 
-def _dealings(server: ServerNote, clients: Sequence[ClientNote]) -> dict[str, Any]:
+def _server_metrics(server: ServerRecord, clients: Sequence[ClientRecord]) -> dict[str, Any]:
     """What the server did."""
     line: dict[str, Any] = {
         "fed/clients_ok": sum(one.steps > 0 and one.failure is None for one in clients),
@@ -176,7 +176,7 @@ def _dealings(server: ServerNote, clients: Sequence[ClientNote]) -> dict[str, An
     return line | ({"notes": list(server.notes)} if server.notes else {})
 
 
-def _member(note: ClientNote, metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
+def _client_line(note: ClientRecord, metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
     """A client's line in a federation."""
     line: dict[str, Any] = {**metrics[note.client], "fed/personal_groups": len(note.personal)}
     line |= {"personal_groups": list(note.personal)} if note.personal else {}
@@ -198,10 +198,10 @@ def _number(value: float | None) -> float | None:
 # To a checkpoint and back ---------------------------------------------------------------------------------------------
 
 
-def note_of(document: Mapping[str, Any]) -> RoundNote:
+def note_of(document: Mapping[str, Any]) -> RoundRecord:
     """A note from what JSON made of it."""
     server = document["server"]
-    return RoundNote(
+    return RoundRecord(
         **{
             **document,
             "clients": [_client_of(one) for one in document["clients"]],
@@ -210,22 +210,22 @@ def note_of(document: Mapping[str, Any]) -> RoundNote:
     )
 
 
-def kept_of(document: Mapping[str, Any] | None) -> Kept | None:
+def kept_of(document: Mapping[str, Any] | None) -> AcceptedStep | None:
     """A step from what JSON made of it."""
     if document is None:
         return None
-    blocks = tuple(KeptBlock(**block) for block in document["blocks"])
-    return Kept(**{**document, "blocks": blocks, "clients": tuple(document["clients"])})
+    blocks = tuple(AcceptedBlock(**block) for block in document["blocks"])
+    return AcceptedStep(**{**document, "blocks": blocks, "clients": tuple(document["clients"])})
 
 
-def _client_of(document: Mapping[str, Any]) -> ClientNote:
+def _client_of(document: Mapping[str, Any]) -> ClientRecord:
     failure = document["failure"]
     known = {"personal": tuple(document["personal"]), "failure": None if failure is None else Failure(**failure)}
-    return ClientNote(**{**document, **known})
+    return ClientRecord(**{**document, **known})
 
 
-def _server_of(document: Mapping[str, Any]) -> ServerNote:
-    return ServerNote(**{**document, "kept": kept_of(document["kept"]), "notes": tuple(document["notes"])})
+def _server_of(document: Mapping[str, Any]) -> ServerRecord:
+    return ServerRecord(**{**document, "kept": kept_of(document["kept"]), "notes": tuple(document["notes"])})
 
 
 @dataclass(frozen=True)

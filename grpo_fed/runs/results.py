@@ -103,7 +103,7 @@ class Result:
     @property
     def idle(self) -> tuple[str, ...]:
         """Clients that were asked and learned nothing."""
-        return idle_in(self.document())
+        return idle_clients(self.document())
 
     def document(self) -> dict[str, Any]:
         """As `results.json` has it."""
@@ -138,7 +138,7 @@ class Result:
         }
 
 
-def results_of(folder: Path) -> dict[str, Any] | None:
+def read_results(folder: Path) -> dict[str, Any] | None:
     """`results.json` of a run folder; None while there is none; ValueError if it is damaged."""
     path = folder / RESULTS
     if not path.is_file():
@@ -160,7 +160,7 @@ def results_of(folder: Path) -> dict[str, Any] | None:
     return found
 
 
-def idle_in(results: Mapping[str, Any]) -> tuple[str, ...]:
+def idle_clients(results: Mapping[str, Any]) -> tuple[str, ...]:
     """Of `results.json`, the clients that were asked to train and learned nothing; none where nobody was asked yet."""
     clients, missing = results["clients"], results.get("missing", {})
     if not results["rounds"]:

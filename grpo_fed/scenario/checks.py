@@ -9,7 +9,7 @@ from grpo_fed.scenario import methods, presets
 from grpo_fed.scenario import tables as rows
 from grpo_fed.scenario.defaults import is_complete
 from grpo_fed.scenario.settings import (
-    DISTANT,
+    RULES_WITH_THRESHOLD,
     ClientSettings,
     ObjectiveSettings,
     PenaltySettings,
@@ -18,7 +18,7 @@ from grpo_fed.scenario.settings import (
     TrustSettings,
 )
 from grpo_fed.scenario.toml import reading as read
-from grpo_fed.scenario.toml.lines import Path
+from grpo_fed.scenario.toml.lines import KeyPath
 from grpo_fed.scenario.toml.reading import Mistake
 
 if TYPE_CHECKING:
@@ -39,13 +39,13 @@ def contradictions(scenario: Scenario) -> Iterator[Mistake]:
     yield from _name_mistakes(scenario.clients)
 
 
-def _mistake(text: str, *keys: str | Path) -> Mistake:
+def _mistake(text: str, *keys: str | KeyPath) -> Mistake:
     """Between these keys. Where a preset or a method may have given one of them a value, its name is a key
     concerned as well.
     """
     paths = [tuple(key.split(".")) if isinstance(key, str) else key for key in keys]
-    named: list[Path] = [("objective", "preset")] if any(path in presets.KNOBS for path in paths) else []
-    named += [("method",)] if any(path in methods.KNOBS for path in paths) else []
+    named: list[KeyPath] = [("objective", "preset")] if any(path in presets.KEYS_OF_PRESETS for path in paths) else []
+    named += [("method",)] if any(path in methods.KEYS_OF_METHODS for path in paths) else []
     return Mistake((*paths, *named), text)
 
 
@@ -57,17 +57,17 @@ def _row_mistakes(scenario: Scenario) -> Iterator[Mistake]:
         return
     method, preset = scenario.method, scenario.objective.preset
     for path, name, find in (
-        (("method",), method, lambda: rows.find(method, methods.METHODS, methods.Method)),
-        (("objective", "preset"), preset, lambda: rows.find(preset, presets.PRESETS, presets.Preset)),
+        (("method",), method, lambda: rows.find_row(method, methods.METHODS, methods.Method)),
+        (("objective", "preset"), preset, lambda: rows.find_row(preset, presets.PRESETS, presets.Preset)),
     ):
-        row: rows.Row | None
+        row: rows.TableRow | None
         try:
             row = find()
         except ValueError as error:
             yield Mistake((path,), str(error))
         else:
-            values = row.values if row and rows.is_own(name) else {}
-            for fault in read.faults(model, values):
+            values = row.values if row and rows.is_import_path(name) else {}
+            for fault in read.section_errors(model, values):
                 yield Mistake((path,), fault)
             if "preset" in values.get("objective", {}) and path != ("method",):
                 text = "has objective.preset, its own name; build on the values of PRESETS instead"
@@ -189,10 +189,10 @@ def _penalty_mistakes(penalty: PenaltySettings) -> Iterator[Mistake]:
 
 def _federation_mistakes(scenario: Scenario) -> Iterator[Mistake]:
     rule, personal, stop = scenario.merge.rule, scenario.personal, scenario.stop
-    if scenario.merge.kwargs and not rows.is_own(rule):
+    if scenario.merge.kwargs and not rows.is_import_path(rule):
         text = f'these are arguments for a rule of your own, merge.rule = "module:function"; it is "{rule}"'
         yield _mistake(text, "merge.kwargs", "merge.rule")
-    if rule not in DISTANT and scenario.merge.blocks:
+    if rule not in RULES_WITH_THRESHOLD and scenario.merge.blocks:
         text = f'needs merge.rule = "huber" or "clusters"; it is "{rule}"'
         yield _mistake(text, "merge.blocks", "merge.rule")
     if personal.model and personal.first:
@@ -214,7 +214,7 @@ def _federation_mistakes(scenario: Scenario) -> Iterator[Mistake]:
 
 def _client_mistakes(clients: Sequence[ClientSettings]) -> Iterator[Mistake]:
     for number, client in enumerate(clients):
-        here: Path = ("clients", number)
+        here: KeyPath = ("clients", number)
         if client.spread and client.count < 2:
             text = "goes over the clients of count, which must be 2 or more"
             yield _mistake(text, (*here, "spread"), (*here, "count"))

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from grpo_fed.scenario.settings import (
-    DISTANT,
+    RULES_WITH_THRESHOLD,
     MergeSettings,
     ObjectiveSettings,
     RolloutSettings,
@@ -35,7 +35,10 @@ def default_merge_threshold(model: type[Section], tables: dict[str, Any]) -> dic
     of, merge = partial(value, ObjectiveSettings, "objective"), tables.get("merge", {})
     if not isinstance(merge, Mapping) or "threshold" in merge:
         return tables
-    if value(MergeSettings, "merge", "rule") not in DISTANT or (of("advantage"), of("step")) != ("gae", "adam"):
+    if value(MergeSettings, "merge", "rule") not in RULES_WITH_THRESHOLD or (of("advantage"), of("step")) != (
+        "gae",
+        "adam",
+    ):
         return tables
     counts = [of("epochs"), of("minibatches"), value(model, "", "steps")]
     counts += [value(RolloutSettings, "rollout", key) for key in ("num_envs", "horizon")]
@@ -60,7 +63,7 @@ def _rates(clients: Any) -> Iterator[Any]:
 
 def is_complete(model: type[Section], tables: Mapping[str, Collection[str]]) -> bool:
     """Whether every key is given, as in a resolved scenario: no row is asked for then, and none has to be at hand."""
-    sections = ((path, info) for path, info in read.knobs(model) if len(path) == 2 and path[0] != "clients")
+    sections = ((path, info) for path, info in read.all_keys(model) if len(path) == 2 and path[0] != "clients")
     return all(
         path[1] in tables.get(str(path[0]), ()) or info.default is None  # for which TOML may have no spelling
         for path, info in sections

@@ -79,21 +79,21 @@ NotNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Gt(0)]
 Size = Annotated[int, Gt(0), Le(65_536)]
-Many = Annotated[int, Gt(0), Le(1_000_000)]
+BoundedCount = Annotated[int, Gt(0), Le(1_000_000)]
 """Of what memory is made for at once: a figure too many in it is a mistake, and would fill the machine before anybody
 could say so."""
 _READ = BeforeValidator(lambda value: None if value == math.inf else value)
 _WRITTEN = PlainSerializer(lambda value: math.inf if value is None else value, return_type=float)
 Limit = Annotated[Positive | None, _READ, _WRITTEN]
 """None is no limit, `inf` in TOML."""
-Bound = Annotated[NotNegative | None, _READ, _WRITTEN]
+LimitOrZero = Annotated[NotNegative | None, _READ, _WRITTEN]
 """A limit that may be 0."""
 Name = Annotated[str, MaxLen(64), AfterValidator(_name)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
 ImportPath = Annotated[
     str, AfterValidator(_import_path), WithJsonSchema({"type": "string", "pattern": r"^[\w.]+:[\w.]+$"})
 ]
-Own = Annotated[ImportPath, Tag("own")]
+OwnPath = Annotated[ImportPath, Tag("own")]
 Named = Tag("named")
 NAMED_OR_OWN = Discriminator(_named_or_own)
 """For a choice of names, `Annotated[Literal[...], Named]`, or an import path to something of the user's, `Own`."""

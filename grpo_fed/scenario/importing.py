@@ -7,16 +7,16 @@ import operator
 from typing import Any
 
 
-def imported(path: str) -> Any:
+def import_object(path: str) -> Any:
     """What stands there; ValueError says why there is nothing, and what to do."""
     module, _, name = path.partition(":")
     try:
         return operator.attrgetter(name)(importlib.import_module(module))
     except Exception as error:
-        raise ValueError(f"cannot be imported: {said(error)}") from error
+        raise ValueError(f"cannot be imported: {describe_exception(error)}") from error
 
 
-def said(error: Exception) -> str:
+def describe_exception(error: Exception) -> str:
     """An exception in a sentence of ours."""
     cure = "; is it installed, or on PYTHONPATH?" if isinstance(error, ModuleNotFoundError) else ""
     return f"{type(error).__name__}: {error}{cure}"

@@ -113,7 +113,7 @@ METHODS: Mapping[str, Method] = {
 
 
 @dataclass(frozen=True)
-class Rule:
+class MergeRule:
     """A way to merge, as a scenario's `merge.rule` names it; `grpo_fed.aggregation.merge.RULES` has the functions."""
 
     name: str
@@ -126,41 +126,41 @@ class Rule:
     """When to take it, and what it costs."""
 
 
-MERGES: Mapping[str, Rule] = {
-    "mean": Rule(
+MERGE_RULES: Mapping[str, MergeRule] = {
+    "mean": MergeRule(
         "weighted mean", "McMahan et al. 2017, 1602.05629.", (), "Where all are alike. The memory of one model."
     ),
-    "huber": Rule(
+    "huber": MergeRule(
         "group lasso between clients",
         "Ours, after Yuan & Lin 2006 and Huber 1964.",
         ("threshold", "blocks", "refit"),
         "Where some may not fit: who lies further than the threshold leaves a group. The default.",
     ),
-    "fisher": Rule(
+    "fisher": MergeRule(
         "mean weighted by Fisher information",
         "Matena & Raffel 2022, 2111.09832.",
         (),
         "Where clients know unlike parts well. They send a diagonal too, twice the bytes. The memory of a few models.",
     ),
-    "median": Rule(
+    "median": MergeRule(
         "median of each parameter",
         "Yin et al. 2018, 1803.01498; here with weights.",
         (),
         "Where fewer than half of the weight may be hostile.",
     ),
-    "trimmed-mean": Rule(
+    "trimmed-mean": MergeRule(
         "mean of each parameter without its ends",
         "Yin et al. 2018, 1803.01498; here with weights.",
         ("fraction",),
         "Where up to that fraction of the weight may be hostile.",
     ),
-    "krum": Rule(
+    "krum": MergeRule(
         "mean of the clients nearest to their neighbours",
         "Blanchard et al. 2017, 1703.02757.",
         ("byzantine", "keep"),
         "Where whole clients are hostile, and there are at least two for each of them and three more.",
     ),
-    "clusters": Rule(
+    "clusters": MergeRule(
         "mean within learned clusters, for each block",
         "Sattler et al. 2019, 1910.01991; Rousseeuw 1987 for the silhouette.",
         ("structure", "most", "threshold", "blocks"),
@@ -168,22 +168,24 @@ MERGES: Mapping[str, Rule] = {
     ),
 }
 
-KNOBS = frozenset(
+KEYS_OF_METHODS = frozenset(
     (section, key) for method in METHODS.values() for section, values in method.values.items() for key in values
 )
 """The keys that some method gives a value to."""
 
 
-def apply(data: Mapping[str, Any], is_sound: Callable[[Values], bool] = lambda values: True) -> dict[str, Any]:
+def fill_from_method(
+    data: Mapping[str, Any], is_sound: Callable[[Values], bool] = lambda values: True
+) -> dict[str, Any]:
     """A scenario's tables with what its method says for the keys that they leave open; the rest as it is.
 
     What is not a table, or no method, is left for the models to complain about, and so is a method that is not sound.
     """
-    row = rows.known(data.get("method", DEFAULT), METHODS, Method)
-    return dict(data) if row is None or not is_sound(row.values) else rows.fill(data, row.values)
+    row = rows.find_row_or_none(data.get("method", DEFAULT), METHODS, Method)
+    return dict(data) if row is None or not is_sound(row.values) else rows.fill_missing(data, row.values)
 
 
-def make_way(data: dict[str, Any], overrides: Sequence[str]) -> None:
+def clear_replaced_method(data: dict[str, Any], overrides: Sequence[str]) -> None:
     """Take out of a file's tables what its own method's row or that of a method in the overrides speaks of.
 
     ValueError if the file's method cannot be imported: nobody knows then what it had to say.
@@ -195,10 +197,10 @@ def make_way(data: dict[str, Any], overrides: Sequence[str]) -> None:
         return
     before = data.get("method", DEFAULT)
     try:
-        row = rows.find(before, METHODS, Method)
+        row = rows.find_row(before, METHODS, Method)
     except ValueError as error:
         raise ValueError(f"method = {before}: {error}; its row says what makes way for {given[-1]}") from None
-    for one in (row, rows.known(given[-1], METHODS, Method)):
+    for one in (row, rows.find_row_or_none(given[-1], METHODS, Method)):
         for section, values in one.values.items() if one else ():
             if isinstance(data.get(section), dict):
                 data[section] = {key: value for key, value in data[section].items() if key not in values}

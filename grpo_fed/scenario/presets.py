@@ -249,13 +249,15 @@ PRESETS: Mapping[str, Preset] = {
     ),
 }
 
-KNOBS = frozenset(
+KEYS_OF_PRESETS = frozenset(
     (section, key) for preset in PRESETS.values() for section, values in preset.values.items() for key in values
 )
 """The keys that some preset gives a value to."""
 
 
-def apply(data: Mapping[str, Any], is_sound: Callable[[Values], bool] = lambda values: True) -> dict[str, Any]:
+def fill_from_preset(
+    data: Mapping[str, Any], is_sound: Callable[[Values], bool] = lambda values: True
+) -> dict[str, Any]:
     """A scenario's tables with what its preset says for the keys that they leave open; the rest as it is.
 
     What is not a table, or no preset, is left for the models to complain about, and so is a preset that is not sound.
@@ -263,5 +265,5 @@ def apply(data: Mapping[str, Any], is_sound: Callable[[Values], bool] = lambda v
     objective = data.get("objective", {})
     if not isinstance(objective, Mapping):
         return dict(data)
-    row = rows.known(objective.get("preset", DEFAULT), PRESETS, Preset)
-    return dict(data) if row is None or not is_sound(row.values) else rows.fill(data, row.values)
+    row = rows.find_row_or_none(objective.get("preset", DEFAULT), PRESETS, Preset)
+    return dict(data) if row is None or not is_sound(row.values) else rows.fill_missing(data, row.values)

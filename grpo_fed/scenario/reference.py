@@ -18,12 +18,12 @@ from typing import Annotated, Any
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
-from grpo_fed.scenario.methods import MERGES, METHODS, Method
+from grpo_fed.scenario.methods import MERGE_RULES, METHODS, Method
 from grpo_fed.scenario.presets import PRESETS, Preset
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.scenario.tables import said
+from grpo_fed.scenario.tables import as_toml_lines
 from grpo_fed.scenario.toml import text as words
-from grpo_fed.scenario.toml.reading import knobs, section_at
+from grpo_fed.scenario.toml.reading import all_keys, section_at
 
 Schema = Mapping[str, Any]
 
@@ -44,7 +44,7 @@ class Knob:
     doc: str
 
 
-def describe(model: type[BaseModel] = Scenario) -> list[Knob]:
+def list_knobs(model: type[BaseModel] = Scenario) -> list[Knob]:
     """All knobs, in the order in which a file has them."""
     return [
         Knob(
@@ -55,11 +55,11 @@ def describe(model: type[BaseModel] = Scenario) -> list[Knob]:
             ", ".join(_limits(shape)),
             " ".join((info.description or "").split()),
         )
-        for path, info in knobs(model)
+        for path, info in all_keys(model)
     ]
 
 
-def schema(model: type[BaseModel] = Scenario) -> dict[str, Any]:
+def json_schema(model: type[BaseModel] = Scenario) -> dict[str, Any]:
     """A JSON schema, by which editors complete and check a scenario as it is typed."""
     return {"$schema": "http://json-schema.org/draft-07/schema#", **_without_infinity(model.model_json_schema())}
 
@@ -71,17 +71,17 @@ def _without_infinity(shape: Any) -> Any:
     return [_without_infinity(value) for value in shape] if isinstance(shape, list) else shape
 
 
-def markdown(model: type[BaseModel] = Scenario) -> str:
+def knobs_markdown(model: type[BaseModel] = Scenario) -> str:
     """The reference of all knobs."""
     parts = [_HEAD]
-    for section, members in groupby(describe(model), key=lambda knob: knob.section):
+    for section, members in groupby(list_knobs(model), key=lambda knob: knob.section):
         parts.append(_section(model, section, list(members)))
     return "\n".join(parts)
 
 
-def methods() -> str:
+def methods_markdown() -> str:
     """The page of methods, presets and merge rules."""
-    keys = {knob.key: knob for knob in describe() if knob.section == "merge"}
+    keys = {knob.key: knob for knob in list_knobs() if knob.section == "merge"}
     rules = [
         (
             f"`{name}`",
@@ -89,7 +89,7 @@ def methods() -> str:
             "<br>".join(f"`merge.{key} = {keys[key].default}`" for key in rule.keys),
             rule.when,
         )
-        for name, rule in MERGES.items()
+        for name, rule in MERGE_RULES.items()
     ]
     table = _table(("`merge.rule =`", "is", "reads, by default", "take it"), rules)
     parts = (
@@ -156,7 +156,7 @@ def _rows(title: str, key: str, about: str, named: Mapping[str, Preset] | Mappin
         (
             f"`{name}`",
             f"{row.name}. {_linked(row.paper)}",
-            "<br>".join(f"`{one}`" for one in said(row.values)),
+            "<br>".join(f"`{one}`" for one in as_toml_lines(row.values)),
             row.when,
         )
         for name, row in named.items()
@@ -187,7 +187,7 @@ def _default(info: FieldInfo) -> str:
     if info.is_required():
         return ""
     value = TypeAdapter(_annotated(info)).dump_python(info.get_default(call_default_factory=True))
-    return "" if value is None else words.show(value)
+    return "" if value is None else words.short_toml(value)
 
 
 def _annotated(info: FieldInfo) -> Any:
@@ -198,9 +198,9 @@ def _annotated(info: FieldInfo) -> Any:
 def _type(shape: Schema) -> str:
     """Of a value, in words."""
     if "enum" in shape:
-        return " | ".join(words.show(choice) for choice in shape["enum"])
+        return " | ".join(words.short_toml(choice) for choice in shape["enum"])
     if "const" in shape:
-        return words.show(shape["const"])
+        return words.short_toml(shape["const"])
     if options := shape.get("anyOf") or shape.get("oneOf"):
         return " or ".join(_type(option) for option in options if option.get("type") != "null")
     if shape.get("type") == "array":
@@ -219,7 +219,7 @@ def _limits(shape: Schema) -> Iterator[str]:
     signs = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
     for word, sign in signs.items():
         if word in shape:
-            yield f"{sign} {words.show(shape[word])}"
+            yield f"{sign} {words.short_toml(shape[word])}"
     for word in ("anyOf", "oneOf"):
         for option in shape.get(word, ()):
             yield from _limits(option)
@@ -231,8 +231,8 @@ def _limits(shape: Schema) -> Iterator[str]:
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["--schema"]:
-            sys.stdout.write(json.dumps(schema(), indent=1, allow_nan=False) + "\n")
+            sys.stdout.write(json.dumps(json_schema(), indent=1, allow_nan=False) + "\n")
         case ["--methods"]:
-            sys.stdout.write(methods())
+            sys.stdout.write(methods_markdown())
         case _:
-            sys.stdout.write(markdown())
+            sys.stdout.write(knobs_markdown())

@@ -20,7 +20,7 @@ from grpo_fed.scenario import methods, presets
 from grpo_fed.scenario import tables as rows
 from grpo_fed.scenario.checks import contradictions
 from grpo_fed.scenario.defaults import default_merge_threshold, is_complete
-from grpo_fed.scenario.field_types import NAMED_OR_OWN, Count, Device, Name, Named, Own
+from grpo_fed.scenario.field_types import NAMED_OR_OWN, Count, Device, Name, Named, OwnPath
 from grpo_fed.scenario.settings import (
     CheckpointSettings,
     ClientSettings,
@@ -56,7 +56,7 @@ class Scenario(Section):
             ],
             Named,
         ]
-        | Own,
+        | OwnPath,
         NAMED_OR_OWN,
     ] = "grpo"
     """A row of the table in `methods.py`, or `module:NAME` for one of your own: what keys not given here take."""
@@ -88,12 +88,12 @@ class Scenario(Section):
     @classmethod
     def load(cls, path: str | FilePath, overrides: Sequence[str] = ()) -> Self:
         """From a TOML file, with `overrides` such as "objective.clip=0.3"; `read.ScenarioError` lists all mistakes."""
-        return read.load(cls, path, overrides, methods.make_way)
+        return read.load(cls, path, overrides, methods.clear_replaced_method)
 
     @classmethod
     def loads(cls, text: str, name: str = "scenario", overrides: Sequence[str] = ()) -> Self:
         """From a TOML text; `name` stands for the file in errors."""
-        return read.loads(cls, text, name, overrides, methods.make_way)
+        return read.loads(cls, text, name, overrides, methods.clear_replaced_method)
 
     def dumps(self) -> str:
         """Every value as TOML, the preset's too; `loads` makes an equal scenario of it."""
@@ -109,13 +109,15 @@ class Scenario(Section):
             return tables
 
         def is_sound(values: rows.Values) -> bool:
-            return not any(read.faults(cls, values))
+            return not any(read.section_errors(cls, values))
 
-        return default_merge_threshold(cls, presets.apply(methods.apply(tables, is_sound), is_sound))
+        return default_merge_threshold(
+            cls, presets.fill_from_preset(methods.fill_from_method(tables, is_sound), is_sound)
+        )
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
-        read.refuse(contradictions(self))
+        read.raise_mistakes(contradictions(self))
         return self
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from grpo_fed.scenario.field_types import (
     NAMED_OR_OWN,
     Arguments,
-    Bound,
+    BoundedCount,
     Count,
     Environment,
     Fraction,
@@ -21,17 +21,17 @@ from grpo_fed.scenario.field_types import (
     ImportPath,
     Indices,
     Limit,
-    Many,
+    LimitOrZero,
     Name,
     Named,
     NotNegative,
-    Own,
+    OwnPath,
     Pattern,
     Positive,
     Size,
 )
 
-DISTANT = ("huber", "clusters")
+RULES_WITH_THRESHOLD = ("huber", "clusters")
 """Rules to merge that look at how far clients lie from each other."""
 
 
@@ -78,9 +78,9 @@ class PolicySettings(Section):
 class RolloutSettings(Section):
     """How experience is collected between two updates."""
 
-    num_envs: Many = 8
+    num_envs: BoundedCount = 8
     """Copies of its task that a client steps side by side; with `advantage = "group"` the episodes of one update."""
-    horizon: Many = 128
+    horizon: BoundedCount = 128
     """Steps of each copy between two updates; with `advantage = "group"` one whole episode of each instead."""
     episode_limit: Annotated[int, Ge(0)] = 0
     """Cut an episode after so many steps, as a truncation; 0 leaves it to the task."""
@@ -102,7 +102,7 @@ class ObjectiveSettings(Section):
 
     preset: Annotated[
         Annotated[Literal["vpg", "a2c", "npg", "trpo", "ppo", "ppo-kl", "mdpo", "grpo", "dr-grpo", "rloo"], Named]
-        | Own,
+        | OwnPath,
         NAMED_OR_OWN,
     ] = "ppo"
     """A row of the table in `presets.py`, or `module:NAME` for one of your own: what keys not given here take."""
@@ -232,7 +232,7 @@ class MergeSettings(Section):
     """How the server makes one policy of what the clients send."""
 
     rule: Annotated[
-        Annotated[Literal["mean", "huber", "fisher", "median", "trimmed-mean", "krum", "clusters"], Named] | Own,
+        Annotated[Literal["mean", "huber", "fisher", "median", "trimmed-mean", "krum", "clusters"], Named] | OwnPath,
         NAMED_OR_OWN,
     ] = "huber"
     """A mean; the group lasso between clients, which lets a group leave where leaving pays; a mean by Fisher
@@ -241,12 +241,12 @@ class MergeSettings(Section):
     """Arguments for a rule of your own."""
     weights: Literal["steps", "episodes", "uniform", "progress"] = "steps"
     """What a client counts by: its steps, its finished episodes, all alike, or whether its return rises."""
-    threshold: Bound = 0.02
+    threshold: LimitOrZero = 0.02
     """With `rule = "huber"`: how far, as the root mean square of a parameter, a client's group may lie from the others
     before it departs; `inf` for never, which is `mean`; 0 for always, which is local learning. With `rule =
     "clusters"`: how far clusters lie from each other at the least, in the same measure. If it is not given, no less
     than two clients come apart by chance: learning_rate x sqrt(2 x Adam's steps in a round)."""
-    blocks: dict[Pattern, Bound] = {}
+    blocks: dict[Pattern, LimitOrZero] = {}
     """With `rule = "huber"` or `rule = "clusters"`: thresholds of their own, by pattern of blocks."""
     refit: bool = True
     """With `rule = "huber"`: once it is known who departs, the shared blocks are the mean of those who stay; `false`
@@ -269,11 +269,11 @@ class ProximitySettings(Section):
     mode: Literal["measured", "quadratic", "off"] = "measured"
     """Clients measure the KL of candidate steps on states that stay with them; a Fisher diagonal predicts it, which
     saves that trip; or the whole step."""
-    kl_block: Bound = 0.02
+    kl_block: LimitOrZero = 0.02
     """KL budget of each shared block moved alone; 0 moves nothing, `inf` is no limit."""
-    kl_joint: Bound = 0.05
+    kl_joint: LimitOrZero = 0.05
     """KL budget of all shared blocks moved together."""
-    blocks: dict[Pattern, Bound] = {}
+    blocks: dict[Pattern, LimitOrZero] = {}
     """Budgets of their own, by pattern of blocks."""
     over: Literal["mean", "worst"] = "mean"
     """The clients' KL that counts: their weighted mean, or the greatest."""
@@ -332,7 +332,7 @@ class ClientSettings(Section):
     """In metrics, files and errors; with `count` above 1 they are called name-0, name-1, ..."""
     env: Annotated[Environment, Field(examples=["CartPole-v1"])]
     """A gymnasium id, or `module:EnvId` to import the module first."""
-    count: Many = 1
+    count: BoundedCount = 1
     """How many."""
     kwargs: Arguments = {}
     """Arguments for the environment."""

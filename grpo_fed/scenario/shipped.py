@@ -20,16 +20,16 @@ class Shipped:
     """The comment at its top: what it shows and what to expect."""
 
 
-def shipped() -> list[Shipped]:
+def shipped_scenarios() -> list[Shipped]:
     """All of them, by name."""
     paths = sorted(_folder().glob("*.toml"))
     return [Shipped(path.stem, path, _header(path.read_text(encoding="utf-8"))) for path in paths]
 
 
-def find(scenario: str) -> Path:
+def find_scenario(scenario: str) -> Path:
     """The file that a user means by a path or by the name of a scenario that ships; ScenarioError if there is none."""
     here = Path(scenario)
-    names = {one.name: one.path for one in shipped()}
+    names = {one.name: one.path for one in shipped_scenarios()}
     if scenario in names:
         return names[scenario]
     if here.is_dir():
@@ -38,7 +38,7 @@ def find(scenario: str) -> Path:
         raise ScenarioError(f"{scenario}: is a folder; {cure}")
     if here.is_file() or here.suffix == ".toml" or len(here.parts) > 1:
         return here  # whether it is there, and what beside it was meant, is said when it is read
-    close = words.nearest(scenario, names)
+    close = words.closest_match(scenario, names)
     cure = words.did_you_mean(close) or "; a path ends in .toml, and `grpo-fed list` names those that ship"
     raise ScenarioError(f"{scenario}: no scenario of this name ships{cure}")
 

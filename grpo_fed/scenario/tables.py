@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar
 
-from grpo_fed.scenario.importing import imported
+from grpo_fed.scenario.importing import import_object
 from grpo_fed.scenario.toml import text as words
 
 Values = Mapping[str, Mapping[str, Any]]
 """Section -> key -> value."""
 
 
-class Row(Protocol):
+class TableRow(Protocol):
     """What a table has many of."""
 
     @property
@@ -28,44 +28,44 @@ class Row(Protocol):
         """What it says for keys that a scenario leaves open."""
 
 
-AnyRow = TypeVar("AnyRow", bound=Row)
+AnyRow = TypeVar("AnyRow", bound=TableRow)
 
 
-def is_own(name: object) -> bool:
+def is_import_path(name: object) -> bool:
     """Whether it is a user's, by an import path."""
     return isinstance(name, str) and ":" in name
 
 
-def find(name: object, table: Mapping[str, AnyRow], kind: type[AnyRow]) -> AnyRow | None:
+def find_row(name: object, table: Mapping[str, AnyRow], kind: type[AnyRow]) -> AnyRow | None:
     """The row of this name; None for what names none. ValueError for an import path that leads to no such row."""
     if not isinstance(name, str):
         return None
-    if not is_own(name):
+    if not is_import_path(name):
         return table.get(name)
-    row = imported(name)
+    row = import_object(name)
     if not isinstance(row, kind):
         raise ValueError(f"is a {type(row).__name__}; it must be a {kind.__module__}.{kind.__name__}")
     return row
 
 
-def known(name: object, table: Mapping[str, AnyRow], kind: type[AnyRow]) -> AnyRow | None:
+def find_row_or_none(name: object, table: Mapping[str, AnyRow], kind: type[AnyRow]) -> AnyRow | None:
     """As `find`; None too for a row that cannot be imported here."""
     try:
-        return find(name, table, kind)
+        return find_row(name, table, kind)
     except ValueError:
         return None
 
 
-def fill(data: Mapping[str, Any], values: Values) -> dict[str, Any]:
+def fill_missing(data: Mapping[str, Any], values: Values) -> dict[str, Any]:
     """A scenario's tables with these values for the keys that they leave open; what is not a table stays as it is."""
     tables = {section: data.get(section, {}) for section in values}
     return {**data, **{key: {**values[key], **given} for key, given in tables.items() if isinstance(given, Mapping)}}
 
 
-def said(values: Values) -> list[str]:
+def as_toml_lines(values: Values) -> list[str]:
     """As a scenario would have them, `section.key = value`; None is no limit."""
     return [
-        f"{section}.{key} = {'inf' if value is None else words.show(value)}"
+        f"{section}.{key} = {'inf' if value is None else words.short_toml(value)}"
         for section, keys in values.items()
         for key, value in keys.items()
     ]

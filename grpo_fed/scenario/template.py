@@ -109,7 +109,7 @@ class Residual(nn.Module):
 '''
 
 
-def begin(folder: Path) -> list[Path]:
+def create_project(folder: Path) -> list[Path]:
     """Make it; the files. ScenarioError where there is something already, which is left as it is."""
     if folder.exists() and not folder.is_dir():
         raise ScenarioError(f"{folder}: is a file; name a folder that is not there yet")

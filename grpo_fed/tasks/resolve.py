@@ -11,30 +11,29 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces.utils import flatdim
 
-import grpo_fed.tasks.families  # noqa: F401, importing it registers `grpo_fed/CartPole-v1` and its like
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import ClientSettings
-from grpo_fed.tasks.gym import find_env_spec, make_env, make_vector, spec_of
-from grpo_fed.tasks.task import Action, NotHere, Recipe, Space, Task
+from grpo_fed.tasks.gym import find_env_spec, find_registered_spec, make_env, make_vector_env
+from grpo_fed.tasks.task import ActionSpec, EnvConfig, MissingPackageError, Space, Task
 
 # From the scenario to tasks ------------------------------------------------------------------------------------------
 
 
-def tasks_of(scenario: Scenario) -> list[Task]:
+def resolve_tasks(scenario: Scenario) -> list[Task]:
     """All clients' tasks, in the scenario's order; ValueError lists what is wrong with every entry of `clients`."""
     tasks, mistakes = _found(scenario)
     _refuse(mistakes)
     return tasks
 
 
-def tasks_here(scenario: Scenario) -> list[Task]:
+def resolve_available_tasks(scenario: Scenario) -> list[Task]:
     """Those whose libraries are on this machine; ValueError for what is wrong with them."""
     tasks, mistakes = _found(scenario)
-    _refuse([mistake for mistake in mistakes if not isinstance(mistake, NotHere)])
+    _refuse([mistake for mistake in mistakes if not isinstance(mistake, MissingPackageError)])
     return tasks
 
 
-def task_of(scenario: Scenario, client: str) -> Task:
+def resolve_task(scenario: Scenario, client: str) -> Task:
     """One client's; nothing is asked of the others' environments."""
     (settings,) = (settings for settings in scenario.clients if client in settings.names)
     (task,) = _tasks(settings, scenario, client)
@@ -56,7 +55,9 @@ def _found(scenario: Scenario) -> tuple[list[Task], list[ValueError]]:
 def _refuse(mistakes: Sequence[ValueError]) -> None:
     """All of them in one."""
     if mistakes:
-        kind = NotHere if all(isinstance(mistake, NotHere) for mistake in mistakes) else ValueError
+        kind = (
+            MissingPackageError if all(isinstance(mistake, MissingPackageError) for mistake in mistakes) else ValueError
+        )
         raise kind("\n".join(map(str, mistakes)))
 
 
@@ -67,8 +68,8 @@ def _tasks(settings: ClientSettings, scenario: Scenario, only: str | None = None
         if only not in (None, client):
             continue
         kwargs = {**settings.kwargs, **_spread(settings, number)}
-        limit = _limit(client, spec_of(client, settings.env), kwargs)
-        recipe = Recipe(client, settings.env, kwargs, tuple(settings.wrappers), limit)
+        limit = _limit(client, find_registered_spec(client, settings.env), kwargs)
+        recipe = EnvConfig(client, settings.env, kwargs, tuple(settings.wrappers), limit)
         if seen is None or settings.spread:
             seen = _spaces(recipe)
         where = f"client {client}: {settings.env}"
@@ -106,10 +107,10 @@ def _limit(client: str, spec: EnvSpec, kwargs: dict[str, Any]) -> int:
     return limit
 
 
-def _spaces(recipe: Recipe) -> tuple[Space, Space]:
+def _spaces(recipe: EnvConfig) -> tuple[Space, Space]:
     """Make one copy, see what it observes and does, and close it."""
     if find_env_spec(recipe).entry_point is None:
-        vector = make_vector(recipe, 1, recipe.episode_limit)
+        vector = make_vector_env(recipe, 1, recipe.episode_limit)
         vector.close()
         return vector.single_observation_space, vector.single_action_space
     env = make_env(recipe)
@@ -146,31 +147,31 @@ def _unflattenable(space: Space) -> Iterator[Space]:
             yield from _unflattenable(inner)
 
 
-def _action(where: str, space: Space) -> Action:
+def _action(where: str, space: Space) -> ActionSpec:
     """What actions of a space are; ValueError for a space that no policy of ours has actions for."""
     match space:
         case spaces.Discrete():
-            return Action("categorical", (int(space.n),), (int(space.start),))
+            return ActionSpec("categorical", (int(space.n),), (int(space.start),))
         case spaces.MultiDiscrete() if space.nvec.size:
             sizes, start = space.nvec.ravel().tolist(), space.start.ravel().tolist()
-            return Action("multi-categorical", tuple(sizes), tuple(start))
+            return ActionSpec("multi-categorical", tuple(sizes), tuple(start))
         case spaces.MultiBinary() if math.prod(space.shape):
             components = math.prod(space.shape)
-            return Action("multi-categorical", (2,) * components, (0,) * components)
+            return ActionSpec("multi-categorical", (2,) * components, (0,) * components)
         case spaces.Box() if math.prod(space.shape):
             low = np.where(space.bounded_below, space.low, -np.inf).ravel().tolist()
             high = np.where(space.bounded_above, space.high, np.inf).ravel().tolist()
-            return Action("gaussian", (math.prod(space.shape),), (), tuple(low), tuple(high))
+            return ActionSpec("gaussian", (math.prod(space.shape),), (), tuple(low), tuple(high))
     raise ValueError(
         f"{where}: no policy has actions for {space}; put a wrapper around it that makes a Discrete, MultiDiscrete,"
         " MultiBinary or Box"
     )
 
 
-def tasks_by_fleet(scenario: Scenario) -> list[list[Task]]:
+def group_by_policy_shape(scenario: Scenario) -> list[list[Task]]:
     """Of each fleet its clients' tasks."""
     fleets: list[list[Task]] = []
-    for task in tasks_of(scenario):
+    for task in resolve_tasks(scenario):
         alike = next((tasks for tasks in fleets if _alike(task, tasks[0], scenario.policy.module is not None)), None)
         if alike is None:
             fleets.append([task])

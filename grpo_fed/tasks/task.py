@@ -9,31 +9,29 @@ from typing import Any, Literal, TypeAlias, get_args
 import gymnasium
 from gymnasium.vector import VectorEnv
 
-import grpo_fed.tasks.families  # noqa: F401, importing it registers `grpo_fed/CartPole-v1` and its like
-
 Env: TypeAlias = gymnasium.Env[Any, Any]
 Vector: TypeAlias = VectorEnv[Any, Any, Any]
 Space: TypeAlias = gymnasium.Space[Any]
 
-ENDLESS = 2**31 - 1
+NO_STEP_LIMIT = 2**31 - 1
 """Steps of an episode that nothing cuts, for what wants a number."""
 
 
-Kind: TypeAlias = Literal["categorical", "multi-categorical", "gaussian"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+ActionKind: TypeAlias = Literal["categorical", "multi-categorical", "gaussian"]
+ACTION_KINDS: tuple[ActionKind, ...] = get_args(ActionKind)
 
 
-class NotHere(ValueError):
+class MissingPackageError(ValueError):
     """A task cannot be made, because a library that it needs is not on this machine; it may be on the client's."""
 
 
 @dataclass(frozen=True)
-class Form:
+class TaskShape:
     """What whoever cannot make a task must know of it to know its policy."""
 
     observation_size: int
     """D: entries of a flattened observation."""
-    kind: Kind
+    kind: ActionKind
     """Of its actions."""
     sizes: tuple[int, ...]
     """Of its actions."""
@@ -42,10 +40,10 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Action:
+class ActionSpec:
     """What an action of a task is, whatever the shape that its environment wants it in."""
 
-    kind: Kind
+    kind: ActionKind
     """One choice, several choices, or real numbers."""
     sizes: tuple[int, ...]
     """How many there are to choose from, for each choice; or (A,) for A real numbers."""
@@ -63,7 +61,7 @@ class Action:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class EnvConfig:
     """What it takes to make a client's environment."""
 
     client: str
@@ -79,12 +77,12 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Task(Recipe):
+class Task(EnvConfig):
     """One client's environment with what it is like, and how the client learns there."""
 
     observation_size: int
     """D: entries of a flattened observation."""
-    action: Action
+    action: ActionSpec
     observation_space: Space
     action_space: Space
     learning_rate: float
@@ -99,9 +97,9 @@ class Task(Recipe):
         return self.observation_size, self.action.kind, self.action.sizes
 
     @property
-    def form(self) -> Form:
+    def shape(self) -> TaskShape:
         """What others must know of it."""
-        return Form(self.observation_size, self.action.kind, self.action.sizes, self.episode_limit)
+        return TaskShape(self.observation_size, self.action.kind, self.action.sizes, self.episode_limit)
 
 
 class TaskError(RuntimeError):

@@ -53,8 +53,6 @@ def _model(env: Env) -> Any:
     return model
 
 
-
-
 @final
 class Seeded(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Hands the seed of `reset` to the environment's own method `seed` first."""

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from grpo_fed.aggregation.merge.averages import StreamingFisher, StreamingMean, fisher, mean, merged
+from grpo_fed.aggregation.merge.averages import StreamingFisher, StreamingMean, fisher, mean, merge_without_departures
 from grpo_fed.aggregation.merge.clustering import clusters
 from grpo_fed.aggregation.merge.group_lasso import huber
 from grpo_fed.aggregation.merge.records import Clusters, Merged, Replies, Reply
 from grpo_fed.aggregation.merge.robust import krum, median, trimmed_mean
-from grpo_fed.aggregation.merge.weights import Effort, Weighting, weight
+from grpo_fed.aggregation.merge.weights import ClientWork, Weighting, weight
 
 __all__ = [
     "RULES",
     "Clusters",
-    "Effort",
+    "ClientWork",
     "Merged",
     "Replies",
     "Reply",
@@ -32,7 +32,7 @@ __all__ = [
     "krum",
     "mean",
     "median",
-    "merged",
+    "merge_without_departures",
     "trimmed_mean",
     "weight",
 ]

@@ -76,7 +76,7 @@ class StreamingFisher:
 
 def mean(replies: Replies, shared: Tensor, groups: Groups) -> Merged:
     """The weighted mean; the shared vector [P] as it is if nobody has a weight."""
-    return merged(replies, mean_of(replies.all, shared), groups)
+    return merge_without_departures(replies, weighted_mean(replies.all, shared), groups)
 
 
 def fisher(replies: Replies, shared: Tensor, groups: Groups) -> Merged:
@@ -86,16 +86,16 @@ def fisher(replies: Replies, shared: Tensor, groups: Groups) -> Merged:
         assert reply.fisher is not None, f"{reply.client} sent no Fisher diagonal"
         stream.add(reply.point, reply.weight, reply.fisher)
     point = stream.result()
-    return merged(replies, shared.clone() if point is None else point, groups)
+    return merge_without_departures(replies, shared.clone() if point is None else point, groups)
 
 
-def mean_of(replies: Iterable[Reply], shared: Tensor) -> Tensor:
+def weighted_mean(replies: Iterable[Reply], shared: Tensor) -> Tensor:
     """[P] float32: their weighted mean, or the shared vector if there is none."""
-    point = stream_of(replies).result()
+    point = accumulate_mean(replies).result()
     return shared.clone() if point is None else point
 
 
-def stream_of(replies: Iterable[Reply]) -> StreamingMean:
+def accumulate_mean(replies: Iterable[Reply]) -> StreamingMean:
     """With these added, in their order."""
     stream = StreamingMean()
     for reply in replies:
@@ -103,7 +103,7 @@ def stream_of(replies: Iterable[Reply]) -> StreamingMean:
     return stream
 
 
-def merged(replies: Replies, point: Tensor, groups: Groups, notes: tuple[str, ...] = ()) -> Merged:
+def merge_without_departures(replies: Replies, point: Tensor, groups: Groups, notes: tuple[str, ...] = ()) -> Merged:
     """The record of a merge that nobody departs from."""
     away = distances([reply.point for reply in replies.all], point, groups)
     return Merged(replies.clients, point, torch.zeros_like(away, dtype=torch.bool), away.float(), notes=notes)

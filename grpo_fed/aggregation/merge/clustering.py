@@ -14,9 +14,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from grpo_fed.aggregation.merge.averages import mean_of
+from grpo_fed.aggregation.merge.averages import weighted_mean
 from grpo_fed.aggregation.merge.distances import distances, squared_distances
-from grpo_fed.aggregation.merge.group_lasso import limits
+from grpo_fed.aggregation.merge.group_lasso import group_thresholds
 from grpo_fed.aggregation.merge.records import Clusters, Merged, Replies, Reply
 from grpo_fed.policy.groups import Groups
 
@@ -38,8 +38,8 @@ def clusters(
     there is nothing else to tell how far far is. One without weight changes nothing and joins what is nearest.
     """
     whole, heard = groups.outer, replies.heard
-    everybody = mean_of(heard, shared)
-    least = limits(whole, threshold, blocks).tolist()
+    everybody = weighted_mean(heard, shared)
+    least = group_thresholds(whole, threshold, blocks).tolist()
     found = [_of_block(heard, shared, groups, number, structure, most, least[number]) for number in range(len(least))]
     points = everybody.repeat(max((len(parts) for parts in found), default=1), 1)
     for number, parts in enumerate(found):
@@ -64,7 +64,7 @@ def _of_block(
     columns = (groups.outer.ids == number).nonzero().squeeze(1)
     apart = squared_distances([reply.point for reply in heard], shared, columns).sqrt()
     parts: dict[int, list[Reply]] = {}
-    for reply, label in zip(heard, divide(apart, structure, most, least).tolist(), strict=True):
+    for reply, label in zip(heard, cluster_clients(apart, structure, most, least).tolist(), strict=True):
         parts.setdefault(label, []).append(reply)
     return sorted(parts.values(), key=lambda part: -sum(reply.weight for reply in part))
 
@@ -72,7 +72,7 @@ def _of_block(
 def _mean_there(part: Sequence[Reply], columns: Tensor) -> Tensor:
     """[n]: the mean of some of the columns."""
     there = [Reply(reply.client, reply.point[columns], reply.weight) for reply in part]
-    return mean_of(there, there[0].point)
+    return weighted_mean(there, there[0].point)
 
 
 def _members(replies: Replies, found: Sequence[Sequence[Sequence[Reply]]], away: Tensor, groups: Groups) -> Tensor:
@@ -87,7 +87,7 @@ def _members(replies: Replies, found: Sequence[Sequence[Sequence[Reply]]], away:
     return members
 
 
-def divide(distances: Tensor, structure: float, most: int, least: float = 0.0) -> Tensor:
+def cluster_clients(distances: Tensor, structure: float, most: int, least: float = 0.0) -> Tensor:
     """Clients by their distances [K, K] -> the number of the cluster of each, [K] int64, in no special order.
 
     `least`: every two clusters are further from each other than this, as the mean over their pairs of clients.

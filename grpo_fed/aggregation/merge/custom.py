@@ -13,10 +13,10 @@ from grpo_fed.aggregation.merge import (
     Clusters,
     Merged,
     Replies,
-    merged,
+    merge_without_departures,
 )
 from grpo_fed.policy.groups import Groups
-from grpo_fed.scenario.importing import imported
+from grpo_fed.scenario.importing import import_object
 from grpo_fed.scenario.settings import MergeSettings
 
 
@@ -24,7 +24,7 @@ def custom_rule(settings: MergeSettings) -> Callable[..., Merged]:
     """A rule of the user's, whose answer is looked at before anybody uses it."""
     where = f"merge.rule = {settings.rule}"
     try:
-        rule = imported(settings.rule)
+        rule = import_object(settings.rule)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     if not callable(rule):
@@ -40,17 +40,17 @@ def custom_rule(settings: MergeSettings) -> Callable[..., Merged]:
             said = rule(replies, shared, groups, **settings.kwargs)
         except Exception as error:
             raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
-        wrong = _wrong(said, replies, shared, groups)
+        wrong = _problem(said, replies, shared, groups)
         if wrong:
             raise ValueError(f"{where}: {wrong}")
         if not isinstance(said, Merged):  # a rule by which nobody departs may say where the blocks should go alone
-            said = merged(replies, said, groups)
+            said = merge_without_departures(replies, said, groups)
         return replace(said, point=said.point.to(shared.dtype))
 
     return merge
 
 
-def _wrong(found: object, replies: Replies, shared: Tensor, groups: Groups) -> str:
+def _problem(found: object, replies: Replies, shared: Tensor, groups: Groups) -> str:
     """What does not fit in a rule's answer; empty if all does."""
     point = found.point if isinstance(found, Merged) else found
     if not isinstance(point, Tensor):
@@ -67,11 +67,11 @@ def _wrong(found: object, replies: Replies, shared: Tensor, groups: Groups) -> s
     if found.departed.shape != wanted or found.departed.dtype != torch.bool:
         return f"says who departed as {found.departed.dtype} of shape {tuple(found.departed.shape)}; bool {wanted} fits"
     if found.clusters is not None:
-        return _wrong_clusters(found.clusters, len(replies.all), shared, groups)
+        return _cluster_problem(found.clusters, len(replies.all), shared, groups)
     return ""
 
 
-def _wrong_clusters(found: Clusters, clients: int, shared: Tensor, groups: Groups) -> str:
+def _cluster_problem(found: Clusters, clients: int, shared: Tensor, groups: Groups) -> str:
     wanted = clients, len(groups.outer.names)
     if found.blocks != groups.outer.names:
         return f"has clusters of the blocks {', '.join(found.blocks)}; they must be {', '.join(groups.outer.names)}"

@@ -39,7 +39,7 @@ def distances(points: Sequence[Tensor], centre: Tensor, groups: Groups) -> Tenso
 
 
 @dataclass(frozen=True, eq=False)
-class Runs:
+class ColumnRuns:
     """Runs of columns, equally long and side by side, each of them in one group."""
 
     start: int
@@ -56,7 +56,7 @@ class Runs:
         return part if self.length == 1 else part.view(len(values), -1, self.length).sum(2)
 
 
-def members(groups: Groups, wanted: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+def columns_of_groups(groups: Groups, wanted: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
     """These groups by their size: g of them [g] and their columns [g, n], int64 each."""
     order, sizes = _ordered(groups)
     starts = sizes.cumsum(0) - sizes
@@ -102,16 +102,16 @@ def _ordered(groups: Groups) -> tuple[Tensor, Tensor]:
 
 
 @lru_cache(maxsize=8)
-def _runs(groups: Groups) -> list[Runs]:
+def _runs(groups: Groups) -> list[ColumnRuns]:
     """All columns; the same in every round."""
     places, size = groups.places, groups.places.numel()
     starts = _changes(places)
     lengths = torch.diff(starts, append=starts.new_tensor([size]))
     firsts = _changes(lengths).tolist()
     if len(firsts) > SCATTERED:
-        return [Runs(0, 1, places)]
+        return [ColumnRuns(0, 1, places)]
     return [
-        Runs(int(starts[first]), int(lengths[first]), places[starts[first:stop]])
+        ColumnRuns(int(starts[first]), int(lengths[first]), places[starts[first:stop]])
         for first, stop in zip(firsts, [*firsts[1:], len(starts)], strict=True)
     ]
 

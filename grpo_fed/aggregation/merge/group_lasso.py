@@ -25,11 +25,11 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from grpo_fed.aggregation.merge.averages import StreamingMean, mean_of, stream_of
-from grpo_fed.aggregation.merge.distances import distances, members, offsets, products
+from grpo_fed.aggregation.merge.averages import StreamingMean, accumulate_mean, weighted_mean
+from grpo_fed.aggregation.merge.distances import columns_of_groups, distances, offsets, products
 from grpo_fed.aggregation.merge.records import Merged, Replies, Reply
 from grpo_fed.policy.groups import Groups
-from grpo_fed.policy.patterns import takes
+from grpo_fed.policy.patterns import match_names
 from grpo_fed.scenario.toml import text as words
 
 ITERATIONS = 1000
@@ -54,10 +54,10 @@ def huber(
 
     With a threshold of infinity it is `mean` bit for bit. With 0 everybody departs and the shared vector [P] stays.
     """
-    tau = limits(groups, threshold, blocks)
+    tau = group_thresholds(groups, threshold, blocks)
     points, heard = [reply.point for reply in replies.all], replies.heard
     loud = torch.tensor([reply.weight > 0 for reply in replies.all], dtype=torch.bool, device=shared.device)
-    everybody = stream_of(heard)
+    everybody = accumulate_mean(heard)
     mean = everybody.result()
     point = _where(groups, tau == 0, shared, shared if mean is None else mean)
     away = distances(points, point, groups)
@@ -68,22 +68,22 @@ def huber(
         out = (away[loud] > tau) & (tau > 0) & ~apart.unsqueeze(1)
         if not out.any():
             break
-        apart = apart | (out.any(1) if apart.any() else _farthest(away[loud], out))
+        apart = apart | (out.any(1) if apart.any() else _first_to_remove(away[loud], out))
         moved |= out.any(0)
         alone = list(compress(heard, apart.tolist()))
         crowd = everybody.without(alone)
         if crowd.weight < everybody.weight / 2 or bool((away[loud] > ABSURD * tau)[:, tau > 0].any()):
-            crowd = stream_of(compress(heard, (~apart).tolist()))
-        point = _settled(alone, crowd, shared, point, groups, torch.where(moved, tau, torch.inf))
+            crowd = accumulate_mean(compress(heard, (~apart).tolist()))
+        point = _solve_location(alone, crowd, shared, point, groups, torch.where(moved, tau, torch.inf))
         away = distances(points, point, groups)
     departed = (away > tau) | (tau == 0)
     if refit and departed.any():
-        point = _refitted(heard, departed[loud], point, groups)
+        point = _mean_of_remaining(heard, departed[loud], point, groups)
         away = distances(points, point, groups)
     return Merged(replies.clients, point, departed, away.float())
 
 
-def _refitted(heard: Sequence[Reply], departed: Tensor, point: Tensor, groups: Groups) -> Tensor:
+def _mean_of_remaining(heard: Sequence[Reply], departed: Tensor, point: Tensor, groups: Groups) -> Tensor:
     """The point [P] with the mean of those who stay, wherever some depart [H, G] and others do not."""
     torn = (departed.any(0) & ~departed.all(0)).nonzero().squeeze(1)
     if not torn.numel():
@@ -95,7 +95,7 @@ def _refitted(heard: Sequence[Reply], departed: Tensor, point: Tensor, groups: G
     for number, gone in enumerate(patterns.tolist()):  # groups that the same clients leave, at once
         columns = (kind_of[groups.places] == number).nonzero().squeeze(1)
         staying = (Reply(reply.client, reply.point[columns], reply.weight) for reply in compress(heard, _others(gone)))
-        refitted[columns] = mean_of(staying, point[columns])
+        refitted[columns] = weighted_mean(staying, point[columns])
     return refitted
 
 
@@ -103,7 +103,7 @@ def _others(chosen: Sequence[bool]) -> list[bool]:
     return [not one for one in chosen]
 
 
-def limits(groups: Groups, threshold: float, blocks: Mapping[str, float]) -> Tensor:
+def group_thresholds(groups: Groups, threshold: float, blocks: Mapping[str, float]) -> Tensor:
     """tau_g [G] float64: sqrt(n_g) times the threshold of the group's block.
 
     A threshold is the root mean square deviation of a parameter. `blocks` has, by pattern, those of blocks (a critic's)
@@ -112,16 +112,16 @@ def limits(groups: Groups, threshold: float, blocks: Mapping[str, float]) -> Ten
     of = dict.fromkeys(groups.outer.names, threshold)
     taker: dict[str, str] = {}
     for pattern, own in blocks.items():
-        for name in takes(pattern, groups.outer.names, "merge.blocks", "block"):
+        for name in match_names(pattern, groups.outer.names, "merge.blocks", "block"):
             if name in taker:
-                both = f"merge.blocks: {words.show(taker[name])} and {words.show(pattern)} both take {words.show(name)}"
+                both = f"merge.blocks: {words.short_toml(taker[name])} and {words.short_toml(pattern)} both take {words.short_toml(name)}"
                 raise ValueError(f"{both}; narrow one of the patterns")
             taker[name], of[name] = pattern, own
     assert all(value >= 0 for value in of.values()), f"a threshold below 0: {of}"
     return groups.roots.new_tensor([of[block] for block in groups.blocks]) * groups.roots
 
 
-def _farthest(away: Tensor, out: Tensor) -> Tensor:
+def _first_to_remove(away: Tensor, out: Tensor) -> Tensor:
     """Whom to take out of the mean first, [H] bool: a few who lie far drag it away from all others.
 
     Those would seem to depart as well; they are in the majority, and about as far from the mean as each other.
@@ -130,7 +130,7 @@ def _farthest(away: Tensor, out: Tensor) -> Tensor:
     return torch.where(far.any(0), far, out).any(1)
 
 
-def _settled(
+def _solve_location(
     alone: Sequence[Reply], crowd: StreamingMean, shared: Tensor, point: Tensor, groups: Groups, tau: Tensor
 ) -> Tensor:
     """The best point [P] if all of the crowd lie within tau [G] of it; unchanged where tau is inf."""
@@ -139,7 +139,7 @@ def _settled(
     if middle is not None:
         points, weights = [*points, middle], [*weights, crowd.weight]
     w, new = tau.new_tensor(weights), point.clone()
-    for alike, columns in members(groups, tau.isfinite().nonzero().squeeze(1).tolist()):
+    for alike, columns in columns_of_groups(groups, tau.isfinite().nonzero().squeeze(1).tolist()):
         many = max(1, ENTRIES // (len(points) * min(len(points), columns.shape[1])))
         for some, lies in zip(alike.split(many), columns.split(many), strict=True):
             c = _coefficients(points, shared, lies, w, tau[some].unsqueeze(1))
@@ -156,14 +156,14 @@ def _coefficients(points: Sequence[Tensor], origin: Tensor, columns: Tensor, wei
     if columns.shape[1] > len(points):
         product = products(points, origin, columns)
         squares = product.diagonal(dim1=1, dim2=2)
-        return _at_rest(lambda c: (product @ c.unsqueeze(2)).squeeze(2), squares, weights, tau)
+        return _fixed_point(lambda c: (product @ c.unsqueeze(2)).squeeze(2), squares, weights, tau)
     offset = torch.cat([part for _, part in offsets(points, origin, columns)], 2)
     across = offset.mT.contiguous()
     squares = offset.square().sum(2)
-    return _at_rest(lambda c: (offset @ (across @ c.unsqueeze(2))).squeeze(2), squares, weights, tau)
+    return _fixed_point(lambda c: (offset @ (across @ c.unsqueeze(2))).squeeze(2), squares, weights, tau)
 
 
-def _at_rest(product: Callable[[Tensor], Tensor], squares: Tensor, weights: Tensor, tau: Tensor) -> Tensor:
+def _fixed_point(product: Callable[[Tensor], Tensor], squares: Tensor, weights: Tensor, tau: Tensor) -> Tensor:
     """Coefficients [g, N] of the N points' mean that Huber's weights no longer change.
 
     product: of each point with the mean sum_k c_k x_k, [g, N] -> [g, N]. squares: [g, N], of each with itself. weights:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from grpo_fed.aggregation.merge.averages import mean, mean_of, merged
+from grpo_fed.aggregation.merge.averages import mean, merge_without_departures, weighted_mean
 from grpo_fed.aggregation.merge.distances import squared_distances
 from grpo_fed.aggregation.merge.records import Merged, Replies, Reply
 from grpo_fed.policy.groups import Groups
@@ -31,7 +31,7 @@ def median(replies: Replies, shared: Tensor, groups: Groups) -> Merged:
         low = (below < half * (1 - ROUNDING)).sum(0, keepdim=True)
         high = (below <= half * (1 + ROUNDING)).sum(0, keepdim=True)
         point[columns] = ((values.gather(0, low) + values.gather(0, high)) / 2).squeeze(0).float()
-    return merged(replies, point, groups)
+    return merge_without_departures(replies, point, groups)
 
 
 def trimmed_mean(replies: Replies, shared: Tensor, groups: Groups, *, fraction: float = 0.2) -> Merged:
@@ -48,7 +48,7 @@ def trimmed_mean(replies: Replies, shared: Tensor, groups: Groups, *, fraction: 
         first, last = fraction * below[-1], (1 - fraction) * below[-1]
         kept = (torch.minimum(below, last) - torch.maximum(below - weights, first)).clamp(min=0)
         point[columns] = ((kept * values).sum(0) / kept.sum(0)).float()
-    return merged(replies, point, groups)
+    return merge_without_departures(replies, point, groups)
 
 
 def krum(replies: Replies, shared: Tensor, groups: Groups, *, byzantine: int = 1, keep: int = 1) -> Merged:
@@ -68,7 +68,9 @@ def krum(replies: Replies, shared: Tensor, groups: Groups, *, byzantine: int = 1
     notes = [f"krum: kept {', '.join(heard[number].client for number in chosen)}"]
     if len(heard) < 2 * byzantine + 3:
         notes.append(f"krum: {len(heard)} replies; against {byzantine} byzantine it needs {2 * byzantine + 3}")
-    return merged(replies, mean_of([heard[number] for number in chosen], shared), groups, tuple(notes))
+    return merge_without_departures(
+        replies, weighted_mean([heard[number] for number in chosen], shared), groups, tuple(notes)
+    )
 
 
 def _sorted(heard: Sequence[Reply]) -> Iterator[tuple[slice, Tensor, Tensor]]:

@@ -10,7 +10,7 @@ Weighting: TypeAlias = Literal["uniform", "steps", "episodes", "progress"]
 
 
 @dataclass(frozen=True)
-class Effort:
+class ClientWork:
     """What a client tells of its own work in a round."""
 
     steps: int
@@ -23,7 +23,7 @@ class Effort:
     """Standard deviation of its returns; the unit in which tasks with unlike rewards compare."""
 
 
-def weight(effort: Effort, by: Weighting) -> float:
+def weight(effort: ClientWork, by: Weighting) -> float:
     """Of one client, of any scale, 0 or more.
 
     - `uniform`: all alike.

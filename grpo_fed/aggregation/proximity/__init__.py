@@ -7,20 +7,27 @@ trust region (1502.05477) of its own. `off` makes the whole step, `quadratic` tr
 
 from __future__ import annotations
 
-from grpo_fed.aggregation.proximity.adaptive import adapt
-from grpo_fed.aggregation.proximity.measured import Search, Trip
-from grpo_fed.aggregation.proximity.quadratic import quadratic
-from grpo_fed.aggregation.proximity.records import Budgets, Kept, KeptBlock, Trial, moved, off
+from grpo_fed.aggregation.proximity.adaptive import adapt_budgets
+from grpo_fed.aggregation.proximity.measured import BudgetSearch, Query
+from grpo_fed.aggregation.proximity.quadratic import predicted_step
+from grpo_fed.aggregation.proximity.records import (
+    AcceptedBlock,
+    AcceptedStep,
+    Budgets,
+    StepFractions,
+    full_step,
+    interpolate,
+)
 
 __all__ = [
     "Budgets",
-    "Kept",
-    "KeptBlock",
-    "Search",
-    "Trial",
-    "Trip",
-    "adapt",
-    "moved",
-    "off",
-    "quadratic",
+    "AcceptedStep",
+    "AcceptedBlock",
+    "BudgetSearch",
+    "StepFractions",
+    "Query",
+    "adapt_budgets",
+    "interpolate",
+    "full_step",
+    "predicted_step",
 ]

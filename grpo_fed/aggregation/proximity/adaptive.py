@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from grpo_fed.aggregation.proximity.records import Kept
+from grpo_fed.aggregation.proximity.records import AcceptedStep
 
 WIDEN, TIGHTEN, RANGE = 1.5, 0.5, 10.0
 MOST = 1e6
 """Of its own spread that a client is believed to have gained or lost; squares of what it says must be numbers."""
 
 
-def adapt(
-    budgets: Mapping[str, float], start: Mapping[str, float], kept: Kept, gains: Sequence[float]
+def adapt_budgets(
+    budgets: Mapping[str, float], start: Mapping[str, float], kept: AcceptedStep, gains: Sequence[float]
 ) -> dict[str, float]:
     """The blocks' budgets for the next round.
 

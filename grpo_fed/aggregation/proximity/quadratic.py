@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from grpo_fed.aggregation.proximity.records import Budgets, Kept, KeptBlock
+from grpo_fed.aggregation.proximity.records import AcceptedBlock, AcceptedStep, Budgets
 
 
-def quadratic(step: Tensor, fisher: Tensor, blocks: Mapping[str, slice], budgets: Budgets) -> Kept:
+def predicted_step(step: Tensor, fisher: Tensor, blocks: Mapping[str, slice], budgets: Budgets) -> AcceptedStep:
     """With q_b = 1/2 d_b' F_b d_b: alpha_b = min(1, sqrt(budget / q_b)), then one shrink for the joint budget.
 
     step, fisher: [P], the merged point less the current one and the Fisher matrix's diagonal. alpha_b d_b is what lies
@@ -21,8 +21,8 @@ def quadratic(step: Tensor, fisher: Tensor, blocks: Mapping[str, slice], budgets
     energy = 0.5 * fisher.double() * step.double().square()
     wanted = [float(energy[columns].sum()) for columns in blocks.values()]
     allowed = list(budgets.blocks.values())
-    alone = [part(q, budget) for q, budget in zip(wanted, allowed, strict=True)]
-    shrink = part(math.fsum(alpha**2 * q for alpha, q in zip(alone, wanted, strict=True)), budgets.joint)
+    alone = [fraction_within(q, budget) for q, budget in zip(wanted, allowed, strict=True)]
+    shrink = fraction_within(math.fsum(alpha**2 * q for alpha, q in zip(alone, wanted, strict=True)), budgets.joint)
     while True:
         alphas = [alpha * shrink for alpha in alone]
         kl = [alpha**2 * q for alpha, q in zip(alphas, wanted, strict=True)]
@@ -30,10 +30,10 @@ def quadratic(step: Tensor, fisher: Tensor, blocks: Mapping[str, slice], budgets
             break
         shrink = math.nextafter(shrink, 0.0)  # rounding
     rows = zip(blocks, wanted, allowed, alphas, kl, strict=True)
-    return Kept(tuple(KeptBlock(*row) for row in rows), sum(wanted), budgets.joint, sum(kl))
+    return AcceptedStep(tuple(AcceptedBlock(*row) for row in rows), sum(wanted), budgets.joint, sum(kl))
 
 
-def part(kl: float, budget: float) -> float:
+def fraction_within(kl: float, budget: float) -> float:
     """How much of a step to make if its KL grows as its square; nothing with a budget of 0."""
     if budget == 0:
         return 0.0

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-Trial: TypeAlias = tuple[float, ...]
+StepFractions: TypeAlias = tuple[float, ...]
 """[B]: alpha of each block, the part of its step that it makes."""
 
 
@@ -27,7 +27,7 @@ class Budgets:
 
 
 @dataclass(frozen=True)
-class KeptBlock:
+class AcceptedBlock:
     """What became of one block's step. A KL is None where nobody measured it."""
 
     block: str
@@ -41,10 +41,10 @@ class KeptBlock:
 
 
 @dataclass(frozen=True)
-class Kept:
+class AcceptedStep:
     """What became of a step."""
 
-    blocks: tuple[KeptBlock, ...]
+    blocks: tuple[AcceptedBlock, ...]
     """[B]."""
     joint_wanted: float | None
     """KL of the policy if all blocks had made their whole steps."""
@@ -55,17 +55,19 @@ class Kept:
     """Who measured it."""
 
     @property
-    def alphas(self) -> Trial:
+    def alphas(self) -> StepFractions:
         """[B]."""
         return tuple(block.alpha for block in self.blocks)
 
 
-def off(blocks: Iterable[str]) -> Kept:
+def full_step(blocks: Iterable[str]) -> AcceptedStep:
     """The whole step, and nobody is asked."""
-    return Kept(tuple(KeptBlock(block, None, math.inf, 1.0, None) for block in blocks), None, math.inf, None)
+    return AcceptedStep(
+        tuple(AcceptedBlock(block, None, math.inf, 1.0, None) for block in blocks), None, math.inf, None
+    )
 
 
-def moved(old: Tensor, new: Tensor, blocks: Sequence[slice], alphas: Trial) -> Tensor:
+def interpolate(old: Tensor, new: Tensor, blocks: Sequence[slice], alphas: StepFractions) -> Tensor:
     """Each block alpha of its way from old to new, [P] each: with 1 new's bits, with 0 old's. What is in none stays.
 
     Clients make what they measure with it, and the server what it accepts.

@@ -15,14 +15,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from grpo_fed.engines.deploy import certificates
 from grpo_fed.engines.flower import warm as hearth
-from grpo_fed.engines.flower.processes import POLL, Processes
+from grpo_fed.engines.flower.processes import POLL, SupervisedProcesses
 from grpo_fed.engines.flower.superlink import (
     KEYS,
     STATE,
     Flower,
     Identity,
+    Restarter,
     SuperLink,
-    Upkeep,
     connect,
     environment,
     flower_home,
@@ -30,7 +30,7 @@ from grpo_fed.engines.flower.superlink import (
     node_name,
     write_secret,
 )
-from grpo_fed.runs.files import write_whole
+from grpo_fed.runs.files import write_atomic
 from grpo_fed.scenario.field_types import Name
 
 PORT = 9092
@@ -61,7 +61,7 @@ def init(folder: Path, hosts: Sequence[str], clients: Sequence[str]) -> list[str
     if not (authority / CA).exists():
         certificate, key = certificates.new_authority()
         write_secret(authority / CA_KEY, key)
-        write_whole(authority / CA, certificate)
+        write_atomic(authority / CA, certificate)
     _certify(authority, server, hosts)
     for client in clients:
         _add_client(authority, server, folder / CLIENTS / client, client)
@@ -86,19 +86,19 @@ def _certify(authority: Path, server: Path, hosts: Sequence[str]) -> None:
     certificate, key = certificates.new_server((authority / CA).read_bytes(), (authority / CA_KEY).read_bytes(), wanted)
     (server / KEY).unlink(missing_ok=True)
     write_secret(server / KEY, key)
-    write_whole(path, certificate)
-    write_whole(server / CA, (authority / CA).read_bytes())
+    write_atomic(path, certificate)
+    write_atomic(server / CA, (authority / CA).read_bytes())
 
 
 def _add_client(authority: Path, server: Path, own: Path, client: str) -> None:
     """A key for a client that has none."""
     own.mkdir(exist_ok=True)
     own.chmod(0o700)
-    write_whole(own / CA, (authority / CA).read_bytes())
+    write_atomic(own / CA, (authority / CA).read_bytes())
     if not (own / NODE_KEY).exists():
         private, public = certificates.new_node_key()
         write_secret(own / NODE_KEY, private)
-        write_whole(server / NODES / f"{client}.pub", public)
+        write_atomic(server / NODES / f"{client}.pub", public)
 
 
 def _checklist(folder: Path, hosts: Sequence[str], clients: Sequence[str]) -> list[str]:
@@ -150,14 +150,14 @@ def server(
     kept.chmod(0o700)
     keys = {} if identity is None else {KEYS: str(kept / REGISTERED)}
     known = environment(more=keys)
-    with _told_to_stop() as told, Processes(kept, known) as processes:
+    with _told_to_stop() as told, SupervisedProcesses(kept, known) as processes:
         link = SuperLink(processes, kept, port, host=host, identity=identity, open_to_all=open_to_all)
         link.start()
         connect(flower_home(), connection, link.address, None if identity is None else identity.authority)
         if identity is not None:
             _register(Flower(connection, known, kept), folder / NODES, kept / REGISTERED, say)
         say(f"ready at {host}:{port}; on this machine: grpo-fed run SCENARIO --engine flower --superlink {connection}")
-        return _serve(Upkeep(processes, link.commands), told, say)
+        return _serve(Restarter(processes, link.commands), told, say)
 
 
 def _identity(folder: Path) -> Identity:
@@ -181,8 +181,8 @@ def _register(flower: Flower, keys: Path, path: Path, say: Say) -> None:
         if client not in registered:
             registered[client] = {"key": key, "node": flower.register(keys / f"{client}.pub", client)}
             say(f"client {client}: its key is let in")
-        write_whole(path, json.dumps(registered, indent=1))
-    write_whole(path, json.dumps(registered, indent=1))
+        write_atomic(path, json.dumps(registered, indent=1))
+    write_atomic(path, json.dumps(registered, indent=1))
 
 
 # A client ------------------------------------------------------------------------------------------------------------
@@ -212,14 +212,14 @@ def client(
                 raise ValueError(f"{path}: is missing; `grpo-fed deploy init` makes it, --insecure goes without")
     own = {} if state is None else {STATE: str(state.absolute())}
     with _told_to_stop() as told, TemporaryDirectory(prefix="grpo-fed-", ignore_cleanup_errors=True) as warm:
-        known = environment(more={**own, **hearth.known(Path(warm))})
-        with Processes(Path.home(), known) as processes:
+        known = environment(more={**own, **hearth.worker_environment(Path(warm))})
+        with SupervisedProcesses(Path.home(), known) as processes:
             node = {node_name(name): node_command(name, superlink, authority, key)}
-            commands = {**hearth.commands(Path(warm)), **node}
+            commands = {**hearth.start_commands(Path(warm)), **node}
             for each, command in commands.items():
                 processes.start(each, command)
             say(f"client {name} serves {superlink}")
-            return _serve(Upkeep(processes, commands), told, say)
+            return _serve(Restarter(processes, commands), told, say)
 
 
 # Both ----------------------------------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ def _told_to_stop() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _serve(upkeep: Upkeep, told: Sequence[int], say: Say) -> int:
+def _serve(upkeep: Restarter, told: Sequence[int], say: Say) -> int:
     """Start again what ends, until told to stop: 0 if asked to by SIGTERM, 130 on Ctrl-C."""
     while not told:
         for name in upkeep.look():

@@ -27,12 +27,12 @@ OPEN = "/v1/fleet/"
 
 def main() -> None:
     """`flower-superlink`, with the gate in front."""
-    extensions.get_middleware = lambda: (Middleware(Gate),)
+    extensions.get_middleware = lambda: (Middleware(LocalOnlyMiddleware),)
     flower_superlink()
 
 
 @final
-class Gate:
+class LocalOnlyMiddleware:
     """Refuses requests of other machines that are not a node's."""
 
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
@@ -40,14 +40,14 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let it through, or answer 403."""
-        if scope["type"] == "lifespan" or scope["path"].startswith(OPEN) or is_own(scope):
+        if scope["type"] == "lifespan" or scope["path"].startswith(OPEN) or is_local(scope):
             await self.app(scope, receive, send)
             return
         await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
         await send({"type": "http.response.body", "body": b"only from the SuperLink's own machine\n"})
 
 
-def is_own(scope: Scope) -> bool:
+def is_local(scope: Scope) -> bool:
     """Whether a request comes from this machine: over loopback, or from the very address that it was sent to."""
     client, server = scope.get("client"), scope.get("server")
     if not client:

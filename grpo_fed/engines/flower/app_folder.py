@@ -42,11 +42,11 @@ def app_folder(into: Path) -> Path:
     return into
 
 
-def scenario_of(text: str) -> Scenario:
+def scenario_from_config(text: str) -> Scenario:
     """What a run is given, or else two of the quickstart's carts: Flower simulates two nodes unless it is told more."""
     if text:
         return Scenario.loads(text)
-    whole = Scenario.load(gallery.find("quickstart"))
+    whole = Scenario.load(gallery.find_scenario("quickstart"))
     carts = whole.clients[0].model_copy(update={"count": 2})
     return whole.model_copy(
         update={"name": "two-carts", "description": "Two carts learn together.", "clients": [carts]}

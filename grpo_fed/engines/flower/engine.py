@@ -21,29 +21,29 @@ from typing import Any, Literal, Self, TypeAlias, final
 
 from grpo_fed.engines.flower import warm as hearth
 from grpo_fed.engines.flower.app_folder import app_folder
-from grpo_fed.engines.flower.processes import POLL, Processes, plain
+from grpo_fed.engines.flower.processes import POLL, SupervisedProcesses, plain
 from grpo_fed.engines.flower.superlink import (
     STATE,
     Flower,
+    Restarter,
     RunStatus,
     SuperLink,
-    Upkeep,
     connect,
     environment,
     free_port,
     refuse_unknown,
 )
-from grpo_fed.policy.shared import commons_of
-from grpo_fed.rl.device import device_of
+from grpo_fed.policy.shared import resolve_shared_blocks
+from grpo_fed.rl.device import resolve_device
 from grpo_fed.runs import folder as journal
 from grpo_fed.runs.folder import POLICIES
-from grpo_fed.runs.records import RoundNote, note_of
+from grpo_fed.runs.records import RoundRecord, note_of
 from grpo_fed.runs.results import RESULTS, ClientResult, Result
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.task import NotHere
+from grpo_fed.tasks.task import MissingPackageError
 
-Engine: TypeAlias = Literal["flower-sim", "flower"]
-Watch = Callable[[RoundNote], None]
+EngineName: TypeAlias = Literal["flower-sim", "flower"]
+Watch = Callable[[RoundRecord], None]
 Say = Callable[[str], None]
 
 NOTE, RESULT = "grpo-fed note ", "grpo-fed result "
@@ -60,25 +60,25 @@ PATIENCE = 60.0
 """Seconds that a SuperLink may be out of reach while a run is on."""
 
 
-class FlowerFailed(RuntimeError):
+class FlowerRunError(RuntimeError):
     """A run on Flower came to a bad end; says what is known of it."""
 
 
 @final
-class FlowerFederation:
+class FlowerEngine:
     """A federation that is ready to begin: to make one finds what is wrong before anything is started or written."""
 
     @classmethod
-    def resumed(cls, folder: str | Path, engine: Engine = "flower", superlink: str | None = None) -> Self:
+    def resumed(cls, folder: str | Path, engine: EngineName = "flower", superlink: str | None = None) -> Self:
         """The run that a folder holds, from its latest checkpoint on, or from its start if there is none yet."""
-        scenario, _ = journal.unfinished(Path(folder))
+        scenario, _ = journal.open_unfinished(Path(folder))
         return cls(scenario, folder, engine, superlink, resume=True)
 
     def __init__(
         self,
         scenario: Scenario,
         out: str | Path | None = None,
-        engine: Engine = "flower",
+        engine: EngineName = "flower",
         superlink: str | None = None,
         resume: bool = False,
     ) -> None:
@@ -94,10 +94,12 @@ class FlowerFederation:
         self.scenario, self.engine, self.superlink, self.resume = scenario, engine, superlink, resume
         self.folder = None if out is None else Path(out).absolute()
         if self.folder is not None and superlink is None:
-            journal.refuse_unusable(self.folder)
-        with nullcontext() if superlink is None else suppress(NotHere):  # on the clients' machines they may be
-            commons_of(scenario)
-        self.device = scenario.device if superlink is not None else str(device_of(scenario.device))
+            journal.check_usable(self.folder)
+        with (
+            nullcontext() if superlink is None else suppress(MissingPackageError)
+        ):  # on the clients' machines they may be
+            resolve_shared_blocks(scenario)
+        self.device = scenario.device if superlink is not None else str(resolve_device(scenario.device))
         self.result: Result | None = None
         """What became of it, as soon as it has ended, in whatever way, as far as that is known here."""
 
@@ -118,7 +120,7 @@ class FlowerFederation:
             for part in ("logs", "neutral"):
                 (here / part).mkdir()
             try:
-                self.result = self._run(here, folder, Listener(watch, say))
+                self.result = self._run(here, folder, LogListener(watch, say))
             except BaseException:
                 if self.superlink is None and (folder / RESULTS).is_file():
                     document = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
@@ -129,18 +131,18 @@ class FlowerFederation:
                     shutil.copytree(here / "logs", folder / LOGS, dirs_exist_ok=True)
             return self.result
 
-    def _run(self, here: Path, folder: Path, listener: Listener) -> Result:
+    def _run(self, here: Path, folder: Path, listener: LogListener) -> Result:
         """With all processes that it takes here, which end with it."""
         config = {"scenario": self.scenario.dumps(), "out": str(folder), "resume": self.resume}
         deployed = self.superlink is not None
         home = None if deployed else here / "home"
-        own = {STATE: str(folder / CLIENTS), **(hearth.known(here) if self.engine == "flower" else {})}
+        own = {STATE: str(folder / CLIENTS), **(hearth.worker_environment(here) if self.engine == "flower" else {})}
         known = environment(home, {} if deployed else own)
         if not deployed and not self.resume:
             shutil.rmtree(folder / CLIENTS, ignore_errors=True)
         app = app_folder(here / "app")
-        with Processes(here / "neutral", known, here / "logs") as processes:
-            upkeep = Upkeep(processes, {})
+        with SupervisedProcesses(here / "neutral", known, here / "logs") as processes:
+            upkeep = Restarter(processes, {})
             federation: Sequence[str] = ()
             if home is not None:
                 upkeep = _own_superlink(processes, here, home, self.scenario, self.engine)
@@ -160,19 +162,21 @@ class FlowerFederation:
             return result
 
 
-def _own_superlink(processes: Processes, here: Path, home: Path, scenario: Scenario, engine: Engine) -> Upkeep:
+def _own_superlink(
+    processes: SupervisedProcesses, here: Path, home: Path, scenario: Scenario, engine: EngineName
+) -> Restarter:
     """Start it, with a node for each client unless they are simulated."""
     link = SuperLink(processes, here, free_port(), simulation=engine == "flower-sim")
     link.start()
     connect(home, OWN, link.address, None)
     if engine == "flower":
-        for name, command in hearth.commands(here).items():
+        for name, command in hearth.start_commands(here).items():
             processes.start(name, command)
             link.commands[name] = command
         for settings in scenario.clients:
             for client in settings.names:
                 link.add_node(client)
-    return Upkeep(processes, link.commands)
+    return Restarter(processes, link.commands)
 
 
 def _resources(scenario: Scenario) -> list[str]:
@@ -186,19 +190,21 @@ def _resources(scenario: Scenario) -> list[str]:
     return [f"{key}={value}" for key, value in told.items()]
 
 
-def _result(status: RunStatus, listener: Listener, processes: Processes, out: Path | None) -> Result:
+def _result(status: RunStatus, listener: LogListener, processes: SupervisedProcesses, out: Path | None) -> Result:
     """Of a run that has ended well."""
     log = f"the last lines of its log:\n{processes.tail(FOLLOW)}"
     if status.outcome != "completed":
         said = re.sub(r"^(ServerApp|Simulation) failed with exception: ", "", status.details)
         words = said if said not in ("", "N/A") else f"the run was {status.outcome}"
-        raise FlowerFailed(f"{words}\n{log}")
+        raise FlowerRunError(f"{words}\n{log}")
     if listener.result is None:
-        raise FlowerFailed(f"the run completed without a result\n{log}")
+        raise FlowerRunError(f"the run completed without a result\n{log}")
     return result_of(listener.result, out)
 
 
-def _end(flower: Flower, run: str, processes: Processes, upkeep: Upkeep, listener: Listener) -> RunStatus:
+def _end(
+    flower: Flower, run: str, processes: SupervisedProcesses, upkeep: Restarter, listener: LogListener
+) -> RunStatus:
     """Read a run's log as it grows, start again what has ended meanwhile, until the run has."""
     while True:
         processes.log(FOLLOW).unlink(missing_ok=True)
@@ -214,7 +220,7 @@ def _end(flower: Flower, run: str, processes: Processes, upkeep: Upkeep, listene
             return status
 
 
-def _status(flower: Flower, run: str, upkeep: Upkeep) -> RunStatus:
+def _status(flower: Flower, run: str, upkeep: Restarter) -> RunStatus:
     """Where a run stands, of a SuperLink that may have been killed and be on its way back."""
     until = time.monotonic() + PATIENCE
     while True:
@@ -248,7 +254,7 @@ def _lines(path: Path) -> Iterator[str | None]:
 # What the server's app says ------------------------------------------------------------------------------------------
 
 
-def note_line(note: RoundNote) -> str:
+def note_line(note: RoundRecord) -> str:
     """For `Listener`."""
     return NOTE + json.dumps(asdict(note))
 
@@ -259,7 +265,7 @@ def result_line(result: Result) -> str:
 
 
 @final
-class Listener:
+class LogListener:
     """Sorts the lines of a run's log. The log may come again from its beginning: a round is told of once."""
 
     def __init__(self, watch: Watch, say: Say) -> None:

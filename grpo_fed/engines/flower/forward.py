@@ -18,19 +18,19 @@ from grpo_fed.engines.wire.packing import pack, unpack
 from grpo_fed.engines.workers.frames import receive, send
 
 if TYPE_CHECKING:
-    from grpo_fed.engines.flower.node import Node
-from grpo_fed.engines.wire.grids import Died
+    from grpo_fed.engines.flower.node import NodeHandler
+from grpo_fed.engines.wire.grids import WorkerDiedError
 
-HEARTH = "GRPO_FED_HEARTH"
+WARM_SOCKET = "GRPO_FED_HEARTH"
 """Names the socket of the process that stays."""
 
 
 @final
-class Messenger:
+class MessageForwarder:
     """Of one process."""
 
     def __init__(self) -> None:
-        self.node: Node | None = None
+        self.node: NodeHandler | None = None
         """Who does the work in this process, if somebody had to."""
 
     def answer(self, message: Message, context: Context) -> RecordDict:
@@ -47,15 +47,15 @@ class Messenger:
             if answer is not None:
                 return answer
         if self.node is None:
-            from grpo_fed.engines.flower.node import Node
+            from grpo_fed.engines.flower.node import NodeHandler
 
-            self.node = Node()
+            self.node = NodeHandler()
         return self.node.answer(content=message.content, **told)
 
 
 def _link() -> socket.socket | None:
     """To the process that stays; None where there is none."""
-    place = os.environ.get(HEARTH)
+    place = os.environ.get(WARM_SOCKET)
     if not place:
         return None
     link = socket.socket(socket.AF_UNIX)
@@ -76,7 +76,7 @@ def _ask(link: socket.socket, run: int, told: dict[str, Any]) -> RecordDict | No
     except (EOFError, OSError):
         return None
     if "died" in found:
-        raise Died(found["died"])
+        raise WorkerDiedError(found["died"])
     if "raised" in found:
         print(found["trace"], file=sys.stderr)
         kind, _, text = found["raised"].partition(": ")

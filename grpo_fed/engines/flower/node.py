@@ -18,19 +18,19 @@ import torch
 from flwr.app import RecordDict
 
 from grpo_fed.engines import wire
-from grpo_fed.engines.flower.app_folder import scenario_of
+from grpo_fed.engines.flower.app_folder import scenario_from_config
 from grpo_fed.engines.flower.superlink import STATE
-from grpo_fed.engines.wire import HELLO, Hello, Wire
+from grpo_fed.engines.wire import HELLO, Codec, Hello
 from grpo_fed.engines.wire.packing import pack, unpack
-from grpo_fed.engines.workers.handler import Serving
-from grpo_fed.federation.clients import Members
+from grpo_fed.engines.workers.handler import ClientHandler
+from grpo_fed.federation.clients import Clients
 from grpo_fed.federation.messages import Evaluate
-from grpo_fed.federation.state_store import Home
-from grpo_fed.policy.shared import commons_for
-from grpo_fed.runs.files import write_whole
+from grpo_fed.federation.state_store import StateStore
+from grpo_fed.policy.shared import resolve_client_shared_blocks
+from grpo_fed.runs.files import write_atomic
 from grpo_fed.runs.folder import SCENARIO
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.resolve import task_of
+from grpo_fed.tasks.resolve import resolve_task
 
 MOST = 64
 """Clients that stay ready in a process; a simulation has it serve many in turn."""
@@ -39,24 +39,24 @@ Config = Mapping[str, str | int | float | bool | bytes]
 
 
 @final
-class Node:
+class NodeHandler:
     """Clients of one process, as they are asked for."""
 
     def __init__(self) -> None:
-        self.ready: dict[tuple[str, str, Path, tuple[str, ...]], tuple[Wire, Members]] = {}
+        self.ready: dict[tuple[str, str, Path, tuple[str, ...]], tuple[Codec, Clients]] = {}
 
     def answer(self, kind: str, content: RecordDict, text: str, config: Config) -> RecordDict:
         """To a message of this kind, in a run with this scenario, by the node with this configuration."""
-        scenario = scenario_of(text)
+        scenario = scenario_from_config(text)
         name = client_of(scenario, config)
         if kind == HELLO:
             return _hello(scenario, name)
-        letters, members = self._client(scenario, name, _state(config), wire.read_blocks(content))
+        letters, members = self._client(scenario, name, _state(config), wire.read_shared_blocks(content))
         home, told = members.home.folder, letters.read_instruction(kind, content)
-        with _alone(home / told.start.run / name):
+        with _locked(home / told.start.run / name):
             answer = members.answer({name: told})[name]
             if isinstance(told, Evaluate) and told.start.round:  # perhaps the last we hear: what plays is worth keeping
-                write_whole(home / told.start.run / SCENARIO, members.scenario.dumps())
+                write_atomic(home / told.start.run / SCENARIO, members.scenario.dumps())
                 members.save_policies(home / told.start.run, {name: told.start})
         return letters.write_answer(told, answer)
 
@@ -66,16 +66,16 @@ class Node:
             members.close()
         self.ready.clear()
 
-    def _client(self, scenario: Scenario, name: str, state: Path, blocks: tuple[str, ...]) -> tuple[Wire, Members]:
+    def _client(self, scenario: Scenario, name: str, state: Path, blocks: tuple[str, ...]) -> tuple[Codec, Clients]:
         """A client, with how to read what it is told. Of other clients it need not know a thing."""
         key = scenario.dumps(), name, state, blocks
         if key not in self.ready:
-            task = task_of(scenario, name)
-            commons = commons_for(scenario, task, blocks)
+            task = resolve_task(scenario, name)
+            commons = resolve_client_shared_blocks(scenario, task, blocks)
             while len(self.ready) >= MOST:
                 _, oldest = self.ready.pop(next(iter(self.ready)))
                 oldest.close()
-            self.ready[key] = Wire(commons, scenario), Members(scenario, commons, [task], Home(state))
+            self.ready[key] = Codec(commons, scenario), Clients(scenario, commons, [task], StateStore(state))
         return self.ready[key]
 
 
@@ -94,7 +94,7 @@ def client_of(scenario: Scenario, config: Config) -> str:
 def _hello(scenario: Scenario, name: str) -> RecordDict:
     """Whose node it is, and what its task is like."""
     try:
-        form = task_of(scenario, name).form
+        form = resolve_task(scenario, name).shape
     except ValueError:  # told to train, it says why
         form = None
     return wire.write_hello(Hello(name, form))
@@ -108,7 +108,7 @@ def _state(config: Config) -> Path:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """A message that comes while another process is still busy with the one before has to wait for it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a") as file:
@@ -120,11 +120,11 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 @final
-class Warm:
+class WarmNodeHandler:
     """A node that answers what another process was told."""
 
     def __init__(self) -> None:
-        self._node = Node()
+        self._node = NodeHandler()
 
     def answer(self, told: Mapping[str, Any]) -> Mapping[str, Any]:
         return {name: {"content": self._answer(**one)} for name, one in told.items()}
@@ -138,6 +138,6 @@ class Warm:
         return pack(self._node.answer(kind, unpack(content), text, config))
 
 
-def serving(names: Sequence[str]) -> Serving:
+def serving(names: Sequence[str]) -> ClientHandler:
     """For `serving.Recipe`; the names are the hearth's own."""
-    return Warm()
+    return WarmNodeHandler()

@@ -20,7 +20,7 @@ POLL = 0.05
 
 
 @final
-class Processes:
+class SupervisedProcesses:
     """Named processes of one environment and one folder."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str], logs: Path | None = None) -> None:

@@ -22,8 +22,8 @@ from typing import Any, final
 
 import tomli_w
 
-from grpo_fed.engines.flower.processes import POLL, Processes
-from grpo_fed.runs.files import write_whole
+from grpo_fed.engines.flower.processes import POLL, SupervisedProcesses
+from grpo_fed.runs.files import write_atomic
 
 STATE = "GRPO_FED_STATE"
 """Names the folder in which clients keep their state."""
@@ -118,7 +118,7 @@ class SuperLink:
 
     def __init__(
         self,
-        processes: Processes,
+        processes: SupervisedProcesses,
         folder: Path,
         port: int,
         *,
@@ -175,10 +175,12 @@ class SuperLink:
 
 
 @final
-class Upkeep:
+class Restarter:
     """Starts again what has ended: a SuperLink goes on where it was, a node is let in again within a minute."""
 
-    def __init__(self, processes: Processes, commands: Mapping[str, Sequence[str]], pause: float = 1.0) -> None:
+    def __init__(
+        self, processes: SupervisedProcesses, commands: Mapping[str, Sequence[str]], pause: float = 1.0
+    ) -> None:
         """`pause`: seconds before the first new start, doubled with each that does not last."""
         self.processes, self.commands, self.pause = processes, commands, pause
         self.codes: dict[str, int] = {}
@@ -220,7 +222,7 @@ def node_name(client: str) -> str:
     return f"node-{client}"
 
 
-def wait_for(processes: Processes, port: int) -> None:
+def wait_for(processes: SupervisedProcesses, port: int) -> None:
     """Until a SuperLink listens; RuntimeError with its last words if it ends or takes too long."""
     until = time.monotonic() + START
     while True:
@@ -268,7 +270,7 @@ def connect(home: Path, name: str, address: str, authority: Path | None) -> None
     if links.get(name) != connection:
         links[name] = connection
         home.mkdir(parents=True, exist_ok=True)
-        write_whole(path, tomli_w.dumps(config))
+        write_atomic(path, tomli_w.dumps(config))
 
 
 def refuse_unknown(name: str) -> None:
@@ -296,7 +298,7 @@ class Flower:
     def start(self, app: Path, run_config: Mapping[str, Any], federation: Sequence[str] = ()) -> str:
         """Start a run; its id."""
         config = self.folder / "run.toml"
-        write_whole(config, tomli_w.dumps(run_config))
+        write_atomic(config, tomli_w.dumps(run_config))
         options = ["--run-config", str(config), *(part for one in federation for part in ("--federation-config", one))]
         return str(self._tell("run", str(app), self.connection, *options)["run-id"])
 

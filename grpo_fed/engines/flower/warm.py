@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-from grpo_fed.engines.flower.forward import HEARTH
-from grpo_fed.engines.workers.fork_server import Worker, is_possible, start_ahead
+from grpo_fed.engines.flower.forward import WARM_SOCKET
+from grpo_fed.engines.workers.fork_server import Worker, is_possible, preload
 from grpo_fed.engines.workers.frames import receive, send
 
 NAME = "hearth"
@@ -41,12 +41,12 @@ LONGEST = 96
 """Bytes of a socket's path: systems take little more."""
 
 
-def known(folder: Path) -> dict[str, str]:
+def worker_environment(folder: Path) -> dict[str, str]:
     """For the environment of SuperNodes: where the socket of the one in this folder is, if there can be one."""
-    return {HEARTH: str(folder / NAME)} if _is_possible(folder) else {}
+    return {WARM_SOCKET: str(folder / NAME)} if _is_possible(folder) else {}
 
 
-def commands(folder: Path) -> dict[str, list[str]]:
+def start_commands(folder: Path) -> dict[str, list[str]]:
     """By its name, what starts it."""
     return {NAME: [sys.executable, "-P", "-m", __name__, str(folder / NAME)]} if _is_possible(folder) else {}
 
@@ -56,7 +56,7 @@ def _is_possible(folder: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class Kept:
+class IdleWorker:
     """A worker with nothing to do."""
 
     run: int
@@ -70,7 +70,7 @@ class Kept:
 
 
 @dataclass(eq=False)
-class Work:
+class RunningMessage:
     """A message that a worker is busy with."""
 
     worker: Worker
@@ -91,13 +91,13 @@ class Work:
 
 
 @final
-class Hearth:
+class WarmServer:
     """Workers by client, and what they are busy with by client and run."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._idle: dict[str, Kept] = {}
-        self._busy: dict[tuple[str, int], Work] = {}
+        self._idle: dict[str, IdleWorker] = {}
+        self._busy: dict[tuple[str, int], RunningMessage] = {}
 
     def serve(self, link: socket.socket) -> None:
         """One message, which comes through the link, as its answer goes."""
@@ -127,12 +127,12 @@ class Hearth:
         for kept in gone:
             kept.worker.close()
 
-    def _begin(self, key: tuple[str, int], message: str, question: Mapping[str, Any]) -> Work:
+    def _begin(self, key: tuple[str, int], message: str, question: Mapping[str, Any]) -> RunningMessage:
         """The same message's work, if somebody is busy with it; or whoever has worked for the client in this run, or a
         new worker, begins.
         """
         client, run = key
-        gone: list[Kept] = []
+        gone: list[IdleWorker] = []
         with self._lock:
             before = self._busy.get(key)
             if before is not None and before.message == message and not before.ended:
@@ -144,13 +144,13 @@ class Hearth:
             if kept is not None and not (kept.run == run and kept.is_there):
                 gone.append(kept)
                 kept = None
-            work = self._busy[key] = Work(Worker() if kept is None else kept.worker, message)
+            work = self._busy[key] = RunningMessage(Worker() if kept is None else kept.worker, message)
         for one in gone:
             one.worker.close()
         threading.Thread(target=self._do, args=(key, work, question), daemon=True).start()
         return work
 
-    def _do(self, key: tuple[str, int], work: Work, question: Mapping[str, Any]) -> None:
+    def _do(self, key: tuple[str, int], work: RunningMessage, question: Mapping[str, Any]) -> None:
         """Hand the message to its worker, and wait for the answer."""
         client, run = key
         found: Mapping[str, Any] | None = None
@@ -163,7 +163,7 @@ class Hearth:
                     del self._busy[key]
                 stays = found is not None and not work.ended and client not in self._idle
                 if stays:
-                    self._idle[client] = Kept(run, work.worker, time.monotonic())
+                    self._idle[client] = IdleWorker(run, work.worker, time.monotonic())
             how = "" if stays else work.worker.close()
             if found is None:
                 work.answer = {"died": work.ended or how}
@@ -172,7 +172,7 @@ class Hearth:
         finally:  # without an answer whoever waits does the work
             work.done.set()
 
-    def _leave(self, work: Work) -> None:
+    def _leave(self, work: RunningMessage) -> None:
         """Whoever waited is gone."""
         with self._lock:
             work.waiting -= 1
@@ -188,8 +188,8 @@ def _is_gone(link: socket.socket) -> bool:
 
 def main() -> None:
     """Serve at the socket that is named, for ever."""
-    start_ahead()
-    place, hearth = Path(sys.argv[1]), Hearth()
+    preload()
+    place, hearth = Path(sys.argv[1]), WarmServer()
     unheard = place.with_suffix(".new")
     unheard.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as door:

@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Any, Self, final
 
 from grpo_fed.engines.local.grid import LocalGrid
-from grpo_fed.engines.wire.transport import GridPost
-from grpo_fed.federation.clients import Members
+from grpo_fed.engines.wire.transport import GridTransport
+from grpo_fed.federation.clients import Clients
 from grpo_fed.federation.ledger import Watch
 from grpo_fed.federation.messages import Start
 from grpo_fed.federation.rounds import Federation
-from grpo_fed.federation.state_store import Home
-from grpo_fed.policy.shared import commons_of
-from grpo_fed.rl.device import device_of
+from grpo_fed.federation.state_store import StateStore
+from grpo_fed.policy.shared import resolve_shared_blocks
+from grpo_fed.rl.device import resolve_device
 from grpo_fed.runs import folder as journal
 from grpo_fed.runs.checkpoint import Checkpoint
 from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.resolve import tasks_by_fleet
+from grpo_fed.tasks.resolve import group_by_policy_shape
 from grpo_fed.tasks.task import Task
 
 CLIENTS = "clients"
@@ -46,7 +46,7 @@ def federate(
     ValueError for what is wrong with the scenario, before anything is written. Whatever stops it after that,
     KeyboardInterrupt too, first finds the policies and `results.json` saved as they are. `workers` as for `LocalGrid`.
     """
-    with LocalFederation(scenario, out, workers=workers) as federation:
+    with LocalEngine(scenario, out, workers=workers) as federation:
         return federation.run(watch)
 
 
@@ -55,20 +55,20 @@ def resume(folder: str | Path, watch: Watch = lambda note: None) -> Result:
 
     ValueError if the folder holds no such run.
     """
-    with LocalFederation.resumed(folder) as federation:
+    with LocalEngine.resumed(folder) as federation:
         return federation.run(watch)
 
 
 @final
-class LocalFederation:
+class LocalEngine:
     """A federation that is ready to begin: to make one finds what is wrong before anything is started or written."""
 
     @classmethod
     def resumed(cls, folder: str | Path) -> Self:
         """The run that a folder holds, from its latest checkpoint on, or from its start if there is none yet."""
         folder = Path(folder)
-        scenario, after = journal.unfinished(folder)
-        return cls(scenario, folder, after, begun=journal.engine_of(folder))
+        scenario, after = journal.open_unfinished(folder)
+        return cls(scenario, folder, after, begun=journal.read_engine_state(folder))
 
     def __init__(
         self,
@@ -81,25 +81,25 @@ class LocalFederation:
         """A new run, or one that goes on `after` a checkpoint, with the workers that it had or was `begun` with."""
         self.scenario, self.after = scenario, after
         self.folder = None if out is None else Path(out)
-        self.device = str(device_of(scenario.device))
+        self.device = str(resolve_device(scenario.device))
         if self.folder is not None:
-            journal.refuse_unusable(self.folder)
+            journal.check_usable(self.folder)
         noted: Mapping[str, Any] = (begun or {}) if after is None else after.notes.get("engine", {})
         if after is not None and after.shared is not None and "workers" not in noted:
             raise ValueError(f"{after.place}: was not written by the local engine, and has not what its clients need")
-        self.commons = commons_of(scenario)
+        self.commons = resolve_shared_blocks(scenario)
         with ExitStack() as stack:
             if self.folder is None:
                 place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="grpo-fed-")))
             else:
                 place = self.folder / CLIENTS
-            self.home = Home(place, durable=False)
+            self.home = StateStore(place, durable=False)
             grid = LocalGrid(scenario, self.commons, self.home, noted.get("workers", workers), noted.get("apart", ()))
             self.grid = stack.enter_context(grid)
             self.federation = Federation(
                 scenario,
                 self.commons,
-                GridPost(grid, self.commons, scenario, grid.nodes),
+                GridTransport(grid, self.commons, scenario, grid.nodes),
                 self.folder,
                 after,
                 client_files=self._files,
@@ -145,9 +145,9 @@ class LocalFederation:
         """Those that clients play with, a few at a time."""
         if self.folder is None:
             return
-        tasks: dict[str, Task] = {task.client: task for fleet in tasks_by_fleet(self.scenario) for task in fleet}
+        tasks: dict[str, Task] = {task.client: task for fleet in group_by_policy_shape(self.scenario) for task in fleet}
         for chunk in self.grid.rota.chunks:
-            members = Members(self.scenario, self.commons, [tasks[name] for name in chunk], self.home)
+            members = Clients(self.scenario, self.commons, [tasks[name] for name in chunk], self.home)
             members.save_policies(self.folder, starts)
 
 

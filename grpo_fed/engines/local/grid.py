@@ -12,21 +12,21 @@ from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from grpo_fed.engines.local.schedule import Rota, cut
-from grpo_fed.engines.wire import HELLO, Hello, Refused, Wire, write_hello
-from grpo_fed.engines.wire.message_factory import RUN, instruction
+from grpo_fed.engines.local.schedule import ChunkSchedule, make_chunks
+from grpo_fed.engines.wire import HELLO, Codec, Hello, InvalidMessageError, write_hello
+from grpo_fed.engines.wire.message_factory import RUN, make_message
 from grpo_fed.engines.workers import fork_server as worker
-from grpo_fed.engines.workers.handler import Recipe, members_of
-from grpo_fed.engines.workers.pool import Hands, Here, Workers
-from grpo_fed.federation.clients import Members
+from grpo_fed.engines.workers.handler import ClientFactory, clients_factory
+from grpo_fed.engines.workers.pool import Executor, InProcessExecutor, WorkerPool
+from grpo_fed.federation.clients import Clients
 from grpo_fed.federation.messages import Answer, Instruction
-from grpo_fed.federation.state_store import Home
-from grpo_fed.policy.shared import Commons
-from grpo_fed.rl.device import device_of
+from grpo_fed.federation.state_store import StateStore
+from grpo_fed.policy.shared import SharedBlocks
+from grpo_fed.rl.device import resolve_device
 from grpo_fed.rl.stacked_learner import CHUNK
 from grpo_fed.runs.records import Failure
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.resolve import tasks_by_fleet
+from grpo_fed.tasks.resolve import group_by_policy_shape
 from grpo_fed.tasks.task import Task
 
 CODES = {"raised": 2, "late": 4, "died": 8}
@@ -43,8 +43,8 @@ class LocalGrid(Grid):
     def __init__(
         self,
         scenario: Scenario,
-        commons: Commons,
-        home: Home,
+        commons: SharedBlocks,
+        home: StateStore,
         workers: int | None = None,
         apart: Iterable[Sequence[str]] = (),
     ) -> None:
@@ -54,36 +54,43 @@ class LocalGrid(Grid):
         know the clients' environments, none. How clients are cut into chunks follows from their number, and so do the
         last bits of what they learn. `apart` is where another grid's `Rota` was.
         """
-        fleets = tasks_by_fleet(scenario)
+        fleets = group_by_policy_shape(scenario)
         tasks = {task.client: task for fleet in fleets for task in fleet}
         recipe = _recipe(scenario, home, list(tasks.values()), workers)
-        on_gpu = device_of(scenario.device).type == "cuda"
+        on_gpu = resolve_device(scenario.device).type == "cuda"
         cores = 1 if on_gpu else len(os.sched_getaffinity(0))
         count = 0 if recipe is None else workers or min(cores, len(tasks))
-        chunks = cut([[task.client for task in fleet] for fleet in fleets], count, len(tasks) if on_gpu else CHUNK)
-        hands: Hands
+        chunks = make_chunks(
+            [[task.client for task in fleet] for fleet in fleets], count, len(tasks) if on_gpu else CHUNK
+        )
+        hands: Executor
         if recipe is None:
-            hands = Here(lambda names: Members(scenario, commons, [tasks[name] for name in names], home))
+            hands = InProcessExecutor(lambda names: Clients(scenario, commons, [tasks[name] for name in names], home))
         else:
-            hands = Workers(min(count, len(chunks)), recipe)
-        self._open(Wire(commons, scenario), commons.clients, Rota(chunks, apart), hands, count)
+            hands = WorkerPool(min(count, len(chunks)), recipe)
+        self._open(Codec(commons, scenario), commons.clients, ChunkSchedule(chunks, apart), hands, count)
 
     @classmethod
     def serving(
-        cls, scenario: Scenario, commons: Commons, serve: str, workers: int = 0, given: Mapping[str, Any] | None = None
+        cls,
+        scenario: Scenario,
+        commons: SharedBlocks,
+        serve: str,
+        workers: int = 0,
+        given: Mapping[str, Any] | None = None,
     ) -> Self:
         """With clients of any other kind: `serve`, `module:function`, makes those of a chunk from their names.
 
         It gets `given`, JSON, after them if there is something.
         """
-        recipe = Recipe(serve, given)
-        chunks = cut([commons.clients], workers)
-        hands: Hands = Workers(min(workers, len(chunks)), recipe) if workers else Here(recipe)
+        recipe = ClientFactory(serve, given)
+        chunks = make_chunks([commons.clients], workers)
+        hands: Executor = WorkerPool(min(workers, len(chunks)), recipe) if workers else InProcessExecutor(recipe)
         grid = cls.__new__(cls)
-        grid._open(Wire(commons, scenario), commons.clients, Rota(chunks), hands, workers)
+        grid._open(Codec(commons, scenario), commons.clients, ChunkSchedule(chunks), hands, workers)
         return grid
 
-    def _open(self, wire: Wire, names: Sequence[str], rota: Rota, hands: Hands, workers: int) -> None:
+    def _open(self, wire: Codec, names: Sequence[str], rota: ChunkSchedule, hands: Executor, workers: int) -> None:
         self.nodes: dict[int, str] = dict(enumerate(names, 1))
         """The clients' names."""
         self.workers = workers
@@ -118,7 +125,7 @@ class LocalGrid(Grid):
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
         """Where `Message(...)` alone needs a process that Flower has started."""
-        return instruction(content, message_type, dst_node_id, group_id, ttl)
+        return make_message(content, message_type, dst_node_id, group_id, ttl)
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self.nodes)
@@ -164,7 +171,7 @@ class LocalGrid(Grid):
             assert name not in asked, f"{name} gets one message at a time"
             try:
                 told[message.metadata.message_id] = self._wire.read_instruction(kind, message.content)
-            except Refused as error:
+            except InvalidMessageError as error:
                 yield _error(message, Failure("raised", f"Refused: {error}"))
                 continue
             asked[name] = message
@@ -200,14 +207,14 @@ class LocalGrid(Grid):
         return Message(self._wire.write_answer(instruction, answer), reply_to=message)
 
 
-def _recipe(scenario: Scenario, home: Home, tasks: Sequence[Task], workers: int | None) -> Recipe | None:
+def _recipe(scenario: Scenario, home: StateStore, tasks: Sequence[Task], workers: int | None) -> ClientFactory | None:
     """For worker processes, if there are to be any; ValueError if they are wanted and cannot be."""
     try:
         if workers == 0:
             return None
         if not worker.is_possible():
             raise ValueError(f"workers = {workers}: worker processes need Linux; workers = 0 would be right")
-        return members_of(scenario, home, tasks)
+        return clients_factory(scenario, home, tasks)
     except ValueError:
         if workers is None:
             return None

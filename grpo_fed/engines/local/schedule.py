@@ -7,13 +7,13 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import final
 
-from grpo_fed.engines.workers.pool import Group
+from grpo_fed.engines.workers.pool import Job
 from grpo_fed.rl.stacked_learner import CHUNK
 
 Names = tuple[str, ...]
 
 
-def cut(fleets: Iterable[Sequence[str]], workers: int, most: int = CHUNK) -> list[Names]:
+def make_chunks(fleets: Iterable[Sequence[str]], workers: int, most: int = CHUNK) -> list[Names]:
     """Clients in chunks of at most `most`, so many and as equal as it takes to keep all workers busy to the end."""
     fleets = [sorted(names) for names in fleets]  # as a server asks them, so that few answers wait for others
     everybody, hands = sum(map(len, fleets)), max(1, workers)
@@ -28,7 +28,7 @@ def cut(fleets: Iterable[Sequence[str]], workers: int, most: int = CHUNK) -> lis
 
 
 @final
-class Rota:
+class ChunkSchedule:
     """Chunks, but for clients that had no answer the last time: they are asked apart, until they have answered.
 
     Who raised or died is alone then. Of a group that hung nobody knows who did, so it is asked in two halves, and after
@@ -41,30 +41,30 @@ class Rota:
         """These groups; always the same list, so that a checkpoint has it as it is."""
         self._chunk = {name: chunk for chunk in chunks for name in chunk}
 
-    def row(self, asked: Collection[str]) -> deque[Group]:
+    def row(self, asked: Collection[str]) -> deque[Job]:
         """Who is asked with whom; all that are asked, in the order of their names' first."""
         aside = {name for names in self.apart for name in names}
         together: dict[Names, list[str]] = {}
         for name in asked:
             if name not in aside:
                 together.setdefault(self._chunk[name], []).append(name)
-        groups = [Group(chunk, tuple(names)) for chunk, names in together.items()]
+        groups = [Job(chunk, tuple(names)) for chunk, names in together.items()]
         for names in self.apart:
             there = tuple(name for name in names if name in asked)
             if there:
-                groups.append(Group(self._chunk[there[0]], there, last=True))
+                groups.append(Job(self._chunk[there[0]], there, last=True))
         return deque(groups)
 
-    def singly(self, group: Group) -> Iterator[Group]:
+    def singly(self, group: Job) -> Iterator[Job]:
         """Its clients each alone, to see who it is that fails."""
-        return (Group(group.chunk, (name,), last=True) for name in group.names)
+        return (Job(group.chunk, (name,), last=True) for name in group.names)
 
-    def answered(self, group: Group) -> None:
+    def answered(self, group: Job) -> None:
         """Its clients are back with the others."""
         left = (tuple(name for name in names if name not in group.names) for names in self.apart)
         self.apart[:] = [names for names in left if names]
 
-    def failed(self, group: Group) -> None:
+    def failed(self, group: Job) -> None:
         """Its clients go apart; if it was more than one, in two halves."""
         self.answered(group)
         names, half = group.names, -(-len(group.names) // 2)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from grpo_fed.engines.wire.codec import EVALUATE, MEASURE, TRAIN, Wire, kind_of, size_of
-from grpo_fed.engines.wire.handshake import HELLO, Hello, read_blocks, read_hello, write_commons, write_hello
-from grpo_fed.engines.wire.validation import Refused
+from grpo_fed.engines.wire.codec import EVALUATE, MEASURE, TRAIN, Codec, content_size, message_type
+from grpo_fed.engines.wire.handshake import (
+    HELLO,
+    Hello,
+    read_hello,
+    read_shared_blocks,
+    write_hello,
+    write_shared_blocks,
+)
+from grpo_fed.engines.wire.validation import InvalidMessageError
 
 __all__ = [
     "EVALUATE",
@@ -12,12 +19,12 @@ __all__ = [
     "MEASURE",
     "TRAIN",
     "Hello",
-    "Refused",
-    "Wire",
-    "kind_of",
-    "read_blocks",
+    "InvalidMessageError",
+    "Codec",
+    "message_type",
+    "read_shared_blocks",
     "read_hello",
-    "size_of",
-    "write_commons",
+    "content_size",
+    "write_shared_blocks",
     "write_hello",
 ]

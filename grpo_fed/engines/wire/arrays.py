@@ -9,7 +9,7 @@ from typing import final
 import numpy as np
 from flwr.app import Array
 
-from grpo_fed.engines.wire.validation import Refused, show
+from grpo_fed.engines.wire.validation import InvalidMessageError, show
 
 
 def write(vector: np.ndarray) -> Array:
@@ -22,10 +22,10 @@ def read(place: str, array: Array, size: int) -> np.ndarray:
     """[size] float32, a view that cannot be written to."""
     if (array.dtype, array.shape, array.stype) != ("float32", (size,), "numpy.ndarray"):
         has = f"{show(array.dtype)} of shape {show(array.shape)} as {show(array.stype)}"
-        raise Refused(f"{place} is {has}; it has to be float32 of shape ({size},) as numpy.ndarray")
+        raise InvalidMessageError(f"{place} is {has}; it has to be float32 of shape ({size},) as numpy.ndarray")
     header, data = _header(size), array.data
     if type(data) is not bytes or len(data) != len(header) + 4 * size or not data.startswith(header):
-        raise Refused(f"{place} says that it is float32 of shape ({size},), but its bytes are not")
+        raise InvalidMessageError(f"{place} says that it is float32 of shape ({size},), but its bytes are not")
     vector: np.ndarray = np.frombuffer(data, "<f4", offset=len(header))
     return vector
 
@@ -38,16 +38,16 @@ def _header(size: int) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
 
 
-def refuse_unfinite(place: str, vector: np.ndarray) -> None:
+def refuse_non_finite(place: str, vector: np.ndarray) -> None:
     """`Refused`, with the first entry that is not finite."""
     finite = np.isfinite(vector)
     if not finite.all():
         at = int(finite.argmin())
-        raise Refused(f"{place} is {vector[at]} at entry {at}; it has to be finite")
+        raise InvalidMessageError(f"{place} is {vector[at]} at entry {at}; it has to be finite")
 
 
 @final
-class Groups:
+class GroupSelection:
     """The groups of S columns, for what travels in parts."""
 
     def __init__(self, ids: np.ndarray, number: int) -> None:
@@ -96,5 +96,5 @@ class Groups:
         """The inverse of `pack`."""
         bits = np.unpackbits(np.frombuffer(mask, np.uint8)).astype(bool)
         if len(mask) != self._number // 8 + 1 or bits[self._number :].any():
-            raise Refused(f"{place} is {show(mask)}; it has to be a bit for each of {self._number} groups")
+            raise InvalidMessageError(f"{place} is {show(mask)}; it has to be a bit for each of {self._number} groups")
         return bits[: self._number]

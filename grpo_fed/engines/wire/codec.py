@@ -17,29 +17,29 @@ from typing import TypeVar, final
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from grpo_fed.engines.wire.arrays import Groups, read, refuse_unfinite, write
-from grpo_fed.engines.wire.validation import LARGEST, Fields, Refused, expect, show
+from grpo_fed.engines.wire.arrays import GroupSelection, read, refuse_non_finite, write
+from grpo_fed.engines.wire.validation import LARGEST, FieldReader, InvalidMessageError, check_records, show
 from grpo_fed.federation.messages import (
     Answer,
     Evaluate,
     Evaluated,
+    EvaluationPlan,
+    EvaluationSummary,
     Instruction,
     Measure,
     Measured,
-    Play,
-    Played,
     Start,
     Train,
     Trained,
 )
-from grpo_fed.policy.shared import Commons
+from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.metrics import METRICS
 from grpo_fed.scenario.scenario import Scenario
 
 TRAIN, MEASURE, EVALUATE = "train", "query.measure", "evaluate"
 """Types of Flower messages."""
 
-FURTHEST = 100.0
+MAX_DISTANCE = 100.0
 """How far a client's point may lie from the shared blocks s, in units of 1 + ||s||."""
 MOST_TRIALS = 64
 """In one message, for each block and one more."""
@@ -49,7 +49,7 @@ KEPT = 8
 Key = TypeVar("Key")
 
 
-def kind_of(instruction: Instruction) -> str:
+def message_type(instruction: Instruction) -> str:
     """The type of message that carries it."""
     match instruction:
         case Train():
@@ -60,21 +60,21 @@ def kind_of(instruction: Instruction) -> str:
             return EVALUATE
 
 
-def size_of(content: RecordDict) -> int:
+def content_size(content: RecordDict) -> int:
     """Bytes of arrays, metrics and settings, with their names."""
     return sum(record.count_bytes() for record in content.values())
 
 
 @final
-class Wire:
+class Codec:
     """What one federation's messages look like, for its server and for its clients."""
 
-    def __init__(self, commons: Commons, scenario: Scenario) -> None:
+    def __init__(self, commons: SharedBlocks, scenario: Scenario) -> None:
         self._scenario, self._commons = scenario, commons
         self._size, self._blocks = commons.size, len(commons.blocks)
-        self._groups = Groups(commons.groups.ids.numpy(), len(commons.groups.names))
+        self._groups = GroupSelection(commons.groups.ids.numpy(), len(commons.groups.names))
         self._needs_fisher = scenario.merge.rule == "fisher" or scenario.proximity.mode == "quadratic"
-        self._sent: dict[tuple[int, int], _Sent] = {}
+        self._sent: dict[tuple[int, int], _EncodedVectors] = {}
         self._seen: dict[int, tuple[bytes, np.ndarray]] = {}
         self._trials: tuple[object, list[float]] = ((), [])
 
@@ -85,7 +85,7 @@ class Wire:
         start = instruction.start
         sent = self._arrays(start.shared, instruction.candidate if isinstance(instruction, Measure) else None)
         told = ConfigRecord({"run": start.run, "round": start.round})
-        told["personal"] = self._groups.mask(start.personal)
+        told["personal"] = self._groups.mask(start.departed)
         match instruction:
             case Train():
                 told["begin"], told["end"] = float(instruction.begin), float(instruction.end)
@@ -105,13 +105,13 @@ class Wire:
         `shared` is one object for all whose message has the same: it is not to be changed.
         """
         told_all = "commons" in content
-        expect(content, {"arrays", "told"} | ({"commons"} if told_all else set()))
+        check_records(content, {"arrays", "told"} | ({"commons"} if told_all else set()))
         if told_all:
             self._refuse_others(content)
-        arrays, told = Fields(content, "arrays", ArrayRecord), Fields(content, "told", ConfigRecord)
+        arrays, told = FieldReader(content, "arrays", ArrayRecord), FieldReader(content, "told", ConfigRecord)
         run = told.take("run", str)
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", run):
-            raise Refused(f"told.run is {show(run)}; letters, digits, dots, - and _ name a folder here")
+            raise InvalidMessageError(f"told.run is {show(run)}; letters, digits, dots, - and _ name a folder here")
         first = 0 if kind == EVALUATE else 1
         number = told.count("round", first, self._scenario.rounds)
         personal = tuple(np.flatnonzero(self._groups.chosen("told.personal", told.take("personal", bytes))).tolist())
@@ -126,18 +126,18 @@ class Wire:
         elif kind == EVALUATE:
             instruction = Evaluate(start, self._read_play(told))
         else:
-            raise Refused(f"a message of type {show(kind)}; there are {TRAIN}, {MEASURE} and {EVALUATE}")
+            raise InvalidMessageError(f"a message of type {show(kind)}; there are {TRAIN}, {MEASURE} and {EVALUATE}")
         arrays.end()
         told.end()
         return instruction
 
     def _refuse_others(self, content: RecordDict) -> None:
         """The message must be of these very commons."""
-        fields = Fields(content, "commons", ConfigRecord)
+        fields = FieldReader(content, "commons", ConfigRecord)
         blocks, digest = fields.take("blocks", str), fields.take("digest", str)
         fields.end()
         if digest != self._commons.digest:
-            raise Refused(
+            raise InvalidMessageError(
                 f"the server shares {show(blocks)} in other shapes or groups than this client has them; they must be"
                 " alike for all, and all machines must have the same version of grpo_fed"
             )
@@ -160,18 +160,18 @@ class Wire:
             case Train():
                 return self._read_trained(instruction, content)
             case Measure():
-                expect(content, {"measured"})
-                fields = Fields(content, "measured", MetricRecord)
+                check_records(content, {"measured"})
+                fields = FieldReader(content, "measured", MetricRecord)
                 kl = fields.divergences("kl", len(instruction.trials))
                 fields.end()
                 return Measured(kl)
             case Evaluate():
-                expect(content, {"played"})
+                check_records(content, {"played"})
                 return Evaluated(self._read_played(content))
 
     # Instructions
 
-    def _arrays(self, shared: np.ndarray, candidate: np.ndarray | None) -> _Sent:
+    def _arrays(self, shared: np.ndarray, candidate: np.ndarray | None) -> _EncodedVectors:
         """The arrays of an instruction; those that were written already if they still are the same."""
         key = id(shared), id(candidate)
         found = self._sent.pop(key, None)
@@ -185,7 +185,7 @@ class Wire:
             groups, part = self._groups.pack(chosen), write(self._groups.part(candidate, chosen))
             written["candidate"] = part
         copies = (shared.copy(), None if candidate is None else candidate.copy())
-        sent = self._sent[key] = _Sent((shared, candidate), copies, ArrayRecord(written), groups)
+        sent = self._sent[key] = _EncodedVectors((shared, candidate), copies, ArrayRecord(written), groups)
         _forget(self._sent)
         return sent
 
@@ -202,30 +202,32 @@ class Wire:
         values = read("arrays.shared", array, self._size)
         found = self._seen.pop(id(array.data), None)
         if found is None or found[0] is not array.data or not np.array_equal(values, found[1]):
-            refuse_unfinite("arrays.shared", values)
+            refuse_non_finite("arrays.shared", values)
             found = array.data, values.copy()
         self._seen[id(array.data)] = found
         _forget(self._seen)
         return found[1]
 
-    def _read_candidate(self, arrays: Fields, told: Fields, shared: np.ndarray) -> np.ndarray:
+    def _read_candidate(self, arrays: FieldReader, told: FieldReader, shared: np.ndarray) -> np.ndarray:
         """[S]."""
         chosen = self._groups.chosen("told.groups", told.take("groups", bytes))
         values = read("arrays.candidate", arrays.take("candidate", Array), self._groups.count(chosen))
-        refuse_unfinite("arrays.candidate", values)
+        refuse_non_finite("arrays.candidate", values)
         return self._groups.put(values, chosen, shared)
 
-    def _read_trials(self, told: Fields) -> tuple[tuple[float, ...], ...]:
+    def _read_trials(self, told: FieldReader) -> tuple[tuple[float, ...], ...]:
         """[M, B], each from 0 to 1."""
         flat, blocks = told.take("trials", list), self._blocks
         if not flat or not blocks or len(flat) % blocks or len(flat) > MOST_TRIALS * (blocks + 1) * blocks:
-            raise Refused(f"told.trials has {len(flat)} entries; it has to be some trials of {blocks} blocks each")
+            raise InvalidMessageError(
+                f"told.trials has {len(flat)} entries; it has to be some trials of {blocks} blocks each"
+            )
         if not all(type(alpha) is float and 0 <= alpha <= 1 for alpha in flat):
-            raise Refused(f"told.trials is {show(flat)}; parts of a step are floats from 0 to 1")
+            raise InvalidMessageError(f"told.trials is {show(flat)}; parts of a step are floats from 0 to 1")
         return tuple(tuple(flat[at : at + blocks]) for at in range(0, len(flat), blocks))
 
-    def _read_play(self, told: Fields) -> Play:
-        return Play(told.count("number", 0, self._scenario.rounds), told.take("deterministic", bool))
+    def _read_play(self, told: FieldReader) -> EvaluationPlan:
+        return EvaluationPlan(told.count("number", 0, self._scenario.rounds), told.take("deterministic", bool))
 
     # Answers
 
@@ -252,13 +254,13 @@ class Wire:
         return content
 
     def _read_trained(self, train: Train, content: RecordDict) -> Trained:
-        expect(content, {"arrays", "sent", "learned", "metrics"} | ({"played"} if train.first else set()))
-        arrays, sent = Fields(content, "arrays", ArrayRecord), Fields(content, "sent", ConfigRecord)
+        check_records(content, {"arrays", "sent", "learned", "metrics"} | ({"played"} if train.first else set()))
+        arrays, sent = FieldReader(content, "arrays", ArrayRecord), FieldReader(content, "sent", ConfigRecord)
         point = self._read_point(arrays, sent, train.start.shared)
         fisher = self._read_fisher(arrays)
         arrays.end()
         sent.end()
-        learned = Fields(content, "learned", MetricRecord)
+        learned = FieldReader(content, "learned", MetricRecord)
         steps = learned.count("steps", 0, self._most_steps)
         trained = Trained(
             point=point,
@@ -274,34 +276,38 @@ class Wire:
         learned.end()
         return trained
 
-    def _read_point(self, arrays: Fields, sent: Fields, shared: np.ndarray) -> np.ndarray:
+    def _read_point(self, arrays: FieldReader, sent: FieldReader, shared: np.ndarray) -> np.ndarray:
         """[S]; what did not travel is as in the shared blocks."""
         chosen = self._groups.chosen("sent.groups", sent.take("groups", bytes))
         values = read("arrays.point", arrays.take("point", Array), self._groups.count(chosen))
         with np.errstate(over="ignore", invalid="ignore"):
             away = values - self._groups.part(shared, chosen)
-            distance, limit = math.sqrt(away @ away), FURTHEST * (1 + math.sqrt(shared @ shared))
+            distance, limit = math.sqrt(away @ away), MAX_DISTANCE * (1 + math.sqrt(shared @ shared))
         if not distance <= limit or distance == math.inf:
-            refuse_unfinite("arrays.point", values)
-            raise Refused(f"arrays.point is {distance:.3g} from the shared blocks; {limit:.3g} is as far as it may be")
+            refuse_non_finite("arrays.point", values)
+            raise InvalidMessageError(
+                f"arrays.point is {distance:.3g} from the shared blocks; {limit:.3g} is as far as it may be"
+            )
         return self._groups.put(values, chosen, shared)
 
-    def _read_fisher(self, arrays: Fields) -> np.ndarray | None:
+    def _read_fisher(self, arrays: FieldReader) -> np.ndarray | None:
         """[S], where the scenario needs it."""
         if not self._needs_fisher or (self._size == 0 and not arrays.has("fisher")):
             return None
         fisher = read("arrays.fisher", arrays.take("fisher", Array), self._size).copy()
-        refuse_unfinite("arrays.fisher", fisher)
+        refuse_non_finite("arrays.fisher", fisher)
         if self._size and fisher.min() < 0:
-            raise Refused(f"arrays.fisher is {fisher.min():.3g} at entry {fisher.argmin()}; it is a mean of squares")
+            raise InvalidMessageError(
+                f"arrays.fisher is {fisher.min():.3g} at entry {fisher.argmin()}; it is a mean of squares"
+            )
         return fisher
 
-    def _read_played(self, content: RecordDict) -> Played:
-        settings, fields = self._scenario.evaluate, Fields(content, "played", MetricRecord)
+    def _read_played(self, content: RecordDict) -> EvaluationSummary:
+        settings, fields = self._scenario.evaluate, FieldReader(content, "played", MetricRecord)
         least = fields.number("least")
         most = fields.number("most", least)
         slack = 1e-6 * max(1.0, abs(least), abs(most))
-        played = Played(
+        played = EvaluationSummary(
             mean=fields.number("mean", least - slack, most + slack),
             std=fields.number("std", 0, most - least + slack),
             least=least,
@@ -324,7 +330,7 @@ class Wire:
 
 
 @dataclass(frozen=True, eq=False)
-class _Sent:
+class _EncodedVectors:
     """Arrays that were written."""
 
     vectors: tuple[np.ndarray, np.ndarray | None]
@@ -343,11 +349,11 @@ class _Sent:
         )
 
 
-def _write_play(told: ConfigRecord, play: Play) -> None:
+def _write_play(told: ConfigRecord, play: EvaluationPlan) -> None:
     told["number"], told["deterministic"] = play.number, play.deterministic
 
 
-def _write_played(played: Played) -> MetricRecord:
+def _write_played(played: EvaluationSummary) -> MetricRecord:
     return MetricRecord(
         {
             "mean": float(played.mean),
@@ -364,18 +370,20 @@ def _read_metrics(content: RecordDict) -> Mapping[str, float]:
     """Those that a client may tell, finite."""
     record = content["metrics"]
     if not isinstance(record, MetricRecord):
-        raise Refused(f"metrics is a {type(record).__name__}; it has to be a MetricRecord")
+        raise InvalidMessageError(f"metrics is a {type(record).__name__}; it has to be a MetricRecord")
     metrics: dict[str, float] = {}
     for name, value in record.items():
         if name not in METRICS:
-            raise Refused(f"metrics has {show(name)}, which a client does not tell")
+            raise InvalidMessageError(f"metrics has {show(name)}, which a client does not tell")
         if not (isinstance(value, float) and abs(value) <= LARGEST):
-            raise Refused(f"metrics.{name} is {show(value)}; it has to be a finite float, at most {LARGEST:g} in size")
+            raise InvalidMessageError(
+                f"metrics.{name} is {show(value)}; it has to be a finite float, at most {LARGEST:g} in size"
+            )
         metrics[name] = value
     return metrics
 
 
-def _forget(found: dict[Key, _Sent] | dict[Key, tuple[bytes, np.ndarray]]) -> None:
+def _forget(found: dict[Key, _EncodedVectors] | dict[Key, tuple[bytes, np.ndarray]]) -> None:
     """All but the latest."""
     while len(found) > KEPT:
         del found[next(iter(found))]

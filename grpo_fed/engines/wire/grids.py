@@ -44,20 +44,20 @@ def push(grid: Grid, messages: Mapping[str, Message]) -> Iterator[tuple[str, str
                 taken = {one for one in grid.push_messages(list(some.values())) if one}
                 break
             except ObjectPushError as error:
-                log.warning("%s", line_of(str(error)))
-                some = {name: anew(message) for name, message in some.items()}
+                log.warning("%s", one_line(str(error)))
+                some = {name: copy_with_new_id(message) for name, message in some.items()}
         for name, message in some.items():
             message_id = message.metadata.message_id
             yield name, message_id if message_id in taken else None
 
 
-def activations(grid: Grid) -> dict[int, str]:
+def node_start_times(grid: Grid) -> dict[int, str]:
     """By node that is there, when it was started, as the grid has it; of a grid that does not say, of none."""
     look = getattr(grid, "get_nodes", None)
     return {} if look is None else {node.node_id: node.last_activated_at for node in look()}
 
 
-def anew(message: Message) -> Message:
+def copy_with_new_id(message: Message) -> Message:
     """The same with an id of its own, for a SuperLink that was killed when it had half of it, or a node that had it."""
     told = message.metadata
     return Message(message.content, told.dst_node_id, told.message_type, ttl=told.ttl, group_id=told.group_id)
@@ -65,21 +65,21 @@ def anew(message: Message) -> Message:
 
 def failure_of(error: Error) -> Failure:
     """What Flower says of a client that has no answer."""
-    reason = line_of(error.reason or "")
+    reason = one_line(error.reason or "")
     raised = re.fullmatch(r"<class '(?:.*\.)?(\w+)'>:<'(.*)'>", reason)  # how Flower writes an exception
     if raised:
-        if raised[1] == Died.__name__:
+        if raised[1] == WorkerDiedError.__name__:
             return Failure("died", raised[2])
         reason = f"{raised[1]}: {raised[2]}"
     kind = "raised" if error.code in RAISED else "late" if error.code in LATE else "died"
     return Failure(kind, reason or f"Flower's error {error.code}")
 
 
-def line_of(text: str) -> str:
+def one_line(text: str) -> str:
     """On one line, not too long for a log, and without what a terminal would follow: a client may say anything."""
     shown = "".join(letter if letter.isprintable() else " " for letter in text)
     return words.shorten(" ".join(shown.split()), LINE)
 
 
-class Died(RuntimeError):
+class WorkerDiedError(RuntimeError):
     """The process that did the work has ended; says how."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, RecordDict
 
-from grpo_fed.engines.wire.validation import Fields, Refused, expect, show
-from grpo_fed.policy.shared import Commons
-from grpo_fed.tasks.task import ENDLESS, KINDS, Form, Kind
+from grpo_fed.engines.wire.validation import FieldReader, InvalidMessageError, check_records, show
+from grpo_fed.policy.shared import SharedBlocks
+from grpo_fed.tasks.task import ACTION_KINDS, NO_STEP_LIMIT, ActionKind, TaskShape
 
 HELLO = "query.hello"
 """The type of a Flower message that asks a node for the name of its client."""
@@ -22,7 +22,7 @@ class Hello:
     """What a node says of itself."""
 
     client: str
-    form: Form | None = None
+    form: TaskShape | None = None
     """Of its task; None where that cannot be made there, which it will say when it is told to train."""
 
 
@@ -37,42 +37,44 @@ def write_hello(hello: Hello) -> RecordDict:
 
 def read_hello(content: RecordDict) -> Hello:
     """What a node answered; `Refused` for a task that cannot be."""
-    expect(content, {"hello"})
-    fields = Fields(content, "hello", ConfigRecord)
+    check_records(content, {"hello"})
+    fields = FieldReader(content, "hello", ConfigRecord)
     hello = Hello(fields.take("client", str), _read_form(fields) if fields.has("kind") else None)
     fields.end()
     return hello
 
 
-def _read_form(fields: Fields) -> Form:
+def _read_form(fields: FieldReader) -> TaskShape:
     size, told = fields.count("observation_size", 1, WIDEST), fields.take("kind", str)
-    kind: Kind | None = next((kind for kind in KINDS if kind == told), None)
+    kind: ActionKind | None = next((kind for kind in ACTION_KINDS if kind == told), None)
     if kind is None:
-        raise Refused(f"hello.kind is {show(told)}; there are {', '.join(KINDS)}")
+        raise InvalidMessageError(f"hello.kind is {show(told)}; there are {', '.join(ACTION_KINDS)}")
     sizes = fields.take("sizes", list)
     right = all(type(one) is int and one > 0 for one in sizes) and 0 < sum(sizes) <= WIDEST
     if not right or (len(sizes) > 1 and kind != "multi-categorical"):
-        raise Refused(f"hello.sizes is {show(sizes)}; they have to be what a {kind} action has, {WIDEST} at most")
-    return Form(size, kind, tuple(sizes), fields.count("episode_limit", 0, ENDLESS))
+        raise InvalidMessageError(
+            f"hello.sizes is {show(sizes)}; they have to be what a {kind} action has, {WIDEST} at most"
+        )
+    return TaskShape(size, kind, tuple(sizes), fields.count("episode_limit", 0, NO_STEP_LIMIT))
 
 
-def write_commons(commons: Commons) -> ConfigRecord:
+def write_shared_blocks(commons: SharedBlocks) -> ConfigRecord:
     """What a client must be told that knows no other's task: `commons` in an instruction's message."""
     return ConfigRecord({"blocks": json.dumps(commons.blocks), "digest": commons.digest})
 
 
-def read_blocks(content: RecordDict) -> tuple[str, ...]:
+def read_shared_blocks(content: RecordDict) -> tuple[str, ...]:
     """The names of the shared blocks, which come with an instruction; that they are the right ones is for the `Wire`.
 
     `Refused` if there are none.
     """
     if "commons" not in content:
-        raise Refused(f"the records are {show(sorted(content))}; commons is missing")
-    text = Fields(content, "commons", ConfigRecord).take("blocks", str)
+        raise InvalidMessageError(f"the records are {show(sorted(content))}; commons is missing")
+    text = FieldReader(content, "commons", ConfigRecord).take("blocks", str)
     try:
         names = json.loads(text)
     except (ValueError, RecursionError):
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise Refused(f"commons.blocks is {show(text)}; it has to be a JSON list of names")
+        raise InvalidMessageError(f"commons.blocks is {show(text)}; it has to be a JSON list of names")
     return tuple(names)

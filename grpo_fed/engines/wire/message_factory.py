@@ -17,7 +17,7 @@ RUN, SERVER = 1, 0
 _numbers = itertools.count(1)
 
 
-def instruction(content: RecordDict, kind: str, node: int, group: str = "", ttl: float | None = None) -> Message:
+def make_message(content: RecordDict, kind: str, node: int, group: str = "", ttl: float | None = None) -> Message:
     """A message to a node, with an id of its own."""
     metadata = Metadata(
         run_id=RUN,

@@ -15,10 +15,10 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from grpo_fed.engines import wire
-from grpo_fed.engines.wire import Refused
-from grpo_fed.engines.wire.grids import CLOCKS, failure_of, line_of, push
+from grpo_fed.engines.wire import InvalidMessageError
+from grpo_fed.engines.wire.grids import CLOCKS, failure_of, one_line, push
 from grpo_fed.scenario.toml import text as words
-from grpo_fed.tasks.task import Form
+from grpo_fed.tasks.task import TaskShape
 
 HELLO = 60.0
 """Seconds that a node may take to say whose it is, before it is asked again."""
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 @final
-class Roll:
+class NodeRegistry:
     """Which node is which client."""
 
     def __init__(
@@ -54,7 +54,7 @@ class Roll:
         """Nodes that failed to answer, and until when they are left alone."""
         self.turned_away: dict[int, str] = {}
         """Why a node that is there is no client, by the node's id."""
-        self.heard: dict[str, Form | None] = {}
+        self.heard: dict[str, TaskShape | None] = {}
         """By client, what it said of its task when it was heard first."""
 
     def call(self) -> dict[str, int]:
@@ -101,22 +101,22 @@ class Roll:
                 continue
             try:
                 if reply.has_error():
-                    raise Refused(failure_of(reply.error).reason)
+                    raise InvalidMessageError(failure_of(reply.error).reason)
                 hello = wire.read_hello(reply.content)
-            except Refused as error:
-                self._rest(node, f"did not say whose it is: {line_of(str(error))}")
+            except InvalidMessageError as error:
+                self._rest(node, f"did not say whose it is: {one_line(str(error))}")
                 continue
             name = hello.client
             if self._keys is not None and self._keys.get(node) != name:
                 owner = f"its key was made for {self._keys[node]}" if node in self._keys else "its key is nobody's"
-                self._rest(node, f"says that it is {line_of(name)}, but {owner}", STUBBORN)
+                self._rest(node, f"says that it is {one_line(name)}, but {owner}", STUBBORN)
                 continue
             self._names[node] = name
             if name in self._clients:
                 self.heard.setdefault(name, hello.form)
             else:
-                close = words.did_you_mean(words.nearest(name, self._clients))
-                self._turn_away(node, f"says that it is {line_of(name)}, and the scenario has no such client{close}")
+                close = words.did_you_mean(words.closest_match(name, self._clients))
+                self._turn_away(node, f"says that it is {one_line(name)}, and the scenario has no such client{close}")
 
     def _rest(self, node: int, why: str, seconds: float | None = None) -> None:
         """It is asked again, but not at once."""

@@ -19,11 +19,11 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from grpo_fed.engines import wire
-from grpo_fed.engines.wire import Refused, Wire
-from grpo_fed.engines.wire.grids import CLOCKS, activations, anew, failure_of, line_of, push
-from grpo_fed.engines.wire.registry import Roll
+from grpo_fed.engines.wire import Codec, InvalidMessageError
+from grpo_fed.engines.wire.grids import CLOCKS, copy_with_new_id, failure_of, node_start_times, one_line, push
+from grpo_fed.engines.wire.registry import NodeRegistry
 from grpo_fed.federation.messages import Answer, Instruction
-from grpo_fed.policy.shared import Commons
+from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.records import Failure
 from grpo_fed.scenario.scenario import Scenario
 
@@ -36,19 +36,23 @@ AGAIN = 5.0
 
 
 @final
-class GridPost:
+class GridTransport:
     """A federation's clients, as nodes of a grid."""
 
     def __init__(
-        self, grid: Grid, commons: Commons, scenario: Scenario, nodes: Mapping[int, str] | Roll | None = None
+        self,
+        grid: Grid,
+        commons: SharedBlocks,
+        scenario: Scenario,
+        nodes: Mapping[int, str] | NodeRegistry | None = None,
     ) -> None:
         """`nodes` are the clients' names, where they are known; otherwise every node is asked, perhaps by a roll that
         has begun to.
         """
-        self._grid, self._wire, self._clients = grid, Wire(commons, scenario), commons.clients
+        self._grid, self._wire, self._clients = grid, Codec(commons, scenario), commons.clients
         self._streams = bool(getattr(grid, "streams", False))
-        self._roll = nodes if isinstance(nodes, Roll) else Roll(grid, commons.clients, nodes)
-        self._told = None if self._streams else wire.write_commons(commons)
+        self._roll = nodes if isinstance(nodes, NodeRegistry) else NodeRegistry(grid, commons.clients, nodes)
+        self._told = None if self._streams else wire.write_shared_blocks(commons)
         self._where: Mapping[str, int] = {}
         self._up = self._down = 0
 
@@ -96,10 +100,10 @@ class GridPost:
             yield name, known.pop(name, late)
 
     def _message(self, name: str, instruction: Instruction, deadline: float | None) -> Message:
-        content, kind = self._wire.write_instruction(instruction), wire.kind_of(instruction)
+        content, kind = self._wire.write_instruction(instruction), wire.message_type(instruction)
         if self._told is not None:
             content["commons"] = self._told
-        self._down += wire.size_of(content)
+        self._down += wire.content_size(content)
         node, group, life = self._where[name], str(instruction.start.round), FOREVER if deadline is None else deadline
         if self._streams:
             return self._grid.create_message(content, kind, node, group, life)
@@ -108,11 +112,11 @@ class GridPost:
     def _read(self, instruction: Instruction, reply: Message) -> Answer | Failure:
         if reply.has_error():
             return failure_of(reply.error)
-        self._up += wire.size_of(reply.content)
+        self._up += wire.content_size(reply.content)
         try:
             return self._wire.read_answer(instruction, reply.content)
-        except Refused as error:
-            return Failure("refused", line_of(str(error)))
+        except InvalidMessageError as error:
+            return Failure("refused", one_line(str(error)))
 
     def _stream(self, messages: Mapping[str, Message], deadline: float | None) -> Iterator[tuple[str, Message]]:
         """From a grid that answers at once."""
@@ -126,7 +130,7 @@ class GridPost:
 
     def _poll(self, messages: Mapping[str, Message], deadline: float | None) -> Iterator[tuple[str, Message | Failure]]:
         """From Flower's own grids. What comes for messages of another time is never asked for."""
-        began, started, asked = time.monotonic(), activations(self._grid), {}
+        began, started, asked = time.monotonic(), node_start_times(self._grid), {}
         for name, message_id in push(self._grid, messages):
             if message_id is None:
                 yield name, Failure("unreachable", "the message could not be handed to its node")
@@ -165,9 +169,9 @@ class GridPost:
         What such a node was told before may be lost with it, and Flower says nothing of that if it is back before
         anybody has asked. Told twice, a client comes to the same.
         """
-        now = activations(self._grid)
+        now = node_start_times(self._grid)
         names = {name for name in asked.values() if now.get(self._where[name], "") > started.get(self._where[name], "")}
         started |= now
-        again = {name: anew(messages[name]) for name in names}
-        self._down += sum(wire.size_of(message.content) for message in again.values())
+        again = {name: copy_with_new_id(messages[name]) for name in names}
+        self._down += sum(wire.content_size(message.content) for message in again.values())
         return {message_id: name for name, message_id in push(self._grid, again) if message_id is not None}

@@ -14,12 +14,12 @@ LARGEST = 1e100
 Value = TypeVar("Value")
 
 
-class Refused(ValueError):
+class InvalidMessageError(ValueError):
     """What came in is not what it has to be; nothing of it is used."""
 
 
 @final
-class Fields:
+class FieldReader:
     """The values of a record, to be taken one by one; none may be left."""
 
     def __init__(
@@ -27,7 +27,7 @@ class Fields:
     ) -> None:
         record = content[name]
         if not isinstance(record, kind):
-            raise Refused(f"{name} is a {type(record).__name__}; it has to be a {kind.__name__}")
+            raise InvalidMessageError(f"{name} is a {type(record).__name__}; it has to be a {kind.__name__}")
         self._name = name
         self._rest: dict[str, object] = dict(record)
 
@@ -37,42 +37,48 @@ class Fields:
     def take(self, name: str, kind: type[Value]) -> Value:
         """Of exactly this type: to Python a bool is an int too."""
         if name not in self._rest:
-            raise Refused(f"{self._name}.{name} is missing")
+            raise InvalidMessageError(f"{self._name}.{name} is missing")
         value = self._rest.pop(name)
         if type(value) is not kind:
-            raise Refused(f"{self._name}.{name} is {show(value)}; it has to be a {kind.__name__}")
+            raise InvalidMessageError(f"{self._name}.{name} is {show(value)}; it has to be a {kind.__name__}")
         return value
 
     def number(self, name: str, least: float = -LARGEST, most: float = LARGEST) -> float:
         """Finite, and from `least` to `most`."""
         value = self.take(name, float)
         if not (math.isfinite(value) and least <= value <= most):
-            raise Refused(f"{self._name}.{name} is {value}; it has to be finite, from {least:g} to {most:g}")
+            raise InvalidMessageError(
+                f"{self._name}.{name} is {value}; it has to be finite, from {least:g} to {most:g}"
+            )
         return value
 
     def count(self, name: str, least: int, most: int) -> int:
         value = self.take(name, int)
         if not least <= value <= most:
-            raise Refused(f"{self._name}.{name} is {show(value)}; it has to be from {least} to {most}")
+            raise InvalidMessageError(f"{self._name}.{name} is {show(value)}; it has to be from {least} to {most}")
         return value
 
     def divergences(self, name: str, number: int) -> tuple[float, ...]:
         """So many, finite, and 0 or more but for rounding."""
         values = self.take(name, list)
         if len(values) != number or not all(type(value) is float and -1e-6 <= value < math.inf for value in values):
-            raise Refused(f"{self._name}.{name} is {show(values)}; it has to be {number} finite floats, 0 or more")
+            raise InvalidMessageError(
+                f"{self._name}.{name} is {show(values)}; it has to be {number} finite floats, 0 or more"
+            )
         return tuple(values)
 
     def end(self) -> None:
         """Refuse what nobody has taken."""
         if self._rest:
-            raise Refused(f"{self._name} has {show(sorted(self._rest))}, which nobody asked for")
+            raise InvalidMessageError(f"{self._name} has {show(sorted(self._rest))}, which nobody asked for")
 
 
-def expect(content: RecordDict, names: set[str]) -> None:
+def check_records(content: RecordDict, names: set[str]) -> None:
     """Exactly these records."""
     if set(content) != names:
-        raise Refused(f"the records are {show(sorted(content))}; they have to be {', '.join(sorted(names))}")
+        raise InvalidMessageError(
+            f"the records are {show(sorted(content))}; they have to be {', '.join(sorted(names))}"
+        )
 
 
 def show(value: object) -> str:

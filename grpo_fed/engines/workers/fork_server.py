@@ -40,14 +40,14 @@ nurse(int(sys.argv[1]))
 """
 REQUEST, REPLY = struct.Struct("<cq"), struct.Struct("<q")
 HINT = ", perhaps for want of memory"
-BEAR, BURY = b"b", b"k"
+FORK, REAP = b"b", b"k"
 """Fork a worker that gets the socket which comes along; kill one, should it live, and say how it ended."""
 
 
-def start_ahead() -> None:
+def preload() -> None:
     """Let the nursery start importing, before this process does the same."""
     if is_possible():
-        _nursery()
+        _fork_server()
 
 
 def is_possible() -> bool:
@@ -61,7 +61,7 @@ class Worker:
 
     def __init__(self) -> None:
         """RuntimeError if there can be none."""
-        self._nursery = _nursery()
+        self._nursery = _fork_server()
         self.link, theirs = socket.socketpair()
         with theirs:
             self.pid = self._nursery.bear(theirs)
@@ -74,7 +74,7 @@ class Worker:
 
 
 @final
-class _Nursery:
+class _ForkServer:
     """Where workers come from, as this process sees it."""
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class _Nursery:
 
     def bear(self, link: socket.socket) -> int:
         """A new worker's process id."""
-        pid = self._ask(BEAR, 0, [link.fileno()])
+        pid = self._ask(FORK, 0, [link.fileno()])
         if pid is None or pid < 0:
             raise RuntimeError(
                 "no worker process can be started: "
@@ -112,7 +112,7 @@ class _Nursery:
 
     def bury(self, pid: int) -> str:
         """How a worker ended, that is gone then in any case."""
-        status = self._ask(BURY, pid) if self.is_there else None
+        status = self._ask(REAP, pid) if self.is_there else None
         if status is None:
             return "its process is gone"
         code = os.waitstatus_to_exitcode(status)
@@ -138,15 +138,15 @@ class _Nursery:
         return None if len(data) < REPLY.size else int(REPLY.unpack(data)[0])
 
 
-_known: list[_Nursery] = []
+_known: list[_ForkServer] = []
 
 
-def _nursery() -> _Nursery:
+def _fork_server() -> _ForkServer:
     """The one of this process, for as long as it lives."""
     if _known and not _known[0].is_there:
         _known.pop().close()
     if not _known:
-        _known.append(_Nursery())
+        _known.append(_ForkServer())
     return _known[0]
 
 
@@ -159,7 +159,7 @@ def _close() -> None:
 # In the nursery and in the worker ------------------------------------------------------------------------------------
 
 
-def nurse(handle: int) -> None:
+def serve(handle: int) -> None:
     """The nursery: import, then fork whenever it is asked to."""
     control = socket.socket(fileno=handle)
     import_module(PRELOADED)
@@ -170,10 +170,10 @@ def nurse(handle: int) -> None:
         if len(data) < REQUEST.size:
             os._exit(0)
         request, pid = REQUEST.unpack(data)
-        control.sendall(REPLY.pack(_bear(control, handles[0]) if request == BEAR else _bury(pid)))
+        control.sendall(REPLY.pack(_fork(control, handles[0]) if request == FORK else _reap(pid)))
 
 
-def _bear(control: socket.socket, handle: int) -> int:
+def _fork(control: socket.socket, handle: int) -> int:
     """The process id of a new worker, or the error's number, negative."""
     try:
         pid = os.fork()
@@ -191,7 +191,7 @@ def _bear(control: socket.socket, handle: int) -> int:
     return pid
 
 
-def _bury(pid: int) -> int:
+def _reap(pid: int) -> int:
     """The status that `waitpid` gives."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
@@ -206,12 +206,12 @@ def _work(link: socket.socket) -> None:
     import torch
 
     from grpo_fed.engines.workers.frames import send
-    from grpo_fed.engines.workers.handler import Desk
+    from grpo_fed.engines.workers.handler import RequestHandler
 
     torch.set_num_threads(1)
     inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(link, inbox), daemon=True).start()
-    desk = Desk()
+    desk = RequestHandler()
     while True:
         send(link, desk.reply(inbox.get()))
 

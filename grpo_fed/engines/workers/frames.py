@@ -16,11 +16,24 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load, save
 
-from grpo_fed.federation.messages import Evaluate, Evaluated, Measure, Measured, Play, Played, Start, Train, Trained
+from grpo_fed.federation.messages import (
+    Evaluate,
+    Evaluated,
+    EvaluationPlan,
+    EvaluationSummary,
+    Measure,
+    Measured,
+    Start,
+    Train,
+    Trained,
+)
 
 SIZES = struct.Struct("<QQ")
 """Bytes of JSON and of arrays that follow."""
-WORDS = {kind.__name__: kind for kind in (Train, Measure, Evaluate, Start, Play, Trained, Measured, Evaluated, Played)}
+RECORD_TYPES = {
+    kind.__name__: kind
+    for kind in (Train, Measure, Evaluate, Start, EvaluationPlan, Trained, Measured, Evaluated, EvaluationSummary)
+}
 IS = "is"
 """The key that says which record an object is; a mapping of ours has none."""
 ARRAY = "array"
@@ -32,7 +45,7 @@ def send(link: socket.socket, content: Mapping[str, Any], until: float | None = 
     TimeoutError if it is not all taken by `until`, on the monotonic clock.
     """
     arrays: dict[int, np.ndarray] = {}
-    head = json.dumps(_plain(content, arrays), default=_number).encode()
+    head = json.dumps(_encode(content, arrays), default=_number).encode()
     body = save({str(number): np.ascontiguousarray(array) for number, array in enumerate(arrays.values())})
     link.settimeout(_left(until))
     link.sendall(SIZES.pack(len(head), len(body)) + head)
@@ -43,37 +56,37 @@ def receive(link: socket.socket, until: float | None = None) -> dict[str, Any]:
     """What `send` sent, with tuples for sequences. EOFError if the other end is gone, TimeoutError as there."""
     head, body = SIZES.unpack(_read(link, SIZES.size, until))
     told = json.loads(_read(link, head, until))
-    found = _meant(told, load(bytes(_read(link, body, until))))
+    found = _decode(told, load(bytes(_read(link, body, until))))
     assert isinstance(found, dict)
     return found
 
 
-def _plain(thing: Any, arrays: dict[int, np.ndarray]) -> Any:
+def _encode(thing: Any, arrays: dict[int, np.ndarray]) -> Any:
     """As JSON, with the arrays put aside under their ids; they are numbered in that order."""
     if isinstance(thing, np.ndarray):
         arrays.setdefault(id(thing), thing)
         return {IS: ARRAY, "number": list(arrays).index(id(thing))}
     if isinstance(thing, Mapping):
-        return {name: _plain(value, arrays) for name, value in thing.items()}
+        return {name: _encode(value, arrays) for name, value in thing.items()}
     if isinstance(thing, tuple | list):
-        return [_plain(value, arrays) for value in thing]
+        return [_encode(value, arrays) for value in thing]
     if is_dataclass(thing):
-        parts = {field.name: _plain(getattr(thing, field.name), arrays) for field in fields(thing)}
+        parts = {field.name: _encode(getattr(thing, field.name), arrays) for field in fields(thing)}
         return {IS: type(thing).__name__, **parts}
     return thing
 
 
-def _meant(told: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+def _decode(told: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     """The inverse."""
     if isinstance(told, list):
-        return tuple(_meant(value, arrays) for value in told)
+        return tuple(_decode(value, arrays) for value in told)
     if not isinstance(told, dict):
         return told
     kind = told.pop(IS, None)
     if kind == ARRAY:
         return arrays[str(told["number"])]
-    parts = {name: _meant(value, arrays) for name, value in told.items()}
-    return parts if kind is None else WORDS[kind](**parts)
+    parts = {name: _decode(value, arrays) for name, value in told.items()}
+    return parts if kind is None else RECORD_TYPES[kind](**parts)
 
 
 def _number(value: Any) -> Any:

@@ -16,17 +16,17 @@ from typing import Any, Protocol, TypeAlias, final
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
-from grpo_fed.federation.clients import Members
+from grpo_fed.federation.clients import Clients
 from grpo_fed.federation.messages import Answer, Instruction
-from grpo_fed.federation.state_store import Home
-from grpo_fed.policy.shared import Commons, commons_of
+from grpo_fed.federation.state_store import StateStore
+from grpo_fed.policy.shared import SharedBlocks, resolve_shared_blocks
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.gym import find_env_spec
-from grpo_fed.tasks.resolve import tasks_of
+from grpo_fed.tasks.resolve import resolve_tasks
 from grpo_fed.tasks.task import Task
 
 
-class Serving(Protocol):
+class ClientHandler(Protocol):
     """Some clients who answer together, or a few of them at a time."""
 
     def answer(self, instructions: Mapping[str, Instruction]) -> Mapping[str, Answer]:
@@ -36,12 +36,12 @@ class Serving(Protocol):
         """Let go of environments."""
 
 
-Serve: TypeAlias = Callable[[Sequence[str]], Serving]
+Serve: TypeAlias = Callable[[Sequence[str]], ClientHandler]
 """Makes clients of these names."""
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ClientFactory:
     """How another process makes clients."""
 
     serve: str
@@ -49,21 +49,21 @@ class Recipe:
     given: Mapping[str, Any] | None = None
     """JSON."""
 
-    def __call__(self, names: Sequence[str]) -> Serving:
+    def __call__(self, names: Sequence[str]) -> ClientHandler:
         module, _, function = self.serve.partition(":")
         make = getattr(import_module(module), function)
-        made: Serving = make(names) if self.given is None else make(names, self.given)
+        made: ClientHandler = make(names) if self.given is None else make(names, self.given)
         return made
 
 
 @final
-class Desk:
+class RequestHandler:
     """Answers what this process is asked, and keeps the clients that it has made."""
 
     def __init__(self, serve: Serve | None = None) -> None:
         """Without `serve`, a question says how its clients are made."""
         self._serve = serve
-        self._known: dict[tuple[str, ...], Serving] = {}
+        self._known: dict[tuple[str, ...], ClientHandler] = {}
 
     def answer(
         self, chunk: tuple[str, ...], instructions: Mapping[str, Instruction], serve: Serve | None = None
@@ -79,10 +79,10 @@ class Desk:
         """To another process: `answers`, or what was `raised` and the `trace` of it."""
         sys.path[:] = question["path"]
         try:
-            recipe = Recipe(question["serve"], question["given"])
+            recipe = ClientFactory(question["serve"], question["given"])
             return {"answers": self.answer(question["chunk"], question["told"], recipe)}
         except Exception as error:  # noqa: BLE001, whatever a client raises is its own affair
-            return {"raised": said(error), "trace": traceback.format_exc()}
+            return {"raised": describe_exception(error), "trace": traceback.format_exc()}
 
     def close(self) -> None:
         """Let all of them go."""
@@ -91,12 +91,12 @@ class Desk:
         self._known.clear()
 
 
-def said(error: Exception) -> str:
+def describe_exception(error: Exception) -> str:
     """What a client raised, in words."""
     return f"{type(error).__name__}: {error}"
 
 
-def members_of(scenario: Scenario, home: Home, tasks: Sequence[Task]) -> Recipe:
+def clients_factory(scenario: Scenario, home: StateStore, tasks: Sequence[Task]) -> ClientFactory:
     """For any process. ValueError where one has environments, wrappers or networks that no other can know of."""
     named = [scenario.policy.module or "", *(path for task in tasks for path in (task.env, *task.wrappers))]
     specs = {task.env: find_env_spec(task) for task in tasks}.values()
@@ -112,7 +112,7 @@ def members_of(scenario: Scenario, home: Home, tasks: Sequence[Task]) -> Recipe:
         raise ValueError(
             f"{error}: no worker process can know it; register it with an entry point module:Class, or set workers = 0"
         ) from error
-    return Recipe(
+    return ClientFactory(
         f"{__name__}:members",
         {
             "scenario": scenario.dumps(),
@@ -123,15 +123,15 @@ def members_of(scenario: Scenario, home: Home, tasks: Sequence[Task]) -> Recipe:
     )
 
 
-def members(names: Sequence[str], given: Mapping[str, Any]) -> Members:
+def make_clients(names: Sequence[str], given: Mapping[str, Any]) -> Clients:
     """Clients of a scenario, in a process that has been told of it."""
-    scenario, commons, tasks = _world(json.dumps(given))
-    home = Home(Path(given["home"]), given["durable"])
-    return Members(scenario, commons, [tasks[name] for name in names], home)
+    scenario, commons, tasks = _setup(json.dumps(given))
+    home = StateStore(Path(given["home"]), given["durable"])
+    return Clients(scenario, commons, [tasks[name] for name in names], home)
 
 
 @lru_cache(maxsize=1)
-def _world(given: str) -> tuple[Scenario, Commons, Mapping[str, Task]]:
+def _setup(given: str) -> tuple[Scenario, SharedBlocks, Mapping[str, Task]]:
     """What such a process needs to know but once."""
     told = json.loads(given)
     scenario = Scenario.loads(told["scenario"])
@@ -142,4 +142,4 @@ def _world(given: str) -> tuple[Scenario, Commons, Mapping[str, Task]]:
                 import_module(module)  # before the specs: gymnasium warns of what registers itself a second time
     for spec in map(EnvSpec.from_json, told["specs"]):
         gymnasium.registry.setdefault(spec.id, spec)
-    return scenario, commons_of(scenario), {task.client: task for task in tasks_of(scenario)}
+    return scenario, resolve_shared_blocks(scenario), {task.client: task for task in resolve_tasks(scenario)}

@@ -19,7 +19,7 @@ import torch
 
 from grpo_fed.engines.workers.fork_server import Worker
 from grpo_fed.engines.workers.frames import receive, send
-from grpo_fed.engines.workers.handler import Desk, Recipe, Serve, said
+from grpo_fed.engines.workers.handler import ClientFactory, RequestHandler, Serve, describe_exception
 from grpo_fed.federation.messages import Answer, Instruction
 from grpo_fed.runs.records import Failure
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Group:
+class Job:
     """Clients of one chunk that are asked together."""
 
     chunk: tuple[str, ...]
@@ -39,16 +39,16 @@ class Group:
     """Whether they wait until all others have been asked, since one of them may hang."""
 
 
-Outcome: TypeAlias = Mapping[str, Answer] | Failure | None
+JobResult: TypeAlias = Mapping[str, Answer] | Failure | None
 """What each answered, or what became of the group, or None: time was up before it was asked."""
 
 
-class Hands(Protocol):
+class Executor(Protocol):
     """Whoever does the work."""
 
     def serve(
-        self, row: deque[Group], told: Mapping[str, Instruction], until: float | None
-    ) -> Iterator[tuple[Group, Outcome]]:
+        self, row: deque[Job], told: Mapping[str, Instruction], until: float | None
+    ) -> Iterator[tuple[Job, JobResult]]:
         """All groups of the row, as they are done; `until` is on the monotonic clock."""
 
     def close(self) -> None:
@@ -56,15 +56,15 @@ class Hands(Protocol):
 
 
 @final
-class Here:
+class InProcessExecutor:
     """The process itself. Whoever hangs or ends it does so for all."""
 
     def __init__(self, serve: Serve) -> None:
-        self._desk = Desk(serve)
+        self._desk = RequestHandler(serve)
 
     def serve(
-        self, row: deque[Group], told: Mapping[str, Instruction], until: float | None
-    ) -> Iterator[tuple[Group, Outcome]]:
+        self, row: deque[Job], told: Mapping[str, Instruction], until: float | None
+    ) -> Iterator[tuple[Job, JobResult]]:
         while row:
             group = row.popleft()
             if _is_over(until):
@@ -72,14 +72,14 @@ class Here:
             else:
                 yield group, self._answer(group, {name: told[name] for name in group.names})
 
-    def _answer(self, group: Group, told: Mapping[str, Instruction]) -> Outcome:
+    def _answer(self, group: Job, told: Mapping[str, Instruction]) -> JobResult:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # the matrices are small: more of them only wait for each other
         try:
             return self._desk.answer(group.chunk, told)
         except Exception as error:
             log.info("%s", group.names, exc_info=error)
-            return Failure("raised", said(error))
+            return Failure("raised", describe_exception(error))
         finally:
             torch.set_num_threads(threads)
 
@@ -88,19 +88,19 @@ class Here:
 
 
 @final
-class Workers:
+class WorkerPool:
     """Some processes. A chunk stays with the one that has had it, unless that has fallen behind."""
 
-    def __init__(self, count: int, recipe: Recipe) -> None:
+    def __init__(self, count: int, recipe: ClientFactory) -> None:
         self._recipe = recipe
         self._count = count
         self._idle: list[Worker] = []
-        self._busy: dict[Worker, Group] = {}
+        self._busy: dict[Worker, Job] = {}
         self._homes: dict[tuple[str, ...], Worker] = {}
 
     def serve(
-        self, row: deque[Group], told: Mapping[str, Instruction], until: float | None
-    ) -> Iterator[tuple[Group, Outcome]]:
+        self, row: deque[Job], told: Mapping[str, Instruction], until: float | None
+    ) -> Iterator[tuple[Job, JobResult]]:
         try:
             while row or self._busy:
                 while row and len(self._busy) < self._count and not _is_over(until):
@@ -118,7 +118,7 @@ class Workers:
         while self._idle:
             self._dismiss(self._idle[-1])
 
-    def _ask(self, worker: Worker, row: deque[Group], told: Mapping[str, Instruction], until: float | None) -> None:
+    def _ask(self, worker: Worker, row: deque[Job], told: Mapping[str, Instruction], until: float | None) -> None:
         """Give it a group from the row; one that has ended while it had nothing to do is replaced."""
         group = self._take(worker, row)
         question = {
@@ -139,7 +139,7 @@ class Workers:
         self._busy[worker] = group
         self._homes[group.chunk] = worker
 
-    def _take(self, worker: Worker, row: deque[Group]) -> Group:
+    def _take(self, worker: Worker, row: deque[Job]) -> Job:
         """The next for it: what it has had before, what nobody has had, what another one has not come to."""
 
         def rank(place: int) -> tuple[bool, int, int]:
@@ -163,7 +163,7 @@ class Workers:
                 if ready or _is_over(until):
                     return [key.data for key, _ in ready]
 
-    def _hear(self, worker: Worker, until: float | None) -> Outcome:
+    def _hear(self, worker: Worker, until: float | None) -> JobResult:
         """Its answer."""
         group = self._busy[worker]
         try:
@@ -181,7 +181,7 @@ class Workers:
         answers: Mapping[str, Answer] = found["answers"]
         return answers
 
-    def _give_up(self, row: deque[Group]) -> Iterator[tuple[Group, Outcome]]:
+    def _give_up(self, row: deque[Job]) -> Iterator[tuple[Job, JobResult]]:
         """Time is up: who works still may hang for ever."""
         for worker, group in list(self._busy.items()):
             self._dismiss(worker)

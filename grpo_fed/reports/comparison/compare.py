@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from grpo_fed.reports.comparison.page import COMPARISON, curves, markdown
-from grpo_fed.reports.comparison.verdicts import Comparison, Trial, standings_of
+from grpo_fed.reports.comparison.verdicts import ComparedRun, Comparison, method_results
 from grpo_fed.reports.figures import FIGURES, write
 from grpo_fed.runs import checkpoint
-from grpo_fed.runs.files import write_whole
+from grpo_fed.runs.files import write_atomic
 from grpo_fed.runs.folder import SCENARIO
-from grpo_fed.runs.history import history_of
-from grpo_fed.runs.records import line_of
-from grpo_fed.runs.results import Result, Status, results_of
+from grpo_fed.runs.history import read_history
+from grpo_fed.runs.records import record_to_line
+from grpo_fed.runs.results import Result, Status, read_results
 from grpo_fed.runs.tracking import Tracker
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.scenario.shipped import find
+from grpo_fed.scenario.shipped import find_scenario
 
 BASELINE = "local"
 """The method that the others are held against, where it is among them."""
@@ -36,7 +36,7 @@ def compare(
     run: Run | None = None,
     overrides: Sequence[str] = (),
     baseline: str | None = None,
-    watch: Callable[[Trial], None] = lambda trial: None,
+    watch: Callable[[ComparedRun], None] = lambda trial: None,
 ) -> Comparison:
     """Run every method with every seed, each in `out/<method>/seed-<n>/`, and write what comes of it to `out`.
 
@@ -49,33 +49,33 @@ def compare(
     """
     out, run = Path(out), run or run_locally
     _refuse_unusable(methods, seeds, baseline)
-    source = find(str(scenario))
+    source = find_scenario(str(scenario))
     planned = []
     for method in methods:
         for seed in seeds:
             loaded = Scenario.load(source, [*overrides, f"method={method}", f"seed={seed}"])
-            planned.append((loaded, Trial(method, seed, _home(out, method, seed))))
+            planned.append((loaded, ComparedRun(method, seed, _home(out, method, seed))))
     for loaded, trial in planned:
-        _refuse_other(loaded, trial.folder)
+        _check_same_scenario(loaded, trial.folder)
     trials = []
     for loaded, trial in planned:
         if not _has_finished(trial.folder):
             problem = _run(run, loaded, trial.folder)
-            trial = Trial(trial.method, trial.seed, trial.folder, problem)
+            trial = ComparedRun(trial.method, trial.seed, trial.folder, problem)
         if not trial.problem:
-            trial = Trial(trial.method, trial.seed, trial.folder, _incomplete(trial.folder))
+            trial = ComparedRun(trial.method, trial.seed, trial.folder, _incomplete(trial.folder))
         trials.append(trial)
         watch(trial)
     base = baseline or (BASELINE if BASELINE in methods else methods[0])
     found = Comparison(
-        planned[0][0], base, tuple(seeds), tuple(standings_of(trials, methods, base)), tuple(trials), out
+        planned[0][0], base, tuple(seeds), tuple(method_results(trials, methods, base)), tuple(trials), out
     )
-    write_whole(out / f"{COMPARISON}.json", json.dumps(found.document(), indent=2, allow_nan=False) + "\n")
+    write_atomic(out / f"{COMPARISON}.json", json.dumps(found.document(), indent=2, allow_nan=False) + "\n")
     figure = curves(found)
     if figure is not None:
         (out / FIGURES).mkdir(exist_ok=True)
         write(out / FIGURES, [figure])
-    write_whole(out / f"{COMPARISON}.md", markdown(found))
+    write_atomic(out / f"{COMPARISON}.md", markdown(found))
     return found
 
 
@@ -98,7 +98,7 @@ def _refuse_unusable(methods: Sequence[str], seeds: Sequence[int], baseline: str
         raise ValueError(f"baseline {baseline}: is not among the methods {', '.join(methods)}")
 
 
-def _refuse_other(scenario: Scenario, folder: Path) -> None:
+def _check_same_scenario(scenario: Scenario, folder: Path) -> None:
     """A folder with the run of another scenario than this."""
     path = folder / SCENARIO
     if path.is_file() and path.read_text(encoding="utf-8") != scenario.dumps():
@@ -106,20 +106,20 @@ def _refuse_other(scenario: Scenario, folder: Path) -> None:
 
 
 def _has_finished(folder: Path) -> bool:
-    results = results_of(folder)
+    results = read_results(folder)
     return results is not None and results["status"] == "finished"
 
 
 def run_locally(scenario: Scenario, folder: Path, workers: int | None = None, track: str | None = "off") -> Result:
     """On the local engine: anew, or on from where it was stopped; tracked in MLflow unless `track` is off."""
-    from grpo_fed.engines.local.engine import LocalFederation
+    from grpo_fed.engines.local.engine import LocalEngine
 
     begun = checkpoint.latest(folder) is not None
     tracker = Tracker.open(track, folder, scenario, resumed=begun, models=False)
     status: Status = "failed"
-    with LocalFederation.resumed(folder) if begun else LocalFederation(scenario, folder, workers=workers) as federation:
+    with LocalEngine.resumed(folder) if begun else LocalEngine(scenario, folder, workers=workers) as federation:
         try:
-            result = federation.run(lambda note: tracker.round(line_of(note)))
+            result = federation.run(lambda note: tracker.round(record_to_line(note)))
             status = "finished"
             return result
         except KeyboardInterrupt:
@@ -141,7 +141,7 @@ def _run(run: Run, scenario: Scenario, folder: Path) -> str:
 
 def _incomplete(folder: Path) -> str:
     """Which clients have no score."""
-    history = history_of(folder)
+    history = read_history(folder)
     without = [name for name, score in zip(history.clients, history.after, strict=True) if not np.isfinite(score)]
     if not without:
         return ""

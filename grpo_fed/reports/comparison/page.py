@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from grpo_fed.reports.charts import Drawing, by_round, colour_of, dash_of, drawing, label_end, marks
-from grpo_fed.reports.comparison.verdicts import Comparison, Standing
+from grpo_fed.reports.comparison.verdicts import Comparison, MethodResult
 from grpo_fed.reports.figures import FIGURES
 from grpo_fed.reports.tables import many, number
 from grpo_fed.runs.colours import INK, PAPER
-from grpo_fed.runs.history import filled, history_of
+from grpo_fed.runs.history import fill_forward, read_history
 from grpo_fed.runs.statistics import Estimate, interquartile_mean, stratified_resamples
 
 if TYPE_CHECKING:
@@ -141,15 +141,15 @@ def curves(found: Comparison) -> Drawing | None:
     return drawing(COMPARISON, f"{found.scenario.name}: methods side by side", caption, alt, height, paint)
 
 
-def _curve(found: Comparison, one: Standing) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _curve(found: Comparison, one: MethodResult) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Rounds, interquartile mean and interval, [R] each; a run that stopped early stays where it was."""
     folders = {trial.seed: trial.folder for trial in found.trials if trial.method == one.method}
-    histories = [history_of(folders[seed]) for seed in one.seeds]
+    histories = [read_history(folders[seed]) for seed in one.seeds]
     longest = max(len(history.lines) for history in histories)
     returns = np.full((longest, len(histories), len(found.clients)), np.nan)
     for place, history in enumerate(histories):
         returns[: len(history.lines), place] = history.returns
-    returns = filled(returns)
+    returns = fill_forward(returns)
     known = np.flatnonzero(np.isfinite(returns).all(axis=(1, 2)))
     draws = np.random.default_rng(0)
     value = interquartile_mean(returns[known]) if len(known) else np.zeros(0)  # episodes longer than all rounds

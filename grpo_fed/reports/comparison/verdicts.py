@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from grpo_fed.runs.history import history_of
+from grpo_fed.runs.history import read_history
 from grpo_fed.runs.statistics import Estimate, estimate, interquartile_mean, probability_of_improvement
 from grpo_fed.scenario.scenario import Scenario
 
 
 @dataclass(frozen=True)
-class Trial:
+class ComparedRun:
     """A method with a seed."""
 
     method: str
@@ -32,7 +32,7 @@ class Trial:
 
 
 @dataclass(frozen=True, eq=False)
-class Standing:
+class MethodResult:
     """What became of a method."""
 
     method: str
@@ -60,8 +60,8 @@ class Comparison:
     """As the first method has it; of the others method and seed differ, and what follows from them."""
     baseline: str
     seeds: tuple[int, ...]
-    standings: tuple[Standing, ...]
-    trials: tuple[Trial, ...]
+    standings: tuple[MethodResult, ...]
+    trials: tuple[ComparedRun, ...]
     out: Path
 
     @property
@@ -83,10 +83,10 @@ class Comparison:
         }
 
 
-def standings_of(trials: Sequence[Trial], methods: Sequence[str], baseline: str) -> Iterator[Standing]:
+def method_results(trials: Sequence[ComparedRun], methods: Sequence[str], baseline: str) -> Iterator[MethodResult]:
     """Of every method, from the run folders of its trials."""
     counting = {method: [one for one in trials if one.method == method and not one.problem] for method in methods}
-    histories = {method: [history_of(one.folder) for one in own] for method, own in counting.items()}
+    histories = {method: [read_history(one.folder) for one in own] for method, own in counting.items()}
     scores = {method: np.array([one.after for one in own]) for method, own in histories.items()}
     base = scores[baseline]
     for method in methods:
@@ -101,7 +101,7 @@ def standings_of(trials: Sequence[Trial], methods: Sequence[str], baseline: str)
             by_seed = _improvement(own, base, together=True)
         verdict = "" if method == baseline else verdict_of(better, by_seed, min(len(own), len(base)))
         seeds = tuple(one.seed for one in counting[method])
-        yield Standing(method, seeds, own, iqm, entries, better, by_seed, verdict)
+        yield MethodResult(method, seeds, own, iqm, entries, better, by_seed, verdict)
 
 
 def _improvement(ours: np.ndarray, theirs: np.ndarray, together: bool) -> Estimate:
@@ -120,7 +120,7 @@ def verdict_of(better: Estimate | None, by_seed: Estimate | None, seeds: int) ->
     return "worse" if max(better.high, by_seed.high) < 0.5 else "no difference"
 
 
-def _document(one: Standing) -> dict[str, Any]:
+def _document(one: MethodResult) -> dict[str, Any]:
     return {
         "seeds": list(one.seeds),
         "scores": one.scores.tolist(),

@@ -10,21 +10,21 @@ from grpo_fed.reports.figures.cost import pace, traffic
 from grpo_fed.reports.figures.learning import learning
 from grpo_fed.reports.figures.sharing import clusters, groups
 from grpo_fed.reports.figures.stepping import kl, steps
-from grpo_fed.runs.files import write_whole
-from grpo_fed.runs.history import History, history_of
+from grpo_fed.runs.files import write_atomic
+from grpo_fed.runs.history import History, read_history
 
 FIGURES = "figures"
 ORDER = ("learning", "groups", "clusters", "kl", "steps", "bytes", "time")
 """The names of all figures, as one looks at them."""
 
 
-def draw(folder: str | Path) -> list[Path]:
+def draw_figures(folder: str | Path) -> list[Path]:
     """Write `figures/*.png` and `.svg` of a run folder, finished or not; what there is nothing to say of is left out.
 
     Those of an earlier time go. ValueError if it is no run folder.
     """
     folder = Path(folder)
-    drawn = list(drawings(history_of(folder)))
+    drawn = list(drawings(read_history(folder)))
     home = folder / FIGURES
     home.mkdir(exist_ok=True)
     for old in [*home.glob("*.png"), *home.glob("*.svg")]:
@@ -36,8 +36,8 @@ def write(home: Path, drawn: Sequence[Drawing]) -> list[Path]:
     """A PNG and an SVG of each."""
     paths = []
     for one in drawn:
-        write_whole(home / f"{one.name}.png", one.png)
-        write_whole(home / f"{one.name}.svg", one.svg)
+        write_atomic(home / f"{one.name}.png", one.png)
+        write_atomic(home / f"{one.name}.svg", one.svg)
         paths += [home / f"{one.name}.png", home / f"{one.name}.svg"]
     return paths
 

@@ -21,7 +21,7 @@ from grpo_fed.reports.charts import (
 )
 from grpo_fed.reports.tables import many, some
 from grpo_fed.runs.colours import INK, MUTED
-from grpo_fed.runs.history import History, filled
+from grpo_fed.runs.history import History, fill_forward
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,7 +76,7 @@ def _looked_back(history: History, name: str) -> np.ndarray:
 def _budget(axes: Axes, history: History, name: str) -> None:
     """One block's KL and budget by round."""
     rounds = history.rounds
-    found, budget = history.whole(f"kl/{name}"), filled(history.whole(f"budget/{name}"))
+    found, budget = history.whole(f"kl/{name}"), fill_forward(history.whole(f"budget/{name}"))
     wanted, later = history.whole(f"wanted/{name}"), _looked_back(history, name)
     held = wanted > budget
     seen = np.isfinite(found)

@@ -4,7 +4,7 @@
 waits for a tracking server: what it could not take stays in the run folder, and `replay` sends it later.
 """
 
-from grpo_fed.runs.tracking.store import Store, default_store, store_of
+from grpo_fed.runs.tracking.store import Store, default_store, resolve_store
 from grpo_fed.runs.tracking.tracker import Tracker, replay
 
-__all__ = ["Store", "Tracker", "default_store", "replay", "store_of"]
+__all__ = ["Store", "Tracker", "default_store", "replay", "resolve_store"]

@@ -20,12 +20,19 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
 from mlflow.store.db import utils as database
 
-from grpo_fed.runs.colours import colour
+from grpo_fed.runs.colours import client_colour
 from grpo_fed.runs.tracking import run_page as telling
-from grpo_fed.runs.tracking.selection import MOST_CLIENTS, members_of, metrics_of, names_in, same_round, spread_of
-from grpo_fed.runs.tracking.spool import Record, Sent, Spool, exclusively
-from grpo_fed.runs.tracking.store import Store, store_of
-from grpo_fed.runs.tracking.views import CLIENT, FEDERATION, ROLE, is_poorer, tags_of, views_for
+from grpo_fed.runs.tracking.selection import (
+    MOST_CLIENTS,
+    client_metrics,
+    names_in,
+    same_round,
+    spread_of,
+    tracked_metrics,
+)
+from grpo_fed.runs.tracking.spool import SendState, Spool, SpoolRecord, exclusively
+from grpo_fed.runs.tracking.store import Store, resolve_store
+from grpo_fed.runs.tracking.views import CLIENT, FEDERATION, ROLE, has_fewer_charts, tags_of, views_for
 from grpo_fed.scenario.methods import METHODS
 
 RUN = "grpo_fed.run"
@@ -48,12 +55,12 @@ LOCK = 60.0
 
 
 @final
-class Runs:
+class MlflowRuns:
     """Sends records; a second time they change nothing."""
 
     def __init__(self, spool: Spool, shown: str) -> None:
         """`shown` as in `Store.uri`; the environment has what else is needed."""
-        store = store_of(None)
+        store = resolve_store(None)
         assert store is not None
         self.store, self.spool = store, spool
         with _alone(store):
@@ -64,7 +71,7 @@ class Runs:
         self.begin: Mapping[str, Any] = {} if first is None else first.content
         self.sent = spool.sent(shown)
         if self.sent.run not in (None, self.begin.get("run", self.sent.run)):
-            self.sent = Sent(shown)
+            self.sent = SendState(shown)
         self.lines: dict[int, Mapping[str, Any]] = {}
         """What was sent, by round."""
         self.latest: Mapping[str, Any] | None = None
@@ -79,7 +86,7 @@ class Runs:
         assert self.sent.parent is not None
         return self.sent.parent
 
-    def send(self, records: Sequence[Record]) -> None:
+    def send(self, records: Sequence[SpoolRecord]) -> None:
         """One record, or several rounds."""
         match records[0].kind:
             case "begin":
@@ -96,14 +103,14 @@ class Runs:
     def leave(self) -> None:
         """There is no more to come: a run that did not say how it ended was killed."""
         if self.sent.parent is not None and not self.ended and not self.sent.done:
-            self._tag(self._parent, {NOTE: telling.killed(self.begin, self.latest)})
+            self._tag(self._parent, {NOTE: telling.page_if_killed(self.begin, self.latest)})
             self._each(lambda run: self.client.set_terminated(run, "KILLED"))
         if self.sent.done and self.spool.path.is_file():
             self.sent = replace(self.sent, position=0)
             self.spool.keep(self.sent)
             self.spool.path.unlink()
 
-    def _remember(self, record: Record) -> None:
+    def _remember(self, record: SpoolRecord) -> None:
         self.ended = record.kind == "end"
         if record.kind == "round":
             self.latest = record.content["line"]
@@ -111,7 +118,7 @@ class Runs:
 
     # The beginning -----------------------------------------------------------------------------------------------
 
-    def _begin(self, record: Record) -> None:
+    def _begin(self, record: SpoolRecord) -> None:
         begin = self.begin = record.content
         self.sent.run, self.sent.done = begin["run"], False
         self.sent.experiment = self._experiment(begin)
@@ -120,15 +127,15 @@ class Runs:
         is_new = self.sent.parent is None
         if self.sent.parent is None:
             name = f"{params['method']} seed {params['seed']}"
-            shade = colour(_place(params["method"]))  # where runs are compared, they are by method
+            shade = client_colour(_place(params["method"]))  # where runs are compared, they are by method
             self.sent.parent = known.get("") or self._create(record.time, name, FEDERATION, "", shade)
         self.spool.keep(self.sent)
         self._describe(self._parent, {**params, "folder": begin["folder"]})
-        self._tag(self._parent, {NOTE: telling.running(begin, None)})
+        self._tag(self._parent, {NOTE: telling.page_while_running(begin, None)})
         if len(begin["clients"]) <= MOST_CLIENTS:
             for number, (client, about) in enumerate(begin["clients"].items()):
                 if client not in self.sent.clients:
-                    run = known.get(client) or self._create(record.time, client, CLIENT, client, colour(number))
+                    run = known.get(client) or self._create(record.time, client, CLIENT, client, client_colour(number))
                     self.sent.clients[client] = run
                 self._describe(self.sent.clients[client], {"client": client, "method": params["method"], **about})
             self.spool.keep(self.sent)
@@ -174,15 +181,15 @@ class Runs:
 
     # Rounds --------------------------------------------------------------------------------------------------------
 
-    def _rounds(self, records: Sequence[Record]) -> None:
+    def _rounds(self, records: Sequence[SpoolRecord]) -> None:
         """Many rounds in a few requests: one for each run."""
         fresh = [one for one in records if not self._is_known(one.content["line"])]
         metrics: dict[str, list[Metric]] = {}
         for record in fresh:
             line = record.content["line"]
-            whole = metrics_of(line) | (spread_of(line) if not self.sent.clients else {})
+            whole = tracked_metrics(line) | (spread_of(line) if not self.sent.clients else {})
             metrics.setdefault(self._parent, []).extend(_metrics(whole, record.time, line["round"]))
-            for client, own in members_of(line):
+            for client, own in client_metrics(line):
                 if client in self.sent.clients:
                     run = self.sent.clients[client]
                     metrics.setdefault(run, []).extend(_metrics(own, record.time, line["round"]))
@@ -192,7 +199,7 @@ class Runs:
                     self.client.log_batch(run, metrics=every[start : start + BATCH])
         if fresh:
             line = fresh[-1].content["line"]
-            self._tag(self._parent, {NOTE: telling.running(self.begin, line)})
+            self._tag(self._parent, {NOTE: telling.page_while_running(self.begin, line)})
             if line["round"] > 0 and (self.latest is None or self.latest["round"] == 0):
                 self._views(names_in(one.content["line"] for one in fresh))
 
@@ -206,22 +213,22 @@ class Runs:
         assert self.sent.experiment is not None
         there = self.client.get_experiment(self.sent.experiment).tags
         for key, value in tags_of(views_for(sorted(metrics)), time.time_ns() // 1_000_000).items():
-            if key not in there or is_poorer(there[key], value):
+            if key not in there or has_fewer_charts(there[key], value):
                 with _forgiving(f"saved view {key}"):
                     self.client.set_experiment_tag(self.sent.experiment, key, value)
 
     # The end -------------------------------------------------------------------------------------------------------
 
-    def _end(self, record: Record) -> None:
+    def _end(self, record: SpoolRecord) -> None:
         document, status = record.content["document"], record.content["status"]
-        self._tag(self._parent, {NOTE: telling.over(self.begin, document, status)})
+        self._tag(self._parent, {NOTE: telling.page_at_end(self.begin, document, status)})
         if document is not None:
             for client, one in document["clients"].items():
                 if client in self.sent.clients:
                     tags = {"personal_groups": ", ".join(one.get("personal_groups", ())) or "none"}
                     if clusters := one.get("clusters"):
                         tags["clusters"] = ", ".join(f"{block} {number}" for block, number in clusters.items())
-                    self._tag(self.sent.clients[client], {**tags, NOTE: telling.of_client(one)})
+                    self._tag(self.sent.clients[client], {**tags, NOTE: telling.client_text(one)})
         self._files(document)
         if record.content["models"] and self.sent.clients:
             self._models(len(self.lines))
@@ -239,7 +246,7 @@ class Runs:
                     self.client.log_artifacts(self._parent, str(folder / name), name)
         if document is not None and not self.sent.clients:
             with _forgiving("clients.json"):
-                self.client.log_text(self._parent, json.dumps(telling.table_of(document)), "clients.json")
+                self.client.log_text(self._parent, json.dumps(telling.clients_table(document)), "clients.json")
                 tag = json.dumps([{"path": "clients.json", "type": "table"}])
                 self.client.set_tag(self._parent, "mlflow.loggedArtifacts", tag)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from grpo_fed.policy.user_module import ModulePolicy
+from grpo_fed.policy.user_module import UserModulePolicy
 from grpo_fed.rl.normalise import EPSILON
 from grpo_fed.runs.policies import LoadedPolicy
 
@@ -33,7 +33,7 @@ class Predictor(nn.Module):
         self.names = {name: name.replace(".", "__") for name in saved.policy.layout.views(saved.parameters)}
         views = saved.policy.layout.views(saved.parameters)
         self.own: nn.Module | None = None
-        if isinstance(saved.policy, ModulePolicy):
+        if isinstance(saved.policy, UserModulePolicy):
             self.own = copy.deepcopy(saved.policy.template)
             self.own.load_state_dict({name: value[0] for name, value in views.items()})
         else:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from grpo_fed.runs.records import apart
-from grpo_fed.runs.results import idle_in
+from grpo_fed.runs.records import list_differences
+from grpo_fed.runs.results import idle_clients
 
 ROWS = 24
 """Clients in the table; of more, the worst."""
@@ -14,7 +14,7 @@ LONGEST = 8000
 """Letters that a tag may have."""
 
 
-def running(begin: Mapping[str, Any], line: Mapping[str, Any] | None) -> str:
+def page_while_running(begin: Mapping[str, Any], line: Mapping[str, Any] | None) -> str:
     """While it goes on."""
     rounds = begin["params"]["rounds"]
     if line is None:
@@ -25,13 +25,13 @@ def running(begin: Mapping[str, Any], line: Mapping[str, Any] | None) -> str:
     return f"**Round {line['round']} of {rounds}**{known}: {_what(begin)}."
 
 
-def killed(begin: Mapping[str, Any], line: Mapping[str, Any] | None) -> str:
+def page_if_killed(begin: Mapping[str, Any], line: Mapping[str, Any] | None) -> str:
     """When it ended without a word."""
     after = 0 if line is None else line["round"]
     return f"**Killed after round {after} of {begin['params']['rounds']}**: {_what(begin)}."
 
 
-def over(begin: Mapping[str, Any], document: Mapping[str, Any] | None, status: str) -> str:
+def page_at_end(begin: Mapping[str, Any], document: Mapping[str, Any] | None, status: str) -> str:
     """When it has ended, in whatever way."""
     if document is None:
         return f"**{status.capitalize()}**: {_what(begin)}."
@@ -50,7 +50,7 @@ def over(begin: Mapping[str, Any], document: Mapping[str, Any] | None, status: s
             f"**Return {scores['score_iqm']:.1f}** (interquartile mean of {len(returns)} clients; mean {start}to"
             f" {scores['score_mean']:.1f}, worst client {scores['score_min']:.1f})."
         )
-    for name in (idle := idle_in(document))[:ROWS]:
+    for name in (idle := idle_clients(document))[:ROWS]:
         number, kind, reason = document["missing"][name][-1]
         lines.append(f"**{name} learned nothing**: it had no answer, in round {number} {kind}: {reason}")
     if len(idle) > ROWS:
@@ -64,7 +64,7 @@ def over(begin: Mapping[str, Any], document: Mapping[str, Any] | None, status: s
     return "\n\n".join(lines)[:LONGEST]
 
 
-def of_client(one: Mapping[str, Any]) -> str:
+def client_text(one: Mapping[str, Any]) -> str:
     """Of one client, when all is over."""
     if one["return"] is None:
         return f"{one['episodes']} episodes in training, none after it."
@@ -73,7 +73,7 @@ def of_client(one: Mapping[str, Any]) -> str:
     return f"**Return {one['return']:.1f}**, {_cell(one['return_before'])} before. {kind}: {own}."
 
 
-def table_of(document: Mapping[str, Any]) -> dict[str, Any]:
+def clients_table(document: Mapping[str, Any]) -> dict[str, Any]:
     """Every client of a federation of many, in the form that MLflow shows as a table."""
     columns = ["env", "return", "return_before", "return_best", "episodes", "env_steps"]
     rows = [
@@ -105,7 +105,7 @@ def _table(clients: Mapping[str, Any]) -> str:
 
 
 def _apart(one: Mapping[str, Any]) -> list[str]:
-    return apart(one.get("personal_groups", ()), one.get("clusters", {}))
+    return list_differences(one.get("personal_groups", ()), one.get("clusters", {}))
 
 
 def _cell(value: float | None) -> str:

@@ -34,26 +34,31 @@ TIMED = re.compile(r"time/|charts/(SPS|seconds)$")
 """What differs between two runs of the same round."""
 
 
-def metrics_of(line: Mapping[str, Any]) -> dict[str, float]:
+def tracked_metrics(line: Mapping[str, Any]) -> dict[str, float]:
     """Of the whole or of a client: the numbers that are tracked."""
     return {name: float(value) for name, value in line.items() if _known(name) and _is_number(value)}
 
 
-def members_of(line: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
+def client_metrics(line: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
     """By client, its metrics; one that failed in this round says so under the federation's own key."""
     for client, own in line.get("clients", {}).items():
         failed = {"fed/clients_failed": 1.0} if own.get("failure") else {}
-        yield client, {**metrics_of(own), **failed}
+        yield client, {**tracked_metrics(own), **failed}
 
 
 def names_in(lines: Iterable[Mapping[str, Any]]) -> set[str]:
     """Of the metrics that the whole or some client has."""
-    return {name for line in lines for own in (metrics_of(line), *(own for _, own in members_of(line))) for name in own}
+    return {
+        name
+        for line in lines
+        for own in (tracked_metrics(line), *(own for _, own in client_metrics(line)))
+        for name in own
+    }
 
 
 def spread_of(line: Mapping[str, Any]) -> dict[str, float]:
     """Quantiles over the clients, for federations of many."""
-    members = [own for _, own in members_of(line)]
+    members = [own for _, own in client_metrics(line)]
     found: dict[str, float] = {}
     for name in SPREAD:
         if values := sorted(own[name] for own in members if name in own):

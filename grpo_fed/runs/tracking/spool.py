@@ -11,20 +11,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
 
-from grpo_fed.runs.files import add_line, write_whole
+from grpo_fed.runs.files import append_line, write_atomic
 
 FOLDER = "tracking"
 LOG = "writer.log"
 
-Kind: TypeAlias = Literal["begin", "resume", "round", "end"]
+SpoolKind: TypeAlias = Literal["begin", "resume", "round", "end"]
 """begin: what the run is. resume: it goes on after a stop. round: a line of rounds.jsonl. end: the results."""
 
 
 @dataclass(frozen=True)
-class Record:
+class SpoolRecord:
     """A line of the spool."""
 
-    kind: Kind
+    kind: SpoolKind
     time: int
     """Milliseconds since 1970: when it happened, which is when it is said to have happened whenever it is sent."""
     content: Mapping[str, Any]
@@ -33,7 +33,7 @@ class Record:
 
 
 @dataclass
-class Sent:
+class SendState:
     """How far sending has come, and what it made: kept beside the spool, so that nothing is made twice."""
 
     store: str
@@ -69,16 +69,16 @@ class Spool:
         for old in (self.path, self.sent_path, self.log):
             old.unlink(missing_ok=True)
 
-    def append(self, kind: Kind, content: Mapping[str, Any]) -> None:
+    def append(self, kind: SpoolKind, content: Mapping[str, Any]) -> None:
         """Add a record, stamped now."""
-        add_line(self.path, json.dumps({"kind": kind, "time": time.time_ns() // 1_000_000, **content}))
+        append_line(self.path, json.dumps({"kind": kind, "time": time.time_ns() // 1_000_000, **content}))
 
     def mend(self) -> None:
         """A kill may have left half a line: what follows it begins a line of its own."""
         if self.path.is_file() and (content := self.path.read_bytes()) and not content.endswith(b"\n"):
-            add_line(self.path, "")
+            append_line(self.path, "")
 
-    def read(self, position: int = 0, most: int = 4_000_000) -> Iterator[Record]:
+    def read(self, position: int = 0, most: int = 4_000_000) -> Iterator[SpoolRecord]:
         """Whole lines from a position on, about `most` bytes of them; half a line is not there."""
         if not self.path.is_file():
             return
@@ -96,16 +96,16 @@ class Spool:
         """Whether there is anything that was not sent."""
         return self.path.is_file() and any(True for _ in self.read(self.sent("").position))
 
-    def sent(self, store: str) -> Sent:
+    def sent(self, store: str) -> SendState:
         """How far it has come; the beginning, for `store`, where nothing is known."""
         try:
-            return Sent(**json.loads(self.sent_path.read_text(encoding="utf-8")))
+            return SendState(**json.loads(self.sent_path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
-            return Sent(store)
+            return SendState(store)
 
-    def keep(self, sent: Sent) -> None:
+    def keep(self, sent: SendState) -> None:
         """Remember it."""
-        write_whole(self.sent_path, json.dumps(asdict(sent), indent=2) + "\n")
+        write_atomic(self.sent_path, json.dumps(asdict(sent), indent=2) + "\n")
 
     @contextmanager
     def locked(self, patience: float) -> Iterator[None]:
@@ -133,10 +133,10 @@ def exclusively(handle: int, patience: float) -> Iterator[None]:
         fcntl.flock(handle, fcntl.LOCK_UN)
 
 
-def _record(line: bytes, end: int) -> Record | None:
+def _record(line: bytes, end: int) -> SpoolRecord | None:
     """None for what a kill or a full disk left of one."""
     try:
         content = json.loads(line)
-        return Record(content.pop("kind"), int(content.pop("time")), content, end)
+        return SpoolRecord(content.pop("kind"), int(content.pop("time")), content, end)
     except (ValueError, KeyError, AttributeError, TypeError):
         return None

@@ -48,7 +48,7 @@ def default_store() -> Path:
     return Path("runs", "mlflow.db").absolute()
 
 
-def store_of(given: str | None, environment: Mapping[str, str] = os.environ) -> Store | None:
+def resolve_store(given: str | None, environment: Mapping[str, str] = os.environ) -> Store | None:
     """What the user named, else the environment, else the default; None for "off"; ValueError for nonsense."""
     text = given or environment.get(URI) or f"sqlite:///{default_store()}"
     if text == OFF:

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
 
-from grpo_fed.runs.tracking.spool import Sent, Spool
-from grpo_fed.runs.tracking.store import HIDDEN, Store, store_of
+from grpo_fed.runs.tracking.spool import SendState, Spool
+from grpo_fed.runs.tracking.store import HIDDEN, Store, resolve_store
 from grpo_fed.scenario.scenario import Scenario
 
 Status: TypeAlias = Literal["finished", "interrupted", "failed"]
@@ -50,9 +50,9 @@ class Tracker:
         models: log the clients' policies when the run has finished. ValueError for a URI that names no store.
         """
         spool = Spool(folder)
-        store = store_of(uri)
+        store = resolve_store(uri)
         if resumed and store is not None and spool.sent_path.is_file():
-            store = _same(store, uri, spool)
+            store = _store_of_run(store, uri, spool)
         return cls(store, spool, scenario, resumed, models)
 
     def __init__(self, store: Store | None, spool: Spool, scenario: Scenario, resumed: bool, models: bool) -> None:
@@ -73,7 +73,7 @@ class Tracker:
         """To the run's page; None where no server shows it yet."""
         if self.store is None or not self._begun or self.store.page is None:
             return None
-        return link_of(self.store.page, self.spool.sent(self.store.uri))
+        return page_link(self.store.page, self.spool.sent(self.store.uri))
 
     @property
     def place(self) -> str:
@@ -122,10 +122,10 @@ class Tracker:
         self.spool.mend()
         assert self.store is not None
         if not self.spool.sent_path.is_file():
-            self.spool.keep(Sent(self.store.uri))
+            self.spool.keep(SendState(self.store.uri))
         if not self.spool.path.is_file():
             run = self.spool.sent("").run if self._resumed else None
-            self.spool.append("begin", _begin_of(self.scenario, self.spool.folder.absolute().parent.name, run))
+            self.spool.append("begin", _begin_content(self.scenario, self.spool.folder.absolute().parent.name, run))
         elif self._resumed:
             self.spool.append("resume", {})
         self._writer = start_writer(self.spool, self.store)
@@ -140,10 +140,10 @@ def replay(folder: str | Path, uri: str | None = None, patience: float = PATIENC
     if not spool.sent_path.is_file() and not spool.path.is_file():
         raise ValueError(f"{folder}: there is nothing to replay: no run was tracked in it")
     kept = spool.sent("").store
-    store = store_of(uri or (kept if kept and HIDDEN not in kept else None))
+    store = resolve_store(uri or (kept if kept and HIDDEN not in kept else None))
     if store is None:
         raise ValueError(f"{folder}: nothing can be sent with tracking off; name a tracking URI")
-    store = _same(store, uri, spool)
+    store = _store_of_run(store, uri, spool)
     count = sum(1 for _ in _waiting(spool))
     if count:
         with spool.locked(0):
@@ -174,14 +174,14 @@ def start_writer(spool: Spool, store: Store) -> subprocess.Popen[bytes]:
         )
 
 
-def link_of(page: str, sent: Sent) -> str | None:
+def page_link(page: str, sent: SendState) -> str | None:
     """To a run's page on a server."""
     if sent.experiment is None or sent.parent is None:
         return None
     return f"{page}/#/experiments/{sent.experiment}/runs/{sent.parent}?workflowType=machine_learning"
 
 
-def _same(store: Store, given: str | None, spool: Spool) -> Store:
+def _store_of_run(store: Store, given: str | None, spool: Spool) -> Store:
     """A run that was tracked somewhere goes on there, unless nothing ever got there; only a database's password has to
     be said again.
     """
@@ -190,18 +190,18 @@ def _same(store: Store, given: str | None, spool: Spool) -> Store:
     if kept == store.uri:
         return store
     if given and sent.experiment is None:
-        spool.keep(Sent(store.uri, sent.run))  # nothing got there: perhaps its address was wrong
+        spool.keep(SendState(store.uri, sent.run))  # nothing got there: perhaps its address was wrong
         return store
     if given:
         raise ValueError(f"{spool.folder.parent}: is tracked at {kept}, and goes on there, not at {store.uri}")
     if HIDDEN in kept:
         raise ValueError(f"{spool.folder.parent}: is tracked at {kept}; give it in MLFLOW_TRACKING_URI to go on there")
-    again = store_of(kept)
+    again = resolve_store(kept)
     assert again is not None
     return again
 
 
-def _begin_of(scenario: Scenario, folder: str, run: str | None) -> dict[str, Any]:
+def _begin_content(scenario: Scenario, folder: str, run: str | None) -> dict[str, Any]:
     """What the runs are made from; run: the name that it had before, if it had."""
     settings = scenario.model_dump(mode="json", exclude={"clients", "description"})
     clients = {

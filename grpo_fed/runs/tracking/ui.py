@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from grpo_fed.runs.tracking import Store, store_of
-from grpo_fed.runs.tracking.spool import FOLDER, Sent, Spool
+from grpo_fed.runs.tracking import Store, resolve_store
+from grpo_fed.runs.tracking.spool import FOLDER, SendState, Spool
 from grpo_fed.runs.tracking.store import HIDDEN
-from grpo_fed.runs.tracking.tracker import QUIET, link_of
+from grpo_fed.runs.tracking.tracker import QUIET, page_link
 
 HOST = "127.0.0.1"
 PATIENCE = 120.0
@@ -28,7 +28,7 @@ PATIENCE = 120.0
 
 
 @dataclass(frozen=True)
-class Pages:
+class MlflowPages:
     """MLflow's pages, ready."""
 
     address: str
@@ -62,23 +62,23 @@ def serve(
 
 
 @contextlib.contextmanager
-def pages(run: Path | None = None, uri: str | None = None, port: int | None = None) -> Iterator[Pages]:
+def pages(run: Path | None = None, uri: str | None = None, port: int | None = None) -> Iterator[MlflowPages]:
     """What `serve` shows, as long as the context lasts."""
     sent = None if run is None else _sent(run)
-    store = store_of(uri if sent is None or uri is not None else _kept(sent))
+    store = resolve_store(uri if sent is None or uri is not None else _kept(sent))
     if store is None:
         raise ValueError("there is nothing to show with tracking off; name a tracking URI")
     if sent is None:
         sent = _latest(store)
     if store.page is not None:
-        yield Pages(store.page, _link(store.page, sent, run), None)
+        yield MlflowPages(store.page, _link(store.page, sent, run), None)
         return
     if store.file is not None and not store.file.is_file():
         raise ValueError(f"{store.file}: no run was tracked there yet; begin with grpo-fed run, or name a RUN")
     port = _free_port() if port is None else port
     address = f"http://{HOST}:{port}"
     with _server(store, port, address) as server:
-        yield Pages(address, _link(address, sent, run), server)
+        yield MlflowPages(address, _link(address, sent, run), server)
 
 
 @contextlib.contextmanager
@@ -122,7 +122,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _sent(run: Path) -> Sent:
+def _sent(run: Path) -> SendState:
     """What is known of a run folder's tracking."""
     spool = Spool(run)
     if not spool.sent_path.is_file():
@@ -131,12 +131,12 @@ def _sent(run: Path) -> Sent:
     return spool.sent("")
 
 
-def _kept(sent: Sent) -> str | None:
+def _kept(sent: SendState) -> str | None:
     """Where a run is tracked; a password has to come from the environment again."""
     return None if HIDDEN in sent.store else sent.store
 
 
-def _latest(store: Store) -> Sent | None:
+def _latest(store: Store) -> SendState | None:
     """The run that was tracked to a store last, of those in the folders beside it."""
     if store.file is None:
         return None
@@ -145,11 +145,11 @@ def _latest(store: Store) -> Sent | None:
     return next((sent for sent in every if sent.store == store.uri and sent.parent is not None), None)
 
 
-def _link(address: str, sent: Sent | None, run: Path | None) -> str:
+def _link(address: str, sent: SendState | None, run: Path | None) -> str:
     """A run's own page; else its experiment's charts; else all experiments."""
     if sent is None or sent.experiment is None:
         return f"{address}/#/experiments?workflowType=machine_learning"
-    if run is not None and (link := link_of(address, sent)) is not None:
+    if run is not None and (link := page_link(address, sent)) is not None:
         return link
     query = "compareRunsMode=CHART&viewStateShareKey=federation&workflowType=machine_learning"
     return f"{address}/#/experiments/{sent.experiment}/runs?{query}"

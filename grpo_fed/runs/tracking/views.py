@@ -128,7 +128,7 @@ def tags_of(views: Sequence[View], now: int) -> dict[str, str]:
     return {key: value for key, value in tags.items() if len(value) <= LONGEST}
 
 
-def is_poorer(old: str, new: str) -> bool:
+def has_fewer_charts(old: str, new: str) -> bool:
     """Whether a view's tag is one of ours that nobody has changed, and the new one shows more."""
     try:
         envelope = json.loads(old)

@@ -18,12 +18,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, final
 
-from grpo_fed.runs.tracking.spool import Record, Spool
+from grpo_fed.runs.tracking.spool import Spool, SpoolRecord
 from grpo_fed.runs.tracking.store import HIDDEN, secrets_in
 from grpo_fed.runs.tracking.tracker import GRACE
 
 if TYPE_CHECKING:
-    from grpo_fed.runs.tracking.mlflow_runs import Runs
+    from grpo_fed.runs.tracking.mlflow_runs import MlflowRuns
 
 SHORTEST, LONGEST = 0.5, 10.0
 """Seconds between two times of sending."""
@@ -53,7 +53,7 @@ class Writer:
     def __init__(self, spool: Spool, store: str) -> None:
         self.spool = spool
         self.store = store
-        self.runs: Runs | None = None
+        self.runs: MlflowRuns | None = None
         self.open = True
         """Whether the run is still there."""
 
@@ -93,12 +93,12 @@ class Writer:
             runs.leave()
         return bool(records)
 
-    def _connected(self) -> Runs:
+    def _connected(self) -> MlflowRuns:
         """With the import of mlflow, which takes seconds."""
         if self.runs is None:
-            from grpo_fed.runs.tracking.mlflow_runs import Runs
+            from grpo_fed.runs.tracking.mlflow_runs import MlflowRuns
 
-            self.runs = Runs(self.spool, self.store)
+            self.runs = MlflowRuns(self.spool, self.store)
         return self.runs
 
     def _listen(self, seconds: float) -> None:
@@ -108,9 +108,9 @@ class Writer:
             self.open = False
 
 
-def _parts(records: Sequence[Record]) -> Iterator[list[Record]]:
+def _parts(records: Sequence[SpoolRecord]) -> Iterator[list[SpoolRecord]]:
     """Neighbouring rounds together, everything else alone."""
-    part: list[Record] = []
+    part: list[SpoolRecord] = []
     for record in records:
         if part and not (record.kind == part[-1].kind == "round"):
             yield part
@@ -121,7 +121,7 @@ def _parts(records: Sequence[Record]) -> Iterator[list[Record]]:
 
 
 @final
-class Discreet(io.TextIOBase):
+class RedactedStream(io.TextIOBase):
     """A stream that shows no secrets, whoever writes to it."""
 
     def __init__(self, stream: TextIO, secrets: Sequence[str]) -> None:
@@ -143,7 +143,7 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.stderr = Discreet(sys.stderr, secrets_in(os.environ))
+    sys.stderr = RedactedStream(sys.stderr, secrets_in(os.environ))
     code = 1
     with contextlib.suppress(BrokenPipeError):
         try:

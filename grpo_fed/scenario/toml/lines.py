@@ -9,7 +9,7 @@ import re
 import tomllib
 from bisect import bisect_right
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 """From the root to a value: keys of tables and indices of arrays, such as `("clients", 0, "env")`."""
 
 _SPACE = re.compile(r"[ \t]*")
@@ -23,7 +23,7 @@ _STRING = re.compile(
 _SCALAR = re.compile(r"[^,\]}#\n]+")
 
 
-def locate(text: str) -> dict[Path, int]:
+def line_numbers(text: str) -> dict[KeyPath, int]:
     """The line, from 1, on which each table, key and array item of a valid TOML text stands first."""
     return _Scanner(text.replace("\r\n", "\n")).scan()
 
@@ -44,26 +44,26 @@ class _Scanner:
         self.text = text
         self.at = 0
         self.starts = [0, *(i + 1 for i, letter in enumerate(text) if letter == "\n")]
-        self.lines: dict[Path, int] = {}
-        self.counts: dict[Path, int] = {}
+        self.lines: dict[KeyPath, int] = {}
+        self.counts: dict[KeyPath, int] = {}
         """How many tables each array of tables has so far."""
 
-    def scan(self) -> dict[Path, int]:
-        table: Path = ()
+    def scan(self) -> dict[KeyPath, int]:
+        table: KeyPath = ()
         while True:
             self.take(_BLANK)
             if self.at >= len(self.text):
                 return self.lines
             table = self.header() if self.text[self.at] == "[" else self.pair(table)
 
-    def header(self) -> Path:
+    def header(self) -> KeyPath:
         """`[a.b]` or `[[a.b]]`: the path of the table that begins here."""
         line = self.line()
         array = self.text.startswith("[[", self.at)
         self.at += 2 if array else 1
         *parents, last = self.key()
         self.at += 2 if array else 1
-        path: Path = ()
+        path: KeyPath = ()
         for part in parents:
             self.lines.setdefault((*path, part), line)
             path = self.newest((*path, part))
@@ -75,11 +75,11 @@ class _Scanner:
         self.lines[path] = line
         return path
 
-    def newest(self, path: Path) -> Path:
+    def newest(self, path: KeyPath) -> KeyPath:
         """Of an array of tables the table written last, which is what a header below it goes into."""
         return (*path, self.counts[path] - 1) if path in self.counts else path
 
-    def pair(self, table: Path) -> Path:
+    def pair(self, table: KeyPath) -> KeyPath:
         """`a.b = value` inside `table`, which is given back."""
         line = self.line()
         path = table
@@ -105,7 +105,7 @@ class _Scanner:
                 return tuple(parts)
             self.at += 1
 
-    def value(self, path: Path) -> None:
+    def value(self, path: KeyPath) -> None:
         """Walks over a value and notes what is inside."""
         opening = self.text[self.at]
         if opening in "\"'":
@@ -115,7 +115,7 @@ class _Scanner:
         else:
             self.take(_SCALAR)
 
-    def items(self, path: Path, opening: str) -> None:
+    def items(self, path: KeyPath, opening: str) -> None:
         """The inside of an array or of an inline table."""
         self.at += 1
         self.take(_BLANK)

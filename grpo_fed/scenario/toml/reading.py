@@ -18,25 +18,25 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from grpo_fed.scenario.toml import text as words
-from grpo_fed.scenario.toml.lines import Path
-from grpo_fed.scenario.toml.source import Given, text_of
+from grpo_fed.scenario.toml.lines import KeyPath
 from grpo_fed.scenario.toml.source import ScenarioError as ScenarioError
+from grpo_fed.scenario.toml.source import Source, read_text
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-MakeWay: TypeAlias = Callable[[dict[str, Any], Sequence[str]], None]
+PrepareTables: TypeAlias = Callable[[dict[str, Any], Sequence[str]], None]
 """Takes out of a file's tables what the overrides, as they were typed, leave no room for; ValueError if it cannot."""
 
 
-def load(model: type[Model], path: str | FilePath, overrides: Sequence[str], make_way: MakeWay) -> Model:
+def load(model: type[Model], path: str | FilePath, overrides: Sequence[str], make_way: PrepareTables) -> Model:
     """Reads a file, with `overrides` such as `objective.clip=0.3` on top of it; ScenarioError lists all mistakes."""
-    return loads(model, text_of(FilePath(path)), str(path), overrides, make_way)
+    return loads(model, read_text(FilePath(path)), str(path), overrides, make_way)
 
 
-def loads(model: type[Model], text: str, name: str, overrides: Sequence[str], make_way: MakeWay) -> Model:
+def loads(model: type[Model], text: str, name: str, overrides: Sequence[str], make_way: PrepareTables) -> Model:
     """Reads a TOML text; `name` stands for the file in errors."""
-    given = Given.of(text, name)
+    given = Source.of(text, name)
     try:
         make_way(given.data, overrides)
     except ValueError as error:
@@ -66,7 +66,7 @@ def dumps(model: BaseModel) -> str:
 
 def _table(head: str, data: Mapping[str, Any]) -> str:
     """TOML has no None: what is not given is left out."""
-    lines = (f"{words.show_key(key)} = {words.toml(value)}\n" for key, value in data.items() if value is not None)
+    lines = (f"{words.toml_key(key)} = {words.to_toml(value)}\n" for key, value in data.items() if value is not None)
     return head + "".join(lines)
 
 
@@ -77,11 +77,11 @@ def _table(head: str, data: Mapping[str, Any]) -> str:
 class Mistake:
     """What is wrong between keys, in words that hold for each of them: it is told at the first that the user wrote."""
 
-    keys: tuple[Path, ...]
+    keys: tuple[KeyPath, ...]
     text: str
 
 
-def refuse(mistakes: Iterable[Mistake]) -> None:
+def raise_mistakes(mistakes: Iterable[Mistake]) -> None:
     """For a model's validator: raises them all as one error, which `loads` takes apart again."""
     found = tuple(mistakes)
     if found:
@@ -89,14 +89,14 @@ def refuse(mistakes: Iterable[Mistake]) -> None:
         raise PydanticCustomError("mistakes", "{text}", {"text": text, "mistakes": found})
 
 
-def faults(model: type[BaseModel], values: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def section_errors(model: type[BaseModel], values: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """What is wrong with values by section and key that stand outside a scenario, each judged by itself."""
     for name, keys in values.items():
         info = model.model_fields.get(name)
         section = section_at(model, (name,))
         if info is None or info.is_required() or section is None or not isinstance(keys, Mapping):
             known = [one for one, field in model.model_fields.items() if _section(field) and not field.is_required()]
-            yield f"has {words.show(name)}, which is no section with values by key; there are {' '.join(known)}"
+            yield f"has {words.short_toml(name)}, which is no section with values by key; there are {' '.join(known)}"
             continue
         try:
             section.model_validate(dict(keys))
@@ -106,16 +106,16 @@ def faults(model: type[BaseModel], values: Mapping[str, Mapping[str, Any]]) -> I
                 if one["type"] == "extra_forbidden":
                     yield f"has {where}: {_unknown(model, (name, *one['loc']))}"
                 else:
-                    yield f"has {where} = {words.show(one['input'])}: {words.wrong(one)}"
+                    yield f"has {where} = {words.short_toml(one['input'])}: {words.explain_error(one)}"
 
 
 # What is wrong with it ----------------------------------------------------------------------------------------------
 
 
-def _lines(model: type[BaseModel], given: Given, errors: Sequence[ErrorDetails]) -> list[str]:
+def _lines(model: type[BaseModel], given: Source, errors: Sequence[ErrorDetails]) -> list[str]:
     """A line for every mistake, in the order in which the user wrote."""
     single = [_mistake(model, given, error) for error in errors if error["type"] != "mistakes"]
-    joint = _joint(errors) or _joint_of_the_rest(model, given, single)
+    joint = _joint(errors) or _contradictions_without_invalid_keys(model, given, single)
     lines = []
     for mistake in [*single, *joint]:
         key = next((key for key in mistake.keys if given.has(key)), mistake.keys[0])
@@ -123,21 +123,21 @@ def _lines(model: type[BaseModel], given: Given, errors: Sequence[ErrorDetails])
     return [line for _, line in sorted(lines, key=lambda item: item[0])]
 
 
-def _mistake(model: type[BaseModel], given: Given, error: ErrorDetails) -> Mistake:
+def _mistake(model: type[BaseModel], given: Source, error: ErrorDetails) -> Mistake:
     """One of pydantic's errors in our words."""
     path = _written(given.data, error["loc"], missing=error["type"] == "missing")
     if error["type"] == "extra_forbidden":
         return Mistake((path,), _unknown(model, path))
     if error["type"] == "missing":
-        return Mistake((path,), f"missing; for example {path[-1]} = {words.show(_example(model, path))}")
+        return Mistake((path,), f"missing; for example {path[-1]} = {words.short_toml(_example(model, path))}")
     if error["type"] == "list_type" and section_at(model, path):
         return Mistake((path,), f"must be a list of tables: [[{path[-1]}]], in two brackets")
-    return Mistake((path,), words.wrong(error))
+    return Mistake((path,), words.explain_error(error))
 
 
-def _written(data: Any, loc: tuple[str | int, ...], missing: bool) -> Path:
+def _written(data: Any, loc: tuple[str | int, ...], missing: bool) -> KeyPath:
     """What pydantic says of a place, without the tags of union members, which the user did not write."""
-    path: Path = ()
+    path: KeyPath = ()
     for depth, part in enumerate(loc, start=1):
         if part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int):
             data = data[part]
@@ -151,13 +151,15 @@ def _joint(errors: Sequence[ErrorDetails]) -> list[Mistake]:
     return [mistake for error in errors if error["type"] == "mistakes" for mistake in error["ctx"]["mistakes"]]
 
 
-def _joint_of_the_rest(model: type[BaseModel], given: Given, single: Sequence[Mistake]) -> list[Mistake]:
+def _contradictions_without_invalid_keys(
+    model: type[BaseModel], given: Source, single: Sequence[Mistake]
+) -> list[Mistake]:
     """What is wrong between keys, when single ones are wrong too and so pydantic did not get to look at the whole.
 
     The wrong ones are left out; what depends on one of them cannot be judged and is not reported.
     """
     wrong = sorted({_knob_of(model, mistake.keys[0]) for mistake in single}, key=len)
-    unsure = [*wrong, *(meant for knob in wrong if (meant := _meant(model, knob)))]
+    unsure = [*wrong, *(meant for knob in wrong if (meant := _suggested_key(model, knob)))]
     data = deepcopy(given.data)
     for number, knob in enumerate(wrong):
         if not any(_overlap(knob, other) for other in wrong[:number]):
@@ -170,13 +172,13 @@ def _joint_of_the_rest(model: type[BaseModel], given: Given, single: Sequence[Mi
     return []
 
 
-def _overlap(a: Path, b: Path) -> bool:
+def _overlap(a: KeyPath, b: KeyPath) -> bool:
     """Whether one is the other or inside it."""
     length = min(len(a), len(b))
     return a[:length] == b[:length]
 
 
-def _knob_of(model: type[BaseModel], path: Path) -> Path:
+def _knob_of(model: type[BaseModel], path: KeyPath) -> KeyPath:
     """The knob that a path is or leads into: `("policy", "hidden")` for the second of its sizes."""
     section: type[BaseModel] | None = model
     knob = path
@@ -189,7 +191,7 @@ def _knob_of(model: type[BaseModel], path: Path) -> Path:
     return knob
 
 
-def _leave_out(model: type[BaseModel], data: Any, knob: Path) -> None:
+def _leave_out(model: type[BaseModel], data: Any, knob: KeyPath) -> None:
     """Takes a value out, or puts an example where there must be one."""
     *above, last = knob
     for part in above:
@@ -201,9 +203,9 @@ def _leave_out(model: type[BaseModel], data: Any, knob: Path) -> None:
         del data[last]
 
 
-def _unknown(model: type[BaseModel], path: Path) -> str:
+def _unknown(model: type[BaseModel], path: KeyPath) -> str:
     """What an unknown key may have meant."""
-    meant = _meant(model, path)
+    meant = _suggested_key(model, path)
     if meant is None:
         section = section_at(model, path[:-1])
         return f"unknown key; known here: {' '.join(section.model_fields if section else ())}"
@@ -214,18 +216,18 @@ def _unknown(model: type[BaseModel], path: Path) -> str:
     return f"unknown key; did you mean {'.'.join(map(str, meant))}?"
 
 
-def _meant(model: type[BaseModel], path: Path) -> Path | None:
+def _suggested_key(model: type[BaseModel], path: KeyPath) -> KeyPath | None:
     """The known key that an unknown one is most like: of the same name in another table, or alike in the same."""
     section = section_at(model, path[:-1])
     last = path[-1]
     if section is None or not isinstance(last, str) or last in section.model_fields:
         return None
-    elsewhere = next((knob for knob, _ in knobs(model) if knob[-1] == last), None)
-    close = words.nearest(last, section.model_fields)
+    elsewhere = next((knob for knob, _ in all_keys(model) if knob[-1] == last), None)
+    close = words.closest_match(last, section.model_fields)
     return elsewhere or ((*path[:-1], close) if close else None)
 
 
-def _example(model: type[BaseModel], knob: Path) -> Any:
+def _example(model: type[BaseModel], knob: KeyPath) -> Any:
     """Of a value that must be given."""
     info = _field(model, knob)
     assert info is not None
@@ -236,22 +238,22 @@ def _example(model: type[BaseModel], knob: Path) -> Any:
 # The keys of a model ------------------------------------------------------------------------------------------------
 
 
-def knobs(model: type[BaseModel], above: Path = ()) -> Iterator[tuple[Path, FieldInfo]]:
+def all_keys(model: type[BaseModel], above: KeyPath = ()) -> Iterator[tuple[KeyPath, FieldInfo]]:
     """Every key of a model and of the sections in it; the model's own first, as TOML wants it."""
     fields = sorted(model.model_fields.items(), key=lambda field: _section(field[1]) is not None)
     for name, info in fields:
         if section := _section(info):
-            yield from knobs(section, (*above, name))
+            yield from all_keys(section, (*above, name))
         else:
             yield (*above, name), info
 
 
-def _field(model: type[BaseModel], knob: Path) -> FieldInfo | None:
+def _field(model: type[BaseModel], knob: KeyPath) -> FieldInfo | None:
     section = section_at(model, knob[:-1])
     return section.model_fields.get(str(knob[-1])) if section else None
 
 
-def section_at(model: type[BaseModel], path: Path) -> type[BaseModel] | None:
+def section_at(model: type[BaseModel], path: KeyPath) -> type[BaseModel] | None:
     """The model of the table at a path, if there is one."""
     section: type[BaseModel] | None = model
     for part in path:

@@ -9,31 +9,31 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from grpo_fed.scenario.toml import text as words
-from grpo_fed.scenario.toml.lines import Path, locate, split_key
+from grpo_fed.scenario.toml.lines import KeyPath, line_numbers, split_key
 
 
 class ScenarioError(ValueError):
     """All that is wrong, a line for each mistake: `file:line: key = value: what is wrong, what would be right`."""
 
 
-Position = tuple[int, int]
+SourcePosition = tuple[int, int]
 """(0, line of the file) or (1, number of the override): sorts as the user reads."""
 
 
 @dataclass(frozen=True)
-class Given:
+class Source:
     """What the user wrote, and where."""
 
     name: str
     """Of the file."""
     data: dict[str, Any]
-    positions: dict[Path, Position]
+    positions: dict[KeyPath, SourcePosition]
     overrides: list[str]
 
     @classmethod
-    def of(cls, text: str, name: str) -> Given:
+    def of(cls, text: str, name: str) -> Source:
         """A TOML text; ScenarioError if it is none."""
-        return cls(name, _parse(text, name), {path: (0, line) for path, line in locate(text).items()}, [])
+        return cls(name, _parse(text, name), {path: (0, line) for path, line in line_numbers(text).items()}, [])
 
     def set(self, override: str) -> str | None:
         """Puts KEY=VALUE on top; gives back what is wrong with it, if something is."""
@@ -51,16 +51,16 @@ class Given:
         self.overrides.append(override)
         return None
 
-    def position(self, path: Path) -> Position:
+    def position(self, path: KeyPath) -> SourcePosition:
         """Of the key, or else of the innermost table around it."""
         around = (path[:depth] for depth in range(len(path), 0, -1))
         return next((self.positions[outer] for outer in around if outer in self.positions), (0, 1))
 
-    def has(self, path: Path) -> bool:
+    def has(self, path: KeyPath) -> bool:
         """Whether the user gave this key."""
         return self.value(path) is not None
 
-    def value(self, path: Path) -> Any:
+    def value(self, path: KeyPath) -> Any:
         """Of a key; None if the user did not give it."""
         value: Any = self.data
         for part in path:
@@ -71,18 +71,18 @@ class Given:
                 value = value[part] if inside else None
         return value
 
-    def key(self, path: Path) -> str:
+    def key(self, path: KeyPath) -> str:
         """As one writes it for `--set`: the tables in a list by name where they have one."""
-        return ".".join(words.show_key(self._part(path[:depth], part)) for depth, part in enumerate(path))
+        return ".".join(words.toml_key(self._part(path[:depth], part)) for depth, part in enumerate(path))
 
-    def _part(self, above: Path, part: str | int) -> str:
+    def _part(self, above: KeyPath, part: str | int) -> str:
         if isinstance(part, str):
             return part
         names = _names(self.value(above))
         name = names[part] if part < len(names) else None
         return name if name and names.count(name) == 1 else str(part)
 
-    def line(self, path: Path, text: str) -> str:
+    def line(self, path: KeyPath, text: str) -> str:
         """What is said of a key, with its place and its value before it."""
         kind, number = self.position(path)
         value = self.value(path)
@@ -92,7 +92,7 @@ class Given:
             return f"--set {_one_line(override)}: {'' if same else f'{self.key(path)}: '}{text}"
         if value is None or isinstance(value, dict):
             return f"{self.name}:{number}: {self.key(path)}: {text}"
-        told = f"{self.key(path)} = {words.show(value)}"
+        told = f"{self.key(path)} = {words.short_toml(value)}"
         return f"{self.name}:{number}: {'' if text.startswith(told) else f'{told}: '}{text}"
 
 
@@ -100,16 +100,16 @@ def _one_line(text: str) -> str:
     return words.shorten(text.replace("\n", "\\n"))
 
 
-def _assign(data: dict[str, Any], keys: tuple[str, ...], value: Any) -> Path:
+def _assign(data: dict[str, Any], keys: tuple[str, ...], value: Any) -> KeyPath:
     """Sets a value in nested tables and lists, making tables that are not there; ValueError where that cannot be."""
     here: Any = data
-    path: Path = ()
+    path: KeyPath = ()
     for depth, key in enumerate(keys, start=1):
         step: Any = key
         if isinstance(here, list):
             step = _index(here, key, ".".join(keys[: depth - 1]))
         elif not isinstance(here, dict):
-            raise ValueError(f"{'.'.join(keys[: depth - 1])} is {words.show(here)}, not a table")
+            raise ValueError(f"{'.'.join(keys[: depth - 1])} is {words.short_toml(here)}, not a table")
         path = (*path, step)
         if depth == len(keys):
             here[step] = value
@@ -127,7 +127,7 @@ def _index(items: list[Any], key: str, where: str) -> int:
         raise ValueError(f"{where} has {names.count(key)} called {key}; give the number of one, counted from 0")
     if not re.fullmatch("[0-9]+", key):
         known = [name for name in names if name]
-        raise ValueError(f"{where} has none called {key}{words.did_you_mean(words.nearest(key, known))}")
+        raise ValueError(f"{where} has none called {key}{words.did_you_mean(words.closest_match(key, known))}")
     if int(key) >= len(items):
         raise ValueError(f"{where} has no number {key}: it has {len(items)}, counted from 0")
     return int(key)
@@ -153,13 +153,13 @@ def _value(text: str) -> Any:
     return parsed["value"] if list(parsed) == ["value"] else text
 
 
-def text_of(path: FilePath) -> str:
+def read_text(path: FilePath) -> str:
     """The text of a file; ScenarioError if there is none."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         beside = [other.name for other in path.parent.glob("*.toml")] if path.parent.is_dir() else []
-        close = words.nearest(path.name, beside)
+        close = words.closest_match(path.name, beside)
         cure = words.did_you_mean(str(path.parent / close) if close else None)
         raise ScenarioError(f"{path}: there is no such file{cure}") from None
     except UnicodeDecodeError as error:
@@ -195,7 +195,7 @@ def _syntax_cure(what: str, rest: str) -> str:
     if what == "invalid value" and rest.lower() in ("true", "false"):
         return f"; write {rest.lower()}"
     if what == "invalid value" and re.match("[A-Za-z_/]", rest):
-        return f"; text needs quotes: {words.show(rest)}"
+        return f"; text needs quotes: {words.short_toml(rest)}"
     if what.startswith(("cannot overwrite", "cannot declare")):
         return "; it stands in the file twice"
     if what.startswith(("illegal character '\\n'", "unclosed", "unterminated")):

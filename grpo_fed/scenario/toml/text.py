@@ -33,7 +33,7 @@ _LIMITS = {
 """For pydantic's types of errors, what would be right."""
 
 
-def wrong(error: ErrorDetails) -> str:
+def explain_error(error: ErrorDetails) -> str:
     """What is wrong with a value, from one of pydantic's errors."""
     context = error.get("ctx", {})
     if error["type"] == "value_error":
@@ -41,7 +41,7 @@ def wrong(error: ErrorDetails) -> str:
     if error["type"] == "literal_error":
         return _choice(error["input"], re.findall("'([^']*)'", context["expected"]))
     if error["type"] in _LIMITS:
-        shown = {key: show(value) for key, value in context.items()}
+        shown = {key: short_toml(value) for key, value in context.items()}
         return _LIMITS[error["type"]].format(**shown) + _instead(error["type"], error["input"])
     return error["msg"][:1].lower() + error["msg"][1:]
 
@@ -52,17 +52,17 @@ def _instead(kind: str, value: Any) -> str:
         case "float_type" | "int_type" | "bool_type", str() if re.fullmatch(r"[-+]?[0-9_.]+|true|false", value):
             return f": {value}, without quotes"
         case "string_type", int() | float() if not isinstance(value, bool):
-            return f": {show(str(value))}"
+            return f": {short_toml(str(value))}"
         case "list_type", str() | int() | float():
-            return f": [{show(value)}]"
+            return f": [{short_toml(value)}]"
         case _:
             return ""
 
 
 def _choice(value: Any, choices: list[str]) -> str:
-    close = nearest(value, choices) if isinstance(value, str) else None
-    listed = " ".join(show(choice) for choice in choices)
-    return f"must be one of {listed}{did_you_mean(show(close) if close else None)}"
+    close = closest_match(value, choices) if isinstance(value, str) else None
+    listed = " ".join(short_toml(choice) for choice in choices)
+    return f"must be one of {listed}{did_you_mean(short_toml(close) if close else None)}"
 
 
 def did_you_mean(word: str | None) -> str:
@@ -70,21 +70,21 @@ def did_you_mean(word: str | None) -> str:
     return f"; did you mean {word}?" if word else ""
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
+def closest_match(word: str, known: Iterable[str]) -> str | None:
     """The known word most like this one, if one is like it."""
     by_lower = {other.lower().replace("-", "_"): other for other in known}
     found = difflib.get_close_matches(word.lower().replace("-", "_"), by_lower, n=1)
     return by_lower[found[0]] if found else None
 
 
-def show(value: Any) -> str:
+def short_toml(value: Any) -> str:
     """A value for people: as TOML writes it, of bearable length, 1 for 1.0."""
-    return shorten(toml(value, number=lambda x: str(int(x)) if x.is_integer() and abs(x) < 1e6 else repr(x)))
+    return shorten(to_toml(value, number=lambda x: str(int(x)) if x.is_integer() and abs(x) < 1e6 else repr(x)))
 
 
-def show_key(key: str) -> str:
+def toml_key(key: str) -> str:
     """A part of a key as TOML writes it, in quotes where it needs them."""
-    return key if re.fullmatch("[A-Za-z0-9_-]+", key) else toml(key)
+    return key if re.fullmatch("[A-Za-z0-9_-]+", key) else to_toml(key)
 
 
 def shorten(text: str, length: int = 100) -> str:
@@ -92,7 +92,7 @@ def shorten(text: str, length: int = 100) -> str:
     return text if len(text) <= length else f"{text[: length - 4]} ..."
 
 
-def toml(value: Any, number: Callable[[float], str] = repr) -> str:
+def to_toml(value: Any, number: Callable[[float], str] = repr) -> str:
     """A value as TOML writes it on one line; `number` writes those with a fraction."""
     match value:
         case bool():
@@ -102,9 +102,11 @@ def toml(value: Any, number: Callable[[float], str] = repr) -> str:
         case str():
             return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
         case list() | tuple():
-            return f"[{', '.join(toml(item, number) for item in value)}]"
+            return f"[{', '.join(to_toml(item, number) for item in value)}]"
         case dict() if value:
-            return f"{{ {', '.join(f'{show_key(str(key))} = {toml(item, number)}' for key, item in value.items())} }}"
+            return (
+                f"{{ {', '.join(f'{toml_key(str(key))} = {to_toml(item, number)}' for key, item in value.items())} }}"
+            )
         case dict():
             return "{}"
         case date() | time():

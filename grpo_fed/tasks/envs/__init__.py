@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from grpo_fed.tasks.envs.base import Lanes, check_finite, episode_seed, limit_of, padded, unfinite
-from grpo_fed.tasks.envs.cache import Shed
-from grpo_fed.tasks.envs.conversion import Actions, observer
-from grpo_fed.tasks.envs.make import make_lanes
+from grpo_fed.tasks.envs.base import (
+    ClientEnvs,
+    check_finite,
+    episode_seed,
+    episode_step_limit,
+    non_finite_error,
+    pad_actions,
+)
+from grpo_fed.tasks.envs.cache import EnvCache
+from grpo_fed.tasks.envs.conversion import ActionConverter, observation_flattener
+from grpo_fed.tasks.envs.make import make_client_envs
 
 __all__ = [
-    "Actions",
-    "Lanes",
-    "Shed",
+    "ActionConverter",
+    "ClientEnvs",
+    "EnvCache",
     "check_finite",
     "episode_seed",
-    "limit_of",
-    "make_lanes",
-    "observer",
-    "padded",
-    "unfinite",
+    "episode_step_limit",
+    "make_client_envs",
+    "observation_flattener",
+    "pad_actions",
+    "non_finite_error",
 ]

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from grpo_fed.tasks.envs import padded
+from grpo_fed.tasks.envs import pad_actions
 
 
-class Past:
+class ActionLog:
     """What lanes did since their episodes began, kept in the pieces it came in until somebody asks."""
 
     def __init__(self, lanes: int, action: int) -> None:
@@ -18,10 +18,10 @@ class Past:
         """[L]: the step within all the pieces that a lane's episode began with."""
 
     @classmethod
-    def of(cls, actions: Sequence[np.ndarray]) -> Past:
+    def of(cls, actions: Sequence[np.ndarray]) -> ActionLog:
         """From each lane's own, [L] of [n, A]."""
         past = cls(len(actions), actions[0].shape[1])
-        past._pieces = [padded(actions, ends_together=True)]
+        past._pieces = [pad_actions(actions, ends_together=True)]
         past._starts = len(past._pieces[0]) - np.array([len(each) for each in actions])
         return past
 

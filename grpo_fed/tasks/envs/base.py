@@ -13,12 +13,12 @@ from typing import Any, final
 
 import numpy as np
 
-from grpo_fed.tasks.task import Form, Task
+from grpo_fed.tasks.task import Task, TaskShape
 
 NEVER = 2**62
 
 
-class Lanes(ABC):
+class ClientEnvs(ABC):
     """Copies of tasks that are stepped together. After a TaskError, `reset` starts them anew.
 
     Episode e of a lane is reset with `episode_seed(stream, e)`, where `stream` is what the lane was told to begin with:
@@ -50,7 +50,7 @@ class Lanes(ABC):
         """
 
     @abstractmethod
-    def step(self, actions: np.ndarray, restart: bool = True) -> Step:
+    def step(self, actions: np.ndarray, restart: bool = True) -> EnvStep:
         """Take the policy's actions, [L, A] floats. All arrays of the Step are new ones.
 
         A lane that is done begins its next episode; or, without `restart`, it sleeps until the next `reset`: not valid,
@@ -91,10 +91,10 @@ def check_finite(observations: np.ndarray, rewards: np.ndarray, names: Sequence[
             continue
         client, step, copy, *entry = places[places[:, 1].argmin()].tolist()
         which = f"entry {entry[0]} of the {what}" if entry else f"the {what}"
-        raise unfinite(names[client], copy, first + step, which, values[client, step, copy, *entry])
+        raise non_finite_error(names[client], copy, first + step, which, values[client, step, copy, *entry])
 
 
-def unfinite(client: str, lane: int, step: int, what: str, value: float) -> ValueError:
+def non_finite_error(client: str, lane: int, step: int, what: str, value: float) -> ValueError:
     """What to say of a NaN or infinity in a batch."""
     return ValueError(
         f"client {client}: in lane {lane}, at step {step} of this batch, {what} is {value}; mend the environment, or"
@@ -103,7 +103,7 @@ def unfinite(client: str, lane: int, step: int, what: str, value: float) -> Valu
 
 
 @final
-class Deadlines:
+class StepLimits:
     """When the episodes of lanes are to be cut: one clock for all, which costs nothing while no one is due."""
 
     def __init__(self, limits: Sequence[int]) -> None:
@@ -129,7 +129,7 @@ class Deadlines:
         return [] if self.clock < self.next else np.flatnonzero(self.due <= self.clock).tolist()
 
 
-def padded(actions: Sequence[np.ndarray], ends_together: bool) -> np.ndarray:
+def pad_actions(actions: Sequence[np.ndarray], ends_together: bool) -> np.ndarray:
     """Actions of lanes [L] of [n, A] as [T, L, A], with zeros behind them or, if they end together, before them."""
     longest, width = max(len(each) for each in actions), actions[0].shape[1]
     every = np.zeros((longest, len(actions), width), np.float32)
@@ -139,12 +139,12 @@ def padded(actions: Sequence[np.ndarray], ends_together: bool) -> np.ndarray:
     return every
 
 
-def limit_of(task: Task | Form, episode_limit: int) -> int:
+def episode_step_limit(task: Task | TaskShape, episode_limit: int) -> int:
     """Steps after which lanes cut an episode: the task's own limit or this one, whichever comes first; 0 for never."""
     return min(task.episode_limit or NEVER, episode_limit or NEVER) % NEVER
 
 
-def values_of(key: str, infos: Sequence[Any], names: Sequence[str]) -> np.ndarray:
+def reset_info_values(key: str, infos: Sequence[Any], names: Sequence[str]) -> np.ndarray:
     """[L]: what stands under `key` in the infos of some lanes' resets."""
     for name, info in zip(names, infos, strict=True):
         if key not in info:
@@ -158,7 +158,7 @@ def values_of(key: str, infos: Sequence[Any], names: Sequence[str]) -> np.ndarra
 
 
 @dataclass(frozen=True)
-class Step:
+class EnvStep:
     """What one step of every lane (a copy of a task) gave. A lane that is done starts anew in the same step."""
 
     observations: np.ndarray

@@ -10,7 +10,7 @@ from grpo_fed.tasks.task import Env, Task
 
 
 @final
-class Shed:
+class EnvCache:
     """Of some clients. One's own come out in the order in which they went in: a lane gets back what it has had."""
 
     def __init__(self) -> None:

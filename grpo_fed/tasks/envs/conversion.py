@@ -13,14 +13,14 @@ from gymnasium.vector.utils import iterate
 from grpo_fed.tasks.task import Space, Task
 
 
-def observer(task: Task) -> Callable[[Any], np.ndarray]:
+def observation_flattener(task: Task) -> Callable[[Any], np.ndarray]:
     """What makes of one observation of a task what its policy sees, [D] float32."""
     flat = flattener(task.observation_space)
     return lambda seen: np.array(seen if flat is None else flat(seen), np.float32)
 
 
 @final
-class Actions:
+class ActionConverter:
     """From what policies say to what environments take, for tasks whose actions have one shape and type."""
 
     def __init__(self, tasks: Task | Sequence[Task], squash: bool) -> None:

@@ -8,28 +8,36 @@ from typing import Any, final
 
 import numpy as np
 
-from grpo_fed.tasks.envs.base import Deadlines, Lanes, Step, episode_seed, limit_of, padded, values_of
-from grpo_fed.tasks.envs.cache import Shed
-from grpo_fed.tasks.envs.conversion import Actions, flattener
+from grpo_fed.tasks.envs.base import (
+    ClientEnvs,
+    EnvStep,
+    StepLimits,
+    episode_seed,
+    episode_step_limit,
+    pad_actions,
+    reset_info_values,
+)
+from grpo_fed.tasks.envs.cache import EnvCache
+from grpo_fed.tasks.envs.conversion import ActionConverter, flattener
 from grpo_fed.tasks.gym import is_wrapped, make_env
 from grpo_fed.tasks.task import Env, Task, TaskError
 
 
 @final
-class EnvLanes(Lanes):
+class LoopEnvs(ClientEnvs):
     """A plain loop over environments, with no more in it than there must be."""
 
     reproducible = True
 
     def __init__(
-        self, tasks: Sequence[Task], copies: int, squash: bool, episode_limit: int, shed: Shed | None = None
+        self, tasks: Sequence[Task], copies: int, squash: bool, episode_limit: int, shed: EnvCache | None = None
     ) -> None:
         """Tasks with actions of one shape and type. Environments come from the shed, if there is one, and go there."""
         self.tasks = [task for task in tasks for _ in range(copies)]
         self.names = tuple(task.client for task in self.tasks)
         self.observation_size = tasks[0].observation_size
         self._copies = copies
-        self._actions = Actions(self.tasks, squash)
+        self._actions = ActionConverter(self.tasks, squash)
         self._shed = shed
         make = partial(make_env, lean=True) if shed is None else shed.take
         self._envs = [make(task) for task in self.tasks]
@@ -38,8 +46,8 @@ class EnvLanes(Lanes):
         self._steps = [step for _, step in functions]
         # where something is wrapped around an environment, a step in here need not be one out there, and its own limit
         # is kept inside
-        limits = [episode_limit if is_wrapped(task) else limit_of(task, episode_limit) for task in self.tasks]
-        self._deadlines = Deadlines(limits)
+        limits = [episode_limit if is_wrapped(task) else episode_step_limit(task, episode_limit) for task in self.tasks]
+        self._deadlines = StepLimits(limits)
         self._infos: list[dict[str, Any]] = [{} for _ in self.tasks]
         self._streams: list[int] = []
         self._episodes: list[int] = []
@@ -63,7 +71,7 @@ class EnvLanes(Lanes):
         for lane in range(self.size):
             self._begin(lane, observations)
         made = np.array([len(each) for each in actions])
-        for t, every in enumerate(padded(actions, ends_together=False)):
+        for t, every in enumerate(pad_actions(actions, ends_together=False)):
             taken = self._taken(every)
             for lane in np.flatnonzero(made > t).tolist():
                 try:
@@ -73,7 +81,7 @@ class EnvLanes(Lanes):
         self._deadlines.start(slice(None), made)
         return observations
 
-    def step(self, actions: np.ndarray, restart: bool = True) -> Step:
+    def step(self, actions: np.ndarray, restart: bool = True) -> EnvStep:
         assert self._streams, "reset() comes first"
         size, width = self.size, self.observation_size
         observations = np.empty((size, width), np.float32)
@@ -105,7 +113,7 @@ class EnvLanes(Lanes):
         if done:
             final = observations.copy()
             self._go_on(done, observations, restart)
-        return Step(observations, final, rewards, terminated, truncated, valid)
+        return EnvStep(observations, final, rewards, terminated, truncated, valid)
 
     def _taken(self, actions: np.ndarray) -> list[Any]:
         """Each environment's own action; a choice as Python's int, which a space takes for its own in half the time."""
@@ -143,7 +151,7 @@ class EnvLanes(Lanes):
         return TaskError(task.client, task.env, f"{where} of lane {lane % self._copies} failed: {text}")
 
     def reset_infos(self, key: str) -> np.ndarray:
-        return values_of(key, self._infos, self.names)
+        return reset_info_values(key, self._infos, self.names)
 
     def close(self) -> None:
         for task, env in zip(self.tasks, self._envs, strict=True):

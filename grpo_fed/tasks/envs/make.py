@@ -9,23 +9,23 @@ from dataclasses import fields, replace
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from grpo_fed.tasks.envs.base import Lanes, limit_of
-from grpo_fed.tasks.envs.cache import Shed
-from grpo_fed.tasks.envs.loop import EnvLanes
-from grpo_fed.tasks.envs.mixed import JointLanes, join_indices
-from grpo_fed.tasks.envs.vector import SelfResettingLanes, VectorLanes
+from grpo_fed.tasks.envs.base import ClientEnvs, episode_step_limit
+from grpo_fed.tasks.envs.cache import EnvCache
+from grpo_fed.tasks.envs.loop import LoopEnvs
+from grpo_fed.tasks.envs.mixed import MixedEnvs, join_indices
+from grpo_fed.tasks.envs.vector import AutoresetEnvs, VectorEnvs
 from grpo_fed.tasks.families import FAMILIES
-from grpo_fed.tasks.families.environments import ENDLESS
-from grpo_fed.tasks.gym import find_env_spec, is_wrapped, make_vector
+from grpo_fed.tasks.families.environments import NO_STEP_LIMIT
+from grpo_fed.tasks.gym import find_env_spec, is_wrapped, make_vector_env
 from grpo_fed.tasks.task import Task, Vector
 
-FAMILY = "grpo_fed.tasks.families.environments:make_vector"
+FAMILY = "grpo_fed.tasks.families.environments:make_family_vector_env"
 """The vector entry point of every family of ours."""
 
 
-def make_lanes(
-    tasks: Sequence[Task], num_envs: int, squash: bool = False, episode_limit: int = 0, shed: Shed | None = None
-) -> Lanes:
+def make_client_envs(
+    tasks: Sequence[Task], num_envs: int, squash: bool = False, episode_limit: int = 0, shed: EnvCache | None = None
+) -> ClientEnvs:
     """`num_envs` copies of each task; with `squash`, actions go through tanh onto their box.
 
     Episodes are truncated after `episode_limit` steps (0: only when the task itself says so). Closed, they leave what
@@ -41,7 +41,7 @@ def make_lanes(
     for clients in together.values():
         lanes = _part([tasks[client] for client in clients], num_envs, squash, episode_limit, shed)
         parts.append((lanes, join_indices(clients, num_envs)))
-    return parts[0][0] if len(parts) == 1 else JointLanes(parts)
+    return parts[0][0] if len(parts) == 1 else MixedEnvs(parts)
 
 
 def _check_alike(task: Task, first: Task) -> None:
@@ -72,19 +72,19 @@ def _kind(task: Task) -> Hashable:
     return "single", task.action_space.shape, task.action_space.dtype
 
 
-def _part(tasks: Sequence[Task], copies: int, squash: bool, episode_limit: int, shed: Shed | None) -> Lanes:
+def _part(tasks: Sequence[Task], copies: int, squash: bool, episode_limit: int, shed: EnvCache | None) -> ClientEnvs:
     """The lanes of tasks of one kind."""
     first, spec = tasks[0], find_env_spec(tasks[0])
     if spec.vector_entry_point == FAMILY and not is_wrapped(first):
-        return VectorLanes(_family(tasks, copies), tasks, squash, episode_limit)
+        return VectorEnvs(_family(tasks, copies), tasks, squash, episode_limit)
     if spec.entry_point is not None:
-        return EnvLanes(tasks, copies, squash, episode_limit, shed)
-    env = make_vector(first, copies, limit_of(first, episode_limit))
+        return LoopEnvs(tasks, copies, squash, episode_limit, shed)
+    env = make_vector_env(first, copies, episode_step_limit(first, episode_limit))
     mode = env.metadata.get("autoreset_mode")
     if mode == AutoresetMode.DISABLED:
-        return VectorLanes(env, tasks, squash, episode_limit)
+        return VectorEnvs(env, tasks, squash, episode_limit)
     if mode in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
-        return SelfResettingLanes(env, first, squash)
+        return AutoresetEnvs(env, first, squash)
     raise ValueError(
         f"client {first.client}: {first.env}: metadata['autoreset_mode'] of its vector environment is {mode!r}; it must"
         " be a gymnasium.vector.AutoresetMode"
@@ -95,5 +95,5 @@ def _family(tasks: Sequence[Task], copies: int) -> Vector:
     """All copies of tasks of a family in one vector environment: every parameter as a list with one for each lane."""
     names = dict.fromkeys(name for task in tasks for name in task.kwargs)
     each = {name: [task.kwargs.get(name) for task in tasks for _ in range(copies)] for name in names}
-    more = {"autoreset_mode": AutoresetMode.DISABLED, "max_episode_steps": ENDLESS}  # lanes count the steps
-    return make_vector(replace(tasks[0], kwargs={**each, **more}), copies * len(tasks), None)
+    more = {"autoreset_mode": AutoresetMode.DISABLED, "max_episode_steps": NO_STEP_LIMIT}  # lanes count the steps
+    return make_vector_env(replace(tasks[0], kwargs={**each, **more}), copies * len(tasks), None)

@@ -7,12 +7,12 @@ from typing import TypeAlias, final
 
 import numpy as np
 
-from grpo_fed.tasks.envs.base import Lanes, Step
+from grpo_fed.tasks.envs.base import ClientEnvs, EnvStep
 
-Index: TypeAlias = slice | np.ndarray
+EnvIndices: TypeAlias = slice | np.ndarray
 
 
-def join_indices(clients: Sequence[int], copies: int) -> Index:
+def join_indices(clients: Sequence[int], copies: int) -> EnvIndices:
     """Which lanes the copies of these clients are; a slice where one does."""
     if clients[-1] - clients[0] == len(clients) - 1:
         return slice(clients[0] * copies, (clients[-1] + 1) * copies)
@@ -20,10 +20,10 @@ def join_indices(clients: Sequence[int], copies: int) -> Index:
 
 
 @final
-class JointLanes(Lanes):
+class MixedEnvs(ClientEnvs):
     """Lanes of several kinds, each of which is some of these."""
 
-    def __init__(self, parts: Sequence[tuple[Lanes, Index]]) -> None:
+    def __init__(self, parts: Sequence[tuple[ClientEnvs, EnvIndices]]) -> None:
         """Each part with the lanes that it is; together they are all."""
         self.parts = parts
         self.observation_size = parts[0][0].observation_size
@@ -47,9 +47,9 @@ class JointLanes(Lanes):
             observations[index] = lanes.resume(seeds[index], episodes[index], mine)
         return observations
 
-    def step(self, actions: np.ndarray, restart: bool = True) -> Step:
+    def step(self, actions: np.ndarray, restart: bool = True) -> EnvStep:
         shape = (self.size, self.observation_size)
-        joint = Step(
+        joint = EnvStep(
             np.empty(shape, np.float32),
             np.empty(shape, np.float32),
             np.empty(self.size),

@@ -9,14 +9,22 @@ from typing import Any, final
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from grpo_fed.tasks.envs.base import Deadlines, Lanes, Step, episode_seed, limit_of, padded, values_of
-from grpo_fed.tasks.envs.conversion import Actions, batch_flattener, flattener
+from grpo_fed.tasks.envs.base import (
+    ClientEnvs,
+    EnvStep,
+    StepLimits,
+    episode_seed,
+    episode_step_limit,
+    pad_actions,
+    reset_info_values,
+)
+from grpo_fed.tasks.envs.conversion import ActionConverter, batch_flattener, flattener
 from grpo_fed.tasks.families import FamilyVectorEnv
 from grpo_fed.tasks.task import Task, TaskError, Vector
 
 
 @final
-class VectorLanes(Lanes):
+class VectorEnvs(ClientEnvs):
     """Lanes of a vector environment with autoreset DISABLED, which takes a mask and seeds when it is reset."""
 
     reproducible = True
@@ -27,9 +35,9 @@ class VectorLanes(Lanes):
         self.tasks = [task for task in tasks for _ in range(copies)]
         self.names = tuple(task.client for task in self.tasks)
         self.observation_size = tasks[0].observation_size
-        self._vector = _Vector(env, self.tasks, Actions(self.tasks, squash))
+        self._vector = _Vector(env, self.tasks, ActionConverter(self.tasks, squash))
         self._sleeps_by_itself = isinstance(env.unwrapped, FamilyVectorEnv)
-        self._deadlines = Deadlines([limit_of(task, episode_limit) for task in self.tasks])
+        self._deadlines = StepLimits([episode_step_limit(task, episode_limit) for task in self.tasks])
         self._streams: list[int] = []
         self._episodes = [0] * self.size
         self._asleep = np.zeros(self.size, bool)
@@ -48,7 +56,7 @@ class VectorLanes(Lanes):
         self._streams, self._episodes = seeds.tolist(), episodes.tolist()
         self._asleep[:] = self._anyone_asleep = False
         made = np.array([len(each) for each in actions])
-        every = padded(actions, ends_together=True)
+        every = pad_actions(actions, ends_together=True)
         observations = self._vector.reset([0] * self.size)
         for left in range(len(every), -1, -1):
             if (begins := made == left).any():
@@ -60,7 +68,7 @@ class VectorLanes(Lanes):
                     self._vector.reset([0 if lane else None for lane in waiting.tolist()], waiting)
         return observations
 
-    def step(self, actions: np.ndarray, restart: bool = True) -> Step:
+    def step(self, actions: np.ndarray, restart: bool = True) -> EnvStep:
         assert self._streams, "reset() comes first"
         final, rewards, terminated, truncated, _ = self._vector.step(actions)
         if due := self._deadlines.tick():
@@ -80,7 +88,7 @@ class VectorLanes(Lanes):
                 observations[done] = self._begin(done)[done]
             else:
                 self._sleep(done, final)
-        return Step(observations, final, rewards, terminated, truncated, valid)
+        return EnvStep(observations, final, rewards, terminated, truncated, valid)
 
     def _begin(self, lanes: np.ndarray) -> np.ndarray:
         """Begin the next episode of some lanes, [L] bool; observations of all."""
@@ -108,14 +116,14 @@ class VectorLanes(Lanes):
             self._vector.infos = infos
 
     def reset_infos(self, key: str) -> np.ndarray:
-        return values_of(key, self._vector.infos, self.names)
+        return reset_info_values(key, self._vector.infos, self.names)
 
     def close(self) -> None:
         self._vector.env.close()
 
 
 @final
-class SelfResettingLanes(Lanes):
+class AutoresetEnvs(ClientEnvs):
     """Lanes of a vector environment that resets a copy by itself, in the step after the last one or in the same.
 
     Only `reset` can give it seeds: one for each lane if it is gymnasium's own, one for all if it is not.
@@ -127,7 +135,7 @@ class SelfResettingLanes(Lanes):
         """All copies are of one task, and `env` cuts their episodes."""
         self.names = (task.client,) * env.num_envs
         self.observation_size = task.observation_size
-        self._vector = _Vector(env, [task] * env.num_envs, Actions(task, squash))
+        self._vector = _Vector(env, [task] * env.num_envs, ActionConverter(task, squash))
         self._same_step = env.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
         self._takes_many_seeds = isinstance(env.unwrapped, SyncVectorEnv | AsyncVectorEnv)
         self._resetting = np.zeros(self.size, bool)
@@ -148,7 +156,7 @@ class SelfResettingLanes(Lanes):
         ]
         return self.reset(np.array(names, np.uint64))
 
-    def step(self, actions: np.ndarray, restart: bool = True) -> Step:
+    def step(self, actions: np.ndarray, restart: bool = True) -> EnvStep:
         observations, rewards, terminated, truncated, infos = self._vector.step(actions)
         done = terminated | truncated
         final = observations
@@ -169,14 +177,14 @@ class SelfResettingLanes(Lanes):
             observations[self._asleep] = final[self._asleep] = self._last[self._asleep]
         if not restart:
             self._sleep(terminated | truncated, observations, final)
-        return Step(observations, final, rewards, terminated, truncated, valid)
+        return EnvStep(observations, final, rewards, terminated, truncated, valid)
 
     def _sleep(self, lanes: np.ndarray, observations: np.ndarray, final: np.ndarray) -> None:
         self._asleep |= lanes
         self._last[lanes] = observations[lanes] = final[lanes]
 
     def reset_infos(self, key: str) -> np.ndarray:
-        return values_of(key, self._vector.infos, self.names)
+        return reset_info_values(key, self._vector.infos, self.names)
 
     def close(self) -> None:
         self._vector.env.close()
@@ -186,7 +194,7 @@ class SelfResettingLanes(Lanes):
 class _Vector:
     """A vector environment with flat observations, errors that name a client, and a memory of its resets' infos."""
 
-    def __init__(self, env: Vector, tasks: Sequence[Task], actions: Actions) -> None:
+    def __init__(self, env: Vector, tasks: Sequence[Task], actions: ActionConverter) -> None:
         self.env = env
         self.tasks = tasks
         self.actions = actions

@@ -14,7 +14,7 @@ for name, family in FAMILIES.items():
     gymnasium.register(
         name,
         entry_point="grpo_fed.tasks.families.environments:FamilyEnv",
-        vector_entry_point="grpo_fed.tasks.families.environments:make_vector",
+        vector_entry_point="grpo_fed.tasks.families.environments:make_family_vector_env",
         max_episode_steps=family.episode_limit,
         reward_threshold=family.reward_threshold,
         kwargs={"family": name},

@@ -18,7 +18,7 @@ from grpo_fed.tasks.families.base import Array, Family, Flags, Floats, Painter, 
 from grpo_fed.tasks.families.catalogue import FAMILIES
 from grpo_fed.tasks.families.noise import Noise
 
-ENDLESS = -1  # max_episode_steps of episodes without a limit, as in gymnasium.make
+NO_STEP_LIMIT = -1  # max_episode_steps of episodes without a limit, as in gymnasium.make
 Seeds = int | Sequence[int | None] | None
 
 
@@ -186,7 +186,7 @@ class FamilyEnv(gymnasium.Env[Any, Any]):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012 (gymnasium reads it from the class)
 
     def __init__(self, family: Family | str, *, render_mode: str | None = None, **parameters: Any) -> None:
-        self.vector = FamilyVectorEnv(family, max_episode_steps=ENDLESS, render_mode=render_mode, **parameters)
+        self.vector = FamilyVectorEnv(family, max_episode_steps=NO_STEP_LIMIT, render_mode=render_mode, **parameters)
         self.action_space = self.vector.single_action_space
         self.observation_space = self.vector.single_observation_space
         self.render_mode = render_mode
@@ -209,7 +209,7 @@ class FamilyEnv(gymnasium.Env[Any, Any]):
         return None if pictures is None else pictures[0]
 
 
-def make_vector(
+def make_family_vector_env(
     family: str, num_envs: int = 1, *, autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP, **kwargs: Any
 ) -> FamilyVectorEnv:
     """What `gymnasium.make_vec` calls: the same, but lanes reset themselves when gymnasium's own would."""
@@ -233,9 +233,11 @@ def _family(name: str, given: dict[str, Any]) -> Family:
 
 
 def _limit(steps: int) -> int:
-    if steps != ENDLESS and steps < 1:
-        raise ValueError(f"max_episode_steps: {steps}: give at least 1, or {ENDLESS} for episodes without a limit")
-    return int(np.iinfo(np.int64).max) if steps == ENDLESS else steps
+    if steps != NO_STEP_LIMIT and steps < 1:
+        raise ValueError(
+            f"max_episode_steps: {steps}: give at least 1, or {NO_STEP_LIMIT} for episodes without a limit"
+        )
+    return int(np.iinfo(np.int64).max) if steps == NO_STEP_LIMIT else steps
 
 
 def _mirror(space: gymnasium.Space[Any], swapped: Flags) -> tuple[Array, Array] | None:
