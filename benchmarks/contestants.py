@@ -133,7 +133,7 @@ class Idle:
                     self._sent = start.shared
                     self._answer = Trained(start.shared + np.float32(1e-3), NUM_ENVS * HORIZON, 0, 0.0, 0.0, {})
                 return self._answer
-            case Measure(trials=trials):
+            case Measure(fractions=trials):
                 return Measured((0.0,) * len(trials))
             case Evaluate():
                 return Evaluated(played)

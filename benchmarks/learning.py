@@ -301,7 +301,7 @@ def train_and_score(case: Case, seeds: Sequence[int]) -> list[Run]:
             preset=case.preset,
             budget=case.budget,
             seed=seed,
-            steps=int(fleet.spent[client]),
+            steps=int(fleet.steps_done[client]),
             score_deterministic=score(fleet, client, deterministic=True),
             score_sampled=score(fleet, client, deterministic=False),
             seconds=round(seconds / len(seeds), 2),

@@ -109,7 +109,7 @@ def mean(every: Replies) -> Tensor | None:
 
 
 def merged(every: Replies, commons: SharedBlocks) -> Tensor:
-    return huber(every, commons.first, commons.groups, threshold=THRESHOLD).point
+    return huber(every, commons.initial, commons.groups, threshold=THRESHOLD).point
 
 
 def replies(commons: SharedBlocks, clients: int, departing: float) -> Replies:
@@ -117,7 +117,7 @@ def replies(commons: SharedBlocks, clients: int, departing: float) -> Replies:
     draws = torch.Generator().manual_seed(0)
     every = []
     for client in range(clients):
-        point = commons.first + NOISE * torch.randn(commons.size, generator=draws)
+        point = commons.initial + NOISE * torch.randn(commons.size, generator=draws)
         if client < departing * clients:
             point[commons.slices["actor"]] += AWAY
         every.append(Reply(f"client-{client:05d}", point, 2048.0))
@@ -157,11 +157,11 @@ def memory_of(clients: int) -> dict[str, float]:
 
 def merge(settings: Scenario, commons: SharedBlocks, names: Sequence[str], draws: np.random.Generator) -> None:
     """As the round loop does it: a reply is gone as soon as it was added."""
-    merging, shared = RoundMerge(settings, commons), commons.first.numpy()
+    merging, shared = RoundMerge(settings, commons), commons.initial.numpy()
     for name in names:
         point = shared + NOISE * draws.standard_normal(commons.size, np.float32)
         merging.add(name, Trained(point, 2048, 0, 0.0, 0.0, {}))
-    merging.target(commons.first)
+    merging.target(commons.initial)
 
 
 def lines(found: Mapping[str, Any]) -> Iterator[str]:

@@ -168,7 +168,7 @@ def run(trial: Trial) -> Run:
         returns={name: [each[name].mean for each in clients] for name in commons.clients},
         scores={name: [each[name].score for each in clients] for name in commons.clients},
         before={name: first.scores.get(name) for name in commons.clients},
-        personal={name: [list(each[name].personal) for each in clients] for name in commons.clients},
+        personal={name: [list(each[name].departed) for each in clients] for name in commons.clients},
         groups=dict(zip(commons.groups.names, commons.groups.blocks, strict=True)),
         clusters=[parts(each) for each in clients] if scenario.merge.rule == "clusters" else [],
         steps=rest[-1].env_steps,

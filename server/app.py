@@ -39,7 +39,7 @@ def main(grid: Grid, context: Context) -> None:
         scenario = scenario_from_config(text)
         folder, after = Path(out) if out else _fresh(scenario), None
     folder.parent.mkdir(parents=True, exist_ok=True)
-    noted = after.notes["engine"] if after is not None else journal.read_engine_state(folder) if resumed else {}
+    noted = after.counters["engine"] if after is not None else journal.read_engine_state(folder) if resumed else {}
     names = [name for settings in scenario.clients for name in settings.names]
     roll = NodeRegistry(grid, names, keys=names_of_keys())
     with _stopped_in_order():

@@ -107,7 +107,7 @@ class NumericPost:
         own = max((number for number in self.states.get(name, {}) if number < before), default=None)
         if own is None:
             return shared.copy()
-        keeps = self.commons.kept(start.departed).numpy()
+        keeps = self.commons.columns_of_groups(start.departed).numpy()
         return np.where(keeps, self.states[name][own]["point"], shared)
 
     def kl(self, name: str, old: np.ndarray, new: np.ndarray) -> float:
@@ -121,7 +121,7 @@ class NumericPost:
             case Measure():
                 old = self.policy(name, start, start.shared, start.round + 1)
                 goal = self.policy(name, start, told.candidate, start.round + 1)
-                tried = [self._part_way(old, goal, trial) for trial in told.trials]
+                tried = [self._part_way(old, goal, trial) for trial in told.fractions]
                 return Measured(tuple(self.kl(name, old, new) for new in tried))
             case Evaluate():
                 assert start.round == 0 or start.round in self.states[name]
@@ -130,11 +130,11 @@ class NumericPost:
     def _train(self, name: str, told: Train) -> Trained:
         start, number = told.start, told.start.round
         begin = self.policy(name, start, start.shared, number)
-        played = None if told.first is None else self._play(name, start, number)
+        played = None if told.evaluate_first is None else self._play(name, start, number)
         kl = None
         before = self.states.get(name, {}).get(number - 1)
-        if told.look_back and before is not None:
-            keeps = self.commons.kept(start.departed).numpy()
+        if told.measure_last_step and before is not None:
+            keeps = self.commons.columns_of_groups(start.departed).numpy()
             new = np.where(keeps, before["shared"], start.shared)
             trials = [tuple(float(one == other) for other in self.commons.blocks) for one in self.commons.blocks]
             parts = [self._part_way(before["shared"], new, trial) for trial in trials]

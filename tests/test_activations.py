@@ -25,12 +25,12 @@ def test_every_activation_says_the_same_of_tensors_arrays_and_with_autograd(name
     activation = ACTIVATIONS[name]
     x = torch.linspace(-3, 3, 61) + 0.01
     leaf = x.clone().requires_grad_()
-    recorded = activation.bend(leaf)
+    recorded = activation.forward(leaf)
     (slope,) = torch.autograd.grad(recorded.sum(), leaf)
     with torch.no_grad():
-        value = activation.bend(x.clone())
-        pulled = activation.pull(torch.ones_like(x), value)
+        value = activation.forward(x.clone())
+        pulled = activation.backward(torch.ones_like(x), value)
     torch.testing.assert_close(value, recorded.detach(), rtol=0, atol=3e-7)
     torch.testing.assert_close(pulled, slope, rtol=0, atol=1e-6)
-    array = activation.bend_numpy(x.numpy().copy())
+    array = activation.forward_numpy(x.numpy().copy())
     np.testing.assert_allclose(array, recorded.detach().numpy(), rtol=0, atol=3e-7)

@@ -244,7 +244,7 @@ def test_the_replies_that_should_depart_do_and_no_others():
     commons = merges.resolve_shared_blocks(merges.scenario(1))
     assert abs(commons.size - 100_000) < 1000
     made = merges.replies(commons, 10, 0.1)
-    departed = merges.huber(made, commons.first, commons.groups, threshold=merges.THRESHOLD).departed
+    departed = merges.huber(made, commons.initial, commons.groups, threshold=merges.THRESHOLD).departed
     actor = [block == "actor" for block in commons.groups.blocks]
     assert departed.tolist() == [actor, *[[False] * len(actor)] * 9]
 

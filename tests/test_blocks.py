@@ -25,7 +25,7 @@ SHAPES = {
 
 
 def cut(shapes: dict[str, tuple[int, ...]] | nn.Module = SHAPES, **knobs: object) -> Layout:
-    return Layout.cut(shapes if isinstance(shapes, nn.Module) else shapes.items(), PolicySettings(**knobs))  # type: ignore[arg-type]
+    return Layout.from_shapes(shapes if isinstance(shapes, nn.Module) else shapes.items(), PolicySettings(**knobs))  # type: ignore[arg-type]
 
 
 def bits(value: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ def test_a_mistake_is_told_with_its_knob_its_value_and_the_cure(knobs: dict[str,
 
 def test_what_cannot_be_cut_is_told() -> None:
     with pytest.raises(ValueError, match=r"policy.module: parameters \[\"a\"\] are named twice"):
-        Layout.cut([("a", (2,)), ("b", (1,)), ("a", (3,))], PolicySettings())
+        Layout.from_shapes([("a", (2,)), ("b", (1,)), ("a", (3,))], PolicySettings())
     with pytest.raises(ValueError, match="no parameters; there is nothing to learn"):
         cut(nn.Tanh())
     with pytest.raises(ValueError, match=r"0\.weight is float64; make it float32 by module\.float\(\)"):

@@ -60,7 +60,7 @@ def test_figures_and_results_are_among_the_files(shown: MlflowPages, browser: Br
 
 
 def test_a_clients_page_leads_to_its_model(shown: MlflowPages, browser: Browser, run: Path):
-    sent = Spool(run).sent("")
+    sent = Spool(run).load_state("")
     assert sent.parent is not None
     browser.open(shown.link.replace(sent.parent, sent.clients["backwards"]))
     browser.wait_for("backwards", "Return 22.0", "Parent run", "policy")
@@ -78,5 +78,5 @@ def test_a_saved_view_shows_its_runs_and_charts(
     shown: MlflowPages, browser: Browser, run: Path, key: str, name: str, words: list[str]
 ):
     query = f"compareRunsMode=CHART&viewStateShareKey={key}&workflowType=machine_learning"
-    browser.open(f"{shown.address}/#/experiments/{Spool(run).sent('').experiment}/runs?{query}")
+    browser.open(f"{shown.address}/#/experiments/{Spool(run).load_state('').experiment}/runs?{query}")
     browser.wait_for(name, *words)

@@ -37,7 +37,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     checkpoint.write(tmp_path, after(3), keep=2)
     found = checkpoint.latest(tmp_path)
     assert found is not None
-    assert (found.round, found.notes) == (3, {"steps": {"x": 3}})
+    assert (found.round, found.counters) == (3, {"steps": {"x": 3}})
     for client, arrays in after(3).clients.items():
         for name, array in arrays.items():
             assert found.states()[client][name].dtype == array.dtype
@@ -128,7 +128,7 @@ def test_a_federation_keeps_its_shared_blocks_and_a_second_name_of_each_clients_
     assert found is not None
     assert found.shared is not None
     assert found.shared["actor.bias"].tolist() == [0.5]
-    assert found.origins == {"x": "round-0003.safetensors", "y.z": "round-0001.safetensors"}
+    assert found.original_names == {"x": "round-0003.safetensors", "y.z": "round-0001.safetensors"}
     assert {client: int(arrays["a"][0]) for client, arrays in found.states().items()} == {"x": 3, "y.z": 1}
 
 
@@ -166,6 +166,6 @@ def test_records_in_the_notes_become_json(tmp_path: Path) -> None:
     checkpoint.write(tmp_path, Checkpoint(2, {"note": note, "kept": kept}), keep=1)
     found = checkpoint.latest(tmp_path)
     assert found is not None
-    assert note_of(found.notes["note"]) == note
-    assert kept_of(found.notes["kept"]) == kept
+    assert note_of(found.counters["note"]) == note
+    assert kept_of(found.counters["kept"]) == kept
     assert kept_of(None) is None

@@ -68,7 +68,7 @@ kwargs = { length = 0.9 }
 SCENARIO = Scenario.loads(TEXT)
 COMMONS = resolve_shared_blocks(SCENARIO)
 WIRE = Codec(COMMONS, SCENARIO)
-SHARED = COMMONS.first.numpy()
+SHARED = COMMONS.initial.numpy()
 RUN = "app-1"
 
 
@@ -136,7 +136,9 @@ def test_a_message_is_answered_as_the_client_itself_would(tmp_path: Path):
         Evaluate(Start(RUN, 0, SHARED), EvaluationPlan(0)),
         train(1),
         Measure(Start(RUN, 1, SHARED), SHARED + np.float32(0.05), ((1.0, 1.0), (0.5, 0.0), (0.0, 0.0))),
-        Train(Start(RUN, 2, SHARED * np.float32(0.9)), 0.25, 0.5, look_back=True, first=EvaluationPlan(1)),
+        Train(
+            Start(RUN, 2, SHARED * np.float32(0.9)), 0.25, 0.5, measure_last_step=True, evaluate_first=EvaluationPlan(1)
+        ),
         Evaluate(Start(RUN, 2, SHARED), EvaluationPlan(2, deterministic=False)),
     ]
     answers = [ask(one, node) for one in told]
@@ -251,7 +253,7 @@ def test_what_plays_is_kept_as_a_policy(tmp_path: Path):
     answer = ask(Evaluate(Start(RUN, 1, end), EvaluationPlan(1)), node)
     assert isinstance(answer, Evaluated)
     policy = load_policy(tmp_path / RUN, "cart-1")
-    parameters = policy.parameters[0][COMMONS.columns(policy.policy.layout)]
+    parameters = policy.parameters[0][COMMONS.columns_in(policy.policy.layout)]
     np.testing.assert_array_equal(parameters.numpy(), end)
     assert policy.predict(np.zeros(4, np.float32)) in (0, 1)
     assert policy.normaliser is not None
@@ -318,13 +320,13 @@ def test_a_federation_of_nodes_ends_where_one_of_members_does(tmp_path: Path):
     over_members = Federation(SCENARIO, COMMONS, GridTransport(direct, COMMONS, SCENARIO, names))
     expected = over_members.run()
     together.close()
-    np.testing.assert_array_equal(over_nodes.position.shared, over_members.position.shared)
-    assert not np.array_equal(over_nodes.position.shared, SHARED)
+    np.testing.assert_array_equal(over_nodes.state.shared, over_members.state.shared)
+    assert not np.array_equal(over_nodes.state.shared, SHARED)
     assert (result.rounds, result.missing) == (expected.rounds, expected.missing) == (4, {})
     assert result.clients == expected.clients
     assert result.bytes_up > 4 * 3 * 4 * COMMONS.size
     saved = [load_policy(next((tmp_path / name).iterdir()), name) for name in COMMONS.clients]
-    kept = [policy.parameters[0][COMMONS.columns(policy.policy.layout)].numpy() for policy in saved]
+    kept = [policy.parameters[0][COMMONS.columns_in(policy.policy.layout)].numpy() for policy in saved]
     for name, shared in zip(COMMONS.clients, kept, strict=True):
-        left = COMMONS.kept(over_nodes.position.personal.get(name, ())).numpy()
-        np.testing.assert_array_equal(shared[~left], over_nodes.position.shared[~left])
+        left = COMMONS.columns_of_groups(over_nodes.state.departed.get(name, ())).numpy()
+        np.testing.assert_array_equal(shared[~left], over_nodes.state.shared[~left])

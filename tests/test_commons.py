@@ -44,8 +44,8 @@ def test_the_shared_blocks_are_one_vector_of_their_own():
     assert commons.size == 4 * 3 + 4
     assert commons.groups.names == ("torso.0",)
     for fleet in make_learners(scenario):
-        columns = commons.columns(fleet.policy.layout)
-        torch.testing.assert_close(fleet.parameters[0][columns], commons.first, rtol=0, atol=0)
+        columns = commons.columns_in(fleet.policy.layout)
+        torch.testing.assert_close(fleet.parameters[0][columns], commons.initial, rtol=0, atol=0)
         names = {slot.name for slot in fleet.policy.layout.slots if slot.start in columns}
         assert names == {"torso.0.weight", "torso.0.bias"}
         fleet.close()
@@ -66,18 +66,18 @@ def test_a_star_shares_what_is_alike():
 def test_nothing_shared_is_a_vector_of_no_entries():
     commons = resolve_shared_blocks(unlike("shared = []"))
     assert (commons.size, commons.blocks, commons.groups.names) == (0, (), ())
-    assert commons.first.shape == (0,)
-    assert commons.kept([]).shape == (0,)
+    assert commons.initial.shape == (0,)
+    assert commons.columns_of_groups([]).shape == (0,)
 
 
 def test_what_a_client_keeps_is_the_columns_of_its_groups():
     commons = resolve_shared_blocks(unlike('adapter = 3\nshared = ["torso.*"]\ngroups = { "torso.*" = "row" }'))
     assert commons.groups.names == tuple(f"torso.0.weight:rows[{row}]" for row in range(4))
-    kept = commons.kept([1, 3])
+    kept = commons.columns_of_groups([1, 3])
     weight, bias = kept[:12].view(4, 3), kept[12:]
     assert weight.all(1).tolist() == [False, True, False, True]
     assert bias.tolist() == [False, True, False, True]
-    assert not commons.kept([]).any()
+    assert not commons.columns_of_groups([]).any()
 
 
 @pytest.mark.parametrize(
@@ -94,8 +94,8 @@ def test_the_tasks_forms_and_a_client_that_is_told_the_blocks_come_to_the_same(p
     tasks, commons = resolve_tasks(scenario), resolve_shared_blocks(scenario)
     from_forms = resolve_shared_blocks_from_shapes(scenario, {task.client: task.shape for task in tasks})
     assert from_forms.digest == commons.digest
-    assert from_forms.longest == commons.longest == 500
-    torch.testing.assert_close(from_forms.first, commons.first, rtol=0, atol=0)
+    assert from_forms.max_episode_steps == commons.max_episode_steps == 500
+    torch.testing.assert_close(from_forms.initial, commons.initial, rtol=0, atol=0)
     for task in tasks:
         own = resolve_client_shared_blocks(scenario, task, commons.blocks)
         assert own.digest == commons.digest

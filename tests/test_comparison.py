@@ -60,7 +60,7 @@ class Runner:
 
 
 def by_method(found: Comparison) -> dict[str, str]:
-    return {one.method: one.verdict for one in found.standings}
+    return {one.method: one.verdict for one in found.methods}
 
 
 def test_every_method_is_run_with_every_seed(source: Path, tmp_path: Path):
@@ -78,7 +78,7 @@ def test_the_numbers_are_those_of_the_paper(source: Path, tmp_path: Path):
     }
     runner = Runner(lambda method, seed, client: scores[method][seed][client])
     found = compare(source, ["local", "fedavg"], [0, 1], tmp_path / "out", runner)
-    local, fedavg = found.standings
+    local, fedavg = found.methods
     np.testing.assert_array_equal(fedavg.scores, scores["fedavg"])
     # Sorted 0, 2, 10, 12, 20, 22: one of six goes at either end. 1, 3, 8, 9, 30, 40 likewise.
     assert local.iqm is not None
@@ -159,7 +159,7 @@ def test_what_has_finished_is_not_run_again(source: Path, tmp_path: Path):
 def test_a_run_that_fails_is_left_out_and_named(source: Path, tmp_path: Path):
     runner = Runner(lambda method, seed, client: float(seed), fails=(("grpo", 1),))
     found = compare(source, ["local", "grpo"], [0, 1, 2], tmp_path / "out", runner)
-    assert found.standings[1].seeds == (0, 2)
+    assert found.methods[1].seeds == (0, 2)
     assert found.document()["left_out"] == [{"method": "grpo", "seed": 1, "why": "RuntimeError: no such luck"}]
     assert "- `grpo`, seed 1: RuntimeError: no such luck" in (tmp_path / "out" / "comparison.md").read_text()
 
@@ -167,7 +167,7 @@ def test_a_run_that_fails_is_left_out_and_named(source: Path, tmp_path: Path):
 def test_a_method_that_never_finished_has_no_numbers(source: Path, tmp_path: Path):
     runner = Runner(lambda method, seed, client: float(seed), fails=(("grpo", 0), ("grpo", 1)))
     found = compare(source, ["local", "grpo"], [0, 1], tmp_path / "out", runner)
-    assert found.standings[1].iqm is None
+    assert found.methods[1].iqm is None
     assert by_method(found)["grpo"] == "no scores"
     assert "| `grpo` | - | - | - | - | - | no scores | 0 |" in (tmp_path / "out" / "comparison.md").read_text()
 
@@ -195,7 +195,7 @@ def test_a_client_without_a_score_leaves_its_run_out(source: Path, tmp_path: Pat
             (folder / RESULTS).write_text(json.dumps(results))
 
     found = compare(source, ["local"], [0, 1], tmp_path / "out", run)
-    assert [trial.problem for trial in found.trials] == ["", "no final return of swapped"]
+    assert [trial.problem for trial in found.runs] == ["", "no final return of swapped"]
 
 
 def test_a_run_of_another_scenario_is_not_mixed_in(source: Path, tmp_path: Path):
@@ -248,7 +248,7 @@ def test_runs_that_ended_early_stay_where_they_were(source: Path, tmp_path: Path
     from grpo_fed.reports.comparison.page import _curve
 
     # Seed 0 has 1, 2, 3 by round and seed 1 stays at 1: of 1, 1, 1, 3, 3, 3 the middle four.
-    rounds, value, *_ = _curve(found, found.standings[0])
+    rounds, value, *_ = _curve(found, found.methods[0])
     assert rounds.tolist() == [1, 2, 3]
     assert value.tolist() == [1.0, 1.5, 2.0]
 

@@ -148,8 +148,8 @@ def test_a_run_with_rows_of_ones_own_goes_on_without_their_modules(tmp_path: Pat
 def test_a_method_of_ones_own_stands_beside_others(tmp_path: Path):
     (tmp_path / "own.toml").write_text("\n".join([TINY, PRESET, CART]))
     found = compare(tmp_path / "own.toml", ["local", "my_methods:SHY"], [0], tmp_path / "side")
-    assert [one.problem for one in found.trials] == ["", ""]
-    assert [one.method for one in found.standings] == ["local", "my_methods:SHY"]
+    assert [one.problem for one in found.runs] == ["", ""]
+    assert [one.method for one in found.methods] == ["local", "my_methods:SHY"]
     assert (tmp_path / "side" / "my_methods.SHY" / "seed-0" / "results.json").is_file()
 
 
@@ -204,7 +204,7 @@ def test_a_wrong_row_is_told_with_all_other_mistakes():
 
 def merged_by(rule: str, points: list[list[float]], **kwargs: object) -> torch.Tensor:
     """Where two shared parameters go by a rule of one's own."""
-    layout = Layout.cut({"actor.weight": (1, 2)}.items(), PolicySettings())
+    layout = Layout.from_shapes({"actor.weight": (1, 2)}.items(), PolicySettings())
     replies = Replies.of(Reply(f"c{number}", torch.tensor(point), 1.0) for number, point in enumerate(points))
     return bind_rule(MergeSettings(rule=rule, kwargs=kwargs))(replies, torch.zeros(2), cut_groups(layout, {})).point
 

@@ -198,7 +198,7 @@ def test_who_was_asked_apart_is_so_after_the_run_was_stopped(tmp_path: Path) -> 
     with pytest.raises(KeyboardInterrupt):
         federate(settings, tmp_path / "stopped", stop, workers=1)
     with LocalEngine.resumed(tmp_path / "stopped") as federation:
-        assert federation.grid.rota.apart == [("mule",)]
+        assert federation.grid.schedule.set_aside == [("mule",)]
         assert federation.grid.workers == 1
         federation.run(watch)
     assert all_of(tmp_path / "stopped") == all_of(tmp_path / "whole")

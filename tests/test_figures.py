@@ -70,10 +70,10 @@ def test_gaps_are_filled_forwards_and_never_backwards():
 def test_who_left_what_is_known_from_the_lines_alone(tmp_path: Path):
     made = Made(left=lambda number, client: ("actor",) if client == 2 and number in (2, 3) else (), finished=False)
     history = read_history(write_run(tmp_path, scenario(more="rounds = 4"), made))
-    assert tuple(history.homes) == ("torso.0", "torso.1", "actor")
+    assert tuple(history.block_of_group) == ("torso.0", "torso.1", "actor")
     expected = np.zeros((4, 3, 3), bool)
     expected[1:3, 2, 2] = True
-    np.testing.assert_array_equal(history.left, expected)
+    np.testing.assert_array_equal(history.departed, expected)
     assert (history.status, history.personal["cart-2"]) == ("unfinished", ())
 
 

@@ -325,7 +325,7 @@ def test_how_long_an_episode_may_be_is_a_clients_own_affair() -> None:
     tasks = resolve_tasks(given)
     together = StackedLearner(tasks, given)
     together.train(512)
-    assert together.longest.tolist() == [60, 400, 400]
+    assert together.max_episode_steps.tolist() == [60, 400, 400]
     for row, task in enumerate(tasks):
         alone = StackedLearner([task], given)
         alone.train(512)

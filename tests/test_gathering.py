@@ -122,8 +122,8 @@ def tells(name: str, form: TaskShape | None) -> Client:
 def the_same(one: SharedBlocks, other: SharedBlocks) -> None:
     assert one.digest == other.digest
     assert one.clients == other.clients
-    assert one.longest == other.longest
-    np.testing.assert_array_equal(one.first, other.first)
+    assert one.max_episode_steps == other.max_episode_steps
+    np.testing.assert_array_equal(one.initial, other.initial)
 
 
 def run(scenario: Scenario, grid: Village, folder: Path | None = None) -> tuple[Federation, Result]:
@@ -151,7 +151,7 @@ def test_the_server_finds_what_they_share_without_their_packages(packages: Path)
     roll = NodeRegistry(Village({7: tells("bot", BOT)}), ["cart", "bot"])
     commons, noted = discover_shared_blocks(SCENARIO, roll, {})
     the_same(commons, expected)
-    assert commons.longest == 500
+    assert commons.max_episode_steps == 500
     assert noted == {"forms": {"cart": asdict(CART), "bot": asdict(BOT)}}
     again, _ = discover_shared_blocks(
         SCENARIO, NodeRegistry(Village({}), ["cart", "bot"]), noted
@@ -171,11 +171,11 @@ def test_each_client_needs_its_own_packages_alone(tmp_path: Path, packages: Path
     federation, result = run(SCENARIO, apart, tmp_path / "run")
     assert result.missing == {}
     assert {name: client.env_steps for name, client in result.clients.items()} == {"cart": 192, "bot": 192}
-    assert read_history(tmp_path / "run").homes == {"torso.0": "torso.0"}
+    assert read_history(tmp_path / "run").block_of_group == {"torso.0": "torso.0"}
     kept = checkpoint.latest(tmp_path / "run")
     assert kept is not None
     assert (
-        read_task_shapes(kept.notes["engine"])
+        read_task_shapes(kept.counters["engine"])
         == read_task_shapes(read_engine_state(tmp_path / "run"))
         == {"cart": CART, "bot": BOT}
     )
@@ -183,8 +183,8 @@ def test_each_client_needs_its_own_packages_alone(tmp_path: Path, packages: Path
     with installed(packages):
         together = Village({7: node("cart", tmp_path / "together"), 8: node("bot", tmp_path / "together")})
         expected, same = run(SCENARIO, together)
-    np.testing.assert_array_equal(federation.position.shared, expected.position.shared)
-    assert not np.array_equal(federation.position.shared, federation.commons.first)
+    np.testing.assert_array_equal(federation.state.shared, expected.state.shared)
+    assert not np.array_equal(federation.state.shared, federation.shared_blocks.initial)
     assert result.clients == same.clients
 
 

@@ -29,7 +29,7 @@ SHAPES = {
 
 def cut(shapes: Mapping[str, tuple[int, ...]] | nn.Module = SHAPES, **knobs: object) -> Layout:
     named = shapes if isinstance(shapes, nn.Module) else shapes.items()
-    return Layout.cut(named, PolicySettings(**knobs))  # type: ignore[arg-type]
+    return Layout.from_shapes(named, PolicySettings(**knobs))  # type: ignore[arg-type]
 
 
 def members(groups: Groups) -> dict[str, list[int]]:
@@ -262,10 +262,10 @@ def test_mistakes_are_told_for_blocks_that_are_not_chosen_too() -> None:
 def test_whole_blocks_lie_around_the_groups() -> None:
     layout = cut()
     groups = cut_groups(layout, {"*": "column"}, only=layout.select(["torso.*", "critic"]))
-    assert members(groups.outer) == {"torso.0": [*range(9)], "critic": [*range(19, 23)]}
-    assert groups.outer.blocks == ("torso.0", "critic")
-    assert groups.homes.tolist() == [0, 0, 0, 1, 1, 1, 1]
-    assert cut_groups(layout, {}, only=()).outer.names == ()
+    assert members(groups.as_blocks) == {"torso.0": [*range(9)], "critic": [*range(19, 23)]}
+    assert groups.as_blocks.blocks == ("torso.0", "critic")
+    assert groups.block_of_group.tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert cut_groups(layout, {}, only=()).as_blocks.names == ()
 
 
 def test_group_norms_by_hand() -> None:

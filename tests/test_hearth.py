@@ -104,7 +104,7 @@ class Client:
         self.messenger = MessageForwarder()
 
     def told(self, round: int) -> tuple[Train, Message]:
-        start = Start(f"run-{self.run}", round, self.commons.first.numpy())
+        start = Start(f"run-{self.run}", round, self.commons.initial.numpy())
         train = Train(start, (round - 1) / 9, round / 9)
         content = self.wire.write_instruction(train)
         content["commons"] = write_shared_blocks(self.commons)

@@ -26,7 +26,7 @@ def test_what_was_saved_is_found_by_another_process_bit_for_bit(tmp_path: Path, 
         "seeds": np.array([2**63 + 1], np.uint64),
     }
     StateStore(tmp_path, durable).save("run", "cart-0", 1, state)
-    found = StateStore(tmp_path).at("run", "cart-0", 1)
+    found = StateStore(tmp_path).read("run", "cart-0", 1)
     assert found is not None
     assert found.keys() == state.keys()
     for name, array in state.items():
@@ -38,8 +38,8 @@ def test_what_was_saved_is_found_by_another_process_bit_for_bit(tmp_path: Path, 
 def test_nothing_is_known_of_another_run_client_or_round(tmp_path: Path) -> None:
     home = StateStore(tmp_path)
     home.save("run", "a", 2, number(1.0))
-    assert home.at("run", "a", 2) is not None
-    assert [home.at(*place) for place in (("other", "a", 2), ("run", "b", 2), ("run", "a", 1))] == [None] * 3
+    assert home.read("run", "a", 2) is not None
+    assert [home.read(*place) for place in (("other", "a", 2), ("run", "b", 2), ("run", "a", 1))] == [None] * 3
     assert (home.latest("run", "a"), home.latest("run", "b"), home.latest("other", "a")) == (2, None, None)
 
 
@@ -71,20 +71,20 @@ def test_rounds_after_one_that_is_done_again_are_no_more(tmp_path: Path) -> None
     found = home.load("run", "a", before=9)
     assert found is not None
     assert found[1]["x"] == 2.5
-    assert home.at("run", "a", 1) is not None
+    assert home.read("run", "a", 1) is not None
 
 
 def test_the_disk_is_believed_and_not_memory(tmp_path: Path) -> None:
     home, other = StateStore(tmp_path), StateStore(tmp_path)
     home.save("run", "a", 1, number(1.0))
-    first = home.at("run", "a", 1)
-    assert home.at("run", "a", 1) is first, "as long as it is the same file, nobody reads it again"
+    first = home.read("run", "a", 1)
+    assert home.read("run", "a", 1) is first, "as long as it is the same file, nobody reads it again"
     other.save("run", "a", 1, number(7.0))
-    again = home.at("run", "a", 1)
+    again = home.read("run", "a", 1)
     assert again is not None
     assert again["x"] == 7.0
     other.path("run", "a", 1).unlink()
-    assert home.at("run", "a", 1) is None
+    assert home.read("run", "a", 1) is None
     assert home.load("run", "a", 5) is None
 
 

@@ -193,7 +193,7 @@ def played(overrides: list[str], folder: Path) -> np.ndarray:
     commons, home = resolve_shared_blocks(scenario), StateStore(folder, durable=False)
     members = Clients(scenario, commons, resolve_tasks(scenario)[-1:], home)
     for round in (1, 2):
-        start = Start("run", round, commons.first.numpy())
+        start = Start("run", round, commons.initial.numpy())
         members.answer(dict.fromkeys(members.names, Train(start, (round - 1) / 2, round / 2)))
     members.save_policies(folder, dict.fromkeys(members.names, start))
     members.close()

@@ -84,7 +84,7 @@ class Stage:
         self.grid.close()
 
     def train(self, number: int, deadline: float | None = 60.0) -> dict[str, Answer | Failure]:
-        shared = self.commons.first.numpy()
+        shared = self.commons.initial.numpy()
         told = {name: Train(Start("run", number, shared), 0.0, 0.5) for name in self.names}
         return dict(self.post.send(told, deadline))
 
@@ -113,9 +113,9 @@ def test_every_client_answers_for_itself(tmp_path: Path, workers: int) -> None:
         assert list(answers) == sorted(stage.names)
         for name, answer in answers.items():
             assert isinstance(answer, Trained)
-            np.testing.assert_array_equal(answer.point, stage.commons.first.numpy() + np.float32(step_of(name)))
+            np.testing.assert_array_equal(answer.point, stage.commons.initial.numpy() + np.float32(step_of(name)))
             assert (answer.steps, answer.gain, answer.metrics) == (1, 0.5, {"losses/entropy": 0.125})
-        start = Start("run", 1, stage.commons.first.numpy())
+        start = Start("run", 1, stage.commons.initial.numpy())
         candidate = start.shared + np.float32(1)
         halves = tuple([0.5] * len(stage.commons.blocks) for _ in range(3))
         trials = tuple(tuple(half) for half in halves)
@@ -127,7 +127,7 @@ def test_every_client_answers_for_itself(tmp_path: Path, workers: int) -> None:
 
 def test_in_one_process_nobody_waits_for_answers_that_nobody_has_asked_for(tmp_path: Path) -> None:
     with Stage(tmp_path, 40, 0) as stage:
-        shared = stage.commons.first.numpy()
+        shared = stage.commons.initial.numpy()
         told = {name: Train(Start("run", 1, shared), 0.0, 0.5) for name in stage.names}
         answers = stage.post.send(told, None)
         next(answers)
@@ -254,7 +254,7 @@ def test_a_worker_that_is_killed_at_work_is_named(tmp_path: Path) -> None:
 @needs_workers
 def test_who_stops_listening_stops_the_work(tmp_path: Path) -> None:
     with Stage(tmp_path, 2, 2, faults={"cart-0": {"1": "hang"}}) as stage:
-        start = Start("run", 1, stage.commons.first.numpy())
+        start = Start("run", 1, stage.commons.initial.numpy())
         content = content_of(stage, Train(start, 0.0, 0.5))
         hangs, answers = (stage.grid.create_message(content, "train", node, "") for node in (1, 2))
         replies = stage.grid.send_and_receive([answers, hangs])
@@ -394,7 +394,7 @@ def test_our_messages_are_messages_to_flower() -> None:
 
 def test_messages_can_be_pushed_and_pulled(tmp_path: Path) -> None:
     with Stage(tmp_path, 2, 0) as stage:
-        start = Start("run", 1, stage.commons.first.numpy())
+        start = Start("run", 1, stage.commons.initial.numpy())
         made = [stage.grid.create_message(content_of(stage, Train(start, 0, 1)), "train", node, "") for node in (1, 2)]
         hello = stage.grid.create_message(RecordDict(), "query.hello", 2, "")
         ids = list(stage.grid.push_messages([*made, hello]))
@@ -415,7 +415,7 @@ def test_a_message_that_is_no_instruction_is_refused_by_its_client(tmp_path: Pat
 
 
 def content_of(stage: Stage, one: Instruction) -> RecordDict:
-    return stage.grid._wire.write_instruction(one)
+    return stage.grid._codec.write_instruction(one)
 
 
 # Who is asked with whom ----------------------------------------------------------------------------------------------
@@ -445,17 +445,17 @@ def test_chunks_come_out_even_over_the_workers() -> None:
 def test_a_group_that_hangs_is_halved_until_it_is_one() -> None:
     names = tuple("abcd")
     rota = ChunkSchedule([names])
-    assert list(rota.row(names)) == [Job(names, names)]
+    assert list(rota.jobs(names)) == [Job(names, names)]
     rota.failed(Job(names, names))
-    assert rota.apart == [("a", "b"), ("c", "d")]
-    assert list(rota.row("abd")) == [Job(names, ("a", "b"), last=True), Job(names, ("d",), last=True)]
+    assert rota.set_aside == [("a", "b"), ("c", "d")]
+    assert list(rota.jobs("abd")) == [Job(names, ("a", "b"), last=True), Job(names, ("d",), last=True)]
     rota.answered(Job(names, ("d",)))
     rota.failed(Job(names, ("a", "b")))
-    assert rota.apart == [("c",), ("a",), ("b",)]
-    assert list(ChunkSchedule([names], rota.apart).row(names)) == list(rota.row(names))
+    assert rota.set_aside == [("c",), ("a",), ("b",)]
+    assert list(ChunkSchedule([names], rota.set_aside).jobs(names)) == list(rota.jobs(names))
     for name in "abc":
         rota.answered(Job(names, (name,)))
-    assert rota.apart == []
+    assert rota.set_aside == []
 
 
 # Helpers -------------------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ env = "grpo_fed/CartPole-v1"
 """)
 COMMONS = resolve_shared_blocks(SCENARIO)
 WIRE = Codec(COMMONS, SCENARIO)
-SHARED = COMMONS.first.numpy()
+SHARED = COMMONS.initial.numpy()
 NODES = {11: "ant", 12: "cat", 13: "dog"}
 
 
@@ -64,7 +64,7 @@ def answer_to(instruction: Instruction, number: float) -> Answer:
         case Train():
             return Trained(instruction.start.shared + np.float32(number), 100, 2, 0.0, 0.0, {})
         case Measure():
-            return Measured(tuple(number for _ in instruction.trials))
+            return Measured(tuple(number for _ in instruction.fractions))
         case _:
             raise AssertionError(instruction)
 
@@ -153,13 +153,13 @@ def test_arrays_for_all_are_encoded_once():
 @pytest.mark.parametrize("streams", [False, True])
 def test_bytes_are_counted_both_ways(streams: bool):
     post = post_of(village(streams))
-    assert (post.up, post.down) == (0, 0)
+    assert (post.bytes_up, post.bytes_down) == (0, 0)
     told, said = train()["ant"], answer_to(train()["ant"], 1.0)
     list(post.send(train(), 10.0))
     more = 0 if streams else wire.write_shared_blocks(COMMONS).count_bytes()
-    assert post.down == 3 * (wire.content_size(WIRE.write_instruction(told)) + more)
-    assert post.up == 3 * wire.content_size(WIRE.write_answer(told, said))
-    assert post.up > 3 * 4 * COMMONS.size
+    assert post.bytes_down == 3 * (wire.content_size(WIRE.write_instruction(told)) + more)
+    assert post.bytes_up == 3 * wire.content_size(WIRE.write_answer(told, said))
+    assert post.bytes_up > 3 * 4 * COMMONS.size
 
 
 def test_messages_say_what_they_are_and_how_long_they_live():
@@ -252,10 +252,10 @@ def test_a_late_reply_is_no_answer_to_a_later_message(streams: bool):
             yield from (forgotten, reply, reply)
 
     grid.send_and_receive = streamed  # type: ignore[method-assign]
-    up = post.up
+    up = post.bytes_up
     second = [(name, moved(answer)) for name, answer in post.send(train(2), 10.0)]
     assert second == [("ant", 7.0), *EVERYBODY[1:]]
-    assert post.up - up == 3 * wire.content_size(forgotten.content)
+    assert post.bytes_up - up == 3 * wire.content_size(forgotten.content)
 
 
 def test_what_cannot_be_true_is_refused_and_the_client_named():
@@ -442,12 +442,12 @@ def test_of_two_nodes_with_one_name_the_later_is_turned_away(caplog: pytest.LogC
     with caplog.at_level(logging.WARNING):
         assert post.reachable() == ("cat",)
         assert post.reachable() == ("cat",)
-    assert post.turned_away == {60: "says that it is cat, as node 70 does, which came before it"}
+    assert post.rejected == {60: "says that it is cat, as node 70 does, which came before it"}
     assert caplog.messages == ["node 60 says that it is cat, as node 70 does, which came before it"]
     assert moved(dict(post.send(train(1, ["cat"]), 10.0))["cat"]) == 2.0
     del grid.clients[70]  # it was the ghost of a node that was started again
     assert post.reachable() == ("cat",)
-    assert post.turned_away == {}
+    assert post.rejected == {}
     assert moved(dict(post.send(train(1, ["cat"]), 10.0))["cat"]) == 9.0
 
 
@@ -456,7 +456,7 @@ def test_a_stranger_is_turned_away(caplog: pytest.LogCaptureFixture):
     assert post.reachable() == ("dog",)
     assert post.reachable() == ("dog",)
     why = "says that it is cta, and the scenario has no such client; did you mean cat?"
-    assert post.turned_away == {70: why, 72: why}
+    assert post.rejected == {70: why, 72: why}
     assert len(caplog.messages) == 2
     assert dict(post.send(train(1, ["cat"]), 10.0))["cat"] == Failure("unreachable", "no node is connected for it")
 
@@ -466,12 +466,12 @@ def test_a_node_is_heard_under_the_name_that_its_key_was_made_for_and_no_other()
     roll = NodeRegistry(grid, COMMONS.clients, keys={70: "dog", 71: "ant"})
     post = GridTransport(grid, COMMONS, SCENARIO, roll)
     assert post.reachable() == ("ant",)
-    assert post.turned_away == {
+    assert post.rejected == {
         70: "says that it is cat, but its key was made for dog",
         72: "says that it is dog, but its key is nobody's",
     }
     assert dict(post.send(train(1, ["cat"]), 10.0))["cat"] == Failure("unreachable", "no node is connected for it")
-    assert roll.heard == {"ant": None}, "what others said of their tasks is not used"
+    assert roll.task_shapes == {"ant": None}, "what others said of their tasks is not used"
 
 
 def test_a_node_that_cannot_say_its_name_is_asked_again(monkeypatch: pytest.MonkeyPatch):
@@ -489,15 +489,15 @@ def test_a_node_that_cannot_say_its_name_is_asked_again(monkeypatch: pytest.Monk
 
     post = post_of(Village({70: confused}), None)
     assert post.reachable() == ()
-    assert post.turned_away == {70: "did not say whose it is: ValueError: node-config says no client"}
+    assert post.rejected == {70: "did not say whose it is: ValueError: node-config says no client"}
     assert post.reachable() == ()
     assert len(tries) == 1, "it is given time"
     monkeypatch.setattr(roll, "CALM", 0.0)
     post = post_of(Village({70: confused}), None)
     assert post.reachable() == ()
-    assert post.turned_away == {70: "did not say whose it is: hello.client is 3; it has to be a str"}
+    assert post.rejected == {70: "did not say whose it is: hello.client is 3; it has to be a str"}
     assert post.reachable() == ("cat",)
-    assert post.turned_away == {}
+    assert post.rejected == {}
 
 
 def test_evaluations_go_through_as_well():

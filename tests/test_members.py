@@ -86,7 +86,7 @@ def trained(
 ) -> dict[str, Trained]:
     """A round of four, with all that can be asked of it."""
     start = Start("run", round, shared, personal)
-    order = Train(start, (round - 1) / 4, round / 4, look_back=True, first=EvaluationPlan(round - 1))
+    order = Train(start, (round - 1) / 4, round / 4, measure_last_step=True, evaluate_first=EvaluationPlan(round - 1))
     return answers(asked, dict.fromkeys(names, order), Trained)
 
 
@@ -152,7 +152,7 @@ def test_a_client_becomes_the_same_alone_and_among_others_who_come_and_go(
     given = scenario(*overrides)
     together = members(given, tmp_path / "together")
     alone = {name: members(given, tmp_path / "alone", name) for name in NAMES}
-    size = together.commons.size
+    size = together.shared_blocks.size
     for round, names in ((1, NAMES[:2]), (2, NAMES[1:]), (3, NAMES), (4, NAMES)):
         all_of_them = trained(together, round, shared_of(round, size), names)
         for name in names:
@@ -166,7 +166,7 @@ def test_a_round_asked_again_gives_the_same_bits_whoever_answers(tmp_path: Path,
     """The same process, another one, or one that has long been elsewhere; and so does what follows."""
     given = scenario(*overrides)
     first, other = members(given, tmp_path), members(given, tmp_path)
-    size = first.commons.size
+    size = first.shared_blocks.size
     told = {round: shared_of(round, size) for round in (1, 2, 3)}
     trained(first, 1, told[1])
     second, left = trained(first, 2, told[2]), states(tmp_path, 2)
@@ -205,7 +205,7 @@ def test_states_are_kept_of_steps_that_were_lived_alone() -> None:
     """Episodes end at unlike times, and copies sleep until the longest is over; here all states that count are kept."""
     given = scenario(*WAYS["episodes"], "proximity.states=10000")
     fleet = StackedLearner(resolve_tasks(given), given)
-    for report, kept in zip(fleet.train(1), fleet.kept, strict=True):
+    for report, kept in zip(fleet.train(1), fleet.measurement_states, strict=True):
         assert len(kept) == report.steps < 4 * max(episode.length for episode in report.episodes)
     fleet.close()
 
@@ -255,7 +255,7 @@ def test_whoever_is_drawn_no_environment_is_made_twice_and_no_bit_changes(tmp_pa
     asked = members(given, tmp_path / "kept")
     book.unlink(missing_ok=True)
     drawn = (NAMES[:2], NAMES[1:], NAMES[::2], NAMES[:1])
-    shared = [shared_of(round, asked.commons.size) for round in range(5)]
+    shared = [shared_of(round, asked.shared_blocks.size) for round in range(5)]
     found = [trained(asked, round, shared[round], names) for round, names in enumerate(drawn, 1)]
     assert len(book.read_text().split()) == 2 * 3 * 4
     for round, names in enumerate(drawn, 1):
@@ -272,11 +272,11 @@ def test_the_shared_blocks_are_put_in_place_but_for_groups_that_a_client_has_lef
     """Nobody learns here. Who remembers nothing has nothing to keep, and takes what it is given."""
     given = scenario(*STILL)
     asked = members(given, tmp_path)
-    one, two, three = (shared_of(round, asked.commons.size) for round in (1, 2, 3))
+    one, two, three = (shared_of(round, asked.shared_blocks.size) for round in (1, 2, 3))
     found = trained(asked, 1, one, NAMES[:2], personal=(1,))
     np.testing.assert_allclose(found["cart-0"].point, one, rtol=0, atol=1e-12)
     mine = trained(asked, 2, two, NAMES, personal=(1,))
-    left = asked.commons.kept((1,)).numpy()
+    left = asked.shared_blocks.columns_of_groups((1,)).numpy()
     assert 0 < left.sum() < left.size
     np.testing.assert_allclose(mine["cart-0"].point, np.where(left, one, two), rtol=0, atol=1e-12)
     np.testing.assert_allclose(mine["cart-2"].point, two, rtol=0, atol=1e-12)
@@ -287,7 +287,7 @@ def test_the_shared_blocks_are_put_in_place_but_for_groups_that_a_client_has_lef
 def test_private_blocks_are_nobodys_but_the_clients(tmp_path: Path) -> None:
     given = scenario(*STILL)
     asked = members(given, tmp_path)
-    trained(asked, 1, shared_of(1, asked.commons.size))
+    trained(asked, 1, shared_of(1, asked.shared_blocks.size))
     first = make_policy(asked.tasks["cart-0"], given.policy).initial(given.seed)
     private = torch.ones(len(first), dtype=torch.bool).index_fill_(0, asked.columns, False)
     assert private.sum() > 100
@@ -314,7 +314,7 @@ def independent_kl(asked: Clients, client: str, folder: Path, round: int, old: n
 def test_the_kl_that_a_client_measures_is_that_of_the_policies_on_its_own_states(tmp_path: Path) -> None:
     given = scenario("normalise.observations=true")
     asked = members(given, tmp_path)
-    commons, (begin, candidate) = asked.commons, (shared_of(round, asked.commons.size) for round in (1, 2))
+    commons, (begin, candidate) = asked.shared_blocks, (shared_of(round, asked.shared_blocks.size) for round in (1, 2))
     found = trained(asked, 1, begin)
     trials = ((1.0, 1.0, 1.0), (0.0, 0.0, 0.5), (0.25, 0.0, 0.0), (0.0, 0.0, 0.0))
     told: dict[str, Measure] = {
@@ -322,7 +322,7 @@ def test_the_kl_that_a_client_measures_is_that_of_the_policies_on_its_own_states
     }
     kl = answers(asked, told, Measured)
     for name in NAMES:
-        kept = commons.kept(told[name].start.departed).numpy()
+        kept = commons.columns_of_groups(told[name].start.departed).numpy()
         own = np.where(kept, found[name].point, begin)
         for trial, measured in zip(trials, kl[name].kl, strict=True):
             step = np.zeros_like(begin)
@@ -342,7 +342,7 @@ def test_the_kl_that_a_client_measures_is_that_of_the_policies_on_its_own_states
 def test_a_step_that_cannot_be_measured_is_longer_than_any_budget(tmp_path: Path) -> None:
     """Parameters whose logits overflow: what goes to the server is still a number."""
     asked = members(scenario(), tmp_path)
-    begin = shared_of(1, asked.commons.size)
+    begin = shared_of(1, asked.shared_blocks.size)
     trained(asked, 1, begin)
     candidate = np.full_like(begin, 1e38)
     told = dict.fromkeys(NAMES, Measure(Start("run", 1, begin), candidate, ((1.0, 1.0, 1.0),)))
@@ -354,7 +354,7 @@ def test_a_step_that_cannot_be_measured_is_longer_than_any_budget(tmp_path: Path
 
 def test_a_client_measures_only_on_states_of_the_very_round(tmp_path: Path) -> None:
     asked = members(scenario(), tmp_path)
-    begin = shared_of(1, asked.commons.size)
+    begin = shared_of(1, asked.shared_blocks.size)
     trained(asked, 1, begin)
     told = {"cart-1": Measure(Start("run", 2, begin), begin, ((1.0, 1.0, 1.0),))}
     with pytest.raises(ValueError, match=r"client cart-1: it has no states of round 2.*trained that round of run"):
@@ -364,7 +364,7 @@ def test_a_client_measures_only_on_states_of_the_very_round(tmp_path: Path) -> N
 def test_a_client_looks_back_at_the_step_since_its_last_round_and_at_no_other(tmp_path: Path) -> None:
     """What it says of the step is what it would have measured of it, jointly and for each block alone."""
     asked = members(scenario(), tmp_path)
-    one, two, three = (shared_of(round, asked.commons.size) for round in (1, 2, 3))
+    one, two, three = (shared_of(round, asked.shared_blocks.size) for round in (1, 2, 3))
     assert trained(asked, 1, one)["cart-0"].kl is None
     trials = ((1.0, 1.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
     told = dict.fromkeys(NAMES, Measure(Start("run", 1, one, (1,)), two, trials))
@@ -381,7 +381,7 @@ def test_a_client_looks_back_at_the_step_since_its_last_round_and_at_no_other(tm
 
 def test_who_is_not_asked_to_look_back_or_to_play_does_not(tmp_path: Path) -> None:
     asked = members(scenario(), tmp_path)
-    begin = shared_of(1, asked.commons.size)
+    begin = shared_of(1, asked.shared_blocks.size)
     for round in (1, 2):
         told = dict.fromkeys(NAMES, Train(Start("run", round, begin), 0.0, 0.5))
         found = answers(asked, told, Trained)["cart-0"]
@@ -393,7 +393,7 @@ def test_who_is_not_asked_to_look_back_or_to_play_does_not(tmp_path: Path) -> No
 def test_what_plays_is_what_is_saved_and_to_play_changes_nothing(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     given = scenario(*overrides)
     watched, unseen = members(given, tmp_path / "a"), members(given, tmp_path / "b")
-    one, two, three = (shared_of(round, watched.commons.size) for round in (1, 2, 3))
+    one, two, three = (shared_of(round, watched.shared_blocks.size) for round in (1, 2, 3))
     told = dict.fromkeys(NAMES, Evaluate(Start("run", 0, one), EvaluationPlan(0)))
     before = answers(watched, told, Evaluated)
     assert said(before["cart-0"].played) == said(trained(watched, 1, one)["cart-0"].played)
@@ -422,7 +422,7 @@ def test_what_plays_is_what_is_saved_and_to_play_changes_nothing(tmp_path: Path,
 
 def test_a_client_that_missed_rounds_plays_with_what_it_has(tmp_path: Path) -> None:
     asked = members(scenario(), tmp_path)
-    one, two = (shared_of(round, asked.commons.size) for round in (1, 2))
+    one, two = (shared_of(round, asked.shared_blocks.size) for round in (1, 2))
     trained(asked, 1, one)
     trained(asked, 2, two, NAMES[:1])
     late = answers(asked, {"cart-1": Evaluate(Start("run", 2, two), EvaluationPlan(2))}, Evaluated)["cart-1"]
@@ -434,7 +434,7 @@ def test_a_client_that_missed_rounds_plays_with_what_it_has(tmp_path: Path) -> N
 def test_a_client_whose_answers_came_to_nothing_for_long_still_plays_with_what_it_has_learned(tmp_path: Path) -> None:
     """The server knows of its first round only, which it no longer remembers; its actor is its own."""
     asked = members(scenario('policy.shared=["torso.*"]', "normalise.observations=true"), tmp_path)
-    one = shared_of(1, asked.commons.size)
+    one = shared_of(1, asked.shared_blocks.size)
     for round in (1, 2, 3, 4):
         trained(asked, round, one)
 
@@ -442,7 +442,7 @@ def test_a_client_whose_answers_came_to_nothing_for_long_still_plays_with_what_i
         told = {"cart-1": Evaluate(Start("run", round, one), EvaluationPlan(4))}
         return said(answers(asked, told, Evaluated)["cart-1"].played)
 
-    assert asked.home.at("run", "cart-1", 1) is None
+    assert asked.state_store.read("run", "cart-1", 1) is None
     assert play(1) == play(2) != play(0)
     asked.close()
 
@@ -479,13 +479,13 @@ def test_who_raises_takes_nobody_along_and_is_back_the_next_round(
     monkeypatch.setattr("test_members.BROKEN", tmp_path / "broken")
     given, names = scenario(clients=BREAKABLE), ("cart-0", "cart-1", "weak")
     asked, well = members(given, tmp_path / "a"), members(given, tmp_path / "b")
-    one, two, three = (shared_of(round, asked.commons.size) for round in (1, 2, 3))
+    one, two, three = (shared_of(round, asked.shared_blocks.size) for round in (1, 2, 3))
     for each in (asked, well):
         trained(each, 1, one, names)
     (tmp_path / "broken").touch()
     with pytest.raises(Exception, match="the cart is broken"):
         asked.answer(dict.fromkeys(names, Train(Start("run", 2, two), 0.0, 0.5)))
-    assert asked.home.latest("run", "cart-0") == 1
+    assert asked.state_store.latest("run", "cart-0") == 1
     for name in names[:2]:
         assert_the_same_bits(trained(asked, 2, two, [name]), trained(well, 2, two, [name]))
     (tmp_path / "broken").unlink()
@@ -501,7 +501,7 @@ def test_who_raises_takes_nobody_along_and_is_back_the_next_round(
 
 def test_a_client_whose_home_is_gone_begins_anew(tmp_path: Path) -> None:
     asked, other = members(scenario(), tmp_path / "a"), members(scenario(), tmp_path / "b")
-    one = shared_of(1, asked.commons.size)
+    one = shared_of(1, asked.shared_blocks.size)
     trained(asked, 1, one)
     shutil.rmtree(tmp_path / "a" / "run" / "cart-1")
     assert_the_same_bits(trained(asked, 2, one, ["cart-1"]), trained(other, 2, one, ["cart-1"]))
@@ -511,7 +511,7 @@ def test_a_client_whose_home_is_gone_begins_anew(tmp_path: Path) -> None:
 
 def test_another_run_knows_nothing_of_the_first(tmp_path: Path) -> None:
     asked = members(scenario(), tmp_path)
-    begin = shared_of(1, asked.commons.size)
+    begin = shared_of(1, asked.shared_blocks.size)
     found = []
     for run in ("first", "second"):
         told = dict.fromkeys(NAMES, Train(Start(run, 1, begin), 0.0, 0.5))

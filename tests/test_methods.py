@@ -101,7 +101,7 @@ def test_a_method_shares_its_blocks_and_leaves_a_client_all_others(
 ) -> None:
     """Nobody learns here: what is shared is what the server sends, and the rest is as it was."""
     asked = members(scenario(f"method={method}", "objective.learning_rate=1e-20"), tmp_path)
-    sent = shared_of(1, asked.commons.size)
+    sent = shared_of(1, asked.shared_blocks.size)
     found = trained(asked, 1, sent)["cart-1"]
     np.testing.assert_allclose(found.point, sent, rtol=0, atol=1e-12)
     policy = asked.policy
@@ -110,16 +110,16 @@ def test_a_method_shares_its_blocks_and_leaves_a_client_all_others(
         place = slice(block.start, block.stop)
         left = state(tmp_path, "cart-1", 1)["parameters"][place]
         assert np.allclose(left, first[place].numpy(), rtol=0, atol=1e-12) == (block.name not in blocks)
-    assert asked.commons.blocks == blocks
+    assert asked.shared_blocks.blocks == blocks
     asked.close()
 
 
 def test_federated_averaging_is_the_weighted_mean_bit_for_bit_and_all_go_on_from_it(tmp_path: Path) -> None:
     asked = members(scenario("method=fedavg", "objective.learning_rate=1e-20"), tmp_path)
-    points = {name: shared_of(number, asked.commons.size) for number, name in enumerate(NAMES)}
+    points = {name: shared_of(number, asked.shared_blocks.size) for number, name in enumerate(NAMES)}
     weights = dict(zip(NAMES, (256.0, 128.0, 384.0), strict=True))
     replies = [merge.Reply(name, torch.from_numpy(points[name]), weights[name]) for name in NAMES]
-    mean = merge.mean(merge.Replies.of(replies), asked.commons.first, asked.commons.groups).point.numpy()
+    mean = merge.mean(merge.Replies.of(replies), asked.shared_blocks.initial, asked.shared_blocks.groups).point.numpy()
     by_hand = sum(weights[name] * points[name].astype(np.float64) for name in NAMES) / 768.0
     assert mean.tobytes() == np.asarray(by_hand, np.float32).tobytes()
     for found in trained(asked, 1, mean).values():
@@ -151,9 +151,9 @@ def pulled(text: str, mu: float) -> tuple[ClientStack, Tensor, Tensor]:
 def test_the_proximal_terms_gradient_is_added_to_the_objectives() -> None:
     """Adam's first moment after one step is a tenth of the gradient; the term's own comes from autograd."""
     (plain, before, anchor), (drawn, *_) = pulled(WITHOUT_LIMITS, 0.0), pulled(WITHOUT_LIMITS, MU)
-    assert drawn.pull is not None
+    assert drawn.proximal_weight is not None
     free = before.clone().requires_grad_()
-    shared = drawn.pull > 0
+    shared = drawn.proximal_weight > 0
     (MU / 2 * ((free - anchor)[:, shared]).square().sum()).backward()
     assert free.grad is not None
     assert free.grad[:, shared].abs().min() > 0
@@ -165,10 +165,10 @@ def test_the_proximal_term_bends_a_natural_step_and_the_critics_too() -> None:
     text = f"preset = 'npg'\nlearning_rate = 1e6\nnormalise_advantages = 'off'\n{WITHOUT_LIMITS}"
     text += "[trust]\nregion = 'none'\ncg_damping = 1e6\n"
     (plain, before, anchor), (drawn, *_) = pulled(text, 0.0), pulled(text, MU)
-    assert drawn.pull is not None
-    names, layout = drawn.policy.actor_names(), drawn.policy.layout
+    assert drawn.proximal_weight is not None
+    names, layout = drawn.policy.actor_parameters(), drawn.policy.layout
     acts = torch.cat([torch.full((slot.size,), slot.name in names) for slot in layout.slots])
-    expected = -drawn.pull * (before - anchor)
+    expected = -drawn.proximal_weight * (before - anchor)
     moved = drawn.parameters - plain.parameters
     torch.testing.assert_close(moved[:, acts], expected[:, acts], rtol=1e-3, atol=1e-3)
     fitted = drawn.adam.mean - plain.adam.mean
@@ -182,10 +182,10 @@ def test_a_line_search_judges_what_is_climbed_with_the_proximal_term_in_it(targe
     this wide, which goes far beyond the anchor, a gain.
     """
     drawn, before, anchor = pulled(f"preset = 'trpo'\n{WITHOUT_LIMITS}[trust]\ntarget = {target}\n", 1e4)
-    assert drawn.pull is not None
-    names = drawn.policy.actor_names()
+    assert drawn.proximal_weight is not None
+    names = drawn.policy.actor_parameters()
     acts = torch.cat([torch.full((slot.size,), slot.name in names) for slot in drawn.policy.layout.slots])
-    shared = (drawn.pull > 0) & acts
+    shared = (drawn.proximal_weight > 0) & acts
     far, near = (((each - anchor)[:, shared]).norm(dim=1) for each in (before, drawn.parameters))
     assert (near < far).all()
 
@@ -196,7 +196,7 @@ def test_clients_are_drawn_to_what_the_server_sent_in_the_shared_blocks_alone(tm
     for mu in (0.0, 100.0):
         given = scenario("method=fedprox", f"penalty.squared={mu}", 'policy.shared=["torso.*"]')
         asked = members(given, tmp_path / str(mu))
-        sent = shared_of(1, asked.commons.size)
+        sent = shared_of(1, asked.shared_blocks.size)
         found = trained(asked, 1, sent)["cart-0"]
         left = state(tmp_path / str(mu), "cart-0", 1)["parameters"]
         private = np.delete(left - asked.policy.initial(0).numpy(), asked.columns.numpy())
@@ -216,7 +216,7 @@ def test_in_fedrep_the_heads_learn_on_a_torso_that_rests_and_then_it_under_them(
     plain = stack_of(given)
     layout = plain.policy.layout
     torso = layout.mask(layout.select(["torso.*"]))
-    turns = tuple(plain.adam.only(part.nonzero().squeeze(1)) for part in (~torso, torso))
+    turns = tuple(plain.adam.for_columns(part.nonzero().squeeze(1)) for part in (~torso, torso))
     stack = ClientStack(**{**vars(plain), "turns": turns})
     batch, judged = experience(stack)
     start = layout.unstack(stack.parameters.clone())
@@ -251,11 +251,11 @@ def test_either_part_has_an_epoch_at_least_and_counts_its_own_steps(tmp_path: Pa
     """2 updates of 4 epochs of 2 minibatches; the moments outlive the process."""
     given = scenario("method=fedrep", f"personal.first={first}", "objective.epochs=4")
     asked = members(given, tmp_path)
-    trained(asked, 1, shared_of(1, asked.commons.size))
+    trained(asked, 1, shared_of(1, asked.shared_blocks.size))
     assert state(tmp_path, "cart-1", 1)["adam.turns"].tolist() == [4 * heads, 4 * (4 - heads)]
     asked.close()
     again = members(given, tmp_path)
-    trained(again, 2, shared_of(2, asked.commons.size))
+    trained(again, 2, shared_of(2, asked.shared_blocks.size))
     assert state(tmp_path, "cart-1", 2)["adam.turns"].tolist() == [8 * heads, 8 * (4 - heads)]
     again.close()
 
@@ -267,7 +267,7 @@ def test_a_group_penalty_leaves_alone_what_rests() -> None:
     given = Scenario.loads(f'name = "a"\n[objective]\n{text}[[clients]]\nname = "c"\nenv = "CartPole-v1"')
     plain = stack_of(given)
     torso = plain.policy.layout.mask(plain.policy.layout.select(["torso.*"]))
-    turns = tuple(plain.adam.only(part.nonzero().squeeze(1)) for part in (~torso, torso))
+    turns = tuple(plain.adam.for_columns(part.nonzero().squeeze(1)) for part in (~torso, torso))
     stack, before = ClientStack(**{**vars(plain), "turns": turns}), plain.parameters.clone()
     update_clients(stack, *experience(stack), None, np.zeros(2, int), np.zeros(2))
     assert not stack.parameters[:, ~torso].any()
@@ -282,7 +282,7 @@ def test_what_ditto_shares_does_not_depend_on_the_policies_of_their_own(tmp_path
     both = members(scenario("method=ditto", "steps=512", "normalise.observations=true"), tmp_path / "both")
     one = members(scenario("method=fedavg", "steps=256", "normalise.observations=true"), tmp_path / "one")
     for round in (1, 2, 3):
-        sent = shared_of(round, both.commons.size)
+        sent = shared_of(round, both.shared_blocks.size)
         found, expected = trained(both, round, sent), trained(one, round, sent)
         for name in NAMES:
             assert found[name].point.tobytes() == expected[name].point.tobytes()
@@ -296,7 +296,7 @@ def test_what_ditto_shares_does_not_depend_on_the_policies_of_their_own(tmp_path
 def test_dittos_own_policy_begins_where_the_server_is_and_then_goes_its_own_way(tmp_path: Path) -> None:
     """Nobody learns here."""
     asked = members(scenario("method=ditto", "steps=512", "objective.learning_rate=1e-20"), tmp_path)
-    one, two = (shared_of(round, asked.commons.size) for round in (1, 2))
+    one, two = (shared_of(round, asked.shared_blocks.size) for round in (1, 2))
     for round, sent in ((1, one), (2, two)):
         trained(asked, round, sent)
         left = state(tmp_path, "cart-1", round)
@@ -310,10 +310,10 @@ def test_without_a_pull_dittos_own_policy_learns_alone(tmp_path: Path) -> None:
     """It begins where the shared one does, and draws from streams of its own."""
     given = scenario("method=ditto", "steps=512", "personal.pull=0.0", "personal.steps=0.25")
     asked = members(given, tmp_path)
-    first = asked.commons.first.numpy()
+    first = asked.shared_blocks.initial.numpy()
     fleet = StackedLearner(resolve_tasks(given), given, [client_seed(0, f"{name} own") for name in NAMES])
     for round in (1, 2, 3):
-        trained(asked, round, first if round == 1 else shared_of(round, asked.commons.size))
+        trained(asked, round, first if round == 1 else shared_of(round, asked.shared_blocks.size))
         fleet.train(128, (round - 1) / 3, round / 3)
         for row, name in enumerate(NAMES):
             own = state(tmp_path, name, round)["own.parameters"]
@@ -328,9 +328,9 @@ def test_dittos_own_policy_is_drawn_to_what_the_server_sent_and_is_what_plays(tm
     for pull in (0.0, 30.0):
         way = ("method=ditto", "steps=512", "normalise.observations=true", "evaluate.episodes=20")
         asked = members(scenario(*way, f"personal.pull={pull}"), tmp_path / str(pull))
-        trained(asked, 1, shared_of(1, asked.commons.size))
+        trained(asked, 1, shared_of(1, asked.shared_blocks.size))
         begin = state(tmp_path / str(pull), "cart-0", 1)["own.parameters"][asked.columns.numpy()]
-        sent = shared_of(2, asked.commons.size)
+        sent = shared_of(2, asked.shared_blocks.size)
         trained(asked, 2, sent)
         left = state(tmp_path / str(pull), "cart-0", 2)
         own = left["own.parameters"]
@@ -358,10 +358,10 @@ def test_in_fedkl_a_client_is_held_to_the_policy_that_the_round_began_with(tmp_p
     """The reference of a later update is what the server sent, not the policy that collected the batch."""
     asked = members(scenario("method=fedkl"), tmp_path)
     for round in (1, 2):
-        sent = torch.from_numpy(shared_of(round, asked.commons.size))
+        sent = torch.from_numpy(shared_of(round, asked.shared_blocks.size))
         trained(asked, round, sent.numpy())
-    assert asked._crew is not None
-    stack = asked._crew.fleet.stacks[0]
+    assert asked._learners is not None
+    stack = asked._learners.shared.stacks[0]
     assert torch.equal(stack.anchor[:, asked.columns], sent.expand(3, -1))
     assert not torch.equal(stack.anchor, stack.parameters)
     batch, _ = experience(stack)
@@ -448,8 +448,8 @@ def test_a_client_sends_its_fisher_diagonal_where_the_server_needs_it(
 ) -> None:
     """Of the policy that it leaves the round with, on the states that it kept of it."""
     asked = members(scenario(*overrides), tmp_path)
-    trained(asked, 1, shared_of(1, asked.commons.size))
-    for row, (name, found) in enumerate(trained(asked, 2, shared_of(2, asked.commons.size)).items()):
+    trained(asked, 1, shared_of(1, asked.shared_blocks.size))
+    for row, (name, found) in enumerate(trained(asked, 2, shared_of(2, asked.shared_blocks.size)).items()):
         left = state(tmp_path, name, 2)
         kept = MeasurementStates.of([left["kept"]], torch.device("cpu"))
         parameters = torch.from_numpy(left["parameters"])[None]

@@ -17,7 +17,7 @@ from grpo_fed.rl.penalty import proximal, proximal_group, proximal_nested, proxi
 from grpo_fed.scenario.settings import PenaltySettings, PolicySettings
 
 SHAPES = {"a.weight": (2, 3), "a.bias": (2,), "b.weight": (1, 4), "c.weight": (1, 2)}
-LAYOUT = Layout.cut(SHAPES.items(), PolicySettings())
+LAYOUT = Layout.from_shapes(SHAPES.items(), PolicySettings())
 GROUPS = cut_groups(LAYOUT, {"a": "row", "b": {"left": {"b.weight:columns": [0, 1]}}}, only=LAYOUT.select(["a", "b"]))
 """Two rows of four in block a, two pairs in block b, and the two columns of block c in no group."""
 MEMBERS = {"a": [[0, 1, 2, 6], [3, 4, 5, 7]], "b": [[8, 9], [10, 11]]}
@@ -251,7 +251,7 @@ def test_special_cases_agree(seed: int, weight: float, l1: float) -> None:
     group = proximal_group(x, GROUPS, weight)
     assert torch.equal(bits(proximal_sparse_group(x, GROUPS, weight, 0.0)), bits(group))
     assert torch.equal(bits(proximal_nested(x, GROUPS, weight, 0.0)), bits(group))
-    torch.testing.assert_close(proximal_nested(x, GROUPS, 0.0, weight), proximal_group(x, GROUPS.outer, weight))
+    torch.testing.assert_close(proximal_nested(x, GROUPS, 0.0, weight), proximal_group(x, GROUPS.as_blocks, weight))
     soft = torch.nn.functional.softshrink(x, l1)
     soft[:, LOOSE] = x[:, LOOSE]
     torch.testing.assert_close(proximal_sparse_group(x, GROUPS, 0.0, l1), soft, rtol=0, atol=0)
@@ -259,7 +259,7 @@ def test_special_cases_agree(seed: int, weight: float, l1: float) -> None:
 
 def test_two_nested_shrinkings_in_turn_are_the_one_that_we_do() -> None:
     x = normal(5, 6)
-    in_turn = proximal_group(proximal_group(x, GROUPS, 0.3), GROUPS.outer, 0.4)
+    in_turn = proximal_group(proximal_group(x, GROUPS, 0.3), GROUPS.as_blocks, 0.4)
     torch.testing.assert_close(proximal_nested(x, GROUPS, 0.3, 0.4), in_turn)
     assert torch.equal(proximal_nested(x, GROUPS, 0.3, 0.4) == 0, in_turn == 0)
 
@@ -299,7 +299,7 @@ def test_an_anchor_that_the_scenario_does_not_speak_of_is_our_mistake() -> None:
 
 INPUTS, FEATURES, CLIENTS = 4, 3, 3
 """Four inputs of three features each; three clients, each with a task of its own."""
-SENSORS = Layout.cut([("regression.weight", (1, INPUTS * FEATURES))], PolicySettings())
+SENSORS = Layout.from_shapes([("regression.weight", (1, INPUTS * FEATURES))], PolicySettings())
 SETS = {f"input{i}": {"regression.weight:columns": [3 * i, 3 * i + 1, 3 * i + 2]} for i in range(INPUTS)}
 BY_INPUT = cut_groups(SENSORS, {"*": SETS})
 

@@ -109,7 +109,7 @@ def test_the_critic_alone_says_and_learns_what_it_does_beside_the_actor(policy: 
     pullback(by[1].clone(), policy.layout.views(gradient))
     expected = policy.layout.views(autograd(policy, flat, observations, by))
     for name, found in policy.layout.views(gradient).items():
-        if name in policy.actor_names():
+        if name in policy.actor_parameters():
             assert not found.any()
         else:
             torch.testing.assert_close(found, expected[name], rtol=1e-4, atol=1e-5)
@@ -175,7 +175,7 @@ def test_the_start_depends_on_seed_name_and_shape_alone() -> None:
 
 
 def test_the_actors_parameters_are_those_that_move_the_distribution() -> None:
-    assert own().actor_names() == {
+    assert own().actor_parameters() == {
         "body.0.weight",
         "body.0.bias",
         "body.1.weight",
@@ -184,7 +184,7 @@ def test_the_actors_parameters_are_those_that_move_the_distribution() -> None:
         "pi.bias",
     }
     ours = ActorCritic(5, Gaussian(2), PolicySettings(hidden=[4]))
-    assert ours.actor_names() == {
+    assert ours.actor_parameters() == {
         "torso.0.weight",
         "torso.0.bias",
         "actor.weight",
@@ -220,7 +220,7 @@ def test_what_a_module_has_frozen_does_not_learn() -> None:
     _, pullback = policy.vjp(policy.layout.views(flat), observations)
     found = policy.layout.views(pulled(policy, pullback, (torch.randn(2, 9, 3), torch.randn(2, 9)), 2))
     assert {name for name, gradient in found.items() if gradient.any()} == {"pi.weight", "pi.bias"}
-    assert policy.actor_names() == {"pi.weight", "pi.bias"}
+    assert policy.actor_parameters() == {"pi.weight", "pi.bias"}
 
 
 def test_a_module_that_cannot_learn_to_act_is_refused() -> None:

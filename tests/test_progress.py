@@ -198,7 +198,9 @@ def test_the_next_command_shows_the_client_with_the_lowest_return(scores: dict[s
 
 def dealings(alphas: dict[str, float], joint: float | None, budget: float) -> ServerRecord:
     blocks = tuple(AcceptedBlock(name, 0.1, 0.02, alpha, 0.01) for name, alpha in alphas.items())
-    return ServerRecord(AcceptedStep(blocks, 0.2, budget, joint), {}, up=250_000, down=1_000_000, total=5_000_000)
+    return ServerRecord(
+        AcceptedStep(blocks, 0.2, budget, joint), {}, bytes_up=250_000, bytes_down=1_000_000, bytes_total=5_000_000
+    )
 
 
 def test_a_server_says_how_far_it_went_and_within_what():
@@ -233,7 +235,7 @@ def test_what_a_client_keeps_is_seen_on_a_terminal_of_80_columns(name: str):
     display = LiveDisplay(out)
     display.begin(opening())
     clients = [
-        ClientRecord(name, "cart", 512, 1, {"charts/episodic_return": -1250.3}, personal=("actor",)),
+        ClientRecord(name, "cart", 512, 1, {"charts/episodic_return": -1250.3}, departed=("actor",)),
         ClientRecord("lost", "cart", failure=Failure("late", "no answer")),
     ]
     for last in range(30):

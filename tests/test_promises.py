@@ -86,7 +86,7 @@ class Village:
 
     def parameters(self, run: str) -> dict[str, np.ndarray]:
         """Of every client, as it left its last round."""
-        states = {name: self.home.at(run, name, self.scenario.rounds) for name in self.members}
+        states = {name: self.home.read(run, name, self.scenario.rounds) for name in self.members}
         return {name: state["parameters"] for name, state in states.items() if state is not None}
 
 
@@ -118,7 +118,7 @@ def test_averaging_is_the_weighted_mean_bit_for_bit(tmp_path: Path):
         for _, reply in replies:
             total += float(reply.episodes) * reply.point.astype(np.float64)
             weight += float(reply.episodes)
-        after = federation.position.shared if number == 3 else village.shared(number + 1)
+        after = federation.state.shared if number == 3 else village.shared(number + 1)
         assert len(replies) == 3
         assert (after == (total / weight).astype(np.float32)).all()
 
@@ -135,35 +135,35 @@ def test_averaging_is_the_weighted_mean_bit_for_bit(tmp_path: Path):
 def test_without_limits_everything_is_averaging_bit_for_bit(tmp_path: Path, limitless: tuple[str, ...]):
     average, _, _ = run(carts(*FEDAVG), tmp_path / "average")
     federation, _, notes = run(carts(*limitless), tmp_path / "limitless")
-    assert (federation.position.shared == average.position.shared).all()
-    assert all(not one.personal for note in notes for one in note.clients)
+    assert (federation.state.shared == average.state.shared).all()
+    assert all(not one.departed for note in notes for one in note.clients)
 
 
 def test_with_a_threshold_of_0_everybody_learns_alone(tmp_path: Path):
     """To the same parameters, bit for bit, as where nothing is shared at all."""
     left, departed, notes = run(carts('merge.rule="huber"', "merge.threshold=0.0"), tmp_path / "left")
     alone, local, _ = run(carts("method=local"), tmp_path / "alone")
-    theirs = local.parameters(alone.position.name)
-    for name, parameters in departed.parameters(left.position.name).items():
+    theirs = local.parameters(alone.state.name)
+    for name, parameters in departed.parameters(left.state.name).items():
         assert (parameters == theirs[name]).all()
     assert len(theirs) == 3
     everything = tuple(departed.commons.groups.names)
-    assert all(one.personal == everything for note in notes[1:] for one in note.clients)
-    assert (left.position.shared == left.commons.first.numpy()).all()
+    assert all(one.departed == everything for note in notes[1:] for one in note.clients)
+    assert (left.state.shared == left.shared_blocks.initial.numpy()).all()
 
 
 @pytest.mark.parametrize("mode", ["measured", "quadratic"])
 @pytest.mark.parametrize("budget", ["kl_block", "kl_joint"])
 def test_a_budget_of_0_leaves_the_shared_blocks_as_they_were(tmp_path: Path, mode: str, budget: str):
     federation, _, _ = run(carts('merge.rule="mean"', f'proximity.mode="{mode}"', f"proximity.{budget}=0"), tmp_path)
-    assert (federation.position.shared == federation.commons.first.numpy()).all()
+    assert (federation.state.shared == federation.shared_blocks.initial.numpy()).all()
 
 
 def test_a_block_with_a_budget_of_0_rests_and_the_others_move(tmp_path: Path):
     given = carts('merge.rule="mean"', 'proximity.mode="measured"', 'proximity.blocks={ "actor" = 0.0 }')
     federation, _, _ = run(given, tmp_path)
-    first, shared = federation.commons.first.numpy(), federation.position.shared
-    actor, torso = federation.commons.slices["actor"], federation.commons.slices["torso.0"]
+    first, shared = federation.shared_blocks.initial.numpy(), federation.state.shared
+    actor, torso = federation.shared_blocks.slices["actor"], federation.shared_blocks.slices["torso.0"]
     assert (shared[actor] == first[actor]).all()
     assert (shared[torso] != first[torso]).any()
 
@@ -187,12 +187,12 @@ def test_permuting_clients_changes_nothing(tmp_path: Path, rule: tuple[str, ...]
     for number, order in enumerate(itertools.islice(itertools.permutations(entries), 2)):
         text = "[[clients]]".join([head, *order])
         federation, village, notes = run(carts(*rule, "evaluate.every=1", text=text), tmp_path / str(number))
-        own = {name: array.tobytes() for name, array in sorted(village.parameters(federation.position.name).items())}
-        kept = [None if note.server is None else note.server.kept for note in notes]
+        own = {name: array.tobytes() for name, array in sorted(village.parameters(federation.state.name).items())}
+        kept = [None if note.server is None else note.server.step for note in notes]
         assert federation.result is not None
         scores = [sorted(note.scores.items()) for note in notes]
         result = sorted(federation.result.clients.items())
-        found.append((federation.position.shared.tobytes(), own, kept, scores, result))
+        found.append((federation.state.shared.tobytes(), own, kept, scores, result))
     assert village.commons.clients[0] == "backwards"
     assert found[0] == found[1]
 
@@ -205,13 +205,13 @@ def measured_kl(village: Village, run: str, name: str, number: int, old: np.ndar
 
     The network is written down here once more, and the KL is torch's.
     """
-    state = village.home.at(run, name, number)
+    state = village.home.read(run, name, number)
     assert state is not None
     layout = village.members[name].policy.layout
-    columns = village.commons.columns(layout).numpy()
+    columns = village.commons.columns_in(layout).numpy()
     asked = [told for client, told in village.sent if client == name and isinstance(told, Measure)]
     personal = [told.start.departed for told in asked if told.start.round == number][-1]
-    keeps = village.commons.kept(personal).numpy()
+    keeps = village.commons.columns_of_groups(personal).numpy()
 
     def says(shared: np.ndarray) -> Categorical:
         flat = state["parameters"].copy()
@@ -238,14 +238,12 @@ def test_no_accepted_step_exceeds_its_budgets_on_the_states_that_clients_kept(tm
     for number in (1, 2, 3):
         server = notes[number].server
         assert server is not None
-        kept = server.kept
+        kept = server.step
         assert kept is not None
-        old, new = village.shared(number), federation.position.shared if number == 3 else village.shared(number + 1)
+        old, new = village.shared(number), federation.state.shared if number == 3 else village.shared(number + 1)
 
         def over_clients(step: np.ndarray, old: np.ndarray = old, number: int = number) -> float:
-            found = [
-                measured_kl(village, federation.position.name, name, number, old, step) for name in village.members
-            ]
+            found = [measured_kl(village, federation.state.name, name, number, old, step) for name in village.members]
             return float(np.mean(found) if over == "mean" else np.max(found))
 
         joint = over_clients(new)
@@ -260,7 +258,7 @@ def test_no_accepted_step_exceeds_its_budgets_on_the_states_that_clients_kept(tm
             assert found == pytest.approx(block.kl, rel=2e-3, abs=1e-7)
             moves += 0 < block.alpha < 1
     assert moves >= 3  # or the budgets were no limits at all
-    assert any(one.personal for note in notes for one in note.clients)  # or nothing was measured of who has left
+    assert any(one.departed for note in notes for one in note.clients)  # or nothing was measured of who has left
 
 
 def test_a_predicted_step_is_about_what_the_clients_find_it_to_be(tmp_path: Path):
@@ -269,12 +267,12 @@ def test_a_predicted_step_is_about_what_the_clients_find_it_to_be(tmp_path: Path
     _, _, notes = run(carts('merge.rule="mean"', 'proximity.mode="quadratic"', *budgets, "rounds=4"), tmp_path)
     for before, after in itertools.pairwise(notes[1:]):
         assert before.server is not None
-        assert before.server.kept is not None
+        assert before.server.step is not None
         assert after.server is not None
-        assert before.server.kept.joint is not None
-        assert before.server.kept.joint <= 0.003
+        assert before.server.step.joint is not None
+        assert before.server.step.joint <= 0.003
         assert set(after.server.last_kl) == {"joint", "torso.0", "actor"}
-        assert 0.1 < after.server.last_kl["joint"] / before.server.kept.joint < 10
+        assert 0.1 < after.server.last_kl["joint"] / before.server.step.joint < 10
 
 
 # Leaving --------------------------------------------------------------------------------------------------------------
@@ -287,13 +285,13 @@ def test_a_client_that_leaves_a_group_keeps_all_of_its_deviation(tmp_path: Path)
     told = {name: one.start for name, one in village.sent if isinstance(one, Train) and one.start.round == 2}
     assert {start.departed for start in told.values()} != {()}
     for name, start in told.items():
-        state = village.home.at(federation.position.name, name, 1)
+        state = village.home.read(federation.state.name, name, 1)
         assert state is not None
         members = village.members[name]
-        columns = village.commons.columns(members.policy.layout).numpy()
+        columns = village.commons.columns_in(members.policy.layout).numpy()
         sent = next(reply.point for client, number, reply in village.trained if (client, number) == (name, 1))
         assert (state["parameters"][columns] == sent).all()
-        keeps = village.commons.kept(start.departed).numpy()
+        keeps = village.commons.columns_of_groups(start.departed).numpy()
         members.save_policies(tmp_path, {name: replace(start, round=1)})  # as it was, with this start put in place
         arrays = load_file(tmp_path / "policies" / f"{name}.safetensors")
         begins = members.policy.layout.stack([arrays])[0, columns].numpy()

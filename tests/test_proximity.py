@@ -38,10 +38,10 @@ def lead(
 ) -> tuple[AcceptedStep, list[tuple[StepFractions, ...]]]:
     """The whole dialogue with clients that always answer: the decision, and what was asked."""
     search, asked = BudgetSearch(budgets, weights or dict.fromkeys(clients, 1.0)), []
-    while trials := search.ask():
+    while trials := search.next_query():
         asked.append(trials)
-        search = search.tell({name: [measure(trial) for trial in trials] for name, measure in clients.items()})
-    return search.kept(), asked
+        search = search.with_answers({name: [measure(trial) for trial in trials] for name, measure in clients.items()})
+    return search.accepted(), asked
 
 
 def bits(value: Tensor) -> list[int]:
@@ -199,27 +199,27 @@ def test_a_client_without_weight_counts_for_the_worst_alone() -> None:
 def test_clients_that_do_not_answer_are_left_out() -> None:
     """No answer, too few numbers, a stranger; then all that is left is accepted."""
     search = BudgetSearch(Budgets({"torso": 0.02}), {"a": 1.0, "b": 1.0, "c": 1.0})
-    trials = search.ask()
+    trials = search.next_query()
     fine, bad = [0.01] * len(trials), [9.0] * len(trials)
-    kept = search.tell({"a": fine, "b": bad[1:], "stranger": bad}).kept()
+    kept = search.with_answers({"a": fine, "b": bad[1:], "stranger": bad}).accepted()
     assert kept.alphas == (1.0,)
     assert kept.clients == ("a",)
 
 
 def test_if_nobody_answers_the_question_is_put_again_and_in_the_end_nothing_moves() -> None:
     search, asked = BudgetSearch(Budgets({"torso": 0.02}), {"a": 1.0}), []
-    while trials := search.ask():
+    while trials := search.next_query():
         asked.append(trials)
-        search = search.tell({})
+        search = search.with_answers({})
     assert len(asked) == MAX_QUERIES
     assert asked[0] == asked[1] == asked[2]
-    assert search.kept() == AcceptedStep((AcceptedBlock("torso", None, 0.02, 0.0, 0.0),), None, math.inf, 0.0)
+    assert search.accepted() == AcceptedStep((AcceptedBlock("torso", None, 0.02, 0.0, 0.0),), None, math.inf, 0.0)
 
 
 def test_without_limits_the_whole_step_is_made_whatever_is_measured() -> None:
     budgets = Budgets({"torso": math.inf, "actor": math.inf})
     for answers in ({}, {"a": [math.nan] * 3}, {"a": [1e300] * 3}):
-        kept = BudgetSearch(budgets, {"a": 1.0}).tell(answers).kept()
+        kept = BudgetSearch(budgets, {"a": 1.0}).with_answers(answers).accepted()
         assert kept.alphas == (1.0, 1.0)
 
 
@@ -304,11 +304,11 @@ def test_no_accepted_step_exceeds_a_budget_on_what_was_measured(
     measures = {name: kind(generator, count) for name in weights}
     budgets = Budgets({f"block {i}": limit for i, limit in enumerate(limits)}, joint, over)  # type: ignore[arg-type]
     search, record = BudgetSearch(budgets, weights), []
-    while trials := search.ask():
+    while trials := search.next_query():
         answers = {name: [m(trial) for trial in trials] for name, m in measures.items() if generator.random() < 0.8}
         record.append((trials, answers))
-        search = search.tell(answers)
-    kept = search.kept()
+        search = search.with_answers(answers)
+    kept = search.accepted()
     assert len(record) <= MAX_QUERIES
 
     def within(trial: StepFractions, limit: float) -> bool:

@@ -181,7 +181,7 @@ def federation(folder: Path, settings: str, fold: bool, *overrides: str) -> tupl
         found, after = open_unfinished(folder)
         assert found == given
     if after is not None:
-        post.read(after.files, after.origins)
+        post.read(after.files, after.original_names)
     home = folder.parent / f"{folder.name}-home"
     return Federation(given, commons, post, folder, after, fold, lambda number: post.write(home, number)), post
 
@@ -273,8 +273,8 @@ def test_clients_know_a_federation_that_goes_on_by_its_name_and_a_new_one_by_ano
     going, _ = federation(tmp_path / "cut", "mean", False)
     with pytest.raises(KeyboardInterrupt):
         going.run(stop)
-    assert federation(tmp_path / "cut", "mean", False)[0].position.name == going.position.name
-    assert federation(tmp_path / "new", "mean", False)[0].position.name != going.position.name
+    assert federation(tmp_path / "cut", "mean", False)[0].state.name == going.state.name
+    assert federation(tmp_path / "new", "mean", False)[0].state.name != going.state.name
 
 
 def test_a_federation_and_a_run_without_one_do_not_go_on_with_each_other(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_client_counts_by_what_the_scenario_says(weights: str):
     federation, post, _, _ = run("rounds=1", f'merge.weights="{weights}"', count=2, steps=steps, gains=gains)
     share = {"steps": 0.75, "episodes": 0.5, "uniform": 0.5, "progress": 0.6}[weights]  # logistic(log 3) = 3/4 to 1/2
     points = [post.states[name][1]["point"].astype(np.float64) for name in ("c-0", "c-1")]
-    assert federation.position.shared == pytest.approx((1 - share) * points[0] + share * points[1], abs=1e-6)
+    assert federation.state.shared == pytest.approx((1 - share) * points[0] + share * points[1], abs=1e-6)
 
 
 def test_a_fold_saves_the_messages_for_playing_and_plays_the_same():
@@ -111,17 +111,17 @@ def test_a_fold_saves_the_messages_for_playing_and_plays_the_same():
     assert [note.scores for note in one] == [note.scores for note in other]
     assert sum(isinstance(told, Evaluate) for _, told in apart.sent) == 6 * 4
     assert sum(isinstance(told, Evaluate) for _, told in folded.sent) == 2 * 4
-    firsts = [told.first for _, told in folded.sent if isinstance(told, Train)]
+    firsts = [told.evaluate_first for _, told in folded.sent if isinstance(told, Train)]
     assert [first.number for first in firsts if first is not None] == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
 
 
 def test_with_nothing_shared_nothing_is_merged():
     federation, post, notes, result = run('method="local"', *MEASURED)
-    assert federation.position.shared.size == 0
+    assert federation.state.shared.size == 0
     assert not any(isinstance(told, Measure) for _, told in post.sent)
     assert notes[-1].server is not None
-    assert notes[-1].server.kept is not None
-    assert (notes[-1].server.kept.blocks, result.method, result.env_steps) == ((), "local", 4 * 4 * 128)
+    assert notes[-1].server.step is not None
+    assert (notes[-1].server.step.blocks, result.method, result.env_steps) == ((), "local", 4 * 4 * 128)
 
 
 # Who takes part -------------------------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ def test_below_the_quorum_the_shared_blocks_stay_and_after_so_many_rounds_the_ru
         QuorumLostError, match=r"too few answers in rounds 4 to 5: round\.quorum = 0\.75 .* c-0 raised: c-0"
     ):
         federation.run(notes.append)
-    assert [note.server is not None and note.server.kept is not None for note in notes[1:]] == [True, False, True] + [
+    assert [note.server is not None and note.server.step is not None for note in notes[1:]] == [True, False, True] + [
         False
     ] * 2
     assert (post.states["c-2"][2]["shared"] == post.states["c-2"][3]["shared"]).all()
@@ -228,7 +228,7 @@ def test_a_client_that_lies_apart_leaves_and_one_that_comes_near_is_back():
 
     notes: list[RoundRecord] = []
     result = Federation(scenario, commons, post).run(lambda note: (notes.append(note), turn(note))[0])
-    left = [{one.client: one.personal for one in note.clients if one.personal} for note in notes]
+    left = [{one.client: one.departed for one in note.clients if one.departed} for note in notes]
     assert left == [{}, {"c-3": ("actor",)}, {"c-3": ("actor",)}, {}]
     assert [record_to_line(note)["fed/personal_groups"] for note in notes] == [0, 1, 1, 0]
     assert record_to_line(notes[1])["clients"]["c-3"]["personal_groups"] == ["actor"]
@@ -266,21 +266,21 @@ def test_a_step_stays_within_its_budgets_and_what_is_logged_is_true(mode: tuple[
     for number in (1, 2):
         server = notes[number].server
         assert server is not None
-        assert server.kept is not None
-        assert server.kept.joint is not None
-        assert mean_kl(post, number, shared[number - 1], shared[number]) == pytest.approx(server.kept.joint, rel=1e-4)
-        assert 0.02 < server.kept.joint <= 0.08
-        for block in server.kept.blocks:
+        assert server.step is not None
+        assert server.step.joint is not None
+        assert mean_kl(post, number, shared[number - 1], shared[number]) == pytest.approx(server.step.joint, rel=1e-4)
+        assert 0.02 < server.step.joint <= 0.08
+        for block in server.step.blocks:
             alone = mean_kl(post, number, shared[number - 1], shared[number], block.block)
             assert alone == pytest.approx(block.kl, rel=1e-4)
             assert alone <= 0.05 * (1 + 1e-6)
         line = record_to_line(notes[number])
-        for block in server.kept.blocks:
+        for block in server.step.blocks:
             assert line[f"kl/{block.block}"] == block.kl
             assert line[f"alpha/{block.block}"] == block.alpha < 1
             assert line[f"budget/{block.block}"] == 0.05
             assert line[f"wanted/{block.block}"] == block.wanted
-        assert (line["kl/joint"], line["budget/joint"]) == (server.kept.joint, 0.08)
+        assert (line["kl/joint"], line["budget/joint"]) == (server.step.joint, 0.08)
 
 
 def test_what_each_client_measured_of_the_step_is_logged():
@@ -297,8 +297,8 @@ def test_who_fails_while_it_measures_is_not_asked_again_and_does_not_count():
     assert asked.count("c-0") == 1
     assert asked.count("c-1") >= 2
     assert notes[1].server is not None
-    assert notes[1].server.kept is not None
-    assert notes[1].server.kept.clients == ("c-1", "c-2", "c-3")
+    assert notes[1].server.step is not None
+    assert notes[1].server.step.clients == ("c-1", "c-2", "c-3")
     assert [kind for _, kind, _ in result.missing["c-0"]] == ["raised"]
     assert result.env_steps == 4 * 128
 
@@ -306,11 +306,11 @@ def test_who_fails_while_it_measures_is_not_asked_again_and_does_not_count():
 def test_where_nobody_measures_there_is_no_step_and_nobody_is_asked_twice():
     everybody = {f"c-{number}" for number in range(4)}
     federation, post, notes, _ = run(*MEASURED, "rounds=1", fault=failing(everybody, Measure, 1))
-    assert (federation.position.shared == federation.commons.first.numpy()).all()
+    assert (federation.state.shared == federation.shared_blocks.initial.numpy()).all()
     assert sum(isinstance(told, Measure) for _, told in post.sent) == 4
     assert notes[1].server is not None
-    assert notes[1].server.kept is not None
-    assert set(notes[1].server.kept.alphas) == {0.0}
+    assert notes[1].server.step is not None
+    assert set(notes[1].server.step.alphas) == {0.0}
 
 
 def test_a_merge_that_goes_nowhere_asks_nobody():
@@ -322,7 +322,7 @@ def test_a_merge_that_goes_nowhere_asks_nobody():
 def test_without_limits_the_whole_step_is_made_and_still_measured():
     limitless = ('proximity.mode="measured"', "proximity.kl_block=inf", "proximity.kl_joint=inf")
     federation, _, notes, _ = run(*limitless)
-    assert (federation.position.shared == run()[0].position.shared).all()
+    assert (federation.state.shared == run()[0].state.shared).all()
     line = record_to_line(notes[1])
     assert line["budget/actor"] is None
     assert line["kl/actor"] > 0
@@ -332,8 +332,8 @@ def test_the_worst_client_counts_where_the_scenario_says_so():
     _, post, notes, _ = run(*MEASURED, 'proximity.over="worst"', "rounds=2")
     old, new = (post.states["c-0"][number]["shared"] for number in (1, 2))
     assert notes[1].server is not None
-    assert notes[1].server.kept is not None
-    assert max(post.kl(name, old, new) for name in post.states) == pytest.approx(notes[1].server.kept.joint, rel=1e-4)
+    assert notes[1].server.step is not None
+    assert max(post.kl(name, old, new) for name in post.states) == pytest.approx(notes[1].server.step.joint, rel=1e-4)
 
 
 def test_a_block_has_a_budget_of_its_own():
@@ -346,7 +346,7 @@ def test_a_block_has_a_budget_of_its_own():
 def test_a_predicted_step_is_measured_with_the_next_training():
     """As what clients answer: they know the blocks that their last round began with, and the new ones."""
     _, post, notes, _ = run(*QUADRATIC, "rounds=3")
-    looks = {told.start.round: told.look_back for _, told in post.sent if isinstance(told, Train)}
+    looks = {told.start.round: told.measure_last_step for _, told in post.sent if isinstance(told, Train)}
     assert looks == {1: False, 2: True, 3: True}
     old, new = (post.states["c-0"][number]["shared"] for number in (1, 2))
     line = record_to_line(notes[2])
@@ -395,7 +395,7 @@ def two_kinds(*overrides: str) -> tuple[Federation, NumericPost, list[RoundRecor
 
 def test_clients_of_a_kind_share_and_the_others_do_not():
     federation, post, _ = two_kinds()
-    points = federation.position.points
+    points = federation.state.cluster_points
     for kind in ((0, 1, 2), (3, 4, 5)):
         own = [post.states[f"c-{number}"][2]["point"].astype(np.float64) for number in kind]
         for number in kind:
@@ -408,7 +408,7 @@ def test_clients_of_a_kind_share_and_the_others_do_not():
 
 def test_it_is_told_and_kept_who_is_in_which_cluster():
     federation, _, notes = two_kinds()
-    blocks = federation.commons.groups.outer.names
+    blocks = federation.shared_blocks.groups.as_blocks.names
     line = record_to_line(notes[2])
     assert [line[f"clusters/{block}"] for block in blocks] == [2] * len(blocks)
     for number in range(6):
@@ -426,7 +426,7 @@ def test_it_is_told_and_kept_who_is_in_which_cluster():
 def test_clients_that_are_told_to_be_together_have_the_same_blocks_whoever_is_drawn():
     """Numbers are given anew in each merge; who was not in it is in no cluster, and shares with nobody for certain."""
     federation, _, notes = two_kinds("round.fraction=0.5", "rounds=6", "merge.structure=-1.0", "seed=3")
-    position, blocks = federation.position, federation.commons.slices
+    position, blocks = federation.state, federation.shared_blocks.slices
     told = {one.client: one.clusters for one in notes[-1].clients}
     drawn = {one.client for one in notes[-1].clients if one.steps}
     assert {name for name, clusters in told.items() if clusters} == drawn
@@ -435,7 +435,7 @@ def test_clients_that_are_told_to_be_together_have_the_same_blocks_whoever_is_dr
     for block, where in blocks.items():
         for one, other in itertools.combinations(sorted(drawn), 2):
             same = told[one][block] == told[other][block]
-            points = [position.points[name][where].tobytes() for name in (one, other)]
+            points = [position.cluster_points[name][where].tobytes() for name in (one, other)]
             assert same == (points[0] == points[1])
             divided |= not same
     assert divided
@@ -444,13 +444,13 @@ def test_clients_that_are_told_to_be_together_have_the_same_blocks_whoever_is_dr
 @pytest.mark.parametrize("mode", [MEASURED, QUADRATIC])
 def test_clusters_share_one_part_of_their_ways_and_the_mean_kl_of_these_is_within_the_budgets(mode: tuple[str, ...]):
     federation, post, notes = two_kinds(*mode)
-    first = federation.commons.first.numpy().astype(np.float64)
+    first = federation.shared_blocks.initial.numpy().astype(np.float64)
     begun = {name: told.start.shared for name, told in post.sent if isinstance(told, Train) and told.start.round == 2}
     fisher = np.mean([post.fisher(name) for name in begun], 0)
-    kept = notes[1].server.kept if notes[1].server else None
+    kept = notes[1].server.step if notes[1].server else None
     assert kept is not None
-    alphas = dict(zip(federation.commons.blocks, kept.alphas, strict=True))
-    for block, columns in federation.commons.slices.items():
+    alphas = dict(zip(federation.shared_blocks.blocks, kept.alphas, strict=True))
+    for block, columns in federation.shared_blocks.slices.items():
         for kind in ((0, 1, 2), (3, 4, 5)):
             own = np.mean([post.states[f"c-{number}"][1]["point"].astype(np.float64) for number in kind], 0)
             way = first[columns] + alphas[block] * (own - first)[columns]
@@ -529,7 +529,7 @@ def test_a_line_has_all_that_is_known_of_a_round(tmp_path: Path):
         assert line["charts/episodes"] == 5
     assert found[-1]["comm/MB_total"] < (result.bytes_up + result.bytes_down) / 1e6
     total = sum(line["comm/MB_up"] + line["comm/MB_down"] for line in found)
-    before = 4 * (8 + post.commons.first.numpy().nbytes) / 1e6  # round 0's playing has no line
+    before = 4 * (8 + post.commons.initial.numpy().nbytes) / 1e6  # round 0's playing has no line
     assert found[-1]["comm/MB_total"] == pytest.approx(total + before)
     assert (result.bytes_up, result.bytes_down) == (post.up, post.down)
 
@@ -564,7 +564,7 @@ def test_whatever_stops_a_run_finds_it_written_down(tmp_path: Path):
     assert (found["status"], found["error"], found["rounds"]) == ("interrupted", "KeyboardInterrupt", 2)
     assert len(lines(tmp_path)) == 2
     assert {name: start.round for name, start in saved[0].items()} == dict.fromkeys(commons.clients, 2)
-    assert all(start.shared is federation.position.shared for start in saved[0].values())
+    assert all(start.shared is federation.state.shared for start in saved[0].values())
 
 
 def test_a_round_that_waits_for_its_scores_is_written_without_them_if_the_run_stops(tmp_path: Path):

@@ -436,7 +436,7 @@ def test_a_server_that_dies_and_comes_back_has_every_point_and_delays_no_round(d
     with pages(uri=database.uri, port=port) as up:
         play("up", range(30))
         until = time.monotonic() + 60
-        while Spool(run).sent("").position == 0 and time.monotonic() < until:
+        while Spool(run).load_state("").position == 0 and time.monotonic() < until:
             time.sleep(0.1)  # until some of it has arrived
         assert tracker.run_id is not None
         assert up.server is not None

@@ -247,7 +247,7 @@ def test_ctrl_c_keeps_the_policies_as_they_are_and_says_so_in_the_results(tmp_pa
     assert found["env_steps"] == 2 * 384
     assert found["eval"] == {"score_iqm": None, "score_mean": None, "score_min": None}
     for number, client in enumerate(CLIENTS):
-        fleet = training.fleets[0 if client.startswith("carts") else 1]
+        fleet = training.learners[0 if client.startswith("carts") else 1]
         saved = load_policy(tmp_path, client)
         assert (saved.parameters == fleet.parameters[number if len(fleet.names) > 1 else 0]).all()
         assert found["clients"][client]["return_before"] is not None

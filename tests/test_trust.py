@@ -12,7 +12,7 @@ SHAPES = [("torso.0.weight", (2, 2)), ("actor.weight", (3, 2)), ("critic.head.we
 
 
 def layout() -> Layout:
-    return Layout.cut(SHAPES, PolicySettings())
+    return Layout.from_shapes(SHAPES, PolicySettings())
 
 
 def test_the_kl_weight_doubles_halves_and_stays_as_in_ppo() -> None:

@@ -284,7 +284,7 @@ def test_the_natural_direction_is_a_dense_fisher_solve() -> None:
     )
     stack = stack_of(given, clients=2)
     batch, judged = experience(stack)
-    layout, names = stack.policy.layout, stack.policy.actor_names()
+    layout, names = stack.policy.layout, stack.policy.actor_parameters()
     columns = torch.cat([torch.arange(slot.start, slot.stop) for slot in layout.slots if slot.name in names])
     expected = []
     for client in range(2):
@@ -323,7 +323,7 @@ def test_a_hard_step_is_as_long_and_leads_as_far_whatever_the_scale_of_the_advan
     batch, judged = experience(small)
     run(large, batch, judged)
     said = run(small, batch, replace(judged, advantages=judged.advantages * 1e-6))
-    names = small.policy.actor_names()
+    names = small.policy.actor_parameters()
     for name in names:
         torch.testing.assert_close(small.views[name], large.views[name], rtol=1e-3, atol=1e-4)
     assert said["kl"] > 0.002

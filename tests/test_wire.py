@@ -82,7 +82,7 @@ SHARED = np.linspace(-1, 1, SIZE, dtype=np.float32)
 START = Start("run-1", 2, SHARED, (1, 3))
 PLAY = EvaluationPlan(1, deterministic=False)
 PLAYED = EvaluationSummary(mean=20.0, std=3.0, least=15.0, most=26.0, episodes=8, length=20.0)
-TRAIN = Train(START, 0.25, 0.5, look_back=True, first=PLAY)
+TRAIN = Train(START, 0.25, 0.5, measure_last_step=True, evaluate_first=PLAY)
 MEASURE = Measure(START, SHARED + np.float32(0.5), ((1.0, 1.0), (0.25, 0.0), (0.0, 0.5)))
 EVALUATE = Evaluate(START, PLAY)
 TRAINED = Trained(
@@ -191,7 +191,7 @@ FORM = {"observation_size": 4, "kind": "categorical", "sizes": [2], "episode_lim
     ],
 )
 def test_a_task_that_cannot_be_is_refused(change: dict[str, Any], why: str):
-    assert read_hello(RecordDict({"hello": ConfigRecord({"client": "cart", **FORM})})).form is not None
+    assert read_hello(RecordDict({"hello": ConfigRecord({"client": "cart", **FORM})})).shape is not None
     with pytest.raises(InvalidMessageError, match=why):
         read_hello(RecordDict({"hello": ConfigRecord({"client": "cart", **FORM, **change})}))
 
@@ -409,8 +409,8 @@ def test_a_client_with_two_policies_and_one_with_whole_episodes_may_take_more_st
             text = text.format(steps=128) + "[rollout]\nnum_envs = 4\nhorizon = 16\n[objective]\nminibatches = 1\n"
         scenario = Scenario.loads(text.format(steps=64) + rest)
         commons = resolve_shared_blocks(scenario)
-        wire, train = Codec(commons, scenario), Train(Start("run", 1, commons.first.numpy()), 0, 1)
-        trained = Trained(commons.first.numpy() + 1, most, 0, 0.0, 0.0, {})
+        wire, train = Codec(commons, scenario), Train(Start("run", 1, commons.initial.numpy()), 0, 1)
+        trained = Trained(commons.initial.numpy() + 1, most, 0, 0.0, 0.0, {})
         assert wire.read_answer(train, wire.write_answer(train, trained)).steps == most
         more = wire.write_answer(train, dataclasses.replace(trained, steps=most + 1))
         with pytest.raises(InvalidMessageError, match=f"from 0 to {most}"):
@@ -550,7 +550,7 @@ def assert_believable(instruction: Instruction, answer: Answer) -> None:
             assert answer.kl is None or (len(answer.kl) == 1 + BLOCKS and all(-1e-6 <= kl < 1e308 for kl in answer.kl))
             assert_played(answer.played)
         case Measure(), Measured():
-            assert len(answer.kl) == len(instruction.trials)
+            assert len(answer.kl) == len(instruction.fractions)
             assert all(-1e-6 <= kl < math.inf for kl in answer.kl)
         case Evaluate(), Evaluated():
             assert_played(answer.played)

@@ -64,7 +64,7 @@ def one_of(name: str, instruction: Instruction) -> Answer:
     match instruction:
         case Train(start=start):
             return Trained(start.shared + np.float32(step_of(name)), 1, 1, 0.5, 0.25, {"losses/entropy": 0.125})
-        case Measure(trials=trials):
+        case Measure(fractions=trials):
             return Measured(tuple(sum(trial) * step_of(name) for trial in trials))
         case Evaluate():
             return Evaluated(EvaluationSummary(step_of(name), 0.0, step_of(name), step_of(name), 1, 1.0))

@@ -124,10 +124,10 @@ def _table(found: Comparison, wide: bool) -> Table:
     def shown(one: Estimate | None, show: Callable[[float], str]) -> str:
         return "-" if one is None else f"{show(one.value)} [{show(one.low)}, {show(one.high)}]"
 
-    entries = list(dict.fromkeys(name for one in found.standings for name in one.entries)) if wide else []
+    entries = list(dict.fromkeys(name for one in found.methods for name in one.entries)) if wide else []
     table = table_of("method", "return [95 %]", *entries, f"beats {found.baseline} [95 %]")
     table.add_column("verdict")
-    for one in found.standings:
+    for one in found.methods:
         parts = [number(one.entries.get(name)) for name in entries]
         row = one.method, shown(one.iqm, number), *parts, shown(one.better, "{:.2f}".format), one.verdict
         table.add_row(*row)

@@ -61,10 +61,10 @@ class AloneEngine:
         self.after = after
         if self.folder is not None:
             journal.check_usable(self.folder)
-        self.fleets = make_learners(scenario)
+        self.learners = make_learners(scenario)
         if after is not None:
             states = after.states()
-            for fleet in self.fleets:
+            for fleet in self.learners:
                 fleet.load([states[name] for name in fleet.names])
         self.result: Result | None = None
         """What became of it, as soon as it has ended, in whatever way."""
@@ -72,22 +72,22 @@ class AloneEngine:
     @property
     def device(self) -> str:
         """What it computes on."""
-        return str(self.fleets[0].device)
+        return str(self.learners[0].device)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for fleet in self.fleets:
+        for fleet in self.learners:
             fleet.close()
 
     def run(self, watch: Watch = lambda note: None) -> Result:
         """Play, train round by round, play again."""
-        totals = Totals(self.scenario, str(self.fleets[0].device))
+        totals = Totals(self.scenario, str(self.learners[0].device))
         if self.after is None:
             written = Journal.open(self.folder, self.scenario)
         else:
-            totals.load(self.after.notes)
+            totals.load(self.after.counters)
             written = Journal.reopen(self.folder, self.after.round)
         try:
             for note in self._rounds(totals):
@@ -95,7 +95,7 @@ class AloneEngine:
                 written.write(note)
                 self._keep(totals)
                 watch(note)
-            totals.sampled = _evaluate(self.fleets, deterministic=False)
+            totals.sampled = _evaluate(self.learners, deterministic=False)
         except BaseException as error:
             self._close(written, totals.result(status_of(error), self.folder, error))
             raise
@@ -107,14 +107,14 @@ class AloneEngine:
         """Round 0 is what there was before; the last one always plays."""
         scenario, every = self.scenario, self.scenario.evaluate.every
         if self.after is None:
-            yield self._note(0, 0.0, 0, {}, _evaluate(self.fleets, deterministic=True))
+            yield self._note(0, 0.0, 0, {}, _evaluate(self.learners, deterministic=True))
         for number in range(totals.rounds + 1, scenario.rounds + 1):
             began = time.perf_counter()
             progress = (number - 1) / scenario.rounds, number / scenario.rounds
-            reports = [report for fleet in self.fleets for report in fleet.train(scenario.steps, *progress)]
+            reports = [report for fleet in self.learners for report in fleet.train(scenario.steps, *progress)]
             seconds = time.perf_counter() - began
             plays = number == scenario.rounds or (every and number % every == 0)
-            scores = _evaluate(self.fleets, deterministic=True) if plays else {}
+            scores = _evaluate(self.learners, deterministic=True) if plays else {}
             env_steps = totals.env_steps + sum(report.steps for report in reports)
             yield self._note(number, seconds, env_steps, {report.client: report for report in reports}, scores)
 
@@ -127,7 +127,7 @@ class AloneEngine:
         scores: Mapping[str, float],
     ) -> RoundRecord:
         entries = {name: settings.name for settings in self.scenario.clients for name in settings.names}
-        names = [name for fleet in self.fleets for name in fleet.names]
+        names = [name for fleet in self.learners for name in fleet.names]
         clients = [_note(name, entries[name], reports.get(name), scores.get(name)) for name in names]
         return RoundRecord(number, self.scenario.rounds, seconds, env_steps, clients)
 
@@ -136,14 +136,14 @@ class AloneEngine:
         settings = self.scenario.checkpoint
         if self.folder is None or not totals.rounds or not settings.every or totals.rounds % settings.every:
             return
-        states = {name: fleet.state(k) for fleet in self.fleets for k, name in enumerate(fleet.names)}
+        states = {name: fleet.state(k) for fleet in self.learners for k, name in enumerate(fleet.names)}
         checkpoint.write(self.folder, Checkpoint(totals.rounds, totals.document(), states), settings.keep)
 
     def _close(self, written: Journal, result: Result) -> None:
         """The policies, but for those that diverged, then the results."""
         self.result = result
         if self.folder is not None:
-            for fleet in self.fleets:
+            for fleet in self.learners:
                 save_policies(self.folder, fleet)
         written.close(result)
 

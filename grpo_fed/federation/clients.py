@@ -72,19 +72,19 @@ class Clients:
 
     def __init__(self, scenario: Scenario, commons: SharedBlocks, tasks: Sequence[Task], home: StateStore) -> None:
         self.scenario = scenario
-        self.commons = commons
+        self.shared_blocks = commons
         self.tasks = {task.client: task for task in tasks}
-        self.home = home
+        self.state_store = home
         self.names = tuple(self.tasks)
         self.policy = make_policy(tasks[0], scenario.policy)
         self.device = resolve_device(scenario.device)
-        self.columns = commons.columns(self.policy.layout).to(self.device)
+        self.columns = commons.columns_in(self.policy.layout).to(self.device)
         self.slices = list(commons.slices.values())
         self.seeds = {name: client_seed(scenario.seed, name) for name in self.names}
-        self._sheds = EnvCache(), EnvCache(), EnvCache()
+        self._env_caches = EnvCache(), EnvCache(), EnvCache()
         """Environments to train on, to train a second policy on, and to play on."""
-        self._crew: ClientLearners | None = None
-        self._stage: tuple[list[str], ClientEnvs] | None = None
+        self._learners: ClientLearners | None = None
+        self._evaluation_envs: tuple[list[str], ClientEnvs] | None = None
         """Who played last, and where."""
 
     def answer(self, instructions: Mapping[str, Instruction]) -> dict[str, Answer]:
@@ -109,24 +109,24 @@ class Clients:
 
     def save_policies(self, folder: Path, starts: Mapping[str, Start]) -> None:
         """Write the policies that these clients play with to `folder/policies`, but for those that diverged."""
-        seats = [self._remembering(name, starts[name]) for name in self.names if name in starts]
+        seats = [self._load(name, starts[name]) for name in self.names if name in starts]
         if not seats:
             return
         normaliser = self._normaliser(seats)
-        for row, (seat, parameters) in enumerate(zip(seats, self._playing(seats), strict=True)):
+        for row, (seat, parameters) in enumerate(zip(seats, self._evaluated_parameters(seats), strict=True)):
             if bool(parameters.isfinite().all()):
                 moments = None if normaliser is None else normaliser.state(row)
                 save_policy(folder, self.tasks[seat.name], self.policy, parameters, moments)
 
     def close(self) -> None:
         """Close the environments."""
-        crew, self._crew = self._crew, None
-        stage, self._stage = self._stage, None
+        crew, self._learners = self._learners, None
+        stage, self._evaluation_envs = self._evaluation_envs, None
         if crew is not None:
             crew.close()
         if stage is not None:
             stage[1].close()
-        for shed in self._sheds:
+        for shed in self._env_caches:
             shed.close()
 
     # Training
@@ -136,22 +136,22 @@ class Clients:
         run, round = order.start.run, order.start.round
         same = {(run, round, order.begin, order.end)}
         assert same == same | {(o.start.run, o.start.round, o.begin, o.end) for o in others}, "all train one round"
-        seats = [self._remembering(name, one.start, round - 1) for name, one in orders.items()]
-        looked = self._look_back([seat for seat in seats if orders[seat.name].look_back])
-        played = self._play(seats, order.first) if order.first else [None] * len(seats)
+        seats = [self._load(name, one.start, round - 1) for name, one in orders.items()]
+        looked = self._measure_last_step([seat for seat in seats if orders[seat.name].measure_last_step])
+        played = self._evaluate_clients(seats, order.evaluate_first) if order.evaluate_first else [None] * len(seats)
 
-        crew = self._crew_of(seats)
-        crew.fleet.parameters.copy_(self._placed(crew.fleet.parameters, seats))
+        crew = self._learners_of(seats)
+        crew.shared.parameters.copy_(self._with_shared_blocks(crew.shared.parameters, seats))
         began = time.perf_counter()
         reports, own_reports = crew.train(order, [seat.state is None for seat in seats])
         seconds = time.perf_counter() - began
         fisher = crew.fisher(round) if self._asks_fisher else [None] * len(seats)
         for row, (seat, report, own) in enumerate(zip(seats, reports, own_reports, strict=True)):
-            crew.states[row] = self._remember(seat, crew, row, report)
+            crew.states[row] = self._save(seat, crew, row, report)
             yield (
                 seat.name,
                 Trained(
-                    point=crew.fleet.parameters[row, self.columns].cpu().numpy(),
+                    point=crew.shared.parameters[row, self.columns].cpu().numpy(),
                     steps=report.steps + own.steps,
                     episodes=len(report.episodes) + len(own.episodes),
                     gain=_gain(report, seat),
@@ -168,43 +168,43 @@ class Clients:
         """Whether the server needs Fisher matrices."""
         return self.scenario.merge.rule == "fisher" or self.scenario.proximity.mode == "quadratic"
 
-    def _crew_of(self, seats: Sequence[LoadedClient]) -> ClientLearners:
+    def _learners_of(self, seats: Sequence[LoadedClient]) -> ClientLearners:
         """These clients' fleet where they left it; that of the last call if it is theirs."""
         names, states = [seat.name for seat in seats], [seat.state for seat in seats]
-        if self._crew is None or self._crew.fleet.names != names or not self._crew.can_take_up(states):
-            old, self._crew = self._crew, None
+        if self._learners is None or self._learners.shared.names != names or not self._learners.can_load(states):
+            old, self._learners = self._learners, None
             if old is not None:
                 old.close()
-            self._crew = ClientLearners(
-                [self.tasks[name] for name in names], self.scenario, self.columns, self._sheds[:2]
+            self._learners = ClientLearners(
+                [self.tasks[name] for name in names], self.scenario, self.columns, self._env_caches[:2]
             )
-        self._crew.take_up(states)
-        return self._crew
+        self._learners.load(states)
+        return self._learners
 
-    def _remember(self, seat: LoadedClient, crew: ClientLearners, row: int, report: TrainingReport) -> Arrays | None:
+    def _save(self, seat: LoadedClient, crew: ClientLearners, row: int, report: TrainingReport) -> Arrays | None:
         """Write down how the client leaves the round; gives what will be read of it."""
         run, round = seat.start.run, seat.start.round
         state = crew.state(row) | {BEGAN: seat.start.shared, RETURN: np.array([_mean(report.episodes)])}
-        self.home.save(run, seat.name, round, state)
-        return self.home.at(run, seat.name, round)
+        self.state_store.save(run, seat.name, round, state)
+        return self.state_store.read(run, seat.name, round)
 
     # Measuring
 
     def _measure(self, orders: Mapping[str, Measure]) -> Iterator[tuple[str, Measured]]:
-        seats = [self._remembering(name, order.start) for name, order in orders.items()]
+        seats = [self._load(name, order.start) for name, order in orders.items()]
         for seat in seats:
             if seat.round != seat.start.round or seat.state is None or not len(seat.state.get(KEPT, ())):
                 raise ValueError(
                     f"client {seat.name}: it has no states of round {seat.start.round} to measure on; it must have"
-                    f" trained that round of {seat.start.run} first, with its state in {self.home.folder}"
+                    f" trained that round of {seat.start.run} first, with its state in {self.state_store.folder}"
                 )
         shared = [order.start.shared for order in orders.values()]
         candidates = [order.candidate for order in orders.values()]
-        trials = [order.trials for order in orders.values()]
+        trials = [order.fractions for order in orders.values()]
         for seat, kl in zip(seats, self._kl(seats, shared, candidates, trials), strict=True):
             yield seat.name, Measured(kl)
 
-    def _look_back(self, seats: Sequence[LoadedClient]) -> dict[str, tuple[float, ...]]:
+    def _measure_last_step(self, seats: Sequence[LoadedClient]) -> dict[str, tuple[float, ...]]:
         """KL of the step from the shared blocks that the last round began with: joint, and each block alone.
 
         Only of those who were there in the last round.
@@ -241,25 +241,27 @@ class Clients:
             ]
             for column in zip(*trials, strict=True)
         ]
-        new = (self._placed(own, seats, step) for step in steps)
-        found = mean_kl(self.policy, states, self._placed(own, seats, begins), new)
+        new = (self._with_shared_blocks(own, seats, step) for step in steps)
+        found = mean_kl(self.policy, states, self._with_shared_blocks(own, seats, begins), new)
         most = torch.finfo(found.dtype).max
         return [tuple(row) for row in found.nan_to_num(nan=most, posinf=most).T.tolist()]
 
     # Playing
 
     def _evaluate(self, orders: Mapping[str, Evaluate]) -> Iterator[tuple[str, Evaluated]]:
-        seats = [self._remembering(name, order.start) for name, order in orders.items()]
+        seats = [self._load(name, order.start) for name, order in orders.items()]
         (number, deterministic), *others = {(o.play.number, o.play.deterministic) for o in orders.values()}
         assert not others, "all play the same episodes"
-        for seat, played in zip(seats, self._play(seats, EvaluationPlan(number, deterministic)), strict=True):
+        for seat, played in zip(
+            seats, self._evaluate_clients(seats, EvaluationPlan(number, deterministic)), strict=True
+        ):
             yield seat.name, Evaluated(played)
 
-    def _play(self, seats: Sequence[LoadedClient], given: EvaluationPlan) -> list[EvaluationSummary]:
+    def _evaluate_clients(self, seats: Sequence[LoadedClient], given: EvaluationPlan) -> list[EvaluationSummary]:
         names, settings = [seat.name for seat in seats], self.scenario.evaluate
         found = evaluate(
-            Actor(self.policy, self._playing(seats)),
-            self._lanes_of(names),
+            Actor(self.policy, self._evaluated_parameters(seats)),
+            self._envs_of(names),
             EvaluatedClients(names, [self.seeds[name] for name in names], self._normaliser(seats)),
             settings.episodes,
             settings.step_limit,
@@ -268,21 +270,21 @@ class Clients:
         )
         return [_played(one) for one in found]
 
-    def _lanes_of(self, names: list[str]) -> ClientEnvs:
+    def _envs_of(self, names: list[str]) -> ClientEnvs:
         """To play on; those of the last time if they are these clients'."""
-        if self._stage is None or self._stage[0] != names:
-            old, self._stage = self._stage, None
+        if self._evaluation_envs is None or self._evaluation_envs[0] != names:
+            old, self._evaluation_envs = self._evaluation_envs, None
             if old is not None:
                 old[1].close()
             rollout, squash = self.scenario.rollout, self.scenario.policy.squash
             tasks = [self.tasks[name] for name in names]
-            lanes = make_client_envs(tasks, rollout.num_envs, squash, rollout.episode_limit, self._sheds[2])
-            self._stage = names, lanes
-        return self._stage[1]
+            lanes = make_client_envs(tasks, rollout.num_envs, squash, rollout.episode_limit, self._env_caches[2])
+            self._evaluation_envs = names, lanes
+        return self._evaluation_envs[1]
 
-    def _playing(self, seats: Sequence[LoadedClient]) -> Tensor:
+    def _evaluated_parameters(self, seats: Sequence[LoadedClient]) -> Tensor:
         """[K, P]: what the clients play with, which is their own policy where they have a second one."""
-        placed = self._placed(self._parameters(seats), seats)
+        placed = self._with_shared_blocks(self._parameters(seats), seats)
         if self.scenario.personal.model:
             for row, seat in enumerate(seats):
                 if seat.state is not None:
@@ -303,16 +305,16 @@ class Clients:
 
     # What clients remember
 
-    def _remembering(self, name: str, start: Start, until: int | None = None) -> LoadedClient:
+    def _load(self, name: str, start: Start, until: int | None = None) -> LoadedClient:
         """A client with what it remembers of the rounds until this one, by default until the start's.
 
         One that was heard last in the start's round, and has trained on since, late or refused each time, may have
         forgotten that; then what it knows is nearer to it than what it knew before the first round.
         """
         last = start.round if until is None else until
-        found = self.home.load(start.run, name, before=last + 1)
+        found = self.state_store.load(start.run, name, before=last + 1)
         if found is None and until is None and start.round:
-            found = self.home.earliest(start.run, name)
+            found = self.state_store.earliest(start.run, name)
         round, state = found or (0, None)
         return LoadedClient(name, start, round, state)
 
@@ -326,13 +328,17 @@ class Clients:
         ]
         return torch.stack(rows).to(self.device)
 
-    def _placed(self, own: Tensor, seats: Sequence[LoadedClient], shared: Sequence[Tensor] | None = None) -> Tensor:
+    def _with_shared_blocks(
+        self, own: Tensor, seats: Sequence[LoadedClient], shared: Sequence[Tensor] | None = None
+    ) -> Tensor:
         """[K, P]: each client's own, with the shared blocks put in place; by default those that it is given.
 
         Where it has left a group it keeps what it has, if it has something.
         """
         given = shared or [torch.from_numpy(np.array(seat.start.shared)) for seat in seats]
-        kept = [self.commons.kept(() if seat.state is None else seat.start.departed) for seat in seats]
+        kept = [
+            self.shared_blocks.columns_of_groups(() if seat.state is None else seat.start.departed) for seat in seats
+        ]
         placed = own.clone()
         placed[:, self.columns] = torch.where(
             torch.stack(kept).to(self.device), own[:, self.columns], torch.stack(list(given)).to(self.device)

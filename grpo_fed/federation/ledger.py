@@ -59,10 +59,10 @@ class Ledger:
         self._watch: Watch = lambda note: None
         self._after = after
         if after is not None:
-            self.totals.load(after.notes)
+            self.totals.load(after.counters)
             for name in NOTED:
-                setattr(self, name, after.notes["ledger"][name])
-            self.untold = note_of(after.notes["ledger"]["untold"])
+                setattr(self, name, after.counters["ledger"][name])
+            self.untold = note_of(after.counters["ledger"]["untold"])
         self._before = self._counted = self.totals.up, self.totals.down
         """Bytes up and down before this process began, and before this round did."""
 
@@ -119,13 +119,13 @@ class Ledger:
 
     def count(self) -> None:
         """Bring the totals of bytes up to date."""
-        self.totals.up, self.totals.down = self._before[0] + self.post.up, self._before[1] + self.post.down
+        self.totals.up, self.totals.down = self._before[0] + self.post.bytes_up, self._before[1] + self.post.bytes_down
 
     def settle(self, status: Status, position: ServerState, error: BaseException | None) -> Result:
         """What has become of it all; what has not been told yet is at least written."""
         self._write()
         self.count()
-        left = {name: self._names(groups) for name, groups in position.personal.items()}
+        left = {name: self._names(groups) for name, groups in position.departed.items()}
         clusters = {name: self._clusters(name, position) for name in self.commons.clients}
         return self.totals.result(status, self.folder, error, self.scenario.method, left, clusters)
 
@@ -143,7 +143,7 @@ class Ledger:
             task=self.entries[name],
             score=scores.get(name),
             kl=None if outcome.step is None else outcome.step.kl.get(name),
-            personal=self._names(position.personal.get(name, ())),
+            departed=self._names(position.departed.get(name, ())),
             clusters=self._clusters(name, position),
             failure=self.failures.get(name),
         )
@@ -158,13 +158,13 @@ class Ledger:
     def _clusters(self, name: str, position: ServerState) -> dict[str, int]:
         """By block; none where the merge makes no clusters, or this client was not in the latest."""
         found = position.clusters.get(name)
-        return {} if found is None else dict(zip(self.commons.groups.outer.names, found, strict=True))
+        return {} if found is None else dict(zip(self.commons.groups.as_blocks.names, found, strict=True))
 
     def _of_server(self, outcome: RoundOutcome) -> ServerRecord:
         self.count()
         up, down = self.totals.up - self._counted[0], self.totals.down - self._counted[1]
         self._counted = self.totals.up, self.totals.down
-        kept = None if outcome.step is None else outcome.step.kept
+        kept = None if outcome.step is None else outcome.step.accepted
         return ServerRecord(kept, outcome.last_kl, up, down, self.totals.up + self.totals.down, outcome.notes)
 
     def _judge(self, note: RoundRecord) -> None:

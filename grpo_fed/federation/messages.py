@@ -45,9 +45,9 @@ class Train:
     """Progress of the run, 0 to 1, at the beginning of the round."""
     end: float
     """And at its end."""
-    look_back: bool = False
+    measure_last_step: bool = False
     """Measure the KL of the step from the shared blocks that the last round began with to these."""
-    first: EvaluationPlan | None = None
+    evaluate_first: EvaluationPlan | None = None
     """Play before learning: with what the last round made."""
 
 
@@ -59,7 +59,7 @@ class Measure:
     """`shared` as the round began; `personal` as the merge has it now."""
     candidate: np.ndarray
     """[S] float32: where the merge wants to go."""
-    trials: tuple[tuple[float, ...], ...]
+    fractions: tuple[tuple[float, ...], ...]
     """[M, B]: how much of its way each block goes."""
 
 

@@ -36,7 +36,7 @@ class MergeTarget:
     """[S] float32."""
     weights: Mapping[str, float]
     """Of every client that replied."""
-    personal: Mapping[str, tuple[int, ...]]
+    departed: Mapping[str, tuple[int, ...]]
     """Of clients that replied, the groups that they leave; they are in all others again."""
     fisher: Tensor | None = None
     """[S]: the replies' mean Fisher diagonal; None if none was sent or nobody has a weight."""

@@ -19,7 +19,7 @@ from grpo_fed.runs.records import kept_of
 
 OWN = "client:"
 """In a checkpoint, before the name of a client with shared blocks of its own; no parameter's name has a colon."""
-NOTED = ("name", "personal", "clusters", "trained", "budgets", "kept")
+NOTED = ("name", "departed", "clusters", "trained", "budgets", "last_step")
 """What a checkpoint has of it as JSON."""
 
 
@@ -35,9 +35,9 @@ class ServerState:
     """KL by block, for the next step."""
     round: int = 0
     """The last that was trained."""
-    points: dict[str, np.ndarray] = field(default_factory=dict)
+    cluster_points: dict[str, np.ndarray] = field(default_factory=dict)
     """[S] float32: by the rule `clusters`, the shared blocks of each client that was merged into a cluster."""
-    personal: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    departed: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """The groups that each client has left."""
     clusters: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """[B] by the rule `clusters`: of each client of the latest merge its cluster in every block, 0 that of most weight.
@@ -45,13 +45,13 @@ class ServerState:
     """
     trained: dict[str, int] = field(default_factory=dict)
     """The last round that each client has answered for; its state of then is what plays."""
-    kept: AcceptedStep | None = None
+    last_step: AcceptedStep | None = None
     """What became of the last round's step; None if it had none."""
 
     @classmethod
     def first(cls, scenario: str, commons: SharedBlocks, budgets: Mapping[str, float]) -> ServerState:
         """Before the first round."""
-        return cls(f"{scenario}-{uuid.uuid4().hex[:12]}", commons.first.numpy(), dict(budgets))
+        return cls(f"{scenario}-{uuid.uuid4().hex[:12]}", commons.initial.numpy(), dict(budgets))
 
     @classmethod
     def after(cls, checkpoint: Checkpoint, commons: SharedBlocks) -> ServerState:
@@ -59,33 +59,41 @@ class ServerState:
         arrays = checkpoint.shared
         if arrays is None:
             raise ValueError(
-                f"{checkpoint.place}: is of a run without federation; `grpo-fed train --resume` goes on with it"
+                f"{checkpoint.folder}: is of a run without federation; `grpo-fed train --resume` goes on with it"
             )
         flat = {name: array.reshape(-1) for name, array in arrays.items()}
         missing = [slot.name for slot in commons.layout.slots if slot.name not in flat]
         if missing:
-            raise ValueError(f"{checkpoint.place}: its shared blocks do not fit the scenario: no {missing[0]}")
+            raise ValueError(f"{checkpoint.folder}: its shared blocks do not fit the scenario: no {missing[0]}")
         shared = np.concatenate([np.zeros(0, np.float32), *(flat[slot.name] for slot in commons.layout.slots)])
-        noted = dict(checkpoint.notes["position"])
-        noted |= {key: {name: tuple(own) for name, own in noted[key].items()} for key in ("personal", "clusters")}
+        noted = dict(checkpoint.counters["position"])
+        noted |= {key: {name: tuple(own) for name, own in noted[key].items()} for key in ("departed", "clusters")}
         points = {name.removeprefix(OWN): array for name, array in flat.items() if name.startswith(OWN)}
-        return cls(**{**noted, "kept": kept_of(noted["kept"])}, round=checkpoint.round, shared=shared, points=points)
+        return cls(
+            **{**noted, "last_step": kept_of(noted["last_step"])},
+            round=checkpoint.round,
+            shared=shared,
+            cluster_points=points,
+        )
 
-    def noted(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """What a checkpoint has of it as JSON."""
         return {name: getattr(self, name) for name in NOTED}
 
     def arrays(self, commons: SharedBlocks) -> dict[str, np.ndarray]:
         """What a checkpoint has of it as arrays: every shared tensor by its name."""
-        return {**commons.layout.views(self.shared), **{f"{OWN}{name}": point for name, point in self.points.items()}}
+        return {
+            **commons.layout.views(self.shared),
+            **{f"{OWN}{name}": point for name, point in self.cluster_points.items()},
+        }
 
-    def of(self, client: str) -> Tensor:
+    def shared_of(self, client: str) -> Tensor:
         """[S]: the shared blocks of a client."""
-        return torch.from_numpy(self.points.get(client, self.shared))
+        return torch.from_numpy(self.cluster_points.get(client, self.shared))
 
     def start(self, client: str, number: int) -> Start:
         """With the same array for all whose blocks are the same, so that it is written for the wire once."""
-        return Start(self.name, number, self.points.get(client, self.shared), self.personal.get(client, ()))
+        return Start(self.name, number, self.cluster_points.get(client, self.shared), self.departed.get(client, ()))
 
     def latest(self, client: str) -> Start:
         """With the client's state of the last round that it answered for."""

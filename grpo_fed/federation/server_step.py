@@ -43,7 +43,7 @@ class Move:
 class ServerStep:
     """What is made of a target."""
 
-    kept: AcceptedStep
+    accepted: AcceptedStep
     kl: Mapping[str, float] = field(default_factory=dict)
     """By client, the KL of this step as it measured it."""
 
@@ -98,12 +98,12 @@ def _measured(budgets: Budgets, weights: Mapping[str, float], measure: Measure) 
     """As far as the clients allow. One that does not answer is not asked again; with none left there is no step."""
     search, asked = BudgetSearch(budgets, weights), tuple(weights)
     told: dict[StepFractions, dict[str, float]] = {}
-    while trials := search.ask():
+    while trials := search.next_query():
         answers = measure(asked, trials) if asked else {}
-        search, asked = search.tell(answers), tuple(answers)
+        search, asked = search.with_answers(answers), tuple(answers)
         for number, trial in enumerate(trials):
             told[trial] = {name: kl[number] for name, kl in answers.items()}
-    kept = search.kept()
+    kept = search.accepted()
     return ServerStep(kept, told.get(kept.alphas, {}))
 
 

@@ -75,16 +75,16 @@ class StateStore:
     def load(self, run: str, client: str, before: int) -> tuple[int, Arrays] | None:
         """The latest state from before a round, and after which round it was; None if there is none."""
         round = max((other for other in self._rounds(run, client) if other < before), default=None)
-        arrays = None if round is None else self.at(run, client, round)
+        arrays = None if round is None else self.read(run, client, round)
         return None if round is None or arrays is None else (round, arrays)
 
     def earliest(self, run: str, client: str) -> tuple[int, Arrays] | None:
         """The first state that is still there, and after which round it was; None if there is none."""
         round = min(self._rounds(run, client), default=None)
-        arrays = None if round is None else self.at(run, client, round)
+        arrays = None if round is None else self.read(run, client, round)
         return None if round is None or arrays is None else (round, arrays)
 
-    def at(self, run: str, client: str, round: int) -> Arrays | None:
+    def read(self, run: str, client: str, round: int) -> Arrays | None:
         """The state after a round; None if it is not there, ValueError if it cannot be read.
 
         As long as the file is the same one, so is the answer.

@@ -13,11 +13,11 @@ class Transport(Protocol):
     """Carries instructions to clients and their answers back, by the clients' names."""
 
     @property
-    def up(self) -> int:
+    def bytes_up(self) -> int:
         """Bytes of arrays and metrics that came from clients so far."""
 
     @property
-    def down(self) -> int:
+    def bytes_down(self) -> int:
         """Bytes that went to clients so far."""
 
     def reachable(self) -> tuple[str, ...]:

@@ -16,11 +16,11 @@ from torch.nn.functional import elu
 class Activation:
     """A function of each entry whose slope can be told from its value."""
 
-    bend: Callable[[Tensor], Tensor]
+    forward: Callable[[Tensor], Tensor]
     """The function; where no gradient is recorded, it may overwrite its argument."""
-    bend_numpy: Callable[[np.ndarray], np.ndarray]
+    forward_numpy: Callable[[np.ndarray], np.ndarray]
     """The same for an array, which it may overwrite."""
-    pull: Callable[[Tensor, Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor], Tensor]
     """(slope by the value, value) -> slope by the argument; it may overwrite the slope."""
 
 

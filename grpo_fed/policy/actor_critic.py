@@ -24,7 +24,7 @@ class ActorCritic(Policy):
         self.distribution = distribution
         self.settings = settings
         self.shapes = dict(_shapes(observation_size, distribution, settings))
-        self.layout = Layout.cut(self.shapes.items(), settings)
+        self.layout = Layout.from_shapes(self.shapes.items(), settings)
         self.activation = ACTIVATIONS[settings.activation]
         depth = range(len(settings.hidden))
         self.torso = [*(["adapter"] if settings.adapter else []), *(f"torso.{layer}" for layer in depth)]
@@ -49,7 +49,7 @@ class ActorCritic(Policy):
         bound = inputs**-0.5
         return nn.init.uniform_(value, -bound, bound, generator=generator)
 
-    def actor_names(self) -> frozenset[str]:
+    def actor_parameters(self) -> frozenset[str]:
         return frozenset(self.shapes) - frozenset(self.critic_names)
 
     def forward(self, parameters: Parameters, observations: Tensor) -> PolicyOutput:
@@ -67,7 +67,7 @@ class ActorCritic(Policy):
         """The inputs, and what each layer made of them, [K, B, ...]."""
         seen = [inputs]
         for name in names:
-            seen.append(self.activation.bend(_linear(parameters, name, seen[-1])))
+            seen.append(self.activation.forward(_linear(parameters, name, seen[-1])))
         return seen
 
     def _head(self, parameters: Parameters, features: Tensor) -> Tensor:
@@ -96,13 +96,13 @@ class ActorCritic(Policy):
             if by_values is not None:
                 by_last = _linear_backward(parameters, gradient, "critic.head", seen[-1], by_values.unsqueeze(-1))
                 if self.separate:
-                    self._pull_layers(parameters, gradient, self.critic, seen, by_last)
+                    self._layers_backward(parameters, gradient, self.critic, seen, by_last)
                 else:
                     by_features += by_last
             else:
                 for name in self.critic_names:
                     gradient[name].zero_()
-            self._pull_layers(parameters, gradient, self.torso, torso, by_features)
+            self._layers_backward(parameters, gradient, self.torso, torso, by_features)
 
         return PolicyOutput(self._head(parameters, torso[-1]), values), pullback
 
@@ -115,16 +115,16 @@ class ActorCritic(Policy):
             slope = by_values.unsqueeze(-1)
             by_last = _linear_backward(parameters, gradient, "critic.head", seen[-1], slope, further=self.separate)
             if self.separate:
-                self._pull_layers(parameters, gradient, self.critic, seen, by_last)
+                self._layers_backward(parameters, gradient, self.critic, seen, by_last)
 
         return _linear(parameters, "critic.head", seen[-1]).squeeze(-1), pullback
 
-    def _pull_layers(
+    def _layers_backward(
         self, parameters: Parameters, gradient: Parameters, names: Sequence[str], seen: Sequence[Tensor], slope: Tensor
     ) -> None:
         """Write the gradient of a chain of layers, last to first, given the slope by what the last one made."""
         for layer in reversed(range(len(names))):
-            slope = self.activation.pull(slope, seen[layer + 1])
+            slope = self.activation.backward(slope, seen[layer + 1])
             slope = _linear_backward(parameters, gradient, names[layer], seen[layer], slope, further=layer > 0)
 
     def numpy_actor(self, parameters: Mapping[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
@@ -132,7 +132,7 @@ class ActorCritic(Policy):
             (parameters[f"{name}.weight"].swapaxes(1, 2), parameters[f"{name}.bias"][:, None])
             for name in (*self.torso, "actor")
         ]
-        bend = self.activation.bend_numpy
+        bend = self.activation.forward_numpy
         log_std = parameters["actor.log_std"][:, None] if self.distribution.continuous else None
 
         def act(observations: np.ndarray) -> np.ndarray:

@@ -47,7 +47,7 @@ class Policy(ABC):
         """Observations [K, B, D] -> what the policy makes of them before it chooses, [K, B, F]."""
 
     @abstractmethod
-    def actor_names(self) -> frozenset[str]:
+    def actor_parameters(self) -> frozenset[str]:
         """Names of the parameters that the action distribution depends on."""
 
     @abstractmethod

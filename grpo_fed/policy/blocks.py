@@ -80,7 +80,7 @@ class Layout:
     """P."""
 
     @staticmethod
-    def cut(named: Iterable[tuple[str, Sequence[int]]] | nn.Module, settings: PolicySettings) -> Layout:
+    def from_shapes(named: Iterable[tuple[str, Sequence[int]]] | nn.Module, settings: PolicySettings) -> Layout:
         """Cut a module, or named shapes, into blocks: first as the modules are, then regrouped by `policy.blocks`."""
         pairs = list(_of_module(named) if isinstance(named, nn.Module) else named)
         shapes = {name: tuple(shape) for name, shape in pairs}
@@ -111,7 +111,7 @@ class Layout:
         taken = {name for pattern in patterns for name in match_names(pattern, names, knob, "block")}
         return tuple(block for block in self.blocks if block.name in taken)
 
-    def part(self, blocks: Iterable[Block]) -> Layout:
+    def subset(self, blocks: Iterable[Block]) -> Layout:
         """The layout of some of the blocks alone, in their order, with columns of its own."""
         parts: list[Block] = []
         for block in blocks:

@@ -50,40 +50,42 @@ class Groups:
         return Groups(self.names, self.ids.to(device), self.sizes.to(device), self.blocks)
 
     @cached_property
-    def outer(self) -> Groups:
+    def as_blocks(self) -> Groups:
         """Whole blocks around these groups, for the penalty `nested`: all that is grouped in a block is one group."""
         names = tuple(dict.fromkeys(self.blocks))
-        ids = torch.cat([self.homes, self.homes.new_tensor([-1])])[self.places]
-        return Groups(names, ids, self.sizes.new_zeros(len(names)).index_add_(0, self.homes, self.sizes), names)
+        ids = torch.cat([self.block_of_group, self.block_of_group.new_tensor([-1])])[self.ids_or_last]
+        return Groups(
+            names, ids, self.sizes.new_zeros(len(names)).index_add_(0, self.block_of_group, self.sizes), names
+        )
 
     @cached_property
-    def homes(self) -> Tensor:
+    def block_of_group(self) -> Tensor:
         """[G] int64: the group of `outer` that each group lies in."""
         names = list(dict.fromkeys(self.blocks))
         return self.ids.new_tensor([names.index(block) for block in self.blocks])
 
     @cached_property
-    def loose(self) -> Tensor:
+    def ungrouped(self) -> Tensor:
         """[P] bool: in no group."""
         return self.ids < 0
 
     @cached_property
-    def tied(self) -> Tensor:
+    def in_a_group(self) -> Tensor:
         """[P] float32: 1 in a group, 0 in none."""
-        return (~self.loose).float()
+        return (~self.ungrouped).float()
 
     @cached_property
-    def places(self) -> Tensor:
+    def ids_or_last(self) -> Tensor:
         """[P] int64: `ids` with G, one past the last group, instead of -1."""
-        return self.ids.masked_fill(self.loose, len(self.names))
+        return self.ids.masked_fill(self.ungrouped, len(self.names))
 
     @cached_property
-    def bins(self) -> Tensor:
+    def sum_bins(self) -> Tensor:
         """[P] int64: where a parameter is added up, of (G + 1) * LANES; neighbours in unlike lanes."""
-        return self.places * PARTIAL_SUMS + torch.arange(len(self.ids), device=self.ids.device) % PARTIAL_SUMS
+        return self.ids_or_last * PARTIAL_SUMS + torch.arange(len(self.ids), device=self.ids.device) % PARTIAL_SUMS
 
     @cached_property
-    def roots(self) -> Tensor:
+    def sqrt_sizes(self) -> Tensor:
         """[G] float64: sqrt(n_g), a group's weight."""
         return self.sizes.double().sqrt()
 

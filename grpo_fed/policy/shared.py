@@ -43,9 +43,9 @@ class SharedBlocks:
     """Of the shared blocks alone, [S] columns."""
     groups: Groups
     """What a merge lets a client keep or drop as one; every column is in one."""
-    first: Tensor
+    initial: Tensor
     """[S]: where the federation begins."""
-    longest: int
+    max_episode_steps: int
     """Steps of the longest episode of any of their tasks that is cut; 0 where none is."""
 
     @property
@@ -71,17 +71,17 @@ class SharedBlocks:
         """Where each block lies."""
         return {block.name: slice(block.start, block.stop) for block in self.layout.blocks}
 
-    def columns(self, layout: Layout) -> Tensor:
+    def columns_in(self, layout: Layout) -> Tensor:
         """[S] int64: where the shared parameters lie in a client's own layout."""
         own = {block.name: block for block in layout.blocks}
         parts = [torch.arange(own[name].start, own[name].stop) for name in self.blocks]
         return torch.cat([torch.zeros(0, dtype=torch.int64), *parts])
 
-    def kept(self, personal: Sequence[int]) -> Tensor:
+    def columns_of_groups(self, personal: Sequence[int]) -> Tensor:
         """[S] bool: the columns of these groups."""
         chosen = torch.zeros(len(self.groups.names) + 1, dtype=torch.bool)
         chosen[list(personal)] = True
-        return chosen[self.groups.places]
+        return chosen[self.groups.ids_or_last]
 
 
 @dataclass(frozen=True)
@@ -151,10 +151,10 @@ def _build(policy: Policy, shared: Sequence[Block], scenario: Scenario, forms: I
     groups = cut_groups(policy.layout, scenario.policy.groups, only=shared)
     return SharedBlocks(
         clients=tuple(name for settings in scenario.clients for name in settings.names),
-        layout=policy.layout.part(shared),
+        layout=policy.layout.subset(shared),
         groups=_restrict(groups, first.numel(), policy.layout, shared),
-        first=first,
-        longest=_longest(forms, scenario),
+        initial=first,
+        max_episode_steps=_longest(forms, scenario),
     )
 
 

@@ -55,7 +55,7 @@ class UserModulePolicy(Policy):
                 f"policy.module = {settings.module}: it has buffers (a batch normalisation, say), which clients cannot"
                 " stack; use parameters, or layer normalisation"
             )
-        self.layout = Layout.cut(self.template, settings)
+        self.layout = Layout.from_shapes(self.template, settings)
         self.free = {name for name, value in self.template.named_parameters() if value.requires_grad}
         """Names of the parameters that learn; the module may have frozen others."""
         self._check()
@@ -97,14 +97,14 @@ class UserModulePolicy(Policy):
                 self.forward(stacked, observations[None])
         except Exception as error:
             raise ValueError(f"{where}: torch.func.vmap cannot stack clients of it: {error}") from error
-        if not self.actor_names():
+        if not self.actor_parameters():
             raise ValueError(f"{where}: what it says of actions depends on no parameter that requires a gradient")
 
     def initial(self, seed: int) -> Tensor:
         named = dict(self._built(seed).named_parameters())
         return self.layout.flatten({name: value.detach()[None] for name, value in named.items()})[0]
 
-    def actor_names(self) -> frozenset[str]:
+    def actor_parameters(self) -> frozenset[str]:
         """Found by asking autograd which parameters the distribution reaches."""
         named = {name: value for name, value in self.template.named_parameters() if name in self.free}
         distribution, _ = self.template(torch.zeros(2, self.observation_size))
@@ -149,7 +149,7 @@ class UserModulePolicy(Policy):
         return PolicyOutput(said.distribution.detach(), said.values.detach()), pullback
 
     def critic_vjp(self, parameters: Parameters, observations: Tensor) -> tuple[Tensor, CriticPullback]:
-        said, leaves = self._recorded(parameters, observations, self.free - self.actor_names())
+        said, leaves = self._recorded(parameters, observations, self.free - self.actor_parameters())
 
         def pullback(by_values: Tensor, gradient: Parameters) -> None:
             if leaves and said.values.requires_grad:

@@ -143,7 +143,7 @@ class RunProgress:
                 standing.returns.append(one.mean)
             standing.state = "" if one.failure is None else one.failure.kind
             if note.server is not None:
-                standing.personal, standing.clusters = one.personal, one.clusters
+                standing.personal, standing.clusters = one.departed, one.clusters
             if one.steps:
                 standing.kl, standing.entropy = one.metrics.get("losses/approx_kl"), one.metrics.get("losses/entropy")
         if note.seconds:
@@ -299,14 +299,14 @@ def round_line(note: RoundRecord, course: RunProgress) -> str:
 def server_line(server: ServerRecord) -> str:
     """How far the shared blocks went and within what, and what went over the wire."""
     parts = []
-    if server.kept is not None and server.kept.blocks:
-        steps = [block.alpha for block in server.kept.blocks]
-        short = [f"{block.block} {block.alpha:.0%}" for block in server.kept.blocks if block.alpha < 1]
+    if server.step is not None and server.step.blocks:
+        steps = [block.alpha for block in server.step.blocks]
+        short = [f"{block.block} {block.alpha:.0%}" for block in server.step.blocks if block.alpha < 1]
         parts.append("whole step" if min(steps) == 1 else f"step {some(short)}")
-        if server.kept.joint is not None:
-            limit = f" of {server.kept.joint_budget:g}" if is_number(server.kept.joint_budget) else ""
-            parts.append(f"shared KL {small(server.kept.joint)}{limit}")
-    parts.append(f"{(server.up + server.down) / MB:.2f} MB")
+        if server.step.joint is not None:
+            limit = f" of {server.step.joint_budget:g}" if is_number(server.step.joint_budget) else ""
+            parts.append(f"shared KL {small(server.step.joint)}{limit}")
+    parts.append(f"{(server.bytes_up + server.bytes_down) / MB:.2f} MB")
     return "  ".join(parts)
 
 

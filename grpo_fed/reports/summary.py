@@ -145,7 +145,7 @@ def setting(history: History) -> str:
 def _seconds(history: History) -> float:
     if history.results is not None:
         return float(history.results["seconds"])
-    return float(np.nansum(history.whole("time/round_s"))) if history.lines else 0.0
+    return float(np.nansum(history.server_series("time/round_s"))) if history.lines else 0.0
 
 
 # Its parts ------------------------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def _clients(history: History) -> Section:
         order = np.argsort(np.where(np.isfinite(latest), latest, -np.inf), kind="stable")
         shown = [int(k) for k in (*order[:WORST], *order[-WORST:])]
         text = f"The {WORST} lowest and the {WORST} highest of {many(len(clients), 'client')}, and all in quantiles."
-    learned = history.each("charts/episodic_return")
+    learned = history.client_series("charts/episodic_return")
     head = ["client", "before", "after", "training", "by round"]
     kind = "clusters" if history.clustered else "personal groups"
     head += [kind, "rounds missed"] if history.federated else []
@@ -209,20 +209,20 @@ def _shared(history: History) -> Section:
     title = "Shared and personal"
     if not history.federated:
         return Section(title, ("Nothing is shared: every client learned on its own.",))
-    if not history.homes:
+    if not history.block_of_group:
         return Section(title, (f"Nothing is shared by method `{history.scenario.method}`.",))
-    blocks = list(dict.fromkeys(history.homes.values()))
+    blocks = list(dict.fromkeys(history.block_of_group.values()))
     text = f"Shared blocks: {_code(blocks)}; all else is private to each client."
-    left = history.left[-1]
+    left = history.departed[-1]
     if history.clustered:
         text += " So it was in the latest merge." if np.isnan(history.clusters[-1]).any() else ""
         return Section(title, (text,), tuple(_clusters(history)))
     if not left.any():
-        more = " for good" if history.left.any() else ""
+        more = " for good" if history.departed.any() else ""
         return Section(title, (text, f"No client has left any group of them{more}."))
     points = []
     for block in blocks:
-        inside = [g for g, home in enumerate(history.homes.values()) if home == block]
+        inside = [g for g, home in enumerate(history.block_of_group.values()) if home == block]
         who = [k for k in range(len(history.clients)) if left[k, inside].any()]
         if not who:
             points.append(f"`{block}`: shared by all.")
@@ -266,7 +266,7 @@ def _who(history: History, who: Sequence[int]) -> str:
 
 def _since(history: History, who: Sequence[int], group: int) -> str:
     """The round from which on all of them are out."""
-    inside = np.flatnonzero(~history.left[:, list(who)][..., group].all(axis=1))
+    inside = np.flatnonzero(~history.departed[:, list(who)][..., group].all(axis=1))
     first = int(inside[-1]) + 1 if inside.size else 0
     return f", {'all ' if len(who) > 1 else ''}since round {history.rounds[first]}"
 
@@ -312,7 +312,7 @@ def _steps(history: History) -> Section:
     head = ("block", "KL at most", "budget", "alpha, mean", "rounds held back")
     rows = []
     for name in (*history.blocks, "joint"):
-        found, budget, alpha = (history.whole(f"{what}/{name}") for what in ("kl", "budget", "alpha"))
+        found, budget, alpha = (history.server_series(f"{what}/{name}") for what in ("kl", "budget", "alpha"))
         seen = alpha[np.isfinite(alpha)]
         held = int((seen < 1).sum())
         made = (f"{seen.mean():.2f}", f"{held}") if seen.size else ("", "")
@@ -336,9 +336,12 @@ def _budget(values: np.ndarray) -> str:
 
 def _cost(history: History) -> Section:
     """Time and bytes."""
-    seconds, speed = history.whole("time/round_s"), history.whole("charts/SPS")
+    seconds, speed = history.server_series("time/round_s"), history.server_series("charts/SPS")
     text = f"{np.nanmedian(seconds):.2f} s a round and {np.nanmedian(speed):,.0f} environment steps a second, medians."
-    rounds = float(np.nansum(history.whole("comm/MB_up"))), float(np.nansum(history.whole("comm/MB_down")))
+    rounds = (
+        float(np.nansum(history.server_series("comm/MB_up"))),
+        float(np.nansum(history.server_series("comm/MB_down"))),
+    )
     up, down = whole_traffic(history) or rounds
     if up or down:
         text += f" {megabytes(up)} went from clients to the server, {megabytes(down)} back."

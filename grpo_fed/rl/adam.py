@@ -34,7 +34,7 @@ class Adam:
         """The same moments, seen for some clients only."""
         return Adam(self.mean[chunk], self.square[chunk], self.count[chunk], self.epsilon, self.columns)
 
-    def only(self, columns: Tensor) -> Adam:
+    def for_columns(self, columns: Tensor) -> Adam:
         """The same moments, for some parameters [n] int64 alone: the others rest. It counts its own steps, from 0."""
         return Adam(self.mean, self.square, np.zeros_like(self.count), self.epsilon, columns)
 

@@ -48,7 +48,7 @@ def proximal(
             assert_never(settings.kind)
     if anchor is None:
         return shrunk
-    penalised = groups.tied * _column(strength, x).sign()
+    penalised = groups.in_a_group * _column(strength, x).sign()
     return torch.lerp(x, shrunk.add_(anchor), penalised)  # anchor + (x - anchor) is not x bit for bit; at 0 this is
 
 
@@ -57,22 +57,22 @@ def proximal_group(x: Tensor, groups: Groups, threshold: Tensor | float) -> Tens
 
     threshold: [K, 1] or a number.
     """
-    factors = _factors(_norms(x, groups), _column(threshold, groups.roots) * groups.roots)
+    factors = _factors(_norms(x, groups), _column(threshold, groups.sqrt_sizes) * groups.sqrt_sizes)
     return _scaled(x, factors, groups)
 
 
 def proximal_sparse_group(x: Tensor, groups: Groups, threshold: Tensor | float, l1: Tensor | float) -> Tensor:
     """Each entry of x [K, P] nearer to 0 by l1, then each group as `proximal_group` does; l1 [K, 1] or a number."""
-    limits = _column(l1, x).clamp(max=torch.finfo(x.dtype).max) * groups.tied
+    limits = _column(l1, x).clamp(max=torch.finfo(x.dtype).max) * groups.in_a_group
     return proximal_group(x.abs().sub_(limits).relu_().copysign_(x), groups, threshold)
 
 
 def proximal_nested(x: Tensor, groups: Groups, threshold: Tensor | float, outer: Tensor | float) -> Tensor:
     """Each group of x [K, P] as `proximal_group` does, then what is left of each block, by outer; [K, 1] or numbers."""
-    norms, blocks = _norms(x, groups), groups.outer
-    factors = _factors(norms, _column(threshold, norms) * groups.roots)
-    around = _factors(_block_norms(factors * norms, groups), _column(outer, norms) * blocks.roots)
-    return _scaled(x, factors * around.index_select(1, groups.homes), groups)
+    norms, blocks = _norms(x, groups), groups.as_blocks
+    factors = _factors(norms, _column(threshold, norms) * groups.sqrt_sizes)
+    around = _factors(_block_norms(factors * norms, groups), _column(outer, norms) * blocks.sqrt_sizes)
+    return _scaled(x, factors * around.index_select(1, groups.block_of_group), groups)
 
 
 def penalty_value(
@@ -81,11 +81,11 @@ def penalty_value(
     """What the penalty of x [K, P] comes to, [K]; weight [K, 1] or a number, as in `proximal`."""
     departure = x if anchor is None else x - anchor
     norms = _norms(departure, groups)
-    value = (_column(weight, norms) * groups.roots * norms).sum(1)
+    value = (_column(weight, norms) * groups.sqrt_sizes * norms).sum(1)
     if settings.kind == "sparse-group":
-        value = value + settings.l1 * (departure.abs().double() * groups.tied).sum(1)
+        value = value + settings.l1 * (departure.abs().double() * groups.in_a_group).sum(1)
     if settings.kind == "nested":
-        value = value + settings.outer * (groups.outer.roots * _block_norms(norms, groups)).sum(1)
+        value = value + settings.outer * (groups.as_blocks.sqrt_sizes * _block_norms(norms, groups)).sum(1)
     return value.to(x.dtype)
 
 
@@ -98,14 +98,14 @@ def _norms(x: Tensor, groups: Groups) -> Tensor:
     """`group_norms`, [K, G] float64."""
     clients, size = len(x), len(groups.names) + 1
     sums = torch.zeros(clients, size * PARTIAL_SUMS, dtype=torch.float64, device=x.device)
-    sums.index_add_(1, groups.bins, x.to(torch.float64, copy=True).square_())
+    sums.index_add_(1, groups.sum_bins, x.to(torch.float64, copy=True).square_())
     return sums.view(clients, size, PARTIAL_SUMS)[:, :-1].sum(2).sqrt()
 
 
 def _block_norms(norms: Tensor, groups: Groups) -> Tensor:
     """Norms of all that is grouped in each block, from those of its groups, [K, G] -> [K, B]."""
-    sums = norms.new_zeros(len(norms), len(groups.outer.names))
-    return sums.index_add_(1, groups.homes, norms.square()).sqrt()
+    sums = norms.new_zeros(len(norms), len(groups.as_blocks.names))
+    return sums.index_add_(1, groups.block_of_group, norms.square()).sqrt()
 
 
 def _factors(norms: Tensor, limits: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def _factors(norms: Tensor, limits: Tensor) -> Tensor:
 def _scaled(x: Tensor, factors: Tensor, groups: Groups) -> Tensor:
     """Every entry of x [K, P] times the factor [K, G] of its group; as it is where it has none."""
     padded = torch.cat([factors.to(x.dtype), x.new_ones(len(x), 1)], 1)
-    return padded.index_select(1, groups.places).mul_(x)
+    return padded.index_select(1, groups.ids_or_last).mul_(x)
 
 
 def _column(number: Tensor | float, like: Tensor) -> Tensor:

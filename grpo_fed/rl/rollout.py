@@ -99,7 +99,7 @@ class Actor:
 class Collector:
     """Lanes of K clients with what must be remembered between two collections."""
 
-    lanes: ClientEnvs
+    envs: ClientEnvs
     names: Sequence[str]
     """Of the clients, for errors."""
     seeds: Sequence[int]
@@ -117,27 +117,27 @@ class Collector:
     """[L]: names of the lanes' streams of episodes."""
     numbers: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """[L]: which episode of its stream a lane is in."""
-    past: ActionLog = field(default_factory=lambda: ActionLog(0, 0))
+    action_log: ActionLog = field(default_factory=lambda: ActionLog(0, 0))
     """What was done in the episodes under way, from which they can be taken up again."""
 
     @property
     def shape(self) -> tuple[int, int]:
         """K, N."""
-        return len(self.names), self.lanes.size // len(self.names)
+        return len(self.names), self.envs.size // len(self.names)
 
     def begin(self, seeds: np.ndarray, learn: bool = True) -> np.ndarray:
         """Start every lane anew; `seeds` [L] uint64 name their streams of episodes. First raw observations, [L, D]."""
-        raw = self.lanes.reset(seeds)
+        raw = self.envs.reset(seeds)
         self.observations = self._seen(raw, learn)
-        self.scores, self.lengths = np.zeros(self.lanes.size), np.zeros(self.lanes.size, np.int64)
-        self.streams, self.numbers = seeds, np.zeros(self.lanes.size, np.int64)
-        self.past = ActionLog(self.lanes.size, self.distribution.action_size)
+        self.scores, self.lengths = np.zeros(self.envs.size), np.zeros(self.envs.size, np.int64)
+        self.streams, self.numbers = seeds, np.zeros(self.envs.size, np.int64)
+        self.action_log = ActionLog(self.envs.size, self.distribution.action_size)
         return raw
 
-    def segments(self, actor: Actor, horizon: int, numbers: np.ndarray) -> Trajectories:
+    def collect_steps(self, actor: Actor, horizon: int, numbers: np.ndarray) -> Trajectories:
         """`horizon` steps of every lane, the `numbers`-th [K] of each client; episodes go on from call to call."""
         assert self.observations is not None, "begin() comes first"
-        observations, lanes, distribution = self.observations, self.lanes, self.distribution
+        observations, lanes, distribution = self.observations, self.envs, self.distribution
         noise = self._noise(self._generators(numbers), horizon)
         memory = _Memory.empty(horizon, lanes.size, lanes.observation_size, distribution.action_size)
         for t in range(horizon):
@@ -149,10 +149,10 @@ class Collector:
             observations = self._seen(step.observations, learn=True)
         self.observations = observations
         self.numbers += (memory.terminated | memory.truncated).sum(0)
-        self.past.add(memory.actions, memory.terminated | memory.truncated)
+        self.action_log.add(memory.actions, memory.terminated | memory.truncated)
         return self._finish(memory, horizon)
 
-    def whole_episodes(
+    def collect_episodes(
         self, actor: Actor, limits: np.ndarray, numbers: np.ndarray, seeds: np.ndarray, active: np.ndarray
     ) -> Trajectories:
         """One episode in every lane of the active [K] clients; those that are over sleep until the last one is.
@@ -161,7 +161,7 @@ class Collector:
 
         Observations and rewards are normalised by what came before these episodes; afterwards they count too.
         """
-        lanes, distribution = self.lanes, self.distribution
+        lanes, distribution = self.envs, self.distribution
         raw = self.begin(seeds, learn=False)
         generators = self._generators(numbers)
         limit = int(limits[active].max())
@@ -227,7 +227,7 @@ class Collector:
             return {}
         copies = self.shape[1]
         mine = slice(client * copies, (client + 1) * copies)
-        actions = self.past.actions(mine)
+        actions = self.action_log.actions(mine)
         return {
             "observations": self.observations[client],
             "scores": self.scores[mine],
@@ -252,13 +252,13 @@ class Collector:
 
         self.streams, self.numbers = joint("streams"), joint("numbers")
         actions = np.split(joint("actions"), np.cumsum(joint("made"))[:-1])
-        self.past = ActionLog.of(actions)
-        raw = self.lanes.resume(self.streams, self.numbers, actions)
+        self.action_log = ActionLog.of(actions)
+        raw = self.envs.resume(self.streams, self.numbers, actions)
         begun = {client: raw.reshape(*self.shape, -1)[client] for client, state in enumerate(states) if not state}
         if self.observation_normaliser is not None:
             for client, seen in begun.items():
                 self.observation_normaliser.update_one(client, seen)
-        if self.lanes.reproducible:
+        if self.envs.reproducible:
             self.observations = np.stack([state["observations"] for state in given])
             for client, seen in begun.items():
                 for copy, one in enumerate(seen):
@@ -266,13 +266,13 @@ class Collector:
             self.scores, self.lengths = joint("scores"), joint("lengths")
         else:
             self.observations = self._seen(raw, learn=False)
-            self.scores, self.lengths = np.zeros(self.lanes.size), np.zeros(self.lanes.size, np.int64)
+            self.scores, self.lengths = np.zeros(self.envs.size), np.zeros(self.envs.size, np.int64)
 
     def _unstepped(self, streams: np.ndarray) -> dict[str, np.ndarray]:
         """`state` of a client at the very beginning, but for its observations."""
         copies, action = self.shape[1], self.distribution.action_size
         return {
-            "observations": np.zeros((copies, self.lanes.observation_size), np.float32),
+            "observations": np.zeros((copies, self.envs.observation_size), np.float32),
             "scores": np.zeros(copies),
             "lengths": np.zeros(copies, np.int64),
             "streams": streams,
@@ -284,7 +284,7 @@ class Collector:
     def _finish(self, memory: _Memory, steps: int) -> Trajectories:
         """What was written, client by client, with the episodes that ended and the truncations among them."""
         assert self.observations is not None
-        episodes, cuts = self._ended(memory, steps)
+        episodes, cuts = self._finished_episodes(memory, steps)
         rewards = memory.rewards if self.reward_normaliser is None else memory.learned
         done = Trajectories(
             observations=_by_client(memory.observations[:steps], *self.shape),
@@ -297,10 +297,10 @@ class Collector:
             cuts=cuts,
             episodes=episodes,
         )
-        self._refuse_unfinite(done)
+        self._refuse_non_finite(done)
         return done
 
-    def _refuse_unfinite(self, done: Trajectories) -> None:
+    def _refuse_non_finite(self, done: Trajectories) -> None:
         """ValueError for a NaN or infinity in anything that the policy or its critic looks at, or a reward."""
         check_finite(done.observations, done.rewards, self.names)
         check_finite(done.last[:, None], done.rewards[:, :0], self.names, first=done.rewards.shape[1])
@@ -310,7 +310,7 @@ class Collector:
                 which = f"entry {bad[0]} of the observation that the episode was cut at"
                 raise non_finite_error(self.names[cut.client], cut.copy, cut.t, which, cut.observation[bad[0]])
 
-    def _ended(self, memory: _Memory, steps: int) -> tuple[list[list[Episode]], list[Truncation]]:
+    def _finished_episodes(self, memory: _Memory, steps: int) -> tuple[list[list[Episode]], list[Truncation]]:
         """Episodes of each client that ended, and where they were truncated; sums of those under way go on."""
         copies = self.shape[1]
         valid = memory.valid[:steps]

@@ -83,17 +83,17 @@ class StackedLearner:
         self.policy = make_policy(self.tasks[0], scenario.policy)
         layout = self.policy.layout
         self.shared = layout.mask(layout.shared).nonzero().squeeze(1) if shared is None else shared
-        self.squared = scenario.penalty.squared if squared is None else squared
-        self._shed = shed
+        self.proximal_weight = scenario.penalty.squared if squared is None else squared
+        self._env_cache = shed
         self._make_tensors()
-        self._make_lanes()
-        self._evaluation_lanes: ClientEnvs | None = None
-        self.longest = episode_step_limits(self.tasks, scenario)
+        self._make_envs()
+        self._evaluation_envs: ClientEnvs | None = None
+        self.max_episode_steps = episode_step_limits(self.tasks, scenario)
         self.stacks = list(self._stacks())
-        self.spent = np.zeros(len(tasks), np.int64)
-        self.owed = np.zeros(len(tasks), np.int64)
-        self.numbers = np.zeros(len(tasks), np.int64)
-        self.kept = [np.zeros((0, self.policy.observation_size), np.float32) for _ in tasks]
+        self.steps_done = np.zeros(len(tasks), np.int64)
+        self.steps_due = np.zeros(len(tasks), np.int64)
+        self.updates_done = np.zeros(len(tasks), np.int64)
+        self.measurement_states = [np.zeros((0, self.policy.observation_size), np.float32) for _ in tasks]
         """Of each client some states of its last batch, [n, D] as its policy sees them, to measure its steps on."""
 
     def train(
@@ -104,20 +104,20 @@ class StackedLearner:
         `anchor` [K, P] is what penalties and KL hold a client to; by default where it stands.
         """
         self.anchor.copy_(self.parameters if anchor is None else anchor)
-        self.owed += steps
+        self.steps_due += steps
         notes = [_Progress() for _ in self.tasks]
-        while (behind := self.spent < self.owed).any():
-            progress = begin + (end - begin) * (1 - (self.owed - self.spent).clip(0) / steps)
+        while (behind := self.steps_done < self.steps_due).any():
+            progress = begin + (end - begin) * (1 - (self.steps_due - self.steps_done).clip(0) / steps)
             trajectories, groups = self._collect(behind)
             for stack in self.stacks:
                 rows = stack.rows
                 if not behind[rows].any():
                     continue
                 batch = make_batch(self.policy, stack.views, trajectories, rows, critic=groups is None)
-                longest = torch.from_numpy(self.longest[rows]).to(self.device)
+                longest = torch.from_numpy(self.max_episode_steps[rows]).to(self.device)
                 judged = learning_targets(batch, None if groups is None else groups[rows], longest, self.scenario)
                 active = None if behind[rows].all() else torch.from_numpy(behind[rows]).to(self.device)
-                losses = update_clients(stack, batch, judged, active, self.numbers[rows], progress[rows])
+                losses = update_clients(stack, batch, judged, active, self.updates_done[rows], progress[rows])
                 for client in np.flatnonzero(behind[rows]):
                     notes[rows.start + client].losses.append(losses.client(int(client)))
             for client in np.flatnonzero(behind):
@@ -128,19 +128,19 @@ class StackedLearner:
             # a segment is as long for all, with the steps that a lane may need to reset itself: were these not counted,
             # the other clients' environments would be stepped on while they wait for this one
             counted = trajectories.valid[0].size if groups is None else trajectories.steps
-            self.spent += np.where(behind, counted, 0)
-            self.numbers += behind
+            self.steps_done += np.where(behind, counted, 0)
+            self.updates_done += behind
         self._keep_states([note.last for note in notes])
         return [note.report(name) for note, name in zip(notes, self.names, strict=True)]
 
     def evaluate(self, episodes: int | None = None, deterministic: bool = True, number: int = 0) -> list[Evaluation]:
         """Every client plays without learning; the `number`-th call has its own episodes, the same for any policy."""
         settings = self.scenario.evaluate
-        if self._evaluation_lanes is None:
-            self._evaluation_lanes = self._lanes(self.scenario.rollout.num_envs)
+        if self._evaluation_envs is None:
+            self._evaluation_envs = self._training_envs(self.scenario.rollout.num_envs)
         return evaluate(
             Actor(self.policy, self.parameters),
-            self._evaluation_lanes,
+            self._evaluation_envs,
             EvaluatedClients(self.names, self.seeds, self.observation_normaliser),
             episodes or settings.episodes,
             settings.step_limit,
@@ -148,7 +148,7 @@ class StackedLearner:
             number,
         )
 
-    def catch_up(self, steps: int) -> None:
+    def skip_to(self, steps: int) -> None:
         """Owe what every client does that was given so many steps in all, whether it was there or not.
 
         Batches seldom come out even with the steps of a round, and what is over goes on to the next. Where a batch is
@@ -156,8 +156,8 @@ class StackedLearner:
         """
         if self.scenario.objective.advantage == "gae":
             samples = self.scenario.rollout.num_envs * self.scenario.rollout.horizon
-            self.owed[:] = steps
-            self.spent[:] = -(-steps // samples) * samples
+            self.steps_due[:] = steps
+            self.steps_done[:] = -(-steps // samples) * samples
 
     def state(self, client: int) -> dict[str, np.ndarray]:
         """All that one client must remember to go on, bit for bit, in another process."""
@@ -168,12 +168,12 @@ class StackedLearner:
             "adam.count": self.adam.count[client],
             "kl_coefficient": self.kl_coefficient[client, None].cpu().numpy(),
             "kl_limit": self.kl_limit[client, None].cpu().numpy(),
-            "progress": np.array([self.spent[client], self.numbers[client], self.owed[client]]),
+            "progress": np.array([self.steps_done[client], self.updates_done[client], self.steps_due[client]]),
         }
         if self.turns:
             arrays["adam.turns"] = np.array([adam.count[client, 0] for adam in self.turns])
         if self._keeps_states:
-            arrays["kept"] = self.kept[client]
+            arrays["kept"] = self.measurement_states[client]
         parts = {"rollout": self.collector.state(client)}
         if self.observation_normaliser is not None:
             parts["observation_normaliser"] = self.observation_normaliser.state(client)
@@ -194,16 +194,16 @@ class StackedLearner:
             ):
                 row[client] = torch.from_numpy(state[name])
             self.adam.count[client] = state["adam.count"]
-            self.spent[client], self.numbers[client], self.owed[client] = state["progress"].tolist()
+            self.steps_done[client], self.updates_done[client], self.steps_due[client] = state["progress"].tolist()
             for adam, count in zip(self.turns, state.get("adam.turns", ()), strict=True):
                 adam.count[client] = count
             if self._keeps_states:
-                self.kept[client] = state["kept"]
+                self.measurement_states[client] = state["kept"]
             if self.observation_normaliser is not None:
                 self.observation_normaliser.load(client, sub_state(state, "observation_normaliser"))
             if self.collector.reward_normaliser is not None:
                 self.collector.reward_normaliser.load(client, sub_state(state, "reward_normaliser"))
-        first = self._lane_seeds(Purpose.EPISODES, [0] * len(self.tasks))
+        first = self._env_seeds(Purpose.EPISODES, [0] * len(self.tasks))
         self.collector.load([sub_state(state, "rollout") for state in states], first)
 
     def client_parameters(self, client: int) -> dict[str, Tensor]:
@@ -212,14 +212,14 @@ class StackedLearner:
 
     def close(self) -> None:
         """Close the environments."""
-        self.collector.lanes.close()
-        if self._evaluation_lanes is not None:
-            self._evaluation_lanes.close()
+        self.collector.envs.close()
+        if self._evaluation_envs is not None:
+            self._evaluation_envs.close()
 
     def _refuse_divergence(self) -> None:
         if math.isfinite(self.parameters.sum()):  # far cheaper than looking at each
             return
-        for task, number, finite in zip(self.tasks, self.numbers, self.parameters.isfinite().all(1), strict=True):
+        for task, number, finite in zip(self.tasks, self.updates_done, self.parameters.isfinite().all(1), strict=True):
             if not finite:
                 raise DivergedError(
                     f"client {task.client}: its policy is no longer finite after update {number + 1}; lower its"
@@ -238,9 +238,9 @@ class StackedLearner:
             if lived is None or not self._keeps_states:
                 continue
             states = lived.observations[client][lived.valid[client]]
-            draws = generator(self.seeds[client], Purpose.STATES, int(self.numbers[client]))
+            draws = generator(self.seeds[client], Purpose.STATES, int(self.updates_done[client]))
             count = min(self.scenario.proximity.states, len(states))
-            self.kept[client] = states[draws.choice(len(states), count, replace=False)]
+            self.measurement_states[client] = states[draws.choice(len(states), count, replace=False)]
 
     def _collect(self, behind: np.ndarray) -> tuple[Trajectories, Tensor | None]:
         """A batch of trajectories, and with whole episodes the group [K, E] of each."""
@@ -248,10 +248,10 @@ class StackedLearner:
         actor = Actor(self.policy, self.parameters)
         if self.scenario.objective.advantage == "gae":
             if self.collector.observations is None:
-                self.collector.begin(self._lane_seeds(Purpose.EPISODES, [0] * len(self.tasks)))
-            return self.collector.segments(actor, settings.horizon, self.numbers), None
+                self.collector.begin(self._env_seeds(Purpose.EPISODES, [0] * len(self.tasks)))
+            return self.collector.collect_steps(actor, settings.horizon, self.updates_done), None
         seeds = self._group_seeds()
-        trajectories = self.collector.whole_episodes(actor, self.longest, self.numbers, seeds, behind)
+        trajectories = self.collector.collect_episodes(actor, self.max_episode_steps, self.updates_done, seeds, behind)
         return trajectories, self._groups(trajectories)
 
     def _groups(self, trajectories: Trajectories) -> Tensor:
@@ -262,7 +262,7 @@ class StackedLearner:
         elif settings.by == "start":
             groups = np.broadcast_to(np.arange(copies) // settings.size, (clients, copies)).copy()
         elif settings.by == "context":
-            keys = self.collector.lanes.reset_infos(settings.key).reshape(clients, copies)
+            keys = self.collector.envs.reset_infos(settings.key).reshape(clients, copies)
             groups = np.stack([np.unique(row, return_inverse=True)[1] for row in keys])
         else:
             first = torch.from_numpy(np.ascontiguousarray(trajectories.observations[:, 0])).to(self.device)
@@ -270,7 +270,7 @@ class StackedLearner:
                 features = self.policy.features(self.policy.layout.views(self.parameters), first).cpu()
             found = [
                 similarity_groups(one, settings.clusters, generator(seed, Purpose.CLUSTERS, int(number)))
-                for one, seed, number in zip(features, self.seeds, self.numbers, strict=True)
+                for one, seed, number in zip(features, self.seeds, self.updates_done, strict=True)
             ]
             return torch.stack(found).to(self.device)
         return torch.from_numpy(groups).to(self.device)
@@ -278,27 +278,27 @@ class StackedLearner:
     def _group_seeds(self) -> np.ndarray:
         """[L]: new episodes for every copy; those of one group begin alike where groups are made by start."""
         if self.scenario.group.by != "start":
-            return self._lane_seeds(Purpose.EPISODES, self.numbers)
+            return self._env_seeds(Purpose.EPISODES, self.updates_done)
         size, copies = self.scenario.group.size, self.collector.shape[1]
         seeds = [
             env_seeds(seed, Purpose.EPISODES, copies // size, int(number)).repeat(size)
-            for seed, number in zip(self.seeds, self.numbers, strict=True)
+            for seed, number in zip(self.seeds, self.updates_done, strict=True)
         ]
         return np.concatenate(seeds)
 
-    def _lane_seeds(self, purpose: Purpose, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+    def _env_seeds(self, purpose: Purpose, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         copies = self.collector.shape[1]
         pairs = zip(self.seeds, numbers, strict=True)
         return np.concatenate([env_seeds(seed, purpose, copies, int(number)) for seed, number in pairs])
 
-    def _lanes(self, copies: int, shed: EnvCache | None = None) -> ClientEnvs:
+    def _training_envs(self, copies: int, shed: EnvCache | None = None) -> ClientEnvs:
         return make_client_envs(
             self.tasks, copies, self.scenario.policy.squash, self.scenario.rollout.episode_limit, shed
         )
 
-    def _make_lanes(self) -> None:
+    def _make_envs(self) -> None:
         settings, (clients, size) = self.scenario, (len(self.tasks), self.policy.observation_size)
-        lanes = self._lanes(settings.rollout.num_envs, self._shed)
+        lanes = self._training_envs(settings.rollout.num_envs, self._env_cache)
         if settings.objective.advantage == "group" and settings.group.by == "start" and not lanes.reproducible:
             task = next(task for task in self.tasks if find_env_spec(task).entry_point is None)
             raise ValueError(
@@ -323,12 +323,12 @@ class StackedLearner:
         clients, size = self.parameters.shape
         self.adam = Adam.start(clients, size, settings.objective.adam_epsilon, self.device)
         is_shared = torch.zeros(size, dtype=torch.bool).index_fill_(0, self.shared.cpu(), True).to(self.device)
-        self.pull = is_shared * self.squared if self.squared else None
+        self.pull = is_shared * self.proximal_weight if self.proximal_weight else None
         self.turns: tuple[Adam, ...] = ()
         """With `personal.first`: of private and of shared blocks."""
         if settings.personal.first:
             parts = (~is_shared, is_shared)
-            self.turns = tuple(self.adam.only(part.nonzero().squeeze(1)) for part in parts)
+            self.turns = tuple(self.adam.for_columns(part.nonzero().squeeze(1)) for part in parts)
         self.kl_coefficient = torch.full((clients,), settings.trust.coefficient, device=self.device)
         self.kl_limit = torch.full((clients,), settings.trust.target, device=self.device)
 
@@ -363,8 +363,8 @@ class StackedLearner:
                 kl_limit=self.kl_limit[rows],
                 groups=groups,
                 budgets=budgets,
-                pull=self.pull,
-                turns=tuple(adam.rows(rows) for adam in self.turns),
+                proximal_weight=self.pull,
+                phase_optimisers=tuple(adam.rows(rows) for adam in self.turns),
             )
 
 

@@ -70,19 +70,19 @@ class ClientStack:
     """Of the penalty."""
     budgets: Sequence[tuple[Block, float]]
     """KL budgets of blocks."""
-    pull: Tensor | None = None
+    proximal_weight: Tensor | None = None
     """[P]: how strongly each parameter is drawn to its anchor, by 1/2 pull (x - anchor)^2; None for not at all."""
-    turns: tuple[Adam, ...] = ()
+    phase_optimisers: tuple[Adam, ...] = ()
     """Where private blocks learn before shared ones (2102.07078): Adam for either, on the same moments."""
 
     @cached_property
     def critic_pull(self) -> Tensor | None:
         """[P]: `pull` where only the critic looks, 0 elsewhere."""
-        if self.pull is None:
+        if self.proximal_weight is None:
             return None
-        names = self.policy.actor_names()
+        names = self.policy.actor_parameters()
         alone = [torch.full((slot.size,), float(slot.name not in names)) for slot in self.policy.layout.slots]
-        return self.pull * torch.cat(alone).to(self.pull.device)
+        return self.proximal_weight * torch.cat(alone).to(self.proximal_weight.device)
 
     @cached_property
     def penalises(self) -> bool:
@@ -193,7 +193,7 @@ def adam_update(
             if not going.any():
                 break
         pullback(slopes.distribution, slopes.values, stack.gradient_views)
-        add_proximal_gradient(stack, stack.pull)
+        add_proximal_gradient(stack, stack.proximal_weight)
         if settings.max_grad_norm is not None:
             clip_gradient(stack.gradient, settings.max_grad_norm, adam.columns)
         adam.step(stack.parameters, stack.gradient, learning_rate, active)
@@ -216,7 +216,7 @@ def natural_step(
 ) -> tuple[LossTerms, Tensor]:
     """Moves the parameters that the actor uses, and gives the KL [K] of that; a hard limit may adapt."""
     settings, region = stack.scenario.objective, stack.scenario.trust
-    names = stack.policy.actor_names()
+    names = stack.policy.actor_parameters()
     leaves = {name: view.detach().requires_grad_() for name, view in stack.views.items()}
     actor = {name: leaf for name, leaf in leaves.items() if name in names}
     coefficients = current_coefficients(stack, progress)
@@ -225,8 +225,8 @@ def natural_step(
     slots = [slot for slot in stack.policy.layout.slots if slot.name in names]
     columns = torch.cat([torch.arange(slot.start, slot.stop, device=loss.device) for slot in slots])
     gradient = -flat_gradient(loss.sum(), list(actor.values()), retain_graph=True)
-    if stack.pull is not None:
-        gradient -= (stack.pull * (stack.parameters - stack.anchor))[:, columns]
+    if stack.proximal_weight is not None:
+        gradient -= (stack.proximal_weight * (stack.parameters - stack.anchor))[:, columns]
     kl = weighted_kl(stack.policy, whole, said.distribution, region.direction)
     product = fisher_product(kl, list(actor.values()), region.cg_damping)
     direction = conjugate_gradient(product, gradient, region.cg_iterations)
@@ -329,9 +329,9 @@ def forward(stack: ClientStack, parameters: Mapping[str, Tensor], observations: 
 
 def optimiser_of_epoch(stack: ClientStack, epoch: int) -> Adam:
     """Whose turn it is in an epoch: everybody's, or first the private blocks' and then the shared ones'."""
-    if not stack.turns:
+    if not stack.phase_optimisers:
         return stack.adam
-    private, shared = stack.turns
+    private, shared = stack.phase_optimisers
     epochs = stack.scenario.objective.epochs
     first = min(max(1, round(stack.scenario.personal.first * epochs)), epochs - 1)
     return private if epoch < first else shared
@@ -345,9 +345,9 @@ def add_proximal_gradient(stack: ClientStack, pull: Tensor | None) -> None:
 
 def proximal_value(stack: ClientStack) -> Tensor | float:
     """What 1/2 pull (x - anchor)^2 comes to, [K], or 0 where nothing pulls."""
-    if stack.pull is None:
+    if stack.proximal_weight is None:
         return 0.0
-    return 0.5 * (stack.pull * (stack.parameters - stack.anchor).square()).sum(1)
+    return 0.5 * (stack.proximal_weight * (stack.parameters - stack.anchor).square()).sum(1)
 
 
 def clip_gradient(gradient: Tensor, longest: float, columns: Tensor | None = None) -> None:

@@ -33,7 +33,7 @@ class Checkpoint:
 
     round: int
     """From 1."""
-    notes: Mapping[str, Any]
+    counters: Mapping[str, Any]
     """What the run has counted so far; JSON, and frozen dataclasses that become JSON."""
     clients: Mapping[str, Arrays] = field(default_factory=dict)
     """What every client must remember, by name; what was read has it in `files` instead."""
@@ -41,9 +41,9 @@ class Checkpoint:
     """The same as a file of each client that is never written to again: it gets a second name in the checkpoint."""
     shared: Arrays | None = None
     """The shared blocks of a federation."""
-    origins: Mapping[str, str] = field(default_factory=dict)
+    original_names: Mapping[str, str] = field(default_factory=dict)
     """Of a checkpoint that was read: what each client's file was called where it came from."""
-    place: Path | None = None
+    folder: Path | None = None
     """Of a checkpoint that was read: its folder."""
 
     def states(self) -> dict[str, Arrays]:
@@ -51,7 +51,7 @@ class Checkpoint:
         try:
             return {client: load(file.read_bytes()) for client, file in self.files.items()}
         except (OSError, SafetensorError) as error:
-            raise _damaged(self.place, error) from error
+            raise _damaged(self.folder, error) from error
 
 
 def write(folder: Path, checkpoint: Checkpoint, keep: int, best: int | None = None) -> None:
@@ -73,7 +73,7 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int, best: int | None = No
         write_atomic(part / SHARED, _bytes(checkpoint.shared))
     origins = {client: file.name for client, file in checkpoint.files.items()}
     clients = [*checkpoint.clients, *checkpoint.files]
-    state = {"round": checkpoint.round, "clients": clients, "origins": origins, "notes": checkpoint.notes}
+    state = {"round": checkpoint.round, "clients": clients, "origins": origins, "notes": checkpoint.counters}
     write_atomic(part / STATE, json.dumps(state, default=vars) + "\n")
     _flush(part / CLIENTS)
     _flush(part)
@@ -101,7 +101,7 @@ def latest(folder: Path) -> Checkpoint | None:
                 pass
         shared = load((place / SHARED).read_bytes()) if (place / SHARED).is_file() else None
         return Checkpoint(
-            state["round"], state["notes"], files=files, shared=shared, origins=state["origins"], place=place
+            state["round"], state["notes"], files=files, shared=shared, original_names=state["origins"], folder=place
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise _damaged(place, error) from error

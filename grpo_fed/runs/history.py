@@ -79,11 +79,11 @@ class History:
         """Whether there was a server."""
         return any("fed/clients_ok" in line for line in self.lines)
 
-    def whole(self, key: str) -> np.ndarray:
+    def server_series(self, key: str) -> np.ndarray:
         """[R]: a number of the whole."""
         return np.array([_number(line.get(key)) for line in self.lines], np.float64)
 
-    def each(self, key: str) -> np.ndarray:
+    def client_series(self, key: str) -> np.ndarray:
         """[R, K]: a number of every client."""
         rows = [[_number(line["clients"].get(name, {}).get(key)) for name in self.clients] for line in self.lines]
         return np.array(rows, np.float64).reshape(len(self.lines), len(self.clients))
@@ -91,7 +91,7 @@ class History:
     @cached_property
     def returns(self) -> np.ndarray:
         """[R, K]: of the training episodes; a client that finished none in a round still has its last one."""
-        return fill_forward(self.each(RETURN))
+        return fill_forward(self.client_series(RETURN))
 
     @cached_property
     def before(self) -> np.ndarray:
@@ -110,7 +110,7 @@ class History:
         return tuple(key.removeprefix("alpha/") for key in keys)
 
     @cached_property
-    def homes(self) -> Mapping[str, str]:
+    def block_of_group(self) -> Mapping[str, str]:
         """[G]: every group of the shared blocks, and the block that it lies in.
 
         Where the tasks cannot be made here, those that the run spoke of, each under its own name.
@@ -130,9 +130,9 @@ class History:
         return dict(zip(groups.names, groups.blocks, strict=True))
 
     @cached_property
-    def left(self) -> np.ndarray:
+    def departed(self) -> np.ndarray:
         """[R, K, G] bool: who has left which group; in a round without word of a client, as before."""
-        place = {group: number for number, group in enumerate(self.homes)}
+        place = {group: number for number, group in enumerate(self.block_of_group)}
         left = np.zeros((len(self.lines), len(self.clients), len(place)), bool)
         for number, line in enumerate(self.lines):
             if number:
@@ -146,7 +146,7 @@ class History:
     @cached_property
     def clusters(self) -> np.ndarray:
         """[R, K, B]: the cluster of each client in every block of `clustered`; NaN for who was not in the merge."""
-        found = [self.each(f"cluster/{block}") for block in self.clustered]
+        found = [self.client_series(f"cluster/{block}") for block in self.clustered]
         shape = (len(self.lines), len(self.clients), 0)
         return np.stack(found, axis=2) if found else np.zeros(shape)
 
@@ -162,14 +162,14 @@ class History:
         if self.results is not None:
             found = self.results["clients"]
             return {name: tuple(_groups(found.get(name, {}))) for name in self.clients}
-        groups = np.array(tuple(self.homes), object)
-        last = self.left[-1] if self.lines else np.zeros((len(self.clients), len(groups)), bool)
+        groups = np.array(tuple(self.block_of_group), object)
+        last = self.departed[-1] if self.lines else np.zeros((len(self.clients), len(groups)), bool)
         return {name: tuple(groups[row]) for name, row in zip(self.clients, last, strict=True)}
 
     @cached_property
     def trained(self) -> np.ndarray:
         """[R, K] bool: whose training there is word of."""
-        known: np.ndarray = np.isfinite(self.each("charts/episodes"))
+        known: np.ndarray = np.isfinite(self.client_series("charts/episodes"))
         return known
 
     @cached_property

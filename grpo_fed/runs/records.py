@@ -31,7 +31,7 @@ class ClientRecord:
     """Mean return of the episodes played after the round with deterministic actions; None where it played none."""
     kl: float | None = None
     """Of the server's step, on this client's own states; None where it did not measure it."""
-    personal: tuple[str, ...] = ()
+    departed: tuple[str, ...] = ()
     """The groups that it has left, in order."""
     clusters: Mapping[str, int] = field(default_factory=dict)
     """By block the cluster that it is in, 0 being that of most weight; empty where the merge makes none."""
@@ -48,15 +48,15 @@ class ClientRecord:
 class ServerRecord:
     """The server in a round."""
 
-    kept: AcceptedStep | None
+    step: AcceptedStep | None
     """What became of the step; None in a round without a merge."""
     last_kl: Mapping[str, float]
     """KL of the last round's step as clients found it only now: `joint`, and each block alone; empty if unknown."""
-    up: int
+    bytes_up: int
     """Bytes that came from clients since the last round."""
-    down: int
+    bytes_down: int
     """Bytes that went to them."""
-    total: int
+    bytes_total: int
     """Both, since the run began."""
     notes: tuple[str, ...] = ()
     """What a person should know."""
@@ -153,14 +153,14 @@ def _server_metrics(server: ServerRecord, clients: Sequence[ClientRecord]) -> di
     line: dict[str, Any] = {
         "fed/clients_ok": sum(one.steps > 0 and one.failure is None for one in clients),
         "fed/clients_failed": sum(one.failure is not None for one in clients),
-        "fed/personal_groups": sum(len(one.personal) for one in clients),
-        "comm/MB_up": server.up / MB,
-        "comm/MB_down": server.down / MB,
-        "comm/MB_total": server.total / MB,
+        "fed/personal_groups": sum(len(one.departed) for one in clients),
+        "comm/MB_up": server.bytes_up / MB,
+        "comm/MB_down": server.bytes_down / MB,
+        "comm/MB_total": server.bytes_total / MB,
     }
     for name in dict.fromkeys(name for one in clients for name in one.clusters):
         line[f"clusters/{name}"] = len({one.clusters[name] for one in clients if one.clusters})
-    blocks = () if server.kept is None else server.kept.blocks
+    blocks = () if server.step is None else server.step.blocks
     for block in blocks:
         line |= {
             f"kl/{block.block}": _number(block.kl),
@@ -168,8 +168,8 @@ def _server_metrics(server: ServerRecord, clients: Sequence[ClientRecord]) -> di
             f"budget/{block.block}": _number(block.budget),
             f"wanted/{block.block}": _number(block.wanted),
         }
-    if server.kept is not None and blocks:
-        kept = server.kept
+    if server.step is not None and blocks:
+        kept = server.step
         line |= {"kl/joint": _number(kept.joint), "budget/joint": _number(kept.joint_budget)}
         line |= {"wanted/joint": _number(kept.joint_wanted)}
     line |= {f"last_kl/{name}": _number(kl) for name, kl in server.last_kl.items()}
@@ -178,8 +178,8 @@ def _server_metrics(server: ServerRecord, clients: Sequence[ClientRecord]) -> di
 
 def _client_line(note: ClientRecord, metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
     """A client's line in a federation."""
-    line: dict[str, Any] = {**metrics[note.client], "fed/personal_groups": len(note.personal)}
-    line |= {"personal_groups": list(note.personal)} if note.personal else {}
+    line: dict[str, Any] = {**metrics[note.client], "fed/personal_groups": len(note.departed)}
+    line |= {"personal_groups": list(note.departed)} if note.departed else {}
     line |= {f"cluster/{block}": cluster for block, cluster in note.clusters.items()}
     line |= {"kl/joint": _number(note.kl)} if note.kl is not None else {}
     return line | ({"failure": note.failure.kind} if note.failure is not None else {})
@@ -220,12 +220,12 @@ def kept_of(document: Mapping[str, Any] | None) -> AcceptedStep | None:
 
 def _client_of(document: Mapping[str, Any]) -> ClientRecord:
     failure = document["failure"]
-    known = {"personal": tuple(document["personal"]), "failure": None if failure is None else Failure(**failure)}
+    known = {"departed": tuple(document["departed"]), "failure": None if failure is None else Failure(**failure)}
     return ClientRecord(**{**document, **known})
 
 
 def _server_of(document: Mapping[str, Any]) -> ServerRecord:
-    return ServerRecord(**{**document, "kept": kept_of(document["kept"]), "notes": tuple(document["notes"])})
+    return ServerRecord(**{**document, "step": kept_of(document["step"]), "notes": tuple(document["notes"])})
 
 
 @dataclass(frozen=True)

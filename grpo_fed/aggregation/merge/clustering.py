@@ -37,7 +37,7 @@ def clusters(
     0.5 is where Kaufman & Rousseeuw (1990) begin to call a structure reasonable. Two clients alone are never divided:
     there is nothing else to tell how far far is. One without weight changes nothing and joins what is nearest.
     """
-    whole, heard = groups.outer, replies.heard
+    whole, heard = groups.as_blocks, replies.weighted
     everybody = weighted_mean(heard, shared)
     least = group_thresholds(whole, threshold, blocks).tolist()
     found = [_of_block(heard, shared, groups, number, structure, most, least[number]) for number in range(len(least))]
@@ -49,7 +49,7 @@ def clusters(
             point[columns] = means[cluster if cluster < len(means) else 0]
     away = torch.stack([distances([reply.point for reply in replies.all], point, groups) for point in points])
     members = _members(replies, found, away, groups)
-    deviations = away.gather(0, members[:, groups.homes].unsqueeze(0)).squeeze(0)
+    deviations = away.gather(0, members[:, groups.block_of_group].unsqueeze(0)).squeeze(0)
     nobody = torch.zeros_like(deviations, dtype=torch.bool)
     own = Clusters(whole.names, members, points, whole.ids)
     return Merged(replies.clients, points[0], nobody, deviations.float(), own)
@@ -61,7 +61,7 @@ def _of_block(
     """The clusters of one block, that of most weight first, then by name."""
     if len(heard) < 3:
         return [list(heard)]
-    columns = (groups.outer.ids == number).nonzero().squeeze(1)
+    columns = (groups.as_blocks.ids == number).nonzero().squeeze(1)
     apart = squared_distances([reply.point for reply in heard], shared, columns).sqrt()
     parts: dict[int, list[Reply]] = {}
     for reply, label in zip(heard, cluster_clients(apart, structure, most, least).tolist(), strict=True):
@@ -77,7 +77,7 @@ def _mean_there(part: Sequence[Reply], columns: Tensor) -> Tensor:
 
 def _members(replies: Replies, found: Sequence[Sequence[Sequence[Reply]]], away: Tensor, groups: Groups) -> Tensor:
     """[K, B] int64: each client's cluster; away [C, K, G] is how far it lies from every cluster's mean."""
-    squares = away.new_zeros(*away.shape[:2], len(found)).index_add_(2, groups.homes, away.square())
+    squares = away.new_zeros(*away.shape[:2], len(found)).index_add_(2, groups.block_of_group, away.square())
     members = torch.zeros(squares.shape[1:], dtype=torch.int64, device=away.device)
     for block, parts in enumerate(found):
         nearest = squares[: max(1, len(parts)), :, block].argmin(0)

@@ -72,9 +72,9 @@ def _problem(found: object, replies: Replies, shared: Tensor, groups: Groups) ->
 
 
 def _cluster_problem(found: Clusters, clients: int, shared: Tensor, groups: Groups) -> str:
-    wanted = clients, len(groups.outer.names)
-    if found.blocks != groups.outer.names:
-        return f"has clusters of the blocks {', '.join(found.blocks)}; they must be {', '.join(groups.outer.names)}"
+    wanted = clients, len(groups.as_blocks.names)
+    if found.blocks != groups.as_blocks.names:
+        return f"has clusters of the blocks {', '.join(found.blocks)}; they must be {', '.join(groups.as_blocks.names)}"
     if found.members.shape != wanted or found.members.dtype != torch.int64:
         return f"has members as {found.members.dtype} of shape {tuple(found.members.shape)}; int64 {wanted} fits"
     if found.points.ndim != 2 or found.points.shape[1:] != shared.shape or not found.points.isfinite().all():

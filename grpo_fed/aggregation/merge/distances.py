@@ -97,14 +97,14 @@ def squared_distances(points: Sequence[Tensor], origin: Tensor, columns: Tensor)
 @lru_cache(maxsize=8)
 def _ordered(groups: Groups) -> tuple[Tensor, Tensor]:
     """All columns in the order of their groups, [P] int64, and how many each group has, [G] int64."""
-    sizes = torch.bincount(groups.places, minlength=len(groups.names) + 1)
-    return groups.places.argsort(stable=True), sizes[:-1]
+    sizes = torch.bincount(groups.ids_or_last, minlength=len(groups.names) + 1)
+    return groups.ids_or_last.argsort(stable=True), sizes[:-1]
 
 
 @lru_cache(maxsize=8)
 def _runs(groups: Groups) -> list[ColumnRuns]:
     """All columns; the same in every round."""
-    places, size = groups.places, groups.places.numel()
+    places, size = groups.ids_or_last, groups.ids_or_last.numel()
     starts = _changes(places)
     lengths = torch.diff(starts, append=starts.new_tensor([size]))
     firsts = _changes(lengths).tolist()

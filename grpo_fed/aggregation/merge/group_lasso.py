@@ -55,7 +55,7 @@ def huber(
     With a threshold of infinity it is `mean` bit for bit. With 0 everybody departs and the shared vector [P] stays.
     """
     tau = group_thresholds(groups, threshold, blocks)
-    points, heard = [reply.point for reply in replies.all], replies.heard
+    points, heard = [reply.point for reply in replies.all], replies.weighted
     loud = torch.tensor([reply.weight > 0 for reply in replies.all], dtype=torch.bool, device=shared.device)
     everybody = accumulate_mean(heard)
     mean = everybody.result()
@@ -93,7 +93,7 @@ def _mean_of_remaining(heard: Sequence[Reply], departed: Tensor, point: Tensor, 
     kind_of = torch.full((len(groups.names) + 1,), -1, dtype=torch.int64, device=point.device)
     kind_of[torn] = kinds
     for number, gone in enumerate(patterns.tolist()):  # groups that the same clients leave, at once
-        columns = (kind_of[groups.places] == number).nonzero().squeeze(1)
+        columns = (kind_of[groups.ids_or_last] == number).nonzero().squeeze(1)
         staying = (Reply(reply.client, reply.point[columns], reply.weight) for reply in compress(heard, _others(gone)))
         refitted[columns] = weighted_mean(staying, point[columns])
     return refitted
@@ -109,16 +109,16 @@ def group_thresholds(groups: Groups, threshold: float, blocks: Mapping[str, floa
     A threshold is the root mean square deviation of a parameter. `blocks` has, by pattern, those of blocks (a critic's)
     that have their own.
     """
-    of = dict.fromkeys(groups.outer.names, threshold)
+    of = dict.fromkeys(groups.as_blocks.names, threshold)
     taker: dict[str, str] = {}
     for pattern, own in blocks.items():
-        for name in match_names(pattern, groups.outer.names, "merge.blocks", "block"):
+        for name in match_names(pattern, groups.as_blocks.names, "merge.blocks", "block"):
             if name in taker:
                 both = f"merge.blocks: {words.short_toml(taker[name])} and {words.short_toml(pattern)} both take {words.short_toml(name)}"
                 raise ValueError(f"{both}; narrow one of the patterns")
             taker[name], of[name] = pattern, own
     assert all(value >= 0 for value in of.values()), f"a threshold below 0: {of}"
-    return groups.roots.new_tensor([of[block] for block in groups.blocks]) * groups.roots
+    return groups.sqrt_sizes.new_tensor([of[block] for block in groups.blocks]) * groups.sqrt_sizes
 
 
 def _first_to_remove(away: Tensor, out: Tensor) -> Tensor:
@@ -198,4 +198,4 @@ def _fixed_point(product: Callable[[Tensor], Tensor], squares: Tensor, weights: 
 
 def _where(groups: Groups, chosen: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     """[P]: from yes in the chosen groups [G] bool, from no elsewhere."""
-    return torch.where(torch.cat([chosen, chosen.new_zeros(1)])[groups.places], yes, no)
+    return torch.where(torch.cat([chosen, chosen.new_zeros(1)])[groups.ids_or_last], yes, no)

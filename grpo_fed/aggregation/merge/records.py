@@ -55,7 +55,7 @@ class Replies:
         return tuple(reply.client for reply in self.all)
 
     @property
-    def heard(self) -> tuple[Reply, ...]:
+    def weighted(self) -> tuple[Reply, ...]:
         """Those with a weight above 0."""
         return tuple(reply for reply in self.all if reply.weight > 0)
 

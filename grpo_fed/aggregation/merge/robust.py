@@ -25,7 +25,7 @@ ROUNDING = 1e-12
 def median(replies: Replies, shared: Tensor, groups: Groups) -> Merged:
     """Of each parameter: as much weight below as above; half way between two if the weights fall evenly."""
     point = shared.clone()
-    for columns, values, weights in _sorted(replies.heard):
+    for columns, values, weights in _sorted(replies.weighted):
         below = weights.cumsum(0)
         half = below[-1] / 2
         low = (below < half * (1 - ROUNDING)).sum(0, keepdim=True)
@@ -43,7 +43,7 @@ def trimmed_mean(replies: Replies, shared: Tensor, groups: Groups, *, fraction: 
     if fraction == 0:
         return mean(replies, shared, groups)
     point = shared.clone()
-    for columns, values, weights in _sorted(replies.heard):
+    for columns, values, weights in _sorted(replies.weighted):
         below = weights.cumsum(0)
         first, last = fraction * below[-1], (1 - fraction) * below[-1]
         kept = (torch.minimum(below, last) - torch.maximum(below - weights, first)).clamp(min=0)
@@ -57,7 +57,7 @@ def krum(replies: Replies, shared: Tensor, groups: Groups, *, byzantine: int = 1
     What it promises against so many byzantine clients needs K >= 2 byzantine + 3; with fewer it does what it can and
     says so.
     """
-    heard = replies.heard
+    heard = replies.weighted
     if not heard:
         return mean(replies, shared, groups)
     everything = torch.arange(shared.numel(), device=shared.device)

@@ -39,7 +39,7 @@ class Query:
 
     steps: tuple[StepFractions, ...] = ()
     """Those of the trials that may be accepted."""
-    trials: tuple[StepFractions, ...] = ()
+    fractions: tuple[StepFractions, ...] = ()
     """[M]: all that is measured; for each of the steps, its blocks alone too."""
     clients: tuple[str, ...] = ()
     """Who answered."""
@@ -54,24 +54,26 @@ class BudgetSearch:
     budgets: Budgets
     weights: Mapping[str, float]
     """Of the clients that are asked, in the mean."""
-    trips: tuple[Query, ...] = ()
+    queries: tuple[Query, ...] = ()
 
-    def ask(self) -> tuple[StepFractions, ...]:
+    def next_query(self) -> tuple[StepFractions, ...]:
         """[M]: what the clients should measure now; nothing once the step is decided."""
-        return self._next.trials
+        return self._next.fractions
 
-    def tell(self, answers: Mapping[str, Sequence[float]]) -> BudgetSearch:
+    def with_answers(self, answers: Mapping[str, Sequence[float]]) -> BudgetSearch:
         """Go on with the answers to `ask`, [M] by client. One of another length, or of a stranger, is none."""
         asked = self._next
-        assert asked.trials, "nothing was asked"
-        heard = [name for name in sorted(answers) if name in self.weights and len(answers[name]) == len(asked.trials)]
+        assert asked.fractions, "nothing was asked"
+        heard = [
+            name for name in sorted(answers) if name in self.weights and len(answers[name]) == len(asked.fractions)
+        ]
         columns = zip(*([float(kl) for kl in answers[name]] for name in heard), strict=True)
-        kl = dict(zip(asked.trials, (self._over_clients(heard, column) for column in columns), strict=False))
-        return replace(self, trips=(*self.trips, replace(asked, clients=tuple(heard), kl=kl)))
+        kl = dict(zip(asked.fractions, (self._over_clients(heard, column) for column in columns), strict=False))
+        return replace(self, queries=(*self.queries, replace(asked, clients=tuple(heard), kl=kl)))
 
-    def kept(self) -> AcceptedStep:
+    def accepted(self) -> AcceptedStep:
         """The longest step that was measured to be within all budgets, or none at all."""
-        assert not self.ask(), "not decided yet"
+        assert not self.next_query(), "not decided yet"
         trip, step = self._accepted or (Query(), (0.0,) * len(self._limits))
         first = self._answered[0] if self._answered else Query()
         blocks = []
@@ -92,19 +94,19 @@ class BudgetSearch:
 
     @property
     def _next(self) -> Query:
-        if self._accepted or len(self.trips) == MAX_QUERIES or not any(self._whole):
+        if self._accepted or len(self.queries) == MAX_QUERIES or not any(self._whole):
             return Query()
         match len(self._answered):
             case 0:
-                return self._survey()
+                return self._first_query()
             case 1:
-                return self._trip(self._path(self._answered[0]))
+                return self._trip(self._second_query(self._answered[0]))
             case _:
-                return self._trip(self._descent())
+                return self._trip(self._last_query())
 
     # What to ask
 
-    def _survey(self) -> Query:
+    def _first_query(self) -> Query:
         """The whole step, and each block alone at several parts of it."""
         ladders = [BLOCK_FRACTIONS if 0 < limit < math.inf else (1.0,) for limit in self._limits]
         alone = [self._alone(number, alpha) for number, ladder in enumerate(ladders) for alpha in ladder]
@@ -116,7 +118,7 @@ class BudgetSearch:
         alone = (self._alone(number, alpha) for step in steps for number, alpha in enumerate(step) if alpha)
         return Query(steps, tuple(dict.fromkeys([*steps, *alone])))
 
-    def _path(self, survey: Query) -> Iterator[StepFractions]:
+    def _second_query(self, survey: Query) -> Iterator[StepFractions]:
         """Down from where each block alone should just be within its budget, around where all together should be."""
         tops = [self._top(survey, number) for number in range(len(self._limits))]
         alone = [self._certain(survey, self._alone(number, alpha)) for number, alpha in enumerate(self._whole)]
@@ -142,11 +144,11 @@ class BudgetSearch:
             SAFETY * BLOCK_FRACTIONS[low] * math.pow(BLOCK_FRACTIONS[low - 1] / BLOCK_FRACTIONS[low], power),
         )
 
-    def _descent(self) -> Iterator[StepFractions]:
+    def _last_query(self) -> Iterator[StepFractions]:
         """Down from the most that was measured to be within its budget for each block alone."""
         most = [0.0] * len(self._limits)
         for trip in self._answered:
-            for trial in trip.trials:
+            for trial in trip.fractions:
                 moving = [number for number, alpha in enumerate(trial) if alpha]
                 if len(moving) == 1 and self._certain(trip, trial) <= self._limits[moving[0]]:
                     most[moving[0]] = max(most[moving[0]], trial[moving[0]])
@@ -167,11 +169,11 @@ class BudgetSearch:
 
     @property
     def _answered(self) -> tuple[Query, ...]:
-        return tuple(trip for trip in self.trips if trip.clients)
+        return tuple(trip for trip in self.queries if trip.clients)
 
     @property
     def _accepted(self) -> tuple[Query, StepFractions] | None:
-        within = ((trip, step) for trip in self.trips for step in trip.steps if self._is_within(trip, step))
+        within = ((trip, step) for trip in self.queries for step in trip.steps if self._is_within(trip, step))
         return max(within, key=lambda pair: sum(pair[1]), default=None)
 
     def _is_within(self, trip: Query, step: StepFractions) -> bool:

@@ -41,11 +41,11 @@ def discover_shared_blocks(
         return resolve_shared_blocks_from_shapes(scenario, known), {}
 
     def heard() -> tuple[str, ...]:
-        roll.call()
-        return tuple(strangers & roll.heard.keys())
+        roll.connected_clients()
+        return tuple(strangers & roll.task_shapes.keys())
 
     wait_for_clients(heard, strangers, len(strangers), scenario.round.deadline)
-    known |= {name: form for name, form in roll.heard.items() if name in strangers and form is not None}
+    known |= {name: form for name, form in roll.task_shapes.items() if name in strangers and form is not None}
     if not known:
         raise ValueError(
             f"scenario {scenario.name}: no client's task can be made here, and no client told of its own within"

@@ -52,7 +52,7 @@ class NodeHandler:
         if kind == HELLO:
             return _hello(scenario, name)
         letters, members = self._client(scenario, name, _state(config), wire.read_shared_blocks(content))
-        home, told = members.home.folder, letters.read_instruction(kind, content)
+        home, told = members.state_store.folder, letters.read_instruction(kind, content)
         with _locked(home / told.start.run / name):
             answer = members.answer({name: told})[name]
             if isinstance(told, Evaluate) and told.start.round:  # perhaps the last we hear: what plays is worth keeping

@@ -84,27 +84,29 @@ class LocalEngine:
         self.device = str(resolve_device(scenario.device))
         if self.folder is not None:
             journal.check_usable(self.folder)
-        noted: Mapping[str, Any] = (begun or {}) if after is None else after.notes.get("engine", {})
+        noted: Mapping[str, Any] = (begun or {}) if after is None else after.counters.get("engine", {})
         if after is not None and after.shared is not None and "workers" not in noted:
-            raise ValueError(f"{after.place}: was not written by the local engine, and has not what its clients need")
-        self.commons = resolve_shared_blocks(scenario)
+            raise ValueError(f"{after.folder}: was not written by the local engine, and has not what its clients need")
+        self.shared_blocks = resolve_shared_blocks(scenario)
         with ExitStack() as stack:
             if self.folder is None:
                 place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="grpo-fed-")))
             else:
                 place = self.folder / CLIENTS
-            self.home = StateStore(place, durable=False)
-            grid = LocalGrid(scenario, self.commons, self.home, noted.get("workers", workers), noted.get("apart", ()))
+            self.state_store = StateStore(place, durable=False)
+            grid = LocalGrid(
+                scenario, self.shared_blocks, self.state_store, noted.get("workers", workers), noted.get("apart", ())
+            )
             self.grid = stack.enter_context(grid)
             self.federation = Federation(
                 scenario,
-                self.commons,
-                GridTransport(grid, self.commons, scenario, grid.nodes),
+                self.shared_blocks,
+                GridTransport(grid, self.shared_blocks, scenario, grid.nodes),
                 self.folder,
                 after,
                 client_files=self._files,
                 before_results=self._save_policies,
-                engine={"workers": grid.workers, "apart": grid.rota.apart},
+                engine={"workers": grid.workers, "apart": grid.schedule.set_aside},
                 device=self.device,
             )
             self._stack = stack.pop_all()
@@ -122,21 +124,23 @@ class LocalEngine:
 
     def run(self, watch: Watch = lambda note: None) -> Result:
         """All rounds, or those that are left."""
-        shutil.rmtree(self.home.folder, ignore_errors=True)
+        shutil.rmtree(self.state_store.folder, ignore_errors=True)
         if self.after is not None:
             for client, file in self.after.files.items():
-                self.home.restore(self._run, client, file, self.after.origins[client])
+                self.state_store.restore(self._run, client, file, self.after.original_names[client])
         return self.federation.run(watch)
 
     @property
     def _run(self) -> str:
         """What the clients call it."""
-        return self.federation.position.name
+        return self.federation.state.name
 
     def _files(self, number: int) -> dict[str, Path]:
         """Where what each client remembers is, on the disk."""
-        latest = {name: self.home.latest(self._run, name) for name in self.commons.clients}
-        files = {name: self.home.path(self._run, name, last) for name, last in latest.items() if last is not None}
+        latest = {name: self.state_store.latest(self._run, name) for name in self.shared_blocks.clients}
+        files = {
+            name: self.state_store.path(self._run, name, last) for name, last in latest.items() if last is not None
+        }
         for file in files.values():
             _flush(file)
         return files
@@ -146,8 +150,8 @@ class LocalEngine:
         if self.folder is None:
             return
         tasks: dict[str, Task] = {task.client: task for fleet in group_by_policy_shape(self.scenario) for task in fleet}
-        for chunk in self.grid.rota.chunks:
-            members = Clients(self.scenario, self.commons, [tasks[name] for name in chunk], self.home)
+        for chunk in self.grid.schedule.chunks:
+            members = Clients(self.scenario, self.shared_blocks, [tasks[name] for name in chunk], self.state_store)
             members.save_policies(self.folder, starts)
 
 

@@ -95,10 +95,10 @@ class LocalGrid(Grid):
         """The clients' names."""
         self.workers = workers
         """How many processes the chunks are cut for."""
-        self.rota = rota
+        self.schedule = rota
         """Who is asked with whom."""
-        self._wire = wire
-        self._hands = hands
+        self._codec = wire
+        self._executor = hands
         self._pushed: dict[str, Message] = {}
         self._run = Run.create_empty(RUN)
 
@@ -110,7 +110,7 @@ class LocalGrid(Grid):
 
     def close(self) -> None:
         """Stop the workers; close environments."""
-        self._hands.close()
+        self._executor.close()
 
     # What Flower's grids do
 
@@ -170,7 +170,7 @@ class LocalGrid(Grid):
             asked = by_kind.setdefault(kind, {})
             assert name not in asked, f"{name} gets one message at a time"
             try:
-                told[message.metadata.message_id] = self._wire.read_instruction(kind, message.content)
+                told[message.metadata.message_id] = self._codec.read_instruction(kind, message.content)
             except InvalidMessageError as error:
                 yield _error(message, Failure("raised", f"Refused: {error}"))
                 continue
@@ -184,15 +184,15 @@ class LocalGrid(Grid):
         self, instructions: Mapping[str, Instruction], until: float | None
     ) -> Iterator[tuple[str, Answer | Failure]]:
         """Of instructions of one kind; where a group fails, its clients are asked again, each alone."""
-        row = self.rota.row(instructions)
-        for group, outcome in self._hands.serve(row, instructions, until):
+        row = self.schedule.jobs(instructions)
+        for group, outcome in self._executor.serve(row, instructions, until):
             if isinstance(outcome, Failure):
                 if outcome.kind != "late" and len(group.names) > 1:
-                    row.extend(self.rota.singly(group))
+                    row.extend(self.schedule.one_by_one(group))
                     continue
-                self.rota.failed(group)
+                self.schedule.failed(group)
             elif outcome is not None:
-                self.rota.answered(group)
+                self.schedule.answered(group)
             for name in group.names:
                 if isinstance(outcome, Failure):
                     yield name, outcome
@@ -204,7 +204,7 @@ class LocalGrid(Grid):
     def _reply(self, message: Message, instruction: Instruction, answer: Answer | Failure) -> Message:
         if isinstance(answer, Failure):
             return _error(message, answer)
-        return Message(self._wire.write_answer(instruction, answer), reply_to=message)
+        return Message(self._codec.write_answer(instruction, answer), reply_to=message)
 
 
 def _recipe(scenario: Scenario, home: StateStore, tasks: Sequence[Task], workers: int | None) -> ClientFactory | None:

@@ -37,35 +37,35 @@ class ChunkSchedule:
 
     def __init__(self, chunks: Sequence[Names], apart: Iterable[Sequence[str]] = ()) -> None:
         self.chunks = tuple(chunks)
-        self.apart: list[Names] = [tuple(names) for names in apart]
+        self.set_aside: list[Names] = [tuple(names) for names in apart]
         """These groups; always the same list, so that a checkpoint has it as it is."""
         self._chunk = {name: chunk for chunk in chunks for name in chunk}
 
-    def row(self, asked: Collection[str]) -> deque[Job]:
+    def jobs(self, asked: Collection[str]) -> deque[Job]:
         """Who is asked with whom; all that are asked, in the order of their names' first."""
-        aside = {name for names in self.apart for name in names}
+        aside = {name for names in self.set_aside for name in names}
         together: dict[Names, list[str]] = {}
         for name in asked:
             if name not in aside:
                 together.setdefault(self._chunk[name], []).append(name)
         groups = [Job(chunk, tuple(names)) for chunk, names in together.items()]
-        for names in self.apart:
+        for names in self.set_aside:
             there = tuple(name for name in names if name in asked)
             if there:
                 groups.append(Job(self._chunk[there[0]], there, last=True))
         return deque(groups)
 
-    def singly(self, group: Job) -> Iterator[Job]:
+    def one_by_one(self, group: Job) -> Iterator[Job]:
         """Its clients each alone, to see who it is that fails."""
         return (Job(group.chunk, (name,), last=True) for name in group.names)
 
     def answered(self, group: Job) -> None:
         """Its clients are back with the others."""
-        left = (tuple(name for name in names if name not in group.names) for names in self.apart)
-        self.apart[:] = [names for names in left if names]
+        left = (tuple(name for name in names if name not in group.names) for names in self.set_aside)
+        self.set_aside[:] = [names for names in left if names]
 
     def failed(self, group: Job) -> None:
         """Its clients go apart; if it was more than one, in two halves."""
         self.answered(group)
         names, half = group.names, -(-len(group.names) // 2)
-        self.apart += [part for part in (names[:half], names[half:]) if part]
+        self.set_aside += [part for part in (names[:half], names[half:]) if part]

@@ -57,7 +57,7 @@ class GroupSelection:
         self._sizes = np.bincount(ids, minlength=number)
         self._firsts = self._sizes.cumsum() - self._sizes
 
-    def unlike(self, vector: np.ndarray, other: np.ndarray) -> np.ndarray:
+    def changed(self, vector: np.ndarray, other: np.ndarray) -> np.ndarray:
         """[G] bool: where two vectors [S] are not the same, bit for bit."""
         if not self._number:
             return np.zeros(0, bool)
@@ -70,7 +70,7 @@ class GroupSelection:
         """[S] -> the columns of the groups chosen [G], in their order."""
         return vector if chosen.all() else vector[chosen[self._ids]]
 
-    def put(self, values: np.ndarray, chosen: np.ndarray, rest: np.ndarray) -> np.ndarray:
+    def fill(self, values: np.ndarray, chosen: np.ndarray, rest: np.ndarray) -> np.ndarray:
         """The inverse of `part`: a vector [S] of its own, elsewhere as `rest` [S]."""
         if chosen.all():
             return values.copy()

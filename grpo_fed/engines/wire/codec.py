@@ -70,7 +70,7 @@ class Codec:
     """What one federation's messages look like, for its server and for its clients."""
 
     def __init__(self, commons: SharedBlocks, scenario: Scenario) -> None:
-        self._scenario, self._commons = scenario, commons
+        self._scenario, self._shared_blocks = scenario, commons
         self._size, self._blocks = commons.size, len(commons.blocks)
         self._groups = GroupSelection(commons.groups.ids.numpy(), len(commons.groups.names))
         self._needs_fisher = scenario.merge.rule == "fisher" or scenario.proximity.mode == "quadratic"
@@ -89,12 +89,12 @@ class Codec:
         match instruction:
             case Train():
                 told["begin"], told["end"] = float(instruction.begin), float(instruction.end)
-                told["look_back"] = instruction.look_back
-                if instruction.first is not None:
-                    _write_play(told, instruction.first)
+                told["look_back"] = instruction.measure_last_step
+                if instruction.evaluate_first is not None:
+                    _write_play(told, instruction.evaluate_first)
             case Measure():
                 told["groups"] = sent.groups
-                told["trials"] = self._flat(instruction.trials)
+                told["trials"] = self._flat(instruction.fractions)
             case Evaluate():
                 _write_play(told, instruction.play)
         return RecordDict({"arrays": sent.record, "told": told})
@@ -136,7 +136,7 @@ class Codec:
         fields = FieldReader(content, "commons", ConfigRecord)
         blocks, digest = fields.take("blocks", str), fields.take("digest", str)
         fields.end()
-        if digest != self._commons.digest:
+        if digest != self._shared_blocks.digest:
             raise InvalidMessageError(
                 f"the server shares {show(blocks)} in other shapes or groups than this client has them; they must be"
                 " alike for all, and all machines must have the same version of grpo_fed"
@@ -162,7 +162,7 @@ class Codec:
             case Measure():
                 check_records(content, {"measured"})
                 fields = FieldReader(content, "measured", MetricRecord)
-                kl = fields.divergences("kl", len(instruction.trials))
+                kl = fields.divergences("kl", len(instruction.fractions))
                 fields.end()
                 return Measured(kl)
             case Evaluate():
@@ -181,7 +181,7 @@ class Codec:
         written = {"shared": write(shared)}
         groups, part = b"", None
         if candidate is not None:
-            chosen = self._groups.unlike(candidate, shared)
+            chosen = self._groups.changed(candidate, shared)
             groups, part = self._groups.pack(chosen), write(self._groups.part(candidate, chosen))
             written["candidate"] = part
         copies = (shared.copy(), None if candidate is None else candidate.copy())
@@ -213,7 +213,7 @@ class Codec:
         chosen = self._groups.chosen("told.groups", told.take("groups", bytes))
         values = read("arrays.candidate", arrays.take("candidate", Array), self._groups.count(chosen))
         refuse_non_finite("arrays.candidate", values)
-        return self._groups.put(values, chosen, shared)
+        return self._groups.fill(values, chosen, shared)
 
     def _read_trials(self, told: FieldReader) -> tuple[tuple[float, ...], ...]:
         """[M, B], each from 0 to 1."""
@@ -233,7 +233,7 @@ class Codec:
 
     def _write_trained(self, shared: np.ndarray, trained: Trained) -> RecordDict:
         point = np.asarray(trained.point, np.float32)
-        chosen = self._groups.unlike(point, shared)
+        chosen = self._groups.changed(point, shared)
         arrays = {"point": write(self._groups.part(point, chosen))}
         if trained.fisher is not None:
             arrays["fisher"] = write(trained.fisher)
@@ -254,7 +254,9 @@ class Codec:
         return content
 
     def _read_trained(self, train: Train, content: RecordDict) -> Trained:
-        check_records(content, {"arrays", "sent", "learned", "metrics"} | ({"played"} if train.first else set()))
+        check_records(
+            content, {"arrays", "sent", "learned", "metrics"} | ({"played"} if train.evaluate_first else set())
+        )
         arrays, sent = FieldReader(content, "arrays", ArrayRecord), FieldReader(content, "sent", ConfigRecord)
         point = self._read_point(arrays, sent, train.start.shared)
         fisher = self._read_fisher(arrays)
@@ -270,8 +272,8 @@ class Codec:
             spread=learned.number("spread", 0),
             metrics=_read_metrics(content),
             fisher=fisher,
-            kl=learned.divergences("kl", 1 + self._blocks) if train.look_back and learned.has("kl") else None,
-            played=self._read_played(content) if train.first else None,
+            kl=learned.divergences("kl", 1 + self._blocks) if train.measure_last_step and learned.has("kl") else None,
+            played=self._read_played(content) if train.evaluate_first else None,
         )
         learned.end()
         return trained
@@ -288,7 +290,7 @@ class Codec:
             raise InvalidMessageError(
                 f"arrays.point is {distance:.3g} from the shared blocks; {limit:.3g} is as far as it may be"
             )
-        return self._groups.put(values, chosen, shared)
+        return self._groups.fill(values, chosen, shared)
 
     def _read_fisher(self, arrays: FieldReader) -> np.ndarray | None:
         """[S], where the scenario needs it."""
@@ -324,7 +326,7 @@ class Codec:
         scenario = self._scenario
         longest = scenario.rollout.horizon
         if scenario.objective.advantage == "group":
-            longest = self._commons.longest
+            longest = self._shared_blocks.max_episode_steps
         policies = 2 if scenario.personal.model else 1
         return scenario.steps + policies * scenario.rollout.num_envs * longest
 

@@ -22,16 +22,16 @@ class Hello:
     """What a node says of itself."""
 
     client: str
-    form: TaskShape | None = None
+    shape: TaskShape | None = None
     """Of its task; None where that cannot be made there, which it will say when it is told to train."""
 
 
 def write_hello(hello: Hello) -> RecordDict:
     """A node's answer to `HELLO`."""
     told = ConfigRecord({"client": hello.client})
-    if hello.form is not None:
-        told["observation_size"], told["kind"] = hello.form.observation_size, hello.form.kind
-        told["sizes"], told["episode_limit"] = list(hello.form.sizes), hello.form.episode_limit
+    if hello.shape is not None:
+        told["observation_size"], told["kind"] = hello.shape.observation_size, hello.shape.kind
+        told["sizes"], told["episode_limit"] = list(hello.shape.sizes), hello.shape.episode_limit
     return RecordDict({"hello": told})
 
 

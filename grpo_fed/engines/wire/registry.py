@@ -52,28 +52,28 @@ class NodeRegistry:
         """By message: the node, and until when its answer counts."""
         self._resting: dict[int, float] = {}
         """Nodes that failed to answer, and until when they are left alone."""
-        self.turned_away: dict[int, str] = {}
+        self.rejected: dict[int, str] = {}
         """Why a node that is there is no client, by the node's id."""
-        self.heard: dict[str, TaskShape | None] = {}
+        self.task_shapes: dict[str, TaskShape | None] = {}
         """By client, what it said of its task when it was heard first."""
 
-    def call(self) -> dict[str, int]:
+    def connected_clients(self) -> dict[str, int]:
         """Those that are there, by the client's name."""
         there = dict.fromkeys(self._grid.get_node_ids())
         if self._asks:
             self._listen()
             self._ask(there)
             self._listen()
-        self.turned_away = {node: why for node, why in self.turned_away.items() if node in there}
+        self.rejected = {node: why for node, why in self.rejected.items() if node in there}
         found: dict[str, int] = {}
         for node, name in self._names.items():
             if node not in there or name not in self._clients:
                 continue
             first = found.setdefault(name, node)
             if first == node:
-                self.turned_away.pop(node, None)
+                self.rejected.pop(node, None)
             else:
-                self._turn_away(node, f"says that it is {name}, as node {first} does, which came before it")
+                self._reject(node, f"says that it is {name}, as node {first} does, which came before it")
         return found
 
     def _ask(self, there: Iterable[int]) -> None:
@@ -113,17 +113,17 @@ class NodeRegistry:
                 continue
             self._names[node] = name
             if name in self._clients:
-                self.heard.setdefault(name, hello.form)
+                self.task_shapes.setdefault(name, hello.shape)
             else:
                 close = words.did_you_mean(words.closest_match(name, self._clients))
-                self._turn_away(node, f"says that it is {one_line(name)}, and the scenario has no such client{close}")
+                self._reject(node, f"says that it is {one_line(name)}, and the scenario has no such client{close}")
 
     def _rest(self, node: int, why: str, seconds: float | None = None) -> None:
         """It is asked again, but not at once."""
         self._resting[node] = time.monotonic() + (CALM if seconds is None else seconds)
-        self._turn_away(node, why)
+        self._reject(node, why)
 
-    def _turn_away(self, node: int, why: str) -> None:
-        if self.turned_away.get(node) != why:
-            self.turned_away[node] = why
+    def _reject(self, node: int, why: str) -> None:
+        if self.rejected.get(node) != why:
+            self.rejected[node] = why
             log.warning("node %d %s", node, why)

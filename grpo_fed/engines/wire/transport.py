@@ -49,32 +49,32 @@ class GridTransport:
         """`nodes` are the clients' names, where they are known; otherwise every node is asked, perhaps by a roll that
         has begun to.
         """
-        self._grid, self._wire, self._clients = grid, Codec(commons, scenario), commons.clients
+        self._grid, self._codec, self._clients = grid, Codec(commons, scenario), commons.clients
         self._streams = bool(getattr(grid, "streams", False))
-        self._roll = nodes if isinstance(nodes, NodeRegistry) else NodeRegistry(grid, commons.clients, nodes)
+        self._registry = nodes if isinstance(nodes, NodeRegistry) else NodeRegistry(grid, commons.clients, nodes)
         self._told = None if self._streams else wire.write_shared_blocks(commons)
         self._where: Mapping[str, int] = {}
         self._up = self._down = 0
 
     @property
-    def up(self) -> int:
+    def bytes_up(self) -> int:
         return self._up
 
     @property
-    def down(self) -> int:
+    def bytes_down(self) -> int:
         return self._down
 
     @property
-    def turned_away(self) -> Mapping[int, str]:
+    def rejected(self) -> Mapping[int, str]:
         """Why a node that is there is no client of this federation, by the node's id."""
-        return self._roll.turned_away
+        return self._registry.rejected
 
     def reachable(self) -> tuple[str, ...]:
         """The clients that can be sent to now, in the scenario's order.
 
         It waits for nobody: whoever has just come is asked for its name, and counts as soon as it has answered.
         """
-        self._where = self._roll.call()
+        self._where = self._registry.connected_clients()
         return tuple(name for name in self._clients if name in self._where)
 
     def send(
@@ -100,7 +100,7 @@ class GridTransport:
             yield name, known.pop(name, late)
 
     def _message(self, name: str, instruction: Instruction, deadline: float | None) -> Message:
-        content, kind = self._wire.write_instruction(instruction), wire.message_type(instruction)
+        content, kind = self._codec.write_instruction(instruction), wire.message_type(instruction)
         if self._told is not None:
             content["commons"] = self._told
         self._down += wire.content_size(content)
@@ -114,7 +114,7 @@ class GridTransport:
             return failure_of(reply.error)
         self._up += wire.content_size(reply.content)
         try:
-            return self._wire.read_answer(instruction, reply.content)
+            return self._codec.read_answer(instruction, reply.content)
         except InvalidMessageError as error:
             return Failure("refused", one_line(str(error)))
 
@@ -155,13 +155,13 @@ class GridTransport:
                 return
             if looked > look:
                 look = looked + AGAIN
-                asked |= self._tell_again(messages, asked, started)
+                asked |= self._resend_to_restarted(messages, asked, started)
             took = time.monotonic() - looked
             pause = QUICK if found else min(SLOW, max(1.5 * pause, 4 * took))
             if asked:
                 time.sleep(min(pause, left))
 
-    def _tell_again(
+    def _resend_to_restarted(
         self, messages: Mapping[str, Message], asked: Mapping[str, str], started: dict[int, str]
     ) -> dict[str, str]:
         """By the new messages' ids, the clients whose nodes were started since `started`.

@@ -35,8 +35,8 @@ ONE_THREAD = dict.fromkeys(
 """The matrices are small, and every core has a process."""
 ENTRY = """import sys
 sys.path[:] = sys.argv[2:]
-from grpo_fed.engines.workers.fork_server import nurse
-nurse(int(sys.argv[1]))
+from grpo_fed.engines.workers.fork_server import serve
+serve(int(sys.argv[1]))
 """
 REQUEST, REPLY = struct.Struct("<cq"), struct.Struct("<q")
 HINT = ", perhaps for want of memory"
@@ -61,14 +61,14 @@ class Worker:
 
     def __init__(self) -> None:
         """RuntimeError if there can be none."""
-        self._nursery = _fork_server()
+        self._fork_server = _fork_server()
         self.link, theirs = socket.socketpair()
         with theirs:
-            self.pid = self._nursery.bear(theirs)
+            self.pid = self._fork_server.fork(theirs)
 
     def close(self) -> str:
         """Kill it, should it live; says how it ended."""
-        ended = self._nursery.bury(self.pid)
+        ended = self._fork_server.reap(self.pid)
         self.link.close()
         return ended
 
@@ -99,7 +99,7 @@ class _ForkServer:
     def is_there(self) -> bool:
         return self.owner == os.getpid() and self._process.poll() is None
 
-    def bear(self, link: socket.socket) -> int:
+    def fork(self, link: socket.socket) -> int:
         """A new worker's process id."""
         pid = self._ask(FORK, 0, [link.fileno()])
         if pid is None or pid < 0:
@@ -110,7 +110,7 @@ class _ForkServer:
             )
         return pid
 
-    def bury(self, pid: int) -> str:
+    def reap(self, pid: int) -> str:
         """How a worker ended, that is gone then in any case."""
         status = self._ask(REAP, pid) if self.is_there else None
         if status is None:

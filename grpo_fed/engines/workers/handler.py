@@ -113,7 +113,7 @@ def clients_factory(scenario: Scenario, home: StateStore, tasks: Sequence[Task])
             f"{error}: no worker process can know it; register it with an entry point module:Class, or set workers = 0"
         ) from error
     return ClientFactory(
-        f"{__name__}:members",
+        f"{__name__}:make_clients",
         {
             "scenario": scenario.dumps(),
             "home": str(home.folder.absolute()),

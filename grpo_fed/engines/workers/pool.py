@@ -96,7 +96,7 @@ class WorkerPool:
         self._count = count
         self._idle: list[Worker] = []
         self._busy: dict[Worker, Job] = {}
-        self._homes: dict[tuple[str, ...], Worker] = {}
+        self._worker_of_chunk: dict[tuple[str, ...], Worker] = {}
 
     def serve(
         self, row: deque[Job], told: Mapping[str, Instruction], until: float | None
@@ -107,16 +107,16 @@ class WorkerPool:
                     self._ask(self._idle.pop() if self._idle else Worker(), row, told, until)
                 answered = self._wait(until)
                 if not answered:
-                    yield from self._give_up(row)
+                    yield from self._cancel_rest(row)
                 for worker in answered:
-                    yield self._busy[worker], self._hear(worker, until)
+                    yield self._busy[worker], self._receive(worker, until)
         finally:  # nobody waits for these answers any more
             for worker in list(self._busy):
-                self._dismiss(worker)
+                self._kill(worker)
 
     def close(self) -> None:
         while self._idle:
-            self._dismiss(self._idle[-1])
+            self._kill(self._idle[-1])
 
     def _ask(self, worker: Worker, row: deque[Job], told: Mapping[str, Instruction], until: float | None) -> None:
         """Give it a group from the row; one that has ended while it had nothing to do is replaced."""
@@ -133,17 +133,17 @@ class WorkerPool:
         except TimeoutError:
             pass  # it is late like any other
         except OSError:
-            self._dismiss(worker)
+            self._kill(worker)
             worker = Worker()
             send(worker.link, question, until)
         self._busy[worker] = group
-        self._homes[group.chunk] = worker
+        self._worker_of_chunk[group.chunk] = worker
 
     def _take(self, worker: Worker, row: deque[Job]) -> Job:
         """The next for it: what it has had before, what nobody has had, what another one has not come to."""
 
         def rank(place: int) -> tuple[bool, int, int]:
-            home = self._homes.get(row[place].chunk)
+            home = self._worker_of_chunk.get(row[place].chunk)
             return row[place].last, 0 if home is worker else 1 if home is None else 2, place
 
         place = min(range(len(row)), key=rank)
@@ -163,16 +163,16 @@ class WorkerPool:
                 if ready or _is_over(until):
                     return [key.data for key, _ in ready]
 
-    def _hear(self, worker: Worker, until: float | None) -> JobResult:
+    def _receive(self, worker: Worker, until: float | None) -> JobResult:
         """Its answer."""
         group = self._busy[worker]
         try:
             found = receive(worker.link, until)
         except TimeoutError:
-            self._dismiss(worker)
+            self._kill(worker)
             return Failure("late", "it stopped in the middle of its answer")
         except (EOFError, OSError):
-            return Failure("died", self._dismiss(worker))
+            return Failure("died", self._kill(worker))
         del self._busy[worker]
         self._idle.append(worker)
         if "raised" in found:
@@ -181,19 +181,19 @@ class WorkerPool:
         answers: Mapping[str, Answer] = found["answers"]
         return answers
 
-    def _give_up(self, row: deque[Job]) -> Iterator[tuple[Job, JobResult]]:
+    def _cancel_rest(self, row: deque[Job]) -> Iterator[tuple[Job, JobResult]]:
         """Time is up: who works still may hang for ever."""
         for worker, group in list(self._busy.items()):
-            self._dismiss(worker)
+            self._kill(worker)
             yield group, Failure("late", "it was still at work, and its process was stopped")
         while row:
             yield row.popleft(), None
 
-    def _dismiss(self, worker: Worker) -> str:
+    def _kill(self, worker: Worker) -> str:
         """How it ended."""
         self._busy.pop(worker, None)
         self._idle = [one for one in self._idle if one is not worker]
-        self._homes = {chunk: one for chunk, one in self._homes.items() if one is not worker}
+        self._worker_of_chunk = {chunk: one for chunk, one in self._worker_of_chunk.items() if one is not worker}
         return worker.close()
 
 

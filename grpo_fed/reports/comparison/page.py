@@ -38,7 +38,7 @@ def markdown(found: Comparison) -> str:
         "seeds",
     ]
     rows = [head, ["---", *["---:"] * (len(entries) + 3), "---", "---:"]]
-    for one in found.standings:
+    for one in found.methods:
         cells = [f"`{one.method}`", _interval(one.iqm, number)]
         cells += [number(one.entries.get(entry)) for entry in entries]
         same = one.method == found.baseline
@@ -57,7 +57,7 @@ def markdown(found: Comparison) -> str:
             "The environments pay on scales of their own: read the chance and the columns of the clients, for the"
             " middle half mixes them."
         )
-    left = [f"- `{one.method}`, seed {one.seed}: {one.problem}" for one in found.trials if one.problem]
+    left = [f"- `{one.method}`, seed {one.seed}: {one.problem}" for one in found.runs if one.problem]
     if left:
         parts.append("## Left out\n\n" + "\n".join(left))
     if (found.out / FIGURES / f"{COMPARISON}.png").is_file():
@@ -74,7 +74,7 @@ witnesses. There is a difference where neither interval holds 0.5."""
 def _sentences(found: Comparison) -> Iterator[str]:
     """The result first."""
     for verdict in ("better", "worse", "no difference", "one seed cannot tell", "no scores"):
-        names = [one.method for one in found.standings if one.verdict == verdict]
+        names = [one.method for one in found.methods if one.verdict == verdict]
         if not names:
             continue
         told = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
@@ -86,7 +86,7 @@ def _sentences(found: Comparison) -> Iterator[str]:
             yield f"Nothing is known of {told} against {found.baseline}."
         else:
             yield f"One seed cannot tell {told} from {found.baseline}."
-    if len(found.standings) == 1:
+    if len(found.methods) == 1:
         yield f"{found.baseline} alone."
 
 
@@ -99,7 +99,7 @@ def _interval(one: Estimate | None, show: Callable[[float], str]) -> str:
 
 def curves(found: Comparison) -> Drawing | None:
     """All methods' training returns by round, and where the final policies came to; None if nobody has scores."""
-    shown = [one for one in found.standings if one.iqm is not None]
+    shown = [one for one in found.methods if one.iqm is not None]
     if not shown:
         return None
     lines = {one.method: _curve(found, one) for one in shown}
@@ -107,7 +107,7 @@ def curves(found: Comparison) -> Drawing | None:
         "Left: training episodes by round, mean of the middle half over clients and seeds, with its 95 % stratified"
     )
     caption += " bootstrap interval. Right: the final policies with their likeliest actions."
-    order = {one.method: place for place, one in enumerate(found.standings)}
+    order = {one.method: place for place, one in enumerate(found.methods)}
 
     def paint(figure: Figure) -> None:
         left, right = figure.subplots(1, 2, width_ratios=[1.7, 1])
@@ -143,7 +143,7 @@ def curves(found: Comparison) -> Drawing | None:
 
 def _curve(found: Comparison, one: MethodResult) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Rounds, interquartile mean and interval, [R] each; a run that stopped early stays where it was."""
-    folders = {trial.seed: trial.folder for trial in found.trials if trial.method == one.method}
+    folders = {trial.seed: trial.folder for trial in found.runs if trial.method == one.method}
     histories = [read_history(folders[seed]) for seed in one.seeds]
     longest = max(len(history.lines) for history in histories)
     returns = np.full((longest, len(histories), len(found.clients)), np.nan)

@@ -60,8 +60,8 @@ class Comparison:
     """As the first method has it; of the others method and seed differ, and what follows from them."""
     baseline: str
     seeds: tuple[int, ...]
-    standings: tuple[MethodResult, ...]
-    trials: tuple[ComparedRun, ...]
+    methods: tuple[MethodResult, ...]
+    runs: tuple[ComparedRun, ...]
     out: Path
 
     @property
@@ -76,9 +76,9 @@ class Comparison:
             "baseline": self.baseline,
             "seeds": list(self.seeds),
             "clients": list(self.clients),
-            "methods": {one.method: _document(one) for one in self.standings},
+            "methods": {one.method: _document(one) for one in self.methods},
             "left_out": [
-                {"method": one.method, "seed": one.seed, "why": one.problem} for one in self.trials if one.problem
+                {"method": one.method, "seed": one.seed, "why": one.problem} for one in self.runs if one.problem
             ],
         }
 

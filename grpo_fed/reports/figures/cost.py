@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def traffic(history: History) -> Drawing | None:
     """Bytes of each round, up and down."""
-    up, down = history.whole("comm/MB_up"), history.whole("comm/MB_down")
+    up, down = history.server_series("comm/MB_up"), history.server_series("comm/MB_down")
     total = np.nan_to_num(up).sum() + np.nan_to_num(down).sum()
     if not total:
         return None
@@ -67,8 +67,8 @@ def megabytes(value: float) -> str:
 def pace(history: History) -> Drawing | None:
     """Seconds of each round, and environment steps a second."""
     panels: Mapping[str, np.ndarray] = {
-        "seconds a round": history.whole("time/round_s"),
-        "steps a second": history.whole("charts/SPS"),
+        "seconds a round": history.server_series("time/round_s"),
+        "steps a second": history.server_series("charts/SPS"),
     }
     seconds = panels["seconds a round"]
     if not np.isfinite(seconds).any():

@@ -163,7 +163,7 @@ def _fans(axes: Axes, rounds: np.ndarray, returns: np.ndarray, entries: Sequence
 def _middle(axes: Axes, history: History, mine: np.ndarray, alone: bool) -> None:
     """The interquartile mean with its band, and that of the likeliest actions."""
     rounds, returns = history.rounds, history.returns[:, mine]
-    played = np.vstack([history.before[mine], history.each(EVALUATED)[:, mine]])
+    played = np.vstack([history.before[mine], history.client_series(EVALUATED)[:, mine]])
     played[-1] = np.where(np.isfinite(played[-1]), played[-1], history.after[mine])
     if len(mine) > 2:
         seen = np.isfinite(returns).any(axis=1)

@@ -26,13 +26,13 @@ def groups(history: History) -> Drawing | None:
 
     A panel for each group, or where they are many for each block.
     """
-    if not history.left.any() and not history.failed.any():
+    if not history.departed.any() and not history.failed.any():
         return None
     names, shares = _shares(history)
     order = _order(history, shares)
     shown = sorted(sorted(range(len(names)), key=lambda g: -shares[..., g].mean())[:PANELS])
     rows, columns = grid_of(len(shown), 4 if len(history.clients) > THIN else 3)
-    by_block = len(history.homes) > PANELS and bool(history.left.any())
+    by_block = len(history.block_of_group) > PANELS and bool(history.departed.any())
     caption = "Blue: the client shares it. Orange: it has left and keeps its own."
     caption += " Between: it has left some of the block's groups." if by_block else ""
     caption += _absence(history)
@@ -46,7 +46,7 @@ def groups(history: History) -> Drawing | None:
         for place, (one, g) in enumerate(zip(axes, shown, strict=False)):
             _map(one, history, _mixed(shares[:, order, g]), order, place % columns == 0)
             by_round(one, history.rounds, label=place >= len(shown) - columns)
-            inside = many(list(history.homes.values()).count(names[g]), "group")
+            inside = many(list(history.block_of_group.values()).count(names[g]), "group")
             one.set_title(f"{names[g]} ({inside})" if by_block else names[g], size=9.5)
         for one in axes[len(shown) :]:
             one.remove()
@@ -140,13 +140,13 @@ def _absence(history: History) -> str:
 
 def _shares(history: History) -> tuple[list[str], np.ndarray]:
     """What has a panel, groups or if they are many blocks; and how much of each a client has left, [R, K, panels]."""
-    if not history.left.any():
-        return ["all that is shared"], np.zeros((*history.left.shape[:2], 1))
-    if len(history.homes) <= PANELS:
-        return list(history.homes), history.left.astype(float)
-    blocks = list(dict.fromkeys(history.homes.values()))
-    member = np.array([[home == block for block in blocks] for home in history.homes.values()], float)
-    return blocks, history.left @ (member / member.sum(axis=0))
+    if not history.departed.any():
+        return ["all that is shared"], np.zeros((*history.departed.shape[:2], 1))
+    if len(history.block_of_group) <= PANELS:
+        return list(history.block_of_group), history.departed.astype(float)
+    blocks = list(dict.fromkeys(history.block_of_group.values()))
+    member = np.array([[home == block for block in blocks] for home in history.block_of_group.values()], float)
+    return blocks, history.departed @ (member / member.sum(axis=0))
 
 
 def _order(history: History, shares: np.ndarray) -> np.ndarray:

@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 def kl(history: History) -> Drawing | None:
     """KL of the server's step, measured or predicted, against the budget of each block and of all together."""
-    names = [name for name in ("joint", *history.blocks) if np.isfinite(history.whole(f"kl/{name}")).any()]
+    names = [name for name in ("joint", *history.blocks) if np.isfinite(history.server_series(f"kl/{name}")).any()]
     if not names:
         return None
     if len(names) > PANELS:
         return _kl_map(history, names)
     rows, columns = grid_of(len(names))
     source = "predicted by a Fisher matrix" if history.scenario.proximity.mode == "quadratic" else "measured"
-    has_budget = any(np.isfinite(history.whole(f"budget/{name}")).any() for name in names)
+    has_budget = any(np.isfinite(history.server_series(f"budget/{name}")).any() for name in names)
     held = [name for name in names if _is_held(history, name)]
     caption = f"Line: KL of the step that was made, {source}, by the clients' {history.scenario.proximity.over}."
     caption += " Dashes: the budget." if has_budget else " There is no budget."
@@ -64,20 +64,20 @@ def kl(history: History) -> Drawing | None:
 
 
 def _is_held(history: History, name: str) -> bool:
-    wanted, budget = history.whole(f"wanted/{name}"), history.whole(f"budget/{name}")
+    wanted, budget = history.server_series(f"wanted/{name}"), history.server_series(f"budget/{name}")
     return bool((wanted > budget).any())
 
 
 def _looked_back(history: History, name: str) -> np.ndarray:
     """[R]: the KL of a round's step as the next round's clients found it."""
-    return np.append(history.whole(f"last_kl/{name}")[1:], np.nan)
+    return np.append(history.server_series(f"last_kl/{name}")[1:], np.nan)
 
 
 def _budget(axes: Axes, history: History, name: str) -> None:
     """One block's KL and budget by round."""
     rounds = history.rounds
-    found, budget = history.whole(f"kl/{name}"), fill_forward(history.whole(f"budget/{name}"))
-    wanted, later = history.whole(f"wanted/{name}"), _looked_back(history, name)
+    found, budget = history.server_series(f"kl/{name}"), fill_forward(history.server_series(f"budget/{name}"))
+    wanted, later = history.server_series(f"wanted/{name}"), _looked_back(history, name)
     held = wanted > budget
     seen = np.isfinite(found)
     axes.plot(rounds[seen], found[seen], color=colour_of(0), **marks(len(rounds)))
@@ -95,7 +95,7 @@ def _budget(axes: Axes, history: History, name: str) -> None:
 
 
 def _budget_told(history: History, name: str) -> str:
-    found, budget = history.whole(f"kl/{name}"), history.whole(f"budget/{name}")
+    found, budget = history.server_series(f"kl/{name}"), history.server_series(f"budget/{name}")
     most = f"{'all together' if name == 'joint' else name} at most {np.nanmax(found):.2g}"
     if not np.isfinite(budget).any():
         return f"{most}, no budget"
@@ -104,7 +104,7 @@ def _budget_told(history: History, name: str) -> str:
 
 def _kl_map(history: History, names: Sequence[str]) -> Drawing | None:
     """The part of its budget that each of many blocks used."""
-    used = np.stack([history.whole(f"kl/{name}") / history.whole(f"budget/{name}") for name in names])
+    used = np.stack([history.server_series(f"kl/{name}") / history.server_series(f"budget/{name}") for name in names])
     if not np.isfinite(used).any():
         return None
     caption = "The part of its KL budget that each block used, and all together."
@@ -117,7 +117,11 @@ def _kl_map(history: History, names: Sequence[str]) -> Drawing | None:
 
 def steps(history: History) -> Drawing | None:
     """Alpha of each block by round: how much of the merge's step was made."""
-    alphas = np.stack([history.whole(f"alpha/{block}") for block in history.blocks]) if history.blocks else np.zeros(0)
+    alphas = (
+        np.stack([history.server_series(f"alpha/{block}") for block in history.blocks])
+        if history.blocks
+        else np.zeros(0)
+    )
     if not np.isfinite(alphas).any() or history.scenario.proximity.mode == "off":
         return None
     caption = "1 is all of the way to where the merge wants a block to go, 0 none of it."

@@ -69,7 +69,7 @@ class MlflowRuns:
             self.client.search_experiments(max_results=1)  # makes a new database's tables, or finds nobody there
         first = next(spool.read(), None)
         self.begin: Mapping[str, Any] = {} if first is None else first.content
-        self.sent = spool.sent(shown)
+        self.sent = spool.load_state(shown)
         if self.sent.run not in (None, self.begin.get("run", self.sent.run)):
             self.sent = SendState(shown)
         self.lines: dict[int, Mapping[str, Any]] = {}
@@ -100,14 +100,14 @@ class MlflowRuns:
         for record in records:
             self._remember(record)
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """There is no more to come: a run that did not say how it ended was killed."""
         if self.sent.parent is not None and not self.ended and not self.sent.done:
             self._tag(self._parent, {NOTE: telling.page_if_killed(self.begin, self.latest)})
             self._each(lambda run: self.client.set_terminated(run, "KILLED"))
         if self.sent.done and self.spool.path.is_file():
             self.sent = replace(self.sent, position=0)
-            self.spool.keep(self.sent)
+            self.spool.save_state(self.sent)
             self.spool.path.unlink()
 
     def _remember(self, record: SpoolRecord) -> None:
@@ -129,7 +129,7 @@ class MlflowRuns:
             name = f"{params['method']} seed {params['seed']}"
             shade = client_colour(_place(params["method"]))  # where runs are compared, they are by method
             self.sent.parent = known.get("") or self._create(record.time, name, FEDERATION, "", shade)
-        self.spool.keep(self.sent)
+        self.spool.save_state(self.sent)
         self._describe(self._parent, {**params, "folder": begin["folder"]})
         self._tag(self._parent, {NOTE: telling.page_while_running(begin, None)})
         if len(begin["clients"]) <= MOST_CLIENTS:
@@ -138,7 +138,7 @@ class MlflowRuns:
                     run = known.get(client) or self._create(record.time, client, CLIENT, client, client_colour(number))
                     self.sent.clients[client] = run
                 self._describe(self.sent.clients[client], {"client": client, "method": params["method"], **about})
-            self.spool.keep(self.sent)
+            self.spool.save_state(self.sent)
         if not is_new:
             self._each(lambda run: self.client.update_run(run, status="RUNNING"))
         self._file(self.spool.folder.parent / "scenario.toml")
@@ -262,7 +262,7 @@ class MlflowRuns:
                 with tempfile.TemporaryDirectory() as folder:
                     if _export(self.spool.folder.parent, client, Path(folder, "model")):
                         self.sent.models[client] = self._model(Path(folder, "model"), client, run, step)
-                self.spool.keep(self.sent)
+                self.spool.save_state(self.sent)
 
     def _model(self, path: Path, client: str, run: str, step: int) -> str:
         """Give the store a model that was written down; its id."""

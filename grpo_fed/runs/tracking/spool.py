@@ -94,16 +94,16 @@ class Spool:
     @property
     def waits(self) -> bool:
         """Whether there is anything that was not sent."""
-        return self.path.is_file() and any(True for _ in self.read(self.sent("").position))
+        return self.path.is_file() and any(True for _ in self.read(self.load_state("").position))
 
-    def sent(self, store: str) -> SendState:
+    def load_state(self, store: str) -> SendState:
         """How far it has come; the beginning, for `store`, where nothing is known."""
         try:
             return SendState(**json.loads(self.sent_path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return SendState(store)
 
-    def keep(self, sent: SendState) -> None:
+    def save_state(self, sent: SendState) -> None:
         """Remember it."""
         write_atomic(self.sent_path, json.dumps(asdict(sent), indent=2) + "\n")
 

@@ -66,14 +66,14 @@ class Tracker:
     @property
     def run_id(self) -> str | None:
         """Of the federation's run; None until the store has given it one, some seconds after the first round."""
-        return None if self.store is None or not self._begun else self.spool.sent(self.store.uri).parent
+        return None if self.store is None or not self._begun else self.spool.load_state(self.store.uri).parent
 
     @property
     def link(self) -> str | None:
         """To the run's page; None where no server shows it yet."""
         if self.store is None or not self._begun or self.store.page is None:
             return None
-        return page_link(self.store.page, self.spool.sent(self.store.uri))
+        return page_link(self.store.page, self.spool.load_state(self.store.uri))
 
     @property
     def place(self) -> str:
@@ -122,9 +122,9 @@ class Tracker:
         self.spool.mend()
         assert self.store is not None
         if not self.spool.sent_path.is_file():
-            self.spool.keep(SendState(self.store.uri))
+            self.spool.save_state(SendState(self.store.uri))
         if not self.spool.path.is_file():
-            run = self.spool.sent("").run if self._resumed else None
+            run = self.spool.load_state("").run if self._resumed else None
             self.spool.append("begin", _begin_content(self.scenario, self.spool.folder.absolute().parent.name, run))
         elif self._resumed:
             self.spool.append("resume", {})
@@ -139,7 +139,7 @@ def replay(folder: str | Path, uri: str | None = None, patience: float = PATIENC
     spool = Spool(Path(folder))
     if not spool.sent_path.is_file() and not spool.path.is_file():
         raise ValueError(f"{folder}: there is nothing to replay: no run was tracked in it")
-    kept = spool.sent("").store
+    kept = spool.load_state("").store
     store = resolve_store(uri or (kept if kept and HIDDEN not in kept else None))
     if store is None:
         raise ValueError(f"{folder}: nothing can be sent with tracking off; name a tracking URI")
@@ -156,7 +156,7 @@ def replay(folder: str | Path, uri: str | None = None, patience: float = PATIENC
 
 
 def _waiting(spool: Spool) -> Iterator[object]:
-    return iter(list(spool.read(spool.sent("").position, sys.maxsize)))
+    return iter(list(spool.read(spool.load_state("").position, sys.maxsize)))
 
 
 def start_writer(spool: Spool, store: Store) -> subprocess.Popen[bytes]:
@@ -185,12 +185,12 @@ def _store_of_run(store: Store, given: str | None, spool: Spool) -> Store:
     """A run that was tracked somewhere goes on there, unless nothing ever got there; only a database's password has to
     be said again.
     """
-    sent = spool.sent(store.uri)
+    sent = spool.load_state(store.uri)
     kept = sent.store
     if kept == store.uri:
         return store
     if given and sent.experiment is None:
-        spool.keep(SendState(store.uri, sent.run))  # nothing got there: perhaps its address was wrong
+        spool.save_state(SendState(store.uri, sent.run))  # nothing got there: perhaps its address was wrong
         return store
     if given:
         raise ValueError(f"{spool.folder.parent}: is tracked at {kept}, and goes on there, not at {store.uri}")

@@ -128,7 +128,7 @@ def _sent(run: Path) -> SendState:
     if not spool.sent_path.is_file():
         what = "no run of it was tracked" if run.is_dir() else "there is no such folder"
         raise ValueError(f"{run}: {what}, or nothing of it has reached MLflow yet; {FOLDER}/ in it would say where")
-    return spool.sent("")
+    return spool.load_state("")
 
 
 def _kept(sent: SendState) -> str | None:
@@ -141,7 +141,7 @@ def _latest(store: Store) -> SendState | None:
     if store.file is None:
         return None
     paths = sorted(store.file.parent.glob(f"*/{FOLDER}/sent.json"), key=lambda path: path.stat().st_mtime)
-    every = [Spool(path.parent.parent).sent("") for path in reversed(paths)]
+    every = [Spool(path.parent.parent).load_state("") for path in reversed(paths)]
     return next((sent for sent in every if sent.store == store.uri and sent.parent is not None), None)
 
 

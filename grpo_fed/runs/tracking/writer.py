@@ -88,9 +88,9 @@ class Writer:
         for part in _parts(records):
             runs.send(part)
             runs.sent.position = part[-1].end
-            self.spool.keep(runs.sent)
+            self.spool.save_state(runs.sent)
         if not records and not self.open:
-            runs.leave()
+            runs.close()
         return bool(records)
 
     def _connected(self) -> MlflowRuns:
