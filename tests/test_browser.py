@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, Browser
-from tracked import document, line, scenario
 
 from grpo_fed.engines.alone import train
 from grpo_fed.runs.tracking import Tracker
 from grpo_fed.runs.tracking.spool import Spool
 from grpo_fed.runs.tracking.ui import MlflowPages, pages
+from tests.support.browser import CHROMIUM, Browser
+from tests.support.tracking_runs import document, line, scenario
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
 

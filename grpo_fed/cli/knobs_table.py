@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from grpo_fed.scenario.reference import list_knobs
-from grpo_fed.scenario.toml import text as words
+from grpo_fed.scenario.toml.text import closest_match, did_you_mean
 
 
 def knob_tables(section: str | None = None) -> Iterator[RenderableType]:
@@ -20,7 +20,7 @@ def knob_tables(section: str | None = None) -> Iterator[RenderableType]:
     wanted = names if section is None else [name for name in names if name and name == section.strip("[]")]
     if not wanted:
         known = [name for name in names if name]
-        cure = words.did_you_mean(words.closest_match(str(section), known)) or f"; there are {', '.join(known)}"
+        cure = did_you_mean(closest_match(str(section), known)) or f"; there are {', '.join(known)}"
         raise ValueError(f"config {section}: there is no such section{cure}")
     for name in wanted:
         yield Text(f"[{name}]" if name else "at the top of the file", style="bold cyan")

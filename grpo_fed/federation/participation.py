@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 from grpo_fed.rl.rng import Purpose, generator
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.scenario.toml import text as words
+from grpo_fed.scenario.toml.text import shorten
 
 PAUSE = 0.1
 """Seconds between two looks at who can be reached."""
@@ -29,7 +29,7 @@ def wait_for_clients(
         if now > began + LONG and not told:
             told = True
             missing = ", ".join(sorted(set(everybody) - set(names)))
-            log.warning("waiting for %s", words.shorten(missing))
+            log.warning("waiting for %s", shorten(missing))
         time.sleep(PAUSE)
     return names
 

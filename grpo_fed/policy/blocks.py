@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from grpo_fed.policy.patterns import did_you_mean, match_names
+from grpo_fed.policy.patterns import match_names
 from grpo_fed.scenario.settings import PolicySettings
-from grpo_fed.scenario.toml import text as words
+from grpo_fed.scenario.toml.text import short_toml, suggest_name, toml_key
 
 SINGLE_BLOCK_MODULES = ("critic", "adapter")
 """Modules that are one block each with all that is inside them."""
@@ -88,9 +88,7 @@ class Layout:
             raise ValueError("policy.module: it has no parameters; there is nothing to learn")
         if len(shapes) < len(pairs):
             twice = sorted({name for name, _ in pairs if sum(name == other for other, _ in pairs) > 1})
-            raise ValueError(
-                f"policy.module: parameters {words.short_toml(twice)} are named twice; give each its own name"
-            )
+            raise ValueError(f"policy.module: parameters {short_toml(twice)} are named twice; give each its own name")
         block_of = _regrouped({name: _own_block(name) for name in shapes}, settings.blocks)
         shared = _shared(tuple(dict.fromkeys(block_of.values())), settings)
         blocks: list[Block] = []
@@ -177,10 +175,10 @@ class Layout:
         names = [slot.name for slot in self.slots]
         for name in values:
             if name not in names:
-                raise ValueError(f"{name}: not a parameter of this policy{did_you_mean(name, names)}")
+                raise ValueError(f"{name}: not a parameter of this policy{suggest_name(name, names)}")
         for name in names:
             if name not in values:
-                raise ValueError(f"{name}: missing; a policy needs all of {words.short_toml(names)}")
+                raise ValueError(f"{name}: missing; a policy needs all of {short_toml(names)}")
 
 
 def _of_module(module: nn.Module) -> Iterator[tuple[str, Sequence[int]]]:
@@ -213,20 +211,20 @@ def _regrouped(own: dict[str, str], blocks: Mapping[str, Sequence[str]]) -> dict
                 other = taker.setdefault(name, block)
                 if other != block:
                     raise ValueError(
-                        f"{knob}: {words.short_toml(pattern)} takes {name}, which {_knob(other)} takes too; a parameter"
+                        f"{knob}: {short_toml(pattern)} takes {name}, which {_knob(other)} takes too; a parameter"
                         " belongs to one block: narrow one of the patterns"
                     )
     for name, block in own.items():
         if name not in taker and block in blocks:
             raise ValueError(
                 f"{_knob(block)}: {name} is in a block of this name already; choose another name, or take all of that"
-                f" block with the pattern {words.short_toml(block)}"
+                f" block with the pattern {short_toml(block)}"
             )
     return own | taker
 
 
 def _knob(block: str) -> str:
-    return f"policy.blocks.{words.toml_key(block)}"
+    return f"policy.blocks.{toml_key(block)}"
 
 
 def _shared(blocks: Sequence[str], settings: PolicySettings) -> set[str]:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from grpo_fed.policy.blocks import Block, Layout, Slot
-from grpo_fed.policy.patterns import did_you_mean, match_names
-from grpo_fed.scenario.toml import text as words
+from grpo_fed.policy.patterns import match_names
+from grpo_fed.scenario.toml.text import short_toml, suggest_name, toml_key
 
 GroupKind: TypeAlias = Literal["block", "tensor", "row", "column"]
 IndexSets: TypeAlias = Mapping[str, Mapping[str, Sequence[int]]]
@@ -113,7 +113,7 @@ def cut_groups(
             if block.name not in chosen or not columns.size:
                 continue
             if name in found:
-                raise ValueError(f"policy.groups: two groups are called {words.short_toml(name)}; rename the index set")
+                raise ValueError(f"policy.groups: two groups are called {short_toml(name)}; rename the index set")
             ids[columns] = len(found)
             found[name] = block.name
     sizes = np.bincount(ids[ids >= 0], minlength=len(found)).astype(np.float32)
@@ -125,12 +125,12 @@ def _rules(layout: Layout, settings: Mapping[str, GroupKind | IndexSets]) -> dic
     taker: dict[str, str] = {}
     rules: dict[str, Cutter] = {}
     for pattern, kind in settings.items():
-        knob = f"policy.groups.{words.toml_key(pattern)}"
+        knob = f"policy.groups.{toml_key(pattern)}"
         taken = match_names(pattern, [block.name for block in layout.blocks], "policy.groups", "block")
         for name in taken:
             if name in taker:
-                other = f"policy.groups.{words.toml_key(taker[name])}"
-                raise ValueError(f"{knob}: {other} takes {words.short_toml(name)} too; narrow one of the patterns")
+                other = f"policy.groups.{toml_key(taker[name])}"
+                raise ValueError(f"{knob}: {other} takes {short_toml(name)} too; narrow one of the patterns")
             taker[name] = pattern
         blocks = [block for block in layout.blocks if block.name in taken]
         if isinstance(kind, str):
@@ -146,7 +146,7 @@ def _read_sets(layout: Layout, blocks: Sequence[Block], given: IndexSets, knob: 
     sets: dict[str, list[NamedColumns]] = {block.name: [] for block in blocks}
     owner: dict[int, str] = {}
     for name, parts in given.items():
-        here = f"{knob}.{words.toml_key(name)}"
+        here = f"{knob}.{toml_key(name)}"
         columns = [_members(layout, slots, part, indices, here) for part, indices in parts.items()]
         members = np.unique(np.concatenate([_NONE, *columns]))
         if not members.size:
@@ -154,14 +154,14 @@ def _read_sets(layout: Layout, blocks: Sequence[Block], given: IndexSets, knob: 
         homes = [block.name for block in blocks if ((members >= block.start) & (members < block.stop)).any()]
         if len(homes) > 1:
             raise ValueError(
-                f"{here}: the set reaches over the blocks {words.short_toml(homes)}; give each block a set of its own, or"
+                f"{here}: the set reaches over the blocks {short_toml(homes)}; give each block a set of its own, or"
                 " make one block of them in policy.blocks"
             )
         for column in members.tolist():
             other = owner.setdefault(column, name)
             if other != name:
                 raise ValueError(
-                    f"{here}: {_entry(slots.values(), column)} is in the set {words.short_toml(other)} too; a parameter"
+                    f"{here}: {_entry(slots.values(), column)} is in the set {short_toml(other)} too; a parameter"
                     " belongs to one group: take it out of one of them"
                 )
         sets[homes[0]].append((name, members))
@@ -170,14 +170,14 @@ def _read_sets(layout: Layout, blocks: Sequence[Block], given: IndexSets, knob: 
 
 def _members(layout: Layout, slots: Mapping[str, Slot], part: str, indices: Sequence[int], knob: str) -> np.ndarray:
     """The columns [n] that indices of `<parameter>:<axis>` stand for."""
-    knob = f"{knob}.{words.toml_key(part)}"
+    knob = f"{knob}.{toml_key(part)}"
     parameter, _, axis = part.rpartition(":")
     assert axis in ("rows", "columns", "entries"), "a scenario allows no other"
     if parameter not in slots:
         for slot in layout.slots:
             if slot.name == parameter:
-                raise ValueError(f"{knob}: {parameter} is in block {words.short_toml(slot.block)}; write the set there")
-        raise ValueError(f"{knob}: no parameter {words.short_toml(parameter)}{did_you_mean(parameter, slots)}")
+                raise ValueError(f"{knob}: {parameter} is in block {short_toml(slot.block)}; write the set there")
+        raise ValueError(f"{knob}: no parameter {short_toml(parameter)}{suggest_name(parameter, slots)}")
     slot = slots[parameter]
     lies = np.arange(slot.start, slot.stop).reshape(slot.shape)
     match axis:
@@ -191,9 +191,7 @@ def _members(layout: Layout, slots: Mapping[str, Slot], part: str, indices: Sequ
             raise ValueError(f"{knob}: {parameter} has shape {slot.shape} and no {axis}; write {parameter}:entries")
     out = [index for index in indices if not 0 <= index < len(lies)]
     if out:
-        raise ValueError(
-            f"{knob}: {words.short_toml(out)} is out of range; {parameter} has {axis} 0 to {len(lies) - 1}"
-        )
+        raise ValueError(f"{knob}: {short_toml(out)} is out of range; {parameter} has {axis} 0 to {len(lies) - 1}")
     return lies[np.array(indices, np.int64)].reshape(-1)
 
 

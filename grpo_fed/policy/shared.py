@@ -22,7 +22,7 @@ from grpo_fed.policy.blocks import Block, Layout
 from grpo_fed.policy.groups import Groups, cut_groups
 from grpo_fed.policy.make import make_policy, make_policy_from_shape
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.scenario.toml import text as words
+from grpo_fed.scenario.toml.text import short_toml
 from grpo_fed.tasks.envs import episode_step_limit
 from grpo_fed.tasks.resolve import resolve_tasks
 from grpo_fed.tasks.task import Task, TaskShape
@@ -132,7 +132,7 @@ def resolve_client_shared_blocks(scenario: Scenario, task: Task, blocks: Iterabl
     missing = sorted(names - {block.name for block in shared})
     if missing:
         raise ValueError(
-            f"client {task.client} ({task.env}): the server shares {words.short_toml(missing)}, which this client does not;"
+            f"client {task.client} ({task.env}): the server shares {short_toml(missing)}, which this client does not;"
             " do both have the same version of grpo_fed?"
         )
     return _build(policy, shared, scenario, [task.shape])
@@ -172,9 +172,9 @@ def _is_alike(block: Block, kin: Sequence[_PolicyKind], scenario: Scenario) -> b
             continue
         if ALL in scenario.policy.shared:
             return False
-        has = "no such block" if own is None else f"shapes {words.short_toml([slot.shape for slot in own.slots])}"
+        has = "no such block" if own is None else f"shapes {short_toml([slot.shape for slot in own.slots])}"
         raise ValueError(
-            f"policy.shared takes block {block.name}, of shapes {words.short_toml(shapes)} for client {kin[0].client}"
+            f"policy.shared takes block {block.name}, of shapes {short_toml(shapes)} for client {kin[0].client}"
             f" but {has} for client {one.client} ({one.env}): leave it out, or set policy.adapter so that what"
             ' follows an unlike observation has one shape; "*" shares whatever is alike'
         )

@@ -17,7 +17,7 @@ from grpo_fed.scenario.presets import PRESETS, Preset
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import MergeSettings, ObjectiveSettings, TrustSettings
 from grpo_fed.scenario.tables import is_import_path
-from grpo_fed.scenario.toml import text as words
+from grpo_fed.scenario.toml.text import short_toml, shorten
 from grpo_fed.tasks.resolve import resolve_tasks
 
 SURROGATES = {
@@ -83,7 +83,7 @@ def _who(scenario: Scenario) -> Iterator[str]:
     count = sum(entry.count for entry in scenario.clients)
     named = [f"{entry.count} x {entry.name} on {entry.env}" for entry in scenario.clients[:6]]
     named += [f"and {len(scenario.clients) - 6} more"] if len(scenario.clients) > 6 else []
-    yield f"{many(count, 'client')}: {words.shorten(', '.join(named), 160)}."
+    yield f"{many(count, 'client')}: {shorten(', '.join(named), 160)}."
     yield f"{many(scenario.rounds, 'round')}; in each a client learns from {scenario.steps:,} steps of its own."
     part, stop = scenario.round, scenario.stop
     drawn = "All that can be reached" if part.fraction == 1 else f"A random {part.fraction:.0%} of those in reach"
@@ -184,7 +184,7 @@ def _shared(scenario: Scenario, commons: SharedBlocks, private: list[str]) -> It
 
 
 def _list(names: Any) -> str:
-    return words.shorten(", ".join(names), 160)
+    return shorten(", ".join(names), 160)
 
 
 def _merge(scenario: Scenario, commons: SharedBlocks) -> Iterator[str]:
@@ -195,7 +195,7 @@ def _merge(scenario: Scenario, commons: SharedBlocks) -> Iterator[str]:
     if merge.rule == "huber":
         yield from _departures(scenario)
     elif is_import_path(merge.rule):
-        given = f" with {words.short_toml(merge.kwargs)}" if merge.kwargs else ""
+        given = f" with {short_toml(merge.kwargs)}" if merge.kwargs else ""
         yield f"By a rule of your own, {merge.rule}{given}."
     else:
         yield {
@@ -255,7 +255,7 @@ def _budgets(scenario: Scenario, budgets: Mapping[str, float]) -> Iterator[str]:
     yield f"The step is shortened, block by block, until the KL that it causes ({over}) fits; {how}."
     alone = ", ".join(f"{name} {_limit(limit)}" for name, limit in budgets.items())
     joint = "no limit" if proximity.kl_joint is None else f"{proximity.kl_joint:g}"
-    yield f"Budgets: {words.shorten(alone, 160)}; all together {joint}."
+    yield f"Budgets: {shorten(alone, 160)}; all together {joint}."
     if proximity.adaptive:
         yield "A budget widens where clients gained by the step, and tightens where they lost."
 
@@ -290,7 +290,7 @@ def _sources(scenario: Scenario) -> Iterator[str]:
             yield f"{kind} {name} cannot be imported here; this scenario has all its values."
             continue
         changed = [
-            f"{section}.{key} = {words.short_toml(now)}"
+            f"{section}.{key} = {short_toml(now)}"
             for section, keys in row.values.items()
             for key, said in keys.items()
             if (now := getattr(getattr(scenario, section), key)) != said

@@ -17,7 +17,7 @@ from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.reports.tables import many, table_of
 from grpo_fed.rl.stacked_learner import StackedLearner
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.scenario.toml import text as words
+from grpo_fed.scenario.toml.text import short_toml, shorten
 from grpo_fed.tasks.task import ActionSpec, Task
 
 FLOAT = 4
@@ -38,9 +38,7 @@ def scenario_overview(
     )
     yield _clients_table(fleets)
     for fleet in fleets:
-        yield Text.assemble(
-            "Policy of ", (words.shorten(", ".join(fleet.names), 70), "bold"), f": {_sizes(fleet, commons)}"
-        )
+        yield Text.assemble("Policy of ", (shorten(", ".join(fleet.names), 70), "bold"), f": {_sizes(fleet, commons)}")
         yield _blocks_table(fleet, scenario, commons)
     yield Text(_messages(scenario, commons, clients))
 
@@ -82,7 +80,7 @@ def _clients_table(fleets: Sequence[StackedLearner]) -> Table:
 def _what(task: Task) -> tuple[str, str, int]:
     """What tells the rows of the clients' table apart."""
     around = "".join(f" in {path}" for path in task.wrappers)
-    arguments = ", ".join(f"{key} = {words.short_toml(value)}" for key, value in task.kwargs.items())
+    arguments = ", ".join(f"{key} = {short_toml(value)}" for key, value in task.kwargs.items())
     return task.env, arguments + around, task.episode_limit
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from grpo_fed.policy.blocks import Block, Layout
-from grpo_fed.scenario.toml import text as words
+from grpo_fed.scenario.toml.text import short_toml
 
 LEAST_COEFFICIENT, MOST_COEFFICIENT = 1e-6, 1e6
 SAFETY, TRIES = 0.95, 12
@@ -54,7 +54,7 @@ def trust_budgets(layout: Layout, given: Mapping[str, float]) -> list[tuple[Bloc
     for pattern, budget in given.items():
         for block in layout.select([pattern], "trust.blocks"):
             if block.name in taker:
-                both = f"{words.short_toml(taker[block.name])} and {words.short_toml(pattern)}"
+                both = f"{short_toml(taker[block.name])} and {short_toml(pattern)}"
                 raise ValueError(f"trust.blocks: {both} both take {block.name}; narrow one of the patterns")
             taker[block.name] = pattern
             budgets.append((block, budget))

@@ -13,7 +13,7 @@ from grpo_fed.runs.checkpoint import Checkpoint
 from grpo_fed.runs.files import write_atomic
 from grpo_fed.runs.results import read_results
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.scenario.toml import text as words
+from grpo_fed.scenario.toml.text import closest_match, did_you_mean
 
 ROUNDS = "rounds.jsonl"
 ENGINE = "engine.json"
@@ -78,8 +78,8 @@ def read_scenario(folder: Path) -> Scenario:
     """Of a run folder; ValueError if it is none."""
     if not (folder / SCENARIO).is_file():
         beside = [one.parent.name for one in folder.parent.glob(f"*/{SCENARIO}")]
-        close = words.closest_match(folder.name, beside)
-        cure = words.did_you_mean(str(folder.parent / close) if close else None)
+        close = closest_match(folder.name, beside)
+        cure = did_you_mean(str(folder.parent / close) if close else None)
         what = f"there is no {SCENARIO} in it" if folder.exists() else "there is no such folder"
         raise ValueError(f"{folder}: no run folder: {what}{cure}")
     return Scenario.load(folder / SCENARIO)

@@ -19,7 +19,7 @@ from grpo_fed.runs.folder import ROUNDS, read_engine_state, read_scenario
 from grpo_fed.runs.records import RETURN
 from grpo_fed.runs.results import read_results
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.scenario.toml import text as words
+from grpo_fed.scenario.toml.text import short_toml
 
 WORDS = {"clients", "notes", "personal_groups", "failure"}
 """What a line has beside numbers."""
@@ -242,7 +242,7 @@ def _line(line: Any, before: int) -> Mapping[str, Any]:
             raise ValueError(f"client {name} has no metrics")
         for key, value in own.items():
             if key not in WORDS and value is not None and not isinstance(value, int | float):
-                raise ValueError(f"{f'{name}: ' if name else ''}{key} = {words.short_toml(value)} is no number")
+                raise ValueError(f"{f'{name}: ' if name else ''}{key} = {short_toml(value)} is no number")
     return line
 
 

@@ -24,7 +24,7 @@ from grpo_fed.rl.stacked_learner import StackedLearner
 from grpo_fed.runs.files import write_atomic
 from grpo_fed.runs.folder import POLICIES, SCENARIO, read_scenario
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.scenario.toml import text as words
+from grpo_fed.scenario.toml.text import closest_match, did_you_mean, shorten
 from grpo_fed.tasks.envs import ActionConverter, make_client_envs, observation_flattener
 from grpo_fed.tasks.resolve import resolve_tasks
 from grpo_fed.tasks.task import Task
@@ -151,14 +151,14 @@ def _task(folder: Path, scenario: Scenario, client: str | None) -> Task:
     names = [name for settings in scenario.clients for name in settings.names]
     if client is None:
         if len(names) > 1:
-            raise ValueError(f"{folder}: it has several clients, say which: {words.shorten(', '.join(names))}")
+            raise ValueError(f"{folder}: it has several clients, say which: {shorten(', '.join(names))}")
         client = names[0]
     for settings in scenario.clients:
         if client in settings.names:
             alone = scenario.model_copy(update={"clients": [settings]})
             return next(task for task in resolve_tasks(alone) if task.client == client)
-    close = words.closest_match(client, names)
-    cure = words.did_you_mean(close) or f"; there are {words.shorten(', '.join(names))}"
+    close = closest_match(client, names)
+    cure = did_you_mean(close) or f"; there are {shorten(', '.join(names))}"
     raise ValueError(f"{folder}: it has no client {client}{cure}")
 
 

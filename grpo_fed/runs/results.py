@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from grpo_fed.runs.records import interquartile_mean
-from grpo_fed.scenario.toml import text as words
+from grpo_fed.scenario.toml.text import shorten
 
 RESULTS = "results.json"
 
@@ -156,7 +156,7 @@ def read_results(folder: Path) -> dict[str, Any] | None:
             raise ValueError("clients are not tables")
     except ValueError as error:
         cure = "remove it: what the rounds tell is there without it, and a run that goes on writes it anew"
-        raise ValueError(f"{path}: is damaged: {words.shorten(str(error))}; {cure}") from None
+        raise ValueError(f"{path}: is damaged: {shorten(str(error))}; {cure}") from None
     return found
 
 

@@ -22,8 +22,8 @@ from grpo_fed.scenario.methods import MERGE_RULES, METHODS, Method
 from grpo_fed.scenario.presets import PRESETS, Preset
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.tables import as_toml_lines
-from grpo_fed.scenario.toml import text as words
 from grpo_fed.scenario.toml.reading import all_keys, section_at
+from grpo_fed.scenario.toml.text import short_toml
 
 Schema = Mapping[str, Any]
 
@@ -187,7 +187,7 @@ def _default(info: FieldInfo) -> str:
     if info.is_required():
         return ""
     value = TypeAdapter(_annotated(info)).dump_python(info.get_default(call_default_factory=True))
-    return "" if value is None else words.short_toml(value)
+    return "" if value is None else short_toml(value)
 
 
 def _annotated(info: FieldInfo) -> Any:
@@ -198,9 +198,9 @@ def _annotated(info: FieldInfo) -> Any:
 def _type(shape: Schema) -> str:
     """Of a value, in words."""
     if "enum" in shape:
-        return " | ".join(words.short_toml(choice) for choice in shape["enum"])
+        return " | ".join(short_toml(choice) for choice in shape["enum"])
     if "const" in shape:
-        return words.short_toml(shape["const"])
+        return short_toml(shape["const"])
     if options := shape.get("anyOf") or shape.get("oneOf"):
         return " or ".join(_type(option) for option in options if option.get("type") != "null")
     if shape.get("type") == "array":
@@ -219,7 +219,7 @@ def _limits(shape: Schema) -> Iterator[str]:
     signs = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
     for word, sign in signs.items():
         if word in shape:
-            yield f"{sign} {words.short_toml(shape[word])}"
+            yield f"{sign} {short_toml(shape[word])}"
     for word in ("anyOf", "oneOf"):
         for option in shape.get(word, ()):
             yield from _limits(option)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from grpo_fed.scenario.toml import text as words
 from grpo_fed.scenario.toml.source import ScenarioError
+from grpo_fed.scenario.toml.text import closest_match, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ def find_scenario(scenario: str) -> Path:
         raise ScenarioError(f"{scenario}: is a folder; {cure}")
     if here.is_file() or here.suffix == ".toml" or len(here.parts) > 1:
         return here  # whether it is there, and what beside it was meant, is said when it is read
-    close = words.closest_match(scenario, names)
-    cure = words.did_you_mean(close) or "; a path ends in .toml, and `grpo-fed list` names those that ship"
+    close = closest_match(scenario, names)
+    cure = did_you_mean(close) or "; a path ends in .toml, and `grpo-fed list` names those that ship"
     raise ScenarioError(f"{scenario}: no scenario of this name ships{cure}")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar
 
 from grpo_fed.scenario.importing import import_object
-from grpo_fed.scenario.toml import text as words
+from grpo_fed.scenario.toml.text import short_toml
 
 Values = Mapping[str, Mapping[str, Any]]
 """Section -> key -> value."""
@@ -65,7 +65,7 @@ def fill_missing(data: Mapping[str, Any], values: Values) -> dict[str, Any]:
 def as_toml_lines(values: Values) -> list[str]:
     """As a scenario would have them, `section.key = value`; None is no limit."""
     return [
-        f"{section}.{key} = {'inf' if value is None else words.short_toml(value)}"
+        f"{section}.{key} = {'inf' if value is None else short_toml(value)}"
         for section, keys in values.items()
         for key, value in keys.items()
     ]

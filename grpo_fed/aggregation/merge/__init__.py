@@ -18,8 +18,8 @@ from grpo_fed.aggregation.merge.weights import ClientWork, Weighting, weight
 
 __all__ = [
     "RULES",
-    "Clusters",
     "ClientWork",
+    "Clusters",
     "Merged",
     "Replies",
     "Reply",

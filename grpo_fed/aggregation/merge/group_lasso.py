@@ -30,7 +30,7 @@ from grpo_fed.aggregation.merge.distances import columns_of_groups, distances, o
 from grpo_fed.aggregation.merge.records import Merged, Replies, Reply
 from grpo_fed.policy.groups import Groups
 from grpo_fed.policy.patterns import match_names
-from grpo_fed.scenario.toml import text as words
+from grpo_fed.scenario.toml.text import short_toml
 
 ITERATIONS = 1000
 TOLERANCE = 1e-8
@@ -114,7 +114,7 @@ def group_thresholds(groups: Groups, threshold: float, blocks: Mapping[str, floa
     for pattern, own in blocks.items():
         for name in match_names(pattern, groups.as_blocks.names, "merge.blocks", "block"):
             if name in taker:
-                both = f"merge.blocks: {words.short_toml(taker[name])} and {words.short_toml(pattern)} both take {words.short_toml(name)}"
+                both = f"merge.blocks: {short_toml(taker[name])} and {short_toml(pattern)} both take {short_toml(name)}"
                 raise ValueError(f"{both}; narrow one of the patterns")
             taker[name], of[name] = pattern, own
     assert all(value >= 0 for value in of.values()), f"a threshold below 0: {of}"

@@ -20,14 +20,14 @@ from grpo_fed.aggregation.proximity.records import (
 )
 
 __all__ = [
-    "Budgets",
-    "AcceptedStep",
     "AcceptedBlock",
+    "AcceptedStep",
     "BudgetSearch",
-    "StepFractions",
+    "Budgets",
     "Query",
+    "StepFractions",
     "adapt_budgets",
-    "interpolate",
     "full_step",
+    "interpolate",
     "predicted_step",
 ]

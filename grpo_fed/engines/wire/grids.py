@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from grpo_fed.runs.records import Failure
-from grpo_fed.scenario.toml import text as words
+from grpo_fed.scenario.toml.text import shorten
 
 if TYPE_CHECKING:
     pass
@@ -78,7 +78,7 @@ def failure_of(error: Error) -> Failure:
 def one_line(text: str) -> str:
     """On one line, not too long for a log, and without what a terminal would follow: a client may say anything."""
     shown = "".join(letter if letter.isprintable() else " " for letter in text)
-    return words.shorten(" ".join(shown.split()), LINE)
+    return shorten(" ".join(shown.split()), LINE)
 
 
 class WorkerDiedError(RuntimeError):

@@ -1,7 +1,7 @@
 """Instruction messages outside a Flower run: all that we use of Flower beyond what it documents.
 
 Flower makes them for the process that a task of a run has been given to, and its link numbers them. A federation in one
-process has neither, so it writes their metadata itself. `tests/test_local.py` holds Flower to this.
+process has neither, so it writes their metadata itself. `tests/engines/test_local.py` holds Flower to this.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from grpo_fed.engines import wire
 from grpo_fed.engines.wire import InvalidMessageError
 from grpo_fed.engines.wire.grids import CLOCKS, failure_of, one_line, push
-from grpo_fed.scenario.toml import text as words
+from grpo_fed.scenario.toml.text import closest_match, did_you_mean
 from grpo_fed.tasks.task import TaskShape
 
 HELLO = 60.0
@@ -115,7 +115,7 @@ class NodeRegistry:
             if name in self._clients:
                 self.task_shapes.setdefault(name, hello.shape)
             else:
-                close = words.did_you_mean(words.closest_match(name, self._clients))
+                close = did_you_mean(closest_match(name, self._clients))
                 self._reject(node, f"says that it is {one_line(name)}, and the scenario has no such client{close}")
 
     def _rest(self, node: int, why: str, seconds: float | None = None) -> None:

@@ -17,10 +17,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from grpo_fed.scenario.toml import text as words
 from grpo_fed.scenario.toml.lines import KeyPath
 from grpo_fed.scenario.toml.source import ScenarioError as ScenarioError
 from grpo_fed.scenario.toml.source import Source, read_text
+from grpo_fed.scenario.toml.text import closest_match, explain_error, short_toml, to_toml, toml_key
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -66,7 +66,7 @@ def dumps(model: BaseModel) -> str:
 
 def _table(head: str, data: Mapping[str, Any]) -> str:
     """TOML has no None: what is not given is left out."""
-    lines = (f"{words.toml_key(key)} = {words.to_toml(value)}\n" for key, value in data.items() if value is not None)
+    lines = (f"{toml_key(key)} = {to_toml(value)}\n" for key, value in data.items() if value is not None)
     return head + "".join(lines)
 
 
@@ -96,7 +96,7 @@ def section_errors(model: type[BaseModel], values: Mapping[str, Mapping[str, Any
         section = section_at(model, (name,))
         if info is None or info.is_required() or section is None or not isinstance(keys, Mapping):
             known = [one for one, field in model.model_fields.items() if _section(field) and not field.is_required()]
-            yield f"has {words.short_toml(name)}, which is no section with values by key; there are {' '.join(known)}"
+            yield f"has {short_toml(name)}, which is no section with values by key; there are {' '.join(known)}"
             continue
         try:
             section.model_validate(dict(keys))
@@ -106,7 +106,7 @@ def section_errors(model: type[BaseModel], values: Mapping[str, Mapping[str, Any
                 if one["type"] == "extra_forbidden":
                     yield f"has {where}: {_unknown(model, (name, *one['loc']))}"
                 else:
-                    yield f"has {where} = {words.short_toml(one['input'])}: {words.explain_error(one)}"
+                    yield f"has {where} = {short_toml(one['input'])}: {explain_error(one)}"
 
 
 # What is wrong with it ----------------------------------------------------------------------------------------------
@@ -129,10 +129,10 @@ def _mistake(model: type[BaseModel], given: Source, error: ErrorDetails) -> Mist
     if error["type"] == "extra_forbidden":
         return Mistake((path,), _unknown(model, path))
     if error["type"] == "missing":
-        return Mistake((path,), f"missing; for example {path[-1]} = {words.short_toml(_example(model, path))}")
+        return Mistake((path,), f"missing; for example {path[-1]} = {short_toml(_example(model, path))}")
     if error["type"] == "list_type" and section_at(model, path):
         return Mistake((path,), f"must be a list of tables: [[{path[-1]}]], in two brackets")
-    return Mistake((path,), words.explain_error(error))
+    return Mistake((path,), explain_error(error))
 
 
 def _written(data: Any, loc: tuple[str | int, ...], missing: bool) -> KeyPath:
@@ -223,7 +223,7 @@ def _suggested_key(model: type[BaseModel], path: KeyPath) -> KeyPath | None:
     if section is None or not isinstance(last, str) or last in section.model_fields:
         return None
     elsewhere = next((knob for knob, _ in all_keys(model) if knob[-1] == last), None)
-    close = words.closest_match(last, section.model_fields)
+    close = closest_match(last, section.model_fields)
     return elsewhere or ((*path[:-1], close) if close else None)
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
-from grpo_fed.scenario.toml import text as words
 from grpo_fed.scenario.toml.lines import KeyPath, line_numbers, split_key
+from grpo_fed.scenario.toml.text import closest_match, did_you_mean, short_toml, shorten, toml_key
 
 
 class ScenarioError(ValueError):
@@ -73,7 +73,7 @@ class Source:
 
     def key(self, path: KeyPath) -> str:
         """As one writes it for `--set`: the tables in a list by name where they have one."""
-        return ".".join(words.toml_key(self._part(path[:depth], part)) for depth, part in enumerate(path))
+        return ".".join(toml_key(self._part(path[:depth], part)) for depth, part in enumerate(path))
 
     def _part(self, above: KeyPath, part: str | int) -> str:
         if isinstance(part, str):
@@ -92,12 +92,12 @@ class Source:
             return f"--set {_one_line(override)}: {'' if same else f'{self.key(path)}: '}{text}"
         if value is None or isinstance(value, dict):
             return f"{self.name}:{number}: {self.key(path)}: {text}"
-        told = f"{self.key(path)} = {words.short_toml(value)}"
+        told = f"{self.key(path)} = {short_toml(value)}"
         return f"{self.name}:{number}: {'' if text.startswith(told) else f'{told}: '}{text}"
 
 
 def _one_line(text: str) -> str:
-    return words.shorten(text.replace("\n", "\\n"))
+    return shorten(text.replace("\n", "\\n"))
 
 
 def _assign(data: dict[str, Any], keys: tuple[str, ...], value: Any) -> KeyPath:
@@ -109,7 +109,7 @@ def _assign(data: dict[str, Any], keys: tuple[str, ...], value: Any) -> KeyPath:
         if isinstance(here, list):
             step = _index(here, key, ".".join(keys[: depth - 1]))
         elif not isinstance(here, dict):
-            raise ValueError(f"{'.'.join(keys[: depth - 1])} is {words.short_toml(here)}, not a table")
+            raise ValueError(f"{'.'.join(keys[: depth - 1])} is {short_toml(here)}, not a table")
         path = (*path, step)
         if depth == len(keys):
             here[step] = value
@@ -127,7 +127,7 @@ def _index(items: list[Any], key: str, where: str) -> int:
         raise ValueError(f"{where} has {names.count(key)} called {key}; give the number of one, counted from 0")
     if not re.fullmatch("[0-9]+", key):
         known = [name for name in names if name]
-        raise ValueError(f"{where} has none called {key}{words.did_you_mean(words.closest_match(key, known))}")
+        raise ValueError(f"{where} has none called {key}{did_you_mean(closest_match(key, known))}")
     if int(key) >= len(items):
         raise ValueError(f"{where} has no number {key}: it has {len(items)}, counted from 0")
     return int(key)
@@ -159,8 +159,8 @@ def read_text(path: FilePath) -> str:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         beside = [other.name for other in path.parent.glob("*.toml")] if path.parent.is_dir() else []
-        close = words.closest_match(path.name, beside)
-        cure = words.did_you_mean(str(path.parent / close) if close else None)
+        close = closest_match(path.name, beside)
+        cure = did_you_mean(str(path.parent / close) if close else None)
         raise ScenarioError(f"{path}: there is no such file{cure}") from None
     except UnicodeDecodeError as error:
         raise ScenarioError(f"{path}: must be text in UTF-8; byte {error.start} is not") from None
@@ -186,7 +186,7 @@ def _syntax(text: str, error: str) -> str:
         where = f"at column {column}"
     else:
         number, rest, where = len(lines), "", "at the end of the file"
-    line = words.shorten(lines[number - 1].strip()) if number <= len(lines) else ""
+    line = shorten(lines[number - 1].strip()) if number <= len(lines) else ""
     return f"{number}: {line}: not TOML: {what} {where}{_syntax_cure(what, rest.partition('#')[0].strip())}"
 
 
@@ -195,7 +195,7 @@ def _syntax_cure(what: str, rest: str) -> str:
     if what == "invalid value" and rest.lower() in ("true", "false"):
         return f"; write {rest.lower()}"
     if what == "invalid value" and re.match("[A-Za-z_/]", rest):
-        return f"; text needs quotes: {words.short_toml(rest)}"
+        return f"; text needs quotes: {short_toml(rest)}"
     if what.startswith(("cannot overwrite", "cannot declare")):
         return "; it stands in the file twice"
     if what.startswith(("illegal character '\\n'", "unclosed", "unterminated")):

@@ -70,6 +70,13 @@ def did_you_mean(word: str | None) -> str:
     return f"; did you mean {word}?" if word else ""
 
 
+def suggest_name(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the known one most like it, or else those that there are."""
+    names = list(dict.fromkeys(known))
+    close = closest_match(word, names)
+    return did_you_mean(short_toml(close)) if close else f"; there are {short_toml(names)}"
+
+
 def closest_match(word: str, known: Iterable[str]) -> str | None:
     """The known word most like this one, if one is like it."""
     by_lower = {other.lower().replace("-", "_"): other for other in known}

@@ -22,7 +22,7 @@ __all__ = [
     "episode_seed",
     "episode_step_limit",
     "make_client_envs",
+    "non_finite_error",
     "observation_flattener",
     "pad_actions",
-    "non_finite_error",
 ]

@@ -6,15 +6,16 @@ S numbers make up a state, O an observation, A an action; L lanes are stepped to
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
 import numpy.typing as npt
 from gymnasium.spaces.utils import flatdim
+
+from grpo_fed.scenario.toml.text import suggest_name
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -115,7 +116,7 @@ def read_parameters(family: Family, given: Mapping[str, Any], lanes: int) -> dic
     for name in given:
         if name not in known:
             names = [*known, *(field.name for field in fields(family))]  # type: ignore[arg-type]
-            raise ValueError(f"{where}: {name}: unknown parameter; {nearest(name, names)}")
+            raise ValueError(f"{where}: {name}: unknown parameter{suggest_name(name, names)}")
     values = {name: _read(f"{where}: {name}", known[name], given.get(name), lanes) for name in known}
     for row in values["permute"]:
         if sorted(row) != list(range(len(row))):
@@ -123,12 +124,6 @@ def read_parameters(family: Family, given: Mapping[str, Any], lanes: int) -> dic
     if values["sensor_noise"].any() and not isinstance(family.observation_space, gymnasium.spaces.Box):
         raise ValueError(f"{where}: sensor_noise: a {family.observation_space} observation has no noise; leave it at 0")
     return values
-
-
-def nearest(name: str, names: Sequence[str]) -> str:
-    """The cure for a name that does not exist."""
-    close = get_close_matches(name, names, n=1)
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
 
 
 def _read(where: str, parameter: Parameter, value: Any, lanes: int) -> Floats:

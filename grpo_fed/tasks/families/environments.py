@@ -14,7 +14,8 @@ from gymnasium.utils.seeding import np_random
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, create_empty_array
 
-from grpo_fed.tasks.families.base import Array, Family, Flags, Floats, Painter, Picture, nearest, read_parameters
+from grpo_fed.scenario.toml.text import suggest_name
+from grpo_fed.tasks.families.base import Array, Family, Flags, Floats, Painter, Picture, read_parameters
 from grpo_fed.tasks.families.catalogue import FAMILIES
 from grpo_fed.tasks.families.noise import Noise
 
@@ -219,7 +220,7 @@ def make_family_vector_env(
 def _family(name: str, given: dict[str, Any]) -> Family:
     """The family of this name, with what decides its shapes taken out of `given`."""
     if name not in FAMILIES:
-        raise ValueError(f"{name}: unknown family; {nearest(name, list(FAMILIES))}")
+        raise ValueError(f"{name}: unknown family{suggest_name(name, FAMILIES)}")
     settings = {}
     for field in fields(FAMILIES[name]):  # type: ignore[arg-type]
         value = given.pop(field.name, None)

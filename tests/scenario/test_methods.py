@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from test_update import experience, plain_network, stack_of
 from torch import Tensor, nn
 
 from grpo_fed.aggregation import merge
@@ -27,6 +26,7 @@ from grpo_fed.rl.stacked_learner import StackedLearner, sub_state
 from grpo_fed.rl.update import ClientStack, reference_distributions, update_clients
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.resolve import resolve_tasks
+from tests.rl.test_update import experience, plain_network, stack_of
 
 SMALL = """
 name = "small"

@@ -28,7 +28,7 @@ from grpo_fed.engines.workers.frames import send
 from grpo_fed.federation.messages import Start, Train, Trained
 from grpo_fed.policy.shared import resolve_shared_blocks
 from grpo_fed.scenario.scenario import Scenario
-from tests.village import enter_run
+from tests.support.in_memory_grid import enter_run
 
 pytestmark = pytest.mark.skipif(not worker.is_possible(), reason="worker processes need Linux")
 
@@ -41,7 +41,7 @@ rollout = {{ num_envs = 4, horizon = 16 }}
 objective = {{ epochs = 2, minibatches = 2 }}
 [[clients]]
 name = "cart"
-env = "tests.balky:Signed-v0"
+env = "tests.support.failing_envs:Signed-v0"
 kwargs = {{ book = {book}, when = {when}, how = "{how}" }}
 """
 RUN = 7

@@ -31,7 +31,7 @@ from grpo_fed.federation.messages import (
 from grpo_fed.policy.shared import resolve_shared_blocks
 from grpo_fed.runs.records import Failure
 from grpo_fed.scenario.scenario import Scenario
-from tests.village import Client, Village, enter_run
+from tests.support.in_memory_grid import Client, Village, enter_run
 
 SCENARIO = Scenario.loads("""
 name = "mail"

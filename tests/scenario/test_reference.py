@@ -15,7 +15,7 @@ from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import MergeSettings
 from grpo_fed.scenario.toml.reading import all_keys
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BY_KEY = {f"{knob.section}.{knob.key}".lstrip("."): knob for knob in list_knobs()}
 
 

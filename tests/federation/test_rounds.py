@@ -22,7 +22,7 @@ from grpo_fed.federation.rounds import Federation, QuorumLostError
 from grpo_fed.federation.server_step import with_measured_kl
 from grpo_fed.runs.records import Failure, RoundRecord, note_of, record_to_line
 from grpo_fed.runs.results import Result
-from tests.numeric import NumericPost, village
+from tests.support.numeric_clients import NumericPost, village
 
 EVERY = "evaluate.every=1"
 MEASURED = ('proximity.mode="measured"', "proximity.kl_block=0.05", "proximity.kl_joint=0.08")
@@ -531,7 +531,7 @@ def test_a_line_has_all_that_is_known_of_a_round(tmp_path: Path):
     total = sum(line["comm/MB_up"] + line["comm/MB_down"] for line in found)
     before = 4 * (8 + post.commons.initial.numpy().nbytes) / 1e6  # round 0's playing has no line
     assert found[-1]["comm/MB_total"] == pytest.approx(total + before)
-    assert (result.bytes_up, result.bytes_down) == (post.up, post.down)
+    assert (result.bytes_up, result.bytes_down) == (post.bytes_up, post.bytes_down)
 
 
 def test_results_say_what_became_of_all(tmp_path: Path):

@@ -1,6 +1,6 @@
-"""CartPoles that fail, `tests.balky:Balky-v0`, or wait, `tests.balky:Waiting-v0`, when they are told to.
+"""CartPoles that fail, `tests.support.failing_envs:Balky-v0`, or wait, `tests.support.failing_envs:Waiting-v0`, when they are told to.
 
-`tests.balky:Signed-v0` says in which process it lives.
+`tests.support.failing_envs:Signed-v0` says in which process it lives.
 """
 
 import os
@@ -36,7 +36,7 @@ class Balky(CartPoleEnv):
         return super().step(action)
 
 
-gymnasium.register("Balky-v0", entry_point="tests.balky:Balky", max_episode_steps=50)
+gymnasium.register("Balky-v0", entry_point="tests.support.failing_envs:Balky", max_episode_steps=50)
 
 
 class Signed(Balky):
@@ -48,7 +48,7 @@ class Signed(Balky):
             file.write(f"{os.getpid()}\n")
 
 
-gymnasium.register("Signed-v0", entry_point="tests.balky:Signed", max_episode_steps=50)
+gymnasium.register("Signed-v0", entry_point="tests.support.failing_envs:Signed", max_episode_steps=50)
 
 
 class Waiting(CartPoleEnv):
@@ -73,4 +73,4 @@ class Waiting(CartPoleEnv):
         return super().step(action)
 
 
-gymnasium.register("Waiting-v0", entry_point="tests.balky:Waiting", max_episode_steps=50)
+gymnasium.register("Waiting-v0", entry_point="tests.support.failing_envs:Waiting", max_episode_steps=50)

@@ -51,8 +51,8 @@ class Village:
 
     scenario: Scenario
     folder: Path
-    up: int = 0
-    down: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
     sent: list[tuple[str, Instruction]] = field(default_factory=list)
     trained: list[tuple[str, int, Trained]] = field(default_factory=list)
 

@@ -23,7 +23,7 @@ from grpo_fed.engines.flower.access import LocalOnlyMiddleware
 from grpo_fed.engines.flower.processes import SupervisedProcesses
 from grpo_fed.engines.flower.superlink import Restarter, connect, environment
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PATIENCE = 20.0
 
 

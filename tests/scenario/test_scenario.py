@@ -21,7 +21,7 @@ from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import ClientSettings, ObjectiveSettings, TrustSettings
 from grpo_fed.scenario.toml.reading import ScenarioError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CARTPOLE = 'name = "x"\nclients = [{ name = "cart", env = "CartPole-v1" }]\n'
 SCENARIOS = sorted((ROOT / "scenarios").glob("*.toml"))
 

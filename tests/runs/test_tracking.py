@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from tracked import BLOCKS, Database, document, line, scenario, secrets_found
 
 from grpo_fed.engines.alone import train
 from grpo_fed.policy.make import make_policy
@@ -36,8 +35,9 @@ from grpo_fed.runs.tracking.ui import pages
 from grpo_fed.runs.tracking.views import tags_of, views_for
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.resolve import resolve_tasks
+from tests.support.tracking_runs import BLOCKS, Database, document, line, scenario, secrets_found
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -375,7 +375,7 @@ def test_a_killed_run_is_told_whole_and_marked(database: Database, tmp_path: Pat
 import os, signal, sys
 sys.path.insert(0, {str(ROOT / "tests")!r})
 from pathlib import Path
-from tracked import line, scenario
+from tests.support.tracking_runs import line, scenario
 from grpo_fed.runs.tracking import Tracker
 of = scenario("killed", carts=1)
 tracker = Tracker.open({database.uri!r}, Path("."), of)

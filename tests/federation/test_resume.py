@@ -20,7 +20,7 @@ from grpo_fed.federation.rounds import Federation
 from grpo_fed.runs.folder import open_unfinished
 from grpo_fed.runs.records import Failure, RoundRecord
 from grpo_fed.scenario.scenario import Scenario
-from tests.numeric import NumericPost, village
+from tests.support.numeric_clients import NumericPost, village
 
 SCENARIO = """
 name = "a"

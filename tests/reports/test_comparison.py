@@ -16,7 +16,7 @@ from grpo_fed.reports.comparison.verdicts import ComparedRun, Comparison, verdic
 from grpo_fed.runs.results import RESULTS
 from grpo_fed.runs.statistics import Estimate, estimate, probability_of_improvement
 from grpo_fed.scenario.scenario import Scenario
-from tests.written import Made, write_run
+from tests.support.sample_run_folder import Made, write_run
 
 SOURCE = """
 name = "made"

@@ -66,8 +66,8 @@ class NumericPost:
     """Of every client, by round."""
     away: set[str] = field(default_factory=set)
     """Who cannot be reached."""
-    up: int = 0
-    down: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
     sent: list[tuple[str, Instruction]] = field(default_factory=list)
     states: dict[str, dict[int, dict[str, np.ndarray]]] = field(default_factory=dict)
     """Of each client, after each round."""
@@ -81,13 +81,13 @@ class NumericPost:
         for name in sorted(instructions):
             told = instructions[name]
             self.sent.append((name, told))
-            self.down += told.start.shared.nbytes
+            self.bytes_down += told.start.shared.nbytes
             failure = self.fault(name, told)
             if failure is not None:
                 yield name, failure
                 continue
             answer = self._answer(name, told)
-            self.up += answer.point.nbytes if isinstance(answer, Trained) else 8
+            self.bytes_up += answer.point.nbytes if isinstance(answer, Trained) else 8
             yield name, answer
 
     # A client ---------------------------------------------------------------------------------------------------------
@@ -195,4 +195,4 @@ def village(*overrides: str, count: int = 4) -> tuple[Scenario, SharedBlocks, Nu
     return scenario, commons, NumericPost(commons)
 
 
-__all__ = ["NumericPost", "EvaluationPlan", "scenario_of", "village"]
+__all__ = ["EvaluationPlan", "NumericPost", "scenario_of", "village"]

@@ -19,7 +19,7 @@ from grpo_fed.engines.local.engine import federate
 from grpo_fed.runs.records import RoundRecord
 from grpo_fed.runs.results import ClientResult, Result
 from grpo_fed.scenario.scenario import Scenario
-from tests.tiny import CLIENTS, CONNECTION, ROOT, agree, tiny, until
+from tests.support.small_federation import CLIENTS, CONNECTION, ROOT, agree, tiny, until
 
 
 @pytest.fixture(scope="module")

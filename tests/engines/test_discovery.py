@@ -29,7 +29,7 @@ from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.resolve import resolve_task
 from grpo_fed.tasks.task import MissingPackageError, TaskShape
-from tests.village import Client, Village, enter_run
+from tests.support.in_memory_grid import Client, Village, enter_run
 
 ELSEWHERE = """
 import gymnasium

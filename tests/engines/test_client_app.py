@@ -38,7 +38,7 @@ from grpo_fed.policy.shared import resolve_shared_blocks
 from grpo_fed.runs.policies import load_policy
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.resolve import resolve_tasks
-from tests.village import Client, Village, enter_run
+from tests.support.in_memory_grid import Client, Village, enter_run
 
 TEXT = """
 name = "app"

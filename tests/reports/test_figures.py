@@ -25,7 +25,7 @@ from grpo_fed.reports.summary import markdown
 from grpo_fed.runs.folder import check_unfinished
 from grpo_fed.runs.history import fill_forward, read_history
 from grpo_fed.runs.records import Failure
-from tests.written import Made, scenario, write_run
+from tests.support.sample_run_folder import Made, scenario, write_run
 
 SVG = "{http://www.w3.org/2000/svg}"
 

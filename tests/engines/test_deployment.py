@@ -20,7 +20,7 @@ from grpo_fed.engines.flower.superlink import environment, free_port, script
 from grpo_fed.engines.local.engine import federate
 from grpo_fed.runs.records import RoundRecord
 from grpo_fed.scenario.scenario import Scenario
-from tests.tiny import CLIENTS, CONNECTION, ROOT, TINY, agree, until
+from tests.support.small_federation import CLIENTS, CONNECTION, ROOT, TINY, agree, until
 
 # A deployment on this machine ----------------------------------------------------------------------------------------
 
@@ -48,7 +48,7 @@ def called(function: str, log: Path, *arguments: str, packages: Path | None = No
 CATS = """
 import gymnasium
 
-gymnasium.register("Cats-v0", entry_point="tests.balky:Waiting", max_episode_steps=50)
+gymnasium.register("Cats-v0", entry_point="tests.support.failing_envs:Waiting", max_episode_steps=50)
 """
 """A package that only cat's machine has."""
 
@@ -113,7 +113,7 @@ def waiting(scenario: Scenario, deployment: Deployment, folder: Path, rounds: di
     for one in scenario.clients:
         state = deployment.folder / "state" / one.name
         kwargs = {"client": one.name, "state": str(state), "rounds": rounds[one.name], "folder": str(folder)}
-        clients.append(one.model_copy(update={"env": "tests.balky:Waiting-v0", "kwargs": kwargs}))
+        clients.append(one.model_copy(update={"env": "tests.support.failing_envs:Waiting-v0", "kwargs": kwargs}))
     return scenario.model_copy(update={"clients": clients})
 
 

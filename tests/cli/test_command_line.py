@@ -22,7 +22,7 @@ from grpo_fed.cli import app
 from grpo_fed.scenario.reference import knobs_markdown, list_knobs
 from grpo_fed.scenario.shipped import find_scenario, shipped_scenarios
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY: dict[str, Any] = {
     "name": "tiny",
     "rounds": 2,

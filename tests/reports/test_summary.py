@@ -9,7 +9,7 @@ from pathlib import Path
 from grpo_fed.reports.summary import headline, markdown, write_summary
 from grpo_fed.runs.history import read_history
 from grpo_fed.runs.records import Failure
-from tests.written import Made, scenario, write_run
+from tests.support.sample_run_folder import Made, scenario, write_run
 
 
 def part(text: str, title: str) -> str:

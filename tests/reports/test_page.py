@@ -21,7 +21,7 @@ from grpo_fed.reports.page import write_page
 from grpo_fed.runs.history import read_history
 from grpo_fed.runs.policies import load_policy
 from grpo_fed.scenario.scenario import Scenario
-from tests.written import Made, scenario, write_run
+from tests.support.sample_run_folder import Made, scenario, write_run
 
 VOID = {"meta", "img", "source", "br", "link"}
 

@@ -124,7 +124,7 @@ def test_what_is_said_arrives_bit_for_bit_through_flowers_own_encoding(instructi
 
 def test_what_may_be_left_out_is_left_out():
     bare = wire_of(mode="off")
-    train = Train(dataclasses.replace(START, personal=()), 0.0, 0.2)
+    train = Train(dataclasses.replace(START, departed=()), 0.0, 0.2)
     trained = dataclasses.replace(TRAINED, fisher=None, kl=None, played=None, metrics={})
     assert plain(bare.read_instruction("train", bare.write_instruction(train))) == plain(train)
     assert plain(bare.read_answer(train, bare.write_answer(train, trained))) == plain(trained)
@@ -347,8 +347,14 @@ REFUSED: list[tuple[str, Instruction, Answer, Change, str]] = [
     ("kl inf", TRAIN, TRAINED, put("learned", kl=[0.0, math.inf, 0.0]), r"learned\.kl .* 3 finite floats"),
     ("kl < 0", TRAIN, TRAINED, put("learned", kl=[0.0, -0.01, 0.0]), r"learned\.kl .* 3 finite floats"),
     ("two kl", TRAIN, TRAINED, put("learned", kl=[0.0, 0.0]), r"learned\.kl .* 3 finite floats"),
-    ("kl unasked", dataclasses.replace(TRAIN, look_back=False), TRAINED, put("learned"), r"learned has \['kl'\]"),
-    ("played unasked", dataclasses.replace(TRAIN, first=None), TRAINED, put("learned"), "the records are "),
+    (
+        "kl unasked",
+        dataclasses.replace(TRAIN, measure_last_step=False),
+        TRAINED,
+        put("learned"),
+        r"learned has \['kl'\]",
+    ),
+    ("played unasked", dataclasses.replace(TRAIN, evaluate_first=None), TRAINED, put("learned"), "the records are "),
     ("not played", TRAIN, dataclasses.replace(TRAINED, played=None), put("learned"), "the records are "),
     ("metric", TRAIN, TRAINED, put("metrics", host=1.0), r"metrics has 'host', which a client does not tell"),
     ("metric inf", TRAIN, TRAINED, put("metrics", **{"losses/kl": math.inf}), r"metrics\.losses/kl is inf"),

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONNECTION = "lab"
 CLIENTS = ("ant", "bee", "cat")
 

@@ -41,11 +41,11 @@ from grpo_fed.federation.messages import (
 from grpo_fed.policy.shared import SharedBlocks, resolve_shared_blocks
 from grpo_fed.runs.records import Failure
 from grpo_fed.scenario.scenario import Scenario
-from tests.troupe import step_of
+from tests.support.fake_clients import step_of
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 KILLED = "was ended by SIGKILL, perhaps for want of memory"
-TROUPE = "tests.troupe:Troupe"
+TROUPE = "tests.support.fake_clients:Troupe"
 
 needs_workers = pytest.mark.skipif(not is_possible(), reason="worker processes need Linux")
 
@@ -465,7 +465,7 @@ def start_alone(code: str) -> subprocess.Popen[str]:
     """A process of its own and the leader of a group."""
     lines = "\n".join(line[8:] for line in code.splitlines())
     listen = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"  # who starts us may ignore it
-    code = f"{listen}\nfrom pathlib import Path\nfrom tests.test_local import Stage\n{lines}"
+    code = f"{listen}\nfrom pathlib import Path\nfrom tests.engines.test_local import Stage\n{lines}"
     return subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=ROOT,
