@@ -1,7 +1,8 @@
 """Federated multi-task reinforcement learning: policies cut into blocks, shared group by group within a KL budget."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from grpo_fed._lazy import lazy_getattr
 
 if TYPE_CHECKING:
     from grpo_fed.engines.alone import train
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Scenario", "compare", "load_policy", "resume", "run", "train"]
 
-HOMES = {
+MODULES = {
     "Scenario": "grpo_fed.scenario.scenario",
     "compare": "grpo_fed.reports.comparison.compare",
     "load_policy": "grpo_fed.runs.policies",
@@ -22,8 +23,4 @@ HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Import on first use: `import grpo_fed` alone takes no time."""
-    if name not in HOMES:
-        raise AttributeError(f"module 'grpo_fed' has no attribute {name!r}; it has {', '.join(HOMES)}")
-    return getattr(import_module(HOMES[name]), name)
+__getattr__ = lazy_getattr(__name__, MODULES)

@@ -1,1 +1,50 @@
-"""What a person sees of a run: on the terminal, as figures, films and pages."""
+"""What people see of a run.
+
+    explain.py     a scenario in plain words, before it runs
+    overview.py    its clients, policies, blocks and bytes
+    progress.py    a run on the terminal
+    tables.py      tables of clients, on the terminal
+    charts.py      what all figures share
+    figures/       the figures of a run
+    film.py        an episode as a film
+    episodes.py    which episodes are filmed
+    summary.py     a run in words
+    page.py        a run on one page
+    comparison/    methods side by side, with intervals
+
+Begin with summary.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from grpo_fed._lazy import lazy_getattr
+
+if TYPE_CHECKING:
+    from grpo_fed.reports.comparison.compare import compare
+    from grpo_fed.reports.episodes import film_episodes
+    from grpo_fed.reports.explain import explain_scenario
+    from grpo_fed.reports.figures import draw_figures
+    from grpo_fed.reports.page import write_page
+    from grpo_fed.reports.summary import write_summary
+
+__all__ = [
+    "compare",
+    "draw_figures",
+    "explain_scenario",
+    "film_episodes",
+    "write_page",
+    "write_summary",
+]
+
+MODULES = {
+    "compare": "grpo_fed.reports.comparison.compare",
+    "draw_figures": "grpo_fed.reports.figures",
+    "explain_scenario": "grpo_fed.reports.explain",
+    "film_episodes": "grpo_fed.reports.episodes",
+    "write_page": "grpo_fed.reports.page",
+    "write_summary": "grpo_fed.reports.summary",
+}
+
+__getattr__ = lazy_getattr(__name__, MODULES)

@@ -1,1 +1,63 @@
-"""TODO."""
+"""What a run leaves behind, and reading it back. The files here are those of the run's folder.
+
+    metrics.py     every metric's name
+    records.py     RoundRecord: what happened in a round, and its line in rounds.jsonl
+    results.py     Result: results.json
+    folder.py      the run's folder: its names, and whether it may be used
+    recorder.py    writes all of it while a run goes on
+    checkpoint.py  state to go on from
+    policies.py    policies on disk, and LoadedPolicy
+    history.py     History: a run as arrays
+    statistics.py  interquartile mean, bootstrap intervals
+    colours.py     a client's and a method's colour, in figures and in MLflow
+    files.py       atomic writes
+    tracking/      MLflow: a spool in the folder, and a process that sends it
+
+Begin with records.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from grpo_fed._lazy import lazy_getattr
+
+if TYPE_CHECKING:
+    from grpo_fed.runs.checkpoint import Checkpoint
+    from grpo_fed.runs.history import History, read_history
+    from grpo_fed.runs.metrics import METRICS
+    from grpo_fed.runs.policies import LoadedPolicy, load_policy
+    from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord
+    from grpo_fed.runs.results import ClientResult, Result
+
+__all__ = [
+    "METRICS",
+    "Checkpoint",
+    "ClientRecord",
+    "ClientResult",
+    "Failure",
+    "History",
+    "LoadedPolicy",
+    "Result",
+    "RoundRecord",
+    "ServerRecord",
+    "load_policy",
+    "read_history",
+]
+
+MODULES = {
+    "Checkpoint": "grpo_fed.runs.checkpoint",
+    "ClientRecord": "grpo_fed.runs.records",
+    "ClientResult": "grpo_fed.runs.results",
+    "Failure": "grpo_fed.runs.records",
+    "History": "grpo_fed.runs.history",
+    "LoadedPolicy": "grpo_fed.runs.policies",
+    "METRICS": "grpo_fed.runs.metrics",
+    "Result": "grpo_fed.runs.results",
+    "RoundRecord": "grpo_fed.runs.records",
+    "ServerRecord": "grpo_fed.runs.records",
+    "load_policy": "grpo_fed.runs.policies",
+    "read_history": "grpo_fed.runs.history",
+}
+
+__getattr__ = lazy_getattr(__name__, MODULES)

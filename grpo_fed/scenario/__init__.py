@@ -1,1 +1,111 @@
-"""TODO."""
+"""What a run is, as a TOML file says it: read strictly, completed, checked.
+
+    settings.py     every knob, with its default, limits and meaning
+    scenario.py     Scenario: all sections together, from TOML and back
+    presets.py      rows of values for what a client optimises: ppo, trpo, grpo, ...
+    methods.py      rows of values for how clients share: fedavg, ditto, grpo, ...
+    tables.py       what such rows are, and how a user's own is found
+    importing.py    objects named by `module:name`
+    field_types.py  types of values that settings take
+    defaults.py     values that follow from other values
+    checks.py       what contradicts itself
+    toml/           the strict reader: positions, errors with a cure, writing; it knows no scenario
+    shipped.py      the scenarios that ship
+    template.py     a project to start from
+    reference.py    the generated documentation of all keys
+
+Begin with settings.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from grpo_fed._lazy import lazy_getattr
+
+if TYPE_CHECKING:
+    from grpo_fed.scenario.methods import AVERAGE, MERGE_RULES, METHODS, MergeRule, Method
+    from grpo_fed.scenario.presets import PRESETS, Preset
+    from grpo_fed.scenario.scenario import Scenario
+    from grpo_fed.scenario.settings import (
+        CheckpointSettings,
+        ClientSettings,
+        EvaluateSettings,
+        GroupSettings,
+        MergeSettings,
+        NormaliseSettings,
+        ObjectiveSettings,
+        PenaltySettings,
+        PersonalSettings,
+        PolicySettings,
+        ProximitySettings,
+        RolloutSettings,
+        RoundSettings,
+        Section,
+        StopSettings,
+        TrustSettings,
+    )
+    from grpo_fed.scenario.shipped import find_scenario, shipped_scenarios
+    from grpo_fed.scenario.toml.source import ScenarioError
+
+__all__ = [
+    "AVERAGE",
+    "MERGE_RULES",
+    "METHODS",
+    "PRESETS",
+    "CheckpointSettings",
+    "ClientSettings",
+    "EvaluateSettings",
+    "GroupSettings",
+    "MergeRule",
+    "MergeSettings",
+    "Method",
+    "NormaliseSettings",
+    "ObjectiveSettings",
+    "PenaltySettings",
+    "PersonalSettings",
+    "PolicySettings",
+    "Preset",
+    "ProximitySettings",
+    "RolloutSettings",
+    "RoundSettings",
+    "Scenario",
+    "ScenarioError",
+    "Section",
+    "StopSettings",
+    "TrustSettings",
+    "find_scenario",
+    "shipped_scenarios",
+]
+
+MODULES = {
+    "AVERAGE": "grpo_fed.scenario.methods",
+    "CheckpointSettings": "grpo_fed.scenario.settings",
+    "ClientSettings": "grpo_fed.scenario.settings",
+    "EvaluateSettings": "grpo_fed.scenario.settings",
+    "GroupSettings": "grpo_fed.scenario.settings",
+    "MERGE_RULES": "grpo_fed.scenario.methods",
+    "METHODS": "grpo_fed.scenario.methods",
+    "MergeRule": "grpo_fed.scenario.methods",
+    "MergeSettings": "grpo_fed.scenario.settings",
+    "Method": "grpo_fed.scenario.methods",
+    "NormaliseSettings": "grpo_fed.scenario.settings",
+    "ObjectiveSettings": "grpo_fed.scenario.settings",
+    "PRESETS": "grpo_fed.scenario.presets",
+    "PenaltySettings": "grpo_fed.scenario.settings",
+    "PersonalSettings": "grpo_fed.scenario.settings",
+    "PolicySettings": "grpo_fed.scenario.settings",
+    "Preset": "grpo_fed.scenario.presets",
+    "ProximitySettings": "grpo_fed.scenario.settings",
+    "RolloutSettings": "grpo_fed.scenario.settings",
+    "RoundSettings": "grpo_fed.scenario.settings",
+    "Scenario": "grpo_fed.scenario.scenario",
+    "ScenarioError": "grpo_fed.scenario.toml.source",
+    "Section": "grpo_fed.scenario.settings",
+    "StopSettings": "grpo_fed.scenario.settings",
+    "TrustSettings": "grpo_fed.scenario.settings",
+    "find_scenario": "grpo_fed.scenario.shipped",
+    "shipped_scenarios": "grpo_fed.scenario.shipped",
+}
+
+__getattr__ = lazy_getattr(__name__, MODULES)

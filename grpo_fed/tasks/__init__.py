@@ -1,1 +1,52 @@
-"""TODO."""
+"""What clients learn to do, and how copies of it are stepped.
+
+    task.py      Task and its parts, as records
+    gym.py       gymnasium: finding, making and wrapping environments, and what to say if that fails
+    resolve.py   from a scenario's [[clients]] to tasks
+    envs/        ClientEnvs: N copies of each of K clients' tasks, stepped together
+    families/    parametric tasks of our own, stepped in one vectorised call
+    wrappers.py  environment wrappers for scenarios: other physics, hostile rewards, seeding
+
+Begin with task.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from grpo_fed._lazy import lazy_getattr
+
+if TYPE_CHECKING:
+    from grpo_fed.tasks.envs.base import ClientEnvs
+    from grpo_fed.tasks.envs.make import make_client_envs
+    from grpo_fed.tasks.families.base import Family, Parameter
+    from grpo_fed.tasks.resolve import resolve_tasks
+    from grpo_fed.tasks.task import ActionSpec, MissingPackageError, Task, TaskError, TaskShape
+
+__all__ = [
+    "ActionSpec",
+    "ClientEnvs",
+    "Family",
+    "MissingPackageError",
+    "Parameter",
+    "Task",
+    "TaskError",
+    "TaskShape",
+    "make_client_envs",
+    "resolve_tasks",
+]
+
+MODULES = {
+    "ActionSpec": "grpo_fed.tasks.task",
+    "ClientEnvs": "grpo_fed.tasks.envs.base",
+    "Family": "grpo_fed.tasks.families.base",
+    "MissingPackageError": "grpo_fed.tasks.task",
+    "Parameter": "grpo_fed.tasks.families.base",
+    "Task": "grpo_fed.tasks.task",
+    "TaskError": "grpo_fed.tasks.task",
+    "TaskShape": "grpo_fed.tasks.task",
+    "make_client_envs": "grpo_fed.tasks.envs.make",
+    "resolve_tasks": "grpo_fed.tasks.resolve",
+}
+
+__getattr__ = lazy_getattr(__name__, MODULES)

@@ -1,1 +1,8 @@
-"""TODO."""
+"""A federation on this machine.
+
+    engine.py    LocalEngine: the federation, its grid and its clients' state
+    grid.py      LocalGrid: Flower's grid without Flower's processes
+    schedule.py  ChunkSchedule: which clients are trained together, and in which order
+
+Begin with engine.py.
+"""

@@ -1,1 +1,9 @@
-"""TODO."""
+"""Worker processes, and how they are asked.
+
+    pool.py         WorkerPool and InProcessExecutor: jobs, and their results
+    fork_server.py  forks workers from a process that has imported everything
+    handler.py      RequestHandler: what a worker does with a request
+    frames.py       records over a socket, without pickle
+
+Begin with pool.py.
+"""

@@ -1,23 +1,42 @@
-"""Lanes: copies of some clients' tasks, stepped side by side, however their environments want to be stepped."""
+"""Copies of some clients' tasks, stepped side by side, whatever way their environments are stepped.
+
+    base.py        ClientEnvs, the interface, and what all kinds share
+    make.py        make_client_envs: the kind that fits the tasks
+    loop.py        single environments, stepped in a loop
+    vector.py      gymnasium's vector environments
+    mixed.py       several kinds as one
+    conversion.py  between an environment's spaces and flat arrays
+    cache.py       EnvCache: idle environments, by client
+    action_log.py  ActionLog: the actions of running episodes, to step into them again
+
+Begin with base.py.
+"""
 
 from __future__ import annotations
 
-from grpo_fed.tasks.envs.base import (
-    ClientEnvs,
-    check_finite,
-    episode_seed,
-    episode_step_limit,
-    non_finite_error,
-    pad_actions,
-)
-from grpo_fed.tasks.envs.cache import EnvCache
-from grpo_fed.tasks.envs.conversion import ActionConverter, observation_flattener
-from grpo_fed.tasks.envs.make import make_client_envs
+from typing import TYPE_CHECKING
+
+from grpo_fed._lazy import lazy_getattr
+
+if TYPE_CHECKING:
+    from grpo_fed.tasks.envs.base import (
+        ClientEnvs,
+        EnvStep,
+        check_finite,
+        episode_seed,
+        episode_step_limit,
+        non_finite_error,
+        pad_actions,
+    )
+    from grpo_fed.tasks.envs.cache import EnvCache
+    from grpo_fed.tasks.envs.conversion import ActionConverter, observation_flattener
+    from grpo_fed.tasks.envs.make import make_client_envs
 
 __all__ = [
     "ActionConverter",
     "ClientEnvs",
     "EnvCache",
+    "EnvStep",
     "check_finite",
     "episode_seed",
     "episode_step_limit",
@@ -26,3 +45,19 @@ __all__ = [
     "observation_flattener",
     "pad_actions",
 ]
+
+MODULES = {
+    "ActionConverter": "grpo_fed.tasks.envs.conversion",
+    "ClientEnvs": "grpo_fed.tasks.envs.base",
+    "EnvCache": "grpo_fed.tasks.envs.cache",
+    "EnvStep": "grpo_fed.tasks.envs.base",
+    "check_finite": "grpo_fed.tasks.envs.base",
+    "episode_seed": "grpo_fed.tasks.envs.base",
+    "episode_step_limit": "grpo_fed.tasks.envs.base",
+    "make_client_envs": "grpo_fed.tasks.envs.make",
+    "non_finite_error": "grpo_fed.tasks.envs.base",
+    "observation_flattener": "grpo_fed.tasks.envs.conversion",
+    "pad_actions": "grpo_fed.tasks.envs.base",
+}
+
+__getattr__ = lazy_getattr(__name__, MODULES)
