@@ -103,7 +103,7 @@ class Trained:
     spread: float
     """Standard deviation of this round's returns; 0 if unknown."""
     metrics: Mapping[str, float]
-    """Under the names of `METRICS`; finite."""
+    """Under the keys of `runs.metrics.REPORTED`; finite."""
     fisher: np.ndarray | None = None
     """[S] float32, 0 or more: the diagonal of its policy's Fisher matrix, where the scenario needs it."""
     kl: tuple[float, ...] | None = None
