@@ -1,4 +1,4 @@
-"""Actions and observations on their way between policies and environments."""
+"""Actions and observations converted between policies and environments."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def env_actions(space: spaces.Space[Any], policy_actions: list[list[float]], squ
     return ActionRecordingEnv.actions
 
 
-def test_a_choice_is_a_whole_number_from_the_start_of_its_space():
+def test_a_choice_is_counted_from_the_start_of_its_space():
     assert env_actions(spaces.Discrete(3, start=-1), [[0.0], [2.0]]) == [-1, 1]
 
 

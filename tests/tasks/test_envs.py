@@ -175,7 +175,7 @@ def test_sleeping_copies_do_not_change_the_others():
 # What a step and a reset return --------------------------------------------------------------------------------------
 
 
-def test_later_steps_do_not_write_into_the_arrays_of_a_step():
+def test_steps_return_arrays_of_their_own():
     for task in (make_task("CartPole-v1"), make_task("grpo_fed/CartPole-v1"), make_task("toys/NextStep-v0")):
         _, steps = roll_out(make_client_envs([task], 2), sample_actions(task, 8, 2), sample_streams(2))
         _, references = roll_out(make_client_envs([task], 2), sample_actions(task, 8, 2), sample_streams(2))
@@ -200,7 +200,7 @@ def test_reset_infos_are_those_of_the_latest_resets(env: str):
     np.testing.assert_array_equal(envs.reset_infos("map"), first[:, 0] % 3)
 
 
-def test_a_reset_info_must_exist_and_be_a_number_or_text():
+def test_a_reset_info_must_be_a_number_or_text():
     envs = make_client_envs([counting_task()], 2)
     envs.reset(sample_streams(2))
     with pytest.raises(ValueError, match=r"group.key = 'maps': client toy: .*no such key; it has map, name, grid"):
@@ -252,7 +252,7 @@ def test_a_failing_vector_environment_names_its_client(env: str):
         envs.step(np.zeros((2, 1), np.float32))
 
 
-def test_a_non_finite_number_is_reported_with_client_copy_and_step():
+def test_a_non_finite_number_names_client_copy_and_step():
     observations, rewards = np.zeros((2, 5, 3, 4), np.float32), np.zeros((2, 5, 3))
     observations[0, 0] = 3e38  # finite, though the sum is not
     check_finite(observations, rewards, ["a", "b"])

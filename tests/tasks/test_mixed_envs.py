@@ -54,7 +54,7 @@ def test_clients_with_different_kinds_of_environments_are_stepped_together():
             assert_equal_steps(EnvStep(*(values[6:8] for values in vars(step).values())), step, slice(0, 2))
 
 
-def test_tasks_of_a_family_may_set_shape_arguments_or_omit_them():
+def test_a_familys_shape_arguments_may_be_omitted():
     tasks = make_tasks(
         {"name": "plain", "env": "grpo_fed/RandomMDP-v0"},
         {"name": "same", "env": "grpo_fed/RandomMDP-v0", "kwargs": {"states": 6, "seed": 3}},

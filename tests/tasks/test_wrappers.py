@@ -85,7 +85,7 @@ class LegacySeedEnv(gymnasium.Env[Any, Any]):
         return self.np_random.random(1), 0.0, True, False, {}
 
 
-def test_a_seed_determines_the_episode_of_an_environment_that_ignores_it():
+def test_seeded_determines_episodes_of_an_environment_that_ignores_seeds():
     bare, seeded = LegacySeedEnv(), Seeded(LegacySeedEnv())
     assert bare.reset(seed=3)[0] != bare.reset(seed=3)[0]
     first = seeded.reset(seed=3)[0]

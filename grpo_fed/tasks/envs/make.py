@@ -77,8 +77,8 @@ def _stepping_kind(task: GymTask) -> Hashable:
     spec = find_env_spec(task)
     if _is_plain_family(task):
         family = FAMILIES.get(str(spec.kwargs.get("family")))
-        sizes = () if family is None else tuple(task.kwargs.get(field.name) for field in fields(family))  # type: ignore[arg-type]
-        return "family", spec.id, sizes
+        shape_fields = () if family is None else tuple(task.kwargs.get(field.name) for field in fields(family))  # type: ignore[arg-type]
+        return "family", spec.id, shape_fields
     if spec.entry_point is None:
         return "vector", task.client
     return "single", task.action_space.shape, task.action_space.dtype
@@ -106,7 +106,7 @@ def _make_part(
 
 
 def _make_family_env(tasks: Sequence[GymTask], num_envs: int) -> VectorEnv:
-    """Make one vector environment of all copies of a family's tasks: each parameter is a list with a value a copy."""
+    """Make one vector environment of all copies of a family's tasks; it gets each parameter as a list by copy."""
     names = dict.fromkeys(name for task in tasks for name in task.kwargs)
     parameters = {name: [task.kwargs.get(name) for task in tasks for _ in range(num_envs)] for name in names}
     settings = {"autoreset_mode": AutoresetMode.DISABLED, "max_episode_steps": UNLIMITED}  # VectorEnvs counts the steps

@@ -30,12 +30,12 @@ class Acrobot(Family):
     """
 
     parameters: ClassVar = {
-        "length_1": Parameter(1.0, "of the first link, m", 0.05, 100),
-        "length_2": Parameter(1.0, "of the second link, m", 0.05, 100),
-        "mass_1": Parameter(1.0, "of the first link, kg", 0.01, 100),
-        "mass_2": Parameter(1.0, "of the second link, kg", 0.01, 100),
-        "gravity": Parameter(9.8, "m/s^2", 0, 1000),
-        "nips": Parameter(False, "the equations of the paper (NIPS 1996) instead of the book's", 0, 1),
+        "length_1": Parameter(1.0, "length of the first link, m", 0.05, 100),
+        "length_2": Parameter(1.0, "length of the second link, m", 0.05, 100),
+        "mass_1": Parameter(1.0, "mass of the first link, kg", 0.01, 100),
+        "mass_2": Parameter(1.0, "mass of the second link, kg", 0.01, 100),
+        "gravity": Parameter(9.8, "gravity, m/s^2", 0, 1000),
+        "nips": Parameter(False, "whether to use the equations of the paper (NIPS 1996) instead of the book's", 0, 1),
     }
     episode_limit = 500
     reward_threshold = -100.0

@@ -106,7 +106,7 @@ def all_parameters(family: Family) -> dict[str, Parameter]:
     entries = flatdim(family.observation_space)
     return {
         **family.parameters,
-        "swap_actions": Parameter(False, "actions are mirrored about the middle of their space", 0, 1),
+        "swap_actions": Parameter(False, "whether actions are mirrored about the middle of their space", 0, 1),
         "permute": Parameter(
             tuple(range(entries)), "entry i of the observation is entry permute[i]", 0, entries - 1, (entries,)
         ),

@@ -30,10 +30,10 @@ class CartPole(Family):
 
     parameters: ClassVar = {
         "length": Parameter(0.5, "half the pole's length, m", 0.01, 100),
-        "masscart": Parameter(1.0, "kg", 0.01, 100),
-        "masspole": Parameter(0.1, "kg", 0.001, 100),
-        "gravity": Parameter(9.8, "m/s^2", 0, 1000),
-        "force_mag": Parameter(10.0, "size of a push, N", 0, 1000),
+        "masscart": Parameter(1.0, "mass of the cart, kg", 0.01, 100),
+        "masspole": Parameter(0.1, "mass of the pole, kg", 0.001, 100),
+        "gravity": Parameter(9.8, "gravity, m/s^2", 0, 1000),
+        "force_mag": Parameter(10.0, "force of a push, N", 0, 1000),
     }
     episode_limit = 500
     reward_threshold = 475.0

@@ -14,7 +14,7 @@ from gymnasium.envs.classic_control.mountain_car import MountainCarEnv
 from grpo_fed.tasks.families.base import Array, Constants, Family, Flags, Floats, Painter, Parameter, gymnasium_painter
 
 LEFT, RIGHT, MAX_SPEED = -1.2, 0.6, 0.07
-GRAVITY = Parameter(0.0025, "pull of the valley, position/step^2", 0, 0.1)
+GRAVITY = Parameter(0.0025, "gravity, position/step^2", 0, 0.1)
 
 
 @final
@@ -25,7 +25,10 @@ class MountainCar(Family):
     Moore (1990), PhD thesis; the form of Sutton and Barto (2018), example 10.1.
     """
 
-    parameters: ClassVar = {"force": Parameter(0.001, "of the engine, position/step^2", 0, 0.1), "gravity": GRAVITY}
+    parameters: ClassVar = {
+        "force": Parameter(0.001, "force of the engine, position/step^2", 0, 0.1),
+        "gravity": GRAVITY,
+    }
     episode_limit = 200
     reward_threshold = -110.0
     state_size = 2
@@ -60,7 +63,10 @@ class MountainCar(Family):
 class MountainCarContinuous(Family):
     """The same valley with a throttle from -1 to 1 and a lower flag: 100 for the flag, less 0.1 throttle^2 a step."""
 
-    parameters: ClassVar = {"power": Parameter(0.0015, "of the engine, position/step^2", 0, 0.1), "gravity": GRAVITY}
+    parameters: ClassVar = {
+        "power": Parameter(0.0015, "power of the engine, position/step^2", 0, 0.1),
+        "gravity": GRAVITY,
+    }
     episode_limit = 999
     reward_threshold = 90.0
     state_size = 2

@@ -31,9 +31,9 @@ class Pendulum(Family):
     """
 
     parameters: ClassVar = {
-        "gravity": Parameter(10.0, "m/s^2", 0, 1000),
-        "mass": Parameter(1.0, "kg", 0.01, 100),
-        "length": Parameter(1.0, "m", 0.05, 100),
+        "gravity": Parameter(10.0, "gravity, m/s^2", 0, 1000),
+        "mass": Parameter(1.0, "mass of the rod, kg", 0.01, 100),
+        "length": Parameter(1.0, "length of the rod, m", 0.05, 100),
         "damping": Parameter(0.0, "friction at the pivot, N m s", 0, 10),
     }
     episode_limit = 200

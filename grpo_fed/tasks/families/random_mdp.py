@@ -24,7 +24,7 @@ class RandomMDP(Family):
     actions: int = 3
     """Number of actions."""
 
-    parameters: ClassVar = {"seed": Parameter(0, "which decision process", 0, 2**53)}
+    parameters: ClassVar = {"seed": Parameter(0, "seed of the transition and reward tables", 0, 2**53)}
     episode_limit = 100
     reward_threshold = None
     state_size = 1
