@@ -7,10 +7,11 @@ from grpo_fed.policy.base import Policy
 from grpo_fed.policy.distributions import Categorical, Distribution, Gaussian, MultiCategorical, SquashedGaussian
 from grpo_fed.policy.user_module import UserModulePolicy, import_module_class
 from grpo_fed.scenario.settings import PolicySettings
-from grpo_fed.tasks.task import ActionSpec, Task, TaskShape
+from grpo_fed.tasks.gym_task import GymTask
+from grpo_fed.tasks.task import ActionSpec, TaskShape
 
 
-def make_policy(task: Task, settings: PolicySettings) -> Policy:
+def make_policy(task: GymTask, settings: PolicySettings) -> Policy:
     """The policy that fits a task: ours, or the user's module."""
     distribution = make_distribution(task.action, settings.squash)
     try:

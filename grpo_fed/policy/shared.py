@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,8 +24,9 @@ from grpo_fed.policy.make import make_policy, make_policy_from_shape
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml.text import short_toml
 from grpo_fed.tasks.envs import episode_step_limit
+from grpo_fed.tasks.gym_task import GymTask
 from grpo_fed.tasks.resolve import resolve_tasks
-from grpo_fed.tasks.task import Task, TaskShape
+from grpo_fed.tasks.task import TaskShape
 
 ALL = "*"
 """The pattern of `policy.shared` that means: whatever can be shared."""
@@ -95,7 +96,7 @@ class _PolicyKind:
 
 def resolve_shared_blocks(scenario: Scenario) -> SharedBlocks:
     """ValueError where a block that the scenario shares by name is not the same for all clients."""
-    kin: dict[tuple[object, ...], _PolicyKind] = {}
+    kin: dict[Hashable, _PolicyKind] = {}
     tasks = resolve_tasks(scenario)
     for task in tasks:
         if task.signature not in kin:
@@ -108,11 +109,11 @@ def resolve_shared_blocks_from_shapes(scenario: Scenario, forms: Mapping[str, Ta
 
     ValueError as for `commons_of`. Not for a policy of the user's, which may look at more.
     """
-    kin: dict[tuple[object, ...], _PolicyKind] = {}
+    kin: dict[Hashable, _PolicyKind] = {}
     for settings in scenario.clients:
         for name in (name for name in settings.names if name in forms):
             form = forms[name]
-            signature = form.observation_size, form.kind, form.sizes
+            signature = form.signature
             if signature not in kin:
                 kin[signature] = _PolicyKind(name, settings.env, make_policy_from_shape(form, scenario.policy))
     return _common_to(list(kin.values()), scenario, forms.values())
@@ -125,7 +126,7 @@ def read_task_shapes(noted: Mapping[str, Any]) -> dict[str, TaskShape]:
     }
 
 
-def resolve_client_shared_blocks(scenario: Scenario, task: Task, blocks: Iterable[str]) -> SharedBlocks:
+def resolve_client_shared_blocks(scenario: Scenario, task: GymTask, blocks: Iterable[str]) -> SharedBlocks:
     """What a client makes of it that knows its own task, and from the server which blocks are shared."""
     policy, names = make_policy(task, scenario.policy), set(blocks)
     shared = [block for block in policy.layout.shared if block.name in names]

@@ -320,7 +320,7 @@ def mill(*overrides: str) -> list[str]:
 def test_a_run_that_fails_names_the_client_and_keeps_the_traceback_in_its_folder():
     done = call(*mill("--set", "rounds=20"))
     assert done.exit_code == 1, done.output
-    assert "error: client mill: their_mill:Mill-v0: step of lane 0 failed: RuntimeError: out of coal" in done.stderr
+    assert "error: client mill: their_mill:Mill-v0: step of env copy 0 failed: RuntimeError: out of coal" in done.stderr
     assert "the traceback is in run/failure.txt" in done.stderr
     assert 'RuntimeError("out of coal")' in Path("run/failure.txt").read_text()
     result = json.loads(Path("run/results.json").read_text())

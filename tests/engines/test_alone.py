@@ -315,10 +315,10 @@ def with_broken(fault: str, after: int, *overrides: str) -> Scenario:
 
 
 FAULTS = {
-    "raises": (TaskError, "client mill: test/Broken-v0: step of lane 0 failed: RuntimeError: out of coal"),
-    "nan reward": (ValueError, "client mill: .* reward is nan; mend the environment"),
-    "nan observation": (ValueError, "client mill: .*entry 1 of the observation is nan; mend the environment"),
-    "shape": (TaskError, r"client mill: test/Broken-v0: .*an observation has shape \(3,\); its space says \(2,\)"),
+    "raises": (TaskError, "client mill: test/Broken-v0: step of env copy 0 failed: RuntimeError: out of coal"),
+    "nan reward": (ValueError, "client mill: .* reward is nan; correct the environment"),
+    "nan observation": (ValueError, "client mill: .*entry 1 of the observation is nan; correct the environment"),
+    "shape": (TaskError, r"client mill: test/Broken-v0: .*an observation has shape \(3,\); its space has \(2,\)"),
 }
 
 

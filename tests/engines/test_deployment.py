@@ -48,7 +48,7 @@ def called(function: str, log: Path, *arguments: str, packages: Path | None = No
 CATS = """
 import gymnasium
 
-gymnasium.register("Cats-v0", entry_point="tests.support.failing_envs:Waiting", max_episode_steps=50)
+gymnasium.register("Cats-v0", entry_point="tests.support.failing_envs:WaitingCartPole", max_episode_steps=50)
 """
 """A package that only cat's machine has."""
 

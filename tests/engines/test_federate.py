@@ -154,8 +154,8 @@ federate(Scenario.load({str(tmp_path / "carts.toml")!r}), {str(tmp_path / "kille
 def test_a_client_that_fails_is_named_and_comes_back(tmp_path: Path, how: str, kind: str) -> None:
     when = tmp_path / "when"
     clients = [
-        {"name": "cart", "env": "tests.support.failing_envs:Balky-v0", "count": 2},
-        {"name": "mule", "env": "tests.support.failing_envs:Balky-v0", "kwargs": {"when": str(when), "how": how}},
+        {"name": "cart", "env": "tests.support.failing_envs:Failing-v0", "count": 2},
+        {"name": "mule", "env": "tests.support.failing_envs:Failing-v0", "kwargs": {"when": str(when), "how": how}},
     ]
     settings = scenario_of(clients=clients, rounds=3, evaluate={"episodes": 1}, round={"deadline": 5.0})
 
@@ -167,7 +167,7 @@ def test_a_client_that_fails_is_named_and_comes_back(tmp_path: Path, how: str, k
     assert failures(result) == {"mule": [(2, kind)]}
     ((_, _, reason),) = result.missing["mule"]
     said = {
-        "raise": "TaskError: client mule: tests.support.failing_envs:Balky-v0",
+        "raise": "TaskError: client mule: tests.support.failing_envs:Failing-v0",
         "exit": "its process ended with exit code 5",
         "hang": "it was still at work, and its process was stopped",
     }
@@ -181,8 +181,8 @@ def test_a_client_that_fails_is_named_and_comes_back(tmp_path: Path, how: str, k
 def test_who_was_asked_apart_is_so_after_the_run_was_stopped(tmp_path: Path) -> None:
     when = tmp_path / "when"
     clients = [
-        {"name": "cart", "env": "tests.support.failing_envs:Balky-v0", "count": 2},
-        {"name": "mule", "env": "tests.support.failing_envs:Balky-v0", "kwargs": {"when": str(when), "how": "raise"}},
+        {"name": "cart", "env": "tests.support.failing_envs:Failing-v0", "count": 2},
+        {"name": "mule", "env": "tests.support.failing_envs:Failing-v0", "kwargs": {"when": str(when), "how": "raise"}},
     ]
     settings = scenario_of(clients=clients, rounds=4, evaluate={"episodes": 1})
 

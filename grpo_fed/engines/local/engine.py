@@ -29,7 +29,6 @@ from grpo_fed.runs.recorder import Watch
 from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.resolve import group_by_policy_shape
-from grpo_fed.tasks.task import Task
 
 CLIENTS = "clients"
 """Of a run folder: what its clients remember."""
@@ -149,7 +148,7 @@ class LocalEngine:
         """Those that clients play with, a few at a time."""
         if self.folder is None:
             return
-        tasks: dict[str, Task] = {task.client: task for fleet in group_by_policy_shape(self.scenario) for task in fleet}
+        tasks = {task.client: task for fleet in group_by_policy_shape(self.scenario) for task in fleet}
         for chunk in self.grid.schedule.chunks:
             members = Clients(self.scenario, self.shared_blocks, [tasks[name] for name in chunk], self.state_store)
             members.save_policies(self.folder, starts)

@@ -26,8 +26,8 @@ from grpo_fed.rl.device import resolve_device
 from grpo_fed.rl.stacked_learner import CHUNK
 from grpo_fed.runs.records import Failure
 from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.gym_task import GymTask
 from grpo_fed.tasks.resolve import group_by_policy_shape
-from grpo_fed.tasks.task import Task
 
 CODES = {"raised": 2, "late": 4, "died": 8}
 """Flower's numbers of errors."""
@@ -207,7 +207,9 @@ class LocalGrid(Grid):
         return Message(self._codec.write_answer(instruction, answer), reply_to=message)
 
 
-def _recipe(scenario: Scenario, home: StateStore, tasks: Sequence[Task], workers: int | None) -> ClientFactory | None:
+def _recipe(
+    scenario: Scenario, home: StateStore, tasks: Sequence[GymTask], workers: int | None
+) -> ClientFactory | None:
     """For worker processes, if there are to be any; ValueError if they are wanted and cannot be."""
     try:
         if workers == 0:

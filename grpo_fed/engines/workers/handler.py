@@ -22,8 +22,8 @@ from grpo_fed.federation.state_store import StateStore
 from grpo_fed.policy.shared import SharedBlocks, resolve_shared_blocks
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.gym import find_env_spec
+from grpo_fed.tasks.gym_task import GymTask
 from grpo_fed.tasks.resolve import resolve_tasks
-from grpo_fed.tasks.task import Task
 
 
 class ClientHandler(Protocol):
@@ -96,7 +96,7 @@ def describe_exception(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def clients_factory(scenario: Scenario, home: StateStore, tasks: Sequence[Task]) -> ClientFactory:
+def clients_factory(scenario: Scenario, home: StateStore, tasks: Sequence[GymTask]) -> ClientFactory:
     """For any process. ValueError where one has environments, wrappers or networks that no other can know of."""
     named = [scenario.policy.module or "", *(path for task in tasks for path in (task.env, *task.wrappers))]
     specs = {task.env: find_env_spec(task) for task in tasks}.values()
@@ -131,7 +131,7 @@ def make_clients(names: Sequence[str], given: Mapping[str, Any]) -> Clients:
 
 
 @lru_cache(maxsize=1)
-def _setup(given: str) -> tuple[Scenario, SharedBlocks, Mapping[str, Task]]:
+def _setup(given: str) -> tuple[Scenario, SharedBlocks, Mapping[str, GymTask]]:
     """What such a process needs to know but once."""
     told = json.loads(given)
     scenario = Scenario.loads(told["scenario"])
