@@ -21,7 +21,7 @@ from grpo_fed.aggregation.proximity import (
 )
 from grpo_fed.federation.messages import Trained
 from grpo_fed.federation.round_merge import MergeTarget
-from grpo_fed.policy.patterns import match_names
+from grpo_fed.policy.patterns import values_by_name
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.scenario.settings import ProximitySettings
 
@@ -52,16 +52,9 @@ def block_budgets(settings: ProximitySettings, commons: SharedBlocks) -> dict[st
     """KL budgets by block, as a run begins with them; ValueError for patterns that take no block, or one twice."""
     if not commons.size:
         return {}
-    budgets = dict.fromkeys(commons.blocks, none_as_infinity({"": settings.kl_block})[""])
-    taker: dict[str, str] = {}
-    for pattern, bound in none_as_infinity(settings.blocks).items():
-        for name in match_names(pattern, commons.blocks, "proximity.blocks", "shared block"):
-            if name in taker:
-                raise ValueError(
-                    f"proximity.blocks: {taker[name]} and {pattern} both take {name}; narrow one of the patterns"
-                )
-            taker[name], budgets[name] = pattern, bound
-    return budgets
+    default = math.inf if settings.kl_block is None else settings.kl_block
+    own = values_by_name(none_as_infinity(settings.blocks), commons.blocks, "proximity.blocks", "shared block")
+    return dict.fromkeys(commons.blocks, default) | own
 
 
 def choose_step(

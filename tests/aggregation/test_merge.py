@@ -451,10 +451,10 @@ def test_blocks_have_thresholds_of_their_own() -> None:
     assert merged.departed[3].tolist() == [True, False, False]
 
 
-def test_a_pattern_that_takes_no_block_or_takes_one_twice_is_refused() -> None:
-    with pytest.raises(ValueError, match=r'merge.blocks: "critic" takes no block; there are \["a", "b"\]'):
+def test_a_pattern_that_matches_no_block_or_matches_one_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match=r'merge.blocks: "critic" matches no block; there are \["a", "b"\]'):
         group_thresholds(GROUPS, 0.5, {"critic": 3.0})
-    with pytest.raises(ValueError, match=r'merge.blocks: "\*" and "a" both take "a"; narrow one of the patterns'):
+    with pytest.raises(ValueError, match=r'merge.blocks: "\*" and "a" both match "a"; narrow one of the patterns'):
         group_thresholds(GROUPS, 0.5, {"*": 3.0, "a": 1.0})
 
 

@@ -29,8 +29,7 @@ from grpo_fed.aggregation.merge.averages import StreamingMean, accumulate_mean, 
 from grpo_fed.aggregation.merge.distances import columns_of_groups, distances, offsets, products
 from grpo_fed.aggregation.merge.records import Merged, Replies, Reply
 from grpo_fed.policy.groups import Groups
-from grpo_fed.policy.patterns import match_names
-from grpo_fed.scenario.toml.text import short_toml
+from grpo_fed.policy.patterns import values_by_name
 
 ITERATIONS = 1000
 TOLERANCE = 1e-8
@@ -104,21 +103,16 @@ def _others(chosen: Sequence[bool]) -> list[bool]:
 
 
 def group_thresholds(groups: Groups, threshold: float, blocks: Mapping[str, float]) -> Tensor:
-    """tau_g [G] float64: sqrt(n_g) times the threshold of the group's block.
+    """Return tau_g = sqrt(n_g) times the threshold of the group's block, [G] float64.
 
-    A threshold is the root mean square deviation of a parameter. `blocks` has, by pattern, those of blocks (a critic's)
-    that have their own.
+    threshold: a root mean square deviation of a parameter. blocks: thresholds of their own, by pattern of blocks.
+
+    Raises a ValueError where a pattern matches no block, or two match the same one.
     """
-    of = dict.fromkeys(groups.as_blocks.names, threshold)
-    taker: dict[str, str] = {}
-    for pattern, own in blocks.items():
-        for name in match_names(pattern, groups.as_blocks.names, "merge.blocks", "block"):
-            if name in taker:
-                both = f"merge.blocks: {short_toml(taker[name])} and {short_toml(pattern)} both take {short_toml(name)}"
-                raise ValueError(f"{both}; narrow one of the patterns")
-            taker[name], of[name] = pattern, own
-    assert all(value >= 0 for value in of.values()), f"a threshold below 0: {of}"
-    return groups.sqrt_sizes.new_tensor([of[block] for block in groups.blocks]) * groups.sqrt_sizes
+    names = groups.as_blocks.names
+    by_block = dict.fromkeys(names, threshold) | values_by_name(blocks, names, "merge.blocks", "block")
+    assert all(value >= 0 for value in by_block.values()), f"a threshold below 0: {by_block}"
+    return groups.sqrt_sizes.new_tensor([by_block[block] for block in groups.blocks]) * groups.sqrt_sizes
 
 
 def _first_to_remove(away: Tensor, out: Tensor) -> Tensor:
