@@ -20,7 +20,7 @@ from grpo_fed.aggregation.merge import (
     Reply,
     StreamingFisher,
     StreamingMean,
-    weight,
+    client_weight,
 )
 from grpo_fed.aggregation.merge.rules import bind_rule
 from grpo_fed.federation.messages import Trained
@@ -66,7 +66,7 @@ class RoundMerge:
     def add(self, client: str, trained: Trained) -> None:
         """A client's reply; they come in the order of their names, so that sums are the same whoever is first."""
         effort = ClientWork(trained.steps, trained.episodes, trained.gain, trained.spread)
-        own = self.weights[client] = weight(effort, self._settings.weights)
+        own = self.weights[client] = client_weight(effort, self._settings.weights)
         if not trained.point.size:
             return
         point = _tensor(trained.point)

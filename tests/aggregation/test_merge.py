@@ -31,7 +31,7 @@ from grpo_fed.aggregation.merge import (
     mean,
     median,
     trimmed_mean,
-    weight,
+    client_weight,
 )
 from grpo_fed.aggregation.merge.clustering import cluster_clients, silhouette
 from grpo_fed.aggregation.merge.distances import distances
@@ -654,15 +654,15 @@ def test_divisions_are_scipys_and_the_best_by_rousseeuws_silhouette(seed: int, c
 
 def test_weights_by_hand() -> None:
     effort = ClientWork(steps=2048, episodes=31, gain=3.0, spread=1.5)
-    assert weight(effort, "uniform") == 1.0
-    assert weight(effort, "steps") == 2048.0
-    assert weight(effort, "episodes") == 31.0
-    assert weight(effort, "progress") == pytest.approx(1 / (1 + np.exp(-2.0)))
+    assert client_weight(effort, "uniform") == 1.0
+    assert client_weight(effort, "steps") == 2048.0
+    assert client_weight(effort, "episodes") == 31.0
+    assert client_weight(effort, "progress") == pytest.approx(1 / (1 + np.exp(-2.0)))
 
 
 def test_progress_is_counted_in_the_clients_own_units_and_within_limits() -> None:
     def progress(gain: float, spread: float) -> float:
-        return weight(ClientWork(1, 1, gain, spread), "progress")
+        return client_weight(ClientWork(1, 1, gain, spread), "progress")
 
     assert progress(30.0, 15.0) == pytest.approx(progress(3.0, 1.5))
     assert progress(0.0, 1.0) == progress(0.0, 0.0) == 0.5
