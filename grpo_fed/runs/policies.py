@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from grpo_fed.policy.base import Policy
+from grpo_fed.policy.base import Policy, StackedPolicy
 from grpo_fed.policy.make import make_policy
 from grpo_fed.rl.evaluation import EvaluatedClients, Evaluation, evaluate
 from grpo_fed.rl.normalise import ObservationNormaliser
@@ -61,7 +61,7 @@ class LoadedPolicy:
     scenario: Scenario
     """Of the run."""
     task: GymTask
-    policy: Policy
+    policy: StackedPolicy
     parameters: Tensor
     """[1, P]."""
     normaliser: ObservationNormaliser | None

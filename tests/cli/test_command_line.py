@@ -266,7 +266,7 @@ WRONG = {
     ),
     "overlapping blocks": (
         'check tiny.toml --set policy.blocks={a=["torso.*"],b=["torso.0"]}',
-        'policy.blocks.b: "torso.0" takes torso.0.weight, which policy.blocks.a takes too',
+        'policy.blocks: "a" and "b" both match "torso.0.weight"; narrow one of the patterns',
     ),
     "overlapping groups": (
         f"train tiny.toml --set policy.groups={OVERLAPPING}",
@@ -274,11 +274,11 @@ WRONG = {
     ),
     "penalised blocks": (
         'train tiny.toml --set penalty.blocks=["torsi"]',
-        'client cart-0 (grpo_fed/CartPole-v1): penalty.blocks: "torsi" takes no block',
+        'client cart-0 (grpo_fed/CartPole-v1): penalty.blocks: "torsi" matches no block',
     ),
     "budgets": (
         'train tiny.toml --set trust.blocks={"torsi"=0.1}',
-        'client cart-0 (grpo_fed/CartPole-v1): trust.blocks: "torsi" takes no block',
+        'client cart-0 (grpo_fed/CartPole-v1): trust.blocks: "torsi" matches no block',
     ),
     "endless": (
         f"train tiny.toml --json --set {MILL} --set objective.preset=grpo --set group.size=2",
