@@ -93,10 +93,14 @@ class _PolicyKind:
     policy: Policy
 
 
-def resolve_shared_blocks(scenario: Scenario) -> SharedBlocks:
-    """ValueError where a block that the scenario shares by name is not the same for all clients."""
+def resolve_shared_blocks(scenario: Scenario, tasks: Sequence[Task] | None = None) -> SharedBlocks:
+    """Find the blocks that all clients of a scenario share.
+
+    tasks: all clients' tasks, where they have been resolved already. Raises ValueError where a block that the scenario
+    shares by name is not the same for all clients.
+    """
     kin: dict[tuple[object, ...], _PolicyKind] = {}
-    tasks = resolve_tasks(scenario)
+    tasks = resolve_tasks(scenario) if tasks is None else tasks
     for task in tasks:
         if task.signature not in kin:
             kin[task.signature] = _PolicyKind(task.client, task.env, make_policy(task, scenario.policy))

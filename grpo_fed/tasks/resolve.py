@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces.utils import flatdim
 
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.scenario.settings import ClientSettings
+from grpo_fed.scenario.settings import ClientSettings, PolicySettings
 from grpo_fed.tasks.gym import find_env_spec, find_registered_spec, make_env, make_vector_env
 from grpo_fed.tasks.task import ActionSpec, EnvConfig, MissingPackageError, Space, Task
 
@@ -168,19 +168,19 @@ def _action(where: str, space: Space) -> ActionSpec:
     )
 
 
-def group_by_policy_shape(scenario: Scenario) -> list[list[Task]]:
-    """Of each fleet its clients' tasks."""
-    fleets: list[list[Task]] = []
-    for task in resolve_tasks(scenario):
-        alike = next((tasks for tasks in fleets if _alike(task, tasks[0], scenario.policy.module is not None)), None)
-        if alike is None:
-            fleets.append([task])
+def group_by_policy_shape(tasks: Iterable[Task], policy: PolicySettings) -> list[list[Task]]:
+    """Group tasks whose policies have the same shapes, so that one stacked learner can train a group."""
+    groups: list[list[Task]] = []
+    for task in tasks:
+        group = next((group for group in groups if _fits_same_policy(task, group[0], policy)), None)
+        if group is None:
+            groups.append([task])
         else:
-            alike.append(task)
-    return fleets
+            group.append(task)
+    return groups
 
 
-def _alike(task: Task, other: Task, own_module: bool) -> bool:
-    """Whether one policy fits both; a module of the user's may look at more of its spaces than their sizes."""
+def _fits_same_policy(task: Task, other: Task, policy: PolicySettings) -> bool:
+    """Whether one policy fits both tasks; a user's own module may depend on more of the spaces than their sizes."""
     spaces = (task.observation_space, task.action_space) == (other.observation_space, other.action_space)
-    return task.signature == other.signature and (spaces or not own_module)
+    return task.signature == other.signature and (spaces or policy.module is None)
