@@ -91,12 +91,15 @@ class SharedBlocks:
         return chosen[self.groups.ids_or_last]
 
 
-def resolve_shared_blocks(scenario: Scenario) -> SharedBlocks:
+def resolve_shared_blocks(scenario: Scenario, tasks: Sequence[GymTask] | None = None) -> SharedBlocks:
     """Find the shared blocks from all tasks of a scenario.
+
+    tasks: all clients' tasks, if they have been resolved already.
+
 
     Raises a ValueError where a block that the scenario shares by name is not the same for all clients.
     """
-    tasks = resolve_tasks(scenario)
+    tasks = resolve_tasks(scenario) if tasks is None else tasks
     first_of_kind: dict[object, GymTask] = {}
     for task in tasks:
         first_of_kind.setdefault(task.signature, task)

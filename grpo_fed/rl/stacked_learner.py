@@ -32,7 +32,7 @@ from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.envs import ClientEnvs, EnvCache, episode_step_limit, make_client_envs
 from grpo_fed.tasks.gym import find_env_spec
 from grpo_fed.tasks.gym_task import GymTask
-from grpo_fed.tasks.resolve import group_by_policy_shape
+from grpo_fed.tasks.resolve import group_by_policy_shape, resolve_tasks
 from grpo_fed.tasks.task import Task
 
 CHUNK = 16
@@ -432,4 +432,6 @@ def entropy_weights(task: Task, policy: Policy, scenario: Scenario) -> Tensor:
 
 def make_learners(scenario: Scenario) -> list[StackedLearner]:
     """The scenario's clients, those with equally shaped policies together."""
-    return [StackedLearner(tasks, scenario) for tasks in group_by_policy_shape(scenario)]
+    return [
+        StackedLearner(tasks, scenario) for tasks in group_by_policy_shape(resolve_tasks(scenario), scenario.policy)
+    ]

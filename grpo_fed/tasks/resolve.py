@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces.utils import flatdim
 
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.scenario.settings import ClientSettings
+from grpo_fed.scenario.settings import ClientSettings, PolicySettings
 from grpo_fed.tasks.gym import find_env_spec, find_registered_spec, make_env, make_vector_env
 from grpo_fed.tasks.gym_task import EnvConfig, GymTask, Space
 from grpo_fed.tasks.task import ActionSpec, MissingPackageError
@@ -44,12 +44,11 @@ def resolve_task(scenario: Scenario, client: str) -> GymTask:
     return task
 
 
-def group_by_policy_shape(scenario: Scenario) -> list[list[GymTask]]:
-    """Make all clients' tasks, in one list for each stacked learner: those that equally shaped policies can learn."""
+def group_by_policy_shape(tasks: Iterable[GymTask], policy: PolicySettings) -> list[list[GymTask]]:
+    """Group tasks whose policies have the same shapes, so that one stacked learner can train a group."""
     groups: list[list[GymTask]] = []
-    has_module = scenario.policy.module is not None
-    for task in resolve_tasks(scenario):
-        group = next((group for group in groups if _can_share_learner(task, group[0], has_module)), None)
+    for task in tasks:
+        group = next((group for group in groups if _fits_same_policy(task, group[0], policy)), None)
         if group is None:
             groups.append([task])
         else:
@@ -57,10 +56,10 @@ def group_by_policy_shape(scenario: Scenario) -> list[list[GymTask]]:
     return groups
 
 
-def _can_share_learner(task: GymTask, first: GymTask, has_module: bool) -> bool:
-    """Return whether one policy fits both tasks; a user's module may use more of the spaces than their sizes."""
-    same_spaces = (task.observation_space, task.action_space) == (first.observation_space, first.action_space)
-    return task.signature == first.signature and (same_spaces or not has_module)
+def _fits_same_policy(task: GymTask, other: GymTask, policy: PolicySettings) -> bool:
+    """Whether one policy fits both tasks; a user's own module may depend on more of the spaces than their sizes."""
+    spaces = (task.observation_space, task.action_space) == (other.observation_space, other.action_space)
+    return task.signature == other.signature and (spaces or policy.module is None)
 
 
 def _resolve_entries(scenario: Scenario) -> tuple[list[GymTask], list[ValueError]]:

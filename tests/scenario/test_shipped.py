@@ -9,8 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from grpo_fed import Scenario
-from grpo_fed.engines.local.engine import federate
+from grpo_fed import Scenario, run
 from grpo_fed.scenario.shipped import find_scenario, shipped_scenarios
 
 NEEDS = {"lunar": "Box2D", "cheetah": "mujoco", "metaworld": "metaworld"}
@@ -26,7 +25,7 @@ def test_every_scenario_that_ships_runs_a_round(name: str):
     if name in NEEDS:
         pytest.importorskip(NEEDS[name], reason=f"{name} needs an extra that is not installed")
     overrides = ["rounds=1", "evaluate.episodes=1", "evaluate.step_limit=200", *LESS.get(name, [])]
-    result = federate(Scenario.load(find_scenario(name), overrides), workers=0)
+    result = run(Scenario.load(find_scenario(name), overrides), workers=0)
     assert result.status == "finished"
     assert result.env_steps > 0
     assert not result.missing
@@ -35,7 +34,7 @@ def test_every_scenario_that_ships_runs_a_round(name: str):
 
 def test_unlike_tasks_share_a_torso_and_keep_the_rest(tmp_path: Path):
     overrides = ["rounds=2", "evaluate.episodes=1", "evaluate.step_limit=200", "proximity.mode=off", "merge.rule=mean"]
-    result = federate(Scenario.load(find_scenario("mixed-control"), overrides), tmp_path, workers=0)
+    result = run(Scenario.load(find_scenario("mixed-control"), overrides), tmp_path, workers=0)
     learned = {name: saved(tmp_path, name) for name in result.clients}
     shapes = {name: parameters["adapter.weight"].shape for name, parameters in learned.items()}
     assert shapes == {"cartpole": (16, 4), "acrobot": (16, 6), "mountain-car": (16, 2), "pendulum": (16, 3)}
@@ -46,7 +45,7 @@ def test_unlike_tasks_share_a_torso_and_keep_the_rest(tmp_path: Path):
             elif one[name].shape == other[name].shape and name.endswith("weight"):
                 assert not torch.equal(one[name], other[name]), f"{name} is private"
     first = Scenario.load(find_scenario("mixed-control"), [*overrides, "rounds=1"])
-    before = federate(first, tmp_path / "first", workers=0)
+    before = run(first, tmp_path / "first", workers=0)
     assert before.status == "finished"
     earlier = saved(tmp_path / "first", "pendulum")
     assert not torch.equal(earlier["torso.1.weight"], learned["pendulum"]["torso.1.weight"])

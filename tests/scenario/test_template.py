@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from grpo_fed.cli import app
-from grpo_fed.engines.local.engine import federate
+from grpo_fed.engines.start import run
 from grpo_fed.scenario.scenario import Scenario
 
 
@@ -22,7 +22,7 @@ def test_a_new_folder_trains_as_it_is(tmp_path: Path, monkeypatch: pytest.Monkey
     for module in ("my_tasks", "my_policy"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     small = ["rounds=1", "steps=512", "evaluate.episodes=2"]
-    result = federate(Scenario.load(folder / "scenario.toml", small), workers=0)
+    result = run(Scenario.load(folder / "scenario.toml", small), workers=0)
     assert (result.scenario, result.status, len(result.clients)) == ("my-own", "finished", 6)
     assert all(client.after is not None and client.after < 0 for client in result.clients.values())
     assert result.bytes_up > 0
