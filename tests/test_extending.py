@@ -20,7 +20,7 @@ from grpo_fed.reports.explain import explain_scenario
 from grpo_fed.runs.records import RoundRecord
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import MergeSettings, PolicySettings
-from grpo_fed.scenario.toml.reading import ScenarioError
+from grpo_fed.scenario.toml.source import ScenarioError
 
 DOC = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```(python|toml)\n(.*?)```", DOC, re.DOTALL)

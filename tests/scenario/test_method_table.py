@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from grpo_fed.scenario.methods import DEFAULT, KEYS_OF_METHODS, METHODS
+from grpo_fed.scenario.methods import DEFAULT_METHOD, KEYS_OF_METHODS, METHODS
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import MergeSettings, PolicySettings, ProximitySettings
-from grpo_fed.scenario.toml.reading import ScenarioError, all_keys
+from grpo_fed.scenario.toml.keys import all_keys
+from grpo_fed.scenario.toml.source import ScenarioError
 
 CART = """
 name = "cart"
@@ -23,7 +24,7 @@ def test_every_value_of_the_table_is_a_knob():
 
 def test_no_method_is_ours_with_all_that_the_defaults_say():
     scenario = Scenario.loads(CART)
-    assert scenario.method == DEFAULT == "grpo"
+    assert scenario.method == DEFAULT_METHOD == "grpo"
     assert scenario.policy.shared == PolicySettings().shared
     assert scenario.merge == MergeSettings()
     assert scenario.proximity == ProximitySettings()

@@ -8,7 +8,7 @@ from grpo_fed.scenario import presets
 from grpo_fed.scenario.presets import PRESETS
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import ObjectiveSettings
-from grpo_fed.scenario.toml.reading import all_keys
+from grpo_fed.scenario.toml.keys import all_keys
 
 CARTPOLE = 'name = "x"\nclients = [{ name = "cart", env = "CartPole-v1" }]\n'
 
@@ -23,7 +23,7 @@ def test_the_ten_presets_are_those_that_a_scenario_may_name():
     named, own = Scenario.model_json_schema()["$defs"]["ObjectiveSettings"]["properties"]["preset"]["oneOf"]
     assert named["enum"] == list(PRESETS)
     assert own["pattern"]
-    assert ObjectiveSettings().preset == presets.DEFAULT
+    assert ObjectiveSettings().preset == presets.DEFAULT_PRESET
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.scenario.toml.reading import ScenarioError, all_keys
+from grpo_fed.scenario.toml.keys import all_keys
+from grpo_fed.scenario.toml.source import ScenarioError
 
 LEAST = """\
 name = "poles"

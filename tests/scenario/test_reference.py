@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from grpo_fed.aggregation.merge import RULES
+from grpo_fed.scenario.knobs import Knob, list_knobs
 from grpo_fed.scenario.methods import MERGE_RULES, METHODS
 from grpo_fed.scenario.presets import PRESETS
-from grpo_fed.scenario.reference import Knob, json_schema, knobs_markdown, list_knobs, methods_markdown
+from grpo_fed.scenario.reference import json_schema, knobs_markdown, methods_markdown
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import MergeSettings
-from grpo_fed.scenario.toml.reading import all_keys
+from grpo_fed.scenario.toml.keys import all_keys
 
 ROOT = Path(__file__).parents[2]
 BY_KEY = {f"{knob.section}.{knob.key}".lstrip("."): knob for knob in list_knobs()}

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from grpo_fed.scenario.presets import PRESETS
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import ClientSettings, ObjectiveSettings, TrustSettings
-from grpo_fed.scenario.toml.reading import ScenarioError
+from grpo_fed.scenario.toml.source import ScenarioError
 
 ROOT = Path(__file__).parents[2]
 CARTPOLE = 'name = "x"\nclients = [{ name = "cart", env = "CartPole-v1" }]\n'
