@@ -15,7 +15,7 @@ _PATH = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*"
 
 def _name(text: str) -> str:
     if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9_.-]*", text):
-        raise ValueError("must be letters, digits and _ . - only, a letter or digit first: it becomes a file name")
+        raise ValueError("must be letters, digits and _ . - only, a letter or digit first: it names files")
     return text
 
 

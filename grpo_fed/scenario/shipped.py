@@ -61,4 +61,4 @@ def _header(text: str) -> str:
         if not line.startswith("#"):
             break
         lines.append(line.lstrip("# ").rstrip())
-    return " ".join(lines)
+    return " ".join(line for line in lines if line)
