@@ -158,9 +158,7 @@ def _group_mistakes(scenario: Scenario) -> Iterator[Mistake]:
         text = f"rollout.num_envs = {num_envs} must be a multiple of group.size = {group.size}; use {multiple}"
         yield _mistake(text, *keys)
     if group.by == "similarity" and num_envs > 1 and group.clusters > num_envs // 2:
-        text = (
-            f"group.clusters = {group.clusters} leaves some of {num_envs} episodes (rollout.num_envs) without another"
-        )
+        text = f"group.clusters = {group.clusters} leaves some of {num_envs} episodes (rollout.num_envs) alone"
         yield _mistake(f"{text} in their group; use at most {num_envs // 2}", "group.clusters", *keys)
     if group.by != "start" and num_envs < 2:
         text = "a single episode has no other to be compared with: rollout.num_envs must be 2 or more"
@@ -241,7 +239,7 @@ def _client_mistakes(clients: Sequence[ClientSettings]) -> Iterator[Mistake]:
             text = "is in both spread and kwargs; use one of them"
             yield _mistake(text, (*path, "spread", key), (*path, "kwargs", key))
         if "render_mode" in client.kwargs:
-            text = "only slows training down; use `grpo-fed play` to watch episodes"
+            text = "only slows training down; `grpo-fed play` shows episodes"
             yield _mistake(text, (*path, "kwargs", "render_mode"))
 
 
@@ -252,6 +250,6 @@ def _name_mistakes(clients: Sequence[ClientSettings]) -> Iterator[Mistake]:
         for name in client.names:
             first = owner.setdefault(name.lower(), number)
             if first != number:
-                text = f"another client is called {name}; names must differ, including those that count makes"
+                text = f"another client is called {name}, by its name or count; names must differ"
                 yield _mistake(text, ("clients", number, "name"), ("clients", number, "count"), ("clients", first))
                 break

@@ -169,8 +169,8 @@ class GroupSettings(Section):
     size: Annotated[int, Ge(2)] = 8
     """Episodes that start in the same state, with `by = "start"`; `rollout.num_envs` must be a multiple of it."""
     by: Literal["start", "task", "context", "similarity"] = "start"
-    """What episodes of a group have in common: `"start"` the start state, `"task"` the client, `"context"` the value of a
-    key of `info`, `"similarity"` similar start states by the policy's features."""
+    """What episodes of a group have in common: `"start"` the start state, `"task"` the client, `"context"` the value of
+    a key of `info`, `"similarity"` similar start states by the policy's features."""
     key: str = ""
     """Key of the `info` that the environment's reset returns, for `by = "context"`."""
     clusters: Count = 4

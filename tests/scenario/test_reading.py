@@ -77,8 +77,7 @@ count = 0
         "poles.toml:16: policy.squash = 1: must be true or false",
         "poles.toml:17: policy.seed = 3: unknown key; seed belongs at the top of the file, above the first [section]",
         'poles.toml:19: clients.cart.env: missing; for example env = "CartPole-v1"',
-        'poles.toml:21: clients.cart.kwargs.render_mode = "human": only slows training down; use `grpo-fed play` to watch '
-        "episodes",
+        'poles.toml:21: clients.cart.kwargs.render_mode = "human": only slows training down; `grpo-fed play` shows episodes',
         'poles.toml:24: clients.1.name = 7: must be text in quotes: "7"',
         'poles.toml:25: clients.1.env = "Cart Pole": must be a gymnasium id, such as "CartPole-v1", or "module:EnvId"',
         "poles.toml:26: clients.1.count = 0: must be greater than 0",
@@ -256,7 +255,7 @@ def test_overrides_replace_values_of_the_file():
         ("clients.2.count=3", "clients has no item 2: it has 2, counted from 0"),
         (
             "clients.0.name=backwards",
-            "another client is called backwards; names must differ, including those that count makes",
+            "another client is called backwards, by its name or count; names must differ",
         ),
         ("seed=1\nrounds = 3", "must be a whole number"),
     ],
@@ -289,8 +288,7 @@ def test_mistakes_in_file_and_overrides_are_reported_together():
 def test_clients_with_equal_names_are_identified_by_index():
     assert error_lines(f'{MINIMAL}[[clients]]\nname = "cart"\nenv = "X-v0"', "clients.cart.count=2") == [
         "--set clients.cart.count=2: clients has 2 items called cart; use an index, counted from 0",
-        'poles.toml:6: clients.1.name = "cart": another client is called cart; names must differ, including those that '
-        "count makes",
+        'poles.toml:6: clients.1.name = "cart": another client is called cart, by its name or count; names must differ',
     ]
 
 

@@ -201,8 +201,7 @@ def test_a_scenario_cannot_be_changed():
         ),
         (
             "objective.preset = 'rloo'\ngroup = { by = 'similarity', clusters = 5 }",
-            "group.clusters = 5 leaves some of 8 episodes (rollout.num_envs) without another in their group; "
-            "use at most 4",
+            "group.clusters = 5 leaves some of 8 episodes (rollout.num_envs) alone in their group; use at most 4",
         ),
         ("group.by = 'context'", 'group.by = "context" needs group.key, a key of info'),
         ("group.key = 'seed'", 'group.key = "seed": needs group.by = "context"; it is "start"'),
@@ -262,12 +261,11 @@ def test_a_contradiction_is_reported_at_a_key_that_the_user_wrote(settings: str,
     [
         (
             '{ name = "a", env = "X-v0" }, { name = "A", env = "X-v0" }',
-            'clients.A.name = "A": another client is called A; names must differ, including those that count makes',
+            'clients.A.name = "A": another client is called A, by its name or count; names must differ',
         ),
         (
             '{ name = "a", env = "X-v0", count = 2 }, { name = "a-1", env = "X-v0" }',
-            'clients.a-1.name = "a-1": another client is called a-1; names must differ, including those that '
-            "count makes",
+            'clients.a-1.name = "a-1": another client is called a-1, by its name or count; names must differ',
         ),
         (
             '{ name = "a/b", env = "X-v0" }',
