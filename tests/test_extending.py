@@ -19,7 +19,7 @@ from grpo_fed.reports.explain import explain_scenario
 from grpo_fed.runs.records import RoundRecord
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import MergeSettings, PolicySettings
-from grpo_fed.scenario.toml.reading import ScenarioError
+from grpo_fed.scenario.toml.source import ScenarioError
 
 DOC = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```(python|toml)\n(.*?)```", DOC, re.DOTALL)
@@ -120,7 +120,9 @@ def test_a_resolved_scenario_needs_the_modules_no_more(tmp_path: Path, monkeypat
     assert "my_methods" not in sys.modules
     sources = explain_scenario(scenario)[-1].sentences
     assert sources[0] == "Method my_methods:SHY cannot be imported here; this scenario has all its values."
-    with pytest.raises(ScenarioError, match=r"method = my_methods:SHY: cannot be imported.*what makes way for local"):
+    with pytest.raises(
+        ScenarioError, match=r"method = my_methods:SHY: cannot be imported.*without it, local cannot replace its values"
+    ):
         Scenario.loads(text, overrides=["method=local"])
 
 
@@ -169,8 +171,8 @@ def test_explain_says_what_a_row_of_ones_own_is():
         ("my_methods:SHY", "is a Method; it must be a grpo_fed.scenario.presets.Preset"),
         ("wrong:KEY", r"has objective.clp: unknown key; did you mean clip\?"),
         ("wrong:VALUE", "has objective.clip = -1: must be greater than 0"),
-        ("wrong:SECTION", 'has "objectiv", which is no section with values by key; there are policy rollout'),
-        ("wrong:NAME", "has objective.preset, its own name; build on the values of PRESETS instead"),
+        ("wrong:SECTION", 'has "objectiv", which is not a section of keys and values; there are policy rollout'),
+        ("wrong:NAME", "has objective.preset, which names the preset itself; build on the values of PRESETS instead"),
         ("not a path:X", 'must be "package.module:Name"'),
     ],
 )

@@ -13,8 +13,8 @@ from typing import Self, final
 
 from grpo_fed.policy.shared import SharedBlocks, resolve_shared_blocks
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.resolve import group_by_policy_shape, resolve_tasks
 from grpo_fed.tasks.gym_task import GymTask
+from grpo_fed.tasks.resolve import group_by_policy_shape, resolve_tasks
 
 
 @final

@@ -12,12 +12,11 @@ from grpo_fed.federation.setup import FederationSetup
 from grpo_fed.policy.make import make_policy
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.reports.tables import many
-from grpo_fed.scenario import tables as rows
 from grpo_fed.scenario.methods import METHODS, Method
 from grpo_fed.scenario.presets import PRESETS, Preset
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import MergeSettings, ObjectiveSettings, TrustSettings
-from grpo_fed.scenario.tables import is_import_path
+from grpo_fed.scenario.tables import TableRow, find_row_or_none, is_import_path
 from grpo_fed.scenario.toml.text import short_toml, shorten
 
 SURROGATES = {
@@ -279,14 +278,14 @@ def _written(scenario: Scenario) -> Iterator[str]:
 
 def _sources(scenario: Scenario) -> Iterator[str]:
     for kind, name, find in (
-        ("Method", scenario.method, lambda: rows.find_row_or_none(scenario.method, METHODS, Method)),
+        ("Method", scenario.method, lambda: find_row_or_none(scenario.method, METHODS, Method)),
         (
             "Preset",
             scenario.objective.preset,
-            lambda: rows.find_row_or_none(scenario.objective.preset, PRESETS, Preset),
+            lambda: find_row_or_none(scenario.objective.preset, PRESETS, Preset),
         ),
     ):
-        row: rows.TableRow | None = find()
+        row: TableRow | None = find()
         if row is None:
             yield f"{kind} {name} cannot be imported here; this scenario has all its values."
             continue

@@ -19,7 +19,8 @@ from typer.testing import CliRunner, Result
 
 from grpo_fed import load_policy
 from grpo_fed.cli import app
-from grpo_fed.scenario.reference import knobs_markdown, list_knobs
+from grpo_fed.scenario.knobs import list_knobs
+from grpo_fed.scenario.reference import knobs_markdown
 from grpo_fed.scenario.shipped import find_scenario, shipped_scenarios
 
 ROOT = Path(__file__).parents[2]

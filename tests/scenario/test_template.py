@@ -1,4 +1,4 @@
-"""`grpo-fed new` makes a folder in which everything works at once."""
+"""`grpo-fed new` makes a folder whose scenario runs without any change."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from grpo_fed.engines.start import run
 from grpo_fed.scenario.scenario import Scenario
 
 
-def test_a_new_folder_trains_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_new_project_can_be_trained_without_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = tmp_path / "My own"
     done = CliRunner().invoke(app, ["new", str(folder)])
     assert done.exit_code == 0, done.output
@@ -28,10 +28,10 @@ def test_a_new_folder_trains_as_it_is(tmp_path: Path, monkeypatch: pytest.Monkey
     assert result.bytes_up > 0
 
 
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path):
+def test_a_folder_that_is_not_empty_stays_unchanged(tmp_path: Path):
     (tmp_path / "kept.txt").write_text("mine")
-    for place, why in ((tmp_path, "not empty"), (tmp_path / "kept.txt", "is a file")):
-        done = CliRunner().invoke(app, ["new", str(place)])
+    for path, reason in ((tmp_path, "not empty"), (tmp_path / "kept.txt", "is a file")):
+        done = CliRunner().invoke(app, ["new", str(path)])
         assert done.exit_code == 2
-        assert why in " ".join(done.stderr.split())
+        assert reason in " ".join(done.stderr.split())
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
