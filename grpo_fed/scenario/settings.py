@@ -255,8 +255,8 @@ class MergeSettings(Section):
         Annotated[Literal["mean", "huber", "fisher", "median", "trimmed-mean", "krum", "clusters"], Named] | OwnPath,
         NAMED_OR_OWN,
     ] = "huber"
-    """How the server merges: `"mean"`, weighted; `"huber"`, the group lasso between clients, which lets a client leave a
-    group; `"fisher"`, a mean by Fisher information; `"median"`, `"trimmed-mean"` and `"krum"`, which tolerate hostile
+    """How the server merges: `"mean"`, weighted; `"huber"`, the group lasso between clients, which lets a client leave
+    a group; `"fisher"`, a mean by Fisher information; `"median"`, `"trimmed-mean"` and `"krum"`, which tolerate hostile
     clients; `"clusters"`, means within learned clusters of clients; or `module:function` for a rule of your own."""
     kwargs: Arguments = {}
     """Keyword arguments for a rule of your own."""
