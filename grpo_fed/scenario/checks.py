@@ -239,7 +239,7 @@ def _client_mistakes(clients: Sequence[ClientSettings]) -> Iterator[Mistake]:
             text = "is in both spread and kwargs; use one of them"
             yield _mistake(text, (*path, "spread", key), (*path, "kwargs", key))
         if "render_mode" in client.kwargs:
-            text = "only slows training down; `grpo-fed play` shows episodes"
+            text = "slows training down; `grpo-fed play` shows episodes"
             yield _mistake(text, (*path, "kwargs", "render_mode"))
 
 

@@ -108,7 +108,7 @@ class Scenario(Section):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, data: Any) -> Any:
-        """Fill in what method and preset say, unless every key is given. A wrong row is left to `contradictions`."""
+        """Fill in the values of method and preset, unless every key is given. `contradictions` reports invalid rows."""
         if not isinstance(data, Mapping):
             return data
         tables = {key: _given_values(value) for key, value in data.items()}
@@ -122,6 +122,7 @@ class Scenario(Section):
 
     @model_validator(mode="after")
     def _fill_threshold(self) -> Self:
+        """Raise the default of `merge.threshold` where clients learn fast."""
         if "threshold" not in self.merge.model_fields_set:
             threshold = default_merge_threshold(self)
             if threshold != self.merge.threshold:
@@ -131,7 +132,7 @@ class Scenario(Section):
 
     @model_validator(mode="after")
     def _check(self, info: ValidationInfo) -> Self:
-        """Refuse contradictions, for a scenario that is made in Python; `load` finds their lines in the file first."""
+        """Refuse contradictions, unless the reader looks for them itself, to report each with its line in the file."""
         if info.context is not CONTRADICTIONS_LATER:
             mistakes = [f"{'.'.join(map(str, mistake.keys[0]))}: {mistake.text}" for mistake in contradictions(self)]
             if mistakes:

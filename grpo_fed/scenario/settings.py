@@ -74,8 +74,8 @@ class PolicySettings(Section):
     """Blocks of your own: for each name, patterns of the parameters in the block. A parameter that matches no pattern
     stays in its default block."""
     groups: dict[Pattern, GroupRule] = {}
-    """For each pattern of blocks, what forms a group there, or named index sets such as `{ lidar = {
-    "torso.0.weight:columns" = [0, 1] } }`. A block that matches no pattern is one group."""
+    """For each pattern of blocks, what forms a group there, or named index sets such as
+    `{ lidar = { "torso.0.weight:columns" = [0, 1] } }`. A block that matches no pattern is one group."""
     shared: list[Pattern] = ["torso.*", "actor"]
     """Patterns of the blocks that clients share; all others stay private."""
 
@@ -255,9 +255,9 @@ class MergeSettings(Section):
         Annotated[Literal["mean", "huber", "fisher", "median", "trimmed-mean", "krum", "clusters"], Named] | OwnPath,
         NAMED_OR_OWN,
     ] = "huber"
-    """How the server merges: `"mean"` by weight; `"huber"` the group lasso between clients, which lets a client leave a
-    group; `"fisher"` by Fisher information; `"median"`, `"trimmed-mean"` and `"krum"`, which tolerate hostile clients;
-    `"clusters"` within learned clusters of clients; or `module:function` for a rule of your own."""
+    """How the server merges: `"mean"`, weighted; `"huber"`, the group lasso between clients, which lets a client leave
+    a group; `"fisher"`, a mean by Fisher information; `"median"`, `"trimmed-mean"` and `"krum"`, which tolerate hostile
+    clients; `"clusters"`, means within learned clusters of clients; or `module:function` for a rule of your own."""
     kwargs: Arguments = {}
     """Keyword arguments for a rule of your own."""
     weights: Literal["steps", "episodes", "uniform", "progress"] = "steps"

@@ -1,4 +1,4 @@
-"""No knob does nothing: a scenario with another value ends with other parameters."""
+"""Every knob has an effect: a scenario with another value ends with other parameters."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ env = "Reach-v0"
 
 
 class Reach(gymnasium.Env[Any, Any]):
-    """Two numbers to be near to two others, which are one of three pairs; ends in its fifth step or by chance."""
+    """Match one of three pairs of numbers with two actions; an episode ends in its fifth step or by chance."""
 
     observation_space: spaces.Space[Any] = spaces.Box(-9, 9, (2,))
     action_space: spaces.Space[Any] = spaces.Box(-1, 1, (2,))
 
-    def __init__(self, far: float = 1.0) -> None:
-        self.far = far
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = scale
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
-        self.steps, place = 0, int(self.np_random.integers(3))
-        self.goal = self.far * np.array([[3.0, 1.0], [-2.0, 4.0], [0.5, -3.0]], np.float32)[place]
-        return self.goal, {"place": place, "half": place // 2}
+        self.steps, index = 0, int(self.np_random.integers(3))
+        self.goal = self.scale * np.array([[3.0, 1.0], [-2.0, 4.0], [0.5, -3.0]], np.float32)[index]
+        return self.goal, {"index": index, "half": index // 2}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.steps += 1
@@ -65,153 +65,154 @@ class Reach(gymnasium.Env[Any, Any]):
 gymnasium.register("Reach-v0", Reach, max_episode_steps=6)
 
 
-class Own(nn.Module):
+class UserModule(nn.Module):
     def __init__(self, observation_space: spaces.Box, action_space: spaces.Box, width: int = 4) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Linear(observation_space.shape[0], width), nn.Tanh())
-        self.said, self.value = nn.Linear(width, 2 * action_space.shape[0]), nn.Linear(width, 1)
+        self.actor, self.critic = nn.Linear(width, 2 * action_space.shape[0]), nn.Linear(width, 1)
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         hidden = self.body(observations)
-        return self.said(hidden), self.value(hidden).squeeze(-1)
+        return self.actor(hidden), self.critic(hidden).squeeze(-1)
 
 
-def halve(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+def halve_rewards(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     return gymnasium.wrappers.TransformReward(env, lambda reward: reward / 2 - 1)
 
 
-PLAIN: list[str] = []
+DEFAULT: list[str] = []
 NATURAL, GROUP = ["objective.preset=trpo"], ["objective.preset=grpo", "group.size=2"]
-FREE = ["objective.preset=grpo", "group.size=2", "group.by=similarity", "group.clusters=2"]
+SIMILARITY = ["objective.preset=grpo", "group.size=2", "group.by=similarity", "group.clusters=2"]
 ADAPTIVE, PENALTY = ["objective.preset=ppo-kl"], ["penalty.weight=0.05"]
-OWN = ["personal.model=true", "steps=256", "personal.steps=0.5"]
+PERSONAL = ["personal.model=true", "steps=256", "personal.steps=0.5"]
 SPARSE, NESTED = [*PENALTY, "penalty.kind=sparse-group"], [*PENALTY, "penalty.kind=nested"]
 
 CHANGES: dict[str, tuple[list[str], str]] = {
-    "steps": (PLAIN, "128"),
-    "seed": (PLAIN, "1"),
-    "policy.hidden": (PLAIN, "[5]"),
-    "policy.activation": (PLAIN, "relu"),
-    "policy.torso": (PLAIN, "shared"),
-    "policy.adapter": (PLAIN, "3"),
-    "policy.squash": (PLAIN, "true"),
-    "policy.log_std": (PLAIN, "-1.0"),
-    "policy.orthogonal": (PLAIN, "false"),
-    "policy.same_start": (PLAIN, "false"),
-    "policy.module": (PLAIN, "test_knobs:Own"),
-    "policy.kwargs": (["policy.module=test_knobs:Own"], "{ width = 3 }"),
+    "steps": (DEFAULT, "128"),
+    "seed": (DEFAULT, "1"),
+    "policy.hidden": (DEFAULT, "[5]"),
+    "policy.activation": (DEFAULT, "relu"),
+    "policy.torso": (DEFAULT, "shared"),
+    "policy.adapter": (DEFAULT, "3"),
+    "policy.squash": (DEFAULT, "true"),
+    "policy.log_std": (DEFAULT, "-1.0"),
+    "policy.orthogonal": (DEFAULT, "false"),
+    "policy.same_start": (DEFAULT, "false"),
+    "policy.module": (DEFAULT, "tests.scenario.test_knobs:UserModule"),
+    "policy.kwargs": (["policy.module=tests.scenario.test_knobs:UserModule"], "{ width = 3 }"),
     "policy.blocks": (["trust.blocks={ '*' = 1e-4 }"], "{ all = ['*'] }"),
     "policy.groups": (PENALTY, "{ '*' = 'row' }"),
-    "rollout.num_envs": (PLAIN, "2"),
-    "rollout.horizon": (PLAIN, "8"),
-    "rollout.episode_limit": (PLAIN, "2"),
-    "normalise.observations": (PLAIN, "true"),
-    "normalise.rewards": (PLAIN, "true"),
+    "rollout.num_envs": (DEFAULT, "2"),
+    "rollout.horizon": (DEFAULT, "8"),
+    "rollout.episode_limit": (DEFAULT, "2"),
+    "normalise.observations": (DEFAULT, "true"),
+    "normalise.rewards": (DEFAULT, "true"),
     "normalise.clip": (["normalise.observations=true"], "0.5"),
-    "objective.preset": (PLAIN, "mdpo"),
+    "objective.preset": (DEFAULT, "mdpo"),
     "objective.advantage": (["group.size=2"], "group"),
-    "objective.surrogate": (PLAIN, "score"),
-    "objective.step": (PLAIN, "natural"),
-    "objective.gamma": (PLAIN, "0.5"),
-    "objective.gae_lambda": (PLAIN, "0.5"),
-    "objective.learning_rate": (PLAIN, "0.01"),
-    "objective.schedule": (PLAIN, "linear"),
-    "objective.adam_epsilon": (PLAIN, "0.1"),
-    "objective.epochs": (PLAIN, "3"),
-    "objective.minibatches": (PLAIN, "4"),
-    "objective.clip": (PLAIN, "0.01"),
-    "objective.clip_high": (PLAIN, "0.01"),
+    "objective.surrogate": (DEFAULT, "score"),
+    "objective.step": (DEFAULT, "natural"),
+    "objective.gamma": (DEFAULT, "0.5"),
+    "objective.gae_lambda": (DEFAULT, "0.5"),
+    "objective.learning_rate": (DEFAULT, "0.01"),
+    "objective.schedule": (DEFAULT, "linear"),
+    "objective.adam_epsilon": (DEFAULT, "0.1"),
+    "objective.epochs": (DEFAULT, "3"),
+    "objective.minibatches": (DEFAULT, "4"),
+    "objective.clip": (DEFAULT, "0.01"),
+    "objective.clip_high": (DEFAULT, "0.01"),
     "objective.clip_schedule": (["objective.clip=0.02"], "linear"),
-    "objective.value_coefficient": (PLAIN, "0.1"),
-    "objective.value_clip": (PLAIN, "0.01"),
+    "objective.value_coefficient": (DEFAULT, "0.1"),
+    "objective.value_clip": (DEFAULT, "0.01"),
     "objective.value_epochs": (NATURAL, "3"),
-    "objective.entropy": (PLAIN, "0.1"),
+    "objective.entropy": (DEFAULT, "0.1"),
     "objective.entropy_groups": (
         ["objective.entropy_groups={ a = [0] }", "objective.entropy_weights={ a = 1.0 }"],
         "{ a = [1] }",
     ),
     "objective.entropy_weights": (["objective.entropy_groups={ first = [0] }"], "{ first = 1.0 }"),
-    "objective.normalise_advantages": (PLAIN, "off"),
-    "objective.average": (PLAIN, "episode"),
-    "objective.max_grad_norm": (PLAIN, "0.01"),
+    "objective.normalise_advantages": (DEFAULT, "off"),
+    "objective.average": (DEFAULT, "episode"),
+    "objective.max_grad_norm": (DEFAULT, "0.01"),
     "group.size": (GROUP, "4"),
     "group.by": (GROUP, "task"),
-    "group.key": ([*GROUP, "group.by=context", "group.key=place"], "half"),
-    "group.clusters": (FREE, "1"),
+    "group.key": ([*GROUP, "group.by=context", "group.key=index"], "half"),
+    "group.clusters": (SIMILARITY, "1"),
     "group.score": (GROUP, "rank"),
-    "trust.region": (PLAIN, "penalty"),
+    "trust.region": (DEFAULT, "penalty"),
     "trust.direction": (ADAPTIVE, "new-old"),
     "trust.reference": (["trust.region=penalty", "steps=128"], "shared"),
     "trust.coefficient": (ADAPTIVE, "9.0"),
     "trust.target": (ADAPTIVE, "1.0"),
     "trust.adaptive_target": (NATURAL, "true"),
-    "trust.stop": (PLAIN, "1e-4"),
-    "trust.blocks": (PLAIN, "{ actor = 1e-5 }"),
+    "trust.stop": (DEFAULT, "1e-4"),
+    "trust.blocks": (DEFAULT, "{ actor = 1e-5 }"),
     "trust.line_search": ([*NATURAL, "trust.cg_damping=1e-3", "trust.target=1.0"], "false"),
     "trust.cg_iterations": (NATURAL, "1"),
     "trust.cg_damping": (NATURAL, "1.0"),
     "penalty.toward": (PENALTY, "zero"),
-    "penalty.weight": (PLAIN, "0.05"),
+    "penalty.weight": (DEFAULT, "0.05"),
     "penalty.l1": (SPARSE, "0.01"),
     "penalty.outer": (NESTED, "0.01"),
-    "penalty.squared": (PLAIN, "1.0"),
+    "penalty.squared": (DEFAULT, "1.0"),
     "penalty.blocks": (PENALTY, "['actor']"),
-    "personal.first": (PLAIN, "0.5"),
+    "personal.first": (DEFAULT, "0.5"),
     "personal.model": (["steps=128"], "true"),
-    "personal.pull": (OWN, "0.0"),
-    "personal.steps": (OWN, "0.25"),
-    "clients.0.name": (PLAIN, "other"),
-    "clients.0.env": (PLAIN, "Pendulum-v1"),
-    "clients.0.kwargs": (PLAIN, "{ far = 2.0 }"),
-    "clients.0.spread": (["clients.0.count=2"], "{ far = [1.0, 2.0] }"),
-    "clients.0.wrappers": (PLAIN, "['test_knobs:halve']"),
-    "clients.0.learning_rate": (PLAIN, "0.01"),
-    "clients.0.entropy": (PLAIN, "0.1"),
-    "clients.0.penalty": (PLAIN, "0.05"),
+    "personal.pull": (PERSONAL, "0.0"),
+    "personal.steps": (PERSONAL, "0.25"),
+    "clients.0.name": (DEFAULT, "renamed"),
+    "clients.0.env": (DEFAULT, "Pendulum-v1"),
+    "clients.0.kwargs": (DEFAULT, "{ scale = 2.0 }"),
+    "clients.0.spread": (["clients.0.count=2"], "{ scale = [1.0, 2.0] }"),
+    "clients.0.wrappers": (DEFAULT, "['tests.scenario.test_knobs:halve_rewards']"),
+    "clients.0.learning_rate": (DEFAULT, "0.01"),
+    "clients.0.entropy": (DEFAULT, "0.1"),
+    "clients.0.penalty": (DEFAULT, "0.05"),
 }
 
-ELSEWHERE = {
-    "policy.shared": "what a server merges",
-    "penalty.kind": "penalty.l1 and penalty.outer need it",
-    "clients.count": "how many there are",
+EXCEPTIONS = {
+    "policy.shared": "determines what a server merges",
+    "penalty.kind": "is needed by penalty.l1 and penalty.outer",
+    "clients.count": "is the number of clients",
 }
-"""Knobs of these sections that change nothing here."""
+"""Knobs of these sections that do not change what the last client learns alone, and why."""
 
 
-def learned(overrides: list[str]) -> np.ndarray:
-    """The last client's parameters after two rounds."""
-    fleet = make_learners(Scenario.loads(SMALL, overrides=overrides))[-1]
+def train_alone(overrides: list[str]) -> np.ndarray:
+    """Return the last client's parameters after two rounds without a server."""
+    learner = make_learners(Scenario.loads(SMALL, overrides=overrides))[-1]
     for begin, end in ((0.0, 0.5), (0.5, 1.0)):
-        fleet.train(fleet.scenario.steps, begin, end)
-    fleet.close()
-    return fleet.parameters[-1].numpy()
+        learner.train(learner.scenario.steps, begin, end)
+    learner.close()
+    return learner.parameters[-1].numpy()
 
 
-def played(overrides: list[str], folder: Path) -> np.ndarray:
-    """Those that the last client of a federation plays with, after as much."""
+def train_in_federation(overrides: list[str], folder: Path) -> np.ndarray:
+    """Return the parameters with which the last client of a federation is evaluated after two rounds."""
     scenario = Scenario.loads(SMALL, overrides=overrides)
-    commons, home = resolve_shared_blocks(scenario), StateStore(folder, durable=False)
-    members = Clients(scenario, commons, resolve_tasks(scenario)[-1:], home)
+    shared_blocks, store = resolve_shared_blocks(scenario), StateStore(folder, durable=False)
+    clients = Clients(scenario, shared_blocks, resolve_tasks(scenario)[-1:], store)
     for round in (1, 2):
-        start = Start("run", round, commons.initial.numpy())
-        members.answer(dict.fromkeys(members.names, Train(start, (round - 1) / 2, round / 2)))
-    members.save_policies(folder, dict.fromkeys(members.names, start))
-    members.close()
+        start = Start("run", round, shared_blocks.initial.numpy())
+        clients.answer(dict.fromkeys(clients.names, Train(start, (round - 1) / 2, round / 2)))
+    clients.save_policies(folder, dict.fromkeys(clients.names, start))
+    clients.close()
     (path,) = (folder / POLICIES).iterdir()
     return np.concatenate([array.reshape(-1) for _, array in sorted(load_file(path).items())])
 
 
 @pytest.mark.parametrize("knob", CHANGES)
-def test_another_value_ends_elsewhere(knob: str, tmp_path: Path) -> None:
+def test_another_value_of_a_knob_changes_the_learned_parameters(knob: str, tmp_path: Path) -> None:
     base, value = CHANGES[knob]
     if knob.startswith("personal."):
-        one, other = played(base, tmp_path / "one"), played([*base, f"{knob}={value}"], tmp_path / "other")
+        before = train_in_federation(base, tmp_path / "before")
+        after = train_in_federation([*base, f"{knob}={value}"], tmp_path / "after")
     else:
-        one, other = learned(base), learned([*base, f"{knob}={value}"])
-    assert not np.array_equal(one, other)
+        before, after = train_alone(base), train_alone([*base, f"{knob}={value}"])
+    assert not np.array_equal(before, after)
 
 
-def test_no_knob_of_the_learner_is_left_out() -> None:
+def test_every_knob_of_the_learner_is_tested() -> None:
     sections = {knob.split(".")[0] for knob in CHANGES if "." in knob}
-    every = {".".join(map(str, path)) for path, _ in all_keys(Scenario) if path[0] in sections}
-    assert every == {knob.replace("clients.0.", "clients.") for knob in CHANGES if "." in knob} | ELSEWHERE.keys()
+    all_knobs = {".".join(map(str, path)) for path, _ in all_keys(Scenario) if path[0] in sections}
+    assert all_knobs == {knob.replace("clients.0.", "clients.") for knob in CHANGES if "." in knob} | EXCEPTIONS.keys()

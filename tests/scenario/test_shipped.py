@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from grpo_fed import Scenario, run
+from grpo_fed.scenario.importing import import_object
 from grpo_fed.scenario.shipped import find_scenario, shipped_scenarios
 
 EXTRAS = {"lunar": "Box2D", "cheetah": "mujoco", "metaworld": "metaworld"}
@@ -30,6 +31,12 @@ def test_every_scenario_that_ships_runs_a_round(name: str):
     assert result.env_steps > 0
     assert not result.missing
     assert all(client.after is not None for client in result.clients.values())
+
+
+@pytest.mark.parametrize("name", [shipped.name for shipped in shipped_scenarios()])
+def test_every_wrapper_of_a_scenario_that_ships_can_be_imported(name: str):
+    scenario = Scenario.load(find_scenario(name))
+    assert all(callable(import_object(path)) for client in scenario.clients for path in client.wrappers)
 
 
 def test_different_tasks_share_the_torso_and_nothing_else(tmp_path: Path):

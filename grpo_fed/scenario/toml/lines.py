@@ -10,7 +10,7 @@ import tomllib
 from bisect import bisect_right
 
 KeyPath = tuple[str | int, ...]
-"""The way from the root to a value, by keys of tables and indices of arrays, such as `("clients", 0, "env")`."""
+"""The path from the root to a value, by keys of tables and indices of arrays, such as `("clients", 0, "env")`."""
 
 _SPACE = re.compile(r"[ \t]*")
 _BLANK = re.compile(r"(?:[ \t\n,]|#[^\n]*)*")
@@ -31,8 +31,8 @@ def line_numbers(text: str) -> dict[KeyPath, int]:
 def split_key(text: str) -> tuple[str, ...]:
     """Split a dotted key as TOML writes it: `trust.blocks."torso.*"` has three parts. ValueError if it is not a key."""
     scanner = _Scanner(text)
-    parts = scanner.key()
-    if scanner.at != len(text):
+    parts = scanner.read_key()
+    if scanner.position != len(text):
         raise ValueError(f"{text!r} is not a key")
     return parts
 
@@ -42,9 +42,10 @@ class _Scanner:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.at = 0
+        self.position = 0
         """The next character to read."""
         self.starts = [0, *(i + 1 for i, letter in enumerate(text) if letter == "\n")]
+        """The first character of each line."""
         self.lines: dict[KeyPath, int] = {}
         self.counts: dict[KeyPath, int] = {}
         """The number of tables that each array of tables has so far."""
@@ -53,46 +54,46 @@ class _Scanner:
         table: KeyPath = ()
         while True:
             self.take(_BLANK)
-            if self.at >= len(self.text):
+            if self.position >= len(self.text):
                 return self.lines
-            table = self.header() if self.text[self.at] == "[" else self.pair(table)
+            table = self.read_header() if self.text[self.position] == "[" else self.read_pair(table)
 
-    def header(self) -> KeyPath:
+    def read_header(self) -> KeyPath:
         """Read `[a.b]` or `[[a.b]]` and return the path of the table that begins here."""
-        line = self.line()
-        array = self.text.startswith("[[", self.at)
-        self.at += 2 if array else 1
-        *parents, last = self.key()
-        self.at += 2 if array else 1
+        line = self.current_line()
+        array = self.text.startswith("[[", self.position)
+        self.position += 2 if array else 1
+        *parents, last = self.read_key()
+        self.position += 2 if array else 1
         path: KeyPath = ()
         for part in parents:
             self.lines.setdefault((*path, part), line)
-            path = self.newest((*path, part))
+            path = self.last_table((*path, part))
         path = (*path, last)
         if array:
             self.lines.setdefault(path, line)
             self.counts[path] = self.counts.get(path, 0) + 1
-            path = self.newest(path)
+            path = self.last_table(path)
         self.lines[path] = line
         return path
 
-    def newest(self, path: KeyPath) -> KeyPath:
+    def last_table(self, path: KeyPath) -> KeyPath:
         """Return the last table of an array of tables, to which a header below it belongs; other paths as they are."""
         return (*path, self.counts[path] - 1) if path in self.counts else path
 
-    def pair(self, table: KeyPath) -> KeyPath:
+    def read_pair(self, table: KeyPath) -> KeyPath:
         """Read `a.b = value` inside `table`, and return `table`."""
-        line = self.line()
+        line = self.current_line()
         path = table
-        for part in self.key():
+        for part in self.read_key():
             path = (*path, part)
             self.lines.setdefault(path, line)
-        self.at += 1
+        self.position += 1
         self.take(_SPACE)
-        self.value(path)
+        self.read_value(path)
         return table
 
-    def key(self) -> tuple[str, ...]:
+    def read_key(self) -> tuple[str, ...]:
         """Read a dotted key and the space around it, and return its parts."""
         parts = []
         while True:
@@ -102,40 +103,40 @@ class _Scanner:
                 raise ValueError(f"{self.text!r} is not a key")
             parts.append(tomllib.loads(f"part = {part}")["part"] if part[0] in "\"'" else part)
             self.take(_SPACE)
-            if not self.text.startswith(".", self.at):
+            if not self.text.startswith(".", self.position):
                 return tuple(parts)
-            self.at += 1
+            self.position += 1
 
-    def value(self, path: KeyPath) -> None:
+    def read_value(self, path: KeyPath) -> None:
         """Read a value and note the lines of what is inside."""
-        opening = self.text[self.at]
+        opening = self.text[self.position]
         if opening in "\"'":
             self.take(_STRING)
         elif opening in "[{":
-            self.items(path, opening)
+            self.read_items(path, opening)
         else:
             self.take(_SCALAR)
 
-    def items(self, path: KeyPath, opening: str) -> None:
+    def read_items(self, path: KeyPath, opening: str) -> None:
         """Read an array or an inline table."""
-        self.at += 1
+        self.position += 1
         self.take(_BLANK)
         index = 0
-        while self.text[self.at] not in "]}":
+        while self.text[self.position] not in "]}":
             if opening == "{":
-                self.pair(path)
+                self.read_pair(path)
             else:
-                self.lines[(*path, index)] = self.line()
-                self.value((*path, index))
+                self.lines[(*path, index)] = self.current_line()
+                self.read_value((*path, index))
                 index += 1
             self.take(_BLANK)
-        self.at += 1
+        self.position += 1
 
     def take(self, pattern: re.Pattern[str]) -> str:
         """Read and return what the pattern matches here; empty if it does not match."""
-        match = pattern.match(self.text, self.at)
-        self.at = match.end() if match else self.at
+        match = pattern.match(self.text, self.position)
+        self.position = match.end() if match else self.position
         return match.group() if match else ""
 
-    def line(self) -> int:
-        return bisect_right(self.starts, self.at)
+    def current_line(self) -> int:
+        return bisect_right(self.starts, self.position)
