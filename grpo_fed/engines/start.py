@@ -1,10 +1,10 @@
 """Starts and resumes a federation on the engine that was asked for.
 
 An engine decides where clients run and how messages reach them; the loop of rounds and the messages are the same on all
-engines. To add one: write a class with the methods of `Engine`, in a package beside `local/` and `flower/`. It makes a
-`federation.rounds.Federation` from a `FederationSetup` and a `Transport` (over a Flower grid, `wire.transport` has one),
-and its `run` calls the federation's. Then give it a name in `EngineName` and a branch in `make_engine` and in
-`resume_engine`. `local/engine.py` is the shortest example.
+engines. To add one, write a class with the methods of `Engine` in a package beside `local/` and `flower/`. It resolves
+the scenario (`federation.setup.FederationSetup`), makes a `Transport` to its clients (`wire.transport.GridTransport`
+serves any Flower grid), hands both to a `federation.rounds.Federation`, and runs that. Then give the engine a name in
+`EngineName`, and a branch in `make_engine` and in `resume_engine`. `local/engine.py` is the shortest example.
 
 Nothing here imports torch before the fork server of the worker processes has begun to do so.
 """
@@ -73,8 +73,8 @@ def run(
     watch: gets the record of every round, the first being 0.
     superlink: the name of a deployment's connection, for the engine `flower`.
     workers: the number of worker processes, for the engine `local`; by default one for each core.
-    Raises ValueError for what is wrong with the scenario or the call, before anything is written. Whatever stops the run
-    after that, KeyboardInterrupt too, is raised after what has been learned is saved.
+    Raises ValueError for what is wrong with the scenario or the call, before anything is written. Whatever stops the
+    run after that, KeyboardInterrupt too, is raised after what has been learned is saved.
     """
     with make_engine(scenario, out, engine, superlink, workers) as federation:
         return federation.run(watch)

@@ -9,10 +9,11 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from grpo_fed.engines.wire.message_factory import RUN, SERVER, make_message
-from grpo_fed.engines.workers.fork_server import is_possible
+from grpo_fed.engines.workers.fork_server import Worker, is_possible
 from grpo_fed.federation.messages import Evaluate, EvaluationPlan, Measure, Train, Trained
 from grpo_fed.runs.records import Failure
-from tests.support.fake_clients import FakeFederation, failures, partition, step_of
+from tests.support.fake_clients import step_of
+from tests.support.fake_federation import FakeFederation, failures, partition
 
 KILLED = "was ended by SIGKILL, perhaps because memory ran out"
 
@@ -109,6 +110,7 @@ def test_a_client_whose_process_ends_fails_alone(tmp_path: Path) -> None:
 @needs_workers
 def test_a_client_that_hangs_is_isolated_within_a_few_rounds(tmp_path: Path) -> None:
     hangs = {str(round): "hang" for round in (1, 2, 3)}
+    Worker().close()  # the fork server has imported everything now, which takes longer than the deadline
     with FakeFederation(tmp_path, 8, 2, faults={"cart-0": hangs}) as fake:
         began = time.monotonic()
         chunk = ["cart-0", "cart-1", "cart-2", "cart-3"]

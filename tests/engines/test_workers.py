@@ -29,7 +29,7 @@ from grpo_fed.federation.messages import (
     Train,
     Trained,
 )
-from tests.support.fake_clients import FakeFederation, failures
+from tests.support.fake_federation import FakeFederation, failures
 
 ROOT = Path(__file__).parents[2]
 
@@ -123,7 +123,7 @@ def start_process(code: str) -> subprocess.Popen[str]:
     lines = "\n".join(line[8:] for line in code.splitlines())
     # The process that runs the tests may ignore SIGINT, and a new process inherits that.
     default = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
-    code = f"{default}\nfrom pathlib import Path\nfrom tests.support.fake_clients import FakeFederation\n{lines}"
+    code = f"{default}\nfrom pathlib import Path\nfrom tests.support.fake_federation import FakeFederation\n{lines}"
     return subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=ROOT,

@@ -2,8 +2,8 @@
 
 `LocalGrid` carries the messages: it is a Flower grid without Flower's processes. Clients whose policies have the same
 shapes are trained together, in chunks, and the chunks are spread over worker processes. The state of each client is
-saved in a `StateStore`. If a client raises, dies or hangs, its round has no answer from it; the other clients' answers
-are used, and it is asked again in the next round.
+saved in a `StateStore`. If a client raises, dies or hangs, the round goes on with the answers of the others, and the
+client is asked again in the next round.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ class LocalEngine:
                 f"{checkpoint.folder}: was not written by the local engine, and lacks the state of the clients"
             )
         self.setup = FederationSetup.of(scenario)
+        """The tasks and shared blocks, resolved once for the server, the clients in this process and their policies."""
         with ExitStack() as stack:
             if self.folder is None:
                 states = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="grpo-fed-")))
@@ -87,6 +88,7 @@ class LocalEngine:
                 self.setup, self.state_store, saved.get("workers", workers), saved.get("set_aside", ())
             )
             self.schedule = stack.enter_context(grid).schedule
+            """Which clients are asked together, and for how many workers they were put into chunks."""
             shared_blocks = self.setup.shared_blocks
             self.federation = Federation(
                 scenario,

@@ -162,7 +162,7 @@ class WorkerPool:
         self._worker_of_chunk[job.chunk] = worker
 
     def _take_job(self, worker: Worker, jobs: deque[Job]) -> Job:
-        """Remove the best job for a worker: of a chunk that it ran last, else of a new chunk, else of another worker."""
+        """Remove the best job for a worker: of a chunk that it ran last, else a new chunk, else another worker's."""
 
         def rank(index: int) -> tuple[bool, int, int]:
             last_worker = self._worker_of_chunk.get(jobs[index].chunk)
