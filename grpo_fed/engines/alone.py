@@ -9,7 +9,8 @@ from typing import Self, final
 
 import numpy as np
 
-from grpo_fed.rl.stacked_learner import StackedLearner, TrainingReport, make_learners
+from grpo_fed.rl.records import TrainingReport
+from grpo_fed.rl.stacked_learner import StackedLearner, make_learners
 from grpo_fed.runs import checkpoint
 from grpo_fed.runs import folder as journal
 from grpo_fed.runs.checkpoint import Checkpoint

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,8 +16,6 @@ Average = Literal["step", "episode", "total"]
 
 SAME = 1e-6
 """Returns of a group that differ by no more than this part of the greatest are equal: so much is rounding."""
-LLOYD = 100
-"""Iterations of k-means at most."""
 
 
 def gae(
@@ -90,28 +87,6 @@ def group_advantages(returns: Tensor, groups: Tensor, score: Score) -> Tensor:
     return torch.where(judged, centred, 0.0)
 
 
-def similarity_groups(features: Tensor, clusters: int, generator: np.random.Generator) -> Tensor:
-    """Groups of like episodes by k-means, started by k-means++ (Arthur & Vassilvitskii 2007): [E, F] -> [E] int64.
-
-    No more than `clusters` groups, and never more than there are different features.
-    """
-    points = features.detach().cpu().to(torch.float64).numpy()
-    centres = points[generator.integers(len(points), size=1)]
-    nearest = _square_distances(points, centres)[:, 0]
-    while len(centres) < clusters and nearest.sum() > 0:
-        centres = np.concatenate((centres, points[[generator.choice(len(points), p=nearest / nearest.sum())]]))
-        nearest = np.minimum(nearest, _square_distances(points, centres[-1:])[:, 0])
-    groups = _square_distances(points, centres).argmin(1)
-    for _ in range(LLOYD):
-        for group in np.unique(groups):
-            centres[group] = points[groups == group].mean(0)
-        moved = _square_distances(points, centres).argmin(1)
-        if (moved == groups).all():
-            break
-        groups = moved
-    return torch.from_numpy(groups).to(features.device)
-
-
 def step_weights(episodes: Tensor, valid: Tensor, average: Average, longest: Tensor) -> Tensor:
     """Weights that turn a sum over a client's steps into an average, [K, T, N] each -> [K, T, N]; 0 where invalid.
 
@@ -142,13 +117,6 @@ def _ranks(returns: Tensor, groups: Tensor, real: Tensor) -> Tensor:
 def _differ(a: Tensor, b: Tensor) -> Tensor:
     """Whether two returns are further apart than rounding puts them."""
     return (a - b).abs() > SAME * torch.maximum(a.abs(), b.abs())
-
-
-def _square_distances(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """[E, F], [G, F] -> [E, G]."""
-    between: np.ndarray = points[:, None] - centres[None]
-    distances: np.ndarray = np.einsum("egf,egf->eg", between, between)
-    return distances
 
 
 @dataclass(frozen=True)

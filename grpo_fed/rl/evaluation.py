@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from grpo_fed.rl.normalise import ObservationNormaliser
+from grpo_fed.rl.records import Evaluation
 from grpo_fed.rl.rng import Purpose, env_seeds, generator
 from grpo_fed.rl.rollout import NOISE_BLOCK, Actor
 from grpo_fed.tasks.envs import ClientEnvs
@@ -20,24 +21,6 @@ class EvaluatedClients:
     names: Sequence[str]
     seeds: Sequence[int]
     normaliser: ObservationNormaliser | None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Episodes that a client played without learning."""
-
-    client: str
-    deterministic: bool
-    """The likeliest actions, or sampled ones."""
-    scores: np.ndarray
-    """[E]: sum of the raw rewards of each episode."""
-    lengths: np.ndarray
-    """[E]: steps of each."""
-
-    @property
-    def score(self) -> float:
-        """Mean return."""
-        return float(self.scores.mean())
 
 
 def evaluate(

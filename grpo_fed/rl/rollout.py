@@ -12,6 +12,7 @@ from torch import Tensor
 from grpo_fed.policy.base import Policy
 from grpo_fed.policy.distributions import Distribution
 from grpo_fed.rl.normalise import ObservationNormaliser, RewardNormaliser
+from grpo_fed.rl.records import Episode
 from grpo_fed.rl.rng import Purpose, generator
 from grpo_fed.tasks.envs import ClientEnvs, check_finite, non_finite_error
 from grpo_fed.tasks.envs.action_log import ActionLog
@@ -19,18 +20,6 @@ from grpo_fed.tasks.envs.base import EnvStep
 
 NOISE_BLOCK = 64
 """Steps of action noise that are drawn at once where an episode's length is not known before."""
-
-
-@dataclass(frozen=True)
-class Episode:
-    """A finished episode, in raw rewards."""
-
-    score: float
-    """Sum of its rewards."""
-    length: int
-    """Its steps."""
-    terminated: bool
-    """Ended by the task, not cut."""
 
 
 @dataclass(frozen=True)

@@ -240,8 +240,8 @@ def test_a_member_that_shares_nothing_is_a_client_that_learns_alone(tmp_path: Pa
         assert found.point.shape == (0,)
         state = load_file(tmp_path / "run" / "cart-1" / f"round-{round:04d}.safetensors")
         np.testing.assert_array_equal(state["parameters"], fleet.parameters[1].numpy())
-        assert state["kept"].shape == (48, 4)
-        lived = {tuple(row) for row in state["kept"].tolist()}
+        assert state["measurement_states"].shape == (48, 4)
+        lived = {tuple(row) for row in state["measurement_states"].tolist()}
         assert len(lived) > 40, "states are drawn without replacement"
     asked.close()
     fleet.close()
@@ -305,7 +305,7 @@ def independent_kl(asked: Clients, client: str, folder: Path, round: int, old: n
     def acts(shared: np.ndarray) -> torch.distributions.Categorical:
         parameters = torch.from_numpy(state["parameters"]).clone()
         parameters[columns] = torch.from_numpy(shared)
-        logits = policy.act(views(parameters[None]), torch.from_numpy(state["kept"])[None])[0]
+        logits = policy.act(views(parameters[None]), torch.from_numpy(state["measurement_states"])[None])[0]
         return torch.distributions.Categorical(logits=logits.double())
 
     return float(torch.distributions.kl_divergence(acts(old), acts(new)).mean())
@@ -468,7 +468,7 @@ count = 2
 [[clients]]
 name = "weak"
 env = "CartPole-v1"
-wrappers = ["test_members:Breaks"]
+wrappers = ["tests.federation.test_clients:Breaks"]
 """
 
 
@@ -476,7 +476,7 @@ def test_who_raises_takes_nobody_along_and_is_back_the_next_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others have learned from a batch by then, and go on from where the round began: alone, or all once more."""
-    monkeypatch.setattr("test_members.BROKEN", tmp_path / "broken")
+    monkeypatch.setattr("tests.federation.test_clients.BROKEN", tmp_path / "broken")
     given, names = scenario(clients=BREAKABLE), ("cart-0", "cart-1", "weak")
     asked, well = members(given, tmp_path / "a"), members(given, tmp_path / "b")
     one, two, three = (shared_of(round, asked.shared_blocks.size) for round in (1, 2, 3))

@@ -26,8 +26,9 @@ def test_what_was_saved_is_found_by_another_process_bit_for_bit(tmp_path: Path, 
         "seeds": np.array([2**63 + 1], np.uint64),
     }
     StateStore(tmp_path, durable).save("run", "cart-0", 1, state)
-    found = StateStore(tmp_path).read("run", "cart-0", 1)
-    assert found is not None
+    stored = StateStore(tmp_path).read("run", "cart-0", 1)
+    assert stored is not None
+    found = stored.arrays
     assert found.keys() == state.keys()
     for name, array in state.items():
         assert found[name].dtype == array.dtype
@@ -48,9 +49,9 @@ def test_a_client_goes_on_from_its_latest_round_before_the_one_it_is_told(tmp_pa
     for round in (1, 2, 5):
         home.save("run", "a", round, number(round))
     found = {before: home.load("run", "a", before) for before in (1, 2, 4, 5, 6, 9)}
-    assert {before: pair and pair[0] for before, pair in found.items()} == {1: None, 2: 1, 4: 2, 5: 2, 6: 5, 9: 5}
+    assert {before: state and state.round for before, state in found.items()} == {1: None, 2: 1, 4: 2, 5: 2, 6: 5, 9: 5}
     assert found[4] is not None
-    assert found[4][1]["x"] == 2.0
+    assert found[4].arrays["x"] == 2.0
 
 
 def test_three_rounds_stay(tmp_path: Path) -> None:
@@ -70,7 +71,7 @@ def test_rounds_after_one_that_is_done_again_are_no_more(tmp_path: Path) -> None
     assert home.latest("run", "a") == 2
     found = home.load("run", "a", before=9)
     assert found is not None
-    assert found[1]["x"] == 2.5
+    assert found.arrays["x"] == 2.5
     assert home.read("run", "a", 1) is not None
 
 
@@ -82,7 +83,7 @@ def test_the_disk_is_believed_and_not_memory(tmp_path: Path) -> None:
     other.save("run", "a", 1, number(7.0))
     again = home.read("run", "a", 1)
     assert again is not None
-    assert again["x"] == 7.0
+    assert again.arrays["x"] == 7.0
     other.path("run", "a", 1).unlink()
     assert home.read("run", "a", 1) is None
     assert home.load("run", "a", 5) is None

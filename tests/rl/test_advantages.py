@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Tensor
 
-from grpo_fed.rl.advantages import Score, episode_returns, gae, group_advantages, similarity_groups, step_weights
+from grpo_fed.rl.advantages import Score, episode_returns, gae, group_advantages, step_weights
+from grpo_fed.rl.episode_groups import similarity_groups
 
 SCORES = get_args(Score)
 UNHURRIED = settings(deadline=None, max_examples=50)

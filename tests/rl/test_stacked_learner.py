@@ -215,7 +215,7 @@ def test_start_groups_begin_alike_and_other_groups_do_not() -> None:
     text = SMALL.replace("num_envs = 4", "num_envs = 6")
     given = scenario(text, ONE, "objective.preset=grpo", "group.size=3", "rollout.episode_limit=20")
     fleet = one_fleet(given)
-    done, groups = fleet._collect(np.array([True]))
+    done, groups = fleet.collect(np.array([True]))
     assert groups is not None
     assert groups.tolist() == [[0, 0, 0, 1, 1, 1]]
     first = done.observations[0, 0]
@@ -273,7 +273,7 @@ def fades_after_a_batch(env: gymnasium.Env[Any, Any]) -> Fades:
 )
 def test_what_only_the_critic_looks_at_must_be_a_number_too(wrapper: str, said: str) -> None:
     """Its value is where the advantages begin: NaN there would be all that the policy learns."""
-    clients = f'[[clients]]\nname = "c"\nenv = "Pendulum-v1"\nwrappers = ["test_fleet:{wrapper}"]\n'
+    clients = f'[[clients]]\nname = "c"\nenv = "Pendulum-v1"\nwrappers = ["tests.rl.test_stacked_learner:{wrapper}"]\n'
     with pytest.raises(ValueError, match=rf"client c: in lane 0, {said}"):
         one_fleet(scenario(SMALL, clients)).train(512)
 
@@ -297,11 +297,11 @@ class NeverDone(gymnasium.Wrapper[Any, Any, Any, Any]):
 def test_rewards_of_whole_episodes_are_normalised_too() -> None:
     """Every step of cart-pole gives 1: unchanged in the first batch, and 1 / sqrt(variance) in the second."""
     fleet = one_fleet(scenario(SMALL, ONE, "objective.preset=grpo", "group.size=2", "normalise.rewards=true"))
-    first, _ = fleet._collect(np.array([True]))
+    first, _ = fleet.collect(np.array([True]))
     normaliser = fleet.collector.reward_normaliser
     assert normaliser is not None
     scale = 1 / np.sqrt(normaliser.moments.variance.item())
-    second, _ = fleet._collect(np.array([True]))
+    second, _ = fleet.collect(np.array([True]))
     assert (first.rewards[first.valid] == 1).all()
     assert scale < 0.9
     np.testing.assert_allclose(second.rewards[second.valid], scale, rtol=1e-6)
@@ -309,7 +309,7 @@ def test_rewards_of_whole_episodes_are_normalised_too() -> None:
 
 
 def test_an_episode_that_outlives_its_limit_is_an_error_with_the_client() -> None:
-    clients = ONE + '[[clients]]\nname = "b"\nenv = "CartPole-v1"\nwrappers = ["test_fleet:NeverDone"]\n'
+    clients = ONE + '[[clients]]\nname = "b"\nenv = "CartPole-v1"\nwrappers = ["tests.rl.test_stacked_learner:NeverDone"]\n'
     fleet = one_fleet(scenario(SMALL, clients, "objective.preset=grpo", "group.size=2"))
     with pytest.raises(ValueError, match=r"client b: an episode goes on after 500 steps.*rollout\.episode_limit"):
         fleet.train(512)
@@ -380,16 +380,16 @@ def test_a_module_is_built_for_each_clients_own_spaces() -> None:
     """Pendulum's torque goes to 2 and behind the wrapper to 4: no module of one may serve the other."""
     clients = "".join(
         f'[[clients]]\nname = "{name}"\nenv = "Pendulum-v1"\n{more}\n'
-        for name, more in (("a", ""), ("b", 'wrappers = ["test_fleet:twice_as_far"]'), ("c", ""))
+        for name, more in (("a", ""), ("b", 'wrappers = ["tests.rl.test_stacked_learner:twice_as_far"]'), ("c", ""))
     )
-    fleets = make_learners(scenario(SMALL, clients, "policy.module=test_fleet:Reaches"))
+    fleets = make_learners(scenario(SMALL, clients, "policy.module=tests.rl.test_stacked_learner:Reaches"))
     assert [fleet.names for fleet in fleets] == [["a", "c"], ["b"]]
     assert [fleet.policy.template.reach for fleet in fleets] == [2.0, 4.0]  # type: ignore[attr-defined]
     assert len(make_learners(scenario(SMALL, clients))) == 1
 
 
 def test_a_users_own_module_learns_in_a_fleet_as_alone() -> None:
-    given = scenario(SMALL, CLIENTS.format(count=3), "policy.module=test_policy:OwnNet", "policy.kwargs={ width = 9 }")
+    given = scenario(SMALL, CLIENTS.format(count=3), "policy.module=tests.policy.test_policy:OwnNet", "policy.kwargs={ width = 9 }")
     tasks = resolve_tasks(given)
     together, alone = StackedLearner(tasks, given), StackedLearner(tasks[1:2], given)
     start = together.parameters.clone()

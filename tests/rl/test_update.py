@@ -18,10 +18,11 @@ from grpo_fed.policy.distributions import Categorical
 from grpo_fed.policy.groups import cut_groups
 from grpo_fed.rl.adam import Adam
 from grpo_fed.rl.advantages import LearningTargets
+from grpo_fed.rl.client_stack import ClientStack
 from grpo_fed.rl.minibatches import PackedBatch
 from grpo_fed.rl.records import Batch
 from grpo_fed.rl.trust_region import trust_budgets
-from grpo_fed.rl.update import ClientStack, scheduled, update_clients
+from grpo_fed.rl.update import scheduled, update_clients
 from grpo_fed.scenario.scenario import Scenario
 
 STEPS, COPIES, SIZE = 32, 4, 4

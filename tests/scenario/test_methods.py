@@ -20,10 +20,12 @@ from grpo_fed.policy.base import Policy
 from grpo_fed.policy.distributions import Categorical
 from grpo_fed.policy.make import make_policy
 from grpo_fed.policy.shared import resolve_shared_blocks
+from grpo_fed.rl.client_stack import ClientStack
+from grpo_fed.rl.learner import sub_state
 from grpo_fed.rl.measurement import MeasurementStates, fisher_diagonal, mean_kl
 from grpo_fed.rl.rng import Purpose, client_seed, generator
-from grpo_fed.rl.stacked_learner import StackedLearner, sub_state
-from grpo_fed.rl.update import ClientStack, reference_distributions, update_clients
+from grpo_fed.rl.stacked_learner import StackedLearner
+from grpo_fed.rl.update import reference_distributions, update_clients
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.resolve import resolve_tasks
 from tests.rl.test_update import experience, plain_network, stack_of
@@ -104,7 +106,7 @@ def test_a_method_shares_its_blocks_and_leaves_a_client_all_others(
     sent = shared_of(1, asked.shared_blocks.size)
     found = trained(asked, 1, sent)["cart-1"]
     np.testing.assert_allclose(found.point, sent, rtol=0, atol=1e-12)
-    policy = asked.policy
+    policy = asked.policies.policy
     first = policy.initial(0)
     for block in policy.layout.blocks:
         place = slice(block.start, block.stop)
@@ -199,7 +201,7 @@ def test_clients_are_drawn_to_what_the_server_sent_in_the_shared_blocks_alone(tm
         sent = shared_of(1, asked.shared_blocks.size)
         found = trained(asked, 1, sent)["cart-0"]
         left = state(tmp_path / str(mu), "cart-0", 1)["parameters"]
-        private = np.delete(left - asked.policy.initial(0).numpy(), asked.columns.numpy())
+        private = np.delete(left - asked.policies.policy.initial(0).numpy(), asked.columns.numpy())
         far[mu] = np.linalg.norm(found.point - sent), np.linalg.norm(private)
         asked.close()
     assert far[100.0][0] < 0.5 * far[0.0][0]
@@ -360,8 +362,9 @@ def test_in_fedkl_a_client_is_held_to_the_policy_that_the_round_began_with(tmp_p
     for round in (1, 2):
         sent = torch.from_numpy(shared_of(round, asked.shared_blocks.size))
         trained(asked, round, sent.numpy())
-    assert asked._learners is not None
-    stack = asked._learners.shared.stacks[0]
+    assert asked.learners is not None
+    assert isinstance(asked.learners.shared, StackedLearner)
+    stack = asked.learners.shared.stacks[0]
     assert torch.equal(stack.anchor[:, asked.columns], sent.expand(3, -1))
     assert not torch.equal(stack.anchor, stack.parameters)
     batch, _ = experience(stack)
@@ -390,7 +393,7 @@ def policies() -> Mapping[str, Policy]:
     )
     given = scenario(clients=clients)
     found = {task.env: make_policy(task, given.policy) for task in resolve_tasks(given)}
-    own = scenario("policy.module=test_knobs:Own", 'policy.shared=["*"]', clients=clients)
+    own = scenario("policy.module=tests.scenario.test_knobs:Own", 'policy.shared=["*"]', clients=clients)
     return found | {"a module": make_policy(resolve_tasks(own)[1], own.policy)}
 
 
@@ -451,9 +454,9 @@ def test_a_client_sends_its_fisher_diagonal_where_the_server_needs_it(
     trained(asked, 1, shared_of(1, asked.shared_blocks.size))
     for row, (name, found) in enumerate(trained(asked, 2, shared_of(2, asked.shared_blocks.size)).items()):
         left = state(tmp_path, name, 2)
-        kept = MeasurementStates.of([left["kept"]], torch.device("cpu"))
+        kept = MeasurementStates.of([left["measurement_states"]], torch.device("cpu"))
         parameters = torch.from_numpy(left["parameters"])[None]
-        expected = fisher_diagonal(asked.policy, kept, parameters, [client_seed(0, NAMES[row])], number=2)
+        expected = fisher_diagonal(asked.policies.policy, kept, parameters, [client_seed(0, NAMES[row])], number=2)
         assert found.fisher is not None
         assert found.fisher.dtype == np.float32
         np.testing.assert_allclose(found.fisher, expected[0, asked.columns].numpy(), rtol=1e-3, atol=1e-6)
