@@ -141,7 +141,7 @@ def pulled(text: str, mu: float) -> tuple[ClientStack, Tensor, Tensor]:
     plain = stack_of(given)
     layout = plain.policy.layout
     shared = layout.mask(block for block in layout.blocks if block.name in ("torso.1", "actor", "critic"))
-    stack = ClientStack(**{**vars(plain), "pull": mu * shared})
+    stack = ClientStack(**{**vars(plain), "proximal_weight": mu * shared})
     torch.manual_seed(5)
     stack.anchor.add_(torch.randn_like(stack.anchor))
     before, anchor = stack.parameters.clone(), stack.anchor.clone()
@@ -219,7 +219,7 @@ def test_in_fedrep_the_heads_learn_on_a_torso_that_rests_and_then_it_under_them(
     layout = plain.policy.layout
     torso = layout.mask(layout.select(["torso.*"]))
     turns = tuple(plain.adam.for_columns(part.nonzero().squeeze(1)) for part in (~torso, torso))
-    stack = ClientStack(**{**vars(plain), "turns": turns})
+    stack = ClientStack(**{**vars(plain), "phase_optimisers": turns})
     batch, judged = experience(stack)
     start = layout.unstack(stack.parameters.clone())
     update_clients(stack, batch, judged, None, np.zeros(2, int), np.zeros(2))
@@ -270,7 +270,7 @@ def test_a_group_penalty_leaves_alone_what_rests() -> None:
     plain = stack_of(given)
     torso = plain.policy.layout.mask(plain.policy.layout.select(["torso.*"]))
     turns = tuple(plain.adam.for_columns(part.nonzero().squeeze(1)) for part in (~torso, torso))
-    stack, before = ClientStack(**{**vars(plain), "turns": turns}), plain.parameters.clone()
+    stack, before = ClientStack(**{**vars(plain), "phase_optimisers": turns}), plain.parameters.clone()
     update_clients(stack, *experience(stack), None, np.zeros(2, int), np.zeros(2))
     assert not stack.parameters[:, ~torso].any()
     assert torch.equal(stack.parameters[:, torso], before[:, torso])
