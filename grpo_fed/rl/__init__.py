@@ -7,6 +7,7 @@
     client_stack.py      clients as rows of tensors, and the chunks of rows that an update works on
     records.py           Batch, Minibatch, Episode, TrainingReport, Evaluation
     rollout.py           collecting experience
+    trajectories.py      the collected steps
     batch.py             from experience to a batch, with the policy's and the critic's output
     episode_groups.py    which episodes are judged against each other
     advantages.py        GAE, and an episode against its group

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from grpo_fed.policy.base import Policy
 from grpo_fed.rl.rng import Purpose, env_seeds, generator
-from grpo_fed.rl.rollout import Trajectories
+from grpo_fed.rl.trajectories import Trajectories
 from grpo_fed.scenario.settings import GroupSettings
 from grpo_fed.tasks.envs import ClientEnvs
 

@@ -29,7 +29,8 @@ from grpo_fed.rl.memory import keep_freed_memory
 from grpo_fed.rl.normalise import ObservationNormaliser, RewardNormaliser
 from grpo_fed.rl.records import Episode, Evaluation, TrainingReport
 from grpo_fed.rl.rng import Purpose, client_seed, env_seeds, generator
-from grpo_fed.rl.rollout import Actor, Collector, Trajectories
+from grpo_fed.rl.rollout import Actor, Collector
+from grpo_fed.rl.trajectories import Trajectories
 from grpo_fed.rl.update import update_clients
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.envs import ClientEnvs, EnvCache, episode_step_limit, make_client_envs

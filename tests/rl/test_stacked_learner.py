@@ -266,7 +266,7 @@ def fades_after_a_batch(env: gymnasium.Env[Any, Any]) -> Fades:
     [
         (
             "fades_as_it_is_cut",
-            "at step 4 of this batch, entry 0 of the observation that the episode was cut at is nan",
+            "at step 4 of this batch, entry 0 of the observation that the episode was truncated at is nan",
         ),
         ("fades_after_a_batch", "at step 32 of this batch, entry 0 of the observation is nan"),
     ],
