@@ -38,10 +38,10 @@ from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.rl.learner import PERSONAL, sub_state
 from grpo_fed.rl.make import make_client_policies
 from grpo_fed.rl.records import Evaluation, TrainingReport
-from grpo_fed.runs.metrics import METRICS
+from grpo_fed.runs.metrics import REPORTED
 from grpo_fed.runs.policies import save_policy
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.task import Task
+from grpo_fed.tasks.gym_task import GymTask
 
 ROUND_SHARED, ROUND_RETURN = "round.shared", "round.return"
 """Arrays in a client's state: the shared blocks [S] that the round began with, and the round's mean return [1]."""
@@ -73,7 +73,7 @@ class Clients:
     """Answers the server's instructions for clients with equally shaped policies, all together or some at a time."""
 
     def __init__(
-        self, scenario: Scenario, shared_blocks: SharedBlocks, tasks: Sequence[Task], state_store: StateStore
+        self, scenario: Scenario, shared_blocks: SharedBlocks, tasks: Sequence[GymTask], state_store: StateStore
     ) -> None:
         """Take the clients of these tasks, whose policies have the same shape."""
         self.scenario = scenario
@@ -327,7 +327,7 @@ class Clients:
 
 def reported_metrics(report: TrainingReport, seconds: float) -> dict[str, float]:
     """The metrics that a client reports to the server."""
-    return {name: value for name, value in report.metrics(seconds).items() if name in METRICS}
+    return {name: value for name, value in report.metrics(seconds).items() if name in REPORTED}
 
 
 def _all_of(kind: type[Kind], instructions: Mapping[str, Instruction]) -> dict[str, Kind]:

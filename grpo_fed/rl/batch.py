@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_fed.policy.base import Parameters, Policy, PolicyOutput
+from grpo_fed.policy.base import Parameters, PolicyOutput, StackedPolicy
 from grpo_fed.rl.records import Batch
 from grpo_fed.rl.trajectories import Trajectories, Truncation
 
 
-def make_batch(policy: Policy, parameters: Parameters, trajectories: Trajectories, rows: slice, critic: bool) -> Batch:
+def make_batch(
+    policy: StackedPolicy, parameters: Parameters, trajectories: Trajectories, rows: slice, critic: bool
+) -> Batch:
     """The trajectories of some clients as a batch.
 
     parameters: of these clients' policies, by name.

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_fed.policy.base import Policy
+from grpo_fed.policy.base import StackedPolicy
 from grpo_fed.policy.blocks import Block
 from grpo_fed.policy.groups import Groups, cut_groups
 from grpo_fed.rl.adam import Adam
@@ -74,7 +74,7 @@ class ClientTensors:
 class ClientStack:
     """Some clients of a learner as one computation: rows of the learner's tensors, without a copy."""
 
-    policy: Policy
+    policy: StackedPolicy
     scenario: Scenario
     rows: slice
     """The clients' rows in the learner."""
@@ -133,7 +133,7 @@ class PenaltyGroups:
     budgets: Sequence[tuple[Block, float]]
 
     @classmethod
-    def resolve(cls, policy: Policy, scenario: Scenario, device: torch.device) -> PenaltyGroups:
+    def resolve(cls, policy: StackedPolicy, scenario: Scenario, device: torch.device) -> PenaltyGroups:
         """ValueError where a pattern of the scenario fits none of the policy's blocks."""
         layout = policy.layout
         penalised = layout.select(scenario.penalty.blocks, "penalty.blocks")
@@ -142,7 +142,7 @@ class PenaltyGroups:
 
 
 def make_client_stack(
-    policy: Policy,
+    policy: StackedPolicy,
     scenario: Scenario,
     tasks: Sequence[Task],
     seeds: Sequence[int],
@@ -177,7 +177,7 @@ def make_client_stack(
     )
 
 
-def entropy_weights(task: Task, policy: Policy, scenario: Scenario) -> Tensor:
+def entropy_weights(task: Task, policy: StackedPolicy, scenario: Scenario) -> Tensor:
     """The weight of each action component's entropy for one client, [C].
 
     ValueError where `objective.entropy_groups` names a component that the client's actions do not have.
@@ -189,8 +189,8 @@ def entropy_weights(task: Task, policy: Policy, scenario: Scenario) -> Tensor:
         beyond = [member for member in members if not 0 <= member < components]
         if beyond:
             raise ValueError(
-                f"client {task.client}: objective.entropy_groups.{name} = {members}: {task.env} has action components 0"
-                f" to {components - 1}; leave out {beyond}"
+                f"client {task.client}: objective.entropy_groups.{name} = {members}: {task.description} has action"
+                f" components 0 to {components - 1}; leave out {beyond}"
             )
         if name in settings.entropy_weights:
             weights[members] = settings.entropy_weights[name]

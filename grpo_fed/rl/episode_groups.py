@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_fed.policy.base import Policy
+from grpo_fed.policy.base import StackedPolicy
 from grpo_fed.rl.rng import Purpose, env_seeds, generator
 from grpo_fed.rl.trajectories import Trajectories
 from grpo_fed.scenario.settings import GroupSettings
@@ -38,7 +38,7 @@ def group_episodes(
     settings: GroupSettings,
     trajectories: Trajectories,
     envs: ClientEnvs,
-    policy: Policy,
+    policy: StackedPolicy,
     parameters: Tensor,
     seeds: Sequence[int],
     numbers: np.ndarray,

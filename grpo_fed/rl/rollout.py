@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_fed.policy.base import Policy
+from grpo_fed.policy.base import StackedPolicy
 from grpo_fed.policy.distributions import Distribution
 from grpo_fed.rl.normalise import ObservationNormaliser, RewardNormaliser
 from grpo_fed.rl.records import Episode
@@ -30,7 +30,7 @@ NOISE_BLOCK = 64
 class Actor:
     """Acts for K clients: numpy in, numpy out, on the parameters' own memory where they are on the CPU."""
 
-    def __init__(self, policy: Policy, parameters: Tensor) -> None:
+    def __init__(self, policy: StackedPolicy, parameters: Tensor) -> None:
         self.policy = policy
         if parameters.device.type == "cpu":
             self.act = policy.numpy_actor(policy.layout.views(parameters.numpy()))

@@ -35,8 +35,8 @@ from grpo_fed.rl.update import update_clients
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.envs import ClientEnvs, EnvCache, episode_step_limit, make_client_envs
 from grpo_fed.tasks.gym import find_env_spec
-from grpo_fed.tasks.resolve import group_by_policy_shape
-from grpo_fed.tasks.task import Task
+from grpo_fed.tasks.gym_task import GymTask
+from grpo_fed.tasks.resolve import group_by_policy_shape, resolve_tasks
 
 CHUNK = 16
 """Clients in one stack on a CPU: larger ones leave the cache."""
@@ -57,7 +57,7 @@ class StackedLearner(Learner):
 
     def __init__(
         self,
-        tasks: Sequence[Task],
+        tasks: Sequence[GymTask],
         scenario: Scenario,
         seeds: Sequence[int] | None = None,
         shared: Tensor | None = None,
@@ -302,14 +302,14 @@ class _TrainingRecord:
         return TrainingReport(client, self.steps, tuple(self.episodes), means)
 
 
-def make_scenario_envs(tasks: Sequence[Task], scenario: Scenario, env_cache: EnvCache | None) -> ClientEnvs:
+def make_scenario_envs(tasks: Sequence[GymTask], scenario: Scenario, env_cache: EnvCache | None) -> ClientEnvs:
     """`rollout.num_envs` copies of each client's environment."""
     rollout = scenario.rollout
     return make_client_envs(tasks, rollout.num_envs, scenario.policy.squash, rollout.episode_limit, env_cache)
 
 
 def make_collector(
-    tasks: Sequence[Task], seeds: Sequence[int], policy: Policy, scenario: Scenario, env_cache: EnvCache | None
+    tasks: Sequence[GymTask], seeds: Sequence[int], policy: Policy, scenario: Scenario, env_cache: EnvCache | None
 ) -> Collector:
     """The clients' environments with the normalisers that the scenario wants.
 
@@ -347,7 +347,7 @@ def measures_steps(scenario: Scenario) -> bool:
     return scenario.proximity.mode != "off" or scenario.merge.rule == "fisher"
 
 
-def episode_step_limits(tasks: Sequence[Task], scenario: Scenario) -> np.ndarray:
+def episode_step_limits(tasks: Sequence[GymTask], scenario: Scenario) -> np.ndarray:
     """The most steps of an episode of each client, [K]; 0 where nothing truncates episodes.
 
     ValueError where there is no limit and the objective needs one.
@@ -369,7 +369,8 @@ def episode_step_limits(tasks: Sequence[Task], scenario: Scenario) -> np.ndarray
 
 def make_learners(scenario: Scenario) -> list[StackedLearner]:
     """Learners of all clients of a scenario, those with equally shaped policies together."""
-    return [StackedLearner(tasks, scenario) for tasks in group_by_policy_shape(scenario)]
+    groups = group_by_policy_shape(resolve_tasks(scenario), scenario.policy)
+    return [StackedLearner(tasks, scenario) for tasks in groups]
 
 
 def _read_row(rows: Rows, row: int) -> np.ndarray:

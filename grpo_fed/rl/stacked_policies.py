@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from grpo_fed.policy.base import StackedPolicy
 from grpo_fed.policy.make import make_policy
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.rl.device import resolve_device
@@ -28,14 +29,16 @@ from grpo_fed.rl.stacked_learner import (
 )
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.envs import ClientEnvs, EnvCache
-from grpo_fed.tasks.task import Task
+from grpo_fed.tasks.gym_task import GymTask
 
 
 @final
 class StackedPolicies(ClientPolicies):
     """Policies of clients as rows of one tensor, with environments that are used again when the clients change."""
 
-    def __init__(self, tasks: Sequence[Task], scenario: Scenario, shared_blocks: SharedBlocks) -> None:
+    policy: StackedPolicy
+
+    def __init__(self, tasks: Sequence[GymTask], scenario: Scenario, shared_blocks: SharedBlocks) -> None:
         """Take the clients of these tasks, whose policies have the shape of the first one's."""
         self.scenario = scenario
         self.tasks = {task.client: task for task in tasks}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from grpo_fed.policy.blocks import Block, Layout
-from grpo_fed.scenario.toml.text import short_toml
+from grpo_fed.policy.patterns import values_by_name
 
 LEAST_COEFFICIENT, MOST_COEFFICIENT = 1e-6, 1e6
 SAFETY, TRIES = 0.95, 12
@@ -53,16 +53,9 @@ class ShortenedBlock:
 
 def trust_budgets(layout: Layout, patterns: Mapping[str, float]) -> list[tuple[Block, float]]:
     """The blocks that `trust.blocks` names, with their budgets. ValueError where two patterns match the same block."""
-    pattern_of: dict[str, str] = {}
-    budgets = []
-    for pattern, budget in patterns.items():
-        for block in layout.select([pattern], "trust.blocks"):
-            if block.name in pattern_of:
-                both = f"{short_toml(pattern_of[block.name])} and {short_toml(pattern)}"
-                raise ValueError(f"trust.blocks: {both} both take {block.name}; narrow one of the patterns")
-            pattern_of[block.name] = pattern
-            budgets.append((block, budget))
-    return budgets
+    blocks = {block.name: block for block in layout.blocks}
+    budgets = values_by_name(patterns, list(blocks), "trust.blocks", "block")
+    return [(blocks[name], budget) for name, budget in budgets.items()]
 
 
 def shorten_to_budgets(

@@ -17,7 +17,7 @@ import pytest
 from grpo_fed.engines.deploy import commands as deploy
 from grpo_fed.engines.flower.engine import FlowerEngine
 from grpo_fed.engines.flower.superlink import environment, free_port, script
-from grpo_fed.engines.local.engine import federate
+from grpo_fed.engines.start import run
 from grpo_fed.runs.records import RoundRecord
 from grpo_fed.scenario.scenario import Scenario
 from tests.support.small_federation import CLIENTS, CONNECTION, ROOT, TINY, agree, until
@@ -48,7 +48,7 @@ def called(function: str, log: Path, *arguments: str, packages: Path | None = No
 CATS = """
 import gymnasium
 
-gymnasium.register("Cats-v0", entry_point="tests.support.failing_envs:Waiting", max_episode_steps=50)
+gymnasium.register("Cats-v0", entry_point="tests.support.failing_envs:WaitingCartPole", max_episode_steps=50)
 """
 """A package that only cat's machine has."""
 
@@ -131,7 +131,7 @@ def test_a_deployment_outlives_its_superlink_and_a_node_that_is_killed_and_comes
     """In it only cat's machine can make cat's task, and only cat's key makes a cat."""
     scenario = Scenario.loads(TINY, overrides=["rounds=5", "checkpoint.keep=5", "round.quorum=0.6"])
     scenario = waiting(scenario, deployment, tmp_path, {"ant": [1, 3], "bee": [1], "cat": [1, 2]})
-    expected = tmp_path / "expected", federate(scenario, tmp_path / "expected", workers=0)
+    expected = tmp_path / "expected", run(scenario, tmp_path / "expected", workers=0)
     *others, cat = scenario.clients
     scenario = scenario.model_copy(update={"clients": [*others, cat.model_copy(update={"env": "cats:Cats-v0"})]})
 

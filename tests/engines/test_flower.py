@@ -15,7 +15,7 @@ from grpo_fed.engines.flower.app_folder import scenario_from_config
 from grpo_fed.engines.flower.engine import FlowerEngine, FlowerRunError, LogListener, note_line, result_line, result_of
 from grpo_fed.engines.flower.processes import SupervisedProcesses
 from grpo_fed.engines.flower.superlink import STATE, SuperLink, connect, environment, free_port, script
-from grpo_fed.engines.local.engine import federate
+from grpo_fed.engines.start import run
 from grpo_fed.runs.records import RoundRecord
 from grpo_fed.runs.results import ClientResult, Result
 from grpo_fed.scenario.scenario import Scenario
@@ -26,7 +26,7 @@ from tests.support.small_federation import CLIENTS, CONNECTION, ROOT, agree, tin
 def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """The run that the others are held against."""
     folder = tmp_path_factory.mktemp("local") / "run"
-    return folder, federate(tiny(), folder, workers=0)
+    return folder, run(tiny(), folder, workers=0)
 
 
 # On this machine alone -----------------------------------------------------------------------------------------------

@@ -41,8 +41,8 @@ rollout = {{ num_envs = 4, horizon = 16 }}
 objective = {{ epochs = 2, minibatches = 2 }}
 [[clients]]
 name = "cart"
-env = "tests.support.failing_envs:Signed-v0"
-kwargs = {{ book = {book}, when = {when}, how = "{how}" }}
+env = "tests.support.failing_envs:PidLogging-v0"
+kwargs = {{ pid_file = {book}, when = {when}, how = "{how}" }}
 """
 RUN = 7
 

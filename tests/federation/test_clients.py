@@ -31,7 +31,7 @@ from grpo_fed.policy.make import make_policy
 from grpo_fed.policy.shared import resolve_shared_blocks
 from grpo_fed.rl.stacked_learner import StackedLearner
 from grpo_fed.runs.folder import SCENARIO
-from grpo_fed.runs.metrics import METRICS
+from grpo_fed.runs.metrics import REPORTED
 from grpo_fed.runs.policies import load_policy
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.resolve import resolve_tasks
@@ -232,7 +232,7 @@ def test_a_client_that_shares_nothing_learns_as_if_alone(tmp_path: Path) -> None
         assert found.gain == pytest.approx(means[-1] - means[-2] if round > 1 else 0.0)
         assert found.spread == pytest.approx(np.std(scores))
         assert (found.steps, found.episodes) == (256, len(scores))
-        assert found.metrics.keys() <= METRICS
+        assert found.metrics.keys() <= REPORTED
         assert found.metrics["charts/episodic_return"] == means[-1]
         assert found.metrics["losses/value_loss"] == report.losses["value_loss"]
         assert found.point.shape == (0,)
@@ -247,15 +247,15 @@ def test_a_client_that_shares_nothing_learns_as_if_alone(tmp_path: Path) -> None
 
 def test_environments_are_made_once_for_changing_clients(tmp_path: Path) -> None:
     """Four copies for each of three clients, to train and to evaluate on; compared with new ones in every round."""
-    book = tmp_path / "book"
-    text = CARTS.replace("grpo_fed/CartPole-v1", "tests.support.failing_envs:Signed-v0").split("spread")[0]
-    given = scenario(clients=f"{text}kwargs = {{ book = {str(book)!r} }}\n")
+    pid_file = tmp_path / "pid_file"
+    text = CARTS.replace("grpo_fed/CartPole-v1", "tests.support.failing_envs:PidLogging-v0").split("spread")[0]
+    given = scenario(clients=f"{text}kwargs = {{ pid_file = {str(pid_file)!r} }}\n")
     clients = make_clients(given, tmp_path / "cached")
-    book.unlink(missing_ok=True)
+    pid_file.unlink(missing_ok=True)
     sampled = (NAMES[:2], NAMES[1:], NAMES[::2], NAMES[:1])
     shared = [random_shared(round, clients.shared_blocks.size) for round in range(5)]
     found = [train_all(clients, round, shared[round], names) for round, names in enumerate(sampled, 1)]
-    assert len(book.read_text().split()) == 2 * 3 * 4
+    assert len(pid_file.read_text().split()) == 2 * 3 * 4
     for round, names in enumerate(sampled, 1):
         fresh = make_clients(given, tmp_path / "fresh")
         assert_the_same_bits(train_all(fresh, round, shared[round], names), found[round - 1])

@@ -272,7 +272,7 @@ def nan_after_a_batch(env: gymnasium.Env[Any, Any]) -> NanObservation:
 def test_a_non_finite_observation_for_the_critic_alone_is_refused(wrapper: str, message: str) -> None:
     """Advantages begin with the value of this observation: if it were NaN, all of them would be."""
     clients = f'[[clients]]\nname = "c"\nenv = "Pendulum-v1"\nwrappers = ["tests.rl.test_stacked_learner:{wrapper}"]\n'
-    with pytest.raises(ValueError, match=rf"client c: in lane 0, {message}"):
+    with pytest.raises(ValueError, match=rf"client c: in env copy 0, {message}"):
         make_learner(scenario(SMALL, clients)).train(512)
 
 

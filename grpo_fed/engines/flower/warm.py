@@ -25,7 +25,7 @@ from typing import Any, final
 
 from grpo_fed.engines.flower.forward import WARM_SOCKET
 from grpo_fed.engines.workers.fork_server import Worker, is_possible, preload
-from grpo_fed.engines.workers.frames import receive, send
+from grpo_fed.engines.workers.frames import make_request, receive, send
 
 NAME = "hearth"
 """Of the process, and of its socket."""
@@ -106,8 +106,7 @@ class WarmServer:
             told = asked["told"]
             key = repr(sorted(told["config"].items())), int(asked["run"])
             message = hashlib.sha256(told["kind"].encode() + told["content"].tobytes()).hexdigest()
-            question = {"path": asked["path"], "serve": SERVE, "given": None}
-            question |= {"chunk": (key[0],), "told": {key[0]: told}}
+            question = make_request(asked["path"], SERVE, None, (key[0],), {key[0]: told})
             try:
                 work = self._begin(key, message, question)
             except RuntimeError as error:
