@@ -11,7 +11,7 @@ import pytest
 
 import grpo_fed
 from grpo_fed.reports.comparison.verdicts import ComparedRun, Comparison, MethodResult
-from grpo_fed.rl.evaluation import Evaluation
+from grpo_fed.rl.records import Evaluation
 from grpo_fed.runs.records import ClientRecord, RoundRecord, ServerRecord
 from grpo_fed.runs.results import ClientResult, Result
 

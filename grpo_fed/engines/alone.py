@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self, final
 
-from grpo_fed.federation.clients import reported_metrics
-from grpo_fed.rl.stacked_learner import StackedLearner, TrainingReport, make_learners
+from grpo_fed.rl.records import TrainingReport
+from grpo_fed.rl.stacked_learner import StackedLearner, make_learners
 from grpo_fed.runs.checkpoint import Checkpoint
 from grpo_fed.runs.folder import claim_folder, open_unfinished, reclaim_folder
 from grpo_fed.runs.policies import save_policies
@@ -149,4 +149,4 @@ def _client_record(client: str, entry: str, report: TrainingReport | None, score
     """Make the record of a client that has trained, or was only evaluated."""
     if report is None:
         return ClientRecord(client, entry, score=score)
-    return ClientRecord(client, entry, report.steps, len(report.episodes), reported_metrics(report, None), score)
+    return ClientRecord(client, entry, report.steps, len(report.episodes), report.metrics(), score)

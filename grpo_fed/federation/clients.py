@@ -1,8 +1,8 @@
-"""The clients of one fleet as members of a federation: they do what a server tells them, and remember it at home.
+"""Clients with equally shaped policies: they follow the server's instructions, and remember their state at home.
 
-What a client remembers of a round is all of its fleet's state, the shared blocks that the round began with and how well
-it went. With `personal.model` it has a second policy of its own (Ditto, 2012.04221), which is a fleet beside the first:
-nothing that the first one does depends on it.
+What a client remembers of a round is its learner's state, the shared blocks that the round began with and its mean
+return. With `personal.model` it has a second policy (Ditto, 2012.04221), trained by a learner beside the first: nothing
+that the first one does depends on it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from grpo_fed.aggregation.proximity import StepFractions, interpolate
-from grpo_fed.federation.learners import OWN, ClientLearners
+from grpo_fed.federation.learners import ClientLearners
 from grpo_fed.federation.messages import (
     Answer,
     Evaluate,
@@ -33,367 +33,339 @@ from grpo_fed.federation.messages import (
     Train,
     Trained,
 )
-from grpo_fed.federation.state_store import Arrays, StateStore
-from grpo_fed.policy.make import make_policy
+from grpo_fed.federation.state_store import Arrays, StateStore, StoredState
 from grpo_fed.policy.shared import SharedBlocks
-from grpo_fed.rl.device import resolve_device
-from grpo_fed.rl.evaluation import EvaluatedClients, Evaluation, evaluate
-from grpo_fed.rl.measurement import MeasurementStates, mean_kl
-from grpo_fed.rl.normalise import ObservationNormaliser
-from grpo_fed.rl.rng import client_seed
-from grpo_fed.rl.rollout import Actor, Episode
-from grpo_fed.rl.stacked_learner import TrainingReport, first_parameters, sub_state
+from grpo_fed.rl.learner import PERSONAL, sub_state
+from grpo_fed.rl.make import make_client_policies
+from grpo_fed.rl.records import Evaluation, TrainingReport
 from grpo_fed.runs.metrics import REPORTED
 from grpo_fed.runs.policies import save_policy
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.envs import ClientEnvs, EnvCache, make_client_envs
 from grpo_fed.tasks.gym_task import GymTask
 
-BEGAN, RETURN, KEPT = "round.shared", "round.return", "kept"
+ROUND_SHARED, ROUND_RETURN = "round.shared", "round.return"
+"""Arrays in a client's state: the shared blocks [S] that the round began with, and the round's mean return [1]."""
 
 Kind = TypeVar("Kind", Train, Measure, Evaluate)
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedClient:
-    """A client that is asked, and what it remembers."""
+    """A client that was given an instruction, with what it remembers."""
 
     name: str
     start: Start
-    round: int
-    """The last round that it remembers; 0 for none."""
-    state: Arrays | None
-    """What it remembers of that."""
+    stored: StoredState | None
+    """The latest state that it remembers; None before its first round."""
+
+    @property
+    def state(self) -> Arrays | None:
+        """What it remembers, by name."""
+        return None if self.stored is None else self.stored.arrays
+
+    def remembers(self, round: int) -> bool:
+        """Whether this is the last round that it remembers."""
+        return self.stored is not None and self.stored.round == round
 
 
 @final
 class Clients:
-    """Clients with equally shaped policies, who answer together or a few of them at a time."""
+    """Answers the server's instructions for clients with equally shaped policies, all together or some at a time."""
 
-    def __init__(self, scenario: Scenario, commons: SharedBlocks, tasks: Sequence[GymTask], home: StateStore) -> None:
+    def __init__(
+        self, scenario: Scenario, shared_blocks: SharedBlocks, tasks: Sequence[GymTask], state_store: StateStore
+    ) -> None:
+        """Take the clients of these tasks, whose policies have the same shape."""
         self.scenario = scenario
-        self.shared_blocks = commons
+        self.shared_blocks = shared_blocks
         self.tasks = {task.client: task for task in tasks}
-        self.state_store = home
+        self.state_store = state_store
         self.names = tuple(self.tasks)
-        self.policy = make_policy(tasks[0], scenario.policy)
-        self.device = resolve_device(scenario.device)
-        self.columns = commons.columns_in(self.policy.layout).to(self.device)
-        self.slices = list(commons.slices.values())
-        self.seeds = {name: client_seed(scenario.seed, name) for name in self.names}
-        self._env_caches = EnvCache(), EnvCache(), EnvCache()
-        """Environments to train on, to train a second policy on, and to play on."""
-        self._learners: ClientLearners | None = None
-        self._evaluation_envs: tuple[list[str], ClientEnvs] | None = None
-        """Who played last, and where."""
+        self.policies = make_client_policies(tasks, scenario, shared_blocks)
+        self.columns = self.policies.columns
+        self.slices = list(shared_blocks.slices.values())
+        self.learners: ClientLearners | None = None
+        """The learners of the clients that were trained last."""
 
     def answer(self, instructions: Mapping[str, Instruction]) -> dict[str, Answer]:
-        """What these clients make of what they are told: of one kind for all of them; the others rest.
+        """Follow instructions of one kind, by client; clients without one do nothing.
 
-        What one of them raises is raised, and nobody has an answer then.
+        If one client raises an error, it is raised, and there are no answers.
         """
-        asked = {name: instructions[name] for name in self.names if name in instructions}
-        assert asked, "somebody is asked"
-        assert len(asked) == len(instructions), f"strangers among {sorted(instructions)}"
+        given = {name: instructions[name] for name in self.names if name in instructions}
+        assert given, "there is an instruction"
+        assert len(given) == len(instructions), f"unknown clients among {sorted(instructions)}"
         try:
-            match next(iter(asked.values())):
+            match next(iter(given.values())):
                 case Train():
-                    return dict(self._train(_all_of(Train, asked)))
+                    return dict(self._train(_all_of(Train, given)))
                 case Measure():
-                    return dict(self._measure(_all_of(Measure, asked)))
+                    return dict(self._measure(_all_of(Measure, given)))
                 case Evaluate():
-                    return dict(self._evaluate(_all_of(Evaluate, asked)))
+                    return dict(self._evaluate(_all_of(Evaluate, given)))
         except BaseException:
-            self.close()  # environments and parameters may be anywhere; the files say where the clients stand
+            self.close()  # environments and parameters may be in any state; the files have that of the clients
             raise
 
     def save_policies(self, folder: Path, starts: Mapping[str, Start]) -> None:
-        """Write the policies that these clients play with to `folder/policies`, but for those that diverged."""
-        seats = [self._load(name, starts[name]) for name in self.names if name in starts]
-        if not seats:
+        """Write the policies that these clients are evaluated with to `folder/policies`, but not diverged ones."""
+        clients = [self._load(name, starts[name]) for name in self.names if name in starts]
+        if not clients:
             return
-        normaliser = self._normaliser(seats)
-        for row, (seat, parameters) in enumerate(zip(seats, self._evaluated_parameters(seats), strict=True)):
+        policies = zip(clients, self._evaluated_parameters(clients), self._evaluated_states(clients), strict=True)
+        for client, parameters, state in policies:
             if bool(parameters.isfinite().all()):
-                moments = None if normaliser is None else normaliser.state(row)
-                save_policy(folder, self.tasks[seat.name], self.policy, parameters, moments)
+                moments = self.policies.observation_moments(state)
+                save_policy(folder, self.tasks[client.name], self.policies.policy, parameters, moments)
 
     def close(self) -> None:
         """Close the environments."""
-        crew, self._learners = self._learners, None
-        stage, self._evaluation_envs = self._evaluation_envs, None
-        if crew is not None:
-            crew.close()
-        if stage is not None:
-            stage[1].close()
-        for shed in self._env_caches:
-            shed.close()
+        learners, self.learners = self.learners, None
+        if learners is not None:
+            learners.close()
+        self.policies.close()
 
     # Training
 
-    def _train(self, orders: Mapping[str, Train]) -> Iterator[tuple[str, Trained]]:
-        order, *others = orders.values()
-        run, round = order.start.run, order.start.round
-        same = {(run, round, order.begin, order.end)}
-        assert same == same | {(o.start.run, o.start.round, o.begin, o.end) for o in others}, "all train one round"
-        seats = [self._load(name, one.start, round - 1) for name, one in orders.items()]
-        looked = self._measure_last_step([seat for seat in seats if orders[seat.name].measure_last_step])
-        played = self._evaluate_clients(seats, order.evaluate_first) if order.evaluate_first else [None] * len(seats)
+    def _train(self, instructions: Mapping[str, Train]) -> Iterator[tuple[str, Trained]]:
+        first, *_ = instructions.values()
+        assert len({_round_of(each) for each in instructions.values()}) == 1, "all clients train the same round"
+        round = first.start.round
+        clients = [self._load(name, each.start, round - 1) for name, each in instructions.items()]
+        last_step_kl = self._measure_last_step(
+            [client for client in clients if instructions[client.name].measure_last_step]
+        )
+        evaluations: Sequence[EvaluationSummary | None] = [None] * len(clients)
+        if first.evaluate_first is not None:
+            evaluations = self._evaluate_clients(clients, first.evaluate_first)
 
-        crew = self._learners_of(seats)
-        crew.shared.parameters.copy_(self._with_shared_blocks(crew.shared.parameters, seats))
+        learners = self._learners_of(clients)
+        learners.shared.parameters.copy_(self._with_shared_blocks(learners.shared.parameters, clients))
         began = time.perf_counter()
-        reports, own_reports = crew.train(order, [seat.state is None for seat in seats])
+        reports, personal_reports = learners.train(first, [client.stored is None for client in clients])
         seconds = time.perf_counter() - began
-        fisher = crew.fisher(round) if self._asks_fisher else [None] * len(seats)
-        for row, (seat, report, own) in enumerate(zip(seats, reports, own_reports, strict=True)):
-            crew.states[row] = self._save(seat, crew, row, report)
+        fisher = learners.fisher(round) if self._needs_fisher else [None] * len(clients)
+        for row, (client, report, personal) in enumerate(zip(clients, reports, personal_reports, strict=True)):
+            self._save(client, learners, row, report)
             yield (
-                seat.name,
+                client.name,
                 Trained(
-                    point=crew.shared.parameters[row, self.columns].cpu().numpy(),
-                    steps=report.steps + own.steps,
-                    episodes=len(report.episodes) + len(own.episodes),
-                    gain=_gain(report, seat),
-                    spread=_spread(report.episodes),
+                    point=learners.shared.parameters[row, self.columns].cpu().numpy(),
+                    steps=report.steps + personal.steps,
+                    episodes=len(report.episodes) + len(personal.episodes),
+                    gain=_gain(report, client),
+                    spread=_spread(report),
                     metrics=reported_metrics(report, seconds),
                     fisher=fisher[row],
-                    kl=looked.get(seat.name),
-                    played=played[row],
+                    kl=last_step_kl.get(client.name),
+                    played=evaluations[row],
                 ),
             )
 
     @property
-    def _asks_fisher(self) -> bool:
+    def _needs_fisher(self) -> bool:
         """Whether the server needs Fisher matrices."""
         return self.scenario.merge.rule == "fisher" or self.scenario.proximity.mode == "quadratic"
 
-    def _learners_of(self, seats: Sequence[LoadedClient]) -> ClientLearners:
-        """These clients' fleet where they left it; that of the last call if it is theirs."""
-        names, states = [seat.name for seat in seats], [seat.state for seat in seats]
-        if self._learners is None or self._learners.shared.names != names or not self._learners.can_load(states):
-            old, self._learners = self._learners, None
-            if old is not None:
-                old.close()
-            self._learners = ClientLearners(
-                [self.tasks[name] for name in names], self.scenario, self.columns, self._env_caches[:2]
-            )
-        self._learners.load(states)
-        return self._learners
+    def _learners_of(self, clients: Sequence[LoadedClient]) -> ClientLearners:
+        """These clients' learners in the states that the clients remember; the last ones if they can be used."""
+        names, states = [client.name for client in clients], [client.stored for client in clients]
+        if self.learners is None or self.learners.names != names or not self.learners.can_load(states):
+            previous, self.learners = self.learners, None
+            if previous is not None:
+                previous.close()
+            self.learners = ClientLearners(self.scenario, self.policies, names)
+        self.learners.load(states)
+        return self.learners
 
-    def _save(self, seat: LoadedClient, crew: ClientLearners, row: int, report: TrainingReport) -> Arrays | None:
-        """Write down how the client leaves the round; gives what will be read of it."""
-        run, round = seat.start.run, seat.start.round
-        state = crew.state(row) | {BEGAN: seat.start.shared, RETURN: np.array([_mean(report.episodes)])}
-        self.state_store.save(run, seat.name, round, state)
-        return self.state_store.read(run, seat.name, round)
+    def _save(self, client: LoadedClient, learners: ClientLearners, row: int, report: TrainingReport) -> None:
+        """Store a client's state after the round."""
+        round_arrays = {ROUND_SHARED: client.start.shared, ROUND_RETURN: np.array([report.mean_return])}
+        state = learners.state(row) | round_arrays
+        stored = self.state_store.save(client.start.run, client.name, client.start.round, state)
+        learners.mark_stored(row, stored)
 
     # Measuring
 
-    def _measure(self, orders: Mapping[str, Measure]) -> Iterator[tuple[str, Measured]]:
-        seats = [self._load(name, order.start) for name, order in orders.items()]
-        for seat in seats:
-            if seat.round != seat.start.round or seat.state is None or not len(seat.state.get(KEPT, ())):
+    def _measure(self, instructions: Mapping[str, Measure]) -> Iterator[tuple[str, Measured]]:
+        clients = [self._load(name, each.start) for name, each in instructions.items()]
+        for client in clients:
+            if not self._can_measure(client, client.start.round):
                 raise ValueError(
-                    f"client {seat.name}: it has no states of round {seat.start.round} to measure on; it must have"
-                    f" trained that round of {seat.start.run} first, with its state in {self.state_store.folder}"
+                    f"client {client.name}: it has no states of round {client.start.round} to measure on; it must have"
+                    f" trained that round of {client.start.run} first, with its state in {self.state_store.folder}"
                 )
-        shared = [order.start.shared for order in orders.values()]
-        candidates = [order.candidate for order in orders.values()]
-        trials = [order.fractions for order in orders.values()]
-        for seat, kl in zip(seats, self._kl(seats, shared, candidates, trials), strict=True):
-            yield seat.name, Measured(kl)
+        shared = [each.start.shared for each in instructions.values()]
+        candidates = [each.candidate for each in instructions.values()]
+        fractions = [each.fractions for each in instructions.values()]
+        for client, kl in zip(clients, self._measure_kl(clients, shared, candidates, fractions), strict=True):
+            yield client.name, Measured(kl)
 
-    def _measure_last_step(self, seats: Sequence[LoadedClient]) -> dict[str, tuple[float, ...]]:
-        """KL of the step from the shared blocks that the last round began with: joint, and each block alone.
+    def _measure_last_step(self, clients: Sequence[LoadedClient]) -> dict[str, tuple[float, ...]]:
+        """KL of the step from the shared blocks that the last round began with to those of this one, [1 + B] each.
 
-        Only of those who were there in the last round.
+        All blocks together, then each alone; only for clients that took part in the last round.
         """
-        there: list[LoadedClient] = []
-        shared: list[np.ndarray] = []
-        for seat in seats:
-            if seat.state is not None and seat.round == seat.start.round - 1 and len(seat.state.get(KEPT, ())):
-                there.append(seat)
-                shared.append(seat.state[BEGAN])
+        present = [client for client in clients if self._can_measure(client, client.start.round - 1)]
+        shared = [_remembered(client)[ROUND_SHARED] for client in present]
         blocks = range(len(self.slices))
-        trials = [tuple([1.0] * len(blocks)), *(tuple(float(b == block) for b in blocks) for block in blocks)]
-        candidates = [seat.start.shared for seat in there]
-        found = self._kl(there, shared, candidates, [trials] * len(there))
-        return {seat.name: kl for seat, kl in zip(there, found, strict=True)}
+        fractions = [tuple([1.0] * len(blocks)), *(tuple(float(b == block) for b in blocks) for block in blocks)]
+        candidates = [client.start.shared for client in present]
+        measured = self._measure_kl(present, shared, candidates, [fractions] * len(present))
+        return {client.name: kl for client, kl in zip(present, measured, strict=True)}
 
-    def _kl(
+    def _can_measure(self, client: LoadedClient, round: int) -> bool:
+        """Whether a client has measurement states of this round."""
+        return client.remembers(round) and self.policies.can_measure(_remembered(client))
+
+    def _measure_kl(
         self,
-        seats: Sequence[LoadedClient],
+        clients: Sequence[LoadedClient],
         shared: Sequence[np.ndarray],
         candidates: Sequence[np.ndarray],
-        trials: Sequence[Sequence[StepFractions]],
+        fractions: Sequence[Sequence[StepFractions]],
     ) -> list[tuple[float, ...]]:
-        """[M] for each client: of steps from a policy with these shared blocks towards one with the candidate's."""
-        if not seats:
+        """KL of steps from each client's policy with these shared blocks, [M] for each client.
+
+        shared, candidates: [S] for each client: a step goes from the former towards the latter.
+        fractions: M for each client, the part of the way that each block goes.
+        """
+        if not clients:
             return []
-        states = MeasurementStates.of([_remembered(seat)[KEPT] for seat in seats], self.device)
-        own = self._parameters(seats)
-        begins, ends = ([torch.from_numpy(np.array(one)) for one in each] for each in (shared, candidates))
+        parameters = self._parameters(clients)
+        begins, ends = ([torch.from_numpy(np.array(vector)) for vector in each] for each in (shared, candidates))
         steps = [
             [
-                interpolate(begin, end, self.slices, trial)
-                for begin, end, trial in zip(begins, ends, column, strict=True)
+                interpolate(begin, end, self.slices, fraction)
+                for begin, end, fraction in zip(begins, ends, of_clients, strict=True)
             ]
-            for column in zip(*trials, strict=True)
+            for of_clients in zip(*fractions, strict=True)
         ]
-        new = (self._with_shared_blocks(own, seats, step) for step in steps)
-        found = mean_kl(self.policy, states, self._with_shared_blocks(own, seats, begins), new)
-        most = torch.finfo(found.dtype).max
-        return [tuple(row) for row in found.nan_to_num(nan=most, posinf=most).T.tolist()]
-
-    # Playing
-
-    def _evaluate(self, orders: Mapping[str, Evaluate]) -> Iterator[tuple[str, Evaluated]]:
-        seats = [self._load(name, order.start) for name, order in orders.items()]
-        (number, deterministic), *others = {(o.play.number, o.play.deterministic) for o in orders.values()}
-        assert not others, "all play the same episodes"
-        for seat, played in zip(
-            seats, self._evaluate_clients(seats, EvaluationPlan(number, deterministic)), strict=True
-        ):
-            yield seat.name, Evaluated(played)
-
-    def _evaluate_clients(self, seats: Sequence[LoadedClient], given: EvaluationPlan) -> list[EvaluationSummary]:
-        names, settings = [seat.name for seat in seats], self.scenario.evaluate
-        found = evaluate(
-            Actor(self.policy, self._evaluated_parameters(seats)),
-            self._envs_of(names),
-            EvaluatedClients(names, [self.seeds[name] for name in names], self._normaliser(seats)),
-            settings.episodes,
-            settings.step_limit,
-            given.deterministic,
-            given.number,
+        kl = self.policies.measure_kl(
+            [_remembered(client) for client in clients],
+            self._with_shared_blocks(parameters, clients, begins),
+            (self._with_shared_blocks(parameters, clients, step) for step in steps),
         )
-        return [_played(one) for one in found]
+        largest = torch.finfo(kl.dtype).max
+        return [tuple(row) for row in kl.nan_to_num(nan=largest, posinf=largest).T.tolist()]
 
-    def _envs_of(self, names: list[str]) -> ClientEnvs:
-        """To play on; those of the last time if they are these clients'."""
-        if self._evaluation_envs is None or self._evaluation_envs[0] != names:
-            old, self._evaluation_envs = self._evaluation_envs, None
-            if old is not None:
-                old[1].close()
-            rollout, squash = self.scenario.rollout, self.scenario.policy.squash
-            tasks = [self.tasks[name] for name in names]
-            lanes = make_client_envs(tasks, rollout.num_envs, squash, rollout.episode_limit, self._env_caches[2])
-            self._evaluation_envs = names, lanes
-        return self._evaluation_envs[1]
+    # Evaluating
 
-    def _evaluated_parameters(self, seats: Sequence[LoadedClient]) -> Tensor:
-        """[K, P]: what the clients play with, which is their own policy where they have a second one."""
-        placed = self._with_shared_blocks(self._parameters(seats), seats)
+    def _evaluate(self, instructions: Mapping[str, Evaluate]) -> Iterator[tuple[str, Evaluated]]:
+        clients = [self._load(name, each.start) for name, each in instructions.items()]
+        plans = [each.play for each in instructions.values()]
+        assert len({(plan.number, plan.deterministic) for plan in plans}) == 1, "all clients play the same episodes"
+        summaries = self._evaluate_clients(clients, plans[0])
+        for client, summary in zip(clients, summaries, strict=True):
+            yield client.name, Evaluated(summary)
+
+    def _evaluate_clients(self, clients: Sequence[LoadedClient], plan: EvaluationPlan) -> list[EvaluationSummary]:
+        evaluations = self.policies.evaluate(
+            [client.name for client in clients],
+            self._evaluated_parameters(clients),
+            self._evaluated_states(clients),
+            plan.number,
+            plan.deterministic,
+        )
+        return [_summary(evaluation) for evaluation in evaluations]
+
+    def _evaluated_parameters(self, clients: Sequence[LoadedClient]) -> Tensor:
+        """The policies that clients are evaluated with, [K, P]: their second ones where they have them."""
+        parameters = self._with_shared_blocks(self._parameters(clients), clients)
         if self.scenario.personal.model:
-            for row, seat in enumerate(seats):
-                if seat.state is not None:
-                    placed[row] = torch.from_numpy(np.array(seat.state[f"{OWN}.parameters"]))
-        return placed
+            trained = [row for row, client in enumerate(clients) if client.state is not None]
+            if trained:
+                names = [clients[row].name for row in trained]
+                states = self._evaluated_states([clients[row] for row in trained])
+                parameters[trained] = self.policies.parameters(names, states)
+        return parameters
 
-    def _normaliser(self, seats: Sequence[LoadedClient]) -> ObservationNormaliser | None:
-        """Of the policies that play."""
-        settings = self.scenario.normalise
-        if not settings.observations:
-            return None
-        normaliser = ObservationNormaliser(len(seats), self.policy.observation_size, settings.clip)
-        part = "observation_normaliser"
-        for row, seat in enumerate(seats):
-            if seat.state is not None:
-                normaliser.load(row, sub_state(seat.state, f"{OWN}.{part}" if self.scenario.personal.model else part))
-        return normaliser
+    def _evaluated_states(self, clients: Sequence[LoadedClient]) -> list[Arrays | None]:
+        """The states of the policies that clients are evaluated with."""
+        states = [client.state for client in clients]
+        if not self.scenario.personal.model:
+            return states
+        return [None if state is None else sub_state(state, PERSONAL) for state in states]
 
     # What clients remember
 
     def _load(self, name: str, start: Start, until: int | None = None) -> LoadedClient:
         """A client with what it remembers of the rounds until this one, by default until the start's.
 
-        One that was heard last in the start's round, and has trained on since, late or refused each time, may have
-        forgotten that; then what it knows is nearer to it than what it knew before the first round.
+        The server may have accepted nothing of a client since the start's round while the client trained on, late or
+        refused each time, and no longer has that state. Its earliest one is nearer to it than none.
         """
         last = start.round if until is None else until
-        found = self.state_store.load(start.run, name, before=last + 1)
-        if found is None and until is None and start.round:
-            found = self.state_store.earliest(start.run, name)
-        round, state = found or (0, None)
-        return LoadedClient(name, start, round, state)
+        stored = self.state_store.load(start.run, name, before=last + 1)
+        if stored is None and until is None and start.round:
+            stored = self.state_store.earliest(start.run, name)
+        return LoadedClient(name, start, stored)
 
-    def _parameters(self, seats: Sequence[LoadedClient]) -> Tensor:
-        """[K, P]: as the clients left them, or the first ones."""
-        fresh = [self.seeds[seat.name] for seat in seats if seat.state is None]
-        first = iter(first_parameters(self.policy, self.scenario, fresh) if fresh else ())
-        rows = [
-            next(first) if seat.state is None else torch.from_numpy(np.array(seat.state["parameters"]))
-            for seat in seats
-        ]
-        return torch.stack(rows).to(self.device)
+    def _parameters(self, clients: Sequence[LoadedClient]) -> Tensor:
+        """The clients' policies as they remember them, or the first ones, [K, P]."""
+        return self.policies.parameters([client.name for client in clients], [client.state for client in clients])
 
     def _with_shared_blocks(
-        self, own: Tensor, seats: Sequence[LoadedClient], shared: Sequence[Tensor] | None = None
+        self, parameters: Tensor, clients: Sequence[LoadedClient], shared: Sequence[Tensor] | None = None
     ) -> Tensor:
-        """[K, P]: each client's own, with the shared blocks put in place; by default those that it is given.
+        """A copy of the clients' parameters [K, P] with shared blocks put in place, but for groups that departed.
 
-        Where it has left a group it keeps what it has, if it has something.
+        shared: [S] for each client; by default what its instruction begins with. A client without a state has no
+        values of its own for a group that departed, and takes all.
         """
-        given = shared or [torch.from_numpy(np.array(seat.start.shared)) for seat in seats]
-        kept = [
-            self.shared_blocks.columns_of_groups(() if seat.state is None else seat.start.departed) for seat in seats
+        given = shared or [torch.from_numpy(np.array(client.start.shared)) for client in clients]
+        departed = [
+            self.shared_blocks.columns_of_groups(() if client.state is None else client.start.departed)
+            for client in clients
         ]
-        placed = own.clone()
+        device, placed = parameters.device, parameters.clone()
         placed[:, self.columns] = torch.where(
-            torch.stack(kept).to(self.device), own[:, self.columns], torch.stack(list(given)).to(self.device)
+            torch.stack(departed).to(device), parameters[:, self.columns], torch.stack(list(given)).to(device)
         )
         return placed
 
 
-def _all_of(kind: type[Kind], asked: Mapping[str, Instruction]) -> dict[str, Kind]:
-    found = {name: one for name, one in asked.items() if isinstance(one, kind)}
-    assert len(found) == len(asked), "all are asked for the same kind of thing"
-    return found
+def reported_metrics(report: TrainingReport, seconds: float) -> dict[str, float]:
+    """The metrics that a client reports to the server."""
+    return {name: value for name, value in report.metrics(seconds).items() if name in REPORTED}
 
 
-def _remembered(seat: LoadedClient) -> Arrays:
-    assert seat.state is not None, f"{seat.name} remembers something"
-    return seat.state
+def _all_of(kind: type[Kind], instructions: Mapping[str, Instruction]) -> dict[str, Kind]:
+    chosen = {name: each for name, each in instructions.items() if isinstance(each, kind)}
+    assert len(chosen) == len(instructions), "all instructions are of the same kind"
+    return chosen
 
 
-def _mean(episodes: Sequence[Episode]) -> float:
-    """Return; not a number where none has finished."""
-    return float(np.mean([episode.score for episode in episodes])) if episodes else math.nan
+def _round_of(instruction: Train) -> tuple[str, int, float, float]:
+    start = instruction.start
+    return start.run, start.round, instruction.begin, instruction.end
 
 
-def _gain(report: TrainingReport, seat: LoadedClient) -> float:
-    """By how much the mean return rose since the round before; 0 where one of them has none."""
-    if seat.state is None or seat.round != seat.start.round - 1:
+def _remembered(client: LoadedClient) -> Arrays:
+    assert client.state is not None, f"{client.name} has a state"
+    return client.state
+
+
+def _gain(report: TrainingReport, client: LoadedClient) -> float:
+    """Mean return less that of the round before; 0 where one of the two has no finished episode."""
+    if not client.remembers(client.start.round - 1):
         return 0.0
-    gain = _mean(report.episodes) - float(seat.state[RETURN][0])
+    gain = report.mean_return - float(_remembered(client)[ROUND_RETURN][0])
     return gain if math.isfinite(gain) else 0.0
 
 
-def _spread(episodes: Sequence[Episode]) -> float:
-    """Standard deviation of the returns; 0 where there are none."""
-    return float(np.std([episode.score for episode in episodes])) if episodes else 0.0
+def _spread(report: TrainingReport) -> float:
+    """Standard deviation of the returns; 0 where no episode has finished."""
+    return float(np.std([episode.score for episode in report.episodes])) if report.episodes else 0.0
 
 
-def reported_metrics(report: TrainingReport, seconds: float | None) -> dict[str, float]:
-    """What a client tells of itself, where it is a number."""
-    lengths = [episode.length for episode in report.episodes]
-    told = {
-        "charts/episodic_return": _mean(report.episodes),
-        "charts/episodic_length": float(np.mean(lengths)) if lengths else math.nan,
-        **({} if seconds is None else {"charts/seconds": seconds}),
-        **{f"losses/{name}": value for name, value in report.losses.items()},
-    }
-    return {name: value for name, value in told.items() if name in REPORTED and math.isfinite(value)}
-
-
-def _played(found: Evaluation) -> EvaluationSummary:
-    scores = found.scores
+def _summary(evaluation: Evaluation) -> EvaluationSummary:
+    scores = evaluation.scores
     return EvaluationSummary(
         mean=float(scores.mean()),
         std=float(scores.std()),
         least=float(scores.min()),
         most=float(scores.max()),
         episodes=len(scores),
-        length=float(found.lengths.mean()),
+        length=float(evaluation.lengths.mean()),
     )

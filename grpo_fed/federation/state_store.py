@@ -1,7 +1,7 @@
 """What clients remember between two rounds, on their own disk: a file for each client and round of a run.
 
-In a deployment every message may reach a new process, so these files are the truth. What was saved or read last is kept
-in memory too, and used as long as its file is the same one.
+In a deployment every message may reach a new process, so the files decide. The state that was saved or read last is
+kept in memory too, and is used as long as its file has not changed.
 """
 
 from __future__ import annotations
@@ -24,113 +24,125 @@ KEEP = 3
 """Rounds of a client that stay: a server that goes on from its last checkpoint may ask for one again."""
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
-"""By name; not to be written into."""
-FileVersion: TypeAlias = tuple[int, int, int]
-"""Tells whether a file is still the one it was."""
+"""Arrays by name; not to be written into."""
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """What one file of a client holds."""
+class StateVersion:
+    """Identifies the content of a client's state: two states of a client with equal versions are the same."""
 
-    path: Path
-    mark: FileVersion
+    run: str
+    round: int
+    file: tuple[int, int, int]
+    """Time of the last change, inode and size: a file that is written again has others."""
+
+
+@dataclass(frozen=True, eq=False)
+class StoredState:
+    """A client's state after a round."""
+
+    round: int
     arrays: Arrays
+    version: StateVersion
 
 
 @final
 class StateStore:
-    """`<folder>/<run>/<client>/round-0003.safetensors`, each of them whole or not there."""
+    """Files `<folder>/<run>/<client>/round-0003.safetensors`, each of them complete or absent."""
 
     def __init__(self, folder: Path, durable: bool = True) -> None:
-        """Where it need not outlive the machine, not `durable` saves waiting for the disk."""
+        """Keep states in a folder.
+
+        durable: wait for the disk whenever a state is saved; needed where states must survive a power cut.
+        """
         self.folder = folder
         self.durable = durable
-        self._last: dict[tuple[str, str], _Kept] = {}
+        self._last: dict[tuple[str, str], StoredState] = {}
+        """By run and client, the state that was saved or read last."""
 
     def path(self, run: str, client: str, round: int) -> Path:
-        """Where a client's state after a round is."""
-        return self._place(run, client) / f"round-{round:04d}.safetensors"
+        """The file of a client's state after a round."""
+        return self._folder_of(run, client) / f"round-{round:04d}.safetensors"
 
     def latest(self, run: str, client: str) -> int | None:
-        """The last round that a client remembers of a run."""
+        """The last round of a run that a client has a state of."""
         return max(self._rounds(run, client), default=None)
 
-    def save(self, run: str, client: str, round: int, arrays: Arrays) -> None:
-        """A client's state after a round. Later ones, which were made of a state that is no more, go, and old ones."""
+    def save(self, run: str, client: str, round: int, arrays: Arrays) -> StoredState:
+        """Write a client's state after a round; gives it as `read` would.
+
+        States of later rounds are removed, since they follow from a state that is replaced, and so are old ones.
+        """
         path = self.path(run, client, round)
         path.parent.mkdir(parents=True, exist_ok=True)
-        held = {name: np.array(array, order="C", copy=None) for name, array in arrays.items()}
-        content = save(held)
+        contiguous = {name: np.array(array, order="C", copy=None) for name, array in arrays.items()}
+        content = save(contiguous)
         if self.durable:
             write_atomic(path, content)
         else:
             _write(path, content)
-        self._last[run, client] = _Kept(path, _mark(path), held)
-        there = self._rounds(run, client)
-        until = [other for other in there if other <= round]
-        for gone in {*there} - {*until[-KEEP:]}:
-            self.path(run, client, gone).unlink(missing_ok=True)
+        stored = StoredState(round, contiguous, StateVersion(run, round, _file_version(path)))
+        self._last[run, client] = stored
+        rounds = self._rounds(run, client)
+        until = [earlier for earlier in rounds if earlier <= round]
+        for removed in {*rounds} - {*until[-KEEP:]}:
+            self.path(run, client, removed).unlink(missing_ok=True)
+        return stored
 
-    def load(self, run: str, client: str, before: int) -> tuple[int, Arrays] | None:
-        """The latest state from before a round, and after which round it was; None if there is none."""
-        round = max((other for other in self._rounds(run, client) if other < before), default=None)
-        arrays = None if round is None else self.read(run, client, round)
-        return None if round is None or arrays is None else (round, arrays)
+    def load(self, run: str, client: str, before: int) -> StoredState | None:
+        """The latest state from before a round; None if there is none."""
+        round = max((earlier for earlier in self._rounds(run, client) if earlier < before), default=None)
+        return None if round is None else self.read(run, client, round)
 
-    def earliest(self, run: str, client: str) -> tuple[int, Arrays] | None:
-        """The first state that is still there, and after which round it was; None if there is none."""
+    def earliest(self, run: str, client: str) -> StoredState | None:
+        """The earliest state that has not been removed; None if there is none."""
         round = min(self._rounds(run, client), default=None)
-        arrays = None if round is None else self.read(run, client, round)
-        return None if round is None or arrays is None else (round, arrays)
+        return None if round is None else self.read(run, client, round)
 
-    def read(self, run: str, client: str, round: int) -> Arrays | None:
-        """The state after a round; None if it is not there, ValueError if it cannot be read.
-
-        As long as the file is the same one, so is the answer.
-        """
+    def read(self, run: str, client: str, round: int) -> StoredState | None:
+        """The state after a round; None if there is none, ValueError if its file cannot be read."""
         path = self.path(run, client, round)
-        known = self._last.get((run, client))
+        stored = self._last.get((run, client))
         try:
-            mark = _mark(path)
-            if known is None or known.path != path or known.mark != mark:
-                known = self._last[run, client] = _Kept(path, mark, load(path.read_bytes()))
+            version = StateVersion(run, round, _file_version(path))
+            if stored is None or stored.version != version:
+                stored = self._last[run, client] = StoredState(round, load(path.read_bytes()), version)
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError, ValueError) as error:
             raise ValueError(
                 f"{path}: cannot be read as a client's state: {error}; remove it to go on without"
             ) from error
-        return known.arrays
+        return stored
 
     def restore(self, run: str, client: str, file: Path, name: str) -> None:
-        """Give a client what a file has that was called `name` here, and that nobody writes to."""
-        place = self._place(run, client)
-        place.mkdir(parents=True, exist_ok=True)
-        link_or_copy(file, place / name)
+        """Give a client the content of a file that nothing writes to, under the `name` that it had in this store."""
+        folder = self._folder_of(run, client)
+        folder.mkdir(parents=True, exist_ok=True)
+        link_or_copy(file, folder / name)
 
-    def _place(self, run: str, client: str) -> Path:
-        for what, name in (("run", run), ("client", client)):
+    def _folder_of(self, run: str, client: str) -> Path:
+        for kind, name in (("run", run), ("client", client)):
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-                raise ValueError(f"{what} {name!r}: it names a folder: letters, digits and _ . - would be right")
+                raise ValueError(f"{kind} {name!r}: it names a folder: use letters, digits and _ . - only")
         return self.folder / run / client
 
     def _rounds(self, run: str, client: str) -> list[int]:
-        """All that are there, in order."""
+        """All rounds that a client has a state of, in order."""
         try:
-            names = [path.name for path in self._place(run, client).iterdir()]
+            names = [path.name for path in self._folder_of(run, client).iterdir()]
         except FileNotFoundError:
             return []
-        return sorted(int(found[1]) for name in names if (found := re.fullmatch(r"round-(\d+)\.safetensors", name)))
+        return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"round-(\d+)\.safetensors", name)))
 
 
-def _mark(path: Path) -> FileVersion:
-    found = path.stat()
-    return found.st_mtime_ns, found.st_ino, found.st_size
+def _file_version(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_mtime_ns, status.st_ino, status.st_size
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all for whoever reads, but not for a machine that stops."""
+    """Write a file that readers see completely or not at all; it may be lost if the machine stops."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:

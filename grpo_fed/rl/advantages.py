@@ -1,11 +1,13 @@
-"""How much better than expected an action was: judged by the critic, or an episode against its group."""
+"""Advantages: how much better than expected an action was, by a critic, or by the other episodes of a group.
+
+K clients, T steps, N copies, E episodes of a client.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,9 +18,7 @@ Score = Literal["zscore", "centre", "rank", "leave-one-out"]
 Average = Literal["step", "episode", "total"]
 
 SAME = 1e-6
-"""Returns of a group that differ by no more than this part of the greatest are equal: so much is rounding."""
-LLOYD = 100
-"""Iterations of k-means at most."""
+"""Returns of a group that differ by no more than this part of the greatest count as equal: that much is rounding."""
 
 
 def gae(
@@ -26,7 +26,7 @@ def gae(
 ) -> Tensor:
     """Generalised advantage estimates (1506.02438, eq. 16), [K, T, N] each; invalid steps get 0.
 
-    A_t = delta_t + gamma lam A_t+1 with delta_t = r_t + gamma next_value_t - value_t, and nothing flows back across an
+    A_t = delta_t + gamma lam A_t+1 with delta_t = r_t + gamma next_value_t - value_t, where no A_t+1 is added across an
     end or an invalid step. The recursion runs by doubling (Hillis & Steele 1986): after pass i every A_t reaches 2^i
     steps ahead, so log2(T) operations on whole tensors replace T on rows.
     """
@@ -43,9 +43,11 @@ def gae(
 
 
 def episode_returns(rewards: Tensor, episodes: Tensor, valid: Tensor, gamma: float, count: int) -> Tensor:
-    """Discounted return of each of `count` episodes, [K, T, N] each -> [K, count]; 0 for one without a valid step.
+    """The discounted return of each of `count` episodes, [K, T, N] each -> [K, count]; 0 without a valid step.
 
-    An episode lies in one copy, in order; its first valid step is not discounted.
+    The steps of an episode are those of one copy, in order; the first valid one is not discounted.
+
+    episodes: [K, T, N] int64, the episode that a step belongs to.
     """
     where = torch.where(valid, episodes, count).flatten(1)
     rewards = rewards.masked_fill(~valid, 0.0)
@@ -60,7 +62,7 @@ def episode_returns(rewards: Tensor, episodes: Tensor, valid: Tensor, gamma: flo
 
 
 def group_advantages(returns: Tensor, groups: Tensor, score: Score) -> Tensor:
-    """Each episode against the others of its group, [K, E], [K, E] int64 (-1: no such episode) -> [K, E].
+    """Score each episode's return against its group, [K, E], [K, E] int64 (-1: no such episode) -> [K, E].
 
     `zscore` is (R - mean) / std, the unbiased one (GRPO, 2402.03300); `centre` is R - mean (Dr. GRPO, 2503.20783);
     `leave-one-out` is R - mean of the others (RLOO, 2402.14740); `rank` is the part of the others that it beats minus
@@ -79,45 +81,25 @@ def group_advantages(returns: Tensor, groups: Tensor, score: Score) -> Tensor:
 
     least, greatest = of_group(returns, "amin"), of_group(returns, "amax")
     count = of_group(torch.ones_like(returns), "sum")
-    judged = real & _differ(least, greatest)
+    differ = real & _differ(least, greatest)
     above = returns - least  # exactly 0 where all are equal, and small enough to sum without loss
     centred = above - of_group(above, "sum") / count
     if score == "zscore":
         variance = of_group(centred * centred, "sum") / (count - 1).clamp_min(1)
-        centred = centred / torch.where(judged, variance, 1.0).sqrt()
+        centred = centred / torch.where(differ, variance, 1.0).sqrt()
     elif score == "leave-one-out":
         centred = centred * count / (count - 1).clamp_min(1)
-    return torch.where(judged, centred, 0.0)
-
-
-def similarity_groups(features: Tensor, clusters: int, generator: np.random.Generator) -> Tensor:
-    """Groups of like episodes by k-means, started by k-means++ (Arthur & Vassilvitskii 2007): [E, F] -> [E] int64.
-
-    No more than `clusters` groups, and never more than there are different features.
-    """
-    points = features.detach().cpu().to(torch.float64).numpy()
-    centres = points[generator.integers(len(points), size=1)]
-    nearest = _square_distances(points, centres)[:, 0]
-    while len(centres) < clusters and nearest.sum() > 0:
-        centres = np.concatenate((centres, points[[generator.choice(len(points), p=nearest / nearest.sum())]]))
-        nearest = np.minimum(nearest, _square_distances(points, centres[-1:])[:, 0])
-    groups = _square_distances(points, centres).argmin(1)
-    for _ in range(LLOYD):
-        for group in np.unique(groups):
-            centres[group] = points[groups == group].mean(0)
-        moved = _square_distances(points, centres).argmin(1)
-        if (moved == groups).all():
-            break
-        groups = moved
-    return torch.from_numpy(groups).to(features.device)
+    return torch.where(differ, centred, 0.0)
 
 
 def step_weights(episodes: Tensor, valid: Tensor, average: Average, longest: Tensor) -> Tensor:
-    """Weights that turn a sum over a client's steps into an average, [K, T, N] each -> [K, T, N]; 0 where invalid.
+    """Weights that make a sum over a client's steps an average, [K, T, N] each -> [K, T, N]; 0 for invalid steps.
 
     `step` is the mean over steps; `episode` the mean over episodes of the mean over their steps (GRPO, 2402.03300,
-    eq. 3); `total` the sum over steps divided by the number of episodes times `longest` [K], the steps that one may
-    have, which makes no step of a long episode count less than one of a short (Dr. GRPO, 2503.20783).
+    eq. 3); `total` the sum over steps divided by the number of episodes times their greatest length, so that steps of
+    long episodes count as much as those of short ones (Dr. GRPO, 2503.20783).
+
+    longest: [K], the most steps that an episode may have.
     """
     real = valid.float()
     if average == "step":
@@ -134,39 +116,33 @@ def step_weights(episodes: Tensor, valid: Tensor, average: Average, longest: Ten
 def _ranks(returns: Tensor, groups: Tensor, real: Tensor) -> Tensor:
     """Wins minus losses against the others of the group, divided by their number, [K, E]."""
     others = (groups.unsqueeze(2) == groups.unsqueeze(1)) & real.unsqueeze(1)
-    mine, theirs = returns.unsqueeze(2), returns.unsqueeze(1)
-    wins = (mine - theirs).sign() * (others & _differ(mine, theirs))
+    own, other = returns.unsqueeze(2), returns.unsqueeze(1)
+    wins = (own - other).sign() * (others & _differ(own, other))
     return wins.sum(2) / (others.sum(2) - 1).clamp_min(1)
 
 
 def _differ(a: Tensor, b: Tensor) -> Tensor:
-    """Whether two returns are further apart than rounding puts them."""
+    """Whether two returns differ by more than rounding."""
     return (a - b).abs() > SAME * torch.maximum(a.abs(), b.abs())
-
-
-def _square_distances(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """[E, F], [G, F] -> [E, G]."""
-    between: np.ndarray = points[:, None] - centres[None]
-    distances: np.ndarray = np.einsum("egf,egf->eg", between, between)
-    return distances
 
 
 @dataclass(frozen=True)
 class LearningTargets:
-    """A batch's steps as they are learned from, [K, T, N] each."""
+    """What a batch's steps are learned from, [K, T, N] each."""
 
     advantages: Tensor
-    """How much better than expected."""
+    """How much better than expected each action was."""
     returns: Tensor
-    """What the critic should say."""
+    """Targets of the critic."""
     weights: Tensor
-    """Of a step in the mean; 0 where it must not be learned from."""
+    """Weight of each step in the mean; 0 for steps that must not be learned from."""
 
 
 def learning_targets(batch: Batch, groups: Tensor | None, longest: Tensor, scenario: Scenario) -> LearningTargets:
-    """By the critic, or each episode against its group: groups [K, E] int64 names the group of each, -1 for none.
+    """Advantages, critic's targets and weights of a batch: by the critic, or each episode against its group.
 
-    `longest` [K] is how many steps an episode may have, for `average = "total"`.
+    groups: [K, E] int64, the group of each episode, -1 for none; None with a critic.
+    longest: [K], the most steps that an episode may have.
     """
     settings = scenario.objective
     weights = step_weights(batch.episodes, batch.valid, settings.average, longest)
@@ -183,10 +159,10 @@ def learning_targets(batch: Batch, groups: Tensor | None, longest: Tensor, scena
         returns = advantages + batch.values
     else:
         assert groups is not None
-        found = episode_returns(batch.rewards, batch.episodes, batch.valid, settings.gamma, groups.shape[1])
-        judged = group_advantages(found, groups, scenario.group.score)
-        every = batch.episodes.flatten(1)
-        advantages = judged.gather(1, every).view_as(batch.rewards) * batch.valid
+        scores = episode_returns(batch.rewards, batch.episodes, batch.valid, settings.gamma, groups.shape[1])
+        of_episodes = group_advantages(scores, groups, scenario.group.score)
+        of_steps = of_episodes.gather(1, batch.episodes.flatten(1))
+        advantages = of_steps.view_as(batch.rewards) * batch.valid
         returns = torch.zeros_like(advantages)
     if settings.normalise_advantages == "batch":
         advantages = normalise_advantages(advantages.flatten(1), weights.flatten(1)).view_as(advantages)
@@ -194,10 +170,10 @@ def learning_targets(batch: Batch, groups: Tensor | None, longest: Tensor, scena
 
 
 def normalise_advantages(advantages: Tensor, weights: Tensor) -> Tensor:
-    """Mean 0 and standard deviation 1 under the weights, along the last axis, [..., B], [..., B] -> [..., B].
+    """Scale to mean 0 and standard deviation 1 under the weights, along the last axis, [..., B], [..., B] -> [..., B].
 
     The variance is the unbiased one for weights that sum to 1, sum w (a - m)^2 / (1 - sum w^2): with equal weights the
-    usual division by n - 1. Advantages that are all equal become 0, and so does a single one.
+    usual division by n - 1. Equal advantages become 0, and so does a single one.
     """
     shares = weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
     centred = advantages - (shares * advantages).sum(-1, keepdim=True)

@@ -1,4 +1,7 @@
-"""Completing what was lived through to a Batch: what the policy and its critic say of it, in one pass."""
+"""From trajectories to a Batch: what the policy and its critic give for them, in one pass.
+
+K clients, T steps, N copies, D observation entries, X truncations of a client.
+"""
 
 from __future__ import annotations
 
@@ -10,32 +13,42 @@ from torch import Tensor
 
 from grpo_fed.policy.base import Parameters, PolicyOutput, StackedPolicy
 from grpo_fed.rl.records import Batch
-from grpo_fed.rl.rollout import Trajectories, Truncation
+from grpo_fed.rl.trajectories import Trajectories, Truncation
 
 
-def make_batch(policy: StackedPolicy, parameters: Parameters, done: Trajectories, rows: slice, critic: bool) -> Batch:
-    """Some clients' trajectories with what the policy says of them, and its critic where it is asked (else 0)."""
-    clients, steps, copies, size = done.observations[rows].shape
+def make_batch(
+    policy: StackedPolicy, parameters: Parameters, trajectories: Trajectories, rows: slice, critic: bool
+) -> Batch:
+    """The trajectories of some clients as a batch.
+
+    parameters: of these clients' policies, by name.
+    rows: the clients' rows in the trajectories.
+    critic: whether values are needed; without it they are 0.
+    """
+    clients, steps, copies, size = trajectories.observations[rows].shape
     device = next(iter(parameters.values())).device
 
     def tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array[rows])).to(device)
 
-    observations, actions = tensor(done.observations), tensor(done.actions)
-    acted_on = observations.view(clients, steps * copies, size)
+    observations, actions = tensor(trajectories.observations), tensor(trajectories.actions)
+    inputs = observations.view(clients, steps * copies, size)
     with torch.no_grad():
         if critic:
-            cut, cut_observations = _padded(done.cuts, range(*rows.indices(len(done.observations))), size)
-            said = policy.forward(parameters, torch.cat([acted_on, tensor(done.last), cut_observations.to(device)], 1))
-            values, next_values = _values(said, done, rows, (clients, steps, copies), cut)
-            flat = said.distribution[:, : steps * copies]
+            every_row = range(*rows.indices(len(trajectories.observations)))
+            indices, cut_observations = _pad_truncations(trajectories.cuts, every_row, size)
+            every_input = torch.cat([inputs, tensor(trajectories.last), cut_observations.to(device)], 1)
+            output = policy.forward(parameters, every_input)
+            values, next_values = _values(output, trajectories, rows, (clients, steps, copies), indices)
+            flat = output.distribution[:, : steps * copies]
         else:
-            flat = policy.act(parameters, acted_on)
+            flat = policy.act(parameters, inputs)
             values = next_values = flat.new_zeros(clients, steps, copies)
         distribution = flat.reshape(clients, steps, copies, -1)
         log_probs = policy.distribution.log_prob(distribution, actions)
-    ends = done.terminated[rows] | done.truncated[rows]
-    before = np.cumsum(ends, 1) - ends
+    ends = trajectories.terminated[rows] | trajectories.truncated[rows]
+    valid = trajectories.valid[rows]
+    ends_before = np.cumsum(ends, 1) - ends
     return Batch(
         observations=observations,
         actions=actions,
@@ -43,41 +56,50 @@ def make_batch(policy: StackedPolicy, parameters: Parameters, done: Trajectories
         distribution=distribution,
         values=values,
         next_values=next_values,
-        rewards=tensor(done.rewards),
+        rewards=tensor(trajectories.rewards),
         ends=torch.from_numpy(ends).to(device),
-        valid=tensor(done.valid),
-        episodes=torch.from_numpy(np.where(done.valid[rows], before * copies + np.arange(copies), 0)).to(device),
+        valid=tensor(trajectories.valid),
+        episodes=torch.from_numpy(np.where(valid, ends_before * copies + np.arange(copies), 0)).to(device),
     )
 
 
-def _padded(cuts: Sequence[Truncation], rows: range, size: int) -> tuple[list[tuple[int, int, int, int]], Tensor]:
-    """Observations that these clients' episodes were cut at, [K, X, D] with zeros behind; and (k, t, n, x) of each."""
-    mine = [cut for cut in cuts if cut.client in rows]
+def _pad_truncations(
+    truncations: Sequence[Truncation], rows: range, size: int
+) -> tuple[list[tuple[int, int, int, int]], Tensor]:
+    """The observations that these clients' episodes were truncated at, [K, X, D] with zeros as padding.
+
+    Gives first the indices (k, t, n, x) of each.
+    """
+    chosen = [truncation for truncation in truncations if truncation.client in rows]
     counts = [0] * len(rows)
-    places = []
-    for cut in mine:
-        row = cut.client - rows.start
-        places.append((row, cut.t, cut.copy, counts[row]))
+    indices = []
+    for truncation in chosen:
+        row = truncation.client - rows.start
+        indices.append((row, truncation.t, truncation.copy, counts[row]))
         counts[row] += 1
     padded = np.zeros((len(rows), max(counts), size), np.float32)
-    for (row, _, _, x), cut in zip(places, mine, strict=True):
-        padded[row, x] = cut.observation
-    return places, torch.from_numpy(padded)
+    for (row, _, _, x), truncation in zip(indices, chosen, strict=True):
+        padded[row, x] = truncation.observation
+    return indices, torch.from_numpy(padded)
 
 
 def _values(
-    said: PolicyOutput,
-    done: Trajectories,
+    output: PolicyOutput,
+    trajectories: Trajectories,
     rows: slice,
     shape: tuple[int, int, int],
-    cut: list[tuple[int, int, int, int]],
+    truncations: list[tuple[int, int, int, int]],
 ) -> tuple[Tensor, Tensor]:
-    """Values of the observations and of what came after, [K, T, N] each; the last and the cut ones stand behind."""
+    """Values of the observations and of those that came after, [K, T, N] each.
+
+    output: of all steps, then of the last observations, then of those that episodes were truncated at.
+    truncations: the indices (k, t, n, x) of the latter.
+    """
     clients, steps, copies = shape
-    every = said.values[:, : (steps + 1) * copies].view(clients, steps + 1, copies)
+    every = output.values[:, : (steps + 1) * copies].view(clients, steps + 1, copies)
     values, next_values = every[:, :-1], every[:, 1:].clone()
-    if cut:
-        k, t, n, x = torch.tensor(cut, device=values.device).T
-        next_values[k, t, n] = said.values[:, (steps + 1) * copies :][k, x]
-    terminated = torch.from_numpy(np.ascontiguousarray(done.terminated[rows])).to(values.device)
+    if truncations:
+        k, t, n, x = torch.tensor(truncations, device=values.device).T
+        next_values[k, t, n] = output.values[:, (steps + 1) * copies :][k, x]
+    terminated = torch.from_numpy(np.ascontiguousarray(trajectories.terminated[rows])).to(values.device)
     return values, next_values.masked_fill_(terminated, 0.0)

@@ -1,6 +1,6 @@
-"""How far apart two policies of a client are, and how fast it gets there: both on states that it kept for that.
+"""KL between two policies of a client, and its Fisher matrix, both on observations that stay with the client.
 
-K clients, n states, P parameters.
+K clients, n observations each, D entries of an observation, P parameters, M candidate policies.
 """
 
 from __future__ import annotations
@@ -16,75 +16,77 @@ from grpo_fed.policy.base import Policy, StackedPolicy
 from grpo_fed.rl.rng import Purpose, generator
 
 ENTRIES = 1 << 21
-"""Numbers of single states' gradients that are worked out at a time."""
+"""Numbers of single observations' gradients that are computed at a time."""
 
 
 @dataclass(frozen=True, eq=False)
 class MeasurementStates:
-    """Kept states of K clients, filled up to the most that one has."""
+    """Observations of K clients, padded to the most that one client has."""
 
     observations: Tensor
     """[K, n, D]."""
     weights: Tensor
-    """[K, n]: in a client's mean; 0 for what only fills up."""
+    """[K, n]: weight of each observation in a client's mean; 0 for padding."""
 
     @classmethod
-    def of(cls, kept: Sequence[np.ndarray], device: torch.device) -> MeasurementStates:
-        """[n, D] of each client, which must have some."""
-        size, width = max(len(states) for states in kept), kept[0].shape[1]
-        observations = np.zeros((len(kept), size, width), np.float32)
-        weights = np.zeros((len(kept), size), np.float32)
-        for row, states in enumerate(kept):
-            observations[row, : len(states)] = states
-            weights[row, : len(states)] = 1 / len(states)
-        return cls(torch.from_numpy(observations).to(device), torch.from_numpy(weights).to(device))
+    def of(cls, observations: Sequence[np.ndarray], device: torch.device) -> MeasurementStates:
+        """Pad each client's observations, [n, D] with at least one row."""
+        longest, size = max(len(rows) for rows in observations), observations[0].shape[1]
+        padded = np.zeros((len(observations), longest, size), np.float32)
+        weights = np.zeros((len(observations), longest), np.float32)
+        for client, rows in enumerate(observations):
+            padded[client, : len(rows)] = rows
+            weights[client, : len(rows)] = 1 / len(rows)
+        return cls(torch.from_numpy(padded).to(device), torch.from_numpy(weights).to(device))
 
 
 @torch.no_grad()
 def mean_kl(policy: Policy, states: MeasurementStates, old: Tensor, new: Iterable[Tensor]) -> Tensor:
-    """KL(old, new) of what is done, in the mean over each client's states, for each of M new ones.
+    """The mean KL(old, new) over each client's observations, [M, K].
 
-    old: [K, P]; new: M of [K, P] -> [M, K].
+    old: [K, P], parameters; new: M of [K, P].
     """
     views = policy.layout.views
     before = policy.act(views(old), states.observations)
-    after = (policy.act(views(each), states.observations) for each in new)
-    return torch.stack([(policy.distribution.kl(before, one) * states.weights).sum(1) for one in after])
+    after = (policy.act(views(parameters), states.observations) for parameters in new)
+    return torch.stack([(policy.distribution.kl(before, each) * states.weights).sum(1) for each in after])
 
 
 def fisher_diagonal(
     policy: StackedPolicy, states: MeasurementStates, parameters: Tensor, seeds: Sequence[int], number: int
 ) -> Tensor:
-    """E[(d log pi(a) / d theta)^2], an action of the policy's own drawn at each state: [K, P] -> [K, P].
+    """E[(d log pi(a) / d theta)^2] with one action sampled from the policy at each observation, [K, P] -> [K, P].
 
-    Actions come from each client's stream, the `number`-th of its kind. The square of a mean is not the mean of
-    squares, so each state is a client of its own here: one with the same parameters and a batch of one.
+    The square of a mean is not the mean of squares, so each observation is treated as a client of its own: one with
+    the same parameters and a batch of one.
+
+    seeds: [K], names of the clients' random streams; the actions use the `number`-th of its kind.
     """
     clients, size = parameters.shape
-    found = torch.zeros_like(parameters)
-    step = max(1, ENTRIES // size)
+    fisher = torch.zeros_like(parameters)
+    chunk = max(1, ENTRIES // size)
     for client in range(clients):
         count = int((states.weights[client] > 0).sum())
         noise = policy.distribution.draw_noise(generator(seeds[client], Purpose.FISHER, number), (count,))
-        for first in range(0, count, step):
-            rows = slice(first, min(first + step, count))
+        for first in range(0, count, chunk):
+            rows = slice(first, min(first + chunk, count))
             draws = torch.from_numpy(noise[rows, None]).to(parameters.device)
             squares = _score_gradients(
                 policy, parameters[client], states.observations[client, rows, None], draws
             ).square_()
-            found[client] += squares.sum(0)
-        found[client] /= count
-    return found
+            fisher[client] += squares.sum(0)
+        fisher[client] /= count
+    return fisher
 
 
 def _score_gradients(policy: StackedPolicy, parameters: Tensor, observations: Tensor, noise: Tensor) -> Tensor:
-    """The gradient of log pi(a) by theta at each of n states, [P], [n, 1, D], [n, 1, noise] -> [n, P]."""
+    """The gradient of log pi(a) by theta at each of n observations, [P], [n, 1, D], [n, 1, noise] -> [n, P]."""
     count = len(observations)
     gradient = parameters.new_zeros(count, len(parameters))
     views = policy.layout.views(parameters.expand(count, -1))
-    said, pullback = policy.vjp(views, observations, critic=False)
-    actions = policy.distribution.sample(said.distribution, noise)
-    _, _, by_parameters = policy.distribution.vjp(said.distribution, actions, entropy=False)
-    slopes = by_parameters(torch.ones_like(said.distribution[..., 0]), None)
-    pullback(slopes, None, policy.layout.views(gradient))
+    output, pullback = policy.vjp(views, observations, critic=False)
+    actions = policy.distribution.sample(output.distribution, noise)
+    _, _, by_distribution = policy.distribution.vjp(output.distribution, actions, entropy=False)
+    output_gradient = by_distribution(torch.ones_like(output.distribution[..., 0]), None)
+    pullback(output_gradient, None, policy.layout.views(gradient))
     return gradient

@@ -1,4 +1,7 @@
-"""A judged batch packed into one tensor, so that shuffling it is a single gather for all clients."""
+"""A batch packed into one tensor, so that shuffling it is a single gather for all clients.
+
+K clients, T steps of N copies, S = T * N steps, F columns, M distribution parameters, W steps of a minibatch.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +19,23 @@ from grpo_fed.rl.rng import Purpose, generator
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """All steps of a batch with what the objective needs."""
+    """All steps of a batch with everything that the objective needs."""
 
     packed: Tensor
-    """[K, S, F]: the fields of a Minibatch side by side, S = T * N."""
+    """[K, S, F]: the fields of a Minibatch side by side."""
     sizes: tuple[int, ...]
-    """Columns of each field, in the order of `_split`."""
+    """Number of columns of each field, in the order of `_split`."""
     valid: np.ndarray | None
     """[K, S] bool, or None where all steps are."""
 
     @classmethod
-    def of(cls, batch: Batch, judged: LearningTargets, reference: Tensor | None) -> PackedBatch:
-        """`reference` [K, S, M]: parameters of the distributions that the KL is measured from, where it is needed."""
+    def of(cls, batch: Batch, targets: LearningTargets, reference: Tensor | None) -> PackedBatch:
+        """Pack a batch.
+
+        reference: [K, S, M], parameters of the distributions that the KL is measured from; None where it is not.
+        """
         clients, steps = batch.values.shape[0], batch.values[0].numel()
-        scalars = [batch.log_probs, judged.advantages, judged.returns, batch.values, judged.weights]
+        scalars = [batch.log_probs, targets.advantages, targets.returns, batch.values, targets.weights]
         fields = [batch.observations.reshape(clients, steps, -1), batch.actions.reshape(clients, steps, -1)]
         fields.extend([] if reference is None else [reference])
         fields.append(torch.stack([scalar.reshape(clients, steps) for scalar in scalars], -1))
@@ -39,11 +45,14 @@ class PackedBatch:
 
     @property
     def whole(self) -> Minibatch:
-        """All steps at once."""
+        """All steps as one minibatch."""
         return self._split(self.packed)
 
     def minibatches(self, seeds: Sequence[int], numbers: np.ndarray, epochs: int, count: int) -> Iterator[Minibatch]:
-        """`epochs` passes in `count` parts, each client's in its own order: the `numbers`-th [K] of its stream."""
+        """Make `epochs` passes in `count` parts, every client's steps in an order of its own.
+
+        seeds, numbers: [K] each, name the random streams of the orders.
+        """
         if count == 1 and self.valid is None:
             yield from [self.whole] * epochs
             return
@@ -51,30 +60,30 @@ class PackedBatch:
         clients, steps, fields = self.packed.shape
         offsets = np.arange(clients)[:, None, None] * steps
         for _ in range(epochs):
-            order, padded = self._order(generators, count)
+            order, is_step = self._order(generators, count)
             index = torch.from_numpy((order + offsets).reshape(-1)).to(self.packed.device)
             rows = self.packed.view(clients * steps, fields).index_select(0, index)
             rows = rows.view(clients, count, -1, fields)
-            rows[..., -1] *= float(count) if padded is None else torch.from_numpy(padded * count).to(rows)
+            rows[..., -1] *= float(count) if is_step is None else torch.from_numpy(is_step * count).to(rows)
             for part in range(count):
                 yield self._split(rows[:, part])
 
     def _order(self, generators: Sequence[np.random.Generator], count: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Steps of each part, [K, count, W], and 0 where a place only pads, [K, count, W], or None where none does."""
+        """The steps of each part, [K, count, W], and a mask, 0 for padding, or None where there is none."""
         steps = self.packed.shape[1]
         if self.valid is None and steps % count == 0:
             return np.stack([rng.permutation(steps) for rng in generators]).reshape(len(generators), count, -1), None
-        chosen = []
+        parts = []
         for client, rng in enumerate(generators):
-            mine = np.arange(steps) if self.valid is None else np.flatnonzero(self.valid[client])
-            chosen.append(np.array_split(rng.permutation(mine), count))
-        width = max(len(part) for parts in chosen for part in parts)
-        order, real = np.zeros((len(chosen), count, width), np.int64), np.zeros((len(chosen), count, width), np.float32)
-        for client, parts in enumerate(chosen):
-            for number, part in enumerate(parts):
+            valid = np.arange(steps) if self.valid is None else np.flatnonzero(self.valid[client])
+            parts.append(np.array_split(rng.permutation(valid), count))
+        shape = len(parts), count, max(len(part) for of_client in parts for part in of_client)
+        order, is_step = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
+        for client, of_client in enumerate(parts):
+            for number, part in enumerate(of_client):
                 order[client, number, : len(part)] = part
-                real[client, number, : len(part)] = 1.0
-        return order, real
+                is_step[client, number, : len(part)] = 1.0
+        return order, is_step
 
     def _split(self, rows: Tensor) -> Minibatch:
         observations, actions, distribution, *scalars = rows.split(self.sizes, -1)

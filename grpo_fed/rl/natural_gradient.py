@@ -1,7 +1,7 @@
 """The natural-gradient step for K stacked clients: conjugate gradient on the Fisher matrix, then a line search.
 
-Clients share no parameters, so the Fisher matrix of the fleet is block-diagonal: one product serves all of them, and
-only the scalars of the conjugate gradient are kept apart, [K, 1].
+Clients have no parameters in common here, so the Fisher matrix of the stack is block-diagonal: one product serves all
+of them, and only the scalars of the conjugate gradient differ, [K, 1].
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def fisher_product(kl: Tensor, leaves: Sequence[Tensor], damping: float) -> Call
 def flat_gradient(
     total: Tensor, leaves: Sequence[Tensor], create_graph: bool = False, retain_graph: bool | None = None
 ) -> Tensor:
-    """Gradient of a scalar by leaves [K, ...] as one [K, P]; 0 where a leaf does not matter."""
+    """The gradient of a scalar by leaves [K, ...] as one [K, P]; 0 for leaves that it does not depend on."""
     parts = torch.autograd.grad(
         total, leaves, create_graph=create_graph, retain_graph=retain_graph, materialize_grads=True
     )
@@ -41,57 +41,60 @@ def flat_gradient(
 def conjugate_gradient(
     product: Callable[[Tensor], Tensor], target: Tensor, iterations: int, tolerance: float = 1e-10
 ) -> Tensor:
-    """Solve product(x) = target for each client, [K, P]; one whose residual is small beside its target stops there.
+    """Solve product(x) = target for each client, [K, P] -> [K, P]; a client with a small residual stops early.
 
-    `tolerance` is the part of the target's square that may be left: a direction depends on no scale of rewards.
+    tolerance: the part of the target's square that may be left, so that a direction does not depend on the rewards'
+    scale.
     """
     solution = torch.zeros_like(target)
     residual, direction = target.clone(), target.clone()
     square = (residual * residual).sum(1, keepdim=True)
     enough = tolerance * square
     for _ in range(iterations):
-        going = square > enough
-        if not going.any():
+        unsolved = square > enough
+        if not unsolved.any():
             break
         image = product(direction)
         curvature = (direction * image).sum(1, keepdim=True)
-        going &= curvature > 0  # without damping there may be none, and no end to the step
-        pace = torch.where(going, square / curvature, 0.0)
-        solution = solution + pace * direction
-        residual = residual - pace * image
-        fresh = (residual * residual).sum(1, keepdim=True)
-        direction = residual + torch.where(going, fresh / square, 0.0) * direction
-        square = torch.where(going, fresh, square)
+        unsolved &= curvature > 0  # without damping it may be 0, and the step would have no end
+        length = torch.where(unsolved, square / curvature, 0.0)
+        solution = solution + length * direction
+        residual = residual - length * image
+        new_square = (residual * residual).sum(1, keepdim=True)
+        direction = residual + torch.where(unsolved, new_square / square, 0.0) * direction
+        square = torch.where(unsolved, new_square, square)
     return solution
 
 
 @dataclass(frozen=True)
 class LineSearchResult:
-    """What a line search came to."""
+    """The steps that a line search has chosen."""
 
     scale: Tensor
-    """[K, 1]: of the full step; 0 where none was good."""
+    """[K, 1]: the part of the full step; 0 where no step was good."""
     kl: Tensor
-    """[K]: of the step taken."""
+    """[K]: KL of the chosen step."""
     gain: Tensor
-    """[K]: of the surrogate, by the step taken."""
+    """[K]: rise of the surrogate by the chosen step."""
 
 
 def line_search(measure: Callable[[Tensor], tuple[Tensor, Tensor]], limit: Tensor, start: Tensor) -> LineSearchResult:
-    """The longest of the steps 1, 0.8, 0.64, ... that keeps the KL within `limit` [K] and raises the surrogate.
+    """Find the longest of the steps 1, 0.8, 0.64, ... that keeps the KL within a limit and raises the surrogate.
 
-    `measure(scale [K, 1])` gives the KL [K] and the surrogate [K] there; `start` [K] is the surrogate at the old point.
+    measure: gives KL [K] and surrogate [K] at parts [K, 1] of the full step.
+    limit: [K], of the KL.
+    start: [K], the surrogate at the old point.
     """
     clients = limit.shape[0]
     scale = torch.ones(clients, 1, device=limit.device)
-    found = torch.zeros(clients, dtype=torch.bool, device=limit.device)
-    kept_kl, kept_gain = torch.zeros_like(limit), torch.zeros_like(limit)
+    done = torch.zeros(clients, dtype=torch.bool, device=limit.device)
+    chosen_kl, gain = torch.zeros_like(limit), torch.zeros_like(limit)
     for _ in range(TRIES):
         kl, surrogate = measure(scale)
-        good = (kl <= limit) & (surrogate > start) & ~found
-        kept_kl, kept_gain = torch.where(good, kl, kept_kl), torch.where(good, surrogate - start, kept_gain)
-        found |= good
-        if found.all():
+        good = (kl <= limit) & (surrogate > start) & ~done
+        chosen_kl, gain = torch.where(good, kl, chosen_kl), torch.where(good, surrogate - start, gain)
+        done |= good
+        if done.all():
             break
-        scale = torch.where(found[:, None], scale, scale * SHRINK)
-    return LineSearchResult(torch.where(found[:, None], scale, 0.0), kept_kl, kept_gain)
+        scale = torch.where(done[:, None], scale, scale * SHRINK)
+    return LineSearchResult(torch.where(done[:, None], scale, 0.0), chosen_kl, gain)

@@ -1,12 +1,12 @@
-"""Group penalties and their proximal steps, which give exact zeros: K clients at once, each for itself.
+"""Group penalties and their proximal steps, which give exact zeros, for K clients at once.
 
     weight * sum_g sqrt(n_g) ||x_g||_2  +  l1 * ||x||_1  (sparse-group)  +  outer * sum_b sqrt(n_b) ||x_b||_2  (nested)
 
-of the parameters x [K, P] themselves, or of their departure from an anchor. The proximal step of length t solves
-min over z of 1/2 ||z - x||^2 + t * penalty(z) exactly: Yuan & Lin 2006 for groups; for a sum over the levels of a tree
-(entries in groups in blocks) the steps of the levels one after another, innermost first (Jenatton et al. 2011, theorem
-1). Parameters in no group are left as they are. Norms are taken in float64, where squares of float32 neither overflow
-nor vanish.
+The penalty is on the parameters x [K, P] themselves, or on their departure from an anchor. The proximal step of length
+t solves min over z of 1/2 ||z - x||^2 + t * penalty(z) exactly: Yuan & Lin 2006 for groups; for a sum over the levels
+of a tree (entries in groups in blocks) the steps of the levels one after another, innermost first (Jenatton et al.
+2011, theorem 1). Parameters in no group do not change. Norms are taken in float64, where squares of float32 neither
+overflow nor vanish.
 """
 
 from __future__ import annotations
@@ -28,11 +28,14 @@ def proximal(
     step: Tensor | float,
     weight: Tensor | float,
 ) -> Tensor:
-    """The proximal step of a scenario's penalty, [K, P] -> [K, P]: toward zero, or toward an anchor [K, P].
+    """Take the proximal step of a scenario's penalty, [K, P] -> [K, P]: toward zero, or toward an anchor.
 
-    step: [K, 1] or a number, the length of the optimiser's step before. weight: [K, 1] or a number, of the groups'
-    norms, as a client may have its own. A parameter is exactly the anchor's where its departure is gone, and exactly
-    what it was where nothing penalises it (but a zero's sign may change).
+    A parameter is exactly the anchor's where its departure is gone, and exactly what it was where nothing penalises it
+    (but a zero's sign may change).
+
+    anchor: [K, P], with `penalty.toward = "shared"`; else None.
+    step: [K, 1] or a number, the length of the optimiser's step before.
+    weight: [K, 1] or a number, the weight of the groups' norms, which may differ between clients.
     """
     assert (anchor is None) == (settings.toward == "zero"), "an anchor exactly when the penalty is toward the shared"
     threshold, l1, outer = step * weight, step * settings.l1, step * settings.outer
@@ -53,7 +56,7 @@ def proximal(
 
 
 def proximal_group(x: Tensor, groups: Groups, threshold: Tensor | float) -> Tensor:
-    """Each group of x [K, P] shorter by threshold * sqrt(n_g), exactly 0 where it was no longer than that.
+    """Shorten each group of x [K, P] by threshold * sqrt(n_g), to exactly 0 where it was no longer than that.
 
     threshold: [K, 1] or a number.
     """
@@ -62,23 +65,23 @@ def proximal_group(x: Tensor, groups: Groups, threshold: Tensor | float) -> Tens
 
 
 def proximal_sparse_group(x: Tensor, groups: Groups, threshold: Tensor | float, l1: Tensor | float) -> Tensor:
-    """Each entry of x [K, P] nearer to 0 by l1, then each group as `proximal_group` does; l1 [K, 1] or a number."""
+    """Move each entry of x [K, P] towards 0 by l1, [K, 1] or a number, then shorten the groups as `proximal_group`."""
     limits = _column(l1, x).clamp(max=torch.finfo(x.dtype).max) * groups.in_a_group
     return proximal_group(x.abs().sub_(limits).relu_().copysign_(x), groups, threshold)
 
 
 def proximal_nested(x: Tensor, groups: Groups, threshold: Tensor | float, outer: Tensor | float) -> Tensor:
-    """Each group of x [K, P] as `proximal_group` does, then what is left of each block, by outer; [K, 1] or numbers."""
+    """Shorten each group of x [K, P] as `proximal_group`, then each block by outer; [K, 1] or numbers."""
     norms, blocks = _norms(x, groups), groups.as_blocks
     factors = _factors(norms, _column(threshold, norms) * groups.sqrt_sizes)
-    around = _factors(_block_norms(factors * norms, groups), _column(outer, norms) * blocks.sqrt_sizes)
-    return _scaled(x, factors * around.index_select(1, groups.block_of_group), groups)
+    of_blocks = _factors(_block_norms(factors * norms, groups), _column(outer, norms) * blocks.sqrt_sizes)
+    return _scaled(x, factors * of_blocks.index_select(1, groups.block_of_group), groups)
 
 
 def penalty_value(
     x: Tensor, anchor: Tensor | None, settings: PenaltySettings, groups: Groups, weight: Tensor | float
 ) -> Tensor:
-    """What the penalty of x [K, P] comes to, [K]; weight [K, 1] or a number, as in `proximal`."""
+    """The value of the penalty at x [K, P], [K]; anchor and weight as in `proximal`."""
     departure = x if anchor is None else x - anchor
     norms = _norms(departure, groups)
     value = (_column(weight, norms) * groups.sqrt_sizes * norms).sum(1)
@@ -95,7 +98,7 @@ def group_norms(x: Tensor, groups: Groups) -> Tensor:
 
 
 def _norms(x: Tensor, groups: Groups) -> Tensor:
-    """`group_norms`, [K, G] float64."""
+    """The same as `group_norms`, in float64."""
     clients, size = len(x), len(groups.names) + 1
     sums = torch.zeros(clients, size * PARTIAL_SUMS, dtype=torch.float64, device=x.device)
     sums.index_add_(1, groups.sum_bins, x.to(torch.float64, copy=True).square_())
@@ -103,22 +106,22 @@ def _norms(x: Tensor, groups: Groups) -> Tensor:
 
 
 def _block_norms(norms: Tensor, groups: Groups) -> Tensor:
-    """Norms of all that is grouped in each block, from those of its groups, [K, G] -> [K, B]."""
+    """The norm of each block's grouped parameters, from the groups' norms, [K, G] -> [K, B]."""
     sums = norms.new_zeros(len(norms), len(groups.as_blocks.names))
     return sums.index_add_(1, groups.block_of_group, norms.square()).sqrt()
 
 
 def _factors(norms: Tensor, limits: Tensor) -> Tensor:
-    """What is left of vectors that get shorter by limits, as a part of each: 0 to 1, and 1 where there is no limit."""
+    """The part, 0 to 1, that is left of vectors with these norms, shortened by limits; 1 for a limit of 0."""
     return torch.where(norms > limits, 1 - limits / norms, (limits == 0).to(norms.dtype))
 
 
 def _scaled(x: Tensor, factors: Tensor, groups: Groups) -> Tensor:
-    """Every entry of x [K, P] times the factor [K, G] of its group; as it is where it has none."""
+    """Each entry of x [K, P] times the factor [K, G] of its group; entries without a group stay."""
     padded = torch.cat([factors.to(x.dtype), x.new_ones(len(x), 1)], 1)
     return padded.index_select(1, groups.ids_or_last).mul_(x)
 
 
 def _column(number: Tensor | float, like: Tensor) -> Tensor:
-    """[K, 1], or [1, 1] for a number."""
+    """A number for each client as a column, [K, 1], or [1, 1] for one number."""
     return torch.as_tensor(number, dtype=like.dtype, device=like.device).reshape(-1, 1)

@@ -1,59 +1,128 @@
-"""Records that travel between the parts of the library: frozen, and every field says its shape.
+"""Records of the room: what an update learns from, and what a learner reports.
 
-K clients of a fleet, T steps, N copies of the task, D observation entries, A action entries, M distribution parameters,
-C action components, P parameters of one policy.
+K clients of a learner, T steps, N copies of a client's environment, D observation entries, A action entries, M
+distribution parameters, B steps of a minibatch, E episodes.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a fleet lived through between two updates."""
+    """The steps that K clients collected between two updates."""
 
     observations: Tensor
     """[K, T, N, D]: as the policy saw them."""
     actions: Tensor
     """[K, T, N, A]: as sampled, before clipping or squashing; a discrete action is a float that holds an integer."""
     log_probs: Tensor
-    """[K, T, N]: of the actions under the policy that took them."""
+    """[K, T, N]: log-probabilities of the actions under the policy that took them."""
     distribution: Tensor
-    """[K, T, N, M]: of that policy."""
+    """[K, T, N, M]: action distributions of that policy."""
     values: Tensor
-    """[K, T, N]: of the observations; 0 where no critic judges."""
+    """[K, T, N]: values of the observations; 0 where there is no critic."""
     next_values: Tensor
-    """[K, T, N]: of what the action led to; 0 where terminated, and where no critic judges."""
+    """[K, T, N]: values of the observations that the actions led to; 0 where terminated or without a critic."""
     rewards: Tensor
-    """[K, T, N]: as learned from (normalised if the scenario says so)."""
+    """[K, T, N]: normalised if the scenario says so."""
     ends: Tensor
-    """[K, T, N] bool: terminated or truncated: nothing flows back across it."""
+    """[K, T, N] bool: terminated or truncated; no advantage flows back across an end."""
     valid: Tensor
-    """[K, T, N] bool: False for what must not be learned from."""
+    """[K, T, N] bool: False for steps that must not be learned from."""
     episodes: Tensor
     """[K, T, N] int64: which of the client's episodes in this batch a step belongs to, from 0."""
 
 
 @dataclass(frozen=True)
 class Minibatch:
-    """A part of a batch with what the objective needs, [K, B, ...]."""
+    """A part of a batch with everything that the objective needs."""
 
     observations: Tensor
     """[K, B, D]."""
     actions: Tensor
     """[K, B, A]."""
     log_probs: Tensor
-    """[K, B]: under the policy that acted."""
+    """[K, B]: log-probabilities under the policy that acted."""
     distribution: Tensor
-    """[K, B, M]: of the policy that the KL is measured from."""
+    """[K, B, M]: distributions that the KL is measured from."""
     advantages: Tensor
     """[K, B]."""
     returns: Tensor
-    """[K, B]: what the critic should say."""
+    """[K, B]: targets of the critic."""
     values: Tensor
-    """[K, B]: what the critic said."""
+    """[K, B]: the critic's values when the batch was collected."""
     weights: Tensor
-    """[K, B]: of a step in the mean; 0 for what must not be learned from."""
+    """[K, B]: weight of each step in the mean; 0 for steps that must not be learned from."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A finished episode, in raw rewards."""
+
+    score: float
+    """Sum of the episode's rewards."""
+    length: int
+    """Number of its steps."""
+    terminated: bool
+    """True where the task ended it, False where it was truncated."""
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """What one client did in one call of `Learner.train`."""
+
+    client: str
+    steps: int
+    """Environment steps that were learned from."""
+    episodes: tuple[Episode, ...]
+    """The episodes that finished."""
+    losses: Mapping[str, float]
+    """Means over the updates, by the name of the loss."""
+
+    @property
+    def mean_return(self) -> float:
+        """Mean return of the finished episodes; NaN where none has finished."""
+        return _mean([episode.score for episode in self.episodes])
+
+    def metrics(self, seconds: float | None = None) -> dict[str, float]:
+        """The metrics that a client reports of its training, by their keys; what is not finite is left out.
+
+        seconds: how long the call took, where that is to be reported.
+        """
+        metrics = {
+            "charts/episodic_return": self.mean_return,
+            "charts/episodic_length": _mean([episode.length for episode in self.episodes]),
+            "charts/seconds": math.nan if seconds is None else seconds,
+            **{f"losses/{name}": value for name, value in self.losses.items()},
+        }
+        return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Episodes that a client played without learning."""
+
+    client: str
+    deterministic: bool
+    """True for the likeliest actions, False for sampled ones."""
+    scores: np.ndarray
+    """[E]: sum of each episode's raw rewards."""
+    lengths: np.ndarray
+    """[E]: number of each episode's steps."""
+
+    @property
+    def score(self) -> float:
+        """Mean return."""
+        return float(self.scores.mean())
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean; NaN of no values."""
+    return float(np.mean(values)) if values else math.nan

@@ -1,63 +1,59 @@
-"""A fleet: K clients with equally shaped policies, trained as one stacked computation.
+"""K clients with equally shaped policies, trained as one stacked computation.
 
-`Fleet.train` is the loop that the rest of the library serves: collect, judge, update. Every client draws from its own
-random streams, so what it becomes does not depend on who else is in the fleet.
+`StackedLearner.train` is the loop that the rest of the room serves: collect, judge, update. Every client draws from its
+own random streams, so what it learns does not depend on the other clients of the stack.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from grpo_fed.policy.base import Policy
-from grpo_fed.policy.groups import cut_groups
 from grpo_fed.policy.make import make_policy
-from grpo_fed.rl.adam import Adam
-from grpo_fed.rl.advantages import learning_targets, similarity_groups
+from grpo_fed.rl.advantages import learning_targets
 from grpo_fed.rl.batch import make_batch
+from grpo_fed.rl.client_stack import ClientStack, ClientTensors, PenaltyGroups, make_client_stack
 from grpo_fed.rl.device import resolve_device
-from grpo_fed.rl.evaluation import EvaluatedClients, Evaluation, evaluate
+from grpo_fed.rl.episode_groups import episode_seeds, group_episodes
+from grpo_fed.rl.evaluation import EvaluatedClients, evaluate
+from grpo_fed.rl.learner import Learner, State, join_states, sub_state
+from grpo_fed.rl.measurement import MeasurementStates, fisher_diagonal
 from grpo_fed.rl.memory import keep_freed_memory
 from grpo_fed.rl.normalise import ObservationNormaliser, RewardNormaliser
+from grpo_fed.rl.records import Episode, Evaluation, TrainingReport
 from grpo_fed.rl.rng import Purpose, client_seed, env_seeds, generator
-from grpo_fed.rl.rollout import Actor, Collector, Episode, Trajectories
-from grpo_fed.rl.trust_region import trust_budgets
-from grpo_fed.rl.update import ClientStack, update_clients
+from grpo_fed.rl.rollout import Actor, Collector
+from grpo_fed.rl.trajectories import Trajectories
+from grpo_fed.rl.update import update_clients
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.envs import ClientEnvs, EnvCache, episode_step_limit, make_client_envs
 from grpo_fed.tasks.gym import find_env_spec
 from grpo_fed.tasks.gym_task import GymTask
 from grpo_fed.tasks.resolve import group_by_policy_shape, resolve_tasks
-from grpo_fed.tasks.task import Task
 
 CHUNK = 16
 """Clients in one stack on a CPU: larger ones leave the cache."""
+MEASUREMENT_STATES, OBSERVATION_NORMALISER = "measurement_states", "observation_normaliser"
+"""Names in a client's state of an array and of a part that are read without a learner."""
 
-
-@dataclass(frozen=True)
-class TrainingReport:
-    """What one client did in one call of `train`."""
-
-    client: str
-    steps: int
-    """Environment steps."""
-    episodes: tuple[Episode, ...]
-    """Those that finished."""
-    losses: Mapping[str, float]
-    """Means over the updates."""
+Rows: TypeAlias = Tensor | np.ndarray | list[np.ndarray]
+"""Something with one row for each client."""
 
 
 class DivergedError(RuntimeError):
-    """A client's parameters are no longer numbers."""
+    """Raised when a client's parameters are no longer finite."""
 
 
-class StackedLearner:
-    """K clients as rows of the same tensors."""
+@final
+class StackedLearner(Learner):
+    """Trains K clients as rows of the same tensors."""
 
     def __init__(
         self,
@@ -65,80 +61,130 @@ class StackedLearner:
         scenario: Scenario,
         seeds: Sequence[int] | None = None,
         shared: Tensor | None = None,
-        squared: float | None = None,
-        shed: EnvCache | None = None,
+        proximal_weight: float | None = None,
+        env_cache: EnvCache | None = None,
     ) -> None:
-        """`seeds` name the clients' random streams; by default they come from the scenario's seed and the names.
+        """Make the clients' first policies and their environments.
 
-        `shared` [S] int64 are the columns that clients share, by default those of all blocks that may be shared, and
-        `squared` is how these are drawn to where the round began, by default `penalty.squared`. In the shed it finds
-        environments to train on, and leaves them there when it is closed.
+        tasks: of clients with equally shaped policies.
+        seeds: name the clients' random streams; by default they follow from the scenario's seed and the names.
+        shared: [S] int64, the columns that clients share; by default those of all blocks that may be shared.
+        proximal_weight: how strongly these are pulled to the anchor; by default `penalty.squared`.
+        env_cache: environments to train on are taken from it, and returned to it when the learner is closed.
         """
         keep_freed_memory()
         self.scenario = scenario
         self.tasks = tuple(tasks)
         self.names = [task.client for task in tasks]
-        drawn = (client_seed(scenario.seed, name) for name in self.names)
-        self.seeds = list(drawn if seeds is None else seeds)
+        self.seeds = [client_seed(scenario.seed, name) for name in self.names] if seeds is None else list(seeds)
         self.device = resolve_device(scenario.device)
         self.policy = make_policy(self.tasks[0], scenario.policy)
-        layout = self.policy.layout
-        self.shared = layout.mask(layout.shared).nonzero().squeeze(1) if shared is None else shared
-        self.proximal_weight = scenario.penalty.squared if squared is None else squared
-        self._env_cache = shed
-        self._make_tensors()
-        self._make_envs()
-        self._evaluation_envs: ClientEnvs | None = None
         self.max_episode_steps = episode_step_limits(self.tasks, scenario)
-        self.stacks = list(self._stacks())
-        self.steps_done = np.zeros(len(tasks), np.int64)
-        self.steps_due = np.zeros(len(tasks), np.int64)
-        self.updates_done = np.zeros(len(tasks), np.int64)
+        layout = self.policy.layout
+        self._tensors = ClientTensors.start(
+            first_parameters(self.policy, scenario, self.seeds).to(self.device),
+            scenario,
+            layout.mask(layout.shared).nonzero().squeeze(1) if shared is None else shared,
+            scenario.penalty.squared if proximal_weight is None else proximal_weight,
+        )
+        self.parameters, self.anchor = self._tensors.parameters, self._tensors.anchor
+        self.stacks = self._make_stacks()
+        self.collector = make_collector(self.tasks, self.seeds, self.policy, scenario, env_cache)
+        self.observation_normaliser = self.collector.observation_normaliser
+        counts = np.zeros((len(tasks), 3), np.int64)
+        self.steps_done, self.updates_done, self.steps_due = counts.T
+        """[K] each: a batch may take a client beyond the steps that are due, and the next round has less to do then."""
         self.measurement_states = [np.zeros((0, self.policy.observation_size), np.float32) for _ in tasks]
-        """Of each client some states of its last batch, [n, D] as its policy sees them, to measure its steps on."""
+        """For each client observations of its last batch, [n, D] as its policy saw them, to measure server steps on."""
+        self._state_arrays: Mapping[str, Rows] = {
+            "parameters": self.parameters,
+            "adam.mean": self._tensors.adam.mean,
+            "adam.square": self._tensors.adam.square,
+            "adam.count": self._tensors.adam.count,
+            "kl_coefficient": self._tensors.kl_coefficient[:, None],
+            "kl_limit": self._tensors.kl_limit[:, None],
+            "progress": counts,
+            **({"adam.turns": self._tensors.phase_counts} if scenario.personal.first else {}),
+            **({MEASUREMENT_STATES: self.measurement_states} if measures_steps(scenario) else {}),
+        }
+        """A client's state is its row of each, and the states of its environments and normalisers."""
+        normalisers = {
+            OBSERVATION_NORMALISER: self.collector.observation_normaliser,
+            "reward_normaliser": self.collector.reward_normaliser,
+        }
+        self._normalisers = {name: normaliser for name, normaliser in normalisers.items() if normaliser is not None}
+        self._evaluation_envs: ClientEnvs | None = None
 
     def train(
         self, steps: int, begin: float = 0.0, end: float = 0.0, anchor: Tensor | None = None
     ) -> list[TrainingReport]:
-        """Every client learns from `steps` more steps of its task; schedules go from progress `begin` to `end`.
+        """Train every client on `steps` more steps of its task; schedules go from progress `begin` to `end`.
 
-        `anchor` [K, P] is what penalties and KL hold a client to; by default where it stands.
+        anchor: [K, P], the point that penalties and KL are measured from; by default the parameters at the start.
         """
         self.anchor.copy_(self.parameters if anchor is None else anchor)
         self.steps_due += steps
-        notes = [_Progress() for _ in self.tasks]
+        records = [_TrainingRecord() for _ in self.tasks]
         while (behind := self.steps_done < self.steps_due).any():
             progress = begin + (end - begin) * (1 - (self.steps_due - self.steps_done).clip(0) / steps)
-            trajectories, groups = self._collect(behind)
+            trajectories, groups = self.collect(behind)
             for stack in self.stacks:
                 rows = stack.rows
                 if not behind[rows].any():
                     continue
                 batch = make_batch(self.policy, stack.views, trajectories, rows, critic=groups is None)
                 longest = torch.from_numpy(self.max_episode_steps[rows]).to(self.device)
-                judged = learning_targets(batch, None if groups is None else groups[rows], longest, self.scenario)
+                targets = learning_targets(batch, None if groups is None else groups[rows], longest, self.scenario)
                 active = None if behind[rows].all() else torch.from_numpy(behind[rows]).to(self.device)
-                losses = update_clients(stack, batch, judged, active, self.updates_done[rows], progress[rows])
+                losses = update_clients(stack, batch, targets, active, self.updates_done[rows], progress[rows])
                 for client in np.flatnonzero(behind[rows]):
-                    notes[rows.start + client].losses.append(losses.client(int(client)))
+                    records[rows.start + client].losses.append(losses.client(int(client)))
             for client in np.flatnonzero(behind):
-                notes[client].steps += int(trajectories.steps[client])
-                notes[client].episodes.extend(trajectories.episodes[client])
-                notes[client].last = trajectories
+                records[client].steps += int(trajectories.steps[client])
+                records[client].episodes.extend(trajectories.episodes[client])
+                records[client].trajectories = trajectories
             self._refuse_divergence()
-            # a segment is as long for all, with the steps that a lane may need to reset itself: were these not counted,
-            # the other clients' environments would be stepped on while they wait for this one
+            # a segment is as long for all clients, and includes the steps in which an environment only resets itself:
+            # were these not counted, other clients' environments would be stepped on while they wait for this one
             counted = trajectories.valid[0].size if groups is None else trajectories.steps
             self.steps_done += np.where(behind, counted, 0)
             self.updates_done += behind
-        self._keep_states([note.last for note in notes])
-        return [note.report(name) for note, name in zip(notes, self.names, strict=True)]
+        self._sample_measurement_states([record.trajectories for record in records])
+        return [record.report(name) for record, name in zip(records, self.names, strict=True)]
+
+    def collect(self, behind: np.ndarray) -> tuple[Trajectories, Tensor | None]:
+        """Collect a batch of trajectories and, where episodes are judged in groups, the group [K, N] of each.
+
+        behind: [K] bool, the clients that need one; whole episodes are collected for these alone.
+        """
+        settings, actor = self.scenario, Actor(self.policy, self.parameters)
+        copies = settings.rollout.num_envs
+        if settings.objective.advantage == "gae":
+            if self.collector.observations is None:
+                self.collector.begin(self._first_streams())
+            return self.collector.collect_steps(actor, settings.rollout.horizon, self.updates_done), None
+        seeds = episode_seeds(settings.group, self.seeds, copies, self.updates_done)
+        trajectories = self.collector.collect_episodes(actor, self.max_episode_steps, self.updates_done, seeds, behind)
+        groups = group_episodes(
+            settings.group,
+            trajectories,
+            self.collector.envs,
+            self.policy,
+            self.parameters,
+            self.seeds,
+            self.updates_done,
+        )
+        return trajectories, groups
 
     def evaluate(self, episodes: int | None = None, deterministic: bool = True, number: int = 0) -> list[Evaluation]:
-        """Every client plays without learning; the `number`-th call has its own episodes, the same for any policy."""
+        """Play episodes of every client without learning.
+
+        episodes: by default `evaluate.episodes`.
+        number: names the episodes; these are the same for any policy.
+        """
         settings = self.scenario.evaluate
         if self._evaluation_envs is None:
-            self._evaluation_envs = self._training_envs(self.scenario.rollout.num_envs)
+            self._evaluation_envs = make_scenario_envs(self.tasks, self.scenario, None)
         return evaluate(
             Actor(self.policy, self.parameters),
             self._evaluation_envs,
@@ -149,63 +195,36 @@ class StackedLearner:
             number,
         )
 
-    def skip_to(self, steps: int) -> None:
-        """Owe what every client does that was given so many steps in all, whether it was there or not.
+    def fisher(self, number: int) -> Tensor:
+        """The diagonal of each policy's Fisher matrix on the client's measurement states, [K, P]."""
+        states = MeasurementStates.of(self.measurement_states, self.device)
+        return fisher_diagonal(self.policy, states, self.parameters, self.seeds, number)
 
-        Batches seldom come out even with the steps of a round, and what is over goes on to the next. Where a batch is
-        as long for all, clients so stay in step, and nobody's environments wait for another's.
+    def skip_to(self, steps: int) -> None:
+        """Count every client as one that was trained for `steps` steps in all, whether it took part or not.
+
+        Batches of whole episodes have no fixed size: with these, every client goes by the steps that it did.
         """
         if self.scenario.objective.advantage == "gae":
-            samples = self.scenario.rollout.num_envs * self.scenario.rollout.horizon
+            batch = self.scenario.rollout.num_envs * self.scenario.rollout.horizon
             self.steps_due[:] = steps
-            self.steps_done[:] = -(-steps // samples) * samples
+            self.steps_done[:] = -(-steps // batch) * batch
 
-    def state(self, client: int) -> dict[str, np.ndarray]:
-        """All that one client must remember to go on, bit for bit, in another process."""
-        arrays = {
-            "parameters": self.parameters[client].cpu().numpy(),
-            "adam.mean": self.adam.mean[client].cpu().numpy(),
-            "adam.square": self.adam.square[client].cpu().numpy(),
-            "adam.count": self.adam.count[client],
-            "kl_coefficient": self.kl_coefficient[client, None].cpu().numpy(),
-            "kl_limit": self.kl_limit[client, None].cpu().numpy(),
-            "progress": np.array([self.steps_done[client], self.updates_done[client], self.steps_due[client]]),
-        }
-        if self.turns:
-            arrays["adam.turns"] = np.array([adam.count[client, 0] for adam in self.turns])
-        if self._keeps_states:
-            arrays["kept"] = self.measurement_states[client]
-        parts = {"rollout": self.collector.state(client)}
-        if self.observation_normaliser is not None:
-            parts["observation_normaliser"] = self.observation_normaliser.state(client)
-        if self.collector.reward_normaliser is not None:
-            parts["reward_normaliser"] = self.collector.reward_normaliser.state(client)
-        named = {f"{part}.{name}": array for part, state in parts.items() for name, array in state.items()}
-        return {name: np.array(array) for name, array in (arrays | named).items()}
+    def state(self, row: int) -> dict[str, np.ndarray]:
+        """Copies of all that one client needs to go on, bit for bit, in another process."""
+        parts: dict[str, State] = {"rollout": self.collector.state(row)}
+        parts |= {name: normaliser.state(row) for name, normaliser in self._normalisers.items()}
+        arrays = {name: _read_row(rows, row) for name, rows in self._state_arrays.items()}
+        return {name: np.array(array) for name, array in (arrays | join_states(parts)).items()}
 
-    def load(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
-        """Go on where `state` of every client was, some of which may not have stepped yet."""
-        for client, state in enumerate(states):
-            for row, name in (
-                (self.parameters, "parameters"),
-                (self.adam.mean, "adam.mean"),
-                (self.adam.square, "adam.square"),
-                (self.kl_coefficient[:, None], "kl_coefficient"),
-                (self.kl_limit[:, None], "kl_limit"),
-            ):
-                row[client] = torch.from_numpy(state[name])
-            self.adam.count[client] = state["adam.count"]
-            self.steps_done[client], self.updates_done[client], self.steps_due[client] = state["progress"].tolist()
-            for adam, count in zip(self.turns, state.get("adam.turns", ()), strict=True):
-                adam.count[client] = count
-            if self._keeps_states:
-                self.measurement_states[client] = state["kept"]
-            if self.observation_normaliser is not None:
-                self.observation_normaliser.load(client, sub_state(state, "observation_normaliser"))
-            if self.collector.reward_normaliser is not None:
-                self.collector.reward_normaliser.load(client, sub_state(state, "reward_normaliser"))
-        first = self._env_seeds(Purpose.EPISODES, [0] * len(self.tasks))
-        self.collector.load([sub_state(state, "rollout") for state in states], first)
+    def load(self, states: Sequence[State]) -> None:
+        """Go on from one state for each client, some of which may not have stepped yet."""
+        for row, state in enumerate(states):
+            for name, rows in self._state_arrays.items():
+                _write_row(rows, row, state[name])
+            for name, normaliser in self._normalisers.items():
+                normaliser.load(row, sub_state(state, name))
+        self.collector.load([sub_state(state, "rollout") for state in states], self._first_streams())
 
     def client_parameters(self, client: int) -> dict[str, Tensor]:
         """One client's parameters by name, copied to the CPU."""
@@ -216,6 +235,32 @@ class StackedLearner:
         self.collector.envs.close()
         if self._evaluation_envs is not None:
             self._evaluation_envs.close()
+
+    def _make_stacks(self) -> list[ClientStack]:
+        """The clients in chunks that fit the cache; on a GPU, all together."""
+        try:
+            groups = PenaltyGroups.resolve(self.policy, self.scenario, self.device)
+        except ValueError as error:
+            raise ValueError(f"client {self.names[0]} ({self.tasks[0].env}): {error}") from error
+        clients = len(self.tasks)
+        chunk = CHUNK if self.device.type == "cpu" else clients
+        return [
+            make_client_stack(
+                self.policy,
+                self.scenario,
+                self.tasks,
+                self.seeds,
+                self._tensors,
+                groups,
+                slice(start, min(start + chunk, clients)),
+            )
+            for start in range(0, clients, chunk)
+        ]
+
+    def _first_streams(self) -> np.ndarray:
+        """Names of the streams of episodes that the copies begin with, [K * N] uint64."""
+        copies = self.scenario.rollout.num_envs
+        return np.concatenate([env_seeds(seed, Purpose.EPISODES, copies) for seed in self.seeds])
 
     def _refuse_divergence(self) -> None:
         if math.isfinite(self.parameters.sum()):  # far cheaper than looking at each
@@ -228,155 +273,28 @@ class StackedLearner:
                     " normalise.observations or normalise.rewards"
                 )
 
-    @property
-    def _keeps_states(self) -> bool:
-        """Whether anybody is going to measure on them."""
-        return self.scenario.proximity.mode != "off" or self.scenario.merge.rule == "fisher"
-
-    def _keep_states(self, last: Sequence[Trajectories | None]) -> None:
-        """Some of each client's last batch, drawn from its own stream."""
-        for client, lived in enumerate(last):
-            if lived is None or not self._keeps_states:
+    def _sample_measurement_states(self, batches: Sequence[Trajectories | None]) -> None:
+        """Keep some observations of each client's last batch, drawn from its own stream."""
+        if not measures_steps(self.scenario):
+            return
+        for client, batch in enumerate(batches):
+            if batch is None:
                 continue
-            states = lived.observations[client][lived.valid[client]]
+            observations = batch.observations[client][batch.valid[client]]
             draws = generator(self.seeds[client], Purpose.STATES, int(self.updates_done[client]))
-            count = min(self.scenario.proximity.states, len(states))
-            self.measurement_states[client] = states[draws.choice(len(states), count, replace=False)]
-
-    def _collect(self, behind: np.ndarray) -> tuple[Trajectories, Tensor | None]:
-        """A batch of trajectories, and with whole episodes the group [K, E] of each."""
-        settings = self.scenario.rollout
-        actor = Actor(self.policy, self.parameters)
-        if self.scenario.objective.advantage == "gae":
-            if self.collector.observations is None:
-                self.collector.begin(self._env_seeds(Purpose.EPISODES, [0] * len(self.tasks)))
-            return self.collector.collect_steps(actor, settings.horizon, self.updates_done), None
-        seeds = self._group_seeds()
-        trajectories = self.collector.collect_episodes(actor, self.max_episode_steps, self.updates_done, seeds, behind)
-        return trajectories, self._groups(trajectories)
-
-    def _groups(self, trajectories: Trajectories) -> Tensor:
-        """[K, N]: the group of each copy's episode."""
-        settings, (clients, copies) = self.scenario.group, self.collector.shape
-        if settings.by == "task":
-            groups = np.zeros((clients, copies), np.int64)
-        elif settings.by == "start":
-            groups = np.broadcast_to(np.arange(copies) // settings.size, (clients, copies)).copy()
-        elif settings.by == "context":
-            keys = self.collector.envs.reset_infos(settings.key).reshape(clients, copies)
-            groups = np.stack([np.unique(row, return_inverse=True)[1] for row in keys])
-        else:
-            first = torch.from_numpy(np.ascontiguousarray(trajectories.observations[:, 0])).to(self.device)
-            with torch.no_grad():
-                features = self.policy.features(self.policy.layout.views(self.parameters), first).cpu()
-            found = [
-                similarity_groups(one, settings.clusters, generator(seed, Purpose.CLUSTERS, int(number)))
-                for one, seed, number in zip(features, self.seeds, self.updates_done, strict=True)
-            ]
-            return torch.stack(found).to(self.device)
-        return torch.from_numpy(groups).to(self.device)
-
-    def _group_seeds(self) -> np.ndarray:
-        """[L]: new episodes for every copy; those of one group begin alike where groups are made by start."""
-        if self.scenario.group.by != "start":
-            return self._env_seeds(Purpose.EPISODES, self.updates_done)
-        size, copies = self.scenario.group.size, self.collector.shape[1]
-        seeds = [
-            env_seeds(seed, Purpose.EPISODES, copies // size, int(number)).repeat(size)
-            for seed, number in zip(self.seeds, self.updates_done, strict=True)
-        ]
-        return np.concatenate(seeds)
-
-    def _env_seeds(self, purpose: Purpose, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
-        copies = self.collector.shape[1]
-        pairs = zip(self.seeds, numbers, strict=True)
-        return np.concatenate([env_seeds(seed, purpose, copies, int(number)) for seed, number in pairs])
-
-    def _training_envs(self, copies: int, shed: EnvCache | None = None) -> ClientEnvs:
-        return make_client_envs(
-            self.tasks, copies, self.scenario.policy.squash, self.scenario.rollout.episode_limit, shed
-        )
-
-    def _make_envs(self) -> None:
-        settings, (clients, size) = self.scenario, (len(self.tasks), self.policy.observation_size)
-        lanes = self._training_envs(settings.rollout.num_envs, self._env_cache)
-        if settings.objective.advantage == "group" and settings.group.by == "start" and not lanes.reproducible:
-            task = next(task for task in self.tasks if find_env_spec(task).entry_point is None)
-            raise ValueError(
-                f'client {task.client}: group.by = "start" needs episodes that begin as they are told, and {task.env}'
-                " resets itself: set another group.by, or give its vector environment AutoresetMode.DISABLED"
-            )
-        scale = settings.normalise
-        self.observation_normaliser = ObservationNormaliser(clients, size, scale.clip) if scale.observations else None
-        reward_normaliser = None
-        if scale.rewards:
-            copies, gamma = settings.rollout.num_envs, settings.objective.gamma
-            reward_normaliser = RewardNormaliser(clients, copies, gamma, scale.clip)
-        self.collector = Collector(
-            lanes, self.names, self.seeds, self.policy.distribution, self.observation_normaliser, reward_normaliser
-        )
-
-    def _make_tensors(self) -> None:
-        """Parameters, moments and weights of all clients, [K, ...]."""
-        settings = self.scenario
-        self.parameters = first_parameters(self.policy, settings, self.seeds).to(self.device)
-        self.anchor = self.parameters.clone()
-        clients, size = self.parameters.shape
-        self.adam = Adam.start(clients, size, settings.objective.adam_epsilon, self.device)
-        is_shared = torch.zeros(size, dtype=torch.bool).index_fill_(0, self.shared.cpu(), True).to(self.device)
-        self.pull = is_shared * self.proximal_weight if self.proximal_weight else None
-        self.turns: tuple[Adam, ...] = ()
-        """With `personal.first`: of private and of shared blocks."""
-        if settings.personal.first:
-            parts = (~is_shared, is_shared)
-            self.turns = tuple(self.adam.for_columns(part.nonzero().squeeze(1)) for part in parts)
-        self.kl_coefficient = torch.full((clients,), settings.trust.coefficient, device=self.device)
-        self.kl_limit = torch.full((clients,), settings.trust.target, device=self.device)
-
-    def _stacks(self) -> Iterator[ClientStack]:
-        """The clients in chunks that fit the cache; on a GPU, all together."""
-        settings, layout = self.scenario, self.policy.layout
-        try:
-            chosen = layout.select(settings.penalty.blocks, "penalty.blocks")
-            groups = cut_groups(layout, settings.policy.groups, only=chosen).to(self.device)
-            budgets = trust_budgets(layout, settings.trust.blocks)
-        except ValueError as error:
-            raise ValueError(f"client {self.names[0]} ({self.tasks[0].env}): {error}") from error
-        chunk = CHUNK if self.device.type == "cpu" else len(self.tasks)
-        for start in range(0, len(self.tasks), chunk):
-            rows = slice(start, min(start + chunk, len(self.tasks)))
-            tasks = self.tasks[rows]
-            yield ClientStack(
-                policy=self.policy,
-                scenario=settings,
-                rows=rows,
-                seeds=self.seeds[rows],
-                parameters=self.parameters[rows],
-                views=layout.views(self.parameters[rows]),
-                gradient=(gradient := torch.zeros_like(self.parameters[rows])),
-                gradient_views=layout.views(gradient),
-                anchor=self.anchor[rows],
-                adam=self.adam.rows(rows),
-                learning_rate=np.array([[task.learning_rate] for task in tasks]),
-                entropy=torch.stack([entropy_weights(task, self.policy, settings) for task in tasks]).to(self.device),
-                penalty=torch.tensor([[task.penalty] for task in tasks]).to(self.device),
-                kl_coefficient=self.kl_coefficient[rows],
-                kl_limit=self.kl_limit[rows],
-                groups=groups,
-                budgets=budgets,
-                proximal_weight=self.pull,
-                phase_optimisers=tuple(adam.rows(rows) for adam in self.turns),
-            )
+            count = min(self.scenario.proximity.states, len(observations))
+            self.measurement_states[client] = observations[draws.choice(len(observations), count, replace=False)]
 
 
 @dataclass
-class _Progress:
-    """What is written down about a client while it trains."""
+class _TrainingRecord:
+    """What one client does while it is trained."""
 
     steps: int = 0
     episodes: list[Episode] = field(default_factory=list)
     losses: list[Mapping[str, float]] = field(default_factory=list)
-    last: Trajectories | None = None
+    trajectories: Trajectories | None = None
+    """Its last batch."""
 
     def report(self, client: str) -> TrainingReport:
         names = self.losses[0] if self.losses else {}
@@ -384,20 +302,56 @@ class _Progress:
         return TrainingReport(client, self.steps, tuple(self.episodes), means)
 
 
-def sub_state(state: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-    """The arrays of one part of a client's state."""
-    return {key.removeprefix(f"{name}."): array for key, array in state.items() if key.startswith(f"{name}.")}
+def make_scenario_envs(tasks: Sequence[GymTask], scenario: Scenario, env_cache: EnvCache | None) -> ClientEnvs:
+    """`rollout.num_envs` copies of each client's environment."""
+    rollout = scenario.rollout
+    return make_client_envs(tasks, rollout.num_envs, scenario.policy.squash, rollout.episode_limit, env_cache)
+
+
+def make_collector(
+    tasks: Sequence[GymTask], seeds: Sequence[int], policy: Policy, scenario: Scenario, env_cache: EnvCache | None
+) -> Collector:
+    """The clients' environments with the normalisers that the scenario wants.
+
+    ValueError where episodes must begin alike and an environment resets itself.
+    """
+    envs = make_scenario_envs(tasks, scenario, env_cache)
+    if scenario.objective.advantage == "group" and scenario.group.by == "start" and not envs.reproducible:
+        envs.close()
+        task = next(task for task in tasks if find_env_spec(task).entry_point is None)
+        raise ValueError(
+            f'client {task.client}: group.by = "start" needs episodes with a given start state, and {task.env} resets'
+            " itself: set another group.by, or give its vector environment AutoresetMode.DISABLED"
+        )
+    settings, clients = scenario.normalise, len(tasks)
+    copies, gamma = scenario.rollout.num_envs, scenario.objective.gamma
+    return Collector(
+        envs,
+        [task.client for task in tasks],
+        seeds,
+        policy.distribution,
+        ObservationNormaliser(clients, policy.observation_size, settings.clip) if settings.observations else None,
+        RewardNormaliser(clients, copies, gamma, settings.clip) if settings.rewards else None,
+    )
 
 
 def first_parameters(policy: Policy, scenario: Scenario, seeds: Sequence[int]) -> Tensor:
-    """[K, P]: where clients with these seeds begin."""
+    """The parameters that clients with these seeds begin with, [K, P]; all the same with `policy.same_start`."""
     starts = [scenario.seed if scenario.policy.same_start else seed for seed in seeds]
-    drawn = {start: policy.initial(start) for start in dict.fromkeys(starts)}
-    return torch.stack([drawn[start] for start in starts])
+    initial = {start: policy.initial(start) for start in dict.fromkeys(starts)}
+    return torch.stack([initial[start] for start in starts])
+
+
+def measures_steps(scenario: Scenario) -> bool:
+    """Whether clients measure KL or Fisher matrices, and have to keep observations for it."""
+    return scenario.proximity.mode != "off" or scenario.merge.rule == "fisher"
 
 
 def episode_step_limits(tasks: Sequence[GymTask], scenario: Scenario) -> np.ndarray:
-    """[K]: steps that an episode of each client may have; 0 for a client whose episodes nothing cuts."""
+    """The most steps of an episode of each client, [K]; 0 where nothing truncates episodes.
+
+    ValueError where there is no limit and the objective needs one.
+    """
     limits = [episode_step_limit(task, scenario.rollout.episode_limit) for task in tasks]
     settings = scenario.objective
     if 0 in limits and (settings.advantage == "group" or settings.average == "total"):
@@ -413,25 +367,18 @@ def episode_step_limits(tasks: Sequence[GymTask], scenario: Scenario) -> np.ndar
     return np.array(limits)
 
 
-def entropy_weights(task: Task, policy: Policy, scenario: Scenario) -> Tensor:
-    """[C]: the weight of each action component's entropy for one client."""
-    settings = scenario.objective
-    components = policy.distribution.components
-    weights = torch.full((components,), task.entropy)
-    for name, members in settings.entropy_groups.items():
-        beyond = [member for member in members if not 0 <= member < components]
-        if beyond:
-            raise ValueError(
-                f"client {task.client}: objective.entropy_groups.{name} = {members}: {task.description} has action"
-                f" components 0 to {components - 1}; leave out {beyond}"
-            )
-        if name in settings.entropy_weights:
-            weights[members] = settings.entropy_weights[name]
-    return weights
-
-
 def make_learners(scenario: Scenario) -> list[StackedLearner]:
-    """The scenario's clients, those with equally shaped policies together."""
-    return [
-        StackedLearner(tasks, scenario) for tasks in group_by_policy_shape(resolve_tasks(scenario), scenario.policy)
-    ]
+    """Learners of all clients of a scenario, those with equally shaped policies together."""
+    groups = group_by_policy_shape(resolve_tasks(scenario), scenario.policy)
+    return [StackedLearner(tasks, scenario) for tasks in groups]
+
+
+def _read_row(rows: Rows, row: int) -> np.ndarray:
+    return rows[row].cpu().numpy() if isinstance(rows, Tensor) else rows[row]
+
+
+def _write_row(rows: Rows, row: int, array: np.ndarray) -> None:
+    if isinstance(rows, Tensor):
+        rows[row] = torch.from_numpy(array)
+    else:
+        rows[row] = array

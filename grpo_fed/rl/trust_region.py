@@ -1,4 +1,7 @@
-"""Keeping an update near the policy it began from: KL weights and limits that adapt, and budgets for each block."""
+"""Trust regions: KL weights and limits that adapt, and KL budgets of single blocks.
+
+K clients, P parameters.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,11 @@ from grpo_fed.policy.patterns import values_by_name
 
 LEAST_COEFFICIENT, MOST_COEFFICIENT = 1e-6, 1e6
 SAFETY, TRIES = 0.95, 12
+"""A shortened step aims at this part of what its budget allows; how often it is shortened at most."""
 
 
 def adapt_coefficient(coefficient: Tensor, kl: Tensor, target: float) -> Tensor:
-    """Double a KL weight [K] where the KL came out over 1.5 targets, halve it below a 1.5th (1707.06347, section 4)."""
+    """Double a KL weight [K] where the KL is over 1.5 targets, halve it below target / 1.5 (1707.06347, section 4)."""
     doubled = torch.where(kl > 1.5 * target, coefficient * 2, coefficient)
     adapted = torch.where(kl < target / 1.5, coefficient / 2, doubled)
     return adapted.clamp(LEAST_COEFFICIENT, MOST_COEFFICIENT)
@@ -25,8 +29,8 @@ def adapt_coefficient(coefficient: Tensor, kl: Tensor, target: float) -> Tensor:
 def adapt_limit(limit: Tensor, gain: Tensor, predicted: Tensor, target: float) -> Tensor:
     """Widen a hard KL limit [K] by half where a step gained at least 3/4 of what was predicted, halve it below 1/4.
 
-    The classical trust-region rule (Nocedal & Wright, Numerical Optimization, algorithm 4.1); it stays within a factor
-    of 10 around the scenario's target. Where nothing was predicted, nothing is learned of the limit.
+    The classical trust-region rule (Nocedal & Wright, Numerical Optimization, algorithm 4.1). The limit stays within a
+    factor of 10 of the target, and as it is where no gain was predicted.
     """
     ratio = torch.where(predicted > 1e-12, gain / predicted, 0.5)
     adapted = torch.where(ratio < 0.25, limit / 2, torch.where(ratio > 0.75, limit * 1.5, limit))
@@ -35,35 +39,36 @@ def adapt_limit(limit: Tensor, gain: Tensor, predicted: Tensor, target: float) -
 
 @dataclass(frozen=True)
 class ShortenedBlock:
-    """How much of one block's step was kept."""
+    """How far one block's step was shortened, for each client."""
 
     block: str
     alpha: Tensor
-    """[K]: part of the step that was kept."""
+    """[K]: the part of the step that is left."""
     wanted: Tensor
-    """[K]: KL of the policy if this block alone had made its whole step."""
+    """[K]: KL of the policy with this block alone moved by its whole step."""
     kl: Tensor
-    """[K]: KL with this block alone moved by what was kept."""
+    """[K]: KL with this block alone moved by what is left."""
     budget: float
 
 
-def trust_budgets(layout: Layout, given: Mapping[str, float]) -> list[tuple[Block, float]]:
-    """The blocks that `trust.blocks` speaks of with their budgets; ValueError where two of its patterns take one."""
+def trust_budgets(layout: Layout, patterns: Mapping[str, float]) -> list[tuple[Block, float]]:
+    """The blocks that `trust.blocks` names, with their budgets. ValueError where two patterns match the same block."""
     blocks = {block.name: block for block in layout.blocks}
-    budgets = values_by_name(given, list(blocks), "trust.blocks", "block")
+    budgets = values_by_name(patterns, list(blocks), "trust.blocks", "block")
     return [(blocks[name], budget) for name, budget in budgets.items()]
 
 
 def shorten_to_budgets(
     measure: Callable[[Tensor], Tensor], old: Tensor, new: Tensor, budgets: Sequence[tuple[Block, float]]
 ) -> tuple[Tensor, list[ShortenedBlock]]:
-    """Shorten each block's step until the KL with that block alone moved is within its budget.
+    """Shorten each block's step from old to new [K, P] until the KL with that block alone moved is within its budget.
 
-    `measure(parameters [K, P]) -> KL [K]` from the old policy; old and new are [K, P]. Hidden layers are not convex in
-    KL, so the step is measured again after each shortening and is 0 if no shortening helps; what is returned was
-    measured.
+    Hidden layers are not convex in KL, so a step is measured again after each shortening, and is 0 if none helps: every
+    step that is returned was measured.
+
+    measure: gives the KL [K] of parameters [K, P] from the old policy.
     """
-    kept, steps = new.clone(), []
+    shortened, steps = new.clone(), []
     for block, budget in budgets:
         columns = slice(block.start, block.stop)
 
@@ -74,9 +79,9 @@ def shorten_to_budgets(
 
         step = _shorten(lambda alpha, moved=moved: measure(moved(alpha)), old.shape[0], budget, block.name, old)  # type: ignore[misc]
         steps.append(step)
-        short = step.alpha < 1
-        kept[:, columns] = torch.where(short[:, None], moved(step.alpha)[:, columns], new[:, columns])
-    return kept, steps
+        is_shorter = step.alpha < 1
+        shortened[:, columns] = torch.where(is_shorter[:, None], moved(step.alpha)[:, columns], new[:, columns])
+    return shortened, steps
 
 
 def _shorten(

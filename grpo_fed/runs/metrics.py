@@ -2,7 +2,7 @@
 
 A round's line in `rounds.jsonl` has these keys for the whole, and under `clients` for each client; a key has the same
 meaning in the line, in MLflow and in figures. A key that ends in `/` stands for one metric of each block, task or name.
-To add a loss, give it a field in `grpo_fed.rl.update.Losses` and a row here.
+To add a loss, give it a field in `grpo_fed.rl.losses.Losses` and a row here.
 """
 
 from __future__ import annotations

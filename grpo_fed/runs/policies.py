@@ -16,8 +16,9 @@ from torch import Tensor
 
 from grpo_fed.policy.base import Policy, StackedPolicy
 from grpo_fed.policy.make import make_policy
-from grpo_fed.rl.evaluation import EvaluatedClients, Evaluation, evaluate
+from grpo_fed.rl.evaluation import EvaluatedClients, evaluate
 from grpo_fed.rl.normalise import ObservationNormaliser
+from grpo_fed.rl.records import Evaluation
 from grpo_fed.rl.rng import client_seed
 from grpo_fed.rl.rollout import Actor
 from grpo_fed.rl.stacked_learner import StackedLearner

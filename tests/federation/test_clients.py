@@ -1,4 +1,4 @@
-"""Members: whoever else is asked, whatever process answers and however often, a client becomes the same."""
+"""Clients: what a client learns does not depend on other clients, on the process, or on repeated instructions."""
 
 from __future__ import annotations
 
@@ -69,39 +69,39 @@ def scenario(*overrides: str, clients: str = CARTS) -> Scenario:
     return Scenario.loads(SMALL + clients, overrides=overrides)
 
 
-def members(given: Scenario, folder: Path, *names: str) -> Clients:
-    """Of all clients, or of some."""
+def make_clients(given: Scenario, folder: Path, *names: str) -> Clients:
+    """All clients of a scenario, or those of these names."""
     tasks = [task for task in resolve_tasks(given) if not names or task.client in names]
     return Clients(given, resolve_shared_blocks(given), tasks, StateStore(folder, durable=False))
 
 
-def answers(asked: Clients, told: Mapping[str, Any], kind: type[Kind]) -> dict[str, Kind]:
-    found = {name: one for name, one in asked.answer(told).items() if isinstance(one, kind)}
-    assert list(found) == [name for name in asked.names if name in told]
-    return found
+def answer_all(clients: Clients, instructions: Mapping[str, Any], kind: type[Kind]) -> dict[str, Kind]:
+    answers = {name: answer for name, answer in clients.answer(instructions).items() if isinstance(answer, kind)}
+    assert list(answers) == [name for name in clients.names if name in instructions]
+    return answers
 
 
-def trained(
-    asked: Clients, round: int, shared: np.ndarray, names: Sequence[str] = NAMES, personal: tuple[int, ...] = ()
+def train_all(
+    clients: Clients, round: int, shared: np.ndarray, names: Sequence[str] = NAMES, departed: tuple[int, ...] = ()
 ) -> dict[str, Trained]:
-    """A round of four, with all that can be asked of it."""
-    start = Start("run", round, shared, personal)
-    order = Train(start, (round - 1) / 4, round / 4, measure_last_step=True, evaluate_first=EvaluationPlan(round - 1))
-    return answers(asked, dict.fromkeys(names, order), Trained)
+    """Train for one round of four, with everything else that an instruction can request."""
+    start, plan = Start("run", round, shared, departed), EvaluationPlan(round - 1)
+    instruction = Train(start, (round - 1) / 4, round / 4, measure_last_step=True, evaluate_first=plan)
+    return answer_all(clients, dict.fromkeys(names, instruction), Trained)
 
 
-def shared_of(round: int, size: int) -> np.ndarray:
-    """Whatever a server might say, the same for all who ask."""
+def random_shared(round: int, size: int) -> np.ndarray:
+    """Shared blocks of a round, the same for all clients."""
     return 0.3 * np.random.default_rng(round).normal(size=size).astype(np.float32)
 
 
-def said(played: EvaluationSummary | None) -> dict[str, float]:
-    """All of it, by name."""
+def as_dict(played: EvaluationSummary | None) -> dict[str, float]:
+    """All numbers of a summary by name."""
     return {} if played is None else vars(played)
 
 
 def assert_alike(one: Trained, other: Trained) -> None:
-    """To what the order of float32 sums leaves."""
+    """Equal up to the order of float32 sums."""
     np.testing.assert_allclose(one.point, other.point, rtol=2e-3, atol=2e-4)
     assert (one.steps, one.episodes) == (other.steps, other.episodes)
     assert (one.gain, one.spread) == pytest.approx((other.gain, other.spread), rel=1e-5, abs=1e-6)
@@ -113,11 +113,11 @@ def assert_alike(one: Trained, other: Trained) -> None:
         np.testing.assert_allclose(one.fisher, other.fisher, rtol=0.02, atol=1e-4)
     assert (one.kl is None) == (other.kl is None)
     assert one.kl == (None if other.kl is None else pytest.approx(other.kl, rel=5e-3, abs=1e-6))
-    assert said(one.played) == said(other.played)
+    assert as_dict(one.played) == as_dict(other.played)
 
 
 def assert_the_same_bits(one: Mapping[str, Trained], other: Mapping[str, Trained]) -> None:
-    """But for what the clock says."""
+    """Equal bit for bit, except for measured times."""
     assert one.keys() == other.keys()
     for name, mine in one.items():
         theirs = other[name]
@@ -128,10 +128,10 @@ def assert_the_same_bits(one: Mapping[str, Trained], other: Mapping[str, Trained
         assert quiet[0] == quiet[1]
         for field in ("steps", "episodes", "gain", "spread", "kl"):
             assert getattr(mine, field) == getattr(theirs, field), field
-        assert said(mine.played) == said(theirs.played)
+        assert as_dict(mine.played) == as_dict(theirs.played)
 
 
-WAYS = {
+METHODS = {
     "measured": ("normalise.observations=true", "normalise.rewards=true"),
     "quadratic": ("proximity.mode=quadratic", "trust.reference=shared", "trust.region=adaptive"),
     "ditto": ("method=ditto", "normalise.observations=true", "steps=400"),
@@ -142,47 +142,45 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("overrides", WAYS.values(), ids=WAYS)
-def test_a_client_becomes_the_same_alone_and_among_others_who_come_and_go(
-    tmp_path: Path, overrides: tuple[str, ...]
-) -> None:
-    """In round 2 the last client joins, and the first is away. 200 steps a round are not whole batches of 128: those
-    who were there in two rounds would do two batches in the third, and one who was there in three a single one.
+@pytest.mark.parametrize("overrides", METHODS.values(), ids=METHODS)
+def test_a_client_learns_the_same_alone_and_with_changing_others(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    """In round 2 the last client joins, and the first is absent. 200 steps a round are not whole batches of 128: by
+    their own counts, clients with two rounds would do two batches in the third, and one with three a single one.
     """
     given = scenario(*overrides)
-    together = members(given, tmp_path / "together")
-    alone = {name: members(given, tmp_path / "alone", name) for name in NAMES}
+    together = make_clients(given, tmp_path / "together")
+    alone = {name: make_clients(given, tmp_path / "alone", name) for name in NAMES}
     size = together.shared_blocks.size
     for round, names in ((1, NAMES[:2]), (2, NAMES[1:]), (3, NAMES), (4, NAMES)):
-        all_of_them = trained(together, round, shared_of(round, size), names)
+        all_of_them = train_all(together, round, random_shared(round, size), names)
         for name in names:
-            assert_alike(all_of_them[name], trained(alone[name], round, shared_of(round, size), [name])[name])
-    for asked in (together, *alone.values()):
-        asked.close()
+            assert_alike(all_of_them[name], train_all(alone[name], round, random_shared(round, size), [name])[name])
+    for clients in (together, *alone.values()):
+        clients.close()
 
 
-@pytest.mark.parametrize("overrides", WAYS.values(), ids=WAYS)
-def test_a_round_asked_again_gives_the_same_bits_whoever_answers(tmp_path: Path, overrides: tuple[str, ...]) -> None:
-    """The same process, another one, or one that has long been elsewhere; and so does what follows."""
+@pytest.mark.parametrize("overrides", METHODS.values(), ids=METHODS)
+def test_a_repeated_round_gives_the_same_bits_in_any_process(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    """In the same process, in another one, or in one that has gone on since; and so do the rounds that follow."""
     given = scenario(*overrides)
-    first, other = members(given, tmp_path), members(given, tmp_path)
+    first, other = make_clients(given, tmp_path), make_clients(given, tmp_path)
     size = first.shared_blocks.size
-    told = {round: shared_of(round, size) for round in (1, 2, 3)}
-    trained(first, 1, told[1])
-    second, left = trained(first, 2, told[2]), states(tmp_path, 2)
-    third = trained(first, 3, told[3])
-    assert_the_same_bits(second, trained(first, 2, told[2]))
-    assert_the_same_states(left, states(tmp_path, 2))
-    assert_the_same_bits(third, trained(other, 3, told[3]))
-    assert_the_same_bits(second, trained(other, 2, told[2]))
-    assert_the_same_bits(third, trained(first, 3, told[3]))
+    shared = {round: random_shared(round, size) for round in (1, 2, 3)}
+    train_all(first, 1, shared[1])
+    second, after_second = train_all(first, 2, shared[2]), states(tmp_path, 2)
+    third = train_all(first, 3, shared[3])
+    assert_the_same_bits(second, train_all(first, 2, shared[2]))
+    assert_the_same_states(after_second, states(tmp_path, 2))
+    assert_the_same_bits(third, train_all(other, 3, shared[3]))
+    assert_the_same_bits(second, train_all(other, 2, shared[2]))
+    assert_the_same_bits(third, train_all(first, 3, shared[3]))
     first.close()
     other.close()
 
 
-@pytest.mark.parametrize("overrides", WAYS.values(), ids=WAYS)
-def test_a_fleet_that_took_up_a_state_has_it_whole(overrides: tuple[str, ...]) -> None:
-    """One of two has not stepped yet: what it stands at is where a fleet is that has only been made."""
+@pytest.mark.parametrize("overrides", METHODS.values(), ids=METHODS)
+def test_a_loaded_learner_has_the_whole_state(overrides: tuple[str, ...]) -> None:
+    """One of two clients has not stepped yet: its state is that of a new learner."""
     given = scenario(*overrides)
     tasks = resolve_tasks(given)[:2]
     one, both = StackedLearner(tasks[:1], given), StackedLearner(tasks, given)
@@ -197,17 +195,17 @@ def test_a_fleet_that_took_up_a_state_has_it_whole(overrides: tuple[str, ...]) -
     for name, array in fresh.state(0).items():
         assert one.state(0)[name].tobytes() == array.tobytes(), name
     assert one.state(0).keys() == fresh.state(0).keys()
-    for fleet in (one, both, fresh):
-        fleet.close()
+    for learner in (one, both, fresh):
+        learner.close()
 
 
-def test_states_are_kept_of_steps_that_were_lived_alone() -> None:
-    """Episodes end at unlike times, and copies sleep until the longest is over; here all states that count are kept."""
-    given = scenario(*WAYS["episodes"], "proximity.states=10000")
-    fleet = StackedLearner(resolve_tasks(given), given)
-    for report, kept in zip(fleet.train(1), fleet.measurement_states, strict=True):
-        assert len(kept) == report.steps < 4 * max(episode.length for episode in report.episodes)
-    fleet.close()
+def test_only_valid_steps_become_measurement_states() -> None:
+    """Episodes have different lengths, and copies wait for the longest; here all valid steps are sampled."""
+    given = scenario(*METHODS["episodes"], "proximity.states=10000")
+    learner = StackedLearner(resolve_tasks(given), given)
+    for report, sampled in zip(learner.train(1), learner.measurement_states, strict=True):
+        assert len(sampled) == report.steps < 4 * max(episode.length for episode in report.episodes)
+    learner.close()
 
 
 def states(folder: Path, round: int) -> dict[str, dict[str, np.ndarray]]:
@@ -221,14 +219,14 @@ def assert_the_same_states(one: Mapping[str, Mapping[str, np.ndarray]], other: M
             assert array.tobytes() == other[client][name].tobytes(), f"{client}: {name}"
 
 
-def test_a_member_that_shares_nothing_is_a_client_that_learns_alone(tmp_path: Path) -> None:
-    """Parameters bit for bit, and what the answer says is what the fleet's reports say."""
+def test_a_client_that_shares_nothing_learns_as_if_alone(tmp_path: Path) -> None:
+    """Its parameters are equal bit for bit, and its answer is that of the learner's report."""
     given = scenario("method=local", "steps=256")
-    asked, fleet = members(given, tmp_path), StackedLearner(resolve_tasks(given), given)
+    clients, learner = make_clients(given, tmp_path), StackedLearner(resolve_tasks(given), given)
     means: list[float] = []
     for round in (1, 2, 3):
-        found = trained(asked, round, np.zeros(0, np.float32))["cart-1"]
-        report = fleet.train(256, (round - 1) / 3, round / 3)[1]
+        found = train_all(clients, round, np.zeros(0, np.float32))["cart-1"]
+        report = learner.train(256, (round - 1) / 3, round / 3)[1]
         scores = [episode.score for episode in report.episodes]
         means.append(float(np.mean(scores)))
         assert found.gain == pytest.approx(means[-1] - means[-2] if round > 1 else 0.0)
@@ -239,167 +237,168 @@ def test_a_member_that_shares_nothing_is_a_client_that_learns_alone(tmp_path: Pa
         assert found.metrics["losses/value_loss"] == report.losses["value_loss"]
         assert found.point.shape == (0,)
         state = load_file(tmp_path / "run" / "cart-1" / f"round-{round:04d}.safetensors")
-        np.testing.assert_array_equal(state["parameters"], fleet.parameters[1].numpy())
-        assert state["kept"].shape == (48, 4)
-        lived = {tuple(row) for row in state["kept"].tolist()}
-        assert len(lived) > 40, "states are drawn without replacement"
-    asked.close()
-    fleet.close()
+        np.testing.assert_array_equal(state["parameters"], learner.parameters[1].numpy())
+        assert state["measurement_states"].shape == (48, 4)
+        different = {tuple(row) for row in state["measurement_states"].tolist()}
+        assert len(different) > 40, "states are sampled without replacement"
+    clients.close()
+    learner.close()
 
 
-def test_whoever_is_drawn_no_environment_is_made_twice_and_no_bit_changes(tmp_path: Path) -> None:
-    """Four copies for each of three clients, to train on and to play on, whatever the fleets; against new ones."""
-    book = tmp_path / "book"
-    clients = CARTS.replace("grpo_fed/CartPole-v1", "tests.support.failing_envs:PidLogging-v0").split("spread")[0]
-    given = scenario(clients=f"{clients}kwargs = {{ pid_file = {str(book)!r} }}\n")
-    asked = members(given, tmp_path / "kept")
-    book.unlink(missing_ok=True)
-    drawn = (NAMES[:2], NAMES[1:], NAMES[::2], NAMES[:1])
-    shared = [shared_of(round, asked.shared_blocks.size) for round in range(5)]
-    found = [trained(asked, round, shared[round], names) for round, names in enumerate(drawn, 1)]
-    assert len(book.read_text().split()) == 2 * 3 * 4
-    for round, names in enumerate(drawn, 1):
-        anew = members(given, tmp_path / "anew")
-        assert_the_same_bits(trained(anew, round, shared[round], names), found[round - 1])
-        anew.close()
-    asked.close()
+def test_environments_are_made_once_for_changing_clients(tmp_path: Path) -> None:
+    """Four copies for each of three clients, to train and to evaluate on; compared with new ones in every round."""
+    pid_file = tmp_path / "pid_file"
+    text = CARTS.replace("grpo_fed/CartPole-v1", "tests.support.failing_envs:PidLogging-v0").split("spread")[0]
+    given = scenario(clients=f"{text}kwargs = {{ pid_file = {str(pid_file)!r} }}\n")
+    clients = make_clients(given, tmp_path / "cached")
+    pid_file.unlink(missing_ok=True)
+    sampled = (NAMES[:2], NAMES[1:], NAMES[::2], NAMES[:1])
+    shared = [random_shared(round, clients.shared_blocks.size) for round in range(5)]
+    found = [train_all(clients, round, shared[round], names) for round, names in enumerate(sampled, 1)]
+    assert len(pid_file.read_text().split()) == 2 * 3 * 4
+    for round, names in enumerate(sampled, 1):
+        fresh = make_clients(given, tmp_path / "fresh")
+        assert_the_same_bits(train_all(fresh, round, shared[round], names), found[round - 1])
+        fresh.close()
+    clients.close()
 
 
 STILL = ("objective.learning_rate=1e-20",)
 
 
-def test_the_shared_blocks_are_put_in_place_but_for_groups_that_a_client_has_left(tmp_path: Path) -> None:
-    """Nobody learns here. Who remembers nothing has nothing to keep, and takes what it is given."""
+def test_shared_blocks_replace_all_groups_but_departed_ones(tmp_path: Path) -> None:
+    """The learning rate is 0 in effect. A client without a state takes all shared blocks."""
     given = scenario(*STILL)
-    asked = members(given, tmp_path)
-    one, two, three = (shared_of(round, asked.shared_blocks.size) for round in (1, 2, 3))
-    found = trained(asked, 1, one, NAMES[:2], personal=(1,))
+    clients = make_clients(given, tmp_path)
+    one, two, three = (random_shared(round, clients.shared_blocks.size) for round in (1, 2, 3))
+    found = train_all(clients, 1, one, NAMES[:2], departed=(1,))
     np.testing.assert_allclose(found["cart-0"].point, one, rtol=0, atol=1e-12)
-    mine = trained(asked, 2, two, NAMES, personal=(1,))
-    left = asked.shared_blocks.columns_of_groups((1,)).numpy()
-    assert 0 < left.sum() < left.size
-    np.testing.assert_allclose(mine["cart-0"].point, np.where(left, one, two), rtol=0, atol=1e-12)
-    np.testing.assert_allclose(mine["cart-2"].point, two, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(trained(asked, 3, three)["cart-0"].point, three, rtol=0, atol=1e-12)
-    asked.close()
+    second = train_all(clients, 2, two, NAMES, departed=(1,))
+    departed = clients.shared_blocks.columns_of_groups((1,)).numpy()
+    assert 0 < departed.sum() < departed.size
+    np.testing.assert_allclose(second["cart-0"].point, np.where(departed, one, two), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(second["cart-2"].point, two, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(train_all(clients, 3, three)["cart-0"].point, three, rtol=0, atol=1e-12)
+    clients.close()
 
 
-def test_private_blocks_are_nobodys_but_the_clients(tmp_path: Path) -> None:
+def test_private_blocks_begin_with_the_clients_first_parameters(tmp_path: Path) -> None:
     given = scenario(*STILL)
-    asked = members(given, tmp_path)
-    trained(asked, 1, shared_of(1, asked.shared_blocks.size))
-    first = make_policy(asked.tasks["cart-0"], given.policy).initial(given.seed)
-    private = torch.ones(len(first), dtype=torch.bool).index_fill_(0, asked.columns, False)
+    clients = make_clients(given, tmp_path)
+    train_all(clients, 1, random_shared(1, clients.shared_blocks.size))
+    first = make_policy(clients.tasks["cart-0"], given.policy).initial(given.seed)
+    private = torch.ones(len(first), dtype=torch.bool).index_fill_(0, clients.columns, False)
     assert private.sum() > 100
     state = states(tmp_path, 1)["cart-0"]["parameters"]
     np.testing.assert_allclose(state[private.numpy()], first[private].numpy(), rtol=0, atol=1e-12)
-    asked.close()
+    clients.close()
 
 
-def independent_kl(asked: Clients, client: str, folder: Path, round: int, old: np.ndarray, new: np.ndarray) -> float:
-    """With torch.distributions, from the file alone."""
+def independent_kl(clients: Clients, client: str, folder: Path, round: int, old: np.ndarray, new: np.ndarray) -> float:
+    """The KL by torch.distributions, from the client's file alone."""
     state = load_file(folder / "run" / client / f"round-{round:04d}.safetensors")
-    policy = make_policy(asked.tasks[client], asked.scenario.policy)
-    views, columns = policy.layout.views, asked.columns
+    policy = make_policy(clients.tasks[client], clients.scenario.policy)
+    views, columns = policy.layout.views, clients.columns
 
     def acts(shared: np.ndarray) -> torch.distributions.Categorical:
         parameters = torch.from_numpy(state["parameters"]).clone()
         parameters[columns] = torch.from_numpy(shared)
-        logits = policy.act(views(parameters[None]), torch.from_numpy(state["kept"])[None])[0]
+        logits = policy.act(views(parameters[None]), torch.from_numpy(state["measurement_states"])[None])[0]
         return torch.distributions.Categorical(logits=logits.double())
 
     return float(torch.distributions.kl_divergence(acts(old), acts(new)).mean())
 
 
-def test_the_kl_that_a_client_measures_is_that_of_the_policies_on_its_own_states(tmp_path: Path) -> None:
+def test_a_client_measures_the_kl_on_its_own_states(tmp_path: Path) -> None:
     given = scenario("normalise.observations=true")
-    asked = members(given, tmp_path)
-    commons, (begin, candidate) = asked.shared_blocks, (shared_of(round, asked.shared_blocks.size) for round in (1, 2))
-    found = trained(asked, 1, begin)
-    trials = ((1.0, 1.0, 1.0), (0.0, 0.0, 0.5), (0.25, 0.0, 0.0), (0.0, 0.0, 0.0))
-    told: dict[str, Measure] = {
-        name: Measure(Start("run", 1, begin, (2,) if name == "cart-0" else ()), candidate, trials) for name in NAMES
+    clients = make_clients(given, tmp_path)
+    shared_blocks = clients.shared_blocks
+    begin, candidate = (random_shared(round, shared_blocks.size) for round in (1, 2))
+    found = train_all(clients, 1, begin)
+    fractions = ((1.0, 1.0, 1.0), (0.0, 0.0, 0.5), (0.25, 0.0, 0.0), (0.0, 0.0, 0.0))
+    instructions: dict[str, Measure] = {
+        name: Measure(Start("run", 1, begin, (2,) if name == "cart-0" else ()), candidate, fractions) for name in NAMES
     }
-    kl = answers(asked, told, Measured)
+    kl = answer_all(clients, instructions, Measured)
     for name in NAMES:
-        kept = commons.columns_of_groups(told[name].start.departed).numpy()
-        own = np.where(kept, found[name].point, begin)
-        for trial, measured in zip(trials, kl[name].kl, strict=True):
+        departed = shared_blocks.columns_of_groups(instructions[name].start.departed).numpy()
+        own = np.where(departed, found[name].point, begin)
+        for fraction, measured in zip(fractions, kl[name].kl, strict=True):
             step = np.zeros_like(begin)
-            for alpha, columns in zip(trial, commons.slices.values(), strict=True):
+            for alpha, columns in zip(fraction, shared_blocks.slices.values(), strict=True):
                 step[columns] = alpha * (candidate - begin)[columns]
-            there = np.where(kept, own, begin + step)
-            expected = independent_kl(asked, name, tmp_path, 1, own, there)
+            moved = np.where(departed, own, begin + step)
+            expected = independent_kl(clients, name, tmp_path, 1, own, moved)
             assert measured == pytest.approx(expected, rel=1e-3, abs=1e-7)
         assert kl[name].kl[3] == 0.0
         assert kl[name].kl[0] > 1e-3
-    assert kl["cart-0"].kl[1] == 0.0, "a group that it has left does not move"
-    few = answers(members(given, tmp_path, "cart-1"), {"cart-1": told["cart-1"]}, Measured)
+    assert kl["cart-0"].kl[1] == 0.0, "a departed group does not move"
+    few = answer_all(make_clients(given, tmp_path, "cart-1"), {"cart-1": instructions["cart-1"]}, Measured)
     assert few["cart-1"].kl == pytest.approx(kl["cart-1"].kl, rel=1e-3, abs=1e-7)
-    asked.close()
+    clients.close()
 
 
-def test_a_step_that_cannot_be_measured_is_longer_than_any_budget(tmp_path: Path) -> None:
-    """Parameters whose logits overflow: what goes to the server is still a number."""
-    asked = members(scenario(), tmp_path)
-    begin = shared_of(1, asked.shared_blocks.size)
-    trained(asked, 1, begin)
+def test_an_infinite_kl_is_reported_as_the_largest_number(tmp_path: Path) -> None:
+    """The candidate's logits overflow."""
+    clients = make_clients(scenario(), tmp_path)
+    begin = random_shared(1, clients.shared_blocks.size)
+    train_all(clients, 1, begin)
     candidate = np.full_like(begin, 1e38)
-    told = dict.fromkeys(NAMES, Measure(Start("run", 1, begin), candidate, ((1.0, 1.0, 1.0),)))
-    for found in answers(asked, told, Measured).values():
+    instructions = dict.fromkeys(NAMES, Measure(Start("run", 1, begin), candidate, ((1.0, 1.0, 1.0),)))
+    for found in answer_all(clients, instructions, Measured).values():
         assert found.kl[0] > 1e30
         assert np.isfinite(found.kl[0])
-    asked.close()
+    clients.close()
 
 
-def test_a_client_measures_only_on_states_of_the_very_round(tmp_path: Path) -> None:
-    asked = members(scenario(), tmp_path)
-    begin = shared_of(1, asked.shared_blocks.size)
-    trained(asked, 1, begin)
-    told = {"cart-1": Measure(Start("run", 2, begin), begin, ((1.0, 1.0, 1.0),))}
+def test_a_client_measures_only_on_states_of_the_same_round(tmp_path: Path) -> None:
+    clients = make_clients(scenario(), tmp_path)
+    begin = random_shared(1, clients.shared_blocks.size)
+    train_all(clients, 1, begin)
+    instructions = {"cart-1": Measure(Start("run", 2, begin), begin, ((1.0, 1.0, 1.0),))}
     with pytest.raises(ValueError, match=r"client cart-1: it has no states of round 2.*trained that round of run"):
-        asked.answer(told)
+        clients.answer(instructions)
 
 
-def test_a_client_looks_back_at_the_step_since_its_last_round_and_at_no_other(tmp_path: Path) -> None:
-    """What it says of the step is what it would have measured of it, jointly and for each block alone."""
-    asked = members(scenario(), tmp_path)
-    one, two, three = (shared_of(round, asked.shared_blocks.size) for round in (1, 2, 3))
-    assert trained(asked, 1, one)["cart-0"].kl is None
-    trials = ((1.0, 1.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
-    told = dict.fromkeys(NAMES, Measure(Start("run", 1, one, (1,)), two, trials))
-    expected = answers(asked, told, Measured)
-    found = trained(asked, 2, two, NAMES[:2], personal=(1,))
+def test_the_last_step_is_measured_only_after_the_round_before(tmp_path: Path) -> None:
+    """The KL is what `Measure` gives for the same step, jointly and for each block alone."""
+    clients = make_clients(scenario(), tmp_path)
+    one, two, three = (random_shared(round, clients.shared_blocks.size) for round in (1, 2, 3))
+    assert train_all(clients, 1, one)["cart-0"].kl is None
+    fractions = ((1.0, 1.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+    instructions = dict.fromkeys(NAMES, Measure(Start("run", 1, one, (1,)), two, fractions))
+    expected = answer_all(clients, instructions, Measured)
+    found = train_all(clients, 2, two, NAMES[:2], departed=(1,))
     assert found["cart-0"].kl == pytest.approx(expected["cart-0"].kl, rel=1e-5)
     assert expected["cart-0"].kl[2] == 0.0
-    last = trained(asked, 3, three)
+    last = train_all(clients, 3, three)
     assert last["cart-1"].kl is not None
-    assert last["cart-2"].kl is None, "it was not there in round 2"
+    assert last["cart-2"].kl is None, "it did not take part in round 2"
     assert last["cart-2"].gain == 0.0
-    asked.close()
+    clients.close()
 
 
-def test_who_is_not_asked_to_look_back_or_to_play_does_not(tmp_path: Path) -> None:
-    asked = members(scenario(), tmp_path)
-    begin = shared_of(1, asked.shared_blocks.size)
+def test_a_client_measures_and_evaluates_only_on_request(tmp_path: Path) -> None:
+    clients = make_clients(scenario(), tmp_path)
+    begin = random_shared(1, clients.shared_blocks.size)
     for round in (1, 2):
-        told = dict.fromkeys(NAMES, Train(Start("run", round, begin), 0.0, 0.5))
-        found = answers(asked, told, Trained)["cart-0"]
+        instructions = dict.fromkeys(NAMES, Train(Start("run", round, begin), 0.0, 0.5))
+        found = answer_all(clients, instructions, Trained)["cart-0"]
         assert (found.kl, found.played, found.fisher) == (None, None, None)
-    asked.close()
+    clients.close()
 
 
-@pytest.mark.parametrize("overrides", [("normalise.observations=true",), WAYS["ditto"]], ids=["grpo", "ditto"])
-def test_what_plays_is_what_is_saved_and_to_play_changes_nothing(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("overrides", [("normalise.observations=true",), METHODS["ditto"]], ids=["grpo", "ditto"])
+def test_evaluation_uses_the_saved_policy_and_changes_nothing(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     given = scenario(*overrides)
-    watched, unseen = members(given, tmp_path / "a"), members(given, tmp_path / "b")
-    one, two, three = (shared_of(round, watched.shared_blocks.size) for round in (1, 2, 3))
-    told = dict.fromkeys(NAMES, Evaluate(Start("run", 0, one), EvaluationPlan(0)))
-    before = answers(watched, told, Evaluated)
-    assert said(before["cart-0"].played) == said(trained(watched, 1, one)["cart-0"].played)
-    trained(unseen, 1, one)
+    watched, unseen = make_clients(given, tmp_path / "a"), make_clients(given, tmp_path / "b")
+    one, two, three = (random_shared(round, watched.shared_blocks.size) for round in (1, 2, 3))
+    instructions = dict.fromkeys(NAMES, Evaluate(Start("run", 0, one), EvaluationPlan(0)))
+    before = answer_all(watched, instructions, Evaluated)
+    assert as_dict(before["cart-0"].played) == as_dict(train_all(watched, 1, one)["cart-0"].played)
+    train_all(unseen, 1, one)
     start = Start("run", 1, two, (1,))
-    played = answers(watched, dict.fromkeys(NAMES, Evaluate(start, EvaluationPlan(0))), Evaluated)
+    played = answer_all(watched, dict.fromkeys(NAMES, Evaluate(start, EvaluationPlan(0))), Evaluated)
     run = tmp_path / "saved"
     run.mkdir()
     (run / SCENARIO).write_text(given.dumps())
@@ -408,47 +407,48 @@ def test_what_plays_is_what_is_saved_and_to_play_changes_nothing(tmp_path: Path,
         scores = load_policy(run, name).play()
         every = scores.scores
         numbers = (every.mean(), every.std(), every.min(), every.max(), 4, scores.lengths.mean())
-        assert tuple(said(played[name].played).values()) == numbers
-    number = answers(watched, {"cart-1": Evaluate(start, EvaluationPlan(1))}, Evaluated)["cart-1"]
-    drawn = answers(watched, {"cart-1": Evaluate(start, EvaluationPlan(1, deterministic=False))}, Evaluated)["cart-1"]
-    again = trained(watched, 2, two, personal=(1,))
-    assert said(number.played) == said(again["cart-1"].played)
-    assert said(number.played) != said(drawn.played)
-    assert_the_same_bits(again, trained(unseen, 2, two, personal=(1,)))
-    assert_the_same_bits(trained(watched, 3, three), trained(unseen, 3, three))
+        assert tuple(as_dict(played[name].played).values()) == numbers
+    number = answer_all(watched, {"cart-1": Evaluate(start, EvaluationPlan(1))}, Evaluated)["cart-1"]
+    sampling = {"cart-1": Evaluate(start, EvaluationPlan(1, deterministic=False))}
+    sampled = answer_all(watched, sampling, Evaluated)["cart-1"]
+    again = train_all(watched, 2, two, departed=(1,))
+    assert as_dict(number.played) == as_dict(again["cart-1"].played)
+    assert as_dict(number.played) != as_dict(sampled.played)
+    assert_the_same_bits(again, train_all(unseen, 2, two, departed=(1,)))
+    assert_the_same_bits(train_all(watched, 3, three), train_all(unseen, 3, three))
     watched.close()
     unseen.close()
 
 
-def test_a_client_that_missed_rounds_plays_with_what_it_has(tmp_path: Path) -> None:
-    asked = members(scenario(), tmp_path)
-    one, two = (shared_of(round, asked.shared_blocks.size) for round in (1, 2))
-    trained(asked, 1, one)
-    trained(asked, 2, two, NAMES[:1])
-    late = answers(asked, {"cart-1": Evaluate(Start("run", 2, two), EvaluationPlan(2))}, Evaluated)["cart-1"]
-    asked_then = answers(asked, {"cart-1": Evaluate(Start("run", 1, two), EvaluationPlan(2))}, Evaluated)["cart-1"]
-    assert said(late.played) == said(asked_then.played)
-    asked.close()
+def test_a_client_that_missed_rounds_is_evaluated_with_its_latest_state(tmp_path: Path) -> None:
+    clients = make_clients(scenario(), tmp_path)
+    one, two = (random_shared(round, clients.shared_blocks.size) for round in (1, 2))
+    train_all(clients, 1, one)
+    train_all(clients, 2, two, NAMES[:1])
+    late = answer_all(clients, {"cart-1": Evaluate(Start("run", 2, two), EvaluationPlan(2))}, Evaluated)["cart-1"]
+    earlier = answer_all(clients, {"cart-1": Evaluate(Start("run", 1, two), EvaluationPlan(2))}, Evaluated)["cart-1"]
+    assert as_dict(late.played) == as_dict(earlier.played)
+    clients.close()
 
 
-def test_a_client_whose_answers_came_to_nothing_for_long_still_plays_with_what_it_has_learned(tmp_path: Path) -> None:
-    """The server knows of its first round only, which it no longer remembers; its actor is its own."""
-    asked = members(scenario('policy.shared=["torso.*"]', "normalise.observations=true"), tmp_path)
-    one = shared_of(1, asked.shared_blocks.size)
+def test_a_long_refused_client_is_evaluated_with_its_earliest_state(tmp_path: Path) -> None:
+    """The server has accepted its first round only, whose state it no longer has; its actor is private."""
+    clients = make_clients(scenario('policy.shared=["torso.*"]', "normalise.observations=true"), tmp_path)
+    one = random_shared(1, clients.shared_blocks.size)
     for round in (1, 2, 3, 4):
-        trained(asked, round, one)
+        train_all(clients, round, one)
 
-    def play(round: int) -> dict[str, float]:
-        told = {"cart-1": Evaluate(Start("run", round, one), EvaluationPlan(4))}
-        return said(answers(asked, told, Evaluated)["cart-1"].played)
+    def evaluate(round: int) -> dict[str, float]:
+        instructions = {"cart-1": Evaluate(Start("run", round, one), EvaluationPlan(4))}
+        return as_dict(answer_all(clients, instructions, Evaluated)["cart-1"].played)
 
-    assert asked.state_store.read("run", "cart-1", 1) is None
-    assert play(1) == play(2) != play(0)
-    asked.close()
+    assert clients.state_store.read("run", "cart-1", 1) is None
+    assert evaluate(1) == evaluate(2) != evaluate(0)
+    clients.close()
 
 
-class Breaks(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Fails at the 40th step after a file was there, which is in the middle of a round."""
+class FailingEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Raises an error at the 40th step after a file was made, which is in the middle of a round."""
 
     steps = 0
 
@@ -468,53 +468,51 @@ count = 2
 [[clients]]
 name = "weak"
 env = "CartPole-v1"
-wrappers = ["test_members:Breaks"]
+wrappers = ["tests.federation.test_clients:FailingEnv"]
 """
 
 
-def test_who_raises_takes_nobody_along_and_is_back_the_next_round(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The others have learned from a batch by then, and go on from where the round began: alone, or all once more."""
-    monkeypatch.setattr("test_members.BROKEN", tmp_path / "broken")
+def test_an_error_of_one_client_does_not_affect_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others have learned from a batch by then; they go on from the beginning of the round, alone or all again."""
+    monkeypatch.setattr("tests.federation.test_clients.BROKEN", tmp_path / "broken")
     given, names = scenario(clients=BREAKABLE), ("cart-0", "cart-1", "weak")
-    asked, well = members(given, tmp_path / "a"), members(given, tmp_path / "b")
-    one, two, three = (shared_of(round, asked.shared_blocks.size) for round in (1, 2, 3))
-    for each in (asked, well):
-        trained(each, 1, one, names)
+    clients, healthy = make_clients(given, tmp_path / "a"), make_clients(given, tmp_path / "b")
+    one, two, three = (random_shared(round, clients.shared_blocks.size) for round in (1, 2, 3))
+    for each in (clients, healthy):
+        train_all(each, 1, one, names)
     (tmp_path / "broken").touch()
     with pytest.raises(Exception, match="the cart is broken"):
-        asked.answer(dict.fromkeys(names, Train(Start("run", 2, two), 0.0, 0.5)))
-    assert asked.state_store.latest("run", "cart-0") == 1
+        clients.answer(dict.fromkeys(names, Train(Start("run", 2, two), 0.0, 0.5)))
+    assert clients.state_store.latest("run", "cart-0") == 1
     for name in names[:2]:
-        assert_the_same_bits(trained(asked, 2, two, [name]), trained(well, 2, two, [name]))
+        assert_the_same_bits(train_all(clients, 2, two, [name]), train_all(healthy, 2, two, [name]))
     (tmp_path / "broken").unlink()
-    assert_the_same_bits(trained(asked, 3, three, names), trained(well, 3, three, names))
+    assert_the_same_bits(train_all(clients, 3, three, names), train_all(healthy, 3, three, names))
     (tmp_path / "broken").touch()
     with pytest.raises(Exception, match="the cart is broken"):
-        asked.answer(dict.fromkeys(names, Train(Start("run", 4, three), 0.0, 0.5)))
+        clients.answer(dict.fromkeys(names, Train(Start("run", 4, three), 0.0, 0.5)))
     (tmp_path / "broken").unlink()
-    assert_the_same_bits(trained(asked, 4, three, names), trained(well, 4, three, names))
-    asked.close()
-    well.close()
+    assert_the_same_bits(train_all(clients, 4, three, names), train_all(healthy, 4, three, names))
+    clients.close()
+    healthy.close()
 
 
-def test_a_client_whose_home_is_gone_begins_anew(tmp_path: Path) -> None:
-    asked, other = members(scenario(), tmp_path / "a"), members(scenario(), tmp_path / "b")
-    one = shared_of(1, asked.shared_blocks.size)
-    trained(asked, 1, one)
+def test_a_client_without_its_files_begins_again(tmp_path: Path) -> None:
+    clients, other = make_clients(scenario(), tmp_path / "a"), make_clients(scenario(), tmp_path / "b")
+    one = random_shared(1, clients.shared_blocks.size)
+    train_all(clients, 1, one)
     shutil.rmtree(tmp_path / "a" / "run" / "cart-1")
-    assert_the_same_bits(trained(asked, 2, one, ["cart-1"]), trained(other, 2, one, ["cart-1"]))
-    asked.close()
+    assert_the_same_bits(train_all(clients, 2, one, ["cart-1"]), train_all(other, 2, one, ["cart-1"]))
+    clients.close()
     other.close()
 
 
-def test_another_run_knows_nothing_of_the_first(tmp_path: Path) -> None:
-    asked = members(scenario(), tmp_path)
-    begin = shared_of(1, asked.shared_blocks.size)
+def test_runs_do_not_share_states(tmp_path: Path) -> None:
+    clients = make_clients(scenario(), tmp_path)
+    begin = random_shared(1, clients.shared_blocks.size)
     found = []
     for run in ("first", "second"):
-        told = dict.fromkeys(NAMES, Train(Start(run, 1, begin), 0.0, 0.5))
-        found.append(answers(asked, told, Trained))
+        instructions = dict.fromkeys(NAMES, Train(Start(run, 1, begin), 0.0, 0.5))
+        found.append(answer_all(clients, instructions, Trained))
     assert_the_same_bits(*found)
-    asked.close()
+    clients.close()

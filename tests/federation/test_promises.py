@@ -87,7 +87,7 @@ class Village:
     def parameters(self, run: str) -> dict[str, np.ndarray]:
         """Of every client, as it left its last round."""
         states = {name: self.home.read(run, name, self.scenario.rounds) for name in self.members}
-        return {name: state["parameters"] for name, state in states.items() if state is not None}
+        return {name: state.arrays["parameters"] for name, state in states.items() if state is not None}
 
 
 def carts(*overrides: str, text: str = CARTS) -> Scenario:
@@ -205,9 +205,9 @@ def measured_kl(village: Village, run: str, name: str, number: int, old: np.ndar
 
     The network is written down here once more, and the KL is torch's.
     """
-    state = village.home.read(run, name, number)
-    assert state is not None
-    layout = village.members[name].policy.layout
+    stored = village.home.read(run, name, number)
+    assert stored is not None
+    state, layout = stored.arrays, village.members[name].policies.policy.layout
     columns = village.commons.columns_in(layout).numpy()
     asked = [told for client, told in village.sent if client == name and isinstance(told, Measure)]
     personal = [told.start.departed for told in asked if told.start.round == number][-1]
@@ -217,7 +217,7 @@ def measured_kl(village: Village, run: str, name: str, number: int, old: np.ndar
         flat = state["parameters"].copy()
         flat[columns] = np.where(keeps, flat[columns], shared)
         named = {slot.name: torch.tensor(flat[slot.start : slot.stop]).reshape(slot.shape) for slot in layout.slots}
-        seen = torch.tensor(state["kept"])
+        seen = torch.tensor(state["measurement_states"])
         hidden = torch.tanh(seen @ named["torso.0.weight"].T + named["torso.0.bias"])
         return Categorical(logits=(hidden @ named["actor.weight"].T + named["actor.bias"]).double())
 
@@ -288,12 +288,13 @@ def test_a_client_that_leaves_a_group_keeps_all_of_its_deviation(tmp_path: Path)
         state = village.home.read(federation.state.name, name, 1)
         assert state is not None
         members = village.members[name]
-        columns = village.commons.columns_in(members.policy.layout).numpy()
+        layout = members.policies.policy.layout
+        columns = village.commons.columns_in(layout).numpy()
         sent = next(reply.point for client, number, reply in village.trained if (client, number) == (name, 1))
-        assert (state["parameters"][columns] == sent).all()
+        assert (state.arrays["parameters"][columns] == sent).all()
         keeps = village.commons.columns_of_groups(start.departed).numpy()
         members.save_policies(tmp_path, {name: replace(start, round=1)})  # as it was, with this start put in place
         arrays = load_file(tmp_path / "policies" / f"{name}.safetensors")
-        begins = members.policy.layout.stack([arrays])[0, columns].numpy()
+        begins = layout.stack([arrays])[0, columns].numpy()
         assert (begins[keeps] == sent[keeps]).all()
         assert (begins[~keeps] == start.shared[~keeps]).all()

@@ -11,12 +11,12 @@ from safetensors.numpy import load_file, save_file
 from grpo_fed.federation.state_store import StateStore
 
 
-def number(value: float) -> dict[str, np.ndarray]:
+def state_with(value: float) -> dict[str, np.ndarray]:
     return {"x": np.array([value])}
 
 
 @pytest.mark.parametrize("durable", [True, False])
-def test_what_was_saved_is_found_by_another_process_bit_for_bit(tmp_path: Path, durable: bool) -> None:
+def test_another_process_reads_the_saved_bits(tmp_path: Path, durable: bool) -> None:
     """Another one is as good as a Home that never saw it saved."""
     state = {
         "flat": np.random.default_rng(0).normal(size=7).astype(np.float32),
@@ -26,8 +26,9 @@ def test_what_was_saved_is_found_by_another_process_bit_for_bit(tmp_path: Path, 
         "seeds": np.array([2**63 + 1], np.uint64),
     }
     StateStore(tmp_path, durable).save("run", "cart-0", 1, state)
-    found = StateStore(tmp_path).read("run", "cart-0", 1)
-    assert found is not None
+    stored = StateStore(tmp_path).read("run", "cart-0", 1)
+    assert stored is not None
+    found = stored.arrays
     assert found.keys() == state.keys()
     for name, array in state.items():
         assert found[name].dtype == array.dtype
@@ -35,94 +36,94 @@ def test_what_was_saved_is_found_by_another_process_bit_for_bit(tmp_path: Path, 
     assert [path.name for path in (tmp_path / "run" / "cart-0").iterdir()] == ["round-0001.safetensors"]
 
 
-def test_nothing_is_known_of_another_run_client_or_round(tmp_path: Path) -> None:
-    home = StateStore(tmp_path)
-    home.save("run", "a", 2, number(1.0))
-    assert home.read("run", "a", 2) is not None
-    assert [home.read(*place) for place in (("other", "a", 2), ("run", "b", 2), ("run", "a", 1))] == [None] * 3
-    assert (home.latest("run", "a"), home.latest("run", "b"), home.latest("other", "a")) == (2, None, None)
+def test_states_of_other_runs_clients_and_rounds_are_separate(tmp_path: Path) -> None:
+    store = StateStore(tmp_path)
+    store.save("run", "a", 2, state_with(1.0))
+    assert store.read("run", "a", 2) is not None
+    assert [store.read(*place) for place in (("other", "a", 2), ("run", "b", 2), ("run", "a", 1))] == [None] * 3
+    assert (store.latest("run", "a"), store.latest("run", "b"), store.latest("other", "a")) == (2, None, None)
 
 
-def test_a_client_goes_on_from_its_latest_round_before_the_one_it_is_told(tmp_path: Path) -> None:
-    home = StateStore(tmp_path)
+def test_load_gives_the_latest_state_before_a_round(tmp_path: Path) -> None:
+    store = StateStore(tmp_path)
     for round in (1, 2, 5):
-        home.save("run", "a", round, number(round))
-    found = {before: home.load("run", "a", before) for before in (1, 2, 4, 5, 6, 9)}
-    assert {before: pair and pair[0] for before, pair in found.items()} == {1: None, 2: 1, 4: 2, 5: 2, 6: 5, 9: 5}
+        store.save("run", "a", round, state_with(round))
+    found = {before: store.load("run", "a", before) for before in (1, 2, 4, 5, 6, 9)}
+    assert {before: state and state.round for before, state in found.items()} == {1: None, 2: 1, 4: 2, 5: 2, 6: 5, 9: 5}
     assert found[4] is not None
-    assert found[4][1]["x"] == 2.0
+    assert found[4].arrays["x"] == 2.0
 
 
-def test_three_rounds_stay(tmp_path: Path) -> None:
-    home = StateStore(tmp_path)
+def test_three_rounds_are_stored(tmp_path: Path) -> None:
+    store = StateStore(tmp_path)
     for round in (1, 2, 4, 9, 12000):
-        home.save("run", "a", round, number(round))
-    assert [r for r in range(12001) if home.path("run", "a", r).exists()] == [4, 9, 12000]
-    assert home.latest("run", "a") == 12000
+        store.save("run", "a", round, state_with(round))
+    assert [r for r in range(12001) if store.path("run", "a", r).exists()] == [4, 9, 12000]
+    assert store.latest("run", "a") == 12000
 
 
-def test_rounds_after_one_that_is_done_again_are_no_more(tmp_path: Path) -> None:
+def test_saving_a_round_again_removes_later_rounds(tmp_path: Path) -> None:
     """A server that went back to round 2 never had a round 3; a client must not go on from it."""
-    home = StateStore(tmp_path)
+    store = StateStore(tmp_path)
     for round in (1, 2, 3):
-        home.save("run", "a", round, number(round))
-    home.save("run", "a", 2, number(2.5))
-    assert home.latest("run", "a") == 2
-    found = home.load("run", "a", before=9)
+        store.save("run", "a", round, state_with(round))
+    store.save("run", "a", 2, state_with(2.5))
+    assert store.latest("run", "a") == 2
+    found = store.load("run", "a", before=9)
     assert found is not None
-    assert found[1]["x"] == 2.5
-    assert home.read("run", "a", 1) is not None
+    assert found.arrays["x"] == 2.5
+    assert store.read("run", "a", 1) is not None
 
 
-def test_the_disk_is_believed_and_not_memory(tmp_path: Path) -> None:
-    home, other = StateStore(tmp_path), StateStore(tmp_path)
-    home.save("run", "a", 1, number(1.0))
-    first = home.read("run", "a", 1)
-    assert home.read("run", "a", 1) is first, "as long as it is the same file, nobody reads it again"
-    other.save("run", "a", 1, number(7.0))
-    again = home.read("run", "a", 1)
+def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
+    store, other = StateStore(tmp_path), StateStore(tmp_path)
+    store.save("run", "a", 1, state_with(1.0))
+    first = store.read("run", "a", 1)
+    assert store.read("run", "a", 1) is first, "as long as it is the same file, nobody reads it again"
+    other.save("run", "a", 1, state_with(7.0))
+    again = store.read("run", "a", 1)
     assert again is not None
-    assert again["x"] == 7.0
+    assert again.arrays["x"] == 7.0
     other.path("run", "a", 1).unlink()
-    assert home.read("run", "a", 1) is None
-    assert home.load("run", "a", 5) is None
+    assert store.read("run", "a", 1) is None
+    assert store.load("run", "a", 5) is None
 
 
-def test_what_is_written_into_arrays_after_they_were_saved_is_not_saved(tmp_path: Path) -> None:
+def test_saving_again_does_not_change_a_linked_file(tmp_path: Path) -> None:
     """A link to the file stays what it was when the state is saved again, as checkpoints need it."""
-    home = StateStore(tmp_path)
-    home.save("run", "a", 1, number(1.0))
+    store = StateStore(tmp_path)
+    store.save("run", "a", 1, state_with(1.0))
     kept = tmp_path / "kept.safetensors"
-    kept.hardlink_to(home.path("run", "a", 1))
-    home.save("run", "a", 1, number(2.0))
+    kept.hardlink_to(store.path("run", "a", 1))
+    store.save("run", "a", 1, state_with(2.0))
     assert load_file(kept)["x"] == 1.0
-    assert load_file(home.path("run", "a", 1))["x"] == 2.0
+    assert load_file(store.path("run", "a", 1))["x"] == 2.0
 
 
-def test_a_file_that_is_being_written_is_not_there_yet(tmp_path: Path) -> None:
-    home = StateStore(tmp_path)
-    home.save("run", "a", 1, number(1.0))
+def test_incomplete_files_are_not_states(tmp_path: Path) -> None:
+    store = StateStore(tmp_path)
+    store.save("run", "a", 1, state_with(1.0))
     for name in (".round-0002.safetensors-x1y2", "round-0002.safetensors.part", "round-0002.txt"):
-        save_file(number(0.0), tmp_path / "run" / "a" / name)
-    assert home.latest("run", "a") == 1
+        save_file(state_with(0.0), tmp_path / "run" / "a" / name)
+    assert store.latest("run", "a") == 1
 
 
-def test_a_damaged_file_is_named_with_its_cure(tmp_path: Path) -> None:
-    home = StateStore(tmp_path)
-    home.save("run", "a", 1, number(1.0))
-    path = home.path("run", "a", 1)
+def test_an_error_names_the_damaged_file_and_the_cure(tmp_path: Path) -> None:
+    store = StateStore(tmp_path)
+    store.save("run", "a", 1, state_with(1.0))
+    path = store.path("run", "a", 1)
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(ValueError, match=r"round-0001\.safetensors: cannot be read as a client's state.*remove it"):
-        home.load("run", "a", 2)
+        store.load("run", "a", 2)
 
 
 @pytest.mark.parametrize("name", ["..", "../x", "a/b", "", ".hidden", "a\nb"])
-def test_a_name_cannot_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
+def test_a_name_cannot_point_out_of_the_folder(tmp_path: Path, name: str) -> None:
     """The run is named by whoever sends the message."""
-    home = StateStore(tmp_path / "home")
+    store = StateStore(tmp_path / "store")
     for place in ((name, "a"), ("run", name)):
         with pytest.raises(ValueError, match="names a folder"):
-            home.save(*place, 1, number(1.0))
+            store.save(*place, 1, state_with(1.0))
         with pytest.raises(ValueError, match="names a folder"):
-            home.load(*place, 2)
-    assert not (tmp_path / "home").exists()
+            store.load(*place, 2)
+    assert not (tmp_path / "store").exists()

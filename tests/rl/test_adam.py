@@ -15,7 +15,7 @@ def torch_adam(start: torch.Tensor, gradients: list[torch.Tensor], learning_rate
     return parameter.detach()
 
 
-def test_every_client_steps_as_torchs_adam_with_its_own_learning_rate() -> None:
+def test_each_client_steps_like_torchs_adam_at_its_own_rate() -> None:
     torch.manual_seed(0)
     start, rates = torch.randn(3, 50), [1e-3, 3e-2, 0.5]
     gradients = [torch.randn(3, 50) * 10**scale for scale in (-3, 0, 2, -1, 0)]
@@ -27,7 +27,7 @@ def test_every_client_steps_as_torchs_adam_with_its_own_learning_rate() -> None:
         torch.testing.assert_close(ours[client], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_resting_client_keeps_parameters_moments_and_count() -> None:
+def test_an_inactive_client_keeps_parameters_moments_and_count() -> None:
     torch.manual_seed(1)
     ours, adam, rate = torch.randn(2, 9), Adam.start(2, 9, 1e-5), np.full((2, 1), 0.1)
     start = ours.clone()
@@ -41,7 +41,7 @@ def test_a_resting_client_keeps_parameters_moments_and_count() -> None:
     assert adam.count.flatten().tolist() == [3.0, 2.0]
 
 
-def test_rows_share_the_memory_of_the_whole() -> None:
+def test_rows_share_memory_with_the_whole() -> None:
     whole, parameters = Adam.start(4, 3, 1e-5), torch.zeros(4, 3)
     whole.rows(slice(1, 3)).step(parameters[1:3], torch.ones(2, 3), np.full((2, 1), 0.1))
     assert whole.count.flatten().tolist() == [0.0, 1.0, 1.0, 0.0]

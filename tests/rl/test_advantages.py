@@ -13,13 +13,21 @@ from hypothesis import strategies as st
 from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Tensor
 
-from grpo_fed.rl.advantages import Score, episode_returns, gae, group_advantages, similarity_groups, step_weights
+from grpo_fed.rl.advantages import (
+    Score,
+    episode_returns,
+    gae,
+    group_advantages,
+    normalise_advantages,
+    step_weights,
+)
+from grpo_fed.rl.episode_groups import similarity_groups
 
 SCORES = get_args(Score)
 UNHURRIED = settings(deadline=None, max_examples=50)
 
 
-def world(seed: int, clients: int = 2, steps: int = 13, copies: int = 3) -> dict[str, Tensor]:
+def random_fields(seed: int, clients: int = 2, steps: int = 13, copies: int = 3) -> dict[str, Tensor]:
     """A batch's fields for `gae`, [K, T, N] float64, with ends and invalid steps."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -63,11 +71,11 @@ def gae_by_loop(fields: dict[str, Tensor], gamma: float, lam: float) -> Tensor:
     st.sampled_from([0.0, 0.5, 0.95, 1.0]),
 )
 def test_gae_is_the_backward_recursion(seed: int, steps: int, gamma: float, lam: float) -> None:
-    fields = world(seed, steps=steps)
+    fields = random_fields(seed, steps=steps)
     torch.testing.assert_close(gae(**fields, gamma=gamma, lam=lam), gae_by_loop(fields, gamma, lam))
 
 
-def test_gae_by_hand() -> None:
+def test_gae_matches_a_worked_example() -> None:
     # Two steps of one episode, then one of the next: delta = 1 + 0.5 * 4 - 2 = 1, 2 + 0 - 4 = -2, 3 + 0.5 * 2 - 1 = 3.
     column = (1, 3, 1)
     found = gae(
@@ -114,7 +122,7 @@ def test_gae_is_that_of_stable_baselines3() -> None:
 
 
 def test_gae_with_lambda_one_is_the_discounted_return_minus_the_value() -> None:
-    fields = world(4)
+    fields = random_fields(4)
     fields["valid"][:] = True
     fields["ends"][:] = False
     fields["next_values"] = torch.cat((fields["values"][:, 1:], torch.zeros_like(fields["values"][:, :1])), 1)
@@ -126,8 +134,8 @@ def test_gae_with_lambda_one_is_the_discounted_return_minus_the_value() -> None:
     torch.testing.assert_close(gae(**fields, gamma=0.9, lam=1.0), returns - fields["values"])
 
 
-def test_what_stands_in_invalid_steps_does_not_matter() -> None:
-    fields = world(1)
+def test_invalid_steps_do_not_affect_the_advantages() -> None:
+    fields = random_fields(1)
     before = gae(**fields, gamma=0.99, lam=0.95)
     for name in ("rewards", "values", "next_values"):
         fields[name][~fields["valid"]] = torch.nan
@@ -137,8 +145,8 @@ def test_what_stands_in_invalid_steps_does_not_matter() -> None:
     assert (after[~fields["valid"]] == 0).all()
 
 
-def test_what_comes_after_an_end_does_not_matter_to_what_came_before() -> None:
-    fields = world(2)
+def test_no_advantage_flows_back_across_an_end() -> None:
+    fields = random_fields(2)
     fields["ends"][:, 6] = True
     before = gae(**fields, gamma=0.99, lam=0.95)
     for name in ("rewards", "values", "next_values"):
@@ -147,14 +155,14 @@ def test_what_comes_after_an_end_does_not_matter_to_what_came_before() -> None:
     assert torch.equal(before[:, :7], after[:, :7])
 
 
-def test_clients_do_not_hear_of_each_other() -> None:
-    fields = world(3)
+def test_advantages_of_clients_are_independent() -> None:
+    fields = random_fields(3)
     together = gae(**fields, gamma=0.99, lam=0.95)
     alone = gae(**{name: field[1:] for name, field in fields.items()}, gamma=0.99, lam=0.95)
     assert torch.equal(together[1:], alone)
 
 
-def test_returns_of_episodes_by_hand() -> None:
+def test_episode_returns_match_a_worked_example() -> None:
     # Copy 0 plays episode 0 for two steps and then 2; copy 1 plays 1, and its last step is not real.
     episodes = torch.tensor([[0, 1], [0, 1], [2, 1]])[None]
     rewards = torch.tensor([[1.0, 4.0], [2.0, 8.0], [3.0, torch.nan]])[None]
@@ -180,7 +188,7 @@ def test_the_discount_begins_with_the_first_valid_step() -> None:
         ("rank", [-1.0, 0.0, 1.0]),
     ],
 )
-def test_scores_by_hand(score: Score, expected: list[float]) -> None:
+def test_scores_match_a_worked_example(score: Score, expected: list[float]) -> None:
     # The group of interest stands among others: a pair, a single one, and a place where there is no episode.
     returns = torch.tensor([[1.0, 10.0, 2.0, 50.0, torch.nan, 6.0, 20.0]])
     groups = torch.tensor([[0, 1, 0, 2, -1, 0, 1]])
@@ -223,7 +231,7 @@ def test_returns_that_differ_by_rounding_alone_are_equal(score: Score) -> None:
 
 @UNHURRIED
 @given(st.integers(0, 2**31), st.sampled_from(SCORES))
-def test_groups_are_judged_apart(seed: int, score: Score) -> None:
+def test_groups_do_not_affect_each_other(seed: int, score: Score) -> None:
     generator = torch.Generator().manual_seed(seed)
     returns = torch.randn(3, 12, generator=generator)
     groups = torch.randint(-1, 4, (3, 12), generator=generator)
@@ -241,13 +249,39 @@ def test_groups_are_judged_apart(seed: int, score: Score) -> None:
 
 @UNHURRIED
 @given(st.permutations(range(8)), st.sampled_from(["zscore", "rank"]), st.floats(0.01, 100), st.floats(-50, 50))
-def test_zscore_and_rank_do_not_see_scale_or_shift(order: list[int], score: Score, scale: float, shift: float) -> None:
+def test_zscore_and_rank_ignore_scale_and_shift(order: list[int], score: Score, scale: float, shift: float) -> None:
     returns, groups = torch.tensor([order], dtype=torch.float64), torch.zeros(1, 8, dtype=torch.int64)
     moved = group_advantages(returns * scale + shift, groups, score)
     torch.testing.assert_close(moved, group_advantages(returns, groups, score), rtol=1e-6, atol=1e-6)
 
 
-def test_weights_by_hand() -> None:
+@UNHURRIED
+@given(st.integers(0, 2**31), st.integers(2, 30), st.integers(0, 5))
+def test_equal_weights_normalise_by_mean_and_standard_deviation(seed: int, count: int, idle: int) -> None:
+    advantages = 3 + 5 * torch.randn(
+        2, count + idle, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+    weights = torch.zeros_like(advantages)
+    weights[:, :count] = 0.3 / count
+    mine = advantages[:, :count]
+    expected = (mine - mine.mean(1, keepdim=True)) / (mine.std(1, keepdim=True) + 1e-8)
+    torch.testing.assert_close(normalise_advantages(advantages, weights)[:, :count], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_weighted_normalisation_matches_a_worked_example() -> None:
+    # Weights 1/4, 1/4, 1/2: mean 1/4 * 1 + 1/4 * 5 + 1/2 * 3 = 3; sum w c^2 = 2; 1 - sum w^2 = 5/8; variance 3.2.
+    found = normalise_advantages(torch.tensor([[1.0, 5.0, 3.0]]), torch.tensor([[0.25, 0.25, 0.5]]))
+    assert found[0].tolist() == pytest.approx([-2 / 3.2**0.5, 2 / 3.2**0.5, 0.0])
+
+
+@pytest.mark.parametrize("number", [0.0, 1.0, -3.0])
+def test_a_single_advantage_normalises_to_zero(number: float) -> None:
+    found = normalise_advantages(torch.tensor([[number, 9.0]]), torch.tensor([[1.0, 0.0]]))
+    assert found[0, 0] == 0
+    assert found.isfinite().all()
+
+
+def test_step_weights_match_a_worked_example() -> None:
     # Episode 0 has one step, episode 1 three; the second copy's first step is not real, and its id means nothing.
     episodes = torch.tensor([[0, 99], [1, 1], [1, 1]])[None]
     valid = torch.tensor([[True, False], [True, True], [True, False]])[None]
@@ -267,7 +301,7 @@ def test_a_client_without_a_valid_step_has_no_weight(average: str) -> None:
     assert weights.sum((1, 2)).tolist() == [0.0, 1.0]
 
 
-def test_like_episodes_are_grouped() -> None:
+def test_similar_episodes_are_grouped() -> None:
     rng = np.random.default_rng(0)
     centres = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
     truth = np.repeat(np.arange(3), 10)
@@ -277,21 +311,21 @@ def test_like_episodes_are_grouped() -> None:
         assert len({(int(a), int(b)) for a, b in zip(truth, groups, strict=True)}) == 3
 
 
-def test_a_seed_gives_the_same_groups() -> None:
+def test_the_same_seed_gives_the_same_groups() -> None:
     features = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
     first, second = (similarity_groups(features, 5, np.random.default_rng(1)) for _ in range(2))
     assert first.dtype == torch.int64
     assert torch.equal(first, second)
 
 
-def test_more_clusters_than_different_features_leave_the_rest_empty() -> None:
+def test_there_are_no_more_groups_than_different_features() -> None:
     features = torch.tensor([[1.0], [1.0], [2.0], [2.0], [2.0]])
     groups = similarity_groups(features, 4, np.random.default_rng(0)).tolist()
     assert groups[0] == groups[1] != groups[2] == groups[3] == groups[4]
     assert set(groups) == {0, 1}
 
 
-def test_every_feature_stands_in_the_group_of_the_nearest_centre() -> None:
+def test_each_feature_is_in_the_group_of_the_nearest_centre() -> None:
     features = torch.randn(60, 2, generator=torch.Generator().manual_seed(2))
     groups = similarity_groups(features, 4, np.random.default_rng(0))
     centres = torch.stack([features[groups == group].mean(0) for group in range(4)])

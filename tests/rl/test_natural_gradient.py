@@ -6,7 +6,7 @@ from torch import Tensor
 from grpo_fed.rl.natural_gradient import conjugate_gradient, fisher_product, line_search
 
 
-def test_conjugate_gradient_solves_every_clients_own_system() -> None:
+def test_conjugate_gradient_solves_each_clients_system() -> None:
     torch.manual_seed(0)
     roots = torch.randn(3, 12, 12, dtype=torch.float64)
     matrices = roots @ roots.transpose(1, 2) + 0.5 * torch.eye(12, dtype=torch.float64)
@@ -15,7 +15,7 @@ def test_conjugate_gradient_solves_every_clients_own_system() -> None:
     torch.testing.assert_close(found, torch.linalg.solve(matrices, target), rtol=1e-8, atol=1e-8)
 
 
-def test_a_client_that_is_done_early_stays_where_it_is() -> None:
+def test_a_solved_client_does_not_change_while_others_iterate() -> None:
     """The first client's system is the identity: solved after one iteration, whatever the others still need."""
     torch.manual_seed(1)
     root = torch.randn(8, 8, dtype=torch.float64)
@@ -34,7 +34,7 @@ def test_a_direction_without_curvature_is_not_followed() -> None:
     torch.testing.assert_close(found, torch.stack([torch.ones(3), torch.zeros(3), torch.zeros(3)]))
 
 
-def test_the_fisher_product_is_the_dense_fisher_matrix_of_a_softmax() -> None:
+def test_the_fisher_product_is_that_of_the_dense_matrix() -> None:
     """For logits z = W x the Fisher matrix is E[x x' kron (diag(p) - p p')], written here by hand."""
     torch.manual_seed(2)
     weight = torch.randn(1, 3, 4, dtype=torch.float64, requires_grad=True)
@@ -50,7 +50,7 @@ def test_the_fisher_product_is_the_dense_fisher_matrix_of_a_softmax() -> None:
     torch.testing.assert_close(product(vector)[0], dense @ vector[0] + 0.1 * vector[0])
 
 
-def test_the_line_search_takes_the_longest_step_that_holds_for_each_client() -> None:
+def test_the_line_search_takes_each_clients_longest_step_within_the_limit() -> None:
     """KL = scale^2: limit 1 takes the whole step; 0.5 fails at 1 and 0.8, holds at 0.64; 1e-9 never holds."""
 
     def measure(scale: Tensor) -> tuple[Tensor, Tensor]:

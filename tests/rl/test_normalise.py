@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from grpo_fed.rl.normalise import ObservationNormaliser, RewardNormaliser, RunningMoments
 
 
-def test_observations_and_rewards_come_out_as_in_stable_baselines3():
+def test_observations_and_rewards_are_normalised_as_in_stable_baselines3():
     copies, gamma = 3, 0.9
     envs = DummyVecEnv([lambda: gymnasium.make("Pendulum-v1", max_episode_steps=7) for _ in range(copies)])
     theirs = VecNormalize(envs, gamma=gamma, clip_obs=1.5, clip_reward=2.0)
@@ -33,7 +33,7 @@ def test_observations_and_rewards_come_out_as_in_stable_baselines3():
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e6])
-def test_moments_of_batches_are_those_of_all_data(offset: float):
+def test_moments_of_batches_equal_those_of_all_samples(offset: float):
     rng = np.random.default_rng(1)
     data = offset + rng.normal(size=(2, 60, 3)) * [0.01, 1.0, 30.0]
     moments = RunningMoments(2, 3, prior=0.0)
@@ -44,7 +44,7 @@ def test_moments_of_batches_are_those_of_all_data(offset: float):
     np.testing.assert_allclose(moments.variance, data.var(1), rtol=1e-6)
 
 
-def test_one_client_learns_as_if_alone():
+def test_moments_of_a_client_do_not_depend_on_other_clients():
     rng = np.random.default_rng(2)
     data = rng.normal(size=(3, 5, 4, 2)).astype(np.float32) * np.array([1, 10, 100])[:, None, None, None]
     together, alone = ObservationNormaliser(3, 2, 10.0), ObservationNormaliser(1, 2, 10.0)
@@ -55,7 +55,7 @@ def test_one_client_learns_as_if_alone():
     np.testing.assert_array_equal(together.apply_one(1, data[1, 0]), alone.apply(data[1:2, 0])[0])
 
 
-def test_learning_for_one_client_leaves_the_others_as_they_were():
+def test_updating_one_client_leaves_the_others_unchanged():
     both, wanted = ObservationNormaliser(2, 1, 10.0), ObservationNormaliser(1, 1, 10.0)
     batch = np.array([[1.0], [4.0], [7.0]], np.float32)
     both.update_one(1, batch)
@@ -66,7 +66,7 @@ def test_learning_for_one_client_leaves_the_others_as_they_were():
     np.testing.assert_array_equal(both.moments.count, [1e-4, wanted.moments.count[0]])
 
 
-def test_applying_learns_nothing_and_is_float32():
+def test_apply_leaves_the_moments_and_gives_float32():
     normaliser = ObservationNormaliser(1, 2, clip=3.0)
     normaliser.moments.mean[:], normaliser.moments.variance[:] = [[1.0, -2.0]], [[4.0, 0.25]]
     raw = np.array([[[3.0, -1.0], [1.0, 9.0]]])
@@ -76,7 +76,7 @@ def test_applying_learns_nothing_and_is_float32():
     np.testing.assert_array_equal(normaliser.apply(raw[:, None])[:, 0], normaliser.apply(raw))
 
 
-def test_undo_gives_back_what_was_not_clipped():
+def test_undo_inverts_apply_where_nothing_was_clipped():
     rng = np.random.default_rng(3)
     normaliser = ObservationNormaliser(2, 3, clip=100.0)
     raw = rng.normal(5.0, 3.0, (2, 4, 8, 3)).astype(np.float32)
@@ -84,7 +84,7 @@ def test_undo_gives_back_what_was_not_clipped():
     np.testing.assert_allclose(normaliser.undo(normaliser.apply(raw)), raw, rtol=1e-5)
 
 
-def test_a_return_is_discounted_and_begins_anew_after_an_end():
+def test_a_running_return_is_discounted_and_reset_at_an_end():
     normaliser = RewardNormaliser(1, 2, gamma=0.5, clip=10.0)
     ends = np.array([[False, False]])
     normaliser(np.array([[1.0, 4.0]]), ends)
@@ -95,7 +95,7 @@ def test_a_return_is_discounted_and_begins_anew_after_an_end():
     np.testing.assert_allclose(normaliser.moments.mean, np.mean([[1.0, 4.0, 1.5, 6.0, 2.75, 3.0]]), rtol=1e-4)
 
 
-def test_what_is_not_valid_teaches_nothing_about_rewards():
+def test_invalid_rewards_do_not_change_the_moments():
     normaliser, wanted = (RewardNormaliser(2, 2, gamma=0.9, clip=10.0) for _ in range(2))
     rewards, ends = np.array([[1.0, 2.0], [3.0, 4.0]]), np.zeros((2, 2), bool)
     for one in (normaliser, wanted):
@@ -108,7 +108,7 @@ def test_what_is_not_valid_teaches_nothing_about_rewards():
     np.testing.assert_array_equal(normaliser.moments.variance, wanted.moments.variance)
 
 
-def test_whole_episodes_are_normalised_by_what_came_before_and_teach_as_steps_do():
+def test_whole_episodes_update_the_moments_only_after_normalisation():
     rng = np.random.default_rng(5)
     whole, stepped = (RewardNormaliser(2, 3, gamma=0.9, clip=10.0) for _ in range(2))
     first = rng.normal(size=(2, 3))
@@ -125,7 +125,7 @@ def test_whole_episodes_are_normalised_by_what_came_before_and_teach_as_steps_do
     np.testing.assert_allclose(whole.moments.mean, stepped.moments.mean)
 
 
-def test_a_state_takes_up_where_it_was_left():
+def test_a_loaded_state_goes_on_bit_for_bit():
     rng = np.random.default_rng(4)
     old, new = RewardNormaliser(2, 3, 0.9, 10.0), RewardNormaliser(1, 3, 0.9, 10.0)
     stream, ends = rng.normal(size=(10, 2, 3)), rng.random((10, 2, 3)) < 0.2
@@ -150,7 +150,7 @@ def test_a_state_takes_up_where_it_was_left():
         ({"more": np.zeros(1)}, "its state has"),
     ],
 )
-def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(change: dict[str, np.ndarray], said: str):
+def test_a_state_that_does_not_fit_is_refused_without_a_change(change: dict[str, np.ndarray], said: str):
     normaliser = ObservationNormaliser(1, 2, 10.0)
     with pytest.raises(ValueError, match=said):
         normaliser.load(0, {**normaliser.state(0), **change})

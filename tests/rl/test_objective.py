@@ -1,4 +1,4 @@
-"""The objective against stable-baselines3's own training step, a plain restatement, and numbers by hand."""
+"""The objective compared with its formula, step by step on torch's own distributions, and with worked examples."""
 
 from __future__ import annotations
 
@@ -6,24 +6,18 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, get_args
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stable_baselines3 import A2C, PPO
-from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.utils import explained_variance as explained_by_peer
-from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 from torch import distributions as peers
 
 from grpo_fed.policy.base import PolicyOutput
 from grpo_fed.policy.distributions import Categorical, Distribution, Gaussian, MultiCategorical, SquashedGaussian
 from grpo_fed.rl import objective
-from grpo_fed.rl.objective import Coefficients, LossTerms, Surrogate
+from grpo_fed.rl.objective import Coefficients, Surrogate
 from grpo_fed.rl.records import Minibatch
 from grpo_fed.scenario.settings import ObjectiveSettings, TrustSettings
 
@@ -34,7 +28,7 @@ FREE = TrustSettings()
 UNHURRIED = settings(deadline=None, max_examples=50)
 
 
-def moment(
+def policy_and_minibatch(
     distribution: Distribution, seed: int = 0, clients: int = K, steps: int = B, move: float = 0.5
 ) -> tuple[PolicyOutput, Minibatch]:
     """A minibatch in float64, and what policies that have moved away since then say of it."""
@@ -68,143 +62,14 @@ def tensors(record: PolicyOutput | Minibatch) -> list[Tensor]:
     return [getattr(record, field.name) for field in fields(record)]
 
 
-def slopes_of(loss: Tensor, new: PolicyOutput) -> tuple[Tensor, Tensor]:
+def output_gradients(loss: Tensor, new: PolicyOutput) -> tuple[Tensor, Tensor]:
     return torch.autograd.grad(loss.sum(), (new.distribution, new.values), materialize_grads=True)
 
 
-# Against stable-baselines3: its own `train`, on a rollout made by hand.
+# Compared with the formula, one client and one step at a time.
 
 
-class Unmoved(gymnasium.Env[np.ndarray, Any]):
-    """Spaces, and nothing that happens."""
-
-    def __init__(self, action_space: spaces.Space[Any]) -> None:
-        self.observation_space = spaces.Box(-1, 1, (4,))
-        self.action_space = action_space
-
-
-def rolled(peer: PPO | A2C, action_space: spaces.Space[Any], seed: int = 0) -> None:
-    """Fill the peer's rollout buffer so that ratios and values leave their clips on either side."""
-    peer.set_logger(Logger(None, []))
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    action_space.seed(seed)
-    buffer = peer.rollout_buffer
-    steps, copies = buffer.buffer_size, buffer.n_envs
-    with torch.no_grad():
-        for one in peer.policy.parameters():
-            one.add_(0.3 * torch.randn_like(one))
-    buffer.reset()
-    for _ in range(steps):
-        observations = rng.standard_normal((copies, 4)).astype(np.float32)
-        actions = np.stack([np.asarray(action_space.sample()) for _ in range(copies)]).reshape(copies, -1)
-        spread = torch.from_numpy(actions[:, 0] if isinstance(action_space, spaces.Discrete) else actions)
-        with torch.no_grad():
-            values, log_probs, _ = peer.policy.evaluate_actions(torch.from_numpy(observations), spread)
-        old_values = values + torch.from_numpy(rng.normal(0, 0.4, (copies, 1)).astype(np.float32))
-        old_log_probs = log_probs + torch.from_numpy(rng.normal(0, 0.4, copies).astype(np.float32))
-        buffer.add(observations, actions, rng.standard_normal(copies), np.zeros(copies), old_values, old_log_probs)
-    buffer.compute_returns_and_advantage(torch.zeros(copies), np.ones(copies))
-
-
-def said_by(peer: PPO | A2C, observations: Tensor) -> PolicyOutput:
-    """What the peer's network says, as ours would."""
-    policy = peer.policy
-    for_actor, for_critic = policy.mlp_extractor(policy.extract_features(observations))
-    parameters = policy.action_net(for_actor)
-    if isinstance(peer.action_space, spaces.Box):
-        parameters = torch.cat((parameters, policy.log_std.expand_as(parameters)), -1)
-    return PolicyOutput(parameters[None], policy.value_net(for_critic).squeeze(-1)[None])
-
-
-def minibatch_of(peer: PPO | A2C) -> Minibatch:
-    data = next(peer.rollout_buffer.get())
-    count = len(data.observations)
-    scalars = (data.old_log_prob, torch.zeros(count, 0), data.advantages, data.returns, data.old_values)
-    rest = (data.observations, data.actions.view(count, -1), *scalars, torch.full((count,), 1 / count))
-    return Minibatch(*(one[None] for one in rest))
-
-
-SPACES = [
-    (spaces.Discrete(3), Categorical(3)),
-    (spaces.MultiDiscrete([2, 3]), MultiCategorical((2, 3))),
-    (spaces.Box(-1, 1, (2,)), Gaussian(2)),
-]
-
-
-def compare(
-    peer: PPO | A2C, distribution: Distribution, ours: ObjectiveSettings, coefficients: Coefficients
-) -> LossTerms:
-    """The loss and the gradient by every weight of the network, to a relative error of 1e-5."""
-    batch = minibatch_of(peer)
-    weights = list(peer.policy.parameters())
-    found, terms = objective.loss(said_by(peer, batch.observations[0]), batch, distribution, ours, FREE, coefficients)
-    mine = torch.autograd.grad(found.sum(), weights)
-    before = [one.detach().clone() for one in weights]
-    peer.train()  # with plain gradient descent and a step of 1
-    for old, new, gradient in zip(before, weights, mine, strict=True):
-        assert new.grad is not None
-        assert (gradient - new.grad).norm() < 1e-5 * new.grad.norm()
-        torch.testing.assert_close(old - new.detach(), new.grad, rtol=1e-3, atol=1e-5)
-    return terms
-
-
-@pytest.mark.parametrize("value_clip", [None, 0.2])
-@pytest.mark.parametrize(("space", "distribution"), SPACES, ids=[str(one[1]) for one in SPACES])
-def test_ppo_is_that_of_stable_baselines3(
-    space: spaces.Space[Any], distribution: Distribution, value_clip: float | None
-) -> None:
-    peer = PPO(
-        "MlpPolicy",
-        DummyVecEnv([lambda: Unmoved(space)] * 2),
-        n_steps=64,
-        batch_size=128,
-        n_epochs=1,
-        learning_rate=1.0,
-        clip_range=0.2,
-        clip_range_vf=value_clip,
-        ent_coef=0.03,
-        vf_coef=0.7,
-        max_grad_norm=1e9,
-        policy_kwargs={"optimizer_class": torch.optim.SGD, "optimizer_kwargs": {}},
-        device="cpu",
-    )
-    rolled(peer, space)
-    entropy = torch.full((1, distribution.components), 0.03)
-    terms = compare(peer, distribution, ObjectiveSettings(), Coefficients(0.2, 0.2, 0.7, entropy, 0.0, value_clip))
-    said = peer.logger.name_to_value
-    assert 0.1 < said["train/clip_fraction"] < 0.9
-    assert terms.loss.item() == pytest.approx(said["train/loss"], rel=1e-5)
-    assert terms.policy_loss.item() == pytest.approx(said["train/policy_gradient_loss"], rel=1e-5, abs=1e-6)
-    assert terms.value_loss.item() == pytest.approx(said["train/value_loss"], rel=1e-5)
-    assert terms.entropy.item() == pytest.approx(-said["train/entropy_loss"], rel=1e-5)
-    assert terms.approx_kl.item() == pytest.approx(said["train/approx_kl"], rel=1e-4)
-    assert terms.clip_fraction.item() == pytest.approx(said["train/clip_fraction"])
-
-
-def test_a2c_is_that_of_stable_baselines3() -> None:
-    space, distribution = SPACES[0]
-    peer = A2C(
-        "MlpPolicy",
-        DummyVecEnv([lambda: Unmoved(space)] * 2),
-        n_steps=16,
-        learning_rate=1.0,
-        ent_coef=0.01,
-        vf_coef=0.5,
-        max_grad_norm=1e9,
-        use_rms_prop=False,
-        policy_kwargs={"optimizer_class": torch.optim.SGD, "optimizer_kwargs": {}},
-        device="cpu",
-    )
-    rolled(peer, space)
-    ours = ObjectiveSettings(surrogate="score", normalise_advantages="off")
-    compare(peer, distribution, ours, Coefficients(0.2, 0.2, 0.5, torch.full((1, 1), 0.01)))
-
-
-# Against a plain restatement, one client and one step at a time, on torch's own distributions.
-
-
-def peers_of(distribution: Distribution, parameters: Tensor) -> list[peers.Distribution]:
+def torch_distributions(distribution: Distribution, parameters: Tensor) -> list[peers.Distribution]:
     """One for each action component; a squashed one before its tanh."""
     if isinstance(distribution, Categorical):
         return [peers.Categorical(logits=parameters)]
@@ -214,7 +79,7 @@ def peers_of(distribution: Distribution, parameters: Tensor) -> list[peers.Distr
     return [peers.Normal(m, s) for m, s in zip(mean, log_std.exp(), strict=True)]
 
 
-def restated(
+def loss_by_formula(
     new: PolicyOutput,
     batch: Minibatch,
     distribution: Distribution,
@@ -227,7 +92,9 @@ def restated(
     for k, mine in enumerate(given):
         total = torch.zeros((), dtype=torch.float64)
         for b in range(batch.values.shape[1]):
-            now, then = (peers_of(distribution, said[k, b]) for said in (new.distribution, batch.distribution))
+            now, then = (
+                torch_distributions(distribution, said[k, b]) for said in (new.distribution, batch.distribution)
+            )
             log_prob = torch.stack([p.log_prob(a) for p, a in zip(now, batch.actions[k, b], strict=True)]).sum()
             entropies = [p.entropy() for p in now]
             if isinstance(distribution, SquashedGaussian):
@@ -256,7 +123,7 @@ def restated(
     return losses
 
 
-def stacked(given: list[dict[str, Any]]) -> Coefficients:
+def stack_coefficients(given: list[dict[str, Any]]) -> Coefficients:
     """[K, 1] (entropy [K, C]) from a client's numbers."""
     columns = {}
     for field in fields(Coefficients):
@@ -276,10 +143,10 @@ def stacked(given: list[dict[str, Any]]) -> Coefficients:
         (TrustSettings(region="adaptive", direction="new-old"), None),
     ],
 )
-def test_unlike_clients_learn_from_the_loss_that_is_written_down(
+def test_the_loss_equals_its_formula_for_clients_with_different_weights(
     distribution: Distribution, surrogate: Surrogate, trust: TrustSettings, value_clip: float | None
 ) -> None:
-    new, batch = moment(distribution, steps=12)
+    new, batch = policy_and_minibatch(distribution, steps=12)
     ours = ObjectiveSettings(surrogate=surrogate, normalise_advantages="off")
     given = [
         {
@@ -292,23 +159,23 @@ def test_unlike_clients_learn_from_the_loss_that_is_written_down(
         }
         for k in range(K)
     ]
-    found, terms = objective.loss(new, batch, distribution, ours, trust, stacked(given))
-    expected = torch.stack(restated(new, batch, distribution, ours, trust, given))
+    found, terms = objective.loss(new, batch, distribution, ours, trust, stack_coefficients(given))
+    expected = torch.stack(loss_by_formula(new, batch, distribution, ours, trust, given))
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(terms.loss, expected.detach(), rtol=1e-6, atol=1e-9)
-    for mine, theirs in zip(slopes_of(found, new), slopes_of(expected, new), strict=True):
+    for mine, theirs in zip(output_gradients(found, new), output_gradients(expected, new), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=str)
-def test_gradients_are_those_of_the_loss(distribution: Distribution) -> None:
-    new, batch = moment(distribution)
+def test_closed_form_gradients_are_those_of_the_loss(distribution: Distribution) -> None:
+    new, batch = policy_and_minibatch(distribution)
     coefficients = Coefficients(0.2, 0.3, 0.5, torch.full((K, distribution.components), 0.01).double(), 1.0)
     trust = TrustSettings(region="penalty")
     slopes, terms = objective.loss_gradients(new, batch, distribution, ObjectiveSettings(), trust, coefficients)
     loss, _ = objective.loss(new, batch, distribution, ObjectiveSettings(), trust, coefficients)
     assert torch.equal(terms.loss, loss.detach())
-    by_distribution, by_values = slopes_of(loss, new)
+    by_distribution, by_values = output_gradients(loss, new)
     assert torch.equal(slopes.distribution, by_distribution)
     assert slopes.values is not None
     assert torch.equal(slopes.values, by_values)
@@ -328,17 +195,17 @@ def test_gradients_are_those_of_the_loss(distribution: Distribution) -> None:
 def test_every_surrogate_has_the_policy_gradient_at_the_old_policy(
     distribution: Distribution, surrogate: Surrogate
 ) -> None:
-    new, batch = moment(distribution, move=0.0)
+    new, batch = policy_and_minibatch(distribution, move=0.0)
     ours = ObjectiveSettings(surrogate=surrogate, normalise_advantages="off")
     loss, _ = objective.policy_loss(new, batch, distribution, ours, FREE, Coefficients(0.2, 0.2))
     weighted = (distribution.log_prob(new.distribution, batch.actions) * batch.advantages * batch.weights).sum()
     (expected,) = torch.autograd.grad(-weighted, new.distribution)
-    torch.testing.assert_close(slopes_of(loss, new)[0], expected, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(output_gradients(loss, new)[0], expected, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=str)
-def test_an_infinite_clip_is_the_plain_ratio(distribution: Distribution) -> None:
-    new, batch = moment(distribution, move=2.0)
+def test_an_infinite_clip_equals_the_plain_ratio(distribution: Distribution) -> None:
+    new, batch = policy_and_minibatch(distribution, move=2.0)
     losses = [
         objective.loss(new, batch, distribution, ObjectiveSettings(surrogate=surrogate), FREE, coefficients)[0]
         for surrogate, coefficients in (
@@ -347,7 +214,7 @@ def test_an_infinite_clip_is_the_plain_ratio(distribution: Distribution) -> None
         )
     ]
     assert torch.equal(losses[0], losses[1])
-    assert torch.equal(slopes_of(losses[0], new)[0], slopes_of(losses[1], new)[0])
+    assert torch.equal(output_gradients(losses[0], new)[0], output_gradients(losses[1], new)[0])
 
 
 @pytest.mark.parametrize(
@@ -361,7 +228,9 @@ def test_an_infinite_clip_is_the_plain_ratio(distribution: Distribution) -> None
         (0.5, 2.0, 1.0, 1.0),  # below and good: come back
     ],
 )
-def test_the_clip_by_hand(ratio: float, advantage: float, surrogate: float, slope: float) -> None:
+def test_the_clipped_surrogate_matches_a_worked_example(
+    ratio: float, advantage: float, surrogate: float, slope: float
+) -> None:
     log_prob = torch.tensor([[math.log(ratio)]], dtype=torch.float64, requires_grad=True)
     advantages = torch.tensor([[advantage]], dtype=torch.float64)
     found = objective.policy_surrogate(log_prob, torch.zeros_like(log_prob), advantages, "clip", 0.2, 0.28)
@@ -378,7 +247,7 @@ def test_the_clip_by_hand(ratio: float, advantage: float, surrogate: float, slop
         (-1.0, 0.64, 0.0),  # counts as 1.0 - 0.8
     ],
 )
-def test_the_value_clip_by_hand(value: float, loss: float, slope: float) -> None:
+def test_the_clipped_value_loss_matches_a_worked_example(value: float, loss: float, slope: float) -> None:
     values = torch.tensor([[value]], dtype=torch.float64, requires_grad=True)
     one = torch.ones(1, 1, dtype=torch.float64)
     found = objective.value_loss(values, one, one, one, clip=0.8)
@@ -393,8 +262,8 @@ def test_the_value_clip_by_hand(value: float, loss: float, slope: float) -> None
         ("new-old", 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)),
     ],
 )
-def test_the_penalty_on_the_divergence_by_hand(direction: Any, kl: float) -> None:
-    new, batch = moment(Categorical(2), clients=1)
+def test_the_kl_penalty_matches_a_worked_example(direction: Any, kl: float) -> None:
+    new, batch = policy_and_minibatch(Categorical(2), clients=1)
     even = torch.full_like(batch.distribution, 0.5).log()
     tilted = torch.tensor([0.25, 0.75], dtype=torch.float64).log().expand_as(even)
     batch = replace(batch, distribution=even, advantages=torch.zeros_like(batch.values))
@@ -405,9 +274,9 @@ def test_the_penalty_on_the_divergence_by_hand(direction: Any, kl: float) -> Non
     assert terms.kl.item() == pytest.approx(kl)
 
 
-def test_a_named_set_of_action_components_has_its_own_entropy_weight() -> None:
+def test_an_entropy_group_has_its_own_weight() -> None:
     distribution = MultiCategorical((2, 3))
-    new, batch = moment(distribution)
+    new, batch = policy_and_minibatch(distribution)
     batch = replace(batch, advantages=torch.zeros_like(batch.values))
     entropy = torch.tensor([[0.0, 0.5]], dtype=torch.float64).expand(K, 2)
     loss, _ = objective.policy_loss(
@@ -415,17 +284,17 @@ def test_a_named_set_of_action_components_has_its_own_entropy_weight() -> None:
     )
     wheel = (distribution.entropy(new.distribution)[..., 1] * batch.weights).sum(1)
     torch.testing.assert_close(loss, -0.5 * wheel)
-    slope = slopes_of(loss, new)[0]
+    slope = output_gradients(loss, new)[0]
     assert (slope[..., :2] == 0).all()
     assert (slope[:, :-2, 2:] != 0).all()
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=str)
-def test_what_stands_in_steps_without_weight_does_not_matter(distribution: Distribution) -> None:
-    new, batch = moment(distribution)
+def test_steps_without_weight_do_not_affect_the_loss(distribution: Distribution) -> None:
+    new, batch = policy_and_minibatch(distribution)
     coefficients = Coefficients(0.2, 0.2, 0.5, torch.full((K, distribution.components), 0.1).double(), 1.0)
     trust = TrustSettings(region="penalty")
-    other = moment(distribution, seed=1)
+    other = policy_and_minibatch(distribution, seed=1)
     idle = batch.weights == 0
 
     def mixed(mine: Tensor, theirs: Tensor) -> Tensor:
@@ -442,31 +311,31 @@ def test_what_stands_in_steps_without_weight_does_not_matter(distribution: Distr
     assert torch.equal(before, after)
     for name in ("policy_loss", "value_loss", "entropy", "kl", "approx_kl", "clip_fraction"):
         assert torch.equal(getattr(terms, name), getattr(changed_terms, name))
-    for old, fresh in zip(slopes_of(before, new), slopes_of(after, said), strict=True):
+    for old, fresh in zip(output_gradients(before, new), output_gradients(after, said), strict=True):
         assert torch.equal(old, fresh)
         assert (fresh[idle] == 0).all()
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=str)
-def test_a_client_learns_the_same_alone_and_among_others(distribution: Distribution) -> None:
-    new, batch = moment(distribution)
+def test_a_clients_loss_is_the_same_alone_and_in_a_stack(distribution: Distribution) -> None:
+    new, batch = policy_and_minibatch(distribution)
     coefficients = Coefficients(0.2, 0.2, 0.5, 0.1, 1.0)
     trust = TrustSettings(region="penalty")
     together, _ = objective.loss(new, batch, distribution, ObjectiveSettings(), trust, coefficients)
-    expected = slopes_of(together, new)
+    expected = output_gradients(together, new)
     for k in range(K):
         mine = PolicyOutput(new.distribution[k : k + 1], new.values[k : k + 1])
         own = Minibatch(*(one[k : k + 1] for one in tensors(batch)))
         alone, _ = objective.loss(mine, own, distribution, ObjectiveSettings(), trust, coefficients)
         torch.testing.assert_close(alone[0], together[k])
-        for one, all_of_them in zip(slopes_of(alone, new), expected, strict=True):
+        for one, all_of_them in zip(output_gradients(alone, new), expected, strict=True):
             torch.testing.assert_close(one[k], all_of_them[k])
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=str)
-def test_what_the_others_live_through_does_not_matter(distribution: Distribution) -> None:
+def test_other_clients_batches_do_not_affect_a_clients_loss(distribution: Distribution) -> None:
     coefficients, trust = Coefficients(0.2, 0.2, 0.5, 0.1, 1.0), TrustSettings(region="penalty")
-    (new, batch), (other, others) = moment(distribution), moment(distribution, seed=1)
+    (new, batch), (other, others) = policy_and_minibatch(distribution), policy_and_minibatch(distribution, seed=1)
     with torch.no_grad():
         said = PolicyOutput(
             *(torch.cat((a[:1], b[1:])).requires_grad_() for a, b in zip(tensors(new), tensors(other), strict=True))
@@ -476,28 +345,28 @@ def test_what_the_others_live_through_does_not_matter(distribution: Distribution
     after, _ = objective.loss(said, mixed, distribution, ObjectiveSettings(), trust, coefficients)
     assert before[0] == after[0]
     assert before[1] != after[1]
-    for old, fresh in zip(slopes_of(before, new), slopes_of(after, said), strict=True):
+    for old, fresh in zip(output_gradients(before, new), output_gradients(after, said), strict=True):
         assert torch.equal(old[0], fresh[0])
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES)
-def test_advantages_of_zero_teach_nothing(surrogate: Surrogate) -> None:
-    new, batch = moment(Categorical(3))
+def test_zero_advantages_give_no_policy_gradient(surrogate: Surrogate) -> None:
+    new, batch = policy_and_minibatch(Categorical(3))
     batch = replace(batch, advantages=torch.full_like(batch.advantages, 0.1))
     loss, _ = objective.policy_loss(
         new, batch, Categorical(3), ObjectiveSettings(surrogate=surrogate), FREE, Coefficients(0.2, 0.2)
     )
     assert loss.abs().max() < 1e-7
-    assert slopes_of(loss, new)[0].abs().max() < 1e-7
+    assert output_gradients(loss, new)[0].abs().max() < 1e-7
     batch = replace(batch, advantages=torch.zeros_like(batch.advantages))
     loss, _ = objective.policy_loss(
         new, batch, Categorical(3), ObjectiveSettings(surrogate=surrogate), FREE, Coefficients(0.2, 0.2)
     )
-    assert torch.equal(slopes_of(loss, new)[0], torch.zeros_like(new.distribution))
+    assert torch.equal(output_gradients(loss, new)[0], torch.zeros_like(new.distribution))
 
 
-def test_a_client_without_steps_learns_nothing() -> None:
-    new, batch = moment(Gaussian(2))
+def test_a_client_without_valid_steps_has_no_gradient() -> None:
+    new, batch = policy_and_minibatch(Gaussian(2))
     batch.weights[1] = 0.0
     loss, terms = objective.loss(
         new,
@@ -508,15 +377,15 @@ def test_a_client_without_steps_learns_nothing() -> None:
         Coefficients(0.2, 0.2, 0.5, 0.1, 1.0),
     )
     assert loss[1] == 0
-    for slope in slopes_of(loss, new):
+    for slope in output_gradients(loss, new):
         assert (slope[1] == 0).all()
         assert slope.isfinite().all()
     for name in ("policy_loss", "value_loss", "entropy", "kl", "approx_kl", "clip_fraction"):
         assert getattr(terms, name)[1] == 0
 
 
-def test_without_a_value_coefficient_the_critic_is_left_alone() -> None:
-    new, batch = moment(Categorical(3))
+def test_the_critic_has_no_gradient_without_a_value_coefficient() -> None:
+    new, batch = policy_and_minibatch(Categorical(3))
     coefficients = Coefficients(0.2, 0.2, 0.5)
     slopes, _ = objective.loss_gradients(
         new, batch, Categorical(3), ObjectiveSettings(), FREE, replace(coefficients, value=torch.zeros(K, 1))
@@ -525,11 +394,11 @@ def test_without_a_value_coefficient_the_critic_is_left_alone() -> None:
     whole, terms = objective.loss(new, batch, Categorical(3), ObjectiveSettings(), FREE, coefficients)
     loss, _ = objective.policy_loss(new, batch, Categorical(3), ObjectiveSettings(), FREE, coefficients)
     torch.testing.assert_close(whole - 0.5 * terms.value_loss, loss)
-    assert (slopes_of(loss, new)[1] == 0).all()
+    assert (output_gradients(loss, new)[1] == 0).all()
 
 
-def test_the_loss_refuses_to_be_differentiated_twice() -> None:
-    new, batch = moment(Categorical(3))
+def test_the_loss_cannot_be_differentiated_twice() -> None:
+    new, batch = policy_and_minibatch(Categorical(3))
     loss, _ = objective.loss(new, batch, Categorical(3), ObjectiveSettings(), FREE, Coefficients(0.2, 0.2, 0.5))
     with pytest.raises(AssertionError, match="differentiable once"):
         torch.autograd.grad(loss.sum(), new.values, create_graph=True)
@@ -538,16 +407,16 @@ def test_the_loss_refuses_to_be_differentiated_twice() -> None:
 # What is reported.
 
 
-def test_terms_are_without_gradient_and_have_a_number_for_each_client() -> None:
-    new, batch = moment(Gaussian(2))
+def test_loss_terms_have_no_graph_and_one_number_per_client() -> None:
+    new, batch = policy_and_minibatch(Gaussian(2))
     _, terms = objective.loss(new, batch, Gaussian(2), ObjectiveSettings(), FREE, Coefficients(0.2, 0.2, 0.5))
     for name in ("loss", "policy_loss", "value_loss", "entropy", "kl", "approx_kl", "clip_fraction"):
         assert getattr(terms, name).shape == (K,)
         assert not getattr(terms, name).requires_grad
 
 
-def test_means_are_means_where_weights_do_not_sum_to_one() -> None:
-    new, batch = moment(Gaussian(2))
+def test_term_means_are_normalised_by_the_sum_of_weights() -> None:
+    new, batch = policy_and_minibatch(Gaussian(2))
     less = replace(batch, weights=0.25 * batch.weights)
     coefficients = Coefficients(0.2, 0.2, 0.5)
     _, terms = objective.loss(new, batch, Gaussian(2), ObjectiveSettings(), FREE, coefficients)
@@ -558,23 +427,23 @@ def test_means_are_means_where_weights_do_not_sum_to_one() -> None:
         torch.testing.assert_close(getattr(fewer, name), 0.25 * getattr(terms, name))
 
 
-def test_the_estimate_of_the_divergence_is_near_the_exact_one() -> None:
-    new, batch = moment(Categorical(3), clients=1, steps=20_000, move=0.1)
+def test_the_kl_estimate_is_near_the_exact_kl() -> None:
+    new, batch = policy_and_minibatch(Categorical(3), clients=1, steps=20_000, move=0.1)
     _, terms = objective.loss(new, batch, Categorical(3), ObjectiveSettings(), FREE, Coefficients(0.2, 0.2))
     assert terms.approx_kl.item() == pytest.approx(terms.kl.item(), rel=0.1)
     assert terms.kl.item() > 0
 
 
-def test_a_divergence_from_nothing_is_not_a_number() -> None:
-    new, batch = moment(Categorical(3))
+def test_the_kl_is_nan_without_a_reference() -> None:
+    new, batch = policy_and_minibatch(Categorical(3))
     batch = replace(batch, distribution=batch.distribution[..., :0])
     loss, terms = objective.loss(new, batch, Categorical(3), ObjectiveSettings(), FREE, Coefficients(0.2, 0.2))
     assert terms.kl.isnan().all()
     assert loss.isfinite().all()
 
 
-def test_the_clip_fraction_by_hand() -> None:
-    new, batch = moment(Categorical(2), clients=1, steps=4)
+def test_the_clip_fraction_matches_a_worked_example() -> None:
+    new, batch = policy_and_minibatch(Categorical(2), clients=1, steps=4)
     ratios = torch.tensor([[0.7, 0.9, 1.25, 1.4]], dtype=torch.float64)
     batch = replace(
         batch,
@@ -587,7 +456,7 @@ def test_the_clip_fraction_by_hand() -> None:
         assert terms.clip_fraction.item() == expected
 
 
-def test_explained_variance_by_hand() -> None:
+def test_explained_variance_matches_a_worked_example() -> None:
     returns = torch.tensor([[1.0, 3.0, torch.nan], [1.0, 3.0, 5.0], [2.0, 2.0, 2.0]])
     values = torch.tensor([[1.0, 3.0, 7.0], [3.0, 3.0, 3.0], [0.0, 1.0, 2.0]])
     valid = torch.tensor([[True, True, False], [True] * 3, [True] * 3])
@@ -595,55 +464,15 @@ def test_explained_variance_by_hand() -> None:
     assert objective.explained_variance(returns, values, valid).tolist() == [1.0, 0.0, 0.0]
 
 
-def test_the_rounding_of_equal_returns_is_not_explained() -> None:
+def test_equal_returns_have_no_explained_variance() -> None:
     values = torch.randn(1, 64, generator=torch.Generator().manual_seed(0)) * 3
     returns = (1 - values) + values
     assert returns.std() > 0
     assert objective.explained_variance(returns, values, torch.ones(1, 64, dtype=torch.bool)).tolist() == [0.0]
 
 
-def test_explained_variance_is_that_of_stable_baselines3() -> None:
-    rng = np.random.default_rng(0)
-    returns, values = rng.standard_normal((2, 50))
-    found = objective.explained_variance(
-        *(torch.from_numpy(a).view(1, 10, 5) for a in (returns, values)), torch.ones(1, 10, 5) > 0
-    )
-    assert found.item() == pytest.approx(explained_by_peer(values, returns))
-
-
-# Normalised advantages.
-
-
-@UNHURRIED
-@given(st.integers(0, 2**31), st.integers(2, 30), st.integers(0, 5))
-def test_equal_weights_normalise_by_mean_and_standard_deviation(seed: int, count: int, idle: int) -> None:
-    advantages = 3 + 5 * torch.randn(
-        2, count + idle, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
-    weights = torch.zeros_like(advantages)
-    weights[:, :count] = 0.3 / count
-    mine = advantages[:, :count]
-    expected = (mine - mine.mean(1, keepdim=True)) / (mine.std(1, keepdim=True) + 1e-8)
-    torch.testing.assert_close(
-        objective.normalise_advantages(advantages, weights)[:, :count], expected, rtol=1e-6, atol=1e-6
-    )
-
-
-def test_weighted_normalisation_by_hand() -> None:
-    # Weights 1/4, 1/4, 1/2: mean 1/4 * 1 + 1/4 * 5 + 1/2 * 3 = 3; sum w c^2 = 2; 1 - sum w^2 = 5/8; variance 3.2.
-    found = objective.normalise_advantages(torch.tensor([[1.0, 5.0, 3.0]]), torch.tensor([[0.25, 0.25, 0.5]]))
-    assert found[0].tolist() == pytest.approx([-2 / 3.2**0.5, 2 / 3.2**0.5, 0.0])
-
-
-@pytest.mark.parametrize("number", [0.0, 1.0, -3.0])
-def test_one_advantage_alone_normalises_to_nothing(number: float) -> None:
-    found = objective.normalise_advantages(torch.tensor([[number, 9.0]]), torch.tensor([[1.0, 0.0]]))
-    assert found[0, 0] == 0
-    assert found.isfinite().all()
-
-
-def test_advantages_are_normalised_in_the_minibatch_only_if_so_set() -> None:
-    new, batch = moment(Categorical(3))
+def test_advantages_are_normalised_by_minibatch_only_on_request() -> None:
+    new, batch = policy_and_minibatch(Categorical(3))
     shifted = replace(batch, advantages=3 * batch.advantages + 7)
     for where, same in (("minibatch", True), ("batch", False), ("off", False)):
         ours = ObjectiveSettings(normalise_advantages=where)  # type: ignore[arg-type]
@@ -653,7 +482,7 @@ def test_advantages_are_normalised_in_the_minibatch_only_if_so_set() -> None:
         assert torch.allclose(*losses) is same
 
 
-def test_the_preset_of_rloo_teaches_the_return_minus_the_mean_of_the_others_at_every_step() -> None:
+def test_the_rloo_preset_uses_leave_one_out_advantages_at_every_step() -> None:
     # Two episodes of one choice each, returns 3 and 1: advantages 2 and -2, and half a step's weight each.
     even = torch.zeros(1, 2, 2, dtype=torch.float64, requires_grad=True)
     scalars = [torch.full((1, 2), math.log(0.5)), torch.tensor([[2.0, -2.0]]), torch.zeros(1, 2), torch.zeros(1, 2)]
@@ -691,8 +520,8 @@ CASES = st.builds(Case, st.sampled_from(DISTRIBUTIONS), st.integers(0, 2**31), s
 
 @UNHURRIED
 @given(CASES, st.floats(0.01, 0.9), st.floats(0.01, 3))
-def test_a_clipped_surrogate_is_never_above_the_plain_one(case: Case, low: float, high: float) -> None:
-    new, batch = moment(case.distribution, case.seed, move=case.move)
+def test_a_clipped_surrogate_never_exceeds_the_plain_one(case: Case, low: float, high: float) -> None:
+    new, batch = policy_and_minibatch(case.distribution, case.seed, move=case.move)
     log_probs = case.distribution.log_prob(new.distribution, batch.actions)
     clipped = objective.policy_surrogate(log_probs, batch.log_probs, batch.advantages, "clip", low, high)
     plain = objective.policy_surrogate(log_probs, batch.log_probs, batch.advantages, "ratio", low, high)
@@ -702,14 +531,14 @@ def test_a_clipped_surrogate_is_never_above_the_plain_one(case: Case, low: float
 @UNHURRIED
 @given(CASES, st.sampled_from(SURROGATES))
 def test_a_small_step_against_the_gradient_lowers_the_loss(case: Case, surrogate: Surrogate) -> None:
-    new, batch = moment(case.distribution, case.seed, move=0.3 * case.move)
+    new, batch = policy_and_minibatch(case.distribution, case.seed, move=0.3 * case.move)
     ours, trust = ObjectiveSettings(surrogate=surrogate), TrustSettings(region="penalty")
     entropy = torch.full((K, case.distribution.components), 0.01).double()
     coefficients = Coefficients(0.2, 0.2, 0.5, entropy, 0.5)
 
     def measured(said: PolicyOutput) -> tuple[Tensor, Tensor, Tensor]:
         loss, _ = objective.loss(said, batch, case.distribution, ours, trust, coefficients)
-        return loss, *slopes_of(loss, said)
+        return loss, *output_gradients(loss, said)
 
     loss, by_distribution, by_values = measured(new)
     moved = PolicyOutput(

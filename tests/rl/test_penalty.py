@@ -28,13 +28,13 @@ Kind = Literal["group", "sparse-group", "nested"]
 KINDS: list[Kind] = ["group", "sparse-group", "nested"]
 
 
-def knobs(
+def penalty_settings(
     kind: Kind, toward: Literal["zero", "shared"] = "zero", l1: float = 0.0, outer: float = 0.0
 ) -> PenaltySettings:
     return PenaltySettings(kind=kind, toward=toward, l1=l1, outer=outer)
 
 
-def bits(value: Tensor) -> Tensor:
+def as_bits(value: Tensor) -> Tensor:
     return value.view(torch.int32)
 
 
@@ -49,7 +49,7 @@ def normal(seed: int, clients: int, dtype: torch.dtype = torch.float32) -> Tenso
 # Numbers by hand
 
 
-def test_a_group_gets_shorter_by_threshold_times_the_root_of_its_size() -> None:
+def test_a_group_is_shortened_by_the_threshold_times_its_root_size() -> None:
     x = torch.zeros(1, P)
     x[0, [0, 1]] = torch.tensor([3.0, -4.0])  # length 5, four members: 1 * sqrt(4) = 2 shorter
     x[0, [10, 11]] = torch.tensor([0.6, 0.8])  # length 1, two members: within sqrt(2)
@@ -60,7 +60,7 @@ def test_a_group_gets_shorter_by_threshold_times_the_root_of_its_size() -> None:
     torch.testing.assert_close(proximal_group(x, GROUPS, 1.0), expected)
 
 
-def test_l1_comes_off_every_entry_before_the_group_gets_shorter() -> None:
+def test_l1_shrinks_each_entry_before_the_group() -> None:
     x = torch.zeros(1, P)
     x[0, [0, 1, 2]] = torch.tensor([3.5, -4.5, 0.25])  # less 0.5: 3, -4, 0; then 2 shorter
     x[0, LOOSE] = 0.25
@@ -70,7 +70,7 @@ def test_l1_comes_off_every_entry_before_the_group_gets_shorter() -> None:
     torch.testing.assert_close(proximal_sparse_group(x, GROUPS, 1.0, 0.5), expected)
 
 
-def test_a_block_gets_shorter_by_what_its_groups_have_left() -> None:
+def test_a_block_is_shortened_after_its_groups() -> None:
     x = torch.zeros(1, P)
     x[0, [0, 3]] = torch.tensor([5.0, 6.0])  # each 2 shorter: 3 and 4, length 5; then sqrt(8) shorter
     expected = torch.zeros(1, P)
@@ -78,17 +78,20 @@ def test_a_block_gets_shorter_by_what_its_groups_have_left() -> None:
     torch.testing.assert_close(proximal_nested(x, GROUPS, 1.0, 1.0), expected)
 
 
-def test_the_value_of_each_penalty() -> None:
+def test_penalty_values_match_a_worked_example() -> None:
     x = torch.zeros(2, P)
     x[0, [0, 1]] = torch.tensor([3.0, -4.0])  # 2 * 5
     x[1, [8, 9]] = torch.tensor([-1.0, 1.0])  # sqrt(2) * sqrt(2)
     x[:, LOOSE] = 9.0
     weight = torch.tensor([[0.1], [10.0]])
-    of = {kind: penalty.penalty_value(x, None, knobs(kind, l1=0.5, outer=2.0), GROUPS, weight) for kind in KINDS}
+    of = {
+        kind: penalty.penalty_value(x, None, penalty_settings(kind, l1=0.5, outer=2.0), GROUPS, weight)
+        for kind in KINDS
+    }
     torch.testing.assert_close(of["group"], torch.tensor([1.0, 20.0]))
     torch.testing.assert_close(of["sparse-group"], torch.tensor([1.0 + 0.5 * 7, 20.0 + 0.5 * 2]))
     torch.testing.assert_close(of["nested"], torch.tensor([1.0 + 2 * 8**0.5 * 5, 20.0 + 2 * 2 * 2**0.5]))
-    moved = penalty.penalty_value(x + 3.0, torch.full_like(x, 3.0), knobs("group", "shared"), GROUPS, weight)
+    moved = penalty.penalty_value(x + 3.0, torch.full_like(x, 3.0), penalty_settings("group", "shared"), GROUPS, weight)
     torch.testing.assert_close(moved, of["group"])
 
 
@@ -109,7 +112,7 @@ def objective(z: np.ndarray, x: np.ndarray, weight: float, l1: float, outer: flo
     return value + l1 * float(sizes.sum()), gradient
 
 
-def minimised(x: np.ndarray, weight: float, l1: float, outer: float) -> np.ndarray:
+def minimise_numerically(x: np.ndarray, weight: float, l1: float, outer: float) -> np.ndarray:
     """The minimum by quasi-Newton steps on ever less smoothed norms."""
     z = x
     for smooth in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6):
@@ -128,16 +131,18 @@ def minimised(x: np.ndarray, weight: float, l1: float, outer: float) -> np.ndarr
     st.floats(0.1, 2.0),
     st.booleans(),
 )
-def test_the_proximal_step_is_the_minimum(
+def test_the_proximal_step_minimises_its_objective(
     seed: int, kind: Kind, weight: float, l1: float, outer: float, step: float, anchored: bool
 ) -> None:
     x = normal(seed, 1, torch.float64)
     anchor = normal(seed + 1, 1, torch.float64) if anchored else None
-    ours = proximal(x, anchor, knobs(kind, "shared" if anchored else "zero", l1, outer), GROUPS, step, weight)
+    ours = proximal(
+        x, anchor, penalty_settings(kind, "shared" if anchored else "zero", l1, outer), GROUPS, step, weight
+    )
     strengths = (step * weight, step * l1 * (kind == "sparse-group"), step * outer * (kind == "nested"))
     base = torch.zeros_like(x) if anchor is None else anchor
     target, point = (x - base)[0].numpy(), (ours - base)[0].numpy()
-    theirs = minimised(target, *strengths)
+    theirs = minimise_numerically(target, *strengths)
     assert objective(point, target, *strengths, 0.0)[0] <= objective(theirs, target, *strengths, 0.0)[0] + 1e-6
     np.testing.assert_allclose(point, theirs, rtol=0, atol=2e-4)
 
@@ -150,10 +155,10 @@ strengths = st.floats(0.0, 3.0)
 
 @settings(deadline=None, max_examples=40)
 @given(inputs, st.sampled_from(KINDS), strengths, strengths, strengths)
-def test_no_two_points_get_further_apart(seed: int, kind: Kind, weight: float, l1: float, outer: float) -> None:
+def test_the_proximal_step_is_nonexpansive(seed: int, kind: Kind, weight: float, l1: float, outer: float) -> None:
     x, y, anchor = (normal(seed + i, 3) for i in range(3))
     for towards in (None, anchor):
-        settings_ = knobs(kind, "zero" if towards is None else "shared", l1, outer)
+        settings_ = penalty_settings(kind, "zero" if towards is None else "shared", l1, outer)
         mapped = [proximal(point, towards, settings_, GROUPS, 0.5, weight) for point in (x, y)]
         apart = torch.linalg.vector_norm((mapped[0] - mapped[1]).double(), dim=1)
         before = torch.linalg.vector_norm((x - y).double(), dim=1)
@@ -162,11 +167,13 @@ def test_no_two_points_get_further_apart(seed: int, kind: Kind, weight: float, l
 
 @settings(deadline=None, max_examples=40)
 @given(inputs, st.sampled_from(KINDS))
-def test_no_threshold_changes_no_bit(seed: int, kind: Kind) -> None:
+def test_a_threshold_of_zero_changes_no_bit(seed: int, kind: Kind) -> None:
     x, anchor = normal(seed, 3) * 10.0 ** np.random.default_rng(seed).integers(-40, 30), normal(seed + 1, 3)
     for weight in (0.0, torch.zeros(3, 1)):
-        assert torch.equal(bits(proximal(x, None, knobs(kind), GROUPS, 0.1, weight)), bits(x))
-        assert torch.equal(bits(proximal(x, anchor, knobs(kind, "shared"), GROUPS, 0.1, weight)), bits(x))
+        assert torch.equal(as_bits(proximal(x, None, penalty_settings(kind), GROUPS, 0.1, weight)), as_bits(x))
+        assert torch.equal(
+            as_bits(proximal(x, anchor, penalty_settings(kind, "shared"), GROUPS, 0.1, weight)), as_bits(x)
+        )
 
 
 @settings(deadline=None, max_examples=40)
@@ -176,12 +183,12 @@ def test_a_huge_threshold_leaves_exactly_zero_or_exactly_the_anchor(seed: int, k
     assume(x.abs().max() < 1e3 and (x - anchor).abs().max() < 1e3)
     zeros, anchored = x.clone(), x.clone()
     zeros[:, :12], anchored[:, :12] = 0.0, anchor[:, :12]
-    assert torch.equal(proximal(x, None, knobs(kind, l1=huge, outer=huge), GROUPS, 1.0, huge), zeros)
-    after = proximal(x, anchor, knobs(kind, "shared", l1=huge, outer=huge), GROUPS, 1.0, huge)
-    assert torch.equal(bits(after), bits(anchored))
+    assert torch.equal(proximal(x, None, penalty_settings(kind, l1=huge, outer=huge), GROUPS, 1.0, huge), zeros)
+    after = proximal(x, anchor, penalty_settings(kind, "shared", l1=huge, outer=huge), GROUPS, 1.0, huge)
+    assert torch.equal(as_bits(after), as_bits(anchored))
 
 
-def test_an_infinite_threshold_leaves_exactly_zero_and_what_is_in_no_group() -> None:
+def test_an_infinite_threshold_zeroes_exactly_what_is_in_a_group() -> None:
     x = normal(0, 2)
     expected = x.clone()
     expected[:, :12] = 0.0
@@ -193,32 +200,32 @@ def test_an_infinite_threshold_leaves_exactly_zero_and_what_is_in_no_group() -> 
 
 @settings(deadline=None, max_examples=40)
 @given(inputs, st.sampled_from(KINDS), strengths)
-def test_a_group_of_no_departure_left_is_the_anchor_bit_for_bit(seed: int, kind: Kind, weight: float) -> None:
+def test_a_group_without_departure_equals_the_anchor_bit_for_bit(seed: int, kind: Kind, weight: float) -> None:
     x, anchor = normal(seed, 4), normal(seed + 1, 4)
-    after = proximal(x, anchor, knobs(kind, "shared", outer=0.2), GROUPS, 0.3, weight)
-    shrunk = proximal(x - anchor, None, knobs(kind, outer=0.2), GROUPS, 0.3, weight)
+    after = proximal(x, anchor, penalty_settings(kind, "shared", outer=0.2), GROUPS, 0.3, weight)
+    shrunk = proximal(x - anchor, None, penalty_settings(kind, outer=0.2), GROUPS, 0.3, weight)
     gone = shrunk == 0
-    assert torch.equal(bits(after[gone]), bits(anchor[gone]))
-    assert torch.equal(bits(after[:, LOOSE]), bits(x[:, LOOSE]))
+    assert torch.equal(as_bits(after[gone]), as_bits(anchor[gone]))
+    assert torch.equal(as_bits(after[:, LOOSE]), as_bits(x[:, LOOSE]))
 
 
 @settings(deadline=None, max_examples=30)
 @given(inputs, st.sampled_from(KINDS), st.booleans(), st.permutations(range(4)))
-def test_a_client_gets_the_same_alone_and_in_any_company(
+def test_a_clients_step_is_the_same_alone_and_in_a_stack(
     seed: int, kind: Kind, anchored: bool, order: list[int]
 ) -> None:
     x, anchor = normal(seed, 4), normal(seed + 1, 4) if anchored else None
     step, weight = torch.tensor([[0.1], [0.2], [0.3], [1.0]]), torch.tensor([[1.0], [0.0], [3.0], [0.1]])
-    settings_ = knobs(kind, "shared" if anchored else "zero", l1=0.3, outer=0.2)
+    settings_ = penalty_settings(kind, "shared" if anchored else "zero", l1=0.3, outer=0.2)
 
     def rows(of: list[int]) -> Tensor:
         towards = None if anchor is None else anchor[of]
         return proximal(x[of], towards, settings_, GROUPS, step[of], weight[of])
 
     together = rows([0, 1, 2, 3])
-    assert torch.equal(bits(rows(order)), bits(together[order]))
+    assert torch.equal(as_bits(rows(order)), as_bits(together[order]))
     for client in range(4):
-        assert torch.equal(bits(rows([client])), bits(together[[client]]))
+        assert torch.equal(as_bits(rows([client])), as_bits(together[[client]]))
 
 
 @settings(deadline=None, max_examples=30)
@@ -226,7 +233,7 @@ def test_a_client_gets_the_same_alone_and_in_any_company(
 def test_the_order_of_groups_and_of_parameters_does_not_matter(
     seed: int, kind: Kind, names: list[int], columns: list[int]
 ) -> None:
-    x, settings_ = normal(seed, 2), knobs(kind, l1=0.1, outer=0.2)
+    x, settings_ = normal(seed, 2), penalty_settings(kind, l1=0.1, outer=0.2)
     before = proximal(x, None, settings_, GROUPS, 0.5, 1.0)
 
     rank = torch.tensor([names.index(group) for group in range(4)] + [-1])
@@ -236,7 +243,7 @@ def test_the_order_of_groups_and_of_parameters_does_not_matter(
         GROUPS.sizes[names],
         tuple(GROUPS.blocks[name] for name in names),
     )
-    assert torch.equal(bits(proximal(x, None, settings_, renamed, 0.5, 1.0)), bits(before))
+    assert torch.equal(as_bits(proximal(x, None, settings_, renamed, 0.5, 1.0)), as_bits(before))
 
     moved = Groups(GROUPS.names, GROUPS.ids[columns], GROUPS.sizes, GROUPS.blocks)
     after = proximal(x[:, columns], None, settings_, moved, 0.5, 1.0)
@@ -246,53 +253,58 @@ def test_the_order_of_groups_and_of_parameters_does_not_matter(
 
 @settings(deadline=None, max_examples=30)
 @given(inputs, strengths, strengths)
-def test_special_cases_agree(seed: int, weight: float, l1: float) -> None:
+def test_penalties_without_extra_terms_equal_the_group_penalty(seed: int, weight: float, l1: float) -> None:
     x = normal(seed, 3)
     group = proximal_group(x, GROUPS, weight)
-    assert torch.equal(bits(proximal_sparse_group(x, GROUPS, weight, 0.0)), bits(group))
-    assert torch.equal(bits(proximal_nested(x, GROUPS, weight, 0.0)), bits(group))
+    assert torch.equal(as_bits(proximal_sparse_group(x, GROUPS, weight, 0.0)), as_bits(group))
+    assert torch.equal(as_bits(proximal_nested(x, GROUPS, weight, 0.0)), as_bits(group))
     torch.testing.assert_close(proximal_nested(x, GROUPS, 0.0, weight), proximal_group(x, GROUPS.as_blocks, weight))
     soft = torch.nn.functional.softshrink(x, l1)
     soft[:, LOOSE] = x[:, LOOSE]
     torch.testing.assert_close(proximal_sparse_group(x, GROUPS, 0.0, l1), soft, rtol=0, atol=0)
 
 
-def test_two_nested_shrinkings_in_turn_are_the_one_that_we_do() -> None:
+def test_the_nested_step_equals_two_steps_in_turn() -> None:
     x = normal(5, 6)
     in_turn = proximal_group(proximal_group(x, GROUPS, 0.3), GROUPS.as_blocks, 0.4)
     torch.testing.assert_close(proximal_nested(x, GROUPS, 0.3, 0.4), in_turn)
     assert torch.equal(proximal_nested(x, GROUPS, 0.3, 0.4) == 0, in_turn == 0)
 
 
-def test_the_input_and_the_anchor_are_left_alone() -> None:
+def test_the_input_and_the_anchor_are_not_changed() -> None:
     x, anchor = normal(0, 3), normal(1, 3)
     copies = x.clone(), anchor.clone()
     for kind in KINDS:
-        proximal(x, None, knobs(kind, l1=0.1, outer=0.1), GROUPS, 1.0, 1.0)
-        proximal(x, anchor, knobs(kind, "shared", l1=0.1, outer=0.1), GROUPS, 1.0, 1.0)
+        proximal(x, None, penalty_settings(kind, l1=0.1, outer=0.1), GROUPS, 1.0, 1.0)
+        proximal(x, anchor, penalty_settings(kind, "shared", l1=0.1, outer=0.1), GROUPS, 1.0, 1.0)
     assert torch.equal(x, copies[0])
     assert torch.equal(anchor, copies[1])
 
 
-def test_no_groups_leave_everything() -> None:
+def test_nothing_shrinks_without_groups() -> None:
     x, nobody = normal(0, 2), cut_groups(LAYOUT, {}, only=())
     for kind in KINDS:
-        assert torch.equal(bits(proximal(x, None, knobs(kind, l1=1.0, outer=1.0), nobody, 1.0, 1.0)), bits(x))
-        assert penalty.penalty_value(x, None, knobs(kind, l1=1.0, outer=1.0), nobody, 1.0).tolist() == [0.0, 0.0]
+        assert torch.equal(
+            as_bits(proximal(x, None, penalty_settings(kind, l1=1.0, outer=1.0), nobody, 1.0, 1.0)), as_bits(x)
+        )
+        assert penalty.penalty_value(x, None, penalty_settings(kind, l1=1.0, outer=1.0), nobody, 1.0).tolist() == [
+            0.0,
+            0.0,
+        ]
     assert penalty.group_norms(x, nobody).shape == (2, 0)
 
 
-def test_what_is_not_a_number_stays_to_be_found() -> None:
+def test_nan_stays_nan() -> None:
     x = normal(0, 2)
     x[0, 1] = torch.nan
-    after = proximal(x, None, knobs("group"), GROUPS, 1.0, 0.1)
+    after = proximal(x, None, penalty_settings("group"), GROUPS, 1.0, 0.1)
     assert after[0, 1].isnan()
-    assert torch.equal(after[1], proximal(x[1:], None, knobs("group"), GROUPS, 1.0, 0.1)[0])
+    assert torch.equal(after[1], proximal(x[1:], None, penalty_settings("group"), GROUPS, 1.0, 0.1)[0])
 
 
-def test_an_anchor_that_the_scenario_does_not_speak_of_is_our_mistake() -> None:
+def test_an_anchor_without_a_penalty_toward_it_is_an_assertion_error() -> None:
     with pytest.raises(AssertionError):
-        proximal(normal(0, 1), normal(1, 1), knobs("group", "zero"), GROUPS, 1.0, 1.0)
+        proximal(normal(0, 1), normal(1, 1), penalty_settings("group", "zero"), GROUPS, 1.0, 1.0)
 
 
 # Under Adam
@@ -310,7 +322,7 @@ def trained(relevant: Tensor, anchor: Tensor | None, weight: Tensor, start: Tens
     parameters = torch.nn.Parameter(start.clone())
     rate = 5e-3
     adam = torch.optim.Adam([parameters], lr=rate)
-    settings_ = knobs("group", "zero" if anchor is None else "shared")
+    settings_ = penalty_settings("group", "zero" if anchor is None else "shared")
     for _ in range(1500):
         x = torch.randn(CLIENTS, 16, INPUTS * FEATURES, generator=generator)
         y = (x * relevant[:, None]).sum(-1) + 0.3 * torch.randn(CLIENTS, 16, generator=generator)
@@ -323,7 +335,7 @@ def trained(relevant: Tensor, anchor: Tensor | None, weight: Tensor, start: Tens
     return parameters.detach()
 
 
-def only_inputs(*inputs: list[int]) -> Tensor:
+def true_weights(*inputs: list[int]) -> Tensor:
     """[K, P]: 1, -1, 1 on the features of each client's inputs, 0 elsewhere."""
     values = torch.zeros(CLIENTS, INPUTS, FEATURES)
     for client, chosen in enumerate(inputs):
@@ -331,8 +343,8 @@ def only_inputs(*inputs: list[int]) -> Tensor:
     return values.flatten(1)
 
 
-def test_adam_with_the_proximal_step_ends_at_exact_zeros_where_and_only_where_an_input_is_irrelevant() -> None:
-    relevant = only_inputs([0], [1, 3], [0, 1, 2, 3])
+def test_adam_with_the_proximal_step_zeroes_exactly_the_irrelevant_inputs() -> None:
+    relevant = true_weights([0], [1, 3], [0, 1, 2, 3])
     start = torch.randn(CLIENTS, INPUTS * FEATURES, generator=torch.Generator().manual_seed(1))
     found = trained(relevant, None, torch.full((CLIENTS, 1), 0.4), start)
     norms = penalty.group_norms(found, BY_INPUT)
@@ -344,12 +356,12 @@ def test_adam_with_the_proximal_step_ends_at_exact_zeros_where_and_only_where_an
     assert (free != 0).all()  # no penalty, no zeros: what is above is the penalty's doing
 
 
-def test_adam_with_the_proximal_step_leaves_the_anchor_only_where_a_clients_task_differs() -> None:
-    anchor = only_inputs([0, 1], [0, 1], [0, 1])
-    relevant = only_inputs([0, 1], [0, 1, 2], [1])
+def test_a_client_leaves_the_anchor_only_where_its_task_differs() -> None:
+    anchor = true_weights([0, 1], [0, 1], [0, 1])
+    relevant = true_weights([0, 1], [0, 1, 2], [1])
     found = trained(relevant, anchor, torch.full((CLIENTS, 1), 0.4), anchor)
     departed = penalty.group_norms(found - anchor, BY_INPUT) > 0
     assert departed.tolist() == [[False] * 4, [False, False, True, False], [True, False, False, False]]
     stays = ~departed.repeat_interleave(FEATURES, 1)
-    assert torch.equal(bits(found[stays]), bits(anchor[stays]))
+    assert torch.equal(as_bits(found[stays]), as_bits(anchor[stays]))
     torch.testing.assert_close(found, relevant, rtol=0, atol=0.5)

@@ -1,4 +1,4 @@
-"""Fleets: a client becomes the same whoever else is there; every way of judging and stepping learns."""
+"""StackedLearner: what a client learns does not depend on the others, with every objective and every resumed state."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def scenario(text: str = SMALL, clients: str = CLIENTS.format(count=3), *overrid
     return Scenario.loads(f'name = "a"\n{text}\n{clients}', overrides=overrides)
 
 
-def one_fleet(given: Scenario) -> StackedLearner:
-    (fleet,) = make_learners(given)
-    return fleet
+def make_learner(given: Scenario) -> StackedLearner:
+    (learner,) = make_learners(given)
+    return learner
 
 
-WAYS = {
+OBJECTIVES = {
     "ppo": (),
     "normalised": ("normalise.observations=true", "normalise.rewards=true"),
     "trpo": ("objective.preset=trpo",),
@@ -68,12 +68,10 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("overrides", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("overrides", OBJECTIVES.values(), ids=OBJECTIVES)
 @pytest.mark.parametrize("count", [1, 64])
-def test_a_client_becomes_the_same_alone_among_three_and_among_sixty_four(
-    count: int, overrides: tuple[str, ...]
-) -> None:
-    """The same task and name in a fleet of 3 and of `count`: parameters, episodes and losses after a whole round."""
+def test_a_client_learns_the_same_in_stacks_of_any_size(count: int, overrides: tuple[str, ...]) -> None:
+    """The same task and name in a learner of 3 and of `count`: parameters, episodes and losses after a whole round."""
     given = scenario(SMALL, CLIENTS.format(count=64), *overrides)
     tasks = resolve_tasks(given)
     three, other = StackedLearner(tasks[:3], given), StackedLearner(tasks[:count] if count > 1 else tasks[1:2], given)
@@ -87,30 +85,30 @@ def test_a_client_becomes_the_same_alone_among_three_and_among_sixty_four(
         assert first[name].losses["value_loss"] == pytest.approx(second[name].losses["value_loss"], rel=1e-3, abs=1e-6)
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not() -> None:
-    found = []
+def test_only_the_same_seed_gives_the_same_bits() -> None:
+    parameters = []
     for seed in (0, 0, 1):
-        fleet = one_fleet(scenario(SMALL, CLIENTS.format(count=3), f"seed={seed}"))
-        fleet.train(512)
-        found.append(fleet.parameters)
-    assert torch.equal(found[0], found[1])
-    assert not torch.allclose(found[0], found[2])
+        learner = make_learner(scenario(SMALL, CLIENTS.format(count=3), f"seed={seed}"))
+        learner.train(512)
+        parameters.append(learner.parameters)
+    assert torch.equal(parameters[0], parameters[1])
+    assert not torch.allclose(parameters[0], parameters[2])
 
 
-def test_rounds_go_on_where_the_last_one_stopped() -> None:
+def test_a_round_goes_on_where_the_last_one_stopped() -> None:
     """Two calls of 512 steps are one of 1,024: episodes, moments and streams go on."""
     given = scenario()
-    twice, once = one_fleet(given), one_fleet(given)
+    twice, once = make_learner(given), make_learner(given)
     twice.train(512)
     twice.train(512)
     once.train(1024)
     torch.testing.assert_close(twice.parameters, once.parameters)
 
 
-def test_steps_that_are_owed_are_made_up_for_and_no_more() -> None:
+def test_steps_beyond_a_round_count_for_the_next_one() -> None:
     """128 steps a batch: 200 a round take two batches in the first round, one in the second, two in the third."""
-    fleet = one_fleet(scenario())
-    assert [fleet.train(200)[0].steps for _ in range(3)] == [256, 256, 128]
+    learner = make_learner(scenario())
+    assert [learner.train(200)[0].steps for _ in range(3)] == [256, 256, 128]
 
 
 def make_carts(num_envs: int, max_episode_steps: int = 30) -> gymnasium.vector.SyncVectorEnv:
@@ -122,7 +120,7 @@ def make_carts(num_envs: int, max_episode_steps: int = 30) -> gymnasium.vector.S
 gymnasium.register("Carts-v0", vector_entry_point=make_carts, max_episode_steps=30)
 
 
-def test_steps_that_a_neighbour_spends_on_resetting_itself_are_nobody_elses() -> None:
+def test_reset_steps_of_one_client_do_not_affect_the_others() -> None:
     clients = "".join(
         f'[[clients]]\nname = "{name}"\nenv = "{env}"\n' for name, env in (("v", "Carts-v0"), ("c", "CartPole-v1"))
     )
@@ -139,25 +137,25 @@ def test_steps_that_a_neighbour_spends_on_resetting_itself_are_nobody_elses() ->
         torch.testing.assert_close(together.parameters[row], alone.parameters[0], rtol=2e-4, atol=2e-5)
 
 
-def test_clients_begin_alike_unless_told_otherwise() -> None:
-    alike = one_fleet(scenario())
-    unlike = one_fleet(scenario(SMALL, CLIENTS.format(count=3), "policy.same_start=false"))
+def test_clients_begin_with_equal_parameters_by_default() -> None:
+    alike = make_learner(scenario())
+    unlike = make_learner(scenario(SMALL, CLIENTS.format(count=3), "policy.same_start=false"))
     assert torch.equal(alike.parameters[0], alike.parameters[2])
     assert not torch.equal(unlike.parameters[0], unlike.parameters[2])
 
 
-def test_unlike_spaces_make_fleets_of_their_own() -> None:
+def test_clients_with_different_spaces_have_separate_learners() -> None:
     clients = "".join(
         f'[[clients]]\nname = "{name}"\nenv = "{env}"\n'
         for name, env in (("a", "CartPole-v1"), ("b", "Pendulum-v1"), ("c", "CartPole-v1"), ("d", "Acrobot-v1"))
     )
-    fleets = make_learners(scenario(SMALL, clients))
-    assert [fleet.names for fleet in fleets] == [["a", "c"], ["b"], ["d"]]
+    learners = make_learners(scenario(SMALL, clients))
+    assert [learner.names for learner in learners] == [["a", "c"], ["b"], ["d"]]
 
 
-def test_evaluation_changes_nothing_and_repeats_itself() -> None:
+def test_evaluation_is_repeatable_and_changes_nothing() -> None:
     given = scenario(SMALL, CLIENTS.format(count=2), "normalise.observations=true", "evaluate.episodes=6")
-    watched, alone = one_fleet(given), one_fleet(given)
+    watched, alone = make_learner(given), make_learner(given)
     first, again = watched.evaluate(), watched.evaluate()
     sampled = watched.evaluate(deterministic=False)
     watched.train(512)
@@ -165,78 +163,78 @@ def test_evaluation_changes_nothing_and_repeats_itself() -> None:
     watched.train(512)
     alone.train(1024)
     assert torch.equal(watched.parameters, alone.parameters)
-    for one, two, drawn in zip(first, again, sampled, strict=True):
+    for one, same, other in zip(first, again, sampled, strict=True):
         assert one.scores.shape == (6,)
-        assert np.array_equal(one.scores, two.scores)
-        assert not np.array_equal(one.scores, drawn.scores)
+        assert np.array_equal(one.scores, same.scores)
+        assert not np.array_equal(one.scores, other.scores)
 
 
-def test_an_evaluation_without_end_is_cut_at_its_step_limit() -> None:
+def test_an_endless_evaluation_stops_at_its_step_limit() -> None:
     clients = '[[clients]]\nname = "p"\nenv = "Pendulum-v1"\nkwargs = { max_episode_steps = -1 }\n'
     given = scenario(SMALL, clients, "evaluate.step_limit=17", "evaluate.episodes=3")
-    assert one_fleet(given).evaluate()[0].lengths.tolist() == [17, 17, 17]
+    assert make_learner(given).evaluate()[0].lengths.tolist() == [17, 17, 17]
 
 
-def test_every_client_has_its_own_learning_rate_entropy_and_penalty() -> None:
+def test_each_client_has_its_own_learning_rate_and_penalty() -> None:
     clients = "".join(
         f'[[clients]]\nname = "{name}"\nenv = "CartPole-v1"\n{own}\n'
         for name, own in (("a", ""), ("b", "learning_rate = 1e-9"), ("c", "penalty = 1e6"))
     )
-    fleet = one_fleet(scenario(SMALL, clients))
-    start = fleet.parameters.clone()
-    fleet.train(512)
-    moved = (fleet.parameters - start).abs().amax(1)
+    learner = make_learner(scenario(SMALL, clients))
+    start = learner.parameters.clone()
+    learner.train(512)
+    moved = (learner.parameters - start).abs().amax(1)
     assert moved[0] > 1e-4
     assert moved[1] < 1e-6
     assert moved[2] == 0.0
 
 
-def test_a_penalty_towards_the_shared_blocks_leaves_some_groups_exactly_where_they_were() -> None:
+def test_a_penalty_toward_the_anchor_keeps_some_groups_exactly_there() -> None:
     given = scenario(SMALL, ONE, "penalty.weight=0.5", 'policy.groups={"torso.*"="row"}')
-    fleet = one_fleet(given)
-    start = fleet.parameters.clone()
-    fleet.train(512)
-    stack = fleet.stacks[0]
+    learner = make_learner(given)
+    start = learner.parameters.clone()
+    learner.train(512)
+    stack = learner.stacks[0]
     still = torch.tensor(
-        [bool((fleet.parameters == start)[0, stack.groups.ids == g].all()) for g in range(len(stack.groups.names))]
+        [bool((learner.parameters == start)[0, stack.groups.ids == g].all()) for g in range(len(stack.groups.names))]
     )
     assert still.any()
     assert not still.all()
 
 
-def test_a_device_that_is_not_there_is_refused() -> None:
+def test_a_missing_device_is_refused() -> None:
     count = torch.cuda.device_count()
     with pytest.raises(ValueError, match=rf"device = cuda:{count}: torch sees {count or 'no'} CUDA device"):
         resolve_device(f"cuda:{count}")
     assert resolve_device("cpu").type == "cpu"
 
 
-def test_start_groups_begin_alike_and_other_groups_do_not() -> None:
+def test_only_episodes_of_one_start_group_begin_alike() -> None:
     text = SMALL.replace("num_envs = 4", "num_envs = 6")
     given = scenario(text, ONE, "objective.preset=grpo", "group.size=3", "rollout.episode_limit=20")
-    fleet = one_fleet(given)
-    done, groups = fleet._collect(np.array([True]))
+    learner = make_learner(given)
+    trajectories, groups = learner.collect(np.array([True]))
     assert groups is not None
     assert groups.tolist() == [[0, 0, 0, 1, 1, 1]]
-    first = done.observations[0, 0]
+    first = trajectories.observations[0, 0]
     assert np.array_equal(first[0], first[1])
     assert np.array_equal(first[0], first[2])
     assert not np.array_equal(first[0], first[3])
-    longest = done.valid[0].sum(0)
+    longest = trajectories.valid[0].sum(0)
     assert (longest <= 20).all()
-    assert len(done.episodes[0]) == 6
+    assert len(trajectories.episodes[0]) == 6
 
 
-def test_start_groups_are_refused_where_an_environment_resets_itself() -> None:
+def test_start_groups_are_refused_for_environments_that_reset_themselves() -> None:
     clients = ONE + '[[clients]]\nname = "v"\nenv = "Carts-v0"\n'
     grouped = ("objective.preset=grpo", "group.size=2")
     with pytest.raises(ValueError, match=r'client v: group.by = "start" needs.*Carts-v0 resets itself'):
         make_learners(scenario(SMALL, clients, *grouped))
-    assert len(one_fleet(scenario(SMALL, clients, *grouped, "group.by=task")).train(64)) == 2
+    assert len(make_learner(scenario(SMALL, clients, *grouped, "group.by=task")).train(64)) == 2
 
 
-class Fades(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """What is seen in the `at`-th step of an episode is not a number; it is the last one if `cut`."""
+class NanObservation(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Gives NaN at the `at`-th step of an episode, and truncates the episode there if `cut`."""
 
     def __init__(self, env: gymnasium.Env[Any, Any], at: int, cut: bool) -> None:
         super().__init__(env)
@@ -253,32 +251,32 @@ class Fades(gymnasium.Wrapper[Any, Any, Any, Any]):
         return observation * (np.nan if now else 1), reward, False, now and self.cut, info
 
 
-def fades_as_it_is_cut(env: gymnasium.Env[Any, Any]) -> Fades:
-    return Fades(env, 5, True)
+def nan_at_a_truncation(env: gymnasium.Env[Any, Any]) -> NanObservation:
+    return NanObservation(env, 5, True)
 
 
-def fades_after_a_batch(env: gymnasium.Env[Any, Any]) -> Fades:
-    return Fades(env, 32, False)
+def nan_after_a_batch(env: gymnasium.Env[Any, Any]) -> NanObservation:
+    return NanObservation(env, 32, False)
 
 
 @pytest.mark.parametrize(
-    ("wrapper", "said"),
+    ("wrapper", "message"),
     [
         (
-            "fades_as_it_is_cut",
-            "at step 4 of this batch, entry 0 of the observation that the episode was cut at is nan",
+            "nan_at_a_truncation",
+            "at step 4 of this batch, entry 0 of the observation that the episode was truncated at is nan",
         ),
-        ("fades_after_a_batch", "at step 32 of this batch, entry 0 of the observation is nan"),
+        ("nan_after_a_batch", "at step 32 of this batch, entry 0 of the observation is nan"),
     ],
 )
-def test_what_only_the_critic_looks_at_must_be_a_number_too(wrapper: str, said: str) -> None:
-    """Its value is where the advantages begin: NaN there would be all that the policy learns."""
-    clients = f'[[clients]]\nname = "c"\nenv = "Pendulum-v1"\nwrappers = ["test_fleet:{wrapper}"]\n'
-    with pytest.raises(ValueError, match=rf"client c: in env copy 0, {said}"):
-        one_fleet(scenario(SMALL, clients)).train(512)
+def test_a_non_finite_observation_for_the_critic_alone_is_refused(wrapper: str, message: str) -> None:
+    """Advantages begin with the value of this observation: if it were NaN, all of them would be."""
+    clients = f'[[clients]]\nname = "c"\nenv = "Pendulum-v1"\nwrappers = ["tests.rl.test_stacked_learner:{wrapper}"]\n'
+    with pytest.raises(ValueError, match=rf"client c: in env copy 0, {message}"):
+        make_learner(scenario(SMALL, clients)).train(512)
 
 
-def test_a_task_that_may_never_end_is_refused_where_whole_episodes_are_needed() -> None:
+def test_an_endless_task_is_refused_where_whole_episodes_are_needed() -> None:
     clients = '[[clients]]\nname = "p"\nenv = "Pendulum-v1"\nkwargs = { max_episode_steps = -1 }\n'
     with pytest.raises(ValueError, match=r"client p: Pendulum-v1 may never end.*rollout\.episode_limit"):
         make_learners(scenario(SMALL, clients, "objective.preset=grpo", "group.size=2"))
@@ -294,29 +292,31 @@ class NeverDone(gymnasium.Wrapper[Any, Any, Any, Any]):
         return observation, reward, False, False, info
 
 
-def test_rewards_of_whole_episodes_are_normalised_too() -> None:
+def test_rewards_of_whole_episodes_are_normalised() -> None:
     """Every step of cart-pole gives 1: unchanged in the first batch, and 1 / sqrt(variance) in the second."""
-    fleet = one_fleet(scenario(SMALL, ONE, "objective.preset=grpo", "group.size=2", "normalise.rewards=true"))
-    first, _ = fleet._collect(np.array([True]))
-    normaliser = fleet.collector.reward_normaliser
+    learner = make_learner(scenario(SMALL, ONE, "objective.preset=grpo", "group.size=2", "normalise.rewards=true"))
+    first, _ = learner.collect(np.array([True]))
+    normaliser = learner.collector.reward_normaliser
     assert normaliser is not None
     scale = 1 / np.sqrt(normaliser.moments.variance.item())
-    second, _ = fleet._collect(np.array([True]))
+    second, _ = learner.collect(np.array([True]))
     assert (first.rewards[first.valid] == 1).all()
     assert scale < 0.9
     np.testing.assert_allclose(second.rewards[second.valid], scale, rtol=1e-6)
     assert [episode.score for episode in first.episodes[0]] == [episode.length for episode in first.episodes[0]]
 
 
-def test_an_episode_that_outlives_its_limit_is_an_error_with_the_client() -> None:
-    clients = ONE + '[[clients]]\nname = "b"\nenv = "CartPole-v1"\nwrappers = ["test_fleet:NeverDone"]\n'
-    fleet = one_fleet(scenario(SMALL, clients, "objective.preset=grpo", "group.size=2"))
+def test_an_episode_beyond_its_limit_names_the_client() -> None:
+    clients = (
+        ONE + '[[clients]]\nname = "b"\nenv = "CartPole-v1"\nwrappers = ["tests.rl.test_stacked_learner:NeverDone"]\n'
+    )
+    learner = make_learner(scenario(SMALL, clients, "objective.preset=grpo", "group.size=2"))
     with pytest.raises(ValueError, match=r"client b: an episode goes on after 500 steps.*rollout\.episode_limit"):
-        fleet.train(512)
+        learner.train(512)
 
 
-def test_how_long_an_episode_may_be_is_a_clients_own_affair() -> None:
-    """Dr. GRPO divides by it: 60 steps for one client and 500 for the other, each as if it were alone."""
+def test_each_client_has_its_own_episode_limit() -> None:
+    """Dr. GRPO divides by the limit: each client learns as if it were alone."""
     clients = "".join(
         f'[[clients]]\nname = "{name}"\nenv = "CartPole-v1"\nkwargs = {{ max_episode_steps = {limit} }}\n'
         for name, limit in (("a", 60), ("b", 500), ("c", -1))
@@ -332,13 +332,13 @@ def test_how_long_an_episode_may_be_is_a_clients_own_affair() -> None:
         torch.testing.assert_close(together.parameters[row], alone.parameters[0], rtol=2e-4, atol=2e-5)
 
 
-def test_a_sum_over_steps_needs_a_limit_of_them_with_a_critic_too() -> None:
+def test_an_average_over_total_steps_needs_an_episode_limit() -> None:
     clients = '[[clients]]\nname = "p"\nenv = "Pendulum-v1"\nkwargs = { max_episode_steps = -1 }\n'
     with pytest.raises(ValueError, match=r'client p: Pendulum-v1 may never end.*average = "total".*episode_limit'):
         make_learners(scenario(SMALL, clients, "objective.average=total"))
 
 
-def test_entropy_groups_beyond_the_action_are_refused_with_the_client() -> None:
+def test_an_entropy_group_beyond_the_action_names_the_client() -> None:
     with pytest.raises(ValueError, match=r"client cart-0: objective.entropy_groups.arm = \[3\]"):
         make_learners(scenario(SMALL, CLIENTS.format(count=2), "objective.entropy_groups={ arm = [3] }"))
 
@@ -350,16 +350,16 @@ def test_clients_with_unlike_spaces_share_a_torso_through_adapters() -> None:
     )
     given = scenario(SMALL, clients, "policy.adapter=12", 'policy.shared=["torso.*"]')
     one, two = make_learners(given)
-    shared = [[(block.name, block.size) for block in fleet.policy.layout.shared] for fleet in (one, two)]
+    shared = [[(block.name, block.size) for block in learner.policy.layout.shared] for learner in (one, two)]
     assert shared[0] == shared[1] == [("torso.0", 12 * 16 + 16), ("torso.1", 16 * 16 + 16)]
     for name in ("torso.0.weight", "torso.1.weight"):
         assert torch.equal(one.client_parameters(0)[name], two.client_parameters(0)[name])
-    for fleet in (one, two):
-        fleet.train(512)
-        assert torch.isfinite(fleet.parameters).all()
+    for learner in (one, two):
+        learner.train(512)
+        assert torch.isfinite(learner.parameters).all()
 
 
-class Reaches(nn.Module):
+class BoundedActor(nn.Module):
     """Actions as far as the action space goes."""
 
     def __init__(self, observation_space: spaces.Box, action_space: spaces.Box) -> None:
@@ -372,24 +372,26 @@ class Reaches(nn.Module):
         return torch.cat([mean, torch.zeros_like(mean)], -1), self.value(observations).squeeze(-1)
 
 
-def twice_as_far(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+def doubled_actions(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     return gymnasium.wrappers.RescaleAction(env, np.array([-4.0], np.float32), np.array([4.0], np.float32))
 
 
-def test_a_module_is_built_for_each_clients_own_spaces() -> None:
-    """Pendulum's torque goes to 2 and behind the wrapper to 4: no module of one may serve the other."""
+def test_a_user_module_is_built_for_each_clients_spaces() -> None:
+    """Pendulum's torque goes to 2, behind the wrapper to 4: the two clients must not use the same module."""
     clients = "".join(
         f'[[clients]]\nname = "{name}"\nenv = "Pendulum-v1"\n{more}\n'
-        for name, more in (("a", ""), ("b", 'wrappers = ["test_fleet:twice_as_far"]'), ("c", ""))
+        for name, more in (("a", ""), ("b", 'wrappers = ["tests.rl.test_stacked_learner:doubled_actions"]'), ("c", ""))
     )
-    fleets = make_learners(scenario(SMALL, clients, "policy.module=test_fleet:Reaches"))
-    assert [fleet.names for fleet in fleets] == [["a", "c"], ["b"]]
-    assert [fleet.policy.template.reach for fleet in fleets] == [2.0, 4.0]  # type: ignore[attr-defined]
+    learners = make_learners(scenario(SMALL, clients, "policy.module=tests.rl.test_stacked_learner:BoundedActor"))
+    assert [learner.names for learner in learners] == [["a", "c"], ["b"]]
+    assert [learner.policy.template.reach for learner in learners] == [2.0, 4.0]  # type: ignore[attr-defined]
     assert len(make_learners(scenario(SMALL, clients))) == 1
 
 
-def test_a_users_own_module_learns_in_a_fleet_as_alone() -> None:
-    given = scenario(SMALL, CLIENTS.format(count=3), "policy.module=test_policy:OwnNet", "policy.kwargs={ width = 9 }")
+def test_a_user_module_learns_the_same_alone_and_in_a_stack() -> None:
+    given = scenario(
+        SMALL, CLIENTS.format(count=3), "policy.module=tests.policy.test_policy:OwnNet", "policy.kwargs={ width = 9 }"
+    )
     tasks = resolve_tasks(given)
     together, alone = StackedLearner(tasks, given), StackedLearner(tasks[1:2], given)
     start = together.parameters.clone()
@@ -412,12 +414,10 @@ RESUMED = {
 
 
 @pytest.mark.parametrize(("clients", "overrides"), RESUMED.values(), ids=RESUMED)
-def test_a_fleet_that_takes_over_another_ones_state_goes_on_bit_for_bit(
-    clients: str, overrides: tuple[str, ...]
-) -> None:
-    """Three rounds in one process, or one round, the state as arrays, and two more in a new fleet."""
+def test_a_learner_goes_on_from_anothers_state_bit_for_bit(clients: str, overrides: tuple[str, ...]) -> None:
+    """Three rounds in one learner, compared with one round, the state as arrays, and two more in a new learner."""
     given = scenario(SMALL, clients, *overrides)
-    whole, first, second = one_fleet(given), one_fleet(given), one_fleet(given)
+    whole, first, second = make_learner(given), make_learner(given), make_learner(given)
     for _ in range(3):
         expected = whole.train(512)
     first.train(512)

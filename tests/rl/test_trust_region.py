@@ -15,20 +15,20 @@ def layout() -> Layout:
     return Layout.from_shapes(SHAPES, PolicySettings())
 
 
-def test_the_kl_weight_doubles_halves_and_stays_as_in_ppo() -> None:
+def test_the_kl_weight_adapts_as_in_ppo() -> None:
     """Target 0.01: above 0.015 it doubles, below 0.00667 it halves, between them nothing changes."""
     kl = torch.tensor([0.016, 0.006, 0.014, 0.007])
     torch.testing.assert_close(adapt_coefficient(torch.ones(4), kl, 0.01), torch.tensor([2.0, 0.5, 1.0, 1.0]))
 
 
-def test_the_hard_limit_follows_what_the_step_gained() -> None:
+def test_the_hard_limit_follows_the_steps_gain() -> None:
     """Gains of 10 %, 50 % and 90 % of what was promised: half the limit, the same, half as much again."""
     promised = torch.ones(3)
     found = adapt_limit(torch.full((3,), 0.01), torch.tensor([0.1, 0.5, 0.9]), promised, 0.01)
     torch.testing.assert_close(found, torch.tensor([0.005, 0.01, 0.015]))
 
 
-def test_a_batch_that_promises_nothing_leaves_the_hard_limit_as_it_was() -> None:
+def test_a_predicted_gain_of_zero_keeps_the_hard_limit() -> None:
     found = adapt_limit(torch.tensor([0.01]), torch.zeros(1), torch.zeros(1), 0.01)
     assert found.tolist() == pytest.approx([0.01])
 
@@ -40,7 +40,7 @@ def test_the_hard_limit_stays_within_a_factor_of_ten() -> None:
     torch.testing.assert_close(limit, torch.tensor([0.001, 0.1]))
 
 
-def test_a_block_over_its_budget_is_shortened_to_it_and_the_others_are_not_touched() -> None:
+def test_only_a_block_over_its_budget_is_shortened() -> None:
     """KL = |theta - old|^2 / 2: 0.08 for 0.2 in 4 entries; a budget of 0.02 is half the step, less the margin.
 
     The actor stays within its budget and the critic has none.
@@ -59,14 +59,14 @@ def test_a_block_over_its_budget_is_shortened_to_it_and_the_others_are_not_touch
     assert torch.equal(kept[:, actor.start :], new[:, actor.start :])
 
 
-def test_a_block_has_one_budget() -> None:
+def test_two_budgets_for_one_block_are_refused() -> None:
     found = trust_budgets(layout(), {"torso.*": 0.1, "actor": 0.2})
     assert [(block.name, budget) for block, budget in found] == [("torso.0", 0.1), ("actor", 0.2)]
     with pytest.raises(ValueError, match=r'trust\.blocks: "torso\.\*" and "\*" both match "torso\.0"; narrow'):
         trust_budgets(layout(), {"torso.*": 0.1, "*": 0.2})
 
 
-def test_every_client_is_shortened_by_its_own_need() -> None:
+def test_each_clients_step_is_shortened_separately() -> None:
     cut = layout()
     block = cut.select(["actor"])[0]
     old = torch.zeros(3, cut.size)

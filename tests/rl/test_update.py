@@ -18,10 +18,11 @@ from grpo_fed.policy.distributions import Categorical
 from grpo_fed.policy.groups import cut_groups
 from grpo_fed.rl.adam import Adam
 from grpo_fed.rl.advantages import LearningTargets
+from grpo_fed.rl.client_stack import ClientStack
 from grpo_fed.rl.minibatches import PackedBatch
 from grpo_fed.rl.records import Batch
 from grpo_fed.rl.trust_region import trust_budgets
-from grpo_fed.rl.update import ClientStack, scheduled, update_clients
+from grpo_fed.rl.update import scheduled, update_clients
 from grpo_fed.scenario.scenario import Scenario
 
 STEPS, COPIES, SIZE = 32, 4, 4
@@ -100,7 +101,7 @@ def plain_network(values: Mapping[str, Tensor], tower: list[str]) -> nn.Sequenti
     return nn.Sequential(*layers[:-1])
 
 
-def test_adams_epochs_are_those_of_a_plain_ppo_for_every_client() -> None:
+def test_adam_epochs_are_those_of_a_plain_ppo() -> None:
     """Written out with torch.distributions, autograd, clip_grad_norm_ and torch.optim.Adam; batches are whole."""
     given = scenario("[objective]\nepochs = 5\nminibatches = 1\nlearning_rate = 0.01\nentropy = 0.02\nclip = 0.1")
     stack = stack_of(given)
@@ -130,16 +131,14 @@ def test_adams_epochs_are_those_of_a_plain_ppo_for_every_client() -> None:
         torch.testing.assert_close(found, torch.cat([p.detach().flatten() for p in every]), rtol=1e-4, atol=2e-5)
 
 
-def test_minibatches_take_every_step_once_an_epoch() -> None:
+def test_minibatches_contain_each_step_once_an_epoch() -> None:
     """With plain sums of gradients instead of Adam's this would be exact; so count: a weight of 0 must never matter."""
     given = scenario("[objective]\nepochs = 1\nminibatches = 3\nnormalise_advantages = 'off'")
     stack = stack_of(given, clients=3)
     batch, judged = experience(stack)
     valid = torch.rand(judged.weights.shape) < 0.7
     weights = valid / valid.sum((1, 2), keepdim=True)
-    sample = PackedBatch.of(
-        _with_valid(batch, valid), LearningTargets(judged.advantages, judged.returns, weights), None
-    )
+    sample = PackedBatch.of(with_valid(batch, valid), LearningTargets(judged.advantages, judged.returns, weights), None)
     taken = torch.zeros(3)
     total = torch.zeros(3)
     for part in sample.minibatches([5, 6, 7], np.zeros(3, int), 1, 3):
@@ -149,11 +148,11 @@ def test_minibatches_take_every_step_once_an_epoch() -> None:
     torch.testing.assert_close(total, (weights * judged.returns).sum((1, 2)))
 
 
-def _with_valid(batch: Batch, valid: Tensor) -> Batch:
+def with_valid(batch: Batch, valid: Tensor) -> Batch:
     return replace(batch, valid=valid)
 
 
-def test_the_order_of_a_clients_minibatches_is_its_own() -> None:
+def test_a_clients_minibatches_do_not_depend_on_other_clients() -> None:
     stack = stack_of(scenario(""), clients=3)
     batch, judged = experience(stack)
     sample = PackedBatch.of(batch, judged, None)
@@ -163,7 +162,7 @@ def test_the_order_of_a_clients_minibatches_is_its_own() -> None:
         assert torch.equal(both[1:2], single.returns)
 
 
-def test_a_client_that_rests_does_not_move_and_the_others_move_as_without_it() -> None:
+def test_an_inactive_client_does_not_move_or_affect_the_others() -> None:
     given = scenario("[objective]\nepochs = 2\nminibatches = 2")
     whole, some = stack_of(given), stack_of(given)
     batch, judged = experience(whole)
@@ -185,7 +184,7 @@ def test_an_update_stops_once_the_kl_is_over_the_limit() -> None:
     torch.testing.assert_close(stopped.parameters, once.parameters)
 
 
-def test_a_client_that_stops_early_reports_what_it_stopped_with_whoever_goes_on() -> None:
+def test_a_client_that_stops_early_reports_its_losses_at_the_stop() -> None:
     """The first client's rate throws it over the limit at once; the second's never does."""
     text = "[objective]\nepochs = 4\nminibatches = 2\n[trust]\nstop = 0.01"
     together, alone = stack_of(scenario(text)), stack_of(scenario(text), clients=1)
@@ -227,7 +226,7 @@ def test_blocks_stay_within_their_budgets_on_the_batchs_states() -> None:
         assert (kl > 0.2 * budget).all()
 
 
-def test_the_trpo_step_is_sb3_contribs() -> None:
+def test_the_trpo_step_is_that_of_sb3_contrib() -> None:
     """The same network, batch and settings; sb3-contrib begins its conjugate gradient at noise of 1e-4, we at 0."""
     torch.manual_seed(0)
     peer = TRPO("MlpPolicy", gymnasium.make("CartPole-v1"), n_steps=STEPS * COPIES, batch_size=STEPS * COPIES)
@@ -276,7 +275,7 @@ def test_the_trpo_step_is_sb3_contribs() -> None:
     assert 0 < said["kl"] <= peer.target_kl
 
 
-def test_the_natural_direction_is_a_dense_fisher_solve() -> None:
+def test_the_natural_direction_solves_the_dense_fisher_system() -> None:
     """F = E[J' (diag(p) - p p') J], with the Jacobian J of a small network's logits worked out entry by entry."""
     given = scenario(
         "[policy]\nhidden = [3]\n[objective]\npreset = 'npg'\nlearning_rate = 0.01\nnormalise_advantages = 'off'\n"
@@ -309,7 +308,7 @@ def test_the_natural_direction_is_a_dense_fisher_solve() -> None:
 
 
 @pytest.mark.parametrize("preset", ["trpo", "npg"])
-def test_the_hard_limit_widens_when_steps_keep_their_promise(preset: str) -> None:
+def test_the_hard_limit_widens_when_steps_gain_as_predicted(preset: str) -> None:
     """At a KL of 1e-5 the linear model is right: the limit grows by half for both clients, searched for or not."""
     given = scenario(f"[objective]\npreset = '{preset}'\n[trust]\ntarget = 1e-5\nadaptive_target = true")
     stack = stack_of(given)
@@ -317,7 +316,7 @@ def test_the_hard_limit_widens_when_steps_keep_their_promise(preset: str) -> Non
     assert stack.kl_limit.tolist() == pytest.approx([1.5e-5, 1.5e-5])
 
 
-def test_a_hard_step_is_as_long_and_leads_as_far_whatever_the_scale_of_the_advantages() -> None:
+def test_a_hard_step_does_not_depend_on_the_advantages_scale() -> None:
     text = "[objective]\npreset = 'npg'\nnormalise_advantages = 'off'"
     small, large = stack_of(scenario(text)), stack_of(scenario(text))
     batch, judged = experience(small)
@@ -329,7 +328,7 @@ def test_a_hard_step_is_as_long_and_leads_as_far_whatever_the_scale_of_the_advan
     assert said["kl"] > 0.002
 
 
-def test_the_penalty_after_a_natural_step_gives_exact_zeros_in_actor_and_critic_and_follows_the_schedule() -> None:
+def test_the_penalty_after_a_natural_step_gives_exact_zeros() -> None:
     """A weight this large takes everything at once; at the end of a schedule down to 0 it takes nothing."""
     text = "[objective]\npreset = 'trpo'\nschedule = 'linear'\n[penalty]\ntoward = 'zero'\nweight = 1e6\n"
     stack = stack_of(scenario(text))
@@ -342,7 +341,7 @@ def test_the_penalty_after_a_natural_step_gives_exact_zeros_in_actor_and_critic_
     assert last.parameters.all()
 
 
-def test_a_critics_gradient_is_clipped_beside_a_natural_step_too() -> None:
+def test_the_critics_gradient_is_clipped_after_a_natural_step() -> None:
     """Adam's first moment after one step is a tenth of the gradient."""
     text = "[objective]\npreset = 'trpo'\nminibatches = 1\nvalue_epochs = 1\nmax_grad_norm = "
     clipped, free = stack_of(scenario(text + "0.01")), stack_of(scenario(text + "inf"))
@@ -353,7 +352,7 @@ def test_a_critics_gradient_is_clipped_beside_a_natural_step_too() -> None:
     assert (lengths[1] > 0.01).all()
 
 
-def test_the_kl_to_the_shared_policy_pulls_back_to_where_the_round_began() -> None:
+def test_the_kl_to_the_shared_policy_pulls_towards_the_anchor() -> None:
     """With no advantage at all, only the KL moves the policy: towards the anchor, not towards the old policy."""
     given = scenario(
         "[objective]\nlearning_rate = 0.01\nepochs = 100\nminibatches = 1\nnormalise_advantages = 'off'\n"
@@ -394,7 +393,7 @@ def every_state_and_action(stack: ClientStack, advantages: Tensor) -> tuple[Batc
     return batch, LearningTargets(advantages.flatten()[None, None], zeros, log_probs.exp() / states)
 
 
-def test_the_natural_step_on_a_table_is_exponentiated_advantages() -> None:
+def test_the_natural_step_on_a_table_multiplies_by_exponentiated_advantages() -> None:
     """Kakade's closed form: for a softmax table pi' ~ pi exp(step * A), with A centred under pi (2019, 1908.00261)."""
     given = scenario(
         "[policy]\nhidden = []\n[objective]\npreset = 'npg'\nlearning_rate = 0.7\nnormalise_advantages = 'off'\n"
@@ -413,7 +412,7 @@ def test_the_natural_step_on_a_table_is_exponentiated_advantages() -> None:
     torch.testing.assert_close(new, expected / expected.sum(-1, keepdim=True), rtol=2e-3, atol=1e-4)
 
 
-def test_mirror_descent_on_a_table_is_exponentiated_advantages() -> None:
+def test_mirror_descent_on_a_table_multiplies_by_exponentiated_advantages() -> None:
     """MDPO's inner problem max E[r A] - 1/t KL(new, old) has the solution pi' ~ pi exp(t A) (2005.09814, eq. 7)."""
     given = scenario(
         "[policy]\nhidden = []\n[objective]\npreset = 'mdpo'\nlearning_rate = 0.02\nepochs = 1500\nminibatches = 1\n"
@@ -429,7 +428,7 @@ def test_mirror_descent_on_a_table_is_exponentiated_advantages() -> None:
     torch.testing.assert_close(new, expected / expected.sum(-1, keepdim=True), rtol=5e-3, atol=1e-3)
 
 
-def test_schedules_go_from_all_to_nothing() -> None:
+def test_schedules_go_from_one_to_zero() -> None:
     progress = np.array([0.0, 0.5, 1.0])
     constant, linear, cosine = (scheduled(kind, progress) for kind in ("constant", "linear", "cosine"))
     assert constant.flatten().tolist() == [1.0, 1.0, 1.0]

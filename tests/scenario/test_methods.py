@@ -21,10 +21,12 @@ from grpo_fed.policy.base import StackedPolicy
 from grpo_fed.policy.distributions import Categorical
 from grpo_fed.policy.make import make_policy
 from grpo_fed.policy.shared import resolve_shared_blocks
+from grpo_fed.rl.client_stack import ClientStack
+from grpo_fed.rl.learner import sub_state
 from grpo_fed.rl.measurement import MeasurementStates, fisher_diagonal, mean_kl
 from grpo_fed.rl.rng import Purpose, client_seed, generator
-from grpo_fed.rl.stacked_learner import StackedLearner, sub_state
-from grpo_fed.rl.update import ClientStack, reference_distributions, update_clients
+from grpo_fed.rl.stacked_learner import StackedLearner
+from grpo_fed.rl.update import reference_distributions, update_clients
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.resolve import resolve_tasks
 from tests.rl.test_update import experience, plain_network, stack_of
@@ -107,7 +109,7 @@ def test_a_method_shares_its_blocks_and_keeps_all_others_private(
     sent = random_vector(1, clients.shared_blocks.size)
     answer = train(clients, 1, sent)["cart-1"]
     np.testing.assert_allclose(answer.point, sent, rtol=0, atol=1e-12)
-    policy = clients.policy
+    policy = clients.policies.policy
     initial = policy.initial(0)
     for block in policy.layout.blocks:
         columns = slice(block.start, block.stop)
@@ -206,7 +208,7 @@ def test_the_proximal_term_pulls_only_shared_blocks_to_the_servers(tmp_path: Pat
         sent = random_vector(1, clients.shared_blocks.size)
         answer = train(clients, 1, sent)["cart-0"]
         parameters = load_state(tmp_path / str(mu), "cart-0", 1)["parameters"]
-        private = np.delete(parameters - clients.policy.initial(0).numpy(), clients.columns.numpy())
+        private = np.delete(parameters - clients.policies.policy.initial(0).numpy(), clients.columns.numpy())
         distances[mu] = np.linalg.norm(answer.point - sent), np.linalg.norm(private)
         clients.close()
     assert distances[100.0][0] < 0.5 * distances[0.0][0]
@@ -368,8 +370,9 @@ def test_fedkls_reference_is_the_policy_with_which_the_round_began(tmp_path: Pat
     for round in (1, 2):
         sent = torch.from_numpy(random_vector(round, clients.shared_blocks.size))
         train(clients, round, sent.numpy())
-    assert clients._learners is not None
-    stack = clients._learners.shared.stacks[0]
+    assert clients.learners is not None
+    assert isinstance(clients.learners.shared, StackedLearner)
+    stack = clients.learners.shared.stacks[0]
     assert torch.equal(stack.anchor[:, clients.columns], sent.expand(3, -1))
     assert not torch.equal(stack.anchor, stack.parameters)
     batch, _ = experience(stack)
@@ -462,7 +465,7 @@ def test_a_client_sends_its_fisher_diagonal_where_the_server_needs_it(
         state = load_state(tmp_path, name, 2)
         states = MeasurementStates.of([state["kept"]], torch.device("cpu"))
         parameters = torch.from_numpy(state["parameters"])[None]
-        expected = fisher_diagonal(clients.policy, states, parameters, [client_seed(0, NAMES[row])], number=2)
+        expected = fisher_diagonal(clients.policies.policy, states, parameters, [client_seed(0, NAMES[row])], number=2)
         assert answer.fisher is not None
         assert answer.fisher.dtype == np.float32
         np.testing.assert_allclose(answer.fisher, expected[0, clients.columns].numpy(), rtol=1e-3, atol=1e-6)

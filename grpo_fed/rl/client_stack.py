@@ -1,0 +1,197 @@
+"""Clients as rows of the same tensors: what an update changes, and the chunks of rows that it works on.
+
+K clients, P parameters of one policy, C action components.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grpo_fed.policy.base import StackedPolicy
+from grpo_fed.policy.blocks import Block
+from grpo_fed.policy.groups import Groups, cut_groups
+from grpo_fed.rl.adam import Adam
+from grpo_fed.rl.trust_region import trust_budgets
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class ClientTensors:
+    """What updates change of K clients. Every array changes in place, so that slices of it are the same memory."""
+
+    parameters: Tensor
+    """[K, P]."""
+    anchor: Tensor
+    """[K, P]: the point that penalties and KL are measured from."""
+    adam: Adam
+    phase_counts: np.ndarray
+    """[K, 2] float64: steps of Adam on the private and on the shared blocks, with `personal.first`; else [K, 0]."""
+    phase_optimisers: tuple[Adam, ...]
+    """Adam on the private and on the shared blocks, with the moments of `adam`; empty without `personal.first`."""
+    kl_coefficient: Tensor
+    """[K]."""
+    kl_limit: Tensor
+    """[K]."""
+    proximal_weight: Tensor | None
+    """[P]: see `ClientStack.proximal_weight`."""
+
+    @classmethod
+    def start(cls, parameters: Tensor, scenario: Scenario, shared: Tensor, proximal_weight: float) -> ClientTensors:
+        """The beginning of a run from parameters [K, P], which are used without a copy.
+
+        shared: [S] int64, the columns of the parameters that clients share.
+        proximal_weight: how strongly these are pulled to the anchor.
+        """
+        settings, device = scenario.trust, parameters.device
+        clients, size = parameters.shape
+        adam = Adam.start(clients, size, scenario.objective.adam_epsilon, device)
+        is_shared = torch.zeros(size, dtype=torch.bool).index_fill_(0, shared.cpu(), True).to(device)
+        phases = (~is_shared, is_shared) if scenario.personal.first else ()
+        counts = np.zeros((clients, len(phases)))
+        return cls(
+            parameters=parameters,
+            anchor=parameters.clone(),
+            adam=adam,
+            phase_counts=counts,
+            phase_optimisers=tuple(
+                replace(adam.for_columns(columns.nonzero().squeeze(1)), count=counts[:, phase : phase + 1])
+                for phase, columns in enumerate(phases)
+            ),
+            kl_coefficient=torch.full((clients,), settings.coefficient, device=device),
+            kl_limit=torch.full((clients,), settings.target, device=device),
+            proximal_weight=is_shared * proximal_weight if proximal_weight else None,
+        )
+
+
+@dataclass(frozen=True)
+class ClientStack:
+    """Some clients of a learner as one computation: rows of the learner's tensors, without a copy."""
+
+    policy: StackedPolicy
+    scenario: Scenario
+    rows: slice
+    """The clients' rows in the learner."""
+    seeds: Sequence[int]
+    parameters: Tensor
+    """[K, P]: changed in place."""
+    views: Mapping[str, Tensor]
+    """The same memory by name, [K, *shape] each, in the layout's order."""
+    gradient: Tensor
+    """[K, P]: gradient of the loss, written by every backward pass."""
+    gradient_views: Mapping[str, Tensor]
+    """The same memory by name."""
+    anchor: Tensor
+    """[K, P]: the point that penalties and KL are measured from."""
+    adam: Adam
+    learning_rate: np.ndarray
+    """[K, 1]."""
+    entropy: Tensor
+    """[K, C]: weights of the action components' entropies."""
+    penalty: Tensor
+    """[K, 1]: weight of the group penalty."""
+    kl_coefficient: Tensor
+    """[K]: adapts in place."""
+    kl_limit: Tensor
+    """[K]: adapts in place."""
+    groups: Groups
+    """The parameters' groups in the penalty."""
+    budgets: Sequence[tuple[Block, float]]
+    """KL budgets of blocks."""
+    proximal_weight: Tensor | None = None
+    """[P]: strength w of the pull 1/2 w (x - anchor)^2 on each parameter; None without any."""
+    phase_optimisers: tuple[Adam, ...] = ()
+    """Where private blocks learn before shared ones (2102.07078): Adam for either, on the same moments."""
+
+    @cached_property
+    def critic_proximal_weight(self) -> Tensor | None:
+        """[P]: `proximal_weight` on parameters that only the critic uses, 0 elsewhere."""
+        if self.proximal_weight is None:
+            return None
+        names = self.policy.actor_parameters()
+        of_critic = [torch.full((slot.size,), float(slot.name not in names)) for slot in self.policy.layout.slots]
+        return self.proximal_weight * torch.cat(of_critic).to(self.proximal_weight.device)
+
+    @cached_property
+    def penalises(self) -> bool:
+        """Whether any client has a group penalty."""
+        settings = self.scenario.penalty
+        return bool(self.penalty.any() or settings.l1 or settings.outer)
+
+
+@dataclass(frozen=True)
+class PenaltyGroups:
+    """How a policy's parameters are grouped in the penalty, and which blocks have a KL budget of their own."""
+
+    groups: Groups
+    budgets: Sequence[tuple[Block, float]]
+
+    @classmethod
+    def resolve(cls, policy: StackedPolicy, scenario: Scenario, device: torch.device) -> PenaltyGroups:
+        """ValueError where a pattern of the scenario fits none of the policy's blocks."""
+        layout = policy.layout
+        penalised = layout.select(scenario.penalty.blocks, "penalty.blocks")
+        groups = cut_groups(layout, scenario.policy.groups, only=penalised).to(device)
+        return cls(groups, trust_budgets(layout, scenario.trust.blocks))
+
+
+def make_client_stack(
+    policy: StackedPolicy,
+    scenario: Scenario,
+    tasks: Sequence[Task],
+    seeds: Sequence[int],
+    tensors: ClientTensors,
+    groups: PenaltyGroups,
+    rows: slice,
+) -> ClientStack:
+    """A stack of the clients in these rows; tasks and seeds are those of all clients."""
+    device, layout, tasks = tensors.parameters.device, policy.layout, tasks[rows]
+    parameters = tensors.parameters[rows]
+    gradient = torch.zeros_like(parameters)
+    return ClientStack(
+        policy=policy,
+        scenario=scenario,
+        rows=rows,
+        seeds=seeds[rows],
+        parameters=parameters,
+        views=layout.views(parameters),
+        gradient=gradient,
+        gradient_views=layout.views(gradient),
+        anchor=tensors.anchor[rows],
+        adam=tensors.adam.rows(rows),
+        learning_rate=np.array([[task.learning_rate] for task in tasks]),
+        entropy=torch.stack([entropy_weights(task, policy, scenario) for task in tasks]).to(device),
+        penalty=torch.tensor([[task.penalty] for task in tasks]).to(device),
+        kl_coefficient=tensors.kl_coefficient[rows],
+        kl_limit=tensors.kl_limit[rows],
+        groups=groups.groups,
+        budgets=groups.budgets,
+        proximal_weight=tensors.proximal_weight,
+        phase_optimisers=tuple(adam.rows(rows) for adam in tensors.phase_optimisers),
+    )
+
+
+def entropy_weights(task: Task, policy: StackedPolicy, scenario: Scenario) -> Tensor:
+    """The weight of each action component's entropy for one client, [C].
+
+    ValueError where `objective.entropy_groups` names a component that the client's actions do not have.
+    """
+    settings = scenario.objective
+    components = policy.distribution.components
+    weights = torch.full((components,), task.entropy)
+    for name, members in settings.entropy_groups.items():
+        beyond = [member for member in members if not 0 <= member < components]
+        if beyond:
+            raise ValueError(
+                f"client {task.client}: objective.entropy_groups.{name} = {members}: {task.description} has action"
+                f" components 0 to {components - 1}; leave out {beyond}"
+            )
+        if name in settings.entropy_weights:
+            weights[members] = settings.entropy_weights[name]
+    return weights

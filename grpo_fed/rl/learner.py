@@ -1,0 +1,147 @@
+"""What a federation needs of clients that learn: two interfaces, and no word about how they learn.
+
+Clients whose policies have the same shape are learned, evaluated and measured together. `ClientPolicies` holds what
+they have in common (a network's shape, environments, or one frozen base model) and answers every question about
+policies that come as arrays: it evaluates them, measures the KL between them, and makes learners. A `Learner` trains
+some of these clients, one row of every tensor for each.
+
+Between two rounds a client is its state: named arrays that a learner writes and reads. A federation stores a state and
+hands it back without looking inside. It may hold data that must not leave the client, such as the observations (or
+completions) that the KL of a server step is measured on.
+
+K clients, P parameters of one policy, S of them shared, M candidate policies.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grpo_fed.policy.base import Policy
+from grpo_fed.rl.records import Evaluation, TrainingReport
+
+State: TypeAlias = Mapping[str, np.ndarray]
+"""Arrays of one client by name, from which a learner in any process goes on bit for bit."""
+
+PERSONAL = "own"
+"""Names what belongs to a client's second policy: its arrays in the client's state, and its random streams."""
+
+
+class Learner(ABC):
+    """Trains K clients side by side, each with parameters, an optimiser and random streams of its own."""
+
+    names: Sequence[str]
+    """[K]: names of the clients, in the order of the rows."""
+    parameters: Tensor
+    """[K, P]: the policies. The caller may write into it before `train`, to put shared blocks in place."""
+    anchor: Tensor
+    """[K, P]: the point that the last call of `train` penalised the distance to."""
+
+    @abstractmethod
+    def skip_to(self, steps: int) -> None:
+        """Count every client as one that was trained for `steps` steps in all, whether it took part or not.
+
+        A round seldom ends with a whole batch, and what is over counts for the next one. This way clients that missed
+        different rounds need the same number of batches.
+        """
+
+    @abstractmethod
+    def train(
+        self, steps: int, begin: float = 0.0, end: float = 0.0, anchor: Tensor | None = None
+    ) -> list[TrainingReport]:
+        """Train every client on `steps` more steps of its task, and report on each.
+
+        begin, end: progress of the run, 0 to 1, between which the schedules move.
+        anchor: [K, P], the point that penalties and KL are measured from; by default the parameters at the start.
+        """
+
+    @abstractmethod
+    def state(self, row: int) -> dict[str, np.ndarray]:
+        """Copies of all that one client needs to go on."""
+
+    @abstractmethod
+    def load(self, states: Sequence[State]) -> None:
+        """Go on from one state for each client, some of which may not have stepped yet."""
+
+    @abstractmethod
+    def fisher(self, number: int) -> Tensor:
+        """The diagonal of each policy's Fisher matrix on the client's measurement states, [K, P].
+
+        number: names the random stream of the sampled actions; a round's number.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the environments."""
+
+
+class ClientPolicies(ABC):
+    """Evaluates, measures and trains the policies of clients whose policies have the same shape."""
+
+    policy: Policy
+    """The policies' common shape."""
+    columns: Tensor
+    """[S] int64: the columns of the parameters that clients share, in the order of the shared blocks."""
+    device: torch.device
+
+    @abstractmethod
+    def make_learner(self, clients: Sequence[str], personal: bool = False) -> Learner:
+        """A learner of some clients, which begin with their first parameters.
+
+        personal: learn the clients' second policies (`personal.model`), which have random streams of their own and are
+        pulled to the anchor by `personal.pull`.
+        """
+
+    @abstractmethod
+    def parameters(self, clients: Sequence[str], states: Sequence[State | None]) -> Tensor:
+        """The policies in these states, [K, P]; a client's first parameters where it has no state."""
+
+    @abstractmethod
+    def evaluate(
+        self,
+        clients: Sequence[str],
+        parameters: Tensor,
+        states: Sequence[State | None],
+        number: int,
+        deterministic: bool,
+    ) -> list[Evaluation]:
+        """Play `evaluate.episodes` episodes of every client without learning.
+
+        parameters: [K, P], the policies that act.
+        states: what the policies' inputs are normalised with, where they are.
+        number: names the episodes; these are the same for any policy.
+        """
+
+    @abstractmethod
+    def can_measure(self, state: State) -> bool:
+        """Whether a state has measurement states: data of its last batch that a KL can be measured on."""
+
+    @abstractmethod
+    def measure_kl(self, states: Sequence[State], old: Tensor, new: Iterable[Tensor]) -> Tensor:
+        """The mean KL(old, new) on each client's measurement states, [M, K].
+
+        old: [K, P]; new: M of [K, P].
+        """
+
+    @abstractmethod
+    def observation_moments(self, state: State | None) -> State | None:
+        """The running moments that a policy's observations are normalised with, as arrays; None without them."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the environments; not those of the learners, which are closed first."""
+
+
+def sub_state(state: State, part: str) -> dict[str, np.ndarray]:
+    """The arrays of one part of a state, whose names begin with the part's name and a dot."""
+    return {name.removeprefix(f"{part}."): array for name, array in state.items() if name.startswith(f"{part}.")}
+
+
+def join_states(parts: Mapping[str, State]) -> dict[str, np.ndarray]:
+    """One state of several parts; `sub_state` takes them apart again."""
+    return {f"{part}.{name}": array for part, state in parts.items() for name, array in state.items()}

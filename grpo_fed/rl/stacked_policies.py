@@ -1,0 +1,134 @@
+"""The policies of clients with equally shaped networks, evaluated and measured as one stacked computation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grpo_fed.policy.base import StackedPolicy
+from grpo_fed.policy.make import make_policy
+from grpo_fed.policy.shared import SharedBlocks
+from grpo_fed.rl.device import resolve_device
+from grpo_fed.rl.evaluation import EvaluatedClients, evaluate
+from grpo_fed.rl.learner import PERSONAL, ClientPolicies, State, sub_state
+from grpo_fed.rl.measurement import MeasurementStates, mean_kl
+from grpo_fed.rl.normalise import ObservationNormaliser
+from grpo_fed.rl.records import Evaluation
+from grpo_fed.rl.rng import client_seed
+from grpo_fed.rl.rollout import Actor
+from grpo_fed.rl.stacked_learner import (
+    MEASUREMENT_STATES,
+    OBSERVATION_NORMALISER,
+    StackedLearner,
+    first_parameters,
+    make_scenario_envs,
+)
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.envs import ClientEnvs, EnvCache
+from grpo_fed.tasks.gym_task import GymTask
+
+
+@final
+class StackedPolicies(ClientPolicies):
+    """Policies of clients as rows of one tensor, with environments that are used again when the clients change."""
+
+    policy: StackedPolicy
+
+    def __init__(self, tasks: Sequence[GymTask], scenario: Scenario, shared_blocks: SharedBlocks) -> None:
+        """Take the clients of these tasks, whose policies have the shape of the first one's."""
+        self.scenario = scenario
+        self.tasks = {task.client: task for task in tasks}
+        self.policy = make_policy(tasks[0], scenario.policy)
+        self.device = resolve_device(scenario.device)
+        self.columns = shared_blocks.columns_in(self.policy.layout).to(self.device)
+        self._env_caches = {purpose: EnvCache() for purpose in ("train", PERSONAL, "evaluate")}
+        """Idle environments: some take long to be made."""
+        self._evaluation_envs: tuple[list[str], ClientEnvs] | None = None
+        """The clients that were evaluated last, and their environments."""
+
+    def make_learner(self, clients: Sequence[str], personal: bool = False) -> StackedLearner:
+        """A learner of some clients, which begin with their first parameters."""
+        return StackedLearner(
+            [self.tasks[name] for name in clients],
+            self.scenario,
+            self._seeds([f"{name} {PERSONAL}" for name in clients]) if personal else None,
+            self.columns,
+            self.scenario.personal.pull if personal else None,
+            self._env_caches[PERSONAL if personal else "train"],
+        )
+
+    def parameters(self, clients: Sequence[str], states: Sequence[State | None]) -> Tensor:
+        """The policies in these states, [K, P]; a client's first parameters where it has no state."""
+        fresh = [name for name, state in zip(clients, states, strict=True) if state is None]
+        first = iter(first_parameters(self.policy, self.scenario, self._seeds(fresh)) if fresh else ())
+        rows = [next(first) if state is None else torch.from_numpy(np.array(state["parameters"])) for state in states]
+        return torch.stack(rows).to(self.device)
+
+    def evaluate(
+        self,
+        clients: Sequence[str],
+        parameters: Tensor,
+        states: Sequence[State | None],
+        number: int,
+        deterministic: bool,
+    ) -> list[Evaluation]:
+        """Play `evaluate.episodes` episodes of every client without learning."""
+        settings = self.scenario.evaluate
+        return evaluate(
+            Actor(self.policy, parameters),
+            self._envs_for(list(clients)),
+            EvaluatedClients(clients, self._seeds(clients), self._normaliser(states)),
+            settings.episodes,
+            settings.step_limit,
+            deterministic,
+            number,
+        )
+
+    def can_measure(self, state: State) -> bool:
+        """Whether a state has observations of its last batch."""
+        return len(state.get(MEASUREMENT_STATES, ())) > 0
+
+    def measure_kl(self, states: Sequence[State], old: Tensor, new: Iterable[Tensor]) -> Tensor:
+        """The mean KL(old, new) on each client's measurement states, [K, P], M of [K, P] -> [M, K]."""
+        observations = MeasurementStates.of([state[MEASUREMENT_STATES] for state in states], self.device)
+        return mean_kl(self.policy, observations, old, new)
+
+    def observation_moments(self, state: State | None) -> State | None:
+        """The moments that a policy's observations are normalised with, as arrays; None without them."""
+        normaliser = self._normaliser([state])
+        return None if normaliser is None else normaliser.state(0)
+
+    def close(self) -> None:
+        """Close the environments."""
+        if self._evaluation_envs is not None:
+            self._evaluation_envs[1].close()
+            self._evaluation_envs = None
+        for env_cache in self._env_caches.values():
+            env_cache.close()
+
+    def _seeds(self, names: Sequence[str]) -> list[int]:
+        return [client_seed(self.scenario.seed, name) for name in names]
+
+    def _envs_for(self, clients: list[str]) -> ClientEnvs:
+        """Environments to evaluate on; the last ones if they are these clients'."""
+        if self._evaluation_envs is None or self._evaluation_envs[0] != clients:
+            previous, self._evaluation_envs = self._evaluation_envs, None
+            if previous is not None:
+                previous[1].close()
+            tasks = [self.tasks[name] for name in clients]
+            self._evaluation_envs = clients, make_scenario_envs(tasks, self.scenario, self._env_caches["evaluate"])
+        return self._evaluation_envs[1]
+
+    def _normaliser(self, states: Sequence[State | None]) -> ObservationNormaliser | None:
+        settings = self.scenario.normalise
+        if not settings.observations:
+            return None
+        normaliser = ObservationNormaliser(len(states), self.policy.observation_size, settings.clip)
+        for row, state in enumerate(states):
+            if state is not None:
+                normaliser.load(row, sub_state(state, OBSERVATION_NORMALISER))
+        return normaliser
