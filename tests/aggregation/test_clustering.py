@@ -95,7 +95,7 @@ def test_clusters_nearer_than_the_threshold_are_one() -> None:
 
 
 def test_tiny_steps_do_not_form_clusters_by_chance() -> None:
-    """Of six points drawn alike some seeds divide by the silhouette alone, which does not see how near they lie."""
+    """Some seeds divide six points of one distribution by the silhouette alone, which does not depend on scale."""
     divided = {0.0: 0, 0.02: 0}
     for seed in range(60):
         points = torch.from_numpy(np.random.default_rng(seed).normal(size=(6, P)) * 1e-3).float()

@@ -15,7 +15,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 def test_the_group_lasso_by_hand() -> None:
-    """With tau = 0.5 * sqrt(4) = 1. Three near clients are pulled by one far one: 3 |s| = 1."""
+    """Tau is 0.5 * sqrt(4) = 1. Three near clients are pulled by one far one: 3 |s| = 1."""
     points = torch.zeros(4, 4)
     points[3, 1] = 10.0
     merged = huber(make_replies(points), torch.zeros(4), make_groups([0] * 4), threshold=0.5, refit=False)
@@ -26,7 +26,7 @@ def test_the_group_lasso_by_hand() -> None:
 
 @pytest.mark.parametrize("far", [10.0, 1e3, 1e6, 1e9, 1e15, 1e30])
 def test_the_pull_of_a_departed_client_is_bounded(far: float) -> None:
-    """By its weight times tau, and in its own direction, wherever it goes: 2 * 1 / (3 + 5)."""
+    """The bound is its weight times tau, at any distance: s moves by 2 * 1 / (3 + 5) towards it."""
     points = torch.full((3, 4), 0.3)
     points[0, 0] = far
     replies = make_replies(points, [2.0, 3.0, 5.0])
@@ -101,7 +101,7 @@ def test_threshold_zero_makes_unmoved_clients_depart_too() -> None:
 
 
 def huber_cost(s: np.ndarray, points: np.ndarray, weights: np.ndarray, tau: float) -> tuple[float, np.ndarray]:
-    """What the group lasso minimises for one group, with the best delta for each client put in, and its slope."""
+    """Compute the cost of the group lasso for one group, with the best delta of each client, and its gradient by s."""
     offsets = points - s
     shrunk = offsets * np.maximum(0.0, 1 - tau / np.maximum(np.linalg.norm(offsets, axis=1, keepdims=True), 1e-300))
     left = offsets - shrunk
@@ -113,7 +113,7 @@ def huber_cost(s: np.ndarray, points: np.ndarray, weights: np.ndarray, tau: floa
 def test_the_group_lasso_is_solved_as_well_as_by_scipy(
     seed: int, clients: int, size: int, log_threshold: float
 ) -> None:
-    """As well as by quasi-Newton steps; clients lie at all distances, and the threshold anywhere among them."""
+    """The solver is quasi-Newton; clients are at all distances, and the threshold is anywhere among them."""
     generator = np.random.default_rng(seed)
     scale = np.exp(generator.normal(size=(clients, 1)))
     points = (generator.normal(size=(clients, size)) * scale).astype(np.float32)

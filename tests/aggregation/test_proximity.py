@@ -121,7 +121,7 @@ def test_a_quadratic_step_is_within_its_budgets(seed: int, torso: float, actor: 
 
 @given(SEEDS)
 def test_the_quadratic_step_is_the_nearest_point_within_the_budget(seed: int) -> None:
-    """What lies nearest to the merged point, as the Fisher matrix measures, with 1/2 x'Fx within the budget."""
+    """The nearest point in the norm of the Fisher matrix, subject to 1/2 x'Fx within the budget."""
     generator = np.random.default_rng(seed)
     step, fisher = generator.normal(size=3), generator.exponential(size=3) + 0.1
     budget = float(0.5 * fisher @ step**2 * generator.uniform(0.1, 2.0))
@@ -308,7 +308,7 @@ def test_a_kl_that_is_not_finite_is_within_no_budget() -> None:
 
 
 def test_an_infinite_kl_of_the_whole_step_allows_part() -> None:
-    """Nothing is known of how the blocks add up, so they are taken to pull alike: 0.02 * 2^2 is 4 times the budget."""
+    """How the blocks add up is unknown, so they are taken to add up most: 0.02 * 2^2 is 4 times the budget."""
 
     def breaks(step: StepFractions) -> float:
         return math.inf if sum(step) > 1.5 else 0.02 * sum(step) ** 2
@@ -361,7 +361,7 @@ def irregular(generator: np.random.Generator, blocks: int) -> Measure:
 def test_no_accepted_step_exceeds_a_budget_where_it_was_measured(
     seed: int, kind: Callable[[np.random.Generator, int], Measure], limits: list[float], joint: float, over: str
 ) -> None:
-    """By a record of all answers of its own: whoever answered the message that the accepted step was in."""
+    """The test keeps all answers, and looks at those of the clients that answered the query with the accepted step."""
     generator = np.random.default_rng(seed)
     count = len(limits)
     weights = {name: float(generator.uniform(0.1, 2.0)) for name in "abc"}

@@ -59,8 +59,8 @@ def test_krum_by_hand() -> None:
     With two nearest 25 would win, and with four 18.
     """
     line = make_replies(torch.tensor([[2.0], [4.0], [8.0], [18.0], [24.0], [25.0], [27.0]]))
-    one = krum(line, torch.zeros(1), make_groups([0]), byzantine=2)
-    assert (one.point.item(), one.notes) == (24.0, ("krum: kept c04",))
+    single = krum(line, torch.zeros(1), make_groups([0]), byzantine=2)
+    assert (single.point.item(), single.notes) == (24.0, ("krum: kept c04",))
     three = krum(line, torch.zeros(1), make_groups([0]), byzantine=2, keep=3)
     assert three.point.item() == pytest.approx(76 / 3)
     assert three.notes == ("krum: kept c04, c05, c06",)

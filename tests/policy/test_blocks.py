@@ -270,9 +270,9 @@ layouts = st.tuples(
 )
 
 
-def any_layout(drawn: tuple[dict[str, tuple[int, ...]], dict[str, list[str]]]) -> Layout:
-    """The layout as drawn, or without own blocks where their patterns take nothing, or something twice."""
-    given_shapes, blocks = drawn
+def any_layout(shapes_and_blocks: tuple[dict[str, tuple[int, ...]], dict[str, list[str]]]) -> Layout:
+    """Cut the shapes into blocks, or without patterns where those match no name, or the same one twice."""
+    given_shapes, blocks = shapes_and_blocks
     try:
         return cut(given_shapes, blocks=blocks)
     except ValueError:
@@ -282,10 +282,10 @@ def any_layout(drawn: tuple[dict[str, tuple[int, ...]], dict[str, list[str]]]) -
 @settings(deadline=None, max_examples=80)
 @given(layouts, st.integers(1, 3), st.integers(0, 2**32 - 1))
 def test_views_states_and_stacks_keep_the_bits(
-    drawn: tuple[dict[str, tuple[int, ...]], dict[str, list[str]]], clients: int, seed: int
+    shapes_and_blocks: tuple[dict[str, tuple[int, ...]], dict[str, list[str]]], clients: int, seed: int
 ) -> None:
-    layout = any_layout(drawn)
-    assert {slot.name: slot.shape for slot in layout.slots} == drawn[0]
+    layout = any_layout(shapes_and_blocks)
+    assert {slot.name: slot.shape for slot in layout.slots} == shapes_and_blocks[0]
     anything = np.random.default_rng(seed).integers(0, 2**32, (clients, layout.size), np.uint32)  # with NaN and -0
     flat = torch.from_numpy(anything.view(np.float32))
     views, arrays = layout.views(flat), layout.views(flat.numpy())

@@ -84,8 +84,8 @@ def test_columns_of_groups_are_their_parameters():
         scenario_with('adapter = 3\nshared = ["torso.*"]\ngroups = { "torso.*" = "row" }')
     )
     assert shared_blocks.groups.names == tuple(f"torso.0.weight:rows[{row}]" for row in range(4))
-    kept = shared_blocks.columns_of_groups([1, 3])
-    weight, bias = kept[:12].view(4, 3), kept[12:]
+    chosen = shared_blocks.columns_of_groups([1, 3])
+    weight, bias = chosen[:12].view(4, 3), chosen[12:]
     assert weight.all(1).tolist() == [False, True, False, True]
     assert bias.tolist() == [False, True, False, True]
     assert not shared_blocks.columns_of_groups([]).any()

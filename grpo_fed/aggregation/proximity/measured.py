@@ -1,7 +1,8 @@
-"""Searches for the longest step whose measured KL is within all budgets. A step that is accepted was measured: together
-and with each block alone, by the same clients at the same time. Estimates only decide what is measured next.
+"""Searches for the longest step within all KL budgets. What is accepted was measured.
 
-The search is a dialogue with clients, who measure KL on states that stay with them:
+A step is only accepted if the same clients measured it at the same time, with all its blocks together and with each
+block alone. Estimates only decide what is measured next. As clients measure KL on states that stay with them, the
+search is a dialogue:
 
     search = BudgetSearch(budgets, weights)
     while steps := search.next_query():
