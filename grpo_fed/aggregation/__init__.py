@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from grpo_fed.aggregation.merge import RULES
     from grpo_fed.aggregation.merge.averages import merge_without_departures
     from grpo_fed.aggregation.merge.records import Clusters, Merged, Replies, Reply
+    from grpo_fed.aggregation.proximity.interpolation import interpolate
     from grpo_fed.aggregation.proximity.measured import BudgetSearch
-    from grpo_fed.aggregation.proximity.records import AcceptedBlock, AcceptedStep, Budgets, interpolate
+    from grpo_fed.aggregation.proximity.records import AcceptedBlock, AcceptedStep, Budgets
 
 __all__ = [
     "RULES",
@@ -43,7 +44,7 @@ MODULES = {
     "RULES": "grpo_fed.aggregation.merge",
     "Replies": "grpo_fed.aggregation.merge.records",
     "Reply": "grpo_fed.aggregation.merge.records",
-    "interpolate": "grpo_fed.aggregation.proximity.records",
+    "interpolate": "grpo_fed.aggregation.proximity.interpolation",
     "merge_without_departures": "grpo_fed.aggregation.merge.averages",
 }
 

@@ -126,7 +126,7 @@ def cut_groups(
 
 
 def _cutters(layout: Layout, settings: Mapping[str, GroupKind | IndexSets]) -> dict[str, Cutter]:
-    """Return what cuts each block that `policy.groups` speaks of, by the block's name."""
+    """Return what cuts each block that a pattern of `policy.groups` matches, by the block's name."""
     names = [block.name for block in layout.blocks]
     pattern_of = values_by_name({pattern: pattern for pattern in settings}, names, "policy.groups", "block")
     cutters: dict[str, Cutter] = {}
@@ -205,7 +205,7 @@ def _entry(slots: Iterable[Slot], column: int) -> str:
 
 
 def _index_set_cutter(sets: Sequence[NamedColumns]) -> Cutter:
-    """Return what cuts a block into index sets, and what they leave of each tensor into one group more."""
+    """Return what cuts a block into its index sets and, for each tensor, one group of the entries that no set names."""
 
     def cut(block: Block) -> Iterator[NamedColumns]:
         yield from sets
@@ -229,7 +229,7 @@ def _cut_tensors(block: Block) -> Iterator[NamedColumns]:
 def _cut_rows(block: Block) -> Iterator[NamedColumns]:
     weights = [slot for slot in block.slots if len(slot.shape) > 1]
     beside: dict[str, list[Slot]] = {}
-    """By weight: the vectors with one element for each of its rows."""
+    """For each weight, the vectors with one element for each of its rows."""
     for slot in block.slots:
         fits = [weight for weight in weights if weight.module == slot.module and weight.shape[:1] == slot.shape]
         if len(fits) == 1:  # with two such weights in a module the bias could be either's

@@ -209,8 +209,8 @@ def _is_common(block: Block, policies: Sequence[_ClientPolicy], scenario: Scenar
             return False
         has = "no such block" if other_shapes is None else f"shapes {short_toml(other_shapes)}"
         raise ValueError(
-            f"policy.shared takes block {block.name}, of shapes {short_toml(shapes)} for client {policies[0].client}"
+            f"policy.shared matches block {block.name}, of shapes {short_toml(shapes)} for client {policies[0].client}"
             f" but {has} for client {other.client} ({other.env}): leave it out, or set policy.adapter so that the"
-            ' layers behind unlike observations have one shape; "*" shares all blocks that are alike'
+            ' layers behind different observations have one shape; "*" shares all blocks that are alike'
         )
     return True

@@ -1,4 +1,4 @@
-"""Parameters as blocks: any module can be cut, and nothing is lost on any way between its forms."""
+"""Parameters as named blocks: any module can be cut, and views, states and stacks keep every bit."""
 
 import re
 
@@ -60,7 +60,7 @@ class Bare(nn.Module):
 # Cutting
 
 
-def test_a_parameter_belongs_to_the_block_of_its_module_and_critic_and_adapter_are_one_block_each() -> None:
+def test_modules_are_blocks_and_critic_and_adapter_one_each() -> None:
     layout = cut()
     assert [(block.name, block.start, block.stop) for block in layout.blocks] == [
         ("torso.0", 0, 9),
@@ -92,7 +92,7 @@ def test_slots_and_blocks_follow_each_other_without_gaps() -> None:
         (Bare, ["table"]),
     ],
 )
-def test_any_module_can_be_cut_and_goes_through_the_flat_tensor_unchanged(build: type, blocks: list[str]) -> None:
+def test_any_module_survives_the_flat_tensor_unchanged(build: type, blocks: list[str]) -> None:
     modules = [build() for _ in range(3)]
     layout = cut(modules[0], shared=["*"])
     assert sorted(block.name for block in layout.blocks) == blocks
@@ -106,7 +106,7 @@ def test_any_module_can_be_cut_and_goes_through_the_flat_tensor_unchanged(build:
         assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
 
 
-def test_a_module_computes_on_views_what_it_computes_itself() -> None:
+def test_a_module_computes_the_same_on_views() -> None:
     module = convolutional()
     layout = cut(module)
     flat = layout.stack([module.state_dict()])
@@ -115,7 +115,7 @@ def test_a_module_computes_on_views_what_it_computes_itself() -> None:
     assert torch.equal(torch.func.functional_call(module, views, (images,)), module(images))
 
 
-def test_own_blocks_take_parameters_and_whole_blocks_by_pattern() -> None:
+def test_policy_blocks_regroup_parameters_and_whole_blocks_by_pattern() -> None:
     layout = cut(blocks={"first": ["torso.*", "adapter"], "spread": ["*.log_std"]}, shared=["first"])
     assert {block.name: [slot.name for slot in block.slots] for block in layout.blocks} == {
         "first": ["torso.0.weight", "torso.0.bias", "adapter.weight"],
@@ -127,7 +127,7 @@ def test_own_blocks_take_parameters_and_whole_blocks_by_pattern() -> None:
 
 
 @pytest.mark.parametrize(
-    ("knobs", "says"),
+    ("knobs", "message"),
     [
         (
             {"blocks": {"trunk": ["torzo.*"]}},
@@ -148,12 +148,12 @@ def test_own_blocks_take_parameters_and_whole_blocks_by_pattern() -> None:
         ({"shared": ["actr"]}, 'policy.shared: "actr" matches no block; did you mean "actor"?'),
     ],
 )
-def test_a_mistake_is_told_with_its_knob_its_value_and_the_cure(knobs: dict[str, object], says: str) -> None:
-    with pytest.raises(ValueError, match=f"^{re.escape(says)}"):
+def test_an_error_names_the_key_the_value_and_the_cure(knobs: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         cut(**knobs)
 
 
-def test_what_cannot_be_cut_is_told() -> None:
+def test_modules_that_cannot_be_cut_are_refused() -> None:
     with pytest.raises(ValueError, match=r"policy.module: parameters \[\"a\"\] are named twice"):
         Layout.from_shapes([("a", (2,)), ("b", (1,)), ("a", (3,))], PolicySettings())
     with pytest.raises(ValueError, match="no parameters; there is nothing to learn"):
@@ -164,7 +164,7 @@ def test_what_cannot_be_cut_is_told() -> None:
         cut(nn.LazyLinear(3))
 
 
-def test_nothing_shared_by_default_in_a_policy_without_a_torso_is_no_mistake() -> None:
+def test_the_default_sharing_needs_no_torso() -> None:
     assert cut({"body.weight": (2, 2)}).shared == ()
     assert [block.name for block in cut({"actor.weight": (2, 2)}).shared] == ["actor"]
 
@@ -172,7 +172,7 @@ def test_nothing_shared_by_default_in_a_policy_without_a_torso_is_no_mistake() -
 # Choosing
 
 
-def test_select_takes_blocks_by_pattern_in_the_layouts_order_and_tells_what_takes_none() -> None:
+def test_select_returns_matching_blocks_in_the_layouts_order() -> None:
     layout = cut()
     assert [block.name for block in layout.select(["critic", "torso.*", "t*"])] == ["torso.0", "critic"]
     assert layout.select([]) == ()
@@ -180,7 +180,7 @@ def test_select_takes_blocks_by_pattern_in_the_layouts_order_and_tells_what_take
         layout.select(["*", "critik"], "penalty.blocks")
 
 
-def test_mask_is_true_on_the_columns_of_the_blocks_alone() -> None:
+def test_mask_is_true_on_the_blocks_columns_alone() -> None:
     layout = cut()
     mask = layout.mask(layout.select(["actor", "adapter"]))
     assert mask.nonzero().flatten().tolist() == [*range(9, 19), *range(26, 36)]
@@ -204,7 +204,7 @@ def test_views_are_the_same_memory_for_torch_and_numpy() -> None:
     assert (flat != 0).all()
 
 
-def test_views_of_a_part_of_the_clients_or_of_one_are_the_same_memory_too() -> None:
+def test_views_of_some_clients_are_the_same_memory() -> None:
     layout = cut()
     flat = torch.zeros(4, layout.size)
     layout.views(flat[1:3])["actor.bias"].fill_(1.0)
@@ -235,7 +235,7 @@ def test_unstacked_states_own_their_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "says"),
+    ("changed", "message"),
     [
         ({"actor.bia": torch.zeros(2)}, r'^actor.bia: not a parameter of this policy; did you mean "actor.bias"\?$'),
         ({"actor.bias": None}, r'^actor.bias: missing; a policy needs all of \["torso.0.weight",'),
@@ -246,10 +246,10 @@ def test_unstacked_states_own_their_memory() -> None:
         ({"actor.bias": torch.zeros(2, dtype=torch.float16)}, r"^actor.bias: float16 of shape \(2,\) where"),
     ],
 )
-def test_a_state_that_does_not_fit_is_refused(changed: dict[str, Tensor | None], says: str) -> None:
+def test_a_state_that_does_not_fit_is_refused(changed: dict[str, Tensor | None], message: str) -> None:
     layout = cut()
     state = {**layout.unstack(torch.zeros(1, layout.size))[0], **changed}
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         layout.stack([{name: value for name, value in state.items() if value is not None}])
 
 
@@ -270,9 +270,9 @@ layouts = st.tuples(
 )
 
 
-def any_layout(drawn: tuple[dict[str, tuple[int, ...]], dict[str, list[str]]]) -> Layout:
-    """The layout as drawn, or without own blocks where their patterns take nothing, or something twice."""
-    given_shapes, blocks = drawn
+def any_layout(shapes_and_blocks: tuple[dict[str, tuple[int, ...]], dict[str, list[str]]]) -> Layout:
+    """Cut the shapes into blocks, or without patterns where those match no name, or the same one twice."""
+    given_shapes, blocks = shapes_and_blocks
     try:
         return cut(given_shapes, blocks=blocks)
     except ValueError:
@@ -281,11 +281,11 @@ def any_layout(drawn: tuple[dict[str, tuple[int, ...]], dict[str, list[str]]]) -
 
 @settings(deadline=None, max_examples=80)
 @given(layouts, st.integers(1, 3), st.integers(0, 2**32 - 1))
-def test_flat_views_states_and_stacked_are_the_same_bits(
-    drawn: tuple[dict[str, tuple[int, ...]], dict[str, list[str]]], clients: int, seed: int
+def test_views_states_and_stacks_keep_the_bits(
+    shapes_and_blocks: tuple[dict[str, tuple[int, ...]], dict[str, list[str]]], clients: int, seed: int
 ) -> None:
-    layout = any_layout(drawn)
-    assert {slot.name: slot.shape for slot in layout.slots} == drawn[0]
+    layout = any_layout(shapes_and_blocks)
+    assert {slot.name: slot.shape for slot in layout.slots} == shapes_and_blocks[0]
     anything = np.random.default_rng(seed).integers(0, 2**32, (clients, layout.size), np.uint32)  # with NaN and -0
     flat = torch.from_numpy(anything.view(np.float32))
     views, arrays = layout.views(flat), layout.views(flat.numpy())

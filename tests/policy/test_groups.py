@@ -1,4 +1,4 @@
-"""Groups: what a group penalty keeps or drops as one."""
+"""Parameter groups: how blocks are cut into them, and which errors are refused."""
 
 import re
 from collections.abc import Mapping
@@ -32,27 +32,27 @@ def cut(shapes: Mapping[str, tuple[int, ...]] | nn.Module = SHAPES, **knobs: obj
     return Layout.from_shapes(named, PolicySettings(**knobs))  # type: ignore[arg-type]
 
 
-def members(groups: Groups) -> dict[str, list[int]]:
-    """The columns of each group by its name; also that sizes and blocks tell the same."""
-    found = {name: (groups.ids == number).nonzero().flatten().tolist() for number, name in enumerate(groups.names)}
+def columns_by_name(groups: Groups) -> dict[str, list[int]]:
+    """Return the columns of each group by its name, and check that sizes and blocks agree with them."""
+    columns_of = {name: (groups.ids == number).nonzero().flatten().tolist() for number, name in enumerate(groups.names)}
     assert groups.ids.dtype == torch.int64
-    assert groups.sizes.tolist() == [len(columns) for columns in found.values()]
+    assert groups.sizes.tolist() == [len(columns) for columns in columns_of.values()]
     assert len(groups.blocks) == len(groups.names)
-    return found
+    return columns_of
 
 
 # Kinds
 
 
-def test_a_block_is_one_group_unless_said_otherwise() -> None:
+def test_a_block_is_one_group_by_default() -> None:
     groups = cut_groups(cut(), {})
-    assert members(groups) == {"torso.0": [*range(9)], "actor": [*range(9, 19)], "critic": [*range(19, 23)]}
+    assert columns_by_name(groups) == {"torso.0": [*range(9)], "actor": [*range(9, 19)], "critic": [*range(19, 23)]}
     assert groups.blocks == groups.names
 
 
-def test_tensors() -> None:
+def test_each_tensor_is_a_group() -> None:
     groups = cut_groups(cut(), {"actor": "tensor"})
-    assert members(groups) == {
+    assert columns_by_name(groups) == {
         "torso.0": [*range(9)],
         "actor.weight": [9, 10, 11, 12, 13, 14],
         "actor.bias": [15, 16],
@@ -62,8 +62,8 @@ def test_tensors() -> None:
     assert groups.blocks == ("torso.0", "actor", "actor", "actor", "critic")
 
 
-def test_a_row_is_an_output_with_its_bias_and_its_log_std() -> None:
-    assert members(cut_groups(cut(), {}, default="row")) == {
+def test_a_row_is_an_output_with_bias_and_log_std() -> None:
+    assert columns_by_name(cut_groups(cut(), {}, default="row")) == {
         "torso.0.weight:rows[0]": [0, 1, 6],
         "torso.0.weight:rows[1]": [2, 3, 7],
         "torso.0.weight:rows[2]": [4, 5, 8],
@@ -73,8 +73,8 @@ def test_a_row_is_an_output_with_its_bias_and_its_log_std() -> None:
     }
 
 
-def test_a_column_is_an_input_and_what_has_no_inputs_is_a_group_for_each_tensor() -> None:
-    assert members(cut_groups(cut(), {"*": "column"})) == {
+def test_a_column_is_an_input_and_other_tensors_are_groups() -> None:
+    assert columns_by_name(cut_groups(cut(), {"*": "column"})) == {
         "torso.0.weight:columns[0]": [0, 2, 4],
         "torso.0.weight:columns[1]": [1, 3, 5],
         "torso.0.bias": [6, 7, 8],
@@ -90,9 +90,9 @@ def test_a_column_is_an_input_and_what_has_no_inputs_is_a_group_for_each_tensor(
     }
 
 
-def test_rows_of_what_has_no_single_weight_are_left_to_tensors() -> None:
+def test_vectors_without_a_single_weight_are_groups_of_their_own() -> None:
     shapes = {"norm.weight": (2,), "norm.bias": (2,), "gru.ih": (2, 1), "gru.hh": (2, 2), "gru.b": (2,), "gain": ()}
-    assert members(cut_groups(cut(shapes), {}, default="row")) == {
+    assert columns_by_name(cut_groups(cut(shapes), {}, default="row")) == {
         "norm.weight": [0, 1],
         "norm.bias": [2, 3],
         "gru.ih:rows[0]": [4],
@@ -104,9 +104,9 @@ def test_rows_of_what_has_no_single_weight_are_left_to_tensors() -> None:
     }
 
 
-def test_a_bias_of_another_block_or_of_another_length_is_not_in_the_row() -> None:
+def test_a_row_holds_no_bias_of_another_block_or_length() -> None:
     layout = cut({"a.weight": (2, 1), "a.bias": (2,), "a.scale": (3,)}, blocks={"biases": ["a.bias"]})
-    assert members(cut_groups(layout, {}, default="row")) == {
+    assert columns_by_name(cut_groups(layout, {}, default="row")) == {
         "a.weight:rows[0]": [0],
         "a.weight:rows[1]": [1],
         "a.scale": [2, 3, 4],
@@ -117,25 +117,27 @@ def test_a_bias_of_another_block_or_of_another_length_is_not_in_the_row() -> Non
 def test_rows_and_columns_of_a_convolution_are_its_channels() -> None:
     layout = cut(nn.Sequential(nn.Conv2d(2, 3, 2)))
     weight = np.arange(24).reshape(3, 2, 2, 2)
-    rows, columns = (members(cut_groups(layout, {"0": kind})) for kind in ("row", "column"))
+    rows, columns = (columns_by_name(cut_groups(layout, {"0": kind})) for kind in ("row", "column"))
     assert rows == {f"0.weight:rows[{i}]": [*weight[i].ravel(), 24 + i] for i in range(3)}
     assert columns == {f"0.weight:columns[{i}]": sorted(weight[:, i].ravel()) for i in range(2)} | {
         "0.bias": [24, 25, 26]
     }
 
 
-def test_each_pattern_has_its_kind_and_only_the_chosen_blocks_have_groups() -> None:
+def test_patterns_choose_the_kind_and_only_chosen_blocks_are_cut() -> None:
     layout = cut()
     groups = cut_groups(layout, {"torso.*": "tensor", "actor": "row"}, only=layout.select(["actor", "critic"]))
-    assert list(members(groups)) == ["actor.weight:rows[0]", "actor.weight:rows[1]", "critic"]
+    assert list(columns_by_name(groups)) == ["actor.weight:rows[0]", "actor.weight:rows[1]", "critic"]
     assert groups.blocks == ("actor", "actor", "critic")
     assert groups.ids[:9].tolist() == [-1] * 9
     assert cut_groups(layout, {}, only=()).names == ()
 
 
 def test_a_tensor_without_entries_has_no_group() -> None:
-    assert members(cut_groups(cut({"a.weight": (0, 2), "a.bias": (3,)}), {}, default="tensor")) == {"a.bias": [0, 1, 2]}
-    assert members(cut_groups(cut({"a.weight": (2, 0), "a.bias": (2,)}), {}, default="row")) == {
+    assert columns_by_name(cut_groups(cut({"a.weight": (0, 2), "a.bias": (3,)}), {}, default="tensor")) == {
+        "a.bias": [0, 1, 2]
+    }
+    assert columns_by_name(cut_groups(cut({"a.weight": (2, 0), "a.bias": (2,)}), {}, default="row")) == {
         "a.weight:rows[0]": [0],
         "a.weight:rows[1]": [1],
     }
@@ -144,12 +146,12 @@ def test_a_tensor_without_entries_has_no_group() -> None:
 # Index sets
 
 
-def test_index_sets_are_groups_and_the_rest_of_each_tensor_is_one() -> None:
+def test_index_sets_and_the_rest_of_each_tensor_are_groups() -> None:
     sets = {
         "lidar": {"torso.0.weight:columns": [1]},
         "first": {"torso.0.weight:entries": [0], "torso.0.bias:rows": [2, 0]},
     }
-    assert members(cut_groups(cut(), {"torso.*": sets})) == {
+    assert columns_by_name(cut_groups(cut(), {"torso.*": sets})) == {
         "lidar": [1, 3, 5],
         "first": [0, 6, 8],
         "torso.0.weight:rest": [2, 4],
@@ -159,10 +161,10 @@ def test_index_sets_are_groups_and_the_rest_of_each_tensor_is_one() -> None:
     }
 
 
-def test_a_set_may_take_whole_tensors_and_rows_and_columns_that_cross() -> None:
+def test_a_set_may_hold_tensors_and_crossing_rows_and_columns() -> None:
     sets = {"cross": {"actor.weight:rows": [0], "actor.weight:columns": [0]}, "noise": {"actor.log_std:rows": [0, 1]}}
     groups = cut_groups(cut(), {"actor": sets}, only=cut().select(["actor"]))
-    assert members(groups) == {
+    assert columns_by_name(groups) == {
         "cross": [9, 10, 11, 12],
         "noise": [17, 18],
         "actor.weight:rest": [13, 14],
@@ -170,7 +172,7 @@ def test_a_set_may_take_whole_tensors_and_rows_and_columns_that_cross() -> None:
     }
 
 
-def test_sets_under_one_pattern_lie_in_the_blocks_of_their_parameters() -> None:
+def test_sets_of_one_pattern_belong_to_their_parameters_blocks() -> None:
     sets = {"unit": {"torso.0.bias:rows": [0]}, "action": {"actor.bias:rows": [1]}}
     groups = cut_groups(cut(), {"[ta]*": sets})
     assert dict(zip(groups.names, groups.blocks, strict=True)) == {
@@ -186,7 +188,7 @@ def test_sets_under_one_pattern_lie_in_the_blocks_of_their_parameters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given_groups", "says"),
+    ("given_groups", "message"),
     [
         ({"torzo.*": "row"}, 'policy.groups: "torzo.*" matches no block; did you mean "torso.0"?'),
         (
@@ -243,26 +245,26 @@ def test_sets_under_one_pattern_lie_in_the_blocks_of_their_parameters() -> None:
         ),
     ],
 )
-def test_a_mistake_is_told_with_its_knob_its_value_and_the_cure(
-    given_groups: Mapping[str, GroupKind | IndexSets], says: str
+def test_an_error_names_the_key_the_value_and_the_cure(
+    given_groups: Mapping[str, GroupKind | IndexSets], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         cut_groups(cut(), given_groups)
 
 
-def test_mistakes_are_told_for_blocks_that_are_not_chosen_too() -> None:
+def test_errors_are_reported_for_blocks_that_are_not_chosen_too() -> None:
     layout = cut()
     with pytest.raises(ValueError, match="out of range"):
         cut_groups(layout, {"actor": {"left": {"actor.bias:rows": [2]}}}, only=layout.select(["critic"]))
 
 
-# What groups know
+# Blocks and norms
 
 
-def test_whole_blocks_lie_around_the_groups() -> None:
+def test_groups_are_combined_by_block() -> None:
     layout = cut()
     groups = cut_groups(layout, {"*": "column"}, only=layout.select(["torso.*", "critic"]))
-    assert members(groups.as_blocks) == {"torso.0": [*range(9)], "critic": [*range(19, 23)]}
+    assert columns_by_name(groups.as_blocks) == {"torso.0": [*range(9)], "critic": [*range(19, 23)]}
     assert groups.as_blocks.blocks == ("torso.0", "critic")
     assert groups.block_of_group.tolist() == [0, 0, 0, 1, 1, 1, 1]
     assert cut_groups(layout, {}, only=()).as_blocks.names == ()
@@ -290,18 +292,18 @@ any_shapes = st.dictionaries(
 
 @settings(deadline=None, max_examples=80)
 @given(any_shapes, st.sampled_from(["block", "tensor", "row", "column"]), st.data())
-def test_groups_of_any_layout_part_the_chosen_blocks_and_stay_within_a_block(
+def test_groups_partition_the_chosen_blocks_of_any_layout(
     shapes: dict[str, tuple[int, ...]], kind: GroupKind, data: st.DataObject
 ) -> None:
     layout = cut(shapes)
     only = data.draw(st.lists(st.sampled_from(layout.blocks), unique=True))
     groups = cut_groups(layout, {}, default=kind, only=only)
-    found = members(groups)
+    columns_of = columns_by_name(groups)
     assert torch.equal(groups.ids >= 0, layout.mask(only))
-    assert all(found.values())
+    assert all(columns_of.values())
     spans = {block.name: range(block.start, block.stop) for block in only}
-    for block, columns in zip(groups.blocks, found.values(), strict=True):
+    for block, columns in zip(groups.blocks, columns_of.values(), strict=True):
         assert all(column in spans[block] for column in columns)
     x = torch.randn(2, layout.size, dtype=torch.float64)
-    by_hand = [torch.linalg.vector_norm(x[:, columns], dim=1) for columns in found.values()]
+    by_hand = [torch.linalg.vector_norm(x[:, columns], dim=1) for columns in columns_of.values()]
     torch.testing.assert_close(group_norms(x, groups), torch.stack(by_hand, 1) if by_hand else x[:, :0])

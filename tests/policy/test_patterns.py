@@ -17,7 +17,7 @@ def test_a_pattern_matches_names_in_their_order():
     assert match_names("actor", NAMES, "policy.shared", "block") == ["actor"]
 
 
-def test_every_name_has_the_value_of_the_pattern_that_matches_it():
+def test_a_name_has_the_value_of_its_pattern():
     values = values_by_name({"actor": 0.5, "torso.*": 0.1}, NAMES, "trust.blocks", "block")
     assert list(values.items()) == [("actor", 0.5), ("torso.0", 0.1), ("torso.1", 0.1)]
 
@@ -40,7 +40,7 @@ def test_patterns_that_do_not_fit_are_refused_with_the_cure(patterns: dict[str, 
         values_by_name(patterns, NAMES, "merge.blocks", "block")
 
 
-def test_an_owner_may_match_a_name_twice_but_not_another_owners():
+def test_only_the_same_owner_may_match_a_name_twice():
     assert owner_by_name({"trunk": ["a", "b", "a"], "head": ["c"]}, "policy.blocks") == {
         "a": "trunk",
         "b": "trunk",

@@ -11,7 +11,7 @@ from grpo_fed.policy.shared_names import SharedNames
 NAMES = SharedNames(("torso.0", "actor"), {"torso.0.weight:rows[1]": "torso.0", "actor": "actor"})
 
 
-def test_shared_names_survive_json_with_the_order_of_blocks_and_groups():
+def test_shared_names_survive_json_in_their_order():
     document = json.loads(json.dumps(NAMES.to_json()))
     assert document == {
         "blocks": ["torso.0", "actor"],

@@ -110,5 +110,5 @@ def accumulate_mean(replies: Iterable[Reply]) -> StreamingMean:
 def merge_without_departures(replies: Replies, point: Tensor, groups: Groups, notes: tuple[str, ...] = ()) -> Merged:
     """Return the record of a merge into one point [P] for all clients, from which no client departs."""
     deviations = distances([reply.point for reply in replies.all], point, groups)
-    nobody = torch.zeros_like(deviations, dtype=torch.bool)
-    return Merged(replies.clients, point, nobody, deviations.float(), notes=notes)
+    no_departures = torch.zeros_like(deviations, dtype=torch.bool)
+    return Merged(replies.clients, point, no_departures, deviations.float(), notes=notes)

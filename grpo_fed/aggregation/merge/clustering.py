@@ -3,7 +3,7 @@
 Clients are joined nearest first (average linkage), which gives a partition for every number of clusters. The best has
 the greatest mean silhouette (Rousseeuw 1987): how much nearer clients are to their own cluster than to the next, -1 to
 1. If even that is small there is no structure, and the block has one cluster. A silhouette does not depend on scale,
-and a few clients whose steps are tiny lie in clusters by chance; so clusters also have to be further from each other
+and a few clients whose steps are tiny form clusters by chance; so clusters also have to be further from each other
 than a threshold.
 """
 
@@ -34,7 +34,7 @@ def clusters(
 ) -> Merged:
     """Merge by learned clusters of clients in each block, one for all clients where no structure is found.
 
-    Two clients alone are one cluster: there is no third to compare their distance with. A client without weight changes
+    Two clients are one cluster, as there is no third to compare their distance with. A client without weight changes
     nothing and joins the nearest cluster.
 
     structure: the least mean silhouette of several clusters; Kaufman & Rousseeuw (1990) call a structure reasonable
@@ -56,9 +56,9 @@ def clusters(
     distance = torch.stack([distances([reply.point for reply in replies.all], point, groups) for point in points])
     members = _members(replies, parts, distance, groups)
     deviations = distance.gather(0, members[:, groups.block_of_group].unsqueeze(0)).squeeze(0)
-    nobody = torch.zeros_like(deviations, dtype=torch.bool)
+    no_departures = torch.zeros_like(deviations, dtype=torch.bool)
     return Merged(
-        replies.clients, points[0], nobody, deviations.float(), Clusters(whole.names, members, points, whole.ids)
+        replies.clients, points[0], no_departures, deviations.float(), Clusters(whole.names, members, points, whole.ids)
     )
 
 

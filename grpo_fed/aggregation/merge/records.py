@@ -92,6 +92,6 @@ class Merged:
     deviations: Tensor
     """[K, G] float32: the distance of a client's reply from the point that it is merged into."""
     clusters: Clusters | None = None
-    """With the rule `clusters`, what each client is merged into, instead of one `point` for all."""
+    """The clusters of the rule `clusters`, which merges clients into their clusters' means instead of one `point`."""
     notes: tuple[str, ...] = field(default=())
     """Messages about this merge, for people."""

@@ -1,7 +1,8 @@
-"""Searches for the longest step whose measured KL is within all budgets. A step that is accepted was measured: together
-and with each block alone, by the same clients at the same time. Estimates only decide what is measured next.
+"""Searches for the longest step within all KL budgets. What is accepted was measured.
 
-The search is a dialogue with clients, who measure KL on states that stay with them:
+A step is only accepted if the same clients measured it at the same time, with all its blocks together and with each
+block alone. Estimates only decide what is measured next. As clients measure KL on states that stay with them, the
+search is a dialogue:
 
     search = BudgetSearch(budgets, weights)
     while steps := search.next_query():
@@ -60,8 +61,8 @@ def fraction_at_budget(kl: Sequence[float], budget: float) -> float:
 def joint_multiples(alone: Sequence[float], together: float, limits: Sequence[float], joint: float) -> list[float]:
     """Estimate by how much blocks that alone meet their budgets have to shrink together; return multiples around that.
 
-    For a small step KL is d'Fd / 2 with the Fisher matrix F, so B blocks together have between 1 and B times the sum of
-    their KL (in rounds of PPO about twice); how many times is taken from their whole steps.
+    For a small step KL is d'Fd / 2 with the Fisher matrix F, so B blocks together have at most B times the sum of their
+    KL (in rounds of PPO about twice). How many times is taken from their whole steps, and counted as 1 to B.
 
     alone: [B], KL of each block's whole step alone. together: KL of all whole steps. limits: [B], the blocks' budgets.
     joint: the budget of all together.
@@ -114,7 +115,7 @@ class Query:
         return Query(moving, tuple(dict.fromkeys([*moving, *alone])))
 
     def measured(self, step: StepFractions) -> float | None:
-        """Return the KL of a step, None if it was not measured; no step has a KL of 0 without measurement."""
+        """Return the KL of a step, None if it was not measured; where no block moves, 0."""
         return self.kl.get(step) if any(step) else 0.0
 
     def measured_or_infinite(self, step: StepFractions) -> float:

@@ -1,14 +1,11 @@
-"""The records of a step of the shared blocks: its budgets, and what was accepted. B blocks, P parameters in them."""
+"""The records of a step of B shared blocks: its budgets, and what was accepted. Reading them needs no torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
-
-import torch
-from torch import Tensor
 
 StepFractions: TypeAlias = tuple[float, ...]
 """[B]: alpha of each block, the fraction of its step."""
@@ -67,18 +64,3 @@ def full_step(blocks: Iterable[str]) -> AcceptedStep:
     return AcceptedStep(
         tuple(AcceptedBlock(block, None, math.inf, 1.0, None) for block in blocks), None, math.inf, None
     )
-
-
-def interpolate(old: Tensor, new: Tensor, blocks: Sequence[slice], alphas: StepFractions) -> Tensor:
-    """Move each block by a fraction of the step from old to new, [P] each; parameters in no block stay.
-
-    A fraction of 1 gives the bits of `new`, and 0 those of `old`. Clients compute the steps that they measure with this
-    function, and the server the step that it accepts, so both are the same to the bit.
-    """
-    moved = old.clone()
-    for block, alpha in zip(blocks, alphas, strict=True):
-        if alpha == 1:
-            moved[block] = new[block]
-        elif alpha != 0:
-            moved[block] = torch.lerp(old[block], new[block], alpha)
-    return moved
