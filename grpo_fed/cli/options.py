@@ -74,9 +74,10 @@ class RunOptions:
 
 
 def with_run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Let typer see the fields of `RunOptions` as options of a command, and pass them to it as one record.
+    """Add the fields of `RunOptions` to the options of a command, which gets them as one record.
 
-    command: takes the record first, then the options of its own.
+    command: takes the record first, then the options of its own. typer reads the options from the signature, so the
+    returned function has one that lists all of them.
     """
     hints = get_type_hints(RunOptions, include_extras=True)
     shared = {

@@ -100,7 +100,7 @@ def film(
 
 
 def check_path(path: Path) -> None:
-    """Refuse a path that no film can be written to with a ValueError."""
+    """Raise a ValueError if no film can be written to a path."""
     if path.suffix.lower() != ".gif":
         raise ValueError(f"{path}: must end in .gif")
     if not path.absolute().parent.is_dir():

@@ -14,7 +14,7 @@ LEVELS = "▁▂▃▄▅▆▇█"
 
 
 def is_finite(value: float | None) -> TypeGuard[float]:
-    """Whether a value is known and finite."""
+    """Decide whether a value is known and finite."""
     return value is not None and math.isfinite(value)
 
 

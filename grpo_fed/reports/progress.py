@@ -65,7 +65,7 @@ class RunProgress:
     rounds: int = 0
     """How many rounds the run will have."""
     seconds: float = 0.0
-    """Duration of the latest round, without evaluation."""
+    """Duration of training and of the server's step in the latest round."""
     speed: float = 0.0
     """Environment steps per second of all clients together, in the latest round."""
     end_times: list[float] = field(default_factory=list)
