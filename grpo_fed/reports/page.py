@@ -40,7 +40,8 @@ def page_html(history: History) -> str:
     name, result = html.escape(history.scenario.name), headline(history)
     parts = [f"<header><h1>{name}</h1>", f'<p class="result">{_text(result[:1].upper() + result[1:])}</p>']
     parts += [f"<p>{_text(describe_run(history))}</p></header>", "<main>"]
-    figures = {one.name: f'<figure id="{one.name}">{inline_svg(one)}</figure>' for one in draw_all(history)}
+    drawings = draw_all(history)
+    figures = {drawing.name: f'<figure id="{drawing.name}">{inline_svg(drawing)}</figure>' for drawing in drawings}
     parts += [figures.pop(name, "") for name in TOP_FIGURES]
     parts += [_episodes(history.folder)]
     parts += [_section(section) for section in make_sections(history)]
