@@ -1,4 +1,4 @@
-"""MLflow's pages over a tracked run, in a real browser: what a user looks for is there."""
+"""MLflow's pages of a tracked run in a real browser have what a user looks for."""
 
 from __future__ import annotations
 
@@ -37,29 +37,29 @@ def shown(run: Path) -> Iterator[MlflowPages]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with Browser() as one:
-        yield one
+    with Browser() as window:
+        yield window
 
 
-def test_the_link_opens_on_the_federation_with_its_result_and_its_clients(shown: MlflowPages, browser: Browser):
+def test_the_link_shows_the_result_and_the_clients(shown: MlflowPages, browser: Browser):
     browser.open(shown.link)
     text = browser.wait_for("grpo seed 0", "Return 21.0", "cart-0", "cart-1", "backwards", "Finished")
     assert "worst client 20.0" in text
 
 
-def test_the_federations_metrics_are_charts(shown: MlflowPages, browser: Browser):
+def test_the_metrics_of_the_federation_have_charts(shown: MlflowPages, browser: Browser):
     browser.open(shown.link.replace("?", "/model-metrics?"))
     browser.wait_for("grpo seed 0 (alpha/actor)", "\neval\n", "\nkl\n", "\ncomm\n", "\ntask\n", "\nfed\n")
 
 
-def test_figures_and_results_are_among_the_files(shown: MlflowPages, browser: Browser):
+def test_the_artifacts_have_figures_and_results(shown: MlflowPages, browser: Browser):
     browser.open(shown.link.replace("?", "/artifacts?"))
     browser.wait_for("figures", "checkpoints", "results.json", "scenario.toml")
     browser.click("figures")
     browser.wait_for("returns.svg")
 
 
-def test_a_clients_page_leads_to_its_model(shown: MlflowPages, browser: Browser, run: Path):
+def test_the_page_of_a_client_has_its_model(shown: MlflowPages, browser: Browser, run: Path):
     sent = Spool(run).load_state("")
     assert sent.parent is not None
     browser.open(shown.link.replace(sent.parent, sent.clients["backwards"]))

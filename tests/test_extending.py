@@ -119,10 +119,8 @@ def test_a_resolved_scenario_needs_the_modules_no_more(tmp_path: Path, monkeypat
     )
     assert "my_methods" not in sys.modules
     sources = explain_scenario(scenario)[-1].sentences
-    assert sources[0] == "Method my_methods:SHY cannot be imported here; this scenario has all its values."
-    with pytest.raises(
-        ScenarioError, match=r"method = my_methods:SHY: cannot be imported.*without it, local cannot replace its values"
-    ):
+    assert sources[0] == "Method my_methods:SHY cannot be imported here; the scenario has all of its values."
+    with pytest.raises(ScenarioError, match=r"method = my_methods:SHY: cannot be imported.*what makes way for local"):
         Scenario.loads(text, overrides=["method=local"])
 
 

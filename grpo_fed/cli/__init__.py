@@ -1,7 +1,19 @@
 """The command line.
 
-Nothing here imports what a command does not need: `--help` comes without torch. Exit codes: 0 all is well, 1 a run
-failed, 2 the scenario or the call is wrong and nothing was started or written, 130 Ctrl-C.
+    application.py  the application that all commands belong to, and the order of its help
+    options.py      options that commands share, and the scenario and the folder that they lead to
+    errors.py       messages and exit codes instead of tracebacks
+    output.py       a stream that outlives its reader
+    run.py          run, train
+    play.py         play
+    compare.py      compare, report
+    scenarios.py    new, check, explain, list, config, schema
+    deploy.py       deploy init, deploy server, deploy client
+    tracking.py     ui, replay
+    knobs_table.py  all knobs as tables
+
+Begin with run.py. No module imports what a command does not need, so that `--help` does not import torch. Exit codes:
+0 success, 1 a run failed, 2 the scenario or the call is wrong and nothing was started or written, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -10,7 +22,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from grpo_fed.cli.commands import app
+    from typer import Typer
+
+    from grpo_fed.cli.application import app
 
 __all__ = ["app", "main"]
 
@@ -18,19 +32,27 @@ INTERRUPTED = 130
 
 
 def main() -> None:
-    """What `grpo-fed` runs; the commands are imported in it, so that Ctrl-C at that time ends it as at any other."""
+    """Run the command `grpo-fed`; commands are imported here, so that Ctrl-C during the imports ends it quietly too."""
     try:
-        from grpo_fed.cli.commands import answer
+        from grpo_fed.cli.application import prepare_streams
 
-        answer()
+        loaded = _load_app()
+        prepare_streams()
+        loaded(prog_name="grpo-fed")
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 
 
-def __getattr__(name: str) -> Any:
-    """`app`, on first use."""
-    if name != "app":
-        raise AttributeError(f"module 'grpo_fed.cli' has no attribute {name!r}")
-    from grpo_fed.cli.commands import app
+def _load_app() -> Typer:
+    """Import the application and every module of commands; each module registers its own."""
+    from grpo_fed.cli import compare, deploy, play, run, scenarios, tracking  # noqa: F401
+    from grpo_fed.cli.application import app
 
     return app
+
+
+def __getattr__(name: str) -> Any:
+    """Load `app` on first use."""
+    if name != "app":
+        raise AttributeError(f"module 'grpo_fed.cli' has no attribute {name!r}")
+    return _load_app()

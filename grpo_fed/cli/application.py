@@ -1,4 +1,4 @@
-"""The application that the commands belong to."""
+"""The application that all commands belong to."""
 
 from __future__ import annotations
 
@@ -28,43 +28,42 @@ COMMANDS = [
     "deploy",
     "replay",
 ]
-"""In the order in which the help names them."""
+"""All commands in the order of the help, which begins with what a new user needs."""
 
 
-class InOrder(TyperGroup):
-    """The help begins with what a user begins with, and has no boxes: they would take as long as all the rest of it."""
+class OrderedGroup(TyperGroup):
+    """Lists commands in the order of `COMMANDS`, without boxes: drawing these would double the time of `--help`."""
 
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**{**given, "rich_markup_mode": None})
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{**settings, "rich_markup_mode": None})
 
     def list_commands(self, ctx: Context) -> list[str]:
         return sorted(self.commands, key=COMMANDS.index)
 
 
 app = typer.Typer(
-    cls=InOrder,
+    cls=OrderedGroup,
     name="grpo-fed",
     help="Federated multi-task reinforcement learning: policies cut into blocks, shared where sharing pays.",
     epilog="Begin with: grpo-fed run quickstart",
     no_args_is_help=True,
     add_completion=False,
-    suggest_commands=False,  # click does so itself
+    suggest_commands=False,  # click suggests commands itself
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-def answer() -> None:
-    """A call from a shell."""
+def prepare_streams() -> None:
+    """Replace a closed stdout or stderr by the null device, and print "?" for characters that a terminal lacks."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by who called us
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115, as long as we live
+        if getattr(sys, name) is None:  # closed by the caller
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115, open until the process ends
         with suppress(AttributeError):
-            getattr(sys, name).reconfigure(errors="replace")  # a terminal without such letters gets "?"
-    app(prog_name="grpo-fed")
+            getattr(sys, name).reconfigure(errors="replace")
 
 
-def _version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
@@ -75,7 +74,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", help="Show it and exit.", is_eager=True, callback=_version)
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    """Options before any command."""
+    """Take the options that come before any command."""

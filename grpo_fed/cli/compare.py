@@ -1,4 +1,4 @@
-"""Commands that look back on runs: a page of one, and methods side by side."""
+"""The commands that read runs: a page about one, and methods side by side: report, compare."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from grpo_fed.cli.errors import FAILED, report_errors
 from grpo_fed.cli.options import (
     Debug,
     Overrides,
+    RunArgument,
     ScenarioArgument,
     Track,
     make_console,
@@ -22,73 +23,82 @@ from grpo_fed.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rich.table import Table
 
     from grpo_fed.reports.comparison.verdicts import Comparison
-    from grpo_fed.runs.statistics import Estimate
 
 
 WIDE = 100
-"""Columns of a terminal."""
+"""Columns of a terminal that has room for the returns of the scenario's entries."""
 
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder that a run left.")],
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="By default report.html in it.")] = None,
+    run: RunArgument,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="The page; by default report.html in the run's folder.")
+    ] = None,
     episodes: Annotated[
-        bool, typer.Option("--episodes/--no-episodes", help="Film the worst and the best client, before and after.")
+        bool,
+        typer.Option("--episodes/--no-episodes", help="Film the worst and the best client before and after training."),
     ] = True,
     debug: Debug = False,
 ) -> None:
-    """Draw a run's figures and films, and make one page of all: no network is needed to read it."""
+    """Draw the figures and films of a run, and put them on one page that can be read without a network."""
     with report_errors(debug):
         prepare_process()
         use_no_display()
         from grpo_fed.reports.episodes import film_episodes
-        from grpo_fed.reports.figures import draw_figures
-        from grpo_fed.reports.page import write_page as page
+        from grpo_fed.reports.figures.write import draw_figures
+        from grpo_fed.reports.page import write_page
         from grpo_fed.reports.summary import write_summary
 
         console = make_console()
-        with console.status("drawing"):
-            figures = draw_figures(run)
+        with console.status("drawing figures"):
+            figures = {path.stem for path in draw_figures(run)}
         if episodes:
             with console.status("filming"):
                 filmed = film_episodes(run)
-            for note in filmed.notes:
-                typer.echo(note, err=True)
+            for problem in filmed.problems:
+                typer.echo(problem, err=True)
         write_summary(run)
-        typer.echo(f"{page(run, out)}: a page with {len(figures)} figures; each is in {run / 'figures'}/ too")
+        typer.echo(f"{write_page(run, out)}: a page with {len(figures)} figures; their files are in {run / 'figures'}/")
 
 
 @app.command()
 def compare(
     scenario: ScenarioArgument,
     methods: Annotated[
-        str, typer.Option("--methods", metavar="A,B,...", help="As the table of methods names them.")
+        str, typer.Option("--methods", metavar="A,B,...", help="Names of methods, separated by commas.")
     ] = "local,fedavg,grpo",
     seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="Seeds 0 to N - 1 for each method.")] = 5,
     baseline: Annotated[
-        str | None, typer.Option("--baseline", metavar="METHOD", help="What the others are held against.")
+        str | None,
+        typer.Option(
+            "--baseline",
+            metavar="METHOD",
+            help="The method that the others are compared with; by default local, else the first.",
+        ),
     ] = None,
     overrides: Overrides = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="By default runs/compare-SCENARIO; asked again, it goes on."),
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="By default runs/compare-SCENARIO; an unfinished comparison in it is continued.",
+        ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", metavar="N", min=0, help="Processes; by default one for a core.")
+        int | None, typer.Option("--workers", metavar="N", min=0, help="Processes; by default one for each core.")
     ] = None,
     track: Track = None,
     debug: Debug = False,
 ) -> None:
-    """Run methods side by side, with the same scenario and seeds, and say which differ."""
+    """Run methods side by side with the same scenario and seeds, and say which differ."""
     with report_errors(debug):
         prepare_process()
-        from grpo_fed.reports.comparison.compare import compare as side_by_side
+        from grpo_fed.reports.comparison.compare import compare as compare_methods
         from grpo_fed.reports.comparison.compare import run_locally
         from grpo_fed.reports.comparison.page import COMPARISON
         from grpo_fed.reports.comparison.verdicts import ComparedRun
@@ -99,36 +109,38 @@ def compare(
         console = make_console()
 
         run, done = partial(run_locally, workers=workers, track=track), itertools.count(1)
-        with console.status(_so_far(0, len(names) * seeds)) as status:
+        with console.status(_count_line(0, len(names) * seeds)) as status:
 
-            def told(trial: ComparedRun) -> None:
-                status.update(_so_far(next(done), len(names) * seeds))
-                console.print(f"{trial.method} seed {trial.seed}: {trial.problem or 'done'}", soft_wrap=True)
+            def watch(compared_run: ComparedRun) -> None:
+                status.update(_count_line(next(done), len(names) * seeds))
+                outcome = compared_run.problem or "done"
+                console.print(f"{compared_run.method} seed {compared_run.seed}: {outcome}", soft_wrap=True)
 
-            found = side_by_side(scenario, names, range(seeds), folder, run, overrides or [], baseline, told)
+            comparison = compare_methods(
+                scenario, names, range(seeds), folder, run, overrides or [], baseline, watch=watch
+            )
     with report_errors(debug, FAILED):
-        console.print(_table(found, wide=console.width >= WIDE))
-        typer.echo(f"{folder / COMPARISON}.md and .json, and the curves beside them")
+        console.print(_table(comparison, wide=console.width >= WIDE))
+        typer.echo(f"{folder / COMPARISON}.md and .json; curves in {folder / 'figures'}/")
         if resolve_store(track) is not None:
-            typer.echo("MLflow: grpo-fed ui; the view By method has all of them")
+            typer.echo("MLflow: grpo-fed ui; the view By method shows all runs")
 
 
-def _so_far(done: int, runs: int) -> str:
-    return f"{done:,} of {runs:,} runs are done; stopped, it goes on when it is asked again"
+def _count_line(done: int, runs: int) -> str:
+    return f"{done:,} of {runs:,} runs are done; after Ctrl-C the same command continues"
 
 
-def _table(found: Comparison, wide: bool) -> Table:
-    """A row for each method; where there is room, with the returns of the scenario's entries."""
-    from grpo_fed.reports.tables import number, table_of
+def _table(comparison: Comparison, wide: bool) -> Table:
+    """Make a row for each method; wide: with the returns of the scenario's entries."""
+    from grpo_fed.reports.comparison.page import format_interval
+    from grpo_fed.reports.formatting import format_return
+    from grpo_fed.reports.tables import make_table
 
-    def shown(one: Estimate | None, show: Callable[[float], str]) -> str:
-        return "-" if one is None else f"{show(one.value)} [{show(one.low)}, {show(one.high)}]"
-
-    entries = list(dict.fromkeys(name for one in found.methods for name in one.entries)) if wide else []
-    table = table_of("method", "return [95 %]", *entries, f"beats {found.baseline} [95 %]")
+    entries = dict.fromkeys(name for method in comparison.methods for name in method.entries) if wide else {}
+    table = make_table("method", "return [95 %]", *entries, f"beats {comparison.baseline} [95 %]")
     table.add_column("verdict")
-    for one in found.methods:
-        parts = [number(one.entries.get(name)) for name in entries]
-        row = one.method, shown(one.iqm, number), *parts, shown(one.better, "{:.2f}".format), one.verdict
-        table.add_row(*row)
+    for method in comparison.methods:
+        returns = [format_return(method.entries.get(name)) for name in entries]
+        better = format_interval(method.better, "{:.2f}".format)
+        table.add_row(method.method, format_interval(method.iqm, format_return), *returns, better, method.verdict)
     return table

@@ -1,4 +1,4 @@
-"""Commands that put a federation on several machines."""
+"""The commands that put a federation on several machines: deploy init, deploy server, deploy client."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from grpo_fed.cli.errors import FAILED, report_errors
 from grpo_fed.cli.options import Debug
 
 PORT = 9092
-MADE = Path("deployment")
-"""What `deploy init` makes where it is not told."""
+"""The port that clients connect to."""
+DEPLOYMENT = Path("deployment")
+"""The default folder of `deploy init`."""
 
 group = typer.Typer(
     name="deploy",
@@ -31,65 +32,70 @@ def init(
         list[str], typer.Option("--client", metavar="NAME", help="A client as the scenario names it; may be repeated.")
     ],
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="What to make; called again, it adds clients.")
-    ] = MADE,
+        Path, typer.Argument(metavar="FOLDER", help="The folder to make; if it exists, clients are added to it.")
+    ] = DEPLOYMENT,
     hosts: Annotated[
         list[str] | None,
         typer.Option("--host", metavar="HOST", help="A name or address of the server; may be repeated."),
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Make a CA, the server's certificate and a key for each client, and say what to copy where."""
+    """Make a CA, the server's certificate and a key for each client, and say which files to copy where."""
     with report_errors(debug):
-        from grpo_fed.engines.deploy import commands as deploy
+        from grpo_fed.engines.deploy import commands
 
-        for line in deploy.init(folder, hosts or [], clients):
+        for line in commands.init(folder, hosts or [], clients):
             typer.echo(line)
 
 
 @group.command()
 def server(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="FOLDER", help="The server's, from deploy init; found where that made it.")
+        Path | None,
+        typer.Argument(metavar="FOLDER", help="The server's folder; by default server or deployment/server."),
     ] = None,
     host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "0.0.0.0",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="For clients.")] = PORT,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="The port that clients connect to.")] = PORT,
     insecure: Insecure = False,
     debug: Debug = False,
 ) -> None:
-    """Serve clients with Flower's SuperLink until told to stop."""
+    """Serve clients with Flower's SuperLink until it is stopped."""
     with report_errors(debug, FAILED):
-        from grpo_fed.engines.deploy import commands as deploy
+        from grpo_fed.engines.deploy import commands
 
         if folder is None and not insecure:
-            folder = _found(Path("server"), MADE / "server")
-        code = deploy.server(folder, host=host, port=port, insecure=insecure, say=typer.echo)
+            folder = _first_existing(Path("server"), DEPLOYMENT / "server")
+        code = commands.server(folder, host=host, port=port, insecure=insecure, say=typer.echo)
     raise typer.Exit(code)
 
 
 @group.command()
 def client(
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="The client, as the scenario names it.")],
-    superlink: Annotated[str, typer.Option("--superlink", metavar="HOST:PORT", help="Where the server is.")],
+    superlink: Annotated[str, typer.Option("--superlink", metavar="HOST:PORT", help="The server's address.")],
     folder: Annotated[
-        Path | None, typer.Argument(metavar="FOLDER", help="The client's, from deploy init; found where that made it.")
+        Path | None,
+        typer.Argument(metavar="FOLDER", help="The client's folder; by default NAME or deployment/clients/NAME."),
     ] = None,
     state: Annotated[
-        Path | None, typer.Option("--state", metavar="DIR", help="What it remembers; by default in the user's own.")
+        Path | None,
+        typer.Option(
+            "--state", metavar="DIR", help="Where the client's state is saved; by default in the user's data folder."
+        ),
     ] = None,
     insecure: Insecure = False,
     debug: Debug = False,
 ) -> None:
-    """Be a client, with Flower's SuperNode, until told to stop."""
+    """Run a client with Flower's SuperNode until it is stopped."""
     with report_errors(debug, FAILED):
-        from grpo_fed.engines.deploy import commands as deploy
+        from grpo_fed.engines.deploy import commands
 
         if folder is None and not insecure:
-            folder = _found(Path(name), MADE / "clients" / name)
-        code = deploy.client(name, superlink, folder, state=state, insecure=insecure, say=typer.echo)
+            folder = _first_existing(Path(name), DEPLOYMENT / "clients" / name)
+        code = commands.client(name, superlink, folder, state=state, insecure=insecure, say=typer.echo)
     raise typer.Exit(code)
 
 
-def _found(*places: Path) -> Path | None:
-    """The first that is there."""
-    return next((place for place in places if place.is_dir()), None)
+def _first_existing(*folders: Path) -> Path | None:
+    """Return the first folder that exists; None if none does."""
+    return next((folder for folder in folders if folder.is_dir()), None)

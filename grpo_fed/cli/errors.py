@@ -1,4 +1,4 @@
-"""What a command says when something goes wrong: a message and an exit code, never a traceback."""
+"""Errors of commands: a message and an exit code, never a traceback."""
 
 from __future__ import annotations
 
@@ -12,48 +12,53 @@ from pathlib import Path
 import typer
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
+"""Exit codes: a run failed, the scenario or the call is wrong, Ctrl-C."""
 
 
 @contextmanager
 def report_errors(debug: bool = False, code: int = WRONG) -> Iterator[None]:
-    """What is foreseen becomes its message and an exit code, all else a short message and a file with the traceback."""
+    """Turn an error into a message on stderr and an exit code.
+
+    An unexpected error also leaves its traceback in a temporary file. debug: print the traceback too. code: the exit
+    code of an expected error.
+    """
     try:
         yield
     except KeyboardInterrupt:
-        complain("nothing was started", label="interrupted: ")
+        print_error("nothing was started", label="interrupted: ")
         raise typer.Exit(INTERRUPTED) from None
     except (typer.Exit, BrokenPipeError):
         raise
     except Exception as error:  # noqa: BLE001, no traceback reaches a user
         if debug:
             traceback.print_exc()
-        if _foreseen(error):
-            complain(message_for_user(error))
+        if _is_expected(error):
+            print_error(message_for_user(error))
             raise typer.Exit(code) from None
         if isinstance(error, MemoryError):
-            complain("this machine has not the memory for it", *([str(error)] if str(error) else []))
+            print_error("this machine does not have enough memory", *([str(error)] if str(error) else []))
             raise typer.Exit(FAILED) from None
         handle, name = tempfile.mkstemp(prefix="grpo-fed-", suffix=".txt")
         with os.fdopen(handle, "w") as file:
             traceback.print_exc(file=file)
-        complain(message_for_user(error), f"this should not happen; its traceback is in {name}")
+        print_error(message_for_user(error), f"this is an unexpected error; its traceback is in {name}")
         raise typer.Exit(FAILED) from None
 
 
-def _foreseen(error: Exception) -> bool:
-    """Whether its message is meant for users: what we raise, and what the machine refuses."""
+def _is_expected(error: Exception) -> bool:
+    """Decide whether an error's message is meant for users: our own errors and those of the operating system are."""
     return isinstance(error, ValueError | OSError) or type(error).__module__.startswith("grpo_fed.")
 
 
 def message_for_user(error: Exception) -> str:
-    """An error in words for a user."""
+    """Write an error as a message for users."""
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {(error.strerror or str(error)).lower()}"
-    return str(error) if _foreseen(error) else f"{type(error).__name__}: {error}"
+    return str(error) if _is_expected(error) else f"{type(error).__name__}: {error}"
 
 
 def save_traceback(folder: Path) -> str:
-    """Write the traceback into the run's folder; where what there is can be found."""
+    """Write the current traceback to the run's folder; return a line that says where it is, and the results."""
     from grpo_fed.runs.folder import FAILURE
     from grpo_fed.runs.results import RESULTS
 
@@ -62,15 +67,15 @@ def save_traceback(folder: Path) -> str:
         (folder / FAILURE).write_text(traceback.format_exc(), encoding="utf-8")
         lines.append(f"the traceback is in {folder / FAILURE}")
     if (folder / RESULTS).exists():
-        lines.append(f"what was learned before that is in {folder}/")
+        lines.append(f"the policies and results so far are in {folder}/")
     return "; ".join(lines)
 
 
-def complain(*lines: str, label: str = "error: ") -> None:
-    """On stderr, in red where there are colours."""
+def print_error(*lines: str, label: str = "error: ") -> None:
+    """Print lines on stderr after a label, which is red where there are colours."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console(stderr=True, highlight=False)
-    for number, line in enumerate("\n".join(lines).splitlines()):
-        console.print(Text.assemble((label if number == 0 else " " * len(label), "bold red"), line), soft_wrap=True)
+    for index, line in enumerate("\n".join(lines).splitlines()):
+        console.print(Text.assemble((label if index == 0 else " " * len(label), "bold red"), line), soft_wrap=True)

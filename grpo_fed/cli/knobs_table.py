@@ -1,4 +1,4 @@
-"""All knobs of a scenario as tables on a terminal."""
+"""All keys of a scenario as tables on a terminal."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from grpo_fed.scenario.toml.text import closest_match, did_you_mean
 
 
 def knob_tables(section: str | None = None) -> Iterator[RenderableType]:
-    """A table for each section, or for one; ValueError if there is none of that name."""
+    """Make a table for each section, or for one section; ValueError if there is no section of that name."""
     knobs = list_knobs()
-    names = list(dict.fromkeys(knob.section for knob in knobs))
+    names = list(dict.fromkeys(knob.section for knob in knobs))  # "" for keys at the top of the file
     wanted = names if section is None else [name for name in names if name and name == section.strip("[]")]
     if not wanted:
-        known = [name for name in names if name]
-        cure = did_you_mean(closest_match(str(section), known)) or f"; there are {', '.join(known)}"
+        sections = [name for name in names if name]
+        cure = did_you_mean(closest_match(str(section), sections)) or f"; there are {', '.join(sections)}"
         raise ValueError(f"config {section}: there is no such section{cure}")
     for name in wanted:
         yield Text(f"[{name}]" if name else "at the top of the file", style="bold cyan")

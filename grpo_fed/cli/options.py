@@ -1,14 +1,18 @@
-"""What commands have in common: their options, and the scenario and the folder that these come to."""
+"""Options that commands share, and the scenario, the folder and the process settings that they lead to."""
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -17,18 +21,19 @@ if TYPE_CHECKING:
 
     from grpo_fed.scenario.scenario import Scenario
 
-SEEDS = 2**31 - 1
+MAX_SEED = 2**31 - 1
 
-SOURCE = "A TOML file, or the name of a scenario that ships."
-ScenarioArgument = Annotated[str, typer.Argument(metavar="SCENARIO", help=SOURCE)]
+SCENARIO_HELP = "A TOML file, or the name of a scenario that ships."
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
+ScenarioArgument = Annotated[str, typer.Argument(metavar="SCENARIO", help=SCENARIO_HELP)]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key, such as objective.clip=0.3; may be repeated."),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", metavar="N", min=0, max=SEEDS, help="Instead of the scenario's.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of what went wrong.")]
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run's folder; by default in runs/.")]
-Resume = Annotated[Path | None, typer.Option("--resume", metavar="RUN", help="Go on with a run that was stopped.")]
+Seed = Annotated[
+    int | None, typer.Option("--seed", metavar="N", min=0, max=MAX_SEED, help="Use this seed, not the scenario's.")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Track = Annotated[
     str | None,
     typer.Option(
@@ -37,22 +42,84 @@ Track = Annotated[
         help="An MLflow server or database, or off; by default MLFLOW_TRACKING_URI, else runs/mlflow.db.",
     ),
 ]
-Figures = Annotated[bool, typer.Option("--figures/--no-figures", help="Draw figures in the end.")]
-Films = Annotated[
-    bool,
-    typer.Option("--films/--no-films", help="With figures: short films of the worst and the best, before and after."),
-]
-Json = Annotated[bool, typer.Option("--json", help="A JSON line for each round and for the result.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the result.")]
 
 
-def getting_ready(shown: bool) -> AbstractContextManager[object]:
-    """On a terminal, a sign of life: where torch has never been read, its import alone takes many seconds."""
-    return make_console().status("getting ready") if shown and sys.stdout.isatty() else nullcontext()
+@dataclass(frozen=True)
+class RunOptions:
+    """The options that `run` and `train` share."""
+
+    scenario: Annotated[str | None, typer.Argument(metavar="SCENARIO", help=SCENARIO_HELP)] = None
+    overrides: Overrides = None
+    seed: Seed = None
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="The run's folder; by default a new one in runs/.")
+    ] = None
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="Continue a run that was stopped, by its folder.")
+    ] = None
+    track: Track = None
+    figures: Annotated[bool, typer.Option("--figures/--no-figures", help="Draw figures at the end.")] = True
+    films: Annotated[
+        bool,
+        typer.Option(
+            "--films/--no-films",
+            help="Film the worst and the best client before and after training; not with --no-figures.",
+        ),
+    ] = True
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON line for each round and for the result.")] = (
+        False
+    )
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")] = False
+    debug: Debug = False
+
+
+def with_run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the fields of `RunOptions` to the options of a command, which gets them as one record.
+
+    command: takes the record first, then the options of its own. typer reads the options from the signature, so the
+    returned function has one that lists all of them.
+    """
+    hints = get_type_hints(RunOptions, include_extras=True)
+    shared = {
+        field.name: inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(RunOptions)
+    }
+    _, *own = inspect.signature(command, eval_str=True).parameters.values()
+    own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+
+    @wraps(command)
+    def call(**values: Any) -> None:
+        options = RunOptions(**{name: values.pop(name) for name in shared})
+        command(options, **values)
+
+    call.__signature__ = inspect.Signature([*own, *shared.values()])  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *shared.values()]}
+    return call
+
+
+def load_scenario(source: str, overrides: list[str] | None, seed: int | None) -> Scenario:
+    """Load a scenario by file or name, with the user's changes."""
+    from grpo_fed.scenario.scenario import Scenario
+    from grpo_fed.scenario.shipped import find_scenario
+
+    changes = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
+    return Scenario.load(find_scenario(source), changes)
+
+
+def new_run_folder(scenario: Scenario) -> Path:
+    """Choose a folder that does not exist yet, `runs/<scenario>-<seed>-<time>`."""
+    name = f"{scenario.name}-{scenario.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folders = (Path("runs") / (name if count == 1 else f"{name}-{count}") for count in itertools.count(1))
+    return next(folder for folder in folders if not folder.exists())
 
 
 def prepare_process() -> None:
-    """Before torch and numpy are there: a thread each, as matrices are small, and modules of the user's own here."""
+    """Set up the process before torch and numpy are imported.
+
+    One thread each, since the matrices are small; user modules are imported from the current folder too.
+    """
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
@@ -61,30 +128,19 @@ def prepare_process() -> None:
 
 
 def use_no_display() -> None:
-    """Pictures need none: pygame is to look for no window, and MuJoCo for none where there is no X server."""
+    """Let pygame draw without a window, and MuJoCo too where there is no X server."""
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")
 
 
-def scenario_from(source: str, overrides: list[str] | None, seed: int | None) -> Scenario:
-    """What the user named, with what the user changed."""
-    from grpo_fed.scenario.scenario import Scenario
-    from grpo_fed.scenario.shipped import find_scenario
-
-    changes = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
-    return Scenario.load(find_scenario(source), changes)
-
-
-def fresh_folder(scenario: Scenario) -> Path:
-    """One that is not there yet, `runs/<scenario>-<seed>-<time>`."""
-    name = f"{scenario.name}-{scenario.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folders = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
-    return next(folder for folder in folders if not folder.exists())
-
-
 def make_console() -> Console:
-    """What commands print to."""
+    """Make the console that commands print to."""
     from rich.console import Console
 
     return Console(highlight=False)
+
+
+def startup_status(shown: bool) -> AbstractContextManager[object]:
+    """Show on a terminal that the command is starting, since the first import of torch takes many seconds."""
+    return make_console().status("starting") if shown and sys.stdout.isatty() else nullcontext()

@@ -1,4 +1,4 @@
-"""A stream whose reader may leave: `grpo-fed run ... | head` must not cost the run."""
+"""A stream that outlives its reader, so that `grpo-fed run ... | head` does not stop the run."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any, TextIO, final
 
 @final
 class UnbreakableStream(io.TextIOBase):
-    """Writes to another stream until that refuses; from then on to nowhere."""
+    """Writes to another stream until that fails, and discards everything afterwards."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
-        self.lost: str | None = None
-        """Why it no longer writes."""
+        self.failure: str | None = None
+        """Why the other stream failed; None while it works."""
 
     def write(self, text: str) -> int:
-        self._unless_lost(lambda: self.stream.write(text))
+        self._unless_failed(lambda: self.stream.write(text))
         return len(text)
 
     def flush(self) -> None:
-        self._unless_lost(self.stream.flush)
+        self._unless_failed(self.stream.flush)
 
     def isatty(self) -> bool:
         return self.stream.isatty()
@@ -36,13 +36,13 @@ class UnbreakableStream(io.TextIOBase):
     def encoding(self) -> str:  # type: ignore[override]
         return self.stream.encoding
 
-    def _unless_lost(self, act: Callable[[], Any]) -> None:
-        if self.lost is not None:
+    def _unless_failed(self, action: Callable[[], Any]) -> None:
+        if self.failure is not None:
             return
         try:
-            act()
+            action()
         except OSError as error:
-            self.lost = (error.strerror or str(error)).lower()
-            # what is still buffered goes there when Python ends
-            with suppress(OSError), Path(os.devnull).open("wb") as nowhere:
-                os.dup2(nowhere.fileno(), self.stream.fileno())
+            self.failure = (error.strerror or str(error)).lower()
+            # Python flushes what is still buffered when it ends; let that go to the null device
+            with suppress(OSError), Path(os.devnull).open("wb") as null:
+                os.dup2(null.fileno(), self.stream.fileno())

@@ -1,4 +1,4 @@
-"""Commands that train."""
+"""The commands that train: run, train."""
 
 from __future__ import annotations
 
@@ -13,30 +13,21 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO, cast
 import typer
 
 from grpo_fed.cli.application import app
-from grpo_fed.cli.errors import FAILED, INTERRUPTED, complain, message_for_user, report_errors, save_traceback
+from grpo_fed.cli.errors import FAILED, INTERRUPTED, message_for_user, print_error, report_errors, save_traceback
 from grpo_fed.cli.options import (
-    SOURCE,
-    Debug,
-    Figures,
-    Films,
-    Json,
-    Out,
-    Overrides,
-    Quiet,
-    Resume,
-    Seed,
-    Track,
-    fresh_folder,
-    getting_ready,
+    RunOptions,
+    load_scenario,
+    new_run_folder,
     prepare_process,
-    scenario_from,
+    startup_status,
     use_no_display,
+    with_run_options,
 )
 from grpo_fed.cli.output import UnbreakableStream
 
 if TYPE_CHECKING:
     from grpo_fed.engines.start import Engine
-    from grpo_fed.reports.progress import Display, RunHeader
+    from grpo_fed.reports.displays import Display
     from grpo_fed.runs.records import RoundRecord
     from grpo_fed.runs.results import Status
     from grpo_fed.runs.tracking import Tracker
@@ -44,246 +35,231 @@ if TYPE_CHECKING:
 
 
 EngineName = Literal["local", "flower-sim", "flower"]
-"""As `engines.choice` has them; it is not imported before it is needed."""
+"""The same as `EngineName` of `engines/start.py`, which is not imported before it is needed."""
 
 
 @dataclass(frozen=True)
-class Options:
-    """What both commands take."""
+class Trainer:
+    """How a command starts and resumes a run."""
 
-    scenario: str | None
-    overrides: list[str] | None
-    seed: int | None
-    out: Path | None
-    resume: Path | None
-    track: str | None
-    figures: bool
-    films: bool
-    as_json: bool
-    quiet: bool
-    debug: bool
+    command: str
+    """The command as a user types it, without the options that both commands share."""
+    start: Callable[[Scenario, Path], Engine]
+    """Makes the engine of a new run in a folder."""
+    resume: Callable[[Path], Engine]
+    """Makes the engine of a run that was stopped, from its folder."""
+    federated: bool
+    """Whether the clients are a federation."""
 
 
 @app.command()
+@with_run_options
 def run(
-    scenario: Annotated[str | None, typer.Argument(metavar="SCENARIO", help=SOURCE)] = None,
-    engine: Annotated[EngineName, typer.Option("--engine", help="What carries the messages.")] = "local",
+    options: RunOptions,
+    engine: Annotated[EngineName, typer.Option("--engine", help="What runs the clients.")] = "local",
     superlink: Annotated[
-        str | None, typer.Option("--superlink", metavar="NAME", help="With --engine flower: a deployment's connection.")
+        str | None,
+        typer.Option("--superlink", metavar="NAME", help="The connection for --engine flower."),
     ] = None,
     workers: Annotated[
         int | None,
         typer.Option(
-            "--workers", metavar="N", min=0, help="Of the local engine: processes; by default one for a core."
+            "--workers", metavar="N", min=0, help="Processes of the local engine; by default one for each core."
         ),
     ] = None,
-    overrides: Overrides = None,
-    seed: Seed = None,
-    out: Out = None,
-    resume: Resume = None,
-    track: Track = None,
-    figures: Figures = True,
-    films: Films = True,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
 ) -> None:
     """Train a federation: clients learn, the server merges what they share."""
 
-    def federation(settings: Scenario, folder: Path) -> Engine:
+    def start(scenario: Scenario, folder: Path) -> Engine:
         from grpo_fed.engines.start import make_engine
 
-        return make_engine(settings, folder, engine, superlink, workers)
+        return make_engine(scenario, folder, engine, superlink, workers)
 
-    def resumed(folder: Path) -> Engine:
+    def resume(folder: Path) -> Engine:
         from grpo_fed.engines.start import resume_engine
 
         if workers is not None:
-            raise ValueError("--resume goes on with the workers that the run had: leave out --workers")
+            raise ValueError("--resume uses the workers that the run was started with: leave out --workers")
         return resume_engine(folder, engine, superlink)
 
-    options = Options(scenario, overrides, seed, out, resume, track, figures, films, as_json, quiet, debug)
-    way = "" if engine == "local" else f" --engine {engine}"
-    way += "" if superlink is None else f" --superlink {superlink}"
-    _run_command(f"run{way}", options, federation, resumed)
+    command = "run" if engine == "local" else f"run --engine {engine}"
+    command += "" if superlink is None else f" --superlink {superlink}"
+    _run_command(Trainer(command, start, resume, federated=True), options)
 
 
 @app.command()
-def train(
-    scenario: Annotated[str | None, typer.Argument(metavar="SCENARIO", help=SOURCE)] = None,
-    overrides: Overrides = None,
-    seed: Seed = None,
-    out: Out = None,
-    resume: Resume = None,
-    track: Track = None,
-    figures: Figures = True,
-    films: Films = True,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
+@with_run_options
+def train(options: RunOptions) -> None:
     """Train every client of a scenario alone, without any federation."""
 
-    def training(settings: Scenario, folder: Path) -> Engine:
+    def start(scenario: Scenario, folder: Path) -> Engine:
         from grpo_fed.engines.alone import AloneEngine
 
-        return AloneEngine(settings, folder)
+        return AloneEngine(scenario, folder)
 
-    def resumed(folder: Path) -> Engine:
+    def resume(folder: Path) -> Engine:
         from grpo_fed.engines.alone import AloneEngine
 
         return AloneEngine.resumed(folder)
 
-    options = Options(scenario, overrides, seed, out, resume, track, figures, films, as_json, quiet, debug)
-    _run_command("train", options, training, resumed)
+    _run_command(Trainer("train", start, resume, federated=False), options)
 
 
-def _run_command(
-    name: str, options: Options, begin: Callable[[Scenario, Path], Engine], go_on: Callable[[Path], Engine]
-) -> None:
-    """What both commands do with their options: a new run, or one that was stopped."""
+def _run_command(trainer: Trainer, options: RunOptions) -> None:
+    """Start or resume a run, show it, and exit with a code if it does not finish."""
     stdout = UnbreakableStream(sys.stdout)
     with redirect_stdout(sys.stderr if options.as_json else stdout):  # an environment may print
-        with report_errors(options.debug), getting_ready(not (options.as_json or options.quiet)):
+        with report_errors(options.debug), startup_status(not (options.as_json or options.quiet)):
             prepare_process()
-            run, folder = _engine_and_folder(name, options, begin, go_on)
-            from grpo_fed.reports.progress import RunHeader, display_for
+            engine, folder = _engine_and_folder(trainer, options)
+            from grpo_fed.reports.displays import display_for
+            from grpo_fed.reports.progress import RunHeader
             from grpo_fed.runs.tracking import Tracker
 
-            tracker = Tracker.open(options.track, folder, run.scenario, options.resume is not None)
-            method = run.scenario.method if name != "train" else ""
-            opening = RunHeader(run.scenario, run.device, folder, method, tracker.place)
+            scenario = engine.scenario
+            tracker = Tracker.open(options.track, folder, scenario, options.resume is not None)
+            method = scenario.method if trainer.federated else ""
+            header = RunHeader(scenario, engine.device, folder, method, tracker.place)
             display = display_for(cast("TextIO", stdout), options.as_json, options.quiet)
-        with run:
-            _train_and_report(name, run, opening, display, tracker, options)
+        with engine:
+            display.begin(header)
+            _run_engine(trainer, engine, folder, display, tracker, options)
     stdout.flush()
-    if stdout.lost is not None:
-        complain(f"stdout took no more: {stdout.lost}; the run went on, and all is in {folder}/", label="note: ")
+    if stdout.failure is not None:
+        message = f"stdout could not be written: {stdout.failure}; the run went on, and its results are in {folder}/"
+        print_error(message, label="note: ")
         raise typer.Exit(FAILED)
 
 
-def _engine_and_folder(
-    name: str, options: Options, begin: Callable[[Scenario, Path], Engine], go_on: Callable[[Path], Engine]
-) -> tuple[Engine, Path]:
-    """What the options ask for, and its folder."""
-    given = (options.scenario, options.overrides, options.seed, options.out)
+def _engine_and_folder(trainer: Trainer, options: RunOptions) -> tuple[Engine, Path]:
+    """Make the engine that the options ask for, and choose the run's folder."""
     if options.resume is not None:
-        if any(one is not None for one in given):
-            text = "it takes no SCENARIO, --set, --seed or --out"
-            raise ValueError(f"--resume goes on with a run as it was begun: {text}")
-        return go_on(options.resume), options.resume
+        if any(value is not None for value in (options.scenario, options.overrides, options.seed, options.out)):
+            raise ValueError("--resume continues a run as it was started: leave out SCENARIO, --set, --seed and --out")
+        return trainer.resume(options.resume), options.resume
     if options.scenario is None:
-        raise ValueError(f"{name} needs a SCENARIO, or --resume RUN; grpo-fed list names those that ship")
-    settings = scenario_from(options.scenario, options.overrides, options.seed)
-    folder = options.out or fresh_folder(settings)
-    return begin(settings, folder), folder
+        command = trainer.command
+        raise ValueError(f"{command} needs a SCENARIO, or --resume RUN; grpo-fed list names the scenarios that ship")
+    scenario = load_scenario(options.scenario, options.overrides, options.seed)
+    folder = options.out or new_run_folder(scenario)
+    return trainer.start(scenario, folder), folder
 
 
-def _train_and_report(
-    name: str, run: Engine, opening: RunHeader, display: Display, tracker: Tracker, options: Options
+def _run_engine(
+    trainer: Trainer, engine: Engine, folder: Path, display: Display, tracker: Tracker, options: RunOptions
 ) -> None:
-    """Run; whatever stops it, say where what was learned is."""
+    """Run the engine to its end; if something stops it, say where the results so far are."""
     from grpo_fed.runs.records import record_to_line
 
-    folder = opening.out
+    def watch(record: RoundRecord) -> None:
+        display.round(record)
+        tracker.round(record_to_line(record))
 
-    def watch(note: RoundRecord) -> None:
-        display.round(note)
-        tracker.round(record_to_line(note))
-
-    display.begin(opening)
     try:
-        run.run(watch)
+        engine.run(watch)
     except KeyboardInterrupt:
-        display.stop()
-        if run.result is not None:
-            display.end(run.result)
-        complain(
-            f"the policies as they are and results.json are in {folder}/",
-            *([f"to go on: grpo-fed {name} --resume {folder}"] if run.scenario.checkpoint.every else []),
+        _show_outcome(engine, display)
+        how_to_resume = f"to continue: grpo-fed {trainer.command} --resume {folder}"
+        print_error(
+            f"the latest policies and results.json are in {folder}/",
+            *([how_to_resume] if engine.scenario.checkpoint.every else []),
             label="interrupted: ",
         )
-        _end(tracker, run, "interrupted", display)
+        _finish_tracking(tracker, engine, "interrupted", display)
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:  # noqa: BLE001, no traceback reaches a user
-        display.stop()
-        if run.result is not None:
-            display.end(run.result)
-        complain(message_for_user(error), save_traceback(folder))
+        _show_outcome(engine, display)
+        print_error(message_for_user(error), save_traceback(folder))
         if options.debug:
             traceback.print_exc()
-        _end(tracker, run, "failed", display)
+        _finish_tracking(tracker, engine, "failed", display)
         raise typer.Exit(FAILED) from None
-    display.stop()
-    assert run.result is not None
-    display.end(run.result)
-    hurried = not _draw(folder, options, display)
-    hurried |= not _end(tracker, run, "finished", display, wait=not hurried)
+    assert engine.result is not None
+    _show_outcome(engine, display)
+    completed = _draw(folder, options, display)
+    completed = _finish_tracking(tracker, engine, "finished", display, wait=completed) and completed
     if tracker.store is not None and tracker.trouble is None:
         display.say(f"MLflow: {tracker.link or tracker.place}")
-    if hurried:
+    if not completed:
         raise typer.Exit(INTERRUPTED)
 
 
-def _draw(folder: Path, options: Options, display: Display) -> bool:
-    """Figures, a summary and films of a run that has ended well; it stays so if there are none. False after Ctrl-C."""
+def _show_outcome(engine: Engine, display: Display) -> None:
+    display.stop()
+    if engine.result is not None:
+        display.end(engine.result)
+
+
+# After the run --------------------------------------------------------------------------------------------------------
+
+
+def _draw(folder: Path, options: RunOptions, display: Display) -> bool:
+    """Draw figures, a summary and films of a run that has finished; return False after Ctrl-C.
+
+    The run counts as finished even if nothing can be drawn.
+    """
     if not options.figures:
         return True
     try:
         with display.busy("drawing figures"):
-            _figures(folder, display)
+            _draw_figures(folder, display)
         if options.films:
             with display.busy("filming"):
                 _film(folder, display)
     except KeyboardInterrupt:
-        complain(f"the run has finished; grpo-fed report {folder} draws its figures and films", label="interrupted: ")
+        message = f"the run has finished; grpo-fed report {folder} draws its figures and films"
+        print_error(message, label="interrupted: ")
         return False
     return True
 
 
-def _figures(folder: Path, display: Display) -> None:
+def _draw_figures(folder: Path, display: Display) -> None:
     try:
-        from grpo_fed.reports.figures import draw_figures
+        from grpo_fed.reports.figures.write import draw_figures
         from grpo_fed.reports.summary import write_summary
 
         figures = draw_figures(folder)
         write_summary(folder)
-    except Exception as error:  # noqa: BLE001, what was learned is saved
-        complain(f"the figures were not drawn: {message_for_user(error)}", label="note: ")
+    except Exception as error:  # noqa: BLE001, the results are saved
+        print_error(f"no figures were drawn: {message_for_user(error)}", label="note: ")
         return
     if figures:
-        display.say(f"figures: {figures[0].parent}/; grpo-fed report {folder} makes a page of all")
+        display.say(f"figures: {figures[0].parent}/; grpo-fed report {folder} puts them on one page")
 
 
 def _film(folder: Path, display: Display) -> None:
-    """Short ones; what cannot be drawn is left to `grpo-fed report` to tell."""
+    """Make short films; `grpo-fed report` names the clients that cannot be drawn."""
     try:
         use_no_display()
         from grpo_fed.reports.episodes import film_episodes
-        from grpo_fed.reports.film import BRIEF
+        from grpo_fed.reports.film import SHORT
 
-        filmed = film_episodes(folder, look=BRIEF)
-    except Exception as error:  # noqa: BLE001, an environment may fail in any way, and what was learned is saved
-        complain(f"no films were made: {message_for_user(error)}", label="note: ")
+        filmed = film_episodes(folder, style=SHORT)
+    except Exception as error:  # noqa: BLE001, an environment may fail in any way, and the results are saved
+        print_error(f"no films were made: {message_for_user(error)}", label="note: ")
         return
     if filmed.paths:
-        display.say(f"films: {filmed.paths[0].parent}/, the worst and the best client before and after")
+        display.say(f"films: {filmed.paths[0].parent}/, the worst and the best client before and after training")
 
 
-def _end(tracker: Tracker, run: Engine, status: Status, display: Display, wait: bool = True) -> bool:
-    """Send what is still to be sent, and wait a while for it; False if Ctrl-C cut that short."""
+def _finish_tracking(tracker: Tracker, engine: Engine, status: Status, display: Display, wait: bool = True) -> bool:
+    """Send the remaining records to MLflow and wait a while; return False if Ctrl-C stopped the waiting.
+
+    wait: False to leave the rest to the process that sends it.
+    """
     from grpo_fed.runs.tracking.tracker import PATIENCE
 
-    document = None if run.result is None else run.result.to_json()
+    document = None if engine.result is None else engine.result.to_json()
     try:
-        with display.busy("MLflow is taking the rest; Ctrl-C: do not wait"):
+        with display.busy("sending the rest to MLflow; Ctrl-C: do not wait"):
             tracker.close(document, status, PATIENCE if wait else 0.0)
     except KeyboardInterrupt:
         wait = False
     if not wait and tracker.store is not None:
-        text = "all is saved; what MLflow has not taken yet goes on being sent, and else grpo-fed replay"
-        complain(f"{text} {tracker.spool.folder.parent} sends it", label="interrupted: ")
+        message = "all results are saved, and the rest is still being sent to MLflow; if it does not arrive,"
+        folder = tracker.spool.folder.parent
+        print_error(f"{message} grpo-fed replay {folder} sends it", label="interrupted: ")
         return False
     if tracker.trouble is not None:
-        complain(tracker.trouble, label="note: ")
+        print_error(tracker.trouble, label="note: ")
     return wait

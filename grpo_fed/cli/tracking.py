@@ -1,4 +1,4 @@
-"""Commands for what MLflow has of runs."""
+"""The commands for MLflow: ui, replay."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ import typer
 
 from grpo_fed.cli.application import app
 from grpo_fed.cli.errors import FAILED, report_errors
-from grpo_fed.cli.options import Debug, Track, make_console
+from grpo_fed.cli.options import Debug, RunArgument, Track, make_console
 
 
 @app.command()
 def ui(
     run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A run's folder; by default the latest.")] = None,
     track: Track = None,
-    port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="By default a free one.")] = None,
-    browse: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
+    port: Annotated[
+        int | None, typer.Option("--port", min=1, max=65535, help="The port; by default a free one.")
+    ] = None,
+    browse: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
     debug: Debug = False,
 ) -> None:
     """Show runs in MLflow's pages, on this machine, until Ctrl-C."""
     with report_errors(debug, FAILED):
         from grpo_fed.runs.tracking.ui import serve
 
-        with make_console().status("MLflow starts, which takes some seconds") as waiting:
+        with make_console().status("starting MLflow, which takes some seconds") as status:
 
             def say(line: str) -> None:
-                waiting.stop()
+                status.stop()
                 typer.echo(line)
 
             code = serve(run, track, port, browse, say)
@@ -35,14 +37,10 @@ def ui(
 
 
 @app.command()
-def replay(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder that a run left.")],
-    track: Track = None,
-    debug: Debug = False,
-) -> None:
-    """Send to MLflow what it could not take while the run went on."""
+def replay(run: RunArgument, track: Track = None, debug: Debug = False) -> None:
+    """Send to MLflow the records of a run that have not arrived there."""
     with report_errors(debug, FAILED):
         from grpo_fed.runs.tracking import replay as send
 
         count = send(run, track)
-        typer.echo(f"{run}: {count:,} records sent" if count else f"{run}: nothing was waiting")
+        typer.echo(f"{run}: {count:,} records sent" if count else f"{run}: no records were left to send")

@@ -113,8 +113,7 @@ class Federation:
 
         Whatever stops the run, KeyboardInterrupt included, what has been done is written first.
         """
-        groups = self.shared_blocks.groups
-        self.recorder.open(watch, dict(zip(groups.names, groups.blocks, strict=True)))
+        self.recorder.open(watch, self.shared_blocks.names)
         write_engine_state(self.folder, self.engine)
         try:
             if self.state.round == 0:

@@ -1,16 +1,20 @@
 """What people see of a run.
 
-    explain.py     a scenario in plain words, before it runs
-    overview.py    its clients, policies, blocks and bytes
-    progress.py    a run on the terminal
-    tables.py      tables of clients, on the terminal
-    charts.py      what all figures share
-    figures/       the figures of a run
-    film.py        an episode as a film
-    episodes.py    which episodes are filmed
-    summary.py     a run in words
-    page.py        a run on one page
-    comparison/    methods side by side, with intervals
+    explain.py          a scenario in sentences, before it runs
+    overview.py         a scenario in tables, before it runs: clients, policies, blocks, bytes
+    progress.py         the progress of a run as records, and a round as a line of text
+    displays.py         displays of a run that goes on: live table, lines, JSON, quiet
+    outcome.py          the outcome of a run on the terminal
+    tables.py           tables of clients on the terminal
+    formatting.py       numbers, counts and lists of names as people read them
+    charts.py           what all figures share: style, colours, labels
+    figures/            the figures of a run
+    film.py             an episode as a film
+    episodes.py         which episodes of a run are filmed
+    summary.py          a run in words: summary.md
+    sections.py         the parts of such a summary
+    page.py             a run on one page: report.html
+    comparison/         methods side by side, with intervals
 
 Begin with summary.py.
 """
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
     from grpo_fed.reports.comparison.compare import compare
     from grpo_fed.reports.episodes import film_episodes
     from grpo_fed.reports.explain import explain_scenario
-    from grpo_fed.reports.figures import draw_figures
+    from grpo_fed.reports.figures.write import draw_figures
     from grpo_fed.reports.page import write_page
     from grpo_fed.reports.summary import write_summary
 
@@ -40,7 +44,7 @@ __all__ = [
 
 MODULES = {
     "compare": "grpo_fed.reports.comparison.compare",
-    "draw_figures": "grpo_fed.reports.figures",
+    "draw_figures": "grpo_fed.reports.figures.write",
     "explain_scenario": "grpo_fed.reports.explain",
     "film_episodes": "grpo_fed.reports.episodes",
     "write_page": "grpo_fed.reports.page",

@@ -1,7 +1,7 @@
-"""What all figures have in common: a style of their own, colours that everybody can tell apart, labels beside lines.
+"""What all figures share: a style, colours that readers with colour blindness can tell apart, labels beside lines.
 
-matplotlib is imported when something is drawn and not before. Its settings are ours for as long as that takes: who uses
-it too keeps their own. Nothing goes through pyplot, so there is no state and no window.
+matplotlib is imported when a figure is drawn and not before. Its settings are changed only for that time, so a program
+that uses matplotlib too keeps its own. No figure goes through pyplot, so there is no global state and no window.
 """
 
 from __future__ import annotations
@@ -21,17 +21,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DASHES = ("-", (0, (5, 2)), (0, (1.2, 1.6)))
-"""The second and the third time round the palette: colour is never all that tells two lines apart."""
-SHARED, PERSONAL = "#c9dff0", "#d55e01"
-"""The ends of a map's scale; the second is no colour of the palette to the letter, so that it stays as it is."""
-AT_NIGHT = {
+"""Line styles for the first, the second and the third use of the palette, so that colour alone never tells two lines
+apart."""
+SHARED_COLOUR, DEPARTED_COLOUR = "#c9dff0", "#d55e01"
+"""The ends of a map's scale. The second differs by one from the palette's orange, so that a page does not replace it
+by the palette's colour on dark paper."""
+DARK_COLOURS = {
     INK: ("ink", "#e6edf3"),
     MUTED: ("muted", "#9aa4af"),
     GRID: ("grid", "#3a424c"),
     PAPER: ("paper", "#11161d"),
     **{
-        light: (f"line-{number}", dark)
-        for number, (light, dark) in enumerate(
+        light: (f"line-{index}", dark)
+        for index, (light, dark) in enumerate(
             zip(
                 PALETTE,
                 ("#4aa8e0", "#f28b4b", "#2fc79b", "#e39cc4", "#8fd0f7", "#f2bd4a", "#b391d6"),
@@ -40,7 +42,7 @@ AT_NIGHT = {
         )
     },
 }
-"""For each colour, its name in a page's style sheet, and what it is on dark paper."""
+"""For each colour its name in a page's style sheet, and the colour that replaces it on dark paper."""
 STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": GRID,
@@ -71,64 +73,75 @@ STYLE: dict[str, Any] = {
     "ytick.color": GRID,
     "ytick.labelcolor": MUTED,
 }
-NAMED = 10
-"""So many lines of an axes have a name beside them; more would be small print."""
-THIN = 40
-"""Up to so many clients have a line or a row each; more are a fan of quantiles, or rows without names."""
-PANELS = 12
-WIDTH = 8.0
-"""Inches. Pages show it about 800 points wide: then letters are as large as those around it."""
-HEAD, LINE = 0.3, 0.19
-"""Inches of the title, and of each line below it."""
-LETTERS = 116
-"""In a line below the title."""
+MAX_LABELS = 10
+"""How many lines of one pair of axes have a name beside them; more names would be too small to read."""
+MAX_SINGLE_CLIENTS = 40
+"""How many clients have a line or a named row each; more are shown as bands of quantiles, or rows without names."""
+MAX_PANELS = 12
+"""How many panels a figure has."""
+FIGURE_WIDTH = 8.0
+"""Inches. A page shows figures about 800 points wide, so that their letters are as large as those of the text."""
+TITLE_HEIGHT, LINE_HEIGHT = 0.3, 0.19
+"""Inches of the title, and of each line of the caption below it."""
+CAPTION_WIDTH = 116
+"""Characters in a line of the caption."""
+LABEL_GAP = 11.5
+"""Points between the labels of two lines."""
 FONTS = "'DejaVu Sans', Verdana, sans-serif"
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure, ready to be written or put into a page."""
+    """A figure, ready to be written to files or put into a page."""
 
     name: str
-    """Of its files."""
+    """Name of its files, without the ending."""
     title: str
     alt: str
-    """What it shows, in words, with its main numbers."""
+    """Alternative text: what the figure shows, with its main numbers."""
     png: bytes
     svg: str
 
 
-def drawing(name: str, title: str, caption: str, alt: str, height: float, paint: Callable[[Figure], None]) -> Drawing:
-    """What `paint` draws, under a title and a caption that says how to read it; `height` in inches, without these."""
+def make_drawing(
+    name: str, title: str, caption: str, alt: str, height: float, paint: Callable[[Figure], None]
+) -> Drawing:
+    """Draw a figure with a title and a caption.
+
+    caption: how to read the figure. height: inches, without title and caption. paint: draws the axes.
+    """
     from matplotlib import rc_context, rcParamsDefault
     from matplotlib.figure import Figure
 
-    below = list(_wrapped(caption))
-    head = HEAD + LINE * len(below) + 0.1
-    tall = height + head
+    lines = list(_wrap(caption))
+    head = TITLE_HEIGHT + LINE_HEIGHT * len(lines) + 0.1
+    full_height = height + head
     backend = ("backend", "backend_fallback", "interactive", "toolbar")
-    theirs = {key: value for key, value in rcParamsDefault.items() if key not in backend}
-    style: Any = {**theirs, **STYLE, "svg.hashsalt": name}
+    defaults = {key: value for key, value in rcParamsDefault.items() if key not in backend}
+    style: Any = {**defaults, **STYLE, "svg.hashsalt": name}
     with rc_context(style):
-        figure = Figure(figsize=(WIDTH, tall))
-        figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - head / tall), h_pad=0.06, w_pad=0.06)
-        figure.text(0.08 / WIDTH, 1 - 0.08 / tall, title, size=12.5, weight="bold", va="top")
-        for number, line in enumerate(below):
-            figure.text(0.08 / WIDTH, 1 - (HEAD + LINE * number + 0.03) / tall, line, size=9, color=MUTED, va="top")
+        figure = Figure(figsize=(FIGURE_WIDTH, full_height))
+        figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - head / full_height), h_pad=0.06, w_pad=0.06)
+        left = 0.08 / FIGURE_WIDTH
+        figure.text(left, 1 - 0.08 / full_height, title, size=12.5, weight="bold", va="top")
+        for index, line in enumerate(lines):
+            top = 1 - (TITLE_HEIGHT + LINE_HEIGHT * index + 0.03) / full_height
+            figure.text(left, top, line, size=9, color=MUTED, va="top")
         paint(figure)
         engine = figure.get_layout_engine()
         assert engine is not None
         engine.execute(figure)
-        figure.set_layout_engine("none")  # a second pass would move what is placed beside it now
+        figure.set_layout_engine("none")  # a second pass would move the axes away from the labels placed now
         for axes in figure.axes:
-            _settle(axes)
-        return Drawing(name, title, alt, _png(figure), _svg(figure))
+            _spread_labels(axes)
+        return Drawing(name, title, alt, _to_png(figure), _to_svg(figure))
 
 
-def _wrapped(text: str) -> Iterator[str]:
+def _wrap(text: str) -> Iterator[str]:
+    """Break a caption into lines."""
     line = ""
     for word in text.split():
-        if line and len(line) + len(word) >= LETTERS:
+        if line and len(line) + len(word) >= CAPTION_WIDTH:
             yield line
             line = ""
         line = f"{line} {word}".strip()
@@ -136,7 +149,7 @@ def _wrapped(text: str) -> Iterator[str]:
         yield line
 
 
-def _png(figure: Figure) -> bytes:
+def _to_png(figure: Figure) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     file = io.BytesIO()
@@ -145,7 +158,7 @@ def _png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def _svg(figure: Figure) -> str:
+def _to_svg(figure: Figure) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     file = io.StringIO()
@@ -157,37 +170,45 @@ def _svg(figure: Figure) -> str:
 # For a page -----------------------------------------------------------------------------------------------------------
 
 
-def inline(one: Drawing) -> str:
-    """The SVG as an element of a page: its colours are the page's, and its ids no other figure's."""
-    text = one.svg[one.svg.index("<svg") :]
+def inline_svg(drawing: Drawing) -> str:
+    """Make the SVG an element of a page, with the page's colours and with ids that no other figure has."""
+    text = drawing.svg[drawing.svg.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{one.name}-", text)
-    for colour, (name, _) in AT_NIGHT.items():
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{drawing.name}-", text)
+    for colour, (name, _) in DARK_COLOURS.items():
         text = text.replace(colour, f"var(--{name})")
     head = re.match("<svg[^>]*>", text)
     assert head is not None
     box = re.search('viewBox="[^"]*"', head[0])
     assert box is not None
-    label = one.alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return f'<svg {spaces} {box[0]} role="img" aria-label="{label}">{text[head.end() :]}'
+    label = drawing.alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return f'<svg {namespaces} {box[0]} role="img" aria-label="{label}">{text[head.end() :]}'
 
 
-# Labels beside lines --------------------------------------------------------------------------------------------------
+# Lines and the labels beside them -------------------------------------------------------------------------------------
 
 
-def colour_of(number: int) -> str:
-    """Of the number-th line of a figure."""
-    return PALETTE[number % len(PALETTE)]
+def line_colour(index: int) -> str:
+    """Choose the colour of a figure's line by its index."""
+    return PALETTE[index % len(PALETTE)]
 
 
-def dash_of(number: int) -> Any:
-    """Of the number-th line of a figure."""
-    return DASHES[number // len(PALETTE) % len(DASHES)]
+def line_dashes(index: int) -> Any:
+    """Choose the dashes of a figure's line by its index."""
+    return DASHES[index // len(PALETTE) % len(DASHES)]
 
 
-def label_end(axes: Axes, y: float, text: str, colour: str, weight: str = "normal") -> None:
-    """Name a line at its right end; the labels of an axes make room for each other when all are there."""
+def marker_style(count: int) -> dict[str, Any]:
+    """Show the points of a line that has few of them, so that a single point can be seen too."""
+    return {"marker": "o", "markersize": 3.2} if count <= 20 else {}
+
+
+def label_line(axes: Axes, y: float, text: str, colour: str, weight: str = "normal") -> None:
+    """Write a line's name at its right end; overlapping labels are moved apart when the figure is complete.
+
+    y: the line's last value.
+    """
     label = axes.annotate(
         text,
         xy=(1, y),
@@ -203,8 +224,8 @@ def label_end(axes: Axes, y: float, text: str, colour: str, weight: str = "norma
     label.set_gid("end")
 
 
-def _settle(axes: Axes) -> None:
-    """Move an axes' end labels apart."""
+def _spread_labels(axes: Axes) -> None:
+    """Move the labels at the ends of lines apart."""
     labels: list[Any] = [text for text in axes.texts if text.get_gid() == "end"]
     for label in labels:
         label.set_gid(None)
@@ -213,38 +234,39 @@ def _settle(axes: Axes) -> None:
     dpi = axes.get_figure(root=True).dpi  # type: ignore[union-attr]
     box = axes.get_window_extent()
     wanted = [float(axes.transData.transform((0, label.xy[1]))[1]) for label in labels]
-    found = spread(wanted, 11.5 * dpi / 72, box.y0, box.y1)
-    for label, old, new in zip(labels, wanted, found, strict=True):
+    chosen = spread_positions(wanted, LABEL_GAP * dpi / 72, box.y0, box.y1)
+    for label, old, new in zip(labels, wanted, chosen, strict=True):
         label.set_position((5, (new - old) * 72 / dpi))
 
 
-def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Places at least `gap` apart, in the same order and as near as can be to those wanted; between low and high if
-    there is room.
+def spread_positions(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Move positions at least `gap` apart, in the same order, between low and high if there is room.
 
-    Least squares: what touches moves as one, to the mean of where its members want to be.
+    The result is as near to the wanted positions as can be in least squares: positions that touch form a run, which
+    stands where the mean of its members is the mean of their wanted positions.
     """
-    order = sorted(range(len(wanted)), key=lambda number: wanted[number])
-    clusters: list[tuple[float, int]] = []  # where the first of it is, how many
-    for place, number in enumerate(order):
-        start, count = wanted[number] - place * gap, 1
-        while clusters and clusters[-1][0] >= start:
-            before, many = clusters.pop()
-            start, count = (before * many + start * count) / (many + count), many + count
-        clusters.append((start, count))
-    starts = [start for start, count in clusters for _ in range(count)]
-    room = max(low, high - (len(wanted) - 1) * gap)
-    places = [0.0] * len(wanted)
-    for place, (number, start) in enumerate(zip(order, starts, strict=True)):
-        places[number] = min(max(start, low), room) + place * gap
-    return places
+    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    runs: list[tuple[float, int]] = []  # position less rank * gap, equal for all of a run's members; its length
+    for rank, index in enumerate(order):
+        start, length = wanted[index] - rank * gap, 1
+        while runs and runs[-1][0] >= start:
+            before, length_before = runs.pop()
+            start = (before * length_before + start * length) / (length_before + length)
+            length += length_before
+        runs.append((start, length))
+    starts = [start for start, length in runs for _ in range(length)]
+    highest_start = max(low, high - (len(wanted) - 1) * gap)
+    positions = [0.0] * len(wanted)
+    for rank, (index, start) in enumerate(zip(order, starts, strict=True)):
+        positions[index] = min(max(start, low), highest_start) + rank * gap
+    return positions
 
 
 # Axes -----------------------------------------------------------------------------------------------------------------
 
 
-def by_round(axes: Axes, rounds: np.ndarray, label: bool = True) -> None:
-    """Whole numbers below, from the first round to the last."""
+def set_round_axis(axes: Axes, rounds: np.ndarray, label: bool = True) -> None:
+    """Let the horizontal axis go from the first round to the last, in whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
     first, last = (int(rounds[0]), int(rounds[-1])) if len(rounds) else (0, 1)
@@ -255,14 +277,9 @@ def by_round(axes: Axes, rounds: np.ndarray, label: bool = True) -> None:
         axes.set_xlabel("round")
 
 
-def marks(count: int) -> dict[str, Any]:
-    """A line of few points shows them, and one point alone is seen at all."""
-    return {"marker": "o", "markersize": 3.2} if count <= 20 else {}
-
-
-def grid_of(panels: int, most: int = 3) -> tuple[int, int]:
-    """Rows and columns for so many panels."""
-    columns = min(panels, most)
-    if panels == most + 1:
+def panel_grid(panels: int, max_columns: int = 3) -> tuple[int, int]:
+    """Choose rows and columns for a number of panels."""
+    columns = min(panels, max_columns)
+    if panels == max_columns + 1:
         columns = (panels + 1) // 2
     return -(-panels // columns), columns

@@ -1,4 +1,4 @@
-"""Episodes before and after, as GIFs: of the client that does worst in the end, and of the one that does best."""
+"""Episodes of a run before and after training, as GIFs: of the clients with the lowest and the highest return."""
 
 from __future__ import annotations
 
@@ -8,64 +8,66 @@ from pathlib import Path
 
 import numpy as np
 
-from grpo_fed.reports.film import WHOLE, FilmStyle, film
+from grpo_fed.reports.film import LONG, FilmStyle, film
 from grpo_fed.rl.normalise import ObservationNormaliser
 from grpo_fed.rl.rng import client_seed
 from grpo_fed.runs.history import History, read_history
 from grpo_fed.runs.policies import LoadedPolicy, load_policy
 
 EPISODES = "episodes"
+"""The folder of films in a run's folder."""
 
 
 @dataclass(frozen=True)
-class Filmed:
-    """What there is to see."""
+class FilmedEpisodes:
+    """The films of a run."""
 
     paths: tuple[Path, ...]
-    """`episodes/<client>-before.gif` and `-after.gif`, in this order."""
-    notes: tuple[str, ...]
-    """Which clients could not be drawn, and why."""
+    """`episodes/<client>-before.gif` and `-after.gif` of each client, in this order."""
+    problems: tuple[str, ...]
+    """Clients that could not be filmed, and why."""
 
 
-def film_episodes(folder: str | Path, clients: Sequence[str] = (), look: FilmStyle = WHOLE) -> Filmed:
-    """Play one episode of the first and of the last policy, by default of the worst and of the best client.
+def film_episodes(folder: str | Path, clients: Sequence[str] = (), style: FilmStyle = LONG) -> FilmedEpisodes:
+    """Film one episode of each client with its first policy, and the same episode with its last policy.
 
-    The same episode both times, and the first of those that the run evaluates with; those filmed earlier go.
+    It is the first episode of the run's own evaluations. Films of an earlier call are removed. clients: by default
+    those with the lowest and the highest return.
     """
     folder = Path(folder)
     history = read_history(folder)
-    home = folder / EPISODES
-    home.mkdir(exist_ok=True)
-    for old in home.glob("*.gif"):
+    target = folder / EPISODES
+    target.mkdir(exist_ok=True)
+    for old in target.glob("*.gif"):
         old.unlink()
-    paths, notes = [], []
+    paths, problems = [], []
     for name in clients or worst_and_best(history):
         try:
-            after = load_policy(folder, name)
-            for when, policy in (("before", first_policy(after)), ("after", after)):
-                path = home / f"{name}-{when}.gif"
-                film(policy, path, look=look)
+            last = load_policy(folder, name)
+            for when, policy in (("before", first_policy(last)), ("after", last)):
+                path = target / f"{name}-{when}.gif"
+                film(policy, path, style=style)
                 paths.append(path)
         except ValueError as error:
-            notes.append(str(error))
-    return Filmed(tuple(paths), tuple(notes))
+            problems.append(str(error))
+    return FilmedEpisodes(tuple(paths), tuple(problems))
 
 
 def worst_and_best(history: History) -> tuple[str, ...]:
-    """By their last returns; one client where there is only one, or where all are level."""
-    known = history.after if np.isfinite(history.after).any() else np.full(len(history.clients), np.nan)
-    if not np.isfinite(known).any() and history.lines:
-        known = history.returns[-1]
-    if not np.isfinite(known).any():
+    """Choose the clients with the lowest and the highest return; one client if there is only one or all are equal."""
+    returns = history.after
+    if not np.isfinite(returns).any() and history.lines:
+        returns = history.returns[-1]
+    if not np.isfinite(returns).any():
         return history.clients[:1]
-    chosen = int(np.nanargmin(known)), int(np.nanargmax(known))
+    chosen = int(np.nanargmin(returns)), int(np.nanargmax(returns))
     return tuple(dict.fromkeys(history.clients[k] for k in chosen))
 
 
 def first_policy(last: LoadedPolicy) -> LoadedPolicy:
-    """The same client's policy as it was before the first round."""
+    """Rebuild the policy that a client had before the first round."""
     scenario = last.scenario
     seed = scenario.seed if scenario.policy.same_start else client_seed(scenario.seed, last.task.client)
     size, clip = last.policy.observation_size, scenario.normalise.clip
-    fresh = ObservationNormaliser(1, size, clip) if scenario.normalise.observations else None
-    return replace(last, parameters=last.policy.initial(seed)[None], normaliser=fresh)
+    normaliser = ObservationNormaliser(1, size, clip) if scenario.normalise.observations else None
+    return replace(last, parameters=last.policy.initial(seed)[None], normaliser=normaliser)

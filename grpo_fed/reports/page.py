@@ -1,6 +1,6 @@
-"""A run as one page that needs nothing else: no network, no script; light or dark as the reader has it, and printable.
+"""A run on one page, `report.html`, that needs no network and no script, follows light or dark mode, and prints well.
 
-What it says is the summary's, so that page and file agree; figures are SVG in the page's own colours.
+It has the sections of the summary, so that page and `summary.md` agree; figures are SVG in the page's own colours.
 """
 
 from __future__ import annotations
@@ -13,38 +13,41 @@ from pathlib import Path
 
 from PIL import Image
 
-from grpo_fed.reports.charts import AT_NIGHT, inline
+from grpo_fed.reports.charts import DARK_COLOURS, inline_svg
 from grpo_fed.reports.episodes import EPISODES
-from grpo_fed.reports.figures import drawings
-from grpo_fed.reports.summary import Section, Table, headline, sections, setting
+from grpo_fed.reports.figures.write import draw_all
+from grpo_fed.reports.sections import Section, Table, make_sections
+from grpo_fed.reports.summary import describe_run, headline
 from grpo_fed.runs.files import write_atomic
 from grpo_fed.runs.history import History, read_history
 
 PAGE = "report.html"
-FIRST = ("learning", "groups")
-"""Figures before any table: how they learned and what they share."""
+"""The page's name in a run's folder."""
+TOP_FIGURES = ("learning", "groups")
+"""Figures above the tables: how clients learned, and what they share."""
 
 
 def write_page(folder: str | Path, out: str | Path | None = None) -> Path:
-    """Write the page of a run folder, to `report.html` in it or to `out`; ValueError if it is none."""
+    """Write the page of a run, to `report.html` in its folder or to `out`; ValueError if the folder holds no run."""
     folder = Path(folder)
     path = folder / PAGE if out is None else Path(out)
-    write_atomic(path, page(read_history(folder)))
+    write_atomic(path, page_html(read_history(folder)))
     return path
 
 
-def page(history: History) -> str:
-    """The whole page."""
+def page_html(history: History) -> str:
+    """Write the whole page as HTML."""
     name, result = html.escape(history.scenario.name), headline(history)
     parts = [f"<header><h1>{name}</h1>", f'<p class="result">{_text(result[:1].upper() + result[1:])}</p>']
-    parts += [f"<p>{_text(setting(history))}</p></header>", "<main>"]
-    figures = {one.name: f'<figure id="{one.name}">{inline(one)}</figure>' for one in drawings(history)}
-    parts += [figures.pop(name, "") for name in FIRST]
+    parts += [f"<p>{_text(describe_run(history))}</p></header>", "<main>"]
+    drawings = draw_all(history)
+    figures = {drawing.name: f'<figure id="{drawing.name}">{inline_svg(drawing)}</figure>' for drawing in drawings}
+    parts += [figures.pop(name, "") for name in TOP_FIGURES]
     parts += [_episodes(history.folder)]
-    parts += [_section(section) for section in sections(history)]
+    parts += [_section(section) for section in make_sections(history)]
     parts += figures.values()
     scenario = html.escape(history.scenario.dumps())
-    parts += [f"<details><summary>The scenario, with every value</summary><pre>{scenario}</pre></details>", "</main>"]
+    parts += [f"<details><summary>The scenario with all values</summary><pre>{scenario}</pre></details>", "</main>"]
     body = "\n".join(part for part in parts if part)
     return _FRAME.format(title=name, style=_style(), body=body)
 
@@ -69,10 +72,11 @@ _FRAME = """<!DOCTYPE html>
 
 
 def _style() -> str:
-    day = " ".join(f"--{name}: {light};" for light, (name, _) in AT_NIGHT.items())
-    night = " ".join(f"--{name}: {dark};" for name, dark in AT_NIGHT.values())
-    return f""":root {{ {day} color-scheme: light dark; }}
-@media (prefers-color-scheme: dark) {{ @media screen {{ :root {{ {night} }} }} }}
+    """Write the style sheet: colours for light and for dark mode, then the rules."""
+    light = " ".join(f"--{name}: {colour};" for colour, (name, _) in DARK_COLOURS.items())
+    dark = " ".join(f"--{name}: {colour};" for name, colour in DARK_COLOURS.values())
+    return f""":root {{ {light} color-scheme: light dark; }}
+@media (prefers-color-scheme: dark) {{ @media screen {{ :root {{ {dark} }} }} }}
 {_RULES}"""
 
 
@@ -90,52 +94,52 @@ caption { text-align: left; color: var(--muted); }
 th, td { padding: .3rem .7rem .3rem 0; border-bottom: 1px solid var(--grid); text-align: right; vertical-align: top;
   font-variant-numeric: tabular-nums; }
 th { color: var(--muted); font-weight: 600; } th[scope=row] { color: var(--ink); }
-.words { text-align: left; } td.words { min-width: 8rem; }
+.text { text-align: left; } td.text { min-width: 8rem; }
 .films { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1rem; }
 .films figure { margin: 0; } .films img { width: 100%; border: 1px solid var(--grid); border-radius: 4px; }
 figcaption { color: var(--muted); font-size: .88rem; }
 summary { cursor: pointer; margin-top: 2rem; }
-/* on a telephone a figure would shrink until nobody could read it: it keeps its size, and moves under the finger */
+/* on a telephone a figure would become too small to read: it keeps its size and scrolls */
 @media screen and (max-width: 640px) { figure { overflow-x: auto; } figure svg { min-width: 620px; } }
 @media print { body { max-width: none; padding: 0; font-size: 11pt; } figure, tr, .films { break-inside: avoid; }
   h2 { break-after: avoid; } details { display: none; } .wide { overflow: visible; } }"""
 
 
-# Its parts ------------------------------------------------------------------------------------------------------------
+# Parts of the body ----------------------------------------------------------------------------------------------------
 
 
 def _episodes(folder: Path) -> str:
-    """The GIFs that are there; who wants nothing to move sees the first picture."""
-    found = sorted((folder / EPISODES).glob("*.gif"), key=lambda path: path.stem.replace("-before", "-0"))
-    if not found:
+    """Show the GIFs that are in the folder; readers who prefer reduced motion see the first picture."""
+    paths = sorted((folder / EPISODES).glob("*.gif"), key=lambda path: path.stem.replace("-before", "-0"))
+    if not paths:
         return ""
     films = []
-    for path in found:
+    for path in paths:
         client, _, when = path.stem.rpartition("-")
-        words = {"before": "before it learned", "after": "after it learned"}.get(when, when)
-        alt = html.escape(f"An episode of {client} {words}, its step and return below", quote=True)
-        still = _data("png", _first(path))
+        caption = {"before": "before training", "after": "after training"}.get(when, when)
+        alt = html.escape(f"An episode of {client} {caption}, with its step and return below", quote=True)
+        still = _data_url("png", _first_picture(path))
         films.append(
             f'<figure><picture><source media="(prefers-reduced-motion: reduce)" srcset="{still}">'
-            f'<img src="{_data("gif", path.read_bytes())}" alt="{alt}"></picture>'
-            f"<figcaption>{html.escape(client)}, {words}</figcaption></figure>"
+            f'<img src="{_data_url("gif", path.read_bytes())}" alt="{alt}"></picture>'
+            f"<figcaption>{html.escape(client)}, {caption}</figcaption></figure>"
         )
     return f'<section><h2>Episodes</h2><div class="films">{"".join(films)}</div></section>'
 
 
-def _first(path: Path) -> bytes:
+def _first_picture(path: Path) -> bytes:
     file = io.BytesIO()
     with Image.open(path) as film:
         film.save(file, "png")
     return file.getvalue()
 
 
-def _data(kind: str, content: bytes) -> str:
+def _data_url(kind: str, content: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _section(section: Section) -> str:
-    parts = [f"<h2>{_text(section.title)}</h2>", *(f"<p>{_text(text)}</p>" for text in section.text)]
+    parts = [f"<h2>{_text(section.title)}</h2>", *(f"<p>{_text(text)}</p>" for text in section.paragraphs)]
     if section.points:
         parts.append(f"<ul>{''.join(f'<li>{_text(point)}</li>' for point in section.points)}</ul>")
     parts += [_table(table) for table in section.tables]
@@ -143,16 +147,16 @@ def _section(section: Section) -> str:
 
 
 def _table(table: Table) -> str:
-    words = [place == 0 or name in table.words for place, name in enumerate(table.head)]
-    kinds = [' class="words"' if word else "" for word in words]
-    head = "".join(f'<th scope="col"{kind}>{_text(cell)}</th>' for kind, cell in zip(kinds, table.head, strict=True))
+    is_text = [index == 0 or name in table.text_columns for index, name in enumerate(table.head)]
+    classes = [' class="text"' if text else "" for text in is_text]
+    head = "".join(f'<th scope="col"{kind}>{_text(cell)}</th>' for kind, cell in zip(classes, table.head, strict=True))
     rows = []
     for first, *rest in table.rows:
-        cells = "".join(f"<td{kind}>{_text(cell)}</td>" for kind, cell in zip(kinds[1:], rest, strict=True))
-        rows.append(f'<tr><th scope="row" class="words">{_text(first)}</th>{cells}</tr>')
+        cells = "".join(f"<td{kind}>{_text(cell)}</td>" for kind, cell in zip(classes[1:], rest, strict=True))
+        rows.append(f'<tr><th scope="row" class="text">{_text(first)}</th>{cells}</tr>')
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
 def _text(text: str) -> str:
-    """Escaped, with names as code."""
+    """Escape a text, and mark the names in backticks as code."""
     return re.sub("`([^`]*)`", r"<code>\1</code>", html.escape(text))

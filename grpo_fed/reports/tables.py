@@ -1,4 +1,4 @@
-"""Numbers, curves and tables as people read them on a terminal."""
+"""Tables of clients on a terminal: while a run goes on, and when it has ended."""
 
 from __future__ import annotations
 
@@ -11,39 +11,45 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from grpo_fed.reports.formatting import (
+    CURVE_WIDTH,
+    draw_curve,
+    format_names,
+    format_return,
+    format_small,
+    is_finite,
+)
 from grpo_fed.runs.records import list_differences
 from grpo_fed.runs.results import ClientResult, Result
 
-MANY = 20
-"""Above so many clients a table has the worst ones and quantiles."""
-WORST = 5
-CURVE = 24
-"""Letters of a curve."""
-LEVELS = "▁▂▃▄▅▆▇█"
+MAX_ROWS = 20
+"""Of more clients a table shows those with the lowest returns, and quantiles of all."""
+LOWEST_ROWS = 5
+"""How many clients with the lowest returns such a table shows."""
 QUANTILES = {"highest": 1.0, "75 %": 0.75, "median": 0.5, "25 %": 0.25, "lowest": 0.0}
-
-Show = Callable[[float | None], str]
 
 
 @dataclass
 class ClientProgress:
-    """How a client has done so far."""
+    """What a client has reached so far in a run."""
 
     before: float | None = None
     """Return of the first policy."""
     returns: list[float] = field(default_factory=list)
-    """Mean return of the episodes of each round that had some."""
+    """Mean training return of each round in which the client finished an episode."""
     kl: float | None = None
+    """KL of the latest update."""
     entropy: float | None = None
-    personal: tuple[str, ...] | None = None
-    """The groups that it has left; None where there is no federation."""
+    """Entropy of the policy in the latest update."""
+    departed: tuple[str, ...] | None = None
+    """Groups of the shared blocks that the client has departed from; None without a federation."""
     clusters: Mapping[str, int] = field(default_factory=dict)
-    """By block the cluster that it is in, where the merge makes some."""
-    state: str = ""
-    """Why it had no answer in the latest round; empty if it had one."""
+    """Block to the client's cluster, where the merge makes clusters."""
+    failure: str = ""
+    """Kind of the failure in the latest round, such as `late`; empty if the client answered."""
 
     @property
-    def last(self) -> float | None:
+    def latest(self) -> float | None:
         """Return of the latest round."""
         return self.returns[-1] if self.returns else None
 
@@ -53,87 +59,85 @@ class ClientProgress:
         return max(self.returns, default=None)
 
 
-# Tables ---------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Column:
+    """One number of every client, and how it is written."""
+
+    name: str
+    values: Sequence[float | None]
+    format: Callable[[float | None], str] = format_return
 
 
-def standings_table(
-    clients: dict[str, ClientProgress], most: int = MANY, letters: int = CURVE, narrow: bool = False
+def progress_table(
+    clients: Mapping[str, ClientProgress],
+    max_rows: int = MAX_ROWS,
+    curve_width: int = CURVE_WIDTH,
+    narrow: bool = False,
 ) -> RenderableType:
-    """How the clients are doing, with the curve of each; above `most` the worst ones and quantiles.
+    """Make the table of a run that goes on: numbers and the curve of returns for each client.
 
-    Where it is `narrow`, without the columns that can best be spared.
+    max_rows: of more clients, show those with the lowest returns, and quantiles. narrow: leave out the columns
+    `before` and `entropy`.
     """
-    shown = _shown({name: one.last for name, one in clients.items()}, most)
-    ones = list(clients.values())
-    federated = any(one.personal is not None for one in ones)
-    table = table_of("client", *(("return", "best", "KL") if narrow else ("before", "return", "best", "KL", "entropy")))
+    shown = _shown_clients({name: client.latest for name, client in clients.items()}, max_rows)
+    federated = any(client.departed is not None for client in clients.values())
+    numbers = ("return", "best", "KL") if narrow else ("before", "return", "best", "KL", "entropy")
+    table = make_table("client", *numbers)
     table.add_column("by round", justify="left", no_wrap=True)
     if federated:
-        table.add_column(_apart(ones), justify="left", overflow="fold")
+        table.add_column(_difference_head(clients.values()), justify="left", overflow="fold")
     for name in shown:
-        one = clients[name]
-        cells = [number(one.last), number(one.best), small(one.kl)]
-        cells = cells if narrow else [number(one.before), *cells, small(one.entropy)]
-        table.add_row(
-            name, *cells, Text(curve(one.returns, letters), style="cyan"), *([_keeps(one)] if federated else [])
-        )
+        client = clients[name]
+        cells = [format_return(client.latest), format_return(client.best), format_small(client.kl)]
+        if not narrow:
+            cells = [format_return(client.before), *cells, format_small(client.entropy)]
+        curve = Text(draw_curve(client.returns, curve_width), style="cyan")
+        table.add_row(name, *cells, curve, *([_difference_cell(client)] if federated else []))
     if len(shown) == len(clients):
         return table
-    columns: list[tuple[str, list[float | None], Show]] = [
-        ("before", [one.before for one in ones], number),
-        ("return", [one.last for one in ones], number),
-        ("best", [one.best for one in ones], number),
-        ("KL", [one.kl for one in ones], small),
-        ("entropy", [one.entropy for one in ones], small),
+    columns = [
+        _Column("before", [client.before for client in clients.values()]),
+        _Column("return", [client.latest for client in clients.values()]),
+        _Column("best", [client.best for client in clients.values()]),
+        _Column("KL", [client.kl for client in clients.values()], format_small),
+        _Column("entropy", [client.entropy for client in clients.values()], format_small),
     ]
-    return Group(_few_of(len(clients)), table, _quantiles(columns))
-
-
-def _apart(clients: Iterable[ClientProgress | ClientResult]) -> str:
-    """The head over what clients have apart from most others."""
-    return "cluster" if any(one.clusters for one in clients) else "keeps"
-
-
-def _keeps(one: ClientProgress) -> Text:
-    """What a client has to itself, or why nothing was heard of it."""
-    if one.state:
-        return Text(one.state, style="bold red")
-    return Text(some(list_differences(one.personal or (), one.clusters)), style="yellow")
+    return Group(_lowest_note(len(clients)), table, _quantiles_table(columns))
 
 
 def results_table(result: Result) -> RenderableType:
-    """Every client's return before and after."""
+    """Make the table of a run that has ended: every client's return before and after."""
     clients = result.clients
-    shown = _shown({name: one.latest for name, one in clients.items()}, MANY)
-    federated = any(one.personal_groups or one.clusters for one in clients.values())
-    table = table_of(
+    shown = _shown_clients({name: client.latest for name, client in clients.items()}, MAX_ROWS)
+    federated = any(client.personal_groups or client.clusters for client in clients.values())
+    table = make_table(
         "client", "before", "after", "sampled", "best round", *(() if federated else ("episodes", "steps"))
     )
     if federated:
-        table.add_column(_apart(clients.values()), justify="left", overflow="fold")
+        table.add_column(_difference_head(clients.values()), justify="left", overflow="fold")
     for name in shown:
-        one = clients[name]
-        cells = number(one.before), _after(one), number(one.sampled), number(one.best)
-        rest = (
-            [Text(some(list_differences(one.personal_groups, one.clusters)), style="yellow")]
-            if federated
-            else [f"{one.episodes:,}", f"{one.env_steps:,}"]
-        )
-        table.add_row(name, *cells, *rest)
+        client = clients[name]
+        cells: list[RenderableType] = [format_return(client.before), _after_cell(client)]
+        cells += [format_return(client.sampled), format_return(client.best)]
+        if federated:
+            differences = list_differences(client.personal_groups, client.clusters)
+            cells.append(Text(format_names(differences), style="yellow"))
+        else:
+            cells += [f"{client.episodes:,}", f"{client.env_steps:,}"]
+        table.add_row(name, *cells)
     if len(shown) == len(clients):
         return table
-    ones = list(clients.values())
-    columns: list[tuple[str, list[float | None], Show]] = [
-        ("before", [one.before for one in ones], number),
-        ("after", [one.after for one in ones], number),
-        ("sampled", [one.sampled for one in ones], number),
-        ("best round", [one.best for one in ones], number),
+    columns = [
+        _Column("before", [client.before for client in clients.values()]),
+        _Column("after", [client.after for client in clients.values()]),
+        _Column("sampled", [client.sampled for client in clients.values()]),
+        _Column("best round", [client.best for client in clients.values()]),
     ]
-    return Group(_few_of(len(clients)), table, _quantiles(columns))
+    return Group(_lowest_note(len(clients)), table, _quantiles_table(columns))
 
 
-def table_of(first: str, *numbers: str) -> Table:
-    """A first column of names, and others of numbers."""
+def make_table(first: str, *numbers: str) -> Table:
+    """Make an empty table with a first column of names, and columns of numbers."""
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
     table.add_column(first, style="bold", overflow="ellipsis", no_wrap=True)
     for name in numbers:
@@ -141,84 +145,47 @@ def table_of(first: str, *numbers: str) -> Table:
     return table
 
 
-def _shown(returns: dict[str, float | None], most: int) -> list[str]:
-    """All clients, or of more than `most` those with the lowest returns."""
-    if len(returns) <= max(most, WORST):
-        return list(returns)
-    return lowest(returns, WORST)
-
-
-def lowest(returns: dict[str, float | None], count: int) -> list[str]:
-    """The clients with the lowest returns; those that have none first."""
+def lowest_clients(returns: Mapping[str, float | None], count: int) -> list[str]:
+    """Choose the `count` clients with the lowest returns; clients without a return come first."""
     return sorted(returns, key=lambda name: -np.inf if (value := returns[name]) is None else value)[:count]
 
 
-def _few_of(clients: int) -> Text:
-    return Text(f"The {WORST} lowest of {clients} clients, and below them all:", style="dim")
+def _shown_clients(returns: Mapping[str, float | None], max_rows: int) -> list[str]:
+    """Choose all clients, or of more than `max_rows` those with the lowest returns."""
+    if len(returns) <= max(max_rows, LOWEST_ROWS):
+        return list(returns)
+    return lowest_clients(returns, LOWEST_ROWS)
 
 
-def _quantiles(columns: Sequence[tuple[str, Sequence[float | None], Show]]) -> Table:
-    """A row for each quantile, of every column on its own."""
-    table = table_of("of all", *[name for name, _, _ in columns])
-    arrays = [np.array([value for value in values if is_number(value)], float) for _, values, _ in columns]
-    for name, share in QUANTILES.items():
-        found = [float(np.quantile(array, share)) if array.size else None for array in arrays]
-        table.add_row(name, *[show(value) for value, (_, _, show) in zip(found, columns, strict=True)])
-    return table
+def _difference_head(clients: Iterable[ClientProgress | ClientResult]) -> str:
+    """Name the column that says where clients differ from most others."""
+    return "cluster" if any(client.clusters for client in clients) else "departed"
 
 
-def _after(client: ClientResult) -> Text:
+def _difference_cell(client: ClientProgress) -> Text:
+    """Name what a client does not share with most others, or why it did not answer."""
+    if client.failure:
+        return Text(client.failure, style="bold red")
+    return Text(format_names(list_differences(client.departed or (), client.clusters)), style="yellow")
+
+
+def _after_cell(client: ClientResult) -> Text:
+    """Write the final return, green if it is higher than the first one and red if it is lower."""
     if client.after is None or client.before is None or client.after == client.before:
-        return Text(number(client.after))
-    return Text(number(client.after), style="bold green" if client.after > client.before else "bold red")
+        return Text(format_return(client.after))
+    return Text(format_return(client.after), style="bold green" if client.after > client.before else "bold red")
 
 
-# Numbers --------------------------------------------------------------------------------------------------------------
+def _lowest_note(clients: int) -> Text:
+    text = f"The {LOWEST_ROWS} clients with the lowest returns of {clients:,}; below them the quantiles of all."
+    return Text(text, style="dim")
 
 
-def number(value: float | None) -> str:
-    """A return."""
-    if value is None or not np.isfinite(value):
-        return "-"
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:,.1f}" if abs(value) >= 10 else f"{value:.2f}"
-
-
-def small(value: float | None) -> str:
-    """A KL or an entropy."""
-    return "-" if value is None or not np.isfinite(value) else f"{value:.4f}" if abs(value) < 1 else f"{value:.2f}"
-
-
-def span(seconds: float) -> str:
-    """How long: 0.8 s, 12 s, 3:05, 1:02:03."""
-    if seconds < 59.5:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def many(count: int, what: str) -> str:
-    """`1 client`, `6 clients`."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def some(names: Sequence[str], most: int = 3) -> str:
-    """Names in a line, or the first of them and how many more."""
-    rest = len(names) - most
-    return ", ".join(names) if rest <= 0 else f"{', '.join(names[:most])} and {rest} more"
-
-
-def is_number(value: float | None) -> bool:
-    """Whether it is known and finite."""
-    return value is not None and bool(np.isfinite(value))
-
-
-def curve(values: Sequence[float], width: int = CURVE) -> str:
-    """A line of blocks; many values are means of as many as have to share one."""
-    if not values:
-        return ""
-    parts = np.array_split(np.asarray(values, float), min(width, len(values)))
-    means = np.array([part.mean() for part in parts])
-    low, high = means.min(), means.max()
-    heights = np.zeros(len(means)) if high == low else (means - low) / (high - low)
-    return "".join(LEVELS[round(float(height) * (len(LEVELS) - 1))] for height in heights)
+def _quantiles_table(columns: Sequence[_Column]) -> Table:
+    """Make a row for each quantile; every column is sorted by itself."""
+    table = make_table("quantile", *[column.name for column in columns])
+    known = [np.array([value for value in column.values if is_finite(value)], float) for column in columns]
+    for name, share in QUANTILES.items():
+        values = [float(np.quantile(array, share)) if array.size else None for array in known]
+        table.add_row(name, *[column.format(value) for value, column in zip(values, columns, strict=True)])
+    return table

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, final
 
+from grpo_fed.policy.shared_names import SharedNames
 from grpo_fed.runs import checkpoint
 from grpo_fed.runs.checkpoint import CHECKPOINTS, Checkpoint
 from grpo_fed.runs.files import write_atomic
@@ -180,11 +181,17 @@ def read_engine_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def read_block_of_group(folder: Path) -> dict[str, str] | None:
-    """Read the block of every parameter group of the shared blocks; None if the run has not written it."""
+def read_shared_names(folder: Path) -> SharedNames | None:
+    """Read the names of the shared blocks and of their parameter groups; None if the run has not written them.
+
+    ValueError if the file is damaged.
+    """
     path = folder / SHARED
     if not path.is_file():
         return None
-    document = json.loads(path.read_text(encoding="utf-8"))
-    groups: dict[str, str] = document["groups"]
-    return groups
+    try:
+        return SharedNames.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: is damaged: {error}; remove it: groups are then named as the rounds name them"
+        ) from None

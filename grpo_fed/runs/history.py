@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from grpo_fed.runs.folder import ROUNDS, read_block_of_group, read_scenario
+from grpo_fed.runs.folder import ROUNDS, read_scenario, read_shared_names
 from grpo_fed.runs.metrics import CLIENTS_OK, TEXTS, TRAINING_EPISODES, TRAINING_RETURN
 from grpo_fed.runs.results import read_results
 from grpo_fed.scenario.scenario import Scenario
@@ -111,9 +111,9 @@ class History:
         """
         if not self.federated:
             return {}
-        blocks = read_block_of_group(self.folder)
-        if blocks is not None:
-            return blocks
+        names = read_shared_names(self.folder)
+        if names is not None:
+            return names.block_of_group
         departed = [group for line in self.lines for client in line["clients"].values() for group in _groups(client)]
         return {group: group for group in dict.fromkeys([*self.blocks, *departed])}
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias, final
 
+from grpo_fed.policy.shared_names import SharedNames
 from grpo_fed.runs import checkpoint
 from grpo_fed.runs.checkpoint import Arrays, Checkpoint
 from grpo_fed.runs.files import append_line, write_atomic
@@ -129,14 +130,14 @@ class Recorder:
 
     # In the order of a run -------------------------------------------------------------------------------------------
 
-    def open(self, watch: Watch, block_of_group: Mapping[str, str] | None = None) -> None:
+    def open(self, watch: Watch, shared: SharedNames | None = None) -> None:
         """Begin to write: a new folder, in which an earlier run is removed, or on from the checkpoint's round.
 
-        block_of_group: the block of every parameter group of the shared blocks; None without a federation.
+        shared: the names of the shared blocks and of their parameter groups; None without a federation.
         """
         self._watch = watch
         if self.after is None:
-            self._begin_folder(block_of_group)
+            self._begin_folder(shared)
             return
         if self.folder is not None:
             (self.folder / RESULTS).unlink(missing_ok=True)
@@ -146,16 +147,14 @@ class Recorder:
         if not self.waits:
             self._write_pending()
 
-    def _begin_folder(self, block_of_group: Mapping[str, str] | None) -> None:
+    def _begin_folder(self, shared: SharedNames | None) -> None:
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_run(self.folder)
         write_atomic(self.folder / SCENARIO, self.scenario.dumps())
-        if block_of_group is not None:
-            blocks = list(dict.fromkeys(block_of_group.values()))
-            document = {"blocks": blocks, "groups": dict(block_of_group)}
-            write_atomic(self.folder / SHARED, json.dumps(document, indent=2) + "\n")
+        if shared is not None:
+            write_atomic(self.folder / SHARED, json.dumps(shared.to_json(), indent=2) + "\n")
         write_atomic(self.folder / ROUNDS, "")
 
     def client_failed(self, round: int, client: str, failure: Failure) -> None:

@@ -1,4 +1,4 @@
-"""What a user types, and what comes back: exit codes, messages without tracebacks, lines that programs can read."""
+"""Commands as a user types them: exit codes, messages without tracebacks, lines that programs can read."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ gymnasium.register("Mill-v0", Mill)
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder with a scenario and a user's module in it."""
+def work_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a folder with a scenario and a user's module the current one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "tiny.toml").write_text(tomli_w.dumps(TINY))
@@ -93,15 +93,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def call(*arguments: str) -> Result:
-    """Runs a command in this process; a traceback is never what a user sees."""
+    """Run a command in this process; it never shows a traceback."""
     result = CliRunner().invoke(app, list(arguments))
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
     assert "Traceback" not in result.output
     return result
 
 
-def refused(*arguments: str) -> str:
-    """What is said of a wrong call, which leaves nothing behind."""
+def refusal(*arguments: str) -> str:
+    """Run a wrong command, which leaves no files, and return its message."""
     before = {path.name for path in Path().iterdir()}
     result = call(*arguments)
     assert result.exit_code == 2, result.output
@@ -110,8 +110,9 @@ def refused(*arguments: str) -> str:
     return " ".join(result.stderr.split())
 
 
-def process(*arguments: str) -> subprocess.Popen[str]:
-    # a shell starts what it puts into the background with Ctrl-C ignored, and these tests may run there
+def start_process(*arguments: str) -> subprocess.Popen[str]:
+    """Start a command in a process of its own that reacts to Ctrl-C."""
+    # a shell starts background processes with Ctrl-C ignored, and these tests may run in one
     listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     code = f"{listen}; from grpo_fed.cli import main; main()"
     pipe = subprocess.PIPE
@@ -140,7 +141,7 @@ finally:
     assert "AssertionError" not in done.stderr
 
 
-def test_ctrl_c_while_the_commands_are_imported_shows_no_traceback():
+def test_ctrl_c_during_the_imports_shows_no_traceback():
     code = """
 import sys
 class Impatient:
@@ -162,10 +163,10 @@ def test_the_help_names_every_command():
     assert call("-h").stdout == done.stdout
 
 
-# Train ----------------------------------------------------------------------------------------------------------------
+# train ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_says_how_each_round_went_and_what_to_do_next():
+def test_a_run_prints_each_round_and_the_next_command():
     done = call("train", "tiny.toml", "--seed", "3", "--set", "clients.cart.count=1")
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
@@ -179,22 +180,22 @@ def test_a_run_says_how_each_round_went_and_what_to_do_next():
     assert json.loads((run / "results.json").read_text())["seed"] == 3
 
 
-def test_two_runs_in_one_second_have_folders_of_their_own():
+def test_runs_of_the_same_second_have_different_folders():
     for _ in range(3):
         assert call("train", "tiny.toml", "--quiet", "--set", "rounds=1").exit_code == 0
     assert len(list(Path("runs").iterdir())) == 3
 
 
-def test_quiet_says_the_result_in_a_line():
+def test_quiet_prints_the_result_in_a_line():
     done = call("train", "tiny.toml", "--quiet", "--out", "here")
     result = json.loads(Path("here/results.json").read_text())
     (line,) = done.stdout.splitlines()
-    assert line.startswith(f"tiny: return {result['eval']['score_mean']:.1f} (middle half ")
+    assert line.startswith(f"tiny: return {result['eval']['score_mean']:.1f} (interquartile mean ")
     assert line.endswith(", in here")
     assert done.stderr == ""
 
 
-def test_json_has_a_line_for_each_round_and_for_the_result_and_talks_on_stderr():
+def test_json_lines_go_to_stdout_and_text_to_stderr():
     done = call("train", "tiny.toml", "--json", "--out", "here")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["type"] for line in lines] == ["round", "round", "result"]
@@ -210,7 +211,7 @@ def test_json_has_a_line_for_each_round_and_for_the_result_and_talks_on_stderr()
     assert quiet.stderr == ""
 
 
-def test_what_an_environment_prints_does_not_get_into_the_json():
+def test_the_prints_of_an_environment_stay_out_of_the_json():
     done = call("train", "tiny.toml", "--json", "--set", MILL, "--set", "evaluate.step_limit=20")
     assert done.exit_code == 0, done.output
     assert all(json.loads(line) for line in done.stdout.splitlines())
@@ -225,7 +226,7 @@ OVERLAPPING = '{"torso.0"={a={"torso.0.weight:columns"=[0]},b={"torso.0.weight:r
 WRONG = {
     "no such command": ("trian", "No such command 'trian'"),
     "no scenario": ("train", "train needs a SCENARIO, or --resume RUN"),
-    "a scenario to resume": ("train tiny.toml --resume runs", "it takes no SCENARIO, --set, --seed or --out"),
+    "a scenario to resume": ("train tiny.toml --resume runs", "leave out SCENARIO, --set, --seed and --out"),
     "nothing to resume": ("train --resume runs", "runs: no run folder: there is no such folder"),
     "no such option": ("train tiny.toml --sede 3", "No such option"),
     "no such name": ("train cartpol", "cartpol: no scenario of this name ships; did you mean cartpole?"),
@@ -293,33 +294,33 @@ WRONG = {
     "no run": ("play .", ".: no run folder: there is no scenario.toml in it"),
     "episodes": ("play . --episodes 0", "--episodes"),
     "section": ("config objektive", "config objektive: there is no such section; did you mean objective?"),
-    "all of one": ("config objective --markdown", "--markdown shows all: leave out objective"),
+    "all of one": ("config objective --markdown", "--markdown prints all sections: leave out objective"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_call_says_what_is_wrong_and_leaves_nothing(name: str):
+def test_a_wrong_call_is_explained_and_leaves_no_files(name: str):
     line, message = WRONG[name]
-    said = refused(*line.split(" "))
-    assert message in said.replace("│ ", "")
+    assert message in refusal(*line.split(" ")).replace("│ ", "")
 
 
-def test_all_mistakes_of_a_scenario_are_told_at_once():
-    said = refused("train", "tiny.toml", "--set", "rounds=0", "--set", "objective.clip=wide")
-    assert "--set rounds=0: must be greater than 0" in said
-    assert "--set objective.clip=wide: must be a number" in said
+def test_all_mistakes_of_a_scenario_are_reported_at_once():
+    message = refusal("train", "tiny.toml", "--set", "rounds=0", "--set", "objective.clip=wide")
+    assert "--set rounds=0: must be greater than 0" in message
+    assert "--set objective.clip=wide: must be a number" in message
 
 
-# What fails while it runs ---------------------------------------------------------------------------------------------
+# Runs that fail or are interrupted ------------------------------------------------------------------------------------
 
 
-def mill(*overrides: str) -> list[str]:
+def failing_run(*overrides: str) -> list[str]:
+    """The arguments of a run whose environment fails after 60 steps."""
     clients = 'clients=[{name="mill",env="their_mill:Mill-v0",kwargs={lives=60}}]'
     return ["train", "tiny.toml", "--set", clients, "--set", "evaluate.step_limit=20", "--out", "run", *overrides]
 
 
-def test_a_run_that_fails_names_the_client_and_keeps_the_traceback_in_its_folder():
-    done = call(*mill("--set", "rounds=20"))
+def test_a_failed_run_names_the_client_and_saves_the_traceback():
+    done = call(*failing_run("--set", "rounds=20"))
     assert done.exit_code == 1, done.output
     assert "error: client mill: their_mill:Mill-v0: step of env copy 0 failed: RuntimeError: out of coal" in done.stderr
     assert "the traceback is in run/failure.txt" in done.stderr
@@ -328,19 +329,19 @@ def test_a_run_that_fails_names_the_client_and_keeps_the_traceback_in_its_folder
     assert result["status"] == "failed"
     assert "out of coal" in result["error"]
     assert load_policy("run").play(1).lengths == 20
-    assert call(*mill("--set", "rounds=1")).exit_code == 0
+    assert call(*failing_run("--set", "rounds=1")).exit_code == 0
     assert not Path("run/failure.txt").exists()
 
 
 def test_debug_shows_the_traceback():
-    result = CliRunner().invoke(app, [*mill("--set", "rounds=20"), "--debug"])
+    result = CliRunner().invoke(app, [*failing_run("--set", "rounds=20"), "--debug"])
     assert result.exit_code == 1
     assert 'raise RuntimeError("out of coal")' in result.stderr
 
 
-def test_ctrl_c_saves_what_there_is(here: Path):
-    running = process("train", "tiny.toml", "--set", "rounds=1000000", "--out", "run")
-    journal = here / "run" / "rounds.jsonl"
+def test_ctrl_c_saves_policies_and_results(work_folder: Path):
+    running = start_process("train", "tiny.toml", "--set", "rounds=1000000", "--out", "run")
+    journal = work_folder / "run" / "rounds.jsonl"
     deadline = time.monotonic() + 60
     while not (journal.exists() and journal.read_text().count("\n") > 3) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -348,19 +349,19 @@ def test_ctrl_c_saves_what_there_is(here: Path):
     out, err = running.communicate(timeout=60)
     assert running.returncode == 130, err
     assert "Traceback" not in err
-    assert "interrupted: the policies as they are and results.json are in run/" in err
-    assert "to go on: grpo-fed train --resume run" in err
-    result = json.loads((here / "run" / "results.json").read_text())
+    assert "interrupted: the latest policies and results.json are in run/" in err
+    assert "to continue: grpo-fed train --resume run" in err
+    result = json.loads((work_folder / "run" / "results.json").read_text())
     assert result["status"] == "interrupted"
     assert result["rounds"] == len(journal.read_text().splitlines()) >= 3
     assert f"tiny: interrupted after {result['rounds']:,} rounds" in out
-    assert load_policy(here / "run", "cart-1").play(2).scores.shape == (2,)
+    assert load_policy(work_folder / "run", "cart-1").play(2).scores.shape == (2,)
 
 
-# Play -----------------------------------------------------------------------------------------------------------------
+# play -----------------------------------------------------------------------------------------------------------------
 
 
-def test_play_says_what_was_scored_and_draws_it():
+def test_play_prints_returns_and_makes_a_film():
     assert call("train", "tiny.toml", "--quiet", "--out", "run").exit_code == 0
     done = call("play", "run", "--client", "cart-1", "--episodes", "5", "--gif", "cart.gif")
     assert done.exit_code == 0, done.output
@@ -378,22 +379,22 @@ def test_play_says_what_was_scored_and_draws_it():
     assert all(name in both.stdout for name in ("cart-0", "cart-1"))
 
 
-def test_play_refuses_what_it_cannot_do_before_it_plays():
+def test_play_refuses_wrong_arguments_before_it_plays():
     assert call("train", "tiny.toml", "--quiet", "--out", "run").exit_code == 0
-    assert "no client crat-1; did you mean cart-1?" in refused("play", "run", "--client", "crat-1")
-    assert "--gif draws one client: say --client NAME, one of cart-0, cart-1" in refused(
+    assert "no client crat-1; did you mean cart-1?" in refusal("play", "run", "--client", "crat-1")
+    assert "--gif films one client: add --client NAME, one of cart-0, cart-1" in refusal(
         "play", "run", "--gif", "a.gif"
     )
-    assert "a.png: must end in .gif" in refused("play", "run", "--client", "cart-0", "--gif", "a.png")
+    assert "a.png: must end in .gif" in refusal("play", "run", "--client", "cart-0", "--gif", "a.png")
     path = Path("run/policies/cart-0.safetensors")
     path.write_bytes(path.read_bytes()[:50])
-    assert "cart-0.safetensors: is damaged, or no policy" in refused("play", "run", "--client", "cart-0")
+    assert "cart-0.safetensors: is damaged, or no policy" in refusal("play", "run", "--client", "cart-0")
 
 
-# The rest -------------------------------------------------------------------------------------------------------------
+# Scenarios and help ---------------------------------------------------------------------------------------------------
 
 
-def test_check_shows_clients_blocks_and_sizes_and_trains_nothing(here: Path):
+def test_check_shows_clients_blocks_and_sizes(work_folder: Path):
     done = call("check", "tiny.toml", "--set", 'policy.groups={"torso.0"="row"}', "--set", "penalty.weight=0.1",
                 "--set", 'trust.blocks={"actor"=0.01}')  # fmt: skip
     assert done.exit_code == 0, done.output
@@ -407,13 +408,13 @@ def test_check_shows_clients_blocks_and_sizes_and_trains_nothing(here: Path):
     assert "KL <= 0.01" in done.stdout
     assert "private" in rows["critic"]
     assert "107 parameters" in done.stdout  # the actor's 40 + 18, the critic's 40 + 9
-    assert not (here / "runs").exists()
+    assert not (work_folder / "runs").exists()
 
 
 UNLIKE = 'clients=[{name="cart",env="grpo_fed/CartPole-v1"},{name="swing",env="grpo_fed/Pendulum-v1"}]'
 
 
-def test_check_calls_shared_only_what_all_clients_have_alike():
+def test_check_shows_only_common_blocks_as_shared():
     done = call("check", "tiny.toml", "--set", UNLIKE, "--set", 'policy.shared=["*"]', "--set", "policy.adapter=5")
     assert done.exit_code == 0, done.output
     rows = [line for line in done.stdout.splitlines() if line.split()[:1] in (["torso.0"], ["actor"], ["critic"])]
@@ -429,27 +430,27 @@ def test_check_calls_shared_only_what_all_clients_have_alike():
         ("proximity.blocks.head=1", "proximity"),
     ],
 )
-def test_check_finds_what_a_run_would_refuse(override: str, why: str):
+def test_check_refuses_what_a_run_would_refuse(override: str, why: str):
     done = call("check", "tiny.toml", "--set", override)
     assert (done.exit_code, done.stdout) == (2, "")
     assert why in done.stderr
 
 
 @pytest.mark.parametrize(
-    "one", [one.name for one in shipped_scenarios() if one.name not in ("cheetah", "lunar", "metaworld")]
+    "name", [shipped.name for shipped in shipped_scenarios() if shipped.name not in ("cheetah", "lunar", "metaworld")]
 )
-def test_every_scenario_that_ships_passes_its_check(one: str):
-    done = call("check", one)
+def test_every_scenario_that_ships_passes_its_check(name: str):
+    done = call("check", name)
     assert done.exit_code == 0, done.output
-    assert done.stdout.startswith(f"{one}: ")
+    assert done.stdout.startswith(f"{name}: ")
 
 
 def test_list_names_every_scenario_with_its_header():
     done = call("list")
     assert done.exit_code == 0
-    for one in shipped_scenarios():
-        assert f"\n{one.name}\n" in f"\n{done.stdout}"
-        assert " ".join(one.header.split()[:8]) in " ".join(done.stdout.split())
+    for shipped in shipped_scenarios():
+        assert f"\n{shipped.name}\n" in f"\n{done.stdout}"
+        assert " ".join(shipped.header.split()[:8]) in " ".join(done.stdout.split())
     assert find_scenario("cartpole") == ROOT / "scenarios" / "cartpole.toml"
 
 
@@ -476,13 +477,13 @@ def test_the_version_is_that_of_the_package():
     assert call("--version").stdout == f"grpo-fed {version}\n"
 
 
-def test_an_installed_wheel_finds_its_scenarios(here: Path):
-    code = f"from hatchling.build import build_wheel; print(build_wheel({str(here)!r}))"
+def test_an_installed_wheel_finds_its_scenarios(work_folder: Path):
+    code = f"from hatchling.build import build_wheel; print(build_wheel({str(work_folder)!r}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    zipfile.ZipFile(here / done.stdout.split()[-1]).extractall(here / "site")
+    zipfile.ZipFile(work_folder / done.stdout.split()[-1]).extractall(work_folder / "site")
     code = (
         "import sys; sys.path.insert(0, 'site'); from grpo_fed.cli import main; sys.argv = ['grpo-fed', 'list']; main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=here)
-    assert all(one.name in done.stdout.splitlines() for one in shipped_scenarios())
-    assert (here / "site" / "grpo_fed" / "_scenarios" / "cartpole.toml").is_file()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=work_folder)
+    assert all(shipped.name in done.stdout.splitlines() for shipped in shipped_scenarios())
+    assert (work_folder / "site" / "grpo_fed" / "_scenarios" / "cartpole.toml").is_file()

@@ -1,4 +1,4 @@
-"""`grpo-fed run`, `compare` and `report` as a user types them, on the local engine in this process."""
+"""The commands run, compare and report, with the local engine in this process."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ TINY = {
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder with a scenario."""
+def work_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a folder with a scenario the current one."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.toml").write_text(tomli_w.dumps(TINY))
     return tmp_path
 
 
 def call(*arguments: str) -> Result:
+    """Run a command in this process; it never shows a traceback."""
     result = CliRunner().invoke(app, list(arguments))
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
     assert "Traceback" not in result.output
@@ -48,25 +49,29 @@ def call(*arguments: str) -> Result:
 
 
 def run(*arguments: str) -> Result:
+    """Run the scenario, which succeeds."""
     result = call("run", "tiny.toml", "--workers", "0", *arguments)
     assert result.exit_code == 0, result.output
     return result
 
 
-def test_a_run_leaves_a_folder_that_holds_it_all():
-    said = run("--out", "r").stdout
-    assert "tiny: 2 clients, 2 rounds of 64 steps, grpo, ppo" in said
-    assert "round 2/2" in said
-    assert "grpo-fed report r" in said
+def test_a_run_leaves_all_of_its_files_in_a_folder():
+    output = run("--out", "r").stdout
+    assert "tiny: 2 clients, 2 rounds of 64 steps, grpo, ppo" in output
+    assert "round 2/2" in output
+    assert "grpo-fed report r" in output
     folder = Path("r")
     results = json.loads((folder / "results.json").read_text())
     assert (results["method"], results["status"], results["rounds"]) == ("grpo", "finished", 2)
     assert results["bytes_up"] > 0
-    assert results["clients"]["cart-0"]["personal_groups"] == ["torso.0", "actor"]  # with threshold 0 all leave
+    assert results["clients"]["cart-0"]["personal_groups"] == [
+        "torso.0",
+        "actor",
+    ]  # threshold 0: all depart
     assert len((folder / "rounds.jsonl").read_text().splitlines()) == 2
     assert Scenario.load(folder / "scenario.toml").method == "grpo"
     assert (folder / "figures" / "learning.png").is_file()
-    assert "films: r/episodes/, the worst and the best client before and after" in said
+    assert "films: r/episodes/, the worst and the best client before and after training" in output
     assert {path.stem.rpartition("-")[2] for path in (folder / "episodes").iterdir()} == {"before", "after"}
     assert "cart-1" in (folder / "summary.md").read_text()
     assert {path.name for path in (folder / "checkpoints" / "round-0002").iterdir()} == {
@@ -78,14 +83,14 @@ def test_a_run_leaves_a_folder_that_holds_it_all():
 
 
 def test_films_can_be_left_out():
-    said = run("--out", "r", "--no-films").stdout
-    assert "figures: r/figures/" in said
-    assert "films" not in said
+    output = run("--out", "r", "--no-films").stdout
+    assert "figures: r/figures/" in output
+    assert "films" not in output
     assert not Path("r/episodes").exists()
 
 
-def test_an_environment_that_cannot_be_drawn_harms_no_run(here: Path, monkeypatch: pytest.MonkeyPatch):
-    (here / "unseen.py").write_text(
+def test_a_run_may_have_an_environment_that_cannot_be_drawn(work_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    (work_folder / "unseen.py").write_text(
         "from gymnasium.envs.classic_control import CartPoleEnv\n"
         "import gymnasium\n"
         "class Unseen(CartPoleEnv):\n"
@@ -93,13 +98,13 @@ def test_an_environment_that_cannot_be_drawn_harms_no_run(here: Path, monkeypatc
         "        raise RuntimeError('no lamp')\n"
         "gymnasium.register('Unseen-v0', Unseen, max_episode_steps=20)\n"
     )
-    monkeypatch.syspath_prepend(str(here))
-    said = run("--out", "r", "--set", "clients.cart.env=unseen:Unseen-v0")
-    assert "films" not in said.output
+    monkeypatch.syspath_prepend(str(work_folder))
+    result = run("--out", "r", "--set", "clients.cart.env=unseen:Unseen-v0")
+    assert "films" not in result.output
     assert not list(Path("r/episodes").iterdir())
 
 
-def test_another_method_is_one_word():
+def test_a_method_is_chosen_by_name():
     run("--out", "r", "--no-figures", "--quiet", "--set", "method=fedavg")
     results = json.loads(Path("r/results.json").read_text())
     assert results["method"] == "fedavg"
@@ -107,7 +112,7 @@ def test_another_method_is_one_word():
     assert not Path("r/figures").exists()
 
 
-def test_json_lines_for_programs_and_talk_for_people():
+def test_json_has_the_metrics_of_the_server():
     result = run("--out", "r", "--no-figures", "--json")
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [line["type"] for line in lines] == ["round", "round", "result"]
@@ -116,20 +121,20 @@ def test_json_lines_for_programs_and_talk_for_people():
     assert "tiny: 2 clients" in result.stderr
 
 
-def test_the_local_method_shares_nothing_and_is_the_control():
+def test_the_local_method_gives_the_results_of_train():
     run("--out", "r", "--no-figures", "--set", "method=local")
     assert call("train", "tiny.toml", "--out", "t", "--no-figures", "--set", "method=local").exit_code == 0
     ours, theirs = (json.loads(Path(folder, "results.json").read_text())["clients"] for folder in ("r", "t"))
     for name in ("cart-0", "cart-1"):
         assert ours[name]["return_best"] == theirs[name]["return_best"]
-        one, other = (load_file(Path(folder, "policies", f"{name}.safetensors")) for folder in ("r", "t"))
-        assert one.keys() == other.keys()
-        for key in one:
-            torch.testing.assert_close(one[key], other[key], rtol=0, atol=0)
+        federated, alone = (load_file(Path(folder, "policies", f"{name}.safetensors")) for folder in ("r", "t"))
+        assert federated.keys() == alone.keys()
+        for key in federated:
+            torch.testing.assert_close(federated[key], alone[key], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (
             ("tiny.toml", "--superlink", "x"),
@@ -137,7 +142,7 @@ def test_the_local_method_shares_nothing_and_is_the_control():
         ),
         (("tiny.toml", "--engine", "flower", "--workers", "2"), "only the local engine has workers"),
         (("--resume", "r", "--workers", "2"), "leave out --workers"),
-        (("tiny.toml", "--resume", "r"), "it takes no SCENARIO"),
+        (("tiny.toml", "--resume", "r"), "leave out SCENARIO"),
         ((), "run needs a SCENARIO"),
         (("tiny.toml", "--track", "nonsense"), "no place for runs"),
         (("tiny.toml", "--set", "policy.shared=['actr']"), 'did you mean "actor"?'),
@@ -145,14 +150,14 @@ def test_the_local_method_shares_nothing_and_is_the_control():
         (("tiny.toml", "--engine", "flower", "--superlink", "nowhere"), "nowhere"),
     ],
 )
-def test_a_wrong_call_is_refused_before_anything_is_written(arguments: tuple[str, ...], said: str):
+def test_a_wrong_call_is_refused_before_anything_is_written(arguments: tuple[str, ...], message: str):
     result = call("run", *arguments)
     assert result.exit_code == 2, result.output
-    assert said in " ".join(result.stderr.split())
+    assert message in " ".join(result.stderr.split())
     assert {path.name for path in Path().iterdir()} <= {"tiny.toml"}
 
 
-def test_a_comparison_stands_side_by_side_and_goes_on():
+def test_a_comparison_is_continued_with_more_seeds():
     arguments = ("compare", "tiny.toml", "--methods", "local,fedavg", "--workers", "0", "--out", "c")
     first = call(*arguments, "--seeds", "1")
     assert first.exit_code == 0, first.output
@@ -165,7 +170,7 @@ def test_a_comparison_stands_side_by_side_and_goes_on():
     assert call(*arguments[:2], "--methods", "local,fedavvg").exit_code == 2
 
 
-def test_a_report_is_one_page():
+def test_a_report_is_one_page_without_links():
     run("--out", "r", "--no-figures")
     result = call("report", "r", "--no-episodes")
     assert result.exit_code == 0, result.output
@@ -175,49 +180,49 @@ def test_a_report_is_one_page():
     assert call("report", "nowhere").exit_code == 2
 
 
-def test_what_python_calls_is_what_the_command_line_calls(here: Path):
+def test_a_run_from_python_is_the_run_of_the_command(work_folder: Path):
     seen = []
-    result = grpo_fed.run(Scenario.load("tiny.toml"), out=here / "r", watch=seen.append, workers=0)
-    assert [note.round for note in seen] == [0, 1, 2]
+    result = grpo_fed.run(Scenario.load("tiny.toml"), out=work_folder / "r", watch=seen.append, workers=0)
+    assert [record.round for record in seen] == [0, 1, 2]
     assert result.status == "finished"
     with pytest.raises(ValueError, match="has finished"):
-        grpo_fed.resume(here / "r")
+        grpo_fed.resume(work_folder / "r")
     with pytest.raises(ValueError, match="only the local engine"):
         grpo_fed.run(Scenario.load("tiny.toml"), engine="flower-sim", workers=1)
 
 
-def test_a_run_stopped_before_its_first_checkpoint_goes_on_with_the_workers_it_was_begun_with(here: Path):
-    def stop(note: object) -> None:
+def test_a_run_without_a_checkpoint_resumes_with_its_workers(work_folder: Path):
+    def stop(record: object) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        grpo_fed.run(Scenario.load("tiny.toml"), out=here / "r", watch=stop, workers=0)
-    with LocalEngine.resumed(here / "r") as federation:
+        grpo_fed.run(Scenario.load("tiny.toml"), out=work_folder / "r", watch=stop, workers=0)
+    with LocalEngine.resumed(work_folder / "r") as federation:
         assert federation.schedule.workers == 0
         assert federation.run().status == "finished"
 
 
-def piped(*arguments: str, read: int = 1) -> tuple[int, str]:
-    """Exit code and stderr of a run of whose lines only so many are read, and then nobody reads."""
+def run_with_early_reader(*arguments: str, lines: int = 1) -> tuple[int, str]:
+    """Run with a reader of stdout that leaves after some lines; return exit code and stderr."""
     command = [sys.executable, "-m", "grpo_fed", "run", "tiny.toml", "--workers", "0", "--track", "off", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        for _ in range(read):
+        for _ in range(lines):
             process.stdout.readline()
         process.stdout.close()
-        said = process.stderr.read()
-        return process.wait(60), said
+        errors = process.stderr.read()
+        return process.wait(60), errors
 
 
-def test_a_run_goes_on_when_nobody_reads_what_it_says_and_says_so_in_the_end():
-    code, said = piped("--out", "r", "--no-figures")
+def test_a_run_goes_on_after_its_reader_has_left():
+    code, errors = run_with_early_reader("--out", "r", "--no-figures")
     assert code == 1
-    assert said == "note: stdout took no more: broken pipe; the run went on, and all is in r/\n"
+    assert errors == ("note: stdout could not be written: broken pipe; the run went on, and its results are in r/\n")
     assert json.loads(Path("r/results.json").read_text())["status"] == "finished"
 
 
-def test_a_run_without_any_stdout_runs():
+def test_a_run_needs_no_stdout():
     command = f"exec {sys.executable} -m grpo_fed run tiny.toml --workers 0 --track off --no-figures --out r >&-"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -228,7 +233,7 @@ def test_ctrl_c_while_figures_are_drawn_leaves_a_finished_run(monkeypatch: pytes
     def impatient(folder: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("grpo_fed.reports.figures.draw_figures", impatient)
+    monkeypatch.setattr("grpo_fed.reports.figures.write.draw_figures", impatient)
     done = call("run", "tiny.toml", "--workers", "0", "--track", "off", "--out", "r")
     assert done.exit_code == 130
     assert "the run has finished; grpo-fed report r draws its figures" in done.stderr

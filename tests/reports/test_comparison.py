@@ -1,4 +1,4 @@
-"""Comparing methods: every trial once, numbers by hand, and no difference claimed where chance would do."""
+"""Comparisons of methods: every run once, numbers by hand, and no difference claimed that may be chance."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 
 from grpo_fed import train
 from grpo_fed.reports.comparison.compare import compare
-from grpo_fed.reports.comparison.verdicts import ComparedRun, Comparison, verdict_of
+from grpo_fed.reports.comparison.verdicts import ComparedRun, Comparison, decide_verdict
 from grpo_fed.runs.results import RESULTS
 from grpo_fed.runs.statistics import Estimate, estimate, probability_of_improvement
 from grpo_fed.scenario.scenario import Scenario
-from tests.support.sample_run_folder import Made, write_run
+from tests.support.sample_run_folder import SampleRun, write_run
 
 SOURCE = """
 name = "made"
@@ -30,7 +30,7 @@ name = "swapped"
 env = "CartPole-v1"
 """
 Score = Callable[[str, int, int], float]
-"""Of a method, a seed and a client."""
+"""The final return for a method, a seed and a client."""
 
 
 @pytest.fixture
@@ -45,40 +45,40 @@ class Runner:
 
     def __init__(self, score: Score, fails: tuple[tuple[str, int], ...] = ()) -> None:
         self.score, self.fails = score, fails
-        self.ran: list[tuple[str, int]] = []
+        self.runs: list[tuple[str, int]] = []
 
     def __call__(self, scenario: Scenario, folder: Path) -> None:
-        trial = scenario.method, scenario.seed
-        self.ran.append(trial)
-        if trial in self.fails:
+        run = scenario.method, scenario.seed
+        self.runs.append(run)
+        if run in self.fails:
             raise RuntimeError("no such luck\nand more")
 
         def last(client: int) -> float:
             return self.score(scenario.method, scenario.seed, client)
 
-        write_run(folder, scenario, Made(scores=last, returns=lambda number, client: last(client) * number / 3))
+        write_run(folder, scenario, SampleRun(scores=last, returns=lambda number, client: last(client) * number / 3))
 
 
-def by_method(found: Comparison) -> dict[str, str]:
-    return {one.method: one.verdict for one in found.methods}
+def verdicts(comparison: Comparison) -> dict[str, str]:
+    return {method.method: method.verdict for method in comparison.methods}
 
 
 def test_every_method_is_run_with_every_seed(source: Path, tmp_path: Path):
-    runner, heard = Runner(lambda method, seed, client: 1.0), []
-    compare(source, ["local", "grpo"], [3, 5], tmp_path / "out", runner, watch=heard.append)
-    assert runner.ran == [("local", 3), ("local", 5), ("grpo", 3), ("grpo", 5)]
-    assert [(trial.method, trial.seed) for trial in heard] == runner.ran
+    runner, watched = Runner(lambda method, seed, client: 1.0), []
+    compare(source, ["local", "grpo"], [3, 5], tmp_path / "out", runner, watch=watched.append)
+    assert runner.runs == [("local", 3), ("local", 5), ("grpo", 3), ("grpo", 5)]
+    assert [(run.method, run.seed) for run in watched] == runner.runs
     assert (tmp_path / "out" / "grpo" / "seed-5" / RESULTS).is_file()
 
 
-def test_the_numbers_are_those_of_the_paper(source: Path, tmp_path: Path):
+def test_the_statistics_are_those_of_the_paper(source: Path, tmp_path: Path):
     scores = {
         "local": [[0.0, 10, 20], [2, 12, 22]],
         "fedavg": [[1.0, 9, 30], [3, 8, 40]],
     }
     runner = Runner(lambda method, seed, client: scores[method][seed][client])
-    found = compare(source, ["local", "fedavg"], [0, 1], tmp_path / "out", runner)
-    local, fedavg = found.methods
+    comparison = compare(source, ["local", "fedavg"], [0, 1], tmp_path / "out", runner)
+    local, fedavg = comparison.methods
     np.testing.assert_array_equal(fedavg.scores, scores["fedavg"])
     # Sorted 0, 2, 10, 12, 20, 22: one of six goes at either end. 1, 3, 8, 9, 30, 40 likewise.
     assert local.iqm is not None
@@ -91,29 +91,29 @@ def test_the_numbers_are_those_of_the_paper(source: Path, tmp_path: Path):
     assert local.better is None
 
 
-def test_what_is_surely_better_or_worse_is_called_so(source: Path, tmp_path: Path):
+def test_a_method_that_is_better_in_every_seed_is_called_better(source: Path, tmp_path: Path):
     base = {"local": 100.0, "grpo": 200.0, "fedavg": 0.0, "lg": 100.0}
     # lg's seeds are those of local in another order.
     runner = Runner(lambda method, seed, client: base[method] + (4 - seed if method == "lg" else seed))
-    found = compare(source, ["local", "grpo", "fedavg", "lg"], range(5), tmp_path / "out", runner)
-    assert by_method(found) == {"local": "", "grpo": "better", "fedavg": "worse", "lg": "no difference"}
+    comparison = compare(source, ["local", "grpo", "fedavg", "lg"], range(5), tmp_path / "out", runner)
+    assert verdicts(comparison) == {"local": "", "grpo": "better", "fedavg": "worse", "lg": "no difference"}
     text = (tmp_path / "out" / "comparison.md").read_text()
-    head = "# made: grpo is better than local. fedavg is worse than local. No difference from local is seen for lg."
+    head = "# made: grpo is better than local. fedavg is worse than local. lg shows no difference from local."
     assert text.splitlines()[0] == head
     assert "| `lg` | 102.0 [" in text
     assert "| 0.50 [" in next(line for line in text.splitlines() if line.startswith("| `lg`"))
 
 
-def test_one_seed_can_tell_nothing(source: Path, tmp_path: Path):
+def test_one_seed_gives_no_verdict(source: Path, tmp_path: Path):
     runner = Runner(lambda method, seed, client: 100.0 if method == "grpo" else 0.0)
-    found = compare(source, ["local", "grpo"], [0], tmp_path / "out", runner)
-    assert by_method(found)["grpo"] == "one seed cannot tell"
+    comparison = compare(source, ["local", "grpo"], [0], tmp_path / "out", runner)
+    assert verdicts(comparison)["grpo"] == "one seed cannot tell"
     assert "One seed cannot tell grpo from local." in (tmp_path / "out" / "comparison.md").read_text()
 
 
-def test_clients_of_one_run_are_not_so_many_witnesses():
-    # Two equal methods; the clients of a run share its luck. Drawn client by client five seeds look like a difference
-    # in two comparisons of five, and that is not to be told as one.
+def test_clients_of_one_run_are_not_independent_samples():
+    # Two equal methods whose clients share the luck of their run. Resampled client by client, five seeds show a
+    # difference in two comparisons of five, which must not be claimed.
     draws = np.random.default_rng(0)
     claimed, taken_for_independent, times = 0, 0, 200
     for _ in range(times):
@@ -129,50 +129,50 @@ def test_clients_of_one_run_are_not_so_many_witnesses():
             )
             for together in (False, True)
         )
-        claimed += verdict_of(better, by_seed, 5) != "no difference"
+        claimed += decide_verdict(better, by_seed, 5) != "no difference"
         taken_for_independent += not better.low <= 0.5 <= better.high
     assert taken_for_independent / times > 0.35
-    assert claimed / times < 0.16  # five seeds and a percentile interval come to no less
+    assert claimed / times < 0.16  # five seeds and a percentile interval reach no less
 
 
 def test_a_verdict_needs_both_intervals():
     above, across, below = Estimate(0.8, 0.6, 0.9), Estimate(0.6, 0.4, 0.8), Estimate(0.2, 0.1, 0.4)
-    assert verdict_of(above, above, 5) == "better"
-    assert verdict_of(above, across, 5) == verdict_of(across, below, 5) == "no difference"
-    assert verdict_of(below, below, 5) == "worse"
-    assert verdict_of(None, None, 0) == "no scores"
+    assert decide_verdict(above, above, 5) == "better"
+    assert decide_verdict(above, across, 5) == decide_verdict(across, below, 5) == "no difference"
+    assert decide_verdict(below, below, 5) == "worse"
+    assert decide_verdict(None, None, 0) == "no scores"
 
 
-def test_what_has_finished_is_not_run_again(source: Path, tmp_path: Path):
+def test_finished_runs_are_not_repeated(source: Path, tmp_path: Path):
     def score(method: str, seed: int, client: int) -> float:
         return float(len(method) + seed)
 
     first = Runner(score, fails=(("grpo", 1),))
     compare(source, ["local", "grpo"], [0, 1], tmp_path / "out", first)
     again = Runner(score)
-    found = compare(source, ["local", "grpo", "lg"], [0, 1], tmp_path / "out", again)
-    assert again.ran == [("grpo", 1), ("lg", 0), ("lg", 1)]
+    comparison = compare(source, ["local", "grpo", "lg"], [0, 1], tmp_path / "out", again)
+    assert again.runs == [("grpo", 1), ("lg", 0), ("lg", 1)]
     alone = compare(source, ["local", "grpo", "lg"], [0, 1], tmp_path / "fresh", Runner(score))
-    assert found.document() == alone.document()
+    assert comparison.document() == alone.document()
 
 
-def test_a_run_that_fails_is_left_out_and_named(source: Path, tmp_path: Path):
+def test_a_failed_run_is_left_out_and_named(source: Path, tmp_path: Path):
     runner = Runner(lambda method, seed, client: float(seed), fails=(("grpo", 1),))
-    found = compare(source, ["local", "grpo"], [0, 1, 2], tmp_path / "out", runner)
-    assert found.methods[1].seeds == (0, 2)
-    assert found.document()["left_out"] == [{"method": "grpo", "seed": 1, "why": "RuntimeError: no such luck"}]
+    comparison = compare(source, ["local", "grpo"], [0, 1, 2], tmp_path / "out", runner)
+    assert comparison.methods[1].seeds == (0, 2)
+    assert comparison.document()["left_out"] == [{"method": "grpo", "seed": 1, "why": "RuntimeError: no such luck"}]
     assert "- `grpo`, seed 1: RuntimeError: no such luck" in (tmp_path / "out" / "comparison.md").read_text()
 
 
-def test_a_method_that_never_finished_has_no_numbers(source: Path, tmp_path: Path):
+def test_a_method_without_finished_runs_has_no_scores(source: Path, tmp_path: Path):
     runner = Runner(lambda method, seed, client: float(seed), fails=(("grpo", 0), ("grpo", 1)))
-    found = compare(source, ["local", "grpo"], [0, 1], tmp_path / "out", runner)
-    assert found.methods[1].iqm is None
-    assert by_method(found)["grpo"] == "no scores"
+    comparison = compare(source, ["local", "grpo"], [0, 1], tmp_path / "out", runner)
+    assert comparison.methods[1].iqm is None
+    assert verdicts(comparison)["grpo"] == "no scores"
     assert "| `grpo` | - | - | - | - | - | no scores | 0 |" in (tmp_path / "out" / "comparison.md").read_text()
 
 
-def test_ctrl_c_stops_all_of_it_and_loses_nothing(source: Path, tmp_path: Path):
+def test_a_comparison_continues_after_ctrl_c(source: Path, tmp_path: Path):
     inner = Runner(lambda method, seed, client: 1.0)
 
     def run(scenario: Scenario, folder: Path) -> None:
@@ -183,10 +183,10 @@ def test_ctrl_c_stops_all_of_it_and_loses_nothing(source: Path, tmp_path: Path):
     with pytest.raises(KeyboardInterrupt):
         compare(source, ["local", "grpo"], [0], tmp_path / "out", run)
     compare(source, ["local", "grpo"], [0], tmp_path / "out", inner)
-    assert inner.ran == [("local", 0), ("grpo", 0)]
+    assert inner.runs == [("local", 0), ("grpo", 0)]
 
 
-def test_a_client_without_a_score_leaves_its_run_out(source: Path, tmp_path: Path):
+def test_a_run_with_a_client_without_score_is_left_out(source: Path, tmp_path: Path):
     def run(scenario: Scenario, folder: Path) -> None:
         Runner(lambda method, seed, client: 1.0)(scenario, folder)
         if scenario.seed == 1:
@@ -194,36 +194,36 @@ def test_a_client_without_a_score_leaves_its_run_out(source: Path, tmp_path: Pat
             results["clients"]["swapped"]["return"] = None
             (folder / RESULTS).write_text(json.dumps(results))
 
-    found = compare(source, ["local"], [0, 1], tmp_path / "out", run)
-    assert [trial.problem for trial in found.runs] == ["", "no final return of swapped"]
+    comparison = compare(source, ["local"], [0, 1], tmp_path / "out", run)
+    assert [run.problem for run in comparison.runs] == ["", "no final return of swapped"]
 
 
-def test_a_run_of_another_scenario_is_not_mixed_in(source: Path, tmp_path: Path):
+def test_a_folder_with_a_run_of_another_scenario_is_refused(source: Path, tmp_path: Path):
     runner = Runner(lambda method, seed, client: 1.0)
     compare(source, ["local"], [0], tmp_path / "out", runner)
     with pytest.raises(ValueError, match=r"seed-0: holds a run of another scenario; name another folder"):
         compare(source, ["local"], [0], tmp_path / "out", runner, overrides=["rounds=4"])
-    assert len(runner.ran) == 1
+    assert len(runner.runs) == 1
 
 
 @pytest.mark.parametrize(
-    ("methods", "seeds", "baseline", "said"),
+    ("methods", "seeds", "baseline", "message"),
     [
-        ([], [0], None, "needs one of each"),
-        (["local"], [], None, "needs one of each"),
-        (["local", "local"], [0], None, "methods: local stands there twice"),
-        (["local"], [4, 4], None, "seeds: 4 stands there twice"),
+        ([], [0], None, "needs at least one of each"),
+        (["local"], [], None, "needs at least one of each"),
+        (["local", "local"], [0], None, "methods: local is listed twice"),
+        (["local"], [4, 4], None, "seeds: 4 is listed twice"),
         (["local"], [0], "grpo", "baseline grpo: is not among the methods local"),
         (["locla"], [0], None, "did you mean"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_runs(
-    source: Path, tmp_path: Path, methods: list[str], seeds: list[int], baseline: str | None, said: str
+def test_wrong_arguments_are_refused_before_anything_runs(
+    source: Path, tmp_path: Path, methods: list[str], seeds: list[int], baseline: str | None, message: str
 ):
     runner = Runner(lambda method, seed, client: 1.0)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         compare(source, methods, seeds, tmp_path / "out", runner, baseline=baseline)
-    assert not runner.ran
+    assert not runner.runs
     assert not (tmp_path / "out").exists()
 
 
@@ -237,20 +237,20 @@ def test_all_methods_are_in_one_figure(source: Path, tmp_path: Path):
     assert (tmp_path / "out" / "figures" / "comparison.png").stat().st_size > 20_000
 
 
-def test_runs_that_ended_early_stay_where_they_were(source: Path, tmp_path: Path):
+def test_the_curve_of_a_shorter_run_keeps_its_last_return(source: Path, tmp_path: Path):
     def run(scenario: Scenario, folder: Path) -> None:
         Runner(lambda method, seed, client: 3.0)(scenario, folder)
         if scenario.seed == 1:
             lines = (folder / "rounds.jsonl").read_text().splitlines(keepends=True)
             (folder / "rounds.jsonl").write_text("".join(lines[:1]))
 
-    found = compare(source, ["local"], [0, 1], tmp_path / "out", run)
-    from grpo_fed.reports.comparison.page import _curve
+    comparison = compare(source, ["local"], [0, 1], tmp_path / "out", run)
+    from grpo_fed.reports.comparison.page import method_curve
 
     # Seed 0 has 1, 2, 3 by round and seed 1 stays at 1: of 1, 1, 1, 3, 3, 3 the middle four.
-    rounds, value, *_ = _curve(found, found.methods[0])
-    assert rounds.tolist() == [1, 2, 3]
-    assert value.tolist() == [1.0, 1.5, 2.0]
+    curve = method_curve(comparison, comparison.methods[0])
+    assert curve.rounds.tolist() == [1, 2, 3]
+    assert curve.mean.tolist() == [1.0, 1.5, 2.0]
 
 
 def test_real_runs_are_compared(tmp_path: Path):
@@ -260,10 +260,10 @@ def test_real_runs_are_compared(tmp_path: Path):
         "objective = { minibatches = 1, epochs = 1 }\nevaluate = { episodes = 2 }\n"
         '[[clients]]\nname = "cart"\ncount = 2\nenv = "grpo_fed/CartPole-v1"'
     )
-    heard: list[ComparedRun] = []
-    found = compare(path, ["local"], [0, 1], tmp_path / "out", train, watch=heard.append)
+    watched: list[ComparedRun] = []
+    comparison = compare(path, ["local"], [0, 1], tmp_path / "out", train, watch=watched.append)
     document = json.loads((tmp_path / "out" / "comparison.json").read_text())
     results = json.loads((tmp_path / "out" / "local" / "seed-1" / RESULTS).read_text())
-    assert document["methods"]["local"]["scores"][1] == [one["return"] for one in results["clients"].values()]
-    assert [trial.problem for trial in heard] == ["", ""]
-    assert found.baseline == "local"
+    assert document["methods"]["local"]["scores"][1] == [client["return"] for client in results["clients"].values()]
+    assert [run.problem for run in watched] == ["", ""]
+    assert comparison.baseline == "local"

@@ -1,4 +1,4 @@
-"""The learning benchmark: its settings are the peers', its seeds are independent, its page tells who was better."""
+"""The learning benchmark: its settings are the peers', its seeds are independent, its page says which is better."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def theirs(seed: int, score: float) -> dict[str, Any]:
     return {**ours(seed, score), "algorithm": "PPO", "task": "CartPole-v1", "cpu_seconds": 29.0}
 
 
-def test_the_page_says_who_is_better_and_by_how_much() -> None:
+def test_the_page_says_which_is_better_and_by_how_much() -> None:
     # The middle two of ours are 480 and 490; every one of the peer's is below every one of ours.
     text = page(
         [ours(seed, score) for seed, score in enumerate([470.0, 480, 490, 500])],
@@ -73,7 +73,7 @@ def test_a_row_without_a_peer_has_no_comparison() -> None:
     [(case, peer) for case in TASKS for peer in case.peers],
     ids=lambda each: getattr(each, "title", each),
 )
-def test_our_rows_are_the_rl_zoos(case: Case, peer: str) -> None:
+def test_our_settings_are_those_of_the_rl_zoo(case: Case, peer: str) -> None:
     zoo = ZOO[peer, case.budget, case.task]
     scenario = scenario_of(case, 1)
     samples = scenario.rollout.num_envs * scenario.rollout.horizon
@@ -119,7 +119,7 @@ def test_every_case_is_a_scenario(case: Case) -> None:
     assert not scenario.policy.same_start
 
 
-def test_a_seed_scores_the_same_in_any_company_and_gets_its_line(tmp_path: Path) -> None:
+def test_the_score_of_a_seed_does_not_depend_on_other_seeds(tmp_path: Path) -> None:
     case = replace(next(case for case in CASES if case.name == "CartPole-v1/ppo"), budget=512)
     first = train_and_record(case, [0, 1], tmp_path / "a.jsonl")
     (alone,) = train_and_record(case, [1], tmp_path / "b.jsonl")

@@ -1,4 +1,4 @@
-"""Run folders with numbers that a test knows, written by the journal itself."""
+"""Run folders with numbers that a test chooses, written by the recorder itself."""
 
 from __future__ import annotations
 
@@ -15,67 +15,77 @@ from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerReco
 from grpo_fed.scenario.scenario import Scenario
 
 BLOCKS = ("torso.0", "torso.1", "actor")
+"""The shared blocks of every sample run."""
 
 
-def scenario(clients: Sequence[tuple[str, int, str]] = (("cart", 3, "CartPole-v1"),), more: str = "") -> Scenario:
-    """Of these names, counts and environments."""
+def sample_scenario(
+    clients: Sequence[tuple[str, int, str]] = (("cart", 3, "CartPole-v1"),), more: str = ""
+) -> Scenario:
+    """Make a scenario named `made`.
+
+    clients: name, count and environment of each entry. more: lines of TOML for the top of the file.
+    """
     tables = [f'[[clients]]\nname = "{name}"\ncount = {count}\nenv = "{env}"\n' for name, count, env in clients]
     return Scenario.loads(f'name = "made"\n{more}\n{"".join(tables)}')
 
 
 @dataclass(frozen=True)
-class Made:
-    """What a test says of a run; by default nothing is remarkable."""
+class SampleRun:
+    """The numbers of a run; functions take the round and the client's index."""
 
     returns: Callable[[int, int], float | None] = lambda round_, client: 10.0 * round_ + client
-    left: Callable[[int, int], tuple[str, ...]] = lambda round_, client: ()
+    """Mean training return."""
+    departed: Callable[[int, int], tuple[str, ...]] = lambda round_, client: ()
+    """Groups that the client has departed from."""
     clusters: Callable[[int, int], dict[str, int]] = lambda round_, client: {}
+    """Block to the client's cluster."""
     failure: Callable[[int, int], Failure | None] = lambda round_, client: None
     kl: Callable[[int], float] = lambda round_: 0.01
+    """KL of each block's step in a round; that of all together is twice as high."""
     budget: float = 0.02
     alpha: float = 0.5
     federated: bool = True
     finished: bool = True
+    """Whether there are results."""
     rounds: int | None = None
-    """How many there were; by default all."""
+    """How many rounds were trained; by default all."""
     scores: Callable[[int], float] = lambda client: 100.0 + client
-    """At the end."""
+    """Final return of each client."""
 
 
-def write_run(folder: Path, scenario: Scenario, made: Made = Made()) -> Path:
-    """A run folder."""
-    recorder = Recorder(scenario, folder, "cpu", scenario.method if made.federated else "local")
-    groups = resolve_shared_blocks(scenario).groups if made.federated else None
-    recorder.open(lambda record: None, None if groups is None else dict(zip(groups.names, groups.blocks, strict=True)))
+def write_run(folder: Path, scenario: Scenario, run: SampleRun = SampleRun()) -> Path:
+    """Write the folder of a run."""
+    recorder = Recorder(scenario, folder, "cpu", scenario.method if run.federated else "local")
+    recorder.open(lambda record: None, resolve_shared_blocks(scenario).names if run.federated else None)
     names = [(settings.name, name) for settings in scenario.clients for name in settings.names]
-    last = made.rounds or scenario.rounds
+    last = run.rounds or scenario.rounds
     first = [ClientRecord(name, task, score=1.0) for task, name in names]
     recorder.round_finished(RoundRecord(0, scenario.rounds, 0.0, 0, first), None)
-    for number in range(1, last + 1):
+    for round_ in range(1, last + 1):
         clients = []
         for k, (task, name) in enumerate(names):
-            score = made.scores(k) if number == scenario.rounds else None
-            failure, value = made.failure(number, k), made.returns(number, k)
-            own: dict[str, Any] = {"departed": made.left(number, k), "clusters": made.clusters(number, k)}
+            score = run.scores(k) if round_ == scenario.rounds else None
+            failure, value = run.failure(round_, k), run.returns(round_, k)
+            sharing: dict[str, Any] = {"departed": run.departed(round_, k), "clusters": run.clusters(round_, k)}
             if failure is not None:
-                clients.append(ClientRecord(name, task, score=score, **own, failure=failure))
-                recorder.client_failed(number, name, failure)
-            elif made.federated or value is not None:
+                clients.append(ClientRecord(name, task, score=score, **sharing, failure=failure))
+                recorder.client_failed(round_, name, failure)
+            elif run.federated or value is not None:
                 metrics = {} if value is None else {TRAINING_RETURN: value}
-                clients.append(ClientRecord(name, task, 100, 4, metrics, score, **own))
-        server = _server(made, number, len(names)) if made.federated else None
-        note = RoundRecord(number, scenario.rounds, 2.0, 100 * number * len(names), clients, server)
-        recorder.round_finished(note, None)
-    if made.finished:
-        personal = {name: made.left(last, k) for k, (_, name) in enumerate(names)}
-        clusters = {name: made.clusters(last, k) for k, (_, name) in enumerate(names)}
-        recorder.finish(departed=personal, clusters=clusters)
+                clients.append(ClientRecord(name, task, 100, 4, metrics, score, **sharing))
+        server = _server_record(run, round_, len(names)) if run.federated else None
+        record = RoundRecord(round_, scenario.rounds, 2.0, 100 * round_ * len(names), clients, server)
+        recorder.round_finished(record, None)
+    if run.finished:
+        departed = {name: run.departed(last, k) for k, (_, name) in enumerate(names)}
+        clusters = {name: run.clusters(last, k) for k, (_, name) in enumerate(names)}
+        recorder.finish(departed=departed, clusters=clusters)
     return folder
 
 
-def _server(made: Made, number: int, clients: int) -> ServerRecord:
-    kl = made.kl(number)
-    blocks = tuple(AcceptedBlock(block, 4 * kl, made.budget, made.alpha, kl) for block in BLOCKS)
-    return ServerRecord(
-        AcceptedStep(blocks, 8 * kl, 0.05, 2 * kl), {}, 1000 * clients, 2000 * clients, 3000 * clients * number
-    )
+def _server_record(run: SampleRun, round_: int, clients: int) -> ServerRecord:
+    """Make the record of a server to which each client sends 1 kB and which answers with 2 kB."""
+    kl = run.kl(round_)
+    blocks = tuple(AcceptedBlock(block, 4 * kl, run.budget, run.alpha, kl) for block in BLOCKS)
+    step = AcceptedStep(blocks, 8 * kl, 0.05, 2 * kl)
+    return ServerRecord(step, {}, 1000 * clients, 2000 * clients, 3000 * clients * round_)

@@ -1,8 +1,8 @@
 """Methods side by side, with intervals.
 
-    compare.py   trains methods on the same seeds
-    verdicts.py  which differ, and how sure that is
-    page.py      the comparison as a page
+    compare.py   runs methods with the same seeds, and resumes a comparison that was stopped
+    verdicts.py  which methods differ from the baseline, and how sure that is
+    page.py      the comparison as a page and as a figure
 
 Begin with verdicts.py.
 """

@@ -1,16 +1,18 @@
-"""Methods side by side: the same scenario and seeds for each, run, gone on with, and written down."""
+"""Runs methods with the same scenario and seeds, resumes a comparison that was stopped, and writes the result."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from grpo_fed.reports.comparison.page import COMPARISON, curves, markdown
+from grpo_fed.reports.comparison.page import COMPARISON, comparison_markdown, draw_comparison
 from grpo_fed.reports.comparison.verdicts import ComparedRun, Comparison, method_results
-from grpo_fed.reports.figures import FIGURES, write
+from grpo_fed.reports.figures.write import FIGURES, write_drawings
+from grpo_fed.reports.formatting import format_names
 from grpo_fed.runs import checkpoint
 from grpo_fed.runs.files import write_atomic
 from grpo_fed.runs.folder import SCENARIO
@@ -22,10 +24,10 @@ from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.shipped import find_scenario
 
 BASELINE = "local"
-"""The method that the others are held against, where it is among them."""
+"""The default baseline, if it is among the methods."""
 
 Run = Callable[[Scenario, Path], object]
-"""Runs a scenario and leaves a run folder; what is there of it already may be gone on with."""
+"""Runs a scenario in a folder; the folder may hold a run of the scenario that was stopped."""
 
 
 def compare(
@@ -36,70 +38,87 @@ def compare(
     run: Run | None = None,
     overrides: Sequence[str] = (),
     baseline: str | None = None,
-    watch: Callable[[ComparedRun], None] = lambda trial: None,
+    watch: Callable[[ComparedRun], None] = lambda compared_run: None,
 ) -> Comparison:
-    """Run every method with every seed, each in `out/<method>/seed-<n>/`, and write what comes of it to `out`.
+    """Run every method with every seed, each in `out/<method>/seed-<n>/`, and write the comparison to `out`.
 
-    scenario: a file or the name of one that ships, with `overrides` such as "rounds=5" for every run. What has finished
-    is not run again, so that a comparison that was stopped goes on when it is asked for again; more methods and seeds
-    may be asked for. By default runs are the local engine's, and one that was stopped goes on; `run` is another way to
-    run one. A run that fails is left out and named, and the others go on. `watch` hears of every trial when it
-    is over. ValueError, before anything is run, for what is wrong with a scenario, and for a folder that holds the run
-    of another one.
+    Runs that have finished are not repeated, so the same call resumes a comparison that was stopped, and a call with
+    more methods or seeds extends it. A run that fails is left out of the numbers and named; the others go on.
+
+    scenario: a file, or the name of a scenario that ships. run: runs one of the runs, by default on the local engine,
+    which also resumes. overrides: changes for every run, such as "rounds=5". baseline: the method that the others are
+    compared with, by default `local` if it is among them, else the first. watch: called with every run when it ends.
+    ValueError, before anything is run, for a mistake in a scenario, or a folder that holds a run of another one.
     """
     out, run = Path(out), run or run_locally
-    _refuse_unusable(methods, seeds, baseline)
+    _check_arguments(methods, seeds, baseline)
     source = find_scenario(str(scenario))
     planned = []
     for method in methods:
         for seed in seeds:
-            loaded = Scenario.load(source, [*overrides, f"method={method}", f"seed={seed}"])
-            planned.append((loaded, ComparedRun(method, seed, _home(out, method, seed))))
-    for loaded, trial in planned:
-        _check_same_scenario(loaded, trial.folder)
-    trials = []
-    for loaded, trial in planned:
-        if not _has_finished(trial.folder):
-            problem = _run(run, loaded, trial.folder)
-            trial = ComparedRun(trial.method, trial.seed, trial.folder, problem)
-        if not trial.problem:
-            trial = ComparedRun(trial.method, trial.seed, trial.folder, _incomplete(trial.folder))
-        trials.append(trial)
-        watch(trial)
-    base = baseline or (BASELINE if BASELINE in methods else methods[0])
-    found = Comparison(
-        planned[0][0], base, tuple(seeds), tuple(method_results(trials, methods, base)), tuple(trials), out
-    )
-    write_atomic(out / f"{COMPARISON}.json", json.dumps(found.document(), indent=2, allow_nan=False) + "\n")
-    figure = curves(found)
+            settings = Scenario.load(source, [*overrides, f"method={method}", f"seed={seed}"])
+            planned.append((settings, ComparedRun(method, seed, _folder(out, method, seed))))
+    for settings, compared_run in planned:
+        _check_same_scenario(settings, compared_run.folder)
+    runs = []
+    for settings, compared_run in planned:
+        folder = compared_run.folder
+        problem = "" if _has_finished(folder) else _try_run(run, settings, folder)
+        runs.append(replace(compared_run, problem=problem or _describe_missing_scores(folder)))
+        watch(runs[-1])
+    baseline = baseline or (BASELINE if BASELINE in methods else methods[0])
+    results = tuple(method_results(runs, methods, baseline))
+    comparison = Comparison(planned[0][0], baseline, tuple(seeds), results, tuple(runs), out)
+    write_atomic(out / f"{COMPARISON}.json", json.dumps(comparison.document(), indent=2, allow_nan=False) + "\n")
+    figure = draw_comparison(comparison)
     if figure is not None:
         (out / FIGURES).mkdir(exist_ok=True)
-        write(out / FIGURES, [figure])
-    write_atomic(out / f"{COMPARISON}.md", markdown(found))
-    return found
+        write_drawings(out / FIGURES, [figure])
+    write_atomic(out / f"{COMPARISON}.md", comparison_markdown(comparison))
+    return comparison
 
 
-def _home(out: Path, method: str, seed: int) -> Path:
-    """Of one run; a method of the user's own is `module:NAME`, and not every file system has colons."""
-    return out / method.replace(":", ".") / f"seed-{seed}"
+def run_locally(scenario: Scenario, folder: Path, workers: int | None = None, track: str | None = "off") -> Result:
+    """Run a scenario on the local engine, or resume the run in the folder.
+
+    track: where MLflow keeps the run; `off` for nowhere.
+    """
+    from grpo_fed.engines.local.engine import LocalEngine
+
+    resumed = checkpoint.latest(folder) is not None
+    tracker = Tracker.open(track, folder, scenario, resumed=resumed, models=False)
+    status: Status = "failed"
+    with LocalEngine.resumed(folder) if resumed else LocalEngine(scenario, folder, workers=workers) as engine:
+        try:
+            result = engine.run(lambda record: tracker.round(record_to_line(record)))
+            status = "finished"
+            return result
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            tracker.close(None if engine.result is None else engine.result.to_json(), status)
 
 
-# Running --------------------------------------------------------------------------------------------------------------
-
-
-def _refuse_unusable(methods: Sequence[str], seeds: Sequence[int], baseline: str | None) -> None:
+def _check_arguments(methods: Sequence[str], seeds: Sequence[int], baseline: str | None) -> None:
+    """Raise a ValueError for an empty list, a repetition, or a baseline that is not among the methods."""
     if not methods or not seeds:
-        raise ValueError(f"methods {list(methods)} and seeds {list(seeds)}: a comparison needs one of each or more")
-    for what, given in (("methods", methods), ("seeds", seeds)):
-        twice = [one for one in given if list(given).count(one) > 1]
-        if twice:
-            raise ValueError(f"{what}: {twice[0]} stands there twice; say it once")
+        raise ValueError(f"methods {list(methods)} and seeds {list(seeds)}: a comparison needs at least one of each")
+    for what, values in (("methods", methods), ("seeds", seeds)):
+        repeated = [value for value in values if list(values).count(value) > 1]
+        if repeated:
+            raise ValueError(f"{what}: {repeated[0]} is listed twice")
     if baseline is not None and baseline not in methods:
         raise ValueError(f"baseline {baseline}: is not among the methods {', '.join(methods)}")
 
 
+def _folder(out: Path, method: str, seed: int) -> Path:
+    """Name the folder of a run; a user's own method is `module:NAME`, and not every file system allows colons."""
+    return out / method.replace(":", ".") / f"seed-{seed}"
+
+
 def _check_same_scenario(scenario: Scenario, folder: Path) -> None:
-    """A folder with the run of another scenario than this."""
+    """Raise a ValueError if the folder holds a run of another scenario."""
     path = folder / SCENARIO
     if path.is_file() and path.read_text(encoding="utf-8") != scenario.dumps():
         raise ValueError(f"{folder}: holds a run of another scenario; name another folder for this comparison")
@@ -110,40 +129,18 @@ def _has_finished(folder: Path) -> bool:
     return results is not None and results["status"] == "finished"
 
 
-def run_locally(scenario: Scenario, folder: Path, workers: int | None = None, track: str | None = "off") -> Result:
-    """On the local engine: anew, or on from where it was stopped; tracked in MLflow unless `track` is off."""
-    from grpo_fed.engines.local.engine import LocalEngine
-
-    begun = checkpoint.latest(folder) is not None
-    tracker = Tracker.open(track, folder, scenario, resumed=begun, models=False)
-    status: Status = "failed"
-    with LocalEngine.resumed(folder) if begun else LocalEngine(scenario, folder, workers=workers) as federation:
-        try:
-            result = federation.run(lambda note: tracker.round(record_to_line(note)))
-            status = "finished"
-            return result
-        except KeyboardInterrupt:
-            status = "interrupted"
-            raise
-        finally:
-            tracker.close(None if federation.result is None else federation.result.to_json(), status)
-
-
-def _run(run: Run, scenario: Scenario, folder: Path) -> str:
-    """Why it failed, in a line; empty if it did not."""
+def _try_run(run: Run, scenario: Scenario, folder: Path) -> str:
+    """Run a scenario; return why it failed in one line, or an empty text."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         run(scenario, folder)
-    except Exception as error:  # noqa: BLE001 - whatever a run dies of, the others are worth having
+    except Exception as error:  # noqa: BLE001, whatever stops a run, the others are still worth having
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return "" if _has_finished(folder) else "it did not finish"
 
 
-def _incomplete(folder: Path) -> str:
-    """Which clients have no score."""
+def _describe_missing_scores(folder: Path) -> str:
+    """Name the clients of a run without a final return; an empty text if there are none."""
     history = read_history(folder)
-    without = [name for name, score in zip(history.clients, history.after, strict=True) if not np.isfinite(score)]
-    if not without:
-        return ""
-    names = ", ".join(without[:5]) + (f" and {len(without) - 5} more" if len(without) > 5 else "")
-    return f"no final return of {names}"
+    names = [name for name, score in zip(history.clients, history.after, strict=True) if not np.isfinite(score)]
+    return f"no final return of {format_names(names, 5)}" if names else ""

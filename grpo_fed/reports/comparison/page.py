@@ -1,161 +1,194 @@
-"""Methods side by side, as a page in Markdown and as curves."""
+"""A comparison of methods as a page in Markdown and as a figure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from grpo_fed.reports.charts import Drawing, by_round, colour_of, dash_of, drawing, label_end, marks
+from grpo_fed.reports.charts import (
+    Drawing,
+    label_line,
+    line_colour,
+    line_dashes,
+    make_drawing,
+    marker_style,
+    set_round_axis,
+)
 from grpo_fed.reports.comparison.verdicts import Comparison, MethodResult
-from grpo_fed.reports.figures import FIGURES
-from grpo_fed.reports.tables import many, number
+from grpo_fed.reports.figures.write import FIGURES
+from grpo_fed.reports.formatting import format_count, format_return
 from grpo_fed.runs.colours import INK, PAPER
 from grpo_fed.runs.history import fill_forward, read_history
 from grpo_fed.runs.statistics import Estimate, interquartile_mean, stratified_resamples
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COMPARISON = "comparison"
-"""The name of the files."""
+"""The name of all files of a comparison, without their endings."""
 RESAMPLES = 500
-"""For the band of a curve."""
+"""Bootstrap resamples for the band of a curve."""
+MAX_ENTRIES = 6
+"""Up to so many entries of the scenario have a column of returns each."""
+
+READING = """Return: the interquartile mean of the final policies' returns over clients and seeds, in brackets its 95 %
+stratified bootstrap interval. Better: the probability that a seed of the method beats a seed of `{baseline}` on the
+same client; 0.5 means level. By seed: the same probability, with an interval from resampling whole seeds, since clients
+of one run share what they learn and are not independent. A difference is claimed only where neither interval contains
+0.5."""
 
 
-def markdown(found: Comparison) -> str:
-    """The table, with what it can and cannot say."""
-    entries = [settings.name for settings in found.scenario.clients]
-    entries = entries if 1 < len(entries) <= 6 else []
-    head = [
-        "method",
-        "return, middle half",
-        *entries,
-        f"better than {found.baseline}",
-        "by whole seeds",
-        "verdict",
-        "seeds",
-    ]
-    rows = [head, ["---", *["---:"] * (len(entries) + 3), "---", "---:"]]
-    for one in found.methods:
-        cells = [f"`{one.method}`", _interval(one.iqm, number)]
-        cells += [number(one.entries.get(entry)) for entry in entries]
-        same = one.method == found.baseline
-        cells += (
-            ["", ""] if same else [_interval(chance, "{:.2f}".format) for chance in (one.better, one.better_by_seed)]
-        )
-        cells.append(one.verdict)
-        rows.append([*cells, f"{len(one.seeds)}"])
-    parts = [f"# {found.scenario.name}: {' '.join(_sentences(found))}"]
-    clients, seeds = many(len(found.clients), "client"), many(len(found.seeds), "seed")
-    parts.append(f"{clients}, {seeds}, {many(found.scenario.rounds, 'round')} of {found.scenario.steps:,} steps each.")
-    parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
-    parts.append(_READING.format(baseline=found.baseline))
-    if len({settings.env for settings in found.scenario.clients}) > 1:
+def comparison_markdown(comparison: Comparison) -> str:
+    """Write the page: the result in words, the table, and how to read it."""
+    scenario = comparison.scenario
+    parts = [f"# {scenario.name}: {' '.join(_verdict_sentences(comparison))}"]
+    clients, seeds = format_count(len(comparison.clients), "client"), format_count(len(comparison.seeds), "seed")
+    parts.append(f"{clients}, {seeds}, {format_count(scenario.rounds, 'round')} of {scenario.steps:,} steps each.")
+    parts.append("\n".join(f"| {' | '.join(row)} |" for row in _table(comparison)))
+    parts.append(READING.format(baseline=comparison.baseline))
+    if len({settings.env for settings in scenario.clients}) > 1:
         parts.append(
-            "The environments pay on scales of their own: read the chance and the columns of the clients, for the"
-            " middle half mixes them."
+            "The environments have different scales of returns: rely on the probability and on the columns of the"
+            " clients, since the interquartile mean mixes the scales."
         )
-    left = [f"- `{one.method}`, seed {one.seed}: {one.problem}" for one in found.runs if one.problem]
-    if left:
-        parts.append("## Left out\n\n" + "\n".join(left))
-    if (found.out / FIGURES / f"{COMPARISON}.png").is_file():
+    left_out = [f"- `{run.method}`, seed {run.seed}: {run.problem}" for run in comparison.runs if run.problem]
+    if left_out:
+        parts.append("## Left out\n\n" + "\n".join(left_out))
+    if (comparison.out / FIGURES / f"{COMPARISON}.png").is_file():
         parts.append(f"![curves]({FIGURES}/{COMPARISON}.png)")
     return "\n\n".join(parts) + "\n"
 
 
-_READING = """Return: the interquartile mean of the final policies' returns over clients and seeds, in brackets its 95 %
-stratified bootstrap interval. Better: the chance that a seed beats one of `{baseline}` on the same client, 0.5 for
-level. The same by whole seeds draws the clients of a run together, for they share what they learn and are not so many
-witnesses. There is a difference where neither interval holds 0.5."""
+def _table(comparison: Comparison) -> Iterator[Sequence[str]]:
+    """Make the table's head, its rule, and a row for each method."""
+    entries = [settings.name for settings in comparison.scenario.clients]
+    entries = entries if 1 < len(entries) <= MAX_ENTRIES else []
+    better = f"better than {comparison.baseline}"
+    yield ["method", "return", *entries, better, "by seed", "verdict", "seeds"]
+    yield ["---", *["---:"] * (len(entries) + 3), "---", "---:"]
+    for method in comparison.methods:
+        probabilities = [method.better, method.better_by_seed]
+        is_baseline = method.method == comparison.baseline
+        yield [
+            f"`{method.method}`",
+            format_interval(method.iqm, format_return),
+            *(format_return(method.entries.get(entry)) for entry in entries),
+            *("" if is_baseline else format_interval(value, "{:.2f}".format) for value in probabilities),
+            method.verdict,
+            f"{len(method.seeds)}",
+        ]
 
 
-def _sentences(found: Comparison) -> Iterator[str]:
-    """The result first."""
+def _verdict_sentences(comparison: Comparison) -> Iterator[str]:
+    """Write a sentence for each verdict that some method has."""
+    baseline = comparison.baseline
     for verdict in ("better", "worse", "no difference", "one seed cannot tell", "no scores"):
-        names = [one.method for one in found.methods if one.verdict == verdict]
-        if not names:
+        methods = [method.method for method in comparison.methods if method.verdict == verdict]
+        if not methods:
             continue
-        told = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+        names = " and ".join([", ".join(methods[:-1]), methods[-1]] if len(methods) > 1 else methods)
+        is_one = len(methods) == 1
         if verdict in ("better", "worse"):
-            yield f"{told} {'is' if len(names) == 1 else 'are'} {verdict} than {found.baseline}."
+            yield f"{names} {'is' if is_one else 'are'} {verdict} than {baseline}."
         elif verdict == "no difference":
-            yield f"No difference from {found.baseline} is seen for {told}."
+            yield f"{names} {'shows' if is_one else 'show'} no difference from {baseline}."
         elif verdict == "no scores":
-            yield f"Nothing is known of {told} against {found.baseline}."
+            yield f"{names} {'has' if is_one else 'have'} no scores to compare with {baseline}."
         else:
-            yield f"One seed cannot tell {told} from {found.baseline}."
-    if len(found.methods) == 1:
-        yield f"{found.baseline} alone."
+            yield f"One seed cannot tell {names} from {baseline}."
+    if len(comparison.methods) == 1:
+        yield f"{baseline} alone."
 
 
-def _interval(one: Estimate | None, show: Callable[[float], str]) -> str:
-    return "-" if one is None else f"{show(one.value)} [{show(one.low)}, {show(one.high)}]"
+def format_interval(estimate: Estimate | None, format_value: Callable[[float], str]) -> str:
+    """Write an estimate with its interval: `0.83 [0.61, 0.97]`; `-` if there is none."""
+    if estimate is None:
+        return "-"
+    return f"{format_value(estimate.value)} [{format_value(estimate.low)}, {format_value(estimate.high)}]"
 
 
 # Curves ---------------------------------------------------------------------------------------------------------------
 
 
-def curves(found: Comparison) -> Drawing | None:
-    """All methods' training returns by round, and where the final policies came to; None if nobody has scores."""
-    shown = [one for one in found.methods if one.iqm is not None]
-    if not shown:
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A method's training returns, interquartile mean over clients and seeds; [R] each."""
+
+    rounds: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    """Lower end of the 95 % stratified bootstrap interval."""
+    high: np.ndarray
+    """Upper end."""
+
+
+def draw_comparison(comparison: Comparison) -> Drawing | None:
+    """Draw the training returns of all methods by round, and the final returns; None if no method has scores."""
+    scored = [(index, method) for index, method in enumerate(comparison.methods) if method.iqm is not None]
+    if not scored:
         return None
-    lines = {one.method: _curve(found, one) for one in shown}
-    caption = (
-        "Left: training episodes by round, mean of the middle half over clients and seeds, with its 95 % stratified"
-    )
+    curves = {index: method_curve(comparison, method) for index, method in scored}
+    caption = "Left: training returns by round, interquartile mean over clients and seeds, with its 95 % stratified"
     caption += " bootstrap interval. Right: the final policies with their likeliest actions."
-    order = {one.method: place for place, one in enumerate(found.methods)}
 
     def paint(figure: Figure) -> None:
         left, right = figure.subplots(1, 2, width_ratios=[1.7, 1])
-        most = np.array([0.0])
-        for one in shown:
-            rounds, value, low, high = lines[one.method]
-            most = rounds if len(rounds) > len(most) else most
-            style = {"color": colour_of(order[one.method]), "linestyle": dash_of(order[one.method])}
-            left.fill_between(rounds, low, high, color=style["color"], alpha=0.15, linewidth=0)
-            left.plot(rounds, value, **style, **marks(len(rounds)))
-            if len(value):
-                label_end(left, float(value[-1]), one.method, style["color"])
-        by_round(left, most)
+        for index, method in scored:
+            _paint_curve(left, curves[index], method.method, index)
+        set_round_axis(left, max((curve.rounds for curve in curves.values()), key=len))
         left.set_ylabel("return")
-        for place, one in enumerate(shown):
-            assert one.iqm is not None
-            colour = colour_of(order[one.method])
-            right.plot([one.iqm.low, one.iqm.high], [place, place], color=colour, linewidth=3, alpha=0.5)
-            right.plot(one.iqm.value, place, "o", color=colour, markersize=7, markeredgecolor=PAPER)
-        right.set_yticks(range(len(shown)), labels=[one.method for one in shown])
-        right.tick_params(axis="y", length=0, labelcolor=INK)
-        right.set_ylim(len(shown) - 0.4, -0.6)
-        right.grid(visible=False, axis="y")
-        right.margins(x=0.08)
-        right.locator_params(axis="x", nbins=5)
-        right.set_xlabel("final return")
+        _paint_final_returns(right, scored)
 
-    told = [f"{one.method} {_interval(one.iqm, number)}" for one in shown]
-    alt = f"Return by round of {many(len(shown), 'method')}, and at the end: {'; '.join(told)}."
-    height = max(3.4, 0.24 * len(shown) + 1)
-    return drawing(COMPARISON, f"{found.scenario.name}: methods side by side", caption, alt, height, paint)
+    ends = [f"{method.method} {format_interval(method.iqm, format_return)}" for _, method in scored]
+    alt = f"Return by round of {format_count(len(scored), 'method')}, and at the end: {'; '.join(ends)}."
+    height = max(3.4, 0.24 * len(scored) + 1)
+    return make_drawing(COMPARISON, f"{comparison.scenario.name}: methods side by side", caption, alt, height, paint)
 
 
-def _curve(found: Comparison, one: MethodResult) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Rounds, interquartile mean and interval, [R] each; a run that stopped early stays where it was."""
-    folders = {trial.seed: trial.folder for trial in found.runs if trial.method == one.method}
-    histories = [read_history(folders[seed]) for seed in one.seeds]
-    longest = max(len(history.lines) for history in histories)
-    returns = np.full((longest, len(histories), len(found.clients)), np.nan)
-    for place, history in enumerate(histories):
-        returns[: len(history.lines), place] = history.returns
+def _paint_curve(axes: Axes, curve: Curve, name: str, index: int) -> None:
+    colour = line_colour(index)
+    axes.fill_between(curve.rounds, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
+    style = {"color": colour, "linestyle": line_dashes(index)}
+    axes.plot(curve.rounds, curve.mean, **style, **marker_style(len(curve.rounds)))
+    if len(curve.mean):
+        label_line(axes, float(curve.mean[-1]), name, colour)
+
+
+def _paint_final_returns(axes: Axes, scored: Sequence[tuple[int, MethodResult]]) -> None:
+    """Paint the interval of each method's final return as a row."""
+    for row, (index, method) in enumerate(scored):
+        assert method.iqm is not None
+        colour = line_colour(index)
+        axes.plot([method.iqm.low, method.iqm.high], [row, row], color=colour, linewidth=3, alpha=0.5)
+        axes.plot(method.iqm.value, row, "o", color=colour, markersize=7, markeredgecolor=PAPER)
+    axes.set_yticks(range(len(scored)), labels=[method.method for _, method in scored])
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.set_ylim(len(scored) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.margins(x=0.08)
+    axes.locator_params(axis="x", nbins=5)
+    axes.set_xlabel("final return")
+
+
+def method_curve(comparison: Comparison, method: MethodResult) -> Curve:
+    """Compute a method's curve; a run that stopped early keeps its last returns."""
+    folders = {run.seed: run.folder for run in comparison.runs if run.method == method.method}
+    histories = [read_history(folders[seed]) for seed in method.seeds]
+    rounds = max(len(history.lines) for history in histories)
+    returns = np.full((rounds, len(histories), len(comparison.clients)), np.nan)  # [R, S, K]
+    for index, history in enumerate(histories):
+        returns[: len(history.lines), index] = history.returns
     returns = fill_forward(returns)
     known = np.flatnonzero(np.isfinite(returns).all(axis=(1, 2)))
-    draws = np.random.default_rng(0)
-    value = interquartile_mean(returns[known]) if len(known) else np.zeros(0)  # episodes longer than all rounds
+    generator = np.random.default_rng(0)
+    mean = interquartile_mean(returns[known]) if len(known) else np.zeros(0)  # no episode may have ended
     bands = [
-        np.quantile(interquartile_mean(stratified_resamples(returns[r], draws, RESAMPLES)), [0.025, 0.975])
+        np.quantile(interquartile_mean(stratified_resamples(returns[r], generator, RESAMPLES)), [0.025, 0.975])
         for r in known
     ]
     low, high = np.array(bands).reshape(-1, 2).T
-    return known + 1, value, low, high
+    return Curve(known + 1, mean, low, high)

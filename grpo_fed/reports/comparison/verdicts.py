@@ -1,9 +1,9 @@
-"""What a handful of seeds can say of the difference between methods.
+"""Which methods differ from the baseline, and how sure that is with a handful of seeds.
 
-Scores are the final policies' mean returns with deterministic actions, [S, K]: a seed, a client. The interquartile mean
-and the probability of improvement are those of arXiv 2108.13264, with its stratified bootstrap, for which a client is a
-task. That bootstrap takes a seed's clients for independent, and clients that share blocks are not: one lucky run lifts
-all of them. So a difference is only called one if whole seeds, drawn together, show it too.
+Scores are the final policies' mean returns with deterministic actions, [S, K]: seed, client. The interquartile mean and
+the probability of improvement are those of arXiv 2108.13264, with its stratified bootstrap, where a client is a task.
+That bootstrap treats the clients of a seed as independent, and clients that share blocks are not: one lucky run lifts
+all of them. So a difference is claimed only if an interval from resampling whole seeds shows it too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from grpo_fed.scenario.scenario import Scenario
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A method with a seed."""
+    """A run of one method with one seed."""
 
     method: str
     seed: int
@@ -33,23 +33,23 @@ class ComparedRun:
 
 @dataclass(frozen=True, eq=False)
 class MethodResult:
-    """What became of a method."""
+    """The result of a method over its seeds."""
 
     method: str
     seeds: tuple[int, ...]
-    """[S]: whose scores count."""
+    """[S]: seeds whose scores count."""
     scores: np.ndarray
     """[S, K]."""
     iqm: Estimate | None
-    """None where there are no scores."""
+    """Interquartile mean of the scores; None without scores."""
     entries: Mapping[str, float]
     """Mean score of the clients of each of the scenario's entries, over clients and seeds."""
     better: Estimate | None
-    """The chance that a seed of it beats one of the baseline on the same client; None for the baseline itself."""
+    """Probability that a seed of the method beats one of the baseline on the same client; None for the baseline."""
     better_by_seed: Estimate | None
-    """The same with whole seeds drawn together."""
+    """The same probability, with an interval from resampling whole seeds."""
     verdict: str
-    """`better`, `worse`, `no difference`, or why nothing can be said; empty for the baseline."""
+    """`better`, `worse`, `no difference`, or why there is no verdict; empty for the baseline."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,76 +57,81 @@ class Comparison:
     """Methods side by side."""
 
     scenario: Scenario
-    """As the first method has it; of the others method and seed differ, and what follows from them."""
+    """The first method's scenario; the others differ in method, seed, and the values that follow from these."""
     baseline: str
     seeds: tuple[int, ...]
     methods: tuple[MethodResult, ...]
     runs: tuple[ComparedRun, ...]
     out: Path
+    """The folder of all runs and of the comparison's files."""
 
     @property
     def clients(self) -> tuple[str, ...]:
-        """[K]."""
+        """[K]: names of the clients."""
         return tuple(name for settings in self.scenario.clients for name in settings.names)
 
     def document(self) -> dict[str, Any]:
-        """As `comparison.json` has it."""
+        """Return the contents of `comparison.json`."""
         return {
             "scenario": self.scenario.name,
             "baseline": self.baseline,
             "seeds": list(self.seeds),
             "clients": list(self.clients),
-            "methods": {one.method: _document(one) for one in self.methods},
+            "methods": {method.method: _document(method) for method in self.methods},
             "left_out": [
-                {"method": one.method, "seed": one.seed, "why": one.problem} for one in self.runs if one.problem
+                {"method": run.method, "seed": run.seed, "why": run.problem} for run in self.runs if run.problem
             ],
         }
 
 
-def method_results(trials: Sequence[ComparedRun], methods: Sequence[str], baseline: str) -> Iterator[MethodResult]:
-    """Of every method, from the run folders of its trials."""
-    counting = {method: [one for one in trials if one.method == method and not one.problem] for method in methods}
-    histories = {method: [read_history(one.folder) for one in own] for method, own in counting.items()}
-    scores = {method: np.array([one.after for one in own]) for method, own in histories.items()}
-    base = scores[baseline]
+def method_results(runs: Sequence[ComparedRun], methods: Sequence[str], baseline: str) -> Iterator[MethodResult]:
+    """Compute the result of every method from the folders of its runs."""
+    counted = {method: [run for run in runs if run.method == method and not run.problem] for method in methods}
+    histories = {method: [read_history(run.folder) for run in counted[method]] for method in methods}
+    scores = {method: np.array([history.after for history in histories[method]]) for method in methods}
     for method in methods:
-        own, entries, iqm = scores[method], {}, None
-        if len(own):
-            iqm = estimate(interquartile_mean, own, generator=np.random.default_rng(0))
-            of = np.array(histories[method][0].entries)
-            entries = {entry: float(own[:, of == entry].mean()) for entry in dict.fromkeys(of.tolist())}
-        better = by_seed = None
-        if method != baseline and len(own) and len(base):
-            better = _improvement(own, base, together=False)
-            by_seed = _improvement(own, base, together=True)
-        verdict = "" if method == baseline else verdict_of(better, by_seed, min(len(own), len(base)))
-        seeds = tuple(one.seed for one in counting[method])
-        yield MethodResult(method, seeds, own, iqm, entries, better, by_seed, verdict)
+        ours, theirs = scores[method], scores[baseline]
+        entries, iqm, better, better_by_seed = {}, None, None, None
+        if len(ours):
+            iqm = estimate(interquartile_mean, ours, generator=np.random.default_rng(0))
+            entry_of_client = np.array(histories[method][0].entries)
+            for entry in dict.fromkeys(entry_of_client.tolist()):
+                entries[entry] = float(ours[:, entry_of_client == entry].mean())
+        if method != baseline and len(ours) and len(theirs):
+            better = _estimate_improvement(ours, theirs, whole_seeds=False)
+            better_by_seed = _estimate_improvement(ours, theirs, whole_seeds=True)
+        verdict = "" if method == baseline else decide_verdict(better, better_by_seed, min(len(ours), len(theirs)))
+        seeds = tuple(run.seed for run in counted[method])
+        yield MethodResult(method, seeds, ours, iqm, entries, better, better_by_seed, verdict)
 
 
-def _improvement(ours: np.ndarray, theirs: np.ndarray, together: bool) -> Estimate:
-    draws = np.random.default_rng(0)
-    return estimate(probability_of_improvement, ours, theirs, generator=draws, whole_seeds=together)
+def _estimate_improvement(ours: np.ndarray, theirs: np.ndarray, whole_seeds: bool) -> Estimate:
+    generator = np.random.default_rng(0)
+    return estimate(probability_of_improvement, ours, theirs, generator=generator, whole_seeds=whole_seeds)
 
 
-def verdict_of(better: Estimate | None, by_seed: Estimate | None, seeds: int) -> str:
-    """What may be said of a method against the baseline, from both intervals and the fewer seeds of the two."""
-    if better is None or by_seed is None:
+def decide_verdict(better: Estimate | None, better_by_seed: Estimate | None, seeds: int) -> str:
+    """Decide how a method compares with the baseline.
+
+    A difference needs both intervals on the same side of 0.5. seeds: how many the method with fewer seeds has.
+    """
+    if better is None or better_by_seed is None:
         return "no scores"
     if seeds < 2:
         return "one seed cannot tell"
-    if min(better.low, by_seed.low) > 0.5:
+    if min(better.low, better_by_seed.low) > 0.5:
         return "better"
-    return "worse" if max(better.high, by_seed.high) < 0.5 else "no difference"
+    return "worse" if max(better.high, better_by_seed.high) < 0.5 else "no difference"
 
 
-def _document(one: MethodResult) -> dict[str, Any]:
+def _document(method: MethodResult) -> dict[str, Any]:
+    """Return a method's part of `comparison.json`."""
     return {
-        "seeds": list(one.seeds),
-        "scores": one.scores.tolist(),
-        "iqm": None if one.iqm is None else asdict(one.iqm),
-        "entries": dict(one.entries),
-        "probability_of_improvement": None if one.better is None else asdict(one.better),
-        "probability_of_improvement_by_seed": None if one.better_by_seed is None else asdict(one.better_by_seed),
-        "verdict": one.verdict,
+        "seeds": list(method.seeds),
+        "scores": method.scores.tolist(),
+        "iqm": None if method.iqm is None else asdict(method.iqm),
+        "entries": dict(method.entries),
+        "probability_of_improvement": None if method.better is None else asdict(method.better),
+        "probability_of_improvement_by_seed": None if method.better_by_seed is None else asdict(method.better_by_seed),
+        "verdict": method.verdict,
     }

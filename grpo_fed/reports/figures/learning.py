@@ -1,4 +1,4 @@
-"""How clients learned: their return by round."""
+"""Returns of the clients by round."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from grpo_fed.reports.charts import (
-    NAMED,
-    PANELS,
-    THIN,
+    MAX_LABELS,
+    MAX_PANELS,
+    MAX_SINGLE_CLIENTS,
     Drawing,
-    by_round,
-    colour_of,
-    dash_of,
-    drawing,
-    grid_of,
-    label_end,
-    marks,
+    label_line,
+    line_colour,
+    line_dashes,
+    make_drawing,
+    marker_style,
+    panel_grid,
+    set_round_axis,
 )
-from grpo_fed.reports.tables import many, number
-from grpo_fed.runs.colours import INK, MUTED
+from grpo_fed.reports.formatting import format_count, format_return
+from grpo_fed.runs.colours import INK, MUTED, PAPER
 from grpo_fed.runs.history import History
 from grpo_fed.runs.metrics import EVALUATION_RETURN
 from grpo_fed.runs.statistics import interquartile_mean, stratified_resamples
@@ -31,167 +31,182 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RESAMPLES = 1_000
-MIDDLE = "middle half"
-"""The name of the interquartile mean where people read it."""
+"""Bootstrap resamples of a band."""
 
 
-def learning(history: History) -> Drawing | None:
-    """Return of each client by round, and the interquartile mean with its band; a panel for each environment."""
-    envs = [env for env in dict.fromkeys(history.envs) if np.isfinite(_of_env(history, env)).any()]
+def draw_learning(history: History) -> Drawing | None:
+    """Draw the return of each client by round, and the interquartile mean with its band.
+
+    Each environment has a panel, since returns of different environments cannot be compared. None if no client has a
+    return.
+    """
+    envs = [env for env in dict.fromkeys(history.envs) if np.isfinite(_returns_in(history, env)).any()]
     if not envs:
         return None
-    shown = envs[:PANELS]
-    rows, columns = grid_of(len(shown))
-    at = np.array([0, *history.rounds]) if np.isfinite(history.before).any() else history.rounds
+    shown = envs[:MAX_PANELS]
+    rows, columns = panel_grid(len(shown))
+    axis = np.array([0, *history.rounds]) if np.isfinite(history.before).any() else history.rounds
 
     def paint(figure: Figure) -> None:
-        axes = figure.subplots(rows, columns, squeeze=False).ravel()
-        for place, (one, env) in enumerate(zip(axes, shown, strict=False)):
-            _curves(one, history, env, alone=len(shown) == 1)
-            by_round(one, at, label=place >= len(shown) - columns)
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for index, (axes, env) in enumerate(zip(panels, shown, strict=False)):
+            _paint_env(axes, history, env, single=len(shown) == 1)
+            set_round_axis(axes, axis, label=index >= len(shown) - columns)
             if len(shown) > 1:
-                one.set_title(env)
-            if place % columns == 0:
-                one.set_ylabel("return")
-        for one in axes[len(shown) :]:
-            one.remove()
+                axes.set_title(env)
+            if index % columns == 0:
+                axes.set_ylabel("return")
+        for axes in panels[len(shown) :]:
+            axes.remove()
 
-    last = _latest(history)
-    told = [f"{env}: {_told(last[np.array(history.envs) == env])}" for env in shown]
-    whole = f"{many(len(history.clients), 'client')} over {many(len(history.lines), 'round')}"
-    alt = f"Return by round of {whole}; {'; '.join(told)}."
-    caption = " ".join(_reading(history, shown, len(envs)))
-    return drawing("learning", "Return by round", caption, alt, 3.7 if rows == 1 else 2.6 * rows, paint)
+    latest = _latest_returns(history)
+    ends = [f"{env}: {_describe_end(latest[np.array(history.envs) == env])}" for env in shown]
+    clients, rounds = format_count(len(history.clients), "client"), format_count(len(history.lines), "round")
+    alt = f"Return by round of {clients} over {rounds}; {'; '.join(ends)}."
+    caption = " ".join(_caption(history, shown, len(envs)))
+    return make_drawing("learning", "Return by round", caption, alt, 3.7 if rows == 1 else 2.6 * rows, paint)
 
 
-def _reading(history: History, shown: Sequence[str], envs: int) -> Iterator[str]:
-    """How to read the curves."""
+def _caption(history: History, shown: Sequence[str], envs: int) -> Iterator[str]:
+    """Say how to read the curves."""
     counts = [history.envs.count(env) for env in shown]
-    if min(counts) <= THIN:
-        yield "Lines: return of the training episodes of a client."
-    if max(counts) > THIN:
-        yield "Light bands: the training episodes of 90 % and of half of the clients."
+    if min(counts) <= MAX_SINGLE_CLIENTS:
+        yield "Lines: each client's return in training episodes."
+    if max(counts) > MAX_SINGLE_CLIENTS:
+        yield "Light bands: the middle 90 % and 50 % of the clients' returns in training episodes."
     if max(counts) > 2:
-        yield "Thick: the mean of the middle half of the clients, and its 95 % bootstrap interval."
+        yield "Thick line: interquartile mean (IQM) over clients, with its 95 % bootstrap interval."
     if np.isfinite(history.before).any() or np.isfinite(history.after).any():
-        yield "Diamonds: the likeliest actions, played without learning."
+        yield "Diamonds: evaluations with the likeliest actions."
     if envs > len(shown):
-        yield f"The first {len(shown)} of {envs} environments."
+        yield f"Shown are the first {len(shown)} of {envs} environments."
 
 
-def _of_env(history: History, env: str) -> np.ndarray:
-    """[R, k]: of the clients with this environment."""
+def _returns_in(history: History, env: str) -> np.ndarray:
+    """Select the returns of the clients with an environment, [R, k]."""
     return history.returns[:, np.array(history.envs) == env]
 
 
-def _latest(history: History) -> np.ndarray:
-    """[K]: what is known of how the clients do."""
+def _latest_returns(history: History) -> np.ndarray:
+    """Take each client's final return, or its latest training return if it has none, [K]."""
     return np.where(np.isfinite(history.after), history.after, history.returns[-1])
 
 
-def _told(values: np.ndarray) -> str:
-    known = values[np.isfinite(values)]
+def _describe_end(returns: np.ndarray) -> str:
+    """Describe returns [k] in words."""
+    known = returns[np.isfinite(returns)]
     if not known.size:
         return "no episode has ended"
     if known.size == 1:
-        return f"at the end {number(float(known[0]))}"
-    where = "in the middle half" if known.size > 3 else "on average"
-    ends = f"from {number(float(known.min()))} to {number(float(known.max()))}"
-    return f"at the end {number(_iqm(known))} {where}, {ends}"
+        return f"at the end {format_return(float(known[0]))}"
+    mean = "interquartile mean" if known.size > 3 else "mean"
+    ends = f"from {format_return(float(known.min()))} to {format_return(float(known.max()))}"
+    return f"at the end {mean} {format_return(_iqm(known))}, {ends}"
 
 
-def _curves(axes: Axes, history: History, env: str, alone: bool) -> None:
-    """The lines of the clients with an environment."""
-    mine = np.flatnonzero(np.array(history.envs) == env)
-    returns, rounds = history.returns[:, mine], history.rounds
-    names = [history.clients[k] for k in mine]
-    entries = [history.entries[k] for k in mine]
-    kinds = list(dict.fromkeys(entries))
-    if len(names) > THIN:
-        _fans(axes, rounds, returns, entries)
-    elif len(names) <= NAMED and len(kinds) in (1, len(names)):
-        _lines(axes, rounds, returns, list(range(len(names))), 1.0)
+def _paint_env(axes: Axes, history: History, env: str, single: bool) -> None:
+    """Paint the clients of one environment; what has a label depends on how many clients and entries there are.
+
+    single: whether it is the figure's only panel.
+    """
+    selected = np.flatnonzero(np.array(history.envs) == env)
+    returns, rounds = history.returns[:, selected], history.rounds
+    names = [history.clients[k] for k in selected]
+    entry_of_client = [history.entries[k] for k in selected]
+    entries = list(dict.fromkeys(entry_of_client))
+    if len(names) > MAX_SINGLE_CLIENTS:
+        _paint_bands(axes, rounds, returns, entry_of_client)
+    elif len(names) <= MAX_LABELS and len(entries) in (1, len(names)):
+        _paint_lines(axes, rounds, returns, list(range(len(names))), 1.0)
         for k, name in enumerate(names):
-            _label(axes, returns[-1, k], name, colour_of(k))
-    elif 1 < len(kinds) <= NAMED:
-        _lines(axes, rounds, returns, [kinds.index(entry) for entry in entries], 1.0 if len(names) <= NAMED else 0.45)
-        for place, kind in enumerate(kinds):
-            ends = returns[-1, [entry == kind for entry in entries]]
+            _label(axes, returns[-1, k], name, line_colour(k))
+    elif 1 < len(entries) <= MAX_LABELS:
+        alpha = 1.0 if len(names) <= MAX_LABELS else 0.45
+        _paint_lines(axes, rounds, returns, [entries.index(entry) for entry in entry_of_client], alpha)
+        for index, entry in enumerate(entries):
+            ends = returns[-1, [entry == client_entry for client_entry in entry_of_client]]
             if np.isfinite(ends).any():
-                _label(axes, float(np.nanmean(ends)), _entry(kind, entries), colour_of(place))
+                _label(axes, float(np.nanmean(ends)), _entry_label(entry, entry_of_client), line_colour(index))
     else:
-        _lines(axes, rounds, returns, [0] * len(names), 0.4)
+        _paint_lines(axes, rounds, returns, [0] * len(names), 0.4)
         if np.isfinite(returns[-1]).any():
             for k in dict.fromkeys((int(np.nanargmax(returns[-1])), int(np.nanargmin(returns[-1])))):
-                _label(axes, returns[-1, k], names[k], colour_of(0))
-    _middle(axes, history, mine, alone)
+                _label(axes, returns[-1, k], names[k], line_colour(0))
+    _paint_mean(axes, history, selected, single)
+    _paint_evaluations(axes, history, selected)
 
 
-def _lines(axes: Axes, rounds: np.ndarray, returns: np.ndarray, kinds: Sequence[int], alpha: float) -> None:
-    """A line for each client, in the colour of its kind."""
-    for k, kind in enumerate(kinds):
-        seen = np.isfinite(returns[:, k])
-        style = {"color": colour_of(kind), "linestyle": dash_of(kind), "alpha": alpha, "linewidth": 1.3}
-        axes.plot(rounds[seen], returns[seen, k], **style, **marks(len(rounds)))
+def _paint_lines(axes: Axes, rounds: np.ndarray, returns: np.ndarray, styles: Sequence[int], alpha: float) -> None:
+    """Paint a line for each client in the style with its index; returns: [R, k]."""
+    for k, style_index in enumerate(styles):
+        known = np.isfinite(returns[:, k])
+        style = {"color": line_colour(style_index), "linestyle": line_dashes(style_index)}
+        axes.plot(rounds[known], returns[known, k], **style, alpha=alpha, linewidth=1.3, **marker_style(len(rounds)))
 
 
 def _label(axes: Axes, y: float, text: str, colour: str) -> None:
     if np.isfinite(y):
-        label_end(axes, y, text, colour)
+        label_line(axes, y, text, colour)
 
 
-def _entry(kind: str, entries: Sequence[str]) -> str:
-    count = entries.count(kind)
-    return kind if count == 1 else f"{kind} ({count:,})"
+def _entry_label(entry: str, entry_of_client: Sequence[str]) -> str:
+    count = entry_of_client.count(entry)
+    return entry if count == 1 else f"{entry} ({count:,})"
 
 
-def _fans(axes: Axes, rounds: np.ndarray, returns: np.ndarray, entries: Sequence[str]) -> None:
-    """Quantiles of many clients, of each entry on its own where there are few."""
-    kinds = list(dict.fromkeys(entries))
-    kinds = kinds if len(kinds) <= 3 else [""]
-    for place, kind in enumerate(kinds):
-        own = returns if not kind else returns[:, [entry == kind for entry in entries]]
-        seen = np.isfinite(own).any(axis=1)
-        if not seen.any():
+def _paint_bands(axes: Axes, rounds: np.ndarray, returns: np.ndarray, entry_of_client: Sequence[str]) -> None:
+    """Paint quantiles of many clients, [R, k]; up to three entries have bands of their own."""
+    entries = list(dict.fromkeys(entry_of_client))
+    entries = entries if len(entries) <= 3 else [""]
+    for index, entry in enumerate(entries):
+        values = returns if not entry else returns[:, [entry == client_entry for client_entry in entry_of_client]]
+        known = np.isfinite(values).any(axis=1)
+        if not known.any():
             continue
-        low, quarter, three, high = np.nanquantile(own[seen], [0.05, 0.25, 0.75, 0.95], axis=1)
-        axes.fill_between(rounds[seen], low, high, color=colour_of(place), alpha=0.18, linewidth=0)
-        axes.fill_between(rounds[seen], quarter, three, color=colour_of(place), alpha=0.28, linewidth=0)
-        if len(kinds) > 1:
-            label_end(axes, (quarter[-1] + three[-1]) / 2, _entry(kind, entries), colour_of(place))
+        lowest, low, high, highest = np.nanquantile(values[known], [0.05, 0.25, 0.75, 0.95], axis=1)
+        axes.fill_between(rounds[known], lowest, highest, color=line_colour(index), alpha=0.18, linewidth=0)
+        axes.fill_between(rounds[known], low, high, color=line_colour(index), alpha=0.28, linewidth=0)
+        if len(entries) > 1:
+            label_line(axes, (low[-1] + high[-1]) / 2, _entry_label(entry, entry_of_client), line_colour(index))
 
 
-def _middle(axes: Axes, history: History, mine: np.ndarray, alone: bool) -> None:
-    """The interquartile mean with its band, and that of the likeliest actions."""
-    rounds, returns = history.rounds, history.returns[:, mine]
-    played = np.vstack([history.before[mine], history.client_series(EVALUATION_RETURN)[:, mine]])
-    played[-1] = np.where(np.isfinite(played[-1]), played[-1], history.after[mine])
-    if len(mine) > 2:
-        seen = np.isfinite(returns).any(axis=1)
-        value, low, high = _band(returns[seen])
-        axes.fill_between(rounds[seen], low, high, color=MUTED, alpha=0.3, linewidth=0)
-        axes.plot(rounds[seen], value, color=INK, linewidth=2, zorder=4, **marks(len(rounds)))
-        if seen.any():
-            label_end(axes, value[-1], MIDDLE if alone else "middle", INK, "bold")
-    at = np.array([0, *rounds])
-    for which, colour in [(slice(None), INK)] if len(mine) > 2 else [(k, colour_of(k)) for k in range(len(mine))]:
-        own = played[:, which].reshape(len(at), -1)
-        there = np.isfinite(own).any(axis=1)
-        values = [_iqm(row[np.isfinite(row)]) for row in own[there]]
-        axes.plot(
-            at[there], values, "D", color=colour, markersize=5, zorder=5, clip_on=False, markeredgecolor="#ffffff"
-        )
+def _paint_mean(axes: Axes, history: History, selected: np.ndarray, single: bool) -> None:
+    """Paint the interquartile mean of the selected clients' training returns with its band; not for one or two."""
+    if len(selected) <= 2:
+        return
+    returns, rounds = history.returns[:, selected], history.rounds
+    known = np.isfinite(returns).any(axis=1)
+    mean, low, high = _bootstrap_band(returns[known])
+    axes.fill_between(rounds[known], low, high, color=MUTED, alpha=0.3, linewidth=0)
+    axes.plot(rounds[known], mean, color=INK, linewidth=2, zorder=4, **marker_style(len(rounds)))
+    if known.any():
+        label_line(axes, mean[-1], "IQM of clients" if single else "IQM", INK, "bold")
 
 
-def _band(returns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """[R, k] -> interquartile mean and 95 % bootstrap interval over the clients that are known, [R] each."""
+def _paint_evaluations(axes: Axes, history: History, selected: np.ndarray) -> None:
+    """Paint the evaluations as diamonds: their interquartile mean, or of one or two clients each by itself."""
+    returns = np.vstack([history.before[selected], history.client_series(EVALUATION_RETURN)[:, selected]])
+    returns[-1] = np.where(np.isfinite(returns[-1]), returns[-1], history.after[selected])
+    rounds = np.array([0, *history.rounds])
+    parts = [(returns, INK)]
+    if len(selected) <= 2:
+        parts = [(returns[:, [k]], line_colour(k)) for k in range(len(selected))]
+    for part, colour in parts:
+        known = np.isfinite(part).any(axis=1)
+        means = [_iqm(row[np.isfinite(row)]) for row in part[known]]
+        axes.plot(rounds[known], means, "D", color=colour, markersize=5, markeredgecolor=PAPER, zorder=5, clip_on=False)
+
+
+def _bootstrap_band(returns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Compute [R, k] -> interquartile mean over the known clients and its 95 % bootstrap interval, [R] each."""
     rows = [row[np.isfinite(row)] for row in returns]
-    draws = np.random.default_rng(0)
-    value = np.array([_iqm(row) for row in rows])
-    found = [interquartile_mean(stratified_resamples(row[:, None], draws, RESAMPLES)) for row in rows]
-    low, high = np.quantile(np.array(found).reshape(len(rows), RESAMPLES), [0.025, 0.975], axis=1)
-    return value, low, high
+    generator = np.random.default_rng(0)
+    mean = np.array([_iqm(row) for row in rows])
+    resampled = [interquartile_mean(stratified_resamples(row[:, None], generator, RESAMPLES)) for row in rows]
+    low, high = np.quantile(np.array(resampled).reshape(len(rows), RESAMPLES), [0.025, 0.975], axis=1)
+    return mean, low, high
 
 
-def _iqm(known: np.ndarray) -> float:
-    return float(interquartile_mean(known[:, None]))
+def _iqm(returns: np.ndarray) -> float:
+    """Compute the interquartile mean of [k]."""
+    return float(interquartile_mean(returns[:, None]))

@@ -1,0 +1,54 @@
+"""All figures of a run, written as PNG and SVG to its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from grpo_fed.reports.charts import Drawing
+from grpo_fed.reports.figures.cost import draw_time, draw_traffic
+from grpo_fed.reports.figures.learning import draw_learning
+from grpo_fed.reports.figures.sharing import draw_clusters, draw_groups
+from grpo_fed.reports.figures.stepping import draw_kl, draw_steps
+from grpo_fed.runs.files import write_atomic
+from grpo_fed.runs.history import History, read_history
+
+FIGURES = "figures"
+"""The folder of figures in a run's folder."""
+ORDER = ("learning", "groups", "clusters", "kl", "steps", "bytes", "time")
+"""The names of all figures, in the order in which they are shown."""
+
+
+def draw_figures(folder: str | Path) -> list[Path]:
+    """Write `figures/*.png` and `.svg` of a run's folder, whether the run has finished or not.
+
+    Figures that would be empty are left out, and those of an earlier call are removed. ValueError if `folder` holds no
+    run.
+    """
+    folder = Path(folder)
+    drawings = list(draw_all(read_history(folder)))
+    target = folder / FIGURES
+    target.mkdir(exist_ok=True)
+    for old in [*target.glob("*.png"), *target.glob("*.svg")]:
+        old.unlink()
+    return write_drawings(target, drawings)
+
+
+def write_drawings(folder: Path, drawings: Sequence[Drawing]) -> list[Path]:
+    """Write a PNG and an SVG of each drawing."""
+    paths = []
+    for drawing in drawings:
+        write_atomic(folder / f"{drawing.name}.png", drawing.png)
+        write_atomic(folder / f"{drawing.name}.svg", drawing.svg)
+        paths += [folder / f"{drawing.name}.png", folder / f"{drawing.name}.svg"]
+    return paths
+
+
+def draw_all(history: History) -> Iterator[Drawing]:
+    """Draw every figure that has something to show."""
+    if not history.lines:
+        return
+    for draw in (draw_learning, draw_groups, draw_clusters, draw_kl, draw_steps, draw_traffic, draw_time):
+        drawing = draw(history)
+        if drawing is not None:
+            yield drawing

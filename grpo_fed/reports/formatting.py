@@ -1,0 +1,73 @@
+"""Numbers, counts and lists of names as people read them, on a terminal and in pages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeGuard
+
+import numpy as np
+
+CURVE_WIDTH = 24
+"""Characters of a curve where there is room for it."""
+LEVELS = "▁▂▃▄▅▆▇█"
+
+
+def is_finite(value: float | None) -> TypeGuard[float]:
+    """Decide whether a value is known and finite."""
+    return value is not None and math.isfinite(value)
+
+
+def format_return(value: float | None) -> str:
+    """Write a return: `9.55`, `307.6`, `12,345`; `-` if it is unknown."""
+    if not is_finite(value):
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:,.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def format_small(value: float | None) -> str:
+    """Write a KL or an entropy, with four digits below 1; `-` if it is unknown."""
+    if not is_finite(value):
+        return "-"
+    return f"{value:.4f}" if abs(value) < 1 else f"{value:.2f}"
+
+
+def format_duration(seconds: float) -> str:
+    """Write a duration: `0.8 s`, `12 s`, `3:05`, `1:02:03`."""
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def format_megabytes(megabytes: float) -> str:
+    """Write an amount of data as GB, MB or kB."""
+    if megabytes >= 1000:
+        return f"{megabytes / 1000:,.2f} GB"
+    return f"{megabytes:,.1f} MB" if megabytes >= 1 else f"{megabytes * 1000:,.1f} kB"
+
+
+def format_count(count: int, noun: str) -> str:
+    """Write a count with its noun: `1 client`, `6 clients`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def format_names(names: Sequence[str], most: int = 3) -> str:
+    """Write up to `most` names and how many more there are: `a, b, c and 2 more`."""
+    rest = len(names) - most
+    return ", ".join(names) if rest <= 0 else f"{', '.join(names[:most])} and {rest} more"
+
+
+def draw_curve(values: Sequence[float], width: int = CURVE_WIDTH) -> str:
+    """Draw values as a line of block characters, from the lowest to the highest.
+
+    Of more values than `width`, each character stands for the mean of several.
+    """
+    if not values:
+        return ""
+    parts = np.array_split(np.asarray(values, float), min(width, len(values)))
+    means = np.array([part.mean() for part in parts])
+    low, high = means.min(), means.max()
+    heights = np.zeros(len(means)) if high == low else (means - low) / (high - low)
+    return "".join(LEVELS[round(float(height) * (len(LEVELS) - 1))] for height in heights)

@@ -1,0 +1,70 @@
+"""The outcome of a run on the terminal: a table of clients, the result in a line, warnings, the next command."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+from grpo_fed.reports.formatting import format_count, format_duration, format_names, format_return
+from grpo_fed.reports.tables import lowest_clients, results_table
+from grpo_fed.runs.results import Result
+
+MAX_MISSING = 5
+"""How many clients without an answer have a warning of their own."""
+MAX_ROUNDS = 8
+"""How many of the rounds that a client missed are named."""
+
+
+def print_outcome(console: Console, result: Result) -> None:
+    """Print a table of the clients, the result in a line, a warning for each missing client, and the next command."""
+    if any(client.latest is not None or client.before is not None for client in result.clients.values()):
+        console.print(results_table(result))
+    print_line(console, result_line(result), "bold")
+    for line in missing_lines(result):
+        console.print(Text.assemble(("warning: ", "bold red"), (line, "yellow")), soft_wrap=True)
+    if result.out is not None and result.status == "finished":
+        console.print(Text.assemble(("next: ", "dim"), (next_command(result), "cyan")), soft_wrap=True)
+
+
+def result_line(result: Result) -> str:
+    """Write the status, the returns, the steps and the duration in one line."""
+    parts = [] if result.status == "finished" else [f"{result.status} after {format_count(result.rounds, 'round')}"]
+    if result.score_mean is not None:
+        parts.append(f"return {format_return(result.score_mean)}")
+        if len(result.clients) > 1:
+            middle, worst = format_return(result.score_iqm), format_return(result.score_min)
+            parts[-1] += f" (interquartile mean {middle}, worst {worst})"
+        if len(result.returns) < len(result.clients):
+            parts[-1] += f" over {len(result.returns):,} of {format_count(len(result.clients), 'client')}"
+    if result.idle:
+        parts.append(f"{format_names(result.idle)} learned nothing")
+    time = format_duration(result.seconds)
+    return f"{result.scenario}: {', '.join(parts)}, {result.env_steps:,} steps in {time}"
+
+
+def missing_lines(result: Result) -> list[str]:
+    """Name the clients that failed to answer, in which rounds, and the last reason; idle clients come first."""
+    lines, idle = [], result.idle
+    by_importance = sorted(result.missing.items(), key=lambda item: item[0] not in idle)
+    for name, failures in by_importance[:MAX_MISSING]:
+        rounds = [str(round_) for round_ in dict.fromkeys(round_ for round_, _, _ in failures)]
+        _, kind, reason = failures[-1]
+        when = f"round{'' if len(rounds) == 1 else 's'} {format_names(rounds, MAX_ROUNDS)}"
+        what = f"{name} learned nothing: no answer" if name in idle else f"{name}: no answer"
+        lines.append(f"{what} in {when}; last failure: {kind}, {reason}")
+    rest = len(result.missing) - MAX_MISSING
+    return [*lines, f"and {format_count(rest, 'more client')}: results.json names them"] if rest > 0 else lines
+
+
+def next_command(result: Result) -> str:
+    """Write the command that films a client: the one with the lowest return."""
+    latest = {name: client.latest for name, client in result.clients.items()}
+    known = {name: value for name, value in latest.items() if value is not None}
+    (name,) = lowest_clients(known or latest, 1)
+    client = f" --client {name}" if len(result.clients) > 1 else ""
+    return f"grpo-fed play {result.out}{client} --gif {name}.gif"
+
+
+def print_line(console: Console, text: str, style: str = "") -> None:
+    """Print a line that the terminal wraps, so that paths and commands in it can be copied."""
+    console.print(Text(text, style=style), soft_wrap=True)

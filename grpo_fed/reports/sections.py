@@ -1,0 +1,271 @@
+"""The parts of a run's summary as data, so that `summary.md` and the page say the same.
+
+Clients, what they share, missing answers, the server's steps and notes, time and traffic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from grpo_fed.reports.figures.cost import run_traffic
+from grpo_fed.reports.formatting import draw_curve, format_count, format_megabytes, format_return, format_small
+from grpo_fed.reports.tables import LOWEST_ROWS, MAX_ROWS, QUANTILES
+from grpo_fed.runs.history import History, MissedRound
+from grpo_fed.runs.records import list_differences
+
+MAX_NAMES = 8
+"""How many clients, or spans of missed rounds, a sentence names; more clients are counted by entry."""
+CURVE_WIDTH = 16
+"""Characters of a client's curve."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text cells."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    text_columns: tuple[str, ...] = ()
+    """Columns of text beside the first; all others hold numbers."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a summary; backticks in its texts mark names."""
+
+    title: str
+    paragraphs: tuple[str, ...] = ()
+    points: tuple[str, ...] = ()
+    """A list below the paragraphs."""
+    tables: tuple[Table, ...] = ()
+
+
+def make_sections(history: History) -> Iterator[Section]:
+    """Make the sections that have something to say."""
+    if not history.lines:
+        return
+    yield _clients(history)
+    yield _sharing(history)
+    if history.federated:
+        yield _missing_answers(history)
+    if history.blocks:
+        yield _server_steps(history)
+    notes = [(int(line["round"]), str(note)) for line in history.lines for note in line.get("notes", ())]
+    if notes:
+        yield Section("Notes of the server", points=tuple(f"Round {at}: {note}" for at, note in notes[:MAX_ROWS]))
+    yield _cost(history)
+
+
+# Clients --------------------------------------------------------------------------------------------------------------
+
+
+def _clients(history: History) -> Section:
+    """Make a row for each client, or of many clients for the lowest and the highest, with quantiles of all."""
+    clients = history.clients
+    latest = np.where(np.isfinite(history.after), history.after, history.returns[-1])
+    shown = list(range(len(clients)))
+    if len(clients) > MAX_ROWS:
+        order = np.argsort(np.where(np.isfinite(latest), latest, -np.inf), kind="stable")
+        shown = [int(k) for k in (*order[:LOWEST_ROWS], *order[-LOWEST_ROWS:])]
+    training = history.client_series("charts/episodic_return")
+    differences_head = "clusters" if history.clustered else "departed groups"
+    head = ["client", "before", "after", "training", "by round"]
+    head += [differences_head, "rounds missed"] if history.federated else []
+    rows = []
+    for k in shown:
+        known = training[np.isfinite(training[:, k]), k]
+        returns = (history.before[k], history.after[k], history.returns[-1, k])
+        cells = [clients[k], *(format_return(value) for value in returns), draw_curve(known.tolist(), CURVE_WIDTH)]
+        if history.federated:
+            missed = len({failure.round for failure in history.missing.get(clients[k], ())})
+            cells += [_short_names(_differences(history, k)) or "none", f"{missed:,}" if missed else "none"]
+        rows.append(tuple(cells))
+    table = Table(tuple(head), tuple(rows), ("by round", differences_head))
+    if len(shown) == len(clients):
+        return Section("Clients", tables=(table,))
+    text = f"The {LOWEST_ROWS} lowest and the {LOWEST_ROWS} highest of {format_count(len(clients), 'client')}, and"
+    return Section("Clients", (f"{text} quantiles of all.",), tables=(table, _quantiles(history)))
+
+
+def _quantiles(history: History) -> Table:
+    """Make a row for each quantile; every column is sorted by itself."""
+    columns = [values[np.isfinite(values)] for values in (history.before, history.after, history.returns[-1])]
+    rows = []
+    for name, share in QUANTILES.items():
+        quantiles = [float(np.quantile(values, share)) if values.size else None for values in columns]
+        rows.append((name, *(format_return(value) for value in quantiles)))
+    return Table(("quantile", "before", "after", "training"), tuple(rows))
+
+
+def _differences(history: History, client: int) -> list[str]:
+    """List the groups that a client has departed from, and the blocks that it shares in a smaller cluster."""
+    last = history.clusters[-1, client]
+    known = np.flatnonzero(np.isfinite(last))
+    clusters = {history.clustered[index]: int(last[index]) for index in known}
+    return list_differences(history.personal[history.clients[client]], clusters)
+
+
+# What clients share ---------------------------------------------------------------------------------------------------
+
+
+def _sharing(history: History) -> Section:
+    """Name the shared blocks, and the clients that have departed from their groups or form clusters."""
+    title = "Shared blocks"
+    if not history.federated:
+        return Section(title, ("No block is shared: every client learned alone.",))
+    if not history.block_of_group:
+        return Section(title, (f"Method `{history.scenario.method}` shares no block.",))
+    blocks = list(dict.fromkeys(history.block_of_group.values()))
+    text = f"Shared: {_code(blocks)}. All other blocks are private to each client."
+    if history.clustered:
+        text += " Clusters are those of the latest merge." if np.isnan(history.clusters[-1]).any() else ""
+        return Section(title, (text,), tuple(_cluster_points(history)))
+    if not history.departed[-1].any():
+        end = "At the end no" if history.departed.any() else "No"
+        return Section(title, (text, f"{end} client has departed from any of their groups."))
+    return Section(title, (text,), tuple(_departure_points(history, blocks)))
+
+
+def _departure_points(history: History, blocks: Sequence[str]) -> Iterator[str]:
+    """Say for each block which clients have departed from its groups at the end."""
+    departed = history.departed[-1]
+    for block in blocks:
+        groups = [g for g, block_of_group in enumerate(history.block_of_group.values()) if block_of_group == block]
+        clients = np.flatnonzero(departed[:, groups].any(axis=1)).tolist()
+        if not clients:
+            yield f"`{block}`: shared by all."
+            continue
+        who = f"{_describe_clients(history, clients)} {'has' if len(clients) == 1 else 'have'} departed"
+        if len(groups) == 1:
+            since = f"{'all ' if len(clients) > 1 else ''}since round {_first_round(history, clients, groups[0])}"
+            yield f"`{block}`: {who} ({since})."
+        else:
+            count = int(departed[:, groups].any(axis=0).sum())
+            yield f"`{block}`: {who} from {count:,} of its {len(groups):,} groups."
+
+
+def _first_round(history: History, clients: Sequence[int], group: int) -> int:
+    """Find the round since which all of these clients have been departed from a group."""
+    inside = np.flatnonzero(~history.departed[:, list(clients)][..., group].all(axis=1))
+    return int(history.rounds[int(inside[-1]) + 1 if inside.size else 0])
+
+
+def _cluster_points(history: History) -> Iterator[str]:
+    """Say for each block which clients share it with each other."""
+    for index, block in enumerate(history.clustered):
+        last = history.clusters[-1, :, index]
+        numbers = np.unique(last[np.isfinite(last)])
+        if len(numbers) < 2:
+            yield f"`{block}`: shared by all{' clients of that merge' if np.isnan(last).any() else ''}."
+            continue
+        parts = [
+            f"{_describe_clients(history, np.flatnonzero(last == number).tolist())} (#{number:.0f})"
+            for number in numbers
+        ]
+        yield f"`{block}`: shared in {len(numbers)} clusters: {'; '.join(parts)}."
+
+
+def _describe_clients(history: History, clients: Sequence[int]) -> str:
+    """Name a few clients, or count many by entry."""
+    names = [history.clients[k] for k in clients]
+    if len(names) <= MAX_NAMES:
+        return _code(names)
+    entries = [history.entries[k] for k in clients]
+    counts = [f"{entries.count(entry):,} of `{entry}`" for entry in dict.fromkeys(entries)]
+    more = f" and {len(counts) - MAX_NAMES} more entries" if len(counts) > MAX_NAMES else ""
+    return f"{format_count(len(names), 'client')} ({', '.join(counts[:MAX_NAMES])}{more})"
+
+
+# Missing answers ------------------------------------------------------------------------------------------------------
+
+
+def _missing_answers(history: History) -> Section:
+    """Name the clients that failed to answer, with rounds and reasons; of many the ones that failed most often."""
+    title = "Missing answers"
+    if not history.missing:
+        return Section(title, ("None: every client answered every time.",))
+    most_first = sorted(history.missing.items(), key=lambda item: -len(item[1]))
+    shown = most_first[: MAX_ROWS if len(most_first) <= MAX_ROWS else LOWEST_ROWS]
+    points = [f"`{name}`: {_describe_failures(failures)}." for name, failures in shown]
+    text = f"{format_count(len(most_first), 'client')} failed to answer at least once; the rounds went on without these"
+    text += " answers."
+    if len(most_first) > MAX_ROWS:
+        kinds = [failure.kind for _, failures in most_first for failure in failures]
+        counts = ", ".join(f"{kinds.count(kind):,} times {kind}" for kind in dict.fromkeys(kinds))
+        text += f" In all {counts}; most often:"
+    return Section(title, (text,), tuple(points))
+
+
+def _describe_failures(failures: Sequence[MissedRound]) -> str:
+    """Write `rounds 3 to 5 late (no answer within 600 s), round 9 died`."""
+    spans: list[tuple[int, int, str, str]] = []  # first round, last round, kind, reason
+    for failure in failures:
+        if spans and spans[-1][1] + 1 >= failure.round and spans[-1][2] == failure.kind:
+            first, _, kind, reason = spans.pop()
+            spans.append((first, failure.round, kind, reason))
+        else:
+            spans.append((failure.round, failure.round, failure.kind, failure.reason))
+    parts = []
+    for first, last, kind, reason in spans[:MAX_NAMES]:
+        rounds = f"round {first}" if first == last else f"rounds {first} to {last}"
+        reason = reason.rstrip(".")
+        parts.append(f"{rounds} {kind} ({reason})" if reason else f"{rounds} {kind}")
+    more = f", and {len(spans) - MAX_NAMES} more times" if len(spans) > MAX_NAMES else ""
+    return ", ".join(parts) + more
+
+
+# Steps and cost -------------------------------------------------------------------------------------------------------
+
+
+def _server_steps(history: History) -> Section:
+    """Make a table with KL, budget and alpha of each block."""
+    title, mode = "Steps of the server", history.scenario.proximity.mode
+    if mode == "off":
+        return Section(title, ("Every step went all the way to the merge: `proximity.mode` is off.",))
+    head = ("block", "highest KL", "budget", "mean alpha", "rounds shortened")
+    rows = []
+    for name in (*history.blocks, "joint"):
+        kl, budget, alpha = (history.server_series(f"{key}/{name}") for key in ("kl", "budget", "alpha"))
+        known = alpha[np.isfinite(alpha)]
+        fractions = (f"{known.mean():.2f}", f"{int((known < 1).sum())}") if known.size else ("", "")
+        label = "all blocks" if name == "joint" else f"`{name}`"
+        rows.append((label, _highest(kl), _range(budget), *fractions))
+    measured = "measured by the clients on their own states"
+    source = "predicted from Fisher information" if mode == "quadratic" else measured
+    text = f"KL of the accepted steps, {source}. Alpha is the fraction of the way to the merge."
+    return Section(title, (text,), tables=(Table(head, tuple(rows)),))
+
+
+def _highest(values: np.ndarray) -> str:
+    return format_small(float(np.nanmax(values))) if np.isfinite(values).any() else "-"
+
+
+def _range(budgets: np.ndarray) -> str:
+    known = budgets[np.isfinite(budgets)]
+    if not known.size:
+        return "none"
+    low, high = format_small(float(known.min())), format_small(float(known.max()))
+    return low if low == high else f"{low} to {high}"
+
+
+def _cost(history: History) -> Section:
+    """Write the time of a round and the bytes of the run."""
+    seconds, speed = history.server_series("time/round_s"), history.server_series("charts/SPS")
+    text = f"Median round: {np.nanmedian(seconds):.2f} s, {np.nanmedian(speed):,.0f} environment steps per second."
+    of_rounds = [float(np.nansum(history.server_series(f"comm/MB_{direction}"))) for direction in ("up", "down")]
+    up, down = run_traffic(history) or of_rounds
+    if up or down:
+        text += f" The clients sent {format_megabytes(up)} to the server and received {format_megabytes(down)}."
+    return Section("Time and traffic", (text,))
+
+
+def _short_names(names: Sequence[str]) -> str:
+    """Write names in a cell, of many the first two."""
+    return _code(names) if len(names) <= 3 else f"{_code(names[:2])} and {len(names) - 2:,} more"
+
+
+def _code(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
