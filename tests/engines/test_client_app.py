@@ -38,7 +38,7 @@ from grpo_fed.policy.shared import resolve_shared_blocks
 from grpo_fed.runs.policies import load_policy
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.resolve import resolve_tasks
-from tests.support.in_memory_grid import Client, Village, enter_run
+from tests.support.in_memory_grid import Client, InMemoryGrid, enter_run
 
 TEXT = """
 name = "app"
@@ -107,7 +107,7 @@ def context(state: Path | None, text: str = TEXT, **node_config: str | int) -> C
 def written(instruction: Instruction) -> RecordDict:
     """As a server sends it."""
     content = WIRE.write_instruction(instruction)
-    content["commons"] = write_shared_blocks(COMMONS)
+    content["shared_blocks"] = write_shared_blocks(COMMONS)
     return content
 
 
@@ -268,8 +268,8 @@ def test_a_run_that_names_no_scenario_has_as_many_carts_as_flower_simulates():
 def test_what_makes_no_sense_is_refused_and_nothing_is_written(tmp_path: Path):
     node = context(tmp_path, client="cart-0")
     content = written(train(1))
-    content["told"]["run"] = "../elsewhere"
-    with pytest.raises(InvalidMessageError, match=r"told\.run is '\.\./elsewhere'"):
+    content["instruction"]["run"] = "../elsewhere"
+    with pytest.raises(InvalidMessageError, match=r"instruction\.run is '\.\./elsewhere'"):
         clients.app.app(Message(content, 2, "train"), node)
     assert not list(tmp_path.rglob("*.safetensors"))
 
@@ -300,7 +300,7 @@ def test_a_message_waits_for_another_process_that_is_still_busy(tmp_path: Path):
 def test_a_federation_of_nodes_ends_where_one_of_members_does(tmp_path: Path):
     names = dict(enumerate(COMMONS.clients, 7))
     nodes = {number: context(tmp_path / name, client=name) for number, name in names.items()}
-    grid = Village(
+    grid = InMemoryGrid(
         {number: (lambda message, node=node: clients.app.app(message, node).content) for number, node in nodes.items()}
     )
     over_nodes = Federation(SCENARIO, COMMONS, GridTransport(grid, COMMONS, SCENARIO), fold=True)
@@ -316,7 +316,7 @@ def test_a_federation_of_nodes_ends_where_one_of_members_does(tmp_path: Path):
 
         return client
 
-    direct = Village({number: answer(name) for number, name in names.items()}, streams=True)
+    direct = InMemoryGrid({number: answer(name) for number, name in names.items()}, streams=True)
     over_members = Federation(SCENARIO, COMMONS, GridTransport(direct, COMMONS, SCENARIO, names))
     expected = over_members.run()
     together.close()

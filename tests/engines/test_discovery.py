@@ -29,7 +29,7 @@ from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.resolve import resolve_task
 from grpo_fed.tasks.task import MissingPackageError, TaskShape
-from tests.support.in_memory_grid import Client, Village, enter_run
+from tests.support.in_memory_grid import Client, InMemoryGrid, enter_run
 
 ELSEWHERE = """
 import gymnasium
@@ -126,7 +126,7 @@ def the_same(one: SharedBlocks, other: SharedBlocks) -> None:
     np.testing.assert_array_equal(one.initial, other.initial)
 
 
-def run(scenario: Scenario, grid: Village, folder: Path | None = None) -> tuple[Federation, Result]:
+def run(scenario: Scenario, grid: InMemoryGrid, folder: Path | None = None) -> tuple[Federation, Result]:
     """As the server's app does."""
     roll = NodeRegistry(grid, ["cart", "bot"])
     commons, engine = discover_shared_blocks(scenario, roll, {})
@@ -148,26 +148,26 @@ def test_the_server_finds_what_they_share_without_their_packages(packages: Path)
         expected = resolve_shared_blocks(SCENARIO)
     with pytest.raises(MissingPackageError, match=r"client bot: .* elsewhere cannot be imported"):
         resolve_shared_blocks(SCENARIO)
-    roll = NodeRegistry(Village({7: tells("bot", BOT)}), ["cart", "bot"])
+    roll = NodeRegistry(InMemoryGrid({7: tells("bot", BOT)}), ["cart", "bot"])
     commons, noted = discover_shared_blocks(SCENARIO, roll, {})
     the_same(commons, expected)
     assert commons.max_episode_steps == 500
     assert noted == {"forms": {"cart": asdict(CART), "bot": asdict(BOT)}}
     again, _ = discover_shared_blocks(
-        SCENARIO, NodeRegistry(Village({}), ["cart", "bot"]), noted
+        SCENARIO, NodeRegistry(InMemoryGrid({}), ["cart", "bot"]), noted
     )  # a run that goes on asks nobody
     the_same(again, expected)
 
 
 def test_where_the_server_has_all_packages_nobody_is_waited_for(packages: Path):
     with installed(packages):
-        commons, noted = discover_shared_blocks(SCENARIO, NodeRegistry(Village({}), ["cart", "bot"]), {})
+        commons, noted = discover_shared_blocks(SCENARIO, NodeRegistry(InMemoryGrid({}), ["cart", "bot"]), {})
         the_same(commons, resolve_shared_blocks(SCENARIO))
     assert noted == {}
 
 
 def test_each_client_needs_its_own_packages_alone(tmp_path: Path, packages: Path):
-    apart = Village({7: node("cart", tmp_path / "apart"), 8: node("bot", tmp_path / "apart", packages)})
+    apart = InMemoryGrid({7: node("cart", tmp_path / "apart"), 8: node("bot", tmp_path / "apart", packages)})
     federation, result = run(SCENARIO, apart, tmp_path / "run")
     assert result.missing == {}
     assert {name: client.env_steps for name, client in result.clients.items()} == {"cart": 192, "bot": 192}
@@ -181,7 +181,7 @@ def test_each_client_needs_its_own_packages_alone(tmp_path: Path, packages: Path
     )
 
     with installed(packages):
-        together = Village({7: node("cart", tmp_path / "together"), 8: node("bot", tmp_path / "together")})
+        together = InMemoryGrid({7: node("cart", tmp_path / "together"), 8: node("bot", tmp_path / "together")})
         expected, same = run(SCENARIO, together)
     np.testing.assert_array_equal(federation.state.shared, expected.state.shared)
     assert not np.array_equal(federation.state.shared, federation.shared_blocks.initial)
@@ -189,7 +189,7 @@ def test_each_client_needs_its_own_packages_alone(tmp_path: Path, packages: Path
 
 
 def test_who_cannot_make_its_own_task_says_so(tmp_path: Path, packages: Path):
-    grid = Village({7: node("cart", tmp_path), 8: node("bot", tmp_path)})
+    grid = InMemoryGrid({7: node("cart", tmp_path), 8: node("bot", tmp_path)})
     _, result = run(Scenario.loads(TEXT, overrides=["rounds=1"]), grid)
     assert result.clients["cart"].env_steps == 64
     assert {kind for _, kind, _ in result.missing["bot"]} == {"raised"}
@@ -198,7 +198,7 @@ def test_who_cannot_make_its_own_task_says_so(tmp_path: Path, packages: Path):
 
 def test_who_comes_late_and_does_not_fit_is_told(tmp_path: Path, packages: Path):
     scenario = Scenario.loads(TEXT, overrides=['policy.shared=["*"]', "round.deadline=0.3", "rounds=2"])
-    grid = Village({7: node("cart", tmp_path, scenario=scenario)})
+    grid = InMemoryGrid({7: node("cart", tmp_path, scenario=scenario)})
     roll = NodeRegistry(grid, ["cart", "bot"])
     commons, _ = discover_shared_blocks(scenario, roll, {})
     assert commons.blocks == ("adapter", "torso.0", "actor", "critic"), "all that the cart has"
@@ -213,7 +213,7 @@ def test_who_comes_late_and_does_not_fit_is_told(tmp_path: Path, packages: Path)
 def test_who_is_long_waited_for_is_named(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(participation, "LONG", 0.1)
     scenario = Scenario.loads(TEXT, overrides=["round.deadline=0.5"])
-    commons, _ = discover_shared_blocks(scenario, NodeRegistry(Village({}), ["cart", "bot"]), {})
+    commons, _ = discover_shared_blocks(scenario, NodeRegistry(InMemoryGrid({}), ["cart", "bot"]), {})
     assert caplog.messages == ["waiting for bot"]
     assert commons.size == 3 * 8 + 8, "the cart's torso, which the server can make"
 
@@ -223,13 +223,13 @@ def test_a_server_that_knows_nothing_of_anybody_says_so():
     (bot,) = (one for one in scenario.clients if one.name == "bot")
     alone = scenario.model_copy(update={"clients": [bot]})
     with pytest.raises(ValueError, match=r"no client told of its own within round\.deadline = 0\.1 seconds"):
-        discover_shared_blocks(alone, NodeRegistry(Village({}), ["bot"]), {})
+        discover_shared_blocks(alone, NodeRegistry(InMemoryGrid({}), ["bot"]), {})
 
 
 def test_a_network_of_ones_own_needs_all_tasks_on_the_server():
     scenario = Scenario.loads(TEXT, overrides=['policy.module="torch.nn:Linear"', "policy.adapter=0"])
     with pytest.raises(MissingPackageError, match="elsewhere cannot be imported"):
-        discover_shared_blocks(scenario, NodeRegistry(Village({7: tells("bot", BOT)}), ["cart", "bot"]), {})
+        discover_shared_blocks(scenario, NodeRegistry(InMemoryGrid({7: tells("bot", BOT)}), ["cart", "bot"]), {})
 
 
 def test_one_task_is_made_without_the_others(packages: Path):

@@ -410,7 +410,7 @@ def test_a_message_that_is_no_instruction_is_refused_by_its_client(tmp_path: Pat
         bad = stage.grid.create_message(RecordDict({"x": ConfigRecord({})}), "train", 1, "")
         (reply,) = stage.grid.send_and_receive([bad])
         assert reply.error.code == 2
-        assert (reply.error.reason or "").startswith("Refused: ")
+        assert (reply.error.reason or "").startswith("InvalidMessageError: ")
         assert stage.lines() == []
 
 

@@ -107,7 +107,7 @@ class Client:
         start = Start(f"run-{self.run}", round, self.commons.initial.numpy())
         train = Train(start, (round - 1) / 9, round / 9)
         content = self.wire.write_instruction(train)
-        content["commons"] = write_shared_blocks(self.commons)
+        content["shared_blocks"] = write_shared_blocks(self.commons)
         return train, Message(content, 2, "train")
 
     def train(self, round: int) -> np.ndarray:

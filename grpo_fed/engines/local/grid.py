@@ -172,7 +172,7 @@ class LocalGrid(Grid):
             try:
                 told[message.metadata.message_id] = self._codec.read_instruction(kind, message.content)
             except InvalidMessageError as error:
-                yield _error(message, Failure("raised", f"Refused: {error}"))
+                yield _error(message, Failure("raised", f"{type(error).__name__}: {error}"))
                 continue
             asked[name] = message
         for asked in by_kind.values():
