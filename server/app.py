@@ -39,13 +39,13 @@ def main(grid: Grid, context: Context) -> None:
         scenario = scenario_from_config(text)
         folder, after = Path(out) if out else _fresh(scenario), None
     folder.parent.mkdir(parents=True, exist_ok=True)
-    noted = after.counters["engine"] if after is not None else journal.read_engine_state(folder) if resumed else {}
+    noted = after.parts["engine"] if after is not None else journal.read_engine_state(folder) if resumed else {}
     names = [name for settings in scenario.clients for name in settings.names]
     roll = NodeRegistry(grid, names, keys=names_of_keys())
     with _stopped_in_order():
         commons, engine = discover_shared_blocks(scenario, roll, noted)
         post = GridTransport(grid, commons, scenario, roll)
-        federation = Federation(scenario, commons, post, folder, after, fold=True, engine=engine)
+        federation = Federation(scenario, commons, post, folder, after, evaluate_with_next_round=True, engine=engine)
         print(f"run folder: {folder.absolute()}", flush=True)
         print(result_line(federation.run(_tell)), flush=True)
 

@@ -274,7 +274,7 @@ def _end(tracker: Tracker, run: Engine, status: Status, display: Display, wait: 
     """Send what is still to be sent, and wait a while for it; False if Ctrl-C cut that short."""
     from grpo_fed.runs.tracking.tracker import PATIENCE
 
-    document = None if run.result is None else run.result.document()
+    document = None if run.result is None else run.result.to_json()
     try:
         with display.busy("MLflow is taking the rest; Ctrl-C: do not wait"):
             tracker.close(document, status, PATIENCE if wait else 0.0)

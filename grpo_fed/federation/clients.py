@@ -43,7 +43,7 @@ from grpo_fed.rl.normalise import ObservationNormaliser
 from grpo_fed.rl.rng import client_seed
 from grpo_fed.rl.rollout import Actor, Episode
 from grpo_fed.rl.stacked_learner import TrainingReport, first_parameters, sub_state
-from grpo_fed.runs.metrics import METRICS
+from grpo_fed.runs.metrics import REPORTED
 from grpo_fed.runs.policies import save_policy
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.envs import ClientEnvs, EnvCache, make_client_envs
@@ -375,16 +375,16 @@ def _spread(episodes: Sequence[Episode]) -> float:
     return float(np.std([episode.score for episode in episodes])) if episodes else 0.0
 
 
-def reported_metrics(report: TrainingReport, seconds: float) -> dict[str, float]:
+def reported_metrics(report: TrainingReport, seconds: float | None) -> dict[str, float]:
     """What a client tells of itself, where it is a number."""
     lengths = [episode.length for episode in report.episodes]
     told = {
         "charts/episodic_return": _mean(report.episodes),
         "charts/episodic_length": float(np.mean(lengths)) if lengths else math.nan,
-        "charts/seconds": seconds,
+        **({} if seconds is None else {"charts/seconds": seconds}),
         **{f"losses/{name}": value for name, value in report.losses.items()},
     }
-    return {name: value for name, value in told.items() if name in METRICS and math.isfinite(value)}
+    return {name: value for name, value in told.items() if name in REPORTED and math.isfinite(value)}
 
 
 def _played(found: Evaluation) -> EvaluationSummary:

@@ -1,7 +1,7 @@
-"""What server and clients say to each other in a round.
+"""The instructions that the server sends to clients in a round, and their answers.
 
-S parameters of the shared blocks, G groups of them, B blocks. Arrays are numpy's, for all that is here goes through the
-wire. A client is named by whoever carries a message, never by the message itself.
+S parameters of the shared blocks, G parameter groups of them, B blocks. Arrays are numpy's, since everything here
+crosses the wire. The transport names the client of a message; the message itself does not.
 """
 
 from __future__ import annotations
@@ -15,57 +15,57 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """Where a client stands before it does what it is told."""
+    """What a client starts from before it carries out an instruction."""
 
     run: str
-    """Names the federation; what a client remembers of another run is not this one's."""
+    """Names the federation: a client keeps a state for each federation that it is in."""
     round: int
     """From 1."""
     shared: np.ndarray
-    """[S] float32: the shared blocks for this client."""
+    """[S] float32: this client's shared blocks."""
     departed: tuple[int, ...] = ()
-    """The groups, 0 to G - 1 in order, that it has left: there it keeps what it has."""
+    """The parameter groups that it has left, 0 to G - 1 in order: there it keeps its own parameters."""
 
 
 @dataclass(frozen=True, eq=False)
 class EvaluationPlan:
-    """Episodes without learning."""
+    """Which episodes a client plays without learning."""
 
     number: int
-    """Which episodes: the round that has just ended, 0 before the first."""
+    """Selects the episodes' seeds: the round that has just ended, 0 before the first."""
     deterministic: bool = True
 
 
 @dataclass(frozen=True, eq=False)
 class Train:
-    """Learn from the shared blocks on."""
+    """Instruction to learn, beginning with the shared blocks."""
 
     start: Start
     begin: float
     """Progress of the run, 0 to 1, at the beginning of the round."""
     end: float
-    """And at its end."""
+    """Progress of the run at the end of the round."""
     measure_last_step: bool = False
-    """Measure the KL of the step from the shared blocks that the last round began with to these."""
+    """Whether to measure the KL of the last round's step: from the shared blocks that it began with to these."""
     evaluate_first: EvaluationPlan | None = None
-    """Play before learning: with what the last round made."""
+    """The evaluation of the last round's shared blocks, before learning; None for no evaluation."""
 
 
 @dataclass(frozen=True, eq=False)
 class Measure:
-    """The KL of candidate steps from this round's shared blocks, on states that stay with the client."""
+    """Instruction to measure the KL of candidate steps from this round's shared blocks, on states kept at the client."""
 
     start: Start
-    """`shared` as the round began; `personal` as the merge has it now."""
+    """`shared` as the round began; `departed` as the merge has it now."""
     candidate: np.ndarray
-    """[S] float32: where the merge wants to go."""
+    """[S] float32: the merge's target."""
     fractions: tuple[tuple[float, ...], ...]
-    """[M, B]: how much of its way each block goes."""
+    """[M, B]: the fraction of the way to the target that each block goes, for M steps."""
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluate:
-    """Play without learning, with what the round made: `start.round` is the last round that was trained, 0 for none."""
+    """Instruction to play without learning; `start.round` is the last round that was trained, 0 for none."""
 
     start: Start
     play: EvaluationPlan
@@ -76,54 +76,54 @@ Instruction: TypeAlias = Train | Measure | Evaluate
 
 @dataclass(frozen=True, eq=False)
 class EvaluationSummary:
-    """Of episodes without learning."""
+    """Statistics of episodes that were played without learning."""
 
     mean: float
-    """Return."""
+    """Mean return."""
     std: float
     least: float
     most: float
     episodes: int
     length: float
-    """Mean steps."""
+    """Mean length in steps."""
 
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """What a client made of a round."""
+    """Answer to `Train`."""
 
     point: np.ndarray
-    """[S] float32: the shared blocks as it leaves them."""
+    """[S] float32: the shared blocks after training."""
     steps: int
     """Environment steps that it learned from."""
     episodes: int
-    """Those that finished."""
+    """Training episodes that finished."""
     gain: float
-    """Mean training return of this round less that of the round before; 0 where one of them has none."""
+    """Mean training return of this round minus that of the round before; 0 if one of them is unknown."""
     spread: float
-    """Standard deviation of this round's returns; 0 if unknown."""
+    """Standard deviation of this round's training returns; 0 if unknown."""
     metrics: Mapping[str, float]
-    """Under the names of `METRICS`; finite."""
+    """Under the keys of `runs.metrics.REPORTED`; finite."""
     fisher: np.ndarray | None = None
-    """[S] float32, 0 or more: the diagonal of its policy's Fisher matrix, where the scenario needs it."""
+    """[S] float32, 0 or more: the diagonal of the policy's Fisher matrix, if the scenario needs it."""
     kl: tuple[float, ...] | None = None
-    """[1 + B]: of the last round's step, all blocks together and each alone; None where it was not asked for, or the
-    client does not have the states."""
+    """[1 + B]: KL of the last round's step, with all blocks moved and with each alone; None if it was not asked for, or
+    the client has no states of that round."""
     played: EvaluationSummary | None = None
-    """Where `first` asked for it."""
+    """The evaluation that `evaluate_first` asked for."""
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """KL, averaged over the client's states."""
+    """Answer to `Measure`: KL averaged over the client's states."""
 
     kl: tuple[float, ...]
-    """[M]."""
+    """[M]: one for each step."""
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluated:
-    """An answer to `Evaluate`."""
+    """Answer to `Evaluate`."""
 
     played: EvaluationSummary
 

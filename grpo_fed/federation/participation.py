@@ -1,4 +1,4 @@
-"""Who takes part in a round."""
+"""Which clients take part in a round."""
 
 from __future__ import annotations
 
@@ -12,38 +12,45 @@ from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml.text import shorten
 
 PAUSE = 0.1
-"""Seconds between two looks at who can be reached."""
+"""Seconds between two looks at which clients can be reached."""
 LONG = 10.0
-"""Seconds of waiting before something is said of it."""
+"""Seconds of waiting before the missing clients are logged."""
 
 log = logging.getLogger(__name__)
 
 
 def wait_for_clients(
-    look: Callable[[], tuple[str, ...]], everybody: Iterable[str], wanted: int, deadline: float | None
+    connected: Callable[[], tuple[str, ...]], clients: Iterable[str], count: int, deadline: float | None
 ) -> tuple[str, ...]:
-    """Who is there by `look` as soon as so many are, or the deadline is over. Who is long waited for is named."""
-    began, told = time.monotonic(), False
+    """Wait until `count` clients are connected or `deadline` seconds have passed; return those that are connected.
+
+    connected: finds the clients that can be reached now. Clients that are missing for long are logged once.
+    """
+    began, is_logged = time.monotonic(), False
     until = math.inf if deadline is None else began + deadline
-    while len(names := look()) < wanted and (now := time.monotonic()) < until:
-        if now > began + LONG and not told:
-            told = True
-            missing = ", ".join(sorted(set(everybody) - set(names)))
+    while len(names := connected()) < count and (now := time.monotonic()) < until:
+        if now > began + LONG and not is_logged:
+            is_logged = True
+            missing = ", ".join(sorted(set(clients) - set(names)))
             log.warning("waiting for %s", shorten(missing))
         time.sleep(PAUSE)
     return names
 
 
-def sample_clients(scenario: Scenario, names: tuple[str, ...], number: int) -> list[str]:
-    """Clients for a round, by name: all of these, or as many as `round.fraction` says by the round's own stream."""
-    ordered = sorted(names)
+def sample_clients(scenario: Scenario, connected: tuple[str, ...], round: int) -> list[str]:
+    """Choose the clients that take part in a round, in the order of their names.
+
+    connected: all clients that can be reached now. With `round.fraction` below 1 a part of them is sampled from the
+    round's own random stream, so the choice depends on the seed and the round's number alone.
+    """
+    ordered = sorted(connected)
     if scenario.round.fraction == 1 or not ordered:
         return ordered
-    stream = generator(scenario.seed, Purpose.PARTICIPATION, number)
+    stream = generator(scenario.seed, Purpose.PARTICIPATION, round)
     chosen = stream.choice(len(ordered), ceil_fraction(scenario.round.fraction, len(ordered)), replace=False)
-    return [ordered[place] for place in sorted(chosen.tolist())]
+    return [ordered[index] for index in sorted(chosen.tolist())]
 
 
 def ceil_fraction(fraction: float, count: int) -> int:
-    """So many of a count, one at least; rounded up, but not for a rounding error."""
+    """Compute a fraction of a count, rounded up (but not for a rounding error), at least 1."""
     return max(1, math.ceil(fraction * count - 1e-9))

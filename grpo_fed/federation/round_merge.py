@@ -1,6 +1,7 @@
-"""A round's merge: replies go in as they come, and out comes where the shared blocks should go.
+"""A round's merge: answers are added as they arrive, and the target of the shared blocks comes out.
 
-A mean keeps one model in memory however many clients there are. The other rules compare clients, and keep them all.
+A mean keeps one model in memory however many clients there are. The other rules compare clients, so they keep all
+answers.
 """
 
 from __future__ import annotations
@@ -30,96 +31,98 @@ from grpo_fed.scenario.scenario import Scenario
 
 @dataclass(frozen=True, eq=False)
 class MergeTarget:
-    """Where a merge wants the shared blocks to go."""
+    """The point that a merge wants the shared blocks to move to."""
 
     point: Tensor
     """[S] float32."""
     weights: Mapping[str, float]
-    """Of every client that replied."""
+    """The weight of every client that answered."""
     departed: Mapping[str, tuple[int, ...]]
-    """Of clients that replied, the groups that they leave; they are in all others again."""
+    """For every client that answered, the parameter groups that it leaves; it shares all others again."""
     fisher: Tensor | None = None
-    """[S]: the replies' mean Fisher diagonal; None if none was sent or nobody has a weight."""
+    """[S]: the mean Fisher diagonal; None if no client sent one or all weights are 0."""
     points: Mapping[str, Tensor] = field(default_factory=dict)
-    """By the rule `clusters`: what each client that replied is merged into, instead of `point` for all."""
+    """[S] each, with the rule `clusters`: the target of every client that answered, instead of `point` for all."""
     clusters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """[B] of each such client: its cluster in every block; 0 is the one of most weight."""
+    """[B] each: these clients' cluster in every block; 0 is the one with the greatest weight."""
     notes: tuple[str, ...] = ()
-    """What a person should know about it."""
+    """Messages for a person."""
 
 
 @final
 class RoundMerge:
-    """One round's."""
+    """Collects the answers of a round and merges them."""
 
-    def __init__(self, scenario: Scenario, commons: SharedBlocks) -> None:
+    def __init__(self, scenario: Scenario, shared_blocks: SharedBlocks) -> None:
         self._settings = scenario.merge
-        self._groups = commons.groups
+        self._groups = shared_blocks.groups
         self._rule = bind_rule(scenario.merge)
         self.weights: dict[str, float] = {}
-        """By client, in the order of their names."""
+        """Each client's weight, in the order of their names."""
         self._mean = StreamingMean()
         self._by_fisher = StreamingFisher()
         self._fisher = StreamingMean()
         self._replies: list[Reply] = []
 
     def add(self, client: str, trained: Trained) -> None:
-        """A client's reply; they come in the order of their names, so that sums are the same whoever is first."""
-        effort = ClientWork(trained.steps, trained.episodes, trained.gain, trained.spread)
-        own = self.weights[client] = weight(effort, self._settings.weights)
+        """Add a client's answer. They come in the order of the clients' names, so that sums do not depend on who is fastest."""
+        work = ClientWork(trained.steps, trained.episodes, trained.gain, trained.spread)
+        client_weight = self.weights[client] = weight(work, self._settings.weights)
         if not trained.point.size:
             return
         point = _tensor(trained.point)
         fisher = None if trained.fisher is None else _tensor(trained.fisher)
         if fisher is not None:
-            self._fisher.add(fisher, own)
+            self._fisher.add(fisher, client_weight)
         if self._settings.rule == "mean":
-            self._mean.add(point, own)
+            self._mean.add(point, client_weight)
         elif self._settings.rule == "fisher":
             assert fisher is not None, f"{client} sent no Fisher diagonal"
-            self._by_fisher.add(point, own, fisher)
+            self._by_fisher.add(point, client_weight, fisher)
         else:
-            self._replies.append(Reply(client, point, own, fisher))
+            self._replies.append(Reply(client, point, client_weight, fisher))
 
     def target(self, shared: Tensor) -> MergeTarget:
-        """Where all of it goes, from the shared blocks [S] of this round; if nobody has a weight, all stays."""
+        """Merge the answers, from the shared blocks [S] of this round; if all weights are 0, the target is where they are."""
         if not shared.numel() or not any(self.weights.values()):
             return MergeTarget(shared, self.weights, {})
-        nobody: dict[str, tuple[int, ...]] = dict.fromkeys(self.weights, ())
+        no_departures: dict[str, tuple[int, ...]] = dict.fromkeys(self.weights, ())
         if self._settings.rule in ("mean", "fisher"):
             point = self._mean.result() if self._settings.rule == "mean" else self._by_fisher.result()
-            return MergeTarget(shared if point is None else point, self.weights, nobody, self._fisher.result())
-        found = self._rule(Replies.of(self._replies), shared, self._groups)
+            return MergeTarget(shared if point is None else point, self.weights, no_departures, self._fisher.result())
+        merged = self._rule(Replies.of(self._replies), shared, self._groups)
         return MergeTarget(
-            found.point,
+            merged.point,
             self.weights,
-            {name: _chosen(left) for name, left in zip(found.clients, found.departed, strict=True)},
+            {name: _indices(departed) for name, departed in zip(merged.clients, merged.departed, strict=True)},
             self._fisher.result(),
-            _points(found),
-            _members(found),
-            found.notes,
+            _targets(merged),
+            _clusters(merged),
+            merged.notes,
         )
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    """In the same memory, unless that may not be written to: torch has no such tensors."""
+    """Make a tensor of an array, in the same memory unless that is read-only, which torch does not know."""
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
-def _chosen(left: Tensor) -> tuple[int, ...]:
-    """[G] bool -> the numbers of those that are true."""
-    return tuple(left.nonzero().squeeze(1).tolist())
+def _indices(chosen: Tensor) -> tuple[int, ...]:
+    """The indices of the true entries of [G] bool."""
+    return tuple(chosen.nonzero().squeeze(1).tolist())
 
 
-def _points(found: Merged) -> dict[str, Tensor]:
-    """What each client is merged into, where that is not the same for all."""
-    if found.clusters is None:
+def _targets(merged: Merged) -> dict[str, Tensor]:
+    """Each client's target, if it is not the same for all."""
+    if merged.clusters is None:
         return {}
-    return {name: found.clusters.point(number) for number, name in enumerate(found.clients)}
+    return {name: merged.clusters.point(index) for index, name in enumerate(merged.clients)}
 
 
-def _members(found: Merged) -> dict[str, tuple[int, ...]]:
-    """The cluster of each client in every block."""
-    if found.clusters is None:
+def _clusters(merged: Merged) -> dict[str, tuple[int, ...]]:
+    """Each client's cluster in every block."""
+    if merged.clusters is None:
         return {}
-    return {name: tuple(own) for name, own in zip(found.clients, found.clusters.members.tolist(), strict=True)}
+    return {
+        name: tuple(clusters) for name, clusters in zip(merged.clients, merged.clusters.members.tolist(), strict=True)
+    }

@@ -1,24 +1,98 @@
-"""A round as a record."""
+"""A round as a record, for `rounds.jsonl`, displays and MLflow."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from grpo_fed.federation.messages import Trained
+from grpo_fed.federation.server_state import ServerState
 from grpo_fed.federation.server_step import ServerStep
+from grpo_fed.policy.shared import SharedBlocks
+from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord
+from grpo_fed.scenario.scenario import Scenario
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes between server and clients."""
+
+    up: int
+    """Bytes that came from clients since the last round's record."""
+    down: int
+    """Bytes that went to clients since then."""
+    total: int
+    """Bytes both ways since the run began."""
 
 
 @dataclass(frozen=True)
 class RoundOutcome:
-    """What a round came to, but for what the clients play after it."""
+    """What happened in a round."""
 
     round: int
     seconds: float = 0.0
+    """Seconds of training and of the server's step."""
     replies: Mapping[str, Trained] = field(default_factory=dict)
-    """Without their points, which are merged."""
+    """The clients' answers, without the vectors that have been merged."""
     step: ServerStep | None = None
-    """None where there was no merge."""
+    """None if there was no merge."""
     last_kl: Mapping[str, float] = field(default_factory=dict)
-    """KL of the last round's step, as clients know it now."""
+    """KL of the last round's step, as clients measured it in this round."""
     notes: tuple[str, ...] = ()
+    """Messages for a person."""
+    failures: Mapping[str, Failure] = field(default_factory=dict)
+    """The first failure of each client in this round."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """Mean return of each client's evaluation after the round; empty if there was none, or not yet."""
+
+
+def make_round_record(
+    outcome: RoundOutcome,
+    scenario: Scenario,
+    shared_blocks: SharedBlocks,
+    state: ServerState,
+    env_steps: int,
+    traffic: Traffic,
+) -> RoundRecord:
+    """Make a round's record.
+
+    state: the server's state after the round. env_steps: environment steps of all clients before the round.
+    """
+    entries = {name: settings.name for settings in scenario.clients for name in settings.names}
+    step = None if outcome.step is None else outcome.step.accepted
+    return RoundRecord(
+        round=outcome.round,
+        rounds=scenario.rounds,
+        seconds=outcome.seconds,
+        env_steps=env_steps + sum(reply.steps for reply in outcome.replies.values()),
+        clients=[_client_record(name, entries[name], outcome, shared_blocks, state) for name in shared_blocks.clients],
+        server=ServerRecord(step, outcome.last_kl, traffic.up, traffic.down, traffic.total, outcome.notes),
+    )
+
+
+def _client_record(
+    client: str, entry: str, outcome: RoundOutcome, shared_blocks: SharedBlocks, state: ServerState
+) -> ClientRecord:
+    reply = outcome.replies.get(client)
+    return ClientRecord(
+        client=client,
+        task=entry,
+        steps=0 if reply is None else reply.steps,
+        episodes=0 if reply is None else reply.episodes,
+        metrics={} if reply is None else dict(reply.metrics),
+        score=outcome.scores.get(client),
+        kl=None if outcome.step is None else outcome.step.kl.get(client),
+        departed=name_groups(shared_blocks, state.departed.get(client, ())),
+        clusters=name_clusters(shared_blocks, state.clusters.get(client)),
+        failure=outcome.failures.get(client),
+    )
+
+
+def name_groups(shared_blocks: SharedBlocks, groups: Sequence[int]) -> tuple[str, ...]:
+    """Name parameter groups by their numbers."""
+    return tuple(shared_blocks.groups.names[group] for group in groups)
+
+
+def name_clusters(shared_blocks: SharedBlocks, clusters: Sequence[int] | None) -> dict[str, int]:
+    """Name the blocks of a client's clusters [B]; empty if the latest merge made no clusters or was without it."""
+    return {} if clusters is None else dict(zip(shared_blocks.groups.as_blocks.names, clusters, strict=True))

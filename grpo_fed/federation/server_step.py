@@ -1,4 +1,4 @@
-"""A round's step: how much of the way to the merge's target the shared blocks go, as `proximity.mode` says."""
+"""A round's step: how far the shared blocks go towards the merge's target, as `proximity.mode` says."""
 
 from __future__ import annotations
 
@@ -26,36 +26,39 @@ from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.scenario.settings import ProximitySettings
 
 Measure = Callable[[Sequence[str], Sequence[StepFractions]], Mapping[str, Sequence[float]]]
-"""Asks clients for the KL of trials, [M] each; says what those that answered found."""
+"""Asks clients for the KL [M] of M steps, given as fractions of the way for each block; returns the answers."""
 
 
 @dataclass(frozen=True, eq=False)
 class Move:
-    """What goes where, [S] each."""
+    """A move of the shared blocks, [S] each."""
 
     old: Tensor
     new: Tensor
     weight: float
-    """Of who goes there, where there are several."""
+    """The weight of the clients that move like this, if there are several moves."""
 
 
 @dataclass(frozen=True)
 class ServerStep:
-    """What is made of a target."""
+    """The step towards a target that was accepted."""
 
     accepted: AcceptedStep
     kl: Mapping[str, float] = field(default_factory=dict)
-    """By client, the KL of this step as it measured it."""
+    """The KL of this step as each client measured it."""
 
 
-def block_budgets(settings: ProximitySettings, commons: SharedBlocks) -> dict[str, float]:
-    """KL budgets by block, as a run begins with them; ValueError for patterns that take no block, or one twice."""
-    if not commons.size:
+def block_budgets(settings: ProximitySettings, shared_blocks: SharedBlocks) -> dict[str, float]:
+    """Find the KL budget of every shared block at the beginning of a run.
+
+    ValueError for a pattern that matches no block, or a block that two patterns match.
+    """
+    if not shared_blocks.size:
         return {}
-    budgets = dict.fromkeys(commons.blocks, none_as_infinity({"": settings.kl_block})[""])
+    budgets = dict.fromkeys(shared_blocks.blocks, none_as_infinity({"": settings.kl_block})[""])
     taker: dict[str, str] = {}
     for pattern, bound in none_as_infinity(settings.blocks).items():
-        for name in match_names(pattern, commons.blocks, "proximity.blocks", "shared block"):
+        for name in match_names(pattern, shared_blocks.blocks, "proximity.blocks", "shared block"):
             if name in taker:
                 raise ValueError(
                     f"proximity.blocks: {taker[name]} and {pattern} both take {name}; narrow one of the patterns"
@@ -67,74 +70,80 @@ def block_budgets(settings: ProximitySettings, commons: SharedBlocks) -> dict[st
 def choose_step(
     settings: ProximitySettings,
     blocks: Mapping[str, float],
-    commons: SharedBlocks,
-    ways: Sequence[Move],
+    shared_blocks: SharedBlocks,
+    moves: Sequence[Move],
     target: MergeTarget,
     measure: Measure,
 ) -> ServerStep:
-    """How far to go.
+    """Choose how far every block goes.
 
-    blocks: the budgets by block. ways: one for all, or one for each client that is merged into a cluster.
+    blocks: the blocks' KL budgets. moves: one for all, or one for each client that is merged into a cluster.
     """
     joint = math.inf if settings.kl_joint is None else settings.kl_joint
     budgets = Budgets(blocks, joint, settings.over)
     if settings.mode == "off":
         return ServerStep(full_step(blocks))
-    if all(torch.equal(way.old, way.new) for way in ways):
+    if all(torch.equal(move.old, move.new) for move in moves):
         return ServerStep(_no_step(budgets))
     if settings.mode == "measured":
         return _measured(budgets, target.weights, measure)
-    assert target.fisher is not None, "where the point moves, somebody has a weight and sent a Fisher diagonal"
-    return ServerStep(predicted_step(_mean_square_step(ways), target.fisher, commons.slices, budgets))
+    assert target.fisher is not None, "where the target moves, a client with a weight sent a Fisher diagonal"
+    return ServerStep(predicted_step(_mean_square_step(moves), target.fisher, shared_blocks.slices, budgets))
 
 
 def _no_step(budgets: Budgets) -> AcceptedStep:
-    """The merge is where we are, and there is nothing to measure."""
+    """The target is where the shared blocks are, so there is nothing to measure."""
     rows = (AcceptedBlock(block, 0.0, budget, 1.0, 0.0) for block, budget in budgets.blocks.items())
     return AcceptedStep(tuple(rows), 0.0, budgets.joint, 0.0)
 
 
 def _measured(budgets: Budgets, weights: Mapping[str, float], measure: Measure) -> ServerStep:
-    """As far as the clients allow. One that does not answer is not asked again; with none left there is no step."""
-    search, asked = BudgetSearch(budgets, weights), tuple(weights)
-    told: dict[StepFractions, dict[str, float]] = {}
-    while trials := search.next_query():
-        answers = measure(asked, trials) if asked else {}
-        search, asked = search.with_answers(answers), tuple(answers)
-        for number, trial in enumerate(trials):
-            told[trial] = {name: kl[number] for name, kl in answers.items()}
-    kept = search.accepted()
-    return ServerStep(kept, told.get(kept.alphas, {}))
+    """Go as far as the clients' measurements allow.
 
-
-def _mean_square_step(ways: Sequence[Move]) -> Tensor:
-    """[S]: the step whose KL, to a Fisher diagonal F, is the mean of all the steps' KL.
-
-    With steps d_k that is the root of the weighted mean of d_k^2, entry by entry: then 1/2 d'Fd is the weighted mean of
-    1/2 d_k'F d_k. Of one step alone it has the size.
+    A client that does not answer a query is not asked again; if no client is left, there is no step.
     """
-    if len(ways) == 1:
-        return ways[0].new - ways[0].old
-    total = math.fsum(way.weight for way in ways)
-    squares = torch.zeros_like(ways[0].old, dtype=torch.float64)
-    for way in ways:
-        squares += (way.new.double() - way.old).square() * (way.weight / total)
+    search, clients = BudgetSearch(budgets, weights), tuple(weights)
+    measured: dict[StepFractions, dict[str, float]] = {}
+    while steps := search.next_query():
+        answers = measure(clients, steps) if clients else {}
+        search, clients = search.with_answers(answers), tuple(answers)
+        for index, step in enumerate(steps):
+            measured[step] = {name: kl[index] for name, kl in answers.items()}
+    accepted = search.accepted()
+    return ServerStep(accepted, measured.get(accepted.alphas, {}))
+
+
+def _mean_square_step(moves: Sequence[Move]) -> Tensor:
+    """Compute the step [S] whose KL, by a Fisher diagonal F, is the weighted mean of the moves' KL.
+
+    For moves d_k it is the root of the weighted mean of d_k^2, entry by entry: then 1/2 d'Fd is the weighted mean of
+    1/2 d_k'F d_k.
+    """
+    if len(moves) == 1:
+        return moves[0].new - moves[0].old
+    total = math.fsum(move.weight for move in moves)
+    squares = torch.zeros_like(moves[0].old, dtype=torch.float64)
+    for move in moves:
+        squares += (move.new.double() - move.old).square() * (move.weight / total)
     return squares.sqrt()
 
 
 def with_measured_kl(
-    kept: AcceptedStep, replies: Mapping[str, Trained], weights: Mapping[str, float], over: str
+    step: AcceptedStep, replies: Mapping[str, Trained], weights: Mapping[str, float], over: str
 ) -> AcceptedStep | None:
-    """The last step with its KL as clients have measured it since, not as it was predicted; None if nobody has."""
-    found = {name: reply.kl for name, reply in replies.items() if reply.kl is not None}
-    total = math.fsum(weights[name] for name in found)
-    if not found or (over == "mean" and total == 0):
+    """Replace a step's predicted KL by that which clients measured afterwards; None if none did.
+
+    over: whether the KL is the weighted `mean` over the clients or that of the `worst`.
+    """
+    measured = {name: reply.kl for name, reply in replies.items() if reply.kl is not None}
+    total = math.fsum(weights[name] for name in measured)
+    if not measured or (over == "mean" and total == 0):
         return None
-    columns = zip(*found.values(), strict=True)
+    columns = zip(*measured.values(), strict=True)
     if over == "worst":
         joint, *alone = [max(column) for column in columns]
     else:
-        shares = [weights[name] / total for name in found]
+        shares = [weights[name] / total for name in measured]
         joint, *alone = [sum(s * kl for s, kl in zip(shares, column, strict=True)) for column in columns]
-    blocks = tuple(replace(block, kl=kl) for block, kl in zip(kept.blocks, alone, strict=True))
-    return replace(kept, blocks=blocks, joint=joint, clients=tuple(found))
+    blocks = tuple(replace(block, kl=kl) for block, kl in zip(step.blocks, alone, strict=True))
+    return replace(step, blocks=blocks, joint=joint, clients=tuple(measured))

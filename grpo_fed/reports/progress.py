@@ -333,7 +333,7 @@ class JsonDisplay:
         pass
 
     def end(self, result: Result) -> None:
-        self._write({"type": "result", **result.document(), "out": None if result.out is None else str(result.out)})
+        self._write({"type": "result", **result.to_json(), "out": None if result.out is None else str(result.out)})
         if not self.quiet:
             say(self.talk, result_line(result))
 

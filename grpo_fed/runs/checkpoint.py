@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run must remember to go on after a round, in a folder that is whole or not there."""
+"""Checkpoints: all that a run needs to go on after a round, in a folder that is complete or not there."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
 from grpo_fed.runs.files import link_or_copy, write_atomic
+from grpo_fed.runs.serialisation import Record, from_json, to_json
 
 CHECKPOINTS = "checkpoints"
 STATE = "state.json"
@@ -22,32 +23,39 @@ SHARED = "shared.safetensors"
 CLIENTS = "clients"
 PREFIX = "round-"
 PART = ".part-"
-"""Before the name of a checkpoint while it is written."""
+"""Prefix of a checkpoint's name while it is written."""
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run after a round."""
+    """A run as it was after a round."""
 
     round: int
     """From 1."""
-    counters: Mapping[str, Any]
-    """What the run has counted so far; JSON, and frozen dataclasses that become JSON."""
+    parts: Mapping[str, Any]
+    """The state of each part of the run, by the part's name: JSON, and dataclasses that become JSON."""
     clients: Mapping[str, Arrays] = field(default_factory=dict)
-    """What every client must remember, by name; what was read has it in `files` instead."""
+    """Every client's state; a checkpoint that was read has it in `files` instead."""
     files: Mapping[str, Path] = field(default_factory=dict)
-    """The same as a file of each client that is never written to again: it gets a second name in the checkpoint."""
+    """The same as one file a client that is never written to again: the checkpoint links to it."""
     shared: Arrays | None = None
     """The shared blocks of a federation."""
     original_names: Mapping[str, str] = field(default_factory=dict)
-    """Of a checkpoint that was read: what each client's file was called where it came from."""
+    """In a checkpoint that was read: the name that each client's file had where it came from."""
     folder: Path | None = None
-    """Of a checkpoint that was read: its folder."""
+    """The folder of a checkpoint that was read."""
+
+    def part(self, name: str, kind: type[Record]) -> Record:
+        """Read the state of a part as a record; ValueError if it is missing or damaged."""
+        try:
+            return from_json(kind, self.parts[name])
+        except (KeyError, ValueError) as error:
+            raise _damaged(self.folder, ValueError(f"{STATE}: {name}: {error}")) from error
 
     def states(self) -> dict[str, Arrays]:
-        """What every client must remember, of a checkpoint that was read; ValueError if a file is damaged."""
+        """Read every client's state; ValueError if a file is damaged."""
         try:
             return {client: load(file.read_bytes()) for client, file in self.files.items()}
         except (OSError, SafetensorError) as error:
@@ -55,9 +63,9 @@ class Checkpoint:
 
 
 def write(folder: Path, checkpoint: Checkpoint, keep: int, best: int | None = None) -> None:
-    """Add a checkpoint to a run folder; the latest `keep` stay, and that of the round `best`.
+    """Add a checkpoint to a run's folder; the latest `keep` stay, and that of the round `best`.
 
-    It is written beside its place and moved there when every byte of it is on the disk.
+    It is written beside its final folder and renamed when every byte of it is on the disk.
     """
     home = folder / CHECKPOINTS
     name = f"{PREFIX}{checkpoint.round:04d}"
@@ -73,8 +81,8 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int, best: int | None = No
         write_atomic(part / SHARED, _bytes(checkpoint.shared))
     origins = {client: file.name for client, file in checkpoint.files.items()}
     clients = [*checkpoint.clients, *checkpoint.files]
-    state = {"round": checkpoint.round, "clients": clients, "origins": origins, "notes": checkpoint.counters}
-    write_atomic(part / STATE, json.dumps(state, default=vars) + "\n")
+    state = {"round": checkpoint.round, "clients": clients, "origins": origins, "parts": checkpoint.parts}
+    write_atomic(part / STATE, to_json(state) + "\n")
     _flush(part / CLIENTS)
     _flush(part)
     part.rename(place)
@@ -85,30 +93,30 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int, best: int | None = No
 
 
 def latest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint of a run folder, or None if there is none; ValueError if it cannot be read."""
+    """Read the newest checkpoint of a run's folder; None if there is none; ValueError if it cannot be read."""
     places = _places(folder)
     if not places:
         return None
     place = places[-1]
     try:
         state = json.loads((place / STATE).read_text())
-        for key, kind in {"round": int, "notes": dict, "clients": list, "origins": dict}.items():
+        for key, kind in {"round": int, "parts": dict, "clients": list, "origins": dict}.items():
             if not isinstance(state[key], kind):
                 raise ValueError(f"{STATE}: {key} is {state[key]!r}")
         files = {client: place / CLIENTS / f"{client}.safetensors" for client in state["clients"]}
         for file in files.values():
-            with safe_open(file, "numpy"):  # whole as far as its header and its length can tell
+            with safe_open(file, "numpy"):  # complete as far as its header and its length say
                 pass
         shared = load((place / SHARED).read_bytes()) if (place / SHARED).is_file() else None
         return Checkpoint(
-            state["round"], state["notes"], files=files, shared=shared, original_names=state["origins"], folder=place
+            state["round"], state["parts"], files=files, shared=shared, original_names=state["origins"], folder=place
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise _damaged(place, error) from error
 
 
 def remove(folder: Path) -> None:
-    """All checkpoints of a run folder."""
+    """Remove all checkpoints of a run's folder."""
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
@@ -117,7 +125,7 @@ def _bytes(arrays: Arrays) -> bytes:
 
 
 def _damaged(place: Path | None, error: Exception) -> ValueError:
-    """What to do about a checkpoint that cannot be read."""
+    """Make the error of a checkpoint that cannot be read, with its cure."""
     assert place is not None, "it was read"
     older = [other for other in _places(place.parents[1]) if _number(other) < _number(place)]
     cure = f"; remove it to go on from {older[-1].name}" if older else ""
@@ -125,7 +133,7 @@ def _damaged(place: Path | None, error: Exception) -> ValueError:
 
 
 def _places(folder: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
+    """Find the complete checkpoints, oldest first."""
     found = (folder / CHECKPOINTS).glob(f"{PREFIX}*")
     return sorted((place for place in found if place.name.removeprefix(PREFIX).isdigit()), key=_number)
 
@@ -135,7 +143,7 @@ def _number(place: Path) -> int:
 
 
 def _flush(folder: Path) -> None:
-    """Names of a folder on the disk, where the system lets a folder be opened."""
+    """Flush a folder's entries to the disk, where the system lets a folder be opened."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:

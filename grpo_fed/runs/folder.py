@@ -1,62 +1,118 @@
-"""What a run leaves behind: a folder with its scenario, a line for each round, its policies and its results."""
+"""A run's folder: the names of what is in it, and whether it may be used.
+
+A process that trains holds a lock on the folder, so that no second run writes into it; the system releases the lock
+however the process ends.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, final
 
 from grpo_fed.runs import checkpoint
-from grpo_fed.runs.checkpoint import Checkpoint
+from grpo_fed.runs.checkpoint import CHECKPOINTS, Checkpoint
 from grpo_fed.runs.files import write_atomic
-from grpo_fed.runs.results import read_results
+from grpo_fed.runs.results import RESULTS, read_results
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml.text import closest_match, did_you_mean
 
-ROUNDS = "rounds.jsonl"
+SCENARIO, ROUNDS = "scenario.toml", "rounds.jsonl"
+SHARED = "shared.json"
+"""Names of the shared blocks and of their parameter groups."""
 ENGINE = "engine.json"
 """What the engine was begun with."""
 FAILURE = "failure.txt"
-"""Where the command line writes what stopped a run."""
+"""The traceback of what stopped a run."""
+SUMMARY, REPORT = "summary.md", "report.html"
+POLICIES, CLIENTS, FIGURES, EPISODES = "policies", "clients", "figures", "episodes"
+TRACKING, FLOWER_LOGS = "tracking", "flower"
+
+FILES = (SCENARIO, ROUNDS, RESULTS, SHARED, ENGINE, FAILURE, SUMMARY, REPORT)
+FOLDERS = (POLICIES, CHECKPOINTS, CLIENTS, FIGURES, EPISODES, TRACKING, FLOWER_LOGS)
 
 
-def open_unfinished(folder: Path) -> tuple[Scenario, Checkpoint | None]:
-    """The run that a folder holds and where it stands, None at its start; ValueError if that is nowhere."""
-    scenario = read_scenario(folder)
-    check_unfinished(folder)
-    after = checkpoint.latest(folder)
-    if after is None and not scenario.checkpoint.every:
-        raise ValueError(f"{folder}: has no checkpoint to go on from, for its scenario has checkpoint.every = 0")
-    return scenario, after
+class FolderTakenError(ValueError):
+    """A folder holds a run already, or another process is writing one into it."""
 
 
-def write_engine_state(folder: Path | None, engine: Mapping[str, Any]) -> None:
-    """What an engine wants to find again although a run was stopped before its first checkpoint."""
-    if folder is not None and engine:
-        write_atomic(folder / ENGINE, json.dumps(engine) + "\n")
+@final
+class FolderClaim:
+    """The right to write a run into a folder, from `claim_folder` or `reclaim_folder` until it is closed."""
+
+    def __init__(self, folder: Path, handle: int | None) -> None:
+        self.folder = folder
+        self._handle = handle
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the lock; a folder that nothing was written to is removed."""
+        try:
+            self.folder.rmdir()
+        except OSError:
+            pass  # it holds the run
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
 
 
-def read_engine_state(folder: Path) -> dict[str, Any]:
-    """What `note_engine` wrote; nothing if it did not come to that."""
-    path = folder / ENGINE
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
+def claim_folder(folder: Path, replace: bool = False) -> FolderClaim:
+    """Claim a folder for a new run, and make it if there is none.
+
+    FolderTakenError if another process is writing a run there, or if it holds one; with `replace` the recorder removes
+    that one when the new run begins. ValueError if the folder holds something else or cannot be made.
+    """
+    check_usable(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    claim = _lock(folder)
+    if not replace and _holds_run(folder):
+        claim.close()
+        raise FolderTakenError(f"{folder}: holds a run; name another folder, or say --replace to have that run removed")
+    return claim
 
 
-def check_unfinished(folder: Path) -> None:
-    """ValueError for a run that came to its end."""
-    results = read_results(folder)
-    if results is not None and results["status"] == "finished":
-        raise ValueError(f"{folder}: has finished, and there is nothing to go on with; train anew to train longer")
+def reclaim_folder(folder: Path) -> FolderClaim:
+    """Claim the folder of a run that goes on; FolderTakenError if another process is writing to it."""
+    return _lock(folder)
+
+
+def _lock(folder: Path) -> FolderClaim:
+    """Lock the folder itself, where the system and its file system have locks."""
+    if os.name != "posix":
+        return FolderClaim(folder, None)
+    from fcntl import LOCK_EX, LOCK_NB, flock
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        flock(handle, LOCK_EX | LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            return FolderClaim(folder, None)
+        text = "another run is being written to it; name another folder, or wait for its end"
+        raise FolderTakenError(f"{folder}: {text}") from None
+    return FolderClaim(folder, handle)
+
+
+def _holds_run(folder: Path) -> bool:
+    """Whether a run got so far that something was recorded: one that was killed before that leaves nothing of worth."""
+    return (folder / ROUNDS).is_file()
 
 
 def check_usable(folder: Path) -> None:
     """ValueError for a folder that holds something other than a run, or cannot be made."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is a file; a run needs a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / ROUNDS).is_file():
+    if folder.is_dir() and not _holds_run(folder) and {path.name for path in folder.iterdir()} - {*FILES, *FOLDERS}:
         raise ValueError(f"{folder}: is not empty and holds no run; name another folder, or empty this one")
     above = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not above.is_dir():
@@ -65,21 +121,70 @@ def check_usable(folder: Path) -> None:
         raise ValueError(f"{folder}: cannot be made, for {above} may not be written to; name another folder")
 
 
-SCENARIO = "scenario.toml"
-POLICIES = "policies"
+def remove_run(folder: Path) -> None:
+    """Remove what a run left in a folder, and nothing else."""
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
+    for name in FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def read_client_names(folder: str | Path) -> list[str]:
-    """Of a run folder."""
-    return [name for settings in read_scenario(Path(folder)).clients for name in settings.names]
+# Reading a folder ----------------------------------------------------------------------------------------------------
+
+
+def open_unfinished(folder: Path) -> tuple[Scenario, Checkpoint | None]:
+    """Read the scenario of a run that goes on, and its latest checkpoint, None at its start; ValueError if it cannot
+    go on.
+    """
+    scenario = read_scenario(folder)
+    check_unfinished(folder)
+    after = checkpoint.latest(folder)
+    if after is None and not scenario.checkpoint.every:
+        raise ValueError(f"{folder}: has no checkpoint to go on from, for its scenario has checkpoint.every = 0")
+    return scenario, after
+
+
+def check_unfinished(folder: Path) -> None:
+    """ValueError for a run that has finished."""
+    results = read_results(folder)
+    if results is not None and results["status"] == "finished":
+        raise ValueError(f"{folder}: has finished, there is nothing to go on with; start a new run to train longer")
 
 
 def read_scenario(folder: Path) -> Scenario:
-    """Of a run folder; ValueError if it is none."""
+    """Read the scenario of a run's folder; ValueError if it is none."""
     if not (folder / SCENARIO).is_file():
-        beside = [one.parent.name for one in folder.parent.glob(f"*/{SCENARIO}")]
+        beside = [path.parent.name for path in folder.parent.glob(f"*/{SCENARIO}")]
         close = closest_match(folder.name, beside)
         cure = did_you_mean(str(folder.parent / close) if close else None)
         what = f"there is no {SCENARIO} in it" if folder.exists() else "there is no such folder"
         raise ValueError(f"{folder}: no run folder: {what}{cure}")
     return Scenario.load(folder / SCENARIO)
+
+
+def read_client_names(folder: str | Path) -> list[str]:
+    """Read the names of a run's clients, in the scenario's order."""
+    return [name for settings in read_scenario(Path(folder)).clients for name in settings.names]
+
+
+def write_engine_state(folder: Path | None, engine: Mapping[str, Any]) -> None:
+    """Write what an engine needs again if the run is stopped before its first checkpoint."""
+    if folder is not None and engine:
+        write_atomic(folder / ENGINE, json.dumps(engine) + "\n")
+
+
+def read_engine_state(folder: Path) -> dict[str, Any]:
+    """Read what `write_engine_state` wrote; empty if the run was stopped before."""
+    path = folder / ENGINE
+    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return state
+
+
+def read_block_of_group(folder: Path) -> dict[str, str] | None:
+    """Read the block of every parameter group of the shared blocks; None if the run has not written it."""
+    path = folder / SHARED
+    if not path.is_file():
+        return None
+    document = json.loads(path.read_text(encoding="utf-8"))
+    groups: dict[str, str] = document["groups"]
+    return groups

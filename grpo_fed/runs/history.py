@@ -1,6 +1,6 @@
-"""A run as its folder tells it, under way, stopped or finished: its numbers by round and client, as arrays.
+"""A run as arrays by round and client, read from its folder, whether it is under way, stopped or finished.
 
-K clients in the scenario's order, R rounds, G groups of the shared blocks. What is not known is NaN.
+K clients in the scenario's order, R rounds, G parameter groups of the shared blocks. Unknown numbers are NaN.
 """
 
 from __future__ import annotations
@@ -14,124 +14,112 @@ from typing import Any
 
 import numpy as np
 
-from grpo_fed.policy.shared import read_task_shapes, resolve_shared_blocks, resolve_shared_blocks_from_shapes
-from grpo_fed.runs.folder import ROUNDS, read_engine_state, read_scenario
-from grpo_fed.runs.records import RETURN
+from grpo_fed.runs.folder import ROUNDS, read_block_of_group, read_scenario
+from grpo_fed.runs.metrics import CLIENTS_OK, TEXTS, TRAINING_EPISODES, TRAINING_RETURN
 from grpo_fed.runs.results import read_results
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml.text import short_toml
 
-WORDS = {"clients", "notes", "personal_groups", "failure"}
-"""What a line has beside numbers."""
-EVALUATED = "eval/episodic_return"
-"""The key of a client's return with deterministic actions."""
-
 
 @dataclass(frozen=True)
 class MissedRound:
-    """A client without an answer."""
+    """A round in which a client gave no valid answer."""
 
     round: int
     kind: str
-    """As `messages.Failure` has it."""
+    """The kind of `records.Failure`."""
     reason: str
-    """In words; empty where the run did not get to say."""
+    """The reason in words; empty if the run has not finished."""
 
 
 @dataclass(frozen=True, eq=False)
 class History:
-    """All that a run folder tells."""
+    """What a run's folder says."""
 
     folder: Path
     scenario: Scenario
     lines: Sequence[Mapping[str, Any]]
-    """[R]: those of `rounds.jsonl`."""
+    """[R]: the lines of `rounds.jsonl`."""
     results: Mapping[str, Any] | None
-    """`results.json`; None while there is none."""
+    """`results.json`; None if there is none yet."""
 
     @property
     def status(self) -> str:
-        """As the results have it, or `unfinished`."""
+        """The status in the results, or `unfinished`."""
         return "unfinished" if self.results is None else str(self.results["status"])
 
     @cached_property
     def clients(self) -> tuple[str, ...]:
-        """[K]."""
+        """[K]: the clients' names."""
         return tuple(name for settings in self.scenario.clients for name in settings.names)
 
     @cached_property
     def entries(self) -> tuple[str, ...]:
-        """[K]: the name of the scenario's entry that each client is of."""
+        """[K]: the name of the scenario's entry that each client belongs to."""
         return tuple(settings.name for settings in self.scenario.clients for _ in settings.names)
 
     @cached_property
     def envs(self) -> tuple[str, ...]:
-        """[K]."""
+        """[K]: the clients' environments."""
         return tuple(settings.env for settings in self.scenario.clients for _ in settings.names)
 
     @cached_property
     def rounds(self) -> np.ndarray:
-        """[R] int64: their numbers."""
+        """[R] int64: the rounds' numbers."""
         return np.array([line["round"] for line in self.lines], np.int64)
 
     @cached_property
     def federated(self) -> bool:
-        """Whether there was a server."""
-        return any("fed/clients_ok" in line for line in self.lines)
+        """Whether the clients learned in a federation."""
+        return any(CLIENTS_OK in line for line in self.lines)
 
     def server_series(self, key: str) -> np.ndarray:
-        """[R]: a number of the whole."""
+        """[R]: a metric of the whole federation."""
         return np.array([_number(line.get(key)) for line in self.lines], np.float64)
 
     def client_series(self, key: str) -> np.ndarray:
-        """[R, K]: a number of every client."""
+        """[R, K]: a metric of every client."""
         rows = [[_number(line["clients"].get(name, {}).get(key)) for name in self.clients] for line in self.lines]
         return np.array(rows, np.float64).reshape(len(self.lines), len(self.clients))
 
     @cached_property
     def returns(self) -> np.ndarray:
-        """[R, K]: of the training episodes; a client that finished none in a round still has its last one."""
-        return fill_forward(self.client_series(RETURN))
+        """[R, K]: mean return of the training episodes; in a round without a finished episode the last known one."""
+        return fill_forward(self.client_series(TRAINING_RETURN))
 
     @cached_property
     def before(self) -> np.ndarray:
-        """[K]: of the first policies, deterministic actions."""
+        """[K]: mean return of the first policies, deterministic actions."""
         return self._result("return_before")
 
     @cached_property
     def after(self) -> np.ndarray:
-        """[K]: of the last policies, deterministic actions."""
+        """[K]: mean return of the last policies, deterministic actions."""
         return self._result("return")
 
     @cached_property
     def blocks(self) -> tuple[str, ...]:
-        """The shared blocks that the server spoke of, in order."""
+        """The shared blocks that the server stepped, in order."""
         keys = dict.fromkeys(key for line in self.lines for key in line if key.startswith("alpha/"))
         return tuple(key.removeprefix("alpha/") for key in keys)
 
     @cached_property
     def block_of_group(self) -> Mapping[str, str]:
-        """[G]: every group of the shared blocks, and the block that it lies in.
+        """[G]: the block of every parameter group of the shared blocks.
 
-        Where the tasks cannot be made here, those that the run spoke of, each under its own name.
+        A folder without `shared.json` gives the groups that its lines name, each as its own block.
         """
         if not self.federated:
             return {}
-        forms = read_task_shapes(read_engine_state(self.folder))
-        try:
-            groups = (
-                resolve_shared_blocks_from_shapes(self.scenario, forms)
-                if forms
-                else resolve_shared_blocks(self.scenario)
-            ).groups
-        except ValueError:  # a library that a task needs is not here
-            left = [group for line in self.lines for one in line["clients"].values() for group in _groups(one)]
-            return {group: group for group in dict.fromkeys([*self.blocks, *left])}
-        return dict(zip(groups.names, groups.blocks, strict=True))
+        blocks = read_block_of_group(self.folder)
+        if blocks is not None:
+            return blocks
+        departed = [group for line in self.lines for client in line["clients"].values() for group in _groups(client)]
+        return {group: group for group in dict.fromkeys([*self.blocks, *departed])}
 
     @cached_property
     def departed(self) -> np.ndarray:
-        """[R, K, G] bool: who has left which group; in a round without word of a client, as before."""
+        """[R, K, G] bool: the groups that each client has left; as in the round before if the line lacks the client."""
         place = {group: number for number, group in enumerate(self.block_of_group)}
         left = np.zeros((len(self.lines), len(self.clients), len(place)), bool)
         for number, line in enumerate(self.lines):
@@ -145,20 +133,20 @@ class History:
 
     @cached_property
     def clusters(self) -> np.ndarray:
-        """[R, K, B]: the cluster of each client in every block of `clustered`; NaN for who was not in the merge."""
+        """[R, K, B]: each client's cluster in every block of `clustered`; NaN for a client that was not in the merge."""
         found = [self.client_series(f"cluster/{block}") for block in self.clustered]
         shape = (len(self.lines), len(self.clients), 0)
         return np.stack(found, axis=2) if found else np.zeros(shape)
 
     @cached_property
     def clustered(self) -> tuple[str, ...]:
-        """[B]: the blocks that are merged by clusters of clients."""
+        """[B]: the blocks that are merged within clusters of clients."""
         keys = dict.fromkeys(key for line in self.lines for key in line if key.startswith("clusters/"))
         return tuple(key.removeprefix("clusters/") for key in keys)
 
     @cached_property
     def personal(self) -> Mapping[str, tuple[str, ...]]:
-        """By client, the groups that it has left at the end."""
+        """The parameter groups that each client has left at the end."""
         if self.results is not None:
             found = self.results["clients"]
             return {name: tuple(_groups(found.get(name, {}))) for name in self.clients}
@@ -168,13 +156,13 @@ class History:
 
     @cached_property
     def trained(self) -> np.ndarray:
-        """[R, K] bool: whose training there is word of."""
-        known: np.ndarray = np.isfinite(self.client_series("charts/episodes"))
+        """[R, K] bool: the clients whose training is recorded."""
+        known: np.ndarray = np.isfinite(self.client_series(TRAINING_EPISODES))
         return known
 
     @cached_property
     def failed(self) -> np.ndarray:
-        """[R, K] bool: who was asked and had no answer, to training or to what came after it."""
+        """[R, K] bool: the clients that were asked and gave no valid answer, to training or to what came after it."""
         failed = np.zeros((len(self.lines), len(self.clients)), bool)
         row = {number: place for place, number in enumerate(self.rounds.tolist())}
         column = {name: place for place, name in enumerate(self.clients)}
@@ -186,10 +174,14 @@ class History:
 
     @cached_property
     def missing(self) -> Mapping[str, tuple[MissedRound, ...]]:
-        """By client, when it had no answer; who always had one is not there."""
+        """The rounds in which clients gave no valid answer, for the clients that have such rounds."""
         if self.results is not None:
-            told: Mapping[str, Any] = self.results.get("missing", {})
-            return {name: tuple(MissedRound(*one) for one in every) for name, every in told.items() if every}
+            missing: Mapping[str, Any] = self.results.get("missing", {})
+            return {
+                name: tuple(MissedRound(*failure) for failure in failures)
+                for name, failures in missing.items()
+                if failures
+            }
         found: dict[str, tuple[MissedRound, ...]] = {}
         for line in self.lines:
             for name, one in line["clients"].items():
@@ -203,7 +195,7 @@ class History:
 
 
 def read_history(folder: str | Path) -> History:
-    """Of a run folder; ValueError if it is none, or damaged."""
+    """Read a run's folder; ValueError if it holds no run, or is damaged."""
     folder = Path(folder)
     scenario = read_scenario(folder)
     lines = _lines(folder / ROUNDS)
@@ -211,7 +203,7 @@ def read_history(folder: str | Path) -> History:
 
 
 def fill_forward(values: np.ndarray) -> np.ndarray:
-    """[R, ...] with what was known last in the place of NaN."""
+    """Replace NaN in [R, ...] with the last known value before it."""
     known = np.where(np.isfinite(values), np.arange(len(values)).reshape(-1, *[1] * (values.ndim - 1)), -1)
     latest = np.maximum.accumulate(known, axis=0)
     found: np.ndarray = np.where(latest < 0, np.nan, np.take_along_axis(values, np.maximum(latest, 0), axis=0))
@@ -219,19 +211,19 @@ def fill_forward(values: np.ndarray) -> np.ndarray:
 
 
 def _lines(path: Path) -> list[Mapping[str, Any]]:
-    """Every round that is there as a whole: a machine that stops may cut the last line."""
+    """Read every complete line: a machine that stops may cut the last one."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     found: list[Mapping[str, Any]] = []
     for number, line in enumerate(text.split("\n")[:-1], 1):
         try:
             found.append(_line(json.loads(line), found[-1]["round"] if found else 0))
         except ValueError as error:
-            raise ValueError(f"{path}:{number}: is no line of a run: {error}; remove it") from None
+            raise ValueError(f"{path}:{number}: is no line of a run: {error}; remove the line") from None
     return found
 
 
 def _line(line: Any, before: int) -> Mapping[str, Any]:
-    """A line of `rounds.jsonl`, after that of another round; ValueError if it is none."""
+    """Check a line of `rounds.jsonl` that follows the round `before`; ValueError if it is none."""
     if not isinstance(line, dict) or not isinstance(line.get("clients"), dict):
         raise ValueError("it names no clients")
     if not isinstance(line.get("round"), int) or line["round"] <= before:
@@ -241,13 +233,13 @@ def _line(line: Any, before: int) -> Mapping[str, Any]:
         if not isinstance(own, dict):
             raise ValueError(f"client {name} has no metrics")
         for key, value in own.items():
-            if key not in WORDS and value is not None and not isinstance(value, int | float):
+            if key not in TEXTS and value is not None and not isinstance(value, int | float):
                 raise ValueError(f"{f'{name}: ' if name else ''}{key} = {short_toml(value)} is no number")
     return line
 
 
 def _groups(client: Mapping[str, Any]) -> Sequence[str]:
-    """That a client has left; nothing is said where it left none."""
+    """The parameter groups that a client's line says it has left."""
     left: Sequence[str] = client.get("personal_groups", ())
     return left
 

@@ -1,19 +1,97 @@
-"""The names of metrics."""
+"""Every metric: its key, what it means, who may report it, and whether MLflow gets it.
+
+A round's line in `rounds.jsonl` has these keys for the whole, and under `clients` for each client; a key has the same
+meaning in the line, in MLflow and in figures. A key that ends in `/` stands for one metric of each block, task or name.
+To add a loss, give it a field in `grpo_fed.rl.update.Losses` and a row here.
+"""
 
 from __future__ import annotations
 
-METRICS = frozenset(
-    {
-        "charts/episodic_return",
-        "charts/episodic_length",
-        "charts/seconds",
-        "losses/policy_loss",
-        "losses/value_loss",
-        "losses/entropy",
-        "losses/approx_kl",
-        "losses/clipfrac",
-        "losses/explained_variance",
-        "losses/kl",
-    }
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+TRAINING_RETURN, TRAINING_LENGTH = "charts/episodic_return", "charts/episodic_length"
+TRAINING_EPISODES, TRAINING_SECONDS, STEPS_PER_SECOND = "charts/episodes", "charts/seconds", "charts/SPS"
+EVALUATION_RETURN, SCORE_IQM, SCORE_MIN = "eval/episodic_return", "eval/score_iqm", "eval/score_min"
+ROUND_SECONDS, ENV_STEPS = "time/round_s", "global_step"
+CLIENTS_OK, CLIENTS_FAILED, DEPARTED_GROUPS = "fed/clients_ok", "fed/clients_failed", "fed/personal_groups"
+MB_UP, MB_DOWN, MB_TOTAL = "comm/MB_up", "comm/MB_down", "comm/MB_total"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number by round, of the whole federation, of a client, or of both."""
+
+    key: str
+    meaning: str
+    reported: bool = False
+    """Whether a client may report it in its answer; the server computes all others."""
+    tracked: bool = True
+    """Whether it goes to MLflow."""
+    timed: bool = False
+    """Whether it differs between two runs of the same round, since it depends on the machine."""
+
+
+TABLE = (
+    Metric("round", "The round's number, from 1.", tracked=False),
+    Metric(ENV_STEPS, "Environment steps of all clients since the run began."),
+    Metric(ROUND_SECONDS, "Seconds of the round's training and of the server's step.", timed=True),
+    Metric(STEPS_PER_SECOND, "Environment steps a second.", timed=True),
+    Metric(EVALUATION_RETURN, "Mean return of a client's episodes with deterministic actions, after the round."),
+    Metric(SCORE_IQM, "Interquartile mean of the clients' evaluation returns (2108.13264)."),
+    Metric(SCORE_MIN, "The lowest of the clients' evaluation returns."),
+    Metric("task/", "Mean evaluation return of the clients of one entry of the scenario."),
+    Metric(TRAINING_RETURN, "Mean return of the training episodes that ended in the round.", reported=True),
+    Metric(TRAINING_LENGTH, "Mean length of these episodes in steps.", reported=True),
+    Metric(TRAINING_EPISODES, "How many training episodes ended in the round."),
+    Metric(TRAINING_SECONDS, "Seconds that the client trained.", reported=True, timed=True),
+    Metric("losses/policy_loss", "The surrogate, negated.", reported=True),
+    Metric("losses/value_loss", "Mean squared error of the critic.", reported=True),
+    Metric("losses/entropy", "Entropy of the policy.", reported=True),
+    Metric("losses/approx_kl", "Estimate of the KL from the policy before the update to the one after.", reported=True),
+    Metric("losses/clipfrac", "Share of steps whose probability ratio is beyond the clip.", reported=True),
+    Metric("losses/explained_variance", "Share of the returns' variance that the critic explains.", reported=True),
+    Metric("losses/kl", "KL to the reference policy, where the objective has one.", reported=True),
+    Metric(CLIENTS_OK, "Clients that trained in the round."),
+    Metric(CLIENTS_FAILED, "Clients that were asked and gave no valid answer."),
+    Metric(DEPARTED_GROUPS, "Shared parameter groups that clients have left."),
+    Metric(MB_UP, "Megabytes from clients to the server in the round."),
+    Metric(MB_DOWN, "Megabytes from the server to clients in the round."),
+    Metric(MB_TOTAL, "Megabytes both ways since the run began."),
+    Metric("kl/", "KL of the server's step: `kl/joint` with all blocks moved, else with this block moved alone."),
+    Metric("last_kl/", "KL of the last round's step, as clients measured it afterwards."),
+    Metric("alpha/", "Fraction of the way to the merge that the block goes."),
+    Metric("budget/", "The block's KL budget; `budget/joint` for all blocks together."),
+    Metric("wanted/", "KL that the whole way to the merge would have."),
+    Metric("clusters/", "How many clusters of clients the block is merged in."),
+    Metric("cluster/", "The cluster that the client's block is merged in; 0 is the one with the greatest weight."),
 )
-"""What a client may tell of itself."""
+
+METRICS: Mapping[str, Metric] = {metric.key: metric for metric in TABLE}
+"""By key."""
+
+REPORTED = frozenset(metric.key for metric in TABLE if metric.reported)
+"""What a client may report about itself."""
+
+TEXTS = frozenset({"clients", "notes", "personal_groups", "failure"})
+"""Keys of a line that hold no number."""
+
+_VALID = re.compile(r"[\w./ -]{1,250}", re.ASCII)
+
+
+def find_metric(key: str) -> Metric | None:
+    """Find the row of a key, or that of the family that it belongs to; None for an unknown key."""
+    return METRICS.get(key) or METRICS.get(key[: key.find("/") + 1])
+
+
+def is_tracked(key: str) -> bool:
+    """Say whether MLflow gets a metric: it is in the table, and MLflow takes such a name."""
+    metric = find_metric(key)
+    return metric is not None and metric.tracked and _VALID.fullmatch(key) is not None
+
+
+def is_timed(key: str) -> bool:
+    """Say whether a metric differs between two runs of the same round."""
+    metric = find_metric(key)
+    return metric is not None and metric.timed

@@ -1,158 +1,274 @@
-"""Writes a run's folder while the run goes on."""
+"""Recorder: writes a run's folder while the run goes on, and counts what the results say.
+
+What happens in a round is on the disk in one order, for a federation and for clients that learn alone: the checkpoint,
+then the round's line, then those who watch hear of it. A checkpoint holds its own round's record, so a run that goes on
+from there writes that round's line first.
+
+A round's record may have to wait for evaluations, if clients are evaluated with the next round's training: then its
+checkpoint is written at once, and its line when the scores have arrived.
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 from grpo_fed.runs import checkpoint
+from grpo_fed.runs.checkpoint import Arrays, Checkpoint
 from grpo_fed.runs.files import append_line, write_atomic
-from grpo_fed.runs.folder import FAILURE, POLICIES, ROUNDS, SCENARIO, check_usable
+from grpo_fed.runs.folder import FAILURE, ROUNDS, SCENARIO, SHARED, remove_run
 from grpo_fed.runs.records import Failure, RoundRecord, record_to_line
-from grpo_fed.runs.results import RESULTS, ClientResult, Result, Status
+from grpo_fed.runs.results import RESULTS, ClientResult, Result, status_of
 from grpo_fed.scenario.scenario import Scenario
 
-# The folder ----------------------------------------------------------------------------------------------------------
+Watch: TypeAlias = Callable[[RoundRecord], None]
+"""Is called with every round's record, the first being 0."""
+
+
+@dataclass
+class RunTotals:
+    """What a run has counted so far, by client where it says so."""
+
+    rounds: int = 0
+    seconds: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    episodes: dict[str, int] = field(default_factory=dict)
+    """Finished training episodes of each client."""
+    steps: dict[str, int] = field(default_factory=dict)
+    """Environment steps that each client learned from."""
+    best: dict[str, float] = field(default_factory=dict)
+    """Each client's highest mean return of a round's training episodes."""
+    first: dict[str, float] = field(default_factory=dict)
+    """Each client's score before the first round."""
+    last: dict[str, float] = field(default_factory=dict)
+    """Each client's score after the latest round."""
+    missing: dict[str, list[tuple[int, str, str]]] = field(default_factory=dict)
+    """For each client that failed: round, kind of failure and reason, one for each time."""
+
+    def add(self, record: RoundRecord) -> None:
+        """Count a round."""
+        self.rounds = record.round
+        self.last = record.scores
+        if record.round == 0:
+            self.first = self.last
+        for client in record.clients:
+            name = client.client
+            self.episodes[name] = self.episodes.get(name, 0) + client.episodes
+            self.steps[name] = self.steps.get(name, 0) + client.steps
+            if client.mean is not None:
+                self.best[name] = max(client.mean, self.best.get(name, client.mean))
+
+
+@dataclass
+class RecorderState:
+    """What a recorder needs of a checkpoint to go on."""
+
+    totals: RunTotals
+    pending: RoundRecord | None
+    """The checkpoint's own round, of which no line is written yet."""
+    waits: bool
+    """Whether that line waits for scores."""
+
+
+@dataclass(frozen=True)
+class CheckpointContent:
+    """What the loop wants in a checkpoint, beside the recorder's own state."""
+
+    parts: Mapping[str, Any]
+    """Its own state, by part: dataclasses that become JSON, or JSON."""
+    clients: Mapping[str, Arrays] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+    shared: Arrays | None = None
+    best: int | None = None
+    """The round whose checkpoint is kept because it is the best."""
 
 
 @final
-class Journal:
-    """The run folder while it is written; without a folder, nothing."""
+class Recorder:
+    """Writes what a run leaves in its folder, round by round; without a folder it only counts."""
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        scenario: Scenario,
+        folder: Path | None,
+        device: str,
+        method: str = "local",
+        after: Checkpoint | None = None,
+    ) -> None:
+        """Prepare to record a new run, or one that goes on `after` a checkpoint. Nothing is written yet.
 
-    @classmethod
-    def open(cls, folder: Path | None, scenario: Scenario) -> Journal:
-        """Make the folder; a run that was there goes."""
-        if folder is not None:
-            check_usable(folder)
-            folder.mkdir(parents=True, exist_ok=True)
-            for old in [folder / RESULTS, folder / FAILURE, *(folder / POLICIES).glob("*.safetensors")]:
-                old.unlink(missing_ok=True)
-            checkpoint.remove(folder)
-            write_atomic(folder / ROUNDS, "")
-            write_atomic(folder / SCENARIO, scenario.dumps())
-        return cls(folder)
+        method: how the clients share, for the results. ValueError if the checkpoint's state is damaged.
+        """
+        self.scenario, self.folder, self.device, self.method, self.after = scenario, folder, device, method, after
+        self.state = RecorderState(RunTotals(), None, waits=False)
+        if after is not None:
+            self.state = after.part("recorder", RecorderState)
+        self._watch: Watch = lambda record: None
+        self._began = time.perf_counter() - self.totals.seconds
+        self._bytes_before = self.totals.bytes_up, self.totals.bytes_down
 
-    @classmethod
-    def reopen(cls, folder: Path | None, rounds: int) -> Journal:
-        """Go on after so many rounds; lines of later ones, which are trained again, go."""
-        if folder is not None:
-            (folder / RESULTS).unlink(missing_ok=True)
-            (folder / FAILURE).unlink(missing_ok=True)
-            lines = (folder / ROUNDS).read_text(encoding="utf-8").splitlines(keepends=True)
-            write_atomic(folder / ROUNDS, "".join(lines[:rounds]))
-        return cls(folder)
+    @property
+    def totals(self) -> RunTotals:
+        """What has been counted so far."""
+        return self.state.totals
 
-    def write(self, note: RoundRecord) -> None:
-        """A line for a round that trained, on the disk before the round's checkpoint is."""
-        if self.folder is not None and note.round > 0:
-            append_line(self.folder / ROUNDS, json.dumps(record_to_line(note), allow_nan=False), durable=True)
-
-    def close(self, result: Result) -> None:
-        """The results, last of all, so that who finds these finds all."""
-        if self.folder is not None:
-            document = json.dumps(result.document(), indent=2, allow_nan=False)
-            write_atomic(self.folder / RESULTS, document + "\n")
-
-
-def status_of(error: BaseException | None) -> Status:
-    """How a run ended that this stopped."""
-    if error is None:
-        return "finished"
-    return "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-
-
-KEPT = ("rounds", "episodes", "steps", "best", "first", "last", "missing", "up", "down")
-"""What a checkpoint has of them."""
-
-
-@final
-class Totals:
-    """From a run's first round to where it is."""
-
-    def __init__(self, scenario: Scenario, device: str) -> None:
-        self.scenario = scenario
-        self.device = device
-        self.envs = {name: settings.env for settings in scenario.clients for name in settings.names}
-        """By client, in the scenario's order."""
-        self.began = time.perf_counter()
-        self.rounds = 0
-        self.episodes = dict.fromkeys(self.envs, 0)
-        self.steps = dict.fromkeys(self.envs, 0)
-        self.best: dict[str, float] = {}
-        self.first: dict[str, float] = {}
-        self.last: dict[str, float] = {}
-        """When they played after the latest round."""
-        self.sampled: dict[str, float] = {}
-        self.missing: dict[str, list[tuple[int, str, str]]] = {}
-        self.up = 0
-        """Bytes."""
-        self.down = 0
+    @property
+    def waits(self) -> bool:
+        """Whether the latest round's line waits for scores."""
+        return self.state.waits
 
     @property
     def env_steps(self) -> int:
-        """Of all clients."""
-        return sum(self.steps.values())
+        """Environment steps of all clients so far."""
+        return sum(self.totals.steps.values())
 
-    def document(self) -> dict[str, Any]:
-        """What `load` needs; JSON."""
-        return {**{name: getattr(self, name) for name in KEPT}, "seconds": time.perf_counter() - self.began}
+    # In the order of a run -------------------------------------------------------------------------------------------
 
-    def load(self, kept: Mapping[str, Any]) -> None:
-        """Go on where `document` was."""
-        for name in KEPT:
-            setattr(self, name, kept[name])
-        self.began = time.perf_counter() - kept["seconds"]
+    def open(self, watch: Watch, block_of_group: Mapping[str, str] | None = None) -> None:
+        """Begin to write: a new folder, in which an earlier run is removed, or on from the checkpoint's round.
 
-    def add(self, note: RoundRecord) -> None:
-        """One more round, or with number 0 what there was before."""
-        self.rounds = note.round
-        self.last = note.scores
-        if note.round == 0:
-            self.first = self.last
-        for one in note.clients:
-            self.episodes[one.client] += one.episodes
-            self.steps[one.client] += one.steps
-            if one.mean is not None:
-                self.best[one.client] = max(one.mean, self.best.get(one.client, one.mean))
-
-    def miss(self, number: int, client: str, failure: Failure) -> None:
-        """A client without an answer in a round."""
-        self.missing.setdefault(client, []).append((number, failure.kind, failure.reason))
-
-    def result(
-        self,
-        status: Status,
-        out: Path | None,
-        error: BaseException | None = None,
-        method: str = "local",
-        personal: Mapping[str, Sequence[str]] | None = None,
-        clusters: Mapping[str, Mapping[str, int]] | None = None,
-    ) -> Result:
-        """The whole, with the clients in the scenario's order.
-
-        personal: the groups that each has left. clusters: of each by block the one that it is in.
+        block_of_group: the block of every parameter group of the shared blocks; None without a federation.
         """
-        over = status == "finished" or self.rounds == self.scenario.rounds
-        after = self.last if over else {}  # else they have learned since
+        self._watch = watch
+        if self.after is None:
+            self._begin_folder(block_of_group)
+            return
+        if self.folder is not None:
+            (self.folder / RESULTS).unlink(missing_ok=True)
+            (self.folder / FAILURE).unlink(missing_ok=True)
+            lines = (self.folder / ROUNDS).read_text(encoding="utf-8").splitlines(keepends=True)
+            write_atomic(self.folder / ROUNDS, "".join(lines[: self.after.round - 1]))
+        if not self.waits:
+            self._write_pending()
+
+    def _begin_folder(self, block_of_group: Mapping[str, str] | None) -> None:
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove_run(self.folder)
+        write_atomic(self.folder / SCENARIO, self.scenario.dumps())
+        if block_of_group is not None:
+            blocks = list(dict.fromkeys(block_of_group.values()))
+            document = {"blocks": blocks, "groups": dict(block_of_group)}
+            write_atomic(self.folder / SHARED, json.dumps(document, indent=2) + "\n")
+        write_atomic(self.folder / ROUNDS, "")
+
+    def client_failed(self, round: int, client: str, failure: Failure) -> None:
+        """Count that a client gave no valid answer."""
+        self.totals.missing.setdefault(client, []).append((round, failure.kind, failure.reason))
+
+    def count_bytes(self, up: int, down: int) -> None:
+        """Set the bytes that this process has carried so far; those before a resume are added."""
+        self.totals.bytes_up, self.totals.bytes_down = self._bytes_before[0] + up, self._bytes_before[1] + down
+
+    def round_finished(
+        self, record: RoundRecord, content: Callable[[], CheckpointContent] | None, waits: bool = False
+    ) -> None:
+        """Write the round's checkpoint, if one is due, then its line, and call `watch`.
+
+        content: is called if a checkpoint is due; None writes no checkpoints. waits: whether the line is written by
+            `scores_arrived`.
+        """
+        self.state.pending, self.state.waits = record, waits
+        settings = self.scenario.checkpoint
+        if (
+            content is not None
+            and self.folder is not None
+            and record.round
+            and settings.every
+            and record.round % settings.every == 0
+        ):
+            self._write_checkpoint(record.round, content())
+        if not waits:
+            self._tell()
+
+    def scores_arrived(self, scores: Mapping[str, float]) -> RoundRecord:
+        """Complete the record that waited with the clients' scores, write its line and call `watch`."""
+        assert self.state.pending is not None, "a record waits"
+        clients = [replace(client, score=scores.get(client.client)) for client in self.state.pending.clients]
+        record = self.state.pending = replace(self.state.pending, clients=clients)
+        self.state.waits = False
+        self._tell()
+        return record
+
+    def finish(
+        self,
+        error: BaseException | None = None,
+        sampled: Mapping[str, float] | None = None,
+        departed: Mapping[str, Sequence[str]] | None = None,
+        clusters: Mapping[str, Mapping[str, int]] | None = None,
+        before_results: Callable[[], None] = lambda: None,
+    ) -> Result:
+        """Write the results, last of all, so that a folder with results is complete.
+
+        error: what stopped the run. sampled: each client's mean return with sampled actions. departed, clusters: what
+        each client does not share at the end. before_results: writes what has to be there before.
+        """
+        self._write_pending()
+        result = self._result(error, sampled or {}, departed or {}, clusters or {})
+        before_results()
+        if self.folder is not None:
+            write_atomic(self.folder / RESULTS, json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n")
+        return result
+
+    # Parts -----------------------------------------------------------------------------------------------------------
+
+    def _tell(self) -> None:
+        record = self.state.pending
+        assert record is not None, "there is a record to write"
+        self._write_pending()
+        self._watch(record)
+
+    def _write_pending(self) -> None:
+        """Count the pending round and write its line, once."""
+        record, self.state.pending = self.state.pending, None
+        if record is None:
+            return
+        self.totals.add(record)
+        if self.folder is not None and record.round > 0:
+            append_line(self.folder / ROUNDS, json.dumps(record_to_line(record), allow_nan=False), durable=True)
+
+    def _write_checkpoint(self, round: int, content: CheckpointContent) -> None:
+        assert self.folder is not None, "there is a folder to write to"
+        self.totals.seconds = time.perf_counter() - self._began
+        saved = Checkpoint(
+            round,
+            {"recorder": self.state, **content.parts},
+            clients=content.clients,
+            files=content.files,
+            shared=content.shared,
+        )
+        checkpoint.write(self.folder, saved, self.scenario.checkpoint.keep, content.best)
+
+    def _result(
+        self,
+        error: BaseException | None,
+        sampled: Mapping[str, float],
+        departed: Mapping[str, Sequence[str]],
+        clusters: Mapping[str, Mapping[str, int]],
+    ) -> Result:
+        totals, status = self.totals, status_of(error)
+        is_complete = status == "finished" or totals.rounds == self.scenario.rounds
+        after = totals.last if is_complete else {}  # otherwise clients have learned since
+        envs = {name: settings.env for settings in self.scenario.clients for name in settings.names}
         clients = {
             name: ClientResult(
                 env=env,
-                before=self.first.get(name),
+                before=totals.first.get(name),
                 after=after.get(name),
-                sampled=self.sampled.get(name),
-                best=self.best.get(name),
-                episodes=self.episodes[name],
-                env_steps=self.steps[name],
-                personal_groups=tuple((personal or {}).get(name, ())),
-                clusters=dict((clusters or {}).get(name, {})),
+                sampled=sampled.get(name),
+                best=totals.best.get(name),
+                episodes=totals.episodes.get(name, 0),
+                env_steps=totals.steps.get(name, 0),
+                personal_groups=tuple(departed.get(name, ())),
+                clusters=dict(clusters.get(name, {})),
             )
-            for name, env in self.envs.items()
+            for name, env in envs.items()
         }
         return Result(
             scenario=self.scenario.name,
@@ -160,13 +276,13 @@ class Totals:
             device=self.device,
             status=status,
             error=None if error is None else f"{type(error).__name__}: {error}".rstrip(": "),
-            rounds=self.rounds,
-            seconds=time.perf_counter() - self.began,
+            rounds=totals.rounds,
+            seconds=time.perf_counter() - self._began,
             env_steps=self.env_steps,
             clients=clients,
-            out=out,
-            method=method,
-            bytes_up=self.up,
-            bytes_down=self.down,
-            missing=self.missing,
+            out=self.folder,
+            method=self.method,
+            bytes_up=totals.bytes_up,
+            bytes_down=totals.bytes_down,
+            missing=totals.missing,
         )

@@ -1,4 +1,4 @@
-"""What happened in a round, as displays, files and trackers hear of it: records, and the line that they become."""
+"""What happened in a round, as records, and the line of `rounds.jsonl` that they become."""
 
 from __future__ import annotations
 
@@ -8,58 +8,85 @@ from typing import Any
 
 import numpy as np
 
-from grpo_fed.aggregation.proximity import AcceptedBlock, AcceptedStep
+from grpo_fed.aggregation.proximity.records import AcceptedStep
+from grpo_fed.runs.metrics import (
+    CLIENTS_FAILED,
+    CLIENTS_OK,
+    DEPARTED_GROUPS,
+    ENV_STEPS,
+    EVALUATION_RETURN,
+    MB_DOWN,
+    MB_TOTAL,
+    MB_UP,
+    ROUND_SECONDS,
+    SCORE_IQM,
+    SCORE_MIN,
+    STEPS_PER_SECOND,
+    TRAINING_EPISODES,
+    TRAINING_LENGTH,
+    TRAINING_RETURN,
+)
+from grpo_fed.runs.statistics import iqm
 
 MB = 1e6
-RETURN, LENGTH = "charts/episodic_return", "charts/episodic_length"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a client gave no valid answer."""
+
+    kind: str
+    """`raised`, `died`, `late`, `refused` or `unreachable`."""
+    reason: str
+    """The reason in words, on one line."""
 
 
 @dataclass(frozen=True)
 class ClientRecord:
-    """A client in a round."""
+    """What a client did in a round."""
 
     client: str
     task: str
-    """The name of the scenario's entry that it is of."""
+    """The name of the scenario's entry that the client belongs to."""
     steps: int = 0
-    """Environment steps that it learned from; 0 if it did not train, or nobody heard of it."""
+    """Environment steps that it learned from; 0 if it did not train or its answer did not arrive."""
     episodes: int = 0
     """Training episodes that finished."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Of its training, under the names that they have everywhere."""
+    """Metrics of its training, by the keys of `runs.metrics`."""
     score: float | None = None
-    """Mean return of the episodes played after the round with deterministic actions; None where it played none."""
+    """Mean return of its evaluation episodes after the round; None if it was not evaluated."""
     kl: float | None = None
-    """Of the server's step, on this client's own states; None where it did not measure it."""
+    """KL of the server's step on this client's own states; None if it did not measure it."""
     departed: tuple[str, ...] = ()
-    """The groups that it has left, in order."""
+    """The shared parameter groups that it has left, in order."""
     clusters: Mapping[str, int] = field(default_factory=dict)
-    """By block the cluster that it is in, 0 being that of most weight; empty where the merge makes none."""
+    """The client's cluster in every block, 0 being the one with the greatest weight; empty if the merge has none."""
     failure: Failure | None = None
-    """The first of this round."""
+    """Its first failure in this round."""
 
     @property
     def mean(self) -> float | None:
-        """Return of its training episodes; None if there was none."""
-        return self.metrics.get(RETURN)
+        """Mean return of its training episodes; None if none finished."""
+        return self.metrics.get(TRAINING_RETURN)
 
 
 @dataclass(frozen=True)
 class ServerRecord:
-    """The server in a round."""
+    """What the server did in a round."""
 
     step: AcceptedStep | None
-    """What became of the step; None in a round without a merge."""
+    """The step that was accepted; None in a round without a merge."""
     last_kl: Mapping[str, float]
-    """KL of the last round's step as clients found it only now: `joint`, and each block alone; empty if unknown."""
+    """KL of the last round's step as clients measured it afterwards: `joint`, and each block; empty if unknown."""
     bytes_up: int
     """Bytes that came from clients since the last round."""
     bytes_down: int
-    """Bytes that went to them."""
+    """Bytes that went to clients since the last round."""
     bytes_total: int
-    """Both, since the run began."""
+    """Bytes both ways since the run began."""
     notes: tuple[str, ...] = ()
-    """What a person should know."""
+    """Messages for a person."""
 
 
 @dataclass(frozen=True)
@@ -67,172 +94,129 @@ class RoundRecord:
     """What happened in a round."""
 
     round: int
-    """From 1; 0 is what there was before."""
+    """From 1; 0 is the evaluation before the first round."""
     rounds: int
-    """How many there will be."""
+    """How many rounds the run has."""
     seconds: float
-    """Of this round's training, and of the server's step."""
+    """Seconds of the round's training and of the server's step."""
     env_steps: int
-    """Of all clients, since the start."""
+    """Environment steps of all clients since the run began."""
     clients: Sequence[ClientRecord]
-    """Every client that there is anything to say of."""
+    """All clients of which anything is known in this round."""
     server: ServerRecord | None = None
     """None where there is no federation."""
 
     @property
     def steps(self) -> int:
-        """Of all clients, in this round."""
-        return sum(note.steps for note in self.clients)
+        """Environment steps of all clients in this round."""
+        return sum(record.steps for record in self.clients)
 
     @property
     def returns(self) -> dict[str, float]:
-        """By client, the mean return of its training episodes."""
-        return {note.client: note.mean for note in self.clients if note.mean is not None}
+        """Mean return of each client's training episodes."""
+        return {record.client: record.mean for record in self.clients if record.mean is not None}
 
     @property
     def scores(self) -> dict[str, float]:
-        """By client, the mean return of the episodes played after the round; empty where this round had none."""
-        return {note.client: note.score for note in self.clients if note.score is not None}
+        """Mean return of each client's evaluation episodes after the round; empty if there was no evaluation."""
+        return {record.client: record.score for record in self.clients if record.score is not None}
 
 
-def interquartile_mean(scores: np.ndarray) -> float:
-    """Mean of the middle half of [K] scores (2108.13264)."""
-    cut = len(scores) // 4
-    return float(np.sort(scores)[cut : len(scores) - cut].mean())
-
-
-def list_differences(personal: Sequence[str], clusters: Mapping[str, int]) -> list[str]:
-    """What a client has apart from most others: groups of its own, and blocks that it shares in another cluster than 0,
-    which is that of most weight.
+def list_differences(departed: Sequence[str], clusters: Mapping[str, int]) -> list[str]:
+    """List what a client does not share with most others: parameter groups that it has left, and blocks that it shares
+    in another cluster than 0, the one with the greatest weight.
     """
-    return [*personal, *(f"{block} #{number}" for block, number in clusters.items() if number)]
+    return [*departed, *(f"{block} #{cluster}" for block, cluster in clusters.items() if cluster)]
 
 
 # A line of rounds.jsonl ----------------------------------------------------------------------------------------------
 
 
-def record_to_line(note: RoundRecord) -> dict[str, Any]:
-    """A round's metrics for the whole, and under the same names for each client; null where there is no number."""
-    clients = {one.client: _metrics(one) for one in note.clients}
-    scores = np.array(list(note.scores.values()))
-    names = dict.fromkeys(name for metrics in clients.values() for name in metrics)
+def record_to_line(record: RoundRecord) -> dict[str, Any]:
+    """Make a round's line: metrics of the whole, and under the same keys those of each client; null for no number."""
+    clients = {client.client: _client_metrics(client) for client in record.clients}
+    scores = np.array(list(record.scores.values()))
+    keys = dict.fromkeys(key for metrics in clients.values() for key in metrics)
     return {
-        "round": note.round,
-        "global_step": note.env_steps,
-        "time/round_s": round(note.seconds, 4),
-        "charts/SPS": _number(note.steps / max(note.seconds, 1e-9)),
-        "eval/score_iqm": interquartile_mean(scores) if scores.size else None,
-        "eval/score_min": float(scores.min()) if scores.size else None,
-        **{name: _mean(metrics.get(name) for metrics in clients.values()) for name in names},
-        **_tasks(note),
-        **({} if note.server is None else _server_metrics(note.server, note.clients)),
-        "clients": clients if note.server is None else {one.client: _client_line(one, clients) for one in note.clients},
+        "round": record.round,
+        ENV_STEPS: record.env_steps,
+        ROUND_SECONDS: round(record.seconds, 4),
+        STEPS_PER_SECOND: _finite(record.steps / max(record.seconds, 1e-9)),
+        SCORE_IQM: iqm(scores) if scores.size else None,
+        SCORE_MIN: float(scores.min()) if scores.size else None,
+        **{key: _mean(metrics.get(key) for metrics in clients.values()) for key in keys},
+        **_task_metrics(record),
+        **({} if record.server is None else _server_metrics(record.server, record.clients)),
+        "clients": clients
+        if record.server is None
+        else {client.client: _client_line(client, clients[client.client]) for client in record.clients},
     }
 
 
-def _metrics(note: ClientRecord) -> dict[str, float | None]:
-    """A client's own."""
-    score = {"eval/episodic_return": note.score}
-    if not note.steps:
+def _client_metrics(record: ClientRecord) -> dict[str, float | None]:
+    """The client's metrics that the line averages for the whole."""
+    score = {EVALUATION_RETURN: record.score}
+    if not record.steps:
         return score
-    learned = {RETURN: None, LENGTH: None, "charts/episodes": note.episodes, **note.metrics}
-    return {**score, **{name: _number(value) for name, value in learned.items()}}
+    training = {TRAINING_RETURN: None, TRAINING_LENGTH: None, TRAINING_EPISODES: record.episodes, **record.metrics}
+    return {**score, **{key: _finite(value) for key, value in training.items()}}
 
 
-def _tasks(note: RoundRecord) -> dict[str, float | None]:
-    """For every entry of the scenario that has played, the mean over its clients."""
+def _task_metrics(record: RoundRecord) -> dict[str, float | None]:
+    """The mean score of the clients of each entry of the scenario that was evaluated."""
     scores: dict[str, list[float]] = {}
-    for one in note.clients:
-        if one.score is not None:
-            scores.setdefault(one.task, []).append(one.score)
-    return {f"task/{task}": _mean(own) for task, own in scores.items()}
+    for client in record.clients:
+        if client.score is not None:
+            scores.setdefault(client.task, []).append(client.score)
+    return {f"task/{task}": _mean(values) for task, values in scores.items()}
 
 
 def _server_metrics(server: ServerRecord, clients: Sequence[ClientRecord]) -> dict[str, Any]:
-    """What the server did."""
+    """What the server did, as metrics of the whole."""
     line: dict[str, Any] = {
-        "fed/clients_ok": sum(one.steps > 0 and one.failure is None for one in clients),
-        "fed/clients_failed": sum(one.failure is not None for one in clients),
-        "fed/personal_groups": sum(len(one.departed) for one in clients),
-        "comm/MB_up": server.bytes_up / MB,
-        "comm/MB_down": server.bytes_down / MB,
-        "comm/MB_total": server.bytes_total / MB,
+        CLIENTS_OK: sum(client.steps > 0 and client.failure is None for client in clients),
+        CLIENTS_FAILED: sum(client.failure is not None for client in clients),
+        DEPARTED_GROUPS: sum(len(client.departed) for client in clients),
+        MB_UP: server.bytes_up / MB,
+        MB_DOWN: server.bytes_down / MB,
+        MB_TOTAL: server.bytes_total / MB,
     }
-    for name in dict.fromkeys(name for one in clients for name in one.clusters):
-        line[f"clusters/{name}"] = len({one.clusters[name] for one in clients if one.clusters})
-    blocks = () if server.step is None else server.step.blocks
-    for block in blocks:
-        line |= {
-            f"kl/{block.block}": _number(block.kl),
-            f"alpha/{block.block}": block.alpha,
-            f"budget/{block.block}": _number(block.budget),
-            f"wanted/{block.block}": _number(block.wanted),
-        }
-    if server.step is not None and blocks:
-        kept = server.step
-        line |= {"kl/joint": _number(kept.joint), "budget/joint": _number(kept.joint_budget)}
-        line |= {"wanted/joint": _number(kept.joint_wanted)}
-    line |= {f"last_kl/{name}": _number(kl) for name, kl in server.last_kl.items()}
+    for block in dict.fromkeys(block for client in clients for block in client.clusters):
+        line[f"clusters/{block}"] = len({client.clusters[block] for client in clients if client.clusters})
+    if server.step is not None and server.step.blocks:
+        line |= _step_metrics(server.step)
+    line |= {f"last_kl/{name}": _finite(kl) for name, kl in server.last_kl.items()}
     return line | ({"notes": list(server.notes)} if server.notes else {})
 
 
-def _client_line(note: ClientRecord, metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
-    """A client's line in a federation."""
-    line: dict[str, Any] = {**metrics[note.client], "fed/personal_groups": len(note.departed)}
-    line |= {"personal_groups": list(note.departed)} if note.departed else {}
-    line |= {f"cluster/{block}": cluster for block, cluster in note.clusters.items()}
-    line |= {"kl/joint": _number(note.kl)} if note.kl is not None else {}
-    return line | ({"failure": note.failure.kind} if note.failure is not None else {})
+def _step_metrics(step: AcceptedStep) -> dict[str, float | None]:
+    """The step's KL, budget and fraction for each block, and for all blocks together."""
+    line: dict[str, float | None] = {}
+    for block in step.blocks:
+        line |= {
+            f"kl/{block.block}": _finite(block.kl),
+            f"alpha/{block.block}": block.alpha,
+            f"budget/{block.block}": _finite(block.budget),
+            f"wanted/{block.block}": _finite(block.wanted),
+        }
+    line |= {"kl/joint": _finite(step.joint), "budget/joint": _finite(step.joint_budget)}
+    return line | {"wanted/joint": _finite(step.joint_wanted)}
+
+
+def _client_line(record: ClientRecord, metrics: Mapping[str, float | None]) -> dict[str, Any]:
+    """A client's part of the line in a federation."""
+    line: dict[str, Any] = {**metrics, DEPARTED_GROUPS: len(record.departed)}
+    line |= {"personal_groups": list(record.departed)} if record.departed else {}
+    line |= {f"cluster/{block}": cluster for block, cluster in record.clusters.items()}
+    line |= {"kl/joint": _finite(record.kl)} if record.kl is not None else {}
+    return line | ({"failure": record.failure.kind} if record.failure is not None else {})
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return _number(float(np.mean(known))) if known else None
+    return _finite(float(np.mean(known))) if known else None
 
 
-def _number(value: float | None) -> float | None:
-    """JSON has neither NaN nor infinity."""
+def _finite(value: float | None) -> float | None:
+    """The number, or None for NaN and infinity, which JSON has not."""
     return None if value is None or not np.isfinite(value) else value
-
-
-# To a checkpoint and back ---------------------------------------------------------------------------------------------
-
-
-def note_of(document: Mapping[str, Any]) -> RoundRecord:
-    """A note from what JSON made of it."""
-    server = document["server"]
-    return RoundRecord(
-        **{
-            **document,
-            "clients": [_client_of(one) for one in document["clients"]],
-            "server": None if server is None else _server_of(server),
-        }
-    )
-
-
-def kept_of(document: Mapping[str, Any] | None) -> AcceptedStep | None:
-    """A step from what JSON made of it."""
-    if document is None:
-        return None
-    blocks = tuple(AcceptedBlock(**block) for block in document["blocks"])
-    return AcceptedStep(**{**document, "blocks": blocks, "clients": tuple(document["clients"])})
-
-
-def _client_of(document: Mapping[str, Any]) -> ClientRecord:
-    failure = document["failure"]
-    known = {"departed": tuple(document["departed"]), "failure": None if failure is None else Failure(**failure)}
-    return ClientRecord(**{**document, **known})
-
-
-def _server_of(document: Mapping[str, Any]) -> ServerRecord:
-    return ServerRecord(**{**document, "step": kept_of(document["step"]), "notes": tuple(document["notes"])})
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a client has no answer."""
-
-    kind: str
-    """`raised`, `died`, `late`, `refused` or `unreachable`."""
-    reason: str
-    """In words, of one line."""

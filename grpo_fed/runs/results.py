@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from grpo_fed.runs.records import interquartile_mean
+from grpo_fed.runs.serialisation import from_json
+from grpo_fed.runs.statistics import iqm
 from grpo_fed.scenario.toml.text import shorten
 
 RESULTS = "results.json"
 
-SHAPE: Mapping[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("scenario", "method", "device", "status"), str),
-    **dict.fromkeys(("seed", "rounds", "env_steps", "bytes_up", "bytes_down"), int),
-    "seconds": (int, float),
-    **dict.fromkeys(("eval", "clients"), dict),
-}
-"""What is in `results.json` at the least."""
+CLIENT_KEYS = {"before": "return_before", "after": "return", "sampled": "return_sampled", "best": "return_best"}
+"""Keys of a client in `results.json` that are not the names of the record's fields."""
 
 Status: TypeAlias = Literal["finished", "interrupted", "failed"]
 
 
 @dataclass(frozen=True)
 class ClientResult:
-    """What became of a client; a mean return is None where none was measured."""
+    """What became of a client; a mean return is None if it was not measured."""
 
     env: str
     before: float | None
@@ -42,15 +38,15 @@ class ClientResult:
     episodes: int
     """Training episodes that finished."""
     env_steps: int
-    """Training steps."""
+    """Environment steps that it learned from."""
     personal_groups: tuple[str, ...] = ()
-    """Of the shared blocks, the groups that it has left at the end."""
+    """The shared parameter groups that it has left by the end."""
     clusters: Mapping[str, int] = field(default_factory=dict)
-    """By shared block the cluster that it is in at the end; empty where the merge makes none."""
+    """Its cluster in every shared block at the end; empty if the merge makes no clusters."""
 
     @property
     def latest(self) -> float | None:
-        """What is known of how it does: the last policy's return, or else the best that a round had."""
+        """The last policy's return, or else the highest return of a round's training episodes."""
         return self.best if self.after is None else self.after
 
 
@@ -63,50 +59,51 @@ class Result:
     device: str
     status: Status
     error: str | None
-    """What stopped it."""
+    """The exception that ended the run; None if it finished."""
     rounds: int
-    """How many were trained."""
+    """How many rounds were trained."""
     seconds: float
     env_steps: int
-    clients: dict[str, ClientResult]
+    """Environment steps of all clients."""
+    clients: Mapping[str, ClientResult]
     """In the scenario's order."""
     out: Path | None
-    """The run folder."""
+    """The run's folder."""
     method: str = "local"
     bytes_up: int = 0
-    """From clients to the server."""
+    """Bytes from clients to the server."""
     bytes_down: int = 0
-    """From the server to clients."""
+    """Bytes from the server to clients."""
     missing: Mapping[str, Sequence[tuple[int, str, str]]] = field(default_factory=dict)
-    """By client, when it had no answer: the round, the kind of failure and what is known of it."""
+    """For each client that failed: round, kind of failure and reason, one for each time."""
 
     @property
     def returns(self) -> np.ndarray:
-        """[K]: the last policies' mean returns, of the clients that have one."""
+        """[K]: mean returns of the last policies, of the clients that have one."""
         return np.array([client.after for client in self.clients.values() if client.after is not None])
 
     @property
     def score_mean(self) -> float | None:
-        """Mean over the clients."""
+        """Mean return over the clients."""
         return float(self.returns.mean()) if self.returns.size else None
 
     @property
     def score_min(self) -> float | None:
-        """Of the worst client."""
+        """Return of the worst client."""
         return float(self.returns.min()) if self.returns.size else None
 
     @property
     def score_iqm(self) -> float | None:
-        """Mean over the middle half of the clients (2108.13264)."""
-        return interquartile_mean(self.returns) if self.returns.size else None
+        """Mean return over the middle half of the clients (2108.13264)."""
+        return iqm(self.returns) if self.returns.size else None
 
     @property
     def idle(self) -> tuple[str, ...]:
-        """Clients that were asked and learned nothing."""
-        return idle_clients(self.document())
+        """Clients that were asked to train and learned nothing."""
+        return idle_clients(self.to_json())
 
-    def document(self) -> dict[str, Any]:
-        """As `results.json` has it."""
+    def to_json(self) -> dict[str, Any]:
+        """Make the content of `results.json`."""
         return {
             "scenario": self.scenario,
             "method": self.method,
@@ -120,48 +117,59 @@ class Result:
             "bytes_up": self.bytes_up,
             "bytes_down": self.bytes_down,
             "eval": {"score_iqm": self.score_iqm, "score_mean": self.score_mean, "score_min": self.score_min},
-            "clients": {
-                name: {
-                    "env": client.env,
-                    "return": client.after,
-                    "return_before": client.before,
-                    "return_sampled": client.sampled,
-                    "return_best": client.best,
-                    "episodes": client.episodes,
-                    "env_steps": client.env_steps,
-                    "personal_groups": list(client.personal_groups),
-                    **({"clusters": dict(client.clusters)} if client.clusters else {}),
-                }
-                for name, client in self.clients.items()
-            },
-            "missing": {name: [list(one) for one in every] for name, every in self.missing.items()},
+            "clients": {name: _client_to_json(client) for name, client in self.clients.items()},
+            "missing": {name: [list(failure) for failure in failures] for name, failures in self.missing.items()},
         }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any], out: Path | None = None) -> Result:
+        """Read the content of `results.json`; ValueError names what does not fit."""
+        tables = dict(document)
+        if not isinstance(tables.pop("eval", None), Mapping):
+            raise ValueError("it has no eval")
+        fields = {key: field for field, key in CLIENT_KEYS.items()}
+        clients = tables.get("clients")
+        if isinstance(clients, Mapping) and all(isinstance(client, Mapping) for client in clients.values()):
+            tables["clients"] = {
+                name: {fields.get(key, key): value for key, value in client.items()} for name, client in clients.items()
+            }
+        return replace(from_json(cls, {"error": None, **tables, "out": None}), out=out)
+
+
+def _client_to_json(client: ClientResult) -> dict[str, Any]:
+    document = {CLIENT_KEYS.get(name, name): value for name, value in vars(client).items()}
+    document["personal_groups"] = list(client.personal_groups)
+    document["clusters"] = dict(client.clusters)
+    if not client.clusters:
+        del document["clusters"]
+    return document
+
+
+def status_of(error: BaseException | None) -> Status:
+    """Name how a run ended, from the exception that stopped it."""
+    if error is None:
+        return "finished"
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
 
 
 def read_results(folder: Path) -> dict[str, Any] | None:
-    """`results.json` of a run folder; None while there is none; ValueError if it is damaged."""
+    """Read `results.json` of a run's folder; None if there is none yet; ValueError if it is damaged."""
     path = folder / RESULTS
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(document, dict):
             raise ValueError("it is no table of results")
-        for key, kinds in SHAPE.items():
-            if not isinstance(found.get(key), kinds):
-                raise ValueError(f"{key} is {found[key]!r}" if key in found else f"it has no {key}")
-        if not isinstance(found.get("missing", {}), dict):
-            raise ValueError(f"missing is {found['missing']!r}")
-        if not all(isinstance(one, dict) for one in found["clients"].values()):
-            raise ValueError("clients are not tables")
+        Result.from_json(document)
     except ValueError as error:
-        cure = "remove it: what the rounds tell is there without it, and a run that goes on writes it anew"
+        cure = "remove it: what the rounds say is there without it, and a resumed run writes it again"
         raise ValueError(f"{path}: is damaged: {shorten(str(error))}; {cure}") from None
-    return found
+    return document
 
 
 def idle_clients(results: Mapping[str, Any]) -> tuple[str, ...]:
-    """Of `results.json`, the clients that were asked to train and learned nothing; none where nobody was asked yet."""
+    """The clients in `results.json` that were asked to train and learned nothing; none before the first round."""
     clients, missing = results["clients"], results.get("missing", {})
     if not results["rounds"]:
         return ()

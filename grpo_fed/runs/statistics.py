@@ -1,4 +1,4 @@
-"""What a handful of seeds can say: interquartile mean, probability of improvement, bootstrap intervals.
+"""Statistics of few seeds: interquartile mean, probability of improvement, bootstrap intervals.
 
 Deep Reinforcement Learning at the Edge of the Statistical Precipice, arXiv 2108.13264. Scores are [S, T]: seed, task;
 a single task is [S, 1]. The statistics take leading axes too, so that all resamples are one call.
@@ -24,18 +24,19 @@ def estimate(
     *scores: np.ndarray,
     generator: np.random.Generator,
     resamples: int = 2_000,
-    together: bool = False,
+    whole_seeds: bool = False,
 ) -> Estimate:
     """The statistic of one or more score arrays, each [S, T], and its percentile interval.
 
     estimate(interquartile_mean, ours, generator=np.random.default_rng(0))
     estimate(probability_of_improvement, ours, peers, generator=np.random.default_rng(0))
 
-    `together` draws whole seeds, for tasks that are learned in one run and stand and fall with each other.
+    whole_seeds: resample whole seeds instead of each task's own, for tasks that are learned in one run and so are not
+    independent.
     """
     for array in scores:
         _refuse_unusable(array)
-    draw = whole_resamples if together else stratified_resamples
+    draw = whole_resamples if whole_seeds else stratified_resamples
     resampled = statistic(*(draw(array, generator, resamples) for array in scores))
     low, high = np.quantile(resampled, [0.025, 0.975])
     return Estimate(float(statistic(*scores)), float(low), float(high))
@@ -46,6 +47,11 @@ def interquartile_mean(scores: np.ndarray) -> np.ndarray:
     pooled = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
     cut = pooled.shape[-1] // 4
     return np.asarray(pooled[..., cut : pooled.shape[-1] - cut].mean(axis=-1))
+
+
+def iqm(scores: np.ndarray) -> float:
+    """Interquartile mean of the scores [K] of one run's clients (2108.13264)."""
+    return float(interquartile_mean(scores[:, None]))
 
 
 def probability_of_improvement(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
@@ -59,19 +65,19 @@ def probability_of_improvement(ours: np.ndarray, theirs: np.ndarray) -> np.ndarr
 
 
 def stratified_resamples(scores: np.ndarray, generator: np.random.Generator, resamples: int) -> np.ndarray:
-    """Draws seeds with replacement for each task on its own, [S, T] -> [resamples, S, T]."""
+    """Sample seeds with replacement for each task on its own, [S, T] -> [resamples, S, T]."""
     rows = generator.integers(len(scores), size=(resamples, *scores.shape))
     return np.take_along_axis(scores[None], rows, axis=1)
 
 
 def whole_resamples(scores: np.ndarray, generator: np.random.Generator, resamples: int) -> np.ndarray:
-    """Draws seeds with replacement, each with all its tasks, [S, T] -> [resamples, S, T]."""
+    """Sample seeds with replacement, each with all its tasks, [S, T] -> [resamples, S, T]."""
     return scores[generator.integers(len(scores), size=(resamples, len(scores)))]
 
 
 def _refuse_unusable(scores: np.ndarray) -> None:
     if scores.ndim != 2 or scores.size == 0:
         raise ValueError(f"scores of shape {scores.shape}: expected [seeds, tasks]; one task is scores[:, None]")
-    # The trimming would drop an infinity and NaN without a word.
+    # trimming would drop infinities and NaN silently
     if not np.isfinite(scores).all():
         raise ValueError(f"scores hold {scores[~np.isfinite(scores)][0]}: leave the run out or give it a score")

@@ -19,7 +19,8 @@ from grpo_fed import Scenario, load_policy, train
 from grpo_fed.engines.alone import AloneEngine
 from grpo_fed.rl.stacked_learner import DivergedError
 from grpo_fed.runs.files import append_line, write_atomic
-from grpo_fed.runs.records import RoundRecord, interquartile_mean
+from grpo_fed.runs.records import RoundRecord
+from grpo_fed.runs.statistics import iqm
 from grpo_fed.tasks.task import TaskError
 
 TINY = """
@@ -164,7 +165,7 @@ def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 8, 13])
 def test_the_interquartile_mean_is_scipys_trimmed_mean(count: int):
     scores = np.random.default_rng(count).normal(size=count)
-    assert interquartile_mean(scores) == pytest.approx(trim_mean(scores, 0.25))
+    assert iqm(scores) == pytest.approx(trim_mean(scores, 0.25))
 
 
 # Folders --------------------------------------------------------------------------------------------------------------

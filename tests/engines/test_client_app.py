@@ -303,7 +303,7 @@ def test_a_federation_of_nodes_ends_where_one_of_members_does(tmp_path: Path):
     grid = InMemoryGrid(
         {number: (lambda message, node=node: clients.app.app(message, node).content) for number, node in nodes.items()}
     )
-    over_nodes = Federation(SCENARIO, COMMONS, GridTransport(grid, COMMONS, SCENARIO), fold=True)
+    over_nodes = Federation(SCENARIO, COMMONS, GridTransport(grid, COMMONS, SCENARIO), evaluate_with_next_round=True)
     result = over_nodes.run()
 
     tasks, home = resolve_tasks(SCENARIO), StateStore(tmp_path / "together")

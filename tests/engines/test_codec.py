@@ -36,7 +36,7 @@ from grpo_fed.federation.messages import (
     Trained,
 )
 from grpo_fed.policy.shared import resolve_shared_blocks
-from grpo_fed.runs.metrics import METRICS
+from grpo_fed.runs.metrics import REPORTED
 from grpo_fed.scenario.scenario import Scenario
 
 TEXT = """
@@ -447,7 +447,7 @@ def test_an_instruction_of_another_type_is_refused():
 NUMBERS = [0, 1, -1, 64, 10**30, 0.0, -0.5, 1e300, 5e-324, math.nan, math.inf, -math.inf]
 LISTS = [[], [1], [0.1], [0.1, 0.2, 0.3], [math.nan] * 3, [-1.0] * 3, [0.0] * 64]
 WORDS = ["", "point", "../x", b"", b"\xff", b"\xf0", b"\x40", True, False]
-NAMES = [*METRICS, "point", "fisher", "kl", "steps", "groups", "instruction", "x"]
+NAMES = [*REPORTED, "point", "fisher", "kl", "steps", "groups", "instruction", "x"]
 RECORDS = [ArrayRecord(), ConfigRecord(), MetricRecord()]
 
 
@@ -532,7 +532,7 @@ def assert_possible(instruction: Instruction, answer: Answer) -> None:
             assert 0 <= answer.episodes <= answer.steps <= 128
             assert math.isfinite(answer.gain)
             assert 0 <= answer.spread < math.inf
-            assert set(answer.metrics) <= METRICS
+            assert set(answer.metrics) <= REPORTED
             assert all(math.isfinite(value) for value in answer.metrics.values())
             assert answer.kl is None or (len(answer.kl) == 1 + BLOCKS and all(-1e-6 <= kl < 1e308 for kl in answer.kl))
             assert_possible_summary(answer.played)

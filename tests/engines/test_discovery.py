@@ -131,7 +131,12 @@ def run(scenario: Scenario, grid: InMemoryGrid, folder: Path | None = None) -> t
     roll = NodeRegistry(grid, ["cart", "bot"])
     commons, engine = discover_shared_blocks(scenario, roll, {})
     federation = Federation(
-        scenario, commons, GridTransport(grid, commons, scenario, roll), folder, fold=True, engine=engine
+        scenario,
+        commons,
+        GridTransport(grid, commons, scenario, roll),
+        folder,
+        evaluate_with_next_round=True,
+        engine=engine,
     )
     return federation, federation.run()
 
@@ -203,7 +208,9 @@ def test_who_comes_late_and_does_not_fit_is_told(tmp_path: Path, packages: Path)
     commons, _ = discover_shared_blocks(scenario, roll, {})
     assert commons.blocks == ("adapter", "torso.0", "actor", "critic"), "all that the cart has"
     grid.clients[8] = node("bot", tmp_path, packages, scenario)
-    result = Federation(scenario, commons, GridTransport(grid, commons, scenario, roll), fold=True).run()
+    result = Federation(
+        scenario, commons, GridTransport(grid, commons, scenario, roll), evaluate_with_next_round=True
+    ).run()
     assert result.clients["cart"].env_steps == 128
     _, kind, reason = result.missing["bot"][-1]
     assert kind == "raised"

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from grpo_fed.engines.alone import AloneEngine, resume, train
+from grpo_fed.engines.alone import AloneEngine, train
 from grpo_fed.federation.messages import Instruction
 from grpo_fed.federation.rounds import Federation
 from grpo_fed.runs.folder import open_unfinished
+from grpo_fed.runs.recorder import Watch
 from grpo_fed.runs.records import Failure, RoundRecord
+from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
 from tests.support.numeric_clients import NumericPost, village
 
@@ -47,6 +49,12 @@ spread = { length = [0.2, 0.8] }
 name = "swing"
 env = "Pendulum-v1"
 """
+
+
+def resume(folder: Path, watch: Watch = lambda record: None) -> Result:
+    """Go on with clients that learn alone."""
+    with AloneEngine.resumed(folder) as engine:
+        return engine.run(watch)
 
 
 def scenario(*overrides: str) -> Scenario:
@@ -193,9 +201,9 @@ def everything(folder: Path) -> dict[str, object]:
     files = [place / "shared.safetensors", *sorted((place / "clients").iterdir())]
     arrays = {f"{file.name}:{name}": array.tobytes() for file in files for name, array in load_file(file).items()}
     state = json.loads((place / "state.json").read_text())
-    state["notes"].pop("seconds")
-    state["notes"]["position"].pop("name")
-    state["notes"]["ledger"]["untold"].pop("seconds")
+    state["parts"]["recorder"]["totals"].pop("seconds")
+    state["parts"]["server"].pop("name")
+    state["parts"]["recorder"]["pending"].pop("seconds")
     return {**found, "arrays": arrays, "state": state}
 
 
@@ -260,7 +268,7 @@ def test_a_federation_that_went_on_remembers_who_was_missing_and_what_was_sent(t
     with pytest.raises(KeyboardInterrupt):
         going.run(stop)
     resumed = federation(tmp_path / "cut", "mean", False)[0].run()
-    assert resumed.missing["c-1"][0] == [1, "late", "asleep"]
+    assert resumed.missing["c-1"][0] == (1, "late", "asleep")
     assert (resumed.bytes_up, resumed.bytes_down) == (result.bytes_up, result.bytes_down)
     assert resumed.clients == result.clients
 

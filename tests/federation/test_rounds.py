@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import math
@@ -20,8 +19,9 @@ from grpo_fed.federation.messages import Evaluate, Instruction, Measure, Train, 
 from grpo_fed.federation.participation import ceil_fraction
 from grpo_fed.federation.rounds import Federation, QuorumLostError
 from grpo_fed.federation.server_step import with_measured_kl
-from grpo_fed.runs.records import Failure, RoundRecord, note_of, record_to_line
+from grpo_fed.runs.records import Failure, RoundRecord, record_to_line
 from grpo_fed.runs.results import Result
+from grpo_fed.runs.serialisation import from_json, to_json
 from tests.support.numeric_clients import NumericPost, village
 
 EVERY = "evaluate.every=1"
@@ -36,7 +36,7 @@ def run(
     scenario, commons, clients = village(*overrides, count=count)
     for name, value in post.items():
         setattr(clients, name, value)
-    federation = Federation(scenario, commons, clients, out, fold=fold)
+    federation = Federation(scenario, commons, clients, out, evaluate_with_next_round=fold)
     notes: list[RoundRecord] = []
     result = federation.run(notes.append)
     return federation, clients, notes, result
@@ -416,9 +416,9 @@ def test_it_is_told_and_kept_who_is_in_which_cluster():
         assert found == [number // 3] * len(blocks)  # of equal weight, the first by name is 0
     assert federation.result is not None
     assert federation.result.clients["c-4"].clusters == dict.fromkeys(blocks, 1)
-    document = federation.result.document()["clients"]["c-4"]
+    document = federation.result.to_json()["clients"]["c-4"]
     assert document["clusters"] == dict.fromkeys(blocks, 1)
-    again = note_of(json.loads(json.dumps(dataclasses.asdict(notes[2]))))
+    again = from_json(RoundRecord, json.loads(to_json(notes[2])))
     assert [one.clusters for one in again.clients] == [one.clusters for one in notes[2].clients]
     assert not notes[0].clients[0].clusters
 
@@ -508,7 +508,7 @@ def test_a_run_stops_when_nothing_gets_better(fold: bool):
     def worse(note: RoundRecord) -> None:
         post.goals = {name: post.numbers(name, 0) + 3 * (note.round + 1) for name in commons.clients}
 
-    result = Federation(scenario, commons, post, fold=fold).run(worse)
+    result = Federation(scenario, commons, post, evaluate_with_next_round=fold).run(worse)
     assert result.rounds == (4 if fold else 3)
 
 
@@ -577,7 +577,7 @@ def test_a_round_that_waits_for_its_scores_is_written_without_them_if_the_run_st
 
     post.fault = fault
     with pytest.raises(RuntimeError, match="the wire is cut"):
-        Federation(scenario, commons, post, tmp_path, fold=True).run()
+        Federation(scenario, commons, post, tmp_path, evaluate_with_next_round=True).run()
     found = lines(tmp_path)
     assert [(line["round"], line["eval/score_iqm"] is None) for line in found] == [(1, False), (2, True)]
     assert json.loads((tmp_path / "results.json").read_text())["rounds"] == 2

@@ -125,7 +125,7 @@ def test_clients_of_one_run_are_not_so_many_witnesses():
                 theirs,
                 generator=np.random.default_rng(1),
                 resamples=300,
-                together=together,
+                whole_seeds=together,
             )
             for together in (False, True)
         )

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from grpo_fed.aggregation.proximity import AcceptedBlock, AcceptedStep
 from grpo_fed.runs import checkpoint
 from grpo_fed.runs.checkpoint import Checkpoint
-from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord, kept_of, note_of
+from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord
 
 
 def after(number: int) -> Checkpoint:
@@ -37,7 +37,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     checkpoint.write(tmp_path, after(3), keep=2)
     found = checkpoint.latest(tmp_path)
     assert found is not None
-    assert (found.round, found.counters) == (3, {"steps": {"x": 3}})
+    assert (found.round, found.parts) == (3, {"steps": {"x": 3}})
     for client, arrays in after(3).clients.items():
         for name, array in arrays.items():
             assert found.states()[client][name].dtype == array.dtype
@@ -83,7 +83,7 @@ def test_a_damaged_checkpoint_says_what_to_do(tmp_path: Path) -> None:
         states_of(tmp_path)
 
 
-@pytest.mark.parametrize("state", ["[1, 2]", "{}", '{"round": 2, "clients": null, "origins": {}, "notes": {}}', "null"])
+@pytest.mark.parametrize("state", ["[1, 2]", "{}", '{"round": 2, "clients": null, "origins": {}, "parts": {}}', "null"])
 def test_a_checkpoint_whose_state_is_something_else_is_damaged_too(tmp_path: Path, state: str) -> None:
     for number in (1, 2):
         checkpoint.write(tmp_path, after(number), keep=2)
@@ -166,6 +166,5 @@ def test_records_in_the_notes_become_json(tmp_path: Path) -> None:
     checkpoint.write(tmp_path, Checkpoint(2, {"note": note, "kept": kept}), keep=1)
     found = checkpoint.latest(tmp_path)
     assert found is not None
-    assert note_of(found.counters["note"]) == note
-    assert kept_of(found.counters["kept"]) == kept
-    assert kept_of(None) is None
+    assert found.part("note", RoundRecord) == note
+    assert found.part("kept", AcceptedStep) == kept

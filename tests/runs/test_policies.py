@@ -17,7 +17,7 @@ from grpo_fed.reports.film import film
 from grpo_fed.rl.stacked_learner import make_learners
 from grpo_fed.runs.folder import read_client_names
 from grpo_fed.runs.policies import LoadedPolicy, load_policy, save_policies
-from grpo_fed.runs.recorder import Journal
+from grpo_fed.runs.recorder import Recorder
 from grpo_fed.scenario.scenario import Scenario
 
 SPACES: dict[str, tuple[spaces.Space[Any], spaces.Space[Any]]] = {
@@ -197,7 +197,7 @@ def test_an_environment_that_cannot_be_drawn_is_named(tmp_path: Path, monkeypatc
 def run(tmp_path: Path) -> Path:
     given = scenario("grpo_fed/CartPole-v1", "normalise.observations=true")
     fleets = make_learners(given)
-    Journal.open(tmp_path, given)
+    Recorder(given, tmp_path, "cpu").open(lambda record: None)
     for fleet in fleets:
         save_policies(tmp_path, fleet)
     return tmp_path

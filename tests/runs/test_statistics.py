@@ -82,13 +82,13 @@ def test_tasks_that_stand_and_fall_together_are_no_more_evidence_than_one():
     # Ten copies of one task: by whole seeds the interval is that of one alone, task by task it is a third as wide.
     one = np.random.default_rng(0).normal(size=(8, 1))
 
-    def width(scores: np.ndarray, together: bool) -> float:
-        found = estimate(interquartile_mean, scores, generator=np.random.default_rng(1), together=together)
+    def width(scores: np.ndarray, whole_seeds: bool) -> float:
+        found = estimate(interquartile_mean, scores, generator=np.random.default_rng(1), whole_seeds=whole_seeds)
         return found.high - found.low
 
     copies = np.tile(one, (1, 10))
-    assert width(copies, together=True) == pytest.approx(width(one, together=True), rel=0.25)
-    assert width(copies, together=False) < width(copies, together=True) / 2
+    assert width(copies, whole_seeds=True) == pytest.approx(width(one, whole_seeds=True), rel=0.25)
+    assert width(copies, whole_seeds=False) < width(copies, whole_seeds=True) / 2
 
 
 def test_seeds_that_agree_leave_no_interval_however_far_apart_the_tasks():

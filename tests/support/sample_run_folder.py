@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from grpo_fed.aggregation.proximity import AcceptedBlock, AcceptedStep
-from grpo_fed.runs.recorder import Journal, Totals
-from grpo_fed.runs.records import RETURN, ClientRecord, Failure, RoundRecord, ServerRecord
+from grpo_fed.policy.shared import resolve_shared_blocks
+from grpo_fed.runs.metrics import TRAINING_RETURN
+from grpo_fed.runs.recorder import Recorder
+from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord
 from grpo_fed.scenario.scenario import Scenario
 
 BLOCKS = ("torso.0", "torso.1", "actor")
@@ -42,33 +44,32 @@ class Made:
 
 def write_run(folder: Path, scenario: Scenario, made: Made = Made()) -> Path:
     """A run folder."""
-    journal = Journal.open(folder, scenario)
-    totals = Totals(scenario, "cpu")
+    recorder = Recorder(scenario, folder, "cpu", scenario.method if made.federated else "local")
+    groups = resolve_shared_blocks(scenario).groups if made.federated else None
+    recorder.open(lambda record: None, None if groups is None else dict(zip(groups.names, groups.blocks, strict=True)))
     names = [(settings.name, name) for settings in scenario.clients for name in settings.names]
     last = made.rounds or scenario.rounds
     first = [ClientRecord(name, task, score=1.0) for task, name in names]
-    totals.add(RoundRecord(0, scenario.rounds, 0.0, 0, first))
+    recorder.round_finished(RoundRecord(0, scenario.rounds, 0.0, 0, first), None)
     for number in range(1, last + 1):
         clients = []
         for k, (task, name) in enumerate(names):
             score = made.scores(k) if number == scenario.rounds else None
             failure, value = made.failure(number, k), made.returns(number, k)
-            own: dict[str, Any] = {"personal": made.left(number, k), "clusters": made.clusters(number, k)}
+            own: dict[str, Any] = {"departed": made.left(number, k), "clusters": made.clusters(number, k)}
             if failure is not None:
                 clients.append(ClientRecord(name, task, score=score, **own, failure=failure))
-                totals.miss(number, name, failure)
+                recorder.client_failed(number, name, failure)
             elif made.federated or value is not None:
-                metrics = {} if value is None else {RETURN: value}
+                metrics = {} if value is None else {TRAINING_RETURN: value}
                 clients.append(ClientRecord(name, task, 100, 4, metrics, score, **own))
         server = _server(made, number, len(names)) if made.federated else None
         note = RoundRecord(number, scenario.rounds, 2.0, 100 * number * len(names), clients, server)
-        totals.add(note)
-        journal.write(note)
+        recorder.round_finished(note, None)
     if made.finished:
         personal = {name: made.left(last, k) for k, (_, name) in enumerate(names)}
-        method = scenario.method if made.federated else "local"
         clusters = {name: made.clusters(last, k) for k, (_, name) in enumerate(names)}
-        journal.close(totals.result("finished", folder, method=method, personal=personal, clusters=clusters))
+        recorder.finish(departed=personal, clusters=clusters)
     return folder
 
 

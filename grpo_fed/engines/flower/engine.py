@@ -37,8 +37,9 @@ from grpo_fed.policy.shared import resolve_shared_blocks
 from grpo_fed.rl.device import resolve_device
 from grpo_fed.runs import folder as journal
 from grpo_fed.runs.folder import POLICIES
-from grpo_fed.runs.records import RoundRecord, note_of
-from grpo_fed.runs.results import RESULTS, ClientResult, Result
+from grpo_fed.runs.records import RoundRecord
+from grpo_fed.runs.results import RESULTS, Result
+from grpo_fed.runs.serialisation import from_json
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.task import MissingPackageError
 
@@ -124,7 +125,7 @@ class FlowerEngine:
             except BaseException:
                 if self.superlink is None and (folder / RESULTS).is_file():
                     document = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-                    self.result = result_of(document, self.folder)
+                    self.result = Result.from_json(document, self.folder)
                 raise
             finally:
                 if folder.is_dir():
@@ -199,7 +200,7 @@ def _result(status: RunStatus, listener: LogListener, processes: SupervisedProce
         raise FlowerRunError(f"{words}\n{log}")
     if listener.result is None:
         raise FlowerRunError(f"the run completed without a result\n{log}")
-    return result_of(listener.result, out)
+    return Result.from_json(listener.result, out)
 
 
 def _end(
@@ -261,7 +262,7 @@ def note_line(note: RoundRecord) -> str:
 
 def result_line(result: Result) -> str:
     """For `Listener`."""
-    return RESULT + json.dumps(result.document())
+    return RESULT + json.dumps(result.to_json())
 
 
 @final
@@ -277,7 +278,7 @@ class LogListener:
         """All that there is now."""
         while (line := next(lines)) is not None:
             if line.startswith(NOTE):
-                note = note_of(json.loads(line.removeprefix(NOTE)))
+                note = from_json(RoundRecord, json.loads(line.removeprefix(NOTE)))
                 if note.round > self._round:
                     self._round = note.round
                     self.watch(note)
@@ -285,25 +286,3 @@ class LogListener:
                 self.result = json.loads(line.removeprefix(RESULT))
             else:
                 self.say(plain(line))
-
-
-def result_of(document: dict[str, Any], out: Path | None) -> Result:
-    """A result from its document."""
-    clients = {
-        name: ClientResult(
-            env=one["env"],
-            before=one["return_before"],
-            after=one["return"],
-            sampled=one["return_sampled"],
-            best=one["return_best"],
-            episodes=one["episodes"],
-            env_steps=one["env_steps"],
-            personal_groups=tuple(one["personal_groups"]),
-            clusters=one.get("clusters", {}),
-        )
-        for name, one in document["clients"].items()
-    }
-    whole = {key: document[key] for key in ("scenario", "seed", "device", "status", "rounds", "seconds", "env_steps")}
-    more = {key: document[key] for key in ("method", "bytes_up", "bytes_down")}
-    missing = {name: [(one[0], one[1], one[2]) for one in every] for name, every in document["missing"].items()}
-    return Result(**whole, **more, error=document.get("error"), clients=clients, out=out, missing=missing)

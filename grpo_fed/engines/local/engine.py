@@ -18,7 +18,6 @@ from typing import Any, Self, final
 from grpo_fed.engines.local.grid import LocalGrid
 from grpo_fed.engines.wire.transport import GridTransport
 from grpo_fed.federation.clients import Clients
-from grpo_fed.federation.ledger import Watch
 from grpo_fed.federation.messages import Start
 from grpo_fed.federation.rounds import Federation
 from grpo_fed.federation.state_store import StateStore
@@ -26,6 +25,7 @@ from grpo_fed.policy.shared import resolve_shared_blocks
 from grpo_fed.rl.device import resolve_device
 from grpo_fed.runs import folder as journal
 from grpo_fed.runs.checkpoint import Checkpoint
+from grpo_fed.runs.recorder import Watch
 from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.resolve import group_by_policy_shape
@@ -84,7 +84,7 @@ class LocalEngine:
         self.device = str(resolve_device(scenario.device))
         if self.folder is not None:
             journal.check_usable(self.folder)
-        noted: Mapping[str, Any] = (begun or {}) if after is None else after.counters.get("engine", {})
+        noted: Mapping[str, Any] = (begun or {}) if after is None else after.parts.get("engine", {})
         if after is not None and after.shared is not None and "workers" not in noted:
             raise ValueError(f"{after.folder}: was not written by the local engine, and has not what its clients need")
         self.shared_blocks = resolve_shared_blocks(scenario)

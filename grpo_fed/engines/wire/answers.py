@@ -27,7 +27,7 @@ from grpo_fed.federation.messages import (
     Trained,
 )
 from grpo_fed.policy.shared import SharedBlocks
-from grpo_fed.runs.metrics import METRICS
+from grpo_fed.runs.metrics import REPORTED
 from grpo_fed.scenario.scenario import Scenario
 
 MAX_DISTANCE = 100.0
@@ -199,7 +199,7 @@ def _read_metrics(content: RecordDict) -> Mapping[str, float]:
         raise InvalidMessageError(f"metrics is a {type(record).__name__}; it has to be a MetricRecord")
     metrics: dict[str, float] = {}
     for name, value in record.items():
-        if name not in METRICS:
+        if name not in REPORTED:
             raise InvalidMessageError(f"metrics has {show(name)}, which clients may not report")
         if not (isinstance(value, float) and abs(value) <= LARGEST):
             raise InvalidMessageError(

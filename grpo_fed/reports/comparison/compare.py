@@ -126,7 +126,7 @@ def run_locally(scenario: Scenario, folder: Path, workers: int | None = None, tr
             status = "interrupted"
             raise
         finally:
-            tracker.close(None if federation.result is None else federation.result.document(), status)
+            tracker.close(None if federation.result is None else federation.result.to_json(), status)
 
 
 def _run(run: Run, scenario: Scenario, folder: Path) -> str:

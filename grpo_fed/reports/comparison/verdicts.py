@@ -106,7 +106,7 @@ def method_results(trials: Sequence[ComparedRun], methods: Sequence[str], baseli
 
 def _improvement(ours: np.ndarray, theirs: np.ndarray, together: bool) -> Estimate:
     draws = np.random.default_rng(0)
-    return estimate(probability_of_improvement, ours, theirs, generator=draws, together=together)
+    return estimate(probability_of_improvement, ours, theirs, generator=draws, whole_seeds=together)
 
 
 def verdict_of(better: Estimate | None, by_seed: Estimate | None, seeds: int) -> str:

@@ -22,7 +22,8 @@ from grpo_fed.reports.charts import (
 )
 from grpo_fed.reports.tables import many, number
 from grpo_fed.runs.colours import INK, MUTED
-from grpo_fed.runs.history import EVALUATED, History
+from grpo_fed.runs.history import History
+from grpo_fed.runs.metrics import EVALUATION_RETURN
 from grpo_fed.runs.statistics import interquartile_mean, stratified_resamples
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def _fans(axes: Axes, rounds: np.ndarray, returns: np.ndarray, entries: Sequence
 def _middle(axes: Axes, history: History, mine: np.ndarray, alone: bool) -> None:
     """The interquartile mean with its band, and that of the likeliest actions."""
     rounds, returns = history.rounds, history.returns[:, mine]
-    played = np.vstack([history.before[mine], history.client_series(EVALUATED)[:, mine]])
+    played = np.vstack([history.before[mine], history.client_series(EVALUATION_RETURN)[:, mine]])
     played[-1] = np.where(np.isfinite(played[-1]), played[-1], history.after[mine])
     if len(mine) > 2:
         seen = np.isfinite(returns).any(axis=1)

@@ -3,46 +3,27 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from grpo_fed.runs.metrics import CLIENTS_FAILED, EVALUATION_RETURN, TRAINING_RETURN, is_timed, is_tracked
+
 MOST_CLIENTS = 64
 """Above so many, clients have no runs of their own: their quantiles stand in the federation's."""
-PREFIXES = (
-    "eval/",
-    "task/",
-    "charts/",
-    "losses/",
-    "fed/",
-    "kl/",
-    "last_kl/",
-    "wanted/",
-    "budget/",
-    "alpha/",
-    "clusters/",
-    "cluster/",
-    "comm/",
-    "time/",
-)
-ALONE = {"global_step"}
-SPREAD = ("eval/episodic_return", "charts/episodic_return", "losses/approx_kl", "losses/entropy", "kl/joint")
+SPREAD = (EVALUATION_RETURN, TRAINING_RETURN, "losses/approx_kl", "losses/entropy", "kl/joint")
 """Of these a federation of many clients has quantiles."""
 QUANTILES = {"min": 0.0, "p10": 0.1, "p50": 0.5, "p90": 0.9, "max": 1.0}
-NAME = re.compile(r"[\w./ -]{1,250}", re.ASCII)
-TIMED = re.compile(r"time/|charts/(SPS|seconds)$")
-"""What differs between two runs of the same round."""
 
 
 def tracked_metrics(line: Mapping[str, Any]) -> dict[str, float]:
     """Of the whole or of a client: the numbers that are tracked."""
-    return {name: float(value) for name, value in line.items() if _known(name) and _is_number(value)}
+    return {name: float(value) for name, value in line.items() if is_tracked(name) and _is_number(value)}
 
 
 def client_metrics(line: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
     """By client, its metrics; one that failed in this round says so under the federation's own key."""
     for client, own in line.get("clients", {}).items():
-        failed = {"fed/clients_failed": 1.0} if own.get("failure") else {}
+        failed = {CLIENTS_FAILED: 1.0} if own.get("failure") else {}
         yield client, {**tracked_metrics(own), **failed}
 
 
@@ -72,16 +53,12 @@ def same_round(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _timeless(line: Mapping[str, Any]) -> Any:
-    own = {name: value for name, value in line.items() if not TIMED.match(name) and name != "clients"}
+    own = {name: value for name, value in line.items() if not is_timed(name) and name != "clients"}
     clients = {
-        client: {name: value for name, value in metrics.items() if not TIMED.match(name)}
+        client: {name: value for name, value in metrics.items() if not is_timed(name)}
         for client, metrics in line.get("clients", {}).items()
     }
     return own, clients
-
-
-def _known(name: str) -> bool:
-    return (name in ALONE or name.startswith(PREFIXES)) and NAME.fullmatch(name) is not None
 
 
 def _is_number(value: Any) -> bool:

@@ -1,0 +1,118 @@
+"""What the server does with the clients' answers: merge them, choose the step, move the shared blocks.
+
+It knows no rounds and no transport, so rounds that wait for all clients and others that do not can use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias, final
+
+import numpy as np
+import torch
+
+from grpo_fed.aggregation.merge.rules import check_rule
+from grpo_fed.aggregation.proximity import StepFractions, adapt_budgets, full_step, interpolate
+from grpo_fed.federation.messages import Trained
+from grpo_fed.federation.round_merge import MergeTarget, RoundMerge
+from grpo_fed.federation.server_state import ServerState, deduplicate
+from grpo_fed.federation.server_step import Move, ServerStep, block_budgets, choose_step, with_measured_kl
+from grpo_fed.policy.shared import SharedBlocks
+from grpo_fed.runs.checkpoint import Checkpoint
+from grpo_fed.scenario.scenario import Scenario
+
+MeasureCandidates: TypeAlias = Callable[
+    [Mapping[str, np.ndarray], Sequence[StepFractions]], Mapping[str, Sequence[float]]
+]
+"""Asks clients for the KL of a candidate step: each client's candidate [S] and the fractions of it to try ([M], B each)
+-> the KL [M] of each client that answered."""
+
+
+@final
+class Server:
+    """The shared blocks, and how answers move them."""
+
+    def __init__(self, scenario: Scenario, shared_blocks: SharedBlocks, after: Checkpoint | None = None) -> None:
+        """Begin with the scenario's initial shared blocks, or with those of a checkpoint.
+
+        ValueError for a merge rule or KL budgets that do not fit the shared blocks, or a checkpoint that does not.
+        """
+        check_rule(scenario.merge, shared_blocks)
+        self.scenario, self.shared_blocks = scenario, shared_blocks
+        self.initial_budgets = block_budgets(scenario.proximity, shared_blocks)
+        if after is None:
+            self.state = ServerState.initial(scenario.name, shared_blocks, self.initial_budgets)
+        else:
+            self.state = ServerState.from_checkpoint(after, shared_blocks)
+
+    def begin_merge(self) -> RoundMerge:
+        """Start a merge that answers are added to as they arrive."""
+        return RoundMerge(self.scenario, self.shared_blocks)
+
+    def aggregate(self, merge: RoundMerge, measure: MeasureCandidates) -> tuple[ServerStep, tuple[str, ...]]:
+        """Move the shared blocks towards the merge's target, as far as the KL budgets allow: s <- s + alpha (s* - s).
+
+        Return the step and messages for a person.
+        """
+        state = self.state
+        target = merge.target(torch.from_numpy(state.shared))
+        state.departed |= target.departed
+        state.clusters = dict(target.clusters) or state.clusters
+        step = self._choose_step(target, measure)
+        self._move(target, step.accepted.alphas)
+        state.last_step = step.accepted
+        return step, target.notes
+
+    def skip_merge(self) -> None:
+        """Leave the shared blocks as they are, for want of answers."""
+        self.state.last_step = None
+
+    def observe_last_step(self, replies: Mapping[str, Trained], weights: Mapping[str, float]) -> dict[str, float]:
+        """Learn from the answers how the last step turned out, and adapt the budgets if the scenario says so.
+
+        Return its KL as clients measured it afterwards, `joint` and for each block; empty if none did.
+        """
+        state, settings = self.state, self.scenario.proximity
+        if state.last_step is None:
+            return {}
+        measured = with_measured_kl(state.last_step, replies, weights, settings.over)
+        if settings.adaptive:
+            gains = [reply.gain / reply.spread for reply in replies.values() if reply.spread > 0]
+            state.budgets = adapt_budgets(state.budgets, self.initial_budgets, measured or state.last_step, gains)
+        if measured is None:
+            return {}
+        kl = {"joint": measured.joint, **{block.block: block.kl for block in measured.blocks}}
+        return {name: value for name, value in kl.items() if value is not None}
+
+    def _choose_step(self, target: MergeTarget, measure: MeasureCandidates) -> ServerStep:
+        """How far to go: by the server's own arithmetic, or by asking the clients that answered."""
+        if not self.shared_blocks.size:
+            return ServerStep(full_step(()))
+        common, of_client = target.point.numpy(), deduplicate(target.points)
+        moves = [
+            Move(self.state.shared_of(client), point, target.weights[client]) for client, point in target.points.items()
+        ]
+
+        def measure_clients(
+            clients: Sequence[str], fractions: Sequence[StepFractions]
+        ) -> Mapping[str, Sequence[float]]:
+            return measure({client: of_client.get(client, common) for client in clients}, fractions)
+
+        return choose_step(
+            self.scenario.proximity,
+            self.state.budgets,
+            self.shared_blocks,
+            moves or [Move(torch.from_numpy(self.state.shared), target.point, 1.0)],
+            target,
+            measure_clients,
+        )
+
+    def _move(self, target: MergeTarget, alphas: StepFractions) -> None:
+        """Move the shared blocks, and for clients in clusters their cluster's."""
+        blocks, state = list(self.shared_blocks.slices.values()), self.state
+        moved = {
+            client: interpolate(state.shared_of(client), point, blocks, alphas)
+            for client, point in target.points.items()
+        }
+        state.cluster_points = deduplicate({client: state.shared_of(client) for client in state.cluster_points} | moved)
+        state.shared = interpolate(torch.from_numpy(state.shared), target.point, blocks, alphas).numpy()
