@@ -7,17 +7,22 @@ trust region (1502.05477) of its own. `off` makes the whole step, `quadratic` tr
 
 from __future__ import annotations
 
-from grpo_fed.aggregation.proximity.adaptive import adapt_budgets
-from grpo_fed.aggregation.proximity.measured import BudgetSearch, Query
-from grpo_fed.aggregation.proximity.quadratic import predicted_step
-from grpo_fed.aggregation.proximity.records import (
-    AcceptedBlock,
-    AcceptedStep,
-    Budgets,
-    StepFractions,
-    full_step,
-    interpolate,
-)
+from typing import TYPE_CHECKING
+
+from grpo_fed._lazy import lazy_getattr
+
+if TYPE_CHECKING:
+    from grpo_fed.aggregation.proximity.adaptive import adapt_budgets
+    from grpo_fed.aggregation.proximity.measured import BudgetSearch, Query
+    from grpo_fed.aggregation.proximity.quadratic import predicted_step
+    from grpo_fed.aggregation.proximity.records import (
+        AcceptedBlock,
+        AcceptedStep,
+        Budgets,
+        StepFractions,
+        full_step,
+        interpolate,
+    )
 
 __all__ = [
     "AcceptedBlock",
@@ -31,3 +36,18 @@ __all__ = [
     "interpolate",
     "predicted_step",
 ]
+
+MODULES = {
+    "AcceptedBlock": "grpo_fed.aggregation.proximity.records",
+    "AcceptedStep": "grpo_fed.aggregation.proximity.records",
+    "BudgetSearch": "grpo_fed.aggregation.proximity.measured",
+    "Budgets": "grpo_fed.aggregation.proximity.records",
+    "Query": "grpo_fed.aggregation.proximity.measured",
+    "StepFractions": "grpo_fed.aggregation.proximity.records",
+    "adapt_budgets": "grpo_fed.aggregation.proximity.adaptive",
+    "full_step": "grpo_fed.aggregation.proximity.records",
+    "interpolate": "grpo_fed.aggregation.proximity.records",
+    "predicted_step": "grpo_fed.aggregation.proximity.quadratic",
+}
+
+__getattr__ = lazy_getattr(__name__, MODULES)

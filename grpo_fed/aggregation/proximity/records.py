@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 StepFractions: TypeAlias = tuple[float, ...]
 """[B]: alpha of each block, the part of its step that it makes."""
@@ -77,5 +77,5 @@ def interpolate(old: Tensor, new: Tensor, blocks: Sequence[slice], alphas: StepF
         if alpha == 1:
             kept[block] = new[block]
         elif alpha != 0:
-            kept[block] = torch.lerp(old[block], new[block], alpha)
+            kept[block] = old[block].lerp(new[block], alpha)
     return kept
