@@ -173,9 +173,11 @@ def test_a_client_goes_on_after_its_process_has_ended(tmp_path: Path):
 def test_a_process_reads_what_another_wrote_in_between(tmp_path: Path):
     alone, by_turns = context(tmp_path / "a", client="cart-0"), context(tmp_path / "b", client="cart-0")
     expected = [point_of(ask(train(round), alone)) for round in (1, 2, 3, 4)]
-    other = new_process()
-    points = [point_of(ask(train(round), by_turns, clients.app if round % 2 else other)) for round in (1, 2, 3, 4)]
-    end(other)
+    second_process = new_process()
+    points = [
+        point_of(ask(train(round), by_turns, clients.app if round % 2 else second_process)) for round in (1, 2, 3, 4)
+    ]
+    end(second_process)
     np.testing.assert_array_equal(points, expected)
 
 
@@ -188,13 +190,13 @@ def test_a_round_that_is_asked_for_again_has_the_same_answer(tmp_path: Path):
 
 def test_a_process_may_serve_several_clients_and_scenarios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     first, second = (context(tmp_path, client=name) for name in ("cart-0", "cart-1"))
-    other = context(tmp_path / "other", TEXT.replace('name = "app"', 'name = "app"\nseed = 1'), client="cart-0")
-    expected = [point_of(ask(train(1), node)) for node in (first, second, other)]
+    other_run = context(tmp_path / "other", TEXT.replace('name = "app"', 'name = "app"\nseed = 1'), client="cart-0")
+    expected = [point_of(ask(train(1), node)) for node in (first, second, other_run)]
     assert not np.array_equal(expected[0], expected[1])
     assert not np.array_equal(expected[0], expected[2])
     end(clients.app)
     monkeypatch.setattr(node_module, "MAX_CLIENTS", 1)
-    again = [point_of(ask(train(1), node)) for node in (first, second, other)]
+    again = [point_of(ask(train(1), node)) for node in (first, second, other_run)]
     np.testing.assert_array_equal(again, expected)
     assert clients.app.forwarder.node is not None
     assert len(clients.app.forwarder.node.loaded) == 1

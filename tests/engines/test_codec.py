@@ -262,9 +262,9 @@ def array_of(values: Any, dtype: str = "<f4") -> Array:
     return Array(np.asarray(values, dtype))
 
 
-def with_entry(value: float, place: int = 0) -> Array:
+def with_entry(value: float, entry: int = 0) -> Array:
     point = TRAINED.point.copy()
-    point[place] = value
+    point[entry] = value
     return array_of(point)
 
 
@@ -359,12 +359,12 @@ REFUSED: list[tuple[str, Instruction, Answer, Change, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("instruction", "answer", "change", "why"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED]
+    ("instruction", "answer", "change", "reason"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED]
 )
-def test_an_impossible_answer_is_refused(instruction: Instruction, answer: Answer, change: Change, why: str):
+def test_an_impossible_answer_is_refused(instruction: Instruction, answer: Answer, change: Change, reason: str):
     reply = CODEC.write_answer(instruction, answer)
     change(reply)
-    with pytest.raises(InvalidMessageError, match=why) as refused:
+    with pytest.raises(InvalidMessageError, match=reason) as refused:
         CODEC.read_answer(instruction, reply)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 300
@@ -427,12 +427,12 @@ INSTRUCTIONS: list[tuple[str, Instruction, Change, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("instruction", "change", "why"), [row[1:] for row in INSTRUCTIONS], ids=[row[0] for row in INSTRUCTIONS]
+    ("instruction", "change", "reason"), [row[1:] for row in INSTRUCTIONS], ids=[row[0] for row in INSTRUCTIONS]
 )
-def test_an_invalid_instruction_is_refused(instruction: Instruction, change: Change, why: str):
+def test_an_invalid_instruction_is_refused(instruction: Instruction, change: Change, reason: str):
     request = recorddict_from_proto(recorddict_to_proto(CODEC.write_instruction(instruction)))
     change(request)
-    with pytest.raises(InvalidMessageError, match=why):
+    with pytest.raises(InvalidMessageError, match=reason):
         CODEC.read_instruction(message_type(instruction), request)
 
 
@@ -488,9 +488,9 @@ def damaged(draw: st.DrawFn, array: Array | None) -> Array:
         case "byte":
             data[draw(st.integers(0, len(data) - 1))] ^= 1 << draw(st.integers(0, 7))
         case "entry" if len(data) > 128:
-            place = draw(st.integers(0, (len(data) - 128) // 4 - 1))
+            entry = draw(st.integers(0, (len(data) - 128) // 4 - 1))
             value = draw(st.sampled_from([math.nan, math.inf, 0.0, 1e20, 3e38, 600.0, 0.5]))
-            data[128 + 4 * place : 132 + 4 * place] = np.float32(value).tobytes()
+            data[128 + 4 * entry : 132 + 4 * entry] = np.float32(value).tobytes()
     return Array(dtype, shape, stype, bytes(data))
 
 

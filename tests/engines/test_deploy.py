@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -24,6 +25,7 @@ from grpo_fed.engines.flower.access import LocalOnlyMiddleware
 from grpo_fed.engines.flower.flwr_command import write_connection
 from grpo_fed.engines.flower.processes import SupervisedProcesses
 from grpo_fed.engines.flower.superlink import Restarter, flower_environment
+from grpo_fed.scenario.scenario import Scenario
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 20.0
@@ -129,6 +131,15 @@ def test_a_connection_is_added_to_flowers_configuration(tmp_path: Path):
         "lab": {"address": "lab:1"},
         "field": {"address": "127.0.0.1:9092", "root-certificates": "/somewhere/ca.pem"},
     }
+
+
+def test_the_documented_deployment_has_the_clients_of_its_scenario():
+    page = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    (init,) = re.findall(r"^grpo-fed deploy init .*$", page, re.MULTILINE)
+    (text,) = re.findall(r'```toml\n(name = "lab"\n.*?)```', page, re.DOTALL)
+    scenario = Scenario.loads(text)
+    assert re.findall(r"--client (\w+)", init) == [name for settings in scenario.clients for name in settings.names]
+    assert "grpo-fed run lab.toml" in page
 
 
 # Access --------------------------------------------------------------------------------------------------------------

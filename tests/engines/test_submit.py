@@ -32,54 +32,49 @@ def inside_a_run(monkeypatch: pytest.MonkeyPatch):
     enter_run(monkeypatch)
 
 
-class Gate:
-    """Holds back the answers of clients until they are let through."""
+def make_slow_grid() -> tuple[InMemoryGrid, set[str]]:
+    """Make a grid on which ant, cat and dog answer 1, 2 and 3 as soon as they are in the set."""
+    ready: set[str] = set()
 
-    def __init__(self) -> None:
-        self.open: set[str] = set()
+    def slow(name: str, number: float) -> Client:
+        client = answers_with(number)
+        return lambda message: client(message) if name in ready else None
 
-    def holds(self, name: str, client: Client) -> Client:
-        return lambda message: client(message) if name in self.open else None
-
-
-def gated_grid() -> tuple[InMemoryGrid, Gate]:
-    gate = Gate()
-    clients = {name: gate.holds(name, answers_with(number)) for name, number in ALL_ANSWERS}
-    return make_grid(**clients), gate
+    return make_grid(**{name: slow(name, number) for name, number in ALL_ANSWERS}), ready
 
 
 def test_answers_are_collected_one_by_one():
-    grid, gate = gated_grid()
+    grid, ready = make_slow_grid()
     transport: Transport = make_transport(grid)
     transport.submit(train(names=["ant", "dog"]))
     assert transport.collect(0.0) == []
-    gate.open.add("dog")
+    ready.add("dog")
     assert mean_steps(transport.collect(5.0)) == [("dog", 3.0)]
     assert transport.collect(0.0) == []
-    gate.open.add("ant")
+    ready.add("ant")
     assert mean_steps(transport.collect(5.0)) == [("ant", 1.0)]
     assert transport.collect(5.0) == [], "nothing is pending, so there is nothing to wait for"
     assert not grid.sent
 
 
 def test_a_late_answer_is_collected_after_another_submit():
-    grid, gate = gated_grid()
+    grid, ready = make_slow_grid()
     transport = make_transport(grid)
     transport.submit(train(1, ["ant", "cat"]))
-    gate.open |= {"cat", "dog"}
+    ready |= {"cat", "dog"}
     assert mean_steps(transport.collect(5.0)) == [("cat", 2.0)]
     transport.submit(train(2, ["cat", "dog"]))
-    gate.open.add("ant")
+    ready.add("ant")
     assert mean_steps(transport.collect(5.0)) == ALL_ANSWERS
 
 
 def test_a_second_instruction_replaces_the_first():
-    grid, gate = gated_grid()
+    grid, ready = make_slow_grid()
     transport = make_transport(grid)
     transport.submit(train(1, ["ant"]))
     (first,) = grid.sent
     transport.submit({"ant": Measure(Start("run", 1, SHARED), SHARED + 1, ((1.0, 0.5),))})
-    gate.open.add("ant")
+    ready.add("ant")
     ((name, answer),) = transport.collect(5.0)
     assert (name, answer.kl) == ("ant", (1.0,))  # type: ignore[union-attr]
     assert list(grid.sent) == [first], "the reply to the first message is never asked for"
@@ -87,17 +82,17 @@ def test_a_second_instruction_replaces_the_first():
 
 
 def test_send_leaves_submitted_instructions_alone():
-    grid, gate = gated_grid()
+    grid, ready = make_slow_grid()
     transport = make_transport(grid)
     transport.submit(train(1, ["ant"]))
-    gate.open |= {"cat", "dog"}
+    ready |= {"cat", "dog"}
     assert mean_steps(transport.send(train(2, ["dog", "cat"]), 5.0)) == ALL_ANSWERS[1:]
-    gate.open.add("ant")
+    ready.add("ant")
     assert mean_steps(transport.collect(5.0)) == ALL_ANSWERS[:1]
 
 
 def test_collect_waits_no_longer_than_its_timeout():
-    grid, _ = gated_grid()
+    grid, _ = make_slow_grid()
     transport = make_transport(grid)
     transport.submit(train(names=["ant"]))
     began = time.monotonic()
@@ -106,13 +101,13 @@ def test_collect_waits_no_longer_than_its_timeout():
 
 
 def test_collect_waits_for_the_first_answer():
-    grid, gate = gated_grid()
+    grid, ready = make_slow_grid()
     transport = make_transport(grid)
     transport.submit(train())
 
     def answers_from_the_third_pull(replies: list[Message]) -> list[Message]:
         if grid.pulls >= 2:
-            gate.open.add("cat")
+            ready.add("cat")
         return replies
 
     grid.order = answers_from_the_third_pull

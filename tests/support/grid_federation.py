@@ -16,7 +16,7 @@ from grpo_fed.scenario.scenario import Scenario
 from tests.support.in_memory_grid import Client, InMemoryGrid
 
 SCENARIO = Scenario.loads("""
-name = "mail"
+name = "three-carts"
 rounds = 9
 [policy]
 hidden = [2]

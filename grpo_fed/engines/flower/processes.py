@@ -49,8 +49,8 @@ class SupervisedProcesses:
 
     def start(self, name: str, command: Sequence[str]) -> int:
         """Start a command under a name that no running process has, and return its process id; OSError if it fails."""
-        for known in (self._pids, self._exit_codes, self._errors):
-            known.pop(name, None)
+        for reports in (self._pids, self._exit_codes, self._errors):
+            reports.pop(name, None)
         log = None if self.logs is None else str(self.log(name))
         self._request(name=name, start=list(command), folder=str(self.folder), log=log)
         while name not in self._pids:
@@ -111,9 +111,9 @@ class SupervisedProcesses:
         assert self._supervisor.stdout is not None
         for line in self._supervisor.stdout:
             report = json.loads(line)
-            for key, known in (("pid", self._pids), ("exit_code", self._exit_codes), ("error", self._errors)):
+            for key, reports in (("pid", self._pids), ("exit_code", self._exit_codes), ("error", self._errors)):
                 if key in report:
-                    known[report["name"]] = report[key]
+                    reports[report["name"]] = report[key]
 
     def _check_supervisor(self) -> None:
         if self._supervisor.poll() is not None:
