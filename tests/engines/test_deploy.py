@@ -24,7 +24,7 @@ from grpo_fed.engines.deploy import commands as deploy
 from grpo_fed.engines.flower.access import LocalOnlyMiddleware
 from grpo_fed.engines.flower.flwr_command import write_connection
 from grpo_fed.engines.flower.processes import SupervisedProcesses
-from grpo_fed.engines.flower.superlink import Restarter, flower_environment
+from grpo_fed.engines.flower.superlink import Restarter, make_flower_environment
 from grpo_fed.scenario.scenario import Scenario
 
 ROOT = Path(__file__).parents[2]
@@ -253,7 +253,7 @@ def test_no_process_survives_an_owner_that_is_killed(tmp_path: Path):
 
 def test_flowers_processes_are_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("NO_PROXY", "example.org")
-    environment = flower_environment(tmp_path)
+    environment = make_flower_environment(tmp_path)
     assert environment["FLWR_HOME"] == str(tmp_path)
     assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
     assert (

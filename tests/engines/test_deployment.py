@@ -17,7 +17,7 @@ import pytest
 from grpo_fed.engines.deploy import commands as deploy
 from grpo_fed.engines.flower.engine import FlowerEngine
 from grpo_fed.engines.flower.flwr_command import find_script
-from grpo_fed.engines.flower.superlink import flower_environment, free_port
+from grpo_fed.engines.flower.superlink import find_free_port, make_flower_environment
 from grpo_fed.engines.start import run
 from grpo_fed.runs.records import RoundRecord
 from grpo_fed.scenario.scenario import Scenario
@@ -61,7 +61,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
     deploy.init(folder, [], [*CLIENTS, "eve"])
     (folder / "packages").mkdir()
     (folder / "packages" / "cats.py").write_text(CATS)
-    port, log = free_port(), folder / "server.log"
+    port, log = find_free_port(), folder / "server.log"
     where = f"Path({str(folder)!r})"
 
     def client(key: str, name: str) -> subprocess.Popen[str]:
@@ -122,7 +122,7 @@ def waiting(scenario: Scenario, deployment: Deployment, folder: Path, rounds: di
 def all_are_online() -> bool:
     """Return whether every node that Flower knows is online."""
     command = [find_script("flwr"), "supernode", "list", CONNECTION, "--format", "json"]
-    done = subprocess.run(command, env=flower_environment(), capture_output=True, text=True, check=True)
+    done = subprocess.run(command, env=make_flower_environment(), capture_output=True, text=True, check=True)
     return [node["status"] for node in json.loads(done.stdout)["nodes"]] == ["online"] * 4
 
 

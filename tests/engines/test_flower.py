@@ -16,7 +16,7 @@ from grpo_fed.engines.flower.engine import FlowerEngine, FlowerRunError
 from grpo_fed.engines.flower.flwr_command import find_script, write_connection
 from grpo_fed.engines.flower.log_channel import LogChannel
 from grpo_fed.engines.flower.processes import SupervisedProcesses
-from grpo_fed.engines.flower.superlink import STATE, SuperLink, flower_environment, free_port
+from grpo_fed.engines.flower.superlink import STATE, SuperLink, find_free_port, make_flower_environment
 from grpo_fed.engines.start import run
 from grpo_fed.runs.records import RoundRecord
 from grpo_fed.runs.results import ClientResult, Result
@@ -72,11 +72,11 @@ def test_invalid_arguments_start_nothing(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.fixture
 def superlink(tmp_path: Path) -> Iterator[dict[str, str]]:
     """Run a SuperLink with a node for ant; gives the environment in which `flwr` finds it."""
-    environment = flower_environment(tmp_path / "home", {STATE: str(tmp_path / "state")})
+    environment = make_flower_environment(tmp_path / "home", {STATE: str(tmp_path / "state")})
     for part in ("neutral", "logs"):
         (tmp_path / part).mkdir()
     with SupervisedProcesses(tmp_path / "neutral", environment, tmp_path / "logs") as processes:
-        link = SuperLink(processes, tmp_path, free_port())
+        link = SuperLink(processes, tmp_path, find_free_port())
         link.start()
         link.add_node("ant")
         write_connection(tmp_path / "home", CONNECTION, link.address, None)

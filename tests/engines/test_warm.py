@@ -21,7 +21,7 @@ from flwr.app import Context, Message, RecordDict
 from grpo_fed.engines.flower import warm
 from grpo_fed.engines.flower.forward import WARM_SOCKET, MessageForwarder
 from grpo_fed.engines.wire import Codec, write_shared_blocks
-from grpo_fed.engines.wire.grids import WorkerDiedError, failure_of
+from grpo_fed.engines.wire.grids import WorkerDiedError, to_failure
 from grpo_fed.engines.wire.packing import pack
 from grpo_fed.engines.workers.fork_server import is_possible
 from grpo_fed.engines.workers.frames import send
@@ -55,8 +55,8 @@ def inside_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextmanager
 def running_server(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """Run a warm server in a folder; gives its process and the path of its socket."""
-    ((_, path),) = warm.node_environment(folder).items()
-    ((_, command),) = warm.start_commands(folder).items()
+    ((_, path),) = warm.make_node_environment(folder).items()
+    ((_, command),) = warm.make_start_commands(folder).items()
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         until(Path(path).exists)
@@ -188,7 +188,7 @@ def test_a_client_that_ends_its_process_fails_once(server: subprocess.Popen[byte
     client.train(2)
     assert len(client.processes) == 2
     error = type("Error", (), {"code": 2, "reason": f"{type(died.value)}:<'{died.value}'>"})  # as Flower writes it
-    failure = failure_of(error)  # type: ignore[arg-type]
+    failure = to_failure(error)  # type: ignore[arg-type]
     assert (failure.kind, failure.reason) == ("died", "its process ended with exit code 5")
 
 
@@ -313,4 +313,4 @@ def test_an_idle_worker_is_ended_after_a_while(tmp_path: Path, monkeypatch: pyte
 
 def test_a_socket_path_that_is_too_long_means_no_warm_server(tmp_path: Path):
     deep = tmp_path / ("x" * 120)
-    assert warm.node_environment(deep) == warm.start_commands(deep) == {}
+    assert warm.make_node_environment(deep) == warm.make_start_commands(deep) == {}

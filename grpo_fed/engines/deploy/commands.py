@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from grpo_fed.engines.deploy import certificates
 from grpo_fed.engines.flower import warm
-from grpo_fed.engines.flower.flwr_command import FlwrCommand, flower_home, write_connection
+from grpo_fed.engines.flower.flwr_command import FlwrCommand, find_flower_home, write_connection
 from grpo_fed.engines.flower.processes import POLL, SupervisedProcesses
 from grpo_fed.engines.flower.superlink import (
     KEYS,
@@ -23,9 +23,9 @@ from grpo_fed.engines.flower.superlink import (
     Identity,
     Restarter,
     SuperLink,
-    flower_environment,
-    node_command,
-    node_name,
+    make_flower_environment,
+    make_node_command,
+    make_node_name,
     write_secret,
 )
 from grpo_fed.runs.files import write_atomic
@@ -153,12 +153,12 @@ def server(
     data = folder / DATA
     data.mkdir(parents=True, exist_ok=True)
     data.chmod(0o700)
-    environment = flower_environment(more={} if identity is None else {KEYS: str(data / REGISTERED)})
+    environment = make_flower_environment(more={} if identity is None else {KEYS: str(data / REGISTERED)})
     with _stop_signals() as signals, SupervisedProcesses(data, environment) as processes:
         superlink = SuperLink(processes, data, port, host=host, identity=identity, open_to_all=open_to_all)
         superlink.start()
         authority = None if identity is None else identity.authority
-        write_connection(flower_home(), connection, superlink.address, authority)
+        write_connection(find_flower_home(), connection, superlink.address, authority)
         if identity is not None:
             _register_keys(FlwrCommand(connection, environment, data), folder / NODES, data / REGISTERED, say)
         say(f"ready at {host}:{port}; on this machine: grpo-fed run SCENARIO --engine flower --superlink {connection}")
@@ -227,11 +227,11 @@ def client(
             _check_file(path)
     variables = {} if state is None else {STATE: str(state.absolute())}
     with _stop_signals() as signals, TemporaryDirectory(prefix="grpo-fed-", ignore_cleanup_errors=True) as temporary:
-        environment = flower_environment(more={**variables, **warm.node_environment(Path(temporary))})
+        environment = make_flower_environment(more={**variables, **warm.make_node_environment(Path(temporary))})
         with SupervisedProcesses(Path.home(), environment) as processes:
             commands = {
-                **warm.start_commands(Path(temporary)),
-                node_name(name): node_command(name, superlink, authority, key),
+                **warm.make_start_commands(Path(temporary)),
+                make_node_name(name): make_node_command(name, superlink, authority, key),
             }
             for process, command in commands.items():
                 processes.start(process, command)

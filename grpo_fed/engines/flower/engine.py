@@ -23,7 +23,7 @@ from grpo_fed.engines.flower.app_folder import make_app_folder
 from grpo_fed.engines.flower.flwr_command import FlwrCommand, RunStatus, check_connection, write_connection
 from grpo_fed.engines.flower.log_channel import LogChannel, Say, Watch, follow_lines
 from grpo_fed.engines.flower.processes import POLL, SupervisedProcesses
-from grpo_fed.engines.flower.superlink import STATE, Restarter, SuperLink, flower_environment, free_port
+from grpo_fed.engines.flower.superlink import STATE, Restarter, SuperLink, find_free_port, make_flower_environment
 from grpo_fed.policy.shared import resolve_shared_blocks
 from grpo_fed.rl.device import resolve_device
 from grpo_fed.runs import folder as run_folder
@@ -124,7 +124,7 @@ class FlowerEngine:
         config = {"scenario": self.scenario.dumps(), "out": str(folder), "resume": self.resume}
         is_deployed = self.superlink is not None
         home = None if is_deployed else temporary / "home"
-        environment = flower_environment(home, {} if is_deployed else self._node_environment(temporary, folder))
+        environment = make_flower_environment(home, {} if is_deployed else self._node_environment(temporary, folder))
         if not is_deployed and not self.resume:
             shutil.rmtree(folder / CLIENTS, ignore_errors=True)
         app = make_app_folder(temporary / "app")
@@ -150,7 +150,7 @@ class FlowerEngine:
 
     def _node_environment(self, temporary: Path, folder: Path) -> dict[str, str]:
         """Return the environment variables for the clients' nodes on this machine."""
-        warm_server = warm.node_environment(temporary) if self.engine == "flower" else {}
+        warm_server = warm.make_node_environment(temporary) if self.engine == "flower" else {}
         return {STATE: str(folder / CLIENTS), **warm_server}
 
 
@@ -158,11 +158,11 @@ def _start_superlink(
     processes: SupervisedProcesses, temporary: Path, home: Path, scenario: Scenario, engine: EngineName
 ) -> Restarter:
     """Start a SuperLink, with a node for each client unless they are simulated."""
-    superlink = SuperLink(processes, temporary, free_port(), simulation=engine == "flower-sim")
+    superlink = SuperLink(processes, temporary, find_free_port(), simulation=engine == "flower-sim")
     superlink.start()
     write_connection(home, CONNECTION, superlink.address, None)
     if engine == "flower":
-        for name, command in warm.start_commands(temporary).items():
+        for name, command in warm.make_start_commands(temporary).items():
             processes.start(name, command)
             superlink.commands[name] = command
         for settings in scenario.clients:

@@ -100,7 +100,7 @@ def find_script(name: str) -> str:
 # Connections ---------------------------------------------------------------------------------------------------------
 
 
-def flower_home() -> Path:
+def find_flower_home() -> Path:
     """Return the folder with the configuration of Flower's command line."""
     return Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
 
@@ -123,7 +123,7 @@ def write_connection(home: Path, name: str, address: str, authority: Path | None
 
 def check_connection(name: str) -> None:
     """Raise ValueError if Flower's configuration has no connection of that name."""
-    path = flower_home() / "config.toml"
+    path = find_flower_home() / "config.toml"
     entries = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {}) if path.is_file() else {}
     names = [key for key, value in entries.items() if isinstance(value, dict)]
     if name not in names:

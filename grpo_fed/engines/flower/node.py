@@ -49,7 +49,7 @@ class NodeHandler:
     def answer(self, kind: str, content: RecordDict, scenario: str, config: Config) -> RecordDict:
         """Answer a message of type `kind`, in a run of this scenario (TOML), for the node with this configuration."""
         settings = scenario_from_config(scenario)
-        name = client_of_node(settings, config)
+        name = find_client(settings, config)
         if kind == HELLO:
             return _hello(settings, name)
         codec, clients = self._load(settings, name, _state_folder(config), wire.read_shared_blocks(content))
@@ -83,7 +83,7 @@ class NodeHandler:
         return self.loaded[key]
 
 
-def client_of_node(scenario: Scenario, config: Config) -> str:
+def find_client(scenario: Scenario, config: Config) -> str:
     """Return the client of the node with this configuration; ValueError if the scenario has no such client."""
     names = [name for settings in scenario.clients for name in settings.names]
     name, partition = config.get("client"), config.get("partition-id")

@@ -55,7 +55,7 @@ class Identity:
     key: Path
 
 
-def flower_environment(home: Path | None = None, more: Mapping[str, str] | None = None) -> dict[str, str]:
+def make_flower_environment(home: Path | None = None, more: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment of Flower's processes: this process's, with Flower's commands, and offline.
 
     Apps find the user's modules in the current folder, too. home: Flower's configuration, by default the user's.
@@ -79,7 +79,7 @@ def flower_environment(home: Path | None = None, more: Mapping[str, str] | None 
     }
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     """Return a port on which nothing listens now."""
     with socket.socket() as listener:
         listener.bind((LOOPBACK, 0))
@@ -145,7 +145,7 @@ class SuperLink:
         ]
         self.commands[SUPEREXEC] = [
             find_script("flower-superexec"),
-            *("--runtime-api-address", f"{local_address(host)}:{port}"),
+            *("--runtime-api-address", f"{find_local_address(host)}:{port}"),
             *trust,
             *authentication,
         ]
@@ -164,8 +164,8 @@ class SuperLink:
     def add_node(self, client: str, key: Path | None = None) -> None:
         """Start a SuperNode for a client on this machine."""
         authority = None if self.identity is None else self.identity.authority
-        name = node_name(client)
-        self.commands[name] = node_command(client, self.address, authority, key)
+        name = make_node_name(client)
+        self.commands[name] = make_node_command(client, self.address, authority, key)
         self.processes.start(name, self.commands[name])
 
 
@@ -203,7 +203,7 @@ class Restarter:
         return restarted
 
 
-def node_command(client: str, superlink: str, authority: Path | None, key: Path | None) -> list[str]:
+def make_node_command(client: str, superlink: str, authority: Path | None, key: Path | None) -> list[str]:
     """Return the command of a client's SuperNode.
 
     superlink: its address. authority: the certificate that signed the SuperLink's; without it, the connection is not
@@ -212,12 +212,12 @@ def node_command(client: str, superlink: str, authority: Path | None, key: Path 
     trust = ["--insecure"] if authority is None else ["--root-certificates", str(authority)]
     proof = [] if key is None else ["--auth-supernode-private-key", str(key)]
     config = f"client={json.dumps(client)}"
-    own_port = str(free_port())
+    own_port = str(find_free_port())
     program = find_script("flower-supernode")
     return [program, *trust, *proof, "--superlink", superlink, "--port", own_port, "--node-config", config]
 
 
-def node_name(client: str) -> str:
+def make_node_name(client: str) -> str:
     """Return the name of the process of a client's node."""
     return f"node-{client}"
 
@@ -238,7 +238,7 @@ def wait_until_listening(processes: SupervisedProcesses, port: int) -> None:
             return
 
 
-def local_address(host: str) -> str:
+def find_local_address(host: str) -> str:
     """Return the address at which this machine reaches what listens on `host`."""
     return {"0.0.0.0": LOOPBACK, "::": LOOPBACK}.get(host, host)
 

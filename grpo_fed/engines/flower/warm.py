@@ -47,12 +47,12 @@ Key: TypeAlias = tuple[str, int]
 """A client, by its node's configuration, and a run."""
 
 
-def node_environment(folder: Path) -> dict[str, str]:
+def make_node_environment(folder: Path) -> dict[str, str]:
     """Return the environment variables that tell SuperNodes of the warm server in this folder; none if it cannot be."""
     return {WARM_SOCKET: str(folder / SOCKET)} if _is_possible(folder) else {}
 
 
-def start_commands(folder: Path) -> dict[str, list[str]]:
+def make_start_commands(folder: Path) -> dict[str, list[str]]:
     """Return the command that starts the warm server in this folder, by the process's name; none if it cannot be."""
     return {PROCESS: [sys.executable, "-P", "-m", __name__, str(folder / SOCKET)]} if _is_possible(folder) else {}
 

@@ -78,8 +78,8 @@ class AnswerCodec:
 
     def _write_trained(self, shared: np.ndarray, trained: Trained) -> RecordDict:
         point = np.asarray(trained.point, np.float32)
-        groups = self._groups.changed(point, shared)
-        arrays = {"point": encode_vector(self._groups.part(point, groups))}
+        groups = self._groups.select_changed(point, shared)
+        arrays = {"point": encode_vector(self._groups.extract(point, groups))}
         if trained.fisher is not None:
             arrays["fisher"] = encode_vector(trained.fisher)
         training = MetricRecord({"steps": int(trained.steps), "episodes": int(trained.episodes)})
@@ -129,7 +129,7 @@ class AnswerCodec:
         groups = self._groups.unpack("selection.groups", selection.take("groups", bytes))
         values = decode_vector("arrays.point", arrays.take("point", Array), self._groups.count_columns(groups))
         with np.errstate(over="ignore", invalid="ignore"):
-            step = values - self._groups.part(shared, groups)
+            step = values - self._groups.extract(shared, groups)
             distance, limit = math.sqrt(step @ step), MAX_DISTANCE * (1 + math.sqrt(shared @ shared))
         if not distance <= limit or distance == math.inf:
             check_finite("arrays.point", values)

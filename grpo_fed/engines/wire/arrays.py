@@ -65,7 +65,7 @@ class GroupSelection:
         self._sizes = np.bincount(ids, minlength=count)
         self._firsts = self._sizes.cumsum() - self._sizes
 
-    def changed(self, vector: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    def select_changed(self, vector: np.ndarray, reference: np.ndarray) -> np.ndarray:
         """Select the groups [G] in which two vectors [S] differ in any bit."""
         if not self._count:
             return np.zeros(0, bool)
@@ -74,12 +74,12 @@ class GroupSelection:
         groups: np.ndarray = np.logical_or.reduceat(columns, self._firsts)
         return groups
 
-    def part(self, vector: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    def extract(self, vector: np.ndarray, groups: np.ndarray) -> np.ndarray:
         """Return the columns of a vector [S] that belong to the selected groups [G], in the vector's order."""
         return vector if groups.all() else vector[groups[self._ids]]
 
     def fill(self, values: np.ndarray, groups: np.ndarray, rest: np.ndarray) -> np.ndarray:
-        """Invert `part`: return a new vector [S] with these values in the selected groups, elsewhere as `rest` [S]."""
+        """Invert `extract`: return a new vector [S] with these values in the selected groups, `rest` [S] elsewhere."""
         if groups.all():
             return values.copy()
         vector = rest.copy()

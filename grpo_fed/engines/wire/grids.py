@@ -43,14 +43,14 @@ def push(grid: Grid, messages: Mapping[str, Message]) -> Iterator[tuple[str, str
                 taken = {message_id for message_id in grid.push_messages(list(batch.values())) if message_id}
                 break
             except ObjectPushError as error:
-                log.warning("%s", one_line(str(error)))
+                log.warning("%s", to_one_line(str(error)))
                 batch = {name: copy_with_new_id(message) for name, message in batch.items()}
         for name, message in batch.items():
             message_id = message.metadata.message_id
             yield name, message_id if message_id in taken else None
 
 
-def node_start_times(grid: Grid) -> dict[int, str]:
+def read_start_times(grid: Grid) -> dict[int, str]:
     """Return when each connected node was started, as the grid writes times; empty if the grid does not know."""
     get_nodes = getattr(grid, "get_nodes", None)
     return {} if get_nodes is None else {node.node_id: node.last_activated_at for node in get_nodes()}
@@ -64,9 +64,9 @@ def copy_with_new_id(message: Message) -> Message:
     )
 
 
-def failure_of(error: Error) -> Failure:
+def to_failure(error: Error) -> Failure:
     """Translate Flower's error into why a client has no answer."""
-    reason = one_line(error.reason or "")
+    reason = to_one_line(error.reason or "")
     raised = re.fullmatch(r"<class '(?:.*\.)?(\w+)'>:<'(.*)'>", reason)  # how Flower writes an exception
     if raised:
         if raised[1] == WorkerDiedError.__name__:
@@ -76,7 +76,7 @@ def failure_of(error: Error) -> Failure:
     return Failure(kind, reason or f"Flower's error {error.code}")
 
 
-def one_line(text: str) -> str:
+def to_one_line(text: str) -> str:
     """Shorten a text from a client to one line for a log, without characters that would control a terminal."""
     printable = "".join(letter if letter.isprintable() else " " for letter in text)
     return shorten(" ".join(printable.split()), REASON_LENGTH)

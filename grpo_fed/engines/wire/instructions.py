@@ -89,9 +89,9 @@ class InstructionCodec:
         def make() -> EncodedVectors:
             arrays, mask = {"shared": encode_vector(shared)}, b""
             if candidate is not None:
-                groups = self._groups.changed(candidate, shared)
+                groups = self._groups.select_changed(candidate, shared)
                 mask = self._groups.pack(groups)
-                arrays["candidate"] = encode_vector(self._groups.part(candidate, groups))
+                arrays["candidate"] = encode_vector(self._groups.extract(candidate, groups))
             return EncodedVectors(ArrayRecord(arrays), mask)
 
         return self._encoded.get((shared, candidate), make)

@@ -9,7 +9,7 @@ from typing import final
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from grpo_fed.engines.wire.grids import copy_with_new_id, node_start_times, push
+from grpo_fed.engines.wire.grids import copy_with_new_id, push, read_start_times
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """Seconds between two questions for replies: after a question that found some, and at most."""
@@ -44,7 +44,7 @@ class PendingMessages:
 
     def push(self, messages: Mapping[str, Message]) -> Iterator[tuple[str, bool]]:
         """Hand a message over for each client; yield the client and whether the grid took its message."""
-        started = node_start_times(self._grid)
+        started = read_start_times(self._grid)
         if not self:
             self._next_check = time.monotonic() + RESTART_CHECK
         for client, message_id in push(self._grid, messages):
@@ -69,7 +69,7 @@ class PendingMessages:
         if now < self._next_check:
             return []
         self._next_check = now + RESTART_CHECK
-        started = node_start_times(self._grid)
+        started = read_start_times(self._grid)
         copies: dict[str, Message] = {}
         for client, message in self._messages.items():
             latest = started.get(message.metadata.dst_node_id, "")

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 
 from grpo_fed.engines import wire
 from grpo_fed.engines.wire import InvalidMessageError
-from grpo_fed.engines.wire.grids import CLOCK_ERROR, failure_of, one_line, push
+from grpo_fed.engines.wire.grids import CLOCK_ERROR, push, to_failure, to_one_line
 from grpo_fed.scenario.toml.text import closest_match, did_you_mean
 from grpo_fed.tasks.task import TaskShape
 
@@ -106,22 +106,22 @@ class NodeRegistry:
         """Accept a node as a client, or reject it with a reason."""
         try:
             if reply.has_error():
-                raise InvalidMessageError(failure_of(reply.error).reason)
+                raise InvalidMessageError(to_failure(reply.error).reason)
             hello = wire.read_hello(reply.content)
         except InvalidMessageError as error:
-            self._rest(node, f"did not name its client: {one_line(str(error))}", PAUSE_AFTER_ERROR)
+            self._rest(node, f"did not name its client: {to_one_line(str(error))}", PAUSE_AFTER_ERROR)
             return
         name = hello.client
         if self._keys is not None and self._keys.get(node) != name:
             owner = f"its key was made for {self._keys[node]}" if node in self._keys else "its key is not registered"
-            self._rest(node, f"says that it is {one_line(name)}, but {owner}", PAUSE_AFTER_FALSE_NAME)
+            self._rest(node, f"says that it is {to_one_line(name)}, but {owner}", PAUSE_AFTER_FALSE_NAME)
             return
         self._names[node] = name
         if name in self._clients:
             self.task_shapes.setdefault(name, hello.shape)
         else:
             close = did_you_mean(closest_match(name, self._clients))
-            self._reject(node, f"says that it is {one_line(name)}, and the scenario has no such client{close}")
+            self._reject(node, f"says that it is {to_one_line(name)}, and the scenario has no such client{close}")
 
     def _rest(self, node: int, reason: str, seconds: float) -> None:
         """Reject a node for now: it is asked again after so many seconds."""

@@ -20,7 +20,7 @@ from flwr.serverapp import Grid
 
 from grpo_fed.engines import wire
 from grpo_fed.engines.wire import Codec, InvalidMessageError
-from grpo_fed.engines.wire.grids import CLOCK_ERROR, failure_of, one_line
+from grpo_fed.engines.wire.grids import CLOCK_ERROR, to_failure, to_one_line
 from grpo_fed.engines.wire.handshake import SHARED_BLOCKS
 from grpo_fed.engines.wire.pending import Backoff, PendingMessages
 from grpo_fed.engines.wire.registry import NodeRegistry
@@ -192,9 +192,9 @@ class GridTransport:
 
     def _read(self, instruction: Instruction, reply: Message) -> Answer | Failure:
         if reply.has_error():
-            return failure_of(reply.error)
+            return to_failure(reply.error)
         self._bytes_up += wire.content_size(reply.content)
         try:
             return self._codec.read_answer(instruction, reply.content)
         except InvalidMessageError as error:
-            return Failure("refused", one_line(str(error)))
+            return Failure("refused", to_one_line(str(error)))
