@@ -24,9 +24,12 @@ import torch
 
 from benchmarks.memory import peak_mb
 from grpo_fed.aggregation.merge import StreamingMean
-from grpo_fed.engines.local.engine import federate
 from grpo_fed.engines.local.grid import LocalGrid
+from grpo_fed.engines.local.schedule import ChunkSchedule, make_chunks
+from grpo_fed.engines.start import run
+from grpo_fed.engines.wire import Codec
 from grpo_fed.engines.wire.transport import GridTransport
+from grpo_fed.engines.workers.pool import InProcessExecutor
 from grpo_fed.federation.messages import (
     Answer,
     Evaluate,
@@ -66,7 +69,7 @@ def main() -> None:
 def ours(task: str, clients: int, rounds: int, steps: int) -> Iterator[float]:
     """The local engine, as a user runs it, but without a run folder: the peer writes nothing either."""
     clock = Clock()
-    federate(scenario(FAMILIES.get(task, task), clients, rounds + 1, steps), watch=clock)
+    run(scenario(FAMILIES.get(task, task), clients, rounds + 1, steps), watch=clock)
     return clock.seconds
 
 
@@ -89,7 +92,8 @@ def idle(task: str, clients: int, rounds: int, steps: int) -> Iterator[float]:
     """The whole of a federation but for the clients' work: they answer with what they were sent, and a bit more."""
     settings = scenario(FAMILIES["CartPole-v1"], clients, rounds + 1, steps, WIDE)
     commons, clock = resolve_shared_blocks(settings), Clock()
-    with LocalGrid.serving(settings, commons, "benchmarks.contestants:Idle") as grid:
+    executor, schedule = InProcessExecutor(Idle), ChunkSchedule(make_chunks([commons.clients], workers=0))
+    with LocalGrid(commons.clients, executor, Codec(commons, settings), schedule) as grid:
         Federation(settings, commons, GridTransport(grid, commons, settings, grid.nodes)).run(clock)
     return clock.seconds
 

@@ -37,8 +37,8 @@ from grpo_fed.rl.rollout import Actor
 from grpo_fed.rl.stacked_learner import StackedLearner
 from grpo_fed.scenario.presets import PRESETS
 from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.gym_task import GymTask
 from grpo_fed.tasks.resolve import resolve_tasks
-from grpo_fed.tasks.task import Task
 
 RESULTS = Path(__file__).parent / "results" / "ours.jsonl"
 SUITES = ("tasks", "presets", "groups")
@@ -355,7 +355,7 @@ def score(fleet: StackedLearner, client: int, deterministic: bool) -> float:
     return float(returns.mean())
 
 
-def chosen_actions(policy: Policy, task: Task, said: np.ndarray, draws: np.random.Generator | None) -> np.ndarray:
+def chosen_actions(policy: Policy, task: GymTask, said: np.ndarray, draws: np.random.Generator | None) -> np.ndarray:
     """Actions as gymnasium wants them, from distribution parameters [1, E, M]; the mode where nothing draws."""
     distribution = policy.distribution
     if draws is None:

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 
+import grpo_fed
 from benchmarks.learning import installed_versions, machine_kind
-from grpo_fed.engines.local.engine import federate
 from grpo_fed.policy.shared import resolve_shared_blocks
 from grpo_fed.runs.records import ClientRecord, RoundRecord
 from grpo_fed.scenario.scenario import Scenario
@@ -155,7 +155,7 @@ def run(trial: Trial) -> Run:
     commons = resolve_shared_blocks(scenario)
     notes: list[RoundRecord] = []
     start, cpu_start = time.perf_counter(), time.process_time()
-    federate(scenario, watch=notes.append, workers=0)
+    grpo_fed.run(scenario, watch=notes.append, workers=0)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     first, *rest = notes
     clients = [{one.client: one for one in note.clients} for note in rest]

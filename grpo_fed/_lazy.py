@@ -1,4 +1,4 @@
-"""Imports a package's public names on first use, so that importing the package itself costs nothing."""
+"""Imports a package's public names on first use, so that importing the package alone stays fast."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 
 def lazy_getattr(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """Make the `__getattr__` of a package (PEP 562).
+    """Make the `__getattr__` of a package (PEP 562), which raises AttributeError for names that are not public.
 
-    modules: for every public name the module that defines it.
+    modules: every public name of the package, with the module that defines it.
     """
 
     def getattr_of_package(name: str) -> Any:

@@ -15,7 +15,15 @@ hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("tests")
 
 
-LONGEST = ("test_deployment", "test_flower", "test_tracking", "test_browser", "test_fleet", "test_federate", "test_cli")
+LONGEST = (
+    "test_deployment",
+    "test_flower",
+    "test_tracking",
+    "test_browser",
+    "test_fleet",
+    "test_local_runs",
+    "test_cli",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

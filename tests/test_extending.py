@@ -10,17 +10,16 @@ import gymnasium
 import pytest
 import torch
 
-from grpo_fed import compare, resume
+from grpo_fed import compare, resume, run
 from grpo_fed.aggregation.merge import Replies, Reply
 from grpo_fed.aggregation.merge.rules import bind_rule
-from grpo_fed.engines.local.engine import federate
 from grpo_fed.policy.blocks import Layout
 from grpo_fed.policy.groups import cut_groups
 from grpo_fed.reports.explain import explain_scenario
 from grpo_fed.runs.records import RoundRecord
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import MergeSettings, PolicySettings
-from grpo_fed.scenario.toml.reading import ScenarioError
+from grpo_fed.scenario.toml.source import ScenarioError
 
 DOC = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```(python|toml)\n(.*?)```", DOC, re.DOTALL)
@@ -70,7 +69,7 @@ def test_every_module_of_the_page_is_used_by_a_scenario_of_the_page():
 
 
 def test_a_task_and_a_policy_of_ones_own_learn_in_a_federation():
-    result = federate(own(POLICY, TASK, overrides=("objective.minibatches=2",)), workers=0)
+    result = run(own(POLICY, TASK, overrides=("objective.minibatches=2",)), workers=0)
     assert result.status == "finished"
     assert list(result.clients) == [f"target-{number}" for number in range(4)]
     assert all(client.after is not None and client.after < 0 for client in result.clients.values())
@@ -79,7 +78,7 @@ def test_a_task_and_a_policy_of_ones_own_learn_in_a_federation():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_all_of_ones_own_together_learn_in_worker_processes_too(workers: int, tmp_path: Path):
-    result = federate(own(METHOD, PRESET, POLICY, MERGE, TASK), tmp_path / "run", workers=workers)
+    result = run(own(METHOD, PRESET, POLICY, MERGE, TASK), tmp_path / "run", workers=workers)
     assert result.status == "finished"
     assert not result.missing
     assert result.bytes_up > 0
@@ -121,20 +120,22 @@ def test_a_resolved_scenario_needs_the_modules_no_more(tmp_path: Path, monkeypat
     assert "my_methods" not in sys.modules
     sources = explain_scenario(scenario)[-1].sentences
     assert sources[0] == "Method my_methods:SHY cannot be imported here; this scenario has all its values."
-    with pytest.raises(ScenarioError, match=r"method = my_methods:SHY: cannot be imported.*what makes way for local"):
+    with pytest.raises(
+        ScenarioError, match=r"method = my_methods:SHY: cannot be imported.*without it, local cannot replace its values"
+    ):
         Scenario.loads(text, overrides=["method=local"])
 
 
 def test_a_run_with_rows_of_ones_own_goes_on_without_their_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     scenario = own(METHOD, PRESET, MERGE, CART, overrides=("rounds=2",))
-    whole = federate(scenario, tmp_path / "whole", workers=0)
+    whole = run(scenario, tmp_path / "whole", workers=0)
 
     def stops(note: RoundRecord) -> None:
         if note.round == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        federate(scenario, tmp_path / "halved", stops, workers=0)
+        run(scenario, tmp_path / "halved", stops, workers=0)
     for name in ("my_methods", "my_presets"):
         (tmp_path / f"{name}.py").unlink()
         monkeypatch.delitem(sys.modules, name)
@@ -170,8 +171,8 @@ def test_explain_says_what_a_row_of_ones_own_is():
         ("my_methods:SHY", "is a Method; it must be a grpo_fed.scenario.presets.Preset"),
         ("wrong:KEY", r"has objective.clp: unknown key; did you mean clip\?"),
         ("wrong:VALUE", "has objective.clip = -1: must be greater than 0"),
-        ("wrong:SECTION", 'has "objectiv", which is no section with values by key; there are policy rollout'),
-        ("wrong:NAME", "has objective.preset, its own name; build on the values of PRESETS instead"),
+        ("wrong:SECTION", 'has "objectiv", which is not a section of keys and values; there are policy rollout'),
+        ("wrong:NAME", "has objective.preset, which names the preset itself; build on the values of PRESETS instead"),
         ("not a path:X", 'must be "package.module:Name"'),
     ],
 )
@@ -227,7 +228,7 @@ def test_a_merge_of_ones_own_may_say_who_departs(tmp_path: Path):
         "    departed[-1] = True\n"
         "    return replace(found, departed=departed)\n"
     )
-    result = federate(own(CART, '[merge]\nrule = "leaving:last"', overrides=("objective.minibatches=4",)), workers=0)
+    result = run(own(CART, '[merge]\nrule = "leaving:last"', overrides=("objective.minibatches=4",)), workers=0)
     kept = {name: set(client.personal_groups) for name, client in result.clients.items()}
     assert kept["cart-0"] == kept["cart-1"] == set()
     assert kept["cart-2"] == {"torso.0", "torso.1", "actor"}
@@ -277,7 +278,7 @@ def test_a_merge_that_does_not_fit_is_refused_by_name(rule: str, said: str, tmp_
     sys.modules.pop("odd", None)
     scenario = own(CART, f'[merge]\nrule = "{rule}"', overrides=("objective.minibatches=4",))
     with pytest.raises(ValueError, match=said):
-        federate(scenario, workers=0)
+        run(scenario, workers=0)
 
 
 def test_arguments_for_a_rule_of_ours_are_refused():

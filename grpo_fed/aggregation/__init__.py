@@ -1,6 +1,6 @@
-"""The server's mathematics, pure: from the clients' replies to the next shared blocks.
+"""The server's mathematics, as pure functions: from the clients' replies to the next shared blocks.
 
-    merge/      where the shared blocks should go: one rule a file
+    merge/      where the shared blocks should go: merge rules, one a file
     proximity/  how far they may go: KL budgets for each block and for all together
 
 Begin with merge/.

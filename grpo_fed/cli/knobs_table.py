@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from grpo_fed.scenario.reference import list_knobs
+from grpo_fed.scenario.knobs import list_knobs
 from grpo_fed.scenario.toml.text import closest_match, did_you_mean
 
 

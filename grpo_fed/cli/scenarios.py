@@ -79,11 +79,12 @@ def check(scenario: ScenarioArgument, overrides: Overrides = None, seed: Seed = 
         settings = scenario_from(scenario, overrides, seed)
         from grpo_fed.aggregation.merge.rules import check_rule as check_merge
         from grpo_fed.federation.server_step import block_budgets
-        from grpo_fed.policy.shared import resolve_shared_blocks
+        from grpo_fed.federation.setup import FederationSetup
         from grpo_fed.reports.overview import scenario_overview
-        from grpo_fed.rl.stacked_learner import make_learners
+        from grpo_fed.rl.stacked_learner import StackedLearner
 
-        fleets, commons = make_learners(settings), resolve_shared_blocks(settings)
+        setup = FederationSetup.of(settings)
+        fleets, commons = [StackedLearner(tasks, settings) for tasks in setup.tasks_by_policy], setup.shared_blocks
         check_merge(settings.merge, commons)
         block_budgets(settings.proximity, commons)
         console = make_console()

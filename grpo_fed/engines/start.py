@@ -1,6 +1,12 @@
-"""A federation on the engine that was asked for.
+"""Starts and resumes a federation on the engine that was asked for.
 
-Nothing here imports torch before the workers' process has begun to do so.
+An engine decides where clients run and how messages reach them; the loop of rounds and the messages are the same on all
+engines. To add one: write a class with the methods of `Engine`, in a package beside `local/` and `flower/`. It makes a
+`federation.rounds.Federation` from a `FederationSetup` and a `Transport` (over a Flower grid, `wire.transport` has one),
+and its `run` calls the federation's. Then give it a name in `EngineName` and a branch in `make_engine` and in
+`resume_engine`. `local/engine.py` is the shortest example.
+
+Nothing here imports torch before the fork server of the worker processes has begun to do so.
 """
 
 from __future__ import annotations
@@ -17,45 +23,58 @@ if TYPE_CHECKING:
     from grpo_fed.scenario.scenario import Scenario
 
 EngineName: TypeAlias = Literal["local", "flower-sim", "flower"]
-"""This machine's processes; Flower's simulation; or a SuperLink and SuperNodes."""
+"""This machine's processes; Flower's simulation; or a Flower deployment of a SuperLink and SuperNodes."""
 Watch: TypeAlias = "Callable[[RoundRecord], None]"
+"""Called with the record of each round as soon as the round has ended."""
 
 
 class Engine(Protocol):
-    """A run that is ready to begin: to make one finds what is wrong before anything is started or written."""
+    """Runs one federation: a context manager whose `run` is called once.
+
+    Making an engine raises ValueError for everything that can be found wrong before a process is started or a file is
+    written. Leaving its context stops its processes and closes its environments, whatever has happened.
+    """
 
     scenario: Scenario
+    """The scenario that is run; of a resumed run, as it was saved."""
 
     @property
     def device(self) -> str:
-        """What it computes on."""
+        """The torch device that clients compute on, such as `cpu` or `cuda:0`, where the engine knows it."""
 
     @property
     def result(self) -> Result | None:
-        """What became of it, as soon as it has ended, in whatever way."""
+        """The run's result once it has finished, failed or been interrupted; None before."""
 
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
 
     def run(self, watch: Watch) -> Result:
-        """All rounds, or those that are left; `watch` hears of each, the first being 0."""
+        """Run all rounds, or those that are left of a resumed run.
+
+        watch: gets the record of every round. Round 0 is the evaluation before training.
+        Whatever stops the run, KeyboardInterrupt too, is raised after what has been learned is saved.
+        """
         ...
 
 
 def run(
     scenario: Scenario,
     out: str | Path | None = None,
-    watch: Watch = lambda note: None,
+    watch: Watch = lambda record: None,
     engine: EngineName = "local",
     superlink: str | None = None,
     workers: int | None = None,
 ) -> Result:
-    """Train a federation; write a run folder to `out`; tell `watch` of every round, the first being 0.
+    """Train a federation.
 
-    ValueError for what is wrong with the scenario or the call, before anything is written. Whatever stops it after
-    that, KeyboardInterrupt too, first finds what there is saved. superlink: of the engine `flower`, a deployment's
-    connection. workers: of the local engine, how many processes; by default one for each core.
+    out: the folder to write; without one nothing is left behind.
+    watch: gets the record of every round, the first being 0.
+    superlink: the name of a deployment's connection, for the engine `flower`.
+    workers: the number of worker processes, for the engine `local`; by default one for each core.
+    Raises ValueError for what is wrong with the scenario or the call, before anything is written. Whatever stops the run
+    after that, KeyboardInterrupt too, is raised after what has been learned is saved.
     """
     with make_engine(scenario, out, engine, superlink, workers) as federation:
         return federation.run(watch)
@@ -63,13 +82,14 @@ def run(
 
 def resume(
     folder: str | Path,
-    watch: Watch = lambda note: None,
+    watch: Watch = lambda record: None,
     engine: EngineName = "local",
     superlink: str | None = None,
 ) -> Result:
-    """Go on with a federation that was stopped, from its latest checkpoint, to the very end that it would have had.
+    """Continue a federation that was stopped, from its latest checkpoint, to the same end as without the stop.
 
-    ValueError if the folder holds no such run.
+    folder: the folder of the run. The other arguments are those of `run`.
+    Raises ValueError if the folder holds no unfinished run.
     """
     with resume_engine(folder, engine, superlink) as federation:
         return federation.run(watch)
@@ -82,8 +102,11 @@ def make_engine(
     superlink: str | None = None,
     workers: int | None = None,
 ) -> Engine:
-    """A new one; ValueError for what does not go together."""
-    _refuse(engine, superlink)
+    """Make an engine for a new run; the arguments are those of `run`.
+
+    Raises ValueError for what is wrong with the scenario, or for arguments that another engine has.
+    """
+    _check_superlink(engine, superlink)
     if engine == "local":
         if workers != 0:
             preload()
@@ -91,15 +114,18 @@ def make_engine(
 
         return LocalEngine(scenario, out, workers=workers)
     if workers is not None:
-        raise ValueError(f"workers = {workers}: only the local engine has them; the engine is {engine}")
+        raise ValueError(f"workers = {workers}: only the local engine has workers; this engine is {engine}")
     from grpo_fed.engines.flower.engine import FlowerEngine
 
     return FlowerEngine(scenario, out, engine, superlink)
 
 
 def resume_engine(folder: str | Path, engine: EngineName = "local", superlink: str | None = None) -> Engine:
-    """One that was stopped."""
-    _refuse(engine, superlink)
+    """Make an engine for the unfinished run in a folder; the arguments are those of `resume`.
+
+    Raises ValueError if the folder holds no such run.
+    """
+    _check_superlink(engine, superlink)
     if engine == "local":
         preload()
         from grpo_fed.engines.local.engine import LocalEngine
@@ -110,6 +136,6 @@ def resume_engine(folder: str | Path, engine: EngineName = "local", superlink: s
     return FlowerEngine.resumed(folder, engine, superlink)
 
 
-def _refuse(engine: EngineName, superlink: str | None) -> None:
+def _check_superlink(engine: EngineName, superlink: str | None) -> None:
     if superlink is not None and engine != "flower":
-        raise ValueError(f"superlink = {superlink}: is for the engine flower; it is {engine}")
+        raise ValueError(f"superlink = {superlink}: only the engine flower has a SuperLink; this engine is {engine}")

@@ -3,6 +3,7 @@
 messages.py       instructions and answers
 rounds.py         Federation: the server's loop. Begin here
 clients.py        Clients: what clients do when they are told to
+setup.py          FederationSetup: tasks and shared blocks of a scenario, resolved once
 learners.py       ClientLearners: a client's shared and personal learner
 state_store.py    StateStore: what clients remember between rounds
 participation.py  who takes part
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         Trained,
     )
     from grpo_fed.federation.rounds import Federation
+    from grpo_fed.federation.setup import FederationSetup
     from grpo_fed.federation.state_store import StateStore
     from grpo_fed.federation.transport import Transport
 
@@ -44,6 +46,7 @@ __all__ = [
     "EvaluationPlan",
     "EvaluationSummary",
     "Federation",
+    "FederationSetup",
     "Measure",
     "Measured",
     "Start",
@@ -60,6 +63,7 @@ MODULES = {
     "EvaluationPlan": "grpo_fed.federation.messages",
     "EvaluationSummary": "grpo_fed.federation.messages",
     "Federation": "grpo_fed.federation.rounds",
+    "FederationSetup": "grpo_fed.federation.setup",
     "Measure": "grpo_fed.federation.messages",
     "Measured": "grpo_fed.federation.messages",
     "Start": "grpo_fed.federation.messages",

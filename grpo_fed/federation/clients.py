@@ -47,7 +47,7 @@ from grpo_fed.runs.metrics import REPORTED
 from grpo_fed.runs.policies import save_policy
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.envs import ClientEnvs, EnvCache, make_client_envs
-from grpo_fed.tasks.task import Task
+from grpo_fed.tasks.gym_task import GymTask
 
 BEGAN, RETURN, KEPT = "round.shared", "round.return", "kept"
 
@@ -70,7 +70,7 @@ class LoadedClient:
 class Clients:
     """Clients with equally shaped policies, who answer together or a few of them at a time."""
 
-    def __init__(self, scenario: Scenario, commons: SharedBlocks, tasks: Sequence[Task], home: StateStore) -> None:
+    def __init__(self, scenario: Scenario, commons: SharedBlocks, tasks: Sequence[GymTask], home: StateStore) -> None:
         self.scenario = scenario
         self.shared_blocks = commons
         self.tasks = {task.client: task for task in tasks}

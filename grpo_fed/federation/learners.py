@@ -18,7 +18,7 @@ from grpo_fed.rl.rng import client_seed
 from grpo_fed.rl.stacked_learner import StackedLearner, TrainingReport, sub_state
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.envs import EnvCache
-from grpo_fed.tasks.task import Task
+from grpo_fed.tasks.gym_task import GymTask
 
 OWN = "own"
 """Before the names of the second policy's arrays, and in the name of its random streams."""
@@ -30,7 +30,7 @@ class ClientLearners:
 
     def __init__(
         self,
-        tasks: Sequence[Task],
+        tasks: Sequence[GymTask],
         scenario: Scenario,
         columns: Tensor,
         sheds: Sequence[EnvCache | None] = (None, None),

@@ -21,7 +21,7 @@ from grpo_fed.aggregation.merge import (
     Reply,
     StreamingFisher,
     StreamingMean,
-    weight,
+    client_weight,
 )
 from grpo_fed.aggregation.merge.rules import bind_rule
 from grpo_fed.federation.messages import Trained
@@ -65,22 +65,25 @@ class RoundMerge:
         self._replies: list[Reply] = []
 
     def add(self, client: str, trained: Trained) -> None:
-        """Add a client's answer. They come in the order of the clients' names, so that sums do not depend on who is fastest."""
+        """Add a client's answer.
+
+        Answers come in the order of the clients' names, so that sums do not depend on which client is fastest.
+        """
         work = ClientWork(trained.steps, trained.episodes, trained.gain, trained.spread)
-        client_weight = self.weights[client] = weight(work, self._settings.weights)
+        share = self.weights[client] = client_weight(work, self._settings.weights)
         if not trained.point.size:
             return
         point = _tensor(trained.point)
         fisher = None if trained.fisher is None else _tensor(trained.fisher)
         if fisher is not None:
-            self._fisher.add(fisher, client_weight)
+            self._fisher.add(fisher, share)
         if self._settings.rule == "mean":
-            self._mean.add(point, client_weight)
+            self._mean.add(point, share)
         elif self._settings.rule == "fisher":
             assert fisher is not None, f"{client} sent no Fisher diagonal"
-            self._by_fisher.add(point, client_weight, fisher)
+            self._by_fisher.add(point, share, fisher)
         else:
-            self._replies.append(Reply(client, point, client_weight, fisher))
+            self._replies.append(Reply(client, point, share, fisher))
 
     def target(self, shared: Tensor) -> MergeTarget:
         """Merge the answers, from the shared blocks [S] of this round; if all weights are 0, the target is where they are."""

@@ -21,7 +21,7 @@ from grpo_fed.aggregation.proximity import (
 )
 from grpo_fed.federation.messages import Trained
 from grpo_fed.federation.round_merge import MergeTarget
-from grpo_fed.policy.patterns import match_names
+from grpo_fed.policy.patterns import values_by_name
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.scenario.settings import ProximitySettings
 
@@ -55,16 +55,10 @@ def block_budgets(settings: ProximitySettings, shared_blocks: SharedBlocks) -> d
     """
     if not shared_blocks.size:
         return {}
-    budgets = dict.fromkeys(shared_blocks.blocks, none_as_infinity({"": settings.kl_block})[""])
-    taker: dict[str, str] = {}
-    for pattern, bound in none_as_infinity(settings.blocks).items():
-        for name in match_names(pattern, shared_blocks.blocks, "proximity.blocks", "shared block"):
-            if name in taker:
-                raise ValueError(
-                    f"proximity.blocks: {taker[name]} and {pattern} both take {name}; narrow one of the patterns"
-                )
-            taker[name], budgets[name] = pattern, bound
-    return budgets
+    default = math.inf if settings.kl_block is None else settings.kl_block
+    patterns = none_as_infinity(settings.blocks)
+    chosen = values_by_name(patterns, shared_blocks.blocks, "proximity.blocks", "shared block")
+    return dict.fromkeys(shared_blocks.blocks, default) | chosen
 
 
 def choose_step(

@@ -1,15 +1,16 @@
 """Networks whose parameters are cut into named blocks and groups.
 
     blocks.py         Layout: where every tensor and block lies in one flat vector
-    groups.py         Groups: what a penalty or a merge keeps or drops as one
-    patterns.py       from patterns such as "torso.*" to blocks
-    shared.py         SharedBlocks: what all clients of a scenario have in common
-    base.py           Policy, the interface
+    groups.py         Groups: parameters that a penalty or a merge keeps or drops as one
+    patterns.py       resolves patterns such as "torso.*" to names
+    shared.py         SharedBlocks: the blocks that all clients of a scenario share
+    shared_names.py   SharedNames: the names of the shared blocks and groups, as a run's folder keeps them
+    base.py           Policy, the interface of any kind, and StackedPolicy, what the stacked learner trains
     actor_critic.py   our network, with its gradient written out
     user_module.py    a user's own torch module
-    distributions.py  action distributions
-    activations.py    activations, forwards and backwards
-    make.py           the policy that fits a task
+    distributions/    action distributions: choices and Gaussians
+    activations.py    activation functions and their gradients
+    make.py           makes the policy that fits a task
 
 Begin with blocks.py.
 """
@@ -21,12 +22,13 @@ from typing import TYPE_CHECKING
 from grpo_fed._lazy import lazy_getattr
 
 if TYPE_CHECKING:
-    from grpo_fed.policy.base import Policy, PolicyOutput
+    from grpo_fed.policy.base import Policy, PolicyOutput, StackedPolicy
     from grpo_fed.policy.blocks import Block, Layout
     from grpo_fed.policy.distributions import Categorical, Distribution, Gaussian, MultiCategorical, SquashedGaussian
     from grpo_fed.policy.groups import Groups, cut_groups
     from grpo_fed.policy.make import make_policy
     from grpo_fed.policy.shared import SharedBlocks, resolve_shared_blocks
+    from grpo_fed.policy.shared_names import SharedNames
 
 __all__ = [
     "Block",
@@ -39,7 +41,9 @@ __all__ = [
     "Policy",
     "PolicyOutput",
     "SharedBlocks",
+    "SharedNames",
     "SquashedGaussian",
+    "StackedPolicy",
     "cut_groups",
     "make_policy",
     "resolve_shared_blocks",
@@ -56,7 +60,9 @@ MODULES = {
     "Policy": "grpo_fed.policy.base",
     "PolicyOutput": "grpo_fed.policy.base",
     "SharedBlocks": "grpo_fed.policy.shared",
+    "SharedNames": "grpo_fed.policy.shared_names",
     "SquashedGaussian": "grpo_fed.policy.distributions",
+    "StackedPolicy": "grpo_fed.policy.base",
     "cut_groups": "grpo_fed.policy.groups",
     "make_policy": "grpo_fed.policy.make",
     "resolve_shared_blocks": "grpo_fed.policy.shared",

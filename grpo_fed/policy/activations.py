@@ -1,4 +1,4 @@
-"""What stands between the layers of a network: forwards on tensors and on arrays, and backwards from what came out."""
+"""Activation functions on tensors and on arrays, and their gradients from the values that they returned."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from torch.nn.functional import elu
 
 @dataclass(frozen=True)
 class Activation:
-    """A function of each entry whose slope can be told from its value."""
+    """An elementwise function whose derivative can be computed from its value."""
 
     forward: Callable[[Tensor], Tensor]
-    """The function; where no gradient is recorded, it may overwrite its argument."""
+    """The function of a tensor, which it may overwrite where no gradient is recorded."""
     forward_numpy: Callable[[np.ndarray], np.ndarray]
-    """The same for an array, which it may overwrite."""
+    """The same function of an array, which it may overwrite."""
     backward: Callable[[Tensor, Tensor], Tensor]
-    """(slope by the value, value) -> slope by the argument; it may overwrite the slope."""
+    """(gradient by the value, value) -> gradient by the argument; it may overwrite the first."""
 
 
 FAST_NUMPY = torch.backends.cpu.get_cpu_capability() == "AVX512"
-"""Whether numpy's tanh takes an eighth of the time of torch's here: 4 against 39 microseconds for 16,384 entries."""
+"""Whether numpy's tanh is faster than torch's here: 4 against 39 microseconds for 16,384 entries."""
 
 
 def _tanh(x: Tensor) -> Tensor:
@@ -33,10 +33,10 @@ def _tanh(x: Tensor) -> Tensor:
 
 
 def fast_tanh_(x: Tensor, by_numpy: bool = FAST_NUMPY) -> Tensor:
-    """Tanh on the CPU, in place.
+    """Compute tanh on the CPU, in place.
 
     Where numpy is no faster than torch, 2 sigmoid(2x) - 1 takes half the time of either, and is within 2e-7 of tanh.
-    Its last bit may depend on where in memory a number stands, so a rollout, whose arrays are small, does without.
+    Its last bit may depend on a number's place in memory, so rollouts, whose arrays are small, do not use it.
     """
     if by_numpy:
         np.tanh(x.numpy(), out=x.numpy())
@@ -44,8 +44,8 @@ def fast_tanh_(x: Tensor, by_numpy: bool = FAST_NUMPY) -> Tensor:
     return x.mul_(2).sigmoid_().mul_(2).sub_(1)
 
 
-def _tanh_backward(slope: Tensor, value: Tensor) -> Tensor:
-    return slope.addcmul_(slope * value, value, value=-1)
+def _tanh_backward(by_value: Tensor, value: Tensor) -> Tensor:
+    return by_value.addcmul_(by_value * value, value, value=-1)
 
 
 def _tanh_numpy(x: np.ndarray) -> np.ndarray:
@@ -62,6 +62,6 @@ def _elu_numpy(x: np.ndarray) -> np.ndarray:
 
 ACTIVATIONS = {
     "tanh": Activation(_tanh, _tanh_numpy, _tanh_backward),
-    "relu": Activation(torch.relu, _relu_numpy, lambda slope, value: slope.mul_(value > 0)),
-    "elu": Activation(elu, _elu_numpy, lambda slope, value: slope.mul_((value + 1).clamp_(max=1.0))),
+    "relu": Activation(torch.relu, _relu_numpy, lambda by_value, value: by_value.mul_(value > 0)),
+    "elu": Activation(elu, _elu_numpy, lambda by_value, value: by_value.mul_((value + 1).clamp_(max=1.0))),
 }

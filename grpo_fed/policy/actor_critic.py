@@ -1,23 +1,25 @@
-"""Our actor-critic network, forwards and with its gradient written out."""
+"""Our actor-critic network, with its gradient written out, which saves the bookkeeping of autograd."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from grpo_fed.policy.activations import ACTIVATIONS
-from grpo_fed.policy.base import CriticPullback, Parameters, Policy, PolicyOutput, Pullback
+from grpo_fed.policy.base import CriticPullback, Parameters, PolicyOutput, Pullback, StackedPolicy
 from grpo_fed.policy.blocks import Layout
 from grpo_fed.policy.distributions import Distribution
 from grpo_fed.scenario.settings import PolicySettings
 
 
-class ActorCritic(Policy):
-    """An optional adapter, a torso, an actor head, and a critic that shares the torso or has layers of its own."""
+@final
+class ActorCritic(StackedPolicy):
+    """A network of an optional adapter, a torso, an actor head, and a critic with or without layers of its own."""
 
     def __init__(self, observation_size: int, distribution: Distribution, settings: PolicySettings) -> None:
         self.observation_size = observation_size
@@ -28,24 +30,29 @@ class ActorCritic(Policy):
         self.activation = ACTIVATIONS[settings.activation]
         depth = range(len(settings.hidden))
         self.torso = [*(["adapter"] if settings.adapter else []), *(f"torso.{layer}" for layer in depth)]
+        """Names of the layers between the observations and the actor's head."""
         self.separate = settings.torso == "separate"
+        """Whether the critic has layers of its own between the observations and its head."""
         self.critic = [f"critic.{layer}" for layer in depth] if self.separate else []
+        """Names of those layers."""
         self.critic_names = [name for name in self.shapes if name.startswith("critic.")]
+        """Names of the parameters that only the critic uses."""
 
     def initial(self, seed: int) -> Tensor:
         values = {name: self._initial(name, seed)[None] for name in self.shapes}
         return self.layout.flatten(values)[0]
 
     def _initial(self, name: str, seed: int) -> Tensor:
+        """Return one tensor's initial value: orthogonal (PPO's usual gains), or uniform as in `nn.Linear`."""
         value = torch.empty(self.shapes[name])
         if name == "actor.log_std":
             return value.fill_(self.settings.log_std)
         generator = torch.Generator().manual_seed(seed ^ zlib.crc32(f"{name}{tuple(value.shape)}".encode()))
-        weight = name.endswith("weight")
+        is_weight = name.endswith("weight")
         if self.settings.orthogonal:
             gain = {"actor.weight": 0.01, "critic.head.weight": 1.0}.get(name, 2**0.5)
-            return nn.init.orthogonal_(value, gain, generator=generator) if weight else value.zero_()
-        inputs = value.shape[1] if weight else self.shapes[name.removesuffix("bias") + "weight"][1]
+            return nn.init.orthogonal_(value, gain, generator=generator) if is_weight else value.zero_()
+        inputs = value.shape[1] if is_weight else self.shapes[name.removesuffix("bias") + "weight"][1]
         bound = inputs**-0.5
         return nn.init.uniform_(value, -bound, bound, generator=generator)
 
@@ -64,13 +71,14 @@ class ActorCritic(Policy):
         return self._layers(parameters, self.torso, observations)[-1]
 
     def _layers(self, parameters: Parameters, names: Sequence[str], inputs: Tensor) -> list[Tensor]:
-        """The inputs, and what each layer made of them, [K, B, ...]."""
-        seen = [inputs]
+        """Return the inputs and the output of each layer, [K, B, ...], as the backward pass needs them."""
+        values = [inputs]
         for name in names:
-            seen.append(self.activation.forward(_linear(parameters, name, seen[-1])))
-        return seen
+            values.append(self.activation.forward(_linear(parameters, name, values[-1])))
+        return values
 
     def _head(self, parameters: Parameters, features: Tensor) -> Tensor:
+        """Compute distribution parameters [K, B, M] from features [K, B, F]."""
         mean = _linear(parameters, "actor", features)
         if not self.distribution.continuous:
             return mean
@@ -78,13 +86,13 @@ class ActorCritic(Policy):
 
     @torch.no_grad()
     def vjp(self, parameters: Parameters, observations: Tensor, critic: bool = True) -> tuple[PolicyOutput, Pullback]:
-        """Backpropagation by hand: the operations of autograd without its bookkeeping."""
+        """Compute by hand what autograd would, with the same operations and without its bookkeeping."""
         torso = self._layers(parameters, self.torso, observations)
         if critic:
-            seen = self._layers(parameters, self.critic, observations) if self.separate else torso[-1:]
-            values = _linear(parameters, "critic.head", seen[-1]).squeeze(-1)
+            layers = self._layers(parameters, self.critic, observations) if self.separate else torso[-1:]
+            values = _linear(parameters, "critic.head", layers[-1]).squeeze(-1)
         else:
-            seen, values = [], observations.new_zeros(observations.shape[:2])
+            layers, values = [], observations.new_zeros(observations.shape[:2])
 
         @torch.no_grad()
         def pullback(by_distribution: Tensor, by_values: Tensor | None, gradient: Parameters) -> None:
@@ -94,9 +102,9 @@ class ActorCritic(Policy):
                 gradient["actor.log_std"].copy_(by_log_std.sum(1))
             by_features = _linear_backward(parameters, gradient, "actor", torso[-1], by_mean)
             if by_values is not None:
-                by_last = _linear_backward(parameters, gradient, "critic.head", seen[-1], by_values.unsqueeze(-1))
+                by_last = _linear_backward(parameters, gradient, "critic.head", layers[-1], by_values.unsqueeze(-1))
                 if self.separate:
-                    self._layers_backward(parameters, gradient, self.critic, seen, by_last)
+                    self._layers_backward(parameters, gradient, self.critic, layers, by_last)
                 else:
                     by_features += by_last
             else:
@@ -108,39 +116,49 @@ class ActorCritic(Policy):
 
     @torch.no_grad()
     def critic_vjp(self, parameters: Parameters, observations: Tensor) -> tuple[Tensor, CriticPullback]:
-        seen = self._layers(parameters, self.critic if self.separate else self.torso, observations)
+        layers = self._layers(parameters, self.critic if self.separate else self.torso, observations)
 
         @torch.no_grad()
         def pullback(by_values: Tensor, gradient: Parameters) -> None:
-            slope = by_values.unsqueeze(-1)
-            by_last = _linear_backward(parameters, gradient, "critic.head", seen[-1], slope, further=self.separate)
+            by_head = by_values.unsqueeze(-1)
+            by_last = _linear_backward(parameters, gradient, "critic.head", layers[-1], by_head, further=self.separate)
             if self.separate:
-                self._layers_backward(parameters, gradient, self.critic, seen, by_last)
+                self._layers_backward(parameters, gradient, self.critic, layers, by_last)
 
-        return _linear(parameters, "critic.head", seen[-1]).squeeze(-1), pullback
+        return _linear(parameters, "critic.head", layers[-1]).squeeze(-1), pullback
 
     def _layers_backward(
-        self, parameters: Parameters, gradient: Parameters, names: Sequence[str], seen: Sequence[Tensor], slope: Tensor
+        self,
+        parameters: Parameters,
+        gradient: Parameters,
+        names: Sequence[str],
+        values: Sequence[Tensor],
+        by_output: Tensor,
     ) -> None:
-        """Write the gradient of a chain of layers, last to first, given the slope by what the last one made."""
+        """Write the gradient by the parameters of a chain of layers, from the last layer to the first.
+
+        values: the chain's input and the output of each layer. by_output: the loss's gradient by the last output.
+        """
         for layer in reversed(range(len(names))):
-            slope = self.activation.backward(slope, seen[layer + 1])
-            slope = _linear_backward(parameters, gradient, names[layer], seen[layer], slope, further=layer > 0)
+            by_output = self.activation.backward(by_output, values[layer + 1])
+            by_output = _linear_backward(
+                parameters, gradient, names[layer], values[layer], by_output, further=layer > 0
+            )
 
     def numpy_actor(self, parameters: Mapping[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
         *layers, (weight, bias) = [
             (parameters[f"{name}.weight"].swapaxes(1, 2), parameters[f"{name}.bias"][:, None])
             for name in (*self.torso, "actor")
         ]
-        bend = self.activation.forward_numpy
+        activate = self.activation.forward_numpy
         log_std = parameters["actor.log_std"][:, None] if self.distribution.continuous else None
 
         def act(observations: np.ndarray) -> np.ndarray:
             hidden = observations
-            for inner, shift in layers:
-                hidden = hidden @ inner
-                hidden += shift
-                hidden = bend(hidden)
+            for layer_weight, layer_bias in layers:
+                hidden = hidden @ layer_weight
+                hidden += layer_bias
+                hidden = activate(hidden)
             mean: np.ndarray = hidden @ weight
             mean += bias
             if log_std is None:
@@ -153,7 +171,7 @@ class ActorCritic(Policy):
 def _shapes(
     observation_size: int, distribution: Distribution, settings: PolicySettings
 ) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of an ActorCritic's parameters, in order; weights are [out, in]."""
+    """Return the names and shapes of the network's parameters, in order; weights are [out, in]."""
     shapes: list[tuple[str, tuple[int, ...]]] = []
 
     def linear(name: str, inputs: int, outputs: int) -> int:
@@ -176,26 +194,30 @@ def _shapes(
 
 
 def _linear(parameters: Parameters, name: str, inputs: Tensor) -> Tensor:
-    """[K, B, in] -> [K, B, out]."""
+    """Apply a linear layer, [K, B, in] -> [K, B, out]."""
     weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
     return torch.baddbmm(bias.unsqueeze(1), inputs, weight.transpose(1, 2))
 
 
-FEW = 16
-"""With no more inputs than that, the product for the gradient is several times faster the other way round."""
+FEW_INPUTS = 16
+"""With up to this many inputs, a weight's gradient is computed several times faster as its transpose."""
 
 
 def _linear_backward(
-    parameters: Parameters, gradient: Parameters, name: str, inputs: Tensor, slope: Tensor, further: bool = True
+    parameters: Parameters, gradient: Parameters, name: str, inputs: Tensor, by_output: Tensor, further: bool = True
 ) -> Tensor:
-    """Write the gradient of a linear layer, given the slope [K, B, out]; returns that by its inputs, [K, B, in]."""
+    """Write the gradient by a linear layer's parameters, and return that by its inputs, [K, B, in].
+
+    by_output: the loss's gradient by the layer's output, [K, B, out]. further: False where the gradient by the inputs
+    is not needed; the result then has no meaning.
+    """
     weight = parameters[f"{name}.weight"]
-    if inputs.shape[-1] <= FEW:
-        by_weight = torch.bmm(inputs.transpose(1, 2), slope).transpose(1, 2)
+    if inputs.shape[-1] <= FEW_INPUTS:
+        by_weight = torch.bmm(inputs.transpose(1, 2), by_output).transpose(1, 2)
     else:
-        by_weight = torch.bmm(slope.transpose(1, 2), inputs)
+        by_weight = torch.bmm(by_output.transpose(1, 2), inputs)
     gradient[f"{name}.weight"].copy_(by_weight)
-    torch.sum(slope, 1, out=gradient[f"{name}.bias"])
+    torch.sum(by_output, 1, out=gradient[f"{name}.bias"])
     if not further:
-        return slope
-    return slope * weight if weight.shape[1] == 1 else torch.bmm(slope, weight)
+        return by_output
+    return by_output * weight if weight.shape[1] == 1 else torch.bmm(by_output, weight)

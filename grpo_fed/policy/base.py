@@ -1,7 +1,10 @@
-"""The interface of a policy.
+"""The interfaces of a policy.
 
-A policy is the *shape* of a network; the parameters of all clients come as an argument, `{name: [K, *shape]}`, so that
-one call serves one client or a thousand.
+A policy is the *shape* of a network, without parameters. The parameters of K clients come as an argument, by name and
+with the client as their first axis, `{name: [K, *shape]}`, so that one call serves one client or a thousand.
+
+`Policy` is what a federation, an evaluation and an export need of any kind of policy. `StackedPolicy` adds what
+`StackedLearner` needs to train K clients as one computation: the critic, the features and the gradients.
 """
 
 from __future__ import annotations
@@ -17,58 +20,75 @@ from grpo_fed.policy.blocks import Layout
 from grpo_fed.policy.distributions import Distribution
 
 Parameters = Mapping[str, Tensor]
+"""Tensors by name, [K, *shape]."""
 Pullback = Callable[[Tensor, Tensor | None, Parameters], None]
-"""Slopes by distribution parameters [K, B, M] and by values [K, B], or None; writes the gradient by every parameter."""
+"""Takes the gradients of a loss by distribution parameters [K, B, M] and by values [K, B], or None; writes the gradient
+by every parameter into its third argument."""
 CriticPullback = Callable[[Tensor, Parameters], None]
-"""Slopes by values [K, B]; writes the gradient by the parameters that only the critic uses, and no other."""
+"""Takes the gradient of a loss by values [K, B]; writes the gradient by the parameters that only the critic uses, and
+leaves all others as they are."""
 
 
 class Policy(ABC):
-    """The shape of a network: its layout of parameters, and what it says about observations under given ones."""
+    """The layout of a network's parameters, and the action distributions that it gives for observations."""
 
     layout: Layout
+    """Where each parameter lies among the P columns of the flat parameters."""
     distribution: Distribution
+    """What actions are sampled from, given M distribution parameters."""
     observation_size: int
+    """D, the number of floats in a flattened observation."""
 
     @abstractmethod
     def initial(self, seed: int) -> Tensor:
-        """First parameters of one client, [P]; each tensor's draw depends on the seed, its name and its shape alone."""
+        """Return the initial parameters of one client, [P].
 
-    @abstractmethod
-    def forward(self, parameters: Parameters, observations: Tensor) -> PolicyOutput:
-        """Observations [K, B, D] -> Output."""
+        Each tensor's values depend on the seed, its name and its shape alone, so clients with the same seed begin with
+        the same shared blocks.
+        """
 
     @abstractmethod
     def act(self, parameters: Parameters, observations: Tensor) -> Tensor:
-        """Observations [K, B, D] -> distribution parameters [K, B, M], without the critic."""
+        """Compute distribution parameters [K, B, M] from observations [K, B, D], without the critic."""
+
+
+class StackedPolicy(Policy):
+    """A policy that the stacked learner can train: with a critic, features, and gradients in closed form."""
+
+    @abstractmethod
+    def forward(self, parameters: Parameters, observations: Tensor) -> PolicyOutput:
+        """Compute action distributions and values from observations [K, B, D]."""
 
     @abstractmethod
     def features(self, parameters: Parameters, observations: Tensor) -> Tensor:
-        """Observations [K, B, D] -> what the policy makes of them before it chooses, [K, B, F]."""
+        """Compute from observations [K, B, D] the features that the actor's head reads, [K, B, F]."""
 
     @abstractmethod
     def actor_parameters(self) -> frozenset[str]:
-        """Names of the parameters that the action distribution depends on."""
+        """Return the names of the parameters that the action distribution depends on."""
 
     @abstractmethod
     def numpy_actor(self, parameters: Mapping[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-        """`act` for a rollout on the CPU, [K, B, D] -> [K, B, M], under parameters that may change in place."""
+        """Return `act` as a function of arrays, [K, B, D] -> [K, B, M], for rollouts on the CPU.
+
+        parameters: may change in place between two calls of the function, which uses their new values.
+        """
 
     @abstractmethod
     def vjp(self, parameters: Parameters, observations: Tensor, critic: bool = True) -> tuple[PolicyOutput, Pullback]:
-        """`forward`, and the function that pulls the slopes of a loss by what it said back to the parameters.
+        """Compute `forward` and its vector-Jacobian product: the pullback of a loss's gradients to the parameters.
 
-        Without `critic` nobody asks for the values: they may be 0, and their slopes are None.
+        critic: False where values are not needed; they may then be 0, and the pullback's gradient by them is None.
         """
 
     @abstractmethod
     def critic_vjp(self, parameters: Parameters, observations: Tensor) -> tuple[Tensor, CriticPullback]:
-        """The values [K, B] alone, and their pullback to the parameters that the actor does not use."""
+        """Compute the values [K, B] alone, and their pullback to the parameters that the actor does not use."""
 
 
 @dataclass(frozen=True)
 class PolicyOutput:
-    """What a policy says about observations."""
+    """The output of a policy for B observations of each of K clients."""
 
     distribution: Tensor
     """[K, B, M]: parameters of the action distribution."""

@@ -1,8 +1,8 @@
-"""A policy's parameters as named blocks: the columns of one flat tensor, [K, P] for the K clients of a fleet.
+"""Cuts a policy's parameters into named blocks of one flat tensor, [K, P] for K clients with equally shaped policies.
 
-Every block is one slice of the columns and every tensor one slice inside its block, so a block is read, sent or
-replaced as `flat[:, block.start:block.stop]`, and a network works on views of the same memory. Tensors stand in the
-order in which their module names them, except that those of one block stand together.
+Every block is one slice of the P columns and every tensor one slice inside its block, so a block is read, sent or
+replaced as `flat[:, block.start:block.stop]`, and a network works on views of the same memory. Tensors come in the
+order in which their module names them, except that those of one block come together.
 """
 
 from __future__ import annotations
@@ -18,36 +18,37 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from grpo_fed.policy.patterns import match_names
+from grpo_fed.policy.patterns import match_names, owner_by_name
 from grpo_fed.scenario.settings import PolicySettings
 from grpo_fed.scenario.toml.text import short_toml, suggest_name, toml_key
 
 SINGLE_BLOCK_MODULES = ("critic", "adapter")
-"""Modules that are one block each with all that is inside them."""
+"""Modules that make one block each, with all modules inside them."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one tensor of the policy lies."""
+    """The columns of one parameter tensor of a policy."""
 
     name: str
-    """As in `module.named_parameters()`."""
+    """The tensor's name, as `module.named_parameters()` gives it."""
     shape: tuple[int, ...]
-    """Of one client's tensor."""
+    """The shape of one client's tensor."""
     start: int
-    """Its first column."""
+    """The first column."""
     stop: int
-    """The column after its last."""
+    """The column after the last."""
     block: str
-    """Name of the block it belongs to."""
+    """The name of the block that the tensor belongs to."""
 
     @property
     def size(self) -> int:
+        """The number of columns."""
         return self.stop - self.start
 
     @property
     def module(self) -> str:
-        """Path of the module that has the parameter; empty for the outermost."""
+        """The path of the module that owns the tensor; empty for the outermost module."""
         return self.name.rpartition(".")[0]
 
 
@@ -57,40 +58,48 @@ class Block:
 
     name: str
     start: int
+    """The first column."""
     stop: int
+    """The column after the last."""
     shared: bool
-    """Whether clients share it, or each keeps its own."""
+    """Whether clients share the block; a private one stays with each client."""
     slots: tuple[Slot, ...]
-    """Its tensors, in the order of their columns."""
+    """The block's tensors, in the order of their columns."""
 
     @property
     def size(self) -> int:
+        """The number of columns."""
         return self.stop - self.start
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where every parameter of a policy lies among the P columns."""
+    """Maps a policy's tensors and blocks to the P columns of its flat parameters."""
 
     slots: tuple[Slot, ...]
-    """In the order of their columns, without gaps."""
+    """All tensors, in the order of their columns, without gaps."""
     blocks: tuple[Block, ...]
-    """In the order of their columns, without gaps."""
+    """All blocks, in the order of their columns, without gaps."""
     size: int
-    """P."""
+    """P, the number of columns."""
 
     @staticmethod
     def from_shapes(named: Iterable[tuple[str, Sequence[int]]] | nn.Module, settings: PolicySettings) -> Layout:
-        """Cut a module, or named shapes, into blocks: first as the modules are, then regrouped by `policy.blocks`."""
-        pairs = list(_of_module(named) if isinstance(named, nn.Module) else named)
+        """Cut a module into blocks: one for each of its submodules, then as `policy.blocks` regroups them.
+
+        named: a module, or the names and shapes of its parameters.
+
+        Raises a ValueError where there are no parameters, two have one name, or patterns of the scenario do not fit.
+        """
+        pairs = list(_module_shapes(named) if isinstance(named, nn.Module) else named)
         shapes = {name: tuple(shape) for name, shape in pairs}
         if not shapes:
             raise ValueError("policy.module: it has no parameters; there is nothing to learn")
         if len(shapes) < len(pairs):
             twice = sorted({name for name, _ in pairs if sum(name == other for other, _ in pairs) > 1})
             raise ValueError(f"policy.module: parameters {short_toml(twice)} are named twice; give each its own name")
-        block_of = _regrouped({name: _own_block(name) for name in shapes}, settings.blocks)
-        shared = _shared(tuple(dict.fromkeys(block_of.values())), settings)
+        block_of = _regroup({name: _default_block(name) for name in shapes}, settings.blocks)
+        shared = _shared_names(tuple(dict.fromkeys(block_of.values())), settings)
         blocks: list[Block] = []
         for block in dict.fromkeys(block_of.values()):
             start = blocks[-1].stop if blocks else 0
@@ -103,14 +112,19 @@ class Layout:
         """The blocks that clients share."""
         return tuple(block for block in self.blocks if block.shared)
 
-    def select(self, patterns: Iterable[str], knob: str = "blocks") -> tuple[Block, ...]:
-        """The blocks whose names fit a pattern, in the layout's order; errors say that the patterns stand at `knob`."""
+    def select(self, patterns: Iterable[str], key: str = "blocks") -> tuple[Block, ...]:
+        """Return the blocks whose names match a pattern, in the layout's order.
+
+        key: where the scenario has the patterns, `penalty.blocks`.
+
+        Raises a ValueError where a pattern matches no block.
+        """
         names = [block.name for block in self.blocks]
-        taken = {name for pattern in patterns for name in match_names(pattern, names, knob, "block")}
-        return tuple(block for block in self.blocks if block.name in taken)
+        matches = {name for pattern in patterns for name in match_names(pattern, names, key, "block")}
+        return tuple(block for block in self.blocks if block.name in matches)
 
     def subset(self, blocks: Iterable[Block]) -> Layout:
-        """The layout of some of the blocks alone, in their order, with columns of its own."""
+        """Return the layout of some of the blocks alone, in the order given, with columns from 0."""
         parts: list[Block] = []
         for block in blocks:
             start = parts[-1].stop if parts else 0
@@ -121,7 +135,7 @@ class Layout:
         )
 
     def mask(self, blocks: Iterable[Block]) -> Tensor:
-        """[P] bool: the columns of these blocks."""
+        """Return which columns lie in these blocks, [P] bool."""
         mask = torch.zeros(self.size, dtype=torch.bool)
         for block in blocks:
             mask[block.start : block.stop] = True
@@ -134,7 +148,7 @@ class Layout:
     def views(self, flat: np.ndarray) -> dict[str, np.ndarray]: ...
 
     def views(self, flat: Tensor | np.ndarray) -> dict[str, Tensor] | dict[str, np.ndarray]:
-        """[K, P] -> every tensor by name, [K, *shape], in the same memory; without the K if `flat` has none."""
+        """View [K, P] as tensors by name, [K, *shape], in the same memory; without K if `flat` has none."""
         lead = tuple(flat.shape[:-1])
         if isinstance(flat, np.ndarray):
             return {slot.name: flat[..., slot.start : slot.stop].reshape(lead + slot.shape) for slot in self.slots}
@@ -143,7 +157,10 @@ class Layout:
         return {slot.name: part.view(lead + slot.shape) for slot, part in zip(self.slots, parts, strict=True)}
 
     def flatten(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Every tensor by name, [K, *shape] -> [K, P] in memory of its own; without the K if the tensors have none."""
+        """Copy tensors by name, [K, *shape], into flat parameters [K, P]; without K if the tensors have none.
+
+        Raises a ValueError where names or shapes are not those of the layout.
+        """
         self._check(values)
         parts = []
         for slot in self.slots:
@@ -155,7 +172,12 @@ class Layout:
         return torch.cat(parts, dim=-1)
 
     def stack(self, states: Sequence[Mapping[str, Tensor]]) -> Tensor:
-        """The parameters of K policies by name, `dict(module.named_parameters())` or a state dict each -> [K, P]."""
+        """Copy the parameters of K policies into flat parameters [K, P].
+
+        states: for each policy its tensors by name, `dict(module.named_parameters())` or a state dict.
+
+        Raises a ValueError where names, shapes or types are not those of the layout.
+        """
         for state in states:
             self._check(state)
         for slot, value in ((slot, state[slot.name]) for state in states for slot in self.slots):
@@ -167,11 +189,11 @@ class Layout:
         return torch.stack([self.flatten(state).detach() for state in states])
 
     def unstack(self, flat: Tensor) -> list[dict[str, Tensor]]:
-        """[K, P] -> for each client every tensor by name, [*shape], in memory of its own."""
+        """Copy flat parameters [K, P] into tensors by name, [*shape], for each of the K clients."""
         return [{name: view.clone() for name, view in self.views(row).items()} for row in flat.detach()]
 
     def _check(self, values: Mapping[str, Tensor]) -> None:
-        """Exactly the layout's names, no fewer and no others."""
+        """Check that the names are exactly those of the layout."""
         names = [slot.name for slot in self.slots]
         for name in values:
             if name not in names:
@@ -181,7 +203,8 @@ class Layout:
                 raise ValueError(f"{name}: missing; a policy needs all of {short_toml(names)}")
 
 
-def _of_module(module: nn.Module) -> Iterator[tuple[str, Sequence[int]]]:
+def _module_shapes(module: nn.Module) -> Iterator[tuple[str, Sequence[int]]]:
+    """Yield the name and shape of every parameter of a module, once it is checked that it can be stacked."""
     for name, parameter in module.named_parameters():
         if is_lazy(parameter):
             raise ValueError(
@@ -194,47 +217,51 @@ def _of_module(module: nn.Module) -> Iterator[tuple[str, Sequence[int]]]:
         yield name, parameter.shape
 
 
-def _own_block(parameter: str) -> str:
-    """The block of a parameter that `policy.blocks` does not speak of: its module, or itself where it has none."""
+def _default_block(parameter: str) -> str:
+    """Return the block of a parameter where `policy.blocks` names none: its module, or itself where it has none."""
     root = parameter.split(".")[0]
     return root if root in SINGLE_BLOCK_MODULES else parameter.rpartition(".")[0] or parameter
 
 
-def _regrouped(own: dict[str, str], blocks: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """The block of each parameter, from its own one and the patterns of `policy.blocks`."""
-    taker: dict[str, str] = {}
-    for block, patterns in blocks.items():
-        knob = _knob(block)
-        for pattern in patterns:
-            fits = match_names(pattern, [*own, *own.values()], knob, "parameter")
-            for name in (name for name in own if name in fits or own[name] in fits):
-                other = taker.setdefault(name, block)
-                if other != block:
-                    raise ValueError(
-                        f"{knob}: {short_toml(pattern)} takes {name}, which {_knob(other)} takes too; a parameter"
-                        " belongs to one block: narrow one of the patterns"
-                    )
-    for name, block in own.items():
-        if name not in taker and block in blocks:
+def _regroup(default: Mapping[str, str], blocks: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return the block of each parameter, from its default block and the patterns of `policy.blocks`.
+
+    A pattern matches a parameter by its own name or by that of its default block.
+    """
+    matches = {block: _match_parameters(default, block, patterns) for block, patterns in blocks.items()}
+    block_of = owner_by_name(matches, "policy.blocks")
+    for name, block in default.items():
+        if name not in block_of and block in blocks:
             raise ValueError(
-                f"{_knob(block)}: {name} is in a block of this name already; choose another name, or take all of that"
+                f"{_key(block)}: {name} is in a block of this name already; choose another name, or take all of that"
                 f" block with the pattern {short_toml(block)}"
             )
-    return own | taker
+    return {**default, **block_of}
 
 
-def _knob(block: str) -> str:
+def _match_parameters(default: Mapping[str, str], block: str, patterns: Sequence[str]) -> list[str]:
+    """Return the parameters that a block's patterns match."""
+    names = [*default, *default.values()]
+    matches = {name for pattern in patterns for name in match_names(pattern, names, _key(block), "parameter")}
+    return [name for name in default if name in matches or default[name] in matches]
+
+
+def _key(block: str) -> str:
     return f"policy.blocks.{toml_key(block)}"
 
 
-def _shared(blocks: Sequence[str], settings: PolicySettings) -> set[str]:
-    """The names of the shared blocks. Only patterns that somebody wrote must take one: no torso is no mistake."""
+def _shared_names(blocks: Sequence[str], settings: PolicySettings) -> set[str]:
+    """Return the names of the shared blocks.
+
+    The default patterns may match nothing, as a policy may have no torso; a pattern that a scenario writes must match.
+    """
     if settings.shared == PolicySettings().shared:
         return {block for block in blocks for pattern in settings.shared if fnmatchcase(block, pattern)}
     return {block for pattern in settings.shared for block in match_names(pattern, blocks, "policy.shared", "block")}
 
 
 def _slots(shapes: Iterable[tuple[str, tuple[int, ...]]], start: int, block: str) -> Iterator[Slot]:
+    """Yield the slots of a block's tensors side by side, from column `start` on."""
     for name, shape in shapes:
         stop = start + math.prod(shape)
         yield Slot(name, shape, start, stop, block)

@@ -1,17 +1,21 @@
-"""Makes the policy that fits a task."""
+"""Makes the policy that fits a task: our network, or a user's own module."""
 
 from __future__ import annotations
 
 from grpo_fed.policy.actor_critic import ActorCritic
-from grpo_fed.policy.base import Policy
+from grpo_fed.policy.base import StackedPolicy
 from grpo_fed.policy.distributions import Categorical, Distribution, Gaussian, MultiCategorical, SquashedGaussian
 from grpo_fed.policy.user_module import UserModulePolicy, import_module_class
 from grpo_fed.scenario.settings import PolicySettings
-from grpo_fed.tasks.task import ActionSpec, Task, TaskShape
+from grpo_fed.tasks.gym_task import GymTask
+from grpo_fed.tasks.task import ActionSpec, TaskShape
 
 
-def make_policy(task: Task, settings: PolicySettings) -> Policy:
-    """The policy that fits a task: ours, or the user's module."""
+def make_policy(task: GymTask, settings: PolicySettings) -> StackedPolicy:
+    """Make the policy for a task.
+
+    Raises a ValueError that names the client where the settings do not fit the task.
+    """
     distribution = make_distribution(task.action, settings.squash)
     try:
         if settings.module is None:
@@ -24,16 +28,18 @@ def make_policy(task: Task, settings: PolicySettings) -> Policy:
         raise ValueError(f"client {task.client} ({task.env}): {error}") from error
 
 
-def make_policy_from_shape(form: TaskShape, settings: PolicySettings) -> Policy:
-    """Our own for a task that cannot be made here; a user's module may look at more of a task than its form."""
-    assert settings.module is None, "the task is there to look at"
-    return ActorCritic(
-        form.observation_size, make_distribution(ActionSpec(form.kind, form.sizes), settings.squash), settings
-    )
+def make_policy_from_shape(shape: TaskShape, settings: PolicySettings) -> StackedPolicy:
+    """Make our network for a task that cannot be made here, only from the task's shape.
+
+    A user's module is built from a task's spaces, so it cannot be made like this.
+    """
+    assert settings.module is None, "a user's module needs the task"
+    distribution = make_distribution(ActionSpec(shape.kind, shape.sizes), settings.squash)
+    return ActorCritic(shape.observation_size, distribution, settings)
 
 
 def make_distribution(action: ActionSpec, squash: bool) -> Distribution:
-    """What a policy draws a task's actions from."""
+    """Return the distribution of a task's actions. squash: whether Gaussian actions go through tanh."""
     if action.kind == "categorical":
         return Categorical(action.sizes[0])
     if action.kind == "multi-categorical":

@@ -1,8 +1,8 @@
-"""What all clients of a federation have in common: the shared blocks, as one vector [S] of their own.
+"""Finds the blocks that all clients of a federation share, and lays them out as one vector [S].
 
-Clients may be as unlike as their tasks are; where they share a block, it has the same name and shapes for all. To find
-out which they are takes no task, but what each is like: its `Form`. A client that is told which they are needs no more
-than its own task.
+Clients may differ as much as their tasks do, but a shared block has the same name and shapes for all of them. A server
+that can make every task finds the shared blocks from the tasks; one that cannot finds them from the shapes of the
+tasks, which clients report; and a client, which has only its own task, takes their names from the server.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ from grpo_fed.policy.base import Policy
 from grpo_fed.policy.blocks import Block, Layout
 from grpo_fed.policy.groups import Groups, cut_groups
 from grpo_fed.policy.make import make_policy, make_policy_from_shape
+from grpo_fed.policy.shared_names import SharedNames
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml.text import short_toml
 from grpo_fed.tasks.envs import episode_step_limit
+from grpo_fed.tasks.gym_task import GymTask
 from grpo_fed.tasks.resolve import resolve_tasks
-from grpo_fed.tasks.task import Task, TaskShape
+from grpo_fed.tasks.task import TaskShape
 
 ALL = "*"
-"""The pattern of `policy.shared` that means: whatever can be shared."""
+"""The pattern of `policy.shared` for all blocks that have the same shapes for all clients."""
 TASK_SHAPES = "forms"
-"""In what an engine notes of a run: by client, what the commons were made of, where not all tasks could be made."""
+"""The key of an engine's saved state for the task shapes of its clients, where not all tasks could be made."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,95 +40,102 @@ class SharedBlocks:
     """S shared parameters in B blocks and G groups."""
 
     clients: tuple[str, ...]
-    """All, in the scenario's order."""
+    """Names of all clients, in the scenario's order."""
     layout: Layout
-    """Of the shared blocks alone, [S] columns."""
+    """The layout of the shared blocks alone, with S columns."""
     groups: Groups
-    """What a merge lets a client keep or drop as one; every column is in one."""
+    """The parameter groups that a client may leave or share as one; every column is in one."""
     initial: Tensor
-    """[S]: where the federation begins."""
+    """[S]: the parameters that the federation begins with."""
     max_episode_steps: int
-    """Steps of the longest episode of any of their tasks that is cut; 0 where none is."""
+    """The greatest step limit of the clients' episodes; 0 where no task has a limit."""
 
     @property
     def size(self) -> int:
-        """S."""
+        """S, the number of shared parameters."""
         return self.layout.size
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """[B]: their names."""
+        """[B]: the names of the shared blocks."""
         return tuple(block.name for block in self.layout.blocks)
 
     @cached_property
+    def names(self) -> SharedNames:
+        """The names of blocks and groups, to be kept in a run's folder."""
+        return SharedNames(self.blocks, dict(zip(self.groups.names, self.groups.blocks, strict=True)))
+
+    @cached_property
     def digest(self) -> str:
-        """Of all that messages depend on: who has another one cannot read them."""
+        """A hash of all that messages depend on; a client with another digest cannot decode them."""
         slots = [(slot.block, slot.name, slot.shape) for slot in self.layout.slots]
-        told = hashlib.sha256(json.dumps([slots, self.groups.names]).encode())
-        told.update(self.groups.ids.numpy().tobytes())
-        return told.hexdigest()
+        digest = hashlib.sha256(json.dumps([slots, self.groups.names]).encode())
+        digest.update(self.groups.ids.numpy().tobytes())
+        return digest.hexdigest()
 
     @cached_property
     def slices(self) -> Mapping[str, slice]:
-        """Where each block lies."""
+        """The columns of each block, by its name."""
         return {block.name: slice(block.start, block.stop) for block in self.layout.blocks}
 
     def columns_in(self, layout: Layout) -> Tensor:
-        """[S] int64: where the shared parameters lie in a client's own layout."""
-        own = {block.name: block for block in layout.blocks}
-        parts = [torch.arange(own[name].start, own[name].stop) for name in self.blocks]
+        """Return the columns of the shared parameters in a client's own layout, [S] int64."""
+        block_of = {block.name: block for block in layout.blocks}
+        parts = [torch.arange(block_of[name].start, block_of[name].stop) for name in self.blocks]
         return torch.cat([torch.zeros(0, dtype=torch.int64), *parts])
 
-    def columns_of_groups(self, personal: Sequence[int]) -> Tensor:
-        """[S] bool: the columns of these groups."""
+    def columns_of_groups(self, groups: Sequence[int]) -> Tensor:
+        """Return which shared parameters lie in these groups, [S] bool."""
         chosen = torch.zeros(len(self.groups.names) + 1, dtype=torch.bool)
-        chosen[list(personal)] = True
+        chosen[list(groups)] = True
         return chosen[self.groups.ids_or_last]
 
 
-@dataclass(frozen=True)
-class _PolicyKind:
-    """Clients with equally shaped policies, by the first of them."""
+def resolve_shared_blocks(scenario: Scenario, tasks: Sequence[GymTask] | None = None) -> SharedBlocks:
+    """Find the shared blocks from all tasks of a scenario.
 
-    client: str
-    env: str
-    policy: Policy
+    tasks: all clients' tasks, if they have been resolved already.
 
 
-def resolve_shared_blocks(scenario: Scenario) -> SharedBlocks:
-    """ValueError where a block that the scenario shares by name is not the same for all clients."""
-    kin: dict[tuple[object, ...], _PolicyKind] = {}
-    tasks = resolve_tasks(scenario)
-    for task in tasks:
-        if task.signature not in kin:
-            kin[task.signature] = _PolicyKind(task.client, task.env, make_policy(task, scenario.policy))
-    return _common_to(list(kin.values()), scenario, (task.shape for task in tasks))
-
-
-def resolve_shared_blocks_from_shapes(scenario: Scenario, forms: Mapping[str, TaskShape]) -> SharedBlocks:
-    """The same from the forms of the clients' tasks, without making one; who has none there is not asked.
-
-    ValueError as for `commons_of`. Not for a policy of the user's, which may look at more.
+    Raises a ValueError where a block that the scenario shares by name is not the same for all clients.
     """
-    kin: dict[tuple[object, ...], _PolicyKind] = {}
-    for settings in scenario.clients:
-        for name in (name for name in settings.names if name in forms):
-            form = forms[name]
-            signature = form.observation_size, form.kind, form.sizes
-            if signature not in kin:
-                kin[signature] = _PolicyKind(name, settings.env, make_policy_from_shape(form, scenario.policy))
-    return _common_to(list(kin.values()), scenario, forms.values())
+    tasks = resolve_tasks(scenario) if tasks is None else tasks
+    first_of_kind: dict[object, GymTask] = {}
+    for task in tasks:
+        first_of_kind.setdefault(task.signature, task)
+    policies = [
+        _ClientPolicy(task.client, task.env, make_policy(task, scenario.policy)) for task in first_of_kind.values()
+    ]
+    return _share_common_blocks(scenario, policies, [task.shape for task in tasks])
 
 
-def read_task_shapes(noted: Mapping[str, Any]) -> dict[str, TaskShape]:
-    """By client, of what an engine noted; none where all tasks could be made."""
-    return {
-        name: TaskShape(**{**form, "sizes": tuple(form["sizes"])}) for name, form in noted.get(TASK_SHAPES, {}).items()
-    }
+def resolve_shared_blocks_from_shapes(scenario: Scenario, shapes: Mapping[str, TaskShape]) -> SharedBlocks:
+    """Find the shared blocks from the shapes of tasks, without making one.
+
+    shapes: by client; a client that is missing is left out. A user's module may depend on more of a task than its
+    shape, so `policy.module` must not be set.
+
+    Raises a ValueError as `resolve_shared_blocks` does.
+    """
+    env_of = {name: settings.env for settings in scenario.clients for name in settings.names if name in shapes}
+    first_of_kind: dict[object, str] = {}
+    for client in env_of:
+        shape = shapes[client]
+        first_of_kind.setdefault(shape.signature, client)
+    policies = [
+        _ClientPolicy(client, env_of[client], make_policy_from_shape(shapes[client], scenario.policy))
+        for client in first_of_kind.values()
+    ]
+    return _share_common_blocks(scenario, policies, shapes.values())
 
 
-def resolve_client_shared_blocks(scenario: Scenario, task: Task, blocks: Iterable[str]) -> SharedBlocks:
-    """What a client makes of it that knows its own task, and from the server which blocks are shared."""
+def resolve_client_shared_blocks(scenario: Scenario, task: GymTask, blocks: Iterable[str]) -> SharedBlocks:
+    """Find the shared blocks for a client that can make only its own task.
+
+    blocks: the names of the shared blocks, from the server.
+
+    Raises a ValueError where the client's own policy does not share one of them.
+    """
     policy, names = make_policy(task, scenario.policy), set(blocks)
     shared = [block for block in policy.layout.shared if block.name in names]
     missing = sorted(names - {block.name for block in shared})
@@ -135,54 +144,73 @@ def resolve_client_shared_blocks(scenario: Scenario, task: Task, blocks: Iterabl
             f"client {task.client} ({task.env}): the server shares {short_toml(missing)}, which this client does not;"
             " do both have the same version of grpo_fed?"
         )
-    return _build(policy, shared, scenario, [task.shape])
+    return _share_blocks(scenario, policy, shared, [task.shape])
 
 
-def _common_to(kin: Sequence[_PolicyKind], scenario: Scenario, forms: Iterable[TaskShape]) -> SharedBlocks:
-    first = kin[0].policy
-    alike = [block for block in first.layout.shared if _is_alike(block, kin, scenario)]
-    return _build(first, alike, scenario, forms)
+def read_task_shapes(engine_state: Mapping[str, Any]) -> dict[str, TaskShape]:
+    """Read the task shapes by client from an engine's saved state; empty where all tasks could be made."""
+    return {
+        name: TaskShape(**{**shape, "sizes": tuple(shape["sizes"])})
+        for name, shape in engine_state.get(TASK_SHAPES, {}).items()
+    }
 
 
-def _build(policy: Policy, shared: Sequence[Block], scenario: Scenario, forms: Iterable[TaskShape]) -> SharedBlocks:
-    """Of these blocks of a policy."""
-    start = policy.initial(scenario.seed)
-    first = torch.cat([start[:0], *(start[block.start : block.stop] for block in shared)])
-    groups = cut_groups(policy.layout, scenario.policy.groups, only=shared)
+@dataclass(frozen=True)
+class _ClientPolicy:
+    """The policy of a client, which stands for all clients with equally shaped policies."""
+
+    client: str
+    env: str
+    policy: Policy
+
+
+def _share_common_blocks(
+    scenario: Scenario, policies: Sequence[_ClientPolicy], shapes: Iterable[TaskShape]
+) -> SharedBlocks:
+    """Share the blocks that the scenario shares and that are the same in all policies."""
+    first = policies[0].policy
+    common = [block for block in first.layout.shared if _is_common(block, policies, scenario)]
+    return _share_blocks(scenario, first, common, shapes)
+
+
+def _share_blocks(
+    scenario: Scenario, policy: Policy, blocks: Sequence[Block], shapes: Iterable[TaskShape]
+) -> SharedBlocks:
+    """Share these blocks of a policy. shapes: of the tasks, for the step limits of their episodes."""
+    initial = policy.initial(scenario.seed)
+    limits = (episode_step_limit(shape, scenario.rollout.episode_limit) for shape in shapes)
     return SharedBlocks(
         clients=tuple(name for settings in scenario.clients for name in settings.names),
-        layout=policy.layout.subset(shared),
-        groups=_restrict(groups, first.numel(), policy.layout, shared),
-        initial=first,
-        max_episode_steps=_longest(forms, scenario),
+        layout=policy.layout.subset(blocks),
+        groups=_cut_groups(policy.layout, blocks, scenario),
+        initial=torch.cat([initial[:0], *(initial[block.start : block.stop] for block in blocks)]),
+        max_episode_steps=max(limits, default=0),
     )
 
 
-def _longest(forms: Iterable[TaskShape], scenario: Scenario) -> int:
-    """Steps of the longest episode that is cut."""
-    return max((episode_step_limit(form, scenario.rollout.episode_limit) for form in forms), default=0)
+def _cut_groups(layout: Layout, blocks: Sequence[Block], scenario: Scenario) -> Groups:
+    """Cut these blocks into the scenario's groups, as groups of the blocks' columns alone."""
+    groups = cut_groups(layout, scenario.policy.groups, only=blocks)
+    return Groups(groups.names, groups.ids[layout.mask(blocks)], groups.sizes, groups.blocks)
 
 
-def _is_alike(block: Block, kin: Sequence[_PolicyKind], scenario: Scenario) -> bool:
-    """Whether every client has this block in the same shapes."""
+def _is_common(block: Block, policies: Sequence[_ClientPolicy], scenario: Scenario) -> bool:
+    """Return whether every policy has this block in the same shapes.
+
+    Raises a ValueError where it does not and the scenario shares the block by name.
+    """
     shapes = [slot.shape for slot in block.slots]
-    for one in kin[1:]:
-        own = next((other for other in one.policy.layout.blocks if other.name == block.name), None)
-        if own is not None and [slot.shape for slot in own.slots] == shapes:
+    for other in policies[1:]:
+        same_name = next((each for each in other.policy.layout.blocks if each.name == block.name), None)
+        other_shapes = None if same_name is None else [slot.shape for slot in same_name.slots]
+        if other_shapes == shapes:
             continue
         if ALL in scenario.policy.shared:
             return False
-        has = "no such block" if own is None else f"shapes {short_toml([slot.shape for slot in own.slots])}"
+        has = "no such block" if other_shapes is None else f"shapes {short_toml(other_shapes)}"
         raise ValueError(
-            f"policy.shared takes block {block.name}, of shapes {short_toml(shapes)} for client {kin[0].client}"
-            f" but {has} for client {one.client} ({one.env}): leave it out, or set policy.adapter so that what"
-            ' follows an unlike observation has one shape; "*" shares whatever is alike'
+            f"policy.shared takes block {block.name}, of shapes {short_toml(shapes)} for client {policies[0].client}"
+            f" but {has} for client {other.client} ({other.env}): leave it out, or set policy.adapter so that the"
+            ' layers behind unlike observations have one shape; "*" shares all blocks that are alike'
         )
     return True
-
-
-def _restrict(groups: Groups, size: int, layout: Layout, blocks: Sequence[Block]) -> Groups:
-    """The groups with the columns of these blocks alone."""
-    ids = groups.ids[layout.mask(blocks)]
-    assert ids.numel() == size, "every shared column is kept"
-    return Groups(groups.names, ids, groups.sizes, groups.blocks)

@@ -1,16 +1,16 @@
-"""A user's own torch module as the policy of K stacked clients."""
+"""Makes a policy of a user's own torch module: K clients of it are stacked by `torch.func`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, final
 
 import numpy as np
 import torch
 from gymnasium import Space
 from torch import Tensor, nn
 
-from grpo_fed.policy.base import CriticPullback, Parameters, Policy, PolicyOutput, Pullback
+from grpo_fed.policy.base import CriticPullback, Parameters, PolicyOutput, Pullback, StackedPolicy
 from grpo_fed.policy.blocks import Layout
 from grpo_fed.policy.distributions import Distribution
 from grpo_fed.scenario.importing import import_object
@@ -18,24 +18,25 @@ from grpo_fed.scenario.settings import PolicySettings
 
 
 def import_module_class(path: str) -> Callable[..., nn.Module]:
-    """`package.module:Class`."""
+    """Import what builds a user's module, `package.module:Class`; ValueError where that fails."""
     try:
-        found: Callable[..., nn.Module] = import_object(path)
+        build: Callable[..., nn.Module] = import_object(path)
     except ValueError as error:
         raise ValueError(f"policy.module = {path}: {error}") from error
-    return found
+    return build
 
 
 class UserModule(Protocol):
-    """What `policy.module` must be: a torch module built from its spaces, that says two things about observations."""
+    """The interface of `policy.module`: a torch module, built from the task's spaces, with two outputs."""
 
     def __call__(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Flattened observations [B, D] -> (distribution parameters [B, M], values [B])."""
+        """Compute distribution parameters [B, M] and values [B] from flattened observations [B, D]."""
         ...
 
 
-class UserModulePolicy(Policy):
-    """A user's own torch module, stacked by `torch.func`: one template, the parameters of all clients beside it."""
+@final
+class UserModulePolicy(StackedPolicy):
+    """Runs one instance of a user's torch module, the template, with the parameters of K clients."""
 
     def __init__(
         self,
@@ -49,33 +50,34 @@ class UserModulePolicy(Policy):
         self.observation_size = observation_size
         self.distribution = distribution
         self.settings = settings
-        self.template = self._built(0)
+        self.template = self._build_module(0)
         if any(True for _ in self.template.buffers()):
             raise ValueError(
                 f"policy.module = {settings.module}: it has buffers (a batch normalisation, say), which clients cannot"
                 " stack; use parameters, or layer normalisation"
             )
         self.layout = Layout.from_shapes(self.template, settings)
-        self.free = {name for name, value in self.template.named_parameters() if value.requires_grad}
-        """Names of the parameters that learn; the module may have frozen others."""
+        self.trainable = {name for name, value in self.template.named_parameters() if value.requires_grad}
+        """Names of the parameters that learn; the module may have frozen the others."""
         self._check()
 
-    def _built(self, seed: int) -> nn.Module:
+    def _build_module(self, seed: int) -> nn.Module:
+        """Build an instance whose initial parameters depend on the seed alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
-                built = self.build()
+                module = self.build()
             except Exception as error:
                 text = f"cannot be built with policy.kwargs = {self.settings.kwargs}: {type(error).__name__}: {error}"
                 raise ValueError(f"policy.module = {self.settings.module}: {text}") from error
-        if not isinstance(built, nn.Module):
+        if not isinstance(module, nn.Module):
             raise ValueError(
-                f"policy.module = {self.settings.module}: makes {type(built).__name__}, no torch.nn.Module"
+                f"policy.module = {self.settings.module}: makes {type(module).__name__}, no torch.nn.Module"
             )
-        return built
+        return module
 
     def _check(self) -> None:
-        """One pass over two zero observations tells whether the module fits its task."""
+        """Check on two zero observations that the module fits its task and can be stacked."""
         where = f"policy.module = {self.settings.module}"
         observations = torch.zeros(2, self.observation_size)
         stacked = {name: value.detach()[None] for name, value in self.template.named_parameters()}
@@ -98,28 +100,30 @@ class UserModulePolicy(Policy):
         except Exception as error:
             raise ValueError(f"{where}: torch.func.vmap cannot stack clients of it: {error}") from error
         if not self.actor_parameters():
-            raise ValueError(f"{where}: what it says of actions depends on no parameter that requires a gradient")
+            raise ValueError(f"{where}: its distribution parameters depend on no parameter that requires a gradient")
 
     def initial(self, seed: int) -> Tensor:
-        named = dict(self._built(seed).named_parameters())
+        named = dict(self._build_module(seed).named_parameters())
         return self.layout.flatten({name: value.detach()[None] for name, value in named.items()})[0]
 
     def actor_parameters(self) -> frozenset[str]:
-        """Found by asking autograd which parameters the distribution reaches."""
-        named = {name: value for name, value in self.template.named_parameters() if name in self.free}
+        """Return the parameters through which autograd reaches the distribution parameters."""
+        named = {name: value for name, value in self.template.named_parameters() if name in self.trainable}
         distribution, _ = self.template(torch.zeros(2, self.observation_size))
         if not distribution.requires_grad:
             return frozenset()
-        every = list(named.values())
-        gradients: tuple[Tensor | None, ...] = torch.autograd.grad(distribution.sum(), every, allow_unused=True)
+        leaves = list(named.values())
+        gradients: tuple[Tensor | None, ...] = torch.autograd.grad(distribution.sum(), leaves, allow_unused=True)
         return frozenset(name for name, gradient in zip(named, gradients, strict=True) if gradient is not None)
 
     def forward(self, parameters: Parameters, observations: Tensor) -> PolicyOutput:
-        def one(values: Parameters, inputs: Tensor) -> tuple[Tensor, Tensor]:
-            said: tuple[Tensor, Tensor] = torch.func.functional_call(self.template, dict(values), (inputs,))
-            return said
+        def forward_client(client_parameters: Parameters, inputs: Tensor) -> tuple[Tensor, Tensor]:
+            outputs: tuple[Tensor, Tensor] = torch.func.functional_call(
+                self.template, dict(client_parameters), (inputs,)
+            )
+            return outputs
 
-        distribution, values = torch.func.vmap(one)(parameters, observations)
+        distribution, values = torch.func.vmap(forward_client)(parameters, observations)
         return PolicyOutput(distribution, values)
 
     def act(self, parameters: Parameters, observations: Tensor) -> Tensor:
@@ -136,44 +140,44 @@ class UserModulePolicy(Policy):
         return act
 
     def vjp(self, parameters: Parameters, observations: Tensor, critic: bool = True) -> tuple[PolicyOutput, Pullback]:
-        said, leaves = self._recorded(parameters, observations, self.free)
+        output, leaves = self._forward_recorded(parameters, observations, self.trainable)
 
         def pullback(by_distribution: Tensor, by_values: Tensor | None, gradient: Parameters) -> None:
             for name in parameters.keys() - leaves.keys():
                 gradient[name].zero_()
-            outputs, slopes = [said.distribution], [by_distribution]
-            if by_values is not None and said.values.requires_grad:
-                outputs, slopes = [*outputs, said.values], [*slopes, by_values]
-            _backward(outputs, slopes, leaves, gradient)
+            outputs, gradients = [output.distribution], [by_distribution]
+            if by_values is not None and output.values.requires_grad:
+                outputs, gradients = [*outputs, output.values], [*gradients, by_values]
+            _backward(outputs, gradients, leaves, gradient)
 
-        return PolicyOutput(said.distribution.detach(), said.values.detach()), pullback
+        return PolicyOutput(output.distribution.detach(), output.values.detach()), pullback
 
     def critic_vjp(self, parameters: Parameters, observations: Tensor) -> tuple[Tensor, CriticPullback]:
-        said, leaves = self._recorded(parameters, observations, self.free - self.actor_parameters())
+        output, leaves = self._forward_recorded(parameters, observations, self.trainable - self.actor_parameters())
 
         def pullback(by_values: Tensor, gradient: Parameters) -> None:
-            if leaves and said.values.requires_grad:
-                _backward([said.values], [by_values], leaves, gradient)
+            if leaves and output.values.requires_grad:
+                _backward([output.values], [by_values], leaves, gradient)
 
-        return said.values.detach(), pullback
+        return output.values.detach(), pullback
 
-    def _recorded(
+    def _forward_recorded(
         self, parameters: Parameters, observations: Tensor, names: Collection[str]
     ) -> tuple[PolicyOutput, dict[str, Tensor]]:
-        """`forward`, recorded for autograd, and its leaves: the parameters of these names."""
+        """Return `forward`, recorded for autograd, and its leaves: the parameters with these names."""
         leaves = {name: parameters[name].detach().requires_grad_() for name in parameters if name in names}
         with torch.enable_grad():
             return self.forward({**parameters, **leaves}, observations), leaves
 
     def features(self, parameters: Parameters, observations: Tensor) -> Tensor:
-        """A user's module names no features: what it says of the actions stands for them."""
+        """Return the distribution parameters, as a user's module names no features."""
         return self.act(parameters, observations)
 
 
 def _backward(
-    outputs: Sequence[Tensor], slopes: Sequence[Tensor], leaves: Mapping[str, Tensor], gradient: Parameters
+    outputs: Sequence[Tensor], by_outputs: Sequence[Tensor], leaves: Mapping[str, Tensor], gradient: Parameters
 ) -> None:
-    """Write the gradient by every leaf; 0 by one that does not matter."""
-    parts = torch.autograd.grad(outputs, list(leaves.values()), slopes, materialize_grads=True)
+    """Write the gradient by every leaf; 0 for a leaf that no output depends on."""
+    parts = torch.autograd.grad(outputs, list(leaves.values()), by_outputs, materialize_grads=True)
     for name, part in zip(leaves, parts, strict=True):
         gradient[name].copy_(part)

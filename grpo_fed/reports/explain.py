@@ -8,17 +8,16 @@ from typing import Any
 
 from grpo_fed.aggregation.merge.rules import check_rule
 from grpo_fed.federation.server_step import block_budgets
+from grpo_fed.federation.setup import FederationSetup
 from grpo_fed.policy.make import make_policy
-from grpo_fed.policy.shared import SharedBlocks, resolve_shared_blocks
+from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.reports.tables import many
-from grpo_fed.scenario import tables as rows
 from grpo_fed.scenario.methods import METHODS, Method
 from grpo_fed.scenario.presets import PRESETS, Preset
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import MergeSettings, ObjectiveSettings, TrustSettings
-from grpo_fed.scenario.tables import is_import_path
+from grpo_fed.scenario.tables import TableRow, find_row_or_none, is_import_path
 from grpo_fed.scenario.toml.text import short_toml, shorten
-from grpo_fed.tasks.resolve import resolve_tasks
 
 SURROGATES = {
     "score": "log pi * A, the plain policy gradient",
@@ -55,10 +54,11 @@ class Part:
 
 def explain_scenario(scenario: Scenario) -> list[Part]:
     """ValueError where a run would be refused before its first round."""
-    commons = resolve_shared_blocks(scenario)
+    setup = FederationSetup.of(scenario)
+    commons = setup.shared_blocks
     check_rule(scenario.merge, commons)
     budgets = block_budgets(scenario.proximity, commons)
-    private = _private(scenario, commons)
+    private = _private(setup)
     parts = {
         "Who learns": _who(scenario),
         "What a client climbs": _objective(scenario),
@@ -71,12 +71,12 @@ def explain_scenario(scenario: Scenario) -> list[Part]:
     return [Part(title, tuple(sentences)) for title, sentences in parts.items()]
 
 
-def _private(scenario: Scenario, commons: SharedBlocks) -> list[str]:
-    """Names of blocks that some client has to itself."""
-    policies = {task.signature: task for task in resolve_tasks(scenario)}
-    layouts = [make_policy(task, scenario.policy).layout for task in policies.values()]
+def _private(setup: FederationSetup) -> list[str]:
+    """List the blocks that at least one client has and that are not shared."""
+    policies = {task.signature: task for task in setup.tasks.values()}
+    layouts = [make_policy(task, setup.scenario.policy).layout for task in policies.values()]
     names = dict.fromkeys(block.name for layout in layouts for block in layout.blocks)
-    return [name for name in names if name not in commons.blocks]
+    return [name for name in names if name not in setup.shared_blocks.blocks]
 
 
 def _who(scenario: Scenario) -> Iterator[str]:
@@ -278,14 +278,14 @@ def _written(scenario: Scenario) -> Iterator[str]:
 
 def _sources(scenario: Scenario) -> Iterator[str]:
     for kind, name, find in (
-        ("Method", scenario.method, lambda: rows.find_row_or_none(scenario.method, METHODS, Method)),
+        ("Method", scenario.method, lambda: find_row_or_none(scenario.method, METHODS, Method)),
         (
             "Preset",
             scenario.objective.preset,
-            lambda: rows.find_row_or_none(scenario.objective.preset, PRESETS, Preset),
+            lambda: find_row_or_none(scenario.objective.preset, PRESETS, Preset),
         ),
     ):
-        row: rows.TableRow | None = find()
+        row: TableRow | None = find()
         if row is None:
             yield f"{kind} {name} cannot be imported here; this scenario has all its values."
             continue

@@ -14,7 +14,7 @@ from grpo_fed.rl.rng import Purpose, client_seed, env_seeds, generator
 from grpo_fed.runs.policies import LoadedPolicy
 from grpo_fed.tasks.envs import episode_seed
 from grpo_fed.tasks.gym import make_env
-from grpo_fed.tasks.task import Env
+from grpo_fed.tasks.gym_task import Env
 
 NARROWEST = 240
 CAPTION = 24

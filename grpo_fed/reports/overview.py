@@ -18,7 +18,8 @@ from grpo_fed.reports.tables import many, table_of
 from grpo_fed.rl.stacked_learner import StackedLearner
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml.text import short_toml, shorten
-from grpo_fed.tasks.task import ActionSpec, Task
+from grpo_fed.tasks.gym_task import GymTask
+from grpo_fed.tasks.task import ActionSpec
 
 FLOAT = 4
 """Bytes."""
@@ -77,7 +78,7 @@ def _clients_table(fleets: Sequence[StackedLearner]) -> Table:
     return table
 
 
-def _what(task: Task) -> tuple[str, str, int]:
+def _what(task: GymTask) -> tuple[str, str, int]:
     """What tells the rows of the clients' table apart."""
     around = "".join(f" in {path}" for path in task.wrappers)
     arguments = ", ".join(f"{key} = {short_toml(value)}" for key, value in task.kwargs.items())

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_fed.policy.base import Parameters, Policy, PolicyOutput
+from grpo_fed.policy.base import Parameters, PolicyOutput, StackedPolicy
 from grpo_fed.rl.records import Batch
 from grpo_fed.rl.rollout import Trajectories, Truncation
 
 
-def make_batch(policy: Policy, parameters: Parameters, done: Trajectories, rows: slice, critic: bool) -> Batch:
+def make_batch(policy: StackedPolicy, parameters: Parameters, done: Trajectories, rows: slice, critic: bool) -> Batch:
     """Some clients' trajectories with what the policy says of them, and its critic where it is asked (else 0)."""
     clients, steps, copies, size = done.observations[rows].shape
     device = next(iter(parameters.values())).device

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_fed.policy.base import Policy
+from grpo_fed.policy.base import Policy, StackedPolicy
 from grpo_fed.rl.rng import Purpose, generator
 
 ENTRIES = 1 << 21
@@ -53,7 +53,7 @@ def mean_kl(policy: Policy, states: MeasurementStates, old: Tensor, new: Iterabl
 
 
 def fisher_diagonal(
-    policy: Policy, states: MeasurementStates, parameters: Tensor, seeds: Sequence[int], number: int
+    policy: StackedPolicy, states: MeasurementStates, parameters: Tensor, seeds: Sequence[int], number: int
 ) -> Tensor:
     """E[(d log pi(a) / d theta)^2], an action of the policy's own drawn at each state: [K, P] -> [K, P].
 
@@ -77,7 +77,7 @@ def fisher_diagonal(
     return found
 
 
-def _score_gradients(policy: Policy, parameters: Tensor, observations: Tensor, noise: Tensor) -> Tensor:
+def _score_gradients(policy: StackedPolicy, parameters: Tensor, observations: Tensor, noise: Tensor) -> Tensor:
     """The gradient of log pi(a) by theta at each of n states, [P], [n, 1, D], [n, 1, noise] -> [n, P]."""
     count = len(observations)
     gradient = parameters.new_zeros(count, len(parameters))

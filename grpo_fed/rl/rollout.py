@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_fed.policy.base import Policy
+from grpo_fed.policy.base import StackedPolicy
 from grpo_fed.policy.distributions import Distribution
 from grpo_fed.rl.normalise import ObservationNormaliser, RewardNormaliser
 from grpo_fed.rl.rng import Purpose, generator
@@ -76,7 +76,7 @@ class Trajectories:
 class Actor:
     """The policy as a rollout uses it: numpy in, numpy out, on the parameters' own memory where that is possible."""
 
-    def __init__(self, policy: Policy, parameters: Tensor) -> None:
+    def __init__(self, policy: StackedPolicy, parameters: Tensor) -> None:
         self.policy = policy
         if parameters.device.type == "cpu":
             self.act = policy.numpy_actor(policy.layout.views(parameters.numpy()))

@@ -31,7 +31,8 @@ from grpo_fed.rl.update import ClientStack, update_clients
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.envs import ClientEnvs, EnvCache, episode_step_limit, make_client_envs
 from grpo_fed.tasks.gym import find_env_spec
-from grpo_fed.tasks.resolve import group_by_policy_shape
+from grpo_fed.tasks.gym_task import GymTask
+from grpo_fed.tasks.resolve import group_by_policy_shape, resolve_tasks
 from grpo_fed.tasks.task import Task
 
 CHUNK = 16
@@ -60,7 +61,7 @@ class StackedLearner:
 
     def __init__(
         self,
-        tasks: Sequence[Task],
+        tasks: Sequence[GymTask],
         scenario: Scenario,
         seeds: Sequence[int] | None = None,
         shared: Tensor | None = None,
@@ -395,7 +396,7 @@ def first_parameters(policy: Policy, scenario: Scenario, seeds: Sequence[int]) -
     return torch.stack([drawn[start] for start in starts])
 
 
-def episode_step_limits(tasks: Sequence[Task], scenario: Scenario) -> np.ndarray:
+def episode_step_limits(tasks: Sequence[GymTask], scenario: Scenario) -> np.ndarray:
     """[K]: steps that an episode of each client may have; 0 for a client whose episodes nothing cuts."""
     limits = [episode_step_limit(task, scenario.rollout.episode_limit) for task in tasks]
     settings = scenario.objective
@@ -421,8 +422,8 @@ def entropy_weights(task: Task, policy: Policy, scenario: Scenario) -> Tensor:
         beyond = [member for member in members if not 0 <= member < components]
         if beyond:
             raise ValueError(
-                f"client {task.client}: objective.entropy_groups.{name} = {members}: {task.env} has action components 0"
-                f" to {components - 1}; leave out {beyond}"
+                f"client {task.client}: objective.entropy_groups.{name} = {members}: {task.description} has action"
+                f" components 0 to {components - 1}; leave out {beyond}"
             )
         if name in settings.entropy_weights:
             weights[members] = settings.entropy_weights[name]
@@ -431,4 +432,6 @@ def entropy_weights(task: Task, policy: Policy, scenario: Scenario) -> Tensor:
 
 def make_learners(scenario: Scenario) -> list[StackedLearner]:
     """The scenario's clients, those with equally shaped policies together."""
-    return [StackedLearner(tasks, scenario) for tasks in group_by_policy_shape(scenario)]
+    return [
+        StackedLearner(tasks, scenario) for tasks in group_by_policy_shape(resolve_tasks(scenario), scenario.policy)
+    ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from grpo_fed.policy.blocks import Block, Layout
-from grpo_fed.scenario.toml.text import short_toml
+from grpo_fed.policy.patterns import values_by_name
 
 LEAST_COEFFICIENT, MOST_COEFFICIENT = 1e-6, 1e6
 SAFETY, TRIES = 0.95, 12
@@ -49,16 +49,9 @@ class ShortenedBlock:
 
 def trust_budgets(layout: Layout, given: Mapping[str, float]) -> list[tuple[Block, float]]:
     """The blocks that `trust.blocks` speaks of with their budgets; ValueError where two of its patterns take one."""
-    taker: dict[str, str] = {}
-    budgets = []
-    for pattern, budget in given.items():
-        for block in layout.select([pattern], "trust.blocks"):
-            if block.name in taker:
-                both = f"{short_toml(taker[block.name])} and {short_toml(pattern)}"
-                raise ValueError(f"trust.blocks: {both} both take {block.name}; narrow one of the patterns")
-            taker[block.name] = pattern
-            budgets.append((block, budget))
-    return budgets
+    blocks = {block.name: block for block in layout.blocks}
+    budgets = values_by_name(given, list(blocks), "trust.blocks", "block")
+    return [(blocks[name], budget) for name, budget in budgets.items()]
 
 
 def shorten_to_budgets(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_fed.policy.base import Policy, PolicyOutput
+from grpo_fed.policy.base import Policy, PolicyOutput, StackedPolicy
 from grpo_fed.policy.blocks import Block
 from grpo_fed.policy.groups import Groups
 from grpo_fed.rl import objective, penalty
@@ -40,7 +40,7 @@ from grpo_fed.scenario.scenario import Scenario
 class ClientStack:
     """Some clients of a fleet as one computation: rows of the fleet's tensors, seen without a copy."""
 
-    policy: Policy
+    policy: StackedPolicy
     scenario: Scenario
     rows: slice
     """Which of the fleet's clients."""

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from grpo_fed.policy.base import Policy
+from grpo_fed.policy.base import Policy, StackedPolicy
 from grpo_fed.policy.make import make_policy
 from grpo_fed.rl.evaluation import EvaluatedClients, Evaluation, evaluate
 from grpo_fed.rl.normalise import ObservationNormaliser
@@ -26,15 +26,15 @@ from grpo_fed.runs.folder import POLICIES, SCENARIO, read_scenario
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml.text import closest_match, did_you_mean, shorten
 from grpo_fed.tasks.envs import ActionConverter, make_client_envs, observation_flattener
+from grpo_fed.tasks.gym_task import GymTask
 from grpo_fed.tasks.resolve import resolve_tasks
-from grpo_fed.tasks.task import Task
 
 NORMALISER = "normaliser:"
 """Before the names of the observation normaliser's arrays; no parameter's name has a colon."""
 
 
 def save_policy(
-    folder: Path, task: Task, policy: Policy, parameters: Tensor, normaliser: Mapping[str, np.ndarray] | None
+    folder: Path, task: GymTask, policy: Policy, parameters: Tensor, normaliser: Mapping[str, np.ndarray] | None
 ) -> None:
     """Write `folder/policies/<client>.safetensors`: parameters [P] by name, and what the normaliser remembers."""
     (arrays,) = policy.layout.unstack(parameters[None].cpu())
@@ -60,8 +60,8 @@ class LoadedPolicy:
 
     scenario: Scenario
     """Of the run."""
-    task: Task
-    policy: Policy
+    task: GymTask
+    policy: StackedPolicy
     parameters: Tensor
     """[1, P]."""
     normaliser: ObservationNormaliser | None
@@ -146,7 +146,7 @@ def load_policy(folder: str | Path, client: str | None = None) -> LoadedPolicy:
     return LoadedPolicy(scenario, task, policy, parameters[None], normaliser)
 
 
-def _task(folder: Path, scenario: Scenario, client: str | None) -> Task:
+def _task(folder: Path, scenario: Scenario, client: str | None) -> GymTask:
     """Of a client, without asking the other clients' environments for anything."""
     names = [name for settings in scenario.clients for name in settings.names]
     if client is None:

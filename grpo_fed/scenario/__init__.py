@@ -1,18 +1,19 @@
-"""What a run is, as a TOML file says it: read strictly, completed, checked.
+"""The TOML file that defines a run: read strictly, completed with defaults, and checked.
 
     settings.py     every knob, with its default, limits and meaning
     scenario.py     Scenario: all sections together, from TOML and back
     presets.py      rows of values for what a client optimises: ppo, trpo, grpo, ...
     methods.py      rows of values for how clients share: fedavg, ditto, grpo, ...
     tables.py       what such rows are, and how a user's own is found
-    importing.py    objects named by `module:name`
+    importing.py    objects that a scenario names by `module:Name`
     field_types.py  types of values that settings take
-    defaults.py     values that follow from other values
-    checks.py       what contradicts itself
-    toml/           the strict reader: positions, errors with a cure, writing; it knows no scenario
+    defaults.py     defaults that follow from other values
+    checks.py       contradictions between keys
+    toml/           the strict TOML reader, which knows nothing of scenarios: positions, errors with a cure, writing
     shipped.py      the scenarios that ship
-    template.py     a project to start from
-    reference.py    the generated documentation of all keys
+    template.py     a folder to start a project from
+    knobs.py        every knob as a record
+    reference.py    generated documentation of all knobs
 
 Begin with settings.py.
 """

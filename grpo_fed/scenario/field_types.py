@@ -1,4 +1,4 @@
-"""Kinds of values that a knob can have, beyond what Python has names for."""
+"""Types of values that settings take, with their limits and checks, beyond the types of Python."""
 
 from __future__ import annotations
 
@@ -47,20 +47,21 @@ def _device(text: str) -> str:
     return text
 
 
-def _arguments(given: dict[str, Any]) -> dict[str, Any]:
-    """Only what TOML can hold, since every scenario is saved as TOML; tuples become lists."""
-    return {key: _plain(value, key) for key, value in given.items()}
+def _arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Accept only values that TOML can represent, since every scenario is saved as TOML; tuples become lists."""
+    return {key: _toml_value(value, key) for key, value in arguments.items()}
 
 
-def _plain(value: Any, place: str) -> Any:
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: _plain(item, f"{place}.{key}") for key, item in value.items()}
+def _toml_value(value: Any, key: str) -> Any:
+    """Check a value of any depth; `key` names it in errors."""
+    if isinstance(value, dict) and all(isinstance(part, str) for part in value):
+        return {part: _toml_value(item, f"{key}.{part}") for part, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item, f"{place}.{number}") for number, item in enumerate(value)]
+        return [_toml_value(item, f"{key}.{index}") for index, item in enumerate(value)]
     if isinstance(value, float) and not math.isnan(value):
-        return float(value)  # numpy's float64 is one
+        return float(value)  # also turns numpy's float64 into a plain float
     if not isinstance(value, str | int | date | time):
-        raise ValueError(f"{place} must be text, a number, true or false, a list or a table")
+        raise ValueError(f"{key} must be text, a number, true or false, a list or a table")
     return value
 
 
@@ -80,14 +81,14 @@ Fraction = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Gt(0)]
 Size = Annotated[int, Gt(0), Le(65_536)]
 BoundedCount = Annotated[int, Gt(0), Le(1_000_000)]
-"""Of what memory is made for at once: a figure too many in it is a mistake, and would fill the machine before anybody
-could say so."""
-_READ = BeforeValidator(lambda value: None if value == math.inf else value)
-_WRITTEN = PlainSerializer(lambda value: math.inf if value is None else value, return_type=float)
-Limit = Annotated[Positive | None, _READ, _WRITTEN]
-"""None is no limit, `inf` in TOML."""
-LimitOrZero = Annotated[NotNegative | None, _READ, _WRITTEN]
-"""A limit that may be 0."""
+"""A count for which memory is allocated at once. A larger one is a typing error that would fill the memory before it is
+noticed."""
+_INF_TO_NONE = BeforeValidator(lambda value: None if value == math.inf else value)
+_NONE_TO_INF = PlainSerializer(lambda value: math.inf if value is None else value, return_type=float)
+Limit = Annotated[Positive | None, _INF_TO_NONE, _NONE_TO_INF]
+"""A limit above 0; None means no limit and is `inf` in TOML."""
+LimitOrZero = Annotated[NotNegative | None, _INF_TO_NONE, _NONE_TO_INF]
+"""A limit that may also be 0."""
 Name = Annotated[str, MaxLen(64), AfterValidator(_name)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
 ImportPath = Annotated[
@@ -96,7 +97,7 @@ ImportPath = Annotated[
 OwnPath = Annotated[ImportPath, Tag("own")]
 Named = Tag("named")
 NAMED_OR_OWN = Discriminator(_named_or_own)
-"""For a choice of names, `Annotated[Literal[...], Named]`, or an import path to something of the user's, `Own`."""
+"""Chooses between a name, `Annotated[Literal[...], Named]`, and the import path of an object of the user, `OwnPath`."""
 Environment = Annotated[str, AfterValidator(_environment)]
 Device = Annotated[str, AfterValidator(_device)]
 Arguments = Annotated[dict[str, Any], AfterValidator(_arguments)]

@@ -1,4 +1,4 @@
-"""What a scenario names by an import path, `package.module:Name`."""
+"""Imports the objects that a scenario names by an import path, `package.module:Name`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def import_object(path: str) -> Any:
-    """What stands there; ValueError says why there is nothing, and what to do."""
+    """Import an object; ValueError says why that failed and what to do."""
     module, _, name = path.partition(":")
     try:
         return operator.attrgetter(name)(importlib.import_module(module))
@@ -17,6 +17,6 @@ def import_object(path: str) -> Any:
 
 
 def describe_exception(error: Exception) -> str:
-    """An exception in a sentence of ours."""
+    """Describe an exception on one line, with a cure for a missing module."""
     cure = "; is it installed, or on PYTHONPATH?" if isinstance(error, ModuleNotFoundError) else ""
     return f"{type(error).__name__}: {error}{cure}"

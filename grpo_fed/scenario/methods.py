@@ -1,8 +1,8 @@
-"""Federated methods as data: a method gives values to the keys that a scenario leaves open, and has no code of its own.
+"""Federated methods as data: a method is a row of values for keys that a scenario does not give, without any code.
 
-A key that a file or `--set` gives wins, then the method's row, then the preset's, then the default. But who types
-`--set method=fedavg` wants FedAvg: then the file's own values for what either method's row speaks of make way. A
-scenario may name a row of the user's own instead, by `module:NAME`.
+A value in the file or from `--set` has precedence over the method's row; then comes the preset's row, then the default.
+`--set method=fedavg` is meant to run FedAvg, so the file's values for keys in the row of the old or the new method are
+then ignored. A scenario may name a row of the user's own instead, by `module:NAME`.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grpo_fed.scenario import tables as rows
-from grpo_fed.scenario.tables import Values
+from grpo_fed.scenario.tables import Values, fill_missing, find_row, find_row_or_none
 
-DEFAULT = "grpo"
+DEFAULT_METHOD = "grpo"
 
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table."""
+    """A way for clients to share what they learn, as a row of the table of methods."""
 
     name: str
-    """In words."""
+    """The full name, in words."""
     paper: str
-    """Where it comes from, and what is ours."""
+    """The source: a paper, and what differs from it here."""
     values: Values
+    """The values for keys that a scenario does not give."""
     when: str = ""
-    """When to take it."""
+    """When to use it."""
 
 
 AVERAGE: Values = {
@@ -35,172 +35,180 @@ AVERAGE: Values = {
     "merge": {"rule": "mean"},
     "proximity": {"mode": "off"},
 }
-"""Everything shared, averaged by steps, the whole step made."""
+"""All blocks are shared and averaged, and the server makes the whole step."""
 
 METHODS: Mapping[str, Method] = {
     "grpo": Method(
         "grouped regularised policy optimisation",
-        "Ours: torso and actor are shared, a group leaves where leaving pays, steps stay within measured KL budgets.",
+        "Ours: torso and actor are shared, a client leaves a group where it lies far from the others, and the server's "
+        "steps stay within measured KL budgets.",
         {
             "policy": {"shared": ["torso.*", "actor"]},
             "merge": {"rule": "huber"},
             "proximity": {"mode": "measured"},
         },
-        "First, and where it is not known who fits whom. The default.",
+        "First, and where you do not know which clients fit together. The default.",
     ),
     "local": Method(
         "no federation",
         "The control: nothing is shared.",
         {"policy": {"shared": []}},
-        "Always, beside whatever else is taken: does sharing help at all?",
+        "Always, beside the method of your choice: does sharing help at all?",
     ),
     "fedavg": Method(
         "federated averaging",
-        "McMahan et al. 2017, 1602.05629: every block, critic and all.",
+        "McMahan et al. 2017, 1602.05629: every block is averaged, the critic included.",
         AVERAGE,
-        "Where all tasks are alike. One that contradicts the rest is lost.",
+        "Where all tasks are alike. A client whose task contradicts the others' cannot learn it.",
     ),
     "fedprox": Method(
         "averaging with a proximal term",
-        "Li et al. 2020, 1812.06127: mu/2 ||theta - s||^2 on the client, mu from the paper's grid.",
+        "Li et al. 2020, 1812.06127: mu/2 ||theta - s||^2 is added to the client's loss, mu from the paper's grid.",
         {**AVERAGE, "penalty": {"squared": 0.01}},
-        "As `fedavg`, where clients learn long between two merges and drift apart.",
+        "Like `fedavg`, where clients train long between two merges and drift apart.",
     ),
     "fedper": Method(
         "personal heads on averaged base layers",
         "Arivazhagan et al. 2019, 1912.00818: the torso is averaged, the actor and the critic stay private.",
         {**AVERAGE, "policy": {"shared": ["torso.*"]}},
-        "Where it is known in advance that all see alike and act unlike.",
+        "Where you know in advance that observations mean the same for all clients and actions do not.",
     ),
     "fedrep": Method(
         "personal heads first, then the averaged representation",
-        "Collins et al. 2021, 2102.07078: in each round the heads learn on a torso that rests, then it under them.",
+        "Collins et al. 2021, 2102.07078: in each update the heads learn while the torso is fixed, then the torso "
+        "while the heads are.",
         {**AVERAGE, "policy": {"shared": ["torso.*"]}, "personal": {"first": 0.5}},
-        "As `fedper`, where heads should follow the torso before it moves again.",
+        "Like `fedper`, where the heads should adapt to the merged torso before it changes again.",
     ),
     "lg": Method(
         "local representations under an averaged head",
         "Liang et al. 2020, 2001.01523: the torso and the critic stay private, the actor is averaged.",
         {**AVERAGE, "policy": {"shared": ["actor"]}},
-        "Where clients see unlike things and act alike; observations may differ in size.",
+        "Where observations differ between clients, even in size, and actions mean the same.",
     ),
     "ditto": Method(
-        "a policy of one's own beside the averaged one",
-        "Li et al. 2021, 2012.04221: it is drawn to the averaged one by lambda/2 ||v - w||^2 and is what plays. Of the "
-        "lambdas 1, 0.3, 0.1, 0.03 and 0.01 the one that did best on the carts of `contrary`.",
+        "a personal policy beside the averaged one",
+        "Li et al. 2021, 2012.04221: each client also trains a policy of its own, which is pulled towards the averaged "
+        "one by lambda/2 ||v - w||^2 and is the one that is evaluated. Of the lambdas 1, 0.3, 0.1, 0.03 and 0.01, this "
+        "did best on `contrary`.",
         {**AVERAGE, "personal": {"model": True, "pull": 0.1}},
-        "Where every client wants a policy of its own and has steps to spare for it.",
+        "Where every client needs a policy of its own and has enough steps to train two.",
     ),
     "fedkl": Method(
         "averaging under a KL penalty to the shared policy",
-        "Xie & Song 2023, 2204.08125: the client is held to the policy that the round began with; its weight adapts.",
+        "Xie & Song 2023, 2204.08125: a KL penalty with an adaptive weight keeps each client near the policy with "
+        "which the round began.",
         {**AVERAGE, "trust": {"region": "adaptive", "reference": "shared", "direction": "old-new"}},
-        "As `fedavg`, where clients drift: held by what the policy does, not by its parameters.",
+        "Like `fedavg`, where clients drift apart: penalises a change of the policy's actions, not of its parameters.",
     ),
     "fisher": Method(
         "averaging by Fisher information",
-        "Matena & Raffel 2022, 2111.09832: each parameter weighs what its diagonal Fisher matrix says.",
+        "Matena & Raffel 2022, 2111.09832: each parameter of a client is weighted by its diagonal Fisher information.",
         {**AVERAGE, "merge": {"rule": "fisher"}},
-        "Where clients know unlike parts of one task well.",
+        "Where clients have learned different parts of one task well.",
     ),
     "clusters": Method(
         "averaging within learned clusters of clients",
-        "Sattler et al. 2019, 1910.01991, and IFCA, 2006.04088; here block by block, by linkage and silhouette.",
+        "Sattler et al. 2019, 1910.01991, and IFCA, 2006.04088; here for each block, by linkage and silhouette.",
         {**AVERAGE, "merge": {"rule": "clusters"}},
-        "Where clients are of a few kinds, each with several of them.",
+        "Where there are a few kinds of clients, with several clients of each.",
     ),
 }
 
 
 @dataclass(frozen=True)
 class MergeRule:
-    """A way to merge, as a scenario's `merge.rule` names it; `grpo_fed.aggregation.merge.RULES` has the functions."""
+    """A way to merge, as `merge.rule` names it; `grpo_fed.aggregation.merge.RULES` has the functions."""
 
     name: str
-    """In words."""
+    """The full name, in words."""
     paper: str
-    """Where it comes from."""
+    """The source."""
     keys: tuple[str, ...]
-    """Of the section `merge`, those that it reads."""
+    """The keys of `[merge]` that this rule reads."""
     when: str
-    """When to take it, and what it costs."""
+    """When to use it, and what it costs."""
 
 
 MERGE_RULES: Mapping[str, MergeRule] = {
     "mean": MergeRule(
-        "weighted mean", "McMahan et al. 2017, 1602.05629.", (), "Where all are alike. The memory of one model."
+        "weighted mean",
+        "McMahan et al. 2017, 1602.05629.",
+        (),
+        "Where all clients are alike. The server holds one model in memory.",
     ),
     "huber": MergeRule(
         "group lasso between clients",
         "Ours, after Yuan & Lin 2006 and Huber 1964.",
         ("threshold", "blocks", "refit"),
-        "Where some may not fit: who lies further than the threshold leaves a group. The default.",
+        "Where some clients may not fit: one that lies further away than the threshold leaves a group. The default.",
     ),
     "fisher": MergeRule(
         "mean weighted by Fisher information",
         "Matena & Raffel 2022, 2111.09832.",
         (),
-        "Where clients know unlike parts well. They send a diagonal too, twice the bytes. The memory of a few models.",
+        "Where clients have learned different parts well. They also send their Fisher diagonal, which doubles the "
+        "bytes. The server holds a few models in memory.",
     ),
     "median": MergeRule(
         "median of each parameter",
         "Yin et al. 2018, 1803.01498; here with weights.",
         (),
-        "Where fewer than half of the weight may be hostile.",
+        "Where clients with less than half of the weight may be hostile.",
     ),
     "trimmed-mean": MergeRule(
-        "mean of each parameter without its ends",
+        "mean of each parameter without its extremes",
         "Yin et al. 2018, 1803.01498; here with weights.",
         ("fraction",),
-        "Where up to that fraction of the weight may be hostile.",
+        "Where clients with up to that fraction of the weight may be hostile.",
     ),
     "krum": MergeRule(
         "mean of the clients nearest to their neighbours",
         "Blanchard et al. 2017, 1703.02757.",
         ("byzantine", "keep"),
-        "Where whole clients are hostile, and there are at least two for each of them and three more.",
+        "Where f clients may be hostile in all their parameters; there must be 2 f + 3 clients or more.",
     ),
     "clusters": MergeRule(
         "mean within learned clusters, for each block",
         "Sattler et al. 2019, 1910.01991; Rousseeuw 1987 for the silhouette.",
         ("structure", "most", "threshold", "blocks"),
-        "Where clients are of a few kinds, each with several of them.",
+        "Where there are a few kinds of clients, with several clients of each.",
     ),
 }
 
 KEYS_OF_METHODS = frozenset(
     (section, key) for method in METHODS.values() for section, values in method.values.items() for key in values
 )
-"""The keys that some method gives a value to."""
+"""The keys to which some method gives a value."""
 
 
 def fill_from_method(
-    data: Mapping[str, Any], is_sound: Callable[[Values], bool] = lambda values: True
+    data: Mapping[str, Any], is_valid: Callable[[Values], bool] = lambda values: True
 ) -> dict[str, Any]:
-    """A scenario's tables with what its method says for the keys that they leave open; the rest as it is.
+    """Add the values of a scenario's method to its tables, for the keys that they do not have.
 
-    What is not a table, or no method, is left for the models to complain about, and so is a method that is not sound.
+    The tables stay as they are if the method is unknown, cannot be imported or has invalid values; validating the
+    scenario reports that.
     """
-    row = rows.find_row_or_none(data.get("method", DEFAULT), METHODS, Method)
-    return dict(data) if row is None or not is_sound(row.values) else rows.fill_missing(data, row.values)
+    row = find_row_or_none(data.get("method", DEFAULT_METHOD), METHODS, Method)
+    return dict(data) if row is None or not is_valid(row.values) else fill_missing(data, row.values)
 
 
 def clear_replaced_method(data: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Take out of a file's tables what its own method's row or that of a method in the overrides speaks of.
+    """Remove values from a file's tables if an override names a method: those of the old and of the new method's keys.
 
-    ValueError if the file's method cannot be imported: nobody knows then what it had to say.
+    ValueError if the file's method cannot be imported, since its keys are then unknown.
     """
-    given = [
-        value.strip().strip("'\"") for key, _, value in (text.partition("=") for text in overrides) if key == "method"
-    ]
-    if not given:
+    assignments = [text.partition("=") for text in overrides]
+    names = [value.strip().strip("'\"") for key, _, value in assignments if key == "method"]
+    if not names:
         return
-    before = data.get("method", DEFAULT)
+    new_name, old_name = names[-1], data.get("method", DEFAULT_METHOD)
     try:
-        row = rows.find_row(before, METHODS, Method)
+        old = find_row(old_name, METHODS, Method)
     except ValueError as error:
-        raise ValueError(f"method = {before}: {error}; its row says what makes way for {given[-1]}") from None
-    for one in (row, rows.find_row_or_none(given[-1], METHODS, Method)):
-        for section, values in one.values.items() if one else ():
+        raise ValueError(f"method = {old_name}: {error}; without it, {new_name} cannot replace its values") from None
+    for row in (old, find_row_or_none(new_name, METHODS, Method)):
+        for section, values in row.values.items() if row else ():
             if isinstance(data.get(section), dict):
                 data[section] = {key: value for key, value in data[section].items() if key not in values}

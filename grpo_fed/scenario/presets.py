@@ -1,7 +1,8 @@
-"""Algorithms as data: a preset gives values to the keys that a scenario leaves open, and has no code of its own.
+"""Algorithms as data: a preset is a row of values for keys that a scenario does not give, without any code.
 
-A key that a file or `--set` gives always wins. What no row mentions keeps its default, which is PPO's. None means no
-limit, which TOML writes `inf`. A scenario may name a row of the user's own instead, by `module:NAME`.
+A value in the file or from `--set` has precedence over the row. Keys that a row does not mention keep their default,
+which is PPO's. None means no limit, which TOML writes `inf`. A scenario may name a row of the user's own instead, by
+`module:NAME`.
 """
 
 from __future__ import annotations
@@ -10,30 +11,30 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from grpo_fed.scenario import tables as rows
-from grpo_fed.scenario.tables import Values
+from grpo_fed.scenario.tables import Values, fill_missing, find_row_or_none
 
-DEFAULT = "ppo"
+DEFAULT_PRESET = "ppo"
 
 
 @dataclass(frozen=True)
 class Preset:
-    """One row of the table."""
+    """An algorithm of the client, as a row of the table of presets."""
 
     name: str
-    """In words."""
+    """The full name, in words."""
     paper: str
-    """Where it comes from, and whose values these are."""
+    """The source: a paper, and whose values these are."""
     values: Values
+    """The values for keys that a scenario does not give."""
     when: str = ""
-    """When to take it."""
+    """When to use it."""
 
 
 PRESETS: Mapping[str, Preset] = {
     "vpg": Preset(
         "vanilla policy gradient",
-        "Sutton et al. 1999, Policy Gradient Methods; gae_lambda as in OpenAI's Spinning Up. One step a batch, so a "
-        "larger learning rate: of 1e-3, 3e-3 and 1e-2 the one that did best on CartPole.",
+        "Sutton et al. 1999, Policy Gradient Methods; gae_lambda as in OpenAI's Spinning Up. A batch is used for one "
+        "step only, so the learning rate is larger: the best of 1e-3, 3e-3 and 1e-2 on CartPole.",
         {
             "objective": {
                 "advantage": "gae",
@@ -47,7 +48,7 @@ PRESETS: Mapping[str, Preset] = {
             },
             "trust": {"region": "none"},
         },
-        "To see what all the others add to it.",
+        "As the baseline that all others build on.",
     ),
     "a2c": Preset(
         "advantage actor-critic",
@@ -66,11 +67,11 @@ PRESETS: Mapping[str, Preset] = {
             "rollout": {"horizon": 5},
             "trust": {"region": "none"},
         },
-        "Where updates should be cheap and often: every batch is short and learned from once.",
+        "Where updates should be cheap and frequent: each batch is short and used once.",
     ),
     "npg": Preset(
         "natural policy gradient",
-        "Kakade 2001; the step's length from the KL limit as in Rajeswaran et al. 2017, 1703.02660, without a search.",
+        "Kakade 2001; step length from the KL limit as in Rajeswaran et al. 2017, 1703.02660, without a line search.",
         {
             "objective": {
                 "advantage": "gae",
@@ -89,7 +90,7 @@ PRESETS: Mapping[str, Preset] = {
                 "line_search": False,
             },
         },
-        "One step of a length in KL for each batch: where a learning rate for the actor is hard to choose.",
+        "Where a learning rate for the actor is hard to choose: each batch gives one step of fixed length in KL.",
     ),
     "trpo": Preset(
         "trust region policy optimisation",
@@ -115,7 +116,7 @@ PRESETS: Mapping[str, Preset] = {
                 "cg_damping": 0.1,
             },
         },
-        "Where no update may spoil the policy: a search holds each within the region. Dearer for each update.",
+        "Where no update may ruin the policy: a line search keeps each within the trust region. Updates cost more.",
     ),
     "ppo": Preset(
         "proximal policy optimisation",
@@ -136,11 +137,11 @@ PRESETS: Mapping[str, Preset] = {
             },
             "trust": {"region": "none"},
         },
-        "First, and where nothing speaks for another. The default.",
+        "First, and unless you have a reason for another. The default.",
     ),
     "ppo-kl": Preset(
         "PPO with an adaptive KL penalty",
-        "Schulman et al. 2017, 1707.06347, section 4: target 0.01, weight from 1, doubled or halved.",
+        "Schulman et al. 2017, 1707.06347, section 4: KL target 0.01; the weight starts at 1 and is doubled or halved.",
         {
             "objective": {
                 "advantage": "gae",
@@ -157,11 +158,11 @@ PRESETS: Mapping[str, Preset] = {
                 "target": 0.01,
             },
         },
-        "Where the policy's KL should stay near a target, which a clipped ratio does not promise.",
+        "Where the KL of an update should stay near a target, which a clipped ratio does not guarantee.",
     ),
     "mdpo": Preset(
         "mirror descent policy optimisation",
-        "Tomar et al. 2020, 2005.09814: several epochs on ratio A - KL(new, old) / t with t = 1 (held, not annealed).",
+        "Tomar et al. 2020, 2005.09814: several epochs on ratio A - KL(new, old) / t with t = 1 (not annealed).",
         {
             "objective": {
                 "advantage": "gae",
@@ -177,12 +178,12 @@ PRESETS: Mapping[str, Preset] = {
                 "coefficient": 1.0,
             },
         },
-        "Several epochs on a batch without a clip: where clipped steps lose too much of it.",
+        "Where clipping discards too much of a batch: several epochs without a clip.",
     ),
     "grpo": Preset(
         "group relative policy optimisation",
-        "Shao et al. 2024, 2402.03300: KL to the reference weighs 0.04. Epochs and learning rate are ours, for control "
-        "tasks (the paper's are a language model's); the whole batch at once did better on CartPole than minibatches.",
+        "Shao et al. 2024, 2402.03300: the KL to the reference has weight 0.04. Epochs and learning rate are ours, for "
+        "control tasks (the paper's are for a language model); on CartPole whole batches did better than minibatches.",
         {
             "objective": {
                 "advantage": "group",
@@ -204,11 +205,11 @@ PRESETS: Mapping[str, Preset] = {
                 "coefficient": 0.04,
             },
         },
-        "Where episodes are short or judged only at their end, and a critic has little to learn from.",
+        "Where episodes are short or rewarded only at their end, so that a critic has little to learn from.",
     ),
     "dr-grpo": Preset(
         "GRPO done right",
-        "Liu et al. 2025, 2503.20783: no division by the group's deviation nor by an episode's length, no KL.",
+        "Liu et al. 2025, 2503.20783: no division by the group's standard deviation or by the episode's length, no KL.",
         {
             "objective": {
                 "advantage": "group",
@@ -225,11 +226,12 @@ PRESETS: Mapping[str, Preset] = {
             "group": {"score": "centre"},
             "trust": {"region": "none"},
         },
-        "As `grpo`, where long episodes or nearly equal groups get too much or too little say.",
+        "Like `grpo`, where long episodes or groups with nearly equal returns have too much or too little weight.",
     ),
     "rloo": Preset(
         "REINFORCE, leave one out",
-        "Ahmadian et al. 2024, 2402.14740: one step a batch, each return against the mean of the others of its group.",
+        "Ahmadian et al. 2024, 2402.14740: one step per batch; the baseline of an episode is the mean return of the "
+        "others in its group.",
         {
             "objective": {
                 "advantage": "group",
@@ -245,25 +247,26 @@ PRESETS: Mapping[str, Preset] = {
             "group": {"score": "leave-one-out"},
             "trust": {"region": "none"},
         },
-        "As `grpo`, with one plain step for each batch and the fewest knobs.",
+        "Like `grpo`, with one plain step per batch and the fewest knobs.",
     ),
 }
 
 KEYS_OF_PRESETS = frozenset(
     (section, key) for preset in PRESETS.values() for section, values in preset.values.items() for key in values
 )
-"""The keys that some preset gives a value to."""
+"""The keys to which some preset gives a value."""
 
 
 def fill_from_preset(
-    data: Mapping[str, Any], is_sound: Callable[[Values], bool] = lambda values: True
+    data: Mapping[str, Any], is_valid: Callable[[Values], bool] = lambda values: True
 ) -> dict[str, Any]:
-    """A scenario's tables with what its preset says for the keys that they leave open; the rest as it is.
+    """Add the values of a scenario's preset to its tables, for the keys that they do not have.
 
-    What is not a table, or no preset, is left for the models to complain about, and so is a preset that is not sound.
+    The tables stay as they are if the preset is unknown, cannot be imported or has invalid values; validating the
+    scenario reports that.
     """
     objective = data.get("objective", {})
     if not isinstance(objective, Mapping):
         return dict(data)
-    row = rows.find_row_or_none(objective.get("preset", DEFAULT), PRESETS, Preset)
-    return dict(data) if row is None or not is_sound(row.values) else rows.fill_missing(data, row.values)
+    row = find_row_or_none(objective.get("preset", DEFAULT_PRESET), PRESETS, Preset)
+    return dict(data) if row is None or not is_valid(row.values) else fill_missing(data, row.values)

@@ -1,26 +1,26 @@
-"""The scenario: all of a run.
+"""The scenario: everything that defines a run.
 
-A scenario is frozen data, and complete as soon as it exists: what its preset says is filled in, and what contradicts
-itself is refused. `Scenario.load` reads one from TOML (read.py) and lists all that is wrong with it.
+A scenario is frozen data and complete once it exists: the values of its method and preset are filled in, and
+contradictions are refused. `Scenario.load` reads one from TOML (toml/reading.py) and lists all mistakes in it.
 
-What merely rests (the KL's weight where there is no KL) may be set; what contradicts (a hard region without the natural
-step) may not.
+A key that has no effect may be given (the weight of the KL where there is no KL). Keys that contradict each other (a
+hard trust region without the natural step) may not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Ge, Lt, MinLen
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
-from grpo_fed.scenario import methods, presets
-from grpo_fed.scenario import tables as rows
 from grpo_fed.scenario.checks import contradictions
-from grpo_fed.scenario.defaults import default_merge_threshold, is_complete
+from grpo_fed.scenario.defaults import default_merge_threshold
 from grpo_fed.scenario.field_types import NAMED_OR_OWN, Count, Device, Name, Named, OwnPath
+from grpo_fed.scenario.methods import clear_replaced_method, fill_from_method
+from grpo_fed.scenario.presets import fill_from_preset
 from grpo_fed.scenario.settings import (
     CheckpointSettings,
     ClientSettings,
@@ -39,16 +39,18 @@ from grpo_fed.scenario.settings import (
     StopSettings,
     TrustSettings,
 )
-from grpo_fed.scenario.toml import reading as read
+from grpo_fed.scenario.tables import Values, is_complete
+from grpo_fed.scenario.toml.mistakes import section_errors
+from grpo_fed.scenario.toml.reading import CONTRADICTIONS_LATER, dumps, load, loads
 
 
 class Scenario(Section):
-    """All of a run."""
+    """Everything that defines a run."""
 
     name: Annotated[Name, Field(examples=["poles"])]
-    """In folders, metrics and titles."""
+    """Name of the scenario in folders, metrics and titles."""
     description: str = ""
-    """What it shows."""
+    """What the scenario shows, in a sentence."""
     method: Annotated[
         Annotated[
             Literal[
@@ -59,15 +61,16 @@ class Scenario(Section):
         | OwnPath,
         NAMED_OR_OWN,
     ] = "grpo"
-    """A row of the table in `methods.py`, or `module:NAME` for one of your own: what keys not given here take."""
+    """How clients share: a row of the table of methods, or `module:NAME` for a row of your own. It gives values to keys
+    that the scenario does not give."""
     rounds: Count = 30
-    """How often the clients train."""
+    """Number of rounds."""
     steps: Count = 2048
-    """Environment steps for each client and round."""
+    """Environment steps of each client in a round."""
     seed: Annotated[int, Ge(0), Lt(2**31)] = 0
-    """Everything random comes from here; a client's draws depend on it and on the client's name alone."""
+    """Seed of all random numbers; those of a client depend on the seed and its name alone."""
     device: Device = "auto"
-    """`cpu`, `cuda`, `cuda:1`, or `auto` for CUDA where there is one."""
+    """Device of the computation: `cpu`, `cuda`, `cuda:1`, or `auto` for CUDA where it is available."""
     policy: PolicySettings = PolicySettings()
     rollout: RolloutSettings = RolloutSettings()
     normalise: NormaliseSettings = NormaliseSettings()
@@ -83,44 +86,59 @@ class Scenario(Section):
     evaluate: EvaluateSettings = EvaluateSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     clients: Annotated[list[ClientSettings], MinLen(1), Field(examples=[[{"name": "cart", "env": "CartPole-v1"}]])]
-    """Who learns."""
+    """The clients, a table for each kind."""
 
     @classmethod
-    def load(cls, path: str | FilePath, overrides: Sequence[str] = ()) -> Self:
-        """From a TOML file, with `overrides` such as "objective.clip=0.3"; `read.ScenarioError` lists all mistakes."""
-        return read.load(cls, path, overrides, methods.clear_replaced_method)
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
+        """Read a TOML file, with overrides such as `objective.clip=0.3`; ScenarioError lists all mistakes."""
+        return load(cls, path, overrides, clear_replaced_method, contradictions)
 
     @classmethod
     def loads(cls, text: str, name: str = "scenario", overrides: Sequence[str] = ()) -> Self:
-        """From a TOML text; `name` stands for the file in errors."""
-        return read.loads(cls, text, name, overrides, methods.clear_replaced_method)
+        """Read a TOML text; ScenarioError lists all mistakes.
+
+        name: stands for the file in errors.
+        """
+        return loads(cls, text, name, overrides, clear_replaced_method, contradictions)
 
     def dumps(self) -> str:
-        """Every value as TOML, the preset's too; `loads` makes an equal scenario of it."""
-        return read.dumps(self)
+        """Write every value as TOML, those of method and preset included; `loads` makes an equal scenario of it."""
+        return dumps(self)
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_in(cls, data: Any) -> Any:
+    def _complete(cls, data: Any) -> Any:
+        """Fill in what method and preset say, unless every key is given. A wrong row is left to `contradictions`."""
         if not isinstance(data, Mapping):
             return data
-        tables = {key: _as_given(value) for key, value in data.items()}
+        tables = {key: _given_values(value) for key, value in data.items()}
         if is_complete(cls, {key: value for key, value in tables.items() if isinstance(value, Mapping)}):
             return tables
 
-        def is_sound(values: rows.Values) -> bool:
-            return not any(read.section_errors(cls, values))
+        def is_valid(values: Values) -> bool:
+            return not any(section_errors(cls, values))
 
-        return default_merge_threshold(
-            cls, presets.fill_from_preset(methods.fill_from_method(tables, is_sound), is_sound)
-        )
+        return fill_from_preset(fill_from_method(tables, is_valid), is_valid)
 
     @model_validator(mode="after")
-    def _agrees_with_itself(self) -> Self:
-        read.raise_mistakes(contradictions(self))
+    def _fill_threshold(self) -> Self:
+        if "threshold" not in self.merge.model_fields_set:
+            threshold = default_merge_threshold(self)
+            if threshold != self.merge.threshold:
+                merge = self.merge.model_copy(update={"threshold": threshold})
+                object.__setattr__(self, "merge", merge)  # frozen only once it is validated
+        return self
+
+    @model_validator(mode="after")
+    def _check(self, info: ValidationInfo) -> Self:
+        """Refuse contradictions, for a scenario that is made in Python; `load` finds their lines in the file first."""
+        if info.context is not CONTRADICTIONS_LATER:
+            mistakes = [f"{'.'.join(map(str, mistake.keys[0]))}: {mistake.text}" for mistake in contradictions(self)]
+            if mistakes:
+                raise ValueError("; ".join(mistakes))
         return self
 
 
-def _as_given(value: Any) -> Any:
-    """A section built in Python as the table of what was given for it, so that a preset fills in only the rest."""
+def _given_values(value: Any) -> Any:
+    """Turn a section that was made in Python into a table of what was given, so that only the rest is filled in."""
     return {key: getattr(value, key) for key in value.model_fields_set} if isinstance(value, Section) else value

@@ -1,6 +1,6 @@
-"""The knobs of a run, section by section: each with its default, its limits and its meaning.
+"""The knobs of a run, section by section, each with its default, its limits and its meaning.
 
-A limit that is not wanted is `inf` in TOML and None in Python. Where a count can be left out, 0 does it.
+`inf` in TOML and None in Python mean that there is no limit. 0 turns a count off where its doc says so.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from grpo_fed.scenario.field_types import (
 )
 
 RULES_WITH_THRESHOLD = ("huber", "clusters")
-"""Rules to merge that look at how far clients lie from each other."""
+"""The merge rules that compare the distance between clients with a threshold."""
 
 
 class Section(BaseModel):
-    """What all parts of a scenario have in common: frozen, strict, and no key that we do not know."""
+    """The base of all sections: frozen, strict, and without unknown keys."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -44,310 +44,334 @@ class Section(BaseModel):
 
 
 class PolicySettings(Section):
-    """The network of every client, and how its parameters are cut into blocks."""
+    """The network of every client, and how its parameters are divided into blocks and groups."""
 
     hidden: list[Size] = [64, 64]
     """Units of each hidden layer; with `torso = "separate"` the critic has its own layers of the same sizes."""
     activation: Literal["tanh", "relu", "elu"] = "tanh"
-    """The function between the layers."""
+    """Activation function of the hidden layers."""
     torso: Literal["separate", "shared"] = "separate"
-    """Whether actor and critic each have hidden layers of their own, or read the same ones."""
+    """Whether actor and critic have separate hidden layers or shared ones."""
     adapter: Annotated[int, Ge(0)] = 0
-    """Features of a private first layer that lets clients with unlike observations share what follows; 0 for none."""
+    """Features of a private first layer, with which clients whose observations differ in size can share the layers
+    after it; 0 for no such layer."""
     squash: bool = False
-    """Gaussian actions go through tanh and onto the action box, instead of being clipped to it."""
+    """Whether Gaussian actions are mapped into the action box by tanh, or clipped to it."""
     log_std: Annotated[float, Ge(-20), Le(5)] = 0.0
-    """Where the logarithm of a Gaussian policy's standard deviation begins."""
+    """Initial logarithm of a Gaussian policy's standard deviation."""
     orthogonal: bool = True
-    """Orthogonal initialisation (gain sqrt(2) inside, 0.01 on the actor, 1 on the critic), or torch's own."""
+    """Whether weights are initialised orthogonally (gain sqrt(2) for hidden layers, 0.01 for the actor, 1 for the
+    critic) or by torch's default."""
     same_start: bool = True
-    """All clients begin from the same parameters wherever the shapes agree; blocks are only comparable then."""
+    """Whether all clients start from the same parameters wherever their shapes agree. Blocks are comparable only
+    then."""
     module: ImportPath | None = None
-    """A torch module of your own, `package.module:Class`, called with `(observation_space, action_space, **kwargs)`."""
+    """A torch module of your own, `package.module:Class`, to which the observation space, the action space and `kwargs`
+    are passed."""
     kwargs: Arguments = {}
-    """Arguments for `module`."""
+    """Keyword arguments for `module`."""
     blocks: dict[str, Annotated[list[Pattern], MinLen(1)]] = {}
-    """Blocks of your own: a name and patterns of the parameters in it; what no pattern takes keeps its own block."""
+    """Blocks of your own: for each name, patterns of the parameters in the block. A parameter that matches no pattern
+    stays in its default block."""
     groups: dict[Pattern, GroupRule] = {}
-    """For a pattern of blocks, what counts as one group there, or index sets with names of their own, such as
-    `{ lidar = { "torso.0.weight:columns" = [0, 1] } }`; a block no pattern takes is one group."""
+    """For each pattern of blocks, what forms a group there, or named index sets such as `{ lidar = {
+    "torso.0.weight:columns" = [0, 1] } }`. A block that matches no pattern is one group."""
     shared: list[Pattern] = ["torso.*", "actor"]
-    """Patterns of the blocks that clients share; the others stay private."""
+    """Patterns of the blocks that clients share; all others stay private."""
 
 
 class RolloutSettings(Section):
-    """How experience is collected between two updates."""
+    """How a client collects experience between two updates."""
 
     num_envs: BoundedCount = 8
-    """Copies of its task that a client steps side by side; with `advantage = "group"` the episodes of one update."""
+    """Copies of its task that a client steps in parallel; with `advantage = "group"`, the number of episodes in an
+    update."""
     horizon: BoundedCount = 128
-    """Steps of each copy between two updates; with `advantage = "group"` one whole episode of each instead."""
+    """Steps of each copy between two updates; with `advantage = "group"` each copy runs one whole episode instead."""
     episode_limit: Annotated[int, Ge(0)] = 0
-    """Cut an episode after so many steps, as a truncation; 0 leaves it to the task."""
+    """Truncate episodes after this many steps; 0 for no limit but the task's."""
 
 
 class NormaliseSettings(Section):
-    """Running normalisers, private to each client."""
+    """Running normalisation of observations and rewards; its statistics are private to each client."""
 
     observations: bool = False
-    """Shift and scale every observation entry to mean 0 and variance 1."""
+    """Whether each entry of the observations is normalised to mean 0 and variance 1."""
     rewards: bool = False
-    """Divide rewards by the running standard deviation of the discounted return."""
+    """Whether rewards are divided by the running standard deviation of the discounted return."""
     clip: Positive = 10.0
-    """Limit of a normalised entry."""
+    """Largest absolute value of a normalised observation or reward."""
 
 
 class ObjectiveSettings(Section):
-    """surrogate(A) - value_coefficient * value loss + entropy bonus: what a client climbs."""
+    """What a client maximises: surrogate(A) - value_coefficient * value loss + entropy bonus."""
 
     preset: Annotated[
         Annotated[Literal["vpg", "a2c", "npg", "trpo", "ppo", "ppo-kl", "mdpo", "grpo", "dr-grpo", "rloo"], Named]
         | OwnPath,
         NAMED_OR_OWN,
     ] = "ppo"
-    """A row of the table in `presets.py`, or `module:NAME` for one of your own: what keys not given here take."""
+    """The algorithm: a row of the table of presets, or `module:NAME` for a row of your own. It gives the values of keys
+    that the scenario leaves out."""
     advantage: Literal["gae", "group"] = "gae"
-    """Judge a step with the critic, or an episode against its group."""
+    """`"gae"`: generalised advantage estimation with a critic. `"group"`: an episode's return compared with the returns
+    in its group, without a critic."""
     surrogate: Literal["score", "ratio", "clip"] = "clip"
-    """log pi A, ratio A, or min(ratio A, clip(ratio) A)."""
+    """What is maximised for the policy, with advantage A and probability ratio r of new to old policy: `"score"` log pi
+    A, `"ratio"` r A, `"clip"` min(r A, clip(r) A)."""
     step: Literal["adam", "natural"] = "adam"
-    """Adam over epochs and minibatches, or one natural-gradient step on the whole batch."""
+    """`"adam"`: several epochs of minibatches with Adam. `"natural"`: one natural-gradient step on the whole batch."""
     gamma: Fraction = 0.99
-    """Discount of the reward one step later."""
+    """Discount factor per step."""
     gae_lambda: Fraction = 0.95
-    """0 trusts the critic one step ahead, 1 trusts only the rewards seen."""
+    """Lambda of generalised advantage estimation: 0 relies on the critic after one step, 1 on the observed rewards
+    alone."""
     learning_rate: Positive = 3e-4
-    """Adam's step size; of the natural step too where no hard region gives its length."""
+    """Learning rate of Adam, and of the natural gradient unless `trust.region = "hard"` sets the length of its step."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the learning rate goes down to 0 over all rounds."""
+    """How the learning rate decreases to 0 over the rounds."""
     adam_epsilon: Positive = 1e-5
-    """Added to Adam's denominator."""
+    """Epsilon in Adam's denominator."""
     epochs: Count = 10
     """Adam's passes over a batch."""
     minibatches: Count = 16
-    """Parts that a pass is cut into."""
+    """Minibatches in an epoch."""
     clip: Positive = 0.2
-    """How far the probability ratio may leave 1 before its gradient stops."""
+    """How far the probability ratio may differ from 1 before its gradient is cut off."""
     clip_high: Positive | None = None
-    """A limit of its own above 1 (DAPO's asymmetric clip); `clip` if not given."""
+    """A separate limit for ratios above 1 (DAPO's asymmetric clip); `clip` if not given."""
     clip_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the clip goes down over all rounds."""
+    """How the clip limits decrease to 0 over the rounds."""
     value_coefficient: NotNegative = 0.5
     """Weight of the value loss."""
     value_clip: Limit = None
-    """How far a value may leave the old one before its gradient stops; `inf` for no limit."""
+    """How far a predicted value may differ from the old one before its gradient is cut off; `inf` for no limit."""
     value_epochs: Count = 10
-    """With `step = "natural"`: Adam's passes over the batch for the critic."""
+    """Adam's passes over the batch to train the critic, with `step = "natural"`."""
     entropy: float = 0.0
     """Weight of the entropy bonus."""
     entropy_groups: dict[str, Indices] = {}
-    """Names for sets of action components (of a multi-discrete or box action), which must not overlap."""
+    """Named sets of components of a multi-discrete or box action, by their indices. Sets must not overlap."""
     entropy_weights: dict[str, float] = {}
-    """For a named set of `entropy_groups`, its own weight instead of `entropy`."""
+    """For single sets of `entropy_groups`, a weight instead of `entropy`."""
     normalise_advantages: Literal["off", "batch", "minibatch"] = "minibatch"
-    """Shift and scale advantages to mean 0 and variance 1, over what."""
+    """Whether advantages are normalised to mean 0 and variance 1, over each batch or each minibatch."""
     average: Literal["step", "episode", "total"] = "step"
-    """The loss is a mean over steps, a mean over episodes of means over steps, or a sum over a constant (Dr. GRPO)."""
+    """How the loss is averaged: `"step"` over steps; `"episode"` over the steps of each episode, then over episodes;
+    `"total"` as a sum divided by a constant (Dr. GRPO)."""
     max_grad_norm: Limit = 0.5
-    """Longest gradient of a client, a longer one is scaled down; `inf` for no limit."""
+    """Largest norm of a client's gradient; longer gradients are scaled down. `inf` for no limit."""
 
 
 class GroupSettings(Section):
-    """With `advantage = "group"`: which episodes are judged against each other, and how."""
+    """With `advantage = "group"`: which episodes are compared with each other, and how."""
 
     size: Annotated[int, Ge(2)] = 8
-    """Episodes in a group that is made on purpose (`by = "start"`); `rollout.num_envs` must be a multiple."""
+    """Episodes that start in the same state, with `by = "start"`; `rollout.num_envs` must be a multiple of it."""
     by: Literal["start", "task", "context", "similarity"] = "start"
-    """The same start state; all of the client's episodes; the same value of a key of `info`; alike start states, by the
-    policy's own features."""
+    """What episodes of a group have in common: `"start"` the start state, `"task"` the client, `"context"` the value of
+    a key of `info`, `"similarity"` similar start states by the policy's features."""
     key: str = ""
-    """The key of the `info` of a reset, for `by = "context"`."""
+    """Key of the `info` that the environment's reset returns, for `by = "context"`."""
     clusters: Count = 4
-    """How many groups `by = "similarity"` makes."""
+    """Number of groups, for `by = "similarity"`."""
     score: Literal["zscore", "centre", "rank", "leave-one-out"] = "zscore"
-    """What an episode's return becomes within its group."""
+    """Advantage of an episode with return R: `"zscore"` (R - mean) / standard deviation of its group, `"centre"` R -
+    mean, `"rank"` its rank from -1 to 1, `"leave-one-out"` R - mean of the others."""
 
 
 class TrustSettings(Section):
-    """How far one update may move the policy."""
+    """How far one update may change the policy."""
 
     region: Literal["none", "penalty", "adaptive", "hard"] = "none"
-    """No limit; with `step = "adam"` a fixed or an adaptive weight on the KL; with `step = "natural"` a hard limit."""
+    """`"none"`: no limit. `"penalty"`, `"adaptive"`: a KL penalty with a fixed or an adaptive weight, with `step =
+    "adam"`. `"hard"`: a limit on the KL, with `step = "natural"`."""
     direction: Literal["old-new", "new-old"] = "old-new"
-    """KL(old, new) as in TRPO and PPO, or KL(new, old) as in mirror descent."""
+    """`"old-new"`: KL(old, new) as in TRPO and PPO. `"new-old"`: KL(new, old) as in mirror descent."""
     reference: Literal["old", "shared"] = "old"
-    """The policy that collected the batch, or the one that the round began with."""
+    """The policy to which the KL is measured: `"old"`, which collected the batch, or `"shared"`, with which the round
+    began."""
     coefficient: NotNegative = 1.0
-    """Weight of the KL; with `region = "adaptive"` where it begins."""
+    """Weight of the KL penalty; the initial weight with `region = "adaptive"`."""
     target: Positive = 0.01
-    """KL of one update that `region = "adaptive"` steers to, and the limit of `region = "hard"`."""
+    """Target for the KL of an update with `region = "adaptive"`, and limit with `region = "hard"`."""
     adaptive_target: bool = False
-    """With `region = "hard"`: widen the limit when an update does as well as predicted, tighten it when it does not."""
+    """Whether the limit of `region = "hard"` increases when an update improves the surrogate as predicted, and
+    decreases when it does not."""
     stop: Limit = None
-    """Leave out the rest of an update once the KL is above this; `inf` for never."""
+    """End an update early once the KL exceeds this value; `inf` for never."""
     blocks: dict[Pattern, Positive] = {}
-    """KL budgets by pattern of blocks: after an update each block alone stays within its own."""
+    """For patterns of blocks, KL budgets of an update: the change of each block by itself stays within its budget."""
     line_search: bool = True
-    """With `region = "hard"`: shorten the step until the KL holds and the surrogate rises."""
+    """Whether the step of `region = "hard"` is shortened until the KL is within the limit and the surrogate
+    improves."""
     cg_iterations: Count = 10
-    """Conjugate-gradient iterations of the natural step."""
+    """Conjugate-gradient iterations of a natural-gradient step."""
     cg_damping: NotNegative = 0.1
-    """Added to the Fisher matrix's diagonal."""
+    """Damping that is added to the diagonal of the Fisher matrix."""
 
 
 class PenaltySettings(Section):
-    """The group penalty on the client, applied as a proximal step after the optimiser's, so zeros are exact."""
+    """The client's group penalty, applied as a proximal step after the optimiser's step, so that zeros are exact."""
 
     toward: Literal["zero", "shared"] = "shared"
-    """What is drawn to zero: the parameters themselves, or their departure from where the round began."""
+    """What is penalised, x: `"zero"` the parameters, `"shared"` their difference from the parameters with which the
+    round began."""
     kind: Literal["group", "sparse-group", "nested"] = "group"
-    """weight * sum sqrt(n) ||x_g||; plus `l1` * |x|; or with `outer` on whole blocks around the groups."""
+    """`"group"`: weight * sum_g sqrt(n_g) ||x_g|| over groups g of n_g parameters. `"sparse-group"` adds `l1` *
+    ||x||_1, `"nested"` adds `outer` * sum_b sqrt(n_b) ||x_b|| over blocks b."""
     weight: NotNegative = 0.0
-    """Weight of the groups' norms; 0 leaves the penalty out."""
+    """Weight of the groups' norms; 0 for no penalty."""
     l1: NotNegative = 0.0
-    """Weight of the absolute values, for `sparse-group`."""
+    """Weight of the absolute values, with `kind = "sparse-group"`."""
     outer: NotNegative = 0.0
-    """Weight of whole blocks' norms, for `nested`."""
+    """Weight of the norms of whole blocks, with `kind = "nested"`."""
     squared: NotNegative = 0.0
-    """Weight of 1/2 ||x - s||^2 over the shared blocks, s where the round began, in the gradient itself (FedProx)."""
+    """Weight of 1/2 ||x - s||^2 over the shared blocks x, where s are their values at the start of the round (FedProx);
+    part of the gradient."""
     blocks: Annotated[list[Pattern], MinLen(1)] = ["*"]
-    """Patterns of the blocks that are penalised by weight, l1 and outer."""
+    """Patterns of the blocks to which `weight`, `l1` and `outer` apply."""
 
 
 class PersonalSettings(Section):
-    """What a client keeps to itself beyond its private blocks."""
+    """What is personal to a client besides its private blocks."""
 
-    first: Annotated[Fraction, Lt(1)] = 0.0
-    """Part of an update's epochs in which only private blocks learn, before only shared ones do (FedRep); 0 for all
-    blocks together."""
+    first: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Fraction of an update's epochs in which only private blocks learn, before only shared blocks do (FedRep); 0 for
+    all blocks together."""
     model: bool = False
-    """A second policy of the client's own, trained beside the shared one and drawn to it; it plays (Ditto)."""
+    """Whether a client trains a second, personal policy, which is pulled towards the shared one and is evaluated in its
+    place (Ditto)."""
     pull: NotNegative = 0.1
-    """Weight of 1/2 ||v - s||^2, how the second policy v is drawn to the shared blocks s."""
+    """Weight of 1/2 ||v - s||^2, which pulls the second policy v towards the shared blocks s."""
     steps: Annotated[float, Gt(0), Lt(1)] = 0.5
-    """Part of a round's steps that the second policy gets; both learn from steps of their own."""
+    """Fraction of a round's steps with which the second policy learns; the first policy learns from the rest."""
 
 
 class MergeSettings(Section):
-    """How the server makes one policy of what the clients send."""
+    """How the server merges the clients' shared blocks."""
 
     rule: Annotated[
         Annotated[Literal["mean", "huber", "fisher", "median", "trimmed-mean", "krum", "clusters"], Named] | OwnPath,
         NAMED_OR_OWN,
     ] = "huber"
-    """A mean; the group lasso between clients, which lets a group leave where leaving pays; a mean by Fisher
-    information; robust ones; learned clusters of clients for each block; or `module:function` for one of your own."""
+    """How the server merges: `"mean"` by weight; `"huber"` the group lasso between clients, which lets a client leave a
+    group; `"fisher"` by Fisher information; `"median"`, `"trimmed-mean"` and `"krum"`, which tolerate hostile clients;
+    `"clusters"` within learned clusters of clients; or `module:function` for a rule of your own."""
     kwargs: Arguments = {}
-    """Arguments for a rule of your own."""
+    """Keyword arguments for a rule of your own."""
     weights: Literal["steps", "episodes", "uniform", "progress"] = "steps"
-    """What a client counts by: its steps, its finished episodes, all alike, or whether its return rises."""
+    """Weight of a client in the merge: its environment steps, its finished episodes, the same for all, or more the more
+    its return increased."""
     threshold: LimitOrZero = 0.02
-    """With `rule = "huber"`: how far, as the root mean square of a parameter, a client's group may lie from the others
-    before it departs; `inf` for never, which is `mean`; 0 for always, which is local learning. With `rule =
-    "clusters"`: how far clusters lie from each other at the least, in the same measure. If it is not given, no less
-    than two clients come apart by chance: learning_rate x sqrt(2 x Adam's steps in a round)."""
+    """With `rule = "huber"`: a client leaves a group where its parameters differ from the others' by more than this
+    (root mean square); `inf` for never, which is `mean`; 0 for always, which is local learning. With `rule =
+    "clusters"`: the smallest distance between two clusters, in the same measure. If it is not given, it is at least the
+    distance that two clients move apart by chance: learning_rate x sqrt(2 x Adam's steps in a round)."""
     blocks: dict[Pattern, LimitOrZero] = {}
-    """With `rule = "huber"` or `rule = "clusters"`: thresholds of their own, by pattern of blocks."""
+    """For patterns of blocks, other thresholds, with `rule = "huber"` or `rule = "clusters"`."""
     refit: bool = True
-    """With `rule = "huber"`: once it is known who departs, the shared blocks are the mean of those who stay; `false`
-    leaves them where the group lasso has them, to which the departed still pull."""
+    """Whether a group becomes the mean of the clients that stay in it, with `rule = "huber"`; `false` keeps the
+    solution of the group lasso, which clients that leave still influence."""
     fraction: Annotated[float, Ge(0), Lt(0.5)] = 0.2
-    """With `rule = "trimmed-mean"`: how much of all weight is cut off at either end."""
+    """Fraction of the total weight that is cut off at each end, with `rule = "trimmed-mean"`."""
     byzantine: Annotated[int, Ge(0)] = 1
-    """With `rule = "krum"`: how many clients may be hostile."""
+    """Number of clients that may be hostile, with `rule = "krum"`."""
     keep: Count = 1
-    """With `rule = "krum"`: how many clients the mean is of."""
+    """Number of clients that are averaged, with `rule = "krum"`."""
     structure: Annotated[float, Ge(-1), Le(1)] = 0.5
-    """With `rule = "clusters"`: the silhouette from which clusters are believed."""
+    """Smallest mean silhouette with which a block is divided into clusters, with `rule = "clusters"`."""
     most: Annotated[int, Ge(2)] = 8
-    """With `rule = "clusters"`: at most so many for each block."""
+    """Largest number of clusters of a block, with `rule = "clusters"`."""
 
 
 class ProximitySettings(Section):
-    """How far one round may move the policy, block by block."""
+    """How far a round may change the shared policy, block by block."""
 
     mode: Literal["measured", "quadratic", "off"] = "measured"
-    """Clients measure the KL of candidate steps on states that stay with them; a Fisher diagonal predicts it, which
-    saves that trip; or the whole step."""
+    """`"measured"`: clients measure the KL of candidate steps on states that stay with them. `"quadratic"`: a Fisher
+    diagonal predicts the KL, which saves these messages. `"off"`: no limit."""
     kl_block: LimitOrZero = 0.02
-    """KL budget of each shared block moved alone; 0 moves nothing, `inf` is no limit."""
+    """KL budget for the step of each shared block by itself; 0 for no step, `inf` for no limit."""
     kl_joint: LimitOrZero = 0.05
-    """KL budget of all shared blocks moved together."""
+    """KL budget for the steps of all shared blocks together; 0 for no step, `inf` for no limit."""
     blocks: dict[Pattern, LimitOrZero] = {}
-    """Budgets of their own, by pattern of blocks."""
+    """For patterns of blocks, KL budgets instead of `kl_block`."""
     over: Literal["mean", "worst"] = "mean"
-    """The clients' KL that counts: their weighted mean, or the greatest."""
+    """The KL that must stay within the budgets: the clients' weighted mean, or the largest of all clients."""
     adaptive: bool = False
-    """Budgets of blocks widen where clients gained by the steps and tighten where they lost, within a factor of 10."""
+    """Whether the budget of a block increases after steps by which clients gained return and decreases after steps by
+    which they lost, within a factor of 10."""
     states: Annotated[int, Ge(2)] = 256
-    """On how many of a round's states a client measures."""
+    """Number of states of a round that a client keeps to measure the KL on."""
 
 
 class RoundSettings(Section):
     """Who takes part in a round, and how long it may take."""
 
     fraction: Annotated[float, Gt(0), Le(1)] = 1.0
-    """How many of the clients that can be reached are drawn for a round."""
+    """Fraction of the connected clients that is sampled for a round."""
     quorum: Annotated[float, Gt(0), Le(1)] = 0.5
-    """How many of those drawn must answer for a merge; with fewer the shared blocks stay."""
+    """Fraction of the sampled clients that must answer; with fewer the shared blocks stay as they are in this round."""
     deadline: Limit = 600.0
-    """Seconds that a round's messages may take each; who has not answered by then is left out. `inf` waits for ever."""
+    """Seconds to wait for the answers to each message of a round; later clients are left out. `inf` for no limit."""
     patience: Count = 3
-    """Rounds in a row below the quorum after which the run fails."""
+    """Consecutive rounds below the quorum after which the run fails."""
 
 
 class StopSettings(Section):
-    """Ending before the last round."""
+    """When a run ends before its last round."""
 
     target: float | None = None
-    """An interquartile mean return of the clients that is enough. Needs `evaluate.every`."""
+    """Stop once the interquartile mean of the clients' returns reaches this value. Needs `evaluate.every`."""
     patience: Annotated[int, Ge(0)] = 0
-    """Evaluations in a row without a better one after which to stop; 0 for never. Needs `evaluate.every`."""
+    """Stop after this many consecutive evaluations without improvement; 0 for never. Needs `evaluate.every`."""
 
 
 class EvaluateSettings(Section):
-    """Episodes played without learning."""
+    """How policies are evaluated, in episodes without learning."""
 
     episodes: Count = 20
-    """For each client."""
+    """Episodes of each client in an evaluation."""
     every: Annotated[int, Ge(0)] = 0
-    """Rounds between two evaluations; 0 for one before and one after all rounds."""
+    """Rounds between two evaluations; 0 for evaluations only before the first and after the last round."""
     step_limit: Count = 10_000
-    """An evaluation episode that has not ended by then is cut and counted with what it has."""
+    """Truncate evaluation episodes after this many steps; the return up to then counts."""
 
 
 class CheckpointSettings(Section):
-    """What a run with a folder keeps there to go on from, should it be stopped."""
+    """What is saved in the run's folder, so that a run that was stopped can be resumed."""
 
     every: Annotated[int, Ge(0)] = 1
     """Rounds between two checkpoints; 0 for none."""
     keep: Count = 2
-    """How many of the latest stay."""
+    """Number of latest checkpoints that are kept."""
 
 
 class ClientSettings(Section):
-    """One client, or `count` alike."""
+    """A client, or `count` clients of the same kind."""
 
     name: Annotated[Name, Field(examples=["cart"])]
-    """In metrics, files and errors; with `count` above 1 they are called name-0, name-1, ..."""
+    """Name in metrics, files and errors; with `count` above 1 the clients are called name-0, name-1, ..."""
     env: Annotated[Environment, Field(examples=["CartPole-v1"])]
-    """A gymnasium id, or `module:EnvId` to import the module first."""
+    """The environment: a gymnasium id, or `module:EnvId` to import a module first."""
     count: BoundedCount = 1
-    """How many."""
+    """Number of clients."""
     kwargs: Arguments = {}
-    """Arguments for the environment."""
+    """Keyword arguments for the environment."""
     spread: dict[str, Annotated[list[float], MinLen(2), MaxLen(2)]] = {}
-    """Arguments that go evenly from one value to another over the `count` clients: `{ length = [0.1, 0.9] }`."""
+    """Arguments of the environment that vary evenly over the `count` clients, from a first to a last value, such as `{
+    length = [0.1, 0.9] }`."""
     wrappers: list[ImportPath] = []
-    """Import paths `module:Wrapper` put around the environment, innermost first."""
+    """Wrappers of the environment as import paths `module:Wrapper`, the innermost first."""
     learning_rate: Positive | None = None
-    """Instead of `objective.learning_rate`."""
+    """Learning rate instead of `objective.learning_rate`."""
     entropy: float | None = None
-    """Instead of `objective.entropy`."""
+    """Weight of the entropy bonus instead of `objective.entropy`."""
     penalty: NotNegative | None = None
-    """Instead of `penalty.weight`."""
+    """Weight of the group penalty instead of `penalty.weight`."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the clients that this stands for."""
+        """Names of the clients that this entry describes."""
         return (self.name,) if self.count == 1 else tuple(f"{self.name}-{number}" for number in range(self.count))

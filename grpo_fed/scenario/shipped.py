@@ -1,4 +1,4 @@
-"""The scenarios that ship: `scenarios/` in the repository, `grpo_fed/_scenarios` where a wheel was installed."""
+"""Finds the scenarios that ship: in `scenarios/` of the repository, or in `grpo_fed/_scenarios` of a wheel."""
 
 from __future__ import annotations
 
@@ -10,36 +10,39 @@ from grpo_fed.scenario.toml.text import closest_match, did_you_mean
 
 
 @dataclass(frozen=True)
-class Shipped:
-    """A scenario that ships."""
+class ShippedScenario:
+    """A scenario that ships, as a file that is not read yet."""
 
     name: str
-    """Of its file, without `.toml`: what a user types."""
+    """Name of its file without `.toml`, which is what a user types."""
     path: Path
     header: str
-    """The comment at its top: what it shows and what to expect."""
+    """The comment at the top of the file: what the scenario shows and what to expect."""
 
 
-def shipped_scenarios() -> list[Shipped]:
-    """All of them, by name."""
+def shipped_scenarios() -> list[ShippedScenario]:
+    """List the scenarios that ship, in the order of their names."""
     paths = sorted(_folder().glob("*.toml"))
-    return [Shipped(path.stem, path, _header(path.read_text(encoding="utf-8"))) for path in paths]
+    return [ShippedScenario(path.stem, path, _header(path.read_text(encoding="utf-8"))) for path in paths]
 
 
 def find_scenario(scenario: str) -> Path:
-    """The file that a user means by a path or by the name of a scenario that ships; ScenarioError if there is none."""
-    here = Path(scenario)
-    names = {one.name: one.path for one in shipped_scenarios()}
-    if scenario in names:
-        return names[scenario]
-    if here.is_dir():
-        inside = here / "scenario.toml"
+    """Find the file that a user means by a path or by the name of a scenario that ships.
+
+    ScenarioError if there is none; a path to a file that does not exist is reported when the file is read.
+    """
+    path = Path(scenario)
+    shipped = {known.name: known.path for known in shipped_scenarios()}
+    if scenario in shipped:
+        return shipped[scenario]
+    if path.is_dir():
+        inside = path / "scenario.toml"
         cure = f"did you mean {inside}?" if inside.is_file() else "name a file in it"
         raise ScenarioError(f"{scenario}: is a folder; {cure}")
-    if here.is_file() or here.suffix == ".toml" or len(here.parts) > 1:
-        return here  # whether it is there, and what beside it was meant, is said when it is read
-    close = closest_match(scenario, names)
-    cure = did_you_mean(close) or "; a path ends in .toml, and `grpo-fed list` names those that ship"
+    if path.is_file() or path.suffix == ".toml" or len(path.parts) > 1:
+        return path
+    cure = did_you_mean(closest_match(scenario, shipped))
+    cure = cure or "; a path ends in .toml, and `grpo-fed list` shows the scenarios that ship"
     raise ScenarioError(f"{scenario}: no scenario of this name ships{cure}")
 
 
@@ -50,7 +53,7 @@ def _folder() -> Path:
 
 
 def _header(text: str) -> str:
-    """The first comment of a file as one line, without what is meant for editors."""
+    """Join the first comment of a file into one line, without the `#:` lines that are meant for editors."""
     lines = []
     for line in text.splitlines():
         if line.startswith("#:"):
@@ -58,4 +61,4 @@ def _header(text: str) -> str:
         if not line.startswith("#"):
             break
         lines.append(line.lstrip("# ").rstrip())
-    return " ".join(lines)
+    return " ".join(line for line in lines if line)

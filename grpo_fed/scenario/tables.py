@@ -1,11 +1,14 @@
-"""Rows of the tables of presets and of methods: ours by their names, a user's own by `module:NAME`."""
+"""Rows of the tables of methods and presets: ours are found by name, a user's own by an import path `module:NAME`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol, TypeVar
 
+from pydantic import BaseModel
+
 from grpo_fed.scenario.importing import import_object
+from grpo_fed.scenario.toml.keys import all_keys
 from grpo_fed.scenario.toml.text import short_toml
 
 Values = Mapping[str, Mapping[str, Any]]
@@ -13,31 +16,34 @@ Values = Mapping[str, Mapping[str, Any]]
 
 
 class TableRow(Protocol):
-    """What a table has many of."""
+    """What rows of all tables have in common."""
 
     @property
     def name(self) -> str:
-        """In words."""
+        """The full name, in words."""
 
     @property
     def paper(self) -> str:
-        """Where it comes from."""
+        """The source: a paper and whose values these are."""
 
     @property
     def values(self) -> Values:
-        """What it says for keys that a scenario leaves open."""
+        """The values for keys that a scenario does not give."""
 
 
 AnyRow = TypeVar("AnyRow", bound=TableRow)
 
 
 def is_import_path(name: object) -> bool:
-    """Whether it is a user's, by an import path."""
+    """Whether a name is the import path of something of the user's own."""
     return isinstance(name, str) and ":" in name
 
 
 def find_row(name: object, table: Mapping[str, AnyRow], kind: type[AnyRow]) -> AnyRow | None:
-    """The row of this name; None for what names none. ValueError for an import path that leads to no such row."""
+    """Find a row by its name in our table, or import a user's own; None if our table has no such name.
+
+    ValueError if an import path does not lead to a row of this kind.
+    """
     if not isinstance(name, str):
         return None
     if not is_import_path(name):
@@ -49,7 +55,7 @@ def find_row(name: object, table: Mapping[str, AnyRow], kind: type[AnyRow]) -> A
 
 
 def find_row_or_none(name: object, table: Mapping[str, AnyRow], kind: type[AnyRow]) -> AnyRow | None:
-    """As `find`; None too for a row that cannot be imported here."""
+    """Find a row as `find_row` does; None also for a row that cannot be imported on this machine."""
     try:
         return find_row(name, table, kind)
     except ValueError:
@@ -57,13 +63,26 @@ def find_row_or_none(name: object, table: Mapping[str, AnyRow], kind: type[AnyRo
 
 
 def fill_missing(data: Mapping[str, Any], values: Values) -> dict[str, Any]:
-    """A scenario's tables with these values for the keys that they leave open; what is not a table stays as it is."""
+    """Add values to a scenario's tables for the keys that they do not have; a section that is not a table stays."""
     tables = {section: data.get(section, {}) for section in values}
-    return {**data, **{key: {**values[key], **given} for key, given in tables.items() if isinstance(given, Mapping)}}
+    filled = {section: {**values[section], **table} for section, table in tables.items() if isinstance(table, Mapping)}
+    return {**data, **filled}
+
+
+def is_complete(model: type[BaseModel], tables: Mapping[str, Collection[str]]) -> bool:
+    """Whether every key is given, as in a resolved scenario, so that no row is needed and none has to be importable.
+
+    tables: section -> the keys that are given in it.
+    """
+    keys = ((path, info) for path, info in all_keys(model) if len(path) == 2 and path[0] != "clients")
+    return all(
+        path[1] in tables.get(str(path[0]), ()) or info.default is None  # for which TOML may have no spelling
+        for path, info in keys
+    )
 
 
 def as_toml_lines(values: Values) -> list[str]:
-    """As a scenario would have them, `section.key = value`; None is no limit."""
+    """Write values as a scenario would have them, `section.key = value`; None is written `inf`, no limit."""
     return [
         f"{section}.{key} = {'inf' if value is None else short_toml(value)}"
         for section, keys in values.items()

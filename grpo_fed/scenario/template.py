@@ -1,4 +1,4 @@
-"""A folder of one's own to begin with: a scenario, a task and a policy, small enough to read and to change."""
+"""Makes a folder to start a project from: a scenario, a task and a policy, small enough to read and to change."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 from grpo_fed.scenario.toml.source import ScenarioError
 
 SCENARIO = """\
-# Six clients learn to come near a target; each has a wind of its own. A few seconds a run.
+# Six clients learn to move to a target, each against its own wind. A run takes a few seconds.
 #
-#   grpo-fed explain scenario.toml     what it will do, in words
-#   grpo-fed check scenario.toml       its blocks, groups and sizes
+#   grpo-fed explain scenario.toml     explain in words what it will do
+#   grpo-fed check scenario.toml       show its blocks, groups and sizes
 #   grpo-fed run scenario.toml         train it
 #
-# What is not said here has a default: `grpo-fed config` shows every key.
+# All other keys have defaults: `grpo-fed config` shows every key.
 
 name = "NAME"
-description = "Clients that share what they know of targets, each in its own wind."
-method = "grpo"  # or local, fedavg, fedprox, ditto, ...: how clients share and merge
+description = "Six clients learn to move to a target together, each against its own wind."
+method = "grpo"  # how clients share and merge; or local, fedavg, fedprox, ditto, ...
 rounds = 20
-steps = 1024  # of each client in a round
+steps = 1024  # environment steps of each client in a round
 seed = 0
 
 [policy]
@@ -29,20 +29,20 @@ kwargs = { width = 16 }
 shared = ["enter", "torso.*", "actor"]  # the critic stays with each client
 
 [rollout]
-num_envs = 8  # copies of its task that a client steps side by side
+num_envs = 8  # copies of its task that a client steps in parallel
 horizon = 64  # steps of each copy between two updates
 
 [normalise]
 rewards = true
 
 [objective]
-preset = "ppo"  # or trpo, a2c, grpo, ...: what a client climbs
+preset = "ppo"  # what a client maximises, and how; or trpo, a2c, grpo, ...
 learning_rate = 1e-3
 epochs = 4
 minibatches = 4
 
 [merge]
-threshold = 0.1  # how far a client's group may lie from the others before it leaves; inf for never
+threshold = 0.1  # how far a client's parameters may differ before it leaves a group; inf for never
 
 [[clients]]
 name = "target"
@@ -60,7 +60,7 @@ from gymnasium import spaces
 
 
 class Target(gymnasium.Env):
-    """Come near a target on a line, by steps of at most one, in a wind that is not seen."""
+    """Move to a target on a line, in steps of at most one, against a wind that is not observed."""
 
     observation_space = spaces.Box(-20, 20, (2,), np.float32)
     action_space = spaces.Box(-1, 1, (1,), np.float32)
@@ -69,31 +69,31 @@ class Target(gymnasium.Env):
         self.wind = wind
 
     def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)  # all that is random comes from self.np_random
-        self.place, self.target = self.np_random.uniform(-3, 3, 2)
-        return self._seen(), {}
+        super().reset(seed=seed)  # take all random numbers from self.np_random
+        self.position, self.target = self.np_random.uniform(-3, 3, 2)
+        return self._observation(), {}
 
     def step(self, action):
-        self.place = np.clip(self.place + float(action[0]) + self.wind, -20, 20)
-        return self._seen(), -abs(self.place - self.target), False, False, {}
+        self.position = np.clip(self.position + float(action[0]) + self.wind, -20, 20)
+        return self._observation(), -abs(self.position - self.target), False, False, {}
 
-    def _seen(self):
-        return np.array([self.place, self.target], np.float32)
+    def _observation(self):
+        return np.array([self.position, self.target], np.float32)
 
 
-if "WindyTarget-v0" not in gymnasium.registry:  # a worker process may know it already
+if "WindyTarget-v0" not in gymnasium.registry:  # it may be registered already in a worker process
     gymnasium.register("WindyTarget-v0", "my_tasks:Target", max_episode_steps=20)
 '''
 
 POLICY = '''\
-"""A policy: a torch module that is called with the spaces and says two things about flat observations."""
+"""A policy: a torch module that is made with the spaces and maps flat observations to actions and values."""
 
 import torch
 from torch import nn
 
 
 class Residual(nn.Module):
-    """Its blocks are its modules: enter, torso.0, actor and critic. policy.shared names those that clients share."""
+    """The blocks are the modules: enter, torso.0, actor and critic. policy.shared names those that clients share."""
 
     def __init__(self, observation_space, action_space, width: int = 32):
         super().__init__()
@@ -110,11 +110,11 @@ class Residual(nn.Module):
 
 
 def create_project(folder: Path) -> list[Path]:
-    """Make it; the files. ScenarioError where there is something already, which is left as it is."""
+    """Write the files of a new project and return their paths; ScenarioError if the folder is not empty."""
     if folder.exists() and not folder.is_dir():
-        raise ScenarioError(f"{folder}: is a file; name a folder that is not there yet")
+        raise ScenarioError(f"{folder}: is a file; name a folder that does not exist yet")
     if folder.is_dir() and any(folder.iterdir()):
-        raise ScenarioError(f"{folder}: is not empty; name another, or a folder that is not there yet")
+        raise ScenarioError(f"{folder}: is not empty; name another, or a folder that does not exist yet")
     folder.mkdir(parents=True, exist_ok=True)
     texts = {"scenario.toml": SCENARIO.replace("NAME", _name(folder)), "my_tasks.py": TASKS, "my_policy.py": POLICY}
     for name, text in texts.items():
@@ -123,5 +123,5 @@ def create_project(folder: Path) -> list[Path]:
 
 
 def _name(folder: Path) -> str:
-    """The folder's, as far as a scenario may be called so."""
+    """Make a scenario's name from the folder's."""
     return re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")[:64].strip("-") or "mine"

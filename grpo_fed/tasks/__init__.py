@@ -1,6 +1,7 @@
 """What clients learn to do, and how copies of it are stepped.
 
-    task.py      Task and its parts, as records
+    task.py      Task, what every kind of task has, and its parts, as records
+    gym_task.py  GymTask, a task that is a gymnasium environment
     gym.py       gymnasium: finding, making and wrapping environments, and what to say if that fails
     resolve.py   from a scenario's [[clients]] to tasks
     envs/        ClientEnvs: N copies of each of K clients' tasks, stepped together
@@ -20,13 +21,16 @@ if TYPE_CHECKING:
     from grpo_fed.tasks.envs.base import ClientEnvs
     from grpo_fed.tasks.envs.make import make_client_envs
     from grpo_fed.tasks.families.base import Family, Parameter
+    from grpo_fed.tasks.gym_task import EnvConfig, GymTask
     from grpo_fed.tasks.resolve import resolve_tasks
     from grpo_fed.tasks.task import ActionSpec, MissingPackageError, Task, TaskError, TaskShape
 
 __all__ = [
     "ActionSpec",
     "ClientEnvs",
+    "EnvConfig",
     "Family",
+    "GymTask",
     "MissingPackageError",
     "Parameter",
     "Task",
@@ -39,7 +43,9 @@ __all__ = [
 MODULES = {
     "ActionSpec": "grpo_fed.tasks.task",
     "ClientEnvs": "grpo_fed.tasks.envs.base",
+    "EnvConfig": "grpo_fed.tasks.gym_task",
     "Family": "grpo_fed.tasks.families.base",
+    "GymTask": "grpo_fed.tasks.gym_task",
     "MissingPackageError": "grpo_fed.tasks.task",
     "Parameter": "grpo_fed.tasks.families.base",
     "Task": "grpo_fed.tasks.task",

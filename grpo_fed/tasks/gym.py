@@ -16,83 +16,100 @@ from gymnasium.error import DependencyNotInstalled
 
 import grpo_fed.tasks.families  # noqa: F401, importing it registers `grpo_fed/CartPole-v1` and its like
 from grpo_fed.scenario.importing import describe_exception, import_object
-from grpo_fed.tasks.task import NO_STEP_LIMIT, Env, EnvConfig, MissingPackageError, Vector
+from grpo_fed.tasks.gym_task import Env, EnvConfig, VectorEnv
+from grpo_fed.tasks.task import NO_STEP_LIMIT, MissingPackageError
 
 EXTRAS = ("box2d", "mujoco", "metaworld")
-"""Packages with environments that `pip install 'grpo-fed[...]'` brings."""
+"""Packages with environments that `pip install 'grpo-fed[...]'` installs."""
 
 
-# Making copies of a task ---------------------------------------------------------------------------------------------
+# Making environments -------------------------------------------------------------------------------------------------
 
 
-def make_env(recipe: EnvConfig, render_mode: str | None = None, lean: bool = False) -> Env:
-    """One copy of a task.
+def make_env(config: EnvConfig, render_mode: str | None = None, lean: bool = False) -> Env:
+    """Make one copy of a client's environment, with its wrappers.
 
-    A lean one comes without gymnasium's own wrappers, so without a limit on its episodes, unless something stands
-    around it that may look for them.
+    lean: leave out gymnasium's own wrappers, and with them the step limit of the episodes. An environment that has
+    wrappers of the scenario or of its registration keeps them all, since its wrappers may rely on gymnasium's.
+
+    ValueError with the cause and a cure if the environment or a wrapper cannot be made.
     """
-    spec = copy.copy(find_env_spec(recipe))
-    limit = recipe.episode_limit
-    kwargs = dict(recipe.kwargs) if render_mode is None else {**recipe.kwargs, "render_mode": render_mode}
-    if lean and not is_wrapped(recipe):
+    spec = copy.copy(find_env_spec(config))
+    limit = config.episode_limit
+    kwargs = dict(config.kwargs) if render_mode is None else {**config.kwargs, "render_mode": render_mode}
+    if lean and not is_wrapped(config):
         spec.order_enforce = False
         limit = 0
     try:
         env: Env = gymnasium.make(spec, max_episode_steps=limit or -1, disable_env_checker=True, **kwargs)
     except Exception as error:
-        raise _explain_failure(recipe, kwargs, spec.entry_point, error) from error
-    for path in recipe.wrappers:
-        env = _wrap(recipe.client, path, env)
+        raise _explain_failure(config, kwargs, spec.entry_point, error) from error
+    for path in config.wrappers:
+        env = _wrap(config.client, path, env)
     return env
 
 
-def make_vector_env(recipe: EnvConfig, lanes: int, limit: int | None) -> Vector:
-    """`lanes` copies of a task in its own vector environment, which is told to cut episodes after `limit` steps."""
-    spec, where = find_env_spec(recipe), f"client {recipe.client}: {recipe.env}"
-    if recipe.wrappers:
+def make_vector_env(config: EnvConfig, num_envs: int, limit: int | None) -> VectorEnv:
+    """Make `num_envs` copies of a client's environment as the vector environment that its id is registered with.
+
+    limit: steps after which the vector environment truncates episodes, 0 for never; with None it is not given a limit.
+
+    ValueError with the cause and a cure if it cannot be made.
+    """
+    spec, where = find_env_spec(config), f"client {config.client}: {config.env}"
+    if config.wrappers:
         raise ValueError(
-            f"{where}: wrappers = {list(recipe.wrappers)}: it is registered as a vector environment only, which no"
-            " wrapper fits around; leave wrappers out, or register an entry_point for it"
+            f"{where}: wrappers = {list(config.wrappers)}: it is registered as a vector environment only, and wrappers"
+            " need a single environment; leave wrappers out, or register an entry_point for it"
         )
-    kwargs = dict(recipe.kwargs)
+    kwargs = dict(config.kwargs)
     if limit is not None and limit != (spec.max_episode_steps or 0):
         kwargs["max_episode_steps"] = limit or NO_STEP_LIMIT
     try:
-        env: Vector = gymnasium.make_vec(spec, lanes, **kwargs)
+        env: VectorEnv = gymnasium.make_vec(spec, num_envs, **kwargs)
     except Exception as error:
-        raise _explain_failure(recipe, kwargs, spec.vector_entry_point, error) from error
-    if env.num_envs != lanes:
-        raise ValueError(f"{where}: asked for {lanes} copies, it made {env.num_envs}")
+        raise _explain_failure(config, kwargs, spec.vector_entry_point, error) from error
+    if env.num_envs != num_envs:
+        raise ValueError(f"{where}: asked for {num_envs} copies, it made {env.num_envs}")
     return env
 
 
 def _wrap(client: str, path: str, env: Env) -> Env:
+    """Put the wrapper with the import path `path` around an environment."""
     where = f"client {client}: wrappers: {path}"
     try:
         wrapper = import_object(path)
     except ValueError as error:
-        raise _kind(error.__cause__)(f"{where}: {error}") from error
+        raise _error_type(error.__cause__)(f"{where}: {error}") from error
     try:
         wrapped: Env = wrapper(env)
     except Exception as error:
-        raise _kind(error)(f"{where}: {describe_exception(error)}") from error
+        raise _error_type(error)(f"{where}: {describe_exception(error)}") from error
     if not isinstance(wrapped, gymnasium.Env):
         raise ValueError(f"{where}: makes {type(wrapped).__name__}, which is no gymnasium.Env")
     return wrapped
 
 
-def find_env_spec(recipe: EnvConfig) -> EnvSpec:
-    """Find what gymnasium knows of a client's environment; ValueError with a cure if it knows none of that name."""
-    return find_registered_spec(recipe.client, recipe.env)
+# Finding them in gymnasium's registry --------------------------------------------------------------------------------
 
 
-def is_wrapped(recipe: EnvConfig) -> bool:
-    """Say whether anything stands around an environment: wrappers of the scenario's, or of its registration's."""
-    return bool(recipe.wrappers or find_env_spec(recipe).additional_wrappers)
+def find_env_spec(config: EnvConfig) -> EnvSpec:
+    """Find the specification that gymnasium has of a client's environment; ValueError with a cure if it has none."""
+    return find_registered_spec(config.client, config.env)
+
+
+def is_wrapped(config: EnvConfig) -> bool:
+    """Return whether an environment has wrappers, those of the scenario or those of its registration."""
+    return bool(config.wrappers or find_env_spec(config).additional_wrappers)
 
 
 def find_registered_spec(client: str, env: str) -> EnvSpec:
-    """What gymnasium knows of an id, after importing `module:` before it; without -vN, of the latest version."""
+    """Find the specification that gymnasium has of an environment id.
+
+    env: `module:EnvId` imports the module first. An id without -vN stands for its latest version.
+
+    ValueError with a cure if the module cannot be imported or no such id is registered.
+    """
     where = f"client {client}: env = {env!r}"
     module, colon, name = env.partition(":")
     if not colon:
@@ -103,58 +120,65 @@ def find_registered_spec(client: str, env: str) -> EnvSpec:
         except Exception as error:
             absent = isinstance(error, ModuleNotFoundError) and error.name == module
             cure = f": pip install 'grpo-fed[{module}]'" if absent and module in EXTRAS else ""
-            raise _kind(error)(f"{where}: {module} cannot be imported: {describe_exception(error)}{cure}") from error
-    found = gymnasium.registry.get(name)
-    if found is None:
+            text = f"{module} cannot be imported: {describe_exception(error)}{cure}"
+            raise _error_type(error)(f"{where}: {text}") from error
+    spec = gymnasium.registry.get(name)
+    if spec is None:
         try:
-            namespace, bare, version = parse_env_id(name)
+            namespace, base_name, version = parse_env_id(name)
         except gymnasium.error.Error:
             raise ValueError(f"{where}: {name!r} is no gymnasium id; they look like CartPole-v1") from None
-        known = [one for one in gymnasium.registry.values() if (one.namespace, one.name) == (namespace, bare)]
-        if version is not None or not known:
-            others = namespace is not None and all(one.namespace != namespace for one in gymnasium.registry.values())
-            raise (MissingPackageError if others else ValueError)(f"{where}: no such task is registered{_like(name)}")
-        found = max(known, key=lambda one: one.version or 0)
-    return found
+        registered = gymnasium.registry.values()
+        versions = [spec for spec in registered if (spec.namespace, spec.name) == (namespace, base_name)]
+        if version is not None or not versions:
+            # the package that registers a namespace may be missing here alone; a wrong name is wrong everywhere
+            missing = namespace is not None and all(spec.namespace != namespace for spec in registered)
+            error_type = MissingPackageError if missing else ValueError
+            raise error_type(f"{where}: no such task is registered{_similar_ids(name)}")
+        spec = max(versions, key=lambda spec: spec.version or 0)
+    return spec
 
 
-def _like(name: str) -> str:
-    """The cure for an id that is not registered."""
-    by_lower = {known.lower(): known for known in gymnasium.registry}
-    close = [by_lower[one] for one in difflib.get_close_matches(name.lower(), by_lower, n=3)]
-    if close:
-        return f"; did you mean {' or '.join(close)}?"
+def _similar_ids(name: str) -> str:
+    """Return the cure for an id that is not registered: similar ids, or to import the package that registers it."""
+    by_lower = {registered.lower(): registered for registered in gymnasium.registry}
+    similar = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3)]
+    if similar:
+        return f"; did you mean {' or '.join(similar)}?"
     return f"; if a package of yours registers it, put the package before it: my_package:{name}"
 
 
-def _kind(error: BaseException | None) -> type[ValueError]:
-    """Of what is raised instead."""
-    return MissingPackageError if isinstance(error, DependencyNotInstalled | ModuleNotFoundError) else ValueError
+# Explaining failures -------------------------------------------------------------------------------------------------
 
 
-def _explain_failure(recipe: EnvConfig, kwargs: Mapping[str, Any], entry_point: object, error: Exception) -> ValueError:
-    """Why an environment could not be made, and what to do."""
-    where = f"client {recipe.client}: {recipe.env}"
+def _error_type(cause: BaseException | None) -> type[ValueError]:
+    """Choose the type of the error to raise because of `cause`."""
+    return MissingPackageError if isinstance(cause, DependencyNotInstalled | ModuleNotFoundError) else ValueError
+
+
+def _explain_failure(config: EnvConfig, kwargs: Mapping[str, Any], entry_point: object, error: Exception) -> ValueError:
+    """Return the error that says why an environment could not be made, and what to do."""
+    where = f"client {config.client}: {config.env}"
     if isinstance(error, DependencyNotInstalled | ModuleNotFoundError):
-        place = entry_point if isinstance(entry_point, str) else ""
-        extra = next((name for name in EXTRAS if place.startswith(f"gymnasium.envs.{name}")), None)
+        module = entry_point if isinstance(entry_point, str) else ""
+        extra = next((name for name in EXTRAS if module.startswith(f"gymnasium.envs.{name}")), None)
         cure = f"pip install 'grpo-fed[{extra}]'" if extra else "install what is missing"
         return MissingPackageError(f"{where}: needs a package that is not installed: {cure} ({error})")
     inner = error.__cause__ if isinstance(error.__cause__, TypeError) else error  # gymnasium wraps a TypeError in one
-    text = f"{type(inner).__name__}: {inner}{_arguments(kwargs, entry_point)}"
+    text = f"{type(inner).__name__}: {inner}{_suggest_arguments(kwargs, entry_point)}"
     return ValueError(f"{where}: cannot be made with kwargs = {kwargs}: {text}")
 
 
-def _arguments(kwargs: Mapping[str, Any], entry_point: object) -> str:
-    """The cure for arguments that do not exist."""
+def _suggest_arguments(kwargs: Mapping[str, Any], entry_point: object) -> str:
+    """Return the cure for arguments that the environment does not take."""
     try:
         creator: Any = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
         parameters = inspect.signature(creator).parameters.values()
     except (ImportError, AttributeError, TypeError, ValueError):
         return ""
-    known = [parameter.name for parameter in parameters if parameter.name not in ("num_envs", "render_mode")]
-    unknown = [name for name in kwargs if name not in known]
+    accepted = [parameter.name for parameter in parameters if parameter.name not in ("num_envs", "render_mode")]
+    unknown = [name for name in kwargs if name not in accepted]
     if not unknown or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return ""
-    close = difflib.get_close_matches(unknown[0], known, n=1)
-    return f"; {unknown[0]}: did you mean {close[0]}?" if close else f"; it takes {', '.join(known) or 'none'}"
+    similar = difflib.get_close_matches(unknown[0], accepted, n=1)
+    return f"; {unknown[0]}: did you mean {similar[0]}?" if similar else f"; it takes {', '.join(accepted) or 'none'}"

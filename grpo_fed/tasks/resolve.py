@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,92 +12,113 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces.utils import flatdim
 
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.scenario.settings import ClientSettings
+from grpo_fed.scenario.settings import ClientSettings, PolicySettings
 from grpo_fed.tasks.gym import find_env_spec, find_registered_spec, make_env, make_vector_env
-from grpo_fed.tasks.task import ActionSpec, EnvConfig, MissingPackageError, Space, Task
+from grpo_fed.tasks.gym_task import EnvConfig, GymTask, Space
+from grpo_fed.tasks.task import ActionSpec, MissingPackageError
 
 # From the scenario to tasks ------------------------------------------------------------------------------------------
 
 
-def resolve_tasks(scenario: Scenario) -> list[Task]:
-    """All clients' tasks, in the scenario's order; ValueError lists what is wrong with every entry of `clients`."""
-    tasks, mistakes = _found(scenario)
-    _refuse(mistakes)
+def resolve_tasks(scenario: Scenario) -> list[GymTask]:
+    """Make the tasks of all clients, in the scenario's order.
+
+    ValueError lists what is wrong with every entry of `[[clients]]`.
+    """
+    tasks, mistakes = _resolve_entries(scenario)
+    _raise_all(mistakes)
     return tasks
 
 
-def resolve_available_tasks(scenario: Scenario) -> list[Task]:
-    """Those whose libraries are on this machine; ValueError for what is wrong with them."""
-    tasks, mistakes = _found(scenario)
-    _refuse([mistake for mistake in mistakes if not isinstance(mistake, MissingPackageError)])
+def resolve_available_tasks(scenario: Scenario) -> list[GymTask]:
+    """Make the tasks whose packages are installed on this machine; ValueError for anything else that is wrong."""
+    tasks, mistakes = _resolve_entries(scenario)
+    _raise_all([mistake for mistake in mistakes if not isinstance(mistake, MissingPackageError)])
     return tasks
 
 
-def resolve_task(scenario: Scenario, client: str) -> Task:
-    """One client's; nothing is asked of the others' environments."""
+def resolve_task(scenario: Scenario, client: str) -> GymTask:
+    """Make the task of one client, without making an environment of any other client."""
     (settings,) = (settings for settings in scenario.clients if client in settings.names)
-    (task,) = _tasks(settings, scenario, client)
+    (task,) = _tasks_of_entry(settings, scenario, client)
     return task
 
 
-def _found(scenario: Scenario) -> tuple[list[Task], list[ValueError]]:
-    """The tasks of all entries of `clients` that are right, and what is wrong with the others."""
-    tasks: list[Task] = []
+def group_by_policy_shape(tasks: Iterable[GymTask], policy: PolicySettings) -> list[list[GymTask]]:
+    """Group tasks whose policies have the same shapes, so that one stacked learner can train a group."""
+    groups: list[list[GymTask]] = []
+    for task in tasks:
+        group = next((group for group in groups if _fits_same_policy(task, group[0], policy)), None)
+        if group is None:
+            groups.append([task])
+        else:
+            group.append(task)
+    return groups
+
+
+def _fits_same_policy(task: GymTask, other: GymTask, policy: PolicySettings) -> bool:
+    """Whether one policy fits both tasks; a user's own module may depend on more of the spaces than their sizes."""
+    spaces = (task.observation_space, task.action_space) == (other.observation_space, other.action_space)
+    return task.signature == other.signature and (spaces or policy.module is None)
+
+
+def _resolve_entries(scenario: Scenario) -> tuple[list[GymTask], list[ValueError]]:
+    """Make the tasks of all valid entries of `[[clients]]`, and collect what is wrong with the others."""
+    tasks: list[GymTask] = []
     mistakes: list[ValueError] = []
     for settings in scenario.clients:
         try:
-            tasks.extend(_tasks(settings, scenario))
+            tasks.extend(_tasks_of_entry(settings, scenario))
         except ValueError as error:
             mistakes.append(error)
     return tasks, mistakes
 
 
-def _refuse(mistakes: Sequence[ValueError]) -> None:
-    """All of them in one."""
+def _raise_all(mistakes: Sequence[ValueError]) -> None:
+    """Raise one error that lists all mistakes, if there are any."""
     if mistakes:
-        kind = (
-            MissingPackageError if all(isinstance(mistake, MissingPackageError) for mistake in mistakes) else ValueError
-        )
-        raise kind("\n".join(map(str, mistakes)))
+        only_packages = all(isinstance(mistake, MissingPackageError) for mistake in mistakes)
+        error_type = MissingPackageError if only_packages else ValueError
+        raise error_type("\n".join(map(str, mistakes)))
 
 
-def _tasks(settings: ClientSettings, scenario: Scenario, only: str | None = None) -> Iterator[Task]:
-    """The `count` clients of one entry, or only one of them."""
-    seen: tuple[Space, Space] | None = None
-    for number, client in enumerate(settings.names):
+def _tasks_of_entry(settings: ClientSettings, scenario: Scenario, only: str | None = None) -> Iterator[GymTask]:
+    """Make the tasks of an entry's `count` clients, or that of the client `only`."""
+    env_spaces: tuple[Space, Space] | None = None
+    for index, client in enumerate(settings.names):
         if only not in (None, client):
             continue
-        kwargs = {**settings.kwargs, **_spread(settings, number)}
-        limit = _limit(client, find_registered_spec(client, settings.env), kwargs)
-        recipe = EnvConfig(client, settings.env, kwargs, tuple(settings.wrappers), limit)
-        if seen is None or settings.spread:
-            seen = _spaces(recipe)
+        kwargs = {**settings.kwargs, **_spread_kwargs(settings, index)}
+        limit = _take_episode_limit(client, find_registered_spec(client, settings.env), kwargs)
+        config = EnvConfig(client, settings.env, kwargs, tuple(settings.wrappers), limit)
+        if env_spaces is None or settings.spread:
+            env_spaces = _find_spaces(config)
         where = f"client {client}: {settings.env}"
-        yield Task(
-            **vars(recipe),
-            observation_size=_observation_size(where, seen[0]),
-            action=_action(where, seen[1]),
-            observation_space=seen[0],
-            action_space=seen[1],
-            learning_rate=_given(settings.learning_rate, scenario.objective.learning_rate),
-            entropy=_given(settings.entropy, scenario.objective.entropy),
-            penalty=_given(settings.penalty, scenario.penalty.weight),
+        yield GymTask(
+            **vars(config),
+            observation_size=_observation_size(where, env_spaces[0]),
+            action=_action_spec(where, env_spaces[1]),
+            observation_space=env_spaces[0],
+            action_space=env_spaces[1],
+            learning_rate=_value_or_default(settings.learning_rate, scenario.objective.learning_rate),
+            entropy=_value_or_default(settings.entropy, scenario.objective.entropy),
+            penalty=_value_or_default(settings.penalty, scenario.penalty.weight),
         )
 
 
-def _given(own: float | None, common: float) -> float:
-    return common if own is None else own
+def _value_or_default(value: float | None, default: float) -> float:
+    return default if value is None else value
 
 
-def _spread(settings: ClientSettings, number: int) -> dict[str, float]:
-    """Arguments of the `number`-th client that lie between two values, evenly."""
-    share = number / max(settings.count - 1, 1)
+def _spread_kwargs(settings: ClientSettings, index: int) -> dict[str, float]:
+    """Return the arguments that `spread` places evenly between two values, for the `index`-th client of an entry."""
+    share = index / max(settings.count - 1, 1)
     # twelve digits, so that halfway from 0.1 to 0.5 is 0.3 and not 0.30000000000000004
     return {name: float(f"{low + share * (high - low):.12g}") for name, (low, high) in settings.spread.items()}
 
 
-def _limit(client: str, spec: EnvSpec, kwargs: dict[str, Any]) -> int:
-    """The task's own limit of an episode; takes it out of kwargs, where gymnasium lets one give another."""
+def _take_episode_limit(client: str, spec: EnvSpec, kwargs: dict[str, Any]) -> int:
+    """Return the task's own step limit, 0 for none, and remove it from kwargs, where gymnasium lets users set it."""
     limit = kwargs.pop("max_episode_steps", spec.max_episode_steps)
     if limit is None or limit == -1:
         return 0
@@ -107,23 +128,23 @@ def _limit(client: str, spec: EnvSpec, kwargs: dict[str, Any]) -> int:
     return limit
 
 
-def _spaces(recipe: EnvConfig) -> tuple[Space, Space]:
-    """Make one copy, see what it observes and does, and close it."""
-    if find_env_spec(recipe).entry_point is None:
-        vector = make_vector_env(recipe, 1, recipe.episode_limit)
+# The spaces of a task ------------------------------------------------------------------------------------------------
+
+
+def _find_spaces(config: EnvConfig) -> tuple[Space, Space]:
+    """Return an environment's observation and action space; one copy is made for this, and closed."""
+    if find_env_spec(config).entry_point is None:
+        vector = make_vector_env(config, 1, config.episode_limit)
         vector.close()
         return vector.single_observation_space, vector.single_action_space
-    env = make_env(recipe)
+    env = make_env(config)
     env.close()
     return env.observation_space, env.action_space
 
 
-# What a task sees and does -------------------------------------------------------------------------------------------
-
-
 def _observation_size(where: str, space: Space) -> int:
-    """D; ValueError if observations do not flatten to numbers."""
-    bad = next(_unflattenable(space), None)
+    """Return D, the size of a flattened observation; ValueError if observations do not flatten to D numbers."""
+    bad = next(_unflattenable_parts(space), None)
     if bad is None:
         try:
             size = int(flatdim(space))
@@ -138,17 +159,17 @@ def _observation_size(where: str, space: Space) -> int:
     )
 
 
-def _unflattenable(space: Space) -> Iterator[Space]:
-    """Spaces inside this one that are no fixed number of numbers."""
+def _unflattenable_parts(space: Space) -> Iterator[Space]:
+    """Find the spaces inside this one whose samples are no fixed number of numbers."""
     if isinstance(space, spaces.Text | spaces.Graph | spaces.Sequence):
         yield space
     elif isinstance(space, spaces.Dict | spaces.Tuple | spaces.OneOf):
         for inner in space.values() if isinstance(space, spaces.Dict) else space.spaces:
-            yield from _unflattenable(inner)
+            yield from _unflattenable_parts(inner)
 
 
-def _action(where: str, space: Space) -> ActionSpec:
-    """What actions of a space are; ValueError for a space that no policy of ours has actions for."""
+def _action_spec(where: str, space: Space) -> ActionSpec:
+    """Return what actions of a space consist of; ValueError for a space that no policy of ours has actions for."""
     match space:
         case spaces.Discrete():
             return ActionSpec("categorical", (int(space.n),), (int(space.start),))
@@ -166,21 +187,3 @@ def _action(where: str, space: Space) -> ActionSpec:
         f"{where}: no policy has actions for {space}; put a wrapper around it that makes a Discrete, MultiDiscrete,"
         " MultiBinary or Box"
     )
-
-
-def group_by_policy_shape(scenario: Scenario) -> list[list[Task]]:
-    """Of each fleet its clients' tasks."""
-    fleets: list[list[Task]] = []
-    for task in resolve_tasks(scenario):
-        alike = next((tasks for tasks in fleets if _alike(task, tasks[0], scenario.policy.module is not None)), None)
-        if alike is None:
-            fleets.append([task])
-        else:
-            alike.append(task)
-    return fleets
-
-
-def _alike(task: Task, other: Task, own_module: bool) -> bool:
-    """Whether one policy fits both; a module of the user's may look at more of its spaces than their sizes."""
-    spaces = (task.observation_space, task.action_space) == (other.observation_space, other.action_space)
-    return task.signature == other.signature and (spaces or not own_module)

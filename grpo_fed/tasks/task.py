@@ -1,90 +1,30 @@
-"""A task: which environment a client has, what it sees and does there, and how the client learns in it."""
+"""Task, the record of what a client learns to do, and its parts. Nothing here knows gymnasium.
+
+Each client has one task. `Task` holds what every kind of task has, whatever the client's observations and actions are;
+`GymTask` (gym_task.py) is a task that is a gymnasium environment. Another kind, such as a set of prompts with a reward,
+is another subclass of `Task`; if its actions are of a new kind, `ActionKind` grows by one, and with it `TaskShape`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
-
-import gymnasium
-from gymnasium.vector import VectorEnv
-
-Env: TypeAlias = gymnasium.Env[Any, Any]
-Vector: TypeAlias = VectorEnv[Any, Any, Any]
-Space: TypeAlias = gymnasium.Space[Any]
+from typing import Literal, TypeAlias, get_args
 
 NO_STEP_LIMIT = 2**31 - 1
-"""Steps of an episode that nothing cuts, for what wants a number."""
-
+"""The step limit of an episode that is never truncated, for interfaces that require a number."""
 
 ActionKind: TypeAlias = Literal["categorical", "multi-categorical", "gaussian"]
 ACTION_KINDS: tuple[ActionKind, ...] = get_args(ActionKind)
 
 
-class MissingPackageError(ValueError):
-    """A task cannot be made, because a library that it needs is not on this machine; it may be on the client's."""
-
-
 @dataclass(frozen=True)
-class TaskShape:
-    """What whoever cannot make a task must know of it to know its policy."""
-
-    observation_size: int
-    """D: entries of a flattened observation."""
-    kind: ActionKind
-    """Of its actions."""
-    sizes: tuple[int, ...]
-    """Of its actions."""
-    episode_limit: int
-    """Steps after which the task itself truncates an episode; 0 for never."""
-
-
-@dataclass(frozen=True)
-class ActionSpec:
-    """What an action of a task is, whatever the shape that its environment wants it in."""
-
-    kind: ActionKind
-    """One choice, several choices, or real numbers."""
-    sizes: tuple[int, ...]
-    """How many there are to choose from, for each choice; or (A,) for A real numbers."""
-    start: tuple[int, ...] = ()
-    """The number of the first thing to choose, for each choice."""
-    low: tuple[float, ...] = ()
-    """The least of each real number; -inf where there is none."""
-    high: tuple[float, ...] = ()
-    """The greatest of each real number; inf where there is none."""
-
-    @property
-    def size(self) -> int:
-        """A: entries of an action."""
-        return self.sizes[0] if self.kind == "gaussian" else len(self.sizes)
-
-
-@dataclass(frozen=True)
-class EnvConfig:
-    """What it takes to make a client's environment."""
+class Task(ABC):
+    """What one client learns to do, and the settings that it alone learns with."""
 
     client: str
     """The client's name."""
-    env: str
-    """A gymnasium id, or `module:EnvId`."""
-    kwargs: Mapping[str, Any]
-    """Arguments for the environment."""
-    wrappers: tuple[str, ...]
-    """Import paths, innermost first."""
-    episode_limit: int
-    """Steps after which the task itself truncates an episode; 0 for never."""
-
-
-@dataclass(frozen=True)
-class Task(EnvConfig):
-    """One client's environment with what it is like, and how the client learns there."""
-
-    observation_size: int
-    """D: entries of a flattened observation."""
-    action: ActionSpec
-    observation_space: Space
-    action_space: Space
     learning_rate: float
     entropy: float
     """Weight of the entropy bonus."""
@@ -92,24 +32,68 @@ class Task(EnvConfig):
     """Weight of the group penalty."""
 
     @property
-    def signature(self) -> tuple[object, ...]:
-        """Tasks with equal ones can be learned by equally shaped policies."""
-        return self.observation_size, self.action.kind, self.action.sizes
+    @abstractmethod
+    def signature(self) -> Hashable:
+        """Equal for tasks that policies with the same parameter shapes can learn."""
 
     @property
-    def shape(self) -> TaskShape:
-        """What others must know of it."""
-        return TaskShape(self.observation_size, self.action.kind, self.action.sizes, self.episode_limit)
+    @abstractmethod
+    def description(self) -> str:
+        """What error messages call the task, such as the id of its environment."""
+
+
+@dataclass(frozen=True)
+class TaskShape:
+    """The facts about a task that determine its policy, for a machine that cannot make the task itself."""
+
+    observation_size: int
+    """D: entries of a flattened observation."""
+    kind: ActionKind
+    """Kind of the task's actions."""
+    sizes: tuple[int, ...]
+    """Sizes of the action's components, as in `ActionSpec.sizes`."""
+    episode_limit: int
+    """Steps after which the task itself truncates an episode; 0 for never."""
+
+    @property
+    def signature(self) -> Hashable:
+        """Equal for tasks that policies with the same parameter shapes can learn, as `Task.signature`."""
+        return self.observation_size, self.kind, self.sizes
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """What an action consists of, independent of the shape and type in which an environment takes it."""
+
+    kind: ActionKind
+    """One choice, several choices, or real numbers."""
+    sizes: tuple[int, ...]
+    """Number of options of each choice; (A,) for A real numbers."""
+    start: tuple[int, ...] = ()
+    """Number of the first option of each choice."""
+    low: tuple[float, ...] = ()
+    """Lower bound of each real number; -inf where there is none."""
+    high: tuple[float, ...] = ()
+    """Upper bound of each real number; inf where there is none."""
+
+    @property
+    def size(self) -> int:
+        """A: entries of an action."""
+        return self.sizes[0] if self.kind == "gaussian" else len(self.sizes)
+
+
+class MissingPackageError(ValueError):
+    """Raised for a task that needs a package which is not installed here, but may be on the client's machine."""
 
 
 class TaskError(RuntimeError):
-    """A client's environment failed while it was played."""
+    """Raised when a client's environment fails in a reset or a step."""
 
-    def __init__(self, client: str, env: str, what: str) -> None:
-        super().__init__(client, env, what)  # all three, so that it survives the way out of another process
+    def __init__(self, client: str, env: str, problem: str) -> None:
+        super().__init__(client, env, problem)  # all three, so that it can be pickled and sent between processes
         self.client = client
         self.env = env
-        self.what = what
+        self.problem = problem
 
     def __str__(self) -> str:
-        return f"client {self.client}: {self.env}: {self.what}"
+        return f"client {self.client}: {self.env}: {self.problem}"

@@ -1,4 +1,4 @@
-"""Environment wrappers that scenarios name: other physics, hostile rewards, seeding."""
+"""Environment wrappers that a scenario names in `[[clients]] wrappers`: other physics, hostile rewards, seeding."""
 
 from __future__ import annotations
 
@@ -6,47 +6,47 @@ from typing import Any, SupportsFloat, final
 
 import gymnasium
 
+from grpo_fed.tasks.gym_task import Env
+
 
 @final
 class NegatedReward(gymnasium.RewardWrapper[Any, Any]):
-    """Whoever learns here learns to do as badly as can be."""
+    """Negates every reward, so that a client learns to do as badly as possible: a hostile client."""
 
     def reward(self, reward: SupportsFloat) -> SupportsFloat:
         return -float(reward)
 
 
-Env = gymnasium.Env[Any, Any]
-
-
 @final
 class Moon(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """A sixth of the gravity."""
+    """Divides the gravity of a MuJoCo environment by six."""
 
     def __init__(self, env: Env) -> None:
         super().__init__(env)
-        _model(env).opt.gravity[:] /= 6
+        _mujoco_model(env).opt.gravity[:] /= 6
 
 
 @final
 class Heavy(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Half as much mass again, in every part."""
+    """Multiplies the masses and inertias of a MuJoCo environment by 1.5."""
 
     def __init__(self, env: Env) -> None:
         super().__init__(env)
-        _model(env).body_mass[:] *= 1.5
-        _model(env).body_inertia[:] *= 1.5
+        model = _mujoco_model(env)
+        model.body_mass[:] *= 1.5
+        model.body_inertia[:] *= 1.5
 
 
 @final
 class Ice(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """A quarter of the friction."""
+    """Divides the sliding friction of a MuJoCo environment by four."""
 
     def __init__(self, env: Env) -> None:
         super().__init__(env)
-        _model(env).geom_friction[:, 0] /= 4
+        _mujoco_model(env).geom_friction[:, 0] /= 4
 
 
-def _model(env: Env) -> Any:
+def _mujoco_model(env: Env) -> Any:
     model = getattr(env.unwrapped, "model", None)
     if model is None:
         raise ValueError(f"{env.unwrapped}: has no MuJoCo model to change")
@@ -55,12 +55,12 @@ def _model(env: Env) -> Any:
 
 @final
 class Seeded(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Hands the seed of `reset` to the environment's own method `seed` first."""
+    """Passes the seed of `reset` to the environment's own method `seed` first, for one whose `reset` ignores it."""
 
     def __init__(self, env: Env) -> None:
         super().__init__(env)
         if not callable(getattr(env.unwrapped, "seed", None)):
-            raise ValueError(f"{env.unwrapped}: has no method seed(); its reset(seed=...) has to do")
+            raise ValueError(f"{env.unwrapped}: has no method seed(); leave out this wrapper and use reset(seed=...)")
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if seed is not None:

@@ -24,6 +24,7 @@ from grpo_fed.aggregation.merge import (
     Reply,
     StreamingFisher,
     StreamingMean,
+    client_weight,
     clusters,
     fisher,
     huber,
@@ -31,7 +32,6 @@ from grpo_fed.aggregation.merge import (
     mean,
     median,
     trimmed_mean,
-    weight,
 )
 from grpo_fed.aggregation.merge.clustering import cluster_clients, silhouette
 from grpo_fed.aggregation.merge.distances import distances
@@ -451,10 +451,10 @@ def test_blocks_have_thresholds_of_their_own() -> None:
     assert merged.departed[3].tolist() == [True, False, False]
 
 
-def test_a_pattern_that_takes_no_block_or_takes_one_twice_is_refused() -> None:
-    with pytest.raises(ValueError, match=r'merge.blocks: "critic" takes no block; there are \["a", "b"\]'):
+def test_a_pattern_that_matches_no_block_or_matches_one_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match=r'merge.blocks: "critic" matches no block; there are \["a", "b"\]'):
         group_thresholds(GROUPS, 0.5, {"critic": 3.0})
-    with pytest.raises(ValueError, match=r'merge.blocks: "\*" and "a" both take "a"; narrow one of the patterns'):
+    with pytest.raises(ValueError, match=r'merge.blocks: "\*" and "a" both match "a"; narrow one of the patterns'):
         group_thresholds(GROUPS, 0.5, {"*": 3.0, "a": 1.0})
 
 
@@ -654,15 +654,15 @@ def test_divisions_are_scipys_and_the_best_by_rousseeuws_silhouette(seed: int, c
 
 def test_weights_by_hand() -> None:
     effort = ClientWork(steps=2048, episodes=31, gain=3.0, spread=1.5)
-    assert weight(effort, "uniform") == 1.0
-    assert weight(effort, "steps") == 2048.0
-    assert weight(effort, "episodes") == 31.0
-    assert weight(effort, "progress") == pytest.approx(1 / (1 + np.exp(-2.0)))
+    assert client_weight(effort, "uniform") == 1.0
+    assert client_weight(effort, "steps") == 2048.0
+    assert client_weight(effort, "episodes") == 31.0
+    assert client_weight(effort, "progress") == pytest.approx(1 / (1 + np.exp(-2.0)))
 
 
 def test_progress_is_counted_in_the_clients_own_units_and_within_limits() -> None:
     def progress(gain: float, spread: float) -> float:
-        return weight(ClientWork(1, 1, gain, spread), "progress")
+        return client_weight(ClientWork(1, 1, gain, spread), "progress")
 
     assert progress(30.0, 15.0) == pytest.approx(progress(3.0, 1.5))
     assert progress(0.0, 1.0) == progress(0.0, 0.0) == 0.5

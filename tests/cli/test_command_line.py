@@ -19,7 +19,8 @@ from typer.testing import CliRunner, Result
 
 from grpo_fed import load_policy
 from grpo_fed.cli import app
-from grpo_fed.scenario.reference import knobs_markdown, list_knobs
+from grpo_fed.scenario.knobs import list_knobs
+from grpo_fed.scenario.reference import knobs_markdown
 from grpo_fed.scenario.shipped import find_scenario, shipped_scenarios
 
 ROOT = Path(__file__).parents[2]
@@ -266,7 +267,7 @@ WRONG = {
     ),
     "overlapping blocks": (
         'check tiny.toml --set policy.blocks={a=["torso.*"],b=["torso.0"]}',
-        'policy.blocks.b: "torso.0" takes torso.0.weight, which policy.blocks.a takes too',
+        'policy.blocks: "a" and "b" both match "torso.0.weight"; narrow one of the patterns',
     ),
     "overlapping groups": (
         f"train tiny.toml --set policy.groups={OVERLAPPING}",
@@ -274,11 +275,11 @@ WRONG = {
     ),
     "penalised blocks": (
         'train tiny.toml --set penalty.blocks=["torsi"]',
-        'client cart-0 (grpo_fed/CartPole-v1): penalty.blocks: "torsi" takes no block',
+        'client cart-0 (grpo_fed/CartPole-v1): penalty.blocks: "torsi" matches no block',
     ),
     "budgets": (
         'train tiny.toml --set trust.blocks={"torsi"=0.1}',
-        'client cart-0 (grpo_fed/CartPole-v1): trust.blocks: "torsi" takes no block',
+        'client cart-0 (grpo_fed/CartPole-v1): trust.blocks: "torsi" matches no block',
     ),
     "endless": (
         f"train tiny.toml --json --set {MILL} --set objective.preset=grpo --set group.size=2",
@@ -320,7 +321,7 @@ def mill(*overrides: str) -> list[str]:
 def test_a_run_that_fails_names_the_client_and_keeps_the_traceback_in_its_folder():
     done = call(*mill("--set", "rounds=20"))
     assert done.exit_code == 1, done.output
-    assert "error: client mill: their_mill:Mill-v0: step of lane 0 failed: RuntimeError: out of coal" in done.stderr
+    assert "error: client mill: their_mill:Mill-v0: step of env copy 0 failed: RuntimeError: out of coal" in done.stderr
     assert "the traceback is in run/failure.txt" in done.stderr
     assert 'RuntimeError("out of coal")' in Path("run/failure.txt").read_text()
     result = json.loads(Path("run/results.json").read_text())

@@ -131,8 +131,11 @@ def test_the_local_method_shares_nothing_and_is_the_control():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("tiny.toml", "--superlink", "x"), "superlink = x: is for the engine flower; it is local"),
-        (("tiny.toml", "--engine", "flower", "--workers", "2"), "only the local engine has them"),
+        (
+            ("tiny.toml", "--superlink", "x"),
+            "superlink = x: only the engine flower has a SuperLink; this engine is local",
+        ),
+        (("tiny.toml", "--engine", "flower", "--workers", "2"), "only the local engine has workers"),
         (("--resume", "r", "--workers", "2"), "leave out --workers"),
         (("tiny.toml", "--resume", "r"), "it takes no SCENARIO"),
         ((), "run needs a SCENARIO"),
@@ -190,7 +193,7 @@ def test_a_run_stopped_before_its_first_checkpoint_goes_on_with_the_workers_it_w
     with pytest.raises(KeyboardInterrupt):
         grpo_fed.run(Scenario.load("tiny.toml"), out=here / "r", watch=stop, workers=0)
     with LocalEngine.resumed(here / "r") as federation:
-        assert federation.grid.workers == 0
+        assert federation.schedule.workers == 0
         assert federation.run().status == "finished"
 
 

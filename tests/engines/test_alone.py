@@ -1,11 +1,9 @@
-"""A whole run: what it improves, what it leaves behind, and what is left when something stops it."""
+"""Training without a federation: what it learns, the files that it writes, and the files after a failure."""
 
 from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from scipy.stats import trim_mean
 from grpo_fed import Scenario, load_policy, train
 from grpo_fed.engines.alone import AloneEngine
 from grpo_fed.rl.stacked_learner import DivergedError
-from grpo_fed.runs.files import append_line, write_atomic
 from grpo_fed.runs.records import RoundRecord
 from grpo_fed.runs.statistics import iqm
 from grpo_fed.tasks.task import TaskError
@@ -51,17 +48,17 @@ def tiny(*overrides: str) -> Scenario:
     return Scenario.loads(TINY, overrides=overrides)
 
 
-def results(folder: Path) -> dict[str, Any]:
+def read_results(folder: Path) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((folder / "results.json").read_text())
     return loaded
 
 
-def rounds(folder: Path) -> list[dict[str, Any]]:
+def read_rounds(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
 
 
 def test_a_short_run_learns_cartpole(tmp_path: Path):
-    """A policy of chance balances for some 20 steps; this one does much better after 8 rounds."""
+    """A random policy balances the pole for some 20 steps; eight rounds of training give many more."""
     text = """
     name = "cart"
     rounds = 8
@@ -80,48 +77,48 @@ def test_a_short_run_learns_cartpole(tmp_path: Path):
     assert cart.after > 200
     assert cart.sampled is not None
     assert cart.sampled > 100
-    returns = [line["charts/episodic_return"] for line in rounds(tmp_path)]
+    returns = [line["charts/episodic_return"] for line in read_rounds(tmp_path)]
     assert cart.best == max(returns) > 3 * returns[0]
 
 
-def test_a_run_leaves_its_scenario_its_rounds_its_policies_and_its_results(tmp_path: Path):
-    notes: list[RoundRecord] = []
+def test_a_run_leaves_scenario_rounds_policies_and_results(tmp_path: Path):
+    records: list[RoundRecord] = []
     given = tiny("evaluate.every=2")
-    result = train(given, tmp_path / "new" / "run", notes.append)
+    result = train(given, tmp_path / "new" / "run", records.append)
     run = tmp_path / "new" / "run"
     names = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
     policies = {f"policies/{client}.safetensors" for client in CLIENTS}
     states = [f"clients/{client}.safetensors" for client in CLIENTS]
-    kept = {f"checkpoints/round-000{number}/{file}" for number in (2, 3) for file in ("state.json", *states)}
-    assert names == {"scenario.toml", "results.json", "rounds.jsonl", *policies, *kept}
+    checkpoints = {f"checkpoints/round-000{number}/{file}" for number in (2, 3) for file in ("state.json", *states)}
+    assert names == {"scenario.toml", "results.json", "rounds.jsonl", *policies, *checkpoints}
     assert Scenario.load(run / "scenario.toml") == given
-    assert [note.round for note in notes] == [0, 1, 2, 3]
+    assert [record.round for record in records] == [0, 1, 2, 3]
 
-    found = results(run)
-    assert list(found) == [
+    saved = read_results(run)
+    assert list(saved) == [
         *("scenario", "method", "seed", "device", "status", "rounds", "seconds", "env_steps"),
         *("bytes_up", "bytes_down", "eval", "clients", "missing"),
     ]
-    assert (found["scenario"], found["method"], found["seed"], found["status"]) == ("tiny", "local", 0, "finished")
-    assert (found["rounds"], found["env_steps"], found["seconds"] > 0) == (3, 3 * 3 * 128, True)
-    assert list(found["clients"]) == CLIENTS
-    after = [client["return"] for client in found["clients"].values()]
-    assert found["eval"] == {
+    assert (saved["scenario"], saved["method"], saved["seed"], saved["status"]) == ("tiny", "local", 0, "finished")
+    assert (saved["rounds"], saved["env_steps"], saved["seconds"] > 0) == (3, 3 * 3 * 128, True)
+    assert list(saved["clients"]) == CLIENTS
+    after = [client["return"] for client in saved["clients"].values()]
+    assert saved["eval"] == {
         "score_iqm": pytest.approx(np.mean(after)),
         "score_mean": pytest.approx(np.mean(after)),
         "score_min": min(after),
     }
-    for name, client in found["clients"].items():
+    for name, client in saved["clients"].items():
         assert client["env_steps"] == 3 * 128
-        assert client["episodes"] == sum(line["clients"][name]["charts/episodes"] for line in rounds(run))
-        assert client["return_before"] == notes[0].scores[name]
+        assert client["episodes"] == sum(line["clients"][name]["charts/episodes"] for line in read_rounds(run))
+        assert client["return_before"] == records[0].scores[name]
         assert client["return"] == result.clients[name].after
         assert load_policy(run, name).play().score == client["return"]
 
 
-def test_a_round_has_a_line_with_every_metric_of_the_whole_and_of_each_client(tmp_path: Path):
+def test_a_line_has_every_metric_of_the_run_and_each_client(tmp_path: Path):
     train(tiny("evaluate.every=2"), tmp_path)
-    lines = rounds(tmp_path)
+    lines = read_rounds(tmp_path)
     assert [line["round"] for line in lines] == [1, 2, 3]
     assert [line["global_step"] for line in lines] == [384, 768, 1152]
     metrics = {"eval/episodic_return", "charts/episodic_return", "charts/episodic_length", "charts/episodes"}
@@ -144,19 +141,19 @@ def test_a_round_has_a_line_with_every_metric_of_the_whole_and_of_each_client(tm
             assert line["eval/score_min"] == min(scores)
 
 
-def test_the_same_seed_gives_the_same_results_and_another_one_does_not(tmp_path: Path):
-    found = []
+def test_results_are_the_same_for_the_same_seed_alone(tmp_path: Path):
+    saved = []
     for number, seed in enumerate((0, 0, 1)):
         train(tiny(f"seed={seed}"), tmp_path / str(number))
-        found.append({key: value for key, value in results(tmp_path / str(number)).items() if key != "seconds"})
+        saved.append({key: value for key, value in read_results(tmp_path / str(number)).items() if key != "seconds"})
     first, second = (tmp_path / str(number) / "policies" for number in (0, 1))
-    assert found[0] == found[1] != found[2]
+    assert saved[0] == saved[1] != saved[2]
     for client in CLIENTS:
         name = f"{client}.safetensors"
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
-def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_without_a_folder_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     assert train(tiny("rounds=1")).out is None
     assert not list(tmp_path.iterdir())
@@ -171,16 +168,16 @@ def test_the_interquartile_mean_is_scipys_trimmed_mean(count: int):
 # Folders --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_takes_the_place_of_an_older_one_and_of_nothing_else(tmp_path: Path):
+def test_a_run_replaces_the_files_of_an_older_run_alone(tmp_path: Path):
     train(tiny("rounds=1"), tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
     train(tiny("rounds=2", "clients.carts.count=1"), tmp_path)
-    assert len(rounds(tmp_path)) == 2
+    assert len(read_rounds(tmp_path)) == 2
     assert {path.name for path in (tmp_path / "policies").iterdir()} == {"carts.safetensors", "hill.safetensors"}
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path):
+def test_a_folder_with_other_files_is_refused_and_unchanged(tmp_path: Path):
     (tmp_path / "scenario.toml").write_text("mine")
     with pytest.raises(ValueError, match="is not empty and holds no run; name another folder"):
         train(tiny(), tmp_path)
@@ -192,85 +189,51 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path):
     assert (tmp_path / "scenario.toml").read_text() == "mine"
 
 
-def test_what_is_wrong_with_the_scenario_is_found_before_anything_is_written(tmp_path: Path):
+def test_an_invalid_scenario_is_refused_before_anything_is_written(tmp_path: Path):
     with pytest.raises(ValueError, match=r"policy\.groups: "):
         train(tiny('policy.groups={ "nowhere" = "row" }'), tmp_path / "run")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path):
-    write_atomic(tmp_path / "a.json", "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_atomic(tmp_path / "a.json", "new \udc80")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError, match="folder"):
-        write_atomic(tmp_path / "folder", "new")
-    assert (tmp_path / "a.json").read_text() == "old"
-    write_atomic(tmp_path / "a.json", b"new")
-    assert (tmp_path / "a.json").read_text() == "new"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "folder"]
+# Interrupted and failed runs ------------------------------------------------------------------------------------------
 
 
-def test_a_line_that_the_disk_has_no_room_for_is_not_begun(tmp_path: Path):
-    path = tmp_path / "rounds.jsonl"
-    append_line(path, "12345")
-    code = f"""
-import resource
-from pathlib import Path
-from grpo_fed.runs.files import add_line, write_whole
-resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
-for write in (add_line, write_whole):
-    try:
-        write(Path({str(path)!r}), "a line that is too long")
-    except OSError as error:
-        assert error.filename == {str(path)!r}
-        print(error.strerror)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["No space left on device", "File too large"]
-    assert path.read_text() == "12345\n"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-# What stops a run -----------------------------------------------------------------------------------------------------
-
-
-def test_ctrl_c_keeps_the_policies_as_they_are_and_says_so_in_the_results(tmp_path: Path):
-    def stop(note: RoundRecord) -> None:
-        if note.round == 2:
+def test_an_interrupted_run_saves_its_policies_and_its_status(tmp_path: Path):
+    def stop(record: RoundRecord) -> None:
+        if record.round == 2:
             raise KeyboardInterrupt
 
-    with AloneEngine(tiny(), tmp_path) as training, pytest.raises(KeyboardInterrupt):
-        training.run(stop)
-    found = results(tmp_path)
-    assert (found["status"], found["error"], found["rounds"]) == ("interrupted", "KeyboardInterrupt", 2)
-    assert len(rounds(tmp_path)) == 2
-    assert found["env_steps"] == 2 * 384
-    assert found["eval"] == {"score_iqm": None, "score_mean": None, "score_min": None}
+    with AloneEngine(tiny(), tmp_path) as engine, pytest.raises(KeyboardInterrupt):
+        engine.run(stop)
+    saved = read_results(tmp_path)
+    assert (saved["status"], saved["error"], saved["rounds"]) == ("interrupted", "KeyboardInterrupt", 2)
+    assert len(read_rounds(tmp_path)) == 2
+    assert saved["env_steps"] == 2 * 384
+    assert saved["eval"] == {"score_iqm": None, "score_mean": None, "score_min": None}
     for number, client in enumerate(CLIENTS):
-        fleet = training.learners[0 if client.startswith("carts") else 1]
-        saved = load_policy(tmp_path, client)
-        assert (saved.parameters == fleet.parameters[number if len(fleet.names) > 1 else 0]).all()
-        assert found["clients"][client]["return_before"] is not None
-        assert found["clients"][client]["return"] is None
+        learner = engine.learners[0 if client.startswith("carts") else 1]
+        policy = load_policy(tmp_path, client)
+        assert (policy.parameters == learner.parameters[number if len(learner.names) > 1 else 0]).all()
+        assert saved["clients"][client]["return_before"] is not None
+        assert saved["clients"][client]["return"] is None
 
 
-def test_a_policy_that_diverges_stops_the_run_and_names_the_client(tmp_path: Path):
+def test_a_diverged_policy_stops_the_run_and_is_named(tmp_path: Path):
     overrides = ["clients.carts.count=1", "clients.carts.learning_rate=1e20", "objective.max_grad_norm=inf"]
     with pytest.raises(
         DivergedError,
         match=r"client carts: its policy is no longer finite after update 2; lower its",
     ):
         train(tiny(*overrides), tmp_path)
-    found = results(tmp_path)
-    assert found["status"] == "failed"
-    assert found["error"].startswith("Diverged: client carts: ")
-    assert len(rounds(tmp_path)) == found["rounds"]
+    saved = read_results(tmp_path)
+    assert saved["status"] == "failed"
+    assert saved["error"].startswith("DivergedError: client carts: ")
+    assert len(read_rounds(tmp_path)) == saved["rounds"]
     assert {path.name for path in (tmp_path / "policies").iterdir()} == {"hill.safetensors"}
 
 
 class Broken(gymnasium.Env[Any, Any]):
-    """Does something that it should not, after so many of its steps."""
+    """Fails, as `fault` says, after so many of its steps."""
 
     observation_space = spaces.Box(-1, 1, (2,))
     action_space = spaces.Discrete(2)
@@ -284,7 +247,7 @@ class Broken(gymnasium.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.steps += 1
-        seen, reward, over = np.zeros(2, np.float32), 1.0, self.steps % 10 == 0
+        observation, reward, terminated = np.zeros(2, np.float32), 1.0, self.steps % 10 == 0
         if self.steps > self.after:
             match self.fault:
                 case "raises":
@@ -292,12 +255,12 @@ class Broken(gymnasium.Env[Any, Any]):
                 case "nan reward":
                     reward = math.nan
                 case "nan observation":
-                    seen[1] = math.nan
+                    observation[1] = math.nan
                 case "shape":
-                    seen = np.zeros(3, np.float32)
+                    observation = np.zeros(3, np.float32)
                 case "endless":
-                    over = False
-        return seen, reward, over, False, {}
+                    terminated = False
+        return observation, reward, terminated, False, {}
 
 
 @pytest.fixture
@@ -315,35 +278,35 @@ def with_broken(fault: str, after: int, *overrides: str) -> Scenario:
 
 
 FAULTS = {
-    "raises": (TaskError, "client mill: test/Broken-v0: step of lane 0 failed: RuntimeError: out of coal"),
-    "nan reward": (ValueError, "client mill: .* reward is nan; mend the environment"),
-    "nan observation": (ValueError, "client mill: .*entry 1 of the observation is nan; mend the environment"),
-    "shape": (TaskError, r"client mill: test/Broken-v0: .*an observation has shape \(3,\); its space says \(2,\)"),
+    "raises": (TaskError, "client mill: test/Broken-v0: step of env copy 0 failed: RuntimeError: out of coal"),
+    "nan reward": (ValueError, "client mill: .* reward is nan; correct the environment"),
+    "nan observation": (ValueError, "client mill: .*entry 1 of the observation is nan; correct the environment"),
+    "shape": (TaskError, r"client mill: test/Broken-v0: .*an observation has shape \(3,\); its space has \(2,\)"),
 }
 
 
 @pytest.mark.usefixtures("broken")
 @pytest.mark.parametrize("fault", FAULTS)
-def test_an_environment_that_breaks_while_it_is_learned_is_named(tmp_path: Path, fault: str):
+def test_an_environment_that_fails_in_training_is_named(tmp_path: Path, fault: str):
     kind, message = FAULTS[fault]
     with pytest.raises(kind, match=message):
         train(with_broken(fault, 40), tmp_path)
-    found = results(tmp_path)
-    assert (found["status"], found["rounds"]) == ("failed", 1)
-    assert "client mill: " in found["error"]
+    saved = read_results(tmp_path)
+    assert (saved["status"], saved["rounds"]) == ("failed", 1)
+    assert "client mill: " in saved["error"]
     assert len(list((tmp_path / "policies").iterdir())) == 4
 
 
 @pytest.mark.usefixtures("broken")
 @pytest.mark.parametrize("fault", ["nan reward", "nan observation"])
-def test_what_is_not_finite_in_an_evaluation_is_found_too(tmp_path: Path, fault: str):
+def test_non_finite_values_in_an_evaluation_are_an_error(tmp_path: Path, fault: str):
     with pytest.raises(ValueError, match=f"client mill: at step 2 of an evaluation episode, the {fault[4:]} is not"):
         train(with_broken(fault, 2), tmp_path)
-    assert results(tmp_path)["rounds"] == 0
+    assert read_results(tmp_path)["rounds"] == 0
 
 
 @pytest.mark.usefixtures("broken")
-def test_an_episode_that_never_ends_is_cut_in_an_evaluation_and_refused_where_whole_ones_are_needed():
+def test_endless_episodes_are_truncated_in_evaluation_and_refused_with_groups():
     result = train(with_broken("endless", 0, "evaluate.step_limit=20", "rounds=1"))
     assert result.clients["mill"].after == 20.0
     assert result.clients["mill"].episodes == 0

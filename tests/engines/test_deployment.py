@@ -49,7 +49,7 @@ def start(function: str, log: Path, *arguments: str, packages: Path | None = Non
 CATS = """
 import gymnasium
 
-gymnasium.register("Cats-v0", entry_point="tests.support.failing_envs:Waiting", max_episode_steps=50)
+gymnasium.register("Cats-v0", entry_point="tests.support.failing_envs:WaitingCartPole", max_episode_steps=50)
 """
 """A package that only cat's machine has."""
 

@@ -41,8 +41,8 @@ rollout = {{ num_envs = 4, horizon = 16 }}
 objective = {{ epochs = 2, minibatches = 2 }}
 [[clients]]
 name = "cart"
-env = "tests.support.failing_envs:Signed-v0"
-kwargs = {{ book = {book}, when = {when}, how = "{how}" }}
+env = "tests.support.failing_envs:PidLogging-v0"
+kwargs = {{ pid_file = {pid_file}, when = {when}, how = "{how}" }}
 """
 RUN = 7
 
@@ -95,12 +95,12 @@ class Client:
 
     def __init__(self, folder: Path, how: str = "raise", run: int = RUN) -> None:
         self.folder, self.run = folder, run
-        self.when, self.book = folder / "when", folder / "book"
-        text = TEXT.format(book=repr(str(self.book)), when=repr(str(self.when)), how=how)
+        self.when, self.pid_file = folder / "when", folder / "pids"
+        text = TEXT.format(pid_file=repr(str(self.pid_file)), when=repr(str(self.when)), how=how)
         scenario = Scenario.loads(text)
         self.shared_blocks = resolve_shared_blocks(scenario)
         self.codec = Codec(self.shared_blocks, scenario)
-        self.book.unlink(missing_ok=True)  # resolving the shared blocks made an environment in this process
+        self.pid_file.unlink(missing_ok=True)  # resolving the shared blocks made an environment in this process
         self.context = Context(
             run, 2, {"client": "cart", "state": str(folder / "state")}, RecordDict(), {"scenario": text}
         )
@@ -127,7 +127,7 @@ class Client:
     @property
     def processes(self) -> set[int]:
         """The processes in which the client's environments were made."""
-        return {int(line) for line in self.book.read_text().split()} if self.book.exists() else set()
+        return {int(line) for line in self.pid_file.read_text().split()} if self.pid_file.exists() else set()
 
 
 def is_alive(pid: int) -> bool:

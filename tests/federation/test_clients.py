@@ -250,8 +250,8 @@ def test_a_member_that_shares_nothing_is_a_client_that_learns_alone(tmp_path: Pa
 def test_whoever_is_drawn_no_environment_is_made_twice_and_no_bit_changes(tmp_path: Path) -> None:
     """Four copies for each of three clients, to train on and to play on, whatever the fleets; against new ones."""
     book = tmp_path / "book"
-    clients = CARTS.replace("grpo_fed/CartPole-v1", "tests.support.failing_envs:Signed-v0").split("spread")[0]
-    given = scenario(clients=f"{clients}kwargs = {{ book = {str(book)!r} }}\n")
+    clients = CARTS.replace("grpo_fed/CartPole-v1", "tests.support.failing_envs:PidLogging-v0").split("spread")[0]
+    given = scenario(clients=f"{clients}kwargs = {{ pid_file = {str(book)!r} }}\n")
     asked = members(given, tmp_path / "kept")
     book.unlink(missing_ok=True)
     drawn = (NAMES[:2], NAMES[1:], NAMES[::2], NAMES[:1])

@@ -584,9 +584,9 @@ def test_a_round_that_waits_for_its_scores_is_written_without_them_if_the_run_st
 
 
 MISTAKES = {
-    'proximity.blocks={ "critic" = 0.1 }': r"proximity\.blocks: .critic. takes no shared block",
-    'proximity.blocks={ "actor" = 0.1, "act*" = 0.2 }': r"proximity\.blocks: .*both take.*actor.*; narrow",
-    'merge.blocks={ "critic" = 0.1 }': r"merge\.blocks: .critic. takes no block",
+    'proximity.blocks={ "critic" = 0.1 }': r"proximity\.blocks: .critic. matches no shared block",
+    'proximity.blocks={ "actor" = 0.1, "act*" = 0.2 }': r"proximity\.blocks: .*both match.*actor.*; narrow",
+    'merge.blocks={ "critic" = 0.1 }': r"merge\.blocks: .critic. matches no block",
 }
 
 

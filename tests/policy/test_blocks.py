@@ -131,21 +131,21 @@ def test_own_blocks_take_parameters_and_whole_blocks_by_pattern() -> None:
     [
         (
             {"blocks": {"trunk": ["torzo.*"]}},
-            'policy.blocks.trunk: "torzo.*" takes no parameter; did you mean "torso.0"?',
+            'policy.blocks.trunk: "torzo.*" matches no parameter; did you mean "torso.0"?',
         ),
         (
             {"blocks": {"trunk": ["zzz"]}},
-            'policy.blocks.trunk: "zzz" takes no parameter; there are ["torso.0.weight", "torso.0.bias",',
+            'policy.blocks.trunk: "zzz" matches no parameter; there are ["torso.0.weight", "torso.0.bias",',
         ),
         (
             {"blocks": {"trunk": ["torso.*"], "biases": ["*.bias"]}},
-            'policy.blocks.biases: "*.bias" takes torso.0.bias, which policy.blocks.trunk takes too; a parameter ',
+            'policy.blocks: "trunk" and "biases" both match "torso.0.bias"; narrow one of the patterns',
         ),
         (
             {"blocks": {"actor": ["torso.*"]}},
             "policy.blocks.actor: actor.weight is in a block of this name already; choose another name, or take all",
         ),
-        ({"shared": ["actr"]}, 'policy.shared: "actr" takes no block; did you mean "actor"?'),
+        ({"shared": ["actr"]}, 'policy.shared: "actr" matches no block; did you mean "actor"?'),
     ],
 )
 def test_a_mistake_is_told_with_its_knob_its_value_and_the_cure(knobs: dict[str, object], says: str) -> None:
@@ -176,7 +176,7 @@ def test_select_takes_blocks_by_pattern_in_the_layouts_order_and_tells_what_take
     layout = cut()
     assert [block.name for block in layout.select(["critic", "torso.*", "t*"])] == ["torso.0", "critic"]
     assert layout.select([]) == ()
-    with pytest.raises(ValueError, match=r'^penalty.blocks: "critik" takes no block; did you mean "critic"\?$'):
+    with pytest.raises(ValueError, match=r'^penalty.blocks: "critik" matches no block; did you mean "critic"\?$'):
         layout.select(["*", "critik"], "penalty.blocks")
 
 

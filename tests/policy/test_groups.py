@@ -188,10 +188,10 @@ def test_sets_under_one_pattern_lie_in_the_blocks_of_their_parameters() -> None:
 @pytest.mark.parametrize(
     ("given_groups", "says"),
     [
-        ({"torzo.*": "row"}, 'policy.groups: "torzo.*" takes no block; did you mean "torso.0"?'),
+        ({"torzo.*": "row"}, 'policy.groups: "torzo.*" matches no block; did you mean "torso.0"?'),
         (
             {"*": "row", "actor": "block"},
-            'policy.groups.actor: policy.groups."*" takes "actor" too; narrow one of the patterns',
+            'policy.groups: "*" and "actor" both match "actor"; narrow one of the patterns',
         ),
         (
             {"torso.0": {"lidar": {"torso.0.wieght:columns": [0]}}},

@@ -229,7 +229,7 @@ def test_a_module_that_cannot_learn_to_act_is_refused() -> None:
             said, values = super().forward(observations)
             return said.detach(), values
 
-    with pytest.raises(ValueError, match=r"policy.module = a:B: what it says of actions depends on no parameter"):
+    with pytest.raises(ValueError, match=r"policy.module = a:B: its distribution parameters depend on no parameter"):
         own(build=Fixed)
 
 

@@ -274,7 +274,7 @@ def fades_after_a_batch(env: gymnasium.Env[Any, Any]) -> Fades:
 def test_what_only_the_critic_looks_at_must_be_a_number_too(wrapper: str, said: str) -> None:
     """Its value is where the advantages begin: NaN there would be all that the policy learns."""
     clients = f'[[clients]]\nname = "c"\nenv = "Pendulum-v1"\nwrappers = ["test_fleet:{wrapper}"]\n'
-    with pytest.raises(ValueError, match=rf"client c: in lane 0, {said}"):
+    with pytest.raises(ValueError, match=rf"client c: in env copy 0, {said}"):
         one_fleet(scenario(SMALL, clients)).train(512)
 
 

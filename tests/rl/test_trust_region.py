@@ -62,7 +62,7 @@ def test_a_block_over_its_budget_is_shortened_to_it_and_the_others_are_not_touch
 def test_a_block_has_one_budget() -> None:
     found = trust_budgets(layout(), {"torso.*": 0.1, "actor": 0.2})
     assert [(block.name, budget) for block, budget in found] == [("torso.0", 0.1), ("actor", 0.2)]
-    with pytest.raises(ValueError, match=r'trust\.blocks: "torso\.\*" and "\*" both take torso\.0; narrow'):
+    with pytest.raises(ValueError, match=r'trust\.blocks: "torso\.\*" and "\*" both match "torso\.0"; narrow'):
         trust_budgets(layout(), {"torso.*": 0.1, "*": 0.2})
 
 

@@ -19,7 +19,7 @@ from grpo_fed.policy.shared import resolve_shared_blocks
 from grpo_fed.rl.stacked_learner import make_learners
 from grpo_fed.runs.folder import POLICIES
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.scenario.toml.reading import all_keys
+from grpo_fed.scenario.toml.keys import all_keys
 from grpo_fed.tasks.resolve import resolve_tasks
 
 SMALL = """

@@ -1,4 +1,4 @@
-"""Where in a TOML text a key stands."""
+"""The line of every key in a TOML text."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ LINES = {
 
 
 def paths(data: Any, above: KeyPath = ()) -> Iterator[KeyPath]:
-    """Every key and item of parsed TOML, as tomllib has it."""
+    """List every key and item of parsed TOML."""
     items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
     for key, value in items:
         yield (*above, key)
@@ -101,7 +101,7 @@ def test_every_kind_of_key_is_found_on_its_line():
     assert line_numbers(TRICKY) == LINES
 
 
-def test_the_hand_made_table_has_all_that_tomllib_reads():
+def test_the_expected_lines_cover_every_key_that_tomllib_reads():
     assert set(paths(tomllib.loads(TRICKY))) == set(LINES)
 
 
@@ -112,7 +112,7 @@ def test_windows_line_ends_count_once():
 @pytest.mark.parametrize(
     "quotes", ['x = """a""""', 'x = """a"""""', "x = '''a'''''", 'x = """"a"""', 'x = """"""', "x = ''"]
 )
-def test_a_string_ends_where_tomllib_says(quotes: str):
+def test_a_string_ends_where_tomllib_ends_it(quotes: str):
     text = f"{quotes}\ny = 1"
     assert set(tomllib.loads(text)) == {"x", "y"}
     assert line_numbers(text) == {("x",): 1, ("y",): 2}
@@ -129,7 +129,7 @@ VALUES = st.recursive(
 
 
 @given(st.dictionaries(KEYS, VALUES, max_size=4), st.booleans())
-def test_all_that_tomllib_reads_is_found_and_stands_in_the_order_of_the_text(data: dict[str, Any], multiline: bool):
+def test_every_key_that_tomllib_reads_is_on_its_line(data: dict[str, Any], multiline: bool):
     text = tomli_w.dumps(data, multiline_strings=multiline)
     read = tomllib.loads(text)
     lines = line_numbers(text)
@@ -140,12 +140,12 @@ def test_all_that_tomllib_reads_is_found_and_stands_in_the_order_of_the_text(dat
             assert path[-1] in rows[line - 1] or tomli_w.dumps({path[-1]: 1}).split(" =")[0] in rows[line - 1]
 
 
-def test_a_dotted_key_is_split_as_toml_has_it():
+def test_a_dotted_key_is_split_as_in_toml():
     assert split_key('trust . blocks."torso.*"') == ("trust", "blocks", "torso.*")
     assert split_key("clients.0.env") == ("clients", "0", "env")
 
 
 @pytest.mark.parametrize("text", ["", "a.", ".a", "a b", '"a', "a]", "a..b"])
-def test_what_is_no_key_is_refused(text: str):
+def test_an_invalid_key_is_refused(text: str):
     with pytest.raises(ValueError, match="is not a key"):
         split_key(text)

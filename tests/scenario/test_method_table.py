@@ -1,13 +1,14 @@
-"""The table of methods as data; what each method does is held in test_methods.py."""
+"""The table of methods as data; test_methods.py tests what each method does."""
 
 from __future__ import annotations
 
 import pytest
 
-from grpo_fed.scenario.methods import DEFAULT, KEYS_OF_METHODS, METHODS
+from grpo_fed.scenario.methods import DEFAULT_METHOD, KEYS_OF_METHODS, METHODS
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import MergeSettings, PolicySettings, ProximitySettings
-from grpo_fed.scenario.toml.reading import ScenarioError, all_keys
+from grpo_fed.scenario.toml.keys import all_keys
+from grpo_fed.scenario.toml.source import ScenarioError
 
 CART = """
 name = "cart"
@@ -21,16 +22,16 @@ def test_every_value_of_the_table_is_a_knob():
     assert {path for path, _ in all_keys(Scenario)} >= KEYS_OF_METHODS
 
 
-def test_no_method_is_ours_with_all_that_the_defaults_say():
+def test_the_default_method_is_grpo_with_the_default_settings():
     scenario = Scenario.loads(CART)
-    assert scenario.method == DEFAULT == "grpo"
+    assert scenario.method == DEFAULT_METHOD == "grpo"
     assert scenario.policy.shared == PolicySettings().shared
     assert scenario.merge == MergeSettings()
     assert scenario.proximity == ProximitySettings()
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_fills_in_what_its_row_says(method: str):
+def test_a_method_gives_the_values_of_its_row(method: str):
     scenario = Scenario.loads(f'method = "{method}"\n{CART}')
     for section, values in METHODS[method].values.items():
         for key, value in values.items():
@@ -38,12 +39,12 @@ def test_a_method_fills_in_what_its_row_says(method: str):
     assert Scenario.loads(scenario.dumps()) == scenario
 
 
-def test_what_the_file_says_wins_over_its_method():
+def test_values_of_the_file_have_precedence_over_its_method():
     scenario = Scenario.loads(f'method = "fedavg"\n{CART}[merge]\nrule = "median"\n')
     assert (scenario.merge.rule, scenario.proximity.mode) == ("median", "off")
 
 
-def test_a_method_on_the_command_line_outranks_the_file():
+def test_a_method_on_the_command_line_has_precedence_over_the_file():
     text = (
         f'method = "grpo"\n{CART}[policy]\nshared = ["actor"]\nhidden = [8]\n[merge]\nrule = "huber"\nthreshold = 0.3\n'
     )
@@ -54,29 +55,29 @@ def test_a_method_on_the_command_line_outranks_the_file():
     assert (quoted.policy.shared, quoted.merge.rule) == (["torso.*"], "median")
 
 
-def test_a_resolved_scenario_runs_with_another_method_too():
+def test_a_resolved_scenario_can_be_run_with_another_method():
     resolved = Scenario.loads(CART).dumps()
     assert Scenario.loads(resolved, overrides=["method=local"]).policy.shared == []
     assert Scenario.loads(resolved, overrides=["method=fedkl"]).trust.reference == "shared"
 
 
-def test_a_method_that_is_none_is_named_with_the_nearest():
+def test_an_unknown_method_is_reported_with_a_similar_one():
     with pytest.raises(ScenarioError, match=r"method = \"fedavgg\".*fedavg"):
         Scenario.loads(f'method = "fedavgg"\n{CART}')
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "message"),
     [
         ('[merge]\nrule = "mean"\nblocks = { "actor" = 0.1 }', 'needs merge.rule = "huber" or "clusters"'),
         ("[personal]\nmodel = true\nfirst = 0.5", "not both"),
         ("[stop]\ntarget = 400.0", "set evaluate.every"),
         ("[stop]\npatience = 3", "set evaluate.every"),
         ('[personal]\nfirst = 0.5\n[objective]\npreset = "a2c"', "2 epochs or more"),
-        ("steps = 1024\n[personal]\nmodel = true", "must hold an update"),
+        ("steps = 1024\n[personal]\nmodel = true", "must be enough for one update"),
     ],
 )
-def test_what_contradicts_itself_is_refused(lines: str, said: str):
+def test_contradictions_are_refused(lines: str, message: str):
     top, _, rest = lines.partition("\n[") if not lines.startswith("[") else ("", "", lines[1:])
-    with pytest.raises(ScenarioError, match=said):
+    with pytest.raises(ScenarioError, match=message):
         Scenario.loads(f"{top}\n{CART}[{rest}\n")

@@ -16,7 +16,7 @@ from grpo_fed.federation.clients import Clients
 from grpo_fed.federation.messages import Evaluate, Evaluated, EvaluationPlan, Start, Train, Trained
 from grpo_fed.federation.state_store import StateStore
 from grpo_fed.policy.actor_critic import ActorCritic
-from grpo_fed.policy.base import Policy
+from grpo_fed.policy.base import StackedPolicy
 from grpo_fed.policy.distributions import Categorical
 from grpo_fed.policy.make import make_policy
 from grpo_fed.policy.shared import resolve_shared_blocks
@@ -384,7 +384,7 @@ def states(count: int, size: int, clients: int = 2) -> MeasurementStates:
     return MeasurementStates.of(kept, torch.device("cpu"))
 
 
-def policies() -> Mapping[str, Policy]:
+def policies() -> Mapping[str, StackedPolicy]:
     clients = "".join(
         f'[[clients]]\nname = "{name}"\nenv = "{env}"\n' for name, env in (("c", "CartPole-v1"), ("p", "Pendulum-v1"))
     )

@@ -1,4 +1,4 @@
-"""TOML to a scenario: every mistake at once, with its place, its value and its cure."""
+"""From TOML to a scenario: every mistake is reported at once, with its place, its value and a cure."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.scenario.toml.reading import ScenarioError, all_keys
+from grpo_fed.scenario.toml.keys import all_keys
+from grpo_fed.scenario.toml.source import ScenarioError
 
-LEAST = """\
+MINIMAL = """\
 name = "poles"
 [[clients]]
 name = "cart"
@@ -22,15 +23,15 @@ env = "CartPole-v1"
 """
 
 
-def mistakes(text: str, *overrides: str) -> list[str]:
-    """The lines of the error that a text makes."""
+def error_lines(text: str, *overrides: str) -> list[str]:
+    """List the lines of the error that a text causes."""
     with pytest.raises(ScenarioError) as caught:
         Scenario.loads(text, "poles.toml", overrides)
     return str(caught.value).splitlines()
 
 
-def test_the_least_scenario_is_a_name_and_a_client():
-    scenario = Scenario.loads(LEAST)
+def test_a_name_and_a_client_are_enough():
+    scenario = Scenario.loads(MINIMAL)
     assert scenario.name == "poles"
     assert scenario.clients[0].names == ("cart",)
 
@@ -64,7 +65,7 @@ name = 7
 env = "Cart Pole"
 count = 0
 """
-    assert mistakes(text) == [
+    assert error_lines(text) == [
         'poles.toml:1: name = "p/les": must be letters, digits and _ . - only, a letter or digit first: it names files',
         'poles.toml:2: rounds = "3": must be a whole number: 3, without quotes',
         "poles.toml:3: stepz = 4: unknown key; did you mean steps?",
@@ -76,7 +77,7 @@ count = 0
         "poles.toml:16: policy.squash = 1: must be true or false",
         "poles.toml:17: policy.seed = 3: unknown key; seed belongs at the top of the file, above the first [section]",
         'poles.toml:19: clients.cart.env: missing; for example env = "CartPole-v1"',
-        'poles.toml:21: clients.cart.kwargs.render_mode = "human": only slows training down; `grpo-fed play` draws',
+        'poles.toml:21: clients.cart.kwargs.render_mode = "human": only slows training down; `grpo-fed play` shows episodes',
         'poles.toml:24: clients.1.name = 7: must be text in quotes: "7"',
         'poles.toml:25: clients.1.env = "Cart Pole": must be a gymnasium id, such as "CartPole-v1", or "module:EnvId"',
         "poles.toml:26: clients.1.count = 0: must be greater than 0",
@@ -121,27 +122,27 @@ count = 0
         ("trust.blocks = { actor = 0 }", "trust.blocks.actor = 0: must be greater than 0"),
     ],
 )
-def test_a_wrong_line_is_told_in_plain_words(line: str, error: str):
-    assert mistakes(f"{line}\n{LEAST}") == [f"poles.toml:1: {error}"]
+def test_an_invalid_line_is_explained_in_plain_words(line: str, error: str):
+    assert error_lines(f"{line}\n{MINIMAL}") == [f"poles.toml:1: {error}"]
 
 
-def test_a_single_table_of_clients_asks_for_two_brackets():
-    assert mistakes('name = "poles"\n[clients]\nname = "cart"\nenv = "CartPole-v1"') == [
+def test_a_single_clients_table_needs_two_brackets():
+    assert error_lines('name = "poles"\n[clients]\nname = "cart"\nenv = "CartPole-v1"') == [
         "poles.toml:2: clients: must be a list of tables: [[clients]], in two brackets"
     ]
 
 
-def test_an_empty_file_says_what_must_be_given():
-    assert mistakes("") == [
+def test_the_error_for_an_empty_file_lists_the_required_keys():
+    assert error_lines("") == [
         'poles.toml:1: name: missing; for example name = "poles"',
         'poles.toml:1: clients: missing; for example clients = [{ name = "cart", env = "CartPole-v1" }]',
     ]
 
 
-def test_mistakes_between_keys_are_reported_beside_those_of_single_keys():
-    text = f"steps = 10\n{LEAST}[objective]\nlearning_rate = 0\nclip_high = 0.3\nsurrogate = 'ratio'\n"
-    assert mistakes(text) == [
-        "poles.toml:1: steps = 10 must hold an update, rollout.num_envs x horizon = 1024 steps or more",
+def test_contradictions_are_reported_together_with_invalid_keys():
+    text = f"steps = 10\n{MINIMAL}[objective]\nlearning_rate = 0\nclip_high = 0.3\nsurrogate = 'ratio'\n"
+    assert error_lines(text) == [
+        "poles.toml:1: steps = 10 must be enough for one update: rollout.num_envs x horizon = 1024",
         "poles.toml:7: objective.learning_rate = 0: must be greater than 0",
         'poles.toml:8: objective.clip_high = 0.3: needs objective.surrogate = "clip"; it is "ratio"',
     ]
@@ -150,9 +151,9 @@ def test_mistakes_between_keys_are_reported_beside_those_of_single_keys():
 @pytest.mark.parametrize(
     "wrong", ["[rollout]\nnum_envs = 0", "[rollout]\nnum_envz = 1", "[objective]\npreset = 'gpo'", "rollout = 1"]
 )
-def test_what_depends_on_a_wrong_key_is_not_judged(wrong: str):
-    text = f"steps = 10\n{wrong}\n{LEAST}" if "rollout = 1" in wrong else f"steps = 10\n{LEAST}{wrong}\n"
-    assert len(mistakes(text)) == 1
+def test_a_contradiction_that_involves_an_invalid_key_is_not_reported(wrong: str):
+    text = f"steps = 10\n{wrong}\n{MINIMAL}" if "rollout = 1" in wrong else f"steps = 10\n{MINIMAL}{wrong}\n"
+    assert len(error_lines(text)) == 1
 
 
 @pytest.mark.parametrize(
@@ -160,8 +161,8 @@ def test_what_depends_on_a_wrong_key_is_not_judged(wrong: str):
     [
         ("\nenv = X-0 # c", '2: env = X-0 # c: not TOML: invalid value at column 7; text needs quotes: "X-0"'),
         ("squash = True", "1: squash = True: not TOML: invalid value at column 10; write true"),
-        ("a = 1\na = 2\n", "2: a = 2: not TOML: cannot overwrite a value at column 6; it stands in the file twice"),
-        ("[a]\n[b]\n[a]\n", "3: [a]: not TOML: cannot declare ('a',) twice at column 3; it stands in the file twice"),
+        ("a = 1\na = 2\n", "2: a = 2: not TOML: cannot overwrite a value at column 6; it is in the file twice"),
+        ("[a]\n[b]\n[a]\n", "3: [a]: not TOML: cannot declare ('a',) twice at column 3; it is in the file twice"),
         ("b = [1", "1: b = [1: not TOML: unclosed array at the end of the file; is a quote or bracket left open?"),
         ('a = "\nb = 1', "1: a = \": not TOML: illegal character '\\n' at column 6; is a quote or bracket left open?"),
         ("a = 1\n\nb 3", "3: b 3: not TOML: expected '=' after a key in a key/value pair at column 3"),
@@ -169,11 +170,11 @@ def test_what_depends_on_a_wrong_key_is_not_judged(wrong: str):
     ],
 )
 def test_a_syntax_error_has_the_same_form(text: str, error: str):
-    assert mistakes(text) == [f"poles.toml:{error}"]
+    assert error_lines(text) == [f"poles.toml:{error}"]
 
 
-def test_files_that_cannot_be_read_are_scenario_errors(tmp_path: Path):
-    (tmp_path / "poles.toml").write_text(LEAST)
+def test_unreadable_files_raise_scenario_errors(tmp_path: Path):
+    (tmp_path / "poles.toml").write_text(MINIMAL)
     (tmp_path / "latin.toml").write_bytes(b'name = "\xf8"')
     with pytest.raises(ScenarioError, match=r"pole\.toml: there is no such file; did you mean .*poles\.toml\?"):
         Scenario.load(tmp_path / "pole.toml")
@@ -185,30 +186,30 @@ def test_files_that_cannot_be_read_are_scenario_errors(tmp_path: Path):
         Scenario.load(tmp_path)
 
 
-def test_a_file_is_named_as_it_was_given_and_may_have_a_byte_order_mark(
+def test_errors_name_the_path_as_given_and_byte_order_marks_are_accepted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    Path("poles.toml").write_bytes(b"\xef\xbb\xbf" + LEAST.replace("\n", "\r\n").encode())
-    assert Scenario.load("poles.toml") == Scenario.loads(LEAST)
-    Path("poles.toml").write_text(f"rounds = 0\n{LEAST}")
+    Path("poles.toml").write_bytes(b"\xef\xbb\xbf" + MINIMAL.replace("\n", "\r\n").encode())
+    assert Scenario.load("poles.toml") == Scenario.loads(MINIMAL)
+    Path("poles.toml").write_text(f"rounds = 0\n{MINIMAL}")
     with pytest.raises(ScenarioError, match=r"^poles\.toml:1: rounds = 0: must be greater than 0$"):
         Scenario.load("poles.toml")
 
 
-def test_the_error_is_a_value_error_and_survives_a_trip_to_another_process():
+def test_the_error_is_a_value_error_that_can_be_pickled():
     with pytest.raises(ValueError, match="missing") as caught:
         Scenario.loads("", "poles.toml")
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # noqa: S301
 
 
-# --set KEY=VALUE
+# --set KEY=VALUE ------------------------------------------------------------------------------------------------------
 
 
-TWO = f'{LEAST}kwargs = {{ length = 0.5 }}\n[[clients]]\nname = "backwards"\nenv = "CartPole-v1"\n'
+TWO = f'{MINIMAL}kwargs = {{ length = 0.5 }}\n[[clients]]\nname = "backwards"\nenv = "CartPole-v1"\n'
 
 
-def test_overrides_go_on_top_of_the_file():
+def test_overrides_replace_values_of_the_file():
     scenario = Scenario.loads(
         TWO,
         overrides=[
@@ -248,35 +249,35 @@ def test_overrides_go_on_top_of_the_file():
         ("policy.hidden=[64, 0]", "policy.hidden.1: must be greater than 0"),
         ("rounds", "must be KEY=VALUE, such as objective.clip=0.3"),
         ("=3", "'' is not a key"),
-        ("policy.hidden=[64", "the value is not TOML; is a quote or bracket missing, or eaten by the shell?"),
+        ("policy.hidden=[64", "the value is not TOML; is a quote or bracket missing, or did the shell remove it?"),
         ("name.x=3", 'name is "poles", not a table'),
-        ("clients.crat.count=3", "clients has none called crat; did you mean cart?"),
-        ("clients.2.count=3", "clients has no number 2: it has 2, counted from 0"),
+        ("clients.crat.count=3", "clients has no item called crat; did you mean cart?"),
+        ("clients.2.count=3", "clients has no item 2: it has 2, counted from 0"),
         (
             "clients.0.name=backwards",
-            "backwards is there already; names must differ, with those that count makes",
+            "another client is called backwards, by its name or count; names must differ",
         ),
         ("seed=1\nrounds = 3", "must be a whole number"),
     ],
 )
-def test_a_wrong_override_is_located_by_itself(override: str, error: str):
-    (line,) = mistakes(TWO, override)
-    if "is there already" in error:  # it is the later of the two that is refused
+def test_an_invalid_override_is_quoted_in_the_error(override: str, error: str):
+    (line,) = error_lines(TWO, override)
+    if "another client" in error:  # reported at the later of the two
         assert line == f'poles.toml:7: clients.1.name = "backwards": {error}'
     else:
         assert line == f"--set {override}: {error}".replace("\n", "\\n")
 
 
-def test_an_override_takes_the_place_of_the_line_in_the_file():
-    text = f"{LEAST}[objective]\nclip = -1\n[policy]\nhidden = [0]\n"
-    assert mistakes(text, "objective={ clip = -2 }", "policy.hidden=[-3]") == [
+def test_a_mistake_in_an_override_is_reported_instead_of_the_replaced_line():
+    text = f"{MINIMAL}[objective]\nclip = -1\n[policy]\nhidden = [0]\n"
+    assert error_lines(text, "objective={ clip = -2 }", "policy.hidden=[-3]") == [
         "--set objective={ clip = -2 }: objective.clip: must be greater than 0",
         "--set policy.hidden=[-3]: policy.hidden.0: must be greater than 0",
     ]
 
 
-def test_mistakes_of_file_and_overrides_come_together():
-    assert mistakes(f"rounds = 0\n{LEAST}", "seed=-1", "nonsense", "steps=1.5") == [
+def test_mistakes_in_file_and_overrides_are_reported_together():
+    assert error_lines(f"rounds = 0\n{MINIMAL}", "seed=-1", "nonsense", "steps=1.5") == [
         "--set nonsense: must be KEY=VALUE, such as objective.clip=0.3",
         "poles.toml:1: rounds = 0: must be greater than 0",
         "--set seed=-1: must be 0 or more",
@@ -284,15 +285,15 @@ def test_mistakes_of_file_and_overrides_come_together():
     ]
 
 
-def test_two_clients_of_one_name_are_told_apart_by_number():
-    assert mistakes(f'{LEAST}[[clients]]\nname = "cart"\nenv = "X-v0"', "clients.cart.count=2") == [
-        "--set clients.cart.count=2: clients has 2 called cart; give the number of one, counted from 0",
-        'poles.toml:6: clients.1.name = "cart": cart is there already; names must differ, with those that count makes',
+def test_clients_with_equal_names_are_identified_by_index():
+    assert error_lines(f'{MINIMAL}[[clients]]\nname = "cart"\nenv = "X-v0"', "clients.cart.count=2") == [
+        "--set clients.cart.count=2: clients has 2 items called cart; use an index, counted from 0",
+        'poles.toml:6: clients.1.name = "cart": another client is called cart, by its name or count; names must differ',
     ]
 
 
 NAMES = sorted({str(part) for path, _ in all_keys(Scenario) for part in path})
-ANYTHING = st.recursive(
+ANY_VALUE = st.recursive(
     st.integers(-3, 3) | st.floats() | st.booleans() | st.dates() | st.sampled_from(["", "clip", "group", "grpo", "1"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=4),
     max_leaves=20,
@@ -301,13 +302,13 @@ ANYTHING = st.recursive(
 
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(
-    st.dictionaries(st.sampled_from(NAMES), ANYTHING, max_size=5),
+    st.dictionaries(st.sampled_from(NAMES), ANY_VALUE, max_size=5),
     st.lists(st.sampled_from(NAMES), min_size=1, max_size=3),
 )
-def test_whatever_the_file_says_the_answer_is_a_scenario_or_its_mistakes(data: dict[str, Any], key: list[str]):
-    said = ""
+def test_any_toml_gives_a_scenario_or_a_scenario_error(data: dict[str, Any], key: list[str]):
+    message = ""
     try:
         Scenario.loads(tomli_w.dumps(data), "x.toml", [f"{'.'.join(key)}=0"])
     except ScenarioError as error:
-        said = str(error)
-    assert all(line.startswith(("x.toml:", "--set ")) for line in said.splitlines())
+        message = str(error)
+    assert all(line.startswith(("x.toml:", "--set ")) for line in message.splitlines())

@@ -1,4 +1,4 @@
-"""The knobs as records, as markdown and as a JSON schema."""
+"""The knobs as records, and the pages and the JSON schema that are generated from them."""
 
 from __future__ import annotations
 
@@ -8,30 +8,31 @@ from pathlib import Path
 import pytest
 
 from grpo_fed.aggregation.merge import RULES
+from grpo_fed.scenario.knobs import Knob, list_knobs
 from grpo_fed.scenario.methods import MERGE_RULES, METHODS
 from grpo_fed.scenario.presets import PRESETS
-from grpo_fed.scenario.reference import Knob, json_schema, knobs_markdown, list_knobs, methods_markdown
+from grpo_fed.scenario.reference import json_schema, knobs_markdown, methods_markdown
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import MergeSettings
-from grpo_fed.scenario.toml.reading import all_keys
+from grpo_fed.scenario.toml.keys import all_keys
 
 ROOT = Path(__file__).parents[2]
 BY_KEY = {f"{knob.section}.{knob.key}".lstrip("."): knob for knob in list_knobs()}
 
 
 @pytest.mark.parametrize("knob", list_knobs(), ids=lambda knob: f"{knob.section}.{knob.key}")
-def test_every_knob_has_a_doc_that_is_a_sentence_and_a_type(knob: Knob):
+def test_every_knob_has_a_sentence_as_its_doc_and_a_type(knob: Knob):
     assert len(knob.doc) > 8
     assert knob.doc.endswith((".", "..."))
     assert knob.type
     assert knob.type != "anything"
 
 
-def test_every_knob_is_described_once():
+def test_every_knob_is_listed_once():
     assert len(BY_KEY) == len(list_knobs()) == len(list(all_keys(Scenario)))
 
 
-def test_knobs_say_type_default_and_limits():
+def test_a_knob_has_its_type_default_and_limits():
     assert BY_KEY["objective.clip"] == Knob("objective", "clip", "number", "0.2", "> 0", BY_KEY["objective.clip"].doc)
     assert BY_KEY["seed"].limits == ">= 0, < 2147483648"
     assert BY_KEY["objective.max_grad_norm"].default == "0.5"
@@ -43,19 +44,19 @@ def test_knobs_say_type_default_and_limits():
     assert BY_KEY["clients.env"].default == ""
 
 
-def test_the_reference_is_up_to_date():
+def test_the_page_of_knobs_is_up_to_date():
     assert (ROOT / "docs" / "configuration.md").read_text() == knobs_markdown(), (
         "run: python -m grpo_fed.scenario.reference > docs/configuration.md"
     )
 
 
-def test_the_schema_for_editors_is_up_to_date():
+def test_the_json_schema_is_up_to_date():
     assert json.loads((ROOT / "scenarios" / "scenario.schema.json").read_text()) == json_schema(), (
         "run: python -m grpo_fed.scenario.reference --schema > scenarios/scenario.schema.json"
     )
 
 
-def test_the_reference_has_every_knob():
+def test_the_page_of_knobs_has_every_knob():
     text = knobs_markdown()
     assert all(f"| `{knob.key}` | " in text for knob in list_knobs())
 
@@ -66,7 +67,7 @@ def test_the_page_of_methods_is_up_to_date():
     )
 
 
-def test_the_page_of_methods_has_every_row_with_its_values_its_paper_and_when_to_take_it():
+def test_the_page_of_methods_has_every_row_with_values_and_paper():
     _, tables = methods_markdown().split("## Methods")
     for table, rows in zip(tables.split("## "), (METHODS, PRESETS, MERGE_RULES), strict=True):
         lines = {line.split("`")[1]: line for line in table.splitlines() if line.startswith("| `")}
@@ -80,18 +81,18 @@ def test_the_page_of_methods_has_every_row_with_its_values_its_paper_and_when_to
     assert "`merge.threshold = 0.02`" in tables
 
 
-def test_the_page_has_every_merge_rule_and_the_keys_that_are_its_own():
+def test_every_merge_rule_is_listed_with_the_keys_that_it_reads():
     assert list(MERGE_RULES) == list(RULES)
     named, _ = json_schema()["$defs"]["MergeSettings"]["properties"]["rule"]["oneOf"]
     assert set(named["enum"]) == set(MERGE_RULES)
-    own = {key for rule in MERGE_RULES.values() for key in rule.keys}
-    assert own == set(MergeSettings.model_fields) - {"rule", "kwargs", "weights"}
+    read_keys = {key for rule in MERGE_RULES.values() for key in rule.keys}
+    assert read_keys == set(MergeSettings.model_fields) - {"rule", "kwargs", "weights"}
     for name, rule in MERGE_RULES.items():
         for key in rule.keys:
             assert f'`rule = "{name}"`' in BY_KEY[f"merge.{key}"].doc
 
 
-def test_an_editor_sees_docs_limits_and_choices():
+def test_the_json_schema_has_docs_limits_and_choices():
     sections = json_schema()["$defs"]
     clip = sections["ObjectiveSettings"]["properties"]["clip"]
     assert clip["exclusiveMinimum"] == 0

@@ -1,4 +1,4 @@
-"""The scenario: what contradicts itself is refused, what is whole goes to TOML and back."""
+"""The scenario: contradictions are refused, and a valid scenario goes to TOML and back."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from pydantic import ValidationError
 from grpo_fed.scenario.presets import PRESETS
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import ClientSettings, ObjectiveSettings, TrustSettings
-from grpo_fed.scenario.toml.reading import ScenarioError
+from grpo_fed.scenario.toml.source import ScenarioError
 
 ROOT = Path(__file__).parents[2]
 CARTPOLE = 'name = "x"\nclients = [{ name = "cart", env = "CartPole-v1" }]\n'
 SCENARIOS = sorted((ROOT / "scenarios").glob("*.toml"))
 
 
-def wrong(text: str, *overrides: str) -> list[str]:
-    """What an error says of a text, without the file's name."""
+def error_lines(text: str, *overrides: str) -> list[str]:
+    """List the lines of the error that a text causes, without the file's name."""
     with pytest.raises(ScenarioError) as caught:
         Scenario.loads(text, "x.toml", overrides)
     return [line.removeprefix("x.toml:") for line in str(caught.value).splitlines()]
 
 
-def scenario(**sections: Any) -> Scenario:
-    """One CartPole client and what else is given."""
+def make_scenario(**sections: Any) -> Scenario:
+    """Make a scenario of one CartPole client and the given sections."""
     return Scenario(**{"name": "x", "clients": [{"name": "cart", "env": "CartPole-v1"}], **sections})
 
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
-def test_every_scenario_that_ships_loads_and_says_what_it_shows(path: Path):
+def test_every_scenario_that_ships_loads_and_has_a_description(path: Path):
     loaded = Scenario.load(path)
     text = path.read_text()
     assert loaded.name == path.stem
@@ -48,11 +48,11 @@ def test_every_scenario_that_ships_loads_and_says_what_it_shows(path: Path):
     assert Scenario.loads(loaded.dumps()) == loaded
 
 
-def test_the_scenarios_to_begin_with_are_there():
+def test_the_introductory_scenarios_ship():
     assert {path.stem for path in SCENARIOS} >= {"cartpole", "poles", "group-relative", "goals", "tabular", "lunar"}
 
 
-def test_the_poles_have_15360_steps_each_and_lengths_from_a_tenth_to_nine():
+def test_each_pole_has_15360_steps_and_its_own_length():
     poles = Scenario.load(ROOT / "scenarios" / "poles.toml")
     assert poles.rounds * poles.steps == 15_360
     (pole,) = poles.clients
@@ -60,7 +60,7 @@ def test_the_poles_have_15360_steps_each_and_lengths_from_a_tenth_to_nine():
     assert pole.spread == {"length": [0.1, 0.9]}
 
 
-def test_reading_a_scenario_needs_neither_torch_nor_numpy_nor_gymnasium():
+def test_reading_a_scenario_imports_neither_torch_nor_numpy_nor_gymnasium():
     code = (
         "import sys, grpo_fed.scenario.scenario, grpo_fed.scenario.reference\n"
         f"grpo_fed.scenario.scenario.Scenario.load({str(SCENARIOS[0])!r}).dumps()\n"
@@ -70,70 +70,70 @@ def test_reading_a_scenario_needs_neither_torch_nor_numpy_nor_gymnasium():
     assert done.returncode == 0, done.stderr
 
 
-# What is there
+# Values ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_limit_that_is_not_wanted_is_inf_in_toml_and_none_in_python():
+def test_no_limit_is_inf_in_toml_and_none_in_python():
     loaded = Scenario.loads(f"{CARTPOLE}[objective]\nmax_grad_norm = inf\n[trust]\nstop = 0.02\n")
     assert loaded.objective.max_grad_norm is None
     assert loaded.objective.value_clip is None
     assert loaded.trust.stop == 0.02
     assert "max_grad_norm = inf\n" in loaded.dumps()
-    assert scenario(objective={"max_grad_norm": inf}) == scenario(objective={"max_grad_norm": None})
+    assert make_scenario(objective={"max_grad_norm": inf}) == make_scenario(objective={"max_grad_norm": None})
 
 
 @pytest.mark.parametrize(
     "change", ["policy.hidden=[1000000000]", "clients.cart.count=100000000", "rollout.num_envs=10000000"]
 )
-def test_a_figure_too_many_is_refused_before_it_fills_the_memory(change: str):
+def test_a_count_that_would_fill_the_memory_is_refused(change: str):
     with pytest.raises(ValueError, match=r"must be (65536|1000000) or less"):
         Scenario.loads(CARTPOLE, overrides=[change])
 
 
-def test_whole_numbers_stand_for_numbers():
+def test_a_whole_number_is_accepted_as_a_number():
     clip = Scenario.loads(f"{CARTPOLE}[objective]\nclip = 1\n").objective.clip
     assert clip == 1.0
     assert isinstance(clip, float)
 
 
-def test_a_client_that_stands_for_several_counts_from_zero():
+def test_names_of_several_clients_count_from_zero():
     assert ClientSettings(name="cart", env="X-v0").names == ("cart",)
     assert ClientSettings(name="cart", env="X-v0", count=3).names == ("cart-0", "cart-1", "cart-2")
 
 
-def test_arguments_are_what_toml_can_hold():
+def test_arguments_must_be_values_that_toml_can_represent():
     arguments = {"goal": (np.float64(0.5), 1), "deep": [{"a b": True}], "day": date(2024, 2, 29), "far": -inf}
-    made = scenario(clients=[{"name": "a", "env": "X-v0", "kwargs": arguments}])
+    made = make_scenario(clients=[{"name": "a", "env": "X-v0", "kwargs": arguments}])
     assert made.clients[0].kwargs == {"goal": [0.5, 1], "deep": [{"a b": True}], "day": date(2024, 2, 29), "far": -inf}
     assert type(made.clients[0].kwargs["goal"][0]) is float
     assert Scenario.loads(made.dumps()) == made
     for bad in (None, nan, np.int64(3), {1: 2}, object()):
         with pytest.raises(ValidationError, match=r"deep\.0 must be text, a number, true or false, a list or a table"):
-            scenario(clients=[{"name": "a", "env": "X-v0", "kwargs": {"deep": [bad]}}])
+            make_scenario(clients=[{"name": "a", "env": "X-v0", "kwargs": {"deep": [bad]}}])
 
 
 def test_a_scenario_made_in_python_is_as_complete_as_one_from_a_file():
-    made = scenario(objective=ObjectiveSettings(preset="grpo", clip=0.1), trust=TrustSettings(coefficient=0.5))
+    made = make_scenario(objective=ObjectiveSettings(preset="grpo", clip=0.1), trust=TrustSettings(coefficient=0.5))
     read = Scenario.loads(f'{CARTPOLE}objective = {{ preset = "grpo", clip = 0.1 }}\ntrust = {{ coefficient = 0.5 }}')
     assert made == read
     assert (made.objective.advantage, made.objective.clip, made.trust.coefficient) == ("group", 0.1, 0.5)
 
 
-def test_a_scenario_made_in_python_is_refused_with_the_key():
+def test_contradictions_in_a_scenario_made_in_python_name_the_key():
     with pytest.raises(
         ValidationError, match=r'trust\.region: trust\.region = "hard" needs objective\.step = "natural"'
     ):
-        scenario(trust={"region": "hard"})
+        make_scenario(trust={"region": "hard"})
     with pytest.raises(ValidationError, match=r"clip_high: needs .*; penalty\.l1: needs"):
-        scenario(objective={"surrogate": "ratio", "clip_high": 0.3}, penalty={"l1": 0.1})
+        make_scenario(objective={"surrogate": "ratio", "clip_high": 0.3}, penalty={"l1": 0.1})
 
 
 def test_a_scenario_cannot_be_changed():
     with pytest.raises(ValidationError, match="frozen"):
-        scenario().objective.clip = 0.3  # type: ignore[misc]
+        make_scenario().objective.clip = 0.3  # type: ignore[misc]
 
 
-# What contradicts itself
+# Contradictions -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -157,11 +157,11 @@ def test_a_scenario_cannot_be_changed():
         ),
         (
             "objective.entropy_groups = { leg = [0, 1], arm = [1] }",
-            "objective.entropy_groups.arm = [1]: component 1 stands in leg too; groups must not overlap",
+            "objective.entropy_groups.arm = [1]: component 1 is also in leg; groups must not overlap",
         ),
         (
             "objective.entropy_groups = { leg = [0, 0] }",
-            "objective.entropy_groups.leg = [0, 0]: component 0 stands here twice; groups must not overlap",
+            "objective.entropy_groups.leg = [0, 0]: component 0 is listed twice; groups must not overlap",
         ),
         (
             "objective.entropy_groups = { leg = [] }",
@@ -169,11 +169,11 @@ def test_a_scenario_cannot_be_changed():
         ),
         (
             "rollout.horizon = 1000",
-            "rollout.horizon = 1000: steps = 2048 must hold an update, rollout.num_envs x horizon = 8000 steps or more",
+            "rollout.horizon = 1000: steps = 2048 must be enough for one update: rollout.num_envs x horizon = 8000",
         ),
         (
             "steps = 1023",
-            "steps = 1023 must hold an update, rollout.num_envs x horizon = 1024 steps or more",
+            "steps = 1023 must be enough for one update: rollout.num_envs x horizon = 1024",
         ),
         (
             "objective.minibatches = 1025",
@@ -189,19 +189,19 @@ def test_a_scenario_cannot_be_changed():
         ),
         (
             "objective.preset = 'grpo'\nrollout.num_envs = 20",
-            "rollout.num_envs = 20 must be a multiple of group.size = 8: 16 is",
+            "rollout.num_envs = 20 must be a multiple of group.size = 8; use 16",
         ),
         (
             "objective.preset = 'grpo'\ngroup.size = 16",
-            "group.size = 16: rollout.num_envs = 8 must be a multiple of group.size = 16: 16 is",
+            "group.size = 16: rollout.num_envs = 8 must be a multiple of group.size = 16; use 16",
         ),
         (
             "objective.preset = 'rloo'\ngroup.by = 'task'\nrollout.num_envs = 1",
-            "an episode alone has nothing to be judged against: rollout.num_envs must be 2 or more",
+            "a single episode has no other to be compared with: rollout.num_envs must be 2 or more",
         ),
         (
             "objective.preset = 'rloo'\ngroup = { by = 'similarity', clusters = 5 }",
-            "group.clusters = 5 must leave each of 8 episodes (rollout.num_envs) another one: at most 4",
+            "group.clusters = 5 leaves some of 8 episodes (rollout.num_envs) alone in their group; use at most 4",
         ),
         ("group.by = 'context'", 'group.by = "context" needs group.key, a key of info'),
         ("group.key = 'seed'", 'group.key = "seed": needs group.by = "context"; it is "start"'),
@@ -215,35 +215,35 @@ def test_a_scenario_cannot_be_changed():
         ),
         (
             "objective.preset = 'ppo-kl'\nobjective.step = 'natural'",
-            'objective.step = "natural": trust.region = "adaptive" does nothing to a natural step',
+            'objective.step = "natural": trust.region = "adaptive" has no effect on a natural step',
         ),
         (
             "objective.preset = 'npg'\ntrust.reference = 'shared'",
-            'trust.region = "hard" measures from the old policy: trust.reference = "old" would be right',
+            'trust.region = "hard" limits the KL from the old policy: use trust.reference = "old"',
         ),
         (
             "trust.region = 'adaptive'\ntrust.coefficient = 0",
-            'trust.region = "adaptive" doubles and halves trust.coefficient, which must begin above 0',
+            'trust.region = "adaptive" doubles and halves trust.coefficient, which must start above 0',
         ),
         (
             "objective.preset = 'trpo'\ntrust.stop = 0.02",
-            "trust.stop = 0.02: leaves out the rest of Adam's passes, of which a natural step has none",
+            "trust.stop = 0.02: ends Adam's passes early, and a natural step has no such passes",
         ),
         ("trust.adaptive_target = true", 'trust.adaptive_target = true: needs trust.region = "hard"; it is "none"'),
         ("penalty.l1 = 0.1", 'penalty.l1 = 0.1: needs penalty.kind = "sparse-group"; it is "group"'),
         ("penalty.outer = 0.1", 'penalty.outer = 0.1: needs penalty.kind = "nested"; it is "group"'),
         (
             "policy = { module = 'a:B', adapter = 4 }",
-            "policy.adapter = 4: a module of your own has its first layer itself; leave policy.adapter out",
+            "policy.adapter = 4: a module of your own has its own first layer; leave policy.adapter out",
         ),
         ("policy.kwargs = { a = 1 }", "policy.kwargs: these are arguments for policy.module, which is not given"),
         (
             "policy.groups.'*' = { a = { 'w:rows' = [0, 1] }, b = { 'w:columns' = [1], 'w:rows' = [1] } }",
-            'policy.groups."*".b."w:rows" = [1]: 1 stands in a too; sets must not overlap',
+            'policy.groups."*".b."w:rows" = [1]: 1 is also in a; sets must not overlap',
         ),
         (
             "policy.groups.'*' = { a = { 'w:rows' = [3, 3] } }",
-            'policy.groups."*".a."w:rows" = [3, 3]: 3 stands here twice; sets must not overlap',
+            'policy.groups."*".a."w:rows" = [3, 3]: 3 is listed twice; sets must not overlap',
         ),
         (
             "policy.groups.'*' = { a = { 'w:row' = [3] } }",
@@ -251,8 +251,8 @@ def test_a_scenario_cannot_be_changed():
         ),
     ],
 )
-def test_what_contradicts_itself_is_told_at_the_key_that_the_user_wrote(settings: str, error: str):
-    (line,) = wrong(f"{settings}\n{CARTPOLE}")
+def test_a_contradiction_is_reported_at_a_key_that_the_user_wrote(settings: str, error: str):
+    (line,) = error_lines(f"{settings}\n{CARTPOLE}")
     assert error in line.partition(": ")[2]
 
 
@@ -261,11 +261,11 @@ def test_what_contradicts_itself_is_told_at_the_key_that_the_user_wrote(settings
     [
         (
             '{ name = "a", env = "X-v0" }, { name = "A", env = "X-v0" }',
-            'clients.A.name = "A": A is there already; names must differ, with those that count makes',
+            'clients.A.name = "A": another client is called A, by its name or count; names must differ',
         ),
         (
             '{ name = "a", env = "X-v0", count = 2 }, { name = "a-1", env = "X-v0" }',
-            'clients.a-1.name = "a-1": a-1 is there already; names must differ, with those that count makes',
+            'clients.a-1.name = "a-1": another client is called a-1, by its name or count; names must differ',
         ),
         (
             '{ name = "a/b", env = "X-v0" }',
@@ -277,11 +277,11 @@ def test_what_contradicts_itself_is_told_at_the_key_that_the_user_wrote(settings
         ),
         (
             '{ name = "a", env = "X-v0", spread = { length = [0.1, 0.9] } }',
-            "clients.a.spread: goes over the clients of count, which must be 2 or more",
+            "clients.a.spread: gives each of several clients another value, so count must be 2 or more",
         ),
         (
             '{ name = "a", env = "X-v0", count = 2, spread = { length = [0.1, 0.9] }, kwargs = { length = 1.0 } }',
-            "clients.a.spread.length = [0.1, 0.9]: stands in spread and in kwargs; one of them would be right",
+            "clients.a.spread.length = [0.1, 0.9]: is in both spread and kwargs; use one of them",
         ),
         (
             '{ name = "a", env = "X-v0", count = 2, spread = { length = [0.1, 0.5, 0.9] } }',
@@ -294,35 +294,37 @@ def test_what_contradicts_itself_is_told_at_the_key_that_the_user_wrote(settings
         ),
     ],
 )
-def test_what_is_wrong_with_a_client_names_it(clients: str, error: str):
-    (line,) = wrong(f'name = "x"\nclients = [{clients}]')
+def test_a_mistake_in_a_client_names_the_client(clients: str, error: str):
+    (line,) = error_lines(f'name = "x"\nclients = [{clients}]')
     assert line.startswith("2: clients.")
     assert error in line
 
 
-def test_what_merely_rests_may_be_set():
-    rests = [
+def test_a_key_without_effect_may_be_set():
+    unused = [
         "group.size=3",
         "trust.coefficient=2",
         "trust.target=0.1",
         "trust.reference=shared",
         "trust.direction=new-old",
     ]
-    rests += ["objective.value_epochs=3", "penalty.kind=nested", "trust.line_search=false"]
-    assert Scenario.loads(CARTPOLE, overrides=rests).group.size == 3
+    unused += ["objective.value_epochs=3", "penalty.kind=nested", "trust.line_search=false"]
+    assert Scenario.loads(CARTPOLE, overrides=unused).group.size == 3
 
 
-def test_a_mistake_between_keys_is_told_at_the_first_that_the_user_wrote():
-    said = "rollout.num_envs = 7 must be a multiple of group.size = 8: 8 is"
-    assert wrong(f"{CARTPOLE}rollout.num_envs = 7\nobjective.preset = 'grpo'") == [f"3: {said}"]
-    (line,) = wrong(f"{CARTPOLE}objective.preset = 'a2c'\nobjective.minibatches = 99")
+def test_a_contradiction_is_reported_at_the_first_key_in_the_file():
+    message = "rollout.num_envs = 7 must be a multiple of group.size = 8; use 8"
+    assert error_lines(f"{CARTPOLE}rollout.num_envs = 7\nobjective.preset = 'grpo'") == [f"3: {message}"]
+    (line,) = error_lines(f"{CARTPOLE}objective.preset = 'a2c'\nobjective.minibatches = 99")
     assert line.startswith("4: objective.minibatches = 99 must not be more than")
-    (line,) = wrong(f"{CARTPOLE}objective.preset = 'ppo'\nrollout.horizon = 1")
+    (line,) = error_lines(f"{CARTPOLE}objective.preset = 'ppo'\nrollout.horizon = 1")
     assert line.startswith("4: rollout.horizon = 1: objective.minibatches = 16 must not be more than")
-    assert wrong(f"steps = 30\n{CARTPOLE}objective.preset = 'a2c'")[0].startswith("1: steps = 30 must hold")
+    assert error_lines(f"steps = 30\n{CARTPOLE}objective.preset = 'a2c'")[0].startswith(
+        "1: steps = 30 must be enough for one update"
+    )
 
 
-# To TOML and back
+# To TOML and back -----------------------------------------------------------------------------------------------------
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=10)
 POSITIVE = st.floats(1e-6, 1e6)
@@ -341,7 +343,7 @@ ARGUMENTS = st.dictionaries(
 
 
 def table(**keys: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """Some of these keys."""
+    """Generate tables with some of these keys."""
     return st.fixed_dictionaries({}, optional=keys)
 
 
@@ -419,7 +421,7 @@ def test_any_scenario_goes_to_toml_and_back(data: dict[str, Any]):
 
 @settings(suppress_health_check=[HealthCheck.too_slow], max_examples=25)
 @given(VALID)
-def test_a_resolved_scenario_says_every_value_that_there_is(data: dict[str, Any]):
+def test_a_resolved_scenario_gives_every_value(data: dict[str, Any]):
     made = Scenario(**data)
     resolved = Scenario.loads(made.dumps())
     for section in ("policy", "rollout", "normalise", "objective", "group", "trust", "penalty", "evaluate"):
@@ -428,9 +430,9 @@ def test_a_resolved_scenario_says_every_value_that_there_is(data: dict[str, Any]
         assert all(getattr(part, key) is None for key in missing)
 
 
-# A threshold that chance does not reach -------------------------------------------------------------------------------
+# The default of merge.threshold ---------------------------------------------------------------------------------------
 
-SHAPE = "steps = 512\nrollout = { num_envs = 8, horizon = 32 }\n"  # two batches of 256
+ROLLOUT = "steps = 512\nrollout = { num_envs = 8, horizon = 32 }\n"  # two batches of 256
 
 
 @pytest.mark.parametrize(
@@ -443,24 +445,27 @@ SHAPE = "steps = 512\nrollout = { num_envs = 8, horizon = 32 }\n"  # two batches
         ("[[clients]]\nname = 'quick'\nenv = 'CartPole-v1'\nlearning_rate = 5e-2\n", 1.3),  # 160 steps a batch
         ("objective = { learning_rate = 5e-3, epochs = 4, minibatches = 4 }\nmerge = { threshold = 0.01 }", 0.01),
         ('method = "fedavg"\nobjective = { learning_rate = 5e-3, epochs = 4, minibatches = 4 }', 0.02),
-        ('objective = { preset = "trpo", learning_rate = 1.0 }', 0.02),  # no steps of Adam
-        ('objective = { preset = "dr-grpo", learning_rate = 1.0 }', 0.02),  # as many batches as there are episodes
+        ('objective = { preset = "trpo", learning_rate = 1.0 }', 0.02),  # no steps of Adam for the policy
+        (
+            'objective = { preset = "dr-grpo", learning_rate = 1.0 }',
+            0.02,
+        ),  # the number of updates depends on the episodes
     ],
 )
-def test_where_no_threshold_is_given_it_is_none_that_chance_reaches(more: str, threshold: float):
-    scenario = Scenario.loads(f'name = "a"\n{SHAPE}{more}\n[[clients]]\nname = "c"\nenv = "CartPole-v1"\n')
+def test_the_default_threshold_is_above_the_distance_by_chance(more: str, threshold: float):
+    scenario = Scenario.loads(f'name = "a"\n{ROLLOUT}{more}\n[[clients]]\nname = "c"\nenv = "CartPole-v1"\n')
     assert scenario.merge.threshold == threshold
     assert Scenario.loads(scenario.dumps()) == scenario
 
 
 @pytest.mark.parametrize("value", ["inf", "nan", "true", '"many"', "-1", "0", "[1]", "1e999"])
 @pytest.mark.parametrize("key", ["steps", "objective.epochs", "objective.learning_rate", "rollout.num_envs"])
-def test_of_an_odd_value_a_mistake_tells_and_not_the_arithmetic(key: str, value: str):
+def test_an_invalid_value_is_reported_before_the_threshold_is_computed(key: str, value: str):
     with pytest.raises(ScenarioError, match=re.escape(key)):
         Scenario.loads('name = "a"\n[[clients]]\nname = "c"\nenv = "CartPole-v1"\n', overrides=[f"{key}={value}"])
 
 
-def test_counts_beyond_all_numbers_leave_the_threshold_as_it_is():
-    text, most = 'name = "a"\n[[clients]]\nname = "c"\nenv = "CartPole-v1"\n', "1" + 400 * "0"
+def test_huge_counts_leave_the_threshold_at_its_minimum():
+    text, huge = 'name = "a"\n[[clients]]\nname = "c"\nenv = "CartPole-v1"\n', "1" + 400 * "0"
     for key in ("objective.epochs", "steps"):
-        assert Scenario.loads(text, overrides=[f"{key}={most}"]).merge.threshold == 0.02
+        assert Scenario.loads(text, overrides=[f"{key}={huge}"]).merge.threshold == 0.02

@@ -1,4 +1,4 @@
-"""`grpo-fed new` makes a folder in which everything works at once."""
+"""`grpo-fed new` makes a folder whose scenario runs without any change."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from grpo_fed.cli import app
-from grpo_fed.engines.local.engine import federate
+from grpo_fed.engines.start import run
 from grpo_fed.scenario.scenario import Scenario
 
 
-def test_a_new_folder_trains_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_new_project_can_be_trained_without_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = tmp_path / "My own"
     done = CliRunner().invoke(app, ["new", str(folder)])
     assert done.exit_code == 0, done.output
@@ -22,16 +22,16 @@ def test_a_new_folder_trains_as_it_is(tmp_path: Path, monkeypatch: pytest.Monkey
     for module in ("my_tasks", "my_policy"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     small = ["rounds=1", "steps=512", "evaluate.episodes=2"]
-    result = federate(Scenario.load(folder / "scenario.toml", small), workers=0)
+    result = run(Scenario.load(folder / "scenario.toml", small), workers=0)
     assert (result.scenario, result.status, len(result.clients)) == ("my-own", "finished", 6)
     assert all(client.after is not None and client.after < 0 for client in result.clients.values())
     assert result.bytes_up > 0
 
 
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path):
+def test_a_folder_that_is_not_empty_stays_unchanged(tmp_path: Path):
     (tmp_path / "kept.txt").write_text("mine")
-    for place, why in ((tmp_path, "not empty"), (tmp_path / "kept.txt", "is a file")):
-        done = CliRunner().invoke(app, ["new", str(place)])
+    for path, reason in ((tmp_path, "not empty"), (tmp_path / "kept.txt", "is a file")):
+        done = CliRunner().invoke(app, ["new", str(path)])
         assert done.exit_code == 2
-        assert why in " ".join(done.stderr.split())
+        assert reason in " ".join(done.stderr.split())
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]

@@ -1,6 +1,6 @@
-"""CartPoles that fail, `tests.support.failing_envs:Balky-v0`, or wait, `tests.support.failing_envs:Waiting-v0`, when they are told to.
+"""CartPoles that fail, log their process, or wait, when a test says so.
 
-`tests.support.failing_envs:Signed-v0` says in which process it lives.
+Scenarios name them `tests.support.failing_envs:Failing-v0`, `...:PidLogging-v0` and `...:Waiting-v0`.
 """
 
 import os
@@ -13,8 +13,8 @@ import gymnasium
 from gymnasium.envs.classic_control import CartPoleEnv
 
 
-class Balky(CartPoleEnv):
-    """While the file `when` is there, its first step raises, ends the process, hangs or waits: `how`."""
+class FailingCartPole(CartPoleEnv):
+    """While the file `when` exists, a step raises, ends the process, hangs or waits, as `how` says."""
 
     def __init__(self, when: str = "", how: str = "raise", render_mode: str | None = None) -> None:
         super().__init__(render_mode=render_mode)
@@ -36,41 +36,37 @@ class Balky(CartPoleEnv):
         return super().step(action)
 
 
-gymnasium.register("Balky-v0", entry_point="tests.support.failing_envs:Balky", max_episode_steps=50)
+class PidLoggingCartPole(FailingCartPole):
+    """Appends the id of the process that makes it to the file `pid_file`."""
 
-
-class Signed(Balky):
-    """Writes down in which process it was made."""
-
-    def __init__(self, book: str, when: str = "", how: str = "raise", render_mode: str | None = None) -> None:
+    def __init__(self, pid_file: str, when: str = "", how: str = "raise", render_mode: str | None = None) -> None:
         super().__init__(when, how, render_mode)
-        with Path(book).open("a") as file:
+        with Path(pid_file).open("a") as file:
             file.write(f"{os.getpid()}\n")
 
 
-gymnasium.register("Signed-v0", entry_point="tests.support.failing_envs:Signed", max_episode_steps=50)
-
-
-class Waiting(CartPoleEnv):
-    """In its first step after each of `rounds`, once its client's state is written, it waits for a file in `folder`."""
+class WaitingCartPole(CartPoleEnv):
+    """Waits for a file in `folder`, in its first step after its client's state of each of `rounds` is written."""
 
     def __init__(
         self, client: str, state: str, rounds: Sequence[int], folder: str, render_mode: str | None = None
     ) -> None:
         super().__init__(render_mode=render_mode)
         self.client = client
-        self.home = Path(state)
+        self.state_folder = Path(state)
         self.rounds = rounds
         self.folder = Path(folder)
 
     def step(self, action: Any) -> Any:
         for number in self.rounds:
             waits, go = (self.folder / f"{self.client} {what} after {number}" for what in ("waits", "goes"))
-            if not go.exists() and any(self.home.glob(f"*/{self.client}/round-{number:04d}.safetensors")):
+            if not go.exists() and any(self.state_folder.glob(f"*/{self.client}/round-{number:04d}.safetensors")):
                 waits.touch()
                 while not go.exists():
                     time.sleep(0.05)
         return super().step(action)
 
 
-gymnasium.register("Waiting-v0", entry_point="tests.support.failing_envs:Waiting", max_episode_steps=50)
+gymnasium.register("Failing-v0", entry_point=f"{__name__}:FailingCartPole", max_episode_steps=50)
+gymnasium.register("PidLogging-v0", entry_point=f"{__name__}:PidLoggingCartPole", max_episode_steps=50)
+gymnasium.register("Waiting-v0", entry_point=f"{__name__}:WaitingCartPole", max_episode_steps=50)

@@ -1,4 +1,4 @@
-"""A small federation that Flower's engines and ours must end alike, and waiting for what must come."""
+"""A small federation on which Flower's engines and the local engine must agree, and a way to wait for processes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from grpo_fed.scenario.scenario import Scenario
 
 ROOT = Path(__file__).parents[2]
 CONNECTION = "lab"
+"""The name of the connection to the deployment in Flower's configuration."""
 CLIENTS = ("ant", "bee", "cat")
 
 TINY = """
@@ -46,28 +47,35 @@ kwargs = { swap_actions = true }
 
 
 def tiny() -> Scenario:
+    """Make the scenario: three CartPoles, two rounds, about a second of training."""
     return Scenario.loads(TINY)
 
 
-def shared(folder: Path) -> dict[str, np.ndarray]:
+def shared_blocks(folder: Path) -> dict[str, np.ndarray]:
+    """Read the shared blocks from the checkpoint after the second round."""
     return load_file(folder / "checkpoints" / "round-0002" / "shared.safetensors")
 
 
 def agree(folder: Path, result: Result, local: tuple[Path, Result]) -> None:
-    """The same shared blocks after two rounds, to float tolerance; the same clients, with the same returns before."""
-    expected = shared(local[0])
-    found = shared(folder)
-    assert found.keys() == expected.keys()
-    for name in found:
-        np.testing.assert_allclose(found[name], expected[name], atol=2e-6)
-    assert result.rounds == local[1].rounds
+    """Assert that a run agrees with one on the local engine.
+
+    The shared blocks after two rounds agree to float tolerance, and the clients had the same returns before training.
+    local: the folder and the result of the run on the local engine.
+    """
+    local_folder, local_result = local
+    expected = shared_blocks(local_folder)
+    blocks = shared_blocks(folder)
+    assert blocks.keys() == expected.keys()
+    for name in blocks:
+        np.testing.assert_allclose(blocks[name], expected[name], atol=2e-6)
+    assert result.rounds == local_result.rounds
     before = {name: client.before for name, client in result.clients.items()}
-    assert before == {name: client.before for name, client in local[1].clients.items()}
+    assert before == {name: client.before for name, client in local_result.clients.items()}
 
 
-def until(true: Callable[[], bool], seconds: float = 300.0) -> None:
-    """Wait for something that must come."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it never came"
+def until(condition: Callable[[], bool], seconds: float = 300.0) -> None:
+    """Wait until a condition is true; fail after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition does not become true"
         time.sleep(0.1)

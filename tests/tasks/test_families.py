@@ -1,4 +1,4 @@
-"""The families against gymnasium's own environments, against themselves a lane at a time, and numbers made by hand."""
+"""The families against gymnasium's environments, against themselves one env copy at a time, and numbers by hand."""
 
 from functools import partial
 
@@ -9,34 +9,37 @@ from gymnasium.spaces.utils import flatten
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from grpo_fed.tasks.families import FAMILIES, FamilyVectorEnv, parameters_of
+from grpo_fed.tasks.families import FAMILIES, FamilyVectorEnv, all_parameters
 from grpo_fed.tasks.families.random_mdp import RandomMDP
 
 CLASSIC = ["CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0"]
 IDS = list(FAMILIES)
 
 
-class Driver:
-    """Actions that go somewhere: a random one kept for a while, and full throttle along the motion in the valleys."""
+class ActionSampler:
+    """Samples actions that get somewhere: random ones for some steps each, and in the valleys mostly full throttle."""
 
     def __init__(self, env, name, seed):
         self.space, self.name, self.generator, self.action = env.action_space, name, np.random.default_rng(seed), None
 
     def __call__(self, observation):
-        drive = "MountainCar" in self.name and self.generator.random() < 0.8
-        if drive:
-            up = observation[1] > 0
-            return int(2 * up) if isinstance(self.space, gymnasium.spaces.Discrete) else np.float32([2 * up - 1])
+        in_valley = "MountainCar" in self.name and self.generator.random() < 0.8
+        if in_valley:
+            forward = observation[1] > 0
+            full_throttle = np.float32([2 * forward - 1])
+            return int(2 * forward) if isinstance(self.space, gymnasium.spaces.Discrete) else full_throttle
         if self.action is None or self.generator.random() < 0.4:
             self.space.seed(int(self.generator.integers(2**31)))
             self.action = self.space.sample()
         return self.action
 
 
-def drive_both(name, steps, parameters=(), attributes=(), follow=False, episodes=None):
-    """Step ours and gymnasium's side by side; returns how far (observations, rewards) were ever apart.
+def compare_with_gymnasium(name, steps, parameters=(), attributes=(), follow=False):
+    """Step our environment and gymnasium's with equal actions.
 
-    With `follow`, gymnasium's takes over our state after every step. `attributes` are set on gymnasium's environment.
+    follow: gymnasium's takes over our state after every step. attributes: are set on gymnasium's environment.
+
+    Returns the largest difference of observations and of rewards, and the numbers of terminations and truncations.
     """
     ours, theirs = gymnasium.make(f"grpo_fed/{name}", **dict(parameters)), gymnasium.make(name)
     assert ours.observation_space == theirs.observation_space
@@ -44,14 +47,15 @@ def drive_both(name, steps, parameters=(), attributes=(), follow=False, episodes
     for attribute, value in dict(attributes).items():
         setattr(theirs.unwrapped, attribute, value)
     seeds = np.random.default_rng(7)
-    driver, apart, ends = Driver(ours, name, 1), np.zeros(2), [0, 0]
+    sample, differences, ends = ActionSampler(ours, name, 1), np.zeros(2), [0, 0]
     (ours_sees, _), (theirs_sees, _) = ours.reset(seed=3), theirs.reset(seed=3)
     for _ in range(steps):
-        apart[0] = max(apart[0], np.abs(ours_sees - theirs_sees).max())
-        action = driver(ours_sees)
+        differences[0] = max(differences[0], np.abs(ours_sees - theirs_sees).max())
+        action = sample(ours_sees)
         ours_sees, ours_reward, *ours_ends, _ = ours.step(action)
         theirs_sees, theirs_reward, *theirs_ends, _ = theirs.step(action)
-        apart = np.maximum(apart, (np.abs(ours_sees - theirs_sees).max(), abs(ours_reward - theirs_reward)))
+        step_differences = np.abs(ours_sees - theirs_sees).max(), abs(ours_reward - theirs_reward)
+        differences = np.maximum(differences, step_differences)
         assert ours_ends == theirs_ends
         ends = np.add(ends, ours_ends)
         if any(ours_ends):
@@ -59,35 +63,35 @@ def drive_both(name, steps, parameters=(), attributes=(), follow=False, episodes
             (ours_sees, _), (theirs_sees, _) = ours.reset(seed=seed), theirs.reset(seed=seed)
         elif follow:
             theirs.unwrapped.state = ours.unwrapped.vector.state[0].copy()
-    return (*apart, *ends)
+    return (*differences, *ends)
 
 
-def test_cartpole_is_gymnasiums_to_the_last_bit():
-    observations, rewards, terminated, _ = drive_both("CartPole-v1", 5000)
+def test_cartpole_equals_gymnasiums_to_the_last_bit():
+    observations, rewards, terminated, _ = compare_with_gymnasium("CartPole-v1", 5000)
     assert (observations, rewards) == (0, 0)
     assert terminated > 100
 
 
-def test_pendulum_sees_what_gymnasiums_sees_to_the_last_bit():
-    observations, rewards, _, truncated = drive_both("Pendulum-v1", 3000)
+def test_pendulum_observations_equal_gymnasiums_to_the_last_bit():
+    observations, rewards, _, truncated = compare_with_gymnasium("Pendulum-v1", 3000)
     assert observations == 0
     # gymnasium squares scalars with pow(), which is off by one unit in the last place once in a thousand times.
     assert rewards < 1e-8
     assert truncated == 15
 
 
-def test_mountain_car_is_gymnasiums():
-    observations, rewards, terminated, _ = drive_both("MountainCar-v0", 5000)
+def test_mountain_car_equals_gymnasiums():
+    observations, rewards, terminated, _ = compare_with_gymnasium("MountainCar-v0", 5000)
     # Bit for bit where numpy's cosine is the C library's, which gymnasium calls here; that differs between machines.
     assert observations < 1e-6
     assert rewards == 0
     assert terminated > 10
 
 
-def test_mountain_car_continuous_steps_like_gymnasiums():
-    # gymnasium's rounds its state to float32 after every step, ours does not: followed step by step they agree to
-    # float32's last place, left alone they are 5e-6 apart after an episode.
-    observations, rewards, terminated, _ = drive_both("MountainCarContinuous-v0", 5000, follow=True)
+def test_continuous_mountain_car_steps_like_gymnasiums():
+    # gymnasium's rounds its state to float32 after every step, ours does not: when it takes over our state after
+    # every step they agree to float32's last place, and when it does not they differ by 5e-6 after an episode.
+    observations, rewards, terminated, _ = compare_with_gymnasium("MountainCarContinuous-v0", 5000, follow=True)
     assert observations < 1e-6
     assert rewards == 0
     assert terminated > 10
@@ -96,7 +100,7 @@ def test_mountain_car_continuous_steps_like_gymnasiums():
 def test_acrobot_steps_like_gymnasiums():
     # gymnasium squares scalars with pow(), whose last place differs; the Acrobot is chaotic and blows that up within an
     # episode, so gymnasium's takes over our state after every step.
-    observations, rewards, terminated, truncated = drive_both("Acrobot-v1", 4000, follow=True)
+    observations, rewards, terminated, truncated = compare_with_gymnasium("Acrobot-v1", 4000, follow=True)
     assert observations < 1e-6
     assert rewards == 0
     assert terminated >= 2
@@ -125,54 +129,57 @@ def test_acrobot_steps_like_gymnasiums():
         ("MountainCarContinuous-v0", {"power": 0.002}, {"power": 0.002}, 1e-6),
     ],
 )  # fmt: skip
-def test_other_parameters_do_what_gymnasiums_attributes_do(name, parameters, attributes, tolerance):
+def test_parameters_have_the_effect_of_gymnasiums_attributes(name, parameters, attributes, tolerance):
     follow = name in ("Acrobot-v1", "MountainCarContinuous-v0")
-    observations, rewards, *_ = drive_both(name, 1500, parameters, attributes, follow)
+    observations, rewards, *_ = compare_with_gymnasium(name, 1500, parameters, attributes, follow)
     assert observations <= tolerance
     assert rewards < 1e-8
 
 
-def unlike_parameters(name, lanes, generator):
-    """Every parameter of every lane somewhere near its default, and everything that is common to the families."""
+def sample_parameters(name, num_envs, generator):
+    """Sample every parameter for every env copy: the family's own near their defaults, and those of all families."""
     family = FAMILIES[name]()
-    scale = generator.uniform(0.7, 1.3, size=lanes)
-    given = {key: [np.multiply(known.default, x).tolist() for x in scale] for key, known in family.parameters.items()}
+    scale = generator.uniform(0.7, 1.3, size=num_envs)
+    parameters = {
+        key: [np.multiply(parameter.default, x).tolist() for x in scale] for key, parameter in family.parameters.items()
+    }
     if name == "grpo_fed/RandomMDP-v0":
-        given = {"seed": list(range(lanes))}
-    entries = parameters_of(family)["permute"].shape[0]
-    given["swap_actions"] = (generator.random(lanes) < 0.5).tolist()
-    given["permute"] = [generator.permutation(entries).tolist() for _ in range(lanes)]
+        parameters = {"seed": list(range(num_envs))}
+    entries = all_parameters(family)["permute"].shape[0]
+    parameters["swap_actions"] = (generator.random(num_envs) < 0.5).tolist()
+    parameters["permute"] = [generator.permutation(entries).tolist() for _ in range(num_envs)]
     if name != "grpo_fed/RandomMDP-v0":
-        given["sensor_noise"] = (generator.uniform(0, 0.1, size=lanes) * (generator.random(lanes) < 0.7)).tolist()
-    return given
+        deviations = generator.uniform(0, 0.1, size=num_envs)
+        parameters["sensor_noise"] = (deviations * (generator.random(num_envs) < 0.7)).tolist()
+    return parameters
 
 
 @pytest.mark.parametrize("name", IDS)
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
-def test_a_lane_does_not_depend_on_the_others(name, mode):
+def test_an_env_copy_does_not_depend_on_the_others(name, mode):
     generator = np.random.default_rng(5)
-    given = unlike_parameters(name, 64, generator)
+    parameters = sample_parameters(name, 64, generator)
     make = partial(FamilyVectorEnv, name, autoreset_mode=mode, max_episode_steps=40)
-    many, chosen = make(num_envs=64, **given), (0, 29, 63)
-    alone = [make(num_envs=1, **{key: [value[lane]] for key, value in given.items()}) for lane in chosen]
+    many, copies = make(num_envs=64, **parameters), (0, 29, 63)
+    envs_alone = [make(num_envs=1, **{key: [value[copy]] for key, value in parameters.items()}) for copy in copies]
     observations, _ = many.reset(seed=11)
-    for lane, env in zip(chosen, alone, strict=True):
-        assert np.array_equal(env.reset(seed=11 + lane)[0][0], observations[lane])
+    for copy, env in zip(copies, envs_alone, strict=True):
+        assert np.array_equal(env.reset(seed=11 + copy)[0][0], observations[copy])
     many.action_space.seed(0)
     for step in range(300):
         actions = many.action_space.sample()
-        together = many.step(actions)
-        for lane, env in zip(chosen, alone, strict=True):
-            apart = env.step(actions[lane : lane + 1])
-            for whole, part in zip(together[:4], apart[:4], strict=True):
-                assert np.array_equal(whole[lane], part[0]), step
+        results = many.step(actions)
+        for copy, env in zip(copies, envs_alone, strict=True):
+            results_alone = env.step(actions[copy : copy + 1])
+            for values, values_alone in zip(results[:4], results_alone[:4], strict=True):
+                assert np.array_equal(values[copy], values_alone[0]), step
 
 
-def same_infos(ours, theirs):
+def assert_equal_infos(ours, theirs):
     assert ours.keys() == theirs.keys()
     for key, value in theirs.items():
         if isinstance(value, dict):
-            same_infos(ours[key], value)
+            assert_equal_infos(ours[key], value)
         elif value.dtype == object:
             for left, right in zip(ours[key], value, strict=True):
                 assert np.array_equal(left, right)
@@ -182,7 +189,7 @@ def same_infos(ours, theirs):
 
 @pytest.mark.parametrize("mode", AutoresetMode)
 @pytest.mark.parametrize("name", IDS)
-def test_autoreset_is_that_of_syncvectorenv(name, mode):
+def test_autoreset_equals_that_of_gymnasiums_syncvectorenv(name, mode):
     """Ours against gymnasium's vector of our single environments, or of the original where ours is it bit for bit."""
     original = name.removeprefix("grpo_fed/")
     single, noise = (original, {}) if original in ("CartPole-v1", "Pendulum-v1") else (name, {"sensor_noise": 0.1})
@@ -205,22 +212,22 @@ def test_autoreset_is_that_of_syncvectorenv(name, mode):
             assert ours_gives[index].dtype == theirs_gives[index].dtype
         assert np.allclose(ours_gives[1], theirs_gives[1], rtol=0, atol=1e-8)  # pow() again
         assert ours_gives[1].dtype == theirs_gives[1].dtype
-        same_infos(ours_gives[4], theirs_gives[4])
+        assert_equal_infos(ours_gives[4], theirs_gives[4])
         done = theirs_gives[2] | theirs_gives[3]
         ended += done.sum()
         if mode is AutoresetMode.DISABLED and done.any():
-            seeds = [None if lane % 2 else 100 * step + lane for lane in range(6)]
-            again = [env.reset(seed=list(seeds), options={"reset_mask": done.copy()})[0] for env in (ours, theirs)]
-            assert np.array_equal(*again)
+            seeds = [None if copy % 2 else 100 * step + copy for copy in range(6)]
+            firsts = [env.reset(seed=list(seeds), options={"reset_mask": done.copy()})[0] for env in (ours, theirs)]
+            assert np.array_equal(*firsts)
     assert ended >= 40
 
 
-def test_make_vec_resets_itself_like_gymnasiums_own():
+def test_make_vec_uses_gymnasiums_default_autoreset_mode():
     assert gymnasium.make_vec("grpo_fed/CartPole-v1", 2).metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
     assert FamilyVectorEnv("grpo_fed/CartPole-v1", 2).metadata["autoreset_mode"] is AutoresetMode.DISABLED
 
 
-def test_a_lane_that_ended_sleeps_until_it_is_reset():
+def test_a_done_copy_sleeps_until_it_is_reset():
     env = FamilyVectorEnv("grpo_fed/CartPole-v1", 3, sensor_noise=0.1, force_mag=[10.0, 10.0, 0.0])
     env.reset(seed=0)
     for step in range(30):
@@ -238,7 +245,7 @@ def test_a_lane_that_ended_sleeps_until_it_is_reset():
     assert terminated.tolist() == [False, True, False]
 
 
-def test_what_was_returned_belongs_to_the_caller():
+def test_callers_may_write_into_returned_arrays():
     env = FamilyVectorEnv("grpo_fed/CartPole-v1", 2)
     first, _ = env.reset(seed=0)
     first[:] = 77
@@ -250,35 +257,35 @@ def test_what_was_returned_belongs_to_the_caller():
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_a_seed_says_everything_that_happens(name):
+def test_a_seed_determines_all_observations(name):
     generator = np.random.default_rng(1)
-    given = unlike_parameters(name, 3, generator)
-    env = FamilyVectorEnv(name, 3, autoreset_mode=AutoresetMode.SAME_STEP, max_episode_steps=10, **given)
+    parameters = sample_parameters(name, 3, generator)
+    env = FamilyVectorEnv(name, 3, autoreset_mode=AutoresetMode.SAME_STEP, max_episode_steps=10, **parameters)
     env.action_space.seed(0)
     actions = [env.action_space.sample() for _ in range(50)]
 
-    def play(seed):
+    def observe_episode(seed):
         return np.stack([env.reset(seed=seed)[0], *(env.step(action)[0] for action in actions)])
 
-    one, other = play(1), play([7, 8, 9])
-    assert np.array_equal(one, play([1, 2, 3]))
-    assert np.array_equal(one, play(np.array([1, 2, 3], dtype=np.uint64)))
-    assert not np.array_equal(one, other)
-    assert not np.array_equal(one, play(None))
+    observations = observe_episode(1)
+    assert np.array_equal(observations, observe_episode([1, 2, 3]))
+    assert np.array_equal(observations, observe_episode(np.array([1, 2, 3], dtype=np.uint64)))
+    assert not np.array_equal(observations, observe_episode([7, 8, 9]))
+    assert not np.array_equal(observations, observe_episode(None))
 
 
 # "warnings are errors" but for three that gymnasium's own CartPole and Pendulum give for the same spaces.
 @pytest.mark.filterwarnings("ignore:.*A Box observation space m.*imum value is.*infinity")
 @pytest.mark.filterwarnings("ignore:.*we recommend using a symmetric and normalized space")
 @pytest.mark.parametrize("name", IDS)
-def test_gymnasiums_checker_is_content(name):
+def test_gymnasiums_checker_finds_no_mistake(name):
     check_env(gymnasium.make(name).unwrapped)
     noise = {} if "MDP" in name else {"sensor_noise": 0.1}
     check_env(gymnasium.make(name, swap_actions=True, **noise).unwrapped)
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_pictures_show_what_moves(name):
+def test_pictures_change_with_the_state(name):
     env = gymnasium.make(name, render_mode="rgb_array")
     env.reset(seed=0)
     env.action_space.seed(0)
@@ -290,7 +297,7 @@ def test_pictures_show_what_moves(name):
     assert any(not np.array_equal(frames[0], frame) for frame in frames[1:])
 
 
-def test_a_picture_is_gymnasiums():
+def test_a_picture_equals_gymnasiums():
     ours = gymnasium.make("grpo_fed/CartPole-v1", render_mode="rgb_array", length=0.3)
     theirs = gymnasium.make("CartPole-v1", render_mode="rgb_array")
     theirs.unwrapped.length = 0.3
@@ -318,7 +325,7 @@ def test_swapped_actions_are_mirrored(name):
         assert np.array_equal(got[1], expected[1])
 
 
-def test_permuted_entries_change_places():
+def test_permute_reorders_the_observation_entries():
     plain = FamilyVectorEnv("grpo_fed/Acrobot-v1", 2)
     permuted = FamilyVectorEnv("grpo_fed/Acrobot-v1", 2, permute=[[5, 4, 0, 1, 3, 2], None])
     (a, _), (b, _) = plain.reset(seed=0), permuted.reset(seed=0)
@@ -328,10 +335,10 @@ def test_permuted_entries_change_places():
         actions = plain.action_space.sample()
         a, b = plain.step(actions)[0], permuted.step(actions)[0]
     assert permuted.single_observation_space.high[0] == np.float32(9 * np.pi)
-    assert permuted.single_observation_space.high[5] == np.float32(9 * np.pi)  # the lane in its usual order
+    assert permuted.single_observation_space.high[5] == np.float32(9 * np.pi)  # the copy in its usual order
 
 
-def test_a_permuted_number_is_its_one_hot_permuted():
+def test_permute_reorders_the_one_hot_vector_of_a_number():
     plain, permuted = (
         FamilyVectorEnv("grpo_fed/RandomMDP-v0"),
         FamilyVectorEnv("grpo_fed/RandomMDP-v0", permute=[2, 0, 1, 5, 3, 4]),
@@ -343,26 +350,26 @@ def test_a_permuted_number_is_its_one_hot_permuted():
         a, b = plain.step(np.array([0]))[0], permuted.step(np.array([0]))[0]
 
 
-def test_sensor_noise_is_gaussian_on_what_is_seen_and_nowhere_else():
+def test_sensor_noise_is_gaussian_on_observations_alone():
     deviations = [0.0, 0.5, 2.0]
     clear = FamilyVectorEnv("grpo_fed/MountainCar-v0", 3, max_episode_steps=-1)
     noisy = FamilyVectorEnv("grpo_fed/MountainCar-v0", 3, max_episode_steps=-1, sensor_noise=deviations)
-    apart = [noisy.reset(seed=0)[0] - clear.reset(seed=0)[0]]
+    differences = [noisy.reset(seed=0)[0] - clear.reset(seed=0)[0]]
     for _ in range(3000):
         actions = np.array([1, 1, 1])
-        apart.append(noisy.step(actions)[0] - clear.step(actions)[0])
+        differences.append(noisy.step(actions)[0] - clear.step(actions)[0])
     assert np.array_equal(noisy.state, clear.state)
-    apart = np.array(apart)  # 6,002 draws a lane: the standard errors are 1.3 % (mean) and 0.9 % (deviation)
-    assert not apart[:, 0].any()
-    assert np.allclose(apart.mean(axis=(0, 2)), 0, atol=0.08)
-    assert np.allclose(apart.std(axis=(0, 2)), deviations, rtol=0.04)
-    assert abs(np.corrcoef(apart[:-1, 1, 0], apart[1:, 1, 0])[0, 1]) < 0.06
+    noise = np.array(differences)  # 6,002 draws a copy: the standard errors are 1.3 % (mean) and 0.9 % (deviation)
+    assert not noise[:, 0].any()
+    assert np.allclose(noise.mean(axis=(0, 2)), 0, atol=0.08)
+    assert np.allclose(noise.std(axis=(0, 2)), deviations, rtol=0.04)
+    assert abs(np.corrcoef(noise[:-1, 1, 0], noise[1:, 1, 0])[0, 1]) < 0.06
     assert noisy.single_observation_space.high.tolist() == [np.inf, np.inf]
 
 
-def test_a_random_mdp_moves_by_its_table():
-    lanes = 500
-    env = FamilyVectorEnv("grpo_fed/RandomMDP-v0", lanes, states=4, actions=2, seed=3, max_episode_steps=-1)
+def test_a_random_mdp_follows_its_transition_table():
+    num_envs = 500
+    env = FamilyVectorEnv("grpo_fed/RandomMDP-v0", num_envs, states=4, actions=2, seed=3, max_episode_steps=-1)
     transitions, rewards = RandomMDP(states=4, actions=2).tables(3)
     assert np.allclose(transitions.sum(axis=2), 1)
     assert np.array_equal(env.constants["P"][7], transitions)
@@ -370,17 +377,17 @@ def test_a_random_mdp_moves_by_its_table():
     state, _ = env.reset(seed=0)
     assert np.bincount(state, minlength=4).min() > 90  # starts are uniform: 125 each, give or take 10
     for _ in range(200):
-        actions = generator.integers(2, size=lanes)
-        arrived, gained, *_ = env.step(actions)
+        actions = generator.integers(2, size=num_envs)
+        successors, gained, *_ = env.step(actions)
         assert np.array_equal(gained, rewards[state, actions])
-        np.add.at(counts, (state, actions, arrived), 1)
-        state = arrived
+        np.add.at(counts, (state, actions, successors), 1)
+        state = successors
     # At least 5,000 visits of each pair: a standard error of at most 0.007.
     assert counts.sum(axis=2).min() > 5000
     assert np.allclose(counts / counts.sum(axis=2, keepdims=True), transitions, atol=0.025)
 
 
-def test_a_random_mdp_is_worth_what_the_closed_form_says():
+def test_a_random_mdps_values_equal_the_closed_form():
     gamma, family = 0.9, RandomMDP(states=3, actions=2)
     transitions, rewards = family.tables(8)
     values = np.linalg.solve(np.eye(3) - gamma * transitions.mean(axis=1), rewards.mean(axis=1))  # uniform policy
@@ -392,18 +399,18 @@ def test_a_random_mdp_is_worth_what_the_closed_form_says():
     assert np.allclose([returns[start == state].mean() for state in range(3)], values, atol=0.06)
 
 
-def test_lanes_may_have_unlike_mdps():
+def test_env_copies_may_have_different_mdps():
     env = FamilyVectorEnv("grpo_fed/RandomMDP-v0", 2, seed=[4, 5])
     assert np.array_equal(env.constants["R"][1], RandomMDP().tables(5)[1])
     assert not np.array_equal(env.constants["P"][0], env.constants["P"][1])
 
 
-def test_a_point_mass_by_hand():
+def test_a_point_mass_steps_as_worked_by_hand():
     env = FamilyVectorEnv("grpo_fed/PointMass-v0", 3, goal=[[0.5, 0.5], [0.05, 0.0], [-1.0, 0.0]], drag=0.5)
     env.reset(seed=0)
     env.state[:] = [[0, 0, 0, 0], [0, 0, 0.2, 0], [0.99, 0, 1, 0]]
     observations, rewards, terminated, *_ = env.step(np.array([[1, -1], [0, 0], [9, 0]], dtype=np.float32))
-    # Lane 0: speed 0.1 both ways, place 0.01. Lane 1: drag takes 0.01 of 0.2. Lane 2: 1 + 0.1 (1 - 0.5) is over the
+    # Copy 0: speed 0.1 both ways, position 0.01. Copy 1: drag takes 0.01 of 0.2. Copy 2: 1 + 0.1 (1 - 0.5) is over the
     # speed limit, and 0.99 + 0.1 is behind the wall.
     assert np.allclose(observations[0], [0.01, -0.01, 0.1, -0.1])
     assert np.allclose(observations[1], [0.019, 0, 0.19, 0])
@@ -412,7 +419,7 @@ def test_a_point_mass_by_hand():
     assert terminated.tolist() == [False, True, False]
 
 
-def test_a_point_mass_may_see_its_goal():
+def test_a_point_mass_may_observe_its_goal():
     env = gymnasium.make("grpo_fed/PointMass-v0", observe_goal=True, goal=(-0.25, 0.75))
     assert env.reset(seed=0)[0][4:].tolist() == [-0.25, 0.75]
     assert gymnasium.make("grpo_fed/PointMass-v0").observation_space.shape == (4,)
@@ -426,11 +433,11 @@ def test_damping_slows_the_pendulum():
     assert np.allclose(speeds, [1, 1 - 3 / (2 * 0.5**2) * 0.4 * 0.05])
 
 
-@pytest.mark.parametrize(("asked", "limit"), [({}, 200), ({"max_episode_steps": 7}, 7)])
-def test_episodes_are_cut_at_the_limit(asked, limit):
+@pytest.mark.parametrize(("arguments", "limit"), [({}, 200), ({"max_episode_steps": 7}, 7)])
+def test_episodes_are_truncated_at_the_step_limit(arguments, limit):
     single, env = (
-        gymnasium.make("grpo_fed/Pendulum-v1", **asked),
-        gymnasium.make_vec("grpo_fed/Pendulum-v1", 2, **asked),
+        gymnasium.make("grpo_fed/Pendulum-v1", **arguments),
+        gymnasium.make_vec("grpo_fed/Pendulum-v1", 2, **arguments),
     )
     single.reset(seed=0)
     env.reset(seed=0)
@@ -442,39 +449,42 @@ def test_episodes_are_cut_at_the_limit(asked, limit):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
-        ({"lenght": 0.3}, "CartPole: lenght: unknown parameter; did you mean length?"),
+        ({"lenght": 0.3}, 'CartPole: lenght: unknown parameter; did you mean "length"?'),
         ({"length": -0.3}, "CartPole: length: -0.3 is outside its limits; give a value from 0.01 to 100"),
         ({"length": float("nan")}, "length: nan is outside its limits"),
         ({"length": "long"}, "length: 'long' is outside its limits"),
-        ({"gravity": [1.0, 2.0, 3.0]}, "gravity: .* give a number, or a list of one for each of 2 lanes"),
+        ({"gravity": [1.0, 2.0, 3.0]}, "gravity: .* give a number, or a list with a number for each of 2 env copies"),
         ({"permute": [0, 1, 2]}, "permute: .* give 4 numbers, or a list"),
         ({"permute": [0, 1, 2, 2]}, r"permute: \[0, 1, 2, 2\] must hold each of 0 to 3 once"),
         ({"sensor_noise": -1}, "sensor_noise: -1 is outside"),
-        ({"family": "grpo_fed/CartPoel-v1"}, "unknown family; did you mean grpo_fed/CartPole-v1?"),
+        ({"family": "grpo_fed/CartPoel-v1"}, 'unknown family; did you mean "grpo_fed/CartPole-v1"?'),
         ({"max_episode_steps": 0}, "max_episode_steps: 0: give at least 1, or -1"),
-        ({"family": "grpo_fed/RandomMDP-v0", "states": [3, 4]}, "states: .* decides shapes; give all lanes the same"),
+        (
+            {"family": "grpo_fed/RandomMDP-v0", "states": [3, 4]},
+            "states: .* determines shapes; give all env copies",
+        ),
         ({"family": "grpo_fed/RandomMDP-v0", "states": 0}, "states: 0: give a whole number from 1"),
         ({"family": "grpo_fed/RandomMDP-v0", "sensor_noise": 0.1}, "sensor_noise: .* has no noise; leave it at 0"),
-        ({"family": "grpo_fed/RandomMDP-v0", "state": 5}, "state: unknown parameter; did you mean states?"),
+        ({"family": "grpo_fed/RandomMDP-v0", "state": 5}, 'state: unknown parameter; did you mean "states"?'),
     ],
 )
-def test_a_mistake_is_named_with_its_cure(arguments, says):
-    with pytest.raises(ValueError, match=says):
+def test_a_wrong_argument_is_refused_with_a_cure(arguments, message):
+    with pytest.raises(ValueError, match=message):
         FamilyVectorEnv(**{"family": "grpo_fed/CartPole-v1", "num_envs": 2, **arguments})
 
 
-def test_a_wrong_reset_or_action_is_named():
+def test_a_wrong_reset_or_action_is_refused():
     env = FamilyVectorEnv("grpo_fed/CartPole-v1", 2)
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.step(np.array([0, 0]))
-    for seed, options, says in [
-        ([1, 2, 3], None, "3 seeds for 2 lanes"),
+    for seed, options, message in [
+        ([1, 2, 3], None, "3 seeds for 2 env copies"),
         (None, {"reset_mask": [True, False]}, "must be an array of 2 bools"),
-        (None, {"low": 0}, "'low'.*unknown; there is reset_mask"),
+        (None, {"low": 0}, "'low'.*unknown; use reset_mask"),
     ]:
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             env.reset(seed=seed, options=options)
     single = gymnasium.make("grpo_fed/CartPole-v1")
     single.reset()

@@ -1,9 +1,12 @@
-"""From clients of a scenario to tasks: what they see and do, and what is said when one cannot be made."""
+"""From the clients of a scenario to tasks: their spaces and settings, and the errors where one cannot be made."""
 
 from __future__ import annotations
 
 import copy
+import subprocess
 import sys
+from collections.abc import Hashable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +15,20 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.gym import find_env_spec, make_env
-from grpo_fed.tasks.resolve import resolve_tasks
 from grpo_fed.tasks.task import ActionSpec, Task, TaskError
+from tests.support.toy_envs import make_task, make_tasks
 
 
-def tasks(*clients: dict[str, Any], **settings: Any) -> list[Task]:
-    return resolve_tasks(Scenario.model_validate({"name": "toys", "clients": list(clients), **settings}))
+class SpacesEnv(gymnasium.Env[Any, Any]):
+    """Has the given spaces, and nothing else."""
 
-
-def task(env: str, **client: Any) -> Task:
-    (only,) = tasks({"name": "toy", "env": env, **client})
-    return only
-
-
-class Spaces(gymnasium.Env[Any, Any]):
-    """Has the spaces it is told to have."""
-
-    def __init__(self, sees: spaces.Space[Any], does: spaces.Space[Any]) -> None:
-        self.observation_space, self.action_space = sees, does
+    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
 
 
 BOX = spaces.Box(-1, 1, (2,))
-OTHERS: dict[str, tuple[spaces.Space[Any], spaces.Space[Any]]] = {
+SPACES: dict[str, tuple[spaces.Space[Any], spaces.Space[Any]]] = {
     "start": (BOX, spaces.Discrete(3, start=5)),
     "multi": (BOX, spaces.MultiDiscrete([2, 4], start=[0, 7])),
     "grid": (BOX, spaces.MultiDiscrete([[2, 3], [4, 5]])),
@@ -54,35 +47,75 @@ OTHERS: dict[str, tuple[spaces.Space[Any], spaces.Space[Any]]] = {
 
 
 @pytest.fixture(autouse=True)
-def toys():
-    known = dict(gymnasium.registry)
-    for name, (sees, does) in OTHERS.items():
-        gymnasium.register(f"toys/{name}-v0", lambda sees=sees, does=does: Spaces(sees, does))
-    yield
-    gymnasium.registry.clear()
-    gymnasium.registry.update(known)
+def spaces_envs(toy_envs: None) -> None:
+    """Register an environment for each pair of spaces."""
+    for name, pair in SPACES.items():
+        gymnasium.register(f"toys/{name}-v0", lambda pair=pair: SpacesEnv(*pair))
 
 
-def test_a_spread_goes_evenly_from_one_value_to_the_other():
-    made = tasks(
+# Tasks and their settings --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PromptTask(Task):
+    """A task without an environment."""
+
+    prompts: tuple[str, ...]
+
+    @property
+    def signature(self) -> Hashable:
+        return "tokens", 32000
+
+    @property
+    def description(self) -> str:
+        return f"{len(self.prompts)} prompts"
+
+
+def test_a_task_needs_no_environment():
+    task = PromptTask("writer", learning_rate=0.5, entropy=0.0, penalty=0.25, prompts=("2 + 2 =", "3 + 5 ="))
+    assert (task.client, task.learning_rate, task.entropy, task.penalty) == ("writer", 0.5, 0.0, 0.25)
+    assert (task.signature, task.description) == (("tokens", 32000), "2 prompts")
+
+
+def test_the_record_of_a_task_does_not_import_gymnasium():
+    code = "import sys, grpo_fed.tasks.task; sys.exit('gymnasium' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_gym_task_is_described_by_its_environment():
+    assert make_task("CartPole-v1").description == "CartPole-v1"
+
+
+def test_tasks_with_equal_sizes_have_equal_signatures():
+    cart, long_cart, acrobot = (
+        make_task("CartPole-v1"),
+        make_task("grpo_fed/CartPole-v1", kwargs={"length": 2.0}),
+        make_task("Acrobot-v1"),
+    )
+    assert cart.signature == long_cart.signature == cart.shape.signature
+    assert cart.signature != acrobot.signature
+
+
+def test_spread_places_values_evenly_between_two():
+    tasks = make_tasks(
         {"name": "pole", "env": "grpo_fed/CartPole-v1", "count": 5, "spread": {"length": [0.1, 0.5]}},
         {"name": "other", "env": "CartPole-v1", "kwargs": {"sutton_barto_reward": True}},
     )
-    assert [task.client for task in made] == ["pole-0", "pole-1", "pole-2", "pole-3", "pole-4", "other"]
-    assert [task.kwargs for task in made[:5]] == [{"length": length} for length in (0.1, 0.2, 0.3, 0.4, 0.5)]
-    assert made[5].kwargs == {"sutton_barto_reward": True}
+    assert [task.client for task in tasks] == ["pole-0", "pole-1", "pole-2", "pole-3", "pole-4", "other"]
+    assert [task.kwargs for task in tasks[:5]] == [{"length": length} for length in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    assert tasks[5].kwargs == {"sutton_barto_reward": True}
 
 
-def test_a_client_learns_with_its_own_settings_or_with_everyones():
-    own = {"learning_rate": 0.5, "entropy": -0.25, "penalty": 0.0}
-    one, other = tasks(
-        {"name": "one", "env": "CartPole-v1", **own},
-        {"name": "other", "env": "CartPole-v1"},
+def test_a_clients_settings_replace_those_of_the_scenario():
+    client_settings = {"learning_rate": 0.5, "entropy": -0.25, "penalty": 0.0}
+    special, ordinary = make_tasks(
+        {"name": "special", "env": "CartPole-v1", **client_settings},
+        {"name": "ordinary", "env": "CartPole-v1"},
         objective={"learning_rate": 0.125, "entropy": 0.01},
         penalty={"weight": 0.75},
     )
-    assert (one.learning_rate, one.entropy, one.penalty) == (0.5, -0.25, 0.0)
-    assert (other.learning_rate, other.entropy, other.penalty) == (0.125, 0.01, 0.75)
+    assert (special.learning_rate, special.entropy, special.penalty) == (0.5, -0.25, 0.0)
+    assert (ordinary.learning_rate, ordinary.entropy, ordinary.penalty) == (0.125, 0.01, 0.75)
 
 
 @pytest.mark.parametrize(
@@ -103,48 +136,52 @@ def test_a_client_learns_with_its_own_settings_or_with_everyones():
         ("toys/mixed-v0", 2 + 3 + 4, ActionSpec("gaussian", (2,), (), (-1.0, -1.0), (1.0, 1.0))),
     ],
 )
-def test_a_task_says_what_it_sees_and_does(env: str, size: int, action: ActionSpec):
-    made = task(env)
-    assert (made.observation_size, made.action) == (size, action)
-    assert made.signature == (size, action.kind, action.sizes)
+def test_a_task_has_the_sizes_of_its_spaces(env: str, size: int, action: ActionSpec):
+    task = make_task(env)
+    assert (task.observation_size, task.action) == (size, action)
+    assert task.signature == (size, action.kind, action.sizes)
 
 
 def test_an_action_has_an_entry_for_each_choice_or_number():
-    assert [task(f"toys/{name}-v0").action.size for name in ("start", "grid", "whole")] == [1, 4, 4]
+    assert [make_task(f"toys/{name}-v0").action.size for name in ("start", "grid", "whole")] == [1, 4, 4]
 
 
-def test_the_tasks_own_limit_is_the_registered_one_or_what_kwargs_say():
+def test_kwargs_may_replace_the_registered_step_limit():
     limits = [{}, {"max_episode_steps": 7}, {"max_episode_steps": -1}]
-    made = tasks(*({"name": f"c{n}", "env": "CartPole-v1", "kwargs": kwargs} for n, kwargs in enumerate(limits)))
-    assert [(task.episode_limit, dict(task.kwargs)) for task in made] == [(500, {}), (7, {}), (0, {})]
-    assert "TimeLimit" in str(make_env(made[1]))
-    assert str(make_env(made[0], lean=True)) == "<CartPoleEnv<CartPole-v1>>"
+    tasks = make_tasks(*({"name": f"c{n}", "env": "CartPole-v1", "kwargs": kwargs} for n, kwargs in enumerate(limits)))
+    assert [(task.episode_limit, dict(task.kwargs)) for task in tasks] == [(500, {}), (7, {}), (0, {})]
+    assert "TimeLimit" in str(make_env(tasks[1]))
+    assert str(make_env(tasks[0], lean=True)) == "<CartPoleEnv<CartPole-v1>>"
 
 
-def test_a_module_before_the_id_is_imported_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+# Finding and wrapping environments -----------------------------------------------------------------------------------
+
+
+def test_a_module_before_the_id_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     text = "import gymnasium\ngymnasium.register('mine/Cart-v3', 'gymnasium.envs.classic_control:CartPoleEnv')\n"
     (tmp_path / "my_envs.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_envs", raising=False)
-    assert task("my_envs:mine/Cart-v3").observation_size == 4
-    assert task("mine/Cart-v3").episode_limit == 0
+    assert make_task("my_envs:mine/Cart-v3").observation_size == 4
+    assert make_task("mine/Cart-v3").episode_limit == 0
 
 
-def test_an_id_without_a_version_is_the_latest():
-    assert find_env_spec(task("CartPole")).id == "CartPole-v1"
+def test_an_id_without_a_version_means_the_latest():
+    assert find_env_spec(make_task("CartPole")).id == "CartPole-v1"
 
 
-def test_wrappers_go_on_innermost_first():
-    made = task("CartPole-v1", wrappers=["gymnasium.wrappers:TimeAwareObservation", f"{__name__}:Doubled"])
-    assert made.observation_size == 10
-    env = make_env(made, lean=True)
-    assert str(env).startswith("<Doubled<TimeAwareObservation<TimeLimit<")
+def test_wrappers_are_applied_innermost_first():
+    wrappers = ["gymnasium.wrappers:TimeAwareObservation", f"{__name__}:DoubledObservation"]
+    task = make_task("CartPole-v1", wrappers=wrappers)
+    assert task.observation_size == 10
+    env = make_env(task, lean=True)
+    assert str(env).startswith("<DoubledObservation<TimeAwareObservation<TimeLimit<")
     seen, _ = env.reset(seed=0)
     np.testing.assert_array_equal(seen[:5], seen[5:])
 
 
-class Doubled(gymnasium.ObservationWrapper[Any, Any, Any]):
-    """Shows everything twice."""
+class DoubledObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
+    """Repeats every observation within itself."""
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         super().__init__(env)
@@ -160,8 +197,11 @@ def no_wrapper(env: Any) -> int:
     return 1
 
 
+# Errors --------------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
-    ("client", "said"),
+    ("client", "message"),
     [
         (
             {"env": "CartPoel-v1"},
@@ -176,7 +216,7 @@ def no_wrapper(env: Any) -> int:
             r"cannot be made with kwargs = {'gg': 9.0}.*gg: did you mean g\?",
         ),
         ({"env": "CartPole-v1", "kwargs": {"wind": 9.0}}, "it takes sutton_barto_reward"),
-        ({"env": "grpo_fed/CartPole-v1", "kwargs": {"lenght": 1.0}}, "client toy: .*lenght.*did you mean length"),
+        ({"env": "grpo_fed/CartPole-v1", "kwargs": {"lenght": 1.0}}, 'client toy: .*lenght.*did you mean "length"'),
         ({"env": "CartPole-v1", "kwargs": {"max_episode_steps": 0}}, "kwargs.max_episode_steps = 0: must be 1 or more"),
         (
             {"env": "CartPole-v1", "wrappers": ["gymnasium.wrappers:NoSuch"]},
@@ -194,37 +234,37 @@ def no_wrapper(env: Any) -> int:
         ({"env": "toys/tuple-action-v0"}, r"no policy has actions for Tuple\(.*wrapper"),
     ],
 )
-def test_what_cannot_be_a_task_is_refused_with_a_cure(client: dict[str, Any], said: str):
-    with pytest.raises(ValueError, match=said):
-        task(**client)
+def test_an_impossible_task_is_refused_with_a_cure(client: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        make_task(**client)
 
 
 def test_every_mistake_is_listed_once():
-    with pytest.raises(ValueError, match=r"client a-0: .*\nclient c: ") as refused:
-        tasks(
+    with pytest.raises(ValueError, match=r"client a-0: .*\nclient c: ") as raised:
+        make_tasks(
             {"name": "a", "env": "CartPole-v1", "count": 3, "kwargs": {"wind": 1}},
             {"name": "b", "env": "CartPole-v1"},
             {"name": "c", "env": "Nothing-v1"},
         )
-    assert len(str(refused.value).splitlines()) == 2
+    assert len(str(raised.value).splitlines()) == 2
 
 
-def test_a_missing_dependency_names_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_package_is_reported_with_its_extra(monkeypatch: pytest.MonkeyPatch):
     for name in [name for name in sys.modules if name.startswith("gymnasium.envs.box2d")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "Box2D", None)
     with pytest.raises(ValueError, match=r"LunarLander-v3: needs a package .*pip install 'grpo-fed\[box2d\]'"):
-        task("LunarLander-v3")
+        make_task("LunarLander-v3")
 
 
-def test_a_task_that_is_only_a_vector_cannot_be_wrapped():
+def test_an_environment_that_exists_only_vectorised_cannot_be_wrapped():
     gymnasium.register("toys/vector-v0", vector_entry_point="gymnasium.envs.classic_control.cartpole:CartPoleVectorEnv")
-    assert task("toys/vector-v0").signature == (4, "categorical", (2,))
-    with pytest.raises(ValueError, match="a vector environment only, which no wrapper fits around"):
-        task("toys/vector-v0", wrappers=["gymnasium.wrappers:TimeAwareObservation"])
+    assert make_task("toys/vector-v0").signature == (4, "categorical", (2,))
+    with pytest.raises(ValueError, match="a vector environment only, and wrappers need a single environment"):
+        make_task("toys/vector-v0", wrappers=["gymnasium.wrappers:TimeAwareObservation"])
 
 
-def test_a_task_error_survives_the_way_between_processes():
+def test_a_task_error_can_be_sent_between_processes():
     error = copy.copy(TaskError("cart", "CartPole-v1", "step failed"))
     assert (error.client, error.env) == ("cart", "CartPole-v1")
     assert str(error) == "client cart: CartPole-v1: step failed"

@@ -1,7 +1,17 @@
-"""The server's merges: what the clients sent -> where the shared blocks should go, by rules with one signature.
+"""Merge rules: functions from the clients' replies to where the shared blocks should go.
 
-A rule reads the replies, the current shared vector [P] and the groups of its columns, and says `Merged`. Its own knobs
-are keywords, to be bound with `functools.partial`.
+    records.py      Reply and Replies, what a rule reads; Merged and Clusters, what it returns
+    weights.py      how much each client counts in a mean
+    averages.py     `mean` (FedAvg) and `fisher`, also as streams that keep no reply
+    group_lasso.py  `huber`: a client may depart from a parameter group
+    robust.py       `median`, `trimmed_mean` and `krum`: rules that tolerate hostile clients
+    clustering.py   `clusters`: learned clusters of clients, block by block
+    distances.py    distances of replies, group by group
+    custom.py       a user's own rule, checked
+    rules.py        binds a scenario's rule to its settings
+
+A rule takes the replies, the current shared vector [P] and the parameter groups of its columns, and returns `Merged`.
+Its own settings are keyword arguments, which `rules.bind_rule` binds. Begin with averages.py.
 """
 
 from __future__ import annotations
@@ -14,7 +24,7 @@ from grpo_fed.aggregation.merge.clustering import clusters
 from grpo_fed.aggregation.merge.group_lasso import huber
 from grpo_fed.aggregation.merge.records import Clusters, Merged, Replies, Reply
 from grpo_fed.aggregation.merge.robust import krum, median, trimmed_mean
-from grpo_fed.aggregation.merge.weights import ClientWork, Weighting, weight
+from grpo_fed.aggregation.merge.weights import ClientWork, Weighting, client_weight
 
 __all__ = [
     "RULES",
@@ -26,6 +36,7 @@ __all__ = [
     "StreamingFisher",
     "StreamingMean",
     "Weighting",
+    "client_weight",
     "clusters",
     "fisher",
     "huber",
@@ -34,7 +45,6 @@ __all__ = [
     "median",
     "merge_without_departures",
     "trimmed_mean",
-    "weight",
 ]
 
 RULES: Mapping[str, Callable[..., Merged]] = MappingProxyType(
@@ -48,4 +58,4 @@ RULES: Mapping[str, Callable[..., Merged]] = MappingProxyType(
         "clusters": clusters,
     }
 )
-"""By the names that scenarios use; `module:function` in a scenario is a rule of the user's own."""
+"""Rules by the names that scenarios use; `module:function` in a scenario is a user's own rule."""

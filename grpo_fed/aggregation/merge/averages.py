@@ -1,6 +1,7 @@
-"""Weighted means: of all alike (FedAvg, 1602.05629), and each parameter by what its Fisher says (2111.09832).
+"""Weighted means: by clients' weights (FedAvg, 1602.05629), and also by their Fisher diagonals (2111.09832).
 
-The arithmetic is defined: sums in float64, in the order in which replies are added, one division, then float32.
+The order of operations is fixed, so that results are equal to the bit: sums in float64, in the order in which replies
+are added, one division, then float32.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from grpo_fed.policy.groups import Groups
 
 
 class StreamingMean:
-    """sum w theta / sum w, one reply after another, in the memory of one model."""
+    """Accumulates sum w theta / sum w, one reply after another, in the memory of one model."""
 
     def __init__(self) -> None:
         self._sum: Tensor | None = None
         self.weight = 0.0
 
     def add(self, point: Tensor, weight: float) -> None:
-        """A reply's [P]; with weight 0 it is not looked at."""
+        """Add a reply's point [P]; with weight 0 it is not read."""
         if weight == 0:
             return
         if self._sum is None:
@@ -32,22 +33,25 @@ class StreamingMean:
             self._sum.add_(point, alpha=weight)
         self.weight += weight
 
-    def without(self, some: Iterable[Reply]) -> StreamingMean:
-        """As if these had not been added, but for rounding: of little use where one of them outweighs all others."""
+    def without(self, replies: Iterable[Reply]) -> StreamingMean:
+        """Return the mean without some of its replies, by subtraction.
+
+        It is inexact where they outweigh the others by far, as rounding errors of the sum remain.
+        """
         assert self._sum is not None, "nothing was added"
-        left = StreamingMean()
-        left._sum, left.weight = self._sum.clone(), self.weight
-        for reply in some:
-            left.add(reply.point, -reply.weight)
-        return left
+        rest = StreamingMean()
+        rest._sum, rest.weight = self._sum.clone(), self.weight
+        for reply in replies:
+            rest.add(reply.point, -reply.weight)
+        return rest
 
     def result(self, dtype: torch.dtype = torch.float32) -> Tensor | None:
-        """[P]; None as long as there is nothing to take the mean of."""
+        """Return the mean [P]; None if no reply with a weight was added."""
         return None if self._sum is None else (self._sum / self.weight).to(dtype)
 
 
 class StreamingFisher:
-    """sum w F theta / sum w F for diagonal F, the plain mean where no F says anything; in the memory of one model."""
+    """Accumulates sum w F theta / sum w F for diagonal F, in the memory of three models; a plain mean where F is 0."""
 
     def __init__(self) -> None:
         self._mean = StreamingMean()
@@ -55,7 +59,7 @@ class StreamingFisher:
         self._fisher: Tensor | None = None
 
     def add(self, point: Tensor, weight: float, fisher: Tensor) -> None:
-        """A reply's [P] and its Fisher diagonal [P], 0 or more; with weight 0 it is not looked at."""
+        """Add a reply's point [P] and its Fisher diagonal [P], 0 or more; with weight 0 they are not read."""
         if weight == 0:
             return
         self._mean.add(point, weight)
@@ -67,7 +71,7 @@ class StreamingFisher:
             self._fisher.add_(weighted)
 
     def result(self) -> Tensor | None:
-        """[P] float32; None as long as there is nothing to take the mean of."""
+        """Return the mean [P] float32; None if no reply with a weight was added."""
         mean = self._mean.result(torch.float64)
         if mean is None or self._sum is None or self._fisher is None:
             return None
@@ -75,12 +79,12 @@ class StreamingFisher:
 
 
 def mean(replies: Replies, shared: Tensor, groups: Groups) -> Merged:
-    """The weighted mean; the shared vector [P] as it is if nobody has a weight."""
+    """Merge by the weighted mean; the shared vector [P] stays if no client has a weight."""
     return merge_without_departures(replies, weighted_mean(replies.all, shared), groups)
 
 
 def fisher(replies: Replies, shared: Tensor, groups: Groups) -> Merged:
-    """F^-1 sum w F theta with F = sum w F, parameter by parameter."""
+    """Merge by F^-1 sum_k w_k F_k theta_k with F = sum_k w_k F_k, parameter by parameter."""
     stream = StreamingFisher()
     for reply in replies.all:
         assert reply.fisher is not None, f"{reply.client} sent no Fisher diagonal"
@@ -90,13 +94,13 @@ def fisher(replies: Replies, shared: Tensor, groups: Groups) -> Merged:
 
 
 def weighted_mean(replies: Iterable[Reply], shared: Tensor) -> Tensor:
-    """[P] float32: their weighted mean, or the shared vector if there is none."""
+    """Compute the weighted mean of replies, [P] float32; the shared vector if no reply has a weight."""
     point = accumulate_mean(replies).result()
     return shared.clone() if point is None else point
 
 
 def accumulate_mean(replies: Iterable[Reply]) -> StreamingMean:
-    """With these added, in their order."""
+    """Add replies to a new mean, in their order."""
     stream = StreamingMean()
     for reply in replies:
         stream.add(reply.point, reply.weight)
@@ -104,6 +108,7 @@ def accumulate_mean(replies: Iterable[Reply]) -> StreamingMean:
 
 
 def merge_without_departures(replies: Replies, point: Tensor, groups: Groups, notes: tuple[str, ...] = ()) -> Merged:
-    """The record of a merge that nobody departs from."""
-    away = distances([reply.point for reply in replies.all], point, groups)
-    return Merged(replies.clients, point, torch.zeros_like(away, dtype=torch.bool), away.float(), notes=notes)
+    """Return the record of a merge into one point [P] for all clients, from which no client departs."""
+    deviations = distances([reply.point for reply in replies.all], point, groups)
+    nobody = torch.zeros_like(deviations, dtype=torch.bool)
+    return Merged(replies.clients, point, nobody, deviations.float(), notes=notes)

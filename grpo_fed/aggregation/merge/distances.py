@@ -1,7 +1,8 @@
-"""How far replies lie from a point, group by group, and from each other.
+"""Distances of replies from a point, group by group, and from each other.
 
-A group is seldom scattered: a block is one run of columns, the rows of a weight are runs of equal length side by side.
-Such runs are summed as one matrix, in float32 but pairwise; only what is scattered is added up entry by entry.
+The columns of a parameter group are seldom scattered: a block is one run of columns, and the rows of a weight are runs
+of equal length side by side. Such runs are summed as one matrix, in float32 but pairwise; scattered columns are added
+up entry by entry.
 """
 
 from __future__ import annotations
@@ -16,79 +17,82 @@ from torch import Tensor
 from grpo_fed.policy.groups import Groups
 
 ENTRIES = 1 << 19
-"""Numbers worked on at a time; they stay in cache."""
+"""Numbers worked on at a time; they fit into the cache."""
 SCATTERED = 32
-"""Runs of more lengths than this cost more than adding up entry by entry."""
+"""With runs of more different lengths than this, adding up entry by entry is faster."""
 
 
 def distances(points: Sequence[Tensor], centre: Tensor, groups: Groups) -> Tensor:
-    """The Euclidean distance of each point from the centre, for each group: [P] each, [P] -> [K, G] float64."""
+    """Compute each point's Euclidean distance from the centre in each group, K of [P], [P] -> [K, G] float64."""
     runs, size = _runs(groups), centre.numel()
     owners = torch.cat([run.groups for run in runs])
     sums = torch.zeros(len(points), len(groups.names) + 1, dtype=torch.float64, device=centre.device)
     rows = min(len(points), max(1, ENTRIES // max(1, size)))
     buffer = centre.new_empty(rows, size)
     for first in range(0, len(points), max(1, rows)):
-        some = points[first : first + rows]
-        squares = buffer[: len(some)]
-        for row, point in zip(squares, some, strict=True):
+        batch = points[first : first + rows]
+        squares = buffer[: len(batch)]
+        for row, point in zip(squares, batch, strict=True):
             torch.sub(point, centre, out=row).square_()
         by_run = [run.sums(squares) for run in runs]
-        sums[first : first + len(some)].index_add_(1, owners, torch.cat(by_run, 1).double())
+        sums[first : first + len(batch)].index_add_(1, owners, torch.cat(by_run, 1).double())
     return sums[:, :-1].sqrt()
 
 
 @dataclass(frozen=True, eq=False)
 class ColumnRuns:
-    """Runs of columns, equally long and side by side, each of them in one group."""
+    """Runs of columns, equally long and side by side, each of them in one parameter group."""
 
     start: int
     """The first column."""
     length: int
-    """Of each."""
+    """The length of each run."""
     groups: Tensor
-    """[n] int64: the group of each; G, one past the last, for none."""
+    """[n] int64: the group of each run; G, one past the last, for none."""
 
     def sums(self, values: Tensor) -> Tensor:
-        """[K, P] -> [K, n]."""
+        """Sum values over each run, [K, P] -> [K, n]."""
         width = self.length * len(self.groups)
         part = values[:, self.start : self.start + width]
         return part if self.length == 1 else part.view(len(values), -1, self.length).sum(2)
 
 
 def columns_of_groups(groups: Groups, wanted: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-    """These groups by their size: g of them [g] and their columns [g, n], int64 each."""
+    """Yield groups of equal size together: their numbers [g] and their columns [g, n], int64 each."""
     order, sizes = _ordered(groups)
     starts = sizes.cumsum(0) - sizes
     chosen = torch.as_tensor(wanted, dtype=torch.int64, device=order.device)
     for size in sizes[chosen].unique().tolist():
-        alike = chosen[sizes[chosen] == size]
-        yield alike, order[starts[alike, None] + torch.arange(size, device=order.device)]
+        equal_sized = chosen[sizes[chosen] == size]
+        yield equal_sized, order[starts[equal_sized, None] + torch.arange(size, device=order.device)]
 
 
 def offsets(points: Sequence[Tensor], origin: Tensor, columns: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Columns [g, n] in parts [g, t], and there points [P] minus origin [P], [g, N, t] float64."""
+    """Yield parts [g, t] of columns [g, n], and the N points minus the origin [P] there, [g, N, t] float64."""
     width = max(1, ENTRIES // max(1, len(points) * len(columns)))
     for part in columns.split(width, 1):
         first, size = int(part[0, 0]), part.shape[1]
-        if len(part) == 1 and int(part[0, -1]) - first == size - 1:  # one run, as blocks are: reading it is cheap
-            there = [point[first : first + size].unsqueeze(0) for point in points]
+        if len(part) == 1 and int(part[0, -1]) - first == size - 1:  # one run, as blocks are: a slice is faster
+            values = [point[first : first + size].unsqueeze(0) for point in points]
         else:
-            there = [point[part] for point in points]
-        yield part, torch.stack(there, 1).double().sub_(origin[part].unsqueeze(1))
+            values = [point[part] for point in points]
+        yield part, torch.stack(values, 1).double().sub_(origin[part].unsqueeze(1))
 
 
 def products(points: Sequence[Tensor], origin: Tensor, columns: Tensor) -> Tensor:
-    """Of each point minus origin with each, over the columns [g, n] of each of g groups: [g, N, N] float64."""
+    """Compute inner products of the N points minus the origin, over columns [g, n] of g groups, [g, N, N] float64."""
     count = len(points)
-    found = torch.zeros(len(columns), count, count, dtype=torch.float64, device=origin.device)
+    sums = torch.zeros(len(columns), count, count, dtype=torch.float64, device=origin.device)
     for _, offset in offsets(points, origin, columns):
-        found.baddbmm_(offset, offset.mT)
-    return found
+        sums.baddbmm_(offset, offset.mT)
+    return sums
 
 
 def squared_distances(points: Sequence[Tensor], origin: Tensor, columns: Tensor) -> Tensor:
-    """Of each point from each over columns [n], [N, N] float64; origin [P] is a point not far from them."""
+    """Compute squared distances of N points from each other over columns [n], [N, N] float64.
+
+    origin: [P], a point near them, so that the difference of products keeps its digits.
+    """
     product = products(points, origin, columns.unsqueeze(0))[0]
     squares = product.diagonal()
     return (squares + squares.unsqueeze(1) - 2 * product).clamp(min=0).fill_diagonal_(0.0)
@@ -96,28 +100,28 @@ def squared_distances(points: Sequence[Tensor], origin: Tensor, columns: Tensor)
 
 @lru_cache(maxsize=8)
 def _ordered(groups: Groups) -> tuple[Tensor, Tensor]:
-    """All columns in the order of their groups, [P] int64, and how many each group has, [G] int64."""
+    """Return all columns in the order of their groups, [P] int64, and the groups' sizes, [G] int64."""
     sizes = torch.bincount(groups.ids_or_last, minlength=len(groups.names) + 1)
     return groups.ids_or_last.argsort(stable=True), sizes[:-1]
 
 
 @lru_cache(maxsize=8)
 def _runs(groups: Groups) -> list[ColumnRuns]:
-    """All columns; the same in every round."""
-    places, size = groups.ids_or_last, groups.ids_or_last.numel()
-    starts = _changes(places)
+    """Divide all columns into runs. They are cached, as groups are the same in every round."""
+    ids, size = groups.ids_or_last, groups.ids_or_last.numel()
+    starts = _changes(ids)
     lengths = torch.diff(starts, append=starts.new_tensor([size]))
     firsts = _changes(lengths).tolist()
     if len(firsts) > SCATTERED:
-        return [ColumnRuns(0, 1, places)]
+        return [ColumnRuns(0, 1, ids)]
     return [
-        ColumnRuns(int(starts[first]), int(lengths[first]), places[starts[first:stop]])
+        ColumnRuns(int(starts[first]), int(lengths[first]), ids[starts[first:stop]])
         for first, stop in zip(firsts, [*firsts[1:], len(starts)], strict=True)
     ]
 
 
 def _changes(values: Tensor) -> Tensor:
-    """Where a value differs from the one before it, the first one included: [n] -> [m] int64."""
+    """Return where values differ from the one before, and 0: [n] -> [m] int64."""
     different = torch.ones_like(values, dtype=torch.bool)
     different[1:] = values[1:] != values[:-1]
     return different.nonzero().squeeze(1)

@@ -1,19 +1,24 @@
-"""The group lasso between clients: replies near each other are averaged, one that lies apart keeps its own.
+"""Merges by the group lasso between clients: replies near each other are averaged, and a client that is far departs.
 
     min over s, delta of  sum_k w_k [ 1/2 ||theta_k - s - delta_k||^2 + tau_g ||delta_k||_2 ],  for each group g
 
-For a given s the best delta_k is 0 within tau_g of s, and beyond it all but the last tau_g of theta_k - s (Yuan & Lin
-2006). What is left is a robust location, min over s of sum_k w_k rho(||theta_k - s||) with Huber's rho (1964), solved
-by means with weights w_k min(1, tau_g / ||theta_k - s||) until they rest. So no client pulls with more than
-w_k * tau_g. A client that departs keeps its whole deviation, not what the lasso would leave of it.
+For a given s, the best delta_k is 0 within tau_g of s, and beyond it all but the last tau_g of theta_k - s (Yuan & Lin
+2006). Eliminating delta leaves a robust location, min over s of sum_k w_k rho(||theta_k - s||) with Huber's rho (1964),
+so no client pulls with more than w_k * tau_g. A client that departs keeps its whole deviation, not what the lasso would
+leave of it. `huber` solves this in five steps:
 
-The lasso is there to say who departs. What it leaves of s is shrunk too: those who depart pull at it in every round,
-always the same way. So with `refit` the problem is solved anew without the penalty, and with the departures that were
-found: s is the mean of those who stay. Where nobody stays it remains the lasso's.
+1. Begin with s as the weighted mean of all replies.
+2. Mark the clients that lie beyond tau_g of s in some group.
+3. Solve for s in every group in which some client has been beyond tau_g. The unmarked clients are one point at their
+   mean: as long as each lies within tau_g of s, together they pull like one client there.
+4. Repeat 2 and 3 until no further client is marked. Marks are never removed, so this ends.
+5. A client departs from the groups in which it lies beyond tau_g. The lasso decides this well, but leaves s shrunk: a
+   departed client still pulls at it, in every round the same way. So with `refit` s becomes the mean of the clients
+   that stay; in a group that all leave it remains the lasso's.
 
-Every such mean is sum_k c_k theta_k, and its distance from each reply follows from the products of the replies with
-each other. So the iteration runs on the coefficients c, and parameters are read a few times, not at each step; and
-those that stay near need no products: together they pull like one client at their mean.
+Step 3 is iteratively reweighted least squares (`_fixed_point`): means with weights w_k min(1, tau_g / ||theta_k - s||),
+until they no longer change. Every such mean is sum_k c_k theta_k, and its distance from each reply follows from the
+inner products of the replies. So the iteration runs on the coefficients c, and parameters are read only a few times.
 """
 
 from __future__ import annotations
@@ -29,16 +34,15 @@ from grpo_fed.aggregation.merge.averages import StreamingMean, accumulate_mean, 
 from grpo_fed.aggregation.merge.distances import columns_of_groups, distances, offsets, products
 from grpo_fed.aggregation.merge.records import Merged, Replies, Reply
 from grpo_fed.policy.groups import Groups
-from grpo_fed.policy.patterns import match_names
-from grpo_fed.scenario.toml.text import short_toml
+from grpo_fed.policy.patterns import values_by_name
 
 ITERATIONS = 1000
 TOLERANCE = 1e-8
-"""A step is the last one if it is this small a part of how far the points lie, each counted as it pulls."""
+"""The iteration ends with a step of this fraction of the points' mean distance from s, each counted as it pulls."""
 ABSURD = 1e6
-"""Thresholds. Of a sum with a client that far away, too few digits are left to take it out again."""
+"""Thresholds. A client further away than this leaves too few digits in a sum to be subtracted from it again."""
 ENTRIES = 1 << 17
-"""Numbers iterated on at a time; they stay in a core's cache."""
+"""Numbers that the iteration works on at a time; they fit a core's cache."""
 
 
 def huber(
@@ -50,106 +54,96 @@ def huber(
     blocks: Mapping[str, float] = MappingProxyType({}),
     refit: bool = True,
 ) -> Merged:
-    """Merge with the right to leave; `limits` says what threshold and blocks mean.
+    """Merge by the group lasso between clients, in the steps that the module's docstring numbers.
 
-    With a threshold of infinity it is `mean` bit for bit. With 0 everybody departs and the shared vector [P] stays.
+    With a threshold of infinity this is `mean` bit for bit. With 0 every client departs from every group, and the
+    shared vector [P] stays.
+
+    threshold, blocks: as for `group_thresholds`. refit: whether departed clients no longer pull (step 5).
     """
     tau = group_thresholds(groups, threshold, blocks)
-    points, heard = [reply.point for reply in replies.all], replies.weighted
-    loud = torch.tensor([reply.weight > 0 for reply in replies.all], dtype=torch.bool, device=shared.device)
-    everybody = accumulate_mean(heard)
-    mean = everybody.result()
-    point = _where(groups, tau == 0, shared, shared if mean is None else mean)
-    away = distances(points, point, groups)
-    apart = torch.zeros(len(heard), dtype=torch.bool, device=shared.device)
-    moved = torch.zeros_like(tau, dtype=torch.bool)
+    points, weighted = [reply.point for reply in replies.all], replies.weighted
+    has_weight = torch.tensor([reply.weight > 0 for reply in replies.all], dtype=torch.bool, device=shared.device)
+    total = accumulate_mean(weighted)
+    mean = total.result()
+    point = _select_groups(groups, tau == 0, shared, shared if mean is None else mean)
+    deviations = distances(points, point, groups)
+    marked = torch.zeros(len(weighted), dtype=torch.bool, device=shared.device)
+    to_solve = torch.zeros_like(tau, dtype=torch.bool)
     while True:
-        # Whoever may depart has to be among those apart; they only get more, so this ends.
-        out = (away[loud] > tau) & (tau > 0) & ~apart.unsqueeze(1)
-        if not out.any():
+        beyond = (deviations[has_weight] > tau) & (tau > 0) & ~marked.unsqueeze(1)
+        if not beyond.any():
             break
-        apart = apart | (out.any(1) if apart.any() else _first_to_remove(away[loud], out))
-        moved |= out.any(0)
-        alone = list(compress(heard, apart.tolist()))
-        crowd = everybody.without(alone)
-        if crowd.weight < everybody.weight / 2 or bool((away[loud] > ABSURD * tau)[:, tau > 0].any()):
-            crowd = accumulate_mean(compress(heard, (~apart).tolist()))
-        point = _solve_location(alone, crowd, shared, point, groups, torch.where(moved, tau, torch.inf))
-        away = distances(points, point, groups)
-    departed = (away > tau) | (tau == 0)
+        marked = marked | (beyond.any(1) if marked.any() else _first_to_mark(deviations[has_weight], beyond))
+        to_solve |= beyond.any(0)
+        marked_replies = list(compress(weighted, marked.tolist()))
+        unmarked_mean = total.without(marked_replies)
+        is_far = bool((deviations[has_weight] > ABSURD * tau)[:, tau > 0].any())
+        if unmarked_mean.weight < total.weight / 2 or is_far:  # then rounding would matter in the difference
+            unmarked_mean = accumulate_mean(compress(weighted, (~marked).tolist()))
+        limits = torch.where(to_solve, tau, torch.inf)
+        point = _solve_location(marked_replies, unmarked_mean, shared, point, groups, limits)
+        deviations = distances(points, point, groups)
+    departed = (deviations > tau) | (tau == 0)
     if refit and departed.any():
-        point = _mean_of_remaining(heard, departed[loud], point, groups)
-        away = distances(points, point, groups)
-    return Merged(replies.clients, point, departed, away.float())
-
-
-def _mean_of_remaining(heard: Sequence[Reply], departed: Tensor, point: Tensor, groups: Groups) -> Tensor:
-    """The point [P] with the mean of those who stay, wherever some depart [H, G] and others do not."""
-    torn = (departed.any(0) & ~departed.all(0)).nonzero().squeeze(1)
-    if not torn.numel():
-        return point
-    refitted = point.clone()
-    patterns, kinds = departed[:, torn].T.unique(dim=0, return_inverse=True)
-    kind_of = torch.full((len(groups.names) + 1,), -1, dtype=torch.int64, device=point.device)
-    kind_of[torn] = kinds
-    for number, gone in enumerate(patterns.tolist()):  # groups that the same clients leave, at once
-        columns = (kind_of[groups.ids_or_last] == number).nonzero().squeeze(1)
-        staying = (Reply(reply.client, reply.point[columns], reply.weight) for reply in compress(heard, _others(gone)))
-        refitted[columns] = weighted_mean(staying, point[columns])
-    return refitted
-
-
-def _others(chosen: Sequence[bool]) -> list[bool]:
-    return [not one for one in chosen]
+        point = _mean_of_remaining(weighted, departed[has_weight], point, groups)
+        deviations = distances(points, point, groups)
+    return Merged(replies.clients, point, departed, deviations.float())
 
 
 def group_thresholds(groups: Groups, threshold: float, blocks: Mapping[str, float]) -> Tensor:
-    """tau_g [G] float64: sqrt(n_g) times the threshold of the group's block.
+    """Return tau_g = sqrt(n_g) times the threshold of the group's block, [G] float64.
 
-    A threshold is the root mean square deviation of a parameter. `blocks` has, by pattern, those of blocks (a critic's)
-    that have their own.
+    threshold: a root mean square deviation of a parameter. blocks: thresholds of their own, by pattern of blocks.
+
+    Raises a ValueError where a pattern matches no block, or two match the same one.
     """
-    of = dict.fromkeys(groups.as_blocks.names, threshold)
-    taker: dict[str, str] = {}
-    for pattern, own in blocks.items():
-        for name in match_names(pattern, groups.as_blocks.names, "merge.blocks", "block"):
-            if name in taker:
-                both = f"merge.blocks: {short_toml(taker[name])} and {short_toml(pattern)} both take {short_toml(name)}"
-                raise ValueError(f"{both}; narrow one of the patterns")
-            taker[name], of[name] = pattern, own
-    assert all(value >= 0 for value in of.values()), f"a threshold below 0: {of}"
-    return groups.sqrt_sizes.new_tensor([of[block] for block in groups.blocks]) * groups.sqrt_sizes
+    names = groups.as_blocks.names
+    by_block = dict.fromkeys(names, threshold) | values_by_name(blocks, names, "merge.blocks", "block")
+    assert all(value >= 0 for value in by_block.values()), f"a threshold below 0: {by_block}"
+    return groups.sqrt_sizes.new_tensor([by_block[block] for block in groups.blocks]) * groups.sqrt_sizes
 
 
-def _first_to_remove(away: Tensor, out: Tensor) -> Tensor:
-    """Whom to take out of the mean first, [H] bool: a few who lie far drag it away from all others.
+def _first_to_mark(deviations: Tensor, beyond: Tensor) -> Tensor:
+    """Return the clients to mark first, [H] bool, where no client is marked yet.
 
-    Those would seem to depart as well; they are in the majority, and about as far from the mean as each other.
+    A few clients that lie far away drag the mean away from all others. The others then seem to be beyond tau as well;
+    but they are the majority, and all about as far from the mean as the median client. So clients that are further
+    than that come first.
+
+    deviations: [H, G], distances from the mean. beyond: [H, G] bool.
     """
-    far = out & (away > 1.25 * away.median(0).values)
-    return torch.where(far.any(0), far, out).any(1)
+    far = beyond & (deviations > 1.25 * deviations.median(0).values)
+    return torch.where(far.any(0), far, beyond).any(1)
 
 
 def _solve_location(
-    alone: Sequence[Reply], crowd: StreamingMean, shared: Tensor, point: Tensor, groups: Groups, tau: Tensor
+    marked: Sequence[Reply], unmarked_mean: StreamingMean, shared: Tensor, point: Tensor, groups: Groups, tau: Tensor
 ) -> Tensor:
-    """The best point [P] if all of the crowd lie within tau [G] of it; unchanged where tau is inf."""
-    points, weights = [reply.point for reply in alone], [reply.weight for reply in alone]
-    middle = crowd.result(torch.float64)
+    """Solve for the location [P], with the unmarked clients as one point at their mean.
+
+    shared: [P], an origin near the points. point: [P], what the result is in groups whose tau [G] is infinite.
+    """
+    points, weights = [reply.point for reply in marked], [reply.weight for reply in marked]
+    middle = unmarked_mean.result(torch.float64)
     if middle is not None:
-        points, weights = [*points, middle], [*weights, crowd.weight]
-    w, new = tau.new_tensor(weights), point.clone()
-    for alike, columns in columns_of_groups(groups, tau.isfinite().nonzero().squeeze(1).tolist()):
-        many = max(1, ENTRIES // (len(points) * min(len(points), columns.shape[1])))
-        for some, lies in zip(alike.split(many), columns.split(many), strict=True):
-            c = _coefficients(points, shared, lies, w, tau[some].unsqueeze(1))
-            for part, offset in offsets(points, shared, lies):
-                new[part] = (shared[part].double() + (c.unsqueeze(1) @ offset).squeeze(1)).float()
-    return new
+        points, weights = [*points, middle], [*weights, unmarked_mean.weight]
+    w, location = tau.new_tensor(weights), point.clone()
+    for equal_sized, columns in columns_of_groups(groups, tau.isfinite().nonzero().squeeze(1).tolist()):
+        chunk = max(1, ENTRIES // (len(points) * min(len(points), columns.shape[1])))
+        for chunk_groups, chunk_columns in zip(equal_sized.split(chunk), columns.split(chunk), strict=True):
+            c = _solve_coefficients(points, shared, chunk_columns, w, tau[chunk_groups].unsqueeze(1))
+            for part, offset in offsets(points, shared, chunk_columns):
+                location[part] = (shared[part].double() + (c.unsqueeze(1) @ offset).squeeze(1)).float()
+    return location
 
 
-def _coefficients(points: Sequence[Tensor], origin: Tensor, columns: Tensor, weights: Tensor, tau: Tensor) -> Tensor:
-    """[g, N]: of the best point of each of g groups, by the products of N points or, where that is less, by themselves.
+def _solve_coefficients(
+    points: Sequence[Tensor], origin: Tensor, columns: Tensor, weights: Tensor, tau: Tensor
+) -> Tensor:
+    """Solve for the coefficients of the location as a mean of N points in each of g groups, [g, N].
+
+    Works on the inner products of the points, or on the points where a group has no more columns than there are points.
 
     columns: [g, n]. weights: [N]. tau: [g, 1].
     """
@@ -158,44 +152,68 @@ def _coefficients(points: Sequence[Tensor], origin: Tensor, columns: Tensor, wei
         squares = product.diagonal(dim1=1, dim2=2)
         return _fixed_point(lambda c: (product @ c.unsqueeze(2)).squeeze(2), squares, weights, tau)
     offset = torch.cat([part for _, part in offsets(points, origin, columns)], 2)
-    across = offset.mT.contiguous()
+    transposed = offset.mT.contiguous()
     squares = offset.square().sum(2)
-    return _fixed_point(lambda c: (offset @ (across @ c.unsqueeze(2))).squeeze(2), squares, weights, tau)
+    return _fixed_point(lambda c: (offset @ (transposed @ c.unsqueeze(2))).squeeze(2), squares, weights, tau)
 
 
 def _fixed_point(product: Callable[[Tensor], Tensor], squares: Tensor, weights: Tensor, tau: Tensor) -> Tensor:
-    """Coefficients [g, N] of the N points' mean that Huber's weights no longer change.
+    """Iteratively reweighted least squares with step doubling: the fixed point of the coefficients c, [g, N].
 
-    product: of each point with the mean sum_k c_k x_k, [g, N] -> [g, N]. squares: [g, N], of each with itself. weights:
-    [N]. tau: [g, 1].
+    Each step moves c to the coefficients of the mean with weights w_k min(1, tau / r_k), r_k the distance of point x_k
+    from sum_k c_k x_k. Such steps never raise Huber's cost, but are slow where it is nearly flat, as between two
+    clients that disagree. So a step is stretched, twice as far each time, as long as that lowers the cost further.
 
-    The plain iteration only ever goes down, but slowly where the bottom is flat (two clients who disagree); so a step
-    is doubled as long as that goes down further.
+    product: maps c to the inner products of each point with sum_k c_k x_k, [g, N] -> [g, N]. squares: ||x_k||^2,
+    [g, N]. weights: [N]. tau: [g, 1].
     """
 
-    def away(c: Tensor, crossed: Tensor) -> Tensor:
-        return (squares - 2 * crossed + (c * crossed).sum(1, keepdim=True)).clamp(min=0).sqrt()
+    def distance(c: Tensor, with_mean: Tensor) -> Tensor:
+        """||x_k - m||^2 = ||x_k||^2 - 2 x_k'm + m'm; with_mean: x_k'm, [g, N]."""
+        return (squares - 2 * with_mean + (c * with_mean).sum(1, keepdim=True)).clamp(min=0).sqrt()
 
     def cost(r: Tensor) -> Tensor:
         return (weights * torch.where(r <= tau, r.square() / 2, tau * (r - tau / 2))).sum(1, keepdim=True)
 
     c = (weights / weights.sum()).expand_as(squares)
-    stride = torch.full_like(c[:, :1], 2.0)
+    stretch = torch.full_like(c[:, :1], 2.0)
     for _ in range(ITERATIONS):
-        crossed = product(c)
-        r = away(c, crossed)
+        with_mean = product(c)
+        r = distance(c, with_mean)
         pull = weights * (tau / r).clamp(max=1)
         step = pull / pull.sum(1, keepdim=True) - c
-        along = product(step)
-        near, far = c + step, c + stride * step
-        further = cost(away(far, crossed + stride * along)) < cost(away(near, crossed + along))
-        c, stride = torch.where(further, far, near), torch.where(further, 2 * stride, 2.0)
+        with_step = product(step)
+        plain, stretched = c + step, c + stretch * step
+        is_lower = cost(distance(stretched, with_mean + stretch * with_step)) < cost(
+            distance(plain, with_mean + with_step)
+        )
+        c, stretch = torch.where(is_lower, stretched, plain), torch.where(is_lower, 2 * stretch, 2.0)
         scale = (pull * r).sum(1) / pull.sum(1)
-        if ((step * along).sum(1) <= (TOLERANCE * scale).square()).all():
+        if ((step * with_step).sum(1) <= (TOLERANCE * scale).square()).all():
             break
     return c
 
 
-def _where(groups: Groups, chosen: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    """[P]: from yes in the chosen groups [G] bool, from no elsewhere."""
-    return torch.where(torch.cat([chosen, chosen.new_zeros(1)])[groups.ids_or_last], yes, no)
+def _mean_of_remaining(weighted: Sequence[Reply], departed: Tensor, point: Tensor, groups: Groups) -> Tensor:
+    """Return the point [P] with the mean of the clients that stay, in groups that some leave and others do not.
+
+    departed: [H, G] bool.
+    """
+    split = (departed.any(0) & ~departed.all(0)).nonzero().squeeze(1)
+    if not split.numel():
+        return point
+    refitted = point.clone()
+    patterns, pattern_numbers = departed[:, split].T.unique(dim=0, return_inverse=True)
+    pattern_of_group = torch.full((len(groups.names) + 1,), -1, dtype=torch.int64, device=point.device)
+    pattern_of_group[split] = pattern_numbers
+    for number, has_departed in enumerate(patterns.tolist()):  # at once, all groups that the same clients leave
+        columns = (pattern_of_group[groups.ids_or_last] == number).nonzero().squeeze(1)
+        remaining = compress(weighted, [not gone for gone in has_departed])
+        parts = (Reply(reply.client, reply.point[columns], reply.weight) for reply in remaining)
+        refitted[columns] = weighted_mean(parts, point[columns])
+    return refitted
+
+
+def _select_groups(groups: Groups, chosen: Tensor, inside: Tensor, outside: Tensor) -> Tensor:
+    """Take `inside` [P] in the chosen groups [G] bool, and `outside` [P] elsewhere."""
+    return torch.where(torch.cat([chosen, chosen.new_zeros(1)])[groups.ids_or_last], inside, outside)

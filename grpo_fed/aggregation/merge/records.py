@@ -1,4 +1,4 @@
-"""What a merge reads and what it says.
+"""The records that a merge rule reads and returns.
 
 K clients, P parameters of the shared blocks, G groups, B blocks that have groups.
 """
@@ -15,16 +15,16 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Reply:
-    """What one client sent."""
+    """The reply of one client."""
 
     client: str
-    """Its name."""
+    """The client's name."""
     point: Tensor
-    """[P] float32: the shared blocks as it left them."""
+    """[P] float32: the shared blocks after the client's training."""
     weight: float
-    """In a mean, of any scale; with 0 it is judged but changes nothing."""
+    """The client's weight, relative to other clients'; with 0 its deviations are measured but it changes nothing."""
     fisher: Tensor | None = None
-    """[P] float32: the diagonal of its policy's Fisher matrix, for `fisher`."""
+    """[P] float32: the diagonal of the Fisher matrix of the client's policy, for the rule `fisher`."""
 
     def __post_init__(self) -> None:
         assert math.isfinite(self.weight), f"{self.client}: weight {self.weight}"
@@ -33,17 +33,17 @@ class Reply:
 
 @dataclass(frozen=True, eq=False)
 class Replies:
-    """What the clients of a round sent, in the order of their names: the order of arrival changes nothing.
+    """The replies of a round, in the order of the clients' names.
 
-    Sums are taken in this order in float64, so that permuting the clients changes not a bit.
+    Rules sum in this order, so that the order in which replies arrive changes no bit of the result.
     """
 
     all: tuple[Reply, ...]
-    """[K]."""
+    """[K]: the replies, also those without weight."""
 
     @staticmethod
     def of(replies: Iterable[Reply]) -> Replies:
-        """In order."""
+        """Sort replies by the clients' names."""
         ordered = tuple(sorted(replies, key=lambda reply: reply.client))
         names = [reply.client for reply in ordered]
         assert len(set(names)) == len(names), "a client replies once"
@@ -51,47 +51,47 @@ class Replies:
 
     @property
     def clients(self) -> tuple[str, ...]:
-        """[K]: their names."""
+        """[K]: the clients' names."""
         return tuple(reply.client for reply in self.all)
 
     @property
     def weighted(self) -> tuple[Reply, ...]:
-        """Those with a weight above 0."""
+        """The replies with a weight above 0."""
         return tuple(reply for reply in self.all if reply.weight > 0)
 
 
 @dataclass(frozen=True, eq=False)
 class Clusters:
-    """Clients of a kind, for each block, and their means."""
+    """The clusters of clients in each block, and the clusters' means."""
 
     blocks: tuple[str, ...]
-    """[B]: names."""
+    """[B]: the blocks' names."""
     members: Tensor
-    """[K, B] int64: the cluster of each client in each block; 0 is the one of most weight."""
+    """[K, B] int64: the cluster of each client in each block; cluster 0 has the most weight."""
     points: Tensor
-    """[C, P]: where a block has cluster c, row c is its mean there, and elsewhere the mean of cluster 0."""
+    """[C, P]: row c has the mean of cluster c in every block; in blocks with fewer clusters, that of cluster 0."""
     ids: Tensor
     """[P] int64: the block of each parameter, -1 for none."""
 
     def point(self, client: int) -> Tensor:
-        """[P]: every block as the mean of the cluster that this client, 0 to K - 1, is in."""
-        own = torch.cat([self.members[client], self.members.new_zeros(1)])[self.ids]
-        return self.points.gather(0, own.unsqueeze(0)).squeeze(0)
+        """Return the point that a client, 0 to K - 1, is merged into: its cluster's mean in every block, [P]."""
+        cluster_of_column = torch.cat([self.members[client], self.members.new_zeros(1)])[self.ids]
+        return self.points.gather(0, cluster_of_column.unsqueeze(0)).squeeze(0)
 
 
 @dataclass(frozen=True, eq=False)
 class Merged:
-    """What a rule made of the replies."""
+    """The result of a merge."""
 
     clients: tuple[str, ...]
-    """[K]: names, in order."""
+    """[K]: the clients' names, in the order of the replies."""
     point: Tensor
     """[P] float32: where the shared blocks should go."""
     departed: Tensor
-    """[K, G] bool: the client leaves the group and keeps its own parameters there; the others have no deviation."""
+    """[K, G] bool: whether a client departs from a parameter group, and keeps its own parameters there."""
     deviations: Tensor
-    """[K, G] float32: how far what the client sent lies from what it is merged into."""
+    """[K, G] float32: the distance of a client's reply from the point that it is merged into."""
     clusters: Clusters | None = None
-    """By the rule `clusters`: what each client is merged into, instead of `point` for all."""
+    """With the rule `clusters`, what each client is merged into, instead of one `point` for all."""
     notes: tuple[str, ...] = field(default=())
-    """What a person should know about this merge."""
+    """Messages about this merge, for people."""

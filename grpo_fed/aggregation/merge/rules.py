@@ -1,4 +1,4 @@
-"""The merge rule of a scenario, bound to the scenario's settings."""
+"""Binds a scenario's merge rule to the scenario's settings."""
 
 from __future__ import annotations
 
@@ -18,28 +18,30 @@ from grpo_fed.scenario.settings import MergeSettings
 from grpo_fed.scenario.tables import is_import_path
 
 
-def check_rule(settings: MergeSettings, commons: SharedBlocks) -> None:
-    """ValueError for a rule that cannot be imported, and for patterns of blocks that take no shared block, or one
-    twice; where nothing is shared these rest.
+def check_rule(settings: MergeSettings, shared_blocks: SharedBlocks) -> None:
+    """Check that a scenario's rule can be used; where nothing is shared, patterns of blocks are not checked.
+
+    Raises a ValueError for a rule that cannot be imported, and for a pattern that matches no shared block or one that
+    another pattern matches too.
     """
     bind_rule(settings)
-    if commons.size:
-        group_thresholds(commons.groups, 0.0, none_as_infinity(settings.blocks))
+    if shared_blocks.size:
+        group_thresholds(shared_blocks.groups, 0.0, none_as_infinity(settings.blocks))
 
 
 def bind_rule(settings: MergeSettings) -> Callable[..., Merged]:
-    """The scenario's rule with the scenario's knobs."""
+    """Return the rule as a function of replies, shared vector and groups; ValueError if it cannot be imported."""
     threshold = float("inf") if settings.threshold is None else settings.threshold
-    apart: dict[str, Any] = {"threshold": threshold, "blocks": MappingProxyType(none_as_infinity(settings.blocks))}
+    thresholds: dict[str, Any] = {"threshold": threshold, "blocks": MappingProxyType(none_as_infinity(settings.blocks))}
     match settings.rule:
         case "huber":
-            return partial(RULES["huber"], **apart, refit=settings.refit)
+            return partial(RULES["huber"], **thresholds, refit=settings.refit)
         case "trimmed-mean":
             return partial(RULES["trimmed-mean"], fraction=settings.fraction)
         case "krum":
             return partial(RULES["krum"], byzantine=settings.byzantine, keep=settings.keep)
         case "clusters":
-            return partial(RULES["clusters"], **apart, structure=settings.structure, most=settings.most)
+            return partial(RULES["clusters"], **thresholds, structure=settings.structure, most=settings.most)
         case path if is_import_path(path):
             return custom_rule(settings)
         case rule:
@@ -47,5 +49,5 @@ def bind_rule(settings: MergeSettings) -> Callable[..., Merged]:
 
 
 def none_as_infinity(bounds: Mapping[str, float | None]) -> dict[str, float]:
-    """None, which is no limit, as infinity."""
+    """Replace None, which means no limit, by infinity."""
     return {name: float("inf") if bound is None else bound for name, bound in bounds.items()}

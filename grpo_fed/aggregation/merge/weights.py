@@ -1,4 +1,4 @@
-"""How much each client counts in a mean."""
+"""Weights of clients in a mean."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ Weighting: TypeAlias = Literal["uniform", "steps", "episodes", "progress"]
 
 @dataclass(frozen=True)
 class ClientWork:
-    """What a client tells of its own work in a round."""
+    """What a client reports of its own work in a round."""
 
     steps: int
-    """Of its environment, that it learned from."""
+    """Environment steps that the client learned from."""
     episodes: int
-    """That ended."""
+    """Episodes that ended."""
     gain: float
-    """Its mean return now less what it was before."""
+    """The client's mean return, less its mean return in the round before."""
     spread: float
-    """Standard deviation of its returns; the unit in which tasks with unlike rewards compare."""
+    """The standard deviation of the client's returns: the unit in which tasks with different rewards compare."""
 
 
-def weight(effort: ClientWork, by: Weighting) -> float:
-    """Of one client, of any scale, 0 or more.
+def client_weight(work: ClientWork, weighting: Weighting) -> float:
+    """Compute a client's weight in a mean: 0 or more, and relative to other clients' weights.
 
-    - `uniform`: all alike.
-    - `steps`, `episodes`: by experience.
-    - `progress`: the logistic function of the gain in units of the spread: 1/2 for a client where it was, towards 0 for
-      one that got worse. Never above 1: whatever a client says, it counts no more than two that stand still.
+    - `uniform`: 1.
+    - `steps`, `episodes`: their number.
+    - `progress`: the logistic function of the gain in units of the spread: 1/2 for a client that is as good as before,
+      towards 0 for one that got worse. It is at most 1, so a client with false reports counts for two at most.
     """
-    match by:
+    match weighting:
         case "uniform":
             return 1.0
         case "steps":
-            return float(effort.steps)
+            return float(work.steps)
         case "episodes":
-            return float(effort.episodes)
+            return float(work.episodes)
         case "progress":
-            if effort.spread > 0:
-                return 0.5 + 0.5 * math.tanh(0.5 * effort.gain / effort.spread)
-            return 0.5 + 0.5 * math.copysign(1.0, effort.gain) * (effort.gain != 0)
+            if work.spread > 0:
+                return 0.5 + 0.5 * math.tanh(0.5 * work.gain / work.spread)
+            return 0.5 + 0.5 * math.copysign(1.0, work.gain) * (work.gain != 0)
         case _:
-            assert_never(by)
+            assert_never(weighting)

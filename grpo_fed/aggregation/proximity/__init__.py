@@ -1,8 +1,12 @@
-"""How much of the server's step is made: within a KL budget for each shared block and one for the whole policy.
+"""How far the server steps: within a KL budget for each shared block and one for all of them together.
 
-A merge says where the shared blocks s should go, s*. Block b goes alpha_b of its way: s_b + alpha_b (s*_b - s_b), a
-trust region (1502.05477) of its own. `off` makes the whole step, `quadratic` trusts a diagonal Fisher matrix, and a
-`Search` trusts nothing but what clients measure.
+    records.py    Budgets, AcceptedStep and interpolate
+    quadratic.py  `quadratic`: the KL is predicted from a diagonal Fisher matrix
+    measured.py   `measured`: the KL is measured by clients, in a BudgetSearch
+    adaptive.py   budgets that follow the clients' returns
+
+A merge says where the shared blocks s should go, s*. Block b goes a fraction alpha_b of its step, to
+s_b + alpha_b (s*_b - s_b): a trust region (1502.05477) of its own. `off` makes the whole step.
 """
 
 from __future__ import annotations

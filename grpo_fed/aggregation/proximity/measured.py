@@ -1,196 +1,256 @@
-"""The step as far as clients allow, who measure its KL on states that stay with them: a dialogue over messages.
+"""Searches for the longest step whose measured KL is within all budgets. A step that is accepted was measured: together
+and with each block alone, by the same clients at the same time. Estimates only decide what is measured next.
 
-    search = Search(budgets, weights)
-    while trials := search.ask():
-        search = search.tell(what each client answered)
-    kept = search.kept()
+The search is a dialogue with clients, who measure KL on states that stay with them:
 
-First each block alone is measured at several parts of its step. From that follows where each should just be within its
-budget, and how much of that all together may go: as KL is d'Fd / 2 for a small step and the Fisher matrix F, B blocks
-together have at most B times the sum of their KL, and in PPO's rounds about twice. Around there whole policies are
-measured. Of long steps, and those of hidden layers, none of this need be true. So estimates decide what to ask next and
-nothing else: what is accepted was measured, together and each block alone, by the same clients at the same time.
+    search = BudgetSearch(budgets, weights)
+    while steps := search.next_query():
+        search = search.with_answers(...)  # the KL of each step, by client
+    step = search.accepted()
+
+1. The first query measures the whole step, and each block alone at several fractions of its step.
+2. From these `fraction_at_budget` estimates at which fraction each block alone just meets its budget, and
+   `joint_multiples` by how much these fractions have to shrink for all blocks together. The second query measures steps
+   around this estimate; it is nearly always the last.
+3. For long steps and hidden layers the estimates may be wrong. Then the third query measures the steps of
+   `backtracking_steps`, from fractions that were measured to be within each block's budget.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from grpo_fed.aggregation.proximity.quadratic import fraction_within
 from grpo_fed.aggregation.proximity.records import AcceptedBlock, AcceptedStep, Budgets, StepFractions
 
 MAX_QUERIES = 3
-"""Messages at most; the second is nearly always the last."""
+"""Queries at most; one without any answer counts too."""
 BLOCK_FRACTIONS = (1.0, 1 / 4, 1 / 16)
-"""Parts of its step at which a block alone is measured first. Each trial is a pass over a client's states: few do."""
+"""Fractions of its step at which a block alone is measured first: few, as each costs a pass over a client's states."""
 JOINT_MULTIPLES = (1.25, 1.0, 0.9, 0.8, 0.65, 0.5, 0.3)
-"""Multiples of the estimate at which whole policies are measured next."""
-BACKTRACKING = tuple(0.5**rung for rung in range(8))
-"""Parts of what was right for each block alone, where the estimate was wrong."""
+"""Multiples of the estimate at which all blocks together are measured next."""
+BACKTRACKING = tuple(0.5**halvings for halvings in range(8))
+"""Multiples of each block's largest fraction within budget that are measured last."""
 SAFETY = 0.98
-"""How much of an estimate to trust."""
+"""Multiple of an estimated fraction that is measured, so that most estimates turn out to be within budget."""
+
+
+def fraction_at_budget(kl: Sequence[float], budget: float) -> float:
+    """Estimate the fraction of a block's step at which the KL of the block alone is just within its budget.
+
+    Between two measured fractions KL is taken to be a power of the fraction; below the smallest one, its square.
+
+    kl: at each of BLOCK_FRACTIONS, infinite where it is unknown.
+
+    Example: 0.32, 0.02 and 0.00125 at 1, 1/4 and 1/16 grow as the square of the fraction, so a budget of 0.08 is met at
+    1/2; the estimate is SAFETY times that, 0.49.
+    """
+    within = next((i for i, value in enumerate(kl) if value <= budget and budget > 0), None)
+    if within is None:
+        return SAFETY * BLOCK_FRACTIONS[-1] * fraction_within(kl[-1], budget)
+    fraction = BLOCK_FRACTIONS[within]
+    if within == 0 or kl[within] <= 0 or kl[within - 1] == math.inf:
+        return fraction
+    power = math.log(budget / kl[within]) / math.log(kl[within - 1] / kl[within])
+    return max(fraction, SAFETY * fraction * math.pow(BLOCK_FRACTIONS[within - 1] / fraction, power))
+
+
+def joint_multiples(alone: Sequence[float], together: float, limits: Sequence[float], joint: float) -> list[float]:
+    """Estimate by how much blocks that alone meet their budgets have to shrink together; return multiples around that.
+
+    For a small step KL is d'Fd / 2 with the Fisher matrix F, so B blocks together have between 1 and B times the sum of
+    their KL (in rounds of PPO about twice); how many times is taken from their whole steps.
+
+    alone: [B], KL of each block's whole step alone. together: KL of all whole steps. limits: [B], the blocks' budgets.
+    joint: the budget of all together.
+
+    Example: two blocks of KL 0.02 each have 0.08 together, twice their sum. Within limits of 0.01 each, 0.04 is
+    expected together. A joint budget of 0.01 is met at half of that step, so the multiples are 1 and 0.625, 0.5, 0.45,
+    0.4, 0.325, 0.25 and 0.15.
+    """
+    coupling = together / (sum(alone) or math.inf)
+    coupling = min(max(1.0, coupling), len(alone)) if coupling < math.inf else len(alone)
+    expected = coupling * sum(min(kl, limit) for kl, limit in zip(alone, limits, strict=True))
+    shrink = fraction_within(expected, joint) if expected < math.inf else 0.5
+    return sorted({1.0, *(min(1.0, shrink * multiple) for multiple in JOINT_MULTIPLES)}, reverse=True)
+
+
+def backtracking_steps(measured: Iterable[tuple[StepFractions, float]], limits: Sequence[float]) -> list[StepFractions]:
+    """Return steps that shrink from the largest fraction at which each block alone was measured within its budget.
+
+    measured: steps and their KL. limits: [B], the blocks' budgets.
+
+    Example: two blocks with budgets of 0.02. Alone, the first had a KL of 0.5 at 1 and of 0.01 at 1/4, the second of
+    0.001 at 1. The steps are (1/4, 1), (1/8, 1/2), (1/16, 1/4) and so on.
+    """
+    largest = [0.0] * len(limits)
+    for step, kl in measured:
+        moving = [block for block, fraction in enumerate(step) if fraction]
+        if len(moving) == 1 and kl <= limits[moving[0]]:
+            largest[moving[0]] = max(largest[moving[0]], step[moving[0]])
+    return [tuple(multiple * fraction for fraction in largest) for multiple in BACKTRACKING]
 
 
 @dataclass(frozen=True)
 class Query:
-    """A message to the clients, and what came back."""
+    """Steps whose KL clients are asked to measure, and what they answered."""
 
+    candidates: tuple[StepFractions, ...] = ()
+    """Steps that may be accepted."""
     steps: tuple[StepFractions, ...] = ()
-    """Those of the trials that may be accepted."""
-    fractions: tuple[StepFractions, ...] = ()
-    """[M]: all that is measured; for each of the steps, its blocks alone too."""
+    """[M]: all steps to measure: the candidates, and for each of them its blocks alone."""
     clients: tuple[str, ...] = ()
-    """Who answered."""
+    """Names of the clients that answered."""
     kl: Mapping[StepFractions, float] = field(default_factory=dict)
-    """Of each trial, over those clients; what is no number counts as infinite."""
+    """The KL of each step over these clients; infinite where a client measured NaN."""
+
+    @staticmethod
+    def of(candidates: Iterable[StepFractions]) -> Query:
+        """Ask for candidates and for each of their blocks alone, each step once."""
+        moving = tuple(step for step in dict.fromkeys(candidates) if any(step))
+        alone = (block_alone(step, block) for step in moving for block, fraction in enumerate(step) if fraction)
+        return Query(moving, tuple(dict.fromkeys([*moving, *alone])))
+
+    def measured(self, step: StepFractions) -> float | None:
+        """Return the KL of a step, None if it was not measured; no step has a KL of 0 without measurement."""
+        return self.kl.get(step) if any(step) else 0.0
+
+    def measured_or_infinite(self, step: StepFractions) -> float:
+        """Return the KL of a step, more than any budget if it was not measured."""
+        kl = self.measured(step)
+        return math.inf if kl is None else kl
+
+
+def block_alone(step: StepFractions, block: int) -> StepFractions:
+    """Return the step of one block alone, all others at 0."""
+    return tuple(fraction if other == block else 0.0 for other, fraction in enumerate(step))
 
 
 @dataclass(frozen=True)
 class BudgetSearch:
-    """What was asked and answered so far, from which all else follows."""
+    """The queries so far and their answers, from which the next query or the accepted step follows."""
 
     budgets: Budgets
     weights: Mapping[str, float]
-    """Of the clients that are asked, in the mean."""
+    """The weight of each asked client in a mean."""
     queries: tuple[Query, ...] = ()
 
     def next_query(self) -> tuple[StepFractions, ...]:
-        """[M]: what the clients should measure now; nothing once the step is decided."""
-        return self._next.fractions
+        """Return the steps that clients should measure next, [M]; empty once the search has ended."""
+        return self._next.steps
 
     def with_answers(self, answers: Mapping[str, Sequence[float]]) -> BudgetSearch:
-        """Go on with the answers to `ask`, [M] by client. One of another length, or of a stranger, is none."""
-        asked = self._next
-        assert asked.fractions, "nothing was asked"
-        heard = [
-            name for name in sorted(answers) if name in self.weights and len(answers[name]) == len(asked.fractions)
-        ]
-        columns = zip(*([float(kl) for kl in answers[name]] for name in heard), strict=True)
-        kl = dict(zip(asked.fractions, (self._over_clients(heard, column) for column in columns), strict=False))
-        return replace(self, queries=(*self.queries, replace(asked, clients=tuple(heard), kl=kl)))
+        """Add the answers to `next_query`.
+
+        answers: KL of each step, [M], by client. Those of another length or of unknown clients are left out.
+        """
+        query = self._next
+        assert query.steps, "nothing was asked"
+        clients = [name for name in sorted(answers) if name in self.weights and len(answers[name]) == len(query.steps)]
+        by_step = zip(*([float(kl) for kl in answers[name]] for name in clients), strict=True)
+        kl = dict(zip(query.steps, (self._over_clients(clients, values) for values in by_step), strict=False))
+        return replace(self, queries=(*self.queries, replace(query, clients=tuple(clients), kl=kl)))
 
     def accepted(self) -> AcceptedStep:
-        """The longest step that was measured to be within all budgets, or none at all."""
-        assert not self.next_query(), "not decided yet"
-        trip, step = self._accepted or (Query(), (0.0,) * len(self._limits))
+        """Return the longest step that was measured to be within all budgets; no step if there is none."""
+        assert not self.next_query(), "the search has not ended"
+        query, step = self._accepted or (Query(), (0.0,) * len(self._limits))
         first = self._answered[0] if self._answered else Query()
-        blocks = []
-        for number, (block, budget) in enumerate(self.budgets.blocks.items()):
-            wanted, alpha = self._kl(first, self._alone(number, 1.0)), step[number]
-            blocks.append(AcceptedBlock(block, wanted, budget, alpha, self._kl(trip, self._alone(number, alpha))))
-        wanted, joint = self._kl(first, (1.0,) * len(step)), self._kl(trip, step)
-        return AcceptedStep(tuple(blocks), wanted, self.budgets.joint, joint, trip.clients)
+        whole = (1.0,) * len(step)
+        blocks = tuple(
+            AcceptedBlock(
+                block,
+                wanted=first.measured(block_alone(whole, number)),
+                budget=budget,
+                alpha=step[number],
+                kl=query.measured(block_alone(step, number)),
+            )
+            for number, (block, budget) in enumerate(self.budgets.blocks.items())
+        )
+        return AcceptedStep(blocks, first.measured(whole), self.budgets.joint, query.measured(step), query.clients)
 
     def _over_clients(self, clients: Sequence[str], kl: Sequence[float]) -> float:
-        """One number for what each of the clients measured."""
-        numbers = [math.inf if math.isnan(one) else one for one in kl]
+        """Combine what each client measured for a step, as the budgets are meant: the worst, or the weighted mean."""
+        values = [math.inf if math.isnan(value) else value for value in kl]
         if self.budgets.over == "worst":
-            return max(numbers)
-        counted = [(self.weights[name], one) for name, one in zip(clients, numbers, strict=True) if self.weights[name]]
-        total = sum(weight for weight, _ in counted)
-        return sum(weight * one for weight, one in counted) / total if total else math.inf
+            return max(values)
+        terms = [(self.weights[name], value) for name, value in zip(clients, values, strict=True) if self.weights[name]]
+        total = sum(weight for weight, _ in terms)
+        return sum(weight * value for weight, value in terms) / total if total else math.inf
 
     @property
     def _next(self) -> Query:
+        """The next query, empty once the search has ended. A query without any answer is asked again."""
         if self._accepted or len(self.queries) == MAX_QUERIES or not any(self._whole):
             return Query()
-        match len(self._answered):
-            case 0:
+        match self._answered:
+            case ():
                 return self._first_query()
-            case 1:
-                return self._trip(self._second_query(self._answered[0]))
+            case (first,):
+                return self._second_query(first)
             case _:
-                return self._trip(self._last_query())
-
-    # What to ask
+                return self._last_query()
 
     def _first_query(self) -> Query:
-        """The whole step, and each block alone at several parts of it."""
-        ladders = [BLOCK_FRACTIONS if 0 < limit < math.inf else (1.0,) for limit in self._limits]
-        alone = [self._alone(number, alpha) for number, ladder in enumerate(ladders) for alpha in ladder]
-        return Query((self._whole,), tuple(dict.fromkeys([(1.0,) * len(ladders), self._whole, *alone])))
+        """Ask for the whole step, and for each block alone at several fractions.
 
-    def _trip(self, steps: Iterable[StepFractions]) -> Query:
-        """These steps, each with its blocks alone."""
-        steps = tuple(step for step in dict.fromkeys(steps) if any(step))
-        alone = (self._alone(number, alpha) for step in steps for number, alpha in enumerate(step) if alpha)
-        return Query(steps, tuple(dict.fromkeys([*steps, *alone])))
-
-    def _second_query(self, survey: Query) -> Iterator[StepFractions]:
-        """Down from where each block alone should just be within its budget, around where all together should be."""
-        tops = [self._top(survey, number) for number in range(len(self._limits))]
-        alone = [self._certain(survey, self._alone(number, alpha)) for number, alpha in enumerate(self._whole)]
-        coupling = self._certain(survey, self._whole) / (sum(alone) or math.inf)
-        coupling = min(max(1.0, coupling), len(alone)) if coupling < math.inf else len(alone)
-        expected = coupling * sum(min(kl, limit) for kl, limit in zip(alone, self._limits, strict=True))
-        shrink = fraction_within(expected, self.budgets.joint) if expected < math.inf else 0.5
-        for multiple in sorted({1.0, *(min(1.0, shrink * multiple) for multiple in JOINT_MULTIPLES)}, reverse=True):
-            yield tuple(multiple * top for top in tops)
-
-    def _top(self, survey: Query, number: int) -> float:
-        """Where a block alone should just be within its budget: above the highest rung that is, and below the next."""
-        limit = self._limits[number]
-        kl = [self._certain(survey, self._alone(number, alpha)) for alpha in BLOCK_FRACTIONS]
-        low = next((rung for rung, one in enumerate(kl) if one <= limit and limit > 0), None)
-        if low is None:
-            return SAFETY * BLOCK_FRACTIONS[-1] * fraction_within(kl[-1], limit)
-        if low == 0 or kl[low] <= 0 or kl[low - 1] == math.inf:
-            return BLOCK_FRACTIONS[low]
-        power = math.log(limit / kl[low]) / math.log(kl[low - 1] / kl[low])  # KL is like a power of alpha between them
-        return max(
-            BLOCK_FRACTIONS[low],
-            SAFETY * BLOCK_FRACTIONS[low] * math.pow(BLOCK_FRACTIONS[low - 1] / BLOCK_FRACTIONS[low], power),
+        A block whose budget is 0 or infinite needs no estimate, so it is measured at 1 alone.
+        """
+        count = len(self._limits)
+        alone = (
+            block_alone((fraction,) * count, block)
+            for block, limit in enumerate(self._limits)
+            for fraction in (BLOCK_FRACTIONS if 0 < limit < math.inf else (1.0,))
         )
+        return Query((self._whole,), tuple(dict.fromkeys([(1.0,) * count, self._whole, *alone])))
 
-    def _last_query(self) -> Iterator[StepFractions]:
-        """Down from the most that was measured to be within its budget for each block alone."""
-        most = [0.0] * len(self._limits)
-        for trip in self._answered:
-            for trial in trip.fractions:
-                moving = [number for number, alpha in enumerate(trial) if alpha]
-                if len(moving) == 1 and self._certain(trip, trial) <= self._limits[moving[0]]:
-                    most[moving[0]] = max(most[moving[0]], trial[moving[0]])
-        for factor in BACKTRACKING:
-            yield tuple(factor * alpha * whole for alpha, whole in zip(most, self._whole, strict=True))
+    def _second_query(self, first: Query) -> Query:
+        """Ask for steps around the estimate of the longest one within all budgets."""
+        blocks = range(len(self._limits))
+        fractions = [fraction_at_budget(self._block_kl(first, block), self._limits[block]) for block in blocks]
+        alone = [first.measured_or_infinite(block_alone(self._whole, block)) for block in blocks]
+        together = first.measured_or_infinite(self._whole)
+        multiples = joint_multiples(alone, together, self._limits, self.budgets.joint)
+        return Query.of(tuple(multiple * fraction for fraction in fractions) for multiple in multiples)
 
-    # What is known
+    def _block_kl(self, first: Query, block: int) -> list[float]:
+        """Return the KL of a block alone at each of BLOCK_FRACTIONS."""
+        steps = ((fraction,) * len(self._limits) for fraction in BLOCK_FRACTIONS)
+        return [first.measured_or_infinite(block_alone(step, block)) for step in steps]
+
+    def _last_query(self) -> Query:
+        """Ask for steps that shrink from what was measured to be within each block's budget."""
+        measured = ((step, query.measured_or_infinite(step)) for query in self._answered for step in query.steps)
+        steps = backtracking_steps(measured, self._limits)
+        return Query.of(tuple(f * whole for f, whole in zip(step, self._whole, strict=True)) for step in steps)
 
     @property
     def _limits(self) -> tuple[float, ...]:
-        """[B]."""
+        """[B]: the blocks' budgets."""
         return tuple(self.budgets.blocks.values())
 
     @property
     def _whole(self) -> StepFractions:
-        """The step as the merge wants it, but for blocks that may not move."""
+        """[B]: the whole step, without blocks that may not move."""
         return tuple(1.0 if limit > 0 and self.budgets.joint > 0 else 0.0 for limit in self._limits)
 
     @property
     def _answered(self) -> tuple[Query, ...]:
-        return tuple(trip for trip in self.queries if trip.clients)
+        return tuple(query for query in self.queries if query.clients)
 
     @property
     def _accepted(self) -> tuple[Query, StepFractions] | None:
-        within = ((trip, step) for trip in self.queries for step in trip.steps if self._is_within(trip, step))
+        """The longest candidate that is within all budgets, and the query that measured it."""
+        within = ((query, step) for query in self.queries for step in query.candidates if self._is_within(query, step))
         return max(within, key=lambda pair: sum(pair[1]), default=None)
 
-    def _is_within(self, trip: Query, step: StepFractions) -> bool:
-        """Whether this was measured, for the whole policy and for each block alone, except where there is no limit."""
-        limits = {self._alone(number, alpha): self._limits[number] for number, alpha in enumerate(step) if alpha}
+    def _is_within(self, query: Query, step: StepFractions) -> bool:
+        """Return whether a step was measured within its budgets, together and each block alone.
+
+        Where a budget is infinite, nothing has to be measured.
+        """
+        limits = {block_alone(step, block): self._limits[block] for block, fraction in enumerate(step) if fraction}
         checks = [(step, self.budgets.joint), *limits.items()]
-        return all(limit == math.inf or self._certain(trip, trial) <= limit for trial, limit in checks)
-
-    def _certain(self, trip: Query, trial: StepFractions) -> float:
-        """The KL of a trial, or more than any budget if nobody measured it."""
-        kl = self._kl(trip, trial)
-        return math.inf if kl is None else kl
-
-    def _kl(self, trip: Query, trial: StepFractions) -> float | None:
-        """Of a trial, None if nobody measured it; what does not move needs no measuring."""
-        return trip.kl.get(trial) if any(trial) else 0.0
-
-    def _alone(self, number: int, alpha: float) -> StepFractions:
-        """One block moved, the others where they were."""
-        return tuple(alpha if other == number else 0.0 for other in range(len(self._limits)))
+        return all(limit == math.inf or query.measured_or_infinite(part) <= limit for part, limit in checks)

@@ -1,4 +1,4 @@
-"""What limits a step of the shared blocks, and what became of it. B blocks, P parameters of them."""
+"""The records of a step of the shared blocks: its budgets, and what was accepted. B blocks, P parameters in them."""
 
 from __future__ import annotations
 
@@ -11,71 +11,74 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 StepFractions: TypeAlias = tuple[float, ...]
-"""[B]: alpha of each block, the part of its step that it makes."""
+"""[B]: alpha of each block, the fraction of its step."""
 
 
 @dataclass(frozen=True)
 class Budgets:
-    """How much KL from the current shared policy is allowed; 0 moves nothing, infinity is no limit."""
+    """The KL from the current shared policy that a step may have; 0 moves nothing, infinity is no limit."""
 
     blocks: Mapping[str, float]
-    """For each shared block, with it alone moved."""
+    """The budget of each shared block, moved alone."""
     joint: float = math.inf
-    """With all of them moved."""
+    """The budget of all shared blocks, moved together."""
     over: Literal["mean", "worst"] = "mean"
-    """Of the clients' KL: their weighted mean, or the greatest."""
+    """What has to be within a budget: the weighted mean of the clients' KL, or the greatest."""
 
 
 @dataclass(frozen=True)
 class AcceptedBlock:
-    """What became of one block's step. A KL is None where nobody measured it."""
+    """The step of one block. A KL is None where it was not measured."""
 
     block: str
     wanted: float | None
-    """KL of the policy if this block alone had made its whole step."""
+    """The KL of the policy with this block alone moved by its whole step."""
     budget: float
+    """The block's KL budget."""
     alpha: float
-    """Part of the step that is made."""
+    """The fraction of the block's step that is made."""
     kl: float | None
-    """KL with this block alone moved by that part."""
+    """The KL of the policy with this block alone moved by that fraction."""
 
 
 @dataclass(frozen=True)
 class AcceptedStep:
-    """What became of a step."""
+    """The step that the server makes, and its KL. A KL is None where it was not measured."""
 
     blocks: tuple[AcceptedBlock, ...]
-    """[B]."""
+    """[B]: the step of each block."""
     joint_wanted: float | None
-    """KL of the policy if all blocks had made their whole steps."""
+    """The KL of the policy with all blocks moved by their whole steps."""
     joint_budget: float
+    """The KL budget of all blocks together."""
     joint: float | None
-    """KL of the policy as it will be."""
+    """The KL of the policy after the step."""
     clients: tuple[str, ...] = ()
-    """Who measured it."""
+    """Names of the clients that measured it."""
 
     @property
     def alphas(self) -> StepFractions:
-        """[B]."""
+        """[B]: the fraction of each block's step."""
         return tuple(block.alpha for block in self.blocks)
 
 
 def full_step(blocks: Iterable[str]) -> AcceptedStep:
-    """The whole step, and nobody is asked."""
+    """Return the whole step, without a measurement."""
     return AcceptedStep(
         tuple(AcceptedBlock(block, None, math.inf, 1.0, None) for block in blocks), None, math.inf, None
     )
 
 
 def interpolate(old: Tensor, new: Tensor, blocks: Sequence[slice], alphas: StepFractions) -> Tensor:
-    """Each block alpha of its way from old to new, [P] each: with 1 new's bits, with 0 old's. What is in none stays.
+    """Move each block by a fraction of the step from old to new, [P] each; parameters in no block stay.
 
-    Clients make what they measure with it, and the server what it accepts.
+    A fraction of 1 gives the bits of `new`, and 0 those of `old`. Clients compute the steps that they measure with this
+    function, and the server the step that it accepts, so both are the same to the bit.
     """
-    kept = old.clone()
+    moved = old.clone()
     for block, alpha in zip(blocks, alphas, strict=True):
         if alpha == 1:
-            kept[block] = new[block]
+            moved[block] = new[block]
         elif alpha != 0:
-            kept[block] = old[block].lerp(new[block], alpha)
-    return kept
+            moved[block] = old[block].lerp(new[block], alpha)
+    return moved

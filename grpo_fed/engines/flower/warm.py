@@ -26,7 +26,7 @@ from typing import Any, TypeAlias, final
 
 from grpo_fed.engines.flower.forward import WARM_SOCKET
 from grpo_fed.engines.workers.fork_server import Worker, is_possible, preload
-from grpo_fed.engines.workers.frames import receive, send
+from grpo_fed.engines.workers.frames import make_request, receive, send
 
 PROCESS = "warm-server"
 """The name of the process."""
@@ -113,8 +113,7 @@ class WarmServer:
             request = forwarded["request"]
             key = repr(sorted(request["config"].items())), int(forwarded["run"])
             digest = hashlib.sha256(request["kind"].encode() + request["content"].tobytes()).hexdigest()
-            question = {"path": forwarded["path"], "serve": FACTORY, "given": None}
-            question |= {"chunk": (key[0],), "told": {key[0]: request}}
+            question = make_request(forwarded["path"], FACTORY, None, (key[0],), {key[0]: request})
             try:
                 message = self._begin(key, digest, question)
             except RuntimeError as error:

@@ -1,8 +1,9 @@
-"""The local engine: a whole federation on this machine, through the same messages as on many.
+"""The local engine: a whole federation on this machine, over the same checked messages as on many machines.
 
-`LocalGrid` is Flower's grid without Flower's processes. Clients whose policies have the same shapes answer together, in
-chunks, and the chunks are spread over worker processes; what each client remembers lies in a `Home`. A client that
-raises, dies or hangs has no answer, the others have theirs, and the next time it is asked again.
+`LocalGrid` carries the messages: it is a Flower grid without Flower's processes. Clients whose policies have the same
+shapes are trained together, in chunks, and the chunks are spread over worker processes. The state of each client is
+saved in a `StateStore`. If a client raises, dies or hangs, its round has no answer from it; the other clients' answers
+are used, and it is asked again in the next round.
 """
 
 from __future__ import annotations
@@ -15,98 +16,87 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self, final
 
-from grpo_fed.engines.local.grid import LocalGrid
+from grpo_fed.engines.local.grid import make_local_grid
 from grpo_fed.engines.wire.transport import GridTransport
 from grpo_fed.federation.clients import Clients
 from grpo_fed.federation.messages import Start
 from grpo_fed.federation.rounds import Federation
+from grpo_fed.federation.setup import FederationSetup
 from grpo_fed.federation.state_store import StateStore
-from grpo_fed.policy.shared import resolve_shared_blocks
 from grpo_fed.rl.device import resolve_device
-from grpo_fed.runs import folder as journal
 from grpo_fed.runs.checkpoint import Checkpoint
+from grpo_fed.runs.folder import check_usable, open_unfinished, read_engine_state
 from grpo_fed.runs.recorder import Watch
 from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.resolve import group_by_policy_shape
-from grpo_fed.tasks.task import Task
 
 CLIENTS = "clients"
-"""Of a run folder: what its clients remember."""
-
-
-def federate(
-    scenario: Scenario,
-    out: str | Path | None = None,
-    watch: Watch = lambda note: None,
-    workers: int | None = None,
-) -> Result:
-    """Train a federation; write a run folder to `out`; tell `watch` of every round, the first being 0.
-
-    ValueError for what is wrong with the scenario, before anything is written. Whatever stops it after that,
-    KeyboardInterrupt too, first finds the policies and `results.json` saved as they are. `workers` as for `LocalGrid`.
-    """
-    with LocalEngine(scenario, out, workers=workers) as federation:
-        return federation.run(watch)
-
-
-def resume(folder: str | Path, watch: Watch = lambda note: None) -> Result:
-    """Go on with a federation that was stopped, from its latest checkpoint, to the very end that it would have had.
-
-    ValueError if the folder holds no such run.
-    """
-    with LocalEngine.resumed(folder) as federation:
-        return federation.run(watch)
+"""The subfolder of a run's folder with the state of its clients."""
 
 
 @final
 class LocalEngine:
-    """A federation that is ready to begin: to make one finds what is wrong before anything is started or written."""
+    """Runs a federation on this machine.
+
+    Making an engine checks the scenario and the folder; only `run` starts processes and writes the run's folder.
+    """
 
     @classmethod
     def resumed(cls, folder: str | Path) -> Self:
-        """The run that a folder holds, from its latest checkpoint on, or from its start if there is none yet."""
+        """Make an engine for the unfinished run in a folder, from its latest checkpoint or, without one, its start.
+
+        Raises ValueError if the folder holds no such run.
+        """
         folder = Path(folder)
-        scenario, after = journal.open_unfinished(folder)
-        return cls(scenario, folder, after, begun=journal.read_engine_state(folder))
+        scenario, checkpoint = open_unfinished(folder)
+        return cls(scenario, folder, checkpoint, engine_state=read_engine_state(folder))
 
     def __init__(
         self,
         scenario: Scenario,
         out: str | Path | None = None,
-        after: Checkpoint | None = None,
+        checkpoint: Checkpoint | None = None,
         workers: int | None = None,
-        begun: Mapping[str, Any] | None = None,
+        engine_state: Mapping[str, Any] | None = None,
     ) -> None:
-        """A new run, or one that goes on `after` a checkpoint, with the workers that it had or was `begun` with."""
-        self.scenario, self.after = scenario, after
+        """Make an engine for a new run, or for one that continues from a checkpoint.
+
+        out: the run's folder; without one nothing is left behind.
+        workers: the number of worker processes, as for `make_local_grid`; ignored where a resumed run saved its own.
+        engine_state: what the run saved of its schedule when it began, for a run without a checkpoint.
+        Raises ValueError for what is wrong with the scenario, the folder or the checkpoint.
+        """
+        self.scenario, self.checkpoint = scenario, checkpoint
         self.folder = None if out is None else Path(out)
         self.device = str(resolve_device(scenario.device))
         if self.folder is not None:
-            journal.check_usable(self.folder)
-        noted: Mapping[str, Any] = (begun or {}) if after is None else after.parts.get("engine", {})
-        if after is not None and after.shared is not None and "workers" not in noted:
-            raise ValueError(f"{after.folder}: was not written by the local engine, and has not what its clients need")
-        self.shared_blocks = resolve_shared_blocks(scenario)
+            check_usable(self.folder)
+        saved: Mapping[str, Any] = (engine_state or {}) if checkpoint is None else checkpoint.parts.get("engine", {})
+        if checkpoint is not None and checkpoint.shared is not None and "workers" not in saved:
+            raise ValueError(
+                f"{checkpoint.folder}: was not written by the local engine, and lacks the state of the clients"
+            )
+        self.setup = FederationSetup.of(scenario)
         with ExitStack() as stack:
             if self.folder is None:
-                place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="grpo-fed-")))
+                states = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="grpo-fed-")))
             else:
-                place = self.folder / CLIENTS
-            self.state_store = StateStore(place, durable=False)
-            grid = LocalGrid(
-                scenario, self.shared_blocks, self.state_store, noted.get("workers", workers), noted.get("apart", ())
+                states = self.folder / CLIENTS
+            self.state_store = StateStore(states, durable=False)
+            grid = make_local_grid(
+                self.setup, self.state_store, saved.get("workers", workers), saved.get("set_aside", ())
             )
-            self.grid = stack.enter_context(grid)
+            self.schedule = stack.enter_context(grid).schedule
+            shared_blocks = self.setup.shared_blocks
             self.federation = Federation(
                 scenario,
-                self.shared_blocks,
-                GridTransport(grid, self.shared_blocks, scenario, grid.nodes),
+                shared_blocks,
+                GridTransport(grid, shared_blocks, scenario, grid.nodes),
                 self.folder,
-                after,
-                client_files=self._files,
+                checkpoint,
+                client_files=self._client_files,
                 before_results=self._save_policies,
-                engine={"workers": grid.workers, "apart": grid.schedule.set_aside},
+                engine=self.schedule.state,
                 device=self.device,
             )
             self._stack = stack.pop_all()
@@ -119,44 +109,48 @@ class LocalEngine:
 
     @property
     def result(self) -> Result | None:
-        """What became of it, as soon as it has ended, in whatever way."""
+        """The run's result, as soon as it has ended, in whatever way."""
         return self.federation.result
 
-    def run(self, watch: Watch = lambda note: None) -> Result:
-        """All rounds, or those that are left."""
+    def run(self, watch: Watch = lambda record: None) -> Result:
+        """Run all rounds, or those that are left; `watch` gets the record of each round, the first being 0."""
         shutil.rmtree(self.state_store.folder, ignore_errors=True)
-        if self.after is not None:
-            for client, file in self.after.files.items():
-                self.state_store.restore(self._run, client, file, self.after.original_names[client])
+        if self.checkpoint is not None:
+            for client, file in self.checkpoint.files.items():
+                self.state_store.restore(self._run_name, client, file, self.checkpoint.original_names[client])
         return self.federation.run(watch)
 
     @property
-    def _run(self) -> str:
-        """What the clients call it."""
+    def _run_name(self) -> str:
+        """The name under which the clients save their states of this run."""
         return self.federation.state.name
 
-    def _files(self, number: int) -> dict[str, Path]:
-        """Where what each client remembers is, on the disk."""
-        latest = {name: self.state_store.latest(self._run, name) for name in self.shared_blocks.clients}
+    def _client_files(self, round: int) -> dict[str, Path]:
+        """Find the latest saved state of each client, flushed to the disk, for a checkpoint after a round."""
+        rounds = {name: self.state_store.latest(self._run_name, name) for name in self.setup.clients}
         files = {
-            name: self.state_store.path(self._run, name, last) for name, last in latest.items() if last is not None
+            name: self.state_store.path(self._run_name, name, last) for name, last in rounds.items() if last is not None
         }
         for file in files.values():
-            _flush(file)
+            _flush_to_disk(file)
         return files
 
     def _save_policies(self, starts: Mapping[str, Start]) -> None:
-        """Those that clients play with, a few at a time."""
+        """Write the policies that clients are evaluated with to the run's folder, a chunk at a time to save memory."""
         if self.folder is None:
             return
-        tasks: dict[str, Task] = {task.client: task for fleet in group_by_policy_shape(self.scenario) for task in fleet}
-        for chunk in self.grid.schedule.chunks:
-            members = Clients(self.scenario, self.shared_blocks, [tasks[name] for name in chunk], self.state_store)
-            members.save_policies(self.folder, starts)
+        for chunk in self.schedule.chunks:
+            clients = Clients(
+                self.scenario,
+                self.setup.shared_blocks,
+                [self.setup.tasks[name] for name in chunk],
+                self.state_store,
+            )
+            clients.save_policies(self.folder, starts)
 
 
-def _flush(file: Path) -> None:
-    """To the disk, for a checkpoint must outlive the machine, and clients write without waiting for that."""
+def _flush_to_disk(file: Path) -> None:
+    """Flush a file to the disk: a checkpoint must survive a power cut, and clients write without waiting for that."""
     handle = os.open(file, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,26 +1,32 @@
-"""Which clients of the local engine are asked together."""
+"""Which clients of the local engine are trained together, and in which order."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import final
+from typing import Any, TypeAlias, final
 
 from grpo_fed.engines.workers.pool import Job
 from grpo_fed.rl.stacked_learner import CHUNK
 
-Names = tuple[str, ...]
+Names: TypeAlias = tuple[str, ...]
+"""Names of clients."""
 
 
-def make_chunks(fleets: Iterable[Sequence[str]], workers: int, most: int = CHUNK) -> list[Names]:
-    """Clients in chunks of at most `most`, so many and as equal as it takes to keep all workers busy to the end."""
-    fleets = [sorted(names) for names in fleets]  # as a server asks them, so that few answers wait for others
-    everybody, hands = sum(map(len, fleets)), max(1, workers)
-    turns = -(-everybody // (most * hands))
-    size = -(-everybody // (turns * hands))
+def make_chunks(groups: Iterable[Sequence[str]], workers: int, max_size: int = CHUNK) -> list[Names]:
+    """Cut clients into chunks that keep all workers busy to the end: as few as that takes, and of nearly equal sizes.
+
+    groups: the names of clients whose policies have the same shapes; a chunk never spans two groups.
+    max_size: the most clients in a chunk.
+    """
+    # In the order in which the server's messages come, so that few answers wait for others.
+    groups = [sorted(names) for names in groups]
+    clients, workers = sum(map(len, groups)), max(1, workers)
+    chunks_per_worker = -(-clients // (max_size * workers))
+    size = -(-clients // (chunks_per_worker * workers))
     chunks: list[Names] = []
-    for names in fleets:
+    for names in groups:
         count = -(-len(names) // size)
         ends = [len(names) * part // count for part in range(count + 1)]
         chunks += [tuple(names[begin:end]) for begin, end in pairwise(ends)]
@@ -29,43 +35,54 @@ def make_chunks(fleets: Iterable[Sequence[str]], workers: int, most: int = CHUNK
 
 @final
 class ChunkSchedule:
-    """Chunks, but for clients that had no answer the last time: they are asked apart, until they have answered.
+    """Asks the clients of a chunk together, and sets aside those that failed until they have answered again.
 
-    Who raised or died is alone then. Of a group that hung nobody knows who did, so it is asked in two halves, and after
-    all others.
+    A client that raises or whose process dies is set aside alone. If several clients were asked together and hang, it
+    is not known which of them hangs: they are set aside in two halves, and each half is halved again if it hangs too.
     """
 
-    def __init__(self, chunks: Sequence[Names], apart: Iterable[Sequence[str]] = ()) -> None:
+    def __init__(self, chunks: Sequence[Names], workers: int = 0, set_aside: Iterable[Sequence[str]] = ()) -> None:
+        """Make a schedule.
+
+        workers: the number of worker processes that the chunks were cut for; 0 if there are none.
+        set_aside: the clients that were set aside when an earlier schedule was saved.
+        """
         self.chunks = tuple(chunks)
-        self.set_aside: list[Names] = [tuple(names) for names in apart]
-        """These groups; always the same list, so that a checkpoint has it as it is."""
-        self._chunk = {name: chunk for chunk in chunks for name in chunk}
+        self.workers = workers
+        self.set_aside: list[Names] = [tuple(names) for names in set_aside]
+        """Clients that are asked apart from their chunks, those of an entry together. Always the same list object."""
+        self._chunk_of = {name: chunk for chunk in chunks for name in chunk}
 
-    def jobs(self, asked: Collection[str]) -> deque[Job]:
-        """Who is asked with whom; all that are asked, in the order of their names' first."""
-        aside = {name for names in self.set_aside for name in names}
-        together: dict[Names, list[str]] = {}
-        for name in asked:
-            if name not in aside:
-                together.setdefault(self._chunk[name], []).append(name)
-        groups = [Job(chunk, tuple(names)) for chunk, names in together.items()]
-        for names in self.set_aside:
-            there = tuple(name for name in names if name in asked)
-            if there:
-                groups.append(Job(self._chunk[there[0]], there, last=True))
-        return deque(groups)
+    @property
+    def state(self) -> Mapping[str, Any]:
+        """The JSON with which a resumed run asks the same clients together; it follows later changes of `set_aside`."""
+        return {"workers": self.workers, "set_aside": self.set_aside}
 
-    def one_by_one(self, group: Job) -> Iterator[Job]:
-        """Its clients each alone, to see who it is that fails."""
-        return (Job(group.chunk, (name,), last=True) for name in group.names)
+    def jobs(self, names: Collection[str]) -> deque[Job]:
+        """Put clients into jobs: by chunk, in the order of `names`, then those that are set aside."""
+        set_aside = {name for entry in self.set_aside for name in entry}
+        by_chunk: dict[Names, list[str]] = {}
+        for name in names:
+            if name not in set_aside:
+                by_chunk.setdefault(self._chunk_of[name], []).append(name)
+        jobs = [Job(chunk, tuple(together)) for chunk, together in by_chunk.items()]
+        for entry in self.set_aside:
+            together = tuple(name for name in entry if name in names)
+            if together:
+                jobs.append(Job(self._chunk_of[together[0]], together, last=True))
+        return deque(jobs)
 
-    def answered(self, group: Job) -> None:
-        """Its clients are back with the others."""
-        left = (tuple(name for name in names if name not in group.names) for names in self.set_aside)
-        self.set_aside[:] = [names for names in left if names]
+    def one_by_one(self, job: Job) -> Iterator[Job]:
+        """Split a failed job into one for each client, to find out which client fails."""
+        return (Job(job.chunk, (name,), last=True) for name in job.names)
 
-    def failed(self, group: Job) -> None:
-        """Its clients go apart; if it was more than one, in two halves."""
-        self.answered(group)
-        names, half = group.names, -(-len(group.names) // 2)
-        self.set_aside += [part for part in (names[:half], names[half:]) if part]
+    def answered(self, job: Job) -> None:
+        """Let the clients of a job rejoin their chunks."""
+        rest = (tuple(name for name in names if name not in job.names) for names in self.set_aside)
+        self.set_aside[:] = [names for names in rest if names]
+
+    def failed(self, job: Job) -> None:
+        """Set the clients of a job aside, in two halves if there are several."""
+        self.answered(job)
+        half = -(-len(job.names) // 2)
+        self.set_aside += [part for part in (job.names[:half], job.names[half:]) if part]

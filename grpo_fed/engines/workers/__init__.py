@@ -1,4 +1,4 @@
-"""Worker processes, and how they are asked.
+"""Worker processes, and how jobs are run in them.
 
     pool.py         WorkerPool and InProcessExecutor: jobs, and their results
     fork_server.py  forks workers from a process that has imported everything

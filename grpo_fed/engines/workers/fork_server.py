@@ -1,11 +1,12 @@
-"""Worker processes, forked from a nursery: a process that has imported all that a worker needs, and does nothing else.
+"""Worker processes, forked from a fork server: a process that has imported all that a worker needs, and stays idle.
 
-So the first worker starts while this process imports too, and a further one costs milliseconds, as does one that takes
-the place of another that has died. The nursery is started fresh, not forked from here, so it does not matter what
-threads, devices or locks this process has. All of them end with this process, even if it is killed: their end of a
-socket closes then. They never see Ctrl-C; this process tells them to stop.
+The fork server imports while this process imports too, so the first worker is ready early. A further worker, or one
+that replaces a worker that has died, costs milliseconds. The fork server is a fresh process, not a fork of this one, so
+it does not matter which threads, devices or locks this process has. The fork server and the workers end with this
+process, even if it is killed, because the other ends of their sockets are closed then. They ignore Ctrl-C; this process
+stops them.
 
-Nothing here imports more than the standard library, for `start_ahead` is called first of all.
+This module imports the standard library alone, because `preload` is called before anything else is imported.
 """
 
 from __future__ import annotations
@@ -25,110 +26,132 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 PRELOADED = "grpo_fed.engines.workers.handler"
-"""Imports all that a worker needs."""
+"""The module that imports all that a worker needs."""
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
 )
-"""The matrices are small, and every core has a process."""
+"""Environment variables that keep a worker to one thread: the matrices are small, and every core has a worker."""
 ENTRY = """import sys
 sys.path[:] = sys.argv[2:]
 from grpo_fed.engines.workers.fork_server import serve
 serve(int(sys.argv[1]))
 """
+"""The program of the fork server; its arguments are the socket's file descriptor and the `sys.path` to import with."""
+FORK, REAP = b"f", b"r"
+"""What the fork server can be asked: to fork a worker, which gets the socket that is sent along, or to reap one."""
 REQUEST, REPLY = struct.Struct("<cq"), struct.Struct("<q")
-HINT = ", perhaps for want of memory"
-FORK, REAP = b"b", b"k"
-"""Fork a worker that gets the socket which comes along; kill one, should it live, and say how it ended."""
+"""A request is FORK or REAP and a process id; a reply is a process id, an exit status, or an error number below 0."""
+OUT_OF_MEMORY_HINT = ", perhaps because memory ran out"
 
 
 def preload() -> None:
-    """Let the nursery start importing, before this process does the same."""
+    """Start the fork server now, so that it imports while this process imports too."""
     if is_possible():
-        _fork_server()
+        _ForkServer.running()
 
 
 def is_possible() -> bool:
-    """Whether workers can be had here: macOS has libraries that do not bear being forked, and Windows has no fork."""
+    """Return whether this system can have workers: libraries of macOS do not survive a fork, and Windows has none."""
     return sys.platform == "linux"
 
 
 @final
 class Worker:
-    """A process with one thread that answers what it is asked, with a socket to it."""
+    """A process with one thread that answers requests, and a socket to it."""
 
     def __init__(self) -> None:
-        """RuntimeError if there can be none."""
-        self._fork_server = _fork_server()
-        self.link, theirs = socket.socketpair()
-        with theirs:
-            self.pid = self._fork_server.fork(theirs)
+        """Fork a worker. Raises RuntimeError if that is impossible."""
+        self._fork_server = _ForkServer.running()
+        self.link, worker_end = socket.socketpair()
+        with worker_end:
+            self.pid = self._fork_server.fork(worker_end)
 
     def close(self) -> str:
-        """Kill it, should it live; says how it ended."""
-        ended = self._fork_server.reap(self.pid)
+        """Kill the worker if it is still alive, and say how its process ended."""
+        how = self._fork_server.reap(self.pid)
         self.link.close()
-        return ended
+        return how
 
 
 @final
 class _ForkServer:
-    """Where workers come from, as this process sees it."""
+    """The process that workers are forked from."""
+
+    _running: ClassVar[_ForkServer | None] = None
+
+    @classmethod
+    def running(cls) -> _ForkServer:
+        """Return the fork server of this process; start one if there is none yet, or if it has died."""
+        if cls._running is not None and not cls._running.is_alive:
+            cls.stop()
+        if cls._running is None:
+            cls._running = cls()
+        return cls._running
+
+    @classmethod
+    def stop(cls) -> None:
+        """Stop the fork server of this process, if there is one."""
+        if cls._running is not None:
+            cls._running._close()
+            cls._running = None
 
     def __init__(self) -> None:
-        self.owner = os.getpid()
+        self._owner = os.getpid()
         self._lock = threading.Lock()
-        self._control, theirs = socket.socketpair()
-        # a blocked signal stays so in what is started here, from its first instruction on
+        self._control, server_end = socket.socketpair()
+        # A blocked signal stays blocked in a new process, from its first instruction on.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            with theirs:
+            with server_end:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-c", ENTRY, str(theirs.fileno()), *sys.path],
-                    pass_fds=[theirs.fileno()],
+                    [sys.executable, "-c", ENTRY, str(server_end.fileno()), *sys.path],
+                    pass_fds=[server_end.fileno()],
                     stdin=subprocess.DEVNULL,
-                    stdout=2,  # what an environment prints must not get between what this process prints
+                    stdout=2,  # what an environment prints must not mix with the output of this process
                     env={**os.environ, **ONE_THREAD},
                 )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     @property
-    def is_there(self) -> bool:
-        return self.owner == os.getpid() and self._process.poll() is None
+    def is_alive(self) -> bool:
+        """Whether it runs and belongs to this process, rather than to one that this process was forked from."""
+        return self._owner == os.getpid() and self._process.poll() is None
 
     def fork(self, link: socket.socket) -> int:
-        """A new worker's process id."""
+        """Fork a worker at the other end of a socket, and return its process id."""
         pid = self._ask(FORK, 0, [link.fileno()])
         if pid is None or pid < 0:
             raise RuntimeError(
                 "no worker process can be started: "
-                + (f"{os.strerror(-pid)}" if pid else "what it imports failed, as said above")
-                + "; workers = 0 does without"
+                + (f"{os.strerror(-pid)}" if pid else "its imports failed, see the traceback above")
+                + "; workers = 0 runs without worker processes"
             )
         return pid
 
     def reap(self, pid: int) -> str:
-        """How a worker ended, that is gone then in any case."""
-        status = self._ask(REAP, pid) if self.is_there else None
+        """Kill a worker if it is still alive, and say how its process ended."""
+        status = self._ask(REAP, pid) if self.is_alive else None
         if status is None:
             return "its process is gone"
         code = os.waitstatus_to_exitcode(status)
         if code >= 0:
             return f"its process ended with exit code {code}"
-        return f"its process was ended by {signal.Signals(-code).name}{HINT if -code == signal.SIGKILL else ''}"
+        hint = OUT_OF_MEMORY_HINT if -code == signal.SIGKILL else ""
+        return f"its process was ended by {signal.Signals(-code).name}{hint}"
 
-    def close(self) -> None:
-        """Workers end by themselves, as their sockets close."""
+    def _close(self) -> None:
+        """Kill the process; the workers end by themselves when their sockets are closed."""
         self._control.close()
-        if self.owner == os.getpid():
+        if self._owner == os.getpid():
             self._process.kill()
             self._process.wait()
 
     def _ask(self, request: bytes, pid: int, handles: Sequence[int] = ()) -> int | None:
-        """None if it does not answer."""
+        """Send a request and return the reply; None if the fork server does not reply."""
         with self._lock:
             try:
                 socket.send_fds(self._control, [REQUEST.pack(request, pid)], handles)
@@ -138,33 +161,18 @@ class _ForkServer:
         return None if len(data) < REPLY.size else int(REPLY.unpack(data)[0])
 
 
-_known: list[_ForkServer] = []
+atexit.register(_ForkServer.stop)
 
 
-def _fork_server() -> _ForkServer:
-    """The one of this process, for as long as it lives."""
-    if _known and not _known[0].is_there:
-        _known.pop().close()
-    if not _known:
-        _known.append(_ForkServer())
-    return _known[0]
-
-
-@atexit.register
-def _close() -> None:
-    for nursery in _known:
-        nursery.close()
-
-
-# In the nursery and in the worker ------------------------------------------------------------------------------------
+# In the fork server and in the workers -------------------------------------------------------------------------------
 
 
 def serve(handle: int) -> None:
-    """The nursery: import, then fork whenever it is asked to."""
+    """Import everything, then fork and reap workers on request: the main function of the fork server."""
     control = socket.socket(fileno=handle)
     import_module(PRELOADED)
     gc.collect()
-    gc.freeze()  # else a worker that collects garbage would copy every page that it has in common with the others
+    gc.freeze()  # otherwise a worker's garbage collection would copy every page that it shares with the others
     while True:
         data, handles, *_ = socket.recv_fds(control, REQUEST.size, 1)
         if len(data) < REQUEST.size:
@@ -174,7 +182,7 @@ def serve(handle: int) -> None:
 
 
 def _fork(control: socket.socket, handle: int) -> int:
-    """The process id of a new worker, or the error's number, negative."""
+    """Fork a worker, and return its process id, or the error number below 0."""
     try:
         pid = os.fork()
     except OSError as error:
@@ -183,7 +191,7 @@ def _fork(control: socket.socket, handle: int) -> int:
         try:
             control.close()
             _work(socket.socket(fileno=handle))
-        except BaseException:  # noqa: BLE001, whatever it is, this must not go on as a second nursery
+        except BaseException:  # noqa: BLE001, a worker must never return into the loop of the fork server
             traceback.print_exc()
         finally:
             os._exit(1)
@@ -192,7 +200,7 @@ def _fork(control: socket.socket, handle: int) -> int:
 
 
 def _reap(pid: int) -> int:
-    """The status that `waitpid` gives."""
+    """Kill a worker if it is still alive, and return its status from `waitpid`."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     try:
@@ -202,29 +210,29 @@ def _reap(pid: int) -> int:
 
 
 def _work(link: socket.socket) -> None:
-    """Answer for ever."""
+    """Reply to requests for ever: the main function of a worker."""
     import torch
 
     from grpo_fed.engines.workers.frames import send
     from grpo_fed.engines.workers.handler import RequestHandler
 
     torch.set_num_threads(1)
-    inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(link, inbox), daemon=True).start()
-    desk = RequestHandler()
+    requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=_receive_requests, args=(link, requests), daemon=True).start()
+    handler = RequestHandler()
     while True:
-        send(link, desk.reply(inbox.get()))
+        send(link, handler.reply(requests.get()))
 
 
-def _listen(link: socket.socket, inbox: queue.SimpleQueue[dict[str, Any]]) -> None:
-    """Ends the process as soon as whoever asks is gone, in the middle of an answer too."""
+def _receive_requests(link: socket.socket, requests: queue.SimpleQueue[dict[str, Any]]) -> None:
+    """Receive requests in a thread of its own, so that the worker ends at once when the other end is closed."""
     from grpo_fed.engines.workers.frames import receive
 
     try:
         while True:
-            inbox.put(receive(link))
+            requests.put(receive(link))
     except (EOFError, OSError):
         os._exit(0)
-    except BaseException:  # noqa: BLE001, of a thread's exceptions nobody else takes notice
+    except BaseException:  # noqa: BLE001, an exception in a thread would go unnoticed
         traceback.print_exc()
         os._exit(1)

@@ -1,4 +1,4 @@
-"""Clients that are asked together, in whatever process they live."""
+"""What a process does with the jobs that it is given: it makes the clients of a chunk once, and lets them answer."""
 
 from __future__ import annotations
 
@@ -18,128 +18,142 @@ from gymnasium.envs.registration import EnvSpec
 
 from grpo_fed.federation.clients import Clients
 from grpo_fed.federation.messages import Answer, Instruction
+from grpo_fed.federation.setup import FederationSetup
 from grpo_fed.federation.state_store import StateStore
-from grpo_fed.policy.shared import SharedBlocks, resolve_shared_blocks
+from grpo_fed.scenario.importing import describe_exception
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.gym import find_env_spec
-from grpo_fed.tasks.resolve import resolve_tasks
-from grpo_fed.tasks.task import Task
 
 
 class ClientHandler(Protocol):
-    """Some clients who answer together, or a few of them at a time."""
+    """The clients of a chunk, which answer all together or some of them at a time."""
 
     def answer(self, instructions: Mapping[str, Instruction]) -> Mapping[str, Answer]:
-        """Of one kind for all of them; what one of them raises is raised, and nobody has an answer then."""
+        """Answer instructions, which are all of one kind.
+
+        If a client raises, the exception is raised from here and there is no answer of any client.
+        """
 
     def close(self) -> None:
-        """Let go of environments."""
+        """Close the environments."""
 
 
-Serve: TypeAlias = Callable[[Sequence[str]], ClientHandler]
-"""Makes clients of these names."""
+MakeClients: TypeAlias = Callable[[Sequence[str]], ClientHandler]
+"""Makes the clients with these names."""
 
 
 @dataclass(frozen=True)
 class ClientFactory:
-    """How another process makes clients."""
+    """Makes clients in another process, which imports what makes them."""
 
-    serve: str
-    """`module:function`, called with the clients' names, and with `given` where there is something."""
-    given: Mapping[str, Any] | None = None
-    """JSON."""
+    function: str
+    """`module:function`, called with the clients' names, and with `settings` if there are any."""
+    settings: Mapping[str, Any] | None = None
+    """The function's second argument, as JSON."""
 
     def __call__(self, names: Sequence[str]) -> ClientHandler:
-        module, _, function = self.serve.partition(":")
+        """Make the clients with these names."""
+        module, _, function = self.function.partition(":")
         make = getattr(import_module(module), function)
-        made: ClientHandler = make(names) if self.given is None else make(names, self.given)
-        return made
+        clients: ClientHandler = make(names) if self.settings is None else make(names, self.settings)
+        return clients
 
 
 @final
 class RequestHandler:
-    """Answers what this process is asked, and keeps the clients that it has made."""
+    """Answers requests, and keeps the clients of each chunk, so that their environments stay open."""
 
-    def __init__(self, serve: Serve | None = None) -> None:
-        """Without `serve`, a question says how its clients are made."""
-        self._serve = serve
-        self._known: dict[tuple[str, ...], ClientHandler] = {}
+    def __init__(self, make_clients: MakeClients | None = None) -> None:
+        """Make a handler; without `make_clients` every request says how its clients are made."""
+        self._make_clients = make_clients
+        self._clients: dict[tuple[str, ...], ClientHandler] = {}
 
     def answer(
-        self, chunk: tuple[str, ...], instructions: Mapping[str, Instruction], serve: Serve | None = None
+        self, chunk: tuple[str, ...], instructions: Mapping[str, Instruction], make_clients: MakeClients | None = None
     ) -> Mapping[str, Answer]:
-        """Of some clients of a chunk; raises what they raise."""
-        if chunk not in self._known:
-            make = serve or self._serve
-            assert make is not None, "somebody knows how to make them"
-            self._known[chunk] = make(chunk)
-        return self._known[chunk].answer(instructions)
+        """Let clients of a chunk answer; raises what they raise."""
+        if chunk not in self._clients:
+            make = make_clients or self._make_clients
+            assert make is not None, "the handler or the request says how clients are made"
+            self._clients[chunk] = make(chunk)
+        return self._clients[chunk].answer(instructions)
 
-    def reply(self, question: Mapping[str, Any]) -> dict[str, Any]:
-        """To another process: `answers`, or what was `raised` and the `trace` of it."""
-        sys.path[:] = question["path"]
+    def reply(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Reply to another process's `frames.make_request`.
+
+        Returns the `answers`, or what was `raised` and its `trace`.
+        """
+        sys.path[:] = request["path"]
         try:
-            recipe = ClientFactory(question["serve"], question["given"])
-            return {"answers": self.answer(question["chunk"], question["told"], recipe)}
-        except Exception as error:  # noqa: BLE001, whatever a client raises is its own affair
+            factory = ClientFactory(request["function"], request["settings"])
+            return {"answers": self.answer(request["chunk"], request["instructions"], factory)}
+        except Exception as error:  # noqa: BLE001, a client may raise anything, and the worker goes on
             return {"raised": describe_exception(error), "trace": traceback.format_exc()}
 
     def close(self) -> None:
-        """Let all of them go."""
-        for serving in self._known.values():
-            serving.close()
-        self._known.clear()
+        """Close all clients."""
+        for clients in self._clients.values():
+            clients.close()
+        self._clients.clear()
 
 
-def describe_exception(error: Exception) -> str:
-    """What a client raised, in words."""
-    return f"{type(error).__name__}: {error}"
+# The clients of a scenario in another process ------------------------------------------------------------------------
 
 
-def clients_factory(scenario: Scenario, home: StateStore, tasks: Sequence[Task]) -> ClientFactory:
-    """For any process. ValueError where one has environments, wrappers or networks that no other can know of."""
-    named = [scenario.policy.module or "", *(path for task in tasks for path in (task.env, *task.wrappers))]
+def clients_factory(setup: FederationSetup, state_store: StateStore) -> ClientFactory:
+    """Describe a scenario's clients so that another process can make them.
+
+    Raises ValueError if an environment, a wrapper or a network is defined where another process cannot import it.
+    """
+    tasks = setup.tasks.values()
+    paths = [setup.scenario.policy.module or "", *(path for task in tasks for path in (task.env, *task.wrappers))]
     specs = {task.env: find_env_spec(task) for task in tasks}.values()
-    named += [spec.entry_point for spec in specs if isinstance(spec.entry_point, str)]
-    for path in named:
+    paths += [spec.entry_point for spec in specs if isinstance(spec.entry_point, str)]
+    for path in paths:
         if path.startswith("__main__:"):
             raise ValueError(
-                f"{path}: no worker process can import that; give it a module of its own, or set workers = 0"
+                f"{path}: a worker process cannot import that; move it into a module of its own, or set workers = 0"
             )
     try:
-        written = [spec.to_json() for spec in specs]
+        specs_as_json = [spec.to_json() for spec in specs]
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"{error}: no worker process can know it; register it with an entry point module:Class, or set workers = 0"
+            f"{error}: a worker process cannot make it; register it with an entry point module:Class, or set"
+            " workers = 0"
         ) from error
     return ClientFactory(
         f"{__name__}:make_clients",
         {
-            "scenario": scenario.dumps(),
-            "home": str(home.folder.absolute()),
-            "durable": home.durable,
-            "specs": written,
+            "scenario": setup.scenario.dumps(),
+            "states": str(state_store.folder.absolute()),
+            "durable": state_store.durable,
+            "specs": specs_as_json,
         },
     )
 
 
-def make_clients(names: Sequence[str], given: Mapping[str, Any]) -> Clients:
-    """Clients of a scenario, in a process that has been told of it."""
-    scenario, commons, tasks = _setup(json.dumps(given))
-    home = StateStore(Path(given["home"]), given["durable"])
-    return Clients(scenario, commons, [tasks[name] for name in names], home)
+def make_clients(names: Sequence[str], settings: Mapping[str, Any]) -> Clients:
+    """Make clients of a scenario from the settings of `clients_factory`."""
+    setup = _setup(json.dumps(settings))
+    state_store = StateStore(Path(settings["states"]), settings["durable"])
+    return Clients(setup.scenario, setup.shared_blocks, [setup.tasks[name] for name in names], state_store)
 
 
 @lru_cache(maxsize=1)
-def _setup(given: str) -> tuple[Scenario, SharedBlocks, Mapping[str, Task]]:
-    """What such a process needs to know but once."""
-    told = json.loads(given)
-    scenario = Scenario.loads(told["scenario"])
+def _setup(settings: str) -> FederationSetup:
+    """Resolve a scenario in a worker, once for all chunks that the worker runs.
+
+    The setup cannot be handed over instead: its tasks hold gymnasium's spaces, which may be of a user's own class and
+    have no form in JSON, and nothing between processes is pickled. The worker needs the environments' modules anyway.
+    settings: JSON of the settings of `clients_factory`.
+    """
+    given = json.loads(settings)
+    scenario = Scenario.loads(given["scenario"])
     for entry in scenario.clients:
         module, colon, _ = entry.env.partition(":")
         if colon:
-            with suppress(Exception):  # tasks_of says what is wrong with it
-                import_module(module)  # before the specs: gymnasium warns of what registers itself a second time
-    for spec in map(EnvSpec.from_json, told["specs"]):
+            with suppress(Exception):  # resolving the tasks explains what is wrong with it
+                import_module(module)  # before the specs: gymnasium warns of an id that is registered twice
+    for spec in map(EnvSpec.from_json, given["specs"]):
         gymnasium.registry.setdefault(spec.id, spec)
-    return scenario, resolve_shared_blocks(scenario), {task.client: task for task in resolve_tasks(scenario)}
+    return FederationSetup.of(scenario)

@@ -1,6 +1,6 @@
-"""On which line of a TOML text does a key stand? `tomllib` does not say, and an error message should.
+"""Finds the line of every key in a TOML text, for error messages; `tomllib` does not report it.
 
-The text has gone through `tomllib` before, so this reads it without checking it again.
+The text has been parsed by `tomllib` before, so it is valid and is not checked again.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import tomllib
 from bisect import bisect_right
 
 KeyPath = tuple[str | int, ...]
-"""From the root to a value: keys of tables and indices of arrays, such as `("clients", 0, "env")`."""
+"""The way from the root to a value, by keys of tables and indices of arrays, such as `("clients", 0, "env")`."""
 
 _SPACE = re.compile(r"[ \t]*")
 _BLANK = re.compile(r"(?:[ \t\n,]|#[^\n]*)*")
-"""What stands between two statements, or two items of an array or inline table."""
+"""What separates two statements, or two items of an array or inline table."""
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _QUOTED = re.compile(r'"(?:[^"\\\n]|\\.)*"|' + r"'[^'\n]*'")
 _STRING = re.compile(
@@ -24,12 +24,12 @@ _SCALAR = re.compile(r"[^,\]}#\n]+")
 
 
 def line_numbers(text: str) -> dict[KeyPath, int]:
-    """The line, from 1, on which each table, key and array item of a valid TOML text stands first."""
+    """Find the line, counted from 1, on which each table, key and array item of a valid TOML text first occurs."""
     return _Scanner(text.replace("\r\n", "\n")).scan()
 
 
 def split_key(text: str) -> tuple[str, ...]:
-    """The parts of a dotted key as TOML writes it: `trust.blocks."torso.*"` has three. ValueError if it is none."""
+    """Split a dotted key as TOML writes it: `trust.blocks."torso.*"` has three parts. ValueError if it is not a key."""
     scanner = _Scanner(text)
     parts = scanner.key()
     if scanner.at != len(text):
@@ -38,15 +38,16 @@ def split_key(text: str) -> tuple[str, ...]:
 
 
 class _Scanner:
-    """One walk from the first character to the last."""
+    """Walks once through a text, from its first character to its last."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.at = 0
+        """The next character to read."""
         self.starts = [0, *(i + 1 for i, letter in enumerate(text) if letter == "\n")]
         self.lines: dict[KeyPath, int] = {}
         self.counts: dict[KeyPath, int] = {}
-        """How many tables each array of tables has so far."""
+        """The number of tables that each array of tables has so far."""
 
     def scan(self) -> dict[KeyPath, int]:
         table: KeyPath = ()
@@ -57,7 +58,7 @@ class _Scanner:
             table = self.header() if self.text[self.at] == "[" else self.pair(table)
 
     def header(self) -> KeyPath:
-        """`[a.b]` or `[[a.b]]`: the path of the table that begins here."""
+        """Read `[a.b]` or `[[a.b]]` and return the path of the table that begins here."""
         line = self.line()
         array = self.text.startswith("[[", self.at)
         self.at += 2 if array else 1
@@ -76,11 +77,11 @@ class _Scanner:
         return path
 
     def newest(self, path: KeyPath) -> KeyPath:
-        """Of an array of tables the table written last, which is what a header below it goes into."""
+        """Return the last table of an array of tables, to which a header below it belongs; other paths as they are."""
         return (*path, self.counts[path] - 1) if path in self.counts else path
 
     def pair(self, table: KeyPath) -> KeyPath:
-        """`a.b = value` inside `table`, which is given back."""
+        """Read `a.b = value` inside `table`, and return `table`."""
         line = self.line()
         path = table
         for part in self.key():
@@ -92,7 +93,7 @@ class _Scanner:
         return table
 
     def key(self) -> tuple[str, ...]:
-        """The parts of a dotted key, with the space around it."""
+        """Read a dotted key and the space around it, and return its parts."""
         parts = []
         while True:
             self.take(_SPACE)
@@ -106,7 +107,7 @@ class _Scanner:
             self.at += 1
 
     def value(self, path: KeyPath) -> None:
-        """Walks over a value and notes what is inside."""
+        """Read a value and note the lines of what is inside."""
         opening = self.text[self.at]
         if opening in "\"'":
             self.take(_STRING)
@@ -116,7 +117,7 @@ class _Scanner:
             self.take(_SCALAR)
 
     def items(self, path: KeyPath, opening: str) -> None:
-        """The inside of an array or of an inline table."""
+        """Read an array or an inline table."""
         self.at += 1
         self.take(_BLANK)
         index = 0
@@ -131,7 +132,7 @@ class _Scanner:
         self.at += 1
 
     def take(self, pattern: re.Pattern[str]) -> str:
-        """What the pattern matches here, walked over; empty if nothing."""
+        """Read and return what the pattern matches here; empty if it does not match."""
         match = pattern.match(self.text, self.at)
         self.at = match.end() if match else self.at
         return match.group() if match else ""

@@ -1,11 +1,11 @@
-"""What the user wrote, where each key of it stands, and what `--set` puts on top of it."""
+"""What the user wrote, the position of every key in it, and the values that `--set` puts on top of it."""
 
 from __future__ import annotations
 
 import re
 import tomllib
 from dataclasses import dataclass
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 from grpo_fed.scenario.toml.lines import KeyPath, line_numbers, split_key
@@ -13,87 +13,90 @@ from grpo_fed.scenario.toml.text import closest_match, did_you_mean, short_toml,
 
 
 class ScenarioError(ValueError):
-    """All that is wrong, a line for each mistake: `file:line: key = value: what is wrong, what would be right`."""
+    """Lists all mistakes of a scenario, one a line: `file:line: key = value: what is wrong; what to write instead`."""
 
 
 SourcePosition = tuple[int, int]
-"""(0, line of the file) or (1, number of the override): sorts as the user reads."""
+"""(0, line of the file) or (1, number of the override): sorts in the order in which a user reads."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What the user wrote, and where."""
+    """What the user wrote in a file and on the command line, with the position of every key."""
 
     name: str
-    """Of the file."""
+    """The file's name, as errors show it."""
     data: dict[str, Any]
+    """The tables of the file, with the overrides applied."""
     positions: dict[KeyPath, SourcePosition]
+    """Where each key is written: on a line of the file, or in the override that replaced it."""
     overrides: list[str]
+    """The overrides that were applied, such as `objective.clip=0.3`."""
 
     @classmethod
-    def of(cls, text: str, name: str) -> Source:
-        """A TOML text; ScenarioError if it is none."""
+    def parse(cls, text: str, name: str) -> Source:
+        """Parse a TOML text; ScenarioError if it is not TOML."""
         return cls(name, _parse(text, name), {path: (0, line) for path, line in line_numbers(text).items()}, [])
 
-    def set(self, override: str) -> str | None:
-        """Puts KEY=VALUE on top; gives back what is wrong with it, if something is."""
+    def apply_override(self, override: str) -> str | None:
+        """Put KEY=VALUE on top of the file; returns a line of error if that is not possible."""
         key, equals, value = override.partition("=")
         try:
             if not equals:
                 raise ValueError("must be KEY=VALUE, such as objective.clip=0.3")
-            path = _assign(self.data, split_key(key), _value(value))
+            path = _assign(self.data, split_key(key), _parse_value(value))
         except ValueError as error:
             return f"--set {_one_line(override)}: {error}"
-        for replaced in [other for other in self.positions if other[: len(path)] == path]:
+        for replaced in [inner for inner in self.positions if inner[: len(path)] == path]:
             del self.positions[replaced]
         for depth in range(1, len(path) + 1):
             self.positions.setdefault(path[:depth], (1, len(self.overrides)))
         self.overrides.append(override)
         return None
 
-    def position(self, path: KeyPath) -> SourcePosition:
-        """Of the key, or else of the innermost table around it."""
-        around = (path[:depth] for depth in range(len(path), 0, -1))
-        return next((self.positions[outer] for outer in around if outer in self.positions), (0, 1))
+    def position_at(self, path: KeyPath) -> SourcePosition:
+        """Return the position of a key, or else of the innermost table around it."""
+        prefixes = (path[:depth] for depth in range(len(path), 0, -1))
+        return next((self.positions[prefix] for prefix in prefixes if prefix in self.positions), (0, 1))
 
-    def has(self, path: KeyPath) -> bool:
+    def has_key(self, path: KeyPath) -> bool:
         """Whether the user gave this key."""
-        return self.value(path) is not None
+        return self.value_at(path) is not None
 
-    def value(self, path: KeyPath) -> Any:
-        """Of a key; None if the user did not give it."""
+    def value_at(self, path: KeyPath) -> Any:
+        """Return the value of a key; None if the user did not give it."""
         value: Any = self.data
         for part in path:
             if isinstance(value, dict):
                 value = value.get(part)
             else:
-                inside = isinstance(value, list) and isinstance(part, int) and part < len(value)
-                value = value[part] if inside else None
+                is_index = isinstance(value, list) and isinstance(part, int) and part < len(value)
+                value = value[part] if is_index else None
         return value
 
-    def key(self, path: KeyPath) -> str:
-        """As one writes it for `--set`: the tables in a list by name where they have one."""
+    def dotted_key(self, path: KeyPath) -> str:
+        """Write a key as `--set` takes it: a table in a list by its name, if the name is its own, else by its index."""
         return ".".join(toml_key(self._part(path[:depth], part)) for depth, part in enumerate(path))
 
     def _part(self, above: KeyPath, part: str | int) -> str:
         if isinstance(part, str):
             return part
-        names = _names(self.value(above))
+        names = _names(self.value_at(above))
         name = names[part] if part < len(names) else None
         return name if name and names.count(name) == 1 else str(part)
 
-    def line(self, path: KeyPath, text: str) -> str:
-        """What is said of a key, with its place and its value before it."""
-        kind, number = self.position(path)
-        value = self.value(path)
+    def error_line(self, path: KeyPath, text: str) -> str:
+        """Write a line of error about a key, beginning with the key's place and value."""
+        kind, number = self.position_at(path)
+        value = self.value_at(path)
         if kind:
             override = self.overrides[number]
-            same = len(split_key(override.partition("=")[0])) == len(path)
-            return f"--set {_one_line(override)}: {'' if same else f'{self.key(path)}: '}{text}"
+            is_whole_value = len(split_key(override.partition("=")[0])) == len(path)
+            return f"--set {_one_line(override)}: {'' if is_whole_value else f'{self.dotted_key(path)}: '}{text}"
         if value is None or isinstance(value, dict):
-            return f"{self.name}:{number}: {self.key(path)}: {text}"
-        told = f"{self.key(path)} = {short_toml(value)}"
-        return f"{self.name}:{number}: {'' if text.startswith(told) else f'{told}: '}{text}"
+            return f"{self.name}:{number}: {self.dotted_key(path)}: {text}"
+        key_and_value = f"{self.dotted_key(path)} = {short_toml(value)}"
+        return f"{self.name}:{number}: {'' if text.startswith(key_and_value) else f'{key_and_value}: '}{text}"
 
 
 def _one_line(text: str) -> str:
@@ -101,66 +104,67 @@ def _one_line(text: str) -> str:
 
 
 def _assign(data: dict[str, Any], keys: tuple[str, ...], value: Any) -> KeyPath:
-    """Sets a value in nested tables and lists, making tables that are not there; ValueError where that cannot be."""
-    here: Any = data
+    """Set a value in nested tables and lists, making missing tables; ValueError where that is not possible."""
+    container: Any = data
     path: KeyPath = ()
     for depth, key in enumerate(keys, start=1):
-        step: Any = key
-        if isinstance(here, list):
-            step = _index(here, key, ".".join(keys[: depth - 1]))
-        elif not isinstance(here, dict):
-            raise ValueError(f"{'.'.join(keys[: depth - 1])} is {short_toml(here)}, not a table")
-        path = (*path, step)
+        part: Any = key
+        if isinstance(container, list):
+            part = _index(container, key, ".".join(keys[: depth - 1]))
+        elif not isinstance(container, dict):
+            raise ValueError(f"{'.'.join(keys[: depth - 1])} is {short_toml(container)}, not a table")
+        path = (*path, part)
         if depth == len(keys):
-            here[step] = value
+            container[part] = value
         else:
-            here = here[step] if isinstance(here, list) else here.setdefault(step, {})
+            container = container[part] if isinstance(container, list) else container.setdefault(part, {})
     return path
 
 
-def _index(items: list[Any], key: str, where: str) -> int:
-    """Which item of a list a key means: by number or by name."""
+def _index(items: list[Any], key: str, list_name: str) -> int:
+    """Return the index of the item that a key means, by its number or its name."""
     names = _names(items)
     if names.count(key) == 1:
         return names.index(key)
     if key in names:
-        raise ValueError(f"{where} has {names.count(key)} called {key}; give the number of one, counted from 0")
+        raise ValueError(f"{list_name} has {names.count(key)} items called {key}; use an index, counted from 0")
     if not re.fullmatch("[0-9]+", key):
-        known = [name for name in names if name]
-        raise ValueError(f"{where} has none called {key}{did_you_mean(closest_match(key, known))}")
+        suggestion = did_you_mean(closest_match(key, [name for name in names if name]))
+        raise ValueError(f"{list_name} has no item called {key}{suggestion}")
     if int(key) >= len(items):
-        raise ValueError(f"{where} has no number {key}: it has {len(items)}, counted from 0")
+        raise ValueError(f"{list_name} has no item {key}: it has {len(items)}, counted from 0")
     return int(key)
 
 
 def _names(items: Any) -> list[str | None]:
-    """What the tables in a list are called."""
+    """List the names of the tables in a list, None for a table without one."""
     if not isinstance(items, list):
         return []
     names = [item.get("name") if isinstance(item, dict) else None for item in items]
     return [name if isinstance(name, str) else None for name in names]
 
 
-def _value(text: str) -> Any:
-    """The value of an override: TOML, or else a bare word."""
+def _parse_value(text: str) -> Any:
+    """Parse the value of an override, which is TOML or a bare word."""
     text = text.strip()
     try:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         if text.startswith(("[", "{", '"', "'")):
-            raise ValueError("the value is not TOML; is a quote or bracket missing, or eaten by the shell?") from None
+            message = "the value is not TOML; is a quote or bracket missing, or did the shell remove it?"
+            raise ValueError(message) from None
         return text
     return parsed["value"] if list(parsed) == ["value"] else text
 
 
-def read_text(path: FilePath) -> str:
-    """The text of a file; ScenarioError if there is none."""
+def read_text(path: Path) -> str:
+    """Read a text file; ScenarioError if that is not possible."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        beside = [other.name for other in path.parent.glob("*.toml")] if path.parent.is_dir() else []
-        close = closest_match(path.name, beside)
-        cure = did_you_mean(str(path.parent / close) if close else None)
+        files = [file.name for file in path.parent.glob("*.toml")] if path.parent.is_dir() else []
+        similar = closest_match(path.name, files)
+        cure = did_you_mean(str(path.parent / similar) if similar else None)
         raise ScenarioError(f"{path}: there is no such file{cure}") from None
     except UnicodeDecodeError as error:
         raise ScenarioError(f"{path}: must be text in UTF-8; byte {error.start} is not") from None
@@ -172,32 +176,32 @@ def _parse(text: str, name: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ScenarioError(f"{name}:{_syntax(text, str(error))}") from None
+        raise ScenarioError(f"{name}:{_explain_syntax_error(text, str(error))}") from None
 
 
-def _syntax(text: str, error: str) -> str:
+def _explain_syntax_error(text: str, error: str) -> str:
     """From `Invalid value (at line 3, column 8)` make `3: that line: not TOML: invalid value at column 8; the cure`."""
     lines = text.replace("\r\n", "\n").rstrip("\n").split("\n")
-    found = re.fullmatch(r"(?s)(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", error)
-    what = found[1][:1].lower() + found[1][1:] if found else error
-    if found and found[2]:
-        number, column = int(found[2]), int(found[3])
+    match = re.fullmatch(r"(?s)(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", error)
+    message = match[1][:1].lower() + match[1][1:] if match else error
+    if match and match[2]:
+        number, column = int(match[2]), int(match[3])
         rest = lines[number - 1][column - 1 :] if number <= len(lines) else ""
         where = f"at column {column}"
     else:
         number, rest, where = len(lines), "", "at the end of the file"
     line = shorten(lines[number - 1].strip()) if number <= len(lines) else ""
-    return f"{number}: {line}: not TOML: {what} {where}{_syntax_cure(what, rest.partition('#')[0].strip())}"
+    return f"{number}: {line}: not TOML: {message} {where}{_syntax_cure(message, rest.partition('#')[0].strip())}"
 
 
-def _syntax_cure(what: str, rest: str) -> str:
-    """What was probably meant, from tomllib's words and the rest of the line."""
-    if what == "invalid value" and rest.lower() in ("true", "false"):
+def _syntax_cure(message: str, rest: str) -> str:
+    """Guess what was meant, from tomllib's message and the rest of the line."""
+    if message == "invalid value" and rest.lower() in ("true", "false"):
         return f"; write {rest.lower()}"
-    if what == "invalid value" and re.match("[A-Za-z_/]", rest):
+    if message == "invalid value" and re.match("[A-Za-z_/]", rest):
         return f"; text needs quotes: {short_toml(rest)}"
-    if what.startswith(("cannot overwrite", "cannot declare")):
-        return "; it stands in the file twice"
-    if what.startswith(("illegal character '\\n'", "unclosed", "unterminated")):
+    if message.startswith(("cannot overwrite", "cannot declare")):
+        return "; it is in the file twice"
+    if message.startswith(("illegal character '\\n'", "unclosed", "unterminated")):
         return "; is a quote or bracket left open?"
     return ""

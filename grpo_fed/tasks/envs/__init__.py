@@ -1,13 +1,13 @@
-"""Copies of some clients' tasks, stepped side by side, whatever way their environments are stepped.
+"""Copies of some clients' tasks, stepped together, however each environment has to be stepped.
 
-    base.py        ClientEnvs, the interface, and what all kinds share
-    make.py        make_client_envs: the kind that fits the tasks
-    loop.py        single environments, stepped in a loop
-    vector.py      gymnasium's vector environments
-    mixed.py       several kinds as one
-    conversion.py  between an environment's spaces and flat arrays
+    base.py        ClientEnvs, the interface, EnvStep, and what all kinds share
+    make.py        make_client_envs: chooses the kinds that fit the tasks
+    loop.py        LoopEnvs: single environments, stepped in a loop
+    vector.py      VectorEnvs, AutoresetEnvs: gymnasium's vector environments
+    mixed.py       MixedEnvs: several kinds as one
+    conversion.py  ActionConverter, flatteners: between an environment's spaces and flat arrays
     cache.py       EnvCache: idle environments, by client
-    action_log.py  ActionLog: the actions of running episodes, to step into them again
+    action_log.py  ActionLog: the actions of running episodes, with which they are continued
 
 Begin with base.py.
 """

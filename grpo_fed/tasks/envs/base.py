@@ -1,7 +1,7 @@
-"""What lanes are, how their episodes are named, and when these are cut.
+"""ClientEnvs, the interface to env copies that are stepped together, and what all its kinds share.
 
-L lanes are N copies of each of K clients' tasks, a client's own next to each other: lane = client * N + copy. D
-observation entries, A action entries.
+There are L env copies: N copies of each of K clients' tasks. The copies of a client are consecutive, copy n of client k
+has the index k * N + n. D is the size of an observation, A that of an action.
 """
 
 from __future__ import annotations
@@ -13,53 +13,74 @@ from typing import Any, final
 
 import numpy as np
 
-from grpo_fed.tasks.task import Task, TaskShape
+from grpo_fed.tasks.gym_task import GymTask
+from grpo_fed.tasks.task import TaskShape
 
 NEVER = 2**62
 
 
-class ClientEnvs(ABC):
-    """Copies of tasks that are stepped together. After a TaskError, `reset` starts them anew.
+@dataclass(frozen=True)
+class EnvStep:
+    """The results of one step of every env copy. A copy whose episode ends begins the next one in the same step."""
 
-    Episode e of a lane is reset with `episode_seed(stream, e)`, where `stream` is what the lane was told to begin with:
-    so an episode can be played again from its name, and no lane depends on another.
+    observations: np.ndarray
+    """[L, D] float32: what to act on next; where an episode ended, the first observation of the next one."""
+    final_observations: np.ndarray
+    """[L, D] float32: what the action led to; equal to `observations` where no episode ended."""
+    rewards: np.ndarray
+    """[L] float64."""
+    terminated: np.ndarray
+    """[L] bool: the task ended the episode; nothing comes after."""
+    truncated: np.ndarray
+    """[L] bool: the episode was cut; more would have come."""
+    valid: np.ndarray
+    """[L] bool: False where the action was not used (a reset step of an environment that resets itself late)."""
+
+
+class ClientEnvs(ABC):
+    """Copies of clients' tasks that are stepped together. After a TaskError, `reset` makes them usable again.
+
+    Each env copy has a stream of episodes, which the seed given to `reset` names. Episode e of a stream is reset with
+    `episode_seed(stream, e)`, so an episode can be repeated from its stream and number, and no copy depends on another.
     """
 
     names: tuple[str, ...]
-    """[L]: whose copy each lane is."""
+    """[L]: the client of each env copy."""
     observation_size: int
     """D."""
     reproducible: bool
-    """Whether that holds for every episode; an environment that resets itself decides on its own."""
+    """Whether episodes have these seeds; an environment that resets itself begins its episodes without them."""
 
     @property
     def size(self) -> int:
-        """L."""
+        """L: the number of env copies."""
         return len(self.names)
 
     @abstractmethod
     def reset(self, seeds: np.ndarray) -> np.ndarray:
-        """Begin the streams of episodes that seeds [L] uint64 name; first observations [L, D] float32."""
+        """Begin the first episode of the streams that seeds [L] uint64 name; first observations [L, D] float32."""
 
     @abstractmethod
     def resume(self, seeds: np.ndarray, episodes: np.ndarray, actions: Sequence[np.ndarray]) -> np.ndarray:
-        """Take up the `episodes`-th [L] of the streams where they were left: lanes take their actions so far once more.
+        """Continue interrupted episodes: reset each env copy to its episode, and take the actions so far once more.
 
-        `actions` [L] of [n, A] each, n as long as the lane's episode was. Observations [L, D] that the lanes stand at.
-        Lanes that are not reproducible begin anew.
+        seeds: [L] uint64, the streams. episodes: [L], the number of each copy's episode in its stream. actions: [L] of
+        [n, A], the n actions that a copy took in its episode.
+
+        Returns the observations [L, D] to act on next. Copies that are not reproducible begin a new episode.
         """
 
     @abstractmethod
     def step(self, actions: np.ndarray, restart: bool = True) -> EnvStep:
-        """Take the policy's actions, [L, A] floats. All arrays of the Step are new ones.
+        """Take the policy's actions, [L, A] floats. The arrays of the result are new ones.
 
-        A lane that is done begins its next episode; or, without `restart`, it sleeps until the next `reset`: not valid,
-        reward 0, its last observation as it was.
+        restart: whether an env copy whose episode ends begins the next one. Without it the copy sleeps until the next
+        `reset`: its steps are not valid, their reward is 0, and its observation is its last one.
         """
 
     @abstractmethod
     def reset_infos(self, key: str) -> np.ndarray:
-        """[L]: what each lane's latest reset said under `key` of its info; ValueError if it said nothing."""
+        """Return the values [L] that the info of each copy's latest reset has under `key`; ValueError without one."""
 
     @abstractmethod
     def close(self) -> None:
@@ -67,9 +88,9 @@ class ClientEnvs(ABC):
 
 
 def episode_seed(stream: int, episode: int) -> int:
-    """Which seed the `episode`-th episode of a stream is reset with, from 0 to 2**31 - 1.
+    """Compute the seed, from 0 to 2**31 - 1, of the `episode`-th episode of a stream.
 
-    SplitMix64 (Steele, Lea and Flood 2014), the stream being its seed and the episode how often it was stepped.
+    SplitMix64 (Steele, Lea and Flood 2014): the stream is its seed and the episode the number of steps.
     """
     mixed = (stream + (episode + 1) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
     mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
@@ -77,10 +98,71 @@ def episode_seed(stream: int, episode: int) -> int:
     return (mixed ^ (mixed >> 31)) >> 33
 
 
-def check_finite(observations: np.ndarray, rewards: np.ndarray, names: Sequence[str], first: int = 0) -> None:
-    """ValueError for a NaN or infinity in observations [K, T, N, D] or rewards [K, T, N]; names [K] of the clients.
+def episode_step_limit(task: GymTask | TaskShape, episode_limit: int) -> int:
+    """Return the steps after which an episode is cut: the smaller of the task's limit and this one; 0 for never."""
+    return min(task.episode_limit or NEVER, episode_limit or NEVER) % NEVER
 
-    `first` is the number of the first step.
+
+@final
+class StepLimits:
+    """Tracks when the episodes of env copies have to be cut. One clock for all, so a step costs a comparison."""
+
+    def __init__(self, limits: Sequence[int]) -> None:
+        """limits: [L], steps of an episode, 0 for no limit."""
+        self.limits = np.array([limit or NEVER for limit in limits])
+        self.clock = 0
+        self.due = np.full(len(limits), NEVER)
+        self.next_due = NEVER
+
+    def start(self, copies: Any, steps_done: Any = 0) -> None:
+        """Begin an episode in these copies, or continue one of which `steps_done` steps are done."""
+        self.due[copies] = self.limits[copies] + self.clock - steps_done
+        self.next_due = self.due.min()
+
+    def stop(self, copies: Any) -> None:
+        """Cut no episode of these copies until `start`."""
+        self.due[copies] = NEVER
+        self.next_due = self.due.min()
+
+    def tick(self) -> list[int]:
+        """Count a step of all copies, and return those for which it was the last one allowed."""
+        self.clock += 1
+        return [] if self.clock < self.next_due else np.flatnonzero(self.due <= self.clock).tolist()
+
+
+def pad_actions(actions: Sequence[np.ndarray], ends_together: bool) -> np.ndarray:
+    """Stack the actions of env copies, [L] of [n, A] -> [T, L, A], where T is the largest n.
+
+    ends_together: whether zeros are put before the shorter ones, and not behind them.
+    """
+    longest, width = max(len(taken) for taken in actions), actions[0].shape[1]
+    padded = np.zeros((longest, len(actions), width), np.float32)
+    for copy, taken in enumerate(actions):
+        start = longest - len(taken) if ends_together else 0
+        padded[start : start + len(taken), copy] = taken
+    return padded
+
+
+def reset_info_values(key: str, infos: Sequence[Any], names: Sequence[str]) -> np.ndarray:
+    """Return the values [L] under `key` in the infos of env copies' resets.
+
+    ValueError if an info has no such key, or a value is neither a number nor a text. names: [L], the clients.
+    """
+    for name, info in zip(names, infos, strict=True):
+        if key not in info:
+            keys = f"it has {', '.join(map(str, info))}" if info else "it is empty"
+            raise ValueError(f"group.key = {key!r}: client {name}: the info of its resets has no such key; {keys}")
+    values = np.array([info[key] for info in infos])
+    if values.ndim != 1 or values.dtype == object:
+        kind = type(infos[0][key]).__name__
+        raise ValueError(f"group.key = {key!r}: client {names[0]}: it must be a number or a text; here it is a {kind}")
+    return values
+
+
+def check_finite(observations: np.ndarray, rewards: np.ndarray, names: Sequence[str], first: int = 0) -> None:
+    """Raise ValueError for a NaN or infinity in observations [K, T, N, D] or rewards [K, T, N].
+
+    names: [K], the clients. first: the number of the first step, for the message.
     """
     for what, values in (("observation", observations), ("reward", rewards)):
         with np.errstate(over="ignore", invalid="ignore"):
@@ -94,82 +176,9 @@ def check_finite(observations: np.ndarray, rewards: np.ndarray, names: Sequence[
         raise non_finite_error(names[client], copy, first + step, which, values[client, step, copy, *entry])
 
 
-def non_finite_error(client: str, lane: int, step: int, what: str, value: float) -> ValueError:
-    """What to say of a NaN or infinity in a batch."""
+def non_finite_error(client: str, copy: int, step: int, what: str, value: float) -> ValueError:
+    """Return the error for a NaN or infinity in a batch. what: the phrase that names the number, as "the reward"."""
     return ValueError(
-        f"client {client}: in lane {lane}, at step {step} of this batch, {what} is {value}; mend the environment, or"
-        " put a wrapper around it that does"
+        f"client {client}: in env copy {copy}, at step {step} of this batch, {what} is {value}; correct the"
+        " environment, or put a wrapper around it that does"
     )
-
-
-@final
-class StepLimits:
-    """When the episodes of lanes are to be cut: one clock for all, which costs nothing while no one is due."""
-
-    def __init__(self, limits: Sequence[int]) -> None:
-        """`limits` [L]: steps of an episode, 0 for no limit."""
-        self.limits = np.array([limit or NEVER for limit in limits])
-        self.clock = 0
-        self.due = np.full(len(limits), NEVER)
-        self.next = NEVER
-
-    def start(self, lanes: Any, made: Any = 0) -> None:
-        """An episode begins in these lanes, or has `made` some steps already."""
-        self.due[lanes] = self.limits[lanes] + self.clock - made
-        self.next = self.due.min()
-
-    def stop(self, lanes: Any) -> None:
-        """Nothing goes on in these lanes."""
-        self.due[lanes] = NEVER
-        self.next = self.due.min()
-
-    def tick(self) -> list[int]:
-        """A step was made; the lanes in which it was the last one allowed."""
-        self.clock += 1
-        return [] if self.clock < self.next else np.flatnonzero(self.due <= self.clock).tolist()
-
-
-def pad_actions(actions: Sequence[np.ndarray], ends_together: bool) -> np.ndarray:
-    """Actions of lanes [L] of [n, A] as [T, L, A], with zeros behind them or, if they end together, before them."""
-    longest, width = max(len(each) for each in actions), actions[0].shape[1]
-    every = np.zeros((longest, len(actions), width), np.float32)
-    for lane, each in enumerate(actions):
-        begins = longest - len(each) if ends_together else 0
-        every[begins : begins + len(each), lane] = each
-    return every
-
-
-def episode_step_limit(task: Task | TaskShape, episode_limit: int) -> int:
-    """Steps after which lanes cut an episode: the task's own limit or this one, whichever comes first; 0 for never."""
-    return min(task.episode_limit or NEVER, episode_limit or NEVER) % NEVER
-
-
-def reset_info_values(key: str, infos: Sequence[Any], names: Sequence[str]) -> np.ndarray:
-    """[L]: what stands under `key` in the infos of some lanes' resets."""
-    for name, info in zip(names, infos, strict=True):
-        if key not in info:
-            known = f"it has {', '.join(map(str, info))}" if info else "it is empty"
-            raise ValueError(f"group.key = {key!r}: client {name}: the info of its resets has no such key; {known}")
-    values = np.array([info[key] for info in infos])
-    if values.ndim != 1 or values.dtype == object:
-        kind = type(infos[0][key]).__name__
-        raise ValueError(f"group.key = {key!r}: client {names[0]}: it must be a number or a text; here it is a {kind}")
-    return values
-
-
-@dataclass(frozen=True)
-class EnvStep:
-    """What one step of every lane (a copy of a task) gave. A lane that is done starts anew in the same step."""
-
-    observations: np.ndarray
-    """[L, D] float32: what to act on next; where done, the first observation of the next episode."""
-    final_observations: np.ndarray
-    """[L, D] float32: what the action led to; equal to `observations` where not done."""
-    rewards: np.ndarray
-    """[L] float64."""
-    terminated: np.ndarray
-    """[L] bool: the task ended the episode; nothing comes after."""
-    truncated: np.ndarray
-    """[L] bool: the episode was cut; more would have come."""
-    valid: np.ndarray
-    """[L] bool: False where the action was not used (a reset step of an environment that resets itself late)."""

@@ -1,4 +1,4 @@
-"""Where environments wait that nobody steps at the moment, since some take long to be made."""
+"""EnvCache: keeps environments that are not stepped at the moment, since some take long to make."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from collections import defaultdict, deque
 from typing import final
 
 from grpo_fed.tasks.gym import make_env
-from grpo_fed.tasks.task import Env, Task
+from grpo_fed.tasks.gym_task import Env, GymTask
 
 
 @final
 class EnvCache:
-    """Of some clients. One's own come out in the order in which they went in: a lane gets back what it has had."""
+    """Idle environments by client, first in, first out: each env copy gets the environment that it had before."""
 
     def __init__(self) -> None:
         self._idle: defaultdict[str, deque[Env]] = defaultdict(deque)
 
-    def take(self, task: Task) -> Env:
-        """One of the client's, or a new one."""
+    def take(self, task: GymTask) -> Env:
+        """Take an idle environment of the client out of the cache, or make a new one."""
         idle = self._idle[task.client]
         return idle.popleft() if idle else make_env(task, lean=True)
 
-    def give(self, task: Task, env: Env) -> None:
-        """It is not stepped for now."""
+    def put(self, task: GymTask, env: Env) -> None:
+        """Put an environment of the client into the cache."""
         self._idle[task.client].append(env)
 
     def close(self) -> None:
-        """Close those that are here."""
+        """Close the environments that are in the cache."""
         while self._idle:
             _, idle = self._idle.popitem()
             for env in idle:

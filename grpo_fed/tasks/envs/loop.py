@@ -1,4 +1,4 @@
-"""Lanes over single gymnasium environments."""
+"""LoopEnvs: steps single gymnasium environments one after the other."""
 
 from __future__ import annotations
 
@@ -20,34 +20,40 @@ from grpo_fed.tasks.envs.base import (
 from grpo_fed.tasks.envs.cache import EnvCache
 from grpo_fed.tasks.envs.conversion import ActionConverter, flattener
 from grpo_fed.tasks.gym import is_wrapped, make_env
-from grpo_fed.tasks.task import Env, Task, TaskError
+from grpo_fed.tasks.gym_task import Env, GymTask
+from grpo_fed.tasks.task import TaskError
 
 
 @final
 class LoopEnvs(ClientEnvs):
-    """A plain loop over environments, with no more in it than there must be."""
+    """Steps environments in a plain loop that does as little as possible for each."""
 
     reproducible = True
 
     def __init__(
-        self, tasks: Sequence[Task], copies: int, squash: bool, episode_limit: int, shed: EnvCache | None = None
+        self,
+        tasks: Sequence[GymTask],
+        num_envs: int,
+        squash: bool,
+        episode_limit: int,
+        cache: EnvCache | None = None,
     ) -> None:
-        """Tasks with actions of one shape and type. Environments come from the shed, if there is one, and go there."""
-        self.tasks = [task for task in tasks for _ in range(copies)]
+        """tasks: their actions have one shape and type. cache: takes the place of making and closing environments."""
+        self.tasks = [task for task in tasks for _ in range(num_envs)]
         self.names = tuple(task.client for task in self.tasks)
         self.observation_size = tasks[0].observation_size
-        self._copies = copies
-        self._actions = ActionConverter(self.tasks, squash)
-        self._shed = shed
-        make = partial(make_env, lean=True) if shed is None else shed.take
+        self._num_envs = num_envs
+        self._convert = ActionConverter(self.tasks, squash)
+        self._cache = cache
+        make = partial(make_env, lean=True) if cache is None else cache.take
         self._envs = [make(task) for task in self.tasks]
-        functions = [_flat(task, env) for task, env in zip(self.tasks, self._envs, strict=True)]
+        functions = [_flat_functions(task, env) for task, env in zip(self.tasks, self._envs, strict=True)]
         self._resets = [reset for reset, _ in functions]
         self._steps = [step for _, step in functions]
-        # where something is wrapped around an environment, a step in here need not be one out there, and its own limit
-        # is kept inside
+        # a step of a wrapper may be several steps of the environment inside, so the task's own limit, which counts
+        # those, is left to gymnasium's wrapper there
         limits = [episode_limit if is_wrapped(task) else episode_step_limit(task, episode_limit) for task in self.tasks]
-        self._deadlines = StepLimits(limits)
+        self._limits = StepLimits(limits)
         self._infos: list[dict[str, Any]] = [{} for _ in self.tasks]
         self._streams: list[int] = []
         self._episodes: list[int] = []
@@ -55,30 +61,23 @@ class LoopEnvs(ClientEnvs):
         self._asleep: dict[int, np.ndarray] = {}
 
     def reset(self, seeds: np.ndarray) -> np.ndarray:
-        assert seeds.shape == (self.size,), "a seed for each lane"
+        assert seeds.shape == (self.size,), "a seed for each env copy"
         self._streams = seeds.tolist()
         self._episodes = [0] * self.size
-        self._awake, self._asleep = list(enumerate(self._steps)), {}
-        observations = np.empty((self.size, self.observation_size), np.float32)
-        for lane in range(self.size):
-            self._begin(lane, observations)
-        return observations
+        return self._begin_all()
 
     def resume(self, seeds: np.ndarray, episodes: np.ndarray, actions: Sequence[np.ndarray]) -> np.ndarray:
         self._streams, self._episodes = seeds.tolist(), episodes.tolist()
-        self._awake, self._asleep = list(enumerate(self._steps)), {}
-        observations = np.empty((self.size, self.observation_size), np.float32)
-        for lane in range(self.size):
-            self._begin(lane, observations)
-        made = np.array([len(each) for each in actions])
-        for t, every in enumerate(pad_actions(actions, ends_together=False)):
-            taken = self._taken(every)
-            for lane in np.flatnonzero(made > t).tolist():
+        observations = self._begin_all()
+        steps_done = np.array([len(taken) for taken in actions])
+        for t, row in enumerate(pad_actions(actions, ends_together=False)):
+            converted = self._env_actions(row)
+            for copy in np.flatnonzero(steps_done > t).tolist():
                 try:
-                    observations[lane] = self._steps[lane](taken[lane])[0]
+                    observations[copy] = self._steps[copy](converted[copy])[0]
                 except Exception as error:
-                    raise self._failed(lane, "step", error) from error
-        self._deadlines.start(slice(None), made)
+                    raise self._failure(copy, "step", error) from error
+        self._limits.start(slice(None), steps_done)
         return observations
 
     def step(self, actions: np.ndarray, restart: bool = True) -> EnvStep:
@@ -88,95 +87,107 @@ class LoopEnvs(ClientEnvs):
         rewards = np.zeros(size)
         terminated, truncated = np.zeros(size, bool), np.zeros(size, bool)
         done: list[int] = []
-        taken = self._taken(actions)
-        lane, reward = 0, 0.0
+        converted = self._env_actions(actions)
+        copy, reward = 0, 0.0
         try:
-            for lane, act in self._awake:
-                seen, reward, ended, cut, _ = act(taken[lane])
+            for copy, step in self._awake:
+                seen, reward, ended, cut, _ = step(converted[copy])
                 if len(seen) != width:
-                    raise ValueError(_misshaped(seen, width))
-                observations[lane] = seen
-                rewards[lane] = reward
+                    raise ValueError(_explain_shape(seen, width))
+                observations[copy] = seen
+                rewards[copy] = reward
                 if ended or cut:
-                    terminated[lane], truncated[lane] = ended, cut
-                    done.append(lane)
+                    terminated[copy], truncated[copy] = ended, cut
+                    done.append(copy)
         except Exception as error:
-            raise self._failed(lane, "step", error, reward) from error
+            raise self._failure(copy, "step", error, reward) from error
         valid = np.ones(size, bool)
-        for lane, last in self._asleep.items():
-            observations[lane], valid[lane] = last, False
-        for lane in self._deadlines.tick():
-            truncated[lane] = True
-            if not (terminated[lane] or lane in done):
-                done.append(lane)
+        for copy, last in self._asleep.items():
+            observations[copy], valid[copy] = last, False
+        for copy in self._limits.tick():
+            truncated[copy] = True
+            if not (terminated[copy] or copy in done):
+                done.append(copy)
         final = observations
         if done:
             final = observations.copy()
-            self._go_on(done, observations, restart)
+            self._begin_or_sleep(done, observations, restart)
         return EnvStep(observations, final, rewards, terminated, truncated, valid)
-
-    def _taken(self, actions: np.ndarray) -> list[Any]:
-        """Each environment's own action; a choice as Python's int, which a space takes for its own in half the time."""
-        converted = self._actions(actions)
-        return converted.tolist() if converted.ndim == 1 and converted.dtype.kind in "iu" else list(converted)
-
-    def _go_on(self, done: list[int], observations: np.ndarray, restart: bool) -> None:
-        """Begin the next episodes of lanes that are done, or let them sleep."""
-        if restart:
-            for lane in done:
-                self._begin(lane, observations)
-            return
-        self._asleep.update((lane, observations[lane].copy()) for lane in done)
-        self._awake = [(lane, step) for lane, step in self._awake if lane not in self._asleep]
-        self._deadlines.stop(done)
-
-    def _begin(self, lane: int, observations: np.ndarray) -> None:
-        """Begin a lane's next episode, and write down what it sees first."""
-        seed = episode_seed(self._streams[lane], self._episodes[lane])
-        self._episodes[lane] += 1
-        try:
-            seen, self._infos[lane] = self._resets[lane](seed=seed)
-            if len(seen) != self.observation_size:
-                raise ValueError(_misshaped(seen, self.observation_size))
-            observations[lane] = seen
-        except Exception as error:
-            raise self._failed(lane, "reset", error) from error
-        self._deadlines.start(lane)
-
-    def _failed(self, lane: int, where: str, error: Exception, reward: Any = 0.0) -> TaskError:
-        task = self.tasks[lane]
-        text = f"{type(error).__name__}: {error}"
-        if np.ndim(reward):
-            text = f"its reward has shape {np.shape(reward)}; it must be a number"
-        return TaskError(task.client, task.env, f"{where} of lane {lane % self._copies} failed: {text}")
 
     def reset_infos(self, key: str) -> np.ndarray:
         return reset_info_values(key, self._infos, self.names)
 
     def close(self) -> None:
         for task, env in zip(self.tasks, self._envs, strict=True):
-            if self._shed is None:
+            if self._cache is None:
                 env.close()
             else:
-                self._shed.give(task, env)
+                self._cache.put(task, env)
+
+    def _env_actions(self, actions: np.ndarray) -> list[Any]:
+        """Convert actions [L, A] into one for each environment.
+
+        A choice becomes Python's int: a Discrete space checks whether it holds one in half the time of numpy's.
+        """
+        converted = self._convert(actions)
+        return converted.tolist() if converted.ndim == 1 and converted.dtype.kind in "iu" else list(converted)
+
+    def _begin_all(self) -> np.ndarray:
+        """Wake all copies and begin their next episodes; first observations [L, D]."""
+        self._awake, self._asleep = list(enumerate(self._steps)), {}
+        observations = np.empty((self.size, self.observation_size), np.float32)
+        for copy in range(self.size):
+            self._begin(copy, observations)
+        return observations
+
+    def _begin_or_sleep(self, done: list[int], observations: np.ndarray, restart: bool) -> None:
+        """Begin the next episodes of copies whose episodes ended, or let them sleep."""
+        if restart:
+            for copy in done:
+                self._begin(copy, observations)
+            return
+        self._asleep.update((copy, observations[copy].copy()) for copy in done)
+        self._awake = [(copy, step) for copy, step in self._awake if copy not in self._asleep]
+        self._limits.stop(done)
+
+    def _begin(self, copy: int, observations: np.ndarray) -> None:
+        """Begin a copy's next episode, and write its first observation into `observations`."""
+        seed = episode_seed(self._streams[copy], self._episodes[copy])
+        self._episodes[copy] += 1
+        try:
+            seen, self._infos[copy] = self._resets[copy](seed=seed)
+            if len(seen) != self.observation_size:
+                raise ValueError(_explain_shape(seen, self.observation_size))
+            observations[copy] = seen
+        except Exception as error:
+            raise self._failure(copy, "reset", error) from error
+        self._limits.start(copy)
+
+    def _failure(self, copy: int, call: str, error: Exception, reward: Any = 0.0) -> TaskError:
+        """Return the error that says which client's environment failed, in which call and why."""
+        task = self.tasks[copy]
+        text = f"{type(error).__name__}: {error}"
+        if np.ndim(reward):
+            text = f"its reward has shape {np.shape(reward)}; it must be a number"
+        return TaskError(task.client, task.env, f"{call} of env copy {copy % self._num_envs} failed: {text}")
 
 
-def _flat(task: Task, env: Env) -> tuple[Callable[..., Any], Callable[[Any], Any]]:
-    """An environment's reset and step, with flat observations."""
-    flat = flattener(task.observation_space)
-    if flat is None:
+def _flat_functions(task: GymTask, env: Env) -> tuple[Callable[..., Any], Callable[[Any], Any]]:
+    """Return an environment's reset and step, with flat observations."""
+    flatten = flattener(task.observation_space)
+    if flatten is None:
         return env.reset, env.step
 
     def reset(seed: int) -> tuple[Any, ...]:
         seen, *rest = env.reset(seed=seed)
-        return flat(seen), *rest
+        return flatten(seen), *rest
 
     def step(action: Any) -> tuple[Any, ...]:
         seen, *rest = env.step(action)
-        return flat(seen), *rest
+        return flatten(seen), *rest
 
     return reset, step
 
 
-def _misshaped(seen: Any, width: int) -> str:
-    return f"an observation has shape {np.shape(seen)}; its space says ({width},)"
+def _explain_shape(seen: Any, width: int) -> str:
+    return f"an observation has shape {np.shape(seen)}; its space has ({width},)"

@@ -1,4 +1,4 @@
-"""Choosing lanes for some tasks, and stepping unlike ones together."""
+"""make_client_envs: chooses how the environments of some tasks are stepped, and joins the ways into one."""
 
 from __future__ import annotations
 
@@ -12,45 +12,52 @@ from gymnasium.vector import AutoresetMode
 from grpo_fed.tasks.envs.base import ClientEnvs, episode_step_limit
 from grpo_fed.tasks.envs.cache import EnvCache
 from grpo_fed.tasks.envs.loop import LoopEnvs
-from grpo_fed.tasks.envs.mixed import MixedEnvs, join_indices
+from grpo_fed.tasks.envs.mixed import MixedEnvs, copy_indices
 from grpo_fed.tasks.envs.vector import AutoresetEnvs, VectorEnvs
 from grpo_fed.tasks.families import FAMILIES
-from grpo_fed.tasks.families.environments import NO_STEP_LIMIT
+from grpo_fed.tasks.families.environments import UNLIMITED
 from grpo_fed.tasks.gym import find_env_spec, is_wrapped, make_vector_env
-from grpo_fed.tasks.task import Task, Vector
+from grpo_fed.tasks.gym_task import GymTask, VectorEnv
 
-FAMILY = "grpo_fed.tasks.families.environments:make_family_vector_env"
-"""The vector entry point of every family of ours."""
+FAMILY_ENTRY_POINT = "grpo_fed.tasks.families.environments:make_family_vector_env"
+"""The vector entry point that all families of this package are registered with."""
 
 
 def make_client_envs(
-    tasks: Sequence[Task], num_envs: int, squash: bool = False, episode_limit: int = 0, shed: EnvCache | None = None
+    tasks: Sequence[GymTask],
+    num_envs: int,
+    squash: bool = False,
+    episode_limit: int = 0,
+    cache: EnvCache | None = None,
 ) -> ClientEnvs:
-    """`num_envs` copies of each task; with `squash`, actions go through tanh onto their box.
+    """Make `num_envs` copies of each task, to be stepped together.
 
-    Episodes are truncated after `episode_limit` steps (0: only when the task itself says so). Closed, they leave what
-    they can in the shed, and its owner closes it.
+    squash: map actions onto their box by tanh. episode_limit: steps after which episodes are truncated, besides the
+    tasks' own limits; 0 for none. cache: where single environments are taken from, and put when the result is closed;
+    the caller closes the cache.
+
+    ValueError if the tasks do not have one signature, or an action cannot be squashed.
     """
-    together: dict[Hashable, list[int]] = defaultdict(list)
+    clients_by_kind: dict[Hashable, list[int]] = defaultdict(list)
     for client, task in enumerate(tasks):
-        _check_alike(task, tasks[0])
+        _check_same_signature(task, tasks[0])
         if squash:
             _check_bounded(task)
-        together[_kind(task)].append(client)
+        clients_by_kind[_stepping_kind(task)].append(client)
     parts = []
-    for clients in together.values():
-        lanes = _part([tasks[client] for client in clients], num_envs, squash, episode_limit, shed)
-        parts.append((lanes, join_indices(clients, num_envs)))
+    for clients in clients_by_kind.values():
+        envs = _make_part([tasks[client] for client in clients], num_envs, squash, episode_limit, cache)
+        parts.append((envs, copy_indices(clients, num_envs)))
     return parts[0][0] if len(parts) == 1 else MixedEnvs(parts)
 
 
-def _check_alike(task: Task, first: Task) -> None:
+def _check_same_signature(task: GymTask, first: GymTask) -> None:
     if task.signature != first.signature:
-        one, other = (f"{each.env} has (observations, actions) {each.signature}" for each in (first, task))
-        raise ValueError(f"clients {first.client} and {task.client} cannot be stepped together: {one}, {other}")
+        shapes = [f"{differing.env} has (observations, actions) {differing.signature}" for differing in (first, task)]
+        raise ValueError(f"clients {first.client} and {task.client} cannot be stepped together: {', '.join(shapes)}")
 
 
-def _check_bounded(task: Task) -> None:
+def _check_bounded(task: GymTask) -> None:
     for entry, (low, high) in enumerate(zip(task.action.low, task.action.high, strict=True)):
         if not np.isfinite(high - low):
             raise ValueError(
@@ -60,26 +67,33 @@ def _check_bounded(task: Task) -> None:
             )
 
 
-def _kind(task: Task) -> Hashable:
-    """Tasks for which this is equal are stepped by the same Lanes."""
+def _is_plain_family(task: GymTask) -> bool:
+    """Return whether a task is one of a family, without wrappers."""
+    return find_env_spec(task).vector_entry_point == FAMILY_ENTRY_POINT and not is_wrapped(task)
+
+
+def _stepping_kind(task: GymTask) -> Hashable:
+    """Return a key that is equal for tasks that one LoopEnvs, VectorEnvs or AutoresetEnvs can step."""
     spec = find_env_spec(task)
-    if spec.vector_entry_point == FAMILY and not is_wrapped(task):
+    if _is_plain_family(task):
         family = FAMILIES.get(str(spec.kwargs.get("family")))
-        shapes = () if family is None else tuple(task.kwargs.get(field.name) for field in fields(family))  # type: ignore[arg-type]
-        return "family", spec.id, shapes
+        shape_fields = () if family is None else tuple(task.kwargs.get(field.name) for field in fields(family))  # type: ignore[arg-type]
+        return "family", spec.id, shape_fields
     if spec.entry_point is None:
         return "vector", task.client
     return "single", task.action_space.shape, task.action_space.dtype
 
 
-def _part(tasks: Sequence[Task], copies: int, squash: bool, episode_limit: int, shed: EnvCache | None) -> ClientEnvs:
-    """The lanes of tasks of one kind."""
-    first, spec = tasks[0], find_env_spec(tasks[0])
-    if spec.vector_entry_point == FAMILY and not is_wrapped(first):
-        return VectorEnvs(_family(tasks, copies), tasks, squash, episode_limit)
-    if spec.entry_point is not None:
-        return LoopEnvs(tasks, copies, squash, episode_limit, shed)
-    env = make_vector_env(first, copies, episode_step_limit(first, episode_limit))
+def _make_part(
+    tasks: Sequence[GymTask], num_envs: int, squash: bool, episode_limit: int, cache: EnvCache | None
+) -> ClientEnvs:
+    """Make the env copies of tasks of one kind."""
+    first = tasks[0]
+    if _is_plain_family(first):
+        return VectorEnvs(_make_family_env(tasks, num_envs), tasks, squash, episode_limit)
+    if find_env_spec(first).entry_point is not None:
+        return LoopEnvs(tasks, num_envs, squash, episode_limit, cache)
+    env = make_vector_env(first, num_envs, episode_step_limit(first, episode_limit))
     mode = env.metadata.get("autoreset_mode")
     if mode == AutoresetMode.DISABLED:
         return VectorEnvs(env, tasks, squash, episode_limit)
@@ -91,9 +105,9 @@ def _part(tasks: Sequence[Task], copies: int, squash: bool, episode_limit: int, 
     )
 
 
-def _family(tasks: Sequence[Task], copies: int) -> Vector:
-    """All copies of tasks of a family in one vector environment: every parameter as a list with one for each lane."""
+def _make_family_env(tasks: Sequence[GymTask], num_envs: int) -> VectorEnv:
+    """Make one vector environment of all copies of a family's tasks; it gets each parameter as a list by copy."""
     names = dict.fromkeys(name for task in tasks for name in task.kwargs)
-    each = {name: [task.kwargs.get(name) for task in tasks for _ in range(copies)] for name in names}
-    more = {"autoreset_mode": AutoresetMode.DISABLED, "max_episode_steps": NO_STEP_LIMIT}  # lanes count the steps
-    return make_vector_env(replace(tasks[0], kwargs={**each, **more}), copies * len(tasks), None)
+    parameters = {name: [task.kwargs.get(name) for task in tasks for _ in range(num_envs)] for name in names}
+    settings = {"autoreset_mode": AutoresetMode.DISABLED, "max_episode_steps": UNLIMITED}  # VectorEnvs counts the steps
+    return make_vector_env(replace(tasks[0], kwargs={**parameters, **settings}), num_envs * len(tasks), None)

@@ -1,4 +1,4 @@
-"""Clients whose environments are stepped in different ways, as one."""
+"""MixedEnvs: env copies that are stepped in several ways, as one ClientEnvs."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ import numpy as np
 
 from grpo_fed.tasks.envs.base import ClientEnvs, EnvStep
 
-EnvIndices: TypeAlias = slice | np.ndarray
+CopyIndices: TypeAlias = slice | np.ndarray
 
 
-def join_indices(clients: Sequence[int], copies: int) -> EnvIndices:
-    """Which lanes the copies of these clients are; a slice where one does."""
+def copy_indices(clients: Sequence[int], num_envs: int) -> CopyIndices:
+    """Return the indices of these clients' env copies, `num_envs` each; a slice where they are consecutive."""
     if clients[-1] - clients[0] == len(clients) - 1:
-        return slice(clients[0] * copies, (clients[-1] + 1) * copies)
-    return (np.array(clients)[:, None] * copies + np.arange(copies)).ravel()
+        return slice(clients[0] * num_envs, (clients[-1] + 1) * num_envs)
+    return (np.array(clients)[:, None] * num_envs + np.arange(num_envs)).ravel()
 
 
 @final
 class MixedEnvs(ClientEnvs):
-    """Lanes of several kinds, each of which is some of these."""
+    """Joins several ClientEnvs, each of which steps some of the env copies."""
 
-    def __init__(self, parts: Sequence[tuple[ClientEnvs, EnvIndices]]) -> None:
-        """Each part with the lanes that it is; together they are all."""
+    def __init__(self, parts: Sequence[tuple[ClientEnvs, CopyIndices]]) -> None:
+        """parts: each with the indices of its copies; together they are all copies."""
         self.parts = parts
         self.observation_size = parts[0][0].observation_size
-        self.reproducible = all(lanes.reproducible for lanes, _ in parts)
-        names = np.empty(sum(lanes.size for lanes, _ in parts), object)
-        for lanes, index in parts:
-            names[index] = lanes.names
+        self.reproducible = all(envs.reproducible for envs, _ in parts)
+        names = np.empty(sum(envs.size for envs, _ in parts), object)
+        for envs, indices in parts:
+            names[indices] = envs.names
         self.names = tuple(names)
 
     def reset(self, seeds: np.ndarray) -> np.ndarray:
         observations = np.empty((self.size, self.observation_size), np.float32)
-        for lanes, index in self.parts:
-            observations[index] = lanes.reset(seeds[index])
+        for envs, indices in self.parts:
+            observations[indices] = envs.reset(seeds[indices])
         return observations
 
     def resume(self, seeds: np.ndarray, episodes: np.ndarray, actions: Sequence[np.ndarray]) -> np.ndarray:
         observations = np.empty((self.size, self.observation_size), np.float32)
-        every = np.arange(self.size)
-        for lanes, index in self.parts:
-            mine = [actions[lane] for lane in every[index].tolist()]
-            observations[index] = lanes.resume(seeds[index], episodes[index], mine)
+        all_copies = np.arange(self.size)
+        for envs, indices in self.parts:
+            actions_of_part = [actions[copy] for copy in all_copies[indices].tolist()]
+            observations[indices] = envs.resume(seeds[indices], episodes[indices], actions_of_part)
         return observations
 
     def step(self, actions: np.ndarray, restart: bool = True) -> EnvStep:
@@ -55,19 +55,19 @@ class MixedEnvs(ClientEnvs):
             np.empty(self.size),
             *(np.empty(self.size, bool) for _ in range(3)),
         )
-        for lanes, index in self.parts:
-            step = lanes.step(actions[index], restart)
+        for envs, indices in self.parts:
+            step = envs.step(actions[indices], restart)
             for name, values in vars(step).items():
-                getattr(joint, name)[index] = values
+                getattr(joint, name)[indices] = values
         return joint
 
     def reset_infos(self, key: str) -> np.ndarray:
-        found = [lanes.reset_infos(key) for lanes, _ in self.parts]
-        joint = np.empty(self.size, np.result_type(*found))
-        for (_, index), values in zip(self.parts, found, strict=True):
-            joint[index] = values
+        values_of_parts = [envs.reset_infos(key) for envs, _ in self.parts]
+        joint = np.empty(self.size, np.result_type(*values_of_parts))
+        for (_, indices), values in zip(self.parts, values_of_parts, strict=True):
+            joint[indices] = values
         return joint
 
     def close(self) -> None:
-        for lanes, _ in self.parts:
-            lanes.close()
+        for envs, _ in self.parts:
+            envs.close()

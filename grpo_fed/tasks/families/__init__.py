@@ -1,14 +1,23 @@
-"""Families of tasks of our own. Importing this registers them with gymnasium under `grpo_fed/`."""
+"""Parametric tasks that step many env copies in one vectorised call. Importing this registers them with gymnasium.
+
+    base.py          Family, the interface, and Parameter
+    environments.py  FamilyVectorEnv, FamilyEnv: any family as a gymnasium environment
+    noise.py         NoiseStreams: random numbers for many env copies
+    catalogue.py     FAMILIES: all families, by gymnasium id
+    cartpole.py, pendulum.py, acrobot.py, mountain_car.py, point_mass.py, random_mdp.py: the families
+
+A family is registered under `grpo_fed/`, for example as `grpo_fed/CartPole-v1`. Begin with base.py.
+"""
 
 from __future__ import annotations
 
 import gymnasium
 
-from grpo_fed.tasks.families.base import Family, Parameter, parameters_of
+from grpo_fed.tasks.families.base import Family, Parameter, all_parameters
 from grpo_fed.tasks.families.catalogue import FAMILIES
 from grpo_fed.tasks.families.environments import FamilyEnv, FamilyVectorEnv
 
-__all__ = ["FAMILIES", "Family", "FamilyEnv", "FamilyVectorEnv", "Parameter", "parameters_of"]
+__all__ = ["FAMILIES", "Family", "FamilyEnv", "FamilyVectorEnv", "Parameter", "all_parameters"]
 
 for name, family in FAMILIES.items():
     gymnasium.register(

@@ -1,4 +1,4 @@
-"""Two links in a chain, moved only by the joint between them, to swing their end above a line."""
+"""Acrobot: a chain of two links whose end has to swing above a line, with a motor at the joint between them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.classic_control.acrobot import AcrobotEnv
 
-from grpo_fed.tasks.families.base import Array, Constants, Family, Flags, Floats, Painter, Parameter, paint_with
+from grpo_fed.tasks.families.base import Array, Constants, Family, Flags, Floats, Painter, Parameter, gymnasium_painter
 
-DT = 0.2  # seconds a step
+DT = 0.2  # seconds per step
 MAX_SPEEDS = np.array([[4 * pi], [9 * pi]])
 INERTIA = 1.0  # of each link, kg m^2, whatever its mass and length
 
@@ -21,20 +21,21 @@ INERTIA = 1.0  # of each link, kg m^2, whatever its mass and length
 @final
 @dataclass(frozen=True)
 class Acrobot(Family):
-    """State: angle of the first link from hanging, of the second from the first, and their velocities.
+    """State: the first link's angle from hanging, the second link's angle from the first, and their velocities.
 
-    Actions: torque -1, 0 or +1 N m at the joint. Every step costs 1 but the one that brings the end above the line.
+    Actions: torque -1, 0 or +1 N m at the joint. The reward is -1 for each step but the one that brings the end above
+    the line, which ends the episode.
     Sutton and Barto (1998), section 11.3: d1 a1 + d2 a2 + phi1 = 0, where d2 a1 + E a2 + phi2 + the centrifugal pull of
     the first link (left out in the paper, Sutton 1996) = torque; stepped by the fourth-order Runge-Kutta method.
     """
 
     parameters: ClassVar = {
-        "length_1": Parameter(1.0, "of the first link, m", 0.05, 100),
-        "length_2": Parameter(1.0, "of the second link, m", 0.05, 100),
-        "mass_1": Parameter(1.0, "of the first link, kg", 0.01, 100),
-        "mass_2": Parameter(1.0, "of the second link, kg", 0.01, 100),
-        "gravity": Parameter(9.8, "m/s^2", 0, 1000),
-        "nips": Parameter(False, "the equations of the paper (NIPS 1996) instead of the book's", 0, 1),
+        "length_1": Parameter(1.0, "length of the first link, m", 0.05, 100),
+        "length_2": Parameter(1.0, "length of the second link, m", 0.05, 100),
+        "mass_1": Parameter(1.0, "mass of the first link, kg", 0.01, 100),
+        "mass_2": Parameter(1.0, "mass of the second link, kg", 0.01, 100),
+        "gravity": Parameter(9.8, "gravity, m/s^2", 0, 1000),
+        "nips": Parameter(False, "whether to use the equations of the paper (NIPS 1996) instead of the book's", 0, 1),
     }
     episode_limit = 500
     reward_threshold = -100.0
@@ -86,19 +87,19 @@ class Acrobot(Family):
     def painter(self, parameters: Mapping[str, Floats]) -> Painter:
         original = AcrobotEnv(render_mode="rgb_array")
         original.LINK_LENGTH_1, original.LINK_LENGTH_2 = float(parameters["length_1"]), float(parameters["length_2"])
-        return paint_with(original)
+        return gymnasium_painter(original)
 
 
 def _rates(state: Floats, torque: Floats, constants: Constants) -> Floats:
-    """How fast each of the four numbers of [4, L] states changes."""
+    """Compute the time derivatives [4, L] of states [4, L]."""
     angle_1, angle_2, speed_1, speed_2 = state
     sin = np.sin(angle_2)
     pull = constants["coupling"] * np.cos(angle_2)
     d2 = constants["E"] + pull
     d1 = constants["D"] + pull + pull
     phi_2 = constants["weight_2"] * np.sin(angle_1 + angle_2)
-    whirl = constants["coupling"] * sin * speed_2 * (speed_2 + speed_1 + speed_1)
-    phi_1 = constants["weight_1"] * np.sin(angle_1) + phi_2 - whirl
+    coriolis = constants["coupling"] * sin * speed_2 * (speed_2 + speed_1 + speed_1)
+    phi_1 = constants["weight_1"] * np.sin(angle_1) + phi_2 - coriolis
     ratio = d2 / d1
     drive = torque + ratio * phi_1 - constants["centrifugal"] * sin * (speed_1 * speed_1) - phi_2
     second = drive / (constants["E"] - d2 * ratio)

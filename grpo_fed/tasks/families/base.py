@@ -1,6 +1,7 @@
-"""What a family of tasks is: pure dynamics that step many lanes with unlike parameters in one call.
+"""Family, the interface to parametric tasks: pure dynamics that step many env copies in one vectorised call.
 
-S numbers make up a state, O an observation, A an action; L lanes are stepped together. A lane is one copy of one task.
+Tasks of a family have the same dynamics and differ in the values of their parameters (masses, goals, ...), and so may
+the L env copies that are stepped together. S is the size of a state, O that of an observation, A that of an action.
 """
 
 from __future__ import annotations
@@ -27,68 +28,71 @@ Painter = Callable[[Floats], Picture]
 
 @dataclass(frozen=True)
 class Parameter:
-    """A number (or a few) in which the tasks of a family differ."""
+    """A number, or a few numbers, in which the tasks of a family differ."""
 
     default: float | tuple[float, ...]
     doc: str
     low: float
-    """The least value allowed."""
+    """The smallest value allowed."""
     high: float
-    """The greatest value allowed."""
+    """The largest value allowed."""
     shape: tuple[int, ...] = ()
     """() for one number, (n,) for n of them."""
 
 
 class Family(ABC):
-    """Tasks with the same dynamics and unlike parameters: arrays in, arrays out, no state and no draws of its own.
+    """The dynamics of a family of tasks: functions from arrays to arrays, without state or random numbers of its own.
 
-    A subclass is a frozen dataclass; its fields, if any, are what all lanes must share because it decides shapes.
+    A subclass is a frozen dataclass. Its fields, if any, determine shapes, so all env copies must have them in common.
     """
 
     parameters: ClassVar[Mapping[str, Parameter]]
-    """What may differ from lane to lane."""
+    """Parameters that may differ between env copies."""
     episode_limit: ClassVar[int]
-    """Steps after which an episode is truncated, unless somebody asks for another limit."""
+    """Steps after which an episode is truncated, unless the user sets another limit."""
     reward_threshold: ClassVar[float | None]
     """The mean return from which the task counts as solved."""
     state_size: ClassVar[int]
     """S."""
     noise_size: ClassVar[int] = 0
-    """Uniform numbers that one step of one lane uses up."""
+    """Number of uniform random numbers that a step of one env copy uses."""
 
     @property
     @abstractmethod
     def observation_space(self) -> gymnasium.Space[Any]:
-        """Of one lane: a flat Box or a Discrete."""
+        """The observation space of one env copy: a flat Box or a Discrete."""
 
     @property
     @abstractmethod
     def action_space(self) -> gymnasium.Space[Any]:
-        """Of one lane: a flat Box or a Discrete."""
+        """The action space of one env copy: a flat Box or a Discrete."""
 
     @abstractmethod
     def prepare(self, parameters: Mapping[str, Floats]) -> Constants:
-        """What `step` and `observe` need, worked out once from the parameters [L, ...] of all lanes."""
+        """Compute once, from the parameters [L, ...] of all env copies, the constants that `step` and `observe` use."""
 
     @abstractmethod
     def start(self, generator: np.random.Generator) -> Array:
-        """The first state [S] of one episode."""
+        """Sample the first state [S] of an episode."""
 
     @abstractmethod
     def step(self, state: Floats, actions: Array, constants: Constants, noise: Floats) -> tuple[Floats, Floats, Flags]:
-        """States [L, S], actions [L] or [L, A], noise [L, noise_size] -> next states, rewards [L], terminated [L]."""
+        """Compute the next states [L, S], rewards [L] and terminated [L] of a step.
+
+        state: [L, S]. actions: [L] for a Discrete space, [L, A] for a Box. noise: [L, noise_size], uniform from 0 to 1.
+        """
 
     @abstractmethod
     def observe(self, state: Floats, constants: Constants) -> Array:
-        """States [L, S] -> observations: [L, O] float32, or [L] int64 for a Discrete space."""
+        """Compute the observations of states [L, S]: [L, O] float32, or [L] int64 for a Discrete space."""
 
     @abstractmethod
     def painter(self, parameters: Mapping[str, Floats]) -> Painter:
-        """What draws one lane: its parameters (without the lane axis) -> (state [S] -> picture [H, W, 3])."""
+        """Make the function that draws a state [S] of one env copy as a picture [H, W, 3], from its parameters."""
 
 
-def paint_with(original: gymnasium.Env[Any, Any]) -> Painter:
-    """Draw by handing the state to the environment of gymnasium's that has the same one."""
+def gymnasium_painter(original: gymnasium.Env[Any, Any]) -> Painter:
+    """Make a painter that renders the state with gymnasium's environment, whose state has the same form."""
 
     def paint(state: Floats) -> Picture:
         original.state = state  # type: ignore[attr-defined]
@@ -97,12 +101,12 @@ def paint_with(original: gymnasium.Env[Any, Any]) -> Painter:
     return paint
 
 
-def parameters_of(family: Family) -> dict[str, Parameter]:
-    """The family's own parameters and those that every family has."""
+def all_parameters(family: Family) -> dict[str, Parameter]:
+    """Return the family's own parameters and those that every family has."""
     entries = flatdim(family.observation_space)
     return {
         **family.parameters,
-        "swap_actions": Parameter(False, "actions are mirrored about the middle of their space", 0, 1),
+        "swap_actions": Parameter(False, "whether actions are mirrored about the middle of their space", 0, 1),
         "permute": Parameter(
             tuple(range(entries)), "entry i of the observation is entry permute[i]", 0, entries - 1, (entries,)
         ),
@@ -110,14 +114,22 @@ def parameters_of(family: Family) -> dict[str, Parameter]:
     }
 
 
-def read_parameters(family: Family, given: Mapping[str, Any], lanes: int) -> dict[str, Floats]:
-    """Every parameter for every lane, [L, ...], from one value or a list of L; None stands for the default."""
-    where, known = type(family).__name__, parameters_of(family)
+def read_parameters(family: Family, given: Mapping[str, Any], num_envs: int) -> dict[str, Floats]:
+    """Check parameters, and return every parameter of the family for every env copy, [L, ...] each.
+
+    given: by name one value for all env copies, or a list of one for each; None stands for the default.
+
+    ValueError for a name that the family does not have, or a value outside the parameter's limits.
+    """
+    where, parameters = type(family).__name__, all_parameters(family)
     for name in given:
-        if name not in known:
-            names = [*known, *(field.name for field in fields(family))]  # type: ignore[arg-type]
+        if name not in parameters:
+            names = [*parameters, *(field.name for field in fields(family))]  # type: ignore[arg-type]
             raise ValueError(f"{where}: {name}: unknown parameter{suggest_name(name, names)}")
-    values = {name: _read(f"{where}: {name}", known[name], given.get(name), lanes) for name in known}
+    values = {
+        name: _read_values(f"{where}: {name}", parameter, given.get(name), num_envs)
+        for name, parameter in parameters.items()
+    }
     for row in values["permute"]:
         if sorted(row) != list(range(len(row))):
             raise ValueError(f"{where}: permute: {row.astype(int).tolist()} must hold each of 0 to {len(row) - 1} once")
@@ -126,20 +138,23 @@ def read_parameters(family: Family, given: Mapping[str, Any], lanes: int) -> dic
     return values
 
 
-def _read(where: str, parameter: Parameter, value: Any, lanes: int) -> Floats:
+def _read_values(where: str, parameter: Parameter, value: Any, num_envs: int) -> Floats:
+    """Check a parameter's value or list of values, and return it for every env copy, [L, ...]."""
     if value is None:
         value = parameter.default
     elif isinstance(value, list | tuple):
         value = [parameter.default if entry is None else entry for entry in value]
-    shape, many = parameter.shape, (lanes, *parameter.shape)
+    shape, full_shape = parameter.shape, (num_envs, *parameter.shape)
     try:
         array = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
         array = np.full((), np.nan)
-    allowed = f"{parameter.low:g} to {parameter.high:g} ({parameter.doc}; default {parameter.default})"
-    if array.shape not in (shape, many):
-        one = f"{shape[0]} numbers" if shape else "a number"
-        raise ValueError(f"{where}: {value!r}: give {one}, or a list of one for each of {lanes} lanes, from {allowed}")
+    allowed = f"from {parameter.low:g} to {parameter.high:g} ({parameter.doc}; default {parameter.default})"
+    if array.shape not in (shape, full_shape):
+        form = f"{shape[0]} numbers" if shape else "a number"
+        raise ValueError(
+            f"{where}: {value!r}: give {form}, or a list with {form} for each of {num_envs} env copies, {allowed}"
+        )
     if not np.all((array >= parameter.low) & (array <= parameter.high)):
-        raise ValueError(f"{where}: {value!r} is outside its limits; give a value from {allowed}")
-    return np.broadcast_to(array, many).copy()
+        raise ValueError(f"{where}: {value!r} is outside its limits; give a value {allowed}")
+    return np.broadcast_to(array, full_shape).copy()

@@ -1,4 +1,4 @@
-"""A pole balanced on a cart by pushing the cart left or right."""
+"""CartPole: balance a pole on a cart by pushing the cart left or right."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
-from grpo_fed.tasks.families.base import Array, Constants, Family, Flags, Floats, Painter, Parameter, paint_with
+from grpo_fed.tasks.families.base import Array, Constants, Family, Flags, Floats, Painter, Parameter, gymnasium_painter
 
-TAU = 0.02  # seconds a step
-TRACK, TILT = 2.4, 12 * 2 * pi / 360  # an episode ends where the cart or the pole goes further
+TAU = 0.02  # seconds per step
+TRACK, TILT = 2.4, 12 * 2 * pi / 360  # an episode ends when the cart or the pole goes further
 LIMITS = np.array([TRACK, TILT])
 
 
 @final
 @dataclass(frozen=True)
 class CartPole(Family):
-    """State: position, velocity, angle, angular velocity. Actions: 0 pushes left, 1 right. One point for every step.
+    """State: position, velocity, angle, angular velocity. Actions: 0 pushes left, 1 right. The reward is 1 a step.
 
     Barto, Sutton and Anderson (1983), with the equations of Florian (2007), "Correct equations for the dynamics of the
-    cart-pole system", (23) and (24), without friction, stepped by the explicit Euler method. The operations come in
-    gymnasium's order, so the numbers are gymnasium's to the last bit.
+    cart-pole system", (23) and (24), without friction, stepped by the explicit Euler method. The operations are in
+    gymnasium's order, so the numbers equal gymnasium's to the last bit.
     """
 
     parameters: ClassVar = {
         "length": Parameter(0.5, "half the pole's length, m", 0.01, 100),
-        "masscart": Parameter(1.0, "kg", 0.01, 100),
-        "masspole": Parameter(0.1, "kg", 0.001, 100),
-        "gravity": Parameter(9.8, "m/s^2", 0, 1000),
-        "force_mag": Parameter(10.0, "size of a push, N", 0, 1000),
+        "masscart": Parameter(1.0, "mass of the cart, kg", 0.01, 100),
+        "masspole": Parameter(0.1, "mass of the pole, kg", 0.001, 100),
+        "gravity": Parameter(9.8, "gravity, m/s^2", 0, 1000),
+        "force_mag": Parameter(10.0, "force of a push, N", 0, 1000),
     }
     episode_limit = 500
     reward_threshold = 475.0
@@ -78,4 +78,4 @@ class CartPole(Family):
     def painter(self, parameters: Mapping[str, Floats]) -> Painter:
         original = CartPoleEnv(render_mode="rgb_array")
         original.length = float(parameters["length"])
-        return paint_with(original)
+        return gymnasium_painter(original)

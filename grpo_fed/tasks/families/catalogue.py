@@ -1,4 +1,4 @@
-"""The families by the names that gymnasium knows them by."""
+"""FAMILIES: all families, by the ids that they are registered with at gymnasium."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every family as a gymnasium environment: many lanes in one vectorised call, or one."""
+"""FamilyVectorEnv and FamilyEnv: any family as a gymnasium environment, vectorised or single."""
 
 from __future__ import annotations
 
@@ -17,20 +17,19 @@ from gymnasium.vector.utils import batch_space, create_empty_array
 from grpo_fed.scenario.toml.text import suggest_name
 from grpo_fed.tasks.families.base import Array, Family, Flags, Floats, Painter, Picture, read_parameters
 from grpo_fed.tasks.families.catalogue import FAMILIES
-from grpo_fed.tasks.families.noise import Noise
+from grpo_fed.tasks.families.noise import NoiseStreams
 
-NO_STEP_LIMIT = -1  # max_episode_steps of episodes without a limit, as in gymnasium.make
+UNLIMITED = -1  # max_episode_steps of episodes without a limit, as in gymnasium.make
 Seeds = int | Sequence[int | None] | None
 
 
 @final
 class FamilyVectorEnv(VectorEnv[Array, Array, Array]):
-    """Lanes of one family with unlike parameters, stepped together; what a lane lives through depends on no other.
+    """Env copies of one family with their own parameters, stepped together. No copy depends on another.
 
-    `family` is one, or the name it is registered by; a parameter is one value, or a list with one for each lane. With
-    autoreset DISABLED a lane that ended sleeps, its numbers unchanged and its reward 0, until a `reset` whose
-    `options["reset_mask"]` names it; NEXT_STEP and SAME_STEP do as gymnasium's SyncVectorEnv does. Discrete actions are
-    taken as they come, unchecked.
+    With autoreset DISABLED a copy whose episode ended sleeps, its state unchanged and its reward 0, until a `reset`
+    whose `options["reset_mask"]` selects it; NEXT_STEP and SAME_STEP work as in gymnasium's SyncVectorEnv. Discrete
+    actions are not checked. L is the number of copies.
     """
 
     def __init__(
@@ -43,31 +42,37 @@ class FamilyVectorEnv(VectorEnv[Array, Array, Array]):
         render_mode: str | None = None,
         **parameters: Any,
     ) -> None:
-        self.family = _family(family, parameters) if isinstance(family, str) else family
+        """family: an instance, or the id that a family is registered with. max_episode_steps: -1 for no limit.
+
+        parameters: by name one value, or a list of one for each env copy. With an id also the fields of the family.
+        """
+        self.family = _make_family(family, parameters) if isinstance(family, str) else family
         self.num_envs = num_envs
         self.parameters = read_parameters(self.family, parameters, num_envs)
-        """[L, ...] each."""
+        """By name, [L, ...] each."""
         self.constants = self.family.prepare(self.parameters)
-        """What the family made of them."""
+        """The result of the family's `prepare`."""
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**FamilyEnv.metadata, "autoreset_mode": self.autoreset_mode}
-        self.max_episode_steps = _limit(self.family.episode_limit if max_episode_steps is None else max_episode_steps)
+        self.max_episode_steps = _step_limit(
+            self.family.episode_limit if max_episode_steps is None else max_episode_steps
+        )
         self.render_mode = render_mode
 
         self.single_action_space = self.family.action_space
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self.single_observation_space = _sensed_space(self.family.observation_space, self.parameters)
+        self.single_observation_space = _seen_space(self.family.observation_space, self.parameters)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
 
-        self._mirror = _mirror(self.single_action_space, self.parameters["swap_actions"] > 0)
-        self._sources = _sources(self.single_observation_space, self.parameters["permute"].astype(np.int64))
+        self._mirror = _action_mirror(self.single_action_space, self.parameters["swap_actions"] > 0)
+        self._sources = _entry_sources(self.single_observation_space, self.parameters["permute"].astype(np.int64))
         self._deviations = self.parameters["sensor_noise"][:, None]
-        self._sensor, self._dice = None, None
+        self._sensor_noise, self._transition_noise = None, None
         if self.parameters["sensor_noise"].any():
             entries = self.parameters["permute"].shape[1]
-            self._sensor = Noise(num_envs, entries, np.random.Generator.standard_normal)
+            self._sensor_noise = NoiseStreams(num_envs, entries, np.random.Generator.standard_normal)
         if self.family.noise_size:
-            self._dice = Noise(num_envs, self.family.noise_size, np.random.Generator.random)
+            self._transition_noise = NoiseStreams(num_envs, self.family.noise_size, np.random.Generator.random)
 
         self.generators: list[np.random.Generator | None] = [None] * num_envs
         self.state: Floats = np.zeros((num_envs, self.family.state_size))
@@ -80,14 +85,14 @@ class FamilyVectorEnv(VectorEnv[Array, Array, Array]):
         self._painters: list[Painter] = []
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
-        """Actions [L] or [L, A] -> observations, rewards, terminated and truncated [L], infos."""
+        """Step all copies: actions [L] or [L, A] -> observations, rewards, terminated and truncated [L], infos."""
         ended = self._ended if self._any_ended else None
         if ended is not None and not any(self.generators):
             raise ResetNeeded(f"{self}: call reset before step")
         awake = self._all if ended is None else np.flatnonzero(~ended)
         if self._mirror is not None:
             actions = self._mirror[0] * actions + self._mirror[1]
-        noise = np.zeros((self.num_envs, 0)) if self._dice is None else self._dice.take(awake)
+        noise = np.zeros((self.num_envs, 0)) if self._transition_noise is None else self._transition_noise.take(awake)
         state, rewards, terminated = self.family.step(self.state, actions, self.constants, noise)
         self._steps += 1
         truncated: Flags = self._steps >= self.max_episode_steps
@@ -102,92 +107,93 @@ class FamilyVectorEnv(VectorEnv[Array, Array, Array]):
         if ended is not None and self.autoreset_mode is not AutoresetMode.DISABLED:
             self._begin(np.flatnonzero(ended), None)
             awake = self._all
-        self._observations = self._sense(awake)
+        self._observations = self._observe(awake)
         self._ended = terminated | truncated
         self._any_ended = bool(np.count_nonzero(self._ended))
         infos: dict[str, Any] = {}
         if self._any_ended:
             self._flags = (terminated.copy(), truncated.copy())
             if self.autoreset_mode is AutoresetMode.SAME_STEP:
-                infos = self._restart(np.flatnonzero(self._ended))
+                infos = self._begin_in_same_step(np.flatnonzero(self._ended))
         return self._observations.copy(), rewards, terminated, truncated, infos
 
     def reset(
         self, *, seed: Seeds | Array = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
-        """Begin an episode in every lane, or in those of `options["reset_mask"]` (a bool for each lane).
+        """Begin an episode in every env copy, or in those that `options["reset_mask"]`, [L] bool, selects.
 
-        `seed` is one for each lane, or one from which they count up; a lane given None goes on with its stream.
+        seed: one for each copy, or the first of consecutive ones; with None a copy keeps its random generator.
         """
-        seeds = [seed + lane for lane in range(self.num_envs)] if isinstance(seed, int | np.integer) else seed
+        seeds = [seed + copy for copy in range(self.num_envs)] if isinstance(seed, int | np.integer) else seed
         if seeds is not None and len(seeds) != self.num_envs:
-            raise ValueError(f"{self}: seed: {len(seeds)} seeds for {self.num_envs} lanes; give one for each")
-        lanes = _masked(self, options)
-        self._begin(lanes, seeds)
-        self._ended[lanes] = False
+            raise ValueError(f"{self}: seed: {len(seeds)} seeds for {self.num_envs} env copies; give one for each")
+        copies = _copies_to_reset(self, options)
+        self._begin(copies, seeds)
+        self._ended[copies] = False
         self._any_ended = bool(np.count_nonzero(self._ended))
-        self._observations = self._sense(lanes)
+        self._observations = self._observe(copies)
         return self._observations.copy(), {}
 
     def render(self) -> tuple[Picture, ...] | None:
-        """A picture of each lane."""
+        """Return a picture of each env copy; None without a render_mode."""
         if self.render_mode is None:
             return None
         if not self._painters:
-            rows = [{name: value[lane] for name, value in self.parameters.items()} for lane in self._all]
+            rows = [{name: value[copy] for name, value in self.parameters.items()} for copy in self._all]
             self._painters = [self.family.painter(row) for row in rows]
         return tuple(paint(state) for paint, state in zip(self._painters, self.state, strict=True))
 
-    def adopt(self, lane: int, generator: np.random.Generator) -> None:
-        """From now on the lane draws from `generator`: its start states itself, its noise from children of it."""
-        self.generators[lane] = generator
-        for noise in (self._dice, self._sensor):
+    def set_generator(self, copy: int, generator: np.random.Generator) -> None:
+        """Let an env copy draw its start states from `generator`, and its noise from children of it."""
+        self.generators[copy] = generator
+        for noise in (self._transition_noise, self._sensor_noise):
             if noise is not None:
-                noise.restart(lane, generator)
+                noise.restart(copy, generator)
 
-    def _begin(self, lanes: Array, seeds: Sequence[int | None] | Array | None) -> None:
-        for lane in lanes.tolist():
-            seed = None if seeds is None else seeds[lane]
-            if seed is not None or self.generators[lane] is None:
-                self.adopt(lane, np_random(None if seed is None else int(seed))[0])
-            generator = self.generators[lane]
+    def _begin(self, copies: Array, seeds: Sequence[int | None] | Array | None) -> None:
+        """Put some env copies into the first states of their next episodes."""
+        for copy in copies.tolist():
+            seed = None if seeds is None else seeds[copy]
+            if seed is not None or self.generators[copy] is None:
+                self.set_generator(copy, np_random(None if seed is None else int(seed))[0])
+            generator = self.generators[copy]
             assert generator is not None
-            self.state[lane] = self.family.start(generator)
-        self._steps[lanes] = 0
+            self.state[copy] = self.family.start(generator)
+        self._steps[copies] = 0
 
-    def _restart(self, lanes: Array) -> dict[str, Any]:
-        """Start the next episode of lanes that ended, and put where the last one led into infos."""
+    def _begin_in_same_step(self, copies: Array) -> dict[str, Any]:
+        """Begin the next episodes of copies whose episodes ended; infos with the last observations of these."""
         infos: dict[str, Any] = {}
-        for lane in lanes.tolist():
-            infos = self._add_info(infos, {"final_obs": self._observations[lane], "final_info": {}}, lane)
-        self._begin(lanes, None)
-        self._ended[lanes] = False
+        for copy in copies.tolist():
+            infos = self._add_info(infos, {"final_obs": self._observations[copy], "final_info": {}}, copy)
+        self._begin(copies, None)
+        self._ended[copies] = False
         self._any_ended = False
-        self._observations = self._sense(lanes)
+        self._observations = self._observe(copies)
         return infos
 
-    def _sense(self, lanes: Array) -> Array:
-        """The observations: of these lanes what they see now, of the others what they saw last."""
+    def _observe(self, copies: Array) -> Array:
+        """Compute the observations of `copies` from their states; the other copies keep their last ones."""
         seen = self.family.observe(self.state, self.constants)
         if self._sources is not None:
             seen = seen.take(self._sources) if seen.ndim == 2 else self._sources[self._all, seen]
-        if self._sensor is not None:
-            seen += self._deviations * self._sensor.take(lanes)
-        if lanes is self._all:
+        if self._sensor_noise is not None:
+            seen += self._deviations * self._sensor_noise.take(copies)
+        if copies is self._all:
             return seen
-        kept = self._observations.copy()
-        kept[lanes] = seen[lanes]
-        return kept
+        observations = self._observations.copy()
+        observations[copies] = seen[copies]
+        return observations
 
 
 @final
 class FamilyEnv(gymnasium.Env[Any, Any]):
-    """One task of a family: a vector of one. Its episodes have no limit; `gymnasium.make` wraps one around it."""
+    """One env copy of a family. Its episodes have no step limit; `gymnasium.make` wraps a limit around it."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012 (gymnasium reads it from the class)
 
     def __init__(self, family: Family | str, *, render_mode: str | None = None, **parameters: Any) -> None:
-        self.vector = FamilyVectorEnv(family, max_episode_steps=NO_STEP_LIMIT, render_mode=render_mode, **parameters)
+        self.vector = FamilyVectorEnv(family, max_episode_steps=UNLIMITED, render_mode=render_mode, **parameters)
         self.action_space = self.vector.single_action_space
         self.observation_space = self.vector.single_observation_space
         self.render_mode = render_mode
@@ -201,7 +207,7 @@ class FamilyEnv(gymnasium.Env[Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         if self.vector.generators[0] is not self.np_random:
-            self.vector.adopt(0, self.np_random)
+            self.vector.set_generator(0, self.np_random)
         observations, _ = self.vector.reset(options=options)
         return observations[0], {}
 
@@ -213,12 +219,12 @@ class FamilyEnv(gymnasium.Env[Any, Any]):
 def make_family_vector_env(
     family: str, num_envs: int = 1, *, autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP, **kwargs: Any
 ) -> FamilyVectorEnv:
-    """What `gymnasium.make_vec` calls: the same, but lanes reset themselves when gymnasium's own would."""
+    """Make a FamilyVectorEnv for `gymnasium.make_vec`: with autoreset NEXT_STEP by default, as gymnasium's own."""
     return FamilyVectorEnv(family, num_envs, autoreset_mode=autoreset_mode, **kwargs)
 
 
-def _family(name: str, given: dict[str, Any]) -> Family:
-    """The family of this name, with what decides its shapes taken out of `given`."""
+def _make_family(name: str, given: dict[str, Any]) -> Family:
+    """Make the family that is registered as `name`, and remove its fields from `given`."""
     if name not in FAMILIES:
         raise ValueError(f"{name}: unknown family{suggest_name(name, FAMILIES)}")
     settings = {}
@@ -226,46 +232,47 @@ def _family(name: str, given: dict[str, Any]) -> Family:
         value = given.pop(field.name, None)
         if isinstance(value, list | tuple):
             if any(entry != value[0] for entry in value):
-                raise ValueError(f"{name}: {field.name}: {value} decides shapes; give all lanes the same")
+                raise ValueError(f"{name}: {field.name}: {value} determines shapes; give all env copies the same")
             value = value[0]
         if value is not None:
             settings[field.name] = value
     return FAMILIES[name](**settings)
 
 
-def _limit(steps: int) -> int:
-    if steps != NO_STEP_LIMIT and steps < 1:
-        raise ValueError(
-            f"max_episode_steps: {steps}: give at least 1, or {NO_STEP_LIMIT} for episodes without a limit"
-        )
-    return int(np.iinfo(np.int64).max) if steps == NO_STEP_LIMIT else steps
+def _step_limit(steps: int) -> int:
+    """Return the step limit as a number that can be compared with; ValueError for one below 1."""
+    if steps != UNLIMITED and steps < 1:
+        raise ValueError(f"max_episode_steps: {steps}: give at least 1, or {UNLIMITED} for episodes without a limit")
+    return int(np.iinfo(np.int64).max) if steps == UNLIMITED else steps
 
 
-def _mirror(space: gymnasium.Space[Any], swapped: Flags) -> tuple[Array, Array] | None:
-    """(sign, offset) that take a swapped lane's action to the other side of the middle, and leave the others'."""
+def _action_mirror(space: gymnasium.Space[Any], swapped: Flags) -> tuple[Array, Array] | None:
+    """Return (sign, offset), with which a swapped copy's action is mirrored and the others' stay; None without any."""
     if not swapped.any():
         return None
     if isinstance(space, spaces.Discrete):
         return np.where(swapped, -1, 1), np.where(swapped, space.n - 1, 0)
     assert isinstance(space, spaces.Box)
-    one = np.ones(space.shape, dtype=space.dtype)
-    return np.where(swapped[:, None], -one, one), np.where(swapped[:, None], space.low + space.high, 0 * one)
+    ones = np.ones(space.shape, dtype=space.dtype)
+    return np.where(swapped[:, None], -ones, ones), np.where(swapped[:, None], space.low + space.high, 0 * ones)
 
 
-def _sources(space: gymnasium.Space[Any], permute: Array) -> Array | None:
-    """Where each observation entry comes from, [L, O] into the flat observations; for a Discrete space the state's
-    new number, as if its one-hot vector had been permuted. None if everything stays in its place.
+def _entry_sources(space: gymnasium.Space[Any], permute: Array) -> Array | None:
+    """Return the source of each observation entry, [L, O] indices into all observations as one flat array.
+
+    For a Discrete space, the state's new number, as if its one-hot vector had been permuted. None if nothing changes
+    its place.
     """
-    lanes, entries = permute.shape
+    copies, entries = permute.shape
     if np.array_equal(permute, np.broadcast_to(np.arange(entries), permute.shape)):
         return None
     if isinstance(space, spaces.Discrete):
         return permute.argsort(axis=1)
-    return np.asarray(permute + entries * np.arange(lanes)[:, None])
+    return np.asarray(permute + entries * np.arange(copies)[:, None])
 
 
-def _sensed_space(space: gymnasium.Space[Any], parameters: dict[str, Floats]) -> gymnasium.Space[Any]:
-    """The narrowest space that holds what any lane may see: permuted, and without bounds if there is noise."""
+def _seen_space(space: gymnasium.Space[Any], parameters: dict[str, Floats]) -> gymnasium.Space[Any]:
+    """Return the smallest space of what any env copy may see: permuted, and without bounds if there is noise."""
     if not isinstance(space, spaces.Box):
         return space
     permute = parameters["permute"].astype(np.int64)
@@ -275,11 +282,11 @@ def _sensed_space(space: gymnasium.Space[Any], parameters: dict[str, Floats]) ->
     return spaces.Box(low, high, dtype=np.float32)
 
 
-def _masked(env: FamilyVectorEnv, options: dict[str, Any] | None) -> Array:
-    """The lanes that a reset is for."""
+def _copies_to_reset(env: FamilyVectorEnv, options: dict[str, Any] | None) -> Array:
+    """Return the env copies that the options of a reset select."""
     for name in options or {}:
         if name != "reset_mask":
-            raise ValueError(f"{env}: options[{name!r}]: unknown; there is reset_mask")
+            raise ValueError(f"{env}: options[{name!r}]: unknown; use reset_mask")
     if not options:
         return env._all
     mask = options["reset_mask"]

@@ -1,4 +1,7 @@
-"""Random numbers for many lanes, each from a stream of its own, drawn a block ahead so that a step costs one gather."""
+"""NoiseStreams: random numbers for many env copies, each from a stream of its own.
+
+Numbers are drawn a block ahead, so that a step costs one gather for all copies instead of a call for each.
+"""
 
 from __future__ import annotations
 
@@ -8,37 +11,44 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
-BLOCK = 128  # steps drawn ahead; drawing costs a call a lane
+BLOCK = 128  # steps drawn ahead; drawing costs a call for each env copy
 
 
 @final
-class Noise:
-    """The k-th numbers that a lane takes depend on the generator it was given, and on no other lane."""
+class NoiseStreams:
+    """The k-th numbers that an env copy takes depend on the generator it was given, and on no other copy."""
 
     def __init__(
-        self, lanes: int, size: int, draw: Callable[[np.random.Generator, tuple[int, int]], npt.NDArray[np.float64]]
+        self,
+        num_envs: int,
+        size: int,
+        sample: Callable[[np.random.Generator, tuple[int, int]], npt.NDArray[np.float64]],
     ) -> None:
-        self.draw = draw
-        self.ahead = np.zeros((lanes, BLOCK, size))
-        self.used = np.full(lanes, BLOCK)
+        """size: numbers for a step of one env copy. sample: draws an array of a given shape from a generator."""
+        self.sample = sample
+        self.ahead = np.zeros((num_envs, BLOCK, size))
+        self.used = np.full(num_envs, BLOCK)
         self.streams: dict[int, np.random.Generator] = {}
 
-    def restart(self, lane: int, generator: np.random.Generator) -> None:
-        """Give the lane a new stream, a child of `generator`, whose own draws stay as they are."""
-        (self.streams[lane],) = generator.spawn(1)
-        self.used[lane] = BLOCK
+    def restart(self, copy: int, generator: np.random.Generator) -> None:
+        """Give an env copy a new stream, a child of `generator`, whose own numbers stay as they are."""
+        (self.streams[copy],) = generator.spawn(1)
+        self.used[copy] = BLOCK
 
-    def take(self, lanes: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """The next numbers of these lanes, sorted and each named once; 0 for the others, [L, size]."""
-        used = self.used[lanes]
-        empty = used == BLOCK
-        if np.count_nonzero(empty):
-            for lane in lanes[empty].tolist():
-                self.ahead[lane] = self.draw(self.streams[lane], self.ahead.shape[1:])
-            used[empty] = 0
-        self.used[lanes] = used + 1
-        if len(lanes) == len(self.used):
-            return np.asarray(self.ahead[lanes, used])
+    def take(self, copies: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Take the next numbers of some env copies, [L, size] with 0 for the others.
+
+        copies: their indices, sorted and without repeats.
+        """
+        used = self.used[copies]
+        is_empty = used == BLOCK
+        if np.count_nonzero(is_empty):
+            for copy in copies[is_empty].tolist():
+                self.ahead[copy] = self.sample(self.streams[copy], self.ahead.shape[1:])
+            used[is_empty] = 0
+        self.used[copies] = used + 1
+        if len(copies) == len(self.used):
+            return np.asarray(self.ahead[copies, used])
         taken = np.zeros((len(self.used), self.ahead.shape[2]))
-        taken[lanes] = self.ahead[lanes, used]
+        taken[copies] = self.ahead[copies, used]
         return taken

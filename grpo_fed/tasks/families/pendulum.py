@@ -1,4 +1,4 @@
-"""A pendulum to swing up and hold."""
+"""Pendulum: swing a pendulum up and hold it there."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.classic_control.pendulum import PendulumEnv
 
-from grpo_fed.tasks.families.base import Array, Constants, Family, Flags, Floats, Painter, Parameter, paint_with
+from grpo_fed.tasks.families.base import Array, Constants, Family, Flags, Floats, Painter, Parameter, gymnasium_painter
 
-DT = 0.05  # seconds a step
+DT = 0.05  # seconds per step
 MAX_SPEED, MAX_TORQUE = 8.0, 2.0
 START: Floats = np.array([pi, 1.0])
 
@@ -21,16 +21,19 @@ START: Floats = np.array([pi, 1.0])
 @final
 @dataclass(frozen=True)
 class Pendulum(Family):
-    """State: angle from upright, angular velocity. Action: torque at the pivot. Never ends by itself.
+    """State: angle from upright, angular velocity. Action: torque at the pivot. Episodes never terminate.
+
+    The reward is the negative of angle^2 + 0.1 speed^2 + 0.001 torque^2.
 
     A rod of mass m and length l about its end has the moment of inertia m l^2 / 3, so the angle accelerates by
-    3 g / (2 l) sin(angle) + 3 / (m l^2) (torque - damping * speed); speed first, then the angle with the new speed.
+    3 g / (2 l) sin(angle) + 3 / (m l^2) (torque - damping * speed). The speed is stepped first, then the angle with
+    the new speed.
     """
 
     parameters: ClassVar = {
-        "gravity": Parameter(10.0, "m/s^2", 0, 1000),
-        "mass": Parameter(1.0, "kg", 0.01, 100),
-        "length": Parameter(1.0, "m", 0.05, 100),
+        "gravity": Parameter(10.0, "gravity, m/s^2", 0, 1000),
+        "mass": Parameter(1.0, "mass of the rod, kg", 0.01, 100),
+        "length": Parameter(1.0, "length of the rod, m", 0.05, 100),
         "damping": Parameter(0.0, "friction at the pivot, N m s", 0, 10),
     }
     episode_limit = 200
@@ -49,7 +52,7 @@ class Pendulum(Family):
     def prepare(self, parameters: Mapping[str, Floats]) -> Constants:
         gravity, length = parameters["gravity"], parameters["length"]
         lightness = 3.0 / (parameters["mass"] * length**2)
-        # gymnasium multiplies the torque in the action's float32; so must we, to stay with it bit for bit.
+        # gymnasium multiplies the torque in the action's float32; so must we, to equal it bit for bit.
         push = lightness.astype(np.float32)
         return {"swing": 3 * gravity / (2 * length), "push": push, "drag": lightness * parameters["damping"]}
 
@@ -73,4 +76,4 @@ class Pendulum(Family):
     def painter(self, parameters: Mapping[str, Floats]) -> Painter:
         original = PendulumEnv(render_mode="rgb_array")
         original.last_u = None
-        return paint_with(original)
+        return gymnasium_painter(original)

@@ -1,4 +1,4 @@
-"""A point in a square arena, pushed about until it is within reach of its goal."""
+"""PointMass: push a point through a square arena to its goal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from grpo_fed.tasks.families.base import Array, Constants, Family, Flags, Floats, Painter, Parameter, Picture
 
-DT = 0.1  # seconds a step
+DT = 0.1  # seconds per step
 WALL, MAX_SPEED = 1.0, 1.0
 PIXELS = 256
 
@@ -19,20 +19,21 @@ PIXELS = 256
 @final
 @dataclass(frozen=True)
 class PointMass(Family):
-    """State: x, y and their velocities. Action: a force in both directions. Every step costs the distance to the goal.
+    """State: x, y and their velocities. Action: a force in both directions. The reward is minus the distance to the
+    goal, within `radius` of which the episode ends.
 
-    2-D navigation as in Finn, Abbeel and Levine (2017), "Model-agnostic meta-learning", section 5.3, with a mass: a
-    client has a goal of its own that it has to find out, unless `observe_goal` shows it.
+    2-D navigation as in Finn, Abbeel and Levine (2017), "Model-agnostic meta-learning", section 5.3, with a mass: each
+    client has a goal of its own, which it has to discover unless `observe_goal` shows it.
     """
 
     observe_goal: bool = False
     """Add the goal to the observation."""
 
     parameters: ClassVar = {
-        "goal": Parameter((0.5, 0.5), "where to go", -WALL, WALL, (2,)),
-        "radius": Parameter(0.1, "how near is near enough, m", 0.01, 1),
+        "goal": Parameter((0.5, 0.5), "position of the goal", -WALL, WALL, (2,)),
+        "radius": Parameter(0.1, "distance from the goal at which an episode ends, m", 0.01, 1),
         "power": Parameter(1.0, "acceleration of a full push, m/s^2", 0, 10),
-        "drag": Parameter(0.1, "share of the velocity lost in a second", 0, 10),
+        "drag": Parameter(0.1, "share of the velocity lost per second", 0, 10),
     }
     episode_limit = 100
     reward_threshold = None
@@ -57,11 +58,11 @@ class PointMass(Family):
         force = np.minimum(np.maximum(actions, -1.0), 1.0) * constants["power"]
         velocity = velocity + DT * (force - constants["drag"] * velocity)
         velocity = np.minimum(np.maximum(velocity, -MAX_SPEED), MAX_SPEED)
-        aim = position + DT * velocity
-        position = np.minimum(np.maximum(aim, -WALL), WALL)
-        velocity = np.where(aim == position, velocity, 0.0)  # a wall stops what runs into it
-        away = position - constants["goal"]
-        distance = np.hypot(away[:, 0], away[:, 1])
+        unbounded = position + DT * velocity
+        position = np.minimum(np.maximum(unbounded, -WALL), WALL)
+        velocity = np.where(unbounded == position, velocity, 0.0)  # a wall stops the point
+        offset = position - constants["goal"]
+        distance = np.hypot(offset[:, 0], offset[:, 1])
         return np.concatenate((position, velocity), axis=1), -distance, distance <= constants["radius"]
 
     def observe(self, state: Floats, constants: Constants) -> Array:

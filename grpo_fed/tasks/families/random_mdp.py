@@ -1,4 +1,4 @@
-"""Small tabular decision processes drawn at random, whose values can be computed exactly."""
+"""RandomMDP: small tabular Markov decision processes, sampled at random, whose values can be computed exactly."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ PIXELS = 32
 @final
 @dataclass(frozen=True)
 class RandomMDP(Family):
-    """State: its number. Transitions and rewards are tables drawn from the lane's `seed`. Never ends by itself."""
+    """State: its number. Transitions and rewards are tables sampled with `seed`. Episodes never terminate."""
 
     states: int = 6
-    """How many states."""
+    """Number of states."""
     actions: int = 3
-    """How many actions."""
+    """Number of actions."""
 
-    parameters: ClassVar = {"seed": Parameter(0, "which decision process", 0, 2**53)}
+    parameters: ClassVar = {"seed": Parameter(0, "seed of the transition and reward tables", 0, 2**53)}
     episode_limit = 100
     reward_threshold = None
     state_size = 1
@@ -44,28 +44,28 @@ class RandomMDP(Family):
         return gymnasium.spaces.Discrete(self.actions)
 
     def tables(self, seed: int) -> tuple[Floats, Floats]:
-        """P[s, a, s'], each row uniform over the simplex, and R[s, a], uniform over 0 to 1."""
+        """Sample P[s, a, s'], each row uniform over the simplex, and R[s, a], uniform from 0 to 1."""
         generator = np.random.default_rng(seed)
         transitions = generator.dirichlet(np.ones(self.states), size=(self.states, self.actions))
         return transitions, generator.random((self.states, self.actions))
 
     def prepare(self, parameters: Mapping[str, Floats]) -> Constants:
-        drawn = [self.tables(int(seed)) for seed in parameters["seed"]]
-        transitions, rewards = (np.stack(tables) for tables in zip(*drawn, strict=True))
+        pairs = [self.tables(int(seed)) for seed in parameters["seed"]]
+        transitions, rewards = (np.stack(tables) for tables in zip(*pairs, strict=True))
         return {
             "P": transitions,
             "R": rewards,
             "edges": transitions.cumsum(axis=3)[..., :-1],
-            "lanes": np.arange(len(drawn)),
+            "copies": np.arange(len(pairs)),
         }
 
     def start(self, generator: np.random.Generator) -> Floats:
         return np.array([generator.integers(self.states)], dtype=np.float64)
 
     def step(self, state: Floats, actions: Array, constants: Constants, noise: Floats) -> tuple[Floats, Floats, Flags]:
-        at = (constants["lanes"], state[:, 0].astype(np.int64), actions)
-        arrived = np.count_nonzero(noise >= constants["edges"][at], axis=1)  # inverse of the cumulative distribution
-        return arrived[:, None].astype(np.float64), constants["R"][at], np.zeros(len(state), dtype=np.bool_)
+        entry = (constants["copies"], state[:, 0].astype(np.int64), actions)
+        successor = np.count_nonzero(noise >= constants["edges"][entry], axis=1)  # inverts the cumulative distribution
+        return successor[:, None].astype(np.float64), constants["R"][entry], np.zeros(len(state), dtype=np.bool_)
 
     def observe(self, state: Floats, constants: Constants) -> Array:
         return state[:, 0].astype(np.int64)

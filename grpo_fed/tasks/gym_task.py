@@ -1,0 +1,57 @@
+"""GymTask: a task that is a gymnasium environment, and EnvConfig, what it takes to make that environment."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias, final
+
+import gymnasium
+from gymnasium import vector
+
+from grpo_fed.tasks.task import ActionSpec, Task, TaskShape
+
+Env: TypeAlias = gymnasium.Env[Any, Any]
+VectorEnv: TypeAlias = vector.VectorEnv[Any, Any, Any]
+Space: TypeAlias = gymnasium.Space[Any]
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """What it takes to make a client's environment."""
+
+    client: str
+    """The client's name."""
+    env: str
+    """A gymnasium id, or `module:EnvId`."""
+    kwargs: Mapping[str, Any]
+    """Arguments of the environment."""
+    wrappers: tuple[str, ...]
+    """Import paths of the wrappers, innermost first."""
+    episode_limit: int
+    """Steps after which the task itself truncates an episode; 0 for never."""
+
+
+@final
+@dataclass(frozen=True)
+class GymTask(Task, EnvConfig):
+    """One client's environment: how to make it, its spaces, and how the client learns in it."""
+
+    observation_size: int
+    """D: entries of a flattened observation."""
+    action: ActionSpec
+    observation_space: Space
+    action_space: Space
+
+    @property
+    def shape(self) -> TaskShape:
+        """The facts that determine the task's policy."""
+        return TaskShape(self.observation_size, self.action.kind, self.action.sizes, self.episode_limit)
+
+    @property
+    def signature(self) -> Hashable:
+        return self.shape.signature
+
+    @property
+    def description(self) -> str:
+        return self.env
