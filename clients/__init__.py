@@ -1,1 +1,1 @@
-"""The federation's clients as a Flower app."""
+"""The clients of a federation as a Flower app."""

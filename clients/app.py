@@ -1,4 +1,4 @@
-"""ClientApp: a message -> what one client makes of it -> a reply."""
+"""ClientApp: takes a message, lets its client answer, and replies."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from flwr.clientapp import ClientApp
 from grpo_fed.engines.flower.forward import MessageForwarder
 
 app = ClientApp()
-messenger = MessageForwarder()
+forwarder = MessageForwarder()
 
 
 @app.query("hello")
 @app.train()
 @app.query("measure")
 @app.evaluate()
-def follow(message: Message, context: Context) -> Message:
-    """Do what the message says."""
-    return Message(messenger.answer(message, context), reply_to=message)
+def reply(message: Message, context: Context) -> Message:
+    """Reply with the client's answer."""
+    return Message(forwarder.answer(message, context), reply_to=message)

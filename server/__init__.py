@@ -1,1 +1,1 @@
-"""The federation's server as a Flower app."""
+"""The server of a federation as a Flower app."""

@@ -1,4 +1,4 @@
-"""ServerApp: a run's configuration -> a federation over Flower's grid -> its folder, and lines for who started it."""
+"""ServerApp: reads a run's configuration, runs the federation over Flower's grid, and prints its records and result."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from flwr.serverapp import Grid, ServerApp
 
 from grpo_fed.engines.flower.app_folder import scenario_from_config
 from grpo_fed.engines.flower.discovery import discover_shared_blocks
-from grpo_fed.engines.flower.engine import note_line, result_line
-from grpo_fed.engines.flower.superlink import names_of_keys
+from grpo_fed.engines.flower.log_channel import LogChannel
+from grpo_fed.engines.flower.superlink import read_registered_keys
 from grpo_fed.engines.wire.registry import NodeRegistry
 from grpo_fed.engines.wire.transport import GridTransport
 from grpo_fed.federation.rounds import Federation
-from grpo_fed.runs import folder as journal
+from grpo_fed.runs.folder import open_unfinished, read_engine_state
 from grpo_fed.runs.records import RoundRecord
 from grpo_fed.scenario.scenario import Scenario
 
@@ -31,56 +31,57 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation, or go on with it."""
     text, out = str(context.run_config["scenario"]), str(context.run_config["out"])
-    resumed = bool(context.run_config["resume"])
-    if resumed:
+    if context.run_config["resume"]:
         folder = Path(out)
-        scenario, after = journal.open_unfinished(folder)
+        scenario, after = open_unfinished(folder)
+        state = read_engine_state(folder) if after is None else after.parts["engine"]
     else:
-        scenario = scenario_from_config(text)
-        folder, after = Path(out) if out else _fresh(scenario), None
+        scenario, after, state = scenario_from_config(text), None, {}
+        folder = Path(out) if out else _new_folder(scenario)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    noted = after.parts["engine"] if after is not None else journal.read_engine_state(folder) if resumed else {}
     names = [name for settings in scenario.clients for name in settings.names]
-    roll = NodeRegistry(grid, names, keys=names_of_keys())
-    with _stopped_in_order():
-        commons, engine = discover_shared_blocks(scenario, roll, noted)
-        post = GridTransport(grid, commons, scenario, roll)
-        federation = Federation(scenario, commons, post, folder, after, evaluate_with_next_round=True, engine=engine)
+    registry = NodeRegistry(grid, names, keys=read_registered_keys())
+    with _stop_cleanly():
+        shared_blocks, state = discover_shared_blocks(scenario, registry, state)
+        transport = GridTransport(grid, shared_blocks, scenario, registry)
+        federation = Federation(
+            scenario, shared_blocks, transport, folder, after, evaluate_with_next_round=True, engine=state
+        )
         print(f"run folder: {folder.absolute()}", flush=True)
-        print(result_line(federation.run(_tell)), flush=True)
+        print(LogChannel.format_result(federation.run(_print_record)), flush=True)
 
 
-def _fresh(scenario: Scenario) -> Path:
-    """A folder for who named none."""
+def _new_folder(scenario: Scenario) -> Path:
+    """Name the folder of a run that was started without one."""
     return Path("runs") / f"{scenario.name}-{scenario.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _tell(note: RoundRecord) -> None:
-    print(note_line(note), flush=True)
+def _print_record(record: RoundRecord) -> None:
+    print(LogChannel.format_record(record), flush=True)
 
 
 @contextmanager
-def _stopped_in_order() -> Iterator[None]:
-    """Stopped by Flower, a federation ends as it does on Ctrl-C: with what it has written down."""
+def _stop_cleanly() -> Iterator[None]:
+    """Let a run that Flower stops end as on Ctrl-C, so that its folder is complete."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # a simulation has it in a thread, which nobody stops
+        yield  # a simulation runs the app in a thread, where no signals arrive
         return
 
-    told: list[int] = []
+    caught: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        told.append(number)
+        caught.append(number)
         raise KeyboardInterrupt
 
-    # whoever ends a task sends SIGTERM; Flower's own client sends SIGINT when it finds that the run was stopped
-    flowers = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
+    # The process that ends a task sends SIGTERM; Flower's client in this process sends SIGINT if the run was stopped.
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     except KeyboardInterrupt:
-        handler = flowers.get(signal.Signals(told[0])) if told else None
+        handler = before.get(signal.Signals(caught[0])) if caught else None
         if callable(handler):
-            handler(told[0], None)  # tells the SuperLink, and ends this process
+            handler(caught[0], None)  # reports to the SuperLink, and ends this process
         raise
     finally:
-        for number, flower in flowers.items():
-            signal.signal(number, flower)
+        for number, previous in before.items():
+            signal.signal(number, previous)

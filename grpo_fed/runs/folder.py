@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import shutil
+from contextlib import suppress
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, final
@@ -57,10 +58,8 @@ class FolderClaim:
 
     def close(self) -> None:
         """Release the lock; a folder that nothing was written to is removed."""
-        try:
+        with suppress(OSError):  # it holds the run
             self.folder.rmdir()
-        except OSError:
-            pass  # it holds the run
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None

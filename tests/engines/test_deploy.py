@@ -1,15 +1,17 @@
-"""Keys, certificates, the gate, and processes that leave none behind. Nothing of Flower is started here."""
+"""Keys, certificates, the access middleware, and processes that leave none behind; no process of Flower is started."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import stat
 import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,10 @@ from cryptography.hazmat.primitives import serialization
 
 from grpo_fed.engines.deploy import commands as deploy
 from grpo_fed.engines.flower.access import LocalOnlyMiddleware
+from grpo_fed.engines.flower.flwr_command import write_connection
 from grpo_fed.engines.flower.processes import SupervisedProcesses
-from grpo_fed.engines.flower.superlink import Restarter, connect, environment
+from grpo_fed.engines.flower.superlink import Restarter, make_flower_environment
+from grpo_fed.scenario.scenario import Scenario
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 20.0
@@ -31,16 +35,16 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def until(true: Any) -> None:
-    """Wait for something that must come."""
+def until(is_true: Callable[[], bool]) -> None:
+    """Wait until a condition holds that must come true."""
     end = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < end, "it never came"
+    while not is_true():
+        assert time.monotonic() < end, "it did not come true in time"
         time.sleep(0.02)
 
 
-def runs(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
+def is_running(pid: int) -> bool:
+    """Return whether a process is there and no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -50,7 +54,7 @@ def runs(pid: int) -> bool:
 # Keys and certificates -----------------------------------------------------------------------------------------------
 
 
-def test_private_keys_are_their_owners_alone(tmp_path: Path):
+def test_private_keys_are_readable_by_their_owner_alone(tmp_path: Path):
     deploy.init(tmp_path, ["fed.example.org"], ["ant", "bee"])
     private = {path for path in tmp_path.rglob("*") if path.is_file() and b"PRIVATE KEY" in path.read_bytes()}
     assert {path.relative_to(tmp_path).as_posix() for path in private} == {
@@ -63,7 +67,7 @@ def test_private_keys_are_their_owners_alone(tmp_path: Path):
     assert mode(tmp_path / "authority") == mode(tmp_path / "clients" / "ant") == 0o700
 
 
-def test_the_servers_certificate_is_signed_for_its_hosts_and_for_its_own_machine(tmp_path: Path):
+def test_the_servers_certificate_is_for_its_hosts_and_localhost(tmp_path: Path):
     deploy.init(tmp_path, ["fed.example.org", "192.0.2.7"], [])
     authority = x509.load_pem_x509_certificate((tmp_path / "server" / "ca.pem").read_bytes())
     server = x509.load_pem_x509_certificate((tmp_path / "server" / "server.pem").read_bytes())
@@ -74,14 +78,14 @@ def test_the_servers_certificate_is_signed_for_its_hosts_and_for_its_own_machine
     assert not server.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
 
 
-def test_a_clients_public_key_is_that_of_its_private_key(tmp_path: Path):
+def test_a_clients_public_key_belongs_to_its_private_key(tmp_path: Path):
     deploy.init(tmp_path, ["fed.example.org"], ["ant"])
     private = serialization.load_ssh_private_key((tmp_path / "clients" / "ant" / "node-key").read_bytes(), None)
     form = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
     assert private.public_key().public_bytes(*form) == (tmp_path / "server" / "nodes" / "ant.pub").read_bytes().strip()
 
 
-def test_called_again_it_adds_a_client_and_leaves_the_rest(tmp_path: Path):
+def test_a_second_init_adds_a_client_and_leaves_the_rest(tmp_path: Path):
     deploy.init(tmp_path, ["fed.example.org"], ["ant"])
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     checklist = deploy.init(tmp_path, [], ["bee"])
@@ -91,7 +95,7 @@ def test_called_again_it_adds_a_client_and_leaves_the_rest(tmp_path: Path):
     assert any("--superlink fed.example.org:9092" in line for line in checklist)
 
 
-def test_other_hosts_make_another_certificate_of_the_same_authority(tmp_path: Path):
+def test_other_hosts_get_a_certificate_of_the_same_authority(tmp_path: Path):
     deploy.init(tmp_path, ["fed.example.org"], ["ant"])
     authority = (tmp_path / "authority" / "ca.pem").read_bytes()
     deploy.init(tmp_path, ["new.example.org"], [])
@@ -104,24 +108,24 @@ def test_other_hosts_make_another_certificate_of_the_same_authority(tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../ant", "a" * 65])
-def test_what_cannot_be_a_client_makes_nothing(tmp_path: Path, name: str):
+def test_an_invalid_client_name_writes_nothing(tmp_path: Path, name: str):
     with pytest.raises(ValueError, match="client"):
         deploy.init(tmp_path / "made", ["fed.example.org"], ["ant", name])
     assert not (tmp_path / "made").exists()
 
 
-def test_who_forgets_the_keys_is_told_what_makes_them(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"ca\.pem: is missing; `grpo-fed deploy init` makes it"):
+def test_a_missing_key_names_the_command_that_makes_it(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"ca\.pem: is missing; make it with `grpo-fed deploy init`"):
         deploy.server(tmp_path)
-    with pytest.raises(ValueError, match=r"ca\.pem: is missing; `grpo-fed deploy init` makes it"):
+    with pytest.raises(ValueError, match=r"ca\.pem: is missing; make it with `grpo-fed deploy init`"):
         deploy.client("ant", "fed.example.org:9092", tmp_path)
     with pytest.raises(ValueError, match="or --insecure"):
         deploy.client("ant", "fed.example.org:9092", None)
 
 
-def test_a_connection_is_added_to_those_that_flower_knows(tmp_path: Path):
+def test_a_connection_is_added_to_flowers_configuration(tmp_path: Path):
     (tmp_path / "config.toml").write_text('[superlink]\ndefault = "lab"\n\n[superlink.lab]\naddress = "lab:1"\n')
-    connect(tmp_path, "field", "127.0.0.1:9092", Path("/somewhere/ca.pem"))
+    write_connection(tmp_path, "field", "127.0.0.1:9092", Path("/somewhere/ca.pem"))
     assert tomllib.loads((tmp_path / "config.toml").read_text())["superlink"] == {
         "default": "lab",
         "lab": {"address": "lab:1"},
@@ -129,47 +133,56 @@ def test_a_connection_is_added_to_those_that_flower_knows(tmp_path: Path):
     }
 
 
-# The gate ------------------------------------------------------------------------------------------------------------
+def test_the_documented_deployment_has_the_clients_of_its_scenario():
+    page = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    (init,) = re.findall(r"^grpo-fed deploy init .*$", page, re.MULTILINE)
+    (text,) = re.findall(r'```toml\n(name = "lab"\n.*?)```', page, re.DOTALL)
+    scenario = Scenario.loads(text)
+    assert re.findall(r"--client (\w+)", init) == [name for settings in scenario.clients for name in settings.names]
+    assert "grpo-fed run lab.toml" in page
 
 
-def answered(path: str, client: tuple[str, int] | None, server: tuple[str, int] = ("192.0.2.7", 9092)) -> int:
-    """The status that a request gets; 200 where it came through."""
-    said: list[dict[str, Any]] = []
+# Access --------------------------------------------------------------------------------------------------------------
+
+
+def status_of(path: str, client: tuple[str, int] | None, server: tuple[str, int] = ("192.0.2.7", 9092)) -> int:
+    """Return the status that a request gets; 200 if it was passed on."""
+    sent: list[dict[str, Any]] = []
 
     async def inside(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
     async def send(message: Any) -> None:
-        said.append(message)
+        sent.append(message)
 
     async def receive() -> Any:
-        raise AssertionError("nobody listens")
+        raise AssertionError("the middleware reads no request")
 
     scope = {"type": "http", "path": path, "client": client, "server": server}
     asyncio.run(LocalOnlyMiddleware(inside)(scope, receive, send))
-    return int(said[0]["status"])
+    return int(sent[0]["status"])
 
 
 @pytest.mark.parametrize(
     "path", ["/v1/control/start-run", "/v1/control/register-node", "/v1/runtime/acquire-task", "/docs"]
 )
-def test_other_machines_may_neither_start_runs_nor_let_nodes_in(path: str):
-    assert answered(path, ("198.51.100.3", 5000)) == 403
-    assert answered(path, ("::ffff:198.51.100.3", 5000)) == 403
-    assert answered(path, None) == 403
-    assert answered(path, ("127.0.0.1", 5000)) == 200
-    assert answered(path, ("::1", 5000)) == 200
-    assert answered(path, ("::ffff:127.0.0.1", 5000)) == 200
-    assert answered(path, ("192.0.2.7", 5000)) == 200  # the server's own address
+def test_other_machines_may_not_start_runs_or_register_nodes(path: str):
+    assert status_of(path, ("198.51.100.3", 5000)) == 403
+    assert status_of(path, ("::ffff:198.51.100.3", 5000)) == 403
+    assert status_of(path, None) == 403
+    assert status_of(path, ("127.0.0.1", 5000)) == 200
+    assert status_of(path, ("::1", 5000)) == 200
+    assert status_of(path, ("::ffff:127.0.0.1", 5000)) == 200
+    assert status_of(path, ("192.0.2.7", 5000)) == 200  # the server's own address
 
 
-def test_nodes_come_through_from_anywhere():
-    assert answered("/v1/fleet/pull-messages", ("198.51.100.3", 5000)) == 200
-    assert answered("/v1/control/../fleet/x", ("198.51.100.3", 5000)) == 403
+def test_nodes_have_access_from_any_machine():
+    assert status_of("/v1/fleet/pull-messages", ("198.51.100.3", 5000)) == 200
+    assert status_of("/v1/control/../fleet/x", ("198.51.100.3", 5000)) == 403
 
 
-def test_flower_takes_the_gate_from_where_we_put_it():
-    """The one private place that the gate touches."""
+def test_flower_uses_our_middleware():
+    """It is the one private place of Flower that the middleware relies on."""
     import inspect
 
     from flwr.superlink import extensions
@@ -185,40 +198,39 @@ def test_flower_takes_the_gate_from_where_we_put_it():
 # Processes -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_ended_is_known_by_its_code_and_its_words(tmp_path: Path):
+def test_an_ended_process_has_an_exit_code_and_a_log(tmp_path: Path):
     with SupervisedProcesses(tmp_path, os.environ, tmp_path) as processes:
         processes.start("one", ["sh", "-c", "echo last words; exit 3"])
         assert processes.wait("one", PATIENCE) == 3
         assert processes.tail("one") == "last words"
         processes.start("two", ["sleep", "60"])
-        assert processes.ended("two") is None
+        assert processes.exit_code("two") is None
         processes.send("two", signal.SIGKILL)
         assert processes.wait("two", PATIENCE) == -signal.SIGKILL
         with pytest.raises(OSError, match="no-such-command"):
             processes.start("three", ["no-such-command"])
 
 
-def test_what_has_ended_is_started_again(tmp_path: Path):
+def test_an_ended_process_is_restarted(tmp_path: Path):
     with SupervisedProcesses(tmp_path, os.environ, tmp_path) as processes:
         first = processes.start("one", ["sleep", "60"])
-        upkeep = Restarter(processes, {"one": ["sleep", "60"]}, pause=0.1)
-        assert upkeep.look() == []
+        restarter = Restarter(processes, {"one": ["sleep", "60"]}, pause=0.1)
+        assert restarter.restart_ended() == []
         os.kill(first, signal.SIGKILL)
-        until(lambda: upkeep.look() == ["one"])
-        assert upkeep.codes == {"one": -signal.SIGKILL}
-        assert processes.ended("one") is None
+        until(lambda: restarter.restart_ended() == ["one"])
+        assert restarter.exit_codes == {"one": -signal.SIGKILL}
+        assert processes.exit_code("one") is None
 
 
 STUBBORN = "trap '' TERM; setsid sleep 60 & echo $! > orphan; echo $$ > stubborn; while :; do sleep 60; done"
-"""A process that will not be asked to stop, with a child in a session of its own."""
+"""A process that ignores the request to stop, with a child in a session of its own."""
 
 LEAVES = """
 import os, sys
 from pathlib import Path
-from grpo_fed.engines import guard
-from grpo_fed.engines.flower.processes import Processes
+from grpo_fed.engines.flower.processes import SupervisedProcesses
 here = Path(sys.argv[1])
-processes = Processes(here, os.environ, here)
+processes = SupervisedProcesses(here, os.environ, here)
 processes.start("one", ["sh", "-c", sys.argv[2]])
 while not (here / "stubborn").exists():
     pass
@@ -227,22 +239,24 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux hands orphans on to the guard")
-def test_killed_with_9_it_leaves_no_process_behind(tmp_path: Path):
+@pytest.mark.skipif(sys.platform != "linux", reason="only on Linux do orphans become children of the supervisor")
+def test_no_process_survives_an_owner_that_is_killed(tmp_path: Path):
     code = [sys.executable, "-c", LEAVES, str(tmp_path), STUBBORN]
     with subprocess.Popen(code, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == b"there\n"
         left = [int((tmp_path / name).read_text()) for name in ("stubborn", "orphan")]
-        assert all(map(runs, left))
+        assert all(map(is_running, left))
         parent.kill()
-    until(lambda: not any(map(runs, left)))
+    until(lambda: not any(map(is_running, left)))
 
 
-def test_flowers_processes_look_for_nothing_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_flowers_processes_are_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("NO_PROXY", "example.org")
-    known = environment(tmp_path)
-    assert known["FLWR_HOME"] == str(tmp_path)
-    assert known["FLWR_TELEMETRY_ENABLED"] == "0"
-    assert known["FLWR_DISABLE_UPDATE_CHECK"] == known["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
-    assert known["NO_PROXY"] == "example.org,127.0.0.1,localhost"
+    environment = make_flower_environment(tmp_path)
+    assert environment["FLWR_HOME"] == str(tmp_path)
+    assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert (
+        environment["FLWR_DISABLE_UPDATE_CHECK"] == environment["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
+    )
+    assert environment["NO_PROXY"] == "example.org,127.0.0.1,localhost"

@@ -1,4 +1,4 @@
-"""A federation in which nobody, and the server least of all, has the packages of another client's task."""
+"""A federation in which neither the server nor any other client has the packages of a client's task."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.resolve import resolve_task
 from grpo_fed.tasks.task import MissingPackageError, TaskShape
-from tests.support.in_memory_grid import Client, Village, enter_run
+from tests.support.in_memory_grid import Client, InMemoryGrid, enter_run
 
 ELSEWHERE = """
 import gymnasium
@@ -74,13 +74,13 @@ def inside_a_run(monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture(autouse=True)
 def nothing_stays_open() -> Iterator[None]:
     yield
-    if clients.app.messenger.node is not None:
-        clients.app.messenger.node.close()
+    if clients.app.forwarder.node is not None:
+        clients.app.forwarder.node.close()
 
 
 @pytest.fixture
 def packages(tmp_path: Path) -> Path:
-    """Those of the bot's machine."""
+    """The folder of the packages on the bot's machine."""
     (tmp_path / "packages").mkdir()
     (tmp_path / "packages" / "elsewhere.py").write_text(ELSEWHERE)
     return tmp_path / "packages"
@@ -88,7 +88,7 @@ def packages(tmp_path: Path) -> Path:
 
 @contextmanager
 def installed(packages: Path) -> Iterator[None]:
-    """As if they were, on this machine."""
+    """Pretend that these packages are installed on this machine."""
     sys.path.insert(0, str(packages))
     try:
         yield
@@ -99,7 +99,7 @@ def installed(packages: Path) -> Iterator[None]:
 
 
 def node(name: str, state: Path, packages: Path | None = None, scenario: Scenario = SCENARIO) -> Client:
-    """The client's app on a machine with these packages."""
+    """Make a node that runs the client's app on a machine with these packages."""
     config = {"client": name, "state": str(state / name)}
     context = Context(1, 2, config, RecordDict(), {"scenario": scenario.dumps()})
 
@@ -115,25 +115,25 @@ def node(name: str, state: Path, packages: Path | None = None, scenario: Scenari
     return client
 
 
-def tells(name: str, form: TaskShape | None) -> Client:
-    return lambda _: wire.write_hello(Hello(name, form))
+def reports(name: str, shape: TaskShape | None) -> Client:
+    return lambda _: wire.write_hello(Hello(name, shape))
 
 
-def the_same(one: SharedBlocks, other: SharedBlocks) -> None:
-    assert one.digest == other.digest
-    assert one.clients == other.clients
-    assert one.max_episode_steps == other.max_episode_steps
-    np.testing.assert_array_equal(one.initial, other.initial)
+def assert_same(actual: SharedBlocks, expected: SharedBlocks) -> None:
+    assert actual.digest == expected.digest
+    assert actual.clients == expected.clients
+    assert actual.max_episode_steps == expected.max_episode_steps
+    np.testing.assert_array_equal(actual.initial, expected.initial)
 
 
-def run(scenario: Scenario, grid: Village, folder: Path | None = None) -> tuple[Federation, Result]:
-    """As the server's app does."""
-    roll = NodeRegistry(grid, ["cart", "bot"])
-    commons, engine = discover_shared_blocks(scenario, roll, {})
+def run(scenario: Scenario, grid: InMemoryGrid, folder: Path | None = None) -> tuple[Federation, Result]:
+    """Run a federation as the server's app does."""
+    registry = NodeRegistry(grid, ["cart", "bot"])
+    shared_blocks, engine = discover_shared_blocks(scenario, registry, {})
     federation = Federation(
         scenario,
-        commons,
-        GridTransport(grid, commons, scenario, roll),
+        shared_blocks,
+        GridTransport(grid, shared_blocks, scenario, registry),
         folder,
         evaluate_with_next_round=True,
         engine=engine,
@@ -141,75 +141,75 @@ def run(scenario: Scenario, grid: Village, folder: Path | None = None) -> tuple[
     return federation, federation.run()
 
 
-def test_clients_say_what_their_tasks_are_like(tmp_path: Path, packages: Path):
+def test_clients_report_the_shapes_of_their_tasks(tmp_path: Path, packages: Path):
     hello = Message(RecordDict(), 2, "query.hello")
     assert wire.read_hello(node("cart", tmp_path)(hello)) == Hello("cart", CART)
     assert wire.read_hello(node("bot", tmp_path, packages)(hello)) == Hello("bot", BOT)
-    assert wire.read_hello(node("bot", tmp_path)(hello)) == Hello("bot", None), "it is there, but cannot make its task"
+    assert wire.read_hello(node("bot", tmp_path)(hello)) == Hello("bot", None), "it cannot make its task"
 
 
-def test_the_server_finds_what_they_share_without_their_packages(packages: Path):
+def test_the_server_finds_the_shared_blocks_without_the_packages(packages: Path):
     with installed(packages):
         expected = resolve_shared_blocks(SCENARIO)
     with pytest.raises(MissingPackageError, match=r"client bot: .* elsewhere cannot be imported"):
         resolve_shared_blocks(SCENARIO)
-    roll = NodeRegistry(Village({7: tells("bot", BOT)}), ["cart", "bot"])
-    commons, noted = discover_shared_blocks(SCENARIO, roll, {})
-    the_same(commons, expected)
-    assert commons.max_episode_steps == 500
-    assert noted == {"forms": {"cart": asdict(CART), "bot": asdict(BOT)}}
+    registry = NodeRegistry(InMemoryGrid({7: reports("bot", BOT)}), ["cart", "bot"])
+    shared_blocks, state = discover_shared_blocks(SCENARIO, registry, {})
+    assert_same(shared_blocks, expected)
+    assert shared_blocks.max_episode_steps == 500
+    assert state == {"forms": {"cart": asdict(CART), "bot": asdict(BOT)}}
     again, _ = discover_shared_blocks(
-        SCENARIO, NodeRegistry(Village({}), ["cart", "bot"]), noted
-    )  # a run that goes on asks nobody
-    the_same(again, expected)
+        SCENARIO, NodeRegistry(InMemoryGrid({}), ["cart", "bot"]), state
+    )  # a run that goes on asks no client
+    assert_same(again, expected)
 
 
-def test_where_the_server_has_all_packages_nobody_is_waited_for(packages: Path):
+def test_a_server_with_all_packages_waits_for_no_client(packages: Path):
     with installed(packages):
-        commons, noted = discover_shared_blocks(SCENARIO, NodeRegistry(Village({}), ["cart", "bot"]), {})
-        the_same(commons, resolve_shared_blocks(SCENARIO))
-    assert noted == {}
+        shared_blocks, state = discover_shared_blocks(SCENARIO, NodeRegistry(InMemoryGrid({}), ["cart", "bot"]), {})
+        assert_same(shared_blocks, resolve_shared_blocks(SCENARIO))
+    assert state == {}
 
 
 def test_each_client_needs_its_own_packages_alone(tmp_path: Path, packages: Path):
-    apart = Village({7: node("cart", tmp_path / "apart"), 8: node("bot", tmp_path / "apart", packages)})
-    federation, result = run(SCENARIO, apart, tmp_path / "run")
+    grid = InMemoryGrid({7: node("cart", tmp_path / "apart"), 8: node("bot", tmp_path / "apart", packages)})
+    federation, result = run(SCENARIO, grid, tmp_path / "run")
     assert result.missing == {}
     assert {name: client.env_steps for name, client in result.clients.items()} == {"cart": 192, "bot": 192}
     assert read_history(tmp_path / "run").block_of_group == {"torso.0": "torso.0"}
-    kept = checkpoint.latest(tmp_path / "run")
-    assert kept is not None
+    saved = checkpoint.latest(tmp_path / "run")
+    assert saved is not None
     assert (
-        read_task_shapes(kept.counters["engine"])
+        read_task_shapes(saved.parts["engine"])
         == read_task_shapes(read_engine_state(tmp_path / "run"))
         == {"cart": CART, "bot": BOT}
     )
 
     with installed(packages):
-        together = Village({7: node("cart", tmp_path / "together"), 8: node("bot", tmp_path / "together")})
+        together = InMemoryGrid({7: node("cart", tmp_path / "together"), 8: node("bot", tmp_path / "together")})
         expected, same = run(SCENARIO, together)
     np.testing.assert_array_equal(federation.state.shared, expected.state.shared)
     assert not np.array_equal(federation.state.shared, federation.shared_blocks.initial)
     assert result.clients == same.clients
 
 
-def test_who_cannot_make_its_own_task_says_so(tmp_path: Path, packages: Path):
-    grid = Village({7: node("cart", tmp_path), 8: node("bot", tmp_path)})
+def test_a_client_that_cannot_make_its_task_reports_why(tmp_path: Path, packages: Path):
+    grid = InMemoryGrid({7: node("cart", tmp_path), 8: node("bot", tmp_path)})
     _, result = run(Scenario.loads(TEXT, overrides=["rounds=1"]), grid)
     assert result.clients["cart"].env_steps == 64
     assert {kind for _, kind, _ in result.missing["bot"]} == {"raised"}
     assert "elsewhere cannot be imported" in result.missing["bot"][0][2]
 
 
-def test_who_comes_late_and_does_not_fit_is_told(tmp_path: Path, packages: Path):
+def test_a_late_client_with_other_shared_blocks_fails(tmp_path: Path, packages: Path):
     scenario = Scenario.loads(TEXT, overrides=['policy.shared=["*"]', "round.deadline=0.3", "rounds=2"])
-    grid = Village({7: node("cart", tmp_path, scenario=scenario)})
-    roll = NodeRegistry(grid, ["cart", "bot"])
-    commons, _ = discover_shared_blocks(scenario, roll, {})
-    assert commons.blocks == ("adapter", "torso.0", "actor", "critic"), "all that the cart has"
+    grid = InMemoryGrid({7: node("cart", tmp_path, scenario=scenario)})
+    registry = NodeRegistry(grid, ["cart", "bot"])
+    shared_blocks, _ = discover_shared_blocks(scenario, registry, {})
+    assert shared_blocks.blocks == ("adapter", "torso.0", "actor", "critic"), "all that the cart has"
     grid.clients[8] = node("bot", tmp_path, packages, scenario)
     result = Federation(
-        scenario, commons, GridTransport(grid, commons, scenario, roll), evaluate_with_next_round=True
+        scenario, shared_blocks, GridTransport(grid, shared_blocks, scenario, registry), evaluate_with_next_round=True
     ).run()
     assert result.clients["cart"].env_steps == 128
     _, kind, reason = result.missing["bot"][-1]
@@ -217,26 +217,26 @@ def test_who_comes_late_and_does_not_fit_is_told(tmp_path: Path, packages: Path)
     assert "in other shapes or groups than this client has them" in reason
 
 
-def test_who_is_long_waited_for_is_named(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+def test_a_client_that_is_long_waited_for_is_named(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(participation, "LONG", 0.1)
     scenario = Scenario.loads(TEXT, overrides=["round.deadline=0.5"])
-    commons, _ = discover_shared_blocks(scenario, NodeRegistry(Village({}), ["cart", "bot"]), {})
+    shared_blocks, _ = discover_shared_blocks(scenario, NodeRegistry(InMemoryGrid({}), ["cart", "bot"]), {})
     assert caplog.messages == ["waiting for bot"]
-    assert commons.size == 3 * 8 + 8, "the cart's torso, which the server can make"
+    assert shared_blocks.size == 3 * 8 + 8, "the cart's torso, which the server can make"
 
 
-def test_a_server_that_knows_nothing_of_anybody_says_so():
+def test_a_server_that_knows_no_task_raises_an_error():
     scenario = Scenario.loads(TEXT, overrides=["round.deadline=0.1"])
-    (bot,) = (one for one in scenario.clients if one.name == "bot")
+    (bot,) = (settings for settings in scenario.clients if settings.name == "bot")
     alone = scenario.model_copy(update={"clients": [bot]})
-    with pytest.raises(ValueError, match=r"no client told of its own within round\.deadline = 0\.1 seconds"):
-        discover_shared_blocks(alone, NodeRegistry(Village({}), ["bot"]), {})
+    with pytest.raises(ValueError, match=r"no client reported its task within round\.deadline = 0\.1 seconds"):
+        discover_shared_blocks(alone, NodeRegistry(InMemoryGrid({}), ["bot"]), {})
 
 
-def test_a_network_of_ones_own_needs_all_tasks_on_the_server():
+def test_a_users_own_network_needs_all_tasks_on_the_server():
     scenario = Scenario.loads(TEXT, overrides=['policy.module="torch.nn:Linear"', "policy.adapter=0"])
     with pytest.raises(MissingPackageError, match="elsewhere cannot be imported"):
-        discover_shared_blocks(scenario, NodeRegistry(Village({7: tells("bot", BOT)}), ["cart", "bot"]), {})
+        discover_shared_blocks(scenario, NodeRegistry(InMemoryGrid({7: reports("bot", BOT)}), ["cart", "bot"]), {})
 
 
 def test_one_task_is_made_without_the_others(packages: Path):

@@ -1,4 +1,4 @@
-"""The same federation on Flower's engines as on ours, with real processes."""
+"""A federation on Flower's engines, with real processes, ends like one on the local engine."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import pytest
 import tomli_w
 
 from grpo_fed.engines.flower.app_folder import scenario_from_config
-from grpo_fed.engines.flower.engine import FlowerEngine, FlowerRunError, LogListener, note_line, result_line, result_of
+from grpo_fed.engines.flower.engine import FlowerEngine, FlowerRunError
+from grpo_fed.engines.flower.flwr_command import find_script, write_connection
+from grpo_fed.engines.flower.log_channel import LogChannel
 from grpo_fed.engines.flower.processes import SupervisedProcesses
-from grpo_fed.engines.flower.superlink import STATE, SuperLink, connect, environment, free_port, script
+from grpo_fed.engines.flower.superlink import STATE, SuperLink, find_free_port, make_flower_environment
 from grpo_fed.engines.start import run
 from grpo_fed.runs.records import RoundRecord
 from grpo_fed.runs.results import ClientResult, Result
@@ -24,7 +26,7 @@ from tests.support.small_federation import CLIENTS, CONNECTION, ROOT, agree, tin
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
-    """The run that the others are held against."""
+    """The run on the local engine that the others have to agree with."""
     folder = tmp_path_factory.mktemp("local") / "run"
     return folder, run(tiny(), folder, workers=0)
 
@@ -34,15 +36,15 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
 
 def test_flowers_simulation_agrees_with_the_local_engine(local: tuple[Path, Result], tmp_path: Path):
     pytest.importorskip("ray", reason="Ray comes with the extra `simulation`")
-    said: list[str] = []
-    result = FlowerEngine(tiny(), tmp_path / "run", engine="flower-sim").run(say=said.append)
+    lines: list[str] = []
+    result = FlowerEngine(tiny(), tmp_path / "run", engine="flower-sim").run(say=lines.append)
     agree(tmp_path / "run", result, local)
     assert {path.stem for path in (tmp_path / "run" / "policies").glob("*.safetensors")} == set(CLIENTS)
-    assert any("run folder" in line for line in said)
+    assert any("run folder" in line for line in lines)
     assert (tmp_path / "run" / "flower" / "superlink.log").is_file()
 
 
-def test_a_run_that_fails_says_why(tmp_path: Path):
+def test_a_failed_run_raises_its_reason(tmp_path: Path):
     alone = tiny().model_copy(update={"clients": tiny().clients[:1]})
     scenario = Scenario.loads(alone.dumps(), overrides=["round.deadline=0.1", "round.patience=1"])
     federation = FlowerEngine(scenario, tmp_path / "run")
@@ -52,7 +54,7 @@ def test_a_run_that_fails_says_why(tmp_path: Path):
     assert federation.result.status == "failed"
 
 
-def test_what_cannot_work_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_invalid_arguments_start_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "mine.txt").write_text("not a run")
     with pytest.raises(ValueError, match="is not empty and holds no run"):
         FlowerEngine(tiny(), tmp_path)
@@ -69,33 +71,33 @@ def test_what_cannot_work_starts_nothing(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def superlink(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A SuperLink in a folder of its own, with a node for ant; what `flwr` has to know of it."""
-    known = environment(tmp_path / "home", {STATE: str(tmp_path / "state")})
+    """Run a SuperLink with a node for ant; gives the environment in which `flwr` finds it."""
+    environment = make_flower_environment(tmp_path / "home", {STATE: str(tmp_path / "state")})
     for part in ("neutral", "logs"):
         (tmp_path / part).mkdir()
-    with SupervisedProcesses(tmp_path / "neutral", known, tmp_path / "logs") as processes:
-        link = SuperLink(processes, tmp_path, free_port())
+    with SupervisedProcesses(tmp_path / "neutral", environment, tmp_path / "logs") as processes:
+        link = SuperLink(processes, tmp_path, find_free_port())
         link.start()
         link.add_node("ant")
-        connect(tmp_path / "home", CONNECTION, link.address, None)
-        yield known
+        write_connection(tmp_path / "home", CONNECTION, link.address, None)
+        yield environment
 
 
-def flwr(known: dict[str, str], *arguments: str) -> dict[str, Any]:
-    """What a command answers that is called in the repository's root."""
-    command = [script("flwr"), *arguments, "--format", "json"]
-    done = subprocess.run(command, env=known, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+def flwr(environment: dict[str, str], *arguments: str) -> dict[str, Any]:
+    """Call a command in the repository's root, and return its answer."""
+    command = [find_script("flwr"), *arguments, "--format", "json"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     answer: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
     assert answer["success"], done.stdout + done.stderr
     return answer
 
 
-def status(known: dict[str, str], run: str) -> str:
-    (found,) = flwr(known, "list", CONNECTION, "--run-id", run)["runs"]
-    return str(found["status"])
+def status(environment: dict[str, str], run: str) -> str:
+    (entry,) = flwr(environment, "list", CONNECTION, "--run-id", run)["runs"]
+    return str(entry["status"])
 
 
-def test_flwr_run_starts_the_repository_as_it_lies(superlink: dict[str, str], tmp_path: Path):
+def test_flwr_run_takes_the_repository_as_an_app(superlink: dict[str, str], tmp_path: Path):
     alone = tiny().model_copy(update={"clients": tiny().clients[:1], "rounds": 1})
     (tmp_path / "run.toml").write_text(tomli_w.dumps({"scenario": alone.dumps(), "out": str(tmp_path / "run")}))
     run = flwr(superlink, "run", ".", CONNECTION, "--run-config", str(tmp_path / "run.toml"))["run-id"]
@@ -106,7 +108,7 @@ def test_flwr_run_starts_the_repository_as_it_lies(superlink: dict[str, str], tm
     assert results["clients"]["ant"]["env_steps"] == 64
     assert (tmp_path / "run" / "scenario.toml").read_text() == alone.dumps()
 
-    # without a scenario it is two carts, here with neither of them
+    # Without a scenario the clients are two carts, and this SuperLink has a node for neither.
     run = flwr(superlink, "run", ".", CONNECTION)["run-id"]
     runs = tmp_path / "neutral" / "runs"
     until(lambda: any(runs.glob("two-carts-0-*/scenario.toml")))
@@ -116,30 +118,29 @@ def test_flwr_run_starts_the_repository_as_it_lies(superlink: dict[str, str], tm
     (folder,) = runs.iterdir()
     assert Scenario.load(folder / "scenario.toml") == scenario_from_config("")
     assert json.loads((folder / "results.json").read_text())["status"] == "interrupted"
-    assert not list(ROOT.glob("*.fab")), "nothing is left in the repository"
+    assert not list(ROOT.glob("*.fab")), "no file is left in the repository"
 
 
-# What comes back through the log -------------------------------------------------------------------------------------
+# The log -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_log_that_begins_again_tells_of_each_round_once():
-    told: list[int] = []
-    said: list[str] = []
-    listener = LogListener(lambda note: told.append(note.round), said.append)
-    notes = [note_line(RoundRecord(number, 2, 0.5, 128 * number, ())) for number in range(3)]
-    listener.hear(iter(["hello", notes[0], notes[1], None]))
-    listener.hear(iter(["hello", notes[0], notes[1], notes[2], None]))
-    assert told == [0, 1, 2]
-    assert said == ["hello", "hello"]
+def test_a_log_that_begins_again_reports_each_round_once():
+    rounds: list[int] = []
+    other_lines: list[str] = []
+    channel = LogChannel(lambda record: rounds.append(record.round), other_lines.append)
+    lines = [LogChannel.format_record(RoundRecord(number, 2, 0.5, 128 * number, ())) for number in range(3)]
+    channel.read(iter(["hello", lines[0], lines[1], None]))
+    channel.read(iter(["hello", lines[0], lines[1], lines[2], None]))
+    assert rounds == [0, 1, 2]
+    assert other_lines == ["hello", "hello"]
 
 
-def test_a_result_survives_the_way_through_the_log():
+def test_a_result_survives_the_log():
     client = ClientResult("grpo_fed/CartPole-v1", 9.5, None, 12.0, 20.25, 3, 128, ("actor",))
     result = Result(
         "tiny", 3, "cpu", "finished", None, 2, 1.5, 128, {"ant": client}, Path("runs"), "grpo", 10, 20,
         {"ant": [(1, "late", "no answer")]},
     )  # fmt: skip
-    listener = LogListener(lambda note: None, lambda line: None)
-    listener.hear(iter([result_line(result), None]))
-    assert listener.result is not None
-    assert result_of(listener.result, Path("runs")) == result
+    channel = LogChannel(lambda record: None, lambda line: None, Path("runs"))
+    channel.read(iter([LogChannel.format_result(result), None]))
+    assert channel.result == result

@@ -55,6 +55,7 @@ class Village:
     bytes_down: int = 0
     sent: list[tuple[str, Instruction]] = field(default_factory=list)
     trained: list[tuple[str, int, Trained]] = field(default_factory=list)
+    submitted: dict[str, Instruction] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.commons: SharedBlocks = resolve_shared_blocks(self.scenario)
@@ -77,6 +78,13 @@ class Village:
             if isinstance(answer, Trained):
                 self.trained.append((name, told.start.round, answer))
             yield name, answer
+
+    def submit(self, instructions: Mapping[str, Instruction]) -> None:
+        self.submitted |= instructions
+
+    def collect(self, timeout: float) -> list[tuple[str, Answer | Failure]]:
+        submitted, self.submitted = self.submitted, {}
+        return list(self.send(submitted, timeout))
 
     def shared(self, number: int) -> np.ndarray:
         """[S]: what a round began with."""

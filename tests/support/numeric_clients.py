@@ -71,6 +71,8 @@ class NumericPost:
     sent: list[tuple[str, Instruction]] = field(default_factory=list)
     states: dict[str, dict[int, dict[str, np.ndarray]]] = field(default_factory=dict)
     """Of each client, after each round."""
+    submitted: dict[str, Instruction] = field(default_factory=dict)
+    """Instructions that are answered when they are collected."""
 
     def reachable(self) -> tuple[str, ...]:
         return tuple(name for name in self.commons.clients if name not in self.away)
@@ -89,6 +91,13 @@ class NumericPost:
             answer = self._answer(name, told)
             self.bytes_up += answer.point.nbytes if isinstance(answer, Trained) else 8
             yield name, answer
+
+    def submit(self, instructions: Mapping[str, Instruction]) -> None:
+        self.submitted |= instructions
+
+    def collect(self, timeout: float) -> list[tuple[str, Answer | Failure]]:
+        submitted, self.submitted = self.submitted, {}
+        return list(self.send(submitted, timeout))
 
     # A client ---------------------------------------------------------------------------------------------------------
 

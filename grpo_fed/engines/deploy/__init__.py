@@ -1,7 +1,7 @@
 """A server and clients on several machines.
 
     commands.py      what `grpo-fed deploy` does
-    certificates.py  an authority, certificates and keys
+    certificates.py  a certificate authority, the server's certificate, nodes' keys
 
 Begin with commands.py.
 """

@@ -1,4 +1,4 @@
-"""Certificates and keys of a deployment: who signs, what the server shows, what nodes prove themselves with."""
+"""Certificates and keys of a deployment: an authority signs the server's certificate, and every node has a key."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 AUTHORITY_DAYS, SERVER_DAYS = 3650, 825
-EARLY = timedelta(hours=1)
-"""Clocks differ."""
+"""Days for which certificates are valid."""
+CLOCK_DIFFERENCE = timedelta(hours=1)
+"""Certificates are valid from so long ago, since the clocks of machines differ."""
 
 
-def new_authority() -> tuple[bytes, bytes]:
-    """A certificate that signs others, and its private key, in PEM."""
+def make_authority() -> tuple[bytes, bytes]:
+    """Make a certificate that signs others, and its private key, in PEM."""
     key = ec.generate_private_key(ec.SECP384R1())
     name = _name("grpo_fed deployment")
     usage = x509.KeyUsage(
@@ -37,34 +38,34 @@ def new_authority() -> tuple[bytes, bytes]:
         .add_extension(usage, critical=True)
         .sign(key, hashes.SHA384())
     )
-    return certificate.public_bytes(serialization.Encoding.PEM), _private(key)
+    return certificate.public_bytes(serialization.Encoding.PEM), _private_key(key)
 
 
-def new_server(authority: bytes, authority_key: bytes, hosts: Sequence[str]) -> tuple[bytes, bytes]:
-    """A certificate for these names and addresses, and its private key, in PEM."""
-    signer = x509.load_pem_x509_certificate(authority)
-    signing = serialization.load_pem_private_key(authority_key, None)
-    assert isinstance(signing, ec.EllipticCurvePrivateKey), "an authority of ours"
+def make_server_certificate(authority: bytes, authority_key: bytes, hosts: Sequence[str]) -> tuple[bytes, bytes]:
+    """Make a certificate for these names and addresses, and its private key, in PEM."""
+    issuer = x509.load_pem_x509_certificate(authority)
+    issuer_key = serialization.load_pem_private_key(authority_key, None)
+    assert isinstance(issuer_key, ec.EllipticCurvePrivateKey), "`make_authority` made the key"
     key = ec.generate_private_key(ec.SECP384R1())
     certificate = (
-        _certificate(_name(hosts[0]), signer.subject, key.public_key(), signing.public_key(), SERVER_DAYS)
+        _certificate(_name(hosts[0]), issuer.subject, key.public_key(), issuer_key.public_key(), SERVER_DAYS)
         .add_extension(x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .sign(signing, hashes.SHA384())
+        .sign(issuer_key, hashes.SHA384())
     )
-    return certificate.public_bytes(serialization.Encoding.PEM), _private(key)
+    return certificate.public_bytes(serialization.Encoding.PEM), _private_key(key)
 
 
-def hosts_of(certificate: bytes) -> tuple[str, ...]:
-    """The names and addresses that a server's certificate is for."""
-    read = x509.load_pem_x509_certificate(certificate)
-    names = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    return tuple(str(name.value) for name in names)
+def read_hosts(certificate: bytes) -> tuple[str, ...]:
+    """Read the names and addresses for which a server's certificate was made."""
+    extensions = x509.load_pem_x509_certificate(certificate).extensions
+    hosts = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return tuple(str(host.value) for host in hosts)
 
 
-def new_node_key() -> tuple[bytes, bytes]:
-    """A node's private and public key, as OpenSSH writes them."""
+def make_node_key() -> tuple[bytes, bytes]:
+    """Make a node's private and public key, in the format of OpenSSH."""
     key = ec.generate_private_key(ec.SECP384R1())
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH
@@ -72,9 +73,13 @@ def new_node_key() -> tuple[bytes, bytes]:
 
 
 def _certificate(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, signer: ec.EllipticCurvePublicKey, days: int
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    issuer_key: ec.EllipticCurvePublicKey,
+    days: int,
 ) -> x509.CertificateBuilder:
-    """What all certificates have."""
+    """Begin a certificate with what both kinds have."""
     now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()
@@ -82,25 +87,24 @@ def _certificate(
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - EARLY)
+        .not_valid_before(now - CLOCK_DIFFERENCE)
         .not_valid_after(now + timedelta(days=days))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False)
     )
 
 
-def _name(common: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common[:64])])
+def _name(common_name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name[:64])])
 
 
 def _host(host: str) -> x509.GeneralName:
-    """A name or an address."""
     try:
         return x509.IPAddress(ip_address(host))
     except ValueError:
         return x509.DNSName(host)
 
 
-def _private(key: ec.EllipticCurvePrivateKey) -> bytes:
+def _private_key(key: ec.EllipticCurvePrivateKey) -> bytes:
     encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
     return key.private_bytes(encoding, form, serialization.NoEncryption())

@@ -1,4 +1,4 @@
-"""Deployment by hand: keys and certificates, the server, a client. All thin over Flower's own commands."""
+"""What `grpo-fed deploy` does: keys and certificates, the server, a client. Thin layers over Flower's own commands."""
 
 from __future__ import annotations
 
@@ -14,20 +14,18 @@ from types import FrameType
 from pydantic import TypeAdapter, ValidationError
 
 from grpo_fed.engines.deploy import certificates
-from grpo_fed.engines.flower import warm as hearth
+from grpo_fed.engines.flower import warm
+from grpo_fed.engines.flower.flwr_command import FlwrCommand, find_flower_home, write_connection
 from grpo_fed.engines.flower.processes import POLL, SupervisedProcesses
 from grpo_fed.engines.flower.superlink import (
     KEYS,
     STATE,
-    Flower,
     Identity,
     Restarter,
     SuperLink,
-    connect,
-    environment,
-    flower_home,
-    node_command,
-    node_name,
+    make_flower_environment,
+    make_node_command,
+    make_node_name,
     write_secret,
 )
 from grpo_fed.runs.files import write_atomic
@@ -36,40 +34,42 @@ from grpo_fed.scenario.field_types import Name
 PORT = 9092
 CONNECTION = "grpo-fed"
 """The name under which `grpo-fed run --superlink` finds a server on its own machine."""
-AUTHORITY, SERVER, CLIENTS, NODES, KEPT = "authority", "server", "clients", "nodes", "kept"
-"""Folders of a deployment: what signs; what goes to the server; what goes to each client; on the server, the clients'
-public keys, and what it keeps of its own."""
+AUTHORITY, SERVER, CLIENTS = "authority", "server", "clients"
+"""Folders of a deployment: the authority's certificate and key; what the server needs; what each client needs."""
+NODES, DATA = "nodes", "kept"
+"""Folders in the server's folder: the clients' public keys; the SuperLink's data."""
 CA, CA_KEY, CERTIFICATE, KEY, NODE_KEY = "ca.pem", "ca-key.pem", "server.pem", "server-key.pem", "node-key"
 REGISTERED = "registered.json"
-HERE = ("localhost", "127.0.0.1")
+LOCAL_HOSTS = ("localhost", "127.0.0.1")
 INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
 
 Say = Callable[[str], None]
 
 
 def init(folder: Path, hosts: Sequence[str], clients: Sequence[str]) -> list[str]:
-    """Make keys and certificates; the lines of a checklist: what to copy where and what to start.
+    """Make keys and certificates, and return a checklist, line by line: what to copy where and what to start.
 
-    Called again, it adds clients and leaves what is there as it is; with other hosts the server gets a new certificate.
-    ValueError for a name that cannot be a client's, before anything is made.
+    If it is called again, it adds clients and leaves the others as they are; with other hosts the server gets a new
+    certificate. ValueError for a name that no client can have, before anything is made.
     """
-    _refuse_bad_names(clients)
+    _check_names(clients)
     authority, server = folder / AUTHORITY, folder / SERVER
-    for made in (authority, server / NODES, folder / CLIENTS):
-        made.mkdir(parents=True, exist_ok=True)
+    for path in (authority, server / NODES, folder / CLIENTS):
+        path.mkdir(parents=True, exist_ok=True)
     authority.chmod(0o700)
     if not (authority / CA).exists():
-        certificate, key = certificates.new_authority()
+        certificate, key = certificates.make_authority()
         write_secret(authority / CA_KEY, key)
         write_atomic(authority / CA, certificate)
-    _certify(authority, server, hosts)
+    _certify_server(authority, server, hosts)
     for client in clients:
         _add_client(authority, server, folder / CLIENTS / client, client)
-    everyone = sorted(path.name for path in (folder / CLIENTS).iterdir())
-    return _checklist(folder, certificates.hosts_of((server / CERTIFICATE).read_bytes()), everyone)
+    all_clients = sorted(path.name for path in (folder / CLIENTS).iterdir())
+    return _checklist(folder, certificates.read_hosts((server / CERTIFICATE).read_bytes()), all_clients)
 
 
-def _refuse_bad_names(clients: Sequence[str]) -> None:
+def _check_names(clients: Sequence[str]) -> None:
     for client in clients:
         try:
             TypeAdapter(Name).validate_python(client)
@@ -77,27 +77,29 @@ def _refuse_bad_names(clients: Sequence[str]) -> None:
             raise ValueError(f"client {client}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
 
 
-def _certify(authority: Path, server: Path, hosts: Sequence[str]) -> None:
-    """A certificate for the server, unless it has one for just these hosts or none are named."""
-    wanted = tuple(dict.fromkeys((*hosts, *HERE)))
+def _certify_server(authority: Path, server: Path, hosts: Sequence[str]) -> None:
+    """Make the server's certificate, unless it has one for the same hosts, or one at all if no hosts are named."""
+    wanted = tuple(dict.fromkeys((*hosts, *LOCAL_HOSTS)))
     path = server / CERTIFICATE
-    if path.exists() and (not hosts or certificates.hosts_of(path.read_bytes()) == wanted):
+    if path.exists() and (not hosts or certificates.read_hosts(path.read_bytes()) == wanted):
         return
-    certificate, key = certificates.new_server((authority / CA).read_bytes(), (authority / CA_KEY).read_bytes(), wanted)
+    certificate, key = certificates.make_server_certificate(
+        (authority / CA).read_bytes(), (authority / CA_KEY).read_bytes(), wanted
+    )
     (server / KEY).unlink(missing_ok=True)
     write_secret(server / KEY, key)
     write_atomic(path, certificate)
     write_atomic(server / CA, (authority / CA).read_bytes())
 
 
-def _add_client(authority: Path, server: Path, own: Path, client: str) -> None:
-    """A key for a client that has none."""
-    own.mkdir(exist_ok=True)
-    own.chmod(0o700)
-    write_atomic(own / CA, (authority / CA).read_bytes())
-    if not (own / NODE_KEY).exists():
-        private, public = certificates.new_node_key()
-        write_secret(own / NODE_KEY, private)
+def _add_client(authority: Path, server: Path, folder: Path, client: str) -> None:
+    """Make a client's folder, with a key unless it has one."""
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o700)
+    write_atomic(folder / CA, (authority / CA).read_bytes())
+    if not (folder / NODE_KEY).exists():
+        private, public = certificates.make_node_key()
+        write_secret(folder / NODE_KEY, private)
         write_atomic(server / NODES / f"{client}.pub", public)
 
 
@@ -109,12 +111,12 @@ def _checklist(folder: Path, hosts: Sequence[str], clients: Sequence[str]) -> li
         f"     {', '.join(clients)}",
     ]
     return [
-        f"1. Keep {folder / AUTHORITY}/ away from every network: who has it can pose as the server.",
+        f"1. Keep {folder / AUTHORITY}/ offline: with it, anyone can pose as the server.",
         f"2. Copy {folder / SERVER}/ to the server ({', '.join(hosts)}) and start it there:",
         f"     grpo-fed deploy server {SERVER}",
         f"3. Open TCP port {PORT} on the server, for the clients' addresses alone. Clients need no open port.",
         *(copies if clients else [f"4. Make keys for clients: grpo-fed deploy init {folder} --client NAME"]),
-        "5. Start each client there, one for each GPU:",
+        "5. Start each client on its machine, one for each GPU:",
         f"     grpo-fed deploy client {first} --name {first} --superlink {address}",
         "6. On the server, run a scenario whose clients have these names:",
         f"     grpo-fed run SCENARIO --engine flower --superlink {CONNECTION}",
@@ -134,10 +136,13 @@ def server(
     open_to_all: bool = False,
     say: Say = print,
 ) -> int:
-    """Serve until told to stop; an exit code. `folder` is what `init` made for the server; `say` gets a line or two.
+    """Run the server until a signal stops it, and return the exit code.
 
-    insecure: no encryption and no keys; `folder` may be None then. open_to_all: `flwr` is let in from other machines
-    too, where anyone who reaches the port can then run code on all machines.
+    folder: what `init` made for the server; may be None with `insecure`.
+    connection: the name under which Flower's configuration on this machine gets the server.
+    insecure: no encryption and no keys.
+    open_to_all: other machines may use `flwr`, too; anyone who reaches the port can then run code on all machines.
+    say: is called with a line at every event.
     """
     if insecure and folder is None:
         folder = Path("grpo-fed-server")
@@ -145,42 +150,49 @@ def server(
         raise ValueError("deploy server needs the folder that `grpo-fed deploy init` made for it, or --insecure")
     folder = folder.absolute()
     identity = None if insecure else _identity(folder)
-    kept = folder / KEPT
-    kept.mkdir(parents=True, exist_ok=True)
-    kept.chmod(0o700)
-    keys = {} if identity is None else {KEYS: str(kept / REGISTERED)}
-    known = environment(more=keys)
-    with _told_to_stop() as told, SupervisedProcesses(kept, known) as processes:
-        link = SuperLink(processes, kept, port, host=host, identity=identity, open_to_all=open_to_all)
-        link.start()
-        connect(flower_home(), connection, link.address, None if identity is None else identity.authority)
+    data = folder / DATA
+    data.mkdir(parents=True, exist_ok=True)
+    data.chmod(0o700)
+    environment = make_flower_environment(more={} if identity is None else {KEYS: str(data / REGISTERED)})
+    with _stop_signals() as signals, SupervisedProcesses(data, environment) as processes:
+        superlink = SuperLink(processes, data, port, host=host, identity=identity, open_to_all=open_to_all)
+        superlink.start()
+        authority = None if identity is None else identity.authority
+        write_connection(find_flower_home(), connection, superlink.address, authority)
         if identity is not None:
-            _register(Flower(connection, known, kept), folder / NODES, kept / REGISTERED, say)
+            _register_keys(FlwrCommand(connection, environment, data), folder / NODES, data / REGISTERED, say)
         say(f"ready at {host}:{port}; on this machine: grpo-fed run SCENARIO --engine flower --superlink {connection}")
-        return _serve(Restarter(processes, link.commands), told, say)
+        return _supervise(Restarter(processes, superlink.commands), signals, say)
 
 
 def _identity(folder: Path) -> Identity:
-    """What is in the server's folder."""
+    """Return the certificates in the server's folder; ValueError if one is missing."""
     for name in (CA, CERTIFICATE, KEY):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder / name}: is missing; `grpo-fed deploy init` makes it, --insecure goes without")
+        _check_file(folder / name)
     return Identity(folder / CA, folder / CERTIFICATE, folder / KEY)
 
 
-def _register(flower: Flower, keys: Path, path: Path, say: Say) -> None:
-    """Let in those whose public keys are there, and no longer those whose keys are not."""
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path}: is missing; make it with `grpo-fed deploy init`, or use --insecure")
+
+
+def _register_keys(flwr: FlwrCommand, keys: Path, path: Path, say: Say) -> None:
+    """Register the clients' public keys in a folder, and remove the others.
+
+    path: the file with what is registered, for which client and which node.
+    """
     registered: dict[str, dict[str, str]] = json.loads(path.read_text()) if path.is_file() else {}
     wanted = {key.stem: key.read_text() for key in sorted(keys.glob("*.pub"))}
     for client, entry in list(registered.items()):
         if wanted.get(client) != entry["key"]:
-            flower.unregister(entry["node"])
+            flwr.unregister(entry["node"])
             del registered[client]
-            say(f"client {client}: its key is let in no longer")
+            say(f"client {client}: its key is no longer accepted")
     for client, key in wanted.items():
         if client not in registered:
-            registered[client] = {"key": key, "node": flower.register(keys / f"{client}.pub", client)}
-            say(f"client {client}: its key is let in")
+            registered[client] = {"key": key, "node": flwr.register(keys / f"{client}.pub", client)}
+            say(f"client {client}: its key is accepted")
         write_atomic(path, json.dumps(registered, indent=1))
     write_atomic(path, json.dumps(registered, indent=1))
 
@@ -197,54 +209,59 @@ def client(
     insecure: bool = False,
     say: Say = print,
 ) -> int:
-    """Be a client until told to stop; an exit code. `folder` is what `init` made for it; `superlink` is HOST:PORT.
+    """Run a client until a signal stops it, and return the exit code.
 
-    state: where it keeps what it learned between rounds, by default a folder of the user's own.
+    superlink: HOST:PORT of the server.
+    folder: what `init` made for the client; may be None with `insecure`.
+    state: where the client keeps its state between rounds, by default a folder of the user's.
+    insecure: no encryption and no keys.
+    say: is called with a line at every event.
     """
-    _refuse_bad_names([name])
+    _check_names([name])
     authority = key = None
     if not insecure:
         if folder is None:
             raise ValueError("deploy client needs the folder that `grpo-fed deploy init` made for it, or --insecure")
         authority, key = folder.absolute() / CA, folder.absolute() / NODE_KEY
         for path in (authority, key):
-            if not path.is_file():
-                raise ValueError(f"{path}: is missing; `grpo-fed deploy init` makes it, --insecure goes without")
-    own = {} if state is None else {STATE: str(state.absolute())}
-    with _told_to_stop() as told, TemporaryDirectory(prefix="grpo-fed-", ignore_cleanup_errors=True) as warm:
-        known = environment(more={**own, **hearth.worker_environment(Path(warm))})
-        with SupervisedProcesses(Path.home(), known) as processes:
-            node = {node_name(name): node_command(name, superlink, authority, key)}
-            commands = {**hearth.start_commands(Path(warm)), **node}
-            for each, command in commands.items():
-                processes.start(each, command)
+            _check_file(path)
+    variables = {} if state is None else {STATE: str(state.absolute())}
+    with _stop_signals() as signals, TemporaryDirectory(prefix="grpo-fed-", ignore_cleanup_errors=True) as temporary:
+        environment = make_flower_environment(more={**variables, **warm.make_node_environment(Path(temporary))})
+        with SupervisedProcesses(Path.home(), environment) as processes:
+            commands = {
+                **warm.make_start_commands(Path(temporary)),
+                make_node_name(name): make_node_command(name, superlink, authority, key),
+            }
+            for process, command in commands.items():
+                processes.start(process, command)
             say(f"client {name} serves {superlink}")
-            return _serve(Restarter(processes, commands), told, say)
+            return _supervise(Restarter(processes, commands), signals, say)
 
 
 # Both ----------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _told_to_stop() -> Iterator[list[int]]:
-    """A list that gets the signals that ask to stop."""
-    told: list[int] = []
+def _stop_signals() -> Iterator[list[int]]:
+    """Catch the signals that ask this process to stop, in a list."""
+    caught: list[int] = []
 
-    def hear(number: int, frame: FrameType | None) -> None:
-        told.append(number)
+    def catch(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
 
-    before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield told
+        yield caught
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _serve(upkeep: Restarter, told: Sequence[int], say: Say) -> int:
-    """Start again what ends, until told to stop: 0 if asked to by SIGTERM, 130 on Ctrl-C."""
-    while not told:
-        for name in upkeep.look():
-            say(f"{name} had ended, with {upkeep.codes[name]}: started again")
+def _supervise(restarter: Restarter, signals: Sequence[int], say: Say) -> int:
+    """Restart processes that end, until a signal was caught; return 0 after SIGTERM and 130 after Ctrl-C."""
+    while not signals:
+        for name in restarter.restart_ended():
+            say(f"{name} had ended, with {restarter.exit_codes[name]}, and was restarted")
         time.sleep(POLL)
-    return INTERRUPTED if told[0] == signal.SIGINT else 0
+    return INTERRUPTED if signals[0] == signal.SIGINT else 0

@@ -1,15 +1,17 @@
 """A federation over Flower: its simulation, or a SuperLink and nodes.
 
-    engine.py      FlowerEngine: starts a run and reads its log
-    app_folder.py  the Flower app, as a folder of its own
-    superlink.py   a SuperLink, nodes, and Flower's commands
-    processes.py   processes that are started and watched
-    supervisor.py  ends these processes when their owner has ended
-    access.py      who may ask a SuperLink for what
-    discovery.py   asks nodes for tasks that the server cannot make
-    node.py        NodeHandler: what a node does with a message
-    forward.py     MessageForwarder: hands a message to the process that stays warm
-    warm.py        WarmServer: the process beside a node that keeps workers between messages
+    engine.py        FlowerEngine: starts a run and reads its log
+    log_channel.py   LogChannel: round records and the result, through the log of a run
+    app_folder.py    the Flower app, as a folder of its own
+    superlink.py     a SuperLink and nodes, and restarting what ends
+    flwr_command.py  FlwrCommand: Flower's command line and its configuration
+    processes.py     SupervisedProcesses: processes that end with this one
+    supervisor.py    the process that starts these and ends them
+    access.py        which machines may ask a SuperLink for what
+    discovery.py     asks nodes for tasks that the server cannot make
+    node.py          NodeHandler: what a node does with a message
+    forward.py       MessageForwarder: forwards a message to the warm server
+    warm.py          WarmServer: keeps workers between messages, beside a node
 
 Begin with engine.py.
 """

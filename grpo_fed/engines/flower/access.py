@@ -1,8 +1,9 @@
-"""Flower's SuperLink behind a gate: from other machines only nodes are let in.
+"""Flower's SuperLink with restricted access: other machines reach it as nodes alone.
 
-Flower 1.41 serves three things on one port: nodes, which it knows by their keys; `flwr`, which registers keys and
-starts runs, that is code on every machine, and is asked for nothing; and the server's own apps. So this lets the
-latter two in from the SuperLink's own machine alone; from elsewhere an SSH tunnel is the way to them.
+Flower 1.41 serves three kinds of requests on one port: those of nodes, which have to have registered keys; those of
+`flwr`, which registers keys and starts runs, that is code on every machine, without any check; and those of the
+server's own apps. So this accepts the last two only from the SuperLink's own machine; other machines can use an SSH
+tunnel.
 
 `python -m grpo_fed.engines.flower.access` takes the arguments of `flower-superlink`.
 """
@@ -21,26 +22,26 @@ Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-OPEN = "/v1/fleet/"
-"""Where nodes speak to the SuperLink, which asks for their keys."""
+NODE_REQUESTS = "/v1/fleet/"
+"""The beginning of the paths that nodes use; there the SuperLink checks keys."""
 
 
 def main() -> None:
-    """`flower-superlink`, with the gate in front."""
+    """Run `flower-superlink` with the middleware."""
     extensions.get_middleware = lambda: (Middleware(LocalOnlyMiddleware),)
     flower_superlink()
 
 
 @final
 class LocalOnlyMiddleware:
-    """Refuses requests of other machines that are not a node's."""
+    """Refuses requests from other machines that are not those of nodes."""
 
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let it through, or answer 403."""
-        if scope["type"] == "lifespan" or scope["path"].startswith(OPEN) or is_local(scope):
+        """Pass a request on, or answer 403."""
+        if scope["type"] == "lifespan" or scope["path"].startswith(NODE_REQUESTS) or is_local(scope):
             await self.app(scope, receive, send)
             return
         await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
@@ -48,7 +49,7 @@ class LocalOnlyMiddleware:
 
 
 def is_local(scope: Scope) -> bool:
-    """Whether a request comes from this machine: over loopback, or from the very address that it was sent to."""
+    """Return whether a request comes from this machine: over loopback, or from the address that it was sent to."""
     client, server = scope.get("client"), scope.get("server")
     if not client:
         return False

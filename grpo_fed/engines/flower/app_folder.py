@@ -1,8 +1,8 @@
-"""The Flower app that runs a federation, as a folder of its own.
+"""The Flower app that runs a federation, as a folder that `flwr run` takes.
 
-Its two parts are `clients/` and `server/` of the repository; a wheel has them in `grpo_fed/_apps`, since top-level
-packages of such names would get in everyone's way. A run carries these few lines and no more: the rest of grpo_fed is
-what each machine has installed.
+The app's two parts are `clients/` and `server/` of the repository. A wheel has them in `grpo_fed/_apps`, since
+top-level packages of such names could clash with others. Flower copies these few lines to every machine, no more: each
+has grpo_fed itself installed.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from pathlib import Path
 
 import tomli_w
 
-from grpo_fed.scenario import shipped as gallery
 from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.scenario.shipped import find_scenario
 
 PARTS = ("clients", "server")
 RUN_CONFIG = {"scenario": "", "out": "", "resume": False}
-"""What a run may be given: a scenario as TOML, the run's folder on the server, whether to go on with what is there."""
+"""The app's settings: a scenario as TOML, the run's folder on the server, whether to go on with the run in it."""
 
 
-def app_folder(into: Path) -> Path:
-    """Make the app in `into`, a new folder."""
-    into.mkdir(parents=True)
+def make_app_folder(folder: Path) -> Path:
+    """Write the app into a new folder, and return it."""
+    folder.mkdir(parents=True)
     for part in PARTS:
-        shutil.copytree(_sources() / part, into / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(_sources() / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     app = {
         "publisher": "grpo-fed",
         "components": {"serverapp": "server.app:app", "clientapp": "clients.app:app"},
@@ -36,24 +36,25 @@ def app_folder(into: Path) -> Path:
         "version": version("grpo-fed"),
         "description": "Federated multi-task reinforcement learning.",
         "license": "Apache-2.0",
-        "dependencies": [],  # every machine has its own
+        "dependencies": [],  # grpo_fed is installed on every machine
     }
-    (into / "pyproject.toml").write_text(tomli_w.dumps({"project": project, "tool": {"flwr": {"app": app}}}))
-    return into
+    (folder / "pyproject.toml").write_text(tomli_w.dumps({"project": project, "tool": {"flwr": {"app": app}}}))
+    return folder
 
 
 def scenario_from_config(text: str) -> Scenario:
-    """What a run is given, or else two of the quickstart's carts: Flower simulates two nodes unless it is told more."""
+    """Read the run's scenario; without one it is two carts of the quickstart, since Flower simulates two nodes."""
     if text:
         return Scenario.loads(text)
-    whole = Scenario.load(gallery.find_scenario("quickstart"))
-    carts = whole.clients[0].model_copy(update={"count": 2})
-    return whole.model_copy(
+    quickstart = Scenario.load(find_scenario("quickstart"))
+    carts = quickstart.clients[0].model_copy(update={"count": 2})
+    return quickstart.model_copy(
         update={"name": "two-carts", "description": "Two carts learn together.", "clients": [carts]}
     )
 
 
 def _sources() -> Path:
+    """Find the folder with the app's parts: in a wheel, or in the repository."""
     package = Path(__file__).parents[2]
     installed = package / "_apps"
     return installed if installed.is_dir() else package.parent

@@ -1,7 +1,8 @@
-"""What a server knows of its clients' tasks before the first round: what it can make itself, and what they tell.
+"""What a server finds out about its clients' tasks before the first round, so that it knows which blocks they share.
 
-So it needs the packages of no task: `Form`s decide what the clients share. Those of a network of the user's own do not,
-since that may look at more of a task; then all tasks are made here.
+The server makes the tasks that it has the packages for; clients report the shapes of the others. Shapes are enough to
+find the shared blocks, except for a user's own network: that may depend on more of a task, so then the server has to
+make all tasks.
 """
 
 from __future__ import annotations
@@ -24,33 +25,37 @@ from grpo_fed.tasks.resolve import resolve_available_tasks
 
 
 def discover_shared_blocks(
-    scenario: Scenario, roll: NodeRegistry, noted: Mapping[str, Any]
+    scenario: Scenario, registry: NodeRegistry, engine_state: Mapping[str, Any]
 ) -> tuple[SharedBlocks, dict[str, Any]]:
-    """What the clients have in common, and what the engine is to note of it, for who goes on from there.
+    """Find the shared blocks, and what the engine has to save, so that a run that goes on finds the same.
 
-    Those whose tasks cannot be made here are waited for, `round.deadline` seconds at most; who comes later finds the
-    commons as they are. ValueError if nobody is known, or the blocks that the scenario shares are not alike.
+    Clients whose tasks cannot be made here are waited for, `round.deadline` seconds at most; clients that connect later
+    have to share what was found without them.
+
+    registry: reports the clients' task shapes. engine_state: what was saved when the run began; empty for a new run.
+    ValueError if no task is known, or if blocks that the scenario shares differ between clients.
     """
-    if TASK_SHAPES in noted:
-        return resolve_shared_blocks_from_shapes(scenario, read_task_shapes(noted)), {TASK_SHAPES: noted[TASK_SHAPES]}
+    if TASK_SHAPES in engine_state:
+        shapes = read_task_shapes(engine_state)
+        return resolve_shared_blocks_from_shapes(scenario, shapes), {TASK_SHAPES: engine_state[TASK_SHAPES]}
     if scenario.policy.module is not None:
         return resolve_shared_blocks(scenario), {}
-    known = {task.client: task.shape for task in resolve_available_tasks(scenario)}
-    strangers = {name for settings in scenario.clients for name in settings.names} - known.keys()
-    if not strangers:
-        return resolve_shared_blocks_from_shapes(scenario, known), {}
+    shapes = {task.client: task.shape for task in resolve_available_tasks(scenario)}
+    unknown = {name for settings in scenario.clients for name in settings.names} - shapes.keys()
+    if not unknown:
+        return resolve_shared_blocks_from_shapes(scenario, shapes), {}
 
-    def heard() -> tuple[str, ...]:
-        roll.connected_clients()
-        return tuple(strangers & roll.task_shapes.keys())
+    def find_reported() -> tuple[str, ...]:
+        registry.connected_clients()
+        return tuple(unknown & registry.task_shapes.keys())
 
-    wait_for_clients(heard, strangers, len(strangers), scenario.round.deadline)
-    known |= {name: form for name, form in roll.task_shapes.items() if name in strangers and form is not None}
-    if not known:
+    wait_for_clients(find_reported, unknown, len(unknown), scenario.round.deadline)
+    reported = {name: shape for name, shape in registry.task_shapes.items() if name in unknown and shape is not None}
+    shapes |= reported
+    if not shapes:
         raise ValueError(
-            f"scenario {scenario.name}: no client's task can be made here, and no client told of its own within"
+            f"scenario {scenario.name}: no client's task can be made here, and no client reported its task within"
             f" round.deadline = {scenario.round.deadline:g} seconds"
         )
-    return resolve_shared_blocks_from_shapes(scenario, known), {
-        TASK_SHAPES: {name: asdict(form) for name, form in known.items()}
-    }
+    state = {TASK_SHAPES: {name: asdict(shape) for name, shape in shapes.items()}}
+    return resolve_shared_blocks_from_shapes(scenario, shapes), state

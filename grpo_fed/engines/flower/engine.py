@@ -1,7 +1,7 @@
 """A federation through `flwr run`: on Flower's simulation, on nodes of this machine, or on a deployment.
 
-What the server's app prints comes back through Flower's log, wherever it runs; some of its lines are meant for us and
-hold a round's note or the result.
+For the first two this machine gets a SuperLink of its own, with a node for each client or a simulation of them, while
+the run lasts. Then, as on a deployment, the server's app is started as a run of it, and its log is read until it ends.
 """
 
 from __future__ import annotations
@@ -13,66 +13,51 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias, final
+from typing import Literal, Self, TypeAlias, final
 
-from grpo_fed.engines.flower import warm as hearth
-from grpo_fed.engines.flower.app_folder import app_folder
-from grpo_fed.engines.flower.processes import POLL, SupervisedProcesses, plain
-from grpo_fed.engines.flower.superlink import (
-    STATE,
-    Flower,
-    Restarter,
-    RunStatus,
-    SuperLink,
-    connect,
-    environment,
-    free_port,
-    refuse_unknown,
-)
+from grpo_fed.engines.flower import warm
+from grpo_fed.engines.flower.app_folder import make_app_folder
+from grpo_fed.engines.flower.flwr_command import FlwrCommand, RunStatus, check_connection, write_connection
+from grpo_fed.engines.flower.log_channel import LogChannel, Say, Watch, follow_lines
+from grpo_fed.engines.flower.processes import POLL, SupervisedProcesses
+from grpo_fed.engines.flower.superlink import STATE, Restarter, SuperLink, find_free_port, make_flower_environment
 from grpo_fed.policy.shared import resolve_shared_blocks
 from grpo_fed.rl.device import resolve_device
-from grpo_fed.runs import folder as journal
+from grpo_fed.runs import folder as run_folder
 from grpo_fed.runs.folder import POLICIES
-from grpo_fed.runs.records import RoundRecord
 from grpo_fed.runs.results import RESULTS, Result
-from grpo_fed.runs.serialisation import from_json
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.task import MissingPackageError
 
 EngineName: TypeAlias = Literal["flower-sim", "flower"]
-Watch = Callable[[RoundRecord], None]
-Say = Callable[[str], None]
 
-NOTE, RESULT = "grpo-fed note ", "grpo-fed result "
-"""Begin the lines of the server's app that are meant for us."""
-OWN = "grpo-fed"
-"""Names the connection to a SuperLink of our own."""
+CONNECTION = "grpo-fed"
+"""The name of the connection to a SuperLink that the engine starts."""
 CLIENTS = "clients"
-"""The folder in a run's folder in which clients of this machine keep their state."""
+"""The folder in a run's folder in which clients of this machine keep their states."""
 LOGS = "flower"
-"""The folder in a run's folder with what Flower's processes said."""
-FOLLOW = "run"
-"""Names the process that prints the run's log, and that log."""
+"""The folder in a run's folder with the logs of Flower's processes."""
+RUN_LOG = "run"
+"""The name of the process that prints the run's log, and of that log."""
 PATIENCE = 60.0
-"""Seconds that a SuperLink may be out of reach while a run is on."""
+"""Seconds for which a SuperLink may be out of reach during a run."""
 
 
 class FlowerRunError(RuntimeError):
-    """A run on Flower came to a bad end; says what is known of it."""
+    """A run on Flower failed or was stopped; the text says why, as far as that is known."""
 
 
 @final
 class FlowerEngine:
-    """A federation that is ready to begin: to make one finds what is wrong before anything is started or written."""
+    """A federation that is ready to begin: making one finds what is wrong before anything is started or written."""
 
     @classmethod
     def resumed(cls, folder: str | Path, engine: EngineName = "flower", superlink: str | None = None) -> Self:
-        """The run that a folder holds, from its latest checkpoint on, or from its start if there is none yet."""
-        scenario, _ = journal.open_unfinished(Path(folder))
+        """Prepare to go on with the run in a folder, from its latest checkpoint, or from its start without one."""
+        scenario, _ = run_folder.open_unfinished(Path(folder))
         return cls(scenario, folder, engine, superlink, resume=True)
 
     def __init__(
@@ -83,45 +68,47 @@ class FlowerEngine:
         superlink: str | None = None,
         resume: bool = False,
     ) -> None:
-        """superlink: a connection in Flower's configuration; `out` is a folder on its machine then. Without one, a
-        SuperLink and a SuperNode for each client run here while it lasts.
+        """Check the scenario and the other arguments; ValueError if they cannot work.
+
+        out: the run's folder, for a deployment on the server's machine.
+        superlink: a connection of Flower's configuration, to a deployment; None starts a SuperLink here.
         """
         if engine == "flower-sim" and importlib.util.find_spec("ray") is None:
             raise ValueError("engine flower-sim needs Ray: pip install 'grpo-fed[simulation]'")
         if engine == "flower-sim" and superlink is not None:
             raise ValueError(f"engine flower-sim starts a SuperLink of its own: leave out superlink {superlink}")
         if superlink is not None:
-            refuse_unknown(superlink)
+            check_connection(superlink)
         self.scenario, self.engine, self.superlink, self.resume = scenario, engine, superlink, resume
         self.folder = None if out is None else Path(out).absolute()
         if self.folder is not None and superlink is None:
-            journal.check_usable(self.folder)
-        with (
-            nullcontext() if superlink is None else suppress(MissingPackageError)
-        ):  # on the clients' machines they may be
+            run_folder.check_usable(self.folder)
+        # The clients' machines of a deployment may have packages that this one lacks.
+        with nullcontext() if superlink is None else suppress(MissingPackageError):
             resolve_shared_blocks(scenario)
         self.device = scenario.device if superlink is not None else str(resolve_device(scenario.device))
         self.result: Result | None = None
-        """What became of it, as soon as it has ended, in whatever way, as far as that is known here."""
+        """What became of the run, as far as that is known here, once it has ended, however it ended."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """There is nothing between runs."""
+        """Do nothing: all processes end with `run`."""
 
-    def run(self, watch: Watch = lambda note: None, say: Say = lambda line: None) -> Result:
-        """Tell `watch` of every round, `say` every other line of the log. Interrupted, the run is stopped.
+    def run(self, watch: Watch = lambda record: None, say: Say = lambda line: None) -> Result:
+        """Run the federation; if interrupted, stop it.
 
-        FlowerFailed says why it came to a bad end.
+        watch: is called with every round's record. say: is called with every other line of the log. FlowerRunError if
+        the run does not complete.
         """
         with tempfile.TemporaryDirectory(prefix="grpo-fed-", ignore_cleanup_errors=True) as name:
-            here = Path(name)
-            folder = here / "run" if self.folder is None else self.folder
+            temporary = Path(name)
+            folder = temporary / "run" if self.folder is None else self.folder
             for part in ("logs", "neutral"):
-                (here / part).mkdir()
+                (temporary / part).mkdir()
             try:
-                self.result = self._run(here, folder, LogListener(watch, say))
+                self.result = self._run(temporary, folder, LogChannel(watch, say, self.folder))
             except BaseException:
                 if self.superlink is None and (folder / RESULTS).is_file():
                     document = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
@@ -129,160 +116,118 @@ class FlowerEngine:
                 raise
             finally:
                 if folder.is_dir():
-                    shutil.copytree(here / "logs", folder / LOGS, dirs_exist_ok=True)
+                    shutil.copytree(temporary / "logs", folder / LOGS, dirs_exist_ok=True)
             return self.result
 
-    def _run(self, here: Path, folder: Path, listener: LogListener) -> Result:
-        """With all processes that it takes here, which end with it."""
+    def _run(self, temporary: Path, folder: Path, channel: LogChannel) -> Result:
+        """Run the federation with all processes that this machine needs for it, and stop these in the end."""
         config = {"scenario": self.scenario.dumps(), "out": str(folder), "resume": self.resume}
-        deployed = self.superlink is not None
-        home = None if deployed else here / "home"
-        own = {STATE: str(folder / CLIENTS), **(hearth.worker_environment(here) if self.engine == "flower" else {})}
-        known = environment(home, {} if deployed else own)
-        if not deployed and not self.resume:
+        is_deployed = self.superlink is not None
+        home = None if is_deployed else temporary / "home"
+        environment = make_flower_environment(home, {} if is_deployed else self._node_environment(temporary, folder))
+        if not is_deployed and not self.resume:
             shutil.rmtree(folder / CLIENTS, ignore_errors=True)
-        app = app_folder(here / "app")
-        with SupervisedProcesses(here / "neutral", known, here / "logs") as processes:
-            upkeep = Restarter(processes, {})
+        app = make_app_folder(temporary / "app")
+        with SupervisedProcesses(temporary / "neutral", environment, temporary / "logs") as processes:
+            restarter = Restarter(processes, {})
             federation: Sequence[str] = ()
             if home is not None:
-                upkeep = _own_superlink(processes, here, home, self.scenario, self.engine)
-                federation = _resources(self.scenario) if self.engine == "flower-sim" else ()
-            flower = Flower(self.superlink or OWN, known, here / "neutral")
-            run = flower.start(app, config, federation)
+                restarter = _start_superlink(processes, temporary, home, self.scenario, self.engine)
+                federation = _simulation_config(self.scenario) if self.engine == "flower-sim" else ()
+            flwr = FlwrCommand(self.superlink or CONNECTION, environment, temporary / "neutral")
+            run = flwr.start(app, config, federation)
             try:
-                status = _end(flower, run, processes, upkeep, listener)
+                status = _follow(flwr, run, processes, restarter, channel)
             except BaseException:
-                if deployed:
+                if is_deployed:
                     with suppress(RuntimeError):
-                        flower.stop(run)
+                        flwr.stop(run)
                 raise
-            result = _result(status, listener, processes, self.folder)
-            if not deployed:
-                _fetch_policies(folder)
+            result = _result(status, channel, processes)
+            if not is_deployed:
+                _copy_policies(folder)
             return result
 
+    def _node_environment(self, temporary: Path, folder: Path) -> dict[str, str]:
+        """Return the environment variables for the clients' nodes on this machine."""
+        warm_server = warm.make_node_environment(temporary) if self.engine == "flower" else {}
+        return {STATE: str(folder / CLIENTS), **warm_server}
 
-def _own_superlink(
-    processes: SupervisedProcesses, here: Path, home: Path, scenario: Scenario, engine: EngineName
+
+def _start_superlink(
+    processes: SupervisedProcesses, temporary: Path, home: Path, scenario: Scenario, engine: EngineName
 ) -> Restarter:
-    """Start it, with a node for each client unless they are simulated."""
-    link = SuperLink(processes, here, free_port(), simulation=engine == "flower-sim")
-    link.start()
-    connect(home, OWN, link.address, None)
+    """Start a SuperLink, with a node for each client unless they are simulated."""
+    superlink = SuperLink(processes, temporary, find_free_port(), simulation=engine == "flower-sim")
+    superlink.start()
+    write_connection(home, CONNECTION, superlink.address, None)
     if engine == "flower":
-        for name, command in hearth.start_commands(here).items():
+        for name, command in warm.make_start_commands(temporary).items():
             processes.start(name, command)
-            link.commands[name] = command
+            superlink.commands[name] = command
         for settings in scenario.clients:
             for client in settings.names:
-                link.add_node(client)
-    return Restarter(processes, link.commands)
+                superlink.add_node(client)
+    return Restarter(processes, superlink.commands)
 
 
-def _resources(scenario: Scenario) -> list[str]:
-    """What Flower's simulation is told of clients and of this machine: as many at a time as there are cores."""
+def _simulation_config(scenario: Scenario) -> list[str]:
+    """Configure Flower's simulation for the scenario's clients, as many at a time as this machine has cores."""
     clients, cores = sum(settings.count for settings in scenario.clients), os.cpu_count() or 1
-    told: dict[str, float] = {"num-supernodes": clients, "client-resources-num-cpus": 1, "init-args-num-cpus": cores}
+    config: dict[str, float] = {"num-supernodes": clients, "client-resources-num-cpus": 1, "init-args-num-cpus": cores}
     if scenario.device != "cpu":
         import torch
 
-        told |= {"client-resources-num-gpus": torch.cuda.device_count() / cores} if torch.cuda.is_available() else {}
-    return [f"{key}={value}" for key, value in told.items()]
+        if torch.cuda.is_available():
+            config["client-resources-num-gpus"] = torch.cuda.device_count() / cores
+    return [f"{key}={value}" for key, value in config.items()]
 
 
-def _result(status: RunStatus, listener: LogListener, processes: SupervisedProcesses, out: Path | None) -> Result:
-    """Of a run that has ended well."""
-    log = f"the last lines of its log:\n{processes.tail(FOLLOW)}"
-    if status.outcome != "completed":
-        said = re.sub(r"^(ServerApp|Simulation) failed with exception: ", "", status.details)
-        words = said if said not in ("", "N/A") else f"the run was {status.outcome}"
-        raise FlowerRunError(f"{words}\n{log}")
-    if listener.result is None:
-        raise FlowerRunError(f"the run completed without a result\n{log}")
-    return Result.from_json(listener.result, out)
-
-
-def _end(
-    flower: Flower, run: str, processes: SupervisedProcesses, upkeep: Restarter, listener: LogListener
+def _follow(
+    flwr: FlwrCommand, run: str, processes: SupervisedProcesses, restarter: Restarter, channel: LogChannel
 ) -> RunStatus:
-    """Read a run's log as it grows, start again what has ended meanwhile, until the run has."""
+    """Read a run's log until the run ends, and restart processes that end meanwhile; return how the run ended."""
     while True:
-        processes.log(FOLLOW).unlink(missing_ok=True)
-        processes.start(FOLLOW, flower.following(run))
-        lines = _lines(processes.log(FOLLOW))
-        while processes.ended(FOLLOW) is None:
-            listener.hear(lines)
-            upkeep.look()
+        processes.log(RUN_LOG).unlink(missing_ok=True)
+        processes.start(RUN_LOG, flwr.log_command(run))
+        lines = follow_lines(processes.log(RUN_LOG))
+        while processes.exit_code(RUN_LOG) is None:
+            channel.read(lines)
+            restarter.restart_ended()
             time.sleep(POLL)
-        listener.hear(lines)
-        status = _status(flower, run, upkeep)
+        channel.read(lines)
+        status = _status(flwr, run, restarter)
         if status.stage == "finished":
             return status
 
 
-def _status(flower: Flower, run: str, upkeep: Restarter) -> RunStatus:
-    """Where a run stands, of a SuperLink that may have been killed and be on its way back."""
+def _status(flwr: FlwrCommand, run: str, restarter: Restarter) -> RunStatus:
+    """Return the status of a run, waiting for a SuperLink that was killed and is being restarted."""
     until = time.monotonic() + PATIENCE
     while True:
-        upkeep.look()
+        restarter.restart_ended()
         try:
-            return flower.status(run)
+            return flwr.status(run)
         except RuntimeError:
             if time.monotonic() > until:
                 raise
         time.sleep(1)
 
 
-def _fetch_policies(folder: Path) -> None:
-    """What the clients have learned, where they are on this machine; those of a deployment keep theirs."""
-    made = sorted((folder / CLIENTS).glob(f"*/{POLICIES}"), key=lambda path: path.stat().st_mtime)
-    if made:
-        shutil.copytree(made[-1], folder / POLICIES, dirs_exist_ok=True)
+def _result(status: RunStatus, channel: LogChannel, processes: SupervisedProcesses) -> Result:
+    """Return the result of a run that has completed; FlowerRunError if it has not."""
+    log = f"the last lines of its log:\n{processes.tail(RUN_LOG)}"
+    if status.outcome != "completed":
+        details = re.sub(r"^(ServerApp|Simulation) failed with exception: ", "", status.details)
+        reason = details if details not in ("", "N/A") else f"the run was {status.outcome}"
+        raise FlowerRunError(f"{reason}\n{log}")
+    if channel.result is None:
+        raise FlowerRunError(f"the run completed without a result\n{log}")
+    return channel.result
 
 
-def _lines(path: Path) -> Iterator[str | None]:
-    """A growing file's whole lines; None whenever there is no other one yet."""
-    rest = ""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        while True:
-            rest += file.read()
-            *lines, rest = rest.split("\n")
-            yield from lines
-            yield None
-
-
-# What the server's app says ------------------------------------------------------------------------------------------
-
-
-def note_line(note: RoundRecord) -> str:
-    """For `Listener`."""
-    return NOTE + json.dumps(asdict(note))
-
-
-def result_line(result: Result) -> str:
-    """For `Listener`."""
-    return RESULT + json.dumps(result.to_json())
-
-
-@final
-class LogListener:
-    """Sorts the lines of a run's log. The log may come again from its beginning: a round is told of once."""
-
-    def __init__(self, watch: Watch, say: Say) -> None:
-        self.watch, self.say = watch, say
-        self.result: dict[str, Any] | None = None
-        self._round = -1
-
-    def hear(self, lines: Iterator[str | None]) -> None:
-        """All that there is now."""
-        while (line := next(lines)) is not None:
-            if line.startswith(NOTE):
-                note = from_json(RoundRecord, json.loads(line.removeprefix(NOTE)))
-                if note.round > self._round:
-                    self._round = note.round
-                    self.watch(note)
-            elif line.startswith(RESULT):
-                self.result = json.loads(line.removeprefix(RESULT))
-            else:
-                self.say(plain(line))
+def _copy_policies(folder: Path) -> None:
+    """Copy the clients' policies into the run's folder; the clients of a deployment keep theirs."""
+    saved = sorted((folder / CLIENTS).glob(f"*/{POLICIES}"), key=lambda path: path.stat().st_mtime)
+    if saved:
+        shutil.copytree(saved[-1], folder / POLICIES, dirs_exist_ok=True)

@@ -1,7 +1,7 @@
-"""Hands a message that Flower has brought to the process that stays warm for it (hearth.py).
+"""Forwards a message that Flower has brought to this process to the warm server (warm.py).
 
-It has no torch and nothing that needs it, since Flower starts a process for every message. Where no such process is to
-be had, it is the one that does the work.
+Flower starts a process for every message, so this imports neither torch nor anything that needs it. Without a warm
+server this process does the work itself.
 """
 
 from __future__ import annotations
@@ -14,71 +14,71 @@ from typing import TYPE_CHECKING, Any, final
 
 from flwr.app import Context, Message, RecordDict
 
+from grpo_fed.engines.wire.grids import WorkerDiedError
 from grpo_fed.engines.wire.packing import pack, unpack
 from grpo_fed.engines.workers.frames import receive, send
 
 if TYPE_CHECKING:
     from grpo_fed.engines.flower.node import NodeHandler
-from grpo_fed.engines.wire.grids import WorkerDiedError
 
-WARM_SOCKET = "GRPO_FED_HEARTH"
-"""Names the socket of the process that stays."""
+WARM_SOCKET = "GRPO_FED_WARM_SOCKET"
+"""The environment variable with the path of the warm server's socket."""
 
 
 @final
 class MessageForwarder:
-    """Of one process."""
+    """Answers the messages of this process, by way of the warm server where there is one."""
 
     def __init__(self) -> None:
         self.node: NodeHandler | None = None
-        """Who does the work in this process, if somebody had to."""
+        """Answers messages in this process; None as long as the warm server has answered them all."""
 
     def answer(self, message: Message, context: Context) -> RecordDict:
-        """What the node's client answers; raises what it raises."""
-        told: dict[str, Any] = {
+        """Return the answer of the node's client; raises what the client raises."""
+        request: dict[str, Any] = {
             "kind": message.metadata.message_type,
-            "text": str(context.run_config["scenario"]),
+            "scenario": str(context.run_config["scenario"]),
             "config": dict(context.node_config),
         }
-        link = _link()
+        link = _connect()
         if link is not None:
             with link:
-                answer = _ask(link, context.run_id, {**told, "content": pack(message.content)})
+                answer = _ask(link, context.run_id, {**request, "content": pack(message.content)})
             if answer is not None:
                 return answer
         if self.node is None:
             from grpo_fed.engines.flower.node import NodeHandler
 
             self.node = NodeHandler()
-        return self.node.answer(content=message.content, **told)
+        return self.node.answer(content=message.content, **request)
 
 
-def _link() -> socket.socket | None:
-    """To the process that stays; None where there is none."""
-    place = os.environ.get(WARM_SOCKET)
-    if not place:
+def _connect() -> socket.socket | None:
+    """Connect to the warm server; None if there is none."""
+    path = os.environ.get(WARM_SOCKET)
+    if not path:
         return None
     link = socket.socket(socket.AF_UNIX)
     with suppress(OSError):
-        link.connect(place)
+        link.connect(path)
         return link
     link.close()
     return None
 
 
-def _ask(link: socket.socket, run: int, told: dict[str, Any]) -> RecordDict | None:
-    """Its answer; None if it cannot give one, which says nothing of the client."""
-    threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    own = max(1, int(threads)) if threads.isdecimal() else 1
+def _ask(link: socket.socket, run: int, request: dict[str, Any]) -> RecordDict | None:
+    """Return the warm server's answer; None if it cannot give one, which says nothing about the client."""
+    omp_threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    threads = max(1, int(omp_threads)) if omp_threads.isdecimal() else 1
     try:
-        send(link, {"run": run, "path": sys.path, "told": {**told, "threads": own}})
-        found = receive(link)
+        send(link, {"run": run, "path": sys.path, "request": {**request, "threads": threads}})
+        reply = receive(link)
     except (EOFError, OSError):
         return None
-    if "died" in found:
-        raise WorkerDiedError(found["died"])
-    if "raised" in found:
-        print(found["trace"], file=sys.stderr)
-        kind, _, text = found["raised"].partition(": ")
+    if "died" in reply:
+        raise WorkerDiedError(reply["died"])
+    if "raised" in reply:
+        print(reply["trace"], file=sys.stderr)
+        kind, _, text = reply["raised"].partition(": ")
         raise type(kind, (Exception,), {})(text)
-    return unpack(found["content"]) if "content" in found else None
+    return unpack(reply["content"]) if "content" in reply else None

@@ -1,7 +1,7 @@
-"""What a node does with a message's content: its client's answer, as content again.
+"""What a node does with a message: decode it, let its client answer, encode the answer.
 
-What a client remembers is in files on its own disk, since Flower starts a new process for every message; what a process
-remembers of it is only faster. The node's configuration says who it is: `client`, or else its `partition-id`.
+A client's state is in files on its own disk, since Flower starts a new process for every message; what a process keeps
+in memory only saves time. The node's configuration names its client: `client`, or else its `partition-id`.
 """
 
 from __future__ import annotations
@@ -32,112 +32,119 @@ from grpo_fed.runs.folder import SCENARIO
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.resolve import resolve_task
 
-MOST = 64
-"""Clients that stay ready in a process; a simulation has it serve many in turn."""
+MAX_CLIENTS = 64
+"""How many clients stay loaded in a process: in a simulation a process serves many in turn."""
 
 Config = Mapping[str, str | int | float | bool | bytes]
 
 
 @final
 class NodeHandler:
-    """Clients of one process, as they are asked for."""
+    """Answers messages for the clients of this process, which are loaded when they are first asked."""
 
     def __init__(self) -> None:
-        self.ready: dict[tuple[str, str, Path, tuple[str, ...]], tuple[Codec, Clients]] = {}
+        self.loaded: dict[tuple[str, str, Path, tuple[str, ...]], tuple[Codec, Clients]] = {}
+        """By scenario, client, state folder and shared blocks."""
 
-    def answer(self, kind: str, content: RecordDict, text: str, config: Config) -> RecordDict:
-        """To a message of this kind, in a run with this scenario, by the node with this configuration."""
-        scenario = scenario_from_config(text)
-        name = client_of(scenario, config)
+    def answer(self, kind: str, content: RecordDict, scenario: str, config: Config) -> RecordDict:
+        """Answer a message of type `kind`, in a run of this scenario (TOML), for the node with this configuration."""
+        settings = scenario_from_config(scenario)
+        name = find_client(settings, config)
         if kind == HELLO:
-            return _hello(scenario, name)
-        letters, members = self._client(scenario, name, _state(config), wire.read_shared_blocks(content))
-        home, told = members.state_store.folder, letters.read_instruction(kind, content)
-        with _locked(home / told.start.run / name):
-            answer = members.answer({name: told})[name]
-            if isinstance(told, Evaluate) and told.start.round:  # perhaps the last we hear: what plays is worth keeping
-                write_atomic(home / told.start.run / SCENARIO, members.scenario.dumps())
-                members.save_policies(home / told.start.run, {name: told.start})
-        return letters.write_answer(told, answer)
+            return _hello(settings, name)
+        codec, clients = self._load(settings, name, _state_folder(config), wire.read_shared_blocks(content))
+        instruction = codec.read_instruction(kind, content)
+        run = clients.state_store.folder / instruction.start.run
+        with _locked(run / name):
+            answer = clients.answer({name: instruction})[name]
+            if isinstance(instruction, Evaluate) and instruction.start.round:
+                # This may be the run's last message, so the policy that was evaluated is saved.
+                write_atomic(run / SCENARIO, settings.dumps())
+                clients.save_policies(run, {name: instruction.start})
+        return codec.write_answer(instruction, answer)
 
     def close(self) -> None:
-        """Let go of environments."""
-        for _, members in self.ready.values():
-            members.close()
-        self.ready.clear()
+        """Close the environments."""
+        for _, clients in self.loaded.values():
+            clients.close()
+        self.loaded.clear()
 
-    def _client(self, scenario: Scenario, name: str, state: Path, blocks: tuple[str, ...]) -> tuple[Codec, Clients]:
-        """A client, with how to read what it is told. Of other clients it need not know a thing."""
+    def _load(self, scenario: Scenario, name: str, state: Path, blocks: tuple[str, ...]) -> tuple[Codec, Clients]:
+        """Load a client and the codec for its messages, without making any other client's task."""
         key = scenario.dumps(), name, state, blocks
-        if key not in self.ready:
+        if key not in self.loaded:
             task = resolve_task(scenario, name)
-            commons = resolve_client_shared_blocks(scenario, task, blocks)
-            while len(self.ready) >= MOST:
-                _, oldest = self.ready.pop(next(iter(self.ready)))
+            shared_blocks = resolve_client_shared_blocks(scenario, task, blocks)
+            while len(self.loaded) >= MAX_CLIENTS:
+                _, oldest = self.loaded.pop(next(iter(self.loaded)))
                 oldest.close()
-            self.ready[key] = Codec(commons, scenario), Clients(scenario, commons, [task], StateStore(state))
-        return self.ready[key]
+            clients = Clients(scenario, shared_blocks, [task], StateStore(state))
+            self.loaded[key] = Codec(shared_blocks, scenario), clients
+        return self.loaded[key]
 
 
-def client_of(scenario: Scenario, config: Config) -> str:
-    """Whose node it is; ValueError if it has no client in the scenario."""
+def find_client(scenario: Scenario, config: Config) -> str:
+    """Return the client of the node with this configuration; ValueError if the scenario has no such client."""
     names = [name for settings in scenario.clients for name in settings.names]
-    name, place = config.get("client"), config.get("partition-id")
-    if name is None and isinstance(place, int) and 0 <= place < len(names):
-        return names[place]
+    name, partition = config.get("client"), config.get("partition-id")
+    if name is None and isinstance(partition, int) and 0 <= partition < len(names):
+        return names[partition]
     if name not in names:
-        said = f"client = {name!r}" if name is not None else f"no client, partition-id = {place!r}"
-        raise ValueError(f"node-config says {said}; scenario {scenario.name} has {', '.join(names)}")
+        given = f"client = {name!r}" if name is not None else f"no client, partition-id = {partition!r}"
+        raise ValueError(f"node-config says {given}; scenario {scenario.name} has {', '.join(names)}")
     return str(name)
 
 
 def _hello(scenario: Scenario, name: str) -> RecordDict:
-    """Whose node it is, and what its task is like."""
+    """Answer with the client's name and the shape of its task."""
     try:
-        form = resolve_task(scenario, name).shape
-    except ValueError:  # told to train, it says why
-        form = None
-    return wire.write_hello(Hello(name, form))
+        shape = resolve_task(scenario, name).shape
+    except ValueError:  # the answer to the first instruction says why
+        shape = None
+    return wire.write_hello(Hello(name, shape))
 
 
-def _state(config: Config) -> Path:
-    """The folder for what clients remember: the node's own, the environment's, or the user's."""
+def _state_folder(config: Config) -> Path:
+    """Return the folder for the clients' states: from the node's configuration, the environment, or the user's own."""
     given = config.get("state") or os.environ.get(STATE)
-    users = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(str(given)) if given else Path(users) / "grpo_fed"
+    user = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(str(given)) if given else Path(user) / "grpo_fed"
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """A message that comes while another process is still busy with the one before has to wait for it."""
+    """Hold a lock, so that a message waits while another process still works on the client's last one."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-# In a worker of the hearth -------------------------------------------------------------------------------------------
+# In a worker of the warm server --------------------------------------------------------------------------------------
 
 
 @final
 class WarmNodeHandler:
-    """A node that answers what another process was told."""
+    """Answers messages that other processes have forwarded."""
 
     def __init__(self) -> None:
         self._node = NodeHandler()
 
-    def answer(self, told: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {name: {"content": self._answer(**one)} for name, one in told.items()}
+    def answer(self, instructions: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {name: {"content": self._answer(**request)} for name, request in instructions.items()}
 
     def close(self) -> None:
         self._node.close()
 
-    def _answer(self, kind: str, content: np.ndarray, text: str, config: Config, threads: int) -> np.ndarray:
+    def _answer(self, kind: str, content: np.ndarray, scenario: str, config: Config, threads: int) -> np.ndarray:
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
-        return pack(self._node.answer(kind, unpack(content), text, config))
+        return pack(self._node.answer(kind, unpack(content), scenario, config))
 
 
-def serving(names: Sequence[str]) -> ClientHandler:
-    """For `serving.Recipe`; the names are the hearth's own."""
+def make_warm_handler(names: Sequence[str]) -> ClientHandler:
+    """Make what answers in a worker of the warm server; its `ClientFactory` calls this.
+
+    names: what the warm server calls the worker's client, which is of no use here.
+    """
     return WarmNodeHandler()

@@ -1,4 +1,4 @@
-"""Processes that end with this one, however it ends; `guard.py` sees to that."""
+"""Processes that end with this one, however it ends: `supervisor.py` starts them and sees to that."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from pathlib import Path
 from signal import Signals
 from typing import Self, final
 
-from grpo_fed.engines.flower import supervisor as guard
+from grpo_fed.engines.flower import supervisor
 
 POLL = 0.05
-"""Seconds between two looks at what has become of a process."""
+"""Seconds between two looks at whether a process has ended."""
 
 
 @final
 class SupervisedProcesses:
-    """Named processes of one environment and one folder."""
+    """Starts named processes, with one environment and in one folder, and ends them with this process."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str], logs: Path | None = None) -> None:
-        """They start in `folder`; `logs` gets a file for each name with what it says; without, it goes to stderr."""
+        """folder: where the processes start. logs: gets a file with each one's output; None leaves it on stderr."""
         self.folder = folder
         self.logs = logs
         self._pids: dict[str, int] = {}
-        self._ended: dict[str, int] = {}
+        self._exit_codes: dict[str, int] = {}
         self._errors: dict[str, str] = {}
-        self._guard = subprocess.Popen(
-            [sys.executable, "-I", "-S", guard.__file__],
+        self._supervisor = subprocess.Popen(
+            [sys.executable, "-I", "-S", supervisor.__file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=dict(environment),
             cwd=folder,
-            start_new_session=True,  # Ctrl-C is for this process, which then tells the others
+            start_new_session=True,  # Ctrl-C is for this process, which then ends the others
         )
-        self._news = threading.Thread(target=self._listen, name="guard", daemon=True)
-        self._news.start()
+        self._listener = threading.Thread(target=self._listen, name="supervisor", daemon=True)
+        self._listener.start()
 
     def __enter__(self) -> Self:
         return self
@@ -48,77 +48,78 @@ class SupervisedProcesses:
         self.close()
 
     def start(self, name: str, command: Sequence[str]) -> int:
-        """Its process id; a name can be started again once it has ended. OSError if it cannot be started."""
-        for known in (self._pids, self._ended, self._errors):
-            known.pop(name, None)
+        """Start a command under a name that no running process has, and return its process id; OSError if it fails."""
+        for reports in (self._pids, self._exit_codes, self._errors):
+            reports.pop(name, None)
         log = None if self.logs is None else str(self.log(name))
-        self._ask(name=name, start=list(command), folder=str(self.folder), log=log)
+        self._request(name=name, start=list(command), folder=str(self.folder), log=log)
         while name not in self._pids:
             if name in self._errors:
                 raise OSError(self._errors[name])
-            self._refuse_dead()
+            self._check_supervisor()
             time.sleep(POLL / 10)
         return self._pids[name]
 
     def send(self, name: str, number: Signals) -> None:
-        """A signal, to the named process alone."""
-        self._ask(name=name, signal=int(number))
+        """Send a signal to the named process alone."""
+        self._request(name=name, signal=int(number))
 
-    def ended(self, name: str) -> int | None:
-        """Its exit code, negative for the signal that ended it; None while it runs."""
-        self._refuse_dead()
-        return self._ended.get(name)
+    def exit_code(self, name: str) -> int | None:
+        """Return a process's exit code, negative for the signal that ended it; None while it runs."""
+        self._check_supervisor()
+        return self._exit_codes.get(name)
 
     def wait(self, name: str, seconds: float) -> int | None:
-        """Its exit code as soon as it has ended, None if it has not after so many seconds."""
+        """Wait until a process has ended, and return its exit code; None if it still runs after so many seconds."""
         until = time.monotonic() + seconds
-        while self.ended(name) is None and time.monotonic() < until:
+        while self.exit_code(name) is None and time.monotonic() < until:
             time.sleep(POLL)
-        return self._ended.get(name)
+        return self._exit_codes.get(name)
 
     def log(self, name: str) -> Path:
-        """What it says, on either stream."""
-        assert self.logs is not None, "with logs"
+        """Return the file with a process's output."""
+        assert self.logs is not None, "only processes with logs have such a file"
         return self.logs / f"{name}.log"
 
     def tail(self, name: str, lines: int = 15) -> str:
-        """The last of that, where there is a log."""
-        here = self.logs is not None and self.log(name).is_file()
-        text = self.log(name).read_text(encoding="utf-8", errors="replace") if here else ""
-        return plain("\n".join(text.splitlines()[-lines:]))
+        """Return the last lines of a process's output; empty without a log."""
+        has_log = self.logs is not None and self.log(name).is_file()
+        text = self.log(name).read_text(encoding="utf-8", errors="replace") if has_log else ""
+        return remove_colours("\n".join(text.splitlines()[-lines:]))
 
     def close(self) -> None:
-        """Stop all, and whatever they started."""
-        assert self._guard.stdin is not None
-        self._guard.stdin.close()
+        """Stop all processes, and the processes that these have started."""
+        assert self._supervisor.stdin is not None
+        self._supervisor.stdin.close()
         try:
-            self._guard.wait(3 * guard.GRACE)
+            self._supervisor.wait(3 * supervisor.GRACE)
         except subprocess.TimeoutExpired:
-            self._guard.kill()
-            self._guard.wait()
-        self._news.join()
-        assert self._guard.stdout is not None
-        self._guard.stdout.close()
+            self._supervisor.kill()
+            self._supervisor.wait()
+        self._listener.join()
+        assert self._supervisor.stdout is not None
+        self._supervisor.stdout.close()
 
-    def _ask(self, **request: object) -> None:
-        assert self._guard.stdin is not None
-        self._refuse_dead()
-        self._guard.stdin.write(json.dumps(request).encode() + b"\n")
-        self._guard.stdin.flush()
+    def _request(self, **request: object) -> None:
+        assert self._supervisor.stdin is not None
+        self._check_supervisor()
+        self._supervisor.stdin.write(json.dumps(request).encode() + b"\n")
+        self._supervisor.stdin.flush()
 
     def _listen(self) -> None:
-        assert self._guard.stdout is not None
-        for line in self._guard.stdout:
-            news = json.loads(line)
-            for key, known in (("pid", self._pids), ("ended", self._ended), ("error", self._errors)):
-                if key in news:
-                    known[news["name"]] = news[key]
+        """Note what the supervisor reports, until it ends."""
+        assert self._supervisor.stdout is not None
+        for line in self._supervisor.stdout:
+            report = json.loads(line)
+            for key, reports in (("pid", self._pids), ("exit_code", self._exit_codes), ("error", self._errors)):
+                if key in report:
+                    reports[report["name"]] = report[key]
 
-    def _refuse_dead(self) -> None:
-        if self._guard.poll() is not None:
-            raise RuntimeError(f"the process that starts others ended, with {self._guard.returncode}")
+    def _check_supervisor(self) -> None:
+        if self._supervisor.poll() is not None:
+            raise RuntimeError(f"the supervisor of Flower's processes ended, with {self._supervisor.returncode}")
 
 
-def plain(text: str) -> str:
-    """Without a terminal's colours."""
+def remove_colours(text: str) -> str:
+    """Remove a terminal's colour codes from a text."""
     return re.sub(r"\x1b\[[0-9;]*m", "", text)

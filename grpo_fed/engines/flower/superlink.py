@@ -1,7 +1,7 @@
-"""Flower's processes and its command line, as we use them: a SuperLink of our own, its nodes, runs on either.
+"""A SuperLink of our own and its nodes, as processes, and restarting those that end.
 
-Flower's shared local SuperLink runs every app from the folder it was first started in, so we start one of our own, with
-its own `FLWR_HOME`, port and folder. Nothing here looks for updates, reports use or installs anything.
+Flower's shared local SuperLink runs every app from the folder in which it was first started. So we start one with its
+own `FLWR_HOME`, port and folder. Nothing here looks for updates, reports usage or installs anything.
 """
 
 from __future__ import annotations
@@ -10,98 +10,84 @@ import json
 import os
 import secrets
 import socket
-import subprocess
 import sys
 import sysconfig
 import time
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
-import tomli_w
-
+from grpo_fed.engines.flower.flwr_command import find_script
 from grpo_fed.engines.flower.processes import POLL, SupervisedProcesses
-from grpo_fed.runs.files import write_atomic
 
 STATE = "GRPO_FED_STATE"
-"""Names the folder in which clients keep their state."""
+"""The environment variable with the folder in which clients keep their states."""
 KEYS = "GRPO_FED_KEYS"
-"""Names the file that says for which client each key was made that a server lets in."""
+"""The environment variable with the file that says for which client each registered key was made."""
 
 OFFLINE = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # it would install torch anew for every run
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # it would install torch again for every run
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
-POLLING = "0.25"
+POLL_INTERVAL = "0.25"
 """Seconds between two looks for an app to start: at 0.05 an idle node takes an eighth of a core, at 1 rounds drag."""
 
 SUPERLINK, SUPEREXEC = "superlink", "superexec"
-"""Names of processes: what nodes connect to, and what starts apps on its behalf."""
+"""Names of processes: the one that nodes connect to, and the one that starts apps for it."""
 LOOPBACK = "127.0.0.1"
-START = 60.0
-"""Seconds that a SuperLink may take to answer."""
-LASTING, LONGEST = 60.0, 10.0
-"""Seconds after which a process is taken to run well; the longest pause before it is started again."""
+START_DEADLINE = 60.0
+"""Seconds that a SuperLink may take to listen after its start."""
+STABLE_AFTER, LONGEST_PAUSE = 60.0, 10.0
+"""Seconds after which a restarted process counts as stable; the longest pause before it is restarted again."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a SuperLink shows to those who connect: with it, connections are encrypted and nodes need keys."""
+    """The certificates of a SuperLink: with them connections are encrypted, and nodes need keys."""
 
     authority: Path
-    """Certificate that signed the next."""
+    """The certificate that signed the SuperLink's."""
     certificate: Path
     key: Path
 
 
-@dataclass(frozen=True)
-class RunStatus:
-    """What Flower says of a run."""
+def make_flower_environment(home: Path | None = None, more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment of Flower's processes: this process's, with Flower's commands, and offline.
 
-    stage: str
-    """pending, starting, running or finished."""
-    outcome: str
-    """Of a finished one: completed, failed or stopped."""
-    details: str
-
-
-def environment(home: Path | None = None, more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """For Flower's processes: this one's, with Flower's commands in reach and nothing that needs a network.
-
-    Modules of the user's own, in the folder this was started in, are found by apps too.
+    Apps find the user's modules in the current folder, too. home: Flower's configuration, by default the user's.
+    more: further variables.
     """
     path = [sysconfig.get_path("scripts"), os.environ.get("PATH", "")]
     modules = [os.environ.get("PYTHONPATH", ""), str(Path.cwd())]
-    direct = [os.environ.get("NO_PROXY", os.environ.get("no_proxy", "")), f"{LOOPBACK},localhost"]
+    no_proxy = [os.environ.get("NO_PROXY", os.environ.get("no_proxy", "")), f"{LOOPBACK},localhost"]
     return {
         **os.environ,
         **OFFLINE,
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": POLLING,
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": POLL_INTERVAL,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         "OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS", "1"),
         "PYTHONUNBUFFERED": "1",
         "PATH": os.pathsep.join(filter(None, path)),
         "PYTHONPATH": os.pathsep.join(filter(None, modules)),
-        "NO_PROXY": ",".join(filter(None, direct)),
+        "NO_PROXY": ",".join(filter(None, no_proxy)),
         **({} if home is None else {"FLWR_HOME": str(home)}),
         **(more or {}),
     }
 
 
-def free_port() -> int:
-    """One that nobody listens on now."""
-    with socket.socket() as one:
-        one.bind((LOOPBACK, 0))
-        return int(one.getsockname()[1])
+def find_free_port() -> int:
+    """Return a port on which nothing listens now."""
+    with socket.socket() as listener:
+        listener.bind((LOOPBACK, 0))
+        return int(listener.getsockname()[1])
 
 
-def names_of_keys() -> dict[int, str] | None:
-    """By node, for which client its key was made, where the server knows that: in a process that it started."""
+def read_registered_keys() -> dict[int, str] | None:
+    """Read by node id for which client each key was made; None if this server does not register keys."""
     path = os.environ.get(KEYS)
     if path is None:
         return None
@@ -109,12 +95,9 @@ def names_of_keys() -> dict[int, str] | None:
     return {int(entry["node"]): client for client, entry in registered.items()}
 
 
-# Starting them -------------------------------------------------------------------------------------------------------
-
-
 @final
 class SuperLink:
-    """A SuperLink and what starts apps for it, among `processes`; each can be started again when it has ended."""
+    """A SuperLink, the process that starts apps for it, and nodes on this machine."""
 
     def __init__(
         self,
@@ -127,109 +110,126 @@ class SuperLink:
         simulation: bool = False,
         open_to_all: bool = False,
     ) -> None:
-        """In `folder` it keeps what runs are to find again when it was killed and started anew.
+        """Prepare the commands; `start` starts them.
 
-        open_to_all: whoever reaches the port may start runs, not only this machine.
+        processes: start the commands. folder: keeps the runs' data, so that a restarted SuperLink goes on with them.
+        identity: None for no encryption. simulation: nodes are simulated.
+        open_to_all: whether other machines may start runs, too.
         """
         self.processes, self.port, self.identity = processes, port, identity
+        self.commands: dict[str, list[str]] = {}
+        """By name, the commands of the processes, to restart them."""
         secret = folder / "superexec.secret"
         if not secret.exists():
             write_secret(secret, secrets.token_bytes(32))
-        self._trust = ["--insecure"] if identity is None else ["--root-certificates", str(identity.authority)]
-        shows = ["--insecure"]
+        trust, certificates = ["--insecure"], ["--insecure"]
         if identity is not None:
-            shows = ["--ssl-ca-certfile", str(identity.authority), "--ssl-certfile", str(identity.certificate)]
-            shows += ["--ssl-keyfile", str(identity.key), "--enable-supernode-auth"]
-        shared = ["--superexec-auth-secret-file", str(secret)]
+            trust = ["--root-certificates", str(identity.authority)]
+            certificates = ["--ssl-ca-certfile", str(identity.authority), "--ssl-certfile", str(identity.certificate)]
+            certificates += ["--ssl-keyfile", str(identity.key), "--enable-supernode-auth"]
+        authentication = ["--superexec-auth-secret-file", str(secret)]
         program = (
-            [script("flower-superlink")] if open_to_all else [sys.executable, "-m", "grpo_fed.engines.flower.access"]
+            [find_script("flower-superlink")]
+            if open_to_all
+            else [sys.executable, "-m", "grpo_fed.engines.flower.access"]
         )
-        where = ["--host", host, "--port", str(port)]
-        # Apps live beside it, not below it: they outlive a SuperLink that is killed, and find the next by its port.
-        apart = ["--isolation", "process", "--database", str(folder / "state.db")]
-        self.commands = {
-            SUPERLINK: [*program, *shows, *where, *apart, *shared, *(["--simulation"] if simulation else [])],
-            SUPEREXEC: [
-                *(script("flower-superexec"), "--runtime-api-address", f"{local(host)}:{port}"),
-                *(*self._trust, *shared),
-            ],
-        }
+        # Apps are not children of the SuperLink: they survive one that is killed, and find the next one by its port.
+        isolation = ["--isolation", "process", "--database", str(folder / "state.db")]
+        self.commands[SUPERLINK] = [
+            *program,
+            *certificates,
+            *("--host", host, "--port", str(port)),
+            *isolation,
+            *authentication,
+            *(["--simulation"] if simulation else []),
+        ]
+        self.commands[SUPEREXEC] = [
+            find_script("flower-superexec"),
+            *("--runtime-api-address", f"{find_local_address(host)}:{port}"),
+            *trust,
+            *authentication,
+        ]
 
     @property
     def address(self) -> str:
-        """Where this machine reaches it."""
+        """Where this machine reaches the SuperLink."""
         return f"{LOOPBACK}:{self.port}"
 
     def start(self) -> None:
-        """Start both, and wait until it answers."""
+        """Start the processes, and wait until the SuperLink listens."""
         for name, command in self.commands.items():
             self.processes.start(name, command)
-        wait_for(self.processes, self.port)
+        wait_until_listening(self.processes, self.port)
 
     def add_node(self, client: str, key: Path | None = None) -> None:
-        """Start a SuperNode for a client, on this machine."""
+        """Start a SuperNode for a client on this machine."""
         authority = None if self.identity is None else self.identity.authority
-        name = node_name(client)
-        self.commands[name] = node_command(client, self.address, authority, key)
+        name = make_node_name(client)
+        self.commands[name] = make_node_command(client, self.address, authority, key)
         self.processes.start(name, self.commands[name])
 
 
 @final
 class Restarter:
-    """Starts again what has ended: a SuperLink goes on where it was, a node is let in again within a minute."""
+    """Restarts processes that have ended: a SuperLink goes on with its runs, a node is accepted within a minute."""
 
     def __init__(
         self, processes: SupervisedProcesses, commands: Mapping[str, Sequence[str]], pause: float = 1.0
     ) -> None:
-        """`pause`: seconds before the first new start, doubled with each that does not last."""
+        """pause: seconds before the first restart, doubled with each restart that is not stable."""
         self.processes, self.commands, self.pause = processes, commands, pause
-        self.codes: dict[str, int] = {}
-        """What each that was started again had ended with."""
+        self.exit_codes: dict[str, int] = {}
+        """By name, the exit code before the latest restart."""
         self._ended: dict[str, float] = {}
-        self._began: dict[str, float] = {}
+        self._restarted: dict[str, float] = {}
         self._pauses: dict[str, float] = {}
 
-    def look(self) -> list[str]:
-        """The names of those that were started again now."""
-        now, started = time.monotonic(), []
+    def restart_ended(self) -> list[str]:
+        """Restart the processes that have ended and whose pause is over; return their names."""
+        now, restarted = time.monotonic(), []
         for name, command in self.commands.items():
-            code = self.processes.ended(name)
+            code = self.processes.exit_code(name)
             if code is None:
                 continue
             if name not in self._ended:
-                self._ended[name], self.codes[name] = now, code
-                lasted = now - self._began.get(name, -LASTING) > LASTING
-                self._pauses[name] = self.pause if lasted else min(2 * self._pauses[name], LONGEST)
+                self._ended[name], self.exit_codes[name] = now, code
+                was_stable = now - self._restarted.get(name, -STABLE_AFTER) > STABLE_AFTER
+                self._pauses[name] = self.pause if was_stable else min(2 * self._pauses[name], LONGEST_PAUSE)
             if now >= self._ended[name] + self._pauses[name]:
                 del self._ended[name]
-                self._began[name] = now
+                self._restarted[name] = now
                 self.processes.start(name, command)
-                started.append(name)
-        return started
+                restarted.append(name)
+        return restarted
 
 
-def node_command(client: str, superlink: str, authority: Path | None, key: Path | None) -> list[str]:
-    """Of a client's SuperNode; without an authority its connection is not encrypted."""
+def make_node_command(client: str, superlink: str, authority: Path | None, key: Path | None) -> list[str]:
+    """Return the command of a client's SuperNode.
+
+    superlink: its address. authority: the certificate that signed the SuperLink's; without it, the connection is not
+    encrypted. key: the node's private key.
+    """
     trust = ["--insecure"] if authority is None else ["--root-certificates", str(authority)]
     proof = [] if key is None else ["--auth-supernode-private-key", str(key)]
     config = f"client={json.dumps(client)}"
-    own = ["--port", str(free_port()), "--node-config", config]
-    return [script("flower-supernode"), *trust, *proof, "--superlink", superlink, *own]
+    own_port = str(find_free_port())
+    program = find_script("flower-supernode")
+    return [program, *trust, *proof, "--superlink", superlink, "--port", own_port, "--node-config", config]
 
 
-def node_name(client: str) -> str:
-    """Of the process."""
+def make_node_name(client: str) -> str:
+    """Return the name of the process of a client's node."""
     return f"node-{client}"
 
 
-def wait_for(processes: SupervisedProcesses, port: int) -> None:
-    """Until a SuperLink listens; RuntimeError with its last words if it ends or takes too long."""
-    until = time.monotonic() + START
+def wait_until_listening(processes: SupervisedProcesses, port: int) -> None:
+    """Wait until a SuperLink listens; RuntimeError with the end of its log if it ends or takes too long."""
+    until = time.monotonic() + START_DEADLINE
     while True:
-        code = processes.ended(SUPERLINK)
+        code = processes.exit_code(SUPERLINK)
         if code is not None or time.monotonic() > until:
-            what = f"did not answer within {START:g} s" if code is None else f"ended with {code}"
-            raise RuntimeError(f"Flower's SuperLink {what}; its last words:\n{processes.tail(SUPERLINK)}")
+            what = f"did not listen within {START_DEADLINE:g} s" if code is None else f"ended with {code}"
+            raise RuntimeError(f"Flower's SuperLink {what}; the end of its log:\n{processes.tail(SUPERLINK)}")
         try:
             socket.create_connection((LOOPBACK, port), 1).close()
         except OSError:
@@ -238,109 +238,12 @@ def wait_for(processes: SupervisedProcesses, port: int) -> None:
             return
 
 
-def local(host: str) -> str:
-    """Where this machine reaches what listens on `host`."""
+def find_local_address(host: str) -> str:
+    """Return the address at which this machine reaches what listens on `host`."""
     return {"0.0.0.0": LOOPBACK, "::": LOOPBACK}.get(host, host)
 
 
-def script(name: str) -> str:
-    """One of the commands that came with Flower."""
-    path = Path(sysconfig.get_path("scripts")) / name
-    if not path.exists():
-        raise RuntimeError(f"{path}: is missing; install flwr into this environment")
-    return str(path)
-
-
 def write_secret(path: Path, content: bytes) -> None:
-    """A new file that its owner alone may read, from the first moment on."""
+    """Write a new file that only its owner may read, from the moment it exists."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(content)
-
-
-# Flower's command line -----------------------------------------------------------------------------------------------
-
-
-def connect(home: Path, name: str, address: str, authority: Path | None) -> None:
-    """Write a connection into Flower's configuration, beside those that are there."""
-    path = home / "config.toml"
-    config = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    trust = {"insecure": True} if authority is None else {"root-certificates": str(authority)}
-    connection = {"address": address, **trust}
-    links = config.setdefault("superlink", {"default": name})
-    if links.get(name) != connection:
-        links[name] = connection
-        home.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, tomli_w.dumps(config))
-
-
-def refuse_unknown(name: str) -> None:
-    """ValueError for a connection that Flower's configuration does not have."""
-    path = flower_home() / "config.toml"
-    links = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {}) if path.is_file() else {}
-    known = [key for key, value in links.items() if isinstance(value, dict)]
-    if name not in known:
-        has = f"it has {', '.join(known)}" if known else "it has none"
-        raise ValueError(f"{path}: has no SuperLink {name}, {has}; `grpo-fed deploy server` writes its own there")
-
-
-def flower_home() -> Path:
-    """Where Flower's command line has its configuration."""
-    return Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
-
-
-@final
-class Flower:
-    """`flwr`, over one connection of its configuration."""
-
-    def __init__(self, connection: str, environment: Mapping[str, str], folder: Path) -> None:
-        self.connection, self.environment, self.folder = connection, environment, folder
-
-    def start(self, app: Path, run_config: Mapping[str, Any], federation: Sequence[str] = ()) -> str:
-        """Start a run; its id."""
-        config = self.folder / "run.toml"
-        write_atomic(config, tomli_w.dumps(run_config))
-        options = ["--run-config", str(config), *(part for one in federation for part in ("--federation-config", one))]
-        return str(self._tell("run", str(app), self.connection, *options)["run-id"])
-
-    def status(self, run: str) -> RunStatus:
-        """Where it stands."""
-        (found,) = self._tell("list", self.connection, "--run-id", run)["runs"]
-        stage, _, outcome = found["status"].partition(":")
-        return RunStatus(stage, outcome, found["status-details"])
-
-    def stop(self, run: str) -> None:
-        """Stop it."""
-        self._tell("stop", run, self.connection)
-
-    def register(self, key: Path, client: str) -> str:
-        """Let a client's node in, by its public key; the node's id."""
-        return str(self._tell("supernode", "register", str(key), self.connection, "--name", client)["node-id"])
-
-    def unregister(self, node: str) -> None:
-        """Let it in no longer."""
-        self._tell("supernode", "unregister", node, self.connection)
-
-    def following(self, run: str) -> list[str]:
-        """The command that prints a run's log until it ends."""
-        return [script("flwr"), "log", run, self.connection, "--stream"]
-
-    def _tell(self, *arguments: str) -> dict[str, Any]:
-        """What a command answers as JSON; RuntimeError with its words where it fails. Its exit code says nothing."""
-        done = subprocess.run(
-            [script("flwr"), *arguments, "--format", "json"],
-            env=dict(self.environment),
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            start_new_session=True,
-        )
-        try:
-            answer: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
-        except ValueError:
-            answer = {}
-        if not answer.get("success"):
-            words = answer.get("error-message") or (done.stderr + done.stdout).strip()[-2000:]
-            raise RuntimeError(f"flwr {arguments[0]} failed: {str(words).strip()}")
-        return answer

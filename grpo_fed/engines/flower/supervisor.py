@@ -1,8 +1,8 @@
-"""A process that starts others and leaves none behind, whatever becomes of the one that asked for them.
+"""A process that starts others and ends them with its owner, however the owner ends.
 
-It runs as a script of its own, on the standard library alone. Its input closes when whoever asked for it is done or
-dead, killed with -9 even; then it stops what it started, and what those started: on Linux their orphans become its own
-children. A line in is a JSON request, a line out says what was started and what ended.
+It runs as a script, on the standard library alone. Its input closes when its owner closes it or dies, even if killed
+with -9; then it stops the processes that it started, and those that they started: on Linux their orphans become its own
+children. A line of input is a request in JSON; a line of output reports a process that was started or has ended.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 def main() -> None:
-    """Serve requests until there can be no more, then stop everything."""
+    """Serve requests until the input closes, then stop all processes."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)  # not SIG_IGN, which those that it starts would inherit
+        signal.signal(number, lambda *_: None)  # not SIG_IGN, which child processes would inherit
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     names: dict[int, str] = {}
@@ -47,10 +47,10 @@ def main() -> None:
 
 
 def _serve(request: dict[str, Any], names: dict[int, str]) -> None:
-    """`start` a command under a name, or send a `signal` to what goes by it."""
+    """Start a command under a name, or send a signal to the process of that name."""
     name = request["name"]
     if "signal" in request:
-        for pid in [pid for pid, other in names.items() if other == name]:
+        for pid in [pid for pid, process in names.items() if process == name]:
             _send(pid, request["signal"])
         return
     try:
@@ -64,15 +64,15 @@ def _serve(request: dict[str, Any], names: dict[int, str]) -> None:
                 start_new_session=True,
             )
     except OSError as error:
-        _tell(name=name, error=str(error))
+        _report(name=name, error=str(error))
         return
     names[child.pid] = name
-    child.returncode = 0  # it is waited for below, with everyone's orphans
-    _tell(name=name, pid=child.pid)
+    child.returncode = 0  # so that Popen does not wait for it: `_reap` waits for all children and orphans
+    _report(name=name, pid=child.pid)
 
 
 def _reap(names: dict[int, str]) -> bool:
-    """Take notice of those that have ended; whether any is left."""
+    """Reap the processes that have ended, and report them; return whether any is left."""
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -81,37 +81,37 @@ def _reap(names: dict[int, str]) -> bool:
         if pid == 0:
             return True
         if pid in names:
-            _tell(name=names.pop(pid), ended=os.waitstatus_to_exitcode(status))
+            _report(name=names.pop(pid), exit_code=os.waitstatus_to_exitcode(status))
 
 
 def _stop_all(names: dict[int, str]) -> None:
-    """Ask all that are there, give them time, kill who is left."""
+    """Ask all processes to stop, and kill those that still run after a time of grace."""
     for pid in _descendants():
         _send(pid, signal.SIGTERM)
-    patient = time.monotonic() + GRACE
+    until = time.monotonic() + GRACE
     while _reap(names):
-        if time.monotonic() > patient:
+        if time.monotonic() > until:
             for pid in _descendants():
                 _send(pid, signal.SIGKILL)
-        if time.monotonic() > patient + GRACE:
+        if time.monotonic() > until + GRACE:
             return
         time.sleep(0.05)
 
 
 def _descendants() -> list[int]:
-    """All that come from here."""
+    """Return the ids of all processes that descend from this one."""
     children: dict[int, list[int]] = {}
     for pid, parent in _parents():
         children.setdefault(parent, []).append(pid)
-    found, todo = [], [os.getpid()]
+    descendants, todo = [], [os.getpid()]
     while todo:
         todo += (new := children.get(todo.pop(), []))
-        found += new
-    return found
+        descendants += new
+    return descendants
 
 
 def _parents() -> list[tuple[int, int]]:
-    """Every process and its parent."""
+    """Return the id of every process with its parent's."""
     if sys.platform != "linux":
         table = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=False).stdout
         return [(int(pid), int(parent)) for pid, parent in map(str.split, table.splitlines())]
@@ -121,20 +121,20 @@ def _parents() -> list[tuple[int, int]]:
             try:
                 stat = (entry / "stat").read_text()
             except OSError:
-                continue  # gone since
+                continue  # it has ended meanwhile
             pairs.append((int(entry.name), int(stat.rpartition(")")[2].split()[1])))
     return pairs
 
 
 def _send(pid: int, number: int) -> None:
-    with suppress(OSError):  # gone since
+    with suppress(OSError):  # it has ended meanwhile
         os.kill(pid, number)
 
 
-def _tell(**news: object) -> None:
-    """To whoever asked, if it is still there."""
+def _report(**report: object) -> None:
+    """Write a line to the owner, if it is still there."""
     with suppress(OSError):
-        os.write(1, json.dumps(news).encode() + b"\n")
+        os.write(1, json.dumps(report).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
 """Messages as Flower's records and back, checked before they are used, and a transport over any Flower grid.
 
-    codec.py            Codec: instructions and answers as records
-    arrays.py           vectors, and parts of them
-    validation.py       FieldReader: refuses what does not fit
+    codec.py            Codec: instructions and answers as records, and back
+    instructions.py     the half that the server writes and a client reads
+    answers.py          the half that a client writes and the server reads
+    arrays.py           vectors as arrays, and selections of their groups
+    vector_cache.py     VectorCache: a vector for many clients is encoded once
+    validation.py       FieldReader: reads a record and refuses what does not fit
     handshake.py        hello: who a node is, and which blocks are shared
-    packing.py          a message's content as one array
-    message_factory.py  messages outside of one of Flower's processes
+    packing.py          a message's content as one array of bytes
+    message_factory.py  messages outside of Flower's processes
     transport.py        GridTransport: instructions out, answers back
+    pending.py          PendingMessages, Backoff: messages without a reply yet
     registry.py         NodeRegistry: which node is which client
     grids.py            what Flower's grids do and mean
 
@@ -20,7 +24,7 @@ from typing import TYPE_CHECKING
 from grpo_fed._lazy import lazy_getattr
 
 if TYPE_CHECKING:
-    from grpo_fed.engines.wire.codec import EVALUATE, MEASURE, TRAIN, Codec, content_size, message_type
+    from grpo_fed.engines.wire.codec import Codec, content_size
     from grpo_fed.engines.wire.handshake import (
         HELLO,
         Hello,
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
         write_hello,
         write_shared_blocks,
     )
+    from grpo_fed.engines.wire.instructions import EVALUATE, MEASURE, TRAIN, message_type
     from grpo_fed.engines.wire.validation import InvalidMessageError
 
 __all__ = [
@@ -49,14 +54,14 @@ __all__ = [
 
 MODULES = {
     "Codec": "grpo_fed.engines.wire.codec",
-    "EVALUATE": "grpo_fed.engines.wire.codec",
+    "EVALUATE": "grpo_fed.engines.wire.instructions",
     "HELLO": "grpo_fed.engines.wire.handshake",
     "Hello": "grpo_fed.engines.wire.handshake",
     "InvalidMessageError": "grpo_fed.engines.wire.validation",
-    "MEASURE": "grpo_fed.engines.wire.codec",
-    "TRAIN": "grpo_fed.engines.wire.codec",
+    "MEASURE": "grpo_fed.engines.wire.instructions",
+    "TRAIN": "grpo_fed.engines.wire.instructions",
     "content_size": "grpo_fed.engines.wire.codec",
-    "message_type": "grpo_fed.engines.wire.codec",
+    "message_type": "grpo_fed.engines.wire.instructions",
     "read_hello": "grpo_fed.engines.wire.handshake",
     "read_shared_blocks": "grpo_fed.engines.wire.handshake",
     "write_hello": "grpo_fed.engines.wire.handshake",

@@ -1,11 +1,10 @@
-"""Flower's grids: how messages are handed to one, and what it means by an error."""
+"""Flower's grids: how messages are handed over to them, and what their errors mean."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from flwr.app import Error, Message
 from flwr.serverapp import Grid
@@ -14,58 +13,60 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from grpo_fed.runs.records import Failure
 from grpo_fed.scenario.toml.text import shorten
 
-if TYPE_CHECKING:
-    pass
-
-
-CLOCKS = 300.0
-"""Seconds that a node's clock may be wrong: to Flower a message lives so much longer than to us."""
-PUSHED = 100
-"""Messages that are pushed at once; a request must not be too large."""
-TRIES = 3
-"""How often they are pushed where the SuperLink is killed in the midst of it."""
-LINE = 300
-"""Letters of a reason."""
+CLOCK_ERROR = 300.0
+"""Seconds by which a node's clock may be wrong: Flower keeps a message so much longer than we wait for its reply."""
+PUSH_SIZE = 100
+"""How many messages are pushed in one request, which must not become too large."""
+PUSH_TRIES = 3
+"""How often messages are pushed before they count as lost, if the SuperLink is killed meanwhile."""
+REASON_LENGTH = 300
+"""The most characters of a failure's reason."""
 
 RAISED, DIED, LATE = (1, 2, 6, 7), (0, 5, 8), (3, 4)
-"""Flower's error codes: the app raised, or could not be loaded; it or its node is gone; the message has expired."""
+"""Flower's error codes: the app raised or could not be loaded; the app or its node ended; the message has expired."""
 
 log = logging.getLogger(__name__)
 
 
+class WorkerDiedError(RuntimeError):
+    """The process that computed a client's answer has ended; the text says how."""
+
+
 def push(grid: Grid, messages: Mapping[str, Message]) -> Iterator[tuple[str, str | None]]:
-    """Each message's id, or None for what the grid did not take."""
+    """Hand messages over to a grid; yield each name with its message's id, or None where the grid did not take it."""
     names = list(messages)
-    for start in range(0, len(names), PUSHED):
-        some = {name: messages[name] for name in names[start : start + PUSHED]}
+    for start in range(0, len(names), PUSH_SIZE):
+        batch = {name: messages[name] for name in names[start : start + PUSH_SIZE]}
         taken: set[str] = set()
-        for _ in range(TRIES):
+        for _ in range(PUSH_TRIES):
             try:
-                taken = {one for one in grid.push_messages(list(some.values())) if one}
+                taken = {message_id for message_id in grid.push_messages(list(batch.values())) if message_id}
                 break
             except ObjectPushError as error:
-                log.warning("%s", one_line(str(error)))
-                some = {name: copy_with_new_id(message) for name, message in some.items()}
-        for name, message in some.items():
+                log.warning("%s", to_one_line(str(error)))
+                batch = {name: copy_with_new_id(message) for name, message in batch.items()}
+        for name, message in batch.items():
             message_id = message.metadata.message_id
             yield name, message_id if message_id in taken else None
 
 
-def node_start_times(grid: Grid) -> dict[int, str]:
-    """By node that is there, when it was started, as the grid has it; of a grid that does not say, of none."""
-    look = getattr(grid, "get_nodes", None)
-    return {} if look is None else {node.node_id: node.last_activated_at for node in look()}
+def read_start_times(grid: Grid) -> dict[int, str]:
+    """Return when each connected node was started, as the grid writes times; empty if the grid does not know."""
+    get_nodes = getattr(grid, "get_nodes", None)
+    return {} if get_nodes is None else {node.node_id: node.last_activated_at for node in get_nodes()}
 
 
 def copy_with_new_id(message: Message) -> Message:
-    """The same with an id of its own, for a SuperLink that was killed when it had half of it, or a node that had it."""
-    told = message.metadata
-    return Message(message.content, told.dst_node_id, told.message_type, ttl=told.ttl, group_id=told.group_id)
+    """Copy a message for sending it again, since the SuperLink or the node may still know the old id."""
+    metadata = message.metadata
+    return Message(
+        message.content, metadata.dst_node_id, metadata.message_type, ttl=metadata.ttl, group_id=metadata.group_id
+    )
 
 
-def failure_of(error: Error) -> Failure:
-    """What Flower says of a client that has no answer."""
-    reason = one_line(error.reason or "")
+def to_failure(error: Error) -> Failure:
+    """Translate Flower's error into why a client has no answer."""
+    reason = to_one_line(error.reason or "")
     raised = re.fullmatch(r"<class '(?:.*\.)?(\w+)'>:<'(.*)'>", reason)  # how Flower writes an exception
     if raised:
         if raised[1] == WorkerDiedError.__name__:
@@ -75,11 +76,7 @@ def failure_of(error: Error) -> Failure:
     return Failure(kind, reason or f"Flower's error {error.code}")
 
 
-def one_line(text: str) -> str:
-    """On one line, not too long for a log, and without what a terminal would follow: a client may say anything."""
-    shown = "".join(letter if letter.isprintable() else " " for letter in text)
-    return shorten(" ".join(shown.split()), LINE)
-
-
-class WorkerDiedError(RuntimeError):
-    """The process that did the work has ended; says how."""
+def to_one_line(text: str) -> str:
+    """Shorten a text from a client to one line for a log, without characters that would control a terminal."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in text)
+    return shorten(" ".join(printable.split()), REASON_LENGTH)

@@ -1,4 +1,4 @@
-"""What a node and a server must know of each other before there are instructions: whose node it is, what is shared."""
+"""What a node and the server tell each other before the first instruction: whose node it is, and what is shared."""
 
 from __future__ import annotations
 
@@ -12,69 +12,74 @@ from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.tasks.task import ACTION_KINDS, NO_STEP_LIMIT, ActionKind, TaskShape
 
 HELLO = "query.hello"
-"""The type of a Flower message that asks a node for the name of its client."""
-WIDEST = 2**18
-"""Entries of an observation, or of an action, that a server takes a client's word for."""
+"""The type of the Flower message that asks a node for the name of its client."""
+SHARED_BLOCKS = "shared_blocks"
+"""The record of an instruction's message that names the shared blocks."""
+MAX_SIZE = 2**18
+"""The most entries of an observation or an action that the server believes a client to have."""
 
 
 @dataclass(frozen=True)
 class Hello:
-    """What a node says of itself."""
+    """A node's answer to `HELLO`."""
 
     client: str
     shape: TaskShape | None = None
-    """Of its task; None where that cannot be made there, which it will say when it is told to train."""
+    """The shape of the client's task; None if the node cannot make it, which the client's first answer explains."""
 
 
 def write_hello(hello: Hello) -> RecordDict:
-    """A node's answer to `HELLO`."""
-    told = ConfigRecord({"client": hello.client})
+    """Encode a node's answer to `HELLO`."""
+    fields = ConfigRecord({"client": hello.client})
     if hello.shape is not None:
-        told["observation_size"], told["kind"] = hello.shape.observation_size, hello.shape.kind
-        told["sizes"], told["episode_limit"] = list(hello.shape.sizes), hello.shape.episode_limit
-    return RecordDict({"hello": told})
+        fields["observation_size"], fields["kind"] = hello.shape.observation_size, hello.shape.kind
+        fields["sizes"], fields["episode_limit"] = list(hello.shape.sizes), hello.shape.episode_limit
+    return RecordDict({"hello": fields})
 
 
 def read_hello(content: RecordDict) -> Hello:
-    """What a node answered; `Refused` for a task that cannot be."""
+    """Decode a node's answer to `HELLO`; InvalidMessageError for a task that cannot be."""
     check_records(content, {"hello"})
     fields = FieldReader(content, "hello", ConfigRecord)
-    hello = Hello(fields.take("client", str), _read_form(fields) if fields.has("kind") else None)
-    fields.end()
+    hello = Hello(fields.take("client", str), _read_shape(fields) if fields.has("kind") else None)
+    fields.refuse_rest()
     return hello
 
 
-def _read_form(fields: FieldReader) -> TaskShape:
-    size, told = fields.count("observation_size", 1, WIDEST), fields.take("kind", str)
-    kind: ActionKind | None = next((kind for kind in ACTION_KINDS if kind == told), None)
+def _read_shape(fields: FieldReader) -> TaskShape:
+    observation_size, name = fields.take_count("observation_size", 1, MAX_SIZE), fields.take("kind", str)
+    kind: ActionKind | None = next((kind for kind in ACTION_KINDS if kind == name), None)
     if kind is None:
-        raise InvalidMessageError(f"hello.kind is {show(told)}; there are {', '.join(ACTION_KINDS)}")
+        raise InvalidMessageError(f"hello.kind is {show(name)}; there are {', '.join(ACTION_KINDS)}")
     sizes = fields.take("sizes", list)
-    right = all(type(one) is int and one > 0 for one in sizes) and 0 < sum(sizes) <= WIDEST
-    if not right or (len(sizes) > 1 and kind != "multi-categorical"):
+    are_counts = all(type(size) is int and size > 0 for size in sizes) and 0 < sum(sizes) <= MAX_SIZE
+    if not are_counts or (len(sizes) > 1 and kind != "multi-categorical"):
         raise InvalidMessageError(
-            f"hello.sizes is {show(sizes)}; they have to be what a {kind} action has, {WIDEST} at most"
+            f"hello.sizes is {show(sizes)}; they have to be the sizes of a {kind} action, at most {MAX_SIZE} together"
         )
-    return TaskShape(size, kind, tuple(sizes), fields.count("episode_limit", 0, NO_STEP_LIMIT))
+    return TaskShape(observation_size, kind, tuple(sizes), fields.take_count("episode_limit", 0, NO_STEP_LIMIT))
 
 
-def write_shared_blocks(commons: SharedBlocks) -> ConfigRecord:
-    """What a client must be told that knows no other's task: `commons` in an instruction's message."""
-    return ConfigRecord({"blocks": json.dumps(commons.blocks), "digest": commons.digest})
+def write_shared_blocks(shared_blocks: SharedBlocks) -> ConfigRecord:
+    """Encode the names and the digest of the shared blocks.
+
+    A client that knows its own task alone needs the names; by the digest it finds out whether it has the same blocks.
+    """
+    return ConfigRecord({"blocks": json.dumps(shared_blocks.blocks), "digest": shared_blocks.digest})
 
 
 def read_shared_blocks(content: RecordDict) -> tuple[str, ...]:
-    """The names of the shared blocks, which come with an instruction; that they are the right ones is for the `Wire`.
+    """Read the names of the shared blocks from an instruction's message; `Codec.read_instruction` checks the digest.
 
-    `Refused` if there are none.
+    InvalidMessageError if the message does not name any.
     """
-    if "commons" not in content:
-        raise InvalidMessageError(f"the records are {show(sorted(content))}; commons is missing")
-    text = FieldReader(content, "commons", ConfigRecord).take("blocks", str)
+    if SHARED_BLOCKS not in content:
+        raise InvalidMessageError(f"the records are {show(sorted(content))}; {SHARED_BLOCKS} is missing")
+    text = FieldReader(content, SHARED_BLOCKS, ConfigRecord).take("blocks", str)
     try:
         names = json.loads(text)
     except (ValueError, RecursionError):
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InvalidMessageError(f"commons.blocks is {show(text)}; it has to be a JSON list of names")
+        raise InvalidMessageError(f"{SHARED_BLOCKS}.blocks is {show(text)}; it has to be a JSON list of names")
     return tuple(names)

@@ -1,7 +1,7 @@
-"""Instruction messages outside a Flower run: all that we use of Flower beyond what it documents.
+"""Makes messages outside a Flower run: the only place that relies on what Flower does not document.
 
-Flower makes them for the process that a task of a run has been given to, and its link numbers them. A federation in one
-process has neither, so it writes their metadata itself. `tests/engines/test_local.py` holds Flower to this.
+Flower makes messages in a process that was given a task of a run, and its link numbers them. A federation in one
+process has neither, so the metadata are written here. `tests/engines/test_local.py` shows that Flower accepts them.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import time
 from flwr.app import DEFAULT_TTL, Message, Metadata, RecordDict
 
 RUN, SERVER = 1, 0
-"""Ids; those of nodes go from 1."""
+"""The ids of the run and of the server's node; those of the clients' nodes count from 1."""
 
-_numbers = itertools.count(1)
+_ids = itertools.count(1)
 
 
 def make_message(content: RecordDict, kind: str, node: int, group: str = "", ttl: float | None = None) -> Message:
-    """A message to a node, with an id of its own."""
+    """Make a message of type `kind` to a node, with an id that no other message of this process has."""
     metadata = Metadata(
         run_id=RUN,
-        message_id=str(next(_numbers)),
+        message_id=str(next(_ids)),
         src_node_id=SERVER,
         dst_node_id=node,
         reply_to_message_id="",

@@ -1,4 +1,4 @@
-"""A message's content as an array of bytes, for a process that Flower has not started."""
+"""A message's content as an array of bytes, to hand it to a process that Flower did not start."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from flwr.proto.recorddict_pb2 import RecordDict as Proto
 
 
 def pack(content: RecordDict) -> np.ndarray:
-    """[n] uint8."""
+    """Pack records into [n] uint8."""
     return np.frombuffer(recorddict_to_proto(content).SerializeToString(), np.uint8)
 
 
 def unpack(array: np.ndarray) -> RecordDict:
-    """The inverse."""
+    """Unpack what `pack` packed."""
     return recorddict_from_proto(Proto.FromString(array.tobytes()))

@@ -1,7 +1,7 @@
-"""Whose nodes those of a grid are.
+"""Finds out which node of a grid is which client.
 
-Nodes say it themselves, when they are first seen, and what their tasks are like. A node that comes back under another
-id is asked anew; while both ids are there, the one that said so first is the client.
+A node is asked for the name of its client, and for the shape of its task, when it is first seen. A node that comes back
+under another id is asked again; as long as both ids are connected, the client is the node that gave the name first.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from flwr.serverapp import Grid
 
 from grpo_fed.engines import wire
 from grpo_fed.engines.wire import InvalidMessageError
-from grpo_fed.engines.wire.grids import CLOCKS, failure_of, one_line, push
+from grpo_fed.engines.wire.grids import CLOCK_ERROR, push, to_failure, to_one_line
 from grpo_fed.scenario.toml.text import closest_match, did_you_mean
 from grpo_fed.tasks.task import TaskShape
 
-HELLO = 60.0
-"""Seconds that a node may take to say whose it is, before it is asked again."""
-CALM = 10.0
-"""Seconds before a node is asked again that failed to say it."""
-STUBBORN = 60.0
-"""Seconds before a node is asked again that said another's name."""
+HELLO_DEADLINE = 60.0
+"""Seconds that a node may take to name its client before it is asked again."""
+PAUSE_AFTER_ERROR = 10.0
+"""Seconds before a node is asked again that answered with an error."""
+PAUSE_AFTER_FALSE_NAME = 60.0
+"""Seconds before a node is asked again that named a client for which its key was not made."""
 
 log = logging.getLogger(__name__)
 
 
 @final
 class NodeRegistry:
-    """Which node is which client."""
+    """Knows which connected node is which client of a federation."""
 
     def __init__(
         self,
@@ -41,89 +41,94 @@ class NodeRegistry:
         nodes: Mapping[int, str] | None = None,
         keys: Mapping[int, str] | None = None,
     ) -> None:
-        """`nodes` are all clients' names, and nobody is asked. `keys` say for whom the key of each node was made, and
-        it is heard under that name alone.
+        """clients: the names that the scenario has.
+
+        nodes: the clients' names by node, if they are known; then no node is asked.
+        keys: by node, the client for which its key was made; the node is accepted as that client alone.
         """
         self._grid, self._clients, self._keys = grid, frozenset(clients), keys
         self._asks = nodes is None
         self._names = dict(nodes or {})
-        """Of nodes, in the order in which they said them."""
+        """By node, the client that it named; in the order in which the nodes answered."""
         self._asked: dict[str, tuple[int, float]] = {}
-        """By message: the node, and until when its answer counts."""
+        """By message id, the node that was asked, and until when its answer counts."""
         self._resting: dict[int, float] = {}
-        """Nodes that failed to answer, and until when they are left alone."""
+        """Nodes that failed to answer, and until when they are not asked again."""
         self.rejected: dict[int, str] = {}
-        """Why a node that is there is no client, by the node's id."""
+        """Why a connected node is no client, by the node's id."""
         self.task_shapes: dict[str, TaskShape | None] = {}
-        """By client, what it said of its task when it was heard first."""
+        """By client, the shape of its task as its node reported it first."""
 
     def connected_clients(self) -> dict[str, int]:
-        """Those that are there, by the client's name."""
-        there = dict.fromkeys(self._grid.get_node_ids())
+        """Return the node of every client that is connected and known, without waiting for answers."""
+        connected = dict.fromkeys(self._grid.get_node_ids())
         if self._asks:
-            self._listen()
-            self._ask(there)
-            self._listen()
-        self.rejected = {node: why for node, why in self.rejected.items() if node in there}
-        found: dict[str, int] = {}
+            self._read_answers()
+            self._ask_new_nodes(connected)
+            self._read_answers()
+        self.rejected = {node: reason for node, reason in self.rejected.items() if node in connected}
+        nodes: dict[str, int] = {}
         for node, name in self._names.items():
-            if node not in there or name not in self._clients:
+            if node not in connected or name not in self._clients:
                 continue
-            first = found.setdefault(name, node)
+            first = nodes.setdefault(name, node)
             if first == node:
                 self.rejected.pop(node, None)
             else:
                 self._reject(node, f"says that it is {name}, as node {first} does, which came before it")
-        return found
+        return nodes
 
-    def _ask(self, there: Iterable[int]) -> None:
-        """Those that nobody has asked yet, or that have not answered in time."""
+    def _ask_new_nodes(self, connected: Iterable[int]) -> None:
+        """Ask the nodes for their names that were not asked yet, or did not answer in time."""
         now = time.monotonic()
-        self._asked = {one: (node, until) for one, (node, until) in self._asked.items() if until > now}
+        self._asked = {message_id: (node, until) for message_id, (node, until) in self._asked.items() if until > now}
         self._resting = {node: until for node, until in self._resting.items() if until > now}
         settled = {node for node, _ in self._asked.values()} | self._resting.keys() | self._names.keys()
-        strangers = [node for node in there if node not in settled]
         messages = {
-            str(node): Message(RecordDict(), node, wire.HELLO, group_id="hello", ttl=HELLO + CLOCKS)
-            for node in strangers
+            str(node): Message(RecordDict(), node, wire.HELLO, group_id="hello", ttl=HELLO_DEADLINE + CLOCK_ERROR)
+            for node in connected
+            if node not in settled
         }
-        for name, message_id in push(self._grid, messages):
+        for node_id, message_id in push(self._grid, messages):
             if message_id is not None:
-                self._asked[message_id] = int(name), now + HELLO
+                self._asked[message_id] = int(node_id), now + HELLO_DEADLINE
 
-    def _listen(self) -> None:
-        """Write down who has answered."""
+    def _read_answers(self) -> None:
+        """Read the names that nodes have answered since."""
         if not self._asked:
             return
         for reply in self._grid.pull_messages(list(self._asked)):
             node, _ = self._asked.pop(reply.metadata.reply_to_message_id, (None, 0.0))
-            if node is None:
-                continue
-            try:
-                if reply.has_error():
-                    raise InvalidMessageError(failure_of(reply.error).reason)
-                hello = wire.read_hello(reply.content)
-            except InvalidMessageError as error:
-                self._rest(node, f"did not say whose it is: {one_line(str(error))}")
-                continue
-            name = hello.client
-            if self._keys is not None and self._keys.get(node) != name:
-                owner = f"its key was made for {self._keys[node]}" if node in self._keys else "its key is nobody's"
-                self._rest(node, f"says that it is {one_line(name)}, but {owner}", STUBBORN)
-                continue
-            self._names[node] = name
-            if name in self._clients:
-                self.task_shapes.setdefault(name, hello.shape)
-            else:
-                close = did_you_mean(closest_match(name, self._clients))
-                self._reject(node, f"says that it is {one_line(name)}, and the scenario has no such client{close}")
+            if node is not None:
+                self._read_answer(node, reply)
 
-    def _rest(self, node: int, why: str, seconds: float | None = None) -> None:
-        """It is asked again, but not at once."""
-        self._resting[node] = time.monotonic() + (CALM if seconds is None else seconds)
-        self._reject(node, why)
+    def _read_answer(self, node: int, reply: Message) -> None:
+        """Accept a node as a client, or reject it with a reason."""
+        try:
+            if reply.has_error():
+                raise InvalidMessageError(to_failure(reply.error).reason)
+            hello = wire.read_hello(reply.content)
+        except InvalidMessageError as error:
+            self._rest(node, f"did not name its client: {to_one_line(str(error))}", PAUSE_AFTER_ERROR)
+            return
+        name = hello.client
+        if self._keys is not None and self._keys.get(node) != name:
+            owner = f"its key was made for {self._keys[node]}" if node in self._keys else "its key is not registered"
+            self._rest(node, f"says that it is {to_one_line(name)}, but {owner}", PAUSE_AFTER_FALSE_NAME)
+            return
+        self._names[node] = name
+        if name in self._clients:
+            self.task_shapes.setdefault(name, hello.shape)
+        else:
+            close = did_you_mean(closest_match(name, self._clients))
+            self._reject(node, f"says that it is {to_one_line(name)}, and the scenario has no such client{close}")
 
-    def _reject(self, node: int, why: str) -> None:
-        if self.rejected.get(node) != why:
-            self.rejected[node] = why
-            log.warning("node %d %s", node, why)
+    def _rest(self, node: int, reason: str, seconds: float) -> None:
+        """Reject a node for now: it is asked again after so many seconds."""
+        self._resting[node] = time.monotonic() + seconds
+        self._reject(node, reason)
+
+    def _reject(self, node: int, reason: str) -> None:
+        if self.rejected.get(node) != reason:
+            self.rejected[node] = reason
+            log.warning("node %d %s", node, reason)

@@ -1,4 +1,4 @@
-"""Values of Flower's records, taken one by one and checked before anybody uses them."""
+"""Reads the fields of Flower's records one by one, and refuses what does not fit."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from typing import TypeVar, final
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 LARGEST = 1e100
-"""Number that a client may tell of itself: means and squares of such are numbers too, as JSON needs them."""
+"""The largest number that a client may report: its square is still a float, so that means and variances are too."""
 
 Value = TypeVar("Value")
 
 
 class InvalidMessageError(ValueError):
-    """What came in is not what it has to be; nothing of it is used."""
+    """A message does not have the form that it must have; nothing of it is used."""
 
 
 @final
 class FieldReader:
-    """The values of a record, to be taken one by one; none may be left."""
+    """Takes the fields of a record one by one; in the end no field may be left."""
 
     def __init__(
         self, content: RecordDict, name: str, kind: type[ArrayRecord] | type[ConfigRecord] | type[MetricRecord]
     ) -> None:
+        """Read the record of that name; InvalidMessageError if it is not of that kind."""
         record = content[name]
         if not isinstance(record, kind):
             raise InvalidMessageError(f"{name} is a {type(record).__name__}; it has to be a {kind.__name__}")
@@ -35,7 +36,7 @@ class FieldReader:
         return name in self._rest
 
     def take(self, name: str, kind: type[Value]) -> Value:
-        """Of exactly this type: to Python a bool is an int too."""
+        """Take a field that must have exactly this type: to Python a bool is an int too."""
         if name not in self._rest:
             raise InvalidMessageError(f"{self._name}.{name} is missing")
         value = self._rest.pop(name)
@@ -43,8 +44,8 @@ class FieldReader:
             raise InvalidMessageError(f"{self._name}.{name} is {show(value)}; it has to be a {kind.__name__}")
         return value
 
-    def number(self, name: str, least: float = -LARGEST, most: float = LARGEST) -> float:
-        """Finite, and from `least` to `most`."""
+    def take_float(self, name: str, least: float = -LARGEST, most: float = LARGEST) -> float:
+        """Take a finite float from `least` to `most`."""
         value = self.take(name, float)
         if not (math.isfinite(value) and least <= value <= most):
             raise InvalidMessageError(
@@ -52,29 +53,30 @@ class FieldReader:
             )
         return value
 
-    def count(self, name: str, least: int, most: int) -> int:
+    def take_count(self, name: str, least: int, most: int) -> int:
+        """Take an integer from `least` to `most`."""
         value = self.take(name, int)
         if not least <= value <= most:
             raise InvalidMessageError(f"{self._name}.{name} is {show(value)}; it has to be from {least} to {most}")
         return value
 
-    def divergences(self, name: str, number: int) -> tuple[float, ...]:
-        """So many, finite, and 0 or more but for rounding."""
+    def take_divergences(self, name: str, count: int) -> tuple[float, ...]:
+        """Take a list of so many KL divergences: finite, and not negative but for rounding."""
         values = self.take(name, list)
-        if len(values) != number or not all(type(value) is float and -1e-6 <= value < math.inf for value in values):
+        if len(values) != count or not all(type(value) is float and -1e-6 <= value < math.inf for value in values):
             raise InvalidMessageError(
-                f"{self._name}.{name} is {show(values)}; it has to be {number} finite floats, 0 or more"
+                f"{self._name}.{name} is {show(values)}; it has to be {count} finite floats, 0 or more"
             )
         return tuple(values)
 
-    def end(self) -> None:
-        """Refuse what nobody has taken."""
+    def refuse_rest(self) -> None:
+        """Raise InvalidMessageError if there are fields that were not taken."""
         if self._rest:
-            raise InvalidMessageError(f"{self._name} has {show(sorted(self._rest))}, which nobody asked for")
+            raise InvalidMessageError(f"{self._name} has {show(sorted(self._rest))}, which is not part of this message")
 
 
 def check_records(content: RecordDict, names: set[str]) -> None:
-    """Exactly these records."""
+    """Raise InvalidMessageError unless a message has exactly these records."""
     if set(content) != names:
         raise InvalidMessageError(
             f"the records are {show(sorted(content))}; they have to be {', '.join(sorted(names))}"
@@ -82,5 +84,5 @@ def check_records(content: RecordDict, names: set[str]) -> None:
 
 
 def show(value: object) -> str:
-    """Short, whatever it is that came in."""
+    """Represent any value that was received as a short text."""
     return reprlib.repr(value)

@@ -1,0 +1,209 @@
+"""Answers as Flower's records, and back: what a client writes and the server reads.
+
+The server does not trust a client: an answer that cannot be true is refused, whatever in it is wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from typing import final
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from grpo_fed.engines.wire.arrays import GroupSelection, check_finite, decode_vector, encode_vector
+from grpo_fed.engines.wire.validation import LARGEST, FieldReader, InvalidMessageError, check_records, show
+from grpo_fed.federation.messages import (
+    Answer,
+    Evaluate,
+    Evaluated,
+    EvaluationSummary,
+    Instruction,
+    Measure,
+    Measured,
+    Train,
+    Trained,
+)
+from grpo_fed.policy.shared import SharedBlocks
+from grpo_fed.runs.metrics import REPORTED
+from grpo_fed.scenario.scenario import Scenario
+
+MAX_DISTANCE = 100.0
+"""The largest distance of a client's point from the shared blocks s, in units of 1 + ||s||."""
+
+
+@final
+class AnswerCodec:
+    """Encodes and decodes the answers of one federation's clients.
+
+    The answer to `Train` has the records `arrays` (the point, the Fisher diagonal), `selection` (the point's groups
+    that travel), `training` (counts, returns, KL) and `metrics`; to `Measure`, `measurement`; to `Evaluate`,
+    `evaluation`, which the answer to `Train` has too where it was asked for.
+    """
+
+    def __init__(self, shared_blocks: SharedBlocks, scenario: Scenario, groups: GroupSelection) -> None:
+        self._scenario, self._groups = scenario, groups
+        self._size, self._blocks = shared_blocks.size, len(shared_blocks.blocks)
+        self._max_episode_steps = shared_blocks.max_episode_steps
+        self._needs_fisher = scenario.merge.rule == "fisher" or scenario.proximity.mode == "quadratic"
+
+    def write(self, instruction: Instruction, answer: Answer) -> RecordDict:
+        """Encode an answer to the instruction."""
+        match answer:
+            case Trained():
+                return self._write_trained(instruction.start.shared, answer)
+            case Measured():
+                return RecordDict({"measurement": MetricRecord({"kl": [float(kl) for kl in answer.kl]})})
+            case Evaluated():
+                return RecordDict({"evaluation": _write_summary(answer.played)})
+
+    def read(self, instruction: Instruction, content: RecordDict) -> Answer:
+        """Decode a reply; InvalidMessageError if it does not answer the instruction, or cannot be true."""
+        match instruction:
+            case Train():
+                return self._read_trained(instruction, content)
+            case Measure():
+                check_records(content, {"measurement"})
+                fields = FieldReader(content, "measurement", MetricRecord)
+                kl = fields.take_divergences("kl", len(instruction.fractions))
+                fields.refuse_rest()
+                return Measured(kl)
+            case Evaluate():
+                check_records(content, {"evaluation"})
+                return Evaluated(self._read_summary(content))
+
+    # The answer to `Train`
+
+    def _write_trained(self, shared: np.ndarray, trained: Trained) -> RecordDict:
+        point = np.asarray(trained.point, np.float32)
+        groups = self._groups.select_changed(point, shared)
+        arrays = {"point": encode_vector(self._groups.extract(point, groups))}
+        if trained.fisher is not None:
+            arrays["fisher"] = encode_vector(trained.fisher)
+        training = MetricRecord({"steps": int(trained.steps), "episodes": int(trained.episodes)})
+        training["gain"], training["spread"] = float(trained.gain), float(trained.spread)
+        if trained.kl is not None:
+            training["kl"] = [float(kl) for kl in trained.kl]
+        content = RecordDict(
+            {
+                "arrays": ArrayRecord(arrays),
+                "selection": ConfigRecord({"groups": self._groups.pack(groups)}),
+                "training": training,
+                "metrics": MetricRecord({name: float(value) for name, value in trained.metrics.items()}),
+            }
+        )
+        if trained.played is not None:
+            content["evaluation"] = _write_summary(trained.played)
+        return content
+
+    def _read_trained(self, train: Train, content: RecordDict) -> Trained:
+        evaluation = {"evaluation"} if train.evaluate_first else set()
+        check_records(content, {"arrays", "selection", "training", "metrics"} | evaluation)
+        arrays = FieldReader(content, "arrays", ArrayRecord)
+        selection = FieldReader(content, "selection", ConfigRecord)
+        point = self._read_point(arrays, selection, train.start.shared)
+        fisher = self._read_fisher(arrays)
+        arrays.refuse_rest()
+        selection.refuse_rest()
+        fields = FieldReader(content, "training", MetricRecord)
+        steps = fields.take_count("steps", 0, self._max_steps)
+        has_kl = train.measure_last_step and fields.has("kl")
+        trained = Trained(
+            point=point,
+            steps=steps,
+            episodes=fields.take_count("episodes", 0, steps),
+            gain=fields.take_float("gain"),
+            spread=fields.take_float("spread", 0),
+            metrics=_read_metrics(content),
+            fisher=fisher,
+            kl=fields.take_divergences("kl", 1 + self._blocks) if has_kl else None,
+            played=self._read_summary(content) if train.evaluate_first else None,
+        )
+        fields.refuse_rest()
+        return trained
+
+    def _read_point(self, arrays: FieldReader, selection: FieldReader, shared: np.ndarray) -> np.ndarray:
+        """Read a client's point [S]; the groups that did not travel are those of the shared blocks."""
+        groups = self._groups.unpack("selection.groups", selection.take("groups", bytes))
+        values = decode_vector("arrays.point", arrays.take("point", Array), self._groups.count_columns(groups))
+        with np.errstate(over="ignore", invalid="ignore"):
+            step = values - self._groups.extract(shared, groups)
+            distance, limit = math.sqrt(step @ step), MAX_DISTANCE * (1 + math.sqrt(shared @ shared))
+        if not distance <= limit or distance == math.inf:
+            check_finite("arrays.point", values)
+            raise InvalidMessageError(
+                f"arrays.point is {distance:.3g} from the shared blocks; it has to be within {limit:.3g}"
+            )
+        return self._groups.fill(values, groups, shared)
+
+    def _read_fisher(self, arrays: FieldReader) -> np.ndarray | None:
+        """Read the diagonal [S] of a client's Fisher matrix, where the scenario needs it."""
+        if not self._needs_fisher or (self._size == 0 and not arrays.has("fisher")):
+            return None
+        fisher = decode_vector("arrays.fisher", arrays.take("fisher", Array), self._size).copy()
+        check_finite("arrays.fisher", fisher)
+        if self._size and fisher.min() < 0:
+            raise InvalidMessageError(
+                f"arrays.fisher is {fisher.min():.3g} at entry {fisher.argmin()}; a mean of squares is not negative"
+            )
+        return fisher
+
+    @cached_property
+    def _max_steps(self) -> int:
+        """The most steps of a client in a round: the scenario's, and those by which its last update may exceed them."""
+        scenario = self._scenario
+        longest = scenario.rollout.horizon
+        if scenario.objective.advantage == "group":
+            longest = self._max_episode_steps
+        policies = 2 if scenario.personal.model else 1
+        return scenario.steps + policies * scenario.rollout.num_envs * longest
+
+    # Evaluations
+
+    def _read_summary(self, content: RecordDict) -> EvaluationSummary:
+        settings, fields = self._scenario.evaluate, FieldReader(content, "evaluation", MetricRecord)
+        least = fields.take_float("least")
+        most = fields.take_float("most", least)
+        slack = 1e-6 * max(1.0, abs(least), abs(most))
+        summary = EvaluationSummary(
+            mean=fields.take_float("mean", least - slack, most + slack),
+            std=fields.take_float("std", 0, most - least + slack),
+            least=least,
+            most=most,
+            episodes=fields.take_count("episodes", 1, settings.episodes),
+            length=fields.take_float("length", 0, settings.step_limit),
+        )
+        fields.refuse_rest()
+        return summary
+
+
+def _write_summary(summary: EvaluationSummary) -> MetricRecord:
+    return MetricRecord(
+        {
+            "mean": float(summary.mean),
+            "std": float(summary.std),
+            "least": float(summary.least),
+            "most": float(summary.most),
+            "episodes": int(summary.episodes),
+            "length": float(summary.length),
+        }
+    )
+
+
+def _read_metrics(content: RecordDict) -> Mapping[str, float]:
+    """Read the metrics of a client: finite, and of the names that clients may report."""
+    record = content["metrics"]
+    if not isinstance(record, MetricRecord):
+        raise InvalidMessageError(f"metrics is a {type(record).__name__}; it has to be a MetricRecord")
+    metrics: dict[str, float] = {}
+    for name, value in record.items():
+        if name not in REPORTED:
+            raise InvalidMessageError(f"metrics has {show(name)}, which clients may not report")
+        if not (isinstance(value, float) and abs(value) <= LARGEST):
+            raise InvalidMessageError(
+                f"metrics.{name} is {show(value)}; it has to be a finite float, at most {LARGEST:g} in size"
+            )
+        metrics[name] = value
+    return metrics
