@@ -7,6 +7,7 @@ each other. T steps, D observation entries, A action entries.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -51,7 +52,7 @@ class Trajectories:
     episodes: list[list[Episode]]
     """The finished episodes of each client."""
 
-    @property
+    @cached_property
     def steps(self) -> np.ndarray:
         """[K]: number of steps that are learned from."""
         return np.asarray(self.valid.sum((1, 2)))

@@ -22,7 +22,7 @@ from grpo_fed.runs.recorder import Watch
 from grpo_fed.runs.records import Failure, RoundRecord
 from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
-from tests.support.numeric_clients import NumericPost, village
+from tests.support.numeric_clients import NumericTransport, numeric_federation
 
 SCENARIO = """
 name = "a"
@@ -180,9 +180,9 @@ SETTINGS = {
 GAINS = {f"c-{number}": 1.0 + 0.1 * number for number in range(5)}
 
 
-def federation(folder: Path, settings: str, fold: bool, *overrides: str) -> tuple[Federation, NumericPost]:
+def federation(folder: Path, settings: str, fold: bool, *overrides: str) -> tuple[Federation, NumericTransport]:
     """One that begins, or one that goes on, in a process that knows nothing but what the folder holds."""
-    given, commons, post = village(*SETTINGS[settings], "evaluate.every=2", "rounds=5", *overrides, count=5)
+    given, commons, post = numeric_federation(*SETTINGS[settings], "evaluate.every=2", "rounds=5", *overrides, count=5)
     post.gains = GAINS
     after = None
     if (folder / "rounds.jsonl").is_file():
@@ -222,7 +222,7 @@ def test_a_federation_ends_as_it_would_have_wherever_it_is_cut_off(tmp_path: Pat
         folder = tmp_path / f"cut-{cut}"
         going, post = federation(folder, settings, fold)
 
-        def fault(name: str, told: Instruction, post: NumericPost = post, cut: int = cut) -> None:
+        def fault(name: str, told: Instruction, post: NumericTransport = post, cut: int = cut) -> None:
             if len(post.sent) == cut:
                 raise Cut
 
@@ -295,7 +295,7 @@ def test_a_federation_and_a_run_without_one_do_not_go_on_with_each_other(tmp_pat
         going.run(stop)
     with pytest.raises(ValueError, match=r"holds a federation; `grpo-fed run --resume` goes on with it"):
         AloneEngine.resumed(tmp_path / "federation")
-    given, commons, post = village()
+    given, commons, post = numeric_federation()
     with pytest.raises(KeyboardInterrupt):
         train(given, tmp_path / "alone", stop)
     given, after = open_unfinished(tmp_path / "alone")

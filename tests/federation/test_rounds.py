@@ -22,7 +22,7 @@ from grpo_fed.federation.server_step import with_measured_kl
 from grpo_fed.runs.records import Failure, RoundRecord, record_to_line
 from grpo_fed.runs.results import Result
 from grpo_fed.runs.serialisation import from_json, to_json
-from tests.support.numeric_clients import NumericPost, village
+from tests.support.numeric_clients import NumericTransport, numeric_federation
 
 EVERY = "evaluate.every=1"
 MEASURED = ('proximity.mode="measured"', "proximity.kl_block=0.05", "proximity.kl_joint=0.08")
@@ -31,9 +31,9 @@ QUADRATIC = ('proximity.mode="quadratic"', "proximity.kl_block=0.05", "proximity
 
 def run(
     *overrides: str, count: int = 4, fold: bool = False, out: Path | None = None, **post: Any
-) -> tuple[Federation, NumericPost, list[RoundRecord], Result]:
+) -> tuple[Federation, NumericTransport, list[RoundRecord], Result]:
     """A whole federation of numbers."""
-    scenario, commons, clients = village(*overrides, count=count)
+    scenario, commons, clients = numeric_federation(*overrides, count=count)
     for name, value in post.items():
         setattr(clients, name, value)
     federation = Federation(scenario, commons, clients, out, evaluate_with_next_round=fold)
@@ -127,7 +127,7 @@ def test_with_nothing_shared_nothing_is_merged():
 # Who takes part -------------------------------------------------------------------------------------------------------
 
 
-def trained(post: NumericPost) -> dict[int, list[str]]:
+def trained(post: NumericTransport) -> dict[int, list[str]]:
     found: dict[int, list[str]] = {}
     for name, told in post.sent:
         if isinstance(told, Train):
@@ -180,13 +180,13 @@ def test_a_client_without_an_answer_is_named_and_back_the_next_round(tmp_path: P
 
 
 def test_who_cannot_be_reached_is_waited_for_and_then_left_out():
-    _, post, _, result = run("round.deadline=0.15", "rounds=2", count=3, away={"c-2"})
+    _, post, _, result = run("round.deadline=0.15", "rounds=2", count=3, unreachable={"c-2"})
     assert trained(post) == {1: ["c-0", "c-1"], 2: ["c-0", "c-1"]}
     assert [(number, kind) for number, kind, _ in result.missing["c-2"]] == [(1, "unreachable"), (2, "unreachable")]
 
 
 def test_below_the_quorum_the_shared_blocks_stay_and_after_so_many_rounds_the_run_fails(tmp_path: Path):
-    scenario, commons, post = village("rounds=9", "round.quorum=0.75", "round.patience=2", count=4)
+    scenario, commons, post = numeric_federation("rounds=9", "round.quorum=0.75", "round.patience=2", count=4)
     few = {"c-0", "c-1"}
     post.fault = failing(few, Train, 2, 4, 5, 6)
     notes: list[RoundRecord] = []
@@ -208,14 +208,14 @@ def test_below_the_quorum_the_shared_blocks_stay_and_after_so_many_rounds_the_ru
 
 def test_with_nobody_there_the_run_fails_and_says_so():
     with pytest.raises(QuorumLostError, match="c-0 unreachable"):
-        run("round.deadline=0.1", "round.patience=2", count=2, away={"c-0", "c-1"})
+        run("round.deadline=0.1", "round.patience=2", count=2, unreachable={"c-0", "c-1"})
 
 
 # Leaving and coming back ----------------------------------------------------------------------------------------------
 
 
 def test_a_client_that_lies_apart_leaves_and_one_that_comes_near_is_back():
-    scenario, commons, post = village('merge.rule="huber"', "merge.threshold=0.3", "rounds=3", count=4)
+    scenario, commons, post = numeric_federation('merge.rule="huber"', "merge.threshold=0.3", "rounds=3", count=4)
     near = np.zeros(commons.size, np.float32)
     far = near.copy()
     far[commons.slices["actor"]] = 20.0
@@ -236,7 +236,7 @@ def test_a_client_that_lies_apart_leaves_and_one_that_comes_near_is_back():
 
 
 def test_who_does_not_take_part_keeps_the_groups_that_it_has_left():
-    scenario, commons, post = village('merge.rule="huber"', "merge.threshold=0.3", "rounds=2", count=4)
+    scenario, commons, post = numeric_federation('merge.rule="huber"', "merge.threshold=0.3", "rounds=2", count=4)
     near = np.zeros(commons.size, np.float32)
     post.goals = dict.fromkeys(("c-0", "c-1", "c-2"), near) | {"c-3": near + 20}
     post.fault = failing({"c-3"}, Train, 2)
@@ -250,10 +250,10 @@ def test_who_does_not_take_part_keeps_the_groups_that_it_has_left():
 # Proximity ------------------------------------------------------------------------------------------------------------
 
 
-def mean_kl(post: NumericPost, number: int, old: np.ndarray, new: np.ndarray, only: str | None = None) -> float:
+def mean_kl(post: NumericTransport, number: int, old: np.ndarray, new: np.ndarray, only: str | None = None) -> float:
     """Of a step as all clients find it, in float64 and by no code of the library but the blocks' places."""
     step = new.astype(np.float64) - old
-    for name, columns in post.commons.slices.items():
+    for name, columns in post.shared_blocks.slices.items():
         if only not in (None, name):
             step[columns] = 0.0
     return float(np.mean([0.5 * (post.fisher(name) * step**2).sum() for name in post.states]))
@@ -383,9 +383,9 @@ def test_budgets_widen_where_clients_gain_and_tighten_where_they_lose():
 # Clusters -------------------------------------------------------------------------------------------------------------
 
 
-def two_kinds(*overrides: str) -> tuple[Federation, NumericPost, list[RoundRecord]]:
+def two_kinds(*overrides: str) -> tuple[Federation, NumericTransport, list[RoundRecord]]:
     """Three clients here and three there."""
-    scenario, commons, post = village('merge.rule="clusters"', "rounds=2", *overrides, count=6)
+    scenario, commons, post = numeric_federation('merge.rule="clusters"', "rounds=2", *overrides, count=6)
     here = np.zeros(commons.size, np.float32)
     post.goals = {f"c-{number}": here + (8.0 if number >= 3 else -8.0) for number in range(6)}
     federation, notes = Federation(scenario, commons, post), []
@@ -468,7 +468,7 @@ def test_where_nobody_has_a_weight_everything_stays_as_it_was():
     """No episode ended in round 2: clients stay in their clusters, and in the groups that they had left."""
     rules = ('merge.rule="clusters"',), ('merge.rule="huber"', "merge.threshold=0.3")
     for rule in rules:
-        scenario, commons, post = village(*rule, 'merge.weights="episodes"', "rounds=2", count=6)
+        scenario, commons, post = numeric_federation(*rule, 'merge.weights="episodes"', "rounds=2", count=6)
         post.goals = {f"c-{number}": np.full(commons.size, 8.0 if number > 3 else -8.0) for number in range(6)}
         post.episodes = {1: 1, 2: 0}
         federation = Federation(scenario, commons, post)
@@ -503,7 +503,7 @@ def test_a_run_stops_when_the_target_is_reached(fold: bool):
 @pytest.mark.parametrize("fold", [False, True])
 def test_a_run_stops_when_nothing_gets_better(fold: bool):
     """Round 1 is the first evaluation that counts; the policies get worse from then on."""
-    scenario, commons, post = village(EVERY, "rounds=9", "stop.patience=2")
+    scenario, commons, post = numeric_federation(EVERY, "rounds=9", "stop.patience=2")
 
     def worse(note: RoundRecord) -> None:
         post.goals = {name: post.numbers(name, 0) + 3 * (note.round + 1) for name in commons.clients}
@@ -529,7 +529,7 @@ def test_a_line_has_all_that_is_known_of_a_round(tmp_path: Path):
         assert line["charts/episodes"] == 5
     assert found[-1]["comm/MB_total"] < (result.bytes_up + result.bytes_down) / 1e6
     total = sum(line["comm/MB_up"] + line["comm/MB_down"] for line in found)
-    before = 4 * (8 + post.commons.initial.numpy().nbytes) / 1e6  # round 0's playing has no line
+    before = 4 * (8 + post.shared_blocks.initial.numpy().nbytes) / 1e6  # round 0's playing has no line
     assert found[-1]["comm/MB_total"] == pytest.approx(total + before)
     assert (result.bytes_up, result.bytes_down) == (post.bytes_up, post.bytes_down)
 
@@ -550,7 +550,7 @@ def test_results_say_what_became_of_all(tmp_path: Path):
 
 
 def test_whatever_stops_a_run_finds_it_written_down(tmp_path: Path):
-    scenario, commons, post = village(EVERY)
+    scenario, commons, post = numeric_federation(EVERY)
     saved: list[Mapping[str, Any]] = []
 
     def stop(note: RoundRecord) -> None:
@@ -568,7 +568,7 @@ def test_whatever_stops_a_run_finds_it_written_down(tmp_path: Path):
 
 
 def test_a_round_that_waits_for_its_scores_is_written_without_them_if_the_run_stops(tmp_path: Path):
-    scenario, commons, post = village(EVERY)
+    scenario, commons, post = numeric_federation(EVERY)
 
     def fault(name: str, told: Instruction) -> Failure | None:
         if told.start.round == 3:
@@ -592,7 +592,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("override", MISTAKES)
 def test_what_is_wrong_with_the_scenario_is_found_before_anything_is_written(tmp_path: Path, override: str):
-    scenario, commons, post = village('merge.rule="huber"', override)
+    scenario, commons, post = numeric_federation('merge.rule="huber"', override)
     with pytest.raises(ValueError, match=MISTAKES[override]):
         Federation(scenario, commons, post, tmp_path / "run")
     assert not list(tmp_path.iterdir())
@@ -610,11 +610,11 @@ def test_where_nothing_is_shared_what_is_said_of_shared_blocks_rests():
 @pytest.mark.parametrize("rule", ["mean", "fisher"])
 def test_a_mean_holds_one_model_and_not_one_for_each_client(rule: str):
     """Every point that was merged is gone by the next answer: nobody keeps them."""
-    scenario, commons, _ = village(f'merge.rule="{rule}"', "rounds=1", count=12)
+    scenario, commons, _ = numeric_federation(f'merge.rule="{rule}"', "rounds=1", count=12)
     points: list[weakref.ref[np.ndarray]] = []
     alive: list[int] = []
 
-    class Watched(NumericPost):
+    class Watched(NumericTransport):
         def send(self, instructions: Mapping[str, Instruction], deadline: float | None) -> Any:
             for name, answer in super().send(instructions, deadline):
                 if isinstance(answer, Trained):

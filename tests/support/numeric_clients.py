@@ -1,7 +1,7 @@
-"""Clients of numbers alone: each is drawn to a point of its own, and its KL is 1/2 d'Fd exactly.
+"""Numeric clients: each moves towards a point of its own, and its KL is 1/2 d'Fd exactly.
 
-Everything that a real client promises the server holds here too, in a few lines of numpy that share no code with it: a
-state for each round, the groups that it has left kept as they are, answers that depend on the instruction alone.
+They keep every promise that real clients make to the server, in a few lines of numpy that share no code with these: a
+state for each round, departed groups that stay as they are, answers that depend on the instruction alone.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ merge.rule = "mean"
 """
 
 
-def scenario_of(*overrides: str, count: int = 4) -> Scenario:
-    """A few CartPole clients, of whom nobody ever looks at a pole."""
+def numeric_scenario(*overrides: str, count: int = 4) -> Scenario:
+    """A scenario of CartPole clients whose environments are never stepped."""
     text = f'{BASE}[[clients]]\nname = "c"\ncount = {count}\nenv = "grpo_fed/CartPole-v1"\n'
     return Scenario.loads(text, overrides=overrides)
 
@@ -53,42 +53,42 @@ Fault = Callable[[str, Instruction], Failure | None]
 
 
 @dataclass
-class NumericPost:
-    """A post and all of its clients."""
+class NumericTransport:
+    """A transport with all of its clients."""
 
-    commons: SharedBlocks
+    shared_blocks: SharedBlocks
     fault: Fault = lambda name, instruction: None
     goals: dict[str, np.ndarray] = field(default_factory=dict)
-    """[S] of those that are not drawn to where their name says."""
+    """[S] for clients that do not move towards the point that follows from their name."""
     steps: dict[str, int] = field(default_factory=dict)
     gains: dict[str, float] = field(default_factory=dict)
     episodes: dict[int, int] = field(default_factory=dict)
-    """Of every client, by round."""
-    away: set[str] = field(default_factory=set)
-    """Who cannot be reached."""
+    """Finished episodes of every client, by round."""
+    unreachable: set[str] = field(default_factory=set)
+    """Clients that cannot be reached."""
     bytes_up: int = 0
     bytes_down: int = 0
     sent: list[tuple[str, Instruction]] = field(default_factory=list)
     states: dict[str, dict[int, dict[str, np.ndarray]]] = field(default_factory=dict)
-    """Of each client, after each round."""
+    """State of each client after each round."""
     submitted: dict[str, Instruction] = field(default_factory=dict)
     """Instructions that are answered when they are collected."""
 
     def reachable(self) -> tuple[str, ...]:
-        return tuple(name for name in self.commons.clients if name not in self.away)
+        return tuple(name for name in self.shared_blocks.clients if name not in self.unreachable)
 
     def send(
         self, instructions: Mapping[str, Instruction], deadline: float | None
     ) -> Iterator[tuple[str, Answer | Failure]]:
         for name in sorted(instructions):
-            told = instructions[name]
-            self.sent.append((name, told))
-            self.bytes_down += told.start.shared.nbytes
-            failure = self.fault(name, told)
+            instruction = instructions[name]
+            self.sent.append((name, instruction))
+            self.bytes_down += instruction.start.shared.nbytes
+            failure = self.fault(name, instruction)
             if failure is not None:
                 yield name, failure
                 continue
-            answer = self._answer(name, told)
+            answer = self._answer(name, instruction)
             self.bytes_up += answer.point.nbytes if isinstance(answer, Trained) else 8
             yield name, answer
 
@@ -99,7 +99,7 @@ class NumericPost:
         submitted, self.submitted = self.submitted, {}
         return list(self.send(submitted, timeout))
 
-    # A client ---------------------------------------------------------------------------------------------------------
+    # Clients ----------------------------------------------------------------------------------------------------------
 
     def goal(self, name: str) -> np.ndarray:
         return self.goals.get(name, self.numbers(name, 0))
@@ -109,44 +109,45 @@ class NumericPost:
 
     def numbers(self, name: str, kind: int) -> np.ndarray:
         rng = np.random.default_rng([zlib.crc32(name.encode()), kind])
-        return rng.standard_normal(self.commons.size).astype(np.float32)
+        return rng.standard_normal(self.shared_blocks.size).astype(np.float32)
 
     def policy(self, name: str, start: Start, shared: np.ndarray, before: int) -> np.ndarray:
-        """The shared blocks as this client has them: its own where it has left."""
-        own = max((number for number in self.states.get(name, {}) if number < before), default=None)
-        if own is None:
+        """The shared blocks of this client: its own values in departed groups."""
+        last = max((number for number in self.states.get(name, {}) if number < before), default=None)
+        if last is None:
             return shared.copy()
-        keeps = self.commons.columns_of_groups(start.departed).numpy()
-        return np.where(keeps, self.states[name][own]["point"], shared)
+        departed = self.shared_blocks.columns_of_groups(start.departed).numpy()
+        return np.where(departed, self.states[name][last]["point"], shared)
 
     def kl(self, name: str, old: np.ndarray, new: np.ndarray) -> float:
         return float(0.5 * (self.fisher(name).astype(np.float64) * (new.astype(np.float64) - old) ** 2).sum())
 
-    def _answer(self, name: str, told: Instruction) -> Answer:
-        start = told.start
-        match told:
+    def _answer(self, name: str, instruction: Instruction) -> Answer:
+        start = instruction.start
+        match instruction:
             case Train():
-                return self._train(name, told)
+                return self._train(name, instruction)
             case Measure():
                 old = self.policy(name, start, start.shared, start.round + 1)
-                goal = self.policy(name, start, told.candidate, start.round + 1)
-                tried = [self._part_way(old, goal, trial) for trial in told.fractions]
-                return Measured(tuple(self.kl(name, old, new) for new in tried))
+                goal = self.policy(name, start, instruction.candidate, start.round + 1)
+                steps = [self._part_way(old, goal, fractions) for fractions in instruction.fractions]
+                return Measured(tuple(self.kl(name, old, new) for new in steps))
             case Evaluate():
                 assert start.round == 0 or start.round in self.states[name]
-                return Evaluated(self._play(name, start, start.round + 1))
+                return Evaluated(self._evaluate(name, start, start.round + 1))
 
-    def _train(self, name: str, told: Train) -> Trained:
-        start, number = told.start, told.start.round
+    def _train(self, name: str, instruction: Train) -> Trained:
+        start, number = instruction.start, instruction.start.round
         begin = self.policy(name, start, start.shared, number)
-        played = None if told.evaluate_first is None else self._play(name, start, number)
+        played = None if instruction.evaluate_first is None else self._evaluate(name, start, number)
         kl = None
         before = self.states.get(name, {}).get(number - 1)
-        if told.measure_last_step and before is not None:
-            keeps = self.commons.columns_of_groups(start.departed).numpy()
-            new = np.where(keeps, before["shared"], start.shared)
-            trials = [tuple(float(one == other) for other in self.commons.blocks) for one in self.commons.blocks]
-            parts = [self._part_way(before["shared"], new, trial) for trial in trials]
+        if instruction.measure_last_step and before is not None:
+            departed = self.shared_blocks.columns_of_groups(start.departed).numpy()
+            new = np.where(departed, before["shared"], start.shared)
+            blocks = self.shared_blocks.blocks
+            single = [tuple(float(block == moved) for block in blocks) for moved in blocks]
+            parts = [self._part_way(before["shared"], new, fractions) for fractions in single]
             kl = tuple(self.kl(name, before["shared"], part) for part in (new, *parts))
         noise = 0.1 * self.numbers(name, 1 + number)
         point = (begin + 0.3 * (self.goal(name) - begin) + noise).astype(np.float32)
@@ -163,27 +164,27 @@ class NumericPost:
             played=played,
         )
 
-    def _part_way(self, old: np.ndarray, new: np.ndarray, trial: tuple[float, ...]) -> np.ndarray:
-        found = old.astype(np.float64)
-        for alpha, columns in zip(trial, self.commons.slices.values(), strict=True):
-            found[columns] += alpha * (new[columns].astype(np.float64) - old[columns])
-        return found
+    def _part_way(self, old: np.ndarray, new: np.ndarray, fractions: tuple[float, ...]) -> np.ndarray:
+        moved = old.astype(np.float64)
+        for alpha, columns in zip(fractions, self.shared_blocks.slices.values(), strict=True):
+            moved[columns] += alpha * (new[columns].astype(np.float64) - old[columns])
+        return moved
 
-    def _play(self, name: str, start: Start, before: int) -> EvaluationSummary:
+    def _evaluate(self, name: str, start: Start, before: int) -> EvaluationSummary:
         score = -self._error(name, self.policy(name, start, start.shared, before))
         return EvaluationSummary(score, 0.0, score, score, 1, 1.0)
 
     def _error(self, name: str, point: np.ndarray) -> float:
         return float(((point.astype(np.float64) - self.goal(name)) ** 2).sum())
 
-    # As an engine keeps its clients' states ---------------------------------------------------------------------------
+    # As an engine stores its clients' states --------------------------------------------------------------------------
 
     def write(self, folder: Path, number: int) -> dict[str, Path]:
         """Every client's latest state of a round up to this one, as a file of its own."""
         folder.mkdir(parents=True, exist_ok=True)
         files = {}
         for name, states in self.states.items():
-            latest = max(one for one in states if one <= number)
+            latest = max(round for round in states if round <= number)
             (folder / name).mkdir(exist_ok=True)
             files[name] = folder / name / f"round-{latest:04d}.safetensors"
             if not files[name].exists():
@@ -197,11 +198,11 @@ class NumericPost:
             self.states[name] = {number: load_file(file)}
 
 
-def village(*overrides: str, count: int = 4) -> tuple[Scenario, SharedBlocks, NumericPost]:
-    """All that a federation is made of."""
-    scenario = scenario_of(*overrides, count=count)
-    commons = resolve_shared_blocks(scenario)
-    return scenario, commons, NumericPost(commons)
+def numeric_federation(*overrides: str, count: int = 4) -> tuple[Scenario, SharedBlocks, NumericTransport]:
+    """A scenario, its shared blocks, and a transport with numeric clients."""
+    scenario = numeric_scenario(*overrides, count=count)
+    shared_blocks = resolve_shared_blocks(scenario)
+    return scenario, shared_blocks, NumericTransport(shared_blocks)
 
 
-__all__ = ["EvaluationPlan", "NumericPost", "scenario_of", "village"]
+__all__ = ["EvaluationPlan", "NumericTransport", "numeric_federation", "numeric_scenario"]
