@@ -158,7 +158,7 @@ class Clients:
                     metrics=reported_metrics(report, seconds),
                     fisher=fisher[row],
                     kl=last_step_kl.get(client.name),
-                    played=evaluations[row],
+                    evaluation=evaluations[row],
                 ),
             )
 
@@ -253,7 +253,7 @@ class Clients:
 
     def _evaluate(self, instructions: Mapping[str, Evaluate]) -> Iterator[tuple[str, Evaluated]]:
         clients = [self._load(name, each.start) for name, each in instructions.items()]
-        plans = [each.play for each in instructions.values()]
+        plans = [each.plan for each in instructions.values()]
         assert len({(plan.number, plan.deterministic) for plan in plans}) == 1, "all clients play the same episodes"
         summaries = self._evaluate_clients(clients, plans[0])
         for client, summary in zip(clients, summaries, strict=True):

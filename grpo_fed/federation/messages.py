@@ -68,7 +68,7 @@ class Evaluate:
     """Instruction to play without learning; `start.round` is the last round that was trained, 0 for none."""
 
     start: Start
-    play: EvaluationPlan
+    plan: EvaluationPlan
 
 
 Instruction: TypeAlias = Train | Measure | Evaluate
@@ -109,7 +109,7 @@ class Trained:
     kl: tuple[float, ...] | None = None
     """[1 + B]: KL of the last round's step, with all blocks moved and with each alone; None if it was not asked for, or
     the client has no states of that round."""
-    played: EvaluationSummary | None = None
+    evaluation: EvaluationSummary | None = None
     """The evaluation that `evaluate_first` asked for."""
 
 
@@ -125,7 +125,7 @@ class Measured:
 class Evaluated:
     """Answer to `Evaluate`."""
 
-    played: EvaluationSummary
+    summary: EvaluationSummary
 
 
 Answer: TypeAlias = Trained | Measured | Evaluated

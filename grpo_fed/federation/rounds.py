@@ -168,7 +168,7 @@ class Federation:
     def _complete_last_round(self, replies: Mapping[str, Trained]) -> None:
         """Record the evaluations of the last round that came with this round's answers."""
         if self.recorder.waits:
-            scores = {name: reply.played.mean for name, reply in replies.items() if reply.played is not None}
+            scores = {name: reply.evaluation.mean for name, reply in replies.items() if reply.evaluation is not None}
             record = self.recorder.scores_arrived(scores)
             self.stopping.observe(self.scenario.stop, record.round, record.scores)
 
@@ -238,7 +238,7 @@ class Federation:
         """Evaluate the clients that can be reached with their latest state; return their mean returns."""
         instructions = {name: Evaluate(self.state.latest(name), plan) for name in self.transport.reachable()}
         answers = self._ask(self.state.round, instructions, failures)
-        return {name: answer.played.mean for name, answer in answers if isinstance(answer, Evaluated)}
+        return {name: answer.summary.mean for name, answer in answers if isinstance(answer, Evaluated)}
 
     def _measure(
         self, round: int, failures: dict[str, Failure]

@@ -150,12 +150,12 @@ def test_a_node_answers_as_its_client_does(tmp_path: Path):
             case Trained(), Trained():
                 np.testing.assert_array_equal(answer.point, expected.point)
                 assert (answer.steps, answer.episodes, answer.gain) == (64, expected.episodes, expected.gain)
-                assert (answer.kl, values_of(answer.played)) == (expected.kl, values_of(expected.played))
+                assert (answer.kl, values_of(answer.evaluation)) == (expected.kl, values_of(expected.evaluation))
             case Measured(), Measured():
                 assert answer.kl == expected.kl
                 assert answer.kl[0] > answer.kl[1] > answer.kl[2] == 0
             case Evaluated(), Evaluated():
-                assert values_of(answer.played) == values_of(expected.played)
+                assert values_of(answer.summary) == values_of(expected.summary)
             case _:
                 raise AssertionError(f"{answer} to {instruction}")
     itself.close()

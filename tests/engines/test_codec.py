@@ -90,7 +90,7 @@ TRAINED = Trained(
     metrics={"charts/episodic_return": 21.5, "losses/kl": 0.01},
     fisher=SHARED**2,
     kl=(0.03, 0.01, 0.02),
-    played=SUMMARY,
+    evaluation=SUMMARY,
 )
 MEASURED = Measured((0.04, 0.01, -1e-9))
 PAIRS: list[tuple[Instruction, Answer]] = [(TRAIN, TRAINED), (MEASURE, MEASURED), (EVALUATE, Evaluated(SUMMARY))]
@@ -535,12 +535,12 @@ def assert_possible(instruction: Instruction, answer: Answer) -> None:
             assert set(answer.metrics) <= REPORTED
             assert all(math.isfinite(value) for value in answer.metrics.values())
             assert answer.kl is None or (len(answer.kl) == 1 + BLOCKS and all(-1e-6 <= kl < 1e308 for kl in answer.kl))
-            assert_possible_summary(answer.played)
+            assert_possible_summary(answer.evaluation)
         case Measure(), Measured():
             assert len(answer.kl) == len(instruction.fractions)
             assert all(-1e-6 <= kl < math.inf for kl in answer.kl)
         case Evaluate(), Evaluated():
-            assert_possible_summary(answer.played)
+            assert_possible_summary(answer.summary)
         case _:
             raise AssertionError(f"{answer} to {instruction}")
 

@@ -39,7 +39,7 @@ def test_every_client_gives_its_own_answer(tmp_path: Path, workers: int) -> None
         measured = dict(fake.transport.send({"cart-7": Measure(start, candidate, fractions)}, 60))
         assert measured["cart-7"].kl == (sum(fractions[0]) * step_of("cart-7"),) * 3  # type: ignore[union-attr]
         evaluated = dict(fake.transport.send({"cart-3": Evaluate(start, EvaluationPlan(1))}, 60))
-        assert evaluated["cart-3"].played.mean == step_of("cart-3")  # type: ignore[union-attr]
+        assert evaluated["cart-3"].summary.mean == step_of("cart-3")  # type: ignore[union-attr]
 
 
 def test_in_one_process_jobs_run_only_when_their_answers_are_read(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def assert_alike(one: Trained, other: Trained) -> None:
         np.testing.assert_allclose(one.fisher, other.fisher, rtol=0.02, atol=1e-4)
     assert (one.kl is None) == (other.kl is None)
     assert one.kl == (None if other.kl is None else pytest.approx(other.kl, rel=5e-3, abs=1e-6))
-    assert as_dict(one.played) == as_dict(other.played)
+    assert as_dict(one.evaluation) == as_dict(other.evaluation)
 
 
 def assert_the_same_bits(one: Mapping[str, Trained], other: Mapping[str, Trained]) -> None:
@@ -128,7 +128,7 @@ def assert_the_same_bits(one: Mapping[str, Trained], other: Mapping[str, Trained
         assert quiet[0] == quiet[1]
         for field in ("steps", "episodes", "gain", "spread", "kl"):
             assert getattr(mine, field) == getattr(theirs, field), field
-        assert as_dict(mine.played) == as_dict(theirs.played)
+        assert as_dict(mine.evaluation) == as_dict(theirs.evaluation)
 
 
 METHODS = {
@@ -384,7 +384,7 @@ def test_a_client_measures_and_evaluates_only_on_request(tmp_path: Path) -> None
     for round in (1, 2):
         instructions = dict.fromkeys(NAMES, Train(Start("run", round, begin), 0.0, 0.5))
         found = answer_all(clients, instructions, Trained)["cart-0"]
-        assert (found.kl, found.played, found.fisher) == (None, None, None)
+        assert (found.kl, found.evaluation, found.fisher) == (None, None, None)
     clients.close()
 
 
@@ -395,7 +395,7 @@ def test_evaluation_uses_the_saved_policy_and_changes_nothing(tmp_path: Path, ov
     one, two, three = (random_shared(round, watched.shared_blocks.size) for round in (1, 2, 3))
     instructions = dict.fromkeys(NAMES, Evaluate(Start("run", 0, one), EvaluationPlan(0)))
     before = answer_all(watched, instructions, Evaluated)
-    assert as_dict(before["cart-0"].played) == as_dict(train_all(watched, 1, one)["cart-0"].played)
+    assert as_dict(before["cart-0"].summary) == as_dict(train_all(watched, 1, one)["cart-0"].evaluation)
     train_all(unseen, 1, one)
     start = Start("run", 1, two, (1,))
     played = answer_all(watched, dict.fromkeys(NAMES, Evaluate(start, EvaluationPlan(0))), Evaluated)
@@ -407,13 +407,13 @@ def test_evaluation_uses_the_saved_policy_and_changes_nothing(tmp_path: Path, ov
         scores = load_policy(run, name).play()
         every = scores.scores
         numbers = (every.mean(), every.std(), every.min(), every.max(), 4, scores.lengths.mean())
-        assert tuple(as_dict(played[name].played).values()) == numbers
+        assert tuple(as_dict(played[name].summary).values()) == numbers
     number = answer_all(watched, {"cart-1": Evaluate(start, EvaluationPlan(1))}, Evaluated)["cart-1"]
     sampling = {"cart-1": Evaluate(start, EvaluationPlan(1, deterministic=False))}
     sampled = answer_all(watched, sampling, Evaluated)["cart-1"]
     again = train_all(watched, 2, two, departed=(1,))
-    assert as_dict(number.played) == as_dict(again["cart-1"].played)
-    assert as_dict(number.played) != as_dict(sampled.played)
+    assert as_dict(number.summary) == as_dict(again["cart-1"].evaluation)
+    assert as_dict(number.summary) != as_dict(sampled.summary)
     assert_the_same_bits(again, train_all(unseen, 2, two, departed=(1,)))
     assert_the_same_bits(train_all(watched, 3, three), train_all(unseen, 3, three))
     watched.close()
@@ -427,7 +427,7 @@ def test_a_client_that_missed_rounds_is_evaluated_with_its_latest_state(tmp_path
     train_all(clients, 2, two, NAMES[:1])
     late = answer_all(clients, {"cart-1": Evaluate(Start("run", 2, two), EvaluationPlan(2))}, Evaluated)["cart-1"]
     earlier = answer_all(clients, {"cart-1": Evaluate(Start("run", 1, two), EvaluationPlan(2))}, Evaluated)["cart-1"]
-    assert as_dict(late.played) == as_dict(earlier.played)
+    assert as_dict(late.summary) == as_dict(earlier.summary)
     clients.close()
 
 
@@ -440,7 +440,7 @@ def test_a_long_refused_client_is_evaluated_with_its_earliest_state(tmp_path: Pa
 
     def evaluate(round: int) -> dict[str, float]:
         instructions = {"cart-1": Evaluate(Start("run", round, one), EvaluationPlan(4))}
-        return as_dict(answer_all(clients, instructions, Evaluated)["cart-1"].played)
+        return as_dict(answer_all(clients, instructions, Evaluated)["cart-1"].summary)
 
     assert clients.state_store.read("run", "cart-1", 1) is None
     assert evaluate(1) == evaluate(2) != evaluate(0)

@@ -65,7 +65,7 @@ def test_another_process_goes_on_with_text_learners_bit_for_bit(tmp_path: Path, 
             assert found[name].point.tobytes() == expected[name].point.tobytes()
             assert found[name].kl == expected[name].kl
             assert (found[name].kl is None) == (round == 1)
-            assert found[name].played is not None
+            assert found[name].evaluation is not None
             assert found[name].fisher is not None
         points.append(expected[NAMES[0]].point)
     assert not np.array_equal(points[0], points[1])
@@ -99,8 +99,8 @@ def test_policies_of_text_learners_are_evaluated_and_saved(tmp_path: Path) -> No
     start = Start("run", 1, trained.point)
     after = clients.answer({NAMES[0]: Evaluate(start, EvaluationPlan(1))})[NAMES[0]]
     assert isinstance(after, Evaluated)
-    assert trained.played is not None
-    assert after.played.mean > trained.played.mean
+    assert trained.evaluation is not None
+    assert after.summary.mean > trained.evaluation.mean
     (tmp_path / SCENARIO).write_text(clients.scenario.dumps())
     clients.save_policies(tmp_path, {NAMES[0]: start})
     saved = load_policy(tmp_path, NAMES[0]).parameters[0]

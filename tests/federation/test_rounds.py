@@ -70,7 +70,7 @@ def test_a_run_plays_trains_every_round_and_plays_again():
     ]
     trains = [one for _, one in post.sent if isinstance(one, Train)]
     assert [(one.begin, one.end) for one in trains] == [(0, 0.5), (0, 0.5), (0.5, 1), (0.5, 1)]
-    plays = [one.play for _, one in post.sent if isinstance(one, Evaluate)]
+    plays = [one.plan for _, one in post.sent if isinstance(one, Evaluate)]
     assert [(play.number, play.deterministic) for play in plays] == [(0, True)] * 2 + [(2, True)] * 2 + [(2, False)] * 2
     assert [(note.round, note.env_steps, len(note.scores)) for note in notes] == [(0, 0, 2), (1, 256, 0), (2, 512, 2)]
     assert len({one.start.run for _, one in post.sent}) == 1
@@ -153,7 +153,7 @@ def test_who_rests_in_a_round_plays_with_what_it_knows_and_the_new_shared_blocks
     for told in (told for _, told in post.sent if isinstance(told, Evaluate)):
         assert told.start.round <= 3
     assert [len(note.scores) for note in notes] == [3, 3, 3, 3]
-    asked = {(name, told.play.number): told.start.round for name, told in post.sent if isinstance(told, Evaluate)}
+    asked = {(name, told.plan.number): told.start.round for name, told in post.sent if isinstance(told, Evaluate)}
     for (name, number), last in asked.items():
         assert last == max((one for one, names in drawn.items() if name in names and one <= number), default=0)
 

@@ -350,12 +350,12 @@ def test_dittos_personal_policy_follows_the_shared_one_and_is_evaluated(tmp_path
         with_zeros = clients.answer({"cart-0": Evaluate(Start("run", 2, 0 * sent), EvaluationPlan(0))})["cart-0"]
         assert isinstance(answer, Evaluated)
         assert isinstance(with_zeros, Evaluated)
-        assert vars(answer.played) == vars(with_zeros.played), "the shared policy is not evaluated"
+        assert vars(answer.summary) == vars(with_zeros.summary), "the shared policy is not evaluated"
         learner = StackedLearner([clients.tasks["cart-0"]], clients.scenario)
         learner.parameters[0] = torch.from_numpy(personal)
         assert learner.observation_normaliser is not None
         learner.observation_normaliser.load(0, sub_state(state, "own.observation_normaliser"))
-        assert answer.played.mean == learner.evaluate()[0].score
+        assert answer.summary.mean == learner.evaluate()[0].score
         learner.close()
         clients.close()
     assert relative_distance[30.0] < 0.95 < relative_distance[0.0]

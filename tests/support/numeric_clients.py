@@ -161,7 +161,7 @@ class NumericTransport:
             metrics={"charts/episodic_return": -self._error(name, point), "losses/approx_kl": 0.01},
             fisher=self.fisher(name),
             kl=kl,
-            played=played,
+            evaluation=played,
         )
 
     def _part_way(self, old: np.ndarray, new: np.ndarray, fractions: tuple[float, ...]) -> np.ndarray:

@@ -57,7 +57,7 @@ class AnswerCodec:
             case Measured():
                 return RecordDict({"measurement": MetricRecord({"kl": [float(kl) for kl in answer.kl]})})
             case Evaluated():
-                return RecordDict({"evaluation": _write_summary(answer.played)})
+                return RecordDict({"evaluation": _write_summary(answer.summary)})
 
     def read(self, instruction: Instruction, content: RecordDict) -> Answer:
         """Decode a reply; InvalidMessageError if it does not answer the instruction, or cannot be true."""
@@ -94,8 +94,8 @@ class AnswerCodec:
                 "metrics": MetricRecord({name: float(value) for name, value in trained.metrics.items()}),
             }
         )
-        if trained.played is not None:
-            content["evaluation"] = _write_summary(trained.played)
+        if trained.evaluation is not None:
+            content["evaluation"] = _write_summary(trained.evaluation)
         return content
 
     def _read_trained(self, train: Train, content: RecordDict) -> Trained:
@@ -119,7 +119,7 @@ class AnswerCodec:
             metrics=_read_metrics(content),
             fisher=fisher,
             kl=fields.take_divergences("kl", 1 + self._blocks) if has_kl else None,
-            played=self._read_summary(content) if train.evaluate_first else None,
+            evaluation=self._read_summary(content) if train.evaluate_first else None,
         )
         fields.refuse_rest()
         return trained

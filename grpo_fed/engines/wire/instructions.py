@@ -80,7 +80,7 @@ class InstructionCodec:
                 fields["groups"] = vectors.groups
                 fields["alphas"] = [float(alpha) for alpha in chain.from_iterable(instruction.fractions)]
             case Evaluate():
-                _write_plan(fields, instruction.play)
+                _write_plan(fields, instruction.plan)
         return RecordDict({"arrays": vectors.record, "instruction": fields})
 
     def _encode(self, shared: np.ndarray, candidate: np.ndarray | None) -> EncodedVectors:
