@@ -121,7 +121,7 @@ def test_messages_survive_flowers_own_encoding_bit_for_bit(instruction: Instruct
 def test_optional_fields_may_be_left_out():
     bare = make_codec(mode="off")
     train = Train(dataclasses.replace(START, departed=()), 0.0, 0.2)
-    trained = dataclasses.replace(TRAINED, fisher=None, kl=None, played=None, metrics={})
+    trained = dataclasses.replace(TRAINED, fisher=None, kl=None, evaluation=None, metrics={})
     assert plain(bare.read_instruction("train", bare.write_instruction(train))) == plain(train)
     assert plain(bare.read_answer(train, bare.write_answer(train, trained))) == plain(trained)
     unmeasured = dataclasses.replace(TRAINED, kl=None)
@@ -133,7 +133,7 @@ def test_clients_may_share_no_block():
     nothing = np.zeros(0, np.float32)
     train = Train(Start("alone", 1, nothing), 0.0, 0.2)
     for fisher in (None, nothing):
-        trained = dataclasses.replace(TRAINED, point=nothing, fisher=fisher, kl=None, played=None)
+        trained = dataclasses.replace(TRAINED, point=nothing, fisher=fisher, kl=None, evaluation=None)
         request = codec.read_instruction("train", codec.write_instruction(train))
         assert plain(request) == plain(train)
         assert plain(codec.read_answer(train, codec.write_answer(request, trained))) == plain(trained)
@@ -243,7 +243,7 @@ def test_an_answer_of_25_000_parameters_is_decoded_within_0_3_ms():
     assert len(shared) == 7 * 3571 + 2
     train = Train(Start("run", 1, shared), 0, 1)
     reply = codec.write_answer(
-        train, dataclasses.replace(TRAINED, point=shared + np.float32(0.01), fisher=shared**2, kl=None, played=None)
+        train, dataclasses.replace(TRAINED, point=shared + np.float32(0.01), fisher=shared**2, kl=None, evaluation=None)
     )
     assert min(timeit.repeat(lambda: codec.read_answer(train, reply), number=1, repeat=200)) < 0.3e-3
 
@@ -318,7 +318,7 @@ REFUSED: list[tuple[str, Instruction, Answer, Change, str]] = [
         r"training has \['kl'\]",
     ),
     ("played unasked", dataclasses.replace(TRAIN, evaluate_first=None), TRAINED, put("training"), "the records are "),
-    ("not played", TRAIN, dataclasses.replace(TRAINED, played=None), put("training"), "the records are "),
+    ("not played", TRAIN, dataclasses.replace(TRAINED, evaluation=None), put("training"), "the records are "),
     ("metric", TRAIN, TRAINED, put("metrics", host=1.0), r"metrics has 'host', which clients may not report"),
     ("metric inf", TRAIN, TRAINED, put("metrics", **{"losses/kl": math.inf}), r"metrics\.losses/kl is inf"),
     ("great metric", TRAIN, TRAINED, put("metrics", **{"losses/kl": 1.7e308}), r"losses/kl is 1\.7e\+308; .* 1e\+100"),
