@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,15 @@ from grpo_fed.engines.flower.superlink import read_registered_keys
 from grpo_fed.engines.wire.registry import NodeRegistry
 from grpo_fed.engines.wire.transport import GridTransport
 from grpo_fed.federation.rounds import Federation
-from grpo_fed.runs.folder import open_unfinished, read_engine_state
+from grpo_fed.runs.folder import (
+    FolderClaim,
+    claim_folder,
+    claim_new_folder,
+    is_claimed_by_parent,
+    open_unfinished,
+    read_engine_state,
+    reclaim_folder,
+)
 from grpo_fed.runs.records import RoundRecord
 from grpo_fed.scenario.scenario import Scenario
 
@@ -32,28 +39,31 @@ def main(grid: Grid, context: Context) -> None:
     """Run the federation, or go on with it."""
     text, out = str(context.run_config["scenario"]), str(context.run_config["out"])
     if context.run_config["resume"]:
-        folder = Path(out)
-        scenario, after = open_unfinished(folder)
-        state = read_engine_state(folder) if after is None else after.parts["engine"]
+        scenario, after = open_unfinished(Path(out))
+        state = read_engine_state(Path(out)) if after is None else after.parts["engine"]
     else:
         scenario, after, state = scenario_from_config(text), None, {}
-        folder = Path(out) if out else _new_folder(scenario)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    claim = _claim_folder(scenario, out, bool(context.run_config["resume"]), bool(context.run_config["replace"]))
     names = [name for settings in scenario.clients for name in settings.names]
     registry = NodeRegistry(grid, names, keys=read_registered_keys())
-    with _stop_cleanly():
+    with claim, _stop_cleanly():
         shared_blocks, state = discover_shared_blocks(scenario, registry, state)
         transport = GridTransport(grid, shared_blocks, scenario, registry)
         federation = Federation(
-            scenario, shared_blocks, transport, folder, after, evaluate_with_next_round=True, engine=state
+            scenario, shared_blocks, transport, claim.folder, after, evaluate_with_next_round=True, engine=state
         )
-        print(f"run folder: {folder.absolute()}", flush=True)
+        print(f"run folder: {claim.folder.absolute()}", flush=True)
         print(LogChannel.format_result(federation.run(_print_record)), flush=True)
 
 
-def _new_folder(scenario: Scenario) -> Path:
-    """Name the folder of a run that was started without one."""
-    return Path("runs") / f"{scenario.name}-{scenario.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+def _claim_folder(scenario: Scenario, out: str, resume: bool, replace: bool) -> FolderClaim:
+    """Claim the run's folder, a new one if the run was started without; the engine that starts a run may hold it."""
+    if not out:
+        return claim_new_folder(scenario)
+    folder = Path(out)
+    if is_claimed_by_parent(folder):
+        return FolderClaim(folder, None)
+    return reclaim_folder(folder) if resume else claim_folder(folder, replace)
 
 
 def _print_record(record: RoundRecord) -> None:

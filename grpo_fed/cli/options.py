@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import os
 import sys
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
@@ -54,6 +52,9 @@ class RunOptions:
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="The run's folder; by default a new one in runs/.")
     ] = None
+    replace: Annotated[bool, typer.Option("--replace", help="Remove the run that --out holds, if it holds one.")] = (
+        False
+    )
     resume: Annotated[
         Path | None, typer.Option("--resume", metavar="RUN", help="Continue a run that was stopped, by its folder.")
     ] = None
@@ -106,13 +107,6 @@ def load_scenario(source: str, overrides: list[str] | None, seed: int | None) ->
 
     changes = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
     return Scenario.load(find_scenario(source), changes)
-
-
-def new_run_folder(scenario: Scenario) -> Path:
-    """Choose a folder that does not exist yet, `runs/<scenario>-<seed>-<time>`."""
-    name = f"{scenario.name}-{scenario.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folders = (Path("runs") / (name if count == 1 else f"{name}-{count}") for count in itertools.count(1))
-    return next(folder for folder in folders if not folder.exists())
 
 
 def prepare_process() -> None:

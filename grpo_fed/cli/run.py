@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TextIO, cast
@@ -17,7 +17,6 @@ from grpo_fed.cli.errors import FAILED, INTERRUPTED, message_for_user, print_err
 from grpo_fed.cli.options import (
     RunOptions,
     load_scenario,
-    new_run_folder,
     prepare_process,
     startup_status,
     use_no_display,
@@ -44,8 +43,8 @@ class Trainer:
 
     command: str
     """The command as a user types it, without the options that both commands share."""
-    start: Callable[[Scenario, Path], Engine]
-    """Makes the engine of a new run in a folder."""
+    start: Callable[[Scenario, Path, bool], Engine]
+    """Makes the engine of a new run in a folder; the last argument allows to remove a run that is there."""
     resume: Callable[[Path], Engine]
     """Makes the engine of a run that was stopped, from its folder."""
     federated: bool
@@ -70,10 +69,10 @@ def run(
 ) -> None:
     """Train a federation: clients learn, the server merges what they share."""
 
-    def start(scenario: Scenario, folder: Path) -> Engine:
+    def start(scenario: Scenario, folder: Path, replace: bool) -> Engine:
         from grpo_fed.engines.start import make_engine
 
-        return make_engine(scenario, folder, engine, superlink, workers)
+        return make_engine(scenario, folder, engine, superlink, workers, replace)
 
     def resume(folder: Path) -> Engine:
         from grpo_fed.engines.start import resume_engine
@@ -92,10 +91,10 @@ def run(
 def train(options: RunOptions) -> None:
     """Train every client of a scenario alone, without any federation."""
 
-    def start(scenario: Scenario, folder: Path) -> Engine:
+    def start(scenario: Scenario, folder: Path, replace: bool) -> Engine:
         from grpo_fed.engines.alone import AloneEngine
 
-        return AloneEngine(scenario, folder)
+        return AloneEngine(scenario, folder, replace=replace)
 
     def resume(folder: Path) -> Engine:
         from grpo_fed.engines.alone import AloneEngine
@@ -108,10 +107,12 @@ def train(options: RunOptions) -> None:
 def _run_command(trainer: Trainer, options: RunOptions) -> None:
     """Start or resume a run, show it, and exit with a code if it does not finish."""
     stdout = UnbreakableStream(sys.stdout)
-    with redirect_stdout(sys.stderr if options.as_json else stdout):  # an environment may print
+    with ExitStack() as stack:
+        stack.enter_context(redirect_stdout(sys.stderr if options.as_json else stdout))  # an environment may print
         with report_errors(options.debug), startup_status(not (options.as_json or options.quiet)):
             prepare_process()
             engine, folder = _engine_and_folder(trainer, options)
+            stack.enter_context(engine)
             from grpo_fed.reports.displays import display_for
             from grpo_fed.reports.progress import RunHeader
             from grpo_fed.runs.tracking import Tracker
@@ -121,9 +122,8 @@ def _run_command(trainer: Trainer, options: RunOptions) -> None:
             method = scenario.method if trainer.federated else ""
             header = RunHeader(scenario, engine.device, folder, method, tracker.place)
             display = display_for(cast("TextIO", stdout), options.as_json, options.quiet)
-        with engine:
-            display.begin(header)
-            _run_engine(trainer, engine, folder, display, tracker, options)
+        display.begin(header)
+        _run_engine(trainer, engine, folder, display, tracker, options)
     stdout.flush()
     if stdout.failure is not None:
         message = f"stdout could not be written: {stdout.failure}; the run went on, and its results are in {folder}/"
@@ -134,15 +134,30 @@ def _run_command(trainer: Trainer, options: RunOptions) -> None:
 def _engine_and_folder(trainer: Trainer, options: RunOptions) -> tuple[Engine, Path]:
     """Make the engine that the options ask for, and choose the run's folder."""
     if options.resume is not None:
-        if any(value is not None for value in (options.scenario, options.overrides, options.seed, options.out)):
-            raise ValueError("--resume continues a run as it was started: leave out SCENARIO, --set, --seed and --out")
+        given = (options.scenario, options.overrides, options.seed, options.out, options.replace or None)
+        if any(value is not None for value in given):
+            text = "leave out SCENARIO, --set, --seed, --out and --replace"
+            raise ValueError(f"--resume continues a run as it was started: {text}")
         return trainer.resume(options.resume), options.resume
     if options.scenario is None:
         command = trainer.command
         raise ValueError(f"{command} needs a SCENARIO, or --resume RUN; grpo-fed list names the scenarios that ship")
     scenario = load_scenario(options.scenario, options.overrides, options.seed)
-    folder = options.out or new_run_folder(scenario)
-    return trainer.start(scenario, folder), folder
+    if options.out is not None:
+        return trainer.start(scenario, options.out, options.replace), options.out
+    return _start_in_new_folder(trainer, scenario)
+
+
+def _start_in_new_folder(trainer: Trainer, scenario: Scenario) -> tuple[Engine, Path]:
+    """Make an engine for a run without a folder; another run may take a name in the same second."""
+    from grpo_fed.runs.folder import FolderTakenError, candidate_folders
+
+    for folder in candidate_folders(scenario):
+        try:
+            return trainer.start(scenario, folder, False), folder
+        except FolderTakenError:
+            continue
+    raise AssertionError("there is always another name")
 
 
 def _run_engine(

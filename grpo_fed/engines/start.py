@@ -66,6 +66,7 @@ def run(
     engine: EngineName = "local",
     superlink: str | None = None,
     workers: int | None = None,
+    replace: bool = False,
 ) -> Result:
     """Train a federation.
 
@@ -73,10 +74,11 @@ def run(
     watch: gets the record of every round, the first being 0.
     superlink: the name of a deployment's connection, for the engine `flower`.
     workers: the number of worker processes, for the engine `local`; by default one for each core.
+    replace: whether a run that `out` holds may be removed.
     Raises ValueError for what is wrong with the scenario or the call, before anything is written. Whatever stops the
     run after that, KeyboardInterrupt too, is raised after what has been learned is saved.
     """
-    with make_engine(scenario, out, engine, superlink, workers) as federation:
+    with make_engine(scenario, out, engine, superlink, workers, replace) as federation:
         return federation.run(watch)
 
 
@@ -101,6 +103,7 @@ def make_engine(
     engine: EngineName = "local",
     superlink: str | None = None,
     workers: int | None = None,
+    replace: bool = False,
 ) -> Engine:
     """Make an engine for a new run; the arguments are those of `run`.
 
@@ -112,12 +115,12 @@ def make_engine(
             preload()
         from grpo_fed.engines.local.engine import LocalEngine
 
-        return LocalEngine(scenario, out, workers=workers)
+        return LocalEngine(scenario, out, workers=workers, replace=replace)
     if workers is not None:
         raise ValueError(f"workers = {workers}: only the local engine has workers; this engine is {engine}")
     from grpo_fed.engines.flower.engine import FlowerEngine
 
-    return FlowerEngine(scenario, out, engine, superlink)
+    return FlowerEngine(scenario, out, engine, superlink, replace=replace)
 
 
 def resume_engine(folder: str | Path, engine: EngineName = "local", superlink: str | None = None) -> Engine:

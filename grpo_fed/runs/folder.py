@@ -7,10 +7,12 @@ however the process ends.
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self, final
@@ -36,6 +38,10 @@ TRACKING, FLOWER_LOGS = "tracking", "flower"
 
 FILES = (SCENARIO, ROUNDS, RESULTS, SHARED, ENGINE, FAILURE, SUMMARY, REPORT)
 FOLDERS = (POLICIES, CHECKPOINTS, CLIENTS, FIGURES, EPISODES, TRACKING, FLOWER_LOGS)
+
+
+CLAIMED = "GRPO_FED_CLAIMED_FOLDER"
+"""The environment variable with the folder that a parent process has claimed for this one."""
 
 
 class FolderTakenError(ValueError):
@@ -65,6 +71,13 @@ class FolderClaim:
             self._handle = None
 
 
+def candidate_folders(scenario: Scenario) -> Iterator[Path]:
+    """Name folders for a run without one, `runs/<scenario>-<seed>-<time>`, until one can be claimed."""
+    name = f"{scenario.name}-{scenario.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for count in itertools.count(1):
+        yield Path("runs") / (name if count == 1 else f"{name}-{count}")
+
+
 def claim_folder(folder: Path, replace: bool = False) -> FolderClaim:
     """Claim a folder for a new run, and make it if there is none.
 
@@ -76,13 +89,30 @@ def claim_folder(folder: Path, replace: bool = False) -> FolderClaim:
     claim = _lock(folder)
     if not replace and _holds_run(folder):
         claim.close()
-        raise FolderTakenError(f"{folder}: holds a run; name another folder, or say --replace to have that run removed")
+        raise FolderTakenError(
+            f"{folder}: holds a run; name another folder, or remove that run with --replace (replace=True)"
+        )
     return claim
+
+
+def claim_new_folder(scenario: Scenario) -> FolderClaim:
+    """Claim a folder for a run without one."""
+    for folder in candidate_folders(scenario):
+        try:
+            return claim_folder(folder)
+        except FolderTakenError:
+            continue
+    raise AssertionError("there is always another name")
 
 
 def reclaim_folder(folder: Path) -> FolderClaim:
     """Claim the folder of a run that goes on; FolderTakenError if another process is writing to it."""
     return _lock(folder)
+
+
+def is_claimed_by_parent(folder: Path) -> bool:
+    """Say whether the process that started this one holds the folder's lock for it."""
+    return os.environ.get(CLAIMED) == str(folder.absolute())
 
 
 def _lock(folder: Path) -> FolderClaim:

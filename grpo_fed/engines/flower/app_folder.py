@@ -17,7 +17,7 @@ from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.shipped import find_scenario
 
 PARTS = ("clients", "server")
-RUN_CONFIG = {"scenario": "", "out": "", "resume": False}
+RUN_CONFIG = {"scenario": "", "out": "", "resume": False, "replace": False}
 """The app's settings: a scenario as TOML, the run's folder on the server, whether to go on with the run in it."""
 
 

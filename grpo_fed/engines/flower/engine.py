@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Literal, Self, TypeAlias, final
 
@@ -26,8 +26,16 @@ from grpo_fed.engines.flower.processes import POLL, SupervisedProcesses
 from grpo_fed.engines.flower.superlink import STATE, Restarter, SuperLink, find_free_port, make_flower_environment
 from grpo_fed.policy.shared import resolve_shared_blocks
 from grpo_fed.rl.device import resolve_device
-from grpo_fed.runs import folder as run_folder
-from grpo_fed.runs.folder import POLICIES
+from grpo_fed.runs.folder import (
+    CLAIMED,
+    CLIENTS,
+    FLOWER_LOGS,
+    POLICIES,
+    check_usable,
+    claim_folder,
+    open_unfinished,
+    reclaim_folder,
+)
 from grpo_fed.runs.results import RESULTS, Result
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.task import MissingPackageError
@@ -36,10 +44,6 @@ EngineName: TypeAlias = Literal["flower-sim", "flower"]
 
 CONNECTION = "grpo-fed"
 """The name of the connection to a SuperLink that the engine starts."""
-CLIENTS = "clients"
-"""The folder in a run's folder in which clients of this machine keep their states."""
-LOGS = "flower"
-"""The folder in a run's folder with the logs of Flower's processes."""
 RUN_LOG = "run"
 """The name of the process that prints the run's log, and of that log."""
 PATIENCE = 60.0
@@ -57,7 +61,7 @@ class FlowerEngine:
     @classmethod
     def resumed(cls, folder: str | Path, engine: EngineName = "flower", superlink: str | None = None) -> Self:
         """Prepare to go on with the run in a folder, from its latest checkpoint, or from its start without one."""
-        scenario, _ = run_folder.open_unfinished(Path(folder))
+        scenario, _ = open_unfinished(Path(folder))
         return cls(scenario, folder, engine, superlink, resume=True)
 
     def __init__(
@@ -67,11 +71,13 @@ class FlowerEngine:
         engine: EngineName = "flower",
         superlink: str | None = None,
         resume: bool = False,
+        replace: bool = False,
     ) -> None:
         """Check the scenario and the other arguments; ValueError if they cannot work.
 
         out: the run's folder, for a deployment on the server's machine.
         superlink: a connection of Flower's configuration, to a deployment; None starts a SuperLink here.
+        replace: whether a run that `out` holds may be removed.
         """
         if engine == "flower-sim" and importlib.util.find_spec("ray") is None:
             raise ValueError("engine flower-sim needs Ray: pip install 'grpo-fed[simulation]'")
@@ -80,21 +86,27 @@ class FlowerEngine:
         if superlink is not None:
             check_connection(superlink)
         self.scenario, self.engine, self.superlink, self.resume = scenario, engine, superlink, resume
+        self.replace = replace
         self.folder = None if out is None else Path(out).absolute()
         if self.folder is not None and superlink is None:
-            run_folder.check_usable(self.folder)
+            check_usable(self.folder)
         # The clients' machines of a deployment may have packages that this one lacks.
         with nullcontext() if superlink is None else suppress(MissingPackageError):
             resolve_shared_blocks(scenario)
         self.device = scenario.device if superlink is not None else str(resolve_device(scenario.device))
         self.result: Result | None = None
         """What became of the run, as far as that is known here, once it has ended, however it ended."""
+        self._claim: AbstractContextManager[object] = nullcontext()
+        if self.folder is not None and superlink is None:
+            self._claim = reclaim_folder(self.folder) if resume else claim_folder(self.folder, replace)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Do nothing: all processes end with `run`."""
+        """Release the run's folder; all processes have ended with `run`."""
+        with self._claim:
+            pass
 
     def run(self, watch: Watch = lambda record: None, say: Say = lambda line: None) -> Result:
         """Run the federation; if interrupted, stop it.
@@ -116,12 +128,12 @@ class FlowerEngine:
                 raise
             finally:
                 if folder.is_dir():
-                    shutil.copytree(temporary / "logs", folder / LOGS, dirs_exist_ok=True)
+                    shutil.copytree(temporary / "logs", folder / FLOWER_LOGS, dirs_exist_ok=True)
             return self.result
 
     def _run(self, temporary: Path, folder: Path, channel: LogChannel) -> Result:
         """Run the federation with all processes that this machine needs for it, and stop these in the end."""
-        config = {"scenario": self.scenario.dumps(), "out": str(folder), "resume": self.resume}
+        config = {"scenario": self.scenario.dumps(), "out": str(folder), "resume": self.resume, "replace": self.replace}
         is_deployed = self.superlink is not None
         home = None if is_deployed else temporary / "home"
         environment = make_flower_environment(home, {} if is_deployed else self._node_environment(temporary, folder))
@@ -151,7 +163,7 @@ class FlowerEngine:
     def _node_environment(self, temporary: Path, folder: Path) -> dict[str, str]:
         """Return the environment variables for the clients' nodes on this machine."""
         warm_server = warm.make_node_environment(temporary) if self.engine == "flower" else {}
-        return {STATE: str(folder / CLIENTS), **warm_server}
+        return {STATE: str(folder / CLIENTS), CLAIMED: str(folder), **warm_server}
 
 
 def _start_superlink(

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, Self, final
 
@@ -25,13 +25,10 @@ from grpo_fed.federation.setup import FederationSetup
 from grpo_fed.federation.state_store import StateStore
 from grpo_fed.rl.device import resolve_device
 from grpo_fed.runs.checkpoint import Checkpoint
-from grpo_fed.runs.folder import check_usable, open_unfinished, read_engine_state
+from grpo_fed.runs.folder import CLIENTS, check_usable, claim_folder, open_unfinished, read_engine_state, reclaim_folder
 from grpo_fed.runs.recorder import Watch
 from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
-
-CLIENTS = "clients"
-"""The subfolder of a run's folder with the state of its clients."""
 
 
 @final
@@ -49,7 +46,7 @@ class LocalEngine:
         """
         folder = Path(folder)
         scenario, checkpoint = open_unfinished(folder)
-        return cls(scenario, folder, checkpoint, engine_state=read_engine_state(folder))
+        return cls(scenario, folder, checkpoint, engine_state=read_engine_state(folder), goes_on=True)
 
     def __init__(
         self,
@@ -58,12 +55,16 @@ class LocalEngine:
         checkpoint: Checkpoint | None = None,
         workers: int | None = None,
         engine_state: Mapping[str, Any] | None = None,
+        replace: bool = False,
+        goes_on: bool = False,
     ) -> None:
         """Make an engine for a new run, or for one that continues from a checkpoint.
 
         out: the run's folder; without one nothing is left behind.
         workers: the number of worker processes, as for `make_local_grid`; ignored where a resumed run saved its own.
         engine_state: what the run saved of its schedule when it began, for a run without a checkpoint.
+        replace: whether a run that `out` holds may be removed.
+        goes_on: whether `out` holds this very run.
         Raises ValueError for what is wrong with the scenario, the folder or the checkpoint.
         """
         self.scenario, self.checkpoint = scenario, checkpoint
@@ -101,13 +102,17 @@ class LocalEngine:
                 engine=self.schedule.state,
                 device=self.device,
             )
+            self._claim: AbstractContextManager[object] = nullcontext()
+            if self.folder is not None:
+                self._claim = reclaim_folder(self.folder) if goes_on else claim_folder(self.folder, replace)
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        with self._claim:  # released last
+            self._stack.close()
 
     @property
     def result(self) -> Result | None:

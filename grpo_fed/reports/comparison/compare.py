@@ -88,7 +88,11 @@ def run_locally(scenario: Scenario, folder: Path, workers: int | None = None, tr
     resumed = checkpoint.latest(folder) is not None
     tracker = Tracker.open(track, folder, scenario, resumed=resumed, models=False)
     status: Status = "failed"
-    with LocalEngine.resumed(folder) if resumed else LocalEngine(scenario, folder, workers=workers) as engine:
+    with (
+        LocalEngine.resumed(folder)
+        if resumed
+        else LocalEngine(scenario, folder, workers=workers, replace=True) as engine
+    ):
         try:
             result = engine.run(lambda record: tracker.round(record_to_line(record)))
             status = "finished"
