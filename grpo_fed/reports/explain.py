@@ -200,6 +200,9 @@ def _merge(scenario: Scenario, commons: SharedBlocks) -> Iterator[str]:
     else:
         yield {
             "mean": "The mean of what the clients send; nobody departs.",
+            "persistence": "The mean of what the clients send, each update cut to twice the median norm. A client leaves"
+            " a parameter group when its deviation from the others agrees with itself from round to round by more than"
+            " its noise (rho > 1/2) and opposes theirs; the earliest is round 4.",
             "fisher": "The mean of what the clients send, each parameter weighed by its Fisher information.",
             "median": "The median of what the clients send, parameter by parameter.",
             "trimmed-mean": f"The mean without {merge.fraction:.0%} of the weight at either end, by parameter.",

@@ -252,11 +252,14 @@ class MergeSettings(Section):
     """How the server merges the clients' shared blocks."""
 
     rule: Annotated[
-        Annotated[Literal["mean", "huber", "fisher", "median", "trimmed-mean", "krum", "clusters"], Named] | OwnPath,
+        Annotated[
+            Literal["mean", "persistence", "huber", "fisher", "median", "trimmed-mean", "krum", "clusters"], Named
+        ]
+        | OwnPath,
         NAMED_OR_OWN,
     ] = "huber"
-    """How the server merges: `"mean"` by weight; `"huber"` the group lasso between clients, which lets a client leave a
-    group; `"fisher"` by Fisher information; `"median"`, `"trimmed-mean"` and `"krum"`, which tolerate hostile clients;
+    """How the server merges: `"mean"` by weight; `"persistence"`, which lets a client leave a parameter group when its
+    deviation from the others persists over rounds; `"huber"` the group lasso between clients, with a threshold; `"fisher"` by Fisher information; `"median"`, `"trimmed-mean"` and `"krum"`, which tolerate hostile clients;
     `"clusters"` within learned clusters of clients; or `module:function` for a rule of your own."""
     kwargs: Arguments = {}
     """Keyword arguments for a rule of your own."""
