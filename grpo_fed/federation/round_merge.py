@@ -6,6 +6,7 @@ answers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import final
@@ -23,8 +24,10 @@ from grpo_fed.aggregation.merge import (
     StreamingMean,
     client_weight,
 )
-from grpo_fed.aggregation.merge.rules import bind_rule
+from grpo_fed.aggregation.merge.persistence import Evidence, Verdict, persistence
+from grpo_fed.aggregation.merge.rules import PERSISTENCE, bind_rule
 from grpo_fed.federation.messages import Trained
+from grpo_fed.policy.groups import Groups
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.scenario.scenario import Scenario
 
@@ -47,16 +50,23 @@ class MergeTarget:
     """[B] each: these clients' cluster in every block; 0 is the one with the greatest weight."""
     notes: tuple[str, ...] = ()
     """Messages for a person."""
+    evidence: Evidence | None = None
+    """With the rule `persistence`, the evidence up to this round."""
+    rho: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """With the rule `persistence`, for every client that is compared with others: each block's greatest rho."""
 
 
 @final
 class RoundMerge:
     """Collects the answers of a round and merges them."""
 
-    def __init__(self, scenario: Scenario, shared_blocks: SharedBlocks) -> None:
+    def __init__(self, scenario: Scenario, shared_blocks: SharedBlocks, evidence: Evidence | None = None) -> None:
+        """Begin a merge; evidence: of the rounds before, for the rule `persistence`."""
         self._settings = scenario.merge
         self._groups = shared_blocks.groups
-        self._rule = bind_rule(scenario.merge)
+        self._rule = None if scenario.merge.rule == PERSISTENCE else bind_rule(scenario.merge)
+        self._evidence = evidence
+        self._ordered = scenario.policy.module is None  # our network's blocks follow each other from input to output
         self.weights: dict[str, float] = {}
         """Each client's weight, in the order of their names."""
         self._mean = StreamingMean()
@@ -93,7 +103,13 @@ class RoundMerge:
         if self._settings.rule in ("mean", "fisher"):
             point = self._mean.result() if self._settings.rule == "mean" else self._by_fisher.result()
             return MergeTarget(shared if point is None else point, self.weights, no_departures, self._fisher.result())
-        merged = self._rule(Replies.of(self._replies), shared, self._groups)
+        replies, evidence, rho = Replies.of(self._replies), self._evidence, {}
+        if self._rule is not None:
+            merged = self._rule(replies, shared, self._groups)
+        else:
+            assert evidence is not None, "the rule persistence has evidence"
+            merged, evidence, verdict = persistence(replies, shared, self._groups, evidence, self._ordered)
+            rho = _rho_by_block(evidence, verdict, self._groups)
         return MergeTarget(
             merged.point,
             self.weights,
@@ -102,6 +118,8 @@ class RoundMerge:
             _targets(merged),
             _clusters(merged),
             merged.notes,
+            evidence,
+            rho,
         )
 
 
@@ -113,6 +131,17 @@ def _tensor(array: np.ndarray) -> Tensor:
 def _indices(chosen: Tensor) -> tuple[int, ...]:
     """The indices of the true entries of [G] bool."""
     return tuple(chosen.nonzero().squeeze(1).tolist())
+
+
+def _rho_by_block(evidence: Evidence, verdict: Verdict, groups: Groups) -> dict[str, dict[str, float]]:
+    """The greatest rho of each block, for every client and block that is compared."""
+    found: dict[str, dict[str, float]] = {}
+    for client, rho in zip(evidence.clients, verdict.rho.tolist(), strict=True):
+        for block, value in zip(groups.blocks, rho, strict=True):
+            if not math.isnan(value):
+                blocks = found.setdefault(client, {})
+                blocks[block] = max(value, blocks.get(block, value))
+    return found
 
 
 def _targets(merged: Merged) -> dict[str, Tensor]:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from grpo_fed.federation.messages import Trained
+from grpo_fed.federation.server import Aggregation
 from grpo_fed.federation.server_state import ServerState
-from grpo_fed.federation.server_step import ServerStep
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord
 from grpo_fed.scenario.scenario import Scenario
@@ -34,12 +34,10 @@ class RoundOutcome:
     """Seconds of training and of the server's step."""
     replies: Mapping[str, Trained] = field(default_factory=dict)
     """The clients' answers, without the vectors that have been merged."""
-    step: ServerStep | None = None
+    aggregation: Aggregation | None = None
     """None if there was no merge."""
     last_kl: Mapping[str, float] = field(default_factory=dict)
     """KL of the last round's step, as clients measured it in this round."""
-    notes: tuple[str, ...] = ()
-    """Messages for a person."""
     failures: Mapping[str, Failure] = field(default_factory=dict)
     """The first failure of each client in this round."""
     scores: Mapping[str, float] = field(default_factory=dict)
@@ -59,21 +57,23 @@ def make_round_record(
     state: the server's state after the round. env_steps: environment steps of all clients before the round.
     """
     entries = {name: settings.name for settings in scenario.clients for name in settings.names}
-    step = None if outcome.step is None else outcome.step.accepted
+    aggregation = outcome.aggregation
+    step = None if aggregation is None else aggregation.step.accepted
+    notes = () if aggregation is None else aggregation.notes
     return RoundRecord(
         round=outcome.round,
         rounds=scenario.rounds,
         seconds=outcome.seconds,
         env_steps=env_steps + sum(reply.steps for reply in outcome.replies.values()),
         clients=[_client_record(name, entries[name], outcome, shared_blocks, state) for name in shared_blocks.clients],
-        server=ServerRecord(step, outcome.last_kl, traffic.up, traffic.down, traffic.total, outcome.notes),
+        server=ServerRecord(step, outcome.last_kl, traffic.up, traffic.down, traffic.total, notes),
     )
 
 
 def _client_record(
     client: str, entry: str, outcome: RoundOutcome, shared_blocks: SharedBlocks, state: ServerState
 ) -> ClientRecord:
-    reply = outcome.replies.get(client)
+    reply, aggregation = outcome.replies.get(client), outcome.aggregation
     return ClientRecord(
         client=client,
         task=entry,
@@ -81,9 +81,10 @@ def _client_record(
         episodes=0 if reply is None else reply.episodes,
         metrics={} if reply is None else dict(reply.metrics),
         score=outcome.scores.get(client),
-        kl=None if outcome.step is None else outcome.step.kl.get(client),
+        kl=None if aggregation is None else aggregation.step.kl.get(client),
         departed=name_groups(shared_blocks, state.departed.get(client, ())),
         clusters=name_clusters(shared_blocks, state.clusters.get(client)),
+        rho={} if aggregation is None else dict(aggregation.rho.get(client, {})),
         failure=outcome.failures.get(client),
     )
 

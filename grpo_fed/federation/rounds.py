@@ -30,9 +30,8 @@ from grpo_fed.federation.messages import (
 from grpo_fed.federation.participation import ceil_fraction, sample_clients, wait_for_clients
 from grpo_fed.federation.round_merge import RoundMerge
 from grpo_fed.federation.round_record import RoundOutcome, Traffic, make_round_record, name_clusters, name_groups
-from grpo_fed.federation.server import Server
+from grpo_fed.federation.server import Aggregation, Server
 from grpo_fed.federation.server_state import ServerState
-from grpo_fed.federation.server_step import ServerStep
 from grpo_fed.federation.stopping import EarlyStopping
 from grpo_fed.federation.transport import Transport
 from grpo_fed.policy.shared import SharedBlocks
@@ -139,15 +138,14 @@ class Federation:
         merge, replies = self._train(round, clients, failures)
         self._complete_last_round(replies)
         last_kl = self.server.observe_last_step(replies, merge.weights)
-        step: ServerStep | None = None
-        notes: tuple[str, ...] = ()
-        if has_quorum := self._has_quorum(len(replies), len(clients)):
-            step, notes = self.server.aggregate(merge, self._measure(round, failures))
+        aggregation: Aggregation | None = None
+        if self._has_quorum(len(replies), len(clients)):
+            aggregation = self.server.aggregate(merge, self._measure(round, failures))
         else:
             self.server.skip_merge()
         self.state.round = round
-        self._finish_round(RoundOutcome(round, time.perf_counter() - began, replies, step, last_kl, notes, failures))
-        self._count_quorum(has_quorum, round, failures)
+        self._finish_round(RoundOutcome(round, time.perf_counter() - began, replies, aggregation, last_kl, failures))
+        self._count_quorum(aggregation is not None, round, failures)
 
     def _finish_round(self, outcome: RoundOutcome) -> None:
         """Evaluate if it is time, and record the round: a checkpoint first, then its line."""

@@ -6,6 +6,7 @@ It knows no rounds and no transport, so rounds that wait for all clients and oth
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias, final
 
 import numpy as np
@@ -28,6 +29,17 @@ MeasureCandidates: TypeAlias = Callable[
 -> the KL [M] of each client that answered."""
 
 
+@dataclass(frozen=True)
+class Aggregation:
+    """What a merge came to."""
+
+    step: ServerStep
+    rho: Mapping[str, Mapping[str, float]]
+    """With the rule `persistence`, for every client that is compared with others: each block's greatest rho."""
+    notes: tuple[str, ...]
+    """Messages for a person."""
+
+
 @final
 class Server:
     """The shared blocks, and how answers move them."""
@@ -41,27 +53,25 @@ class Server:
         self.scenario, self.shared_blocks = scenario, shared_blocks
         self.initial_budgets = block_budgets(scenario.proximity, shared_blocks)
         if after is None:
-            self.state = ServerState.initial(scenario.name, shared_blocks, self.initial_budgets)
+            self.state = ServerState.initial(scenario, shared_blocks, self.initial_budgets)
         else:
             self.state = ServerState.from_checkpoint(after, shared_blocks)
 
     def begin_merge(self) -> RoundMerge:
         """Start a merge that answers are added to as they arrive."""
-        return RoundMerge(self.scenario, self.shared_blocks)
+        return RoundMerge(self.scenario, self.shared_blocks, self.state.evidence)
 
-    def aggregate(self, merge: RoundMerge, measure: MeasureCandidates) -> tuple[ServerStep, tuple[str, ...]]:
-        """Move the shared blocks towards the merge's target, as far as the KL budgets allow: s <- s + alpha (s* - s).
-
-        Return the step and messages for a person.
-        """
+    def aggregate(self, merge: RoundMerge, measure: MeasureCandidates) -> Aggregation:
+        """Move the shared blocks towards the merge's target, as far as the KL budgets allow: s <- s + alpha (s* - s)."""
         state = self.state
         target = merge.target(torch.from_numpy(state.shared))
         state.departed |= target.departed
         state.clusters = dict(target.clusters) or state.clusters
+        state.evidence = target.evidence if target.evidence is not None else state.evidence
         step = self._choose_step(target, measure)
         self._move(target, step.accepted.alphas)
         state.last_step = step.accepted
-        return step, target.notes
+        return Aggregation(step, target.rho, target.notes)
 
     def skip_merge(self) -> None:
         """Leave the shared blocks as they are, for want of answers."""

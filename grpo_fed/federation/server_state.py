@@ -10,11 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from grpo_fed.aggregation.merge.persistence import Evidence, no_evidence
 from grpo_fed.aggregation.proximity.records import AcceptedStep
 from grpo_fed.federation.messages import Start
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.checkpoint import Checkpoint
+from grpo_fed.scenario.scenario import Scenario
 
+EVIDENCE = "evidence:"
+"""In a checkpoint, the prefix of the arrays of the merge rule `persistence`."""
+EVIDENCE_ARRAYS = ("sums", "products", "common", "departed", "departures")
 CLIENT = "client:"
 """In a checkpoint, the prefix of the shared blocks of one client's clusters; no parameter's name has a colon."""
 
@@ -54,11 +59,19 @@ class ServerState:
     """The last round that each client has answered for; its state of that round is the one that is evaluated."""
     last_step: AcceptedStep | None = None
     """The last round's step; None if it had none."""
+    evidence: Evidence | None = None
+    """What the merge rule `persistence` knows of the clients' updates; None with other rules."""
 
     @classmethod
-    def initial(cls, scenario: str, shared_blocks: SharedBlocks, budgets: Mapping[str, float]) -> ServerState:
+    def initial(cls, scenario: Scenario, shared_blocks: SharedBlocks, budgets: Mapping[str, float]) -> ServerState:
         """Make the state before the first round, with a new name."""
-        return cls(f"{scenario}-{uuid.uuid4().hex[:12]}", shared_blocks.initial.numpy(), dict(budgets))
+        has_evidence = scenario.merge.rule == "persistence" and shared_blocks.size > 0
+        return cls(
+            f"{scenario.name}-{uuid.uuid4().hex[:12]}",
+            shared_blocks.initial.numpy(),
+            dict(budgets),
+            evidence=no_evidence(shared_blocks.clients, shared_blocks.groups) if has_evidence else None,
+        )
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, shared_blocks: SharedBlocks) -> ServerState:
@@ -77,6 +90,7 @@ class ServerState:
             **vars(checkpoint.part("server", SavedServerState)),
             round=checkpoint.round,
             shared=np.concatenate([np.zeros(0, np.float32), *(flat[slot.name] for slot in slots)]),
+            evidence=_read_evidence(arrays, shared_blocks),
             cluster_points={
                 name.removeprefix(CLIENT): array for name, array in flat.items() if name.startswith(CLIENT)
             },
@@ -91,6 +105,7 @@ class ServerState:
         return {
             **shared_blocks.layout.views(self.shared),
             **{f"{CLIENT}{name}": point for name, point in self.cluster_points.items()},
+            **({} if self.evidence is None else _write_evidence(self.evidence)),
         }
 
     def shared_of(self, client: str) -> Tensor:
@@ -106,6 +121,17 @@ class ServerState:
     def latest(self, client: str) -> Start:
         """Make a client's start with the state of the last round that it answered for."""
         return self.start(client, self.trained.get(client, 0))
+
+
+def _write_evidence(evidence: Evidence) -> dict[str, np.ndarray]:
+    return {f"{EVIDENCE}{name}": getattr(evidence, name).numpy() for name in EVIDENCE_ARRAYS}
+
+
+def _read_evidence(arrays: Mapping[str, np.ndarray], shared_blocks: SharedBlocks) -> Evidence | None:
+    if f"{EVIDENCE}{EVIDENCE_ARRAYS[0]}" not in arrays:
+        return None
+    tensors = {name: torch.from_numpy(np.array(arrays[f"{EVIDENCE}{name}"])) for name in EVIDENCE_ARRAYS}
+    return Evidence(tuple(sorted(shared_blocks.clients)), **tensors)
 
 
 def deduplicate(points: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

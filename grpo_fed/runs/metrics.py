@@ -64,6 +64,10 @@ TABLE = (
     Metric("alpha/", "Fraction of the way to the merge that the block goes."),
     Metric("budget/", "The block's KL budget; `budget/joint` for all blocks together."),
     Metric("wanted/", "KL that the whole way to the merge would have."),
+    Metric(
+        "rho/",
+        "How much the client's deviation from the others agrees with itself over rounds; leaving pays above 1/2.",
+    ),
     Metric("clusters/", "How many clusters of clients the block is merged in."),
     Metric("cluster/", "The cluster that the client's block is merged in; 0 is the one with the greatest weight."),
 )

@@ -62,6 +62,8 @@ class ClientRecord:
     """The shared parameter groups that it has left, in order."""
     clusters: Mapping[str, int] = field(default_factory=dict)
     """The client's cluster in every block, 0 being the one with the greatest weight; empty if the merge has none."""
+    rho: Mapping[str, float] = field(default_factory=dict)
+    """With the merge rule `persistence`, each block's greatest rho; empty while the client is not compared."""
     failure: Failure | None = None
     """Its first failure in this round."""
 
@@ -208,6 +210,7 @@ def _client_line(record: ClientRecord, metrics: Mapping[str, float | None]) -> d
     line: dict[str, Any] = {**metrics, DEPARTED_GROUPS: len(record.departed)}
     line |= {"personal_groups": list(record.departed)} if record.departed else {}
     line |= {f"cluster/{block}": cluster for block, cluster in record.clusters.items()}
+    line |= {f"rho/{block}": _finite(value) for block, value in record.rho.items()}
     line |= {"kl/joint": _finite(record.kl)} if record.kl is not None else {}
     return line | ({"failure": record.failure.kind} if record.failure is not None else {})
 

@@ -137,6 +137,14 @@ MERGE_RULES: Mapping[str, MergeRule] = {
         (),
         "Where all clients are alike. The server holds one model in memory.",
     ),
+    "persistence": MergeRule(
+        "mean of the clients that are not in lasting conflict",
+        "Ours.",
+        (),
+        "Where some clients may not fit, whatever the learning rate: a client leaves a parameter group when its "
+        "deviation from the others agrees with itself from round to round by more than its noise and opposes theirs. "
+        "Four rounds of a shared merge come first, so runs of a few rounds cannot profit.",
+    ),
     "huber": MergeRule(
         "group lasso between clients",
         "Ours, after Yuan & Lin 2006 and Huber 1964.",

@@ -252,12 +252,17 @@ class MergeSettings(Section):
     """How the server merges the clients' shared blocks."""
 
     rule: Annotated[
-        Annotated[Literal["mean", "huber", "fisher", "median", "trimmed-mean", "krum", "clusters"], Named] | OwnPath,
+        Annotated[
+            Literal["mean", "persistence", "huber", "fisher", "median", "trimmed-mean", "krum", "clusters"], Named
+        ]
+        | OwnPath,
         NAMED_OR_OWN,
     ] = "huber"
-    """How the server merges: `"mean"`, weighted; `"huber"`, the group lasso between clients, which lets a client leave
-    a group; `"fisher"`, a mean by Fisher information; `"median"`, `"trimmed-mean"` and `"krum"`, which tolerate hostile
-    clients; `"clusters"`, means within learned clusters of clients; or `module:function` for a rule of your own."""
+    """How the server merges: `"mean"`, weighted; `"persistence"`, which lets a client leave a parameter group when its
+    deviation from the others persists over rounds; `"huber"`, the group lasso between clients, which lets it leave
+    where it lies further away than a threshold; `"fisher"`, a mean by Fisher information; `"median"`, `"trimmed-mean"`
+    and `"krum"`, which tolerate hostile clients; `"clusters"`, means within learned clusters of clients; or
+    `module:function` for a rule of your own."""
     kwargs: Arguments = {}
     """Keyword arguments for a rule of your own."""
     weights: Literal["steps", "episodes", "uniform", "progress"] = "steps"

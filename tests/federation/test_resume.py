@@ -170,6 +170,7 @@ def test_a_new_run_in_an_old_folder_leaves_no_checkpoint_of_the_old_one(tmp_path
 SETTINGS = {
     "mean": (),
     "huber": ('merge.rule="huber"', "merge.threshold=0.4"),
+    "persistence": ('merge.rule="persistence"', "rounds=8"),
     "measured": ('proximity.mode="measured"', "proximity.adaptive=true"),
     "quadratic": ('merge.rule="fisher"', 'proximity.mode="quadratic"', "proximity.adaptive=true"),
     "clusters": ('merge.rule="clusters"', "merge.structure=-1.0", 'proximity.mode="quadratic"'),

@@ -17,6 +17,9 @@ from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.scenario.settings import MergeSettings
 from grpo_fed.scenario.tables import is_import_path
 
+PERSISTENCE = "persistence"
+"""The rule that has a state, `Evidence`, and so is no function of replies, shared vector and groups alone."""
+
 
 def check_rule(settings: MergeSettings, shared_blocks: SharedBlocks) -> None:
     """Check that a scenario's rule can be used; where nothing is shared, patterns of blocks are not checked.
@@ -24,7 +27,8 @@ def check_rule(settings: MergeSettings, shared_blocks: SharedBlocks) -> None:
     Raises a ValueError for a rule that cannot be imported, and for a pattern that matches no shared block or one that
     another pattern matches too.
     """
-    bind_rule(settings)
+    if settings.rule != PERSISTENCE:
+        bind_rule(settings)
     if shared_blocks.size:
         group_thresholds(shared_blocks.groups, 0.0, none_as_infinity(settings.blocks))
 
