@@ -120,7 +120,7 @@ def test_a_resolved_scenario_does_not_import_the_custom_modules(
     assert "my_methods" not in sys.modules
     sources = explain_scenario(scenario)[-1].sentences
     assert sources[0] == "Method my_methods:CAREFUL cannot be imported here; the scenario has all of its values."
-    with pytest.raises(ScenarioError, match="my_methods:CAREFUL: cannot be imported.*without it, local cannot replace"):
+    with pytest.raises(ScenarioError, match=r"my_methods:CAREFUL: cannot be imported.*without it, local cannot"):
         Scenario.loads(text, overrides=["method=local"])
 
 
