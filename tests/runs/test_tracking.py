@@ -24,7 +24,7 @@ from grpo_fed.policy.make import make_policy
 from grpo_fed.reports.charts import PALETTE
 from grpo_fed.rl.normalise import ObservationNormaliser
 from grpo_fed.runs.colours import pick_colour
-from grpo_fed.runs.policies import LoadedPolicy
+from grpo_fed.runs.policies import LoadedPolicy, load_policy
 from grpo_fed.runs.tracking import Tracker, default_store, replay, resolve_store
 from grpo_fed.runs.tracking.model import Predictor
 from grpo_fed.runs.tracking.run_page import client_page, clients_table, page_at_end
@@ -41,7 +41,7 @@ from grpo_fed.runs.tracking.ui import open_pages
 from grpo_fed.runs.tracking.views import make_view_tags, make_views
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.resolve import resolve_tasks
-from tests.support.tracking_runs import BLOCKS, Database, document, line, scenario, secrets_found
+from tests.support.tracking_runs import BLOCKS, Database, document, files_with_words, line, scenario
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,8 +87,7 @@ def test_only_finite_numbers_under_known_keys_are_tracked():
 
 def test_many_clients_are_summarised_by_quantiles():
     given = {"clients": {f"c{k}": {"eval/episodic_return": float(k * k)} for k in range(11)}}
-    found = client_quantiles(given)
-    assert found == {
+    assert client_quantiles(given) == {
         "eval/episodic_return_min": 0.0,
         "eval/episodic_return_p10": 1.0,
         "eval/episodic_return_p50": 25.0,
@@ -100,22 +99,22 @@ def test_many_clients_are_summarised_by_quantiles():
 
 
 def test_a_repeated_round_equals_the_first_but_for_its_times():
-    one, other = line(scenario(), 2), line(scenario(), 2)
-    other["time/round_s"] = other["charts/SPS"] = 1.25
-    assert is_same_round(one, other)
-    other["clients"]["cart-0"]["losses/entropy"] += 1e-9
-    assert not is_same_round(one, other)
+    first, second = line(scenario(), 2), line(scenario(), 2)
+    second["time/round_s"] = second["charts/SPS"] = 1.25
+    assert is_same_round(first, second)
+    second["clients"]["cart-0"]["losses/entropy"] += 1e-9
+    assert not is_same_round(first, second)
 
 
 def test_the_page_begins_with_the_result():
     given = scenario()
     begin = {"scenario": "carts", "description": "", "clients": dict.fromkeys("abc"), "params": {"rounds": 4}}
     begin["params"] |= {"method": "grpo", "seed": 0}
-    said = page_at_end(begin, document(given, 4), "finished")
-    assert said.startswith(
+    page = page_at_end(begin, document(given, 4), "finished")
+    assert page.startswith(
         "**Return 41.0** (interquartile mean of 3 clients; mean from 1.0 to 41.0, worst client 40.0)"
     )
-    assert "| backwards | 1.0 | 42.0 | actor |" in said
+    assert "| backwards | 1.0 | 42.0 | actor |" in page
     failed = document(given, 2, "failed") | {"error": "ValueError: no"}
     assert page_at_end(begin, failed, "failed").startswith("**Failed after 2 of 4 rounds**: ValueError: no.")
 
@@ -123,22 +122,22 @@ def test_the_page_begins_with_the_result():
 def test_clusters_replace_personal_groups_on_the_page():
     given = scenario()
     done = document(given, 4)
-    for name, one in done["clients"].items():
-        one |= {"personal_groups": [], "clusters": {"torso.0": 0, "actor": int(name == "backwards")}}
+    for name, client in done["clients"].items():
+        client |= {"personal_groups": [], "clusters": {"torso.0": 0, "actor": int(name == "backwards")}}
     begin = {"scenario": "carts", "description": "", "params": {"rounds": 4, "method": "clusters", "seed": 0}}
-    said = page_at_end({**begin, "clients": done["clients"]}, done, "finished")
-    assert "| client | before | after | clusters |" in said
-    assert "| backwards | 1.0 | 42.0 | actor #1 |" in said
+    page = page_at_end({**begin, "clients": done["clients"]}, done, "finished")
+    assert "| client | before | after | clusters |" in page
+    assert "| backwards | 1.0 | 42.0 | actor #1 |" in page
     assert client_page(done["clients"]["backwards"]).endswith("In another cluster than most: `actor #1`.")
     assert client_page(done["clients"]["cart-0"]).endswith("In another cluster than most: none.")
     table = clients_table(done)
     assert (table["columns"][-1], [row[-1] for row in table["data"]]) == ("clusters", ["", "", "actor #1"])
-    told = line(given, 2) | {"clusters/actor": 2}
-    told["clients"]["backwards"]["cluster/actor"] = 1
-    assert tracked_metrics(told)["clusters/actor"] == 2.0
-    assert dict(client_metrics(told))["backwards"]["cluster/actor"] == 1.0
-    views = make_views(sorted(metric_keys([told])))
-    charts = [chart.metrics for view in views for own in view.sections.values() for chart in own]
+    clustered = line(given, 2) | {"clusters/actor": 2}
+    clustered["clients"]["backwards"]["cluster/actor"] = 1
+    assert tracked_metrics(clustered)["clusters/actor"] == 2.0
+    assert dict(client_metrics(clustered))["backwards"]["cluster/actor"] == 1.0
+    views = make_views(sorted(metric_keys([clustered])))
+    charts = [chart.metrics for view in views for section in view.sections.values() for chart in section]
     assert ("clusters/actor",) in charts
     assert ("cluster/actor",) in charts
 
@@ -149,10 +148,13 @@ def test_a_client_that_learned_nothing_is_named_after_the_result():
     done["clients"]["backwards"] |= {"env_steps": 0, "return": None}
     done["missing"] = {"backwards": [[2, "raised", "RuntimeError: out of coal"]], "cart-0": [[1, "late", "no answer"]]}
     begin = {"scenario": "carts", "description": "", "params": {"rounds": 3, "method": "grpo", "seed": 0}}
-    said = page_at_end({**begin, "clients": done["clients"]}, done, "finished").split("\n\n")
-    assert said[0].startswith("**Return ")
-    assert said[1] == "**backwards learned nothing**: it had no answer, in round 2 raised: RuntimeError: out of coal"
-    assert "cart-0 learned nothing" not in " ".join(said)
+    page = page_at_end({**begin, "clients": done["clients"]}, done, "finished").split("\n\n")
+    assert page[0].startswith("**Return ")
+    assert (
+        page[1]
+        == "**backwards learned nothing**: it gave no valid answer, in round 2 raised: RuntimeError: out of coal"
+    )
+    assert "cart-0 learned nothing" not in " ".join(page)
 
 
 def test_saved_views_show_the_metrics_that_exist():
@@ -336,23 +338,23 @@ def test_a_sent_spool_is_removed_and_its_ids_stay(finished: Path):
 
 def test_a_clients_model_predicts_without_our_code(finished: Path, database: Database, tmp_path: Path):
     observations = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
-    np.save(tmp_path / "seen.npy", observations)
+    np.save(tmp_path / "observations.npy", observations)
     run = database.runs("carts")["backwards"]
     code = f"""
 import sys, numpy, torch, mlflow.pytorch
 mlflow.set_tracking_uri({database.uri!r})
 model = mlflow.pytorch.load_model("runs:/{run}/policy")
-numpy.save("said.npy", model(torch.from_numpy(numpy.load("seen.npy"))).numpy())
+numpy.save("actions.npy", model(torch.from_numpy(numpy.load("observations.npy"))).numpy())
 assert "grpo_fed" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
-    ours = saved.load_policy(finished, "backwards")
-    expected = [ours.predict(one) for one in observations]
+    ours = load_policy(finished, "backwards")
+    expected = [ours.predict(observation) for observation in observations]
     assert len(set(map(int, expected))) == 2
-    np.testing.assert_array_equal(np.load(tmp_path / "said.npy"), expected)
+    np.testing.assert_array_equal(np.load(tmp_path / "actions.npy"), expected)
 
 
-def test_a_run_of_which_nothing_reached_a_store_can_go_to_another(database: Database, tmp_path: Path):
+def test_a_run_that_reached_no_store_may_go_to_another(database: Database, tmp_path: Path):
     tracker = track_rounds("http://127.0.0.1:9", tmp_path / "run", scenario("mistyped", carts=1), range(3))
     assert "did not take all" in str(tracker.trouble)
     assert replay(tmp_path / "run", database.uri) == 5  # how it began, three rounds and the end
@@ -385,7 +387,7 @@ import os, signal, sys
 sys.path.insert(0, {str(ROOT / "tests")!r})
 from pathlib import Path
 from tests.support.tracking_runs import line, scenario
-from grpo_fed.runs.policies import LoadedPolicy
+from grpo_fed.runs.policies import LoadedPolicy, load_policy
 from grpo_fed.runs.tracking import Tracker
 given = scenario("killed", carts=1)
 tracker = Tracker.open({database.uri!r}, Path("."), given)
@@ -433,7 +435,7 @@ def test_a_restarted_server_gets_every_point_and_delays_no_round(database: Datab
     server_uri = f"http://127.0.0.1:{port}"
     took: dict[str, list[float]] = {"up": [], "down": [], "back": []}
 
-    def play(when: str, rounds: range) -> None:
+    def track(when: str, rounds: range) -> None:
         for number in rounds:
             began = time.perf_counter()
             tracker.round(line(given, number))
@@ -444,16 +446,16 @@ def test_a_restarted_server_gets_every_point_and_delays_no_round(database: Datab
     run.mkdir()
     tracker = Tracker.open(server_uri, run, given, models=False)
     with open_pages(uri=database.uri, port=port) as up:
-        play("up", range(30))
+        track("up", range(30))
         until = time.monotonic() + 60
         while Spool(run).load_state("").position == 0 and time.monotonic() < until:
             time.sleep(0.1)  # until some of it has arrived
         assert tracker.run_id is not None
         assert up.server is not None
         os.killpg(up.server.pid, signal.SIGKILL)
-        play("down", range(30, 60))
+        track("down", range(30, 60))
     with open_pages(uri=database.uri, port=port):
-        play("back", range(60, 91))
+        track("back", range(60, 91))
         tracker.close(document(given, 90), "finished")
     assert tracker.trouble is None
     assert "MlflowException" in (run / "tracking" / "writer.log").read_text()  # the outage is in the log
@@ -476,7 +478,7 @@ def test_replay_sends_the_rest_after_an_outage_with_its_times(database: Database
     tracker.close(document(given, 2), "finished")
     ended = time.time()
     assert "grpo-fed replay" in str(tracker.trouble)
-    assert not secrets_found(run, ["hush-hush"])
+    assert not files_with_words(run, ["hush-hush"])
     with pytest.raises(TimeoutError, match="5 of 5 records are not sent"):
         replay(run)
     with open_pages(uri=database.uri, port=port):
@@ -543,9 +545,9 @@ def test_an_exported_module_acts_as_the_policy(kind: str, normalised: bool, monk
     if normaliser is not None:
         normaliser.update(draws.normal(1.0, 2.0, (1, 100, 3)))
     ours = LoadedPolicy(given, task, policy, parameters, normaliser)
-    seen = draws.uniform(-5, 5, (40, 3)).astype(np.float32)
-    said = Predictor(ours)(torch.from_numpy(seen)).numpy()
-    expected = np.stack([np.asarray(ours.predict(one)) for one in seen])
-    assert said.dtype == expected.dtype
+    observations = draws.uniform(-5, 5, (40, 3)).astype(np.float32)
+    actions = Predictor(ours)(torch.from_numpy(observations)).numpy()
+    expected = np.stack([np.asarray(ours.predict(observation)) for observation in observations])
+    assert actions.dtype == expected.dtype
     assert np.ptp(expected.reshape(40, -1), 0).any()
-    np.testing.assert_allclose(said, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(actions, expected, rtol=1e-5, atol=1e-6)
