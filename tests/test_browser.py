@@ -10,7 +10,7 @@ import pytest
 from grpo_fed.engines.alone import train
 from grpo_fed.runs.tracking import Tracker
 from grpo_fed.runs.tracking.spool import Spool
-from grpo_fed.runs.tracking.ui import MlflowPages, pages
+from grpo_fed.runs.tracking.ui import MlflowPages, open_pages
 from tests.support.browser import CHROMIUM, Browser
 from tests.support.tracking_runs import document, line, scenario
 
@@ -31,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shown(run: Path) -> Iterator[MlflowPages]:
-    with pages(run) as ready:
+    with open_pages(run) as ready:
         yield ready
 
 

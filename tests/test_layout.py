@@ -1,13 +1,15 @@
-"""What the house promises: imports go down its floors, Flower and MLflow stay where they belong, a wheel is clean."""
+"""The layout of the package: imports go down its rooms, names and files are in order, a wheel is clean."""
 
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections import defaultdict
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -19,13 +21,13 @@ PACKAGE = ROOT / "grpo_fed"
 ROOMS = ["scenario", "tasks", "policy", "rl", "aggregation", "runs", "federation", "engines", "reports", "cli"]
 """A module may import from its own room and from those before it."""
 APART = {("rl", "aggregation"), ("aggregation", "rl")}
-"""Rooms that do not know each other."""
+"""Rooms that do not import from each other."""
 LIBRARIES = {"flwr": {"engines", "cli"}, "mlflow": {"runs.tracking"}, "matplotlib": {"reports"}}
 """Which rooms may import a library."""
 
 
 def module_name(path: Path) -> str:
-    """`grpo_fed/tasks/gym.py` -> `tasks.gym`, a package's `__init__.py` -> the package."""
+    """Name a module: `grpo_fed/tasks/gym.py` -> `tasks.gym`, a package's `__init__.py` -> the package."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
@@ -34,7 +36,7 @@ SOURCES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imported_names(path: Path) -> set[str]:
-    """Every dotted name that a file imports, anywhere in it but for types alone; `from a import b` gives `a.b`."""
+    """List the dotted names that a file imports, but for types alone; `from a import b` gives `a.b`."""
     names, todo = set(), list(ast.parse(path.read_text()).body)
     while todo:
         node = todo.pop()
@@ -49,7 +51,7 @@ def imported_names(path: Path) -> set[str]:
 
 
 def imported_modules(path: Path) -> set[str]:
-    """The modules of ours that a file imports, named as in `SOURCES`."""
+    """List the package's modules that a file imports, named as in `SOURCES`."""
     modules = set()
     for name in imported_names(path):
         package, *rest = name.split(".")
@@ -61,6 +63,7 @@ def imported_modules(path: Path) -> set[str]:
 
 
 def room_of(module: str) -> str:
+    """Return the first part of a module's name."""
     return module.split(".")[0]
 
 
@@ -79,14 +82,18 @@ def test_no_room_imports_upwards(module: str):
     assert not {(room, other) for other in rooms} & APART
 
 
-def test_no_import_goes_round_in_a_circle():
+def test_imports_have_no_circle():
     graph = {name: imported_modules(path) - {name} for name, path in SOURCES.items()}
     TopologicalSorter(graph).prepare()
 
 
 @pytest.mark.parametrize(("library", "allowed"), LIBRARIES.items())
-def test_a_library_is_known_to_its_rooms_alone(library: str, allowed: set[str]):
-    users = {name for name, path in SOURCES.items() if library in {one.split(".")[0] for one in imported_names(path)}}
+def test_a_library_is_imported_by_its_rooms_alone(library: str, allowed: set[str]):
+    users = {
+        name
+        for name, path in SOURCES.items()
+        if library in {imported.split(".")[0] for imported in imported_names(path)}
+    }
     outside = {name for name in users if not any(f"{name}.".startswith(f"{room}.") for room in allowed)}
     assert not outside
 
@@ -99,10 +106,61 @@ def test_a_package_names_each_of_its_modules_in_its_docstring(package: str):
     if package == "__init__":
         return
     documentation = ast.get_docstring(ast.parse(path.read_text())) or ""
-    modules = {one.name for one in path.parent.glob("*.py")} - {"__init__.py"}
-    modules |= {f"{one.parent.name}/" for one in path.parent.glob("*/__init__.py")}
+    modules = {module.name for module in path.parent.glob("*.py")} - {"__init__.py"}
+    modules |= {f"{module.parent.name}/" for module in path.parent.glob("*/__init__.py")}
     assert not {name for name in modules if name not in documentation}
 
+
+# Files and names -----------------------------------------------------------------------------------------------------
+
+MOST_LINES = {PACKAGE: 400, ROOT / "tests": 600}
+"""Lines that a file of the package, or of the tests, may have."""
+ALIKE = {
+    "main": "the entry of a process, called by `python -m` alone",
+    "compare": "the command that calls the function of this name",
+    "init": "the command that calls the function of this name",
+    "server": "the command that calls the function of this name",
+    "client": "the command that calls the function of this name",
+    "run": "the command that calls the function of this name",
+    "train": "the command that calls the function of this name",
+    "replay": "the command that calls the function of this name",
+    "serve": "a fork server serves its parent, MLflow's pages a browser; each is used with its module's name",
+    "check_finite": "the arrays of a message, and the values of an environment: the errors name other things",
+    "Section": "the sections of a scenario, and those of a summary",
+}
+"""Public names that two rooms have, with the reason."""
+
+
+def public_definitions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
+    """List the public functions and classes at the level of a module."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return [node for node in ast.parse(path.read_text()).body if isinstance(node, kinds) and node.name[0] != "_"]
+
+
+@pytest.mark.parametrize("folder", MOST_LINES, ids=lambda folder: folder.name)
+def test_a_long_file_gives_its_reason_in_its_docstring(folder: Path):
+    limit = MOST_LINES[folder]
+    for path in folder.rglob("*.py"):
+        text = path.read_text()
+        if len(text.splitlines()) > limit:
+            documentation = ast.get_docstring(ast.parse(text)) or ""
+            assert re.search(rf"^Over {limit} lines: \w", documentation, re.MULTILINE), path.relative_to(ROOT)
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_every_public_function_and_class_has_a_docstring(module: str):
+    assert not [node.name for node in public_definitions(SOURCES[module]) if ast.get_docstring(node) is None]
+
+
+def test_rooms_have_no_public_names_alike_without_a_reason():
+    rooms = defaultdict(set)
+    for module, path in SOURCES.items():
+        for node in public_definitions(path):
+            rooms[node.name].add(room_of(module))
+    assert {name for name, users in rooms.items() if len(users) > 1} == set(ALIKE)
+
+
+# Imports at run time -------------------------------------------------------------------------------------------------
 
 LIGHT = [name for name in SOURCES if name.split(".")[-1] in {"records", "messages", "folder"} or room_of(name) == "cli"]
 
@@ -114,46 +172,48 @@ def test_records_messages_and_the_command_line_need_no_torch():
     assert done.returncode == 0, done.stderr
 
 
-def test_importing_the_package_is_free():
+def test_importing_the_package_imports_no_library():
     heavy = "{'torch', 'numpy', 'pydantic', 'gymnasium', 'flwr', 'mlflow'}"
     code = f"import sys, grpo_fed; sys.exit(str({heavy} & set(sys.modules)) if {heavy} & set(sys.modules) else 0)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_every_public_name_is_found_where_the_package_says():
+def test_every_public_name_is_defined_in_its_listed_module():
     import grpo_fed
 
     for name in grpo_fed.__all__:
-        found = getattr(grpo_fed, name)
-        assert (found.__name__, found.__module__) == (name, grpo_fed.HOMES[name])
+        public = getattr(grpo_fed, name)
+        assert (public.__name__, public.__module__) == (name, grpo_fed.MODULES[name])
 
 
-def test_a_public_name_is_not_a_module_too():
+def test_no_public_name_is_also_a_module():
     # `grpo_fed.train` would become the module as soon as anyone imports it.
     import grpo_fed
 
     assert not set(grpo_fed.__all__) & set(SOURCES)
 
 
+# Dependencies and files ----------------------------------------------------------------------------------------------
+
+
 def test_every_dependency_has_both_bounds():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    required = [*project["dependencies"], *(one for many in project["optional-dependencies"].values() for one in many)]
-    loose = [one for one in required if not ("==" in one or (">=" in one and "<" in one))]
-    assert not loose
+    required = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
+    assert not [entry for entry in required if not ("==" in entry or (">=" in entry and "<" in entry))]
 
 
-def test_every_dependency_is_locked_but_those_of_an_environment_of_their_own():
+def test_every_dependency_is_locked_but_those_of_metaworld():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     assert extras.pop("metaworld"), "it pins another mujoco than the locked one"
-    required = [*project["dependencies"], *(one for many in extras.values() for one in many)]
+    required = [*project["dependencies"], *itertools.chain(*extras.values())]
     locked = set(re.findall(r"^([\w-]+)==[\w.]+$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
-    names = {re.match(r"[\w-]+", one).group() for one in required}  # type: ignore[union-attr]
+    names = {re.match(r"[\w-]+", entry).group() for entry in required}  # type: ignore[union-attr]
     assert names <= locked
 
 
-def test_a_wheel_holds_the_package_and_its_scenarios_and_nothing_else(tmp_path: Path):
+def test_a_wheel_holds_the_package_its_scenarios_and_apps(tmp_path: Path):
     code = f"from hatchling.build import build_wheel; print(build_wheel({str(tmp_path)!r}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     files = zipfile.ZipFile(tmp_path / done.stdout.split()[-1]).namelist()
@@ -178,15 +238,15 @@ BINARY = {".gif", ".npy", ".npz", ".png", ".safetensors", ".zip"}
 
 
 def text_files() -> list[Path]:
-    """All that a commit could hold, without what tools and runs leave behind."""
+    """List the text files of the tree, without what tools and runs leave behind."""
     tree = (path for path in ROOT.rglob("*") if not LEFT_BEHIND & set(path.relative_to(ROOT).parts))
     return sorted(path for path in tree if path.is_file() and path.suffix not in BINARY)
 
 
 def test_no_file_names_a_registry_or_a_machine():
-    found = []
+    lines = []
     for path in text_files():
         for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
             if REGISTRIES.search(line) or MACHINE_PATHS.search(line):
-                found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}")
-    assert not found
+                lines.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}")
+    assert not lines

@@ -1,4 +1,4 @@
-"""Learning without any federation: every client by itself. The control that a federation is compared with."""
+"""Training without a federation, every client by itself: the control that a federation is compared with."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def train(
 
 @final
 class AloneEngine:
-    """A run that is ready to begin: making one finds every mistake before anything is started or written."""
+    """Trains every client by itself. Making one finds every mistake before anything is started or written."""
 
     @classmethod
     def resumed(cls, folder: str | Path) -> Self:

@@ -1,18 +1,21 @@
-"""The federation: what server and clients say, and what each does with it. No transport, no files but the clients' own.
+"""The federation: the messages of server and clients, and what each does with them.
 
-messages.py       instructions and answers
-rounds.py         Federation: the server's loop. Begin here
-clients.py        Clients: what clients do when they are told to
-setup.py          FederationSetup: tasks and shared blocks of a scenario, resolved once
-learners.py       ClientLearners: a client's shared and personal learner
-state_store.py    StateStore: what clients remember between rounds
-participation.py  who takes part
-round_merge.py    a round's merge, reply by reply
-server_step.py    a round's step, within budgets
-server_state.py   what the server knows between two rounds
-round_record.py   a round as a record
-ledger.py         what is written down
-transport.py      Transport, the interface that an engine provides
+    messages.py       instructions and answers
+    rounds.py         Federation: the server's loop
+    server.py         Server: merges the answers, chooses the step, moves the shared blocks
+    clients.py        Clients: carry out the instructions
+    setup.py          FederationSetup: tasks and shared blocks of a scenario, resolved once
+    learners.py       ClientLearners: a client's shared and personal learner
+    state_store.py    StateStore: the clients' states between rounds
+    participation.py  which clients take part
+    round_merge.py    a round's merge, reply by reply
+    server_step.py    a round's step, within budgets
+    server_state.py   the server's state between two rounds
+    round_record.py   a round as a record
+    stopping.py       early stopping
+    transport.py      Transport, the interface that an engine provides
+
+It knows no transport, and writes no files but the run's folder and the clients' states. Begin with rounds.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The instructions that the server sends to clients in a round, and their answers.
 
 S parameters of the shared blocks, G parameter groups of them, B blocks. Arrays are numpy's, since everything here
-crosses the wire. The transport names the client of a message; the message itself does not.
+is sent. The transport names the client of a message; the message itself does not.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Start:
 
 @dataclass(frozen=True, eq=False)
 class EvaluationPlan:
-    """Which episodes a client plays without learning."""
+    """Selects the episodes of an evaluation."""
 
     number: int
     """Selects the episodes' seeds: the round that has just ended, 0 before the first."""
@@ -53,7 +53,7 @@ class Train:
 
 @dataclass(frozen=True, eq=False)
 class Measure:
-    """Instruction to measure the KL of candidate steps from this round's shared blocks, on states kept at the client."""
+    """Instruction to measure the KL of steps from this round's shared blocks, on states that the client keeps."""
 
     start: Start
     """`shared` as the round began; `departed` as the merge has it now."""
@@ -65,7 +65,7 @@ class Measure:
 
 @dataclass(frozen=True, eq=False)
 class Evaluate:
-    """Instruction to play without learning; `start.round` is the last round that was trained, 0 for none."""
+    """Instruction to evaluate the policy; `start.round` is the last round that the client trained in, 0 for none."""
 
     start: Start
     plan: EvaluationPlan
@@ -76,13 +76,16 @@ Instruction: TypeAlias = Train | Measure | Evaluate
 
 @dataclass(frozen=True, eq=False)
 class EvaluationSummary:
-    """Statistics of episodes that were played without learning."""
+    """Statistics of the episodes of an evaluation."""
 
     mean: float
     """Mean return."""
     std: float
+    """Standard deviation of the returns."""
     least: float
+    """Lowest return."""
     most: float
+    """Highest return."""
     episodes: int
     length: float
     """Mean length in steps."""

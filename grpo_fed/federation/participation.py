@@ -1,4 +1,4 @@
-"""Which clients take part in a round."""
+"""Chooses the clients that take part in a round."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml.text import shorten
 
 PAUSE = 0.1
-"""Seconds between two looks at which clients can be reached."""
+"""Seconds between two checks of which clients can be reached."""
 LONG = 10.0
 """Seconds of waiting before the missing clients are logged."""
 

@@ -96,7 +96,7 @@ class RoundMerge:
             self._replies.append(Reply(client, point, share, fisher))
 
     def target(self, shared: Tensor) -> MergeTarget:
-        """Merge the answers, from the shared blocks [S] of this round; if all weights are 0, the target is where they are."""
+        """Merge the answers. shared: [S], this round's shared blocks; they are the target if all weights are 0."""
         if not shared.numel() or not any(self.weights.values()):
             return MergeTarget(shared, self.weights, {})
         no_departures: dict[str, tuple[int, ...]] = dict.fromkeys(self.weights, ())

@@ -15,7 +15,7 @@ from grpo_fed.scenario.scenario import Scenario
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes between server and clients."""
+    """Counts the bytes between server and clients."""
 
     up: int
     """Bytes that came from clients since the last round's record."""
@@ -27,7 +27,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class RoundOutcome:
-    """What happened in a round."""
+    """Collects what happened in a round, for its record."""
 
     round: int
     seconds: float = 0.0

@@ -1,7 +1,7 @@
-"""The federation as the server runs it: round by round, over whatever carries messages.
+"""The federation as the server runs it: round by round, over any transport.
 
 `Federation._round` is the story: sample clients, let them train, merge what they send, step within the KL budgets,
-evaluate, write it down.
+evaluate, record the round.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ MERGED = np.zeros(0, np.float32)
 
 
 class QuorumLostError(RuntimeError):
-    """Too few clients answered, for too many rounds in a row."""
+    """Too few clients answered in too many rounds in a row."""
 
 
 @final
 class Federation:
-    """A federation that is ready to begin: making one finds what is wrong with the server's side of the scenario."""
+    """Runs a federation. Making one checks the server's side of the scenario before anything is sent or written."""
 
     def __init__(
         self,
@@ -90,14 +90,14 @@ class Federation:
         self.result: Result | None = None
         """What became of the run, once it has ended, however it ended."""
         self._has_begun = False
-        """Whether clients have been waited for."""
+        """Whether the federation has waited for its clients once."""
         self._rounds_below_quorum = 0
         """Rounds in a row."""
         self._recorded_bytes = self.recorder.totals.bytes_up, self.recorder.totals.bytes_down
 
     @property
     def state(self) -> ServerState:
-        """What the server knows between two rounds."""
+        """The server's state between two rounds."""
         return self.server.state
 
     @property
@@ -110,7 +110,7 @@ class Federation:
     def run(self, watch: Watch = lambda record: None) -> Result:
         """Evaluate, train round by round, evaluate again; call `watch` with every round's record, the first being 0.
 
-        Whatever stops the run, KeyboardInterrupt included, what has been done is written first.
+        Whatever stops the run, KeyboardInterrupt included, the results so far are written first.
         """
         self.recorder.open(watch, self.shared_blocks.names)
         write_engine_state(self.folder, self.engine)
@@ -181,7 +181,7 @@ class Federation:
     # Who takes part --------------------------------------------------------------------------------------------------
 
     def _wait_for_clients(self) -> tuple[str, ...]:
-        """Wait for all clients before the first round, for a quorum before the others; return those that are there."""
+        """Wait for all clients before the first round, for a quorum before others; return those that can be reached."""
         settings, clients = self.scenario.round, self.shared_blocks.clients
         count = ceil_fraction(settings.quorum, len(clients)) if self._has_begun else len(clients)
         self._has_begun = True
@@ -196,7 +196,7 @@ class Federation:
         return sample_clients(self.scenario, reachable, round)
 
     def _has_quorum(self, answers: int, sampled: int) -> bool:
-        """Say whether so many answers of so many sampled clients are enough for a merge."""
+        """Return whether the answers of the sampled clients are enough for a merge."""
         return answers >= ceil_fraction(self.scenario.round.quorum, sampled)
 
     def _count_quorum(self, has_quorum: bool, round: int, failures: Mapping[str, Failure]) -> None:
@@ -233,7 +233,7 @@ class Federation:
         return merge, replies
 
     def _evaluate(self, plan: EvaluationPlan, failures: dict[str, Failure]) -> dict[str, float]:
-        """Evaluate the clients that can be reached with their latest state; return their mean returns."""
+        """Evaluate all reachable clients with their latest state; return their mean returns."""
         instructions = {name: Evaluate(self.state.latest(name), plan) for name in self.transport.reachable()}
         answers = self._ask(self.state.round, instructions, failures)
         return {name: answer.summary.mean for name, answer in answers if isinstance(answer, Evaluated)}

@@ -42,7 +42,7 @@ class Aggregation:
 
 @final
 class Server:
-    """The shared blocks, and how answers move them."""
+    """Holds the shared blocks, and moves them as the clients' answers say."""
 
     def __init__(self, scenario: Scenario, shared_blocks: SharedBlocks, after: Checkpoint | None = None) -> None:
         """Begin with the scenario's initial shared blocks, or with those of a checkpoint.
@@ -74,7 +74,7 @@ class Server:
         return Aggregation(step, target.rho, target.notes)
 
     def skip_merge(self) -> None:
-        """Leave the shared blocks as they are, for want of answers."""
+        """Leave the shared blocks as they are, since too few clients answered."""
         self.state.last_step = None
 
     def observe_last_step(self, replies: Mapping[str, Trained], weights: Mapping[str, float]) -> dict[str, float]:
@@ -95,7 +95,7 @@ class Server:
         return {name: value for name, value in kl.items() if value is not None}
 
     def _choose_step(self, target: MergeTarget, measure: MeasureCandidates) -> ServerStep:
-        """How far to go: by the server's own arithmetic, or by asking the clients that answered."""
+        """Choose how far to go: by the server's own arithmetic, or by asking the clients that answered."""
         if not self.shared_blocks.size:
             return ServerStep(full_step(()))
         common, of_client = target.point.numpy(), deduplicate(target.points)

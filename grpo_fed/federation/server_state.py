@@ -1,4 +1,4 @@
-"""What the server knows between two rounds: all that the next one follows from, but for what clients keep."""
+"""The server's state between two rounds: the next round follows from it and from the clients' states alone."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class SavedServerState:
 
 @dataclass(eq=False)
 class ServerState:
-    """S shared parameters in B blocks, as numpy arrays, since messages take them as they are."""
+    """Holds the server's state: S shared parameters in B blocks, as the numpy arrays that messages carry."""
 
     name: str
     """Names the federation, for clients that remember several."""
@@ -101,7 +101,7 @@ class ServerState:
         return SavedServerState(self.name, self.departed, self.clusters, self.trained, self.budgets, self.last_step)
 
     def arrays(self, shared_blocks: SharedBlocks) -> dict[str, np.ndarray]:
-        """Name the arrays that a checkpoint holds: every shared tensor, and the shared blocks of clients in clusters."""
+        """Name the arrays of a checkpoint: every shared tensor, and the shared blocks of each client in a cluster."""
         return {
             **shared_blocks.layout.views(self.shared),
             **{f"{CLIENT}{name}": point for name, point in self.cluster_points.items()},

@@ -13,7 +13,7 @@ from grpo_fed.scenario.settings import StopSettings
 
 @dataclass
 class EarlyStopping:
-    """What the evaluations so far say about going on; a checkpoint holds it."""
+    """Decides from the evaluations so far whether the run goes on; a checkpoint holds it."""
 
     best: tuple[int, float] | None = None
     """The round with the best evaluation, and its score."""

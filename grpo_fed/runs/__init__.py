@@ -1,17 +1,18 @@
 """What a run leaves behind, and reading it back. The files here are those of the run's folder.
 
-    metrics.py     every metric's name
-    records.py     RoundRecord: what happened in a round, and its line in rounds.jsonl
-    results.py     Result: results.json
-    folder.py      the run's folder: its names, and whether it may be used
-    recorder.py    writes all of it while a run goes on
-    checkpoint.py  state to go on from
-    policies.py    policies on disk, and LoadedPolicy
-    history.py     History: a run as arrays
-    statistics.py  interquartile mean, bootstrap intervals
-    colours.py     a client's and a method's colour, in figures and in MLflow
-    files.py       atomic writes
-    tracking/      MLflow: a spool in the folder, and a process that sends it
+    metrics.py        every metric's name
+    records.py        RoundRecord: what happened in a round, and its line in rounds.jsonl
+    results.py        Result: results.json
+    folder.py         the run's folder: its names, and whether it may be used
+    recorder.py       writes all of it while a run goes on
+    checkpoint.py     state to go on from
+    policies.py       policies on disk, and LoadedPolicy
+    history.py        History: a run as arrays
+    statistics.py     interquartile mean, bootstrap intervals
+    colours.py        a client's and a method's colour, in figures and in MLflow
+    serialisation.py  records to JSON and back
+    files.py          atomic writes
+    tracking/         MLflow: a spool in the folder, and a process that sends it
 
 Begin with records.py.
 """

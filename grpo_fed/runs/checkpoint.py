@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run needs to go on after a round, in a folder that is complete or not there."""
+"""Checkpoints: all that a run needs to go on after a round, in a folder that is complete or missing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STATE = "state.json"
 SHARED = "shared.safetensors"
 CLIENTS = "clients"
 PREFIX = "round-"
-PART = ".part-"
+PARTIAL = ".part-"
 """Prefix of a checkpoint's name while it is written."""
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
@@ -30,20 +30,20 @@ Arrays: TypeAlias = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run as it was after a round."""
+    """Holds a run's state after a round."""
 
     round: int
-    """From 1."""
+    """The round's number, from 1."""
     parts: Mapping[str, Any]
     """The state of each part of the run, by the part's name: JSON, and dataclasses that become JSON."""
     clients: Mapping[str, Arrays] = field(default_factory=dict)
     """Every client's state; a checkpoint that was read has it in `files` instead."""
     files: Mapping[str, Path] = field(default_factory=dict)
-    """The same as one file a client that is never written to again: the checkpoint links to it."""
+    """Each client's state as a file that is never written to again; the checkpoint links to it."""
     shared: Arrays | None = None
     """The shared blocks of a federation."""
     original_names: Mapping[str, str] = field(default_factory=dict)
-    """In a checkpoint that was read: the name that each client's file had where it came from."""
+    """In a checkpoint that was read: the name of the file that each client's state was linked from."""
     folder: Path | None = None
     """The folder of a checkpoint that was read."""
 
@@ -63,83 +63,78 @@ class Checkpoint:
 
 
 def write(folder: Path, checkpoint: Checkpoint, keep: int, best: int | None = None) -> None:
-    """Add a checkpoint to a run's folder; the latest `keep` stay, and that of the round `best`.
+    """Add a checkpoint to a run's folder; remove all but the latest `keep` and that of the round `best`.
 
-    It is written beside its final folder and renamed when every byte of it is on the disk.
+    It is written under another name and renamed when every byte of it is on the disk.
     """
-    home = folder / CHECKPOINTS
+    checkpoints = folder / CHECKPOINTS
     name = f"{PREFIX}{checkpoint.round:04d}"
-    part, place = home / f"{PART}{name}", home / name
-    for old in (part, place):
+    partial, final = checkpoints / f"{PARTIAL}{name}", checkpoints / name
+    for old in (partial, final):
         shutil.rmtree(old, ignore_errors=True)
-    (part / CLIENTS).mkdir(parents=True)
+    (partial / CLIENTS).mkdir(parents=True)
     for client, arrays in checkpoint.clients.items():
-        write_atomic(part / CLIENTS / f"{client}.safetensors", _bytes(arrays))
+        write_atomic(partial / CLIENTS / f"{client}.safetensors", _bytes(arrays))
     for client, file in checkpoint.files.items():
-        link_or_copy(file, part / CLIENTS / f"{client}.safetensors")
+        link_or_copy(file, partial / CLIENTS / f"{client}.safetensors")
     if checkpoint.shared is not None:
-        write_atomic(part / SHARED, _bytes(checkpoint.shared))
+        write_atomic(partial / SHARED, _bytes(checkpoint.shared))
     origins = {client: file.name for client, file in checkpoint.files.items()}
     clients = [*checkpoint.clients, *checkpoint.files]
     state = {"round": checkpoint.round, "clients": clients, "origins": origins, "parts": checkpoint.parts}
-    write_atomic(part / STATE, to_json(state) + "\n")
-    _flush(part / CLIENTS)
-    _flush(part)
-    part.rename(place)
-    _flush(home)
-    for old in _places(folder)[:-keep]:
-        if _number(old) != best:
+    write_atomic(partial / STATE, to_json(state) + "\n")
+    _flush(partial / CLIENTS)
+    _flush(partial)
+    partial.rename(final)
+    _flush(checkpoints)
+    for old in _list_checkpoints(folder)[:-keep]:
+        if _round_of(old) != best:
             shutil.rmtree(old, ignore_errors=True)
 
 
 def latest(folder: Path) -> Checkpoint | None:
     """Read the newest checkpoint of a run's folder; None if there is none; ValueError if it cannot be read."""
-    places = _places(folder)
-    if not places:
+    checkpoints = _list_checkpoints(folder)
+    if not checkpoints:
         return None
-    place = places[-1]
+    path = checkpoints[-1]
     try:
-        state = json.loads((place / STATE).read_text())
+        state = json.loads((path / STATE).read_text())
         for key, kind in {"round": int, "parts": dict, "clients": list, "origins": dict}.items():
             if not isinstance(state[key], kind):
                 raise ValueError(f"{STATE}: {key} is {state[key]!r}")
-        files = {client: place / CLIENTS / f"{client}.safetensors" for client in state["clients"]}
+        files = {client: path / CLIENTS / f"{client}.safetensors" for client in state["clients"]}
         for file in files.values():
-            with safe_open(file, "numpy"):  # complete as far as its header and its length say
+            with safe_open(file, "numpy"):  # raises if the file is shorter than its header says
                 pass
-        shared = load((place / SHARED).read_bytes()) if (place / SHARED).is_file() else None
+        shared = load((path / SHARED).read_bytes()) if (path / SHARED).is_file() else None
         return Checkpoint(
-            state["round"], state["parts"], files=files, shared=shared, original_names=state["origins"], folder=place
+            state["round"], state["parts"], files=files, shared=shared, original_names=state["origins"], folder=path
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise _damaged(place, error) from error
-
-
-def remove(folder: Path) -> None:
-    """Remove all checkpoints of a run's folder."""
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        raise _damaged(path, error) from error
 
 
 def _bytes(arrays: Arrays) -> bytes:
     return save({key: np.array(array, order="C") for key, array in arrays.items()})
 
 
-def _damaged(place: Path | None, error: Exception) -> ValueError:
-    """Make the error of a checkpoint that cannot be read, with its cure."""
-    assert place is not None, "it was read"
-    older = [other for other in _places(place.parents[1]) if _number(other) < _number(place)]
+def _damaged(path: Path | None, error: Exception) -> ValueError:
+    """Make the error for a checkpoint that cannot be read, with its cure."""
+    assert path is not None, "the checkpoint was read from a folder"
+    older = [other for other in _list_checkpoints(path.parents[1]) if _round_of(other) < _round_of(path)]
     cure = f"; remove it to go on from {older[-1].name}" if older else ""
-    return ValueError(f"{place}: cannot be read as a checkpoint: {error}{cure}")
+    return ValueError(f"{path}: cannot be read as a checkpoint: {error}{cure}")
 
 
-def _places(folder: Path) -> list[Path]:
-    """Find the complete checkpoints, oldest first."""
-    found = (folder / CHECKPOINTS).glob(f"{PREFIX}*")
-    return sorted((place for place in found if place.name.removeprefix(PREFIX).isdigit()), key=_number)
+def _list_checkpoints(folder: Path) -> list[Path]:
+    """List the complete checkpoints of a run's folder, oldest first."""
+    paths = (folder / CHECKPOINTS).glob(f"{PREFIX}*")
+    return sorted((path for path in paths if path.name.removeprefix(PREFIX).isdigit()), key=_round_of)
 
 
-def _number(place: Path) -> int:
-    return int(place.name.removeprefix(PREFIX))
+def _round_of(path: Path) -> int:
+    return int(path.name.removeprefix(PREFIX))
 
 
 def _flush(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all, whenever the process or the machine stops."""
+"""Writes files so that they are complete or missing, whenever the process or the machine stops."""
 
 from __future__ import annotations
 
@@ -11,35 +11,38 @@ from pathlib import Path
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write beside the place, then move there: a reader sees the old file or the new one, never a part of one."""
+    """Write a temporary file and move it to `path`: a reader sees the old file or the new one, never a part of it."""
     content = data.encode() if isinstance(data, str) else data
-    with _named(path):
+    with _name_file_in_errors(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        part = Path(name)
+        temporary = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            part.chmod(0o666 & ~_umask())  # mkstemp's are its owner's alone
-            part.replace(path)
+            temporary.chmod(0o666 & ~_umask())  # mkstemp gives its files to their owner alone
+            temporary.replace(path)
         except BaseException:
-            part.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
 
-def link_or_copy(file: Path, place: Path) -> None:
-    """A second name for a file that nobody writes to, or a copy where the disk cannot give it one."""
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make a hard link to a file that is never written to again, or a copy where the file system has no links."""
     try:
-        os.link(file, place)
+        os.link(source, target)
     except OSError:
-        write_atomic(place, file.read_bytes())
+        write_atomic(target, source.read_bytes())
 
 
 def append_line(path: Path, line: str, durable: bool = False) -> None:
-    """Add a line to a file; where the disk has no room for all of it, nothing. durable: it bears a power cut."""
+    """Add a line to a file, or nothing if the disk has no room for all of it.
+
+    durable: whether the line survives a power cut once this returns. OSError names the file.
+    """
     content = f"{line}\n".encode()
-    with _named(path), path.open("ab", buffering=0) as file:
+    with _name_file_in_errors(path), path.open("ab", buffering=0) as file:
         before = file.tell()
         if file.write(content) < len(content):
             file.truncate(before)
@@ -49,8 +52,8 @@ def append_line(path: Path, line: str, durable: bool = False) -> None:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Says of what the machine refuses which file it was about: a write does not."""
+def _name_file_in_errors(path: Path) -> Iterator[None]:
+    """Add the file's path to an OSError, which a failed write does not have."""
     try:
         yield
     except OSError as error:
@@ -58,7 +61,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _umask() -> int:
-    """What the process keeps from others; it can only be read by setting it."""
+    """Read the process's file mode mask, which is only possible by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -1,4 +1,4 @@
-"""A run as arrays by round and client, read from its folder, whether it is under way, stopped or finished.
+"""A run as arrays by round and client, read from its folder; the run may be going on, stopped or finished.
 
 K clients in the scenario's order, R rounds, G parameter groups of the shared blocks. Unknown numbers are NaN.
 """
@@ -23,25 +23,28 @@ from grpo_fed.scenario.toml.text import short_toml
 
 @dataclass(frozen=True)
 class MissedRound:
-    """A round in which a client gave no valid answer."""
+    """Describes a round in which a client gave no valid answer."""
 
     round: int
+    """The round's number."""
     kind: str
-    """The kind of `records.Failure`."""
+    """The kind of failure, as in `records.Failure`."""
     reason: str
     """The reason in words; empty if the run has not finished."""
 
 
 @dataclass(frozen=True, eq=False)
 class History:
-    """What a run's folder says."""
+    """Reads a run's numbers from its folder."""
 
     folder: Path
+    """The run's folder."""
     scenario: Scenario
+    """The run's scenario."""
     lines: Sequence[Mapping[str, Any]]
     """[R]: the lines of `rounds.jsonl`."""
     results: Mapping[str, Any] | None
-    """`results.json`; None if there is none yet."""
+    """The content of `results.json`; None if there is none yet."""
 
     @property
     def status(self) -> str:
@@ -74,17 +77,17 @@ class History:
         return any(CLIENTS_OK in line for line in self.lines)
 
     def server_series(self, key: str) -> np.ndarray:
-        """[R]: a metric of the whole federation."""
+        """Return a metric of the whole federation, [R]."""
         return np.array([_number(line.get(key)) for line in self.lines], np.float64)
 
     def client_series(self, key: str) -> np.ndarray:
-        """[R, K]: a metric of every client."""
+        """Return a metric of every client, [R, K]."""
         rows = [[_number(line["clients"].get(name, {}).get(key)) for name in self.clients] for line in self.lines]
         return np.array(rows, np.float64).reshape(len(self.lines), len(self.clients))
 
     @cached_property
     def returns(self) -> np.ndarray:
-        """[R, K]: mean return of the training episodes; in a round without a finished episode the last known one."""
+        """[R, K]: mean return of the training episodes; the latest known one if no episode finished in a round."""
         return fill_forward(self.client_series(TRAINING_RETURN))
 
     @cached_property
@@ -120,23 +123,23 @@ class History:
     @cached_property
     def departed(self) -> np.ndarray:
         """[R, K, G] bool: the groups that each client has left; as in the round before if the line lacks the client."""
-        place = {group: number for number, group in enumerate(self.block_of_group)}
-        left = np.zeros((len(self.lines), len(self.clients), len(place)), bool)
-        for number, line in enumerate(self.lines):
-            if number:
-                left[number] = left[number - 1]
+        columns = {group: column for column, group in enumerate(self.block_of_group)}
+        departed = np.zeros((len(self.lines), len(self.clients), len(columns)), bool)
+        for row, line in enumerate(self.lines):
+            if row:
+                departed[row] = departed[row - 1]
             for k, name in enumerate(self.clients):
                 if name in line["clients"]:
-                    left[number, k] = False
-                    left[number, k, [place[group] for group in _groups(line["clients"][name])]] = True
-        return left
+                    departed[row, k] = False
+                    departed[row, k, [columns[group] for group in _groups(line["clients"][name])]] = True
+        return departed
 
     @cached_property
     def clusters(self) -> np.ndarray:
-        """[R, K, B]: each client's cluster in every block of `clustered`; NaN for a client that was not in the merge."""
-        found = [self.client_series(f"cluster/{block}") for block in self.clustered]
+        """[R, K, B]: each client's cluster in every block of `clustered`; NaN for a client outside the merge."""
+        series = [self.client_series(f"cluster/{block}") for block in self.clustered]
         shape = (len(self.lines), len(self.clients), 0)
-        return np.stack(found, axis=2) if found else np.zeros(shape)
+        return np.stack(series, axis=2) if series else np.zeros(shape)
 
     @cached_property
     def clustered(self) -> tuple[str, ...]:
@@ -148,8 +151,8 @@ class History:
     def personal(self) -> Mapping[str, tuple[str, ...]]:
         """The parameter groups that each client has left at the end."""
         if self.results is not None:
-            found = self.results["clients"]
-            return {name: tuple(_groups(found.get(name, {}))) for name in self.clients}
+            results = self.results["clients"]
+            return {name: tuple(_groups(results.get(name, {}))) for name in self.clients}
         groups = np.array(tuple(self.block_of_group), object)
         last = self.departed[-1] if self.lines else np.zeros((len(self.clients), len(groups)), bool)
         return {name: tuple(groups[row]) for name, row in zip(self.clients, last, strict=True)}
@@ -157,39 +160,36 @@ class History:
     @cached_property
     def trained(self) -> np.ndarray:
         """[R, K] bool: the clients whose training is recorded."""
-        known: np.ndarray = np.isfinite(self.client_series(TRAINING_EPISODES))
-        return known
+        trained: np.ndarray = np.isfinite(self.client_series(TRAINING_EPISODES))
+        return trained
 
     @cached_property
     def failed(self) -> np.ndarray:
-        """[R, K] bool: the clients that were asked and gave no valid answer, to training or to what came after it."""
+        """[R, K] bool: the clients that gave no valid answer to an instruction, to train or to do something else."""
         failed = np.zeros((len(self.lines), len(self.clients)), bool)
-        row = {number: place for place, number in enumerate(self.rounds.tolist())}
-        column = {name: place for place, name in enumerate(self.clients)}
-        for name, misses in self.missing.items():
-            for miss in misses:
-                if miss.round in row and name in column:
-                    failed[row[miss.round], column[name]] = True
+        rows = {round: row for row, round in enumerate(self.rounds.tolist())}
+        columns = {name: column for column, name in enumerate(self.clients)}
+        for name, missed in self.missing.items():
+            for miss in missed:
+                if miss.round in rows and name in columns:
+                    failed[rows[miss.round], columns[name]] = True
         return failed
 
     @cached_property
     def missing(self) -> Mapping[str, tuple[MissedRound, ...]]:
         """The rounds in which clients gave no valid answer, for the clients that have such rounds."""
         if self.results is not None:
-            missing: Mapping[str, Any] = self.results.get("missing", {})
-            return {
-                name: tuple(MissedRound(*failure) for failure in failures)
-                for name, failures in missing.items()
-                if failures
-            }
-        found: dict[str, tuple[MissedRound, ...]] = {}
+            failures: Mapping[str, Any] = self.results.get("missing", {})
+            return {name: tuple(MissedRound(*each) for each in failures[name]) for name in failures if failures[name]}
+        missing: dict[str, tuple[MissedRound, ...]] = {}
         for line in self.lines:
-            for name, one in line["clients"].items():
-                if "failure" in one:
-                    found[name] = (*found.get(name, ()), MissedRound(line["round"], one["failure"], ""))
-        return found
+            for name, client in line["clients"].items():
+                if "failure" in client:
+                    missing[name] = (*missing.get(name, ()), MissedRound(line["round"], client["failure"], ""))
+        return missing
 
     def _result(self, key: str) -> np.ndarray:
+        """Read a number of every client from the results, [K]."""
         clients: Mapping[str, Any] = {} if self.results is None else self.results["clients"]
         return np.array([_number(clients.get(name, {}).get(key)) for name in self.clients], np.float64)
 
@@ -198,50 +198,50 @@ def read_history(folder: str | Path) -> History:
     """Read a run's folder; ValueError if it holds no run, or is damaged."""
     folder = Path(folder)
     scenario = read_scenario(folder)
-    lines = _lines(folder / ROUNDS)
+    lines = _read_lines(folder / ROUNDS)
     return History(folder, scenario, lines, read_results(folder))
 
 
 def fill_forward(values: np.ndarray) -> np.ndarray:
     """Replace NaN in [R, ...] with the last known value before it."""
-    known = np.where(np.isfinite(values), np.arange(len(values)).reshape(-1, *[1] * (values.ndim - 1)), -1)
-    latest = np.maximum.accumulate(known, axis=0)
-    found: np.ndarray = np.where(latest < 0, np.nan, np.take_along_axis(values, np.maximum(latest, 0), axis=0))
-    return found
+    rows = np.where(np.isfinite(values), np.arange(len(values)).reshape(-1, *[1] * (values.ndim - 1)), -1)
+    latest = np.maximum.accumulate(rows, axis=0)
+    filled: np.ndarray = np.where(latest < 0, np.nan, np.take_along_axis(values, np.maximum(latest, 0), axis=0))
+    return filled
 
 
-def _lines(path: Path) -> list[Mapping[str, Any]]:
-    """Read every complete line: a machine that stops may cut the last one."""
+def _read_lines(path: Path) -> list[Mapping[str, Any]]:
+    """Read all complete lines; the last one may be cut off if the machine stopped."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    found: list[Mapping[str, Any]] = []
+    lines: list[Mapping[str, Any]] = []
     for number, line in enumerate(text.split("\n")[:-1], 1):
         try:
-            found.append(_line(json.loads(line), found[-1]["round"] if found else 0))
+            lines.append(_check_line(json.loads(line), lines[-1]["round"] if lines else 0))
         except ValueError as error:
             raise ValueError(f"{path}:{number}: is no line of a run: {error}; remove the line") from None
-    return found
+    return lines
 
 
-def _line(line: Any, before: int) -> Mapping[str, Any]:
+def _check_line(line: Any, before: int) -> Mapping[str, Any]:
     """Check a line of `rounds.jsonl` that follows the round `before`; ValueError if it is none."""
     if not isinstance(line, dict) or not isinstance(line.get("clients"), dict):
         raise ValueError("it names no clients")
     if not isinstance(line.get("round"), int) or line["round"] <= before:
         raise ValueError(f"round = {line.get('round')!r} comes after {before}")
     clients = line["clients"].items()
-    for name, own in (("", line), *clients):
-        if not isinstance(own, dict):
+    for name, metrics in (("", line), *clients):
+        if not isinstance(metrics, dict):
             raise ValueError(f"client {name} has no metrics")
-        for key, value in own.items():
+        for key, value in metrics.items():
             if key not in TEXTS and value is not None and not isinstance(value, int | float):
                 raise ValueError(f"{f'{name}: ' if name else ''}{key} = {short_toml(value)} is no number")
     return line
 
 
 def _groups(client: Mapping[str, Any]) -> Sequence[str]:
-    """The parameter groups that a client's line says it has left."""
-    left: Sequence[str] = client.get("personal_groups", ())
-    return left
+    """Read the parameter groups that a client has left from its part of a line or of the results."""
+    groups: Sequence[str] = client.get("personal_groups", ())
+    return groups
 
 
 def _number(value: float | None) -> float:

@@ -1,4 +1,4 @@
-"""Every metric: its key, what it means, who may report it, and whether MLflow gets it.
+"""The table of metrics: each one's key and meaning, whether a client may report it, and whether MLflow gets it.
 
 A round's line in `rounds.jsonl` has these keys for the whole, and under `clients` for each client; a key has the same
 meaning in the line, in MLflow and in figures. A key that ends in `/` stands for one metric of each block, task or name.
@@ -21,16 +21,18 @@ MB_UP, MB_DOWN, MB_TOTAL = "comm/MB_up", "comm/MB_down", "comm/MB_total"
 
 @dataclass(frozen=True)
 class Metric:
-    """A number by round, of the whole federation, of a client, or of both."""
+    """Describes a metric: a number in each round, of the whole federation, of each client, or of both."""
 
     key: str
+    """The key in a line of `rounds.jsonl`; one that ends in `/` is the prefix of a family."""
     meaning: str
+    """The meaning in words."""
     reported: bool = False
     """Whether a client may report it in its answer; the server computes all others."""
     tracked: bool = True
     """Whether it goes to MLflow."""
     timed: bool = False
-    """Whether it differs between two runs of the same round, since it depends on the machine."""
+    """Whether it depends on the machine's speed, so that it differs when the same round is trained again."""
 
 
 TABLE = (
@@ -61,41 +63,40 @@ TABLE = (
     Metric(MB_TOTAL, "Megabytes both ways since the run began."),
     Metric("kl/", "KL of the server's step: `kl/joint` with all blocks moved, else with this block moved alone."),
     Metric("last_kl/", "KL of the last round's step, as clients measured it afterwards."),
-    Metric("alpha/", "Fraction of the way to the merge that the block goes."),
+    Metric("alpha/", "Fraction of the distance to the merge that the block moves."),
     Metric("budget/", "The block's KL budget; `budget/joint` for all blocks together."),
-    Metric("wanted/", "KL that the whole way to the merge would have."),
+    Metric("wanted/", "KL that the step would have if it went all the way to the merge."),
     Metric(
-        "rho/",
-        "How much the client's deviation from the others agrees with itself over rounds; leaving pays above 1/2.",
+        "rho/", "How much a client's deviation from the others agrees with itself over rounds; above 1/2 leaving pays."
     ),
     Metric("clusters/", "How many clusters of clients the block is merged in."),
     Metric("cluster/", "The cluster that the client's block is merged in; 0 is the one with the greatest weight."),
 )
 
 METRICS: Mapping[str, Metric] = {metric.key: metric for metric in TABLE}
-"""By key."""
+"""The table by key."""
 
 REPORTED = frozenset(metric.key for metric in TABLE if metric.reported)
-"""What a client may report about itself."""
+"""Keys that a client may report about itself."""
 
 TEXTS = frozenset({"clients", "notes", "personal_groups", "failure"})
-"""Keys of a line that hold no number."""
+"""Keys of a line whose values are not numbers."""
 
 _VALID = re.compile(r"[\w./ -]{1,250}", re.ASCII)
 
 
 def find_metric(key: str) -> Metric | None:
-    """Find the row of a key, or that of the family that it belongs to; None for an unknown key."""
+    """Find a key's row in the table, or that of its family; None for an unknown key."""
     return METRICS.get(key) or METRICS.get(key[: key.find("/") + 1])
 
 
 def is_tracked(key: str) -> bool:
-    """Say whether MLflow gets a metric: it is in the table, and MLflow takes such a name."""
+    """Return whether MLflow gets a metric: it is tracked by the table, and MLflow accepts such a name."""
     metric = find_metric(key)
     return metric is not None and metric.tracked and _VALID.fullmatch(key) is not None
 
 
 def is_timed(key: str) -> bool:
-    """Say whether a metric differs between two runs of the same round."""
+    """Return whether a metric depends on the machine's speed."""
     metric = find_metric(key)
     return metric is not None and metric.timed

@@ -1,4 +1,4 @@
-"""A client's policy on disk, and read back to be used: a safetensors file beside the run's scenario."""
+"""A client's policy on disk: a safetensors file, which is read together with the run's scenario."""
 
 from __future__ import annotations
 
@@ -31,105 +31,118 @@ from grpo_fed.tasks.gym_task import GymTask
 from grpo_fed.tasks.resolve import resolve_tasks
 
 NORMALISER = "normaliser:"
-"""Before the names of the observation normaliser's arrays; no parameter's name has a colon."""
+"""Prefix of the names of the observation normaliser's arrays; no parameter's name has a colon."""
 
 
 def save_policy(
     folder: Path, task: GymTask, policy: Policy, parameters: Tensor, normaliser: Mapping[str, np.ndarray] | None
 ) -> None:
-    """Write `folder/policies/<client>.safetensors`: parameters [P] by name, and what the normaliser remembers."""
+    """Write `folder/policies/<client>.safetensors`: the parameters [P] by name, and the observation normaliser's state.
+
+    normaliser: its arrays, None without one.
+    """
     (arrays,) = policy.layout.unstack(parameters[None].cpu())
     for name, value in (normaliser or {}).items():
         arrays[NORMALISER + name] = torch.from_numpy(np.array(value))
     (folder / POLICIES).mkdir(exist_ok=True)
-    # one entry, for the order of several would be chance and the file not the same twice
+    # metadata of one entry: the order of several would be random, and the file's bytes with it
     write_atomic(folder / POLICIES / f"{task.client}.safetensors", save(arrays, {"env": task.env}))
 
 
-def save_policies(folder: Path, fleet: StackedLearner) -> None:
-    """Those of a fleet as it is, but for those that diverged."""
-    for client, parameters in enumerate(fleet.parameters):
+def save_policies(folder: Path, learner: StackedLearner) -> None:
+    """Write the policies of all clients of a learner, except those that diverged."""
+    for row, parameters in enumerate(learner.parameters):
         if bool(parameters.isfinite().all()):
-            normaliser = fleet.observation_normaliser
-            moments = None if normaliser is None else normaliser.state(client)
-            save_policy(folder, fleet.tasks[client], fleet.policy, parameters, moments)
+            normaliser = learner.observation_normaliser
+            state = None if normaliser is None else normaliser.state(row)
+            save_policy(folder, learner.tasks[row], learner.policy, parameters, state)
 
 
 @dataclass(frozen=True)
 class LoadedPolicy:
-    """One client's policy as it was saved; takes the observations that its environment gives, and gives its actions."""
+    """Holds a client's policy from a run's folder: it maps observations of its environment to actions."""
 
     scenario: Scenario
-    """Of the run."""
+    """The run's scenario."""
     task: GymTask
+    """The client's task."""
     policy: StackedPolicy
+    """The network without its parameters."""
     parameters: Tensor
-    """[1, P]."""
+    """[1, P]: the network's parameters."""
     normaliser: ObservationNormaliser | None
+    """Normalises observations; None if the scenario does not."""
 
     def predict(
         self, observation: Any, deterministic: bool = True, generator: np.random.Generator | None = None
     ) -> Any:
-        """An action for the environment from one of its observations; a sampled one is drawn from `generator`."""
-        seen = self._seen(observation)
+        """Choose an action for an observation: the likeliest one, or one that is sampled with `generator`.
+
+        ValueError for a value that is no observation of the environment.
+        """
+        inputs = self._flatten(observation)
         if self.normaliser is not None:
-            seen = self.normaliser.apply_one(0, seen)
-        said = self._actor(seen[None, None])
+            inputs = self.normaliser.apply_one(0, inputs)
+        outputs = self._actor(inputs[None, None])
         distribution = self.policy.distribution
         if deterministic:
-            action = distribution.mode(said)
+            action = distribution.mode(outputs)
         else:
-            action = distribution.sample(said, distribution.draw_noise(generator or np.random.default_rng(), (1, 1)))
-        return self._actions(action[0])[0]
+            noise = distribution.draw_noise(generator or np.random.default_rng(), (1, 1))
+            action = distribution.sample(outputs, noise)
+        return self._converter(action[0])[0]
 
     def play(self, episodes: int | None = None, deterministic: bool = True, seed: int | None = None) -> Evaluation:
-        """Play without learning; with the run's own seed and number of episodes, the run's own evaluation again."""
+        """Evaluate the policy; with the run's seed and number of episodes this repeats the run's own evaluation."""
         settings = self.scenario
         squash, limit = settings.policy.squash, settings.rollout.episode_limit
-        lanes = make_client_envs([self.task], settings.rollout.num_envs, squash, limit)
+        envs = make_client_envs([self.task], settings.rollout.num_envs, squash, limit)
         seeds = [client_seed(settings.seed if seed is None else seed, self.task.client)]
-        players = EvaluatedClients([self.task.client], seeds, self.normaliser)
+        clients = EvaluatedClients([self.task.client], seeds, self.normaliser)
         count = settings.evaluate.episodes if episodes is None else episodes
         try:
-            (played,) = evaluate(self._actor, lanes, players, count, settings.evaluate.step_limit, deterministic)
+            (evaluation,) = evaluate(self._actor, envs, clients, count, settings.evaluate.step_limit, deterministic)
         finally:
-            lanes.close()
-        return played
+            envs.close()
+        return evaluation
 
     @cached_property
     def _actor(self) -> Actor:
         return Actor(self.policy, self.parameters)
 
     @cached_property
-    def _actions(self) -> ActionConverter:
+    def _converter(self) -> ActionConverter:
         return ActionConverter(self.task, self.scenario.policy.squash)
 
     @cached_property
-    def _flat(self) -> Callable[[Any], np.ndarray]:
+    def _flattener(self) -> Callable[[Any], np.ndarray]:
         return observation_flattener(self.task)
 
-    def _seen(self, observation: Any) -> np.ndarray:
-        """[D] float32; ValueError if it is no observation of the task's."""
-        space, where = self.task.observation_space, f"client {self.task.client}: {self.task.env}"
+    def _flatten(self, observation: Any) -> np.ndarray:
+        """Flatten an observation to [D] float32; ValueError if it is none of the task."""
+        space, prefix = self.task.observation_space, f"client {self.task.client}: {self.task.env}"
         try:
-            flat = self._flat(observation)
+            flat = self._flattener(observation)
         except (ValueError, TypeError, IndexError, KeyError) as error:
-            raise ValueError(f"{where}: {observation!r} is no observation from {space}: {error}") from error
+            raise ValueError(f"{prefix}: {observation!r} is no observation from {space}: {error}") from error
         if flat.shape != (self.task.observation_size,):
-            raise ValueError(f"{where}: an observation of shape {flat.shape}; one from {space} has another")
+            raise ValueError(f"{prefix}: an observation of shape {flat.shape}; those from {space} have another")
         if not np.isfinite(flat).all():
-            raise ValueError(f"{where}: an observation that is not finite: {observation!r}")
+            raise ValueError(f"{prefix}: an observation that is not finite: {observation!r}")
         return flat
 
 
 def load_policy(folder: str | Path, client: str | None = None) -> LoadedPolicy:
-    """The policy of a client from a run folder; the client may be left out where there is only one."""
+    """Load a client's policy from a run's folder; `client` may be left out if the run has only one.
+
+    ValueError if the folder holds no such policy, or a file that does not fit the scenario.
+    """
     folder = Path(folder)
     scenario = read_scenario(folder)
     task = _task(folder, scenario, client)
     policy = make_policy(task, scenario.policy)
     path = folder / POLICIES / f"{task.client}.safetensors"
-    arrays = _arrays(path)
+    arrays = _read_arrays(path)
     normaliser = None
     try:
         names = [name for name in arrays if name.startswith(NORMALISER)]
@@ -148,22 +161,23 @@ def load_policy(folder: str | Path, client: str | None = None) -> LoadedPolicy:
 
 
 def _task(folder: Path, scenario: Scenario, client: str | None) -> GymTask:
-    """Of a client, without asking the other clients' environments for anything."""
+    """Resolve a client's task, without making the environments of other clients."""
     names = [name for settings in scenario.clients for name in settings.names]
     if client is None:
         if len(names) > 1:
-            raise ValueError(f"{folder}: it has several clients, say which: {shorten(', '.join(names))}")
+            raise ValueError(f"{folder}: has several clients, name one of them: {shorten(', '.join(names))}")
         client = names[0]
     for settings in scenario.clients:
         if client in settings.names:
-            alone = scenario.model_copy(update={"clients": [settings]})
-            return next(task for task in resolve_tasks(alone) if task.client == client)
+            reduced = scenario.model_copy(update={"clients": [settings]})
+            return next(task for task in resolve_tasks(reduced) if task.client == client)
     close = closest_match(client, names)
     cure = did_you_mean(close) or f"; there are {shorten(', '.join(names))}"
-    raise ValueError(f"{folder}: it has no client {client}{cure}")
+    raise ValueError(f"{folder}: has no client {client}{cure}")
 
 
-def _arrays(path: Path) -> dict[str, Tensor]:
+def _read_arrays(path: Path) -> dict[str, Tensor]:
+    """Read a policy's file; ValueError if it is missing or damaged."""
     try:
         return load(path.read_bytes())
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""Recorder: writes a run's folder while the run goes on, and counts what the results say.
+"""Recorder: writes a run's folder while the run goes on, and counts what the results report.
 
-What happens in a round is on the disk in one order, for a federation and for clients that learn alone: the checkpoint,
-then the round's line, then those who watch hear of it. A checkpoint holds its own round's record, so a run that goes on
-from there writes that round's line first.
+A round is recorded in one order, for a federation and for clients that learn alone: first the checkpoint, then the
+round's line, then the call of `watch`. A checkpoint holds its own round's record, so a run that goes on from there
+writes that round's line first.
 
 A round's record may have to wait for evaluations, if clients are evaluated with the next round's training: then its
 checkpoint is written at once, and its line when the scores have arrived.
@@ -27,17 +27,21 @@ from grpo_fed.runs.results import RESULTS, ClientResult, Result, status_of
 from grpo_fed.scenario.scenario import Scenario
 
 Watch: TypeAlias = Callable[[RoundRecord], None]
-"""Is called with every round's record, the first being 0."""
+"""A function that is called with every round's record, the first being 0."""
 
 
 @dataclass
 class RunTotals:
-    """What a run has counted so far, by client where it says so."""
+    """Counts what a run has done so far."""
 
     rounds: int = 0
+    """The last round that was recorded."""
     seconds: float = 0.0
+    """Seconds until the latest checkpoint."""
     bytes_up: int = 0
+    """Bytes from clients to the server."""
     bytes_down: int = 0
+    """Bytes from the server to clients."""
     episodes: dict[str, int] = field(default_factory=dict)
     """Finished training episodes of each client."""
     steps: dict[str, int] = field(default_factory=dict)
@@ -67,31 +71,34 @@ class RunTotals:
 
 @dataclass
 class RecorderState:
-    """What a recorder needs of a checkpoint to go on."""
+    """Holds the recorder's part of a checkpoint, from which it goes on."""
 
     totals: RunTotals
     pending: RoundRecord | None
-    """The checkpoint's own round, of which no line is written yet."""
+    """The record of the checkpoint's own round, whose line is not written yet."""
     waits: bool
     """Whether that line waits for scores."""
 
 
 @dataclass(frozen=True)
 class CheckpointContent:
-    """What the loop wants in a checkpoint, beside the recorder's own state."""
+    """Holds the loop's part of a checkpoint, beside the recorder's own state."""
 
     parts: Mapping[str, Any]
-    """Its own state, by part: dataclasses that become JSON, or JSON."""
+    """The loop's state, by part: JSON, and dataclasses that become JSON."""
     clients: Mapping[str, Arrays] = field(default_factory=dict)
+    """Every client's state, as arrays."""
     files: Mapping[str, Path] = field(default_factory=dict)
+    """Every client's state, as files that are never written to again."""
     shared: Arrays | None = None
+    """The shared blocks of a federation."""
     best: int | None = None
-    """The round whose checkpoint is kept because it is the best."""
+    """The best round, whose checkpoint is not removed; None if there is none yet."""
 
 
 @final
 class Recorder:
-    """Writes what a run leaves in its folder, round by round; without a folder it only counts."""
+    """Writes a run's folder, round by round; without a folder it only counts."""
 
     def __init__(
         self,
@@ -115,7 +122,7 @@ class Recorder:
 
     @property
     def totals(self) -> RunTotals:
-        """What has been counted so far."""
+        """The counts so far."""
         return self.state.totals
 
     @property
@@ -131,7 +138,7 @@ class Recorder:
     # In the order of a run -------------------------------------------------------------------------------------------
 
     def open(self, watch: Watch, shared: SharedNames | None = None) -> None:
-        """Begin to write: a new folder, in which an earlier run is removed, or on from the checkpoint's round.
+        """Begin a new folder, in which an earlier run is removed, or go on after the checkpoint's round.
 
         shared: the names of the shared blocks and of their parameter groups; None without a federation.
         """
@@ -148,6 +155,7 @@ class Recorder:
             self._write_pending()
 
     def _begin_folder(self, shared: SharedNames | None) -> None:
+        """Remove an earlier run, and write the files that do not change."""
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -162,7 +170,7 @@ class Recorder:
         self.totals.missing.setdefault(client, []).append((round, failure.kind, failure.reason))
 
     def count_bytes(self, up: int, down: int) -> None:
-        """Set the bytes that this process has carried so far; those before a resume are added."""
+        """Set the bytes that were sent so far in this process; those from before a resume are added."""
         self.totals.bytes_up, self.totals.bytes_down = self._bytes_before[0] + up, self._bytes_before[1] + down
 
     def round_finished(
@@ -184,7 +192,7 @@ class Recorder:
         ):
             self._write_checkpoint(record.round, content())
         if not waits:
-            self._tell()
+            self._write_and_notify()
 
     def scores_arrived(self, scores: Mapping[str, float]) -> RoundRecord:
         """Complete the record that waited with the clients' scores, write its line and call `watch`."""
@@ -192,7 +200,7 @@ class Recorder:
         clients = [replace(client, score=scores.get(client.client)) for client in self.state.pending.clients]
         record = self.state.pending = replace(self.state.pending, clients=clients)
         self.state.waits = False
-        self._tell()
+        self._write_and_notify()
         return record
 
     def finish(
@@ -205,8 +213,8 @@ class Recorder:
     ) -> Result:
         """Write the results, last of all, so that a folder with results is complete.
 
-        error: what stopped the run. sampled: each client's mean return with sampled actions. departed, clusters: what
-        each client does not share at the end. before_results: writes what has to be there before.
+        error: what stopped the run. sampled: each client's mean return with sampled actions. departed, clusters: the
+        groups that each client has left and its clusters, at the end. before_results: writes all other files.
         """
         self._write_pending()
         result = self._result(error, sampled or {}, departed or {}, clusters or {})
@@ -217,7 +225,8 @@ class Recorder:
 
     # Parts -----------------------------------------------------------------------------------------------------------
 
-    def _tell(self) -> None:
+    def _write_and_notify(self) -> None:
+        """Write the pending round's line, and call `watch`."""
         record = self.state.pending
         assert record is not None, "there is a record to write"
         self._write_pending()
@@ -253,7 +262,7 @@ class Recorder:
     ) -> Result:
         totals, status = self.totals, status_of(error)
         is_complete = status == "finished" or totals.rounds == self.scenario.rounds
-        after = totals.last if is_complete else {}  # otherwise clients have learned since
+        after = totals.last if is_complete else {}  # otherwise clients have learned since their last evaluation
         envs = {name: settings.env for settings in self.scenario.clients for name in settings.names}
         clients = {
             name: ClientResult(

@@ -1,4 +1,4 @@
-"""What happened in a round, as records, and the line of `rounds.jsonl` that they become."""
+"""Records of what happened in a round, and the line of `rounds.jsonl` that they become."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MB = 1e6
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a client gave no valid answer."""
+    """Explains why a client gave no valid answer."""
 
     kind: str
     """`raised`, `died`, `late`, `refused` or `unreachable`."""
@@ -43,7 +43,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class ClientRecord:
-    """What a client did in a round."""
+    """Records what a client did in a round."""
 
     client: str
     task: str
@@ -75,7 +75,7 @@ class ClientRecord:
 
 @dataclass(frozen=True)
 class ServerRecord:
-    """What the server did in a round."""
+    """Records what the server did in a round."""
 
     step: AcceptedStep | None
     """The step that was accepted; None in a round without a merge."""
@@ -93,7 +93,7 @@ class ServerRecord:
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """What happened in a round."""
+    """Records what happened in a round."""
 
     round: int
     """From 1; 0 is the evaluation before the first round."""
@@ -106,7 +106,7 @@ class RoundRecord:
     clients: Sequence[ClientRecord]
     """All clients of which anything is known in this round."""
     server: ServerRecord | None = None
-    """None where there is no federation."""
+    """The server's part; None without a federation."""
 
     @property
     def steps(self) -> int:
@@ -135,7 +135,10 @@ def list_differences(departed: Sequence[str], clusters: Mapping[str, int]) -> li
 
 
 def record_to_line(record: RoundRecord) -> dict[str, Any]:
-    """Make a round's line: metrics of the whole, and under the same keys those of each client; null for no number."""
+    """Make a round's line: metrics of the whole, and under `clients` each client's by the same keys.
+
+    A number that is unknown or not finite is null.
+    """
     clients = {client.client: _client_metrics(client) for client in record.clients}
     scores = np.array(list(record.scores.values()))
     keys = dict.fromkeys(key for metrics in clients.values() for key in metrics)
@@ -156,7 +159,7 @@ def record_to_line(record: RoundRecord) -> dict[str, Any]:
 
 
 def _client_metrics(record: ClientRecord) -> dict[str, float | None]:
-    """The client's metrics that the line averages for the whole."""
+    """Select the client's metrics that the line averages for the whole."""
     score = {EVALUATION_RETURN: record.score}
     if not record.steps:
         return score
@@ -165,7 +168,7 @@ def _client_metrics(record: ClientRecord) -> dict[str, float | None]:
 
 
 def _task_metrics(record: RoundRecord) -> dict[str, float | None]:
-    """The mean score of the clients of each entry of the scenario that was evaluated."""
+    """Average the scores of each entry of the scenario over its clients."""
     scores: dict[str, list[float]] = {}
     for client in record.clients:
         if client.score is not None:
@@ -174,7 +177,7 @@ def _task_metrics(record: RoundRecord) -> dict[str, float | None]:
 
 
 def _server_metrics(server: ServerRecord, clients: Sequence[ClientRecord]) -> dict[str, Any]:
-    """What the server did, as metrics of the whole."""
+    """Make the metrics of the whole in a federation."""
     line: dict[str, Any] = {
         CLIENTS_OK: sum(client.steps > 0 and client.failure is None for client in clients),
         CLIENTS_FAILED: sum(client.failure is not None for client in clients),
@@ -192,7 +195,7 @@ def _server_metrics(server: ServerRecord, clients: Sequence[ClientRecord]) -> di
 
 
 def _step_metrics(step: AcceptedStep) -> dict[str, float | None]:
-    """The step's KL, budget and fraction for each block, and for all blocks together."""
+    """Make the metrics of a step: KL, budget and fraction of each block and of all blocks together."""
     line: dict[str, float | None] = {}
     for block in step.blocks:
         line |= {
@@ -206,7 +209,7 @@ def _step_metrics(step: AcceptedStep) -> dict[str, float | None]:
 
 
 def _client_line(record: ClientRecord, metrics: Mapping[str, float | None]) -> dict[str, Any]:
-    """A client's part of the line in a federation."""
+    """Make a client's part of the line in a federation."""
     line: dict[str, Any] = {**metrics, DEPARTED_GROUPS: len(record.departed)}
     line |= {"personal_groups": list(record.departed)} if record.departed else {}
     line |= {f"cluster/{block}": cluster for block, cluster in record.clusters.items()}
@@ -221,5 +224,5 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _finite(value: float | None) -> float | None:
-    """The number, or None for NaN and infinity, which JSON has not."""
+    """Return the number, or None for NaN and infinity, which JSON does not have."""
     return None if value is None or not np.isfinite(value) else value

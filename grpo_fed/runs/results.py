@@ -1,4 +1,4 @@
-"""`results.json`: what became of a run."""
+"""The results of a run, and the file `results.json`."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from grpo_fed.scenario.toml.text import shorten
 RESULTS = "results.json"
 
 CLIENT_KEYS = {"before": "return_before", "after": "return", "sampled": "return_sampled", "best": "return_best"}
-"""Keys of a client in `results.json` that are not the names of the record's fields."""
+"""A client's keys in `results.json` that differ from the names of the record's fields."""
 
 Status: TypeAlias = Literal["finished", "interrupted", "failed"]
 
 
 @dataclass(frozen=True)
 class ClientResult:
-    """What became of a client; a mean return is None if it was not measured."""
+    """Holds a client's results; a mean return is None if it was not measured."""
 
     env: str
+    """The name of its environment."""
     before: float | None
     """Mean return of the first policy, deterministic actions."""
     after: float | None
@@ -52,9 +53,10 @@ class ClientResult:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a run."""
+    """Holds the results of a run."""
 
     scenario: str
+    """The scenario's name."""
     seed: int
     device: str
     status: Status
@@ -70,6 +72,7 @@ class Result:
     out: Path | None
     """The run's folder."""
     method: str = "local"
+    """The method that the clients share by; `local` without a federation."""
     bytes_up: int = 0
     """Bytes from clients to the server."""
     bytes_down: int = 0
@@ -79,22 +82,22 @@ class Result:
 
     @property
     def returns(self) -> np.ndarray:
-        """[K]: mean returns of the last policies, of the clients that have one."""
+        """[K]: mean returns of the last policies, for the clients whose last policy was evaluated."""
         return np.array([client.after for client in self.clients.values() if client.after is not None])
 
     @property
     def score_mean(self) -> float | None:
-        """Mean return over the clients."""
+        """Mean return over the clients; None if no last policy was evaluated."""
         return float(self.returns.mean()) if self.returns.size else None
 
     @property
     def score_min(self) -> float | None:
-        """Return of the worst client."""
+        """Return of the worst client; None if no last policy was evaluated."""
         return float(self.returns.min()) if self.returns.size else None
 
     @property
     def score_iqm(self) -> float | None:
-        """Mean return over the middle half of the clients (2108.13264)."""
+        """Interquartile mean of the clients' returns (2108.13264); None if no last policy was evaluated."""
         return iqm(self.returns) if self.returns.size else None
 
     @property
@@ -137,6 +140,7 @@ class Result:
 
 
 def _client_to_json(client: ClientResult) -> dict[str, Any]:
+    """Make a client's part of `results.json`."""
     document = {CLIENT_KEYS.get(name, name): value for name, value in vars(client).items()}
     document["personal_groups"] = list(client.personal_groups)
     document["clusters"] = dict(client.clusters)
@@ -163,13 +167,16 @@ def read_results(folder: Path) -> dict[str, Any] | None:
             raise ValueError("it is no table of results")
         Result.from_json(document)
     except ValueError as error:
-        cure = "remove it: what the rounds say is there without it, and a resumed run writes it again"
+        cure = "remove it: the rounds can be read without it, and a resumed run writes it again"
         raise ValueError(f"{path}: is damaged: {shorten(str(error))}; {cure}") from None
     return document
 
 
 def idle_clients(results: Mapping[str, Any]) -> tuple[str, ...]:
-    """The clients in `results.json` that were asked to train and learned nothing; none before the first round."""
+    """List the clients that were asked to train and learned nothing; none before the first round.
+
+    results: the content of `results.json`.
+    """
     clients, missing = results["clients"], results.get("missing", {})
     if not results["rounds"]:
         return ()

@@ -1,7 +1,7 @@
-"""Records to JSON and back, by their types.
+"""Converts records to JSON and back, by their types.
 
-A record is a frozen dataclass. Its JSON is its fields by name, so that a file can be read by anyone; reading it back
-checks every value against the field's type.
+A record is a dataclass. Its JSON is an object with its fields by name; reading it back checks every value against the
+field's type.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ Record = TypeVar("Record")
 
 
 def to_json(value: Any) -> str:
-    """Write records, and lists and tables of them, as one line of JSON."""
+    """Write records, and lists and mappings of them, as one line of JSON."""
     return json.dumps(value, default=vars)
 
 
 def from_json(kind: type[Record], document: Any) -> Record:
-    """Make a record of type `kind` from what JSON has of it; ValueError names the field that does not fit."""
+    """Make a record of type `kind` from its JSON; ValueError names the field that does not fit."""
     try:
         record: Record = _adapter(kind).validate_python(document)
     except ValidationError as error:
@@ -31,7 +31,7 @@ def from_json(kind: type[Record], document: Any) -> Record:
 
 
 _ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
-"""By type: making an adapter takes longer than reading a record."""
+"""A cache by type, since making an adapter takes longer than reading a record."""
 
 
 def _adapter(kind: type[Record]) -> TypeAdapter[Record]:

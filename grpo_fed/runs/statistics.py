@@ -12,11 +12,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic of the scores and its 95 % bootstrap interval."""
+    """Holds a statistic of the scores and its 95 % bootstrap interval."""
 
     value: float
+    """The statistic of the scores themselves."""
     low: float
+    """The lower end of the interval."""
     high: float
+    """The upper end of the interval."""
 
 
 def estimate(
@@ -26,16 +29,16 @@ def estimate(
     resamples: int = 2_000,
     whole_seeds: bool = False,
 ) -> Estimate:
-    """The statistic of one or more score arrays, each [S, T], and its percentile interval.
+    """Compute a statistic of one or more score arrays, each [S, T], and its percentile interval.
 
     estimate(interquartile_mean, ours, generator=np.random.default_rng(0))
     estimate(probability_of_improvement, ours, peers, generator=np.random.default_rng(0))
 
-    whole_seeds: resample whole seeds instead of each task's own, for tasks that are learned in one run and so are not
-    independent.
+    whole_seeds: resample whole seeds, not each task's seeds by themselves, for tasks that are learned in one run and so
+    are not independent.
     """
     for array in scores:
-        _refuse_unusable(array)
+        _check_scores(array)
     draw = whole_resamples if whole_seeds else stratified_resamples
     resampled = statistic(*(draw(array, generator, resamples) for array in scores))
     low, high = np.quantile(resampled, [0.025, 0.975])
@@ -43,21 +46,21 @@ def estimate(
 
 
 def interquartile_mean(scores: np.ndarray) -> np.ndarray:
-    """Mean of the middle half of all seeds and tasks together, [..., S, T] -> [...]."""
+    """Compute the mean of the middle half of all seeds and tasks together, [..., S, T] -> [...]."""
     pooled = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
     cut = pooled.shape[-1] // 4
     return np.asarray(pooled[..., cut : pooled.shape[-1] - cut].mean(axis=-1))
 
 
 def iqm(scores: np.ndarray) -> float:
-    """Interquartile mean of the scores [K] of one run's clients (2108.13264)."""
+    """Compute the interquartile mean of the scores [K] of one run's clients (2108.13264)."""
     return float(interquartile_mean(scores[:, None]))
 
 
 def probability_of_improvement(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Chance that a seed of ours beats one of theirs on the same task, [..., S, T] and [..., R, T] -> [...].
+    """Estimate the probability that a seed of ours beats one of theirs on the same task.
 
-    A tie counts half; tasks weigh the same.
+    [..., S, T] and [..., R, T] -> [...]. A tie counts half; all tasks have the same weight.
     """
     difference = ours[..., :, None, :] - theirs[..., None, :, :]
     wins = (difference > 0) + 0.5 * (difference == 0)
@@ -75,7 +78,8 @@ def whole_resamples(scores: np.ndarray, generator: np.random.Generator, resample
     return scores[generator.integers(len(scores), size=(resamples, len(scores)))]
 
 
-def _refuse_unusable(scores: np.ndarray) -> None:
+def _check_scores(scores: np.ndarray) -> None:
+    """ValueError for scores that are not a finite [S, T]."""
     if scores.ndim != 2 or scores.size == 0:
         raise ValueError(f"scores of shape {scores.shape}: expected [seeds, tasks]; one task is scores[:, None]")
     # trimming would drop infinities and NaN silently

@@ -144,7 +144,7 @@ def test_the_local_method_gives_the_results_of_train():
         (("--resume", "r", "--workers", "2"), "leave out --workers"),
         (("tiny.toml", "--resume", "r"), "leave out SCENARIO"),
         ((), "run needs a SCENARIO"),
-        (("tiny.toml", "--track", "nonsense"), "no place for runs"),
+        (("tiny.toml", "--track", "nonsense"), "is no store for runs"),
         (("tiny.toml", "--set", "policy.shared=['actr']"), 'did you mean "actor"?'),
         (("tiny.toml", "--set", "merge.blocks={critic=0.1}"), "critic"),
         (("tiny.toml", "--engine", "flower", "--superlink", "nowhere"), "nowhere"),

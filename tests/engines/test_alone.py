@@ -16,6 +16,7 @@ from scipy.stats import trim_mean
 from grpo_fed import Scenario, load_policy, train
 from grpo_fed.engines.alone import AloneEngine
 from grpo_fed.rl.stacked_learner import DivergedError
+from grpo_fed.runs.folder import FolderTakenError
 from grpo_fed.runs.records import RoundRecord
 from grpo_fed.runs.statistics import iqm
 from grpo_fed.tasks.task import TaskError
@@ -58,27 +59,37 @@ def read_rounds(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_a_short_run_learns_cartpole(tmp_path: Path):
-    """A random policy balances the pole for some 20 steps; eight rounds of training give many more."""
+    """A random policy balances the pole for some 20 steps; after twelve rounds most clients reach the limit of 500.
+
+    Rounding differs between processors, and one client's return with it. So the bounds are on the median and the least
+    of five clients with random streams of their own. Over the seeds 0 to 9 the lowest median after training is 443, the
+    lowest return of any client 152, and the best round has at least 8 times the return of the first.
+    """
     text = """
     name = "cart"
-    rounds = 8
+    rounds = 12
     steps = 2048
-    rollout = { num_envs = 8, horizon = 32 }
-    objective = { gamma = 0.98, gae_lambda = 0.8, learning_rate = 3e-3, epochs = 10, minibatches = 1 }
+    rollout = { num_envs = 8, horizon = 128 }
+    objective = { gamma = 0.98, gae_lambda = 0.8, learning_rate = 2e-3, epochs = 10, minibatches = 4 }
     [[clients]]
     name = "cart"
+    count = 5
     env = "grpo_fed/CartPole-v1"
     """
-    result = train(Scenario.loads(text), tmp_path)
-    cart = result.clients["cart"]
-    assert cart.before is not None
-    assert cart.before < 60
-    assert cart.after is not None
-    assert cart.after > 200
-    assert cart.sampled is not None
-    assert cart.sampled > 100
-    returns = [line["charts/episodic_return"] for line in read_rounds(tmp_path)]
-    assert cart.best == max(returns) > 3 * returns[0]
+    carts = train(Scenario.loads(text), tmp_path).clients
+    before, after, sampled = (
+        np.array([getattr(cart, name) for cart in carts.values()], np.float64)
+        for name in ("before", "after", "sampled")
+    )
+    assert before.max() < 60
+    assert np.median(after) > 300
+    assert after.min() > 60
+    assert np.median(sampled) > 200
+    assert sampled.min() > 60
+    lines = read_rounds(tmp_path)
+    for name, cart in carts.items():
+        trained = [line["clients"][name]["charts/episodic_return"] for line in lines]
+        assert cart.best == max(trained) > 3 * trained[0]
 
 
 def test_a_run_leaves_scenario_rounds_policies_and_results(tmp_path: Path):
@@ -141,7 +152,7 @@ def test_a_line_has_every_metric_of_the_run_and_each_client(tmp_path: Path):
             assert line["eval/score_min"] == min(scores)
 
 
-def test_results_are_the_same_for_the_same_seed_alone(tmp_path: Path):
+def test_results_are_equal_for_equal_seeds_alone(tmp_path: Path):
     saved = []
     for number, seed in enumerate((0, 0, 1)):
         train(tiny(f"seed={seed}"), tmp_path / str(number))
@@ -168,25 +179,30 @@ def test_the_interquartile_mean_is_scipys_trimmed_mean(count: int):
 # Folders --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_replaces_the_files_of_an_older_run_alone(tmp_path: Path):
+def test_a_run_is_replaced_on_demand_alone(tmp_path: Path):
     train(tiny("rounds=1"), tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
-    train(tiny("rounds=2", "clients.carts.count=1"), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(FolderTakenError, match="holds a run; name another folder"):
+        train(tiny("rounds=2"), tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    train(tiny("rounds=2", "clients.carts.count=1"), tmp_path, replace=True)
     assert len(read_rounds(tmp_path)) == 2
     assert {path.name for path in (tmp_path / "policies").iterdir()} == {"carts.safetensors", "hill.safetensors"}
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_a_folder_with_other_files_is_refused_and_unchanged(tmp_path: Path):
-    (tmp_path / "scenario.toml").write_text("mine")
-    with pytest.raises(ValueError, match="is not empty and holds no run; name another folder"):
-        train(tiny(), tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    for replace in (False, True):
+        with pytest.raises(ValueError, match="is not empty and holds no run; name another folder"):
+            train(tiny(), tmp_path, replace=replace)
     with pytest.raises(ValueError, match="is a file; a run needs a folder"):
-        train(tiny(), tmp_path / "scenario.toml")
-    with pytest.raises(ValueError, match=r"cannot be made, for .*scenario\.toml is a file"):
-        train(tiny(), tmp_path / "scenario.toml" / "run")
-    assert [path.name for path in tmp_path.iterdir()] == ["scenario.toml"]
-    assert (tmp_path / "scenario.toml").read_text() == "mine"
+        train(tiny(), tmp_path / "notes.txt")
+    with pytest.raises(ValueError, match=r"cannot be made, for .*notes\.txt is a file"):
+        train(tiny(), tmp_path / "notes.txt" / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_an_invalid_scenario_is_refused_before_anything_is_written(tmp_path: Path):
@@ -233,7 +249,7 @@ def test_a_diverged_policy_stops_the_run_and_is_named(tmp_path: Path):
 
 
 class Broken(gymnasium.Env[Any, Any]):
-    """Fails, as `fault` says, after so many of its steps."""
+    """Fails after so many steps, in the manner of `fault`."""
 
     observation_space = spaces.Box(-1, 1, (2,))
     action_space = spaces.Discrete(2)

@@ -1,4 +1,4 @@
-"""A run that was killed goes on to the very end that it would have had."""
+"""A run that was stopped and resumed has the same results as one that was not stopped."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ env = "Pendulum-v1"
 
 
 def resume(folder: Path, watch: Watch = lambda record: None) -> Result:
-    """Go on with clients that learn alone."""
+    """Resume a run of clients that learn alone."""
     with AloneEngine.resumed(folder) as engine:
         return engine.run(watch)
 
@@ -61,8 +61,8 @@ def scenario(*overrides: str) -> Scenario:
     return Scenario.loads(SCENARIO, overrides=overrides)
 
 
-def left_behind(folder: Path) -> dict[str, object]:
-    """All that a run left, but for what the clock decides."""
+def read_outcome(folder: Path) -> dict[str, object]:
+    """Read a run's results and lines without their times."""
     results = json.loads((folder / "results.json").read_text())
     del results["seconds"]
     lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
@@ -71,51 +71,52 @@ def left_behind(folder: Path) -> dict[str, object]:
     return {"results": results, "rounds": lines}
 
 
-def assert_the_same_end(folder: Path, other: Path) -> None:
-    assert left_behind(folder) == left_behind(other)
+def assert_equal_outcomes(folder: Path, other: Path) -> None:
+    """Compare the results, lines and policies of two runs."""
+    assert read_outcome(folder) == read_outcome(other)
     files = sorted((folder / "policies").iterdir())
     assert len(files) == 3
     for file in files:
-        theirs = load_file(other / "policies" / file.name)
+        expected = load_file(other / "policies" / file.name)
         for name, array in load_file(file).items():
-            assert np.array_equal(array, theirs[name]), f"{file.name}: {name}"
+            assert np.array_equal(array, expected[name]), f"{file.name}: {name}"
 
 
-@pytest.mark.parametrize("stop", [1, 3])
-def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(tmp_path: Path, stop: int) -> None:
+@pytest.mark.parametrize("last", [1, 3])
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path: Path, last: int) -> None:
     train(scenario(), tmp_path / "whole")
 
-    def stops(note: RoundRecord) -> None:
-        if note.round == stop:
+    def stop(record: RoundRecord) -> None:
+        if record.round == last:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(scenario(), tmp_path / "cut", stops)
+        train(scenario(), tmp_path / "cut", stop)
     assert json.loads((tmp_path / "cut" / "results.json").read_text())["status"] == "interrupted"
     resume(tmp_path / "cut")
-    assert_the_same_end(tmp_path / "whole", tmp_path / "cut")
+    assert_equal_outcomes(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_rounds_after_the_last_checkpoint_are_trained_again(tmp_path: Path) -> None:
-    """A checkpoint every second round, stopped after the third: rounds 3 and 4 follow, and no line stands twice."""
+    """A checkpoint every second round, stopped after the third: rounds 3 and 4 follow, and no line is written twice."""
     given = scenario("checkpoint.every=2", "checkpoint.keep=1")
     train(given, tmp_path / "whole")
 
-    def stops(note: RoundRecord) -> None:
-        if note.round == 3:
+    def stop(record: RoundRecord) -> None:
+        if record.round == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(given, tmp_path / "cut", stops)
+        train(given, tmp_path / "cut", stop)
     seen: list[int] = []
-    resume(tmp_path / "cut", lambda note: seen.append(note.round))
+    resume(tmp_path / "cut", lambda record: seen.append(record.round))
     assert seen == [3, 4]
-    assert_the_same_end(tmp_path / "whole", tmp_path / "cut")
+    assert_equal_outcomes(tmp_path / "whole", tmp_path / "cut")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="there is no SIGKILL")
-def test_a_run_that_is_killed_in_the_middle_of_a_round_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    """Kill -9 of the command, at whatever point it is when its first line is there, and again; then --resume."""
+def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
+    """Kill the command when its first line is written, and once more later; then resume it to its end."""
     file = tmp_path / "a.toml"
     file.write_text(SCENARIO)
     train(scenario("rounds=12"), tmp_path / "whole")
@@ -133,7 +134,7 @@ def test_a_run_that_is_killed_in_the_middle_of_a_round_ends_as_if_it_had_not_bee
     assert killed >= 1
     ended = subprocess.run(go_on, capture_output=True, text=True, check=False)
     assert ended.returncode == 0 or "has finished" in ended.stderr, ended.stderr
-    assert_the_same_end(tmp_path / "whole", tmp_path / "cut")
+    assert_equal_outcomes(tmp_path / "whole", tmp_path / "cut")
 
 
 def count_lines(folder: Path) -> int:
@@ -141,30 +142,30 @@ def count_lines(folder: Path) -> int:
     return rounds.read_text().count("\n") if rounds.is_file() else 0
 
 
-def test_a_finished_run_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_finished_run_cannot_be_resumed(tmp_path: Path) -> None:
     train(scenario("rounds=1"), tmp_path)
     with pytest.raises(ValueError, match="has finished"):
         AloneEngine.resumed(tmp_path)
 
 
-def test_a_run_without_checkpoints_says_which_knob_makes_them(tmp_path: Path) -> None:
-    def stops(note: RoundRecord) -> None:
-        if note.round == 1:
+def test_a_run_without_checkpoints_names_the_key_that_makes_them(tmp_path: Path) -> None:
+    def stop(record: RoundRecord) -> None:
+        if record.round == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(scenario("checkpoint.every=0"), tmp_path, stops)
+        train(scenario("checkpoint.every=0"), tmp_path, stop)
     with pytest.raises(ValueError, match=r"checkpoint\.every = 0"):
         resume(tmp_path)
 
 
-def test_a_new_run_in_an_old_folder_leaves_no_checkpoint_of_the_old_one(tmp_path: Path) -> None:
+def test_a_replaced_run_leaves_no_checkpoint(tmp_path: Path) -> None:
     train(scenario("rounds=2"), tmp_path)
-    train(scenario("rounds=1"), tmp_path)
+    train(scenario("rounds=1"), tmp_path, replace=True)
     assert [place.name for place in (tmp_path / "checkpoints").iterdir()] == ["round-0001"]
 
 
-# Federations, of clients that are numbers alone -----------------------------------------------------------------------
+# Federations of numeric clients --------------------------------------------------------------------------------------
 
 
 SETTINGS = {
@@ -181,124 +182,132 @@ SETTINGS = {
 GAINS = {f"c-{number}": 1.0 + 0.1 * number for number in range(5)}
 
 
-def federation(folder: Path, settings: str, fold: bool, *overrides: str) -> tuple[Federation, NumericTransport]:
-    """One that begins, or one that goes on, in a process that knows nothing but what the folder holds."""
-    given, commons, post = numeric_federation(*SETTINGS[settings], "evaluate.every=2", "rounds=5", *overrides, count=5)
-    post.gains = GAINS
+def federation(folder: Path, settings: str, delayed: bool, *overrides: str) -> tuple[Federation, NumericTransport]:
+    """Make a federation that begins, or goes on if the folder holds a run of it; its state is only in the folder."""
+    given, shared_blocks, transport = numeric_federation(
+        *SETTINGS[settings], "evaluate.every=2", "rounds=5", *overrides, count=5
+    )
+    transport.gains = GAINS
     after = None
     if (folder / "rounds.jsonl").is_file():
-        found, after = open_unfinished(folder)
-        assert found == given
+        saved, after = open_unfinished(folder)
+        assert saved == given
     if after is not None:
-        post.read(after.files, after.original_names)
-    home = folder.parent / f"{folder.name}-home"
-    return Federation(given, commons, post, folder, after, fold, lambda number: post.write(home, number)), post
+        transport.read(after.files, after.original_names)
+    states = folder.parent / f"{folder.name}-states"
+    return (
+        Federation(
+            given, shared_blocks, transport, folder, after, delayed, lambda round: transport.write(states, round)
+        ),
+        transport,
+    )
 
 
-def everything(folder: Path) -> dict[str, object]:
-    """All that a federation left that the clock does not decide, parameters and all."""
-    found = left_behind(folder)
-    place = sorted((folder / "checkpoints").iterdir())[-1]
-    files = [place / "shared.safetensors", *sorted((place / "clients").iterdir())]
+def read_everything(folder: Path) -> dict[str, object]:
+    """Read a federation's results, lines and latest checkpoint without their times."""
+    checkpoint = sorted((folder / "checkpoints").iterdir())[-1]
+    files = [checkpoint / "shared.safetensors", *sorted((checkpoint / "clients").iterdir())]
     arrays = {f"{file.name}:{name}": array.tobytes() for file in files for name, array in load_file(file).items()}
-    state = json.loads((place / "state.json").read_text())
+    state = json.loads((checkpoint / "state.json").read_text())
     state["parts"]["recorder"]["totals"].pop("seconds")
     state["parts"]["server"].pop("name")
     state["parts"]["recorder"]["pending"].pop("seconds")
-    return {**found, "arrays": arrays, "state": state}
+    return {**read_outcome(folder), "arrays": arrays, "state": state}
 
 
-class Cut(Exception):
-    """The power."""
+class StoppedError(Exception):
+    """Stops a federation in the middle of a round."""
 
 
-@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("delayed", [False, True])
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_a_federation_ends_as_it_would_have_wherever_it_is_cut_off(tmp_path: Path, settings: str, fold: bool) -> None:
-    """At a message to one of the clients, a different one each time; so between rounds and inside them."""
-    whole, post = federation(tmp_path / "whole", settings, fold)
+def test_a_federation_stopped_at_any_message_ends_like_a_whole_one(
+    tmp_path: Path, settings: str, delayed: bool
+) -> None:
+    """Stop at one message after another, so between rounds and inside them."""
+    whole, transport = federation(tmp_path / "whole", settings, delayed)
     whole.run()
-    messages = len(post.sent)
+    messages = len(transport.sent)
     for cut in {1, messages // 5, messages // 3, messages // 2, messages - 9, messages - 2}:
         folder = tmp_path / f"cut-{cut}"
-        going, post = federation(folder, settings, fold)
+        stopped, transport = federation(folder, settings, delayed)
 
-        def fault(name: str, told: Instruction, post: NumericTransport = post, cut: int = cut) -> None:
-            if len(post.sent) == cut:
-                raise Cut
+        def fault(name: str, instruction: Instruction, transport: NumericTransport = transport, cut: int = cut) -> None:
+            if len(transport.sent) == cut:
+                raise StoppedError
 
-        post.fault = fault
-        with pytest.raises(Cut):
-            going.run()
-        federation(folder, settings, fold)[0].run()
-        assert everything(folder) == everything(tmp_path / "whole"), f"cut off at message {cut} of {messages}"
+        transport.fault = fault
+        with pytest.raises(StoppedError):
+            stopped.run()
+        federation(folder, settings, delayed)[0].run()
+        assert read_everything(folder) == read_everything(tmp_path / "whole"), f"stopped at message {cut} of {messages}"
 
 
-@pytest.mark.parametrize("fold", [False, True])
-def test_a_line_that_was_cut_off_after_its_checkpoint_is_written_again(tmp_path: Path, fold: bool) -> None:
-    federation(tmp_path / "whole", "measured", fold)[0].run()
+@pytest.mark.parametrize("delayed", [False, True])
+def test_a_line_lost_after_its_checkpoint_is_written_again(tmp_path: Path, delayed: bool) -> None:
+    federation(tmp_path / "whole", "measured", delayed)[0].run()
 
-    def stop(note: RoundRecord) -> None:
-        if note.round == 3:
+    def stop(record: RoundRecord) -> None:
+        if record.round == 3:
             raise KeyboardInterrupt
 
-    going, _ = federation(tmp_path / "cut", "measured", fold)
+    stopped, _ = federation(tmp_path / "cut", "measured", delayed)
     with pytest.raises(KeyboardInterrupt):
-        going.run(stop)
+        stopped.run(stop)
     file = tmp_path / "cut" / "rounds.jsonl"
     lines = file.read_text().splitlines(keepends=True)
     assert len(lines) == 3
     file.write_text("".join(lines[:2]))
-    federation(tmp_path / "cut", "measured", fold)[0].run()
-    assert everything(tmp_path / "cut") == everything(tmp_path / "whole")
+    federation(tmp_path / "cut", "measured", delayed)[0].run()
+    assert read_everything(tmp_path / "cut") == read_everything(tmp_path / "whole")
 
 
-def test_a_federation_that_went_on_remembers_who_was_missing_and_what_was_sent(tmp_path: Path) -> None:
-    def fault(name: str, told: Instruction) -> Failure | None:
-        return Failure("late", "asleep") if name == "c-1" and told.start.round == 1 else None
+def test_a_resumed_federation_counts_earlier_failures_and_bytes(tmp_path: Path) -> None:
+    def fault(name: str, instruction: Instruction) -> Failure | None:
+        return Failure("late", "asleep") if name == "c-1" and instruction.start.round == 1 else None
 
-    def stop(note: RoundRecord) -> None:
-        if note.round == 2:
+    def stop(record: RoundRecord) -> None:
+        if record.round == 2:
             raise KeyboardInterrupt
 
-    whole, post = federation(tmp_path / "whole", "mean", False)
-    post.fault = fault
+    whole, transport = federation(tmp_path / "whole", "mean", False)
+    transport.fault = fault
     result = whole.run()
-    going, post = federation(tmp_path / "cut", "mean", False)
-    post.fault = fault
+    stopped, transport = federation(tmp_path / "cut", "mean", False)
+    transport.fault = fault
     with pytest.raises(KeyboardInterrupt):
-        going.run(stop)
+        stopped.run(stop)
     resumed = federation(tmp_path / "cut", "mean", False)[0].run()
     assert resumed.missing["c-1"][0] == (1, "late", "asleep")
     assert (resumed.bytes_up, resumed.bytes_down) == (result.bytes_up, result.bytes_down)
     assert resumed.clients == result.clients
 
 
-def test_clients_know_a_federation_that_goes_on_by_its_name_and_a_new_one_by_another(tmp_path: Path) -> None:
-    def stop(note: RoundRecord) -> None:
-        if note.round == 1:
+def test_a_resumed_federation_keeps_its_name_and_a_new_one_has_another(tmp_path: Path) -> None:
+    def stop(record: RoundRecord) -> None:
+        if record.round == 1:
             raise KeyboardInterrupt
 
-    going, _ = federation(tmp_path / "cut", "mean", False)
+    stopped, _ = federation(tmp_path / "cut", "mean", False)
     with pytest.raises(KeyboardInterrupt):
-        going.run(stop)
-    assert federation(tmp_path / "cut", "mean", False)[0].state.name == going.state.name
-    assert federation(tmp_path / "new", "mean", False)[0].state.name != going.state.name
+        stopped.run(stop)
+    assert federation(tmp_path / "cut", "mean", False)[0].state.name == stopped.state.name
+    assert federation(tmp_path / "new", "mean", False)[0].state.name != stopped.state.name
 
 
-def test_a_federation_and_a_run_without_one_do_not_go_on_with_each_other(tmp_path: Path) -> None:
-    def stop(note: RoundRecord) -> None:
-        if note.round == 1:
+def test_runs_with_and_without_a_federation_cannot_resume_each_other(tmp_path: Path) -> None:
+    def stop(record: RoundRecord) -> None:
+        if record.round == 1:
             raise KeyboardInterrupt
 
-    going, _ = federation(tmp_path / "federation", "mean", False)
+    stopped, _ = federation(tmp_path / "federation", "mean", False)
     with pytest.raises(KeyboardInterrupt):
-        going.run(stop)
+        stopped.run(stop)
     with pytest.raises(ValueError, match=r"holds a federation; `grpo-fed run --resume` goes on with it"):
         AloneEngine.resumed(tmp_path / "federation")
-    given, commons, post = numeric_federation()
+    given, shared_blocks, transport = numeric_federation()
     with pytest.raises(KeyboardInterrupt):
         train(given, tmp_path / "alone", stop)
     given, after = open_unfinished(tmp_path / "alone")
     with pytest.raises(ValueError, match="is of a run without federation; `grpo-fed train --resume` goes on with it"):
-        Federation(given, commons, post, tmp_path / "alone", after)
+        Federation(given, shared_blocks, transport, tmp_path / "alone", after)

@@ -250,9 +250,9 @@ def test_a_truncated_file_is_called_damaged(run: Path, length: int):
 
 
 def test_what_is_not_there_is_said_with_what_was_meant(run: Path):
-    with pytest.raises(ValueError, match="it has several clients, say which: other, writer"):
+    with pytest.raises(ValueError, match="has several clients, name one of them: other, writer"):
         load_policy(run)
-    with pytest.raises(ValueError, match="it has no client wirter; did you mean writer"):
+    with pytest.raises(ValueError, match="has no client wirter; did you mean writer"):
         load_policy(run, "wirter")
     with pytest.raises(ValueError, match=r"policies: no run folder: there is no scenario\.toml in it"):
         load_policy(run / "policies", "writer")

@@ -1,4 +1,4 @@
-"""What is tracked is there, once, whatever becomes of the run or of the server; and no run ever waits for it."""
+"""Tracking: MLflow gets every round once, whether the run or the server fails, and no run waits for it."""
 
 from __future__ import annotations
 
@@ -23,19 +23,25 @@ from grpo_fed.engines.alone import train
 from grpo_fed.policy.make import make_policy
 from grpo_fed.reports.charts import PALETTE
 from grpo_fed.rl.normalise import ObservationNormaliser
-from grpo_fed.runs import policies as saved
-from grpo_fed.runs.colours import client_colour
+from grpo_fed.runs.colours import pick_colour
+from grpo_fed.runs.policies import LoadedPolicy, load_policy
 from grpo_fed.runs.tracking import Tracker, default_store, replay, resolve_store
 from grpo_fed.runs.tracking.model import Predictor
-from grpo_fed.runs.tracking.run_page import client_text, clients_table, page_at_end
-from grpo_fed.runs.tracking.selection import client_metrics, names_in, same_round, spread_of, tracked_metrics
+from grpo_fed.runs.tracking.run_page import client_page, clients_table, page_at_end
+from grpo_fed.runs.tracking.selection import (
+    client_metrics,
+    client_quantiles,
+    is_same_round,
+    metric_keys,
+    tracked_metrics,
+)
 from grpo_fed.runs.tracking.spool import Spool
-from grpo_fed.runs.tracking.store import secrets_in
-from grpo_fed.runs.tracking.ui import pages
-from grpo_fed.runs.tracking.views import tags_of, views_for
+from grpo_fed.runs.tracking.store import find_secrets
+from grpo_fed.runs.tracking.ui import open_pages
+from grpo_fed.runs.tracking.views import make_view_tags, make_views
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.resolve import resolve_tasks
-from tests.support.tracking_runs import BLOCKS, Database, document, line, scenario, secrets_found
+from tests.support.tracking_runs import BLOCKS, Database, document, files_with_words, line, scenario
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,20 +51,22 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Database:
     return Database(tmp_path_factory.mktemp("store") / "mlflow.db")
 
 
-def tracked(uri: str, folder: Path, of: Scenario, rounds: range, status: Any = "finished", resumed: bool = False):
+def track_rounds(
+    uri: str, folder: Path, given: Scenario, rounds: range, status: Any = "finished", resumed: bool = False
+) -> Tracker:
     """Track rounds, without training."""
     folder.mkdir(exist_ok=True)
-    tracker = Tracker.open(uri, folder, of, resumed, models=False)
+    tracker = Tracker.open(uri, folder, given, resumed, models=False)
     for number in rounds:
-        tracker.round(line(of, number))
-    tracker.close(document(of, rounds[-1], status), status)
+        tracker.round(line(given, number))
+    tracker.close(document(given, rounds[-1], status), status)
     return tracker
 
 
 # What is tracked ------------------------------------------------------------------------------------------------------
 
 
-def test_finite_numbers_under_known_names_are_tracked_and_nothing_else():
+def test_only_finite_numbers_under_known_keys_are_tracked():
     given = {
         "round": 3,
         "global_step": 10,
@@ -77,10 +85,9 @@ def test_finite_numbers_under_known_names_are_tracked_and_nothing_else():
     assert dict(client_metrics(given)) == {"ant": {"eval/episodic_return": 7.0, "fed/clients_failed": 1.0}}
 
 
-def test_many_clients_become_quantiles():
+def test_many_clients_are_summarised_by_quantiles():
     given = {"clients": {f"c{k}": {"eval/episodic_return": float(k * k)} for k in range(11)}}
-    found = spread_of(given)
-    assert found == {
+    assert client_quantiles(given) == {
         "eval/episodic_return_min": 0.0,
         "eval/episodic_return_p10": 1.0,
         "eval/episodic_return_p50": 25.0,
@@ -88,68 +95,71 @@ def test_many_clients_become_quantiles():
         "eval/episodic_return_max": 100.0,
     }
     four = {"clients": {f"c{k}": {"kl/joint": value} for k, value in enumerate([3.0, 1.0, 2.0, 8.0])}}
-    assert spread_of(four)["kl/joint_p90"] == pytest.approx(np.quantile([1, 2, 3, 8], 0.9))
+    assert client_quantiles(four)["kl/joint_p90"] == pytest.approx(np.quantile([1, 2, 3, 8], 0.9))
 
 
-def test_a_round_done_again_is_the_same_but_for_its_clock():
-    one, other = line(scenario(), 2), line(scenario(), 2)
-    other["time/round_s"] = other["charts/SPS"] = 1.25
-    assert same_round(one, other)
-    other["clients"]["cart-0"]["losses/entropy"] += 1e-9
-    assert not same_round(one, other)
+def test_a_repeated_round_equals_the_first_but_for_its_times():
+    first, second = line(scenario(), 2), line(scenario(), 2)
+    second["time/round_s"] = second["charts/SPS"] = 1.25
+    assert is_same_round(first, second)
+    second["clients"]["cart-0"]["losses/entropy"] += 1e-9
+    assert not is_same_round(first, second)
 
 
-def test_the_description_begins_with_the_result():
-    of = scenario()
+def test_the_page_begins_with_the_result():
+    given = scenario()
     begin = {"scenario": "carts", "description": "", "clients": dict.fromkeys("abc"), "params": {"rounds": 4}}
     begin["params"] |= {"method": "grpo", "seed": 0}
-    said = page_at_end(begin, document(of, 4), "finished")
-    assert said.startswith(
+    page = page_at_end(begin, document(given, 4), "finished")
+    assert page.startswith(
         "**Return 41.0** (interquartile mean of 3 clients; mean from 1.0 to 41.0, worst client 40.0)"
     )
-    assert "| backwards | 1.0 | 42.0 | actor |" in said
-    failed = document(of, 2, "failed") | {"error": "ValueError: no"}
+    assert "| backwards | 1.0 | 42.0 | actor |" in page
+    failed = document(given, 2, "failed") | {"error": "ValueError: no"}
     assert page_at_end(begin, failed, "failed").startswith("**Failed after 2 of 4 rounds**: ValueError: no.")
 
 
-def test_clusters_stand_in_the_place_of_personal_groups():
-    of = scenario()
-    done = document(of, 4)
-    for name, one in done["clients"].items():
-        one |= {"personal_groups": [], "clusters": {"torso.0": 0, "actor": int(name == "backwards")}}
+def test_clusters_replace_personal_groups_on_the_page():
+    given = scenario()
+    done = document(given, 4)
+    for name, client in done["clients"].items():
+        client |= {"personal_groups": [], "clusters": {"torso.0": 0, "actor": int(name == "backwards")}}
     begin = {"scenario": "carts", "description": "", "params": {"rounds": 4, "method": "clusters", "seed": 0}}
-    said = page_at_end({**begin, "clients": done["clients"]}, done, "finished")
-    assert "| client | before | after | clusters |" in said
-    assert "| backwards | 1.0 | 42.0 | actor #1 |" in said
-    assert client_text(done["clients"]["backwards"]).endswith("In another cluster than most: `actor #1`.")
-    assert client_text(done["clients"]["cart-0"]).endswith("In another cluster than most: none.")
+    page = page_at_end({**begin, "clients": done["clients"]}, done, "finished")
+    assert "| client | before | after | clusters |" in page
+    assert "| backwards | 1.0 | 42.0 | actor #1 |" in page
+    assert client_page(done["clients"]["backwards"]).endswith("In another cluster than most: `actor #1`.")
+    assert client_page(done["clients"]["cart-0"]).endswith("In another cluster than most: none.")
     table = clients_table(done)
     assert (table["columns"][-1], [row[-1] for row in table["data"]]) == ("clusters", ["", "", "actor #1"])
-    told = line(of, 2) | {"clusters/actor": 2}
-    told["clients"]["backwards"]["cluster/actor"] = 1
-    assert tracked_metrics(told)["clusters/actor"] == 2.0
-    assert dict(client_metrics(told))["backwards"]["cluster/actor"] == 1.0
-    views = views_for(sorted(names_in([told])))
-    charts = [chart.metrics for view in views for own in view.sections.values() for chart in own]
+    clustered = line(given, 2) | {"clusters/actor": 2}
+    clustered["clients"]["backwards"]["cluster/actor"] = 1
+    assert tracked_metrics(clustered)["clusters/actor"] == 2.0
+    assert dict(client_metrics(clustered))["backwards"]["cluster/actor"] == 1.0
+    views = make_views(sorted(metric_keys([clustered])))
+    charts = [chart.metrics for view in views for section in view.sections.values() for chart in section]
     assert ("clusters/actor",) in charts
     assert ("cluster/actor",) in charts
 
 
-def test_a_client_that_learned_nothing_stands_below_the_result():
-    of = scenario()
-    done = document(of, 3)
+def test_a_client_that_learned_nothing_is_named_after_the_result():
+    given = scenario()
+    done = document(given, 3)
     done["clients"]["backwards"] |= {"env_steps": 0, "return": None}
     done["missing"] = {"backwards": [[2, "raised", "RuntimeError: out of coal"]], "cart-0": [[1, "late", "no answer"]]}
     begin = {"scenario": "carts", "description": "", "params": {"rounds": 3, "method": "grpo", "seed": 0}}
-    said = page_at_end({**begin, "clients": done["clients"]}, done, "finished").split("\n\n")
-    assert said[0].startswith("**Return ")
-    assert said[1] == "**backwards learned nothing**: it had no answer, in round 2 raised: RuntimeError: out of coal"
-    assert "cart-0 learned nothing" not in " ".join(said)
+    page = page_at_end({**begin, "clients": done["clients"]}, done, "finished").split("\n\n")
+    assert page[0].startswith("**Return ")
+    assert (
+        page[1]
+        == "**backwards learned nothing**: it gave no valid answer, in round 2 raised: RuntimeError: out of coal"
+    )
+    assert "cart-0 learned nothing" not in " ".join(page)
 
 
-def test_saved_views_show_what_there_is():
+def test_saved_views_show_the_metrics_that_exist():
     metrics = tracked_metrics(line(scenario(), 1)) | {"losses/entropy": 1.0}
-    tags = tags_of(views_for(sorted(metrics)), now=5)
+    tags = make_view_tags(make_views(sorted(metrics)), now=5)
     assert [json.loads(tag)["name"] for tag in tags.values()] == ["Federation", "Clients", "By method"]
     for tag in tags.values():
         state = json.loads(json.loads(tag)["state"])
@@ -161,15 +171,15 @@ def test_saved_views_show_what_there_is():
     assert sorted(f"kl/{block}" for block in BLOCKS) in drawn
 
 
-def test_three_times_as_many_clients_as_the_palette_has_colours_have_each_their_own():
-    assert [client_colour(number) for number in range(len(PALETTE))] == list(PALETTE)
-    assert len({client_colour(number) for number in range(3 * len(PALETTE))}) == 3 * len(PALETTE)
+def test_colours_differ_for_three_times_as_many_clients_as_the_palette_has():
+    assert [pick_colour(number) for number in range(len(PALETTE))] == list(PALETTE)
+    assert len({pick_colour(number) for number in range(3 * len(PALETTE))}) == 3 * len(PALETTE)
 
 
-# Where it goes --------------------------------------------------------------------------------------------------------
+# Stores -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_store_is_the_one_that_was_named_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_argument_overrides_the_environment_and_the_default_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     nothing: dict[str, str] = {}
     there = {"MLFLOW_TRACKING_URI": "http://there:5000"}
@@ -185,7 +195,7 @@ def test_the_store_is_the_one_that_was_named_last(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     "wrong", ["runs", "file:///tmp/runs", "http://", "ftp://host", "./mlruns", "sqlite:/x", "http://x:y"]
 )
-def test_what_is_no_store_is_refused_before_anything_starts(wrong: str, tmp_path: Path):
+def test_an_address_without_a_store_is_refused(wrong: str, tmp_path: Path):
     with pytest.raises(ValueError, match="name a server"):
         Tracker.open(wrong, tmp_path, scenario())
 
@@ -193,7 +203,7 @@ def test_what_is_no_store_is_refused_before_anything_starts(wrong: str, tmp_path
 @pytest.mark.parametrize(
     ("place", "why"), [("here", "is a folder"), ("text.db", "no sqlite database"), ("text.db/x.db", "is a file")]
 )
-def test_what_cannot_be_a_database_is_refused_before_anything_starts(place: str, why: str, tmp_path: Path):
+def test_a_file_that_is_no_database_is_refused(place: str, why: str, tmp_path: Path):
     (tmp_path / "here").mkdir()
     (tmp_path / "text.db").write_text("name = 'a scenario, perhaps'")
     (tmp_path / "empty.db").touch()
@@ -202,16 +212,16 @@ def test_what_cannot_be_a_database_is_refused_before_anything_starts(place: str,
     assert resolve_store(f"sqlite:///{tmp_path}/empty.db", {}).file == tmp_path / "empty.db"
 
 
-def test_a_database_that_cannot_be_opened_is_not_waited_for(tmp_path: Path):
+def test_a_run_does_not_wait_for_a_damaged_database(tmp_path: Path):
     (tmp_path / "x.db").write_bytes(b"SQLite format 3\0" + b"but no more of it" * 100)
-    tracker = tracked(f"sqlite:///{tmp_path}/x.db", tmp_path / "run", scenario(), range(2))
+    tracker = track_rounds(f"sqlite:///{tmp_path}/x.db", tmp_path / "run", scenario(), range(2))
     assert "did not take all" in str(tracker.trouble)
     log = (tmp_path / "run" / "tracking" / "writer.log").read_text()
     assert "not a database" in log
     assert "will be retried" not in log  # mlflow's own retries would go on for more than a minute
 
 
-def test_a_password_is_for_the_store_and_for_nobody_else():
+def test_only_the_environment_of_the_writer_has_the_password():
     web = resolve_store("https://ann:p%40ss-word@host:5000/x", {})
     assert web.uri == "https://host:5000/x"
     assert web.environment["MLFLOW_TRACKING_USERNAME"] == "ann"
@@ -222,22 +232,22 @@ def test_a_password_is_for_the_store_and_for_nobody_else():
     assert base.environment["MLFLOW_TRACKING_URI"] == "postgresql://ann:hush-hush@host/db"
     assert "hush" not in repr(base) + repr(web)
     assert "p@ss" not in repr(web)
-    assert set(secrets_in({**web.environment, "HOME": "/somewhere"})) == {"p@ss-word", "p%40ss-word"}
-    assert "hush-hush" in secrets_in(base.environment)
+    assert set(find_secrets({**web.environment, "HOME": "/somewhere"})) == {"p@ss-word", "p%40ss-word"}
+    assert "hush-hush" in find_secrets(base.environment)
 
 
-def test_with_tracking_off_nothing_is_written_and_nothing_started(tmp_path: Path):
-    tracker = tracked("off", tmp_path / "run", scenario(), range(3))
+def test_tracking_off_writes_and_starts_nothing(tmp_path: Path):
+    tracker = track_rounds("off", tmp_path / "run", scenario(), range(3))
     assert (tracker.run_id, tracker.link, tracker.trouble) == (None, None, None)
     assert list((tmp_path / "run").iterdir()) == []
 
 
-def test_nothing_is_written_before_the_first_round(tmp_path: Path):
+def test_a_tracker_writes_nothing_before_the_first_round(tmp_path: Path):
     Tracker.open(f"sqlite:///{tmp_path}/x.db", tmp_path / "run", scenario())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_written_to_costs_the_tracking_and_not_the_run(tmp_path: Path):
+def test_an_unwritable_folder_does_not_stop_the_run(tmp_path: Path):
     (tmp_path / "run").write_text("a file")
     tracker = Tracker.open(f"sqlite:///{tmp_path}/x.db", tmp_path / "run", scenario())
     tracker.round(line(scenario(), 1))
@@ -247,21 +257,22 @@ def test_a_folder_that_cannot_be_written_to_costs_the_tracking_and_not_the_run(t
 
 
 def test_tracking_imports_neither_mlflow_nor_torch_into_the_run():
-    code = "import sys, grpo_fed.runs.tracking, grpo_fed.runs.tracking.ui; sys.exit(bool({'mlflow', 'torch', 'flwr'} & set(sys.modules)))"
+    modules = "grpo_fed.runs.tracking.tracker, grpo_fed.runs.tracking.store, grpo_fed.runs.tracking.ui"
+    code = f"import sys, {modules}; sys.exit(bool({{'mlflow', 'torch', 'flwr'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 # The spool ------------------------------------------------------------------------------------------------------------
 
 
-def test_half_a_line_is_not_read_and_harms_no_other(tmp_path: Path):
+def test_a_partial_line_is_skipped_and_the_next_one_is_read(tmp_path: Path):
     spool = Spool(tmp_path)
     spool.folder.mkdir()
     spool.append("round", {"line": {"round": 1}})
     with spool.path.open("a") as file:
         file.write('{"kind": "round", "time": 5, "li')
     assert [record.content["line"]["round"] for record in spool.read()] == [1]
-    spool.mend()
+    spool.end_partial_line()
     spool.append("round", {"line": {"round": 2}})
     records = list(spool.read())
     assert [record.content["line"]["round"] for record in records] == [1, 2]
@@ -274,19 +285,19 @@ def test_half_a_line_is_not_read_and_harms_no_other(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def finished(database: Database, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that trained, with figures, tracked whole."""
-    folder, of = tmp_path_factory.mktemp("runs") / "carts-0", scenario(rounds=2)
-    tracker = Tracker.open(database.uri, folder, of)
-    train(of, folder, lambda note: tracker.round(line(of, note.round)))
+    """Train and track a run that has figures."""
+    folder, given = tmp_path_factory.mktemp("runs") / "carts-0", scenario(rounds=2)
+    tracker = Tracker.open(database.uri, folder, given)
+    train(given, folder, lambda record: tracker.round(line(given, record.round)))
     (folder / "figures").mkdir()
     (folder / "figures" / "returns.svg").write_text("<svg/>")
-    tracker.close(document(of, 2), "finished")
+    tracker.close(document(given, 2), "finished")
     assert tracker.trouble is None
     assert tracker.run_id == database.runs("carts")["grpo seed 0"]
     return folder
 
 
-def test_a_federation_is_a_run_and_its_clients_are_its_children(finished: Path, database: Database):
+def test_clients_have_child_runs_of_the_federations_run(finished: Path, database: Database):
     runs = database.runs("carts")
     assert set(runs) == {"grpo seed 0", "cart-0", "cart-1", "backwards"}
     parent = runs.pop("grpo seed 0")
@@ -307,7 +318,7 @@ def test_a_federation_is_a_run_and_its_clients_are_its_children(finished: Path, 
     assert {database.status(run) for run in [parent, *runs.values()]} == {"FINISHED"}
 
 
-def test_a_run_keeps_its_files(finished: Path, database: Database):
+def test_files_of_a_run_are_sent(finished: Path, database: Database):
     kept = database.artifacts(database.runs("carts")["grpo seed 0"])
     assert kept.is_relative_to(database.path.parent / "mlartifacts" / "carts")
     for name in ("scenario.toml", "results.json", "rounds.jsonl", "figures/returns.svg"):
@@ -320,31 +331,31 @@ def test_an_experiment_has_the_saved_views(finished: Path, database: Database):
     assert sorted(views) == [f"mlflow.sharedViewState.{key}" for key in ("by-method", "clients", "federation")]
 
 
-def test_what_is_sent_is_gone_from_the_run_folder_but_for_its_ids(finished: Path):
+def test_a_sent_spool_is_removed_and_its_ids_stay(finished: Path):
     assert {path.name for path in (finished / "tracking").iterdir()} == {"sent.json", "writer.log", "lock"}
     assert replay(finished) == 0
 
 
 def test_a_clients_model_predicts_without_our_code(finished: Path, database: Database, tmp_path: Path):
     observations = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
-    np.save(tmp_path / "seen.npy", observations)
+    np.save(tmp_path / "observations.npy", observations)
     run = database.runs("carts")["backwards"]
     code = f"""
 import sys, numpy, torch, mlflow.pytorch
 mlflow.set_tracking_uri({database.uri!r})
 model = mlflow.pytorch.load_model("runs:/{run}/policy")
-numpy.save("said.npy", model(torch.from_numpy(numpy.load("seen.npy"))).numpy())
+numpy.save("actions.npy", model(torch.from_numpy(numpy.load("observations.npy"))).numpy())
 assert "grpo_fed" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
-    ours = saved.load_policy(finished, "backwards")
-    expected = [ours.predict(one) for one in observations]
+    ours = load_policy(finished, "backwards")
+    expected = [ours.predict(observation) for observation in observations]
     assert len(set(map(int, expected))) == 2
-    np.testing.assert_array_equal(np.load(tmp_path / "said.npy"), expected)
+    np.testing.assert_array_equal(np.load(tmp_path / "actions.npy"), expected)
 
 
-def test_a_run_of_which_nothing_reached_a_store_can_go_to_another(database: Database, tmp_path: Path):
-    tracker = tracked("http://127.0.0.1:9", tmp_path / "run", scenario("mistyped", carts=1), range(3))
+def test_a_run_that_reached_no_store_may_go_to_another(database: Database, tmp_path: Path):
+    tracker = track_rounds("http://127.0.0.1:9", tmp_path / "run", scenario("mistyped", carts=1), range(3))
     assert "did not take all" in str(tracker.trouble)
     assert replay(tmp_path / "run", database.uri) == 5  # how it began, three rounds and the end
     parent = database.runs("mistyped")["grpo seed 0"]
@@ -353,39 +364,40 @@ def test_a_run_of_which_nothing_reached_a_store_can_go_to_another(database: Data
         replay(tmp_path / "run", "http://127.0.0.1:9")
 
 
-def test_a_resumed_run_goes_on_in_place_and_no_point_is_there_twice(
+def test_a_resumed_run_continues_its_runs_without_duplicate_points(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    of = scenario("resumed", carts=1)
-    tracked(database.uri, tmp_path / "run", of, range(4), "interrupted")
+    given = scenario("resumed", carts=1)
+    track_rounds(database.uri, tmp_path / "run", given, range(4), "interrupted")
     runs = database.runs("resumed")
     assert {database.status(run) for run in runs.values()} == {"KILLED"}
-    tracker = tracked("", tmp_path / "run", of, range(2, 6), resumed=True)
+    tracker = track_rounds("", tmp_path / "run", given, range(2, 6), resumed=True)
     assert tracker.trouble is None
     assert database.runs("resumed") == runs
     assert database.metric(runs["cart"], "eval/episodic_return") == [(n, 10.0 * n) for n in range(6)]
     assert {database.status(run) for run in runs.values()} == {"FINISHED"}
     with pytest.raises(ValueError, match="and goes on there"):
-        Tracker.open("http://elsewhere:5000", tmp_path / "run", of, resumed=True)
+        Tracker.open("http://elsewhere:5000", tmp_path / "run", given, resumed=True)
 
 
-def test_a_killed_run_is_told_whole_and_marked(database: Database, tmp_path: Path):
+def test_a_killed_run_is_sent_completely_and_marked_as_killed(database: Database, tmp_path: Path):
     code = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT / "tests")!r})
 from pathlib import Path
 from tests.support.tracking_runs import line, scenario
+from grpo_fed.runs.policies import LoadedPolicy, load_policy
 from grpo_fed.runs.tracking import Tracker
-of = scenario("killed", carts=1)
-tracker = Tracker.open({database.uri!r}, Path("."), of)
+given = scenario("killed", carts=1)
+tracker = Tracker.open({database.uri!r}, Path("."), given)
 for number in range(3):
-    tracker.round(line(of, number))
+    tracker.round(line(given, number))
 os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
     assert done.returncode == -signal.SIGKILL
-    until = time.monotonic() + 120  # its writer is on its own now
+    until = time.monotonic() + 120  # the writer goes on by itself
     while not (database.is_made and "KILLED" in map(database.status, database.runs("killed").values())):
         assert time.monotonic() < until
         time.sleep(0.1)
@@ -394,13 +406,13 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert database.metric(runs["cart"], "eval/episodic_return") == [(0, 0.0), (1, 10.0), (2, 20.0)]
     assert {database.status(run) for run in runs.values()} == {"KILLED"}
     assert database.tags(runs["grpo seed 0"])["mlflow.note.content"].startswith("**Killed after round 2 of 4**")
-    tracked(database.uri, tmp_path, scenario("killed", carts=1), range(3, 5), resumed=True)
+    track_rounds(database.uri, tmp_path, scenario("killed", carts=1), range(3, 5), resumed=True)
     assert database.metric(runs["cart"], "eval/episodic_return") == [(n, 10.0 * n) for n in range(5)]
 
 
-def test_a_federation_of_many_is_one_run_with_a_table(database: Database, tmp_path: Path):
-    of = scenario("many", carts=64)
-    tracked(database.uri, tmp_path / "run", of, range(2))
+def test_a_federation_of_many_clients_is_one_run_with_a_table(database: Database, tmp_path: Path):
+    given = scenario("many", carts=64)
+    track_rounds(database.uri, tmp_path / "run", given, range(2))
     ((name, run),) = database.runs("many").items()
     assert name == "grpo seed 0"
     assert database.metric(run, "eval/episodic_return_p50") == [(0, 32.0), (1, 42.0)]
@@ -409,7 +421,7 @@ def test_a_federation_of_many_is_one_run_with_a_table(database: Database, tmp_pa
     assert json.loads(database.tags(run)["mlflow.loggedArtifacts"]) == [{"path": "clients.json", "type": "table"}]
 
 
-# Trouble --------------------------------------------------------------------------------------------------------------
+# Failures -------------------------------------------------------------------------------------------------------------
 
 
 def free_port() -> int:
@@ -418,35 +430,35 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_a_server_that_dies_and_comes_back_has_every_point_and_delays_no_round(database: Database, tmp_path: Path):
-    of, port = scenario("outage", carts=1, rounds=90), free_port()
+def test_a_restarted_server_gets_every_point_and_delays_no_round(database: Database, tmp_path: Path):
+    given, port = scenario("outage", carts=1, rounds=90), free_port()
     server_uri = f"http://127.0.0.1:{port}"
     took: dict[str, list[float]] = {"up": [], "down": [], "back": []}
 
-    def play(when: str, rounds: range) -> None:
+    def track(when: str, rounds: range) -> None:
         for number in rounds:
             began = time.perf_counter()
-            tracker.round(line(of, number))
+            tracker.round(line(given, number))
             took[when].append(time.perf_counter() - began)
             time.sleep(0.05)
 
     run = tmp_path / "run"
     run.mkdir()
-    tracker = Tracker.open(server_uri, run, of, models=False)
-    with pages(uri=database.uri, port=port) as up:
-        play("up", range(30))
+    tracker = Tracker.open(server_uri, run, given, models=False)
+    with open_pages(uri=database.uri, port=port) as up:
+        track("up", range(30))
         until = time.monotonic() + 60
         while Spool(run).load_state("").position == 0 and time.monotonic() < until:
             time.sleep(0.1)  # until some of it has arrived
         assert tracker.run_id is not None
         assert up.server is not None
         os.killpg(up.server.pid, signal.SIGKILL)
-        play("down", range(30, 60))
-    with pages(uri=database.uri, port=port):
-        play("back", range(60, 91))
-        tracker.close(document(of, 90), "finished")
+        track("down", range(30, 60))
+    with open_pages(uri=database.uri, port=port):
+        track("back", range(60, 91))
+        tracker.close(document(given, 90), "finished")
     assert tracker.trouble is None
-    assert "MlflowException" in (run / "tracking" / "writer.log").read_text()  # which the outage was told to
+    assert "MlflowException" in (run / "tracking" / "writer.log").read_text()  # the outage is in the log
     runs = database.runs("outage")
     for name, k in (("cart", 0), ("backwards", 1)):
         assert database.metric(runs[name], "eval/episodic_return") == [(n, 10.0 * n + k) for n in range(91)]
@@ -456,20 +468,20 @@ def test_a_server_that_dies_and_comes_back_has_every_point_and_delays_no_round(d
     assert sum(took["down"]) < 1.0  # one request that waits for its time-out takes ten times as long
 
 
-def test_what_an_outage_outlasted_is_replayed_and_keeps_its_times(database: Database, tmp_path: Path):
-    of, port, run = scenario("replayed", carts=1), free_port(), tmp_path / "run"
+def test_replay_sends_the_rest_after_an_outage_with_its_times(database: Database, tmp_path: Path):
+    given, port, run = scenario("replayed", carts=1), free_port(), tmp_path / "run"
     run.mkdir()
     began = time.time()
-    tracker = Tracker.open(f"http://ann:hush-hush@127.0.0.1:{port}", run, of, models=False)
+    tracker = Tracker.open(f"http://ann:hush-hush@127.0.0.1:{port}", run, given, models=False)
     for number in range(3):
-        tracker.round(line(of, number))
-    tracker.close(document(of, 2), "finished")
+        tracker.round(line(given, number))
+    tracker.close(document(given, 2), "finished")
     ended = time.time()
     assert "grpo-fed replay" in str(tracker.trouble)
-    assert not secrets_found(run, ["hush-hush"])
-    with pytest.raises(TimeoutError, match="5 of 5 records wait"):
+    assert not files_with_words(run, ["hush-hush"])
+    with pytest.raises(TimeoutError, match="5 of 5 records are not sent"):
         replay(run)
-    with pages(uri=database.uri, port=port):
+    with open_pages(uri=database.uri, port=port):
         assert replay(run, f"http://127.0.0.1:{port}") == 5
         assert replay(run) == 0
     runs = database.runs("replayed")
@@ -483,12 +495,12 @@ def test_a_folder_without_a_tracked_run_has_nothing_to_replay(tmp_path: Path):
         replay(tmp_path)
 
 
-def test_a_run_that_somebody_deleted_holds_up_nobody(database: Database, tmp_path: Path):
-    of = scenario("deleted", carts=1)
-    tracked(database.uri, tmp_path / "run", of, range(2), "interrupted")
+def test_a_deleted_run_does_not_stop_the_others(database: Database, tmp_path: Path):
+    given = scenario("deleted", carts=1)
+    track_rounds(database.uri, tmp_path / "run", given, range(2), "interrupted")
     runs = database.runs("deleted")
     database.rows("update runs set lifecycle_stage = 'deleted' where run_uuid = ? returning name", runs["cart"])
-    tracker = tracked(database.uri, tmp_path / "run", of, range(2, 4), resumed=True)
+    tracker = track_rounds(database.uri, tmp_path / "run", given, range(2, 4), resumed=True)
     assert tracker.trouble is None
     assert [step for step, _ in database.metric(runs["backwards"], "eval/episodic_return")] == [0, 1, 2, 3]
     assert "left out" in (tmp_path / "run" / "tracking" / "writer.log").read_text()
@@ -508,7 +520,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("normalised", [True, False], ids=["normalised", "raw"])
-def test_a_policy_as_a_module_acts_as_the_policy(kind: str, normalised: bool, monkeypatch: pytest.MonkeyPatch):
+def test_an_exported_module_acts_as_the_policy(kind: str, normalised: bool, monkeypatch: pytest.MonkeyPatch):
     space, more = KINDS[kind]
 
     class Still(gymnasium.Env[Any, Any]):
@@ -517,7 +529,7 @@ def test_a_policy_as_a_module_acts_as_the_policy(kind: str, normalised: bool, mo
     monkeypatch.setitem(
         gymnasium.registry, "still/Still-v0", gymnasium.envs.registration.EnvSpec("still/Still-v0", Still)
     )
-    of = Scenario.loads(f"""
+    given = Scenario.loads(f"""
     name = "still"
     policy = {{ hidden = [8], orthogonal = false, {more} }}
     normalise = {{ observations = {str(normalised).lower()}, clip = 1.5 }}
@@ -525,17 +537,17 @@ def test_a_policy_as_a_module_acts_as_the_policy(kind: str, normalised: bool, mo
     name = "one"
     env = "still/Still-v0"
     """)
-    (task,) = resolve_tasks(of)
-    policy = make_policy(task, of.policy)
+    (task,) = resolve_tasks(given)
+    policy = make_policy(task, given.policy)
     parameters = 3 * policy.initial(1)[None]
     normaliser = ObservationNormaliser(1, 3, 1.5) if normalised else None
     draws = np.random.default_rng(3)
     if normaliser is not None:
         normaliser.update(draws.normal(1.0, 2.0, (1, 100, 3)))
-    ours = saved.LoadedPolicy(of, task, policy, parameters, normaliser)
-    seen = draws.uniform(-5, 5, (40, 3)).astype(np.float32)
-    said = Predictor(ours)(torch.from_numpy(seen)).numpy()
-    expected = np.stack([np.asarray(ours.predict(one)) for one in seen])
-    assert said.dtype == expected.dtype
+    ours = LoadedPolicy(given, task, policy, parameters, normaliser)
+    observations = draws.uniform(-5, 5, (40, 3)).astype(np.float32)
+    actions = Predictor(ours)(torch.from_numpy(observations)).numpy()
+    expected = np.stack([np.asarray(ours.predict(observation)) for observation in observations])
+    assert actions.dtype == expected.dtype
     assert np.ptp(expected.reshape(40, -1), 0).any()
-    np.testing.assert_allclose(said, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(actions, expected, rtol=1e-5, atol=1e-6)

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -50,6 +51,7 @@ def numeric_scenario(*overrides: str, count: int = 4) -> Scenario:
 
 
 Fault = Callable[[str, Instruction], Failure | None]
+Kind = TypeVar("Kind", Train, Measure, Evaluate)
 
 
 @dataclass
@@ -91,6 +93,10 @@ class NumericTransport:
             answer = self._answer(name, instruction)
             self.bytes_up += answer.point.nbytes if isinstance(answer, Trained) else 8
             yield name, answer
+
+    def sent_of(self, kind: type[Kind]) -> list[tuple[str, Kind]]:
+        """List the instructions of one kind that were sent, with their clients."""
+        return [(name, instruction) for name, instruction in self.sent if isinstance(instruction, kind)]
 
     def submit(self, instructions: Mapping[str, Instruction]) -> None:
         self.submitted |= instructions

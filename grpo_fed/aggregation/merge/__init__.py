@@ -4,6 +4,7 @@
     weights.py      how much each client counts in a mean
     averages.py     `mean` (FedAvg) and `fisher`, also as streams that keep no reply
     group_lasso.py  `huber`: a client may depart from a parameter group
+    persistence.py  departures learned over rounds: a client leaves where its deviation agrees with itself
     robust.py       `median`, `trimmed_mean` and `krum`: rules that tolerate hostile clients
     clustering.py   `clusters`: learned clusters of clients, block by block
     distances.py    distances of replies, group by group

@@ -1,10 +1,38 @@
-"""What a run tells MLflow: the run appends to a spool file, and a process of its own sends what that holds.
+"""What a run sends to MLflow. The run appends to a spool file; another process sends what the file holds.
 
-`Tracker` is the run's side and costs it a line in a file; `writer` is the other, the only one to import mlflow. Nobody
-waits for a tracking server: what it could not take stays in the run folder, and `replay` sends it later.
+    tracker.py      Tracker: the run's side, a line in a file for each round; replay: send what was left
+    spool.py        Spool: the file, and how much of it has been sent
+    writer.py       the process that reads the spool and sends it
+    mlflow_runs.py  MlflowRuns: a run's records as runs of MLflow, one for the federation and one for each client
+    selection.py    which numbers of a round become metrics
+    run_page.py     the text on a run's page
+    views.py        charts that an experiment offers
+    model.py        a client's policy as a torch module that needs none of our code
+    store.py        Store: where tracked runs go, and how to name it without its password
+    ui.py           shows MLflow's pages
+
+The run does not wait for the tracking server: what the server does not take stays in the run's folder, and `replay`
+sends it later. Only the writer's process imports mlflow. Begin with tracker.py.
 """
 
-from grpo_fed.runs.tracking.store import Store, default_store, resolve_store
-from grpo_fed.runs.tracking.tracker import Tracker, replay
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from grpo_fed._lazy import lazy_getattr
+
+if TYPE_CHECKING:
+    from grpo_fed.runs.tracking.store import Store, default_store, resolve_store
+    from grpo_fed.runs.tracking.tracker import Tracker, replay
 
 __all__ = ["Store", "Tracker", "default_store", "replay", "resolve_store"]
+
+MODULES = {
+    "Store": "grpo_fed.runs.tracking.store",
+    "Tracker": "grpo_fed.runs.tracking.tracker",
+    "default_store": "grpo_fed.runs.tracking.store",
+    "replay": "grpo_fed.runs.tracking.tracker",
+    "resolve_store": "grpo_fed.runs.tracking.store",
+}
+
+__getattr__ = lazy_getattr(__name__, MODULES)

@@ -1,4 +1,4 @@
-"""A client's policy as a torch module that stands alone: flat observations in, the environment's actions out."""
+"""A client's policy as a torch module without our code: flat observations in, the environment's actions out."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from grpo_fed.runs.policies import LoadedPolicy
 
 @final
 class Predictor(nn.Module):
-    """[B, D] float32 observations, as the environment gives them but flat -> [B, ...] the likeliest actions.
+    """Computes the likeliest actions [B, ...] for observations [B, D] float32 as the environment gives them, but flat.
 
-    In operations that `torch.export` understands, so that it can be written down and read without our code.
+    It consists of operations that `torch.export` supports, so that it can be saved and loaded without our code.
     """
 
     mean: Tensor
@@ -28,59 +28,61 @@ class Predictor(nn.Module):
     high: Tensor
 
     def __init__(self, saved: LoadedPolicy) -> None:
+        """Copy the network, the normaliser's moments and the action space of a client's policy."""
         super().__init__()
         self.policy = saved.policy
         self.names = {name: name.replace(".", "__") for name in saved.policy.layout.views(saved.parameters)}
         views = saved.policy.layout.views(saved.parameters)
-        self.own: nn.Module | None = None
+        self.module: nn.Module | None = None
         if isinstance(saved.policy, UserModulePolicy):
-            self.own = copy.deepcopy(saved.policy.template)
-            self.own.load_state_dict({name: value[0] for name, value in views.items()})
+            self.module = copy.deepcopy(saved.policy.template)
+            self.module.load_state_dict({name: value[0] for name, value in views.items()})
         else:
             for name, value in views.items():
                 self.register_parameter(self.names[name], nn.Parameter(value.clone(), requires_grad=False))
-        self.normalises = saved.normaliser is not None
+        self.is_normalised = saved.normaliser is not None
         if saved.normaliser is not None:
             moments = saved.normaliser.moments
             self.clip = saved.normaliser.clip
             self.register_buffer("mean", torch.from_numpy(moments.mean[0].copy()))
             self.register_buffer("scale", torch.from_numpy(np.sqrt(moments.variance[0] + EPSILON)))
         action = saved.task.action
-        self.chooses = action.kind != "gaussian"
+        self.is_discrete = action.kind != "gaussian"
         self.squash = saved.scenario.policy.squash
         space = saved.task.action_space
         self.shape = tuple(space.shape or ())
-        self.whole = np.dtype(space.dtype).kind != "f"
+        self.is_integer = np.dtype(space.dtype).kind != "f"
         self.dtype = torch.from_numpy(np.zeros(1, space.dtype)).dtype
-        # the format cannot hold empty tensors, so there is only what the kind of action needs
-        if self.chooses:
+        # the format cannot hold empty tensors, so only the buffers of this kind of action are registered
+        if self.is_discrete:
             self.register_buffer("start", torch.from_numpy(np.array(action.start, np.int64)))
         else:
             self.register_buffer("low", torch.from_numpy(np.array(action.low, np.float64)))
             self.register_buffer("high", torch.from_numpy(np.array(action.high, np.float64)))
 
     def forward(self, observations: Tensor) -> Tensor:
-        seen = observations
-        if self.normalises:
-            seen = ((seen.double() - self.mean) / self.scale).clamp(-self.clip, self.clip).float()
-        likeliest = self.policy.distribution.mode(self._said(seen))
+        """Compute the likeliest actions, [B, D] -> [B, ...]."""
+        inputs = observations
+        if self.is_normalised:
+            inputs = ((inputs.double() - self.mean) / self.scale).clamp(-self.clip, self.clip).float()
+        likeliest = self.policy.distribution.mode(self._outputs(inputs))
         return self._action(likeliest).reshape(-1, *self.shape)
 
-    def _said(self, seen: Tensor) -> Tensor:
-        """[B, D] -> [B, M]."""
-        if self.own is not None:
-            said: Tensor = self.own(seen)[0]
-            return said
-        parameters = {name: self.get_parameter(own) for name, own in self.names.items()}
-        return self.policy.act(parameters, seen[None])[0]
+    def _outputs(self, inputs: Tensor) -> Tensor:
+        """Compute the parameters of the action distribution, [B, D] -> [B, M]."""
+        if self.module is not None:
+            outputs: Tensor = self.module(inputs)[0]
+            return outputs
+        parameters = {name: self.get_parameter(attribute) for name, attribute in self.names.items()}
+        return self.policy.act(parameters, inputs[None])[0]
 
     def _action(self, likeliest: Tensor) -> Tensor:
-        """As `lanes.convert.Actions`."""
-        if self.chooses:
+        """Convert the policy's actions to the environment's, as `tasks.envs.ActionConverter` does."""
+        if self.is_discrete:
             return (likeliest.long() + self.start).to(self.dtype)
-        inside = likeliest.double()
+        clipped = likeliest.double()
         if self.squash:
-            inside = torch.minimum(self.low + (inside.tanh() + 1) / 2 * (self.high - self.low), self.high)
+            clipped = torch.minimum(self.low + (clipped.tanh() + 1) / 2 * (self.high - self.low), self.high)
         else:
-            inside = torch.minimum(torch.maximum(inside, self.low), self.high)
-        return (inside.round() if self.whole else inside).to(self.dtype)
+            clipped = torch.minimum(torch.maximum(clipped, self.low), self.high)
+        return (clipped.round() if self.is_integer else clipped).to(self.dtype)

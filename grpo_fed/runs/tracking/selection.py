@@ -1,4 +1,4 @@
-"""What of a round's line becomes metrics: finite numbers under names that we know."""
+"""Selects which numbers of a round become metrics in MLflow: finite ones, under keys of the table of metrics."""
 
 from __future__ import annotations
 
@@ -9,56 +9,59 @@ from typing import Any
 from grpo_fed.runs.metrics import CLIENTS_FAILED, EVALUATION_RETURN, TRAINING_RETURN, is_timed, is_tracked
 
 MOST_CLIENTS = 64
-"""Above so many, clients have no runs of their own: their quantiles stand in the federation's."""
-SPREAD = (EVALUATION_RETURN, TRAINING_RETURN, "losses/approx_kl", "losses/entropy", "kl/joint")
-"""Of these a federation of many clients has quantiles."""
+"""Clients that may have runs of their own; with more, the federation's run has quantiles over the clients instead."""
+QUANTILE_METRICS = (EVALUATION_RETURN, TRAINING_RETURN, "losses/approx_kl", "losses/entropy", "kl/joint")
+"""The metrics that a federation of many clients has quantiles of."""
 QUANTILES = {"min": 0.0, "p10": 0.1, "p50": 0.5, "p90": 0.9, "max": 1.0}
 
 
 def tracked_metrics(line: Mapping[str, Any]) -> dict[str, float]:
-    """Of the whole or of a client: the numbers that are tracked."""
-    return {name: float(value) for name, value in line.items() if is_tracked(name) and _is_number(value)}
+    """Select the tracked numbers of a round's line, or of one client's part of it."""
+    return {key: float(value) for key, value in line.items() if is_tracked(key) and _is_number(value)}
 
 
 def client_metrics(line: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
-    """By client, its metrics; one that failed in this round says so under the federation's own key."""
-    for client, own in line.get("clients", {}).items():
-        failed = {CLIENTS_FAILED: 1.0} if own.get("failure") else {}
-        yield client, {**tracked_metrics(own), **failed}
+    """Yield each client of a round's line with its tracked numbers.
+
+    A client that failed in the round has the federation's count of failures too, as 1.
+    """
+    for client, part in line.get("clients", {}).items():
+        failed = {CLIENTS_FAILED: 1.0} if part.get("failure") else {}
+        yield client, {**tracked_metrics(part), **failed}
 
 
-def names_in(lines: Iterable[Mapping[str, Any]]) -> set[str]:
-    """Of the metrics that the whole or some client has."""
+def metric_keys(lines: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Collect the keys of all tracked numbers in these lines, of the whole and of clients."""
     return {
-        name
+        key
         for line in lines
-        for own in (tracked_metrics(line), *(own for _, own in client_metrics(line)))
-        for name in own
+        for metrics in (tracked_metrics(line), *(metrics for _, metrics in client_metrics(line)))
+        for key in metrics
     }
 
 
-def spread_of(line: Mapping[str, Any]) -> dict[str, float]:
-    """Quantiles over the clients, for federations of many."""
-    members = [own for _, own in client_metrics(line)]
-    found: dict[str, float] = {}
-    for name in SPREAD:
-        if values := sorted(own[name] for own in members if name in own):
-            found |= {f"{name}_{label}": _quantile(values, share) for label, share in QUANTILES.items()}
-    return found
+def client_quantiles(line: Mapping[str, Any]) -> dict[str, float]:
+    """Compute quantiles over the clients of a round's line, for a federation of many."""
+    clients = [metrics for _, metrics in client_metrics(line)]
+    quantiles: dict[str, float] = {}
+    for key in QUANTILE_METRICS:
+        if values := sorted(metrics[key] for metrics in clients if key in metrics):
+            quantiles |= {f"{key}_{label}": _quantile(values, share) for label, share in QUANTILES.items()}
+    return quantiles
 
 
-def same_round(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two lines tell the same, but for how long it took."""
-    return bool(_timeless(one) == _timeless(other))
+def is_same_round(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Compare two lines without their times."""
+    return bool(_without_times(first) == _without_times(second))
 
 
-def _timeless(line: Mapping[str, Any]) -> Any:
-    own = {name: value for name, value in line.items() if not is_timed(name) and name != "clients"}
+def _without_times(line: Mapping[str, Any]) -> Any:
+    whole = {key: value for key, value in line.items() if not is_timed(key) and key != "clients"}
     clients = {
-        client: {name: value for name, value in metrics.items() if not is_timed(name)}
+        client: {key: value for key, value in metrics.items() if not is_timed(key)}
         for client, metrics in line.get("clients", {}).items()
     }
-    return own, clients
+    return whole, clients
 
 
 def _is_number(value: Any) -> bool:
@@ -66,8 +69,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:
-    """Linear between neighbours, as numpy's default."""
-    place = share * (len(ordered) - 1)
-    below = math.floor(place)
+    """Interpolate linearly between the neighbours, as numpy does by default."""
+    position = share * (len(ordered) - 1)
+    below = math.floor(position)
     above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+    return ordered[below] + (position - below) * (ordered[above] - ordered[below])

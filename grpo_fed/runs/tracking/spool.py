@@ -1,4 +1,4 @@
-"""The folder `tracking/` of a run: what is to be sent, what has been, and the names that it goes by."""
+"""The folder `tracking/` of a run: records to be sent, how much of them has been sent, and the ids of MLflow's runs."""
 
 from __future__ import annotations
 
@@ -12,74 +12,73 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
 
 from grpo_fed.runs.files import append_line, write_atomic
-
-FOLDER = "tracking"
-LOG = "writer.log"
+from grpo_fed.runs.folder import TRACKING
 
 SpoolKind: TypeAlias = Literal["begin", "resume", "round", "end"]
-"""begin: what the run is. resume: it goes on after a stop. round: a line of rounds.jsonl. end: the results."""
+"""begin: what the run is. resume: the run goes on after a stop. round: a line of rounds.jsonl. end: the results."""
 
 
 @dataclass(frozen=True)
 class SpoolRecord:
-    """A line of the spool."""
+    """Holds a line of the spool."""
 
     kind: SpoolKind
     time: int
-    """Milliseconds since 1970: when it happened, which is when it is said to have happened whenever it is sent."""
+    """When it happened, in milliseconds since 1970; MLflow gets this time, however late the record is sent."""
     content: Mapping[str, Any]
     end: int
-    """Place in the file where the next one begins."""
+    """The position in the file where the next record begins."""
 
 
 @dataclass
 class SendState:
-    """How far sending has come, and what it made: kept beside the spool, so that nothing is made twice."""
+    """Stores how much of the spool has been sent, and the ids of what was created, so that nothing is created twice."""
 
     store: str
-    """As `Store.uri`."""
+    """The store that the run is sent to, as in `Store.uri`."""
     run: str | None = None
-    """Which run this is about: a name of its own, drawn when it began."""
+    """The run's unique name, made when it began."""
     position: int = 0
-    """In the spool: all before it has been sent."""
+    """The position in the spool before which everything has been sent."""
     experiment: str | None = None
+    """The experiment's id."""
     parent: str | None = None
-    """Run id of the federation."""
+    """The id of the federation's run."""
     clients: dict[str, str] = field(default_factory=dict)
-    """Run ids by client."""
+    """The id of each client's run."""
     models: dict[str, str] = field(default_factory=dict)
-    """Model ids by client."""
+    """The id of each client's model."""
     done: bool = False
-    """The run has ended, and nothing waits."""
+    """Whether the run has finished and all of it has been sent."""
 
 
 @final
 class Spool:
-    """A run's records, appended by the run, read by the writer."""
+    """Stores a run's records: the run appends them, the writer reads and sends them."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder` is the run's."""
-        self.folder = folder / FOLDER
+        """Prepare to read or write; nothing is created yet. folder: the run's folder."""
+        self.folder = folder / TRACKING
         self.path = self.folder / "spool.jsonl"
         self.sent_path = self.folder / "sent.json"
-        self.log = self.folder / LOG
+        self.log = self.folder / "writer.log"
 
     def clear(self) -> None:
-        """Forget an older run."""
-        for old in (self.path, self.sent_path, self.log):
-            old.unlink(missing_ok=True)
+        """Remove what an older run left."""
+        for path in (self.path, self.sent_path, self.log):
+            path.unlink(missing_ok=True)
 
     def append(self, kind: SpoolKind, content: Mapping[str, Any]) -> None:
-        """Add a record, stamped now."""
+        """Add a record with the present time."""
         append_line(self.path, json.dumps({"kind": kind, "time": time.time_ns() // 1_000_000, **content}))
 
-    def mend(self) -> None:
-        """A kill may have left half a line: what follows it begins a line of its own."""
+    def end_partial_line(self) -> None:
+        """End a line that a killed process left incomplete, so that the next record has a line of its own."""
         if self.path.is_file() and (content := self.path.read_bytes()) and not content.endswith(b"\n"):
             append_line(self.path, "")
 
     def read(self, position: int = 0, most: int = 4_000_000) -> Iterator[SpoolRecord]:
-        """Whole lines from a position on, about `most` bytes of them; half a line is not there."""
+        """Yield the records from a position on, about `most` bytes of them; an incomplete last line is left out."""
         if not self.path.is_file():
             return
         with self.path.open("rb") as file:
@@ -92,32 +91,35 @@ class Spool:
                     yield record
 
     @property
-    def waits(self) -> bool:
-        """Whether there is anything that was not sent."""
+    def has_unsent(self) -> bool:
+        """Whether any record has not been sent."""
         return self.path.is_file() and any(True for _ in self.read(self.load_state("").position))
 
     def load_state(self, store: str) -> SendState:
-        """How far it has come; the beginning, for `store`, where nothing is known."""
+        """Read how much has been sent; a new state for `store` if the file is missing or damaged."""
         try:
             return SendState(**json.loads(self.sent_path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return SendState(store)
 
-    def save_state(self, sent: SendState) -> None:
-        """Remember it."""
-        write_atomic(self.sent_path, json.dumps(asdict(sent), indent=2) + "\n")
+    def save_state(self, state: SendState) -> None:
+        """Write how much has been sent."""
+        write_atomic(self.sent_path, json.dumps(asdict(state), indent=2) + "\n")
 
     @contextmanager
     def locked(self, patience: float) -> Iterator[None]:
-        """One writer at a time; TimeoutError if another does not end in so many seconds."""
+        """Let one process send at a time; TimeoutError if another one still sends after `patience` seconds."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as file, exclusively(file.fileno(), patience):
+        with (self.folder / "lock").open("w") as file, hold_lock(file.fileno(), patience):
             yield
 
 
 @contextmanager
-def exclusively(handle: int, patience: float) -> Iterator[None]:
-    """Hold a file's lock; the system lets go of it however the process ends."""
+def hold_lock(handle: int, patience: float) -> Iterator[None]:
+    """Hold a file's lock; the system releases it however the process ends.
+
+    TimeoutError if another process holds it for longer than `patience` seconds.
+    """
     until = time.monotonic() + patience
     while True:
         try:
@@ -134,7 +136,7 @@ def exclusively(handle: int, patience: float) -> Iterator[None]:
 
 
 def _record(line: bytes, end: int) -> SpoolRecord | None:
-    """None for what a kill or a full disk left of one."""
+    """Read a record; None for a line that a killed process or a full disk left damaged."""
     try:
         content = json.loads(line)
         return SpoolRecord(content.pop("kind"), int(content.pop("time")), content, end)

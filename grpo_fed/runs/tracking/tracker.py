@@ -1,4 +1,4 @@
-"""The run's side of tracking: a line in a file for each round, and a process that is started to send them."""
+"""The run's side of tracking: it appends a line to a file for each round, and starts a process that sends them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, final
 
+from grpo_fed.runs.results import Status
 from grpo_fed.runs.tracking.spool import SendState, Spool
 from grpo_fed.runs.tracking.store import HIDDEN, Store, resolve_store
 from grpo_fed.scenario.scenario import Scenario
 
-Status: TypeAlias = Literal["finished", "interrupted", "failed"]
-
 PATIENCE = 120.0
-"""Seconds that the end of a run waits for what is still to be sent."""
+"""Seconds that the end of a run waits until all records are sent."""
 GRACE = 5.0
-"""Seconds without success after which the writer of a run that has ended leaves the rest to `replay`."""
+"""Seconds without success after which the writer gives up if the run has ended; `replay` sends the rest."""
 TIMEOUT = 10
 """Seconds that one request to a server may take."""
 QUIET = {
@@ -33,12 +32,12 @@ QUIET = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
-"""What mlflow reads when it is imported; its own retries would take minutes, and the spool tries again anyway."""
+"""Environment variables of mlflow: no retries, which would take minutes, since the writer sends again itself."""
 
 
 @final
 class Tracker:
-    """One run, as it is tracked. Nothing here raises, or waits, once it is open: tracking never stops a training."""
+    """Tracks one run. Once it is open no method raises, and only `close` waits: tracking never stops a training."""
 
     @classmethod
     def open(
@@ -46,8 +45,10 @@ class Tracker:
     ) -> Tracker:
         """Track a run to `uri`, else MLFLOW_TRACKING_URI, else `runs/mlflow.db`; "off" tracks nothing.
 
-        Nothing is written or started before the first round. resumed: go on in the runs that `folder` remembers.
-        models: log the clients' policies when the run has finished. ValueError for a URI that names no store.
+        Nothing is written or started before the first round.
+
+        folder: the run's folder. resumed: whether to go on with the MLflow runs that the folder names. models: whether
+        the clients' policies are logged when the run has finished. ValueError for a URI that names no store.
         """
         spool = Spool(folder)
         store = resolve_store(uri)
@@ -56,34 +57,35 @@ class Tracker:
         return cls(store, spool, scenario, resumed, models)
 
     def __init__(self, store: Store | None, spool: Spool, scenario: Scenario, resumed: bool, models: bool) -> None:
+        """Prepare to track; see `open`, which makes the store and the spool."""
         self.store, self.spool, self.scenario, self.models = store, spool, scenario, models
         self.trouble: str | None = None
-        """What a person should know of tracking that did not go well; None if nothing."""
+        """A message about what was not tracked, for a person; None if all was."""
         self._resumed = resumed
         self._begun = False
         self._writer: subprocess.Popen[bytes] | None = None
 
     @property
     def run_id(self) -> str | None:
-        """Of the federation's run; None until the store has given it one, some seconds after the first round."""
+        """The id of the federation's run; None until the store has assigned it, some seconds after the first round."""
         return None if self.store is None or not self._begun else self.spool.load_state(self.store.uri).parent
 
     @property
     def link(self) -> str | None:
-        """To the run's page; None where no server shows it yet."""
+        """The address of the run's page; None while no server shows it."""
         if self.store is None or not self._begun or self.store.page is None:
             return None
         return page_link(self.store.page, self.spool.load_state(self.store.uri))
 
     @property
     def place(self) -> str:
-        """Where the run can be looked at as soon as it has begun: a server's page, or a command; empty if nowhere."""
+        """A server's address or a command that shows the run once it has begun; empty with tracking off."""
         if self.store is None:
             return ""
         return self.store.page or f"grpo-fed ui {self.spool.folder.parent}"
 
     def round(self, line: Mapping[str, Any]) -> None:
-        """A round, as `rounds.jsonl` has it; number 0, too, if there is one."""
+        """Track a round. line: as in `rounds.jsonl`; round 0 too, if there is one."""
         if self.store is None:
             return
         try:
@@ -93,7 +95,10 @@ class Tracker:
             self.trouble = f"round {line.get('round')} is not tracked: {error}"
 
     def close(self, document: Mapping[str, Any] | None, status: Status, patience: float = PATIENCE) -> None:
-        """The results, as `results.json` has them, when all else is in the folder; wait a while until all is sent."""
+        """Track the end of the run, and wait until all records are sent, `patience` seconds at most.
+
+        document: the content of `results.json`, None if there is none. Everything else must be in the folder by now.
+        """
         if self.store is None:
             return
         try:
@@ -104,22 +109,22 @@ class Tracker:
             self.trouble = f"the end of the run is not tracked: {error}"
         if self._writer is not None:
             _wait(self._writer, patience)
-            if self.spool.waits:
-                lost = "" if self.trouble is None else f"{self.trouble}; "
+            if self.spool.has_unsent:
+                before = "" if self.trouble is None else f"{self.trouble}; "
                 self.trouble = (
-                    f"{lost}{self.store.uri} did not take all; the rest waits in {self.spool.path}, and grpo-fed replay"
-                    f" {self.spool.folder.parent} sends it ({self.spool.log} says what was wrong)"
+                    f"{before}{self.store.uri} did not take all records; the rest is in {self.spool.path}, and grpo-fed"
+                    f" replay {self.spool.folder.parent} sends it ({self.spool.log} has the errors)"
                 )
 
     def _begin(self) -> None:
-        """With the first round: the folder is there then, and the run's own start is over."""
+        """Write the first record and start the writer, once; with the first round, when the folder exists."""
         if self._begun:
             return
         self._begun = True
         if not self._resumed:
             self.spool.clear()
         self.spool.folder.mkdir(parents=True, exist_ok=True)
-        self.spool.mend()
+        self.spool.end_partial_line()
         assert self.store is not None
         if not self.spool.sent_path.is_file():
             self.spool.save_state(SendState(self.store.uri))
@@ -132,35 +137,39 @@ class Tracker:
 
 
 def replay(folder: str | Path, uri: str | None = None, patience: float = PATIENCE) -> int:
-    """Send what a run folder's spool still holds; how many records that was.
+    """Send the records that are left in the spool of a run's folder; return how many there were.
 
-    ValueError if the folder holds no tracked run; TimeoutError if not all could be sent, or a run is sending it itself.
+    uri: a store, if it is not the one that the run was tracked to. ValueError if the folder holds no tracked run;
+    TimeoutError if not all records could be sent in `patience` seconds, or the run is still sending them itself.
     """
     spool = Spool(Path(folder))
     if not spool.sent_path.is_file() and not spool.path.is_file():
         raise ValueError(f"{folder}: there is nothing to replay: no run was tracked in it")
-    kept = spool.load_state("").store
-    store = resolve_store(uri or (kept if kept and HIDDEN not in kept else None))
+    recorded = spool.load_state("").store
+    store = resolve_store(uri or (recorded if recorded and HIDDEN not in recorded else None))
     if store is None:
         raise ValueError(f"{folder}: nothing can be sent with tracking off; name a tracking URI")
     store = _store_of_run(store, uri, spool)
-    count = sum(1 for _ in _waiting(spool))
+    count = _count_unsent(spool)
     if count:
         with spool.locked(0):
-            pass  # else a run is sending it itself: TimeoutError says so
+            pass  # TimeoutError if the run is sending them itself
         _wait(start_writer(spool, store), patience)
-        if spool.waits:
-            left = sum(1 for _ in _waiting(spool))
-            raise TimeoutError(f"{folder}: {left} of {count} records wait on: {_last_line(spool.log)}")
+        if spool.has_unsent:
+            left = _count_unsent(spool)
+            raise TimeoutError(f"{folder}: {left} of {count} records are not sent: {_last_line(spool.log)}")
     return count
 
 
-def _waiting(spool: Spool) -> Iterator[object]:
-    return iter(list(spool.read(spool.load_state("").position, sys.maxsize)))
+def _count_unsent(spool: Spool) -> int:
+    return sum(1 for _ in spool.read(spool.load_state("").position, sys.maxsize))
 
 
 def start_writer(spool: Spool, store: Store) -> subprocess.Popen[bytes]:
-    """It lives until its input is closed and all is sent; it is nobody's terminal's, so that Ctrl-C is not for it."""
+    """Start the process that sends; it ends when its input is closed and all records are sent.
+
+    It has a session of its own, so that Ctrl-C in the terminal does not stop it.
+    """
     command = [sys.executable, "-m", "grpo_fed.runs.tracking.writer", str(spool.folder.parent), store.uri]
     environment = {**os.environ, **QUIET, **store.environment}
     with spool.log.open("ab") as log:
@@ -174,35 +183,39 @@ def start_writer(spool: Spool, store: Store) -> subprocess.Popen[bytes]:
         )
 
 
-def page_link(page: str, sent: SendState) -> str | None:
-    """To a run's page on a server."""
+def page_link(address: str, sent: SendState) -> str | None:
+    """Make the link to a run's page on a server; None if the store has not assigned the run's id yet."""
     if sent.experiment is None or sent.parent is None:
         return None
-    return f"{page}/#/experiments/{sent.experiment}/runs/{sent.parent}?workflowType=machine_learning"
+    return f"{address}/#/experiments/{sent.experiment}/runs/{sent.parent}?workflowType=machine_learning"
 
 
 def _store_of_run(store: Store, given: str | None, spool: Spool) -> Store:
-    """A run that was tracked somewhere goes on there, unless nothing ever got there; only a database's password has to
-    be said again.
+    """Return the store that a run was tracked to, since it goes on there, or `store` if no record has arrived there.
+
+    ValueError if the user has given another store, or if the address with its password must be given again.
     """
     sent = spool.load_state(store.uri)
-    kept = sent.store
-    if kept == store.uri:
+    recorded = sent.store
+    if recorded == store.uri:
         return store
     if given and sent.experiment is None:
-        spool.save_state(SendState(store.uri, sent.run))  # nothing got there: perhaps its address was wrong
+        spool.save_state(SendState(store.uri, sent.run))  # no record has arrived: perhaps its address was wrong
         return store
     if given:
-        raise ValueError(f"{spool.folder.parent}: is tracked at {kept}, and goes on there, not at {store.uri}")
-    if HIDDEN in kept:
-        raise ValueError(f"{spool.folder.parent}: is tracked at {kept}; give it in MLFLOW_TRACKING_URI to go on there")
-    again = resolve_store(kept)
-    assert again is not None
-    return again
+        raise ValueError(f"{spool.folder.parent}: is tracked at {recorded}, and goes on there, not at {store.uri}")
+    if HIDDEN in recorded:
+        raise ValueError(
+            f"{spool.folder.parent}: is tracked at {recorded}; give that address with its password in"
+            " MLFLOW_TRACKING_URI"
+        )
+    original = resolve_store(recorded)
+    assert original is not None, "a run with tracking off has no spool"
+    return original
 
 
 def _begin_content(scenario: Scenario, folder: str, run: str | None) -> dict[str, Any]:
-    """What the runs are made from; run: the name that it had before, if it had."""
+    """Make the first record: what MLflow's runs are created from. run: the unique name of a run that goes on."""
     settings = scenario.model_dump(mode="json", exclude={"clients", "description"})
     clients = {
         name: {
@@ -218,22 +231,22 @@ def _begin_content(scenario: Scenario, folder: str, run: str | None) -> dict[str
         "scenario": scenario.name,
         "description": scenario.description,
         "folder": folder,
-        "params": {**dict(_flat(settings)), "clients": len(clients)},
+        "params": {**dict(_flatten(settings)), "clients": len(clients)},
         "clients": clients,
     }
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """`objective.clip` and so on; what is empty is left out."""
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield keys such as `objective.clip` with their values, without empty ones."""
     for key, value in table.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         elif value is not None and value != [] and value != "":
             yield f"{prefix}{key}", value
 
 
 def _wait(writer: subprocess.Popen[bytes], patience: float) -> None:
-    """Until it ends; after `patience` seconds it is left to go on alone."""
+    """Wait until the writer ends; after `patience` seconds it goes on by itself."""
     assert writer.stdin is not None
     writer.stdin.close()
     until = time.monotonic() + patience
@@ -243,4 +256,4 @@ def _wait(writer: subprocess.Popen[bytes], patience: float) -> None:
 
 def _last_line(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    return lines[-1] if lines else "nothing is known"
+    return lines[-1] if lines else "no reason is known"

@@ -1,4 +1,4 @@
-"""MLflow's pages over tracked runs: `mlflow server`, light, on a free port of this machine, opened where it matters."""
+"""Shows tracked runs in MLflow's pages: starts a light `mlflow server` on a free port and opens the right page."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from grpo_fed.runs.tracking import Store, resolve_store
-from grpo_fed.runs.tracking.spool import FOLDER, SendState, Spool
-from grpo_fed.runs.tracking.store import HIDDEN
+from grpo_fed.runs.folder import TRACKING
+from grpo_fed.runs.tracking.spool import SendState, Spool
+from grpo_fed.runs.tracking.store import HIDDEN, Store, resolve_store
 from grpo_fed.runs.tracking.tracker import QUIET, page_link
 
 HOST = "127.0.0.1"
 PATIENCE = 120.0
-"""Seconds that a server may take to be ready: a database of an older MLflow is brought up to date first."""
+"""Seconds that a server may take to start: it first migrates the database of an older MLflow."""
 
 
 @dataclass(frozen=True)
 class MlflowPages:
-    """MLflow's pages, ready."""
+    """Describes a server that shows MLflow's pages."""
 
     address: str
+    """The server's address."""
     link: str
-    """To what the user asked for."""
+    """The address of the page that the user asked for."""
     server: subprocess.Popen[bytes] | None
-    """Ours; None where somebody else's shows them."""
+    """The process that we have started; None if the store is a server itself."""
 
 
 def serve(
@@ -45,27 +46,28 @@ def serve(
     browse: bool = True,
     say: Callable[[str], None] = print,
 ) -> int:
-    """Show a run, or the latest of a store, until Ctrl-C or the server ends; the exit code.
+    """Show a run, or the latest of a store, until Ctrl-C or the server's end; return the exit code.
 
-    ValueError where there is nothing to show, RuntimeError if the server does not start.
+    run: the run's folder. browse: whether to open a browser. say: prints a line.
+    ValueError if there is nothing to show, RuntimeError if the server does not start.
     """
-    with pages(run, uri, port) as ready:
-        say(ready.link)
+    with open_pages(run, uri, port) as pages:
+        say(pages.link)
         if browse and _has_screen():
-            webbrowser.open(ready.link)
-        if ready.server is None:
+            webbrowser.open(pages.link)
+        if pages.server is None:
             return 0
         say("Ctrl-C ends it.")
         with contextlib.suppress(KeyboardInterrupt):
-            return ready.server.wait()
+            return pages.server.wait()
         return 0
 
 
 @contextlib.contextmanager
-def pages(run: Path | None = None, uri: str | None = None, port: int | None = None) -> Iterator[MlflowPages]:
-    """What `serve` shows, as long as the context lasts."""
-    sent = None if run is None else _sent(run)
-    store = resolve_store(uri if sent is None or uri is not None else _kept(sent))
+def open_pages(run: Path | None = None, uri: str | None = None, port: int | None = None) -> Iterator[MlflowPages]:
+    """Run the server that shows the pages while the context lasts; arguments and errors as for `serve`."""
+    sent = None if run is None else _read_send_state(run)
+    store = resolve_store(uri if sent is None or uri is not None else _recorded_uri(sent))
     if store is None:
         raise ValueError("there is nothing to show with tracking off; name a tracking URI")
     if sent is None:
@@ -83,7 +85,7 @@ def pages(run: Path | None = None, uri: str | None = None, port: int | None = No
 
 @contextlib.contextmanager
 def _server(store: Store, port: int, address: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`mlflow server` with one worker and no jobs: a tenth of the time and memory of what it would start."""
+    """Run `mlflow server` with one worker and no jobs, which takes a tenth of the time and memory of its default."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     if store.artifacts is not None:
         command += ["--default-artifact-root", store.artifacts.as_uri()]
@@ -93,7 +95,7 @@ def _server(store: Store, port: int, address: str) -> Iterator[subprocess.Popen[
         server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment, start_new_session=True)
         try:
             until = time.monotonic() + PATIENCE
-            while not _answers(f"{address}/health"):
+            while not _is_ready(f"{address}/health"):
                 if server.poll() is not None or time.monotonic() > until:
                     log.seek(0)
                     tail = log.read()[-2000:].decode(errors="replace").strip()
@@ -101,11 +103,11 @@ def _server(store: Store, port: int, address: str) -> Iterator[subprocess.Popen[
                 time.sleep(0.1)
             yield server
         finally:
-            _end(server)
+            _stop(server)
 
 
-def _end(server: subprocess.Popen[bytes]) -> None:
-    """It and the processes that it started."""
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    """Stop the server and the processes that it has started."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, number)
@@ -114,7 +116,7 @@ def _end(server: subprocess.Popen[bytes]) -> None:
             return
 
 
-def _answers(url: str) -> bool:
+def _is_ready(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:
             return bool(answer.status == 200)
@@ -122,31 +124,31 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _sent(run: Path) -> SendState:
-    """What is known of a run folder's tracking."""
+def _read_send_state(run: Path) -> SendState:
+    """Read what has been sent of a run; ValueError if nothing of it was tracked."""
     spool = Spool(run)
     if not spool.sent_path.is_file():
-        what = "no run of it was tracked" if run.is_dir() else "there is no such folder"
-        raise ValueError(f"{run}: {what}, or nothing of it has reached MLflow yet; {FOLDER}/ in it would say where")
+        problem = "no run of it was tracked" if run.is_dir() else "there is no such folder"
+        raise ValueError(f"{run}: {problem}, or it has not reached MLflow yet: there is no {TRACKING}/sent.json in it")
     return spool.load_state("")
 
 
-def _kept(sent: SendState) -> str | None:
-    """Where a run is tracked; a password has to come from the environment again."""
+def _recorded_uri(sent: SendState) -> str | None:
+    """Return the store that a run is tracked to; None if its password must come from the environment."""
     return None if HIDDEN in sent.store else sent.store
 
 
 def _latest(store: Store) -> SendState | None:
-    """The run that was tracked to a store last, of those in the folders beside it."""
+    """Find the latest run that was tracked to a database, among the run folders beside it."""
     if store.file is None:
         return None
-    paths = sorted(store.file.parent.glob(f"*/{FOLDER}/sent.json"), key=lambda path: path.stat().st_mtime)
-    every = [Spool(path.parent.parent).load_state("") for path in reversed(paths)]
-    return next((sent for sent in every if sent.store == store.uri and sent.parent is not None), None)
+    paths = sorted(store.file.parent.glob(f"*/{TRACKING}/sent.json"), key=lambda path: path.stat().st_mtime)
+    states = [Spool(path.parent.parent).load_state("") for path in reversed(paths)]
+    return next((sent for sent in states if sent.store == store.uri and sent.parent is not None), None)
 
 
 def _link(address: str, sent: SendState | None, run: Path | None) -> str:
-    """A run's own page; else its experiment's charts; else all experiments."""
+    """Make the link to a run's page, or else to its experiment's charts, or else to all experiments."""
     if sent is None or sent.experiment is None:
         return f"{address}/#/experiments?workflowType=machine_learning"
     if run is not None and (link := page_link(address, sent)) is not None:
@@ -163,5 +165,5 @@ def _free_port() -> int:
 
 
 def _has_screen() -> bool:
-    """Where there is none, a text browser would take the terminal."""
+    """Return whether there is a screen; without one a text browser would take the terminal."""
     return sys.platform == "darwin" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))

@@ -1,7 +1,7 @@
-"""Saved views of an experiment, that MLflow's pages offer: which runs, which charts, in which order; and colours.
+"""Saved views of an experiment, which MLflow's pages offer: which runs are shown, and which charts of them.
 
-The format is MLflow's own and documented nowhere: an experiment's tag holds the state of its runs page, as its
-button "Share" writes it. A page that does not know it shows its default view.
+The format is MLflow's own and is not documented: a tag of the experiment holds the state of its runs page, as the
+page's button "Share" writes it. A page that does not know the format shows its default view.
 """
 
 from __future__ import annotations
@@ -11,68 +11,84 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from grpo_fed.runs.metrics import (
+    CLIENTS_FAILED,
+    CLIENTS_OK,
+    DEPARTED_GROUPS,
+    ENV_STEPS,
+    EVALUATION_RETURN,
+    MB_TOTAL,
+    ROUND_SECONDS,
+    SCORE_IQM,
+    SCORE_MIN,
+    STEPS_PER_SECOND,
+    TRAINING_RETURN,
+)
+
 TAG = "mlflow.sharedViewState."
 ROLE = "grpo_fed.role"
 FEDERATION, CLIENT = "federation", "client"
-TRAINED = "charts/episodic_return"
-"""Comes first, since every round has it: what is played without learning is by default known of the first and the last
-alone, and its line would be straight."""
 LONGEST = 20_000
-"""Letters that an experiment's tag may have."""
+"""Characters that an experiment's tag may have."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A line chart of one metric or several by round; the page calls it by their names.
+    """Describes a line chart of metrics by round; the page titles it with their names.
 
-    Not by steps or bytes: the page pairs two metrics by their position, not by their round, and not all are there from
-    round 0 on.
+    It is not by steps or bytes: the page pairs two metrics by their position, not by their round, and some metrics have
+    no value in round 0.
     """
 
     metrics: tuple[str, ...]
+    """The keys of the metrics."""
 
 
 @dataclass(frozen=True)
 class View:
-    """Some of an experiment's runs and charts of them."""
+    """Describes a saved view: some of an experiment's runs, and charts of them."""
 
     key: str
-    """In addresses."""
+    """The view's name in addresses."""
     name: str
+    """The view's title."""
     role: str
-    """Of the runs in it."""
+    """The role of the runs that are shown: `FEDERATION` or `CLIENT`."""
     sections: Mapping[str, tuple[Chart, ...]]
+    """The charts, by the title of their section."""
     group: str | None = None
-    """Average runs with the same value of this parameter."""
+    """The parameter by which runs are averaged; None to show each run."""
     sort: tuple[str, bool] = ("attributes.start_time", False)
-    """By what, and whether the least comes first."""
+    """The column that runs are sorted by, and whether the lowest value comes first."""
 
 
-def views_for(metrics: Sequence[str]) -> list[View]:
-    """The three that every experiment has, with the charts that these metrics are enough for."""
-    every = [
+def make_views(metrics: Sequence[str]) -> list[View]:
+    """Make the three views of an experiment. metrics: the keys that it has; charts of others are left out."""
+    views = [
         View(
             "federation",
             "Federation",
             FEDERATION,
             {
+                # The training return comes first, since every round has it: evaluations are by default those of the
+                # first and the last round, and their line would be straight.
                 "Learning": (
-                    Chart((TRAINED,)),
-                    Chart(("eval/score_iqm", "eval/score_min")),
-                    Chart(_all(metrics, "task/")),
+                    Chart((TRAINING_RETURN,)),
+                    Chart((SCORE_IQM, SCORE_MIN)),
+                    Chart(_with_prefix(metrics, "task/")),
                 ),
                 "Steps of the shared blocks": (
-                    Chart(_all(metrics, "kl/")),
-                    Chart(_all(metrics, "budget/")),
-                    Chart(_all(metrics, "alpha/")),
+                    Chart(_with_prefix(metrics, "kl/")),
+                    Chart(_with_prefix(metrics, "budget/")),
+                    Chart(_with_prefix(metrics, "alpha/")),
                 ),
                 "Federation": (
-                    Chart(("fed/clients_ok", "fed/clients_failed")),
-                    Chart(("fed/personal_groups",)),
-                    Chart(_all(metrics, "clusters/")),
-                    Chart(("comm/MB_total",)),
-                    Chart(("time/round_s",)),
-                    Chart(("charts/SPS",)),
+                    Chart((CLIENTS_OK, CLIENTS_FAILED)),
+                    Chart((DEPARTED_GROUPS,)),
+                    Chart(_with_prefix(metrics, "clusters/")),
+                    Chart((MB_TOTAL,)),
+                    Chart((ROUND_SECONDS,)),
+                    Chart((STEPS_PER_SECOND,)),
                 ),
             },
         ),
@@ -82,19 +98,19 @@ def views_for(metrics: Sequence[str]) -> list[View]:
             CLIENT,
             {
                 "Learning": (
-                    Chart((TRAINED,)),
-                    Chart(("eval/episodic_return",)),
+                    Chart((TRAINING_RETURN,)),
+                    Chart((EVALUATION_RETURN,)),
                 ),
                 "Policy": (
                     Chart(("kl/joint",)),
-                    Chart(("fed/personal_groups",)),
-                    Chart(_all(metrics, "cluster/")),
+                    Chart((DEPARTED_GROUPS,)),
+                    Chart(_with_prefix(metrics, "cluster/")),
                     Chart(("losses/entropy",)),
                     Chart(("losses/approx_kl",)),
                     Chart(("losses/explained_variance",)),
                 ),
             },
-            sort=("tags.`mlflow.runName`", True),  # in the order of their start, they would hide under their parents
+            sort=("tags.`mlflow.runName`", True),  # sorted by their start, they would be folded under their parents
         ),
         View(
             "by-method",
@@ -102,24 +118,24 @@ def views_for(metrics: Sequence[str]) -> list[View]:
             FEDERATION,
             {
                 "Return": (
-                    Chart((TRAINED,)),
-                    Chart(("eval/score_iqm",)),
-                    Chart(("eval/score_min",)),
+                    Chart((TRAINING_RETURN,)),
+                    Chart((SCORE_IQM,)),
+                    Chart((SCORE_MIN,)),
                 ),
-                "What it takes": (
-                    Chart(("comm/MB_total",)),
-                    Chart(("global_step",)),
-                    Chart(("time/round_s",)),
+                "Cost": (
+                    Chart((MB_TOTAL,)),
+                    Chart((ENV_STEPS,)),
+                    Chart((ROUND_SECONDS,)),
                 ),
             },
             group="method",
         ),
     ]
-    return [_with_data(view, set(metrics)) for view in every]
+    return [_with_data(view, set(metrics)) for view in views]
 
 
-def tags_of(views: Sequence[View], now: int) -> dict[str, str]:
-    """The experiment's tags that hold them; now: milliseconds since 1970."""
+def make_view_tags(views: Sequence[View], now: int) -> dict[str, str]:
+    """Make the experiment's tags that hold the views. now: milliseconds since 1970."""
     tags = {}
     for view in views:
         state = json.dumps(_state(view), separators=(",", ":"))
@@ -129,31 +145,31 @@ def tags_of(views: Sequence[View], now: int) -> dict[str, str]:
 
 
 def has_fewer_charts(old: str, new: str) -> bool:
-    """Whether a view's tag is one of ours that nobody has changed, and the new one shows more."""
+    """Return whether a view's old tag is ours, unchanged by users, and shows less than the new one."""
     try:
         envelope = json.loads(old)
-        mine = envelope["createdAt"] == envelope["updatedAt"]
-        return bool(mine) and len(envelope["state"]) < len(json.loads(new)["state"])
+        is_unchanged = envelope["createdAt"] == envelope["updatedAt"]
+        return bool(is_unchanged) and len(envelope["state"]) < len(json.loads(new)["state"])
     except (ValueError, KeyError, TypeError):
         return False
 
 
-def _all(metrics: Sequence[str], prefix: str) -> tuple[str, ...]:
+def _with_prefix(metrics: Sequence[str], prefix: str) -> tuple[str, ...]:
     return tuple(sorted(name for name in metrics if name.startswith(prefix)))
 
 
 def _with_data(view: View, metrics: set[str]) -> View:
-    """Without the charts that would be empty."""
+    """Remove the charts and lines that would be empty."""
     sections = {}
     for title, charts in view.sections.items():
-        some = (Chart(tuple(name for name in chart.metrics if name in metrics)) for chart in charts)
-        if full := tuple(chart for chart in some if chart.metrics):
-            sections[title] = full
+        present = (Chart(tuple(key for key in chart.metrics if key in metrics)) for chart in charts)
+        if filled := tuple(chart for chart in present if chart.metrics):
+            sections[title] = filled
     return View(view.key, view.name, view.role, sections, view.group, view.sort)
 
 
 def _state(view: View) -> dict[str, Any]:
-    """As the page keeps it; what is left out has the page's defaults."""
+    """Make the page's state that shows a view; keys that are left out have the page's defaults."""
     names = list(view.sections)
     sections = [
         {"uuid": f"{view.key}-{n}", "name": name, "display": True, "isReordered": True, "deleted": False}
@@ -179,7 +195,7 @@ def _state(view: View) -> dict[str, Any]:
 
 
 def _charts(view: View) -> Iterator[dict[str, Any]]:
-    """As the page keeps its line charts."""
+    """Yield the view's charts in the page's format."""
     for section, charts in enumerate(view.sections.values()):
         for number, chart in enumerate(charts):
             yield {

@@ -1,7 +1,8 @@
 """The process that sends a run's spool to MLflow; `python -m grpo_fed.runs.tracking.writer RUN STORE` by the tracker.
 
-It lives as long as its input is open, then until all is sent. What a store does not take now it gets later; what it
-will never take (a run that somebody deleted) is told in the log and left out, so that nothing else waits for it.
+It runs as long as its standard input is open, then until all records are sent. Records that the store does not take
+now are sent again later. Those that it will never take, such as those of a deleted run, are left out with a line in the
+log, so that the others can be sent.
 """
 
 from __future__ import annotations
@@ -19,115 +20,118 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, final
 
 from grpo_fed.runs.tracking.spool import Spool, SpoolRecord
-from grpo_fed.runs.tracking.store import HIDDEN, secrets_in
+from grpo_fed.runs.tracking.store import HIDDEN, find_secrets
 from grpo_fed.runs.tracking.tracker import GRACE
 
 if TYPE_CHECKING:
     from grpo_fed.runs.tracking.mlflow_runs import MlflowRuns
 
 SHORTEST, LONGEST = 0.5, 10.0
-"""Seconds between two times of sending."""
-SHARE = 5
-"""Of its time the writer spends at most one part in so many on sending, while the run goes on."""
-OTHER = 3 * GRACE
-"""Seconds in which an older writer of the same run, whose store does not answer, has ended."""
+"""Seconds between two attempts to send."""
+PAUSE_FACTOR = 5
+"""While the run goes on, the writer pauses this many times as long as it took to send."""
+LOCK_PATIENCE = 3 * GRACE
+"""Seconds after which an older writer of the same run has ended, even if its store does not answer."""
 
 
 def main(folder: Path, store: str) -> int:
-    """0 if all was sent."""
+    """Send the spool of a run's folder; return the exit code, 0 if all records were sent. store: as `Store.uri`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(5)  # training comes first
     spool = Spool(folder)
     try:
-        with spool.locked(OTHER):
+        with spool.locked(LOCK_PATIENCE):
             return Writer(spool, store).run()
     except TimeoutError as error:
-        _say(f"{folder}: {error}")
+        _log(f"{folder}: {error}")
         return 1
 
 
 @final
 class Writer:
-    """Reads the spool, sends, remembers how far it has come."""
+    """Reads the spool, sends its records, and stores how far it has come."""
 
     def __init__(self, spool: Spool, store: str) -> None:
+        """Prepare to send; mlflow is imported with the first record. store: as `Store.uri`."""
         self.spool = spool
         self.store = store
         self.runs: MlflowRuns | None = None
-        self.open = True
-        """Whether the run is still there."""
+        self.is_run_alive = True
+        """Whether the run still holds our standard input open."""
 
     def run(self) -> int:
-        """Until there is no more to come and nothing waits, or nothing can be sent; 0 if all was."""
-        wait, since = SHORTEST, time.monotonic()
+        """Send until the run has ended and all records are sent, or no more can be; return the exit code, 0 for all."""
+        pause, last_success = SHORTEST, time.monotonic()
         while True:
             began = time.monotonic()
             try:
-                rest = self._send()
-                since = time.monotonic()
-                wait = min(LONGEST, max(SHORTEST, SHARE * (since - began)))
-            except Exception as error:  # noqa: BLE001, whatever a store does, the spool keeps what it should have got
-                _say(f"{type(error).__name__}: {error}")
-                rest = True
-                wait = min(LONGEST, 2 * wait)
+                has_more = self._send()
+                last_success = time.monotonic()
+                pause = min(LONGEST, max(SHORTEST, PAUSE_FACTOR * (last_success - began)))
+            except Exception as error:  # noqa: BLE001, whatever a store does, the records stay in the spool
+                _log(f"{type(error).__name__}: {error}")
+                has_more = True
+                pause = min(LONGEST, 2 * pause)
             now = time.monotonic()
-            if self.open:
-                self._listen(wait)
-                since = time.monotonic()
-            elif not rest:
+            if self.is_run_alive:
+                self._wait_for_run(pause)
+                last_success = time.monotonic()
+            elif not has_more:
                 return 0
-            elif now - since > GRACE:
+            elif now - last_success > GRACE:
                 return 1
-            elif now - since > 0.1:
+            elif now - last_success > 0.1:
                 time.sleep(SHORTEST)
 
     def _send(self) -> bool:
-        """What there is; whether there may be more."""
+        """Send the records that are in the spool; return whether there may be more."""
         runs = self._connected()
         records = list(self.spool.read(runs.sent.position))
-        for part in _parts(records):
-            runs.send(part)
-            runs.sent.position = part[-1].end
+        for batch in _batches(records):
+            runs.send(batch)
+            runs.sent.position = batch[-1].end
             self.spool.save_state(runs.sent)
-        if not records and not self.open:
+        if not records and not self.is_run_alive:
             runs.close()
         return bool(records)
 
     def _connected(self) -> MlflowRuns:
-        """With the import of mlflow, which takes seconds."""
+        """Connect to the store, with the import of mlflow, which takes seconds."""
         if self.runs is None:
             from grpo_fed.runs.tracking.mlflow_runs import MlflowRuns
 
             self.runs = MlflowRuns(self.spool, self.store)
         return self.runs
 
-    def _listen(self, seconds: float) -> None:
-        """Wait, at most until the run closes our input or is gone."""
+    def _wait_for_run(self, seconds: float) -> None:
+        """Wait so many seconds, or until the run closes our input or is gone."""
         readable, _, _ = select.select([sys.stdin], [], [], seconds)
         if readable and not os.read(sys.stdin.fileno(), 1):
-            self.open = False
+            self.is_run_alive = False
 
 
-def _parts(records: Sequence[SpoolRecord]) -> Iterator[list[SpoolRecord]]:
-    """Neighbouring rounds together, everything else alone."""
-    part: list[SpoolRecord] = []
+def _batches(records: Sequence[SpoolRecord]) -> Iterator[list[SpoolRecord]]:
+    """Yield neighbouring rounds together, every other record alone."""
+    batch: list[SpoolRecord] = []
     for record in records:
-        if part and not (record.kind == part[-1].kind == "round"):
-            yield part
-            part = []
-        part.append(record)
-    if part:
-        yield part
+        if batch and not (record.kind == batch[-1].kind == "round"):
+            yield batch
+            batch = []
+        batch.append(record)
+    if batch:
+        yield batch
 
 
 @final
 class RedactedStream(io.TextIOBase):
-    """A stream that shows no secrets, whoever writes to it."""
+    """Writes text to a stream with the secrets in it replaced by stars."""
 
     def __init__(self, stream: TextIO, secrets: Sequence[str]) -> None:
+        """Prepare to write to `stream`. secrets: longest first, since one may be a part of another."""
         self.stream, self.secrets = stream, secrets
 
     def write(self, text: str) -> int:
+        """Write text without the secrets, at once."""
         for secret in self.secrets:
             text = text.replace(secret, HIDDEN)
         self.stream.write(text)
@@ -135,20 +139,21 @@ class RedactedStream(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
+        """Flush the stream."""
         self.stream.flush()
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(time.strftime("%Y-%m-%d %H:%M:%S"), " ".join(text.split()), file=sys.stderr)
 
 
 if __name__ == "__main__":
-    sys.stderr = RedactedStream(sys.stderr, secrets_in(os.environ))
+    sys.stderr = RedactedStream(sys.stderr, find_secrets(os.environ))
     code = 1
     with contextlib.suppress(BrokenPipeError):
         try:
             code = main(Path(sys.argv[1]), sys.argv[2])
-        except Exception:  # noqa: BLE001, so that even this goes through the stream above
+        except Exception:  # noqa: BLE001, so that the traceback goes through the stream above too
             traceback.print_exc()
     sys.stderr.flush()
-    os._exit(code)  # mlflow's own threads are not waited for
+    os._exit(code)  # without waiting for mlflow's own threads

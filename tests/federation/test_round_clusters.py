@@ -1,0 +1,122 @@
+"""Rounds with the merge rule `clusters`: each cluster of clients has shared blocks of its own."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from grpo_fed.federation.messages import Train
+from grpo_fed.federation.rounds import Federation
+from grpo_fed.runs.records import RoundRecord, record_to_line
+from grpo_fed.runs.serialisation import from_json, to_json
+from tests.support.numeric_clients import NumericTransport, numeric_federation
+
+MEASURED = ('proximity.mode="measured"', "proximity.kl_block=0.05", "proximity.kl_joint=0.08")
+QUADRATIC = ('proximity.mode="quadratic"', "proximity.kl_block=0.05", "proximity.kl_joint=0.08")
+
+
+def run_two_kinds(*overrides: str) -> tuple[Federation, NumericTransport, list[RoundRecord]]:
+    """Run a federation of three clients with one goal and three with another."""
+    scenario, shared_blocks, transport = numeric_federation('merge.rule="clusters"', "rounds=2", *overrides, count=6)
+    here = np.zeros(shared_blocks.size, np.float32)
+    transport.goals = {f"c-{number}": here + (8.0 if number >= 3 else -8.0) for number in range(6)}
+    federation, records = Federation(scenario, shared_blocks, transport), []
+    federation.run(records.append)
+    return federation, transport, records
+
+
+def test_clients_share_with_their_own_kind_alone():
+    federation, transport, _ = run_two_kinds()
+    points = federation.state.cluster_points
+    for kind in ((0, 1, 2), (3, 4, 5)):
+        kind_points = [transport.states[f"c-{number}"][2]["point"].astype(np.float64) for number in kind]
+        for number in kind:
+            assert points[f"c-{number}"] == pytest.approx(np.mean(kind_points, 0), abs=1e-5)
+            assert points[f"c-{number}"] is points[f"c-{kind[0]}"]
+    begun = {name: train.start.shared for name, train in transport.sent_of(Train) if train.start.round == 2}
+    assert begun["c-0"] is begun["c-2"]
+    assert np.abs(begun["c-0"] - begun["c-3"]).mean() > 1
+
+
+def test_clusters_are_in_the_line_the_results_and_the_record():
+    federation, _, records = run_two_kinds()
+    blocks = federation.shared_blocks.groups.as_blocks.names
+    line = record_to_line(records[2])
+    assert [line[f"clusters/{block}"] for block in blocks] == [2] * len(blocks)
+    for number in range(6):
+        clusters = [line["clients"][f"c-{number}"][f"cluster/{block}"] for block in blocks]
+        assert clusters == [number // 3] * len(blocks)  # of equal weight, the first by name is 0
+    assert federation.result is not None
+    assert federation.result.clients["c-4"].clusters == dict.fromkeys(blocks, 1)
+    document = federation.result.to_json()["clients"]["c-4"]
+    assert document["clusters"] == dict.fromkeys(blocks, 1)
+    loaded = from_json(RoundRecord, json.loads(to_json(records[2])))
+    assert [client.clusters for client in loaded.clients] == [client.clusters for client in records[2].clients]
+    assert not records[0].clients[0].clusters
+
+
+def test_clients_of_one_cluster_have_equal_blocks():
+    """Clusters are numbered in each merge; a client that was not sampled for it is in no cluster."""
+    federation, _, records = run_two_kinds("round.fraction=0.5", "rounds=6", "merge.structure=-1.0", "seed=3")
+    state, blocks = federation.state, federation.shared_blocks.slices
+    clusters = {client.client: client.clusters for client in records[-1].clients}
+    sampled = {client.client for client in records[-1].clients if client.steps}
+    assert {name for name, of_client in clusters.items() if of_client} == sampled
+    assert len(sampled) == 3
+    is_divided = False
+    for block, columns in blocks.items():
+        for first, second in itertools.combinations(sorted(sampled), 2):
+            is_same = clusters[first][block] == clusters[second][block]
+            points = [state.cluster_points[name][columns].tobytes() for name in (first, second)]
+            assert is_same == (points[0] == points[1])
+            is_divided |= not is_same
+    assert is_divided
+
+
+@pytest.mark.parametrize("mode", [MEASURED, QUADRATIC])
+def test_the_mean_kl_of_the_clusters_steps_stays_within_its_budgets(mode: tuple[str, ...]):
+    federation, transport, records = run_two_kinds(*mode)
+    first = federation.shared_blocks.initial.numpy().astype(np.float64)
+    begun = {name: train.start.shared for name, train in transport.sent_of(Train) if train.start.round == 2}
+    fisher = np.mean([transport.fisher(name) for name in begun], 0)
+    step = records[1].server.step if records[1].server else None
+    assert step is not None
+    alphas = dict(zip(federation.shared_blocks.blocks, step.alphas, strict=True))
+    for block, columns in federation.shared_blocks.slices.items():
+        for kind in ((0, 1, 2), (3, 4, 5)):
+            mean = np.mean([transport.states[f"c-{number}"][1]["point"].astype(np.float64) for number in kind], 0)
+            stepped = first[columns] + alphas[block] * (mean - first)[columns]
+            assert begun[f"c-{kind[0]}"][columns] == pytest.approx(stepped, abs=1e-5)
+        if mode == QUADRATIC:  # the mean over the clients of 1/2 d'Fd, each with its own step d
+            alone = [0.5 * (fisher * (begun[name] - first) ** 2)[columns].sum() for name in begun]
+        else:
+            alone = [0.5 * (transport.fisher(name) * (begun[name] - first) ** 2)[columns].sum() for name in begun]
+        logged = next(row.kl for row in step.blocks if row.block == block)
+        assert np.mean(alone) == pytest.approx(logged, rel=1e-3)
+        assert np.mean(alone) <= 0.05 * (1 + 1e-4)
+
+
+def test_a_merge_without_weights_changes_nothing():
+    """No episode ended in round 2: clients stay in their clusters, and departed from the groups that they have left."""
+    rules = ('merge.rule="clusters"',), ('merge.rule="huber"', "merge.threshold=0.3")
+    for rule in rules:
+        scenario, shared_blocks, transport = numeric_federation(*rule, 'merge.weights="episodes"', "rounds=2", count=6)
+        transport.goals = {
+            f"c-{number}": np.full(shared_blocks.size, 8.0 if number > 3 else -8.0) for number in range(6)
+        }
+        transport.episodes = {1: 1, 2: 0}
+        federation = Federation(scenario, shared_blocks, transport)
+        seen: list[tuple[bytes, ...]] = []
+
+        def watch(
+            record: RoundRecord, federation: Federation = federation, seen: list[tuple[bytes, ...]] = seen
+        ) -> None:
+            starts = federation.starts.values()
+            seen.append(tuple(start.shared.tobytes() + bytes(start.departed) for start in starts))
+
+        federation.run(watch)
+        assert len(set(seen[1])) > 1
+        assert seen[2] == seen[1]

@@ -1,0 +1,58 @@
+"""The table of metrics has every key that a round's line may have."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from grpo_fed.aggregation.proximity import AcceptedBlock, AcceptedStep
+from grpo_fed.rl.losses import Losses
+from grpo_fed.runs.metrics import METRICS, REPORTED, TEXTS, find_metric, is_timed, is_tracked
+from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord, record_to_line
+
+
+def full_record() -> RoundRecord:
+    """Make a record of a round in which every field is in use."""
+    clients = [
+        ClientRecord("a", "carts", 64, 3, dict.fromkeys(REPORTED, 0.5), 20.0, 0.1, ("actor",), {"torso.0": 1}),
+        ClientRecord("b", "carts", failure=Failure("late", "no answer in 5 s")),
+    ]
+    step = AcceptedStep((AcceptedBlock("torso.0", 0.1, 0.2, 0.5, 0.3),), 0.1, 0.4, 0.6, ("a",))
+    server = ServerRecord(step, {"joint": 0.1, "torso.0": 0.2}, 1, 2, 3, ("krum: took a",))
+    return RoundRecord(2, 9, 0.5, 64, clients, server)
+
+
+def keys_of(line: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the keys of a line, those of its clients too."""
+    yield from line
+    for client in line["clients"].values():
+        yield from client
+
+
+@pytest.mark.parametrize("server", [True, False], ids=["federation", "alone"])
+def test_every_key_of_a_line_is_in_the_table(server: bool):
+    record = full_record()
+    line = record_to_line(record if server else dataclasses.replace(record, server=None))
+    assert not [key for key in keys_of(line) if find_metric(key) is None and key not in TEXTS]
+
+
+def test_every_row_of_the_table_is_a_key_of_some_line():
+    written = {key if key in METRICS else key[: key.find("/") + 1] for key in keys_of(record_to_line(full_record()))}
+    assert set(METRICS) <= written
+
+
+def test_a_client_may_report_every_loss():
+    assert {f"losses/{field.name}" for field in dataclasses.fields(Losses)} <= REPORTED
+
+
+def test_an_unknown_key_has_no_row_and_is_not_tracked():
+    assert find_metric("secrets/password") is None
+    assert not is_tracked("secrets/password")
+    assert not is_timed("secrets/password")
+
+
+def test_only_times_and_rates_depend_on_the_machine():
+    assert {key for key in METRICS if is_timed(key)} == {"time/round_s", "charts/SPS", "charts/seconds"}
