@@ -77,4 +77,15 @@ class Adam:
 
 def per_client(values: np.ndarray, like: Tensor) -> Tensor:
     """Numbers of each client, [K, 1], as a float32 tensor on the device of `like`."""
-    return torch.from_numpy(values.astype(np.float32)).to(like.device)
+    numbers = values.astype(np.float32)
+    return torch.from_numpy(numbers) if like.device.type == "cpu" else send(numbers, like.device)
+
+
+def send(numbers: np.ndarray, device: torch.device) -> Tensor:
+    """Put numbers [K, 1] on a GPU without waiting for what it computes.
+
+    Numbers that are all equal are not copied: the GPU fills a tensor with them.
+    """
+    if (numbers == numbers[0]).all():
+        return torch.full(numbers.shape, float(numbers[0, 0]), device=device)
+    return torch.from_numpy(numbers).to(device, non_blocking=True)  # staged by CUDA before this returns

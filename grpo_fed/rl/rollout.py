@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -289,25 +290,37 @@ class Collector:
         valid = buffer.valid[:steps]
         scores = self.scores + np.cumsum(np.where(valid, buffer.rewards[:steps], 0.0), 0)
         lengths = self.lengths + np.cumsum(valid, 0)
-        episodes: list[list[Episode]] = [[] for _ in self.names]
-        cuts: list[Truncation] = []
-        sums_at_end: dict[int, tuple[float, int]] = {}
-        for t, row in np.argwhere((buffer.terminated[:steps] | buffer.truncated[:steps]) & valid).tolist():
-            client, copy = divmod(row, copies)
-            score_before, length_before = sums_at_end.get(row, (0.0, 0))
-            score, length = sums_at_end[row] = float(scores[t, row]), int(lengths[t, row])
-            terminated = bool(buffer.terminated[t, row])
-            episodes[client].append(Episode(score - score_before, length - length_before, terminated))
-            if not terminated:
-                cuts.append(Truncation(client, t, copy, self._normalise_one(client, buffer.finals[t][row])))
-        self.scores, self.lengths = scores[-1], lengths[-1]
-        for row, (score, length) in sums_at_end.items():
-            self.scores[row] -= score
-            self.lengths[row] -= length
-        return episodes, cuts
+        t, rows = np.nonzero((buffer.terminated[:steps] | buffer.truncated[:steps]) & valid)
+        score, self.scores = split_sums(scores, t, rows)
+        length, self.lengths = split_sums(lengths, t, rows)
+        clients, terminated = rows // copies, buffer.terminated[t, rows]
+        order = np.argsort(clients, kind="stable")  # client by client, in order of time
+        finished = map(Episode, *(part[order].tolist() for part in (score, length, terminated)))
+        counts = np.bincount(clients, minlength=len(self.names)).tolist()
+        cuts = [
+            Truncation(row // copies, step, row % copies, self._normalise_one(row // copies, buffer.finals[step][row]))
+            for step, row in zip(t[~terminated].tolist(), rows[~terminated].tolist(), strict=True)
+        ]
+        return [list(islice(finished, count)) for count in counts], cuts
 
     def _normalise_one(self, client: int, observation: np.ndarray) -> np.ndarray:
         """One raw observation [D] of a client as its policy sees it."""
         if self.observation_normaliser is None:
             return observation
         return self.observation_normaliser.apply_one(client, observation)
+
+
+def split_sums(sums: np.ndarray, t: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Split sums over the steps of each copy at the E ends of episodes: each episode's part, and the running one's.
+
+    sums: [T, L]. t, rows: [E], the steps and copies of the ends, in order of time.
+
+    Returns the sums of the episodes [E], and of the steps after each copy's last end [L].
+    """
+    order = np.argsort(rows, kind="stable")  # copy by copy, in order of time
+    copies, at_end = rows[order], sums[t, rows][order]
+    is_first, is_last = np.diff(copies, prepend=-1) != 0, np.diff(copies, append=-1) != 0
+    episodes, running = np.empty_like(at_end), sums[-1].copy()
+    episodes[order] = at_end - np.where(is_first, 0, np.roll(at_end, 1))
+    running[copies[is_last]] -= at_end[is_last]
+    return episodes, running

@@ -297,8 +297,9 @@ class _TrainingRecord:
     """Its last batch."""
 
     def report(self, client: str) -> TrainingReport:
-        names = self.losses[0] if self.losses else {}
-        means = {name: float(np.mean([loss[name] for loss in self.losses])) for name in names}
+        names = tuple(self.losses[0]) if self.losses else ()
+        losses = np.array([[loss[name] for loss in self.losses] for name in names])
+        means = dict(zip(names, losses.mean(axis=-1).tolist(), strict=True)) if names else {}
         return TrainingReport(client, self.steps, tuple(self.episodes), means)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from grpo_fed.rl.adam import Adam
+from grpo_fed.rl.adam import Adam, send
 
 
 def torch_adam(start: torch.Tensor, gradients: list[torch.Tensor], learning_rate: float) -> torch.Tensor:
@@ -46,3 +46,9 @@ def test_rows_share_memory_with_the_whole() -> None:
     whole.rows(slice(1, 3)).step(parameters[1:3], torch.ones(2, 3), np.full((2, 1), 0.1))
     assert whole.count.flatten().tolist() == [0.0, 1.0, 1.0, 0.0]
     assert parameters.abs().sum(1).gt(0).tolist() == [False, True, True, False]
+
+
+def test_numbers_arrive_on_the_device_to_the_last_bit() -> None:
+    for values in (np.full((5, 1), 0.1), 1 - 0.999 ** np.arange(1.0, 6.0)[:, None], np.full((1, 1), 3e-4)):
+        numbers = values.astype(np.float32)
+        assert send(numbers, torch.device("cpu")).numpy().tobytes() == numbers.tobytes()

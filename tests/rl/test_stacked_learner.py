@@ -390,7 +390,7 @@ def test_a_user_module_is_built_for_each_clients_spaces() -> None:
 
 def test_a_user_module_learns_the_same_alone_and_in_a_stack() -> None:
     given = scenario(
-        SMALL, CLIENTS.format(count=3), "policy.module=tests.policy.test_policy:OwnNet", "policy.kwargs={ width = 9 }"
+        SMALL, CLIENTS.format(count=3), "policy.module=tests.policy.test_policy:UserNet", "policy.kwargs={ width = 9 }"
     )
     tasks = resolve_tasks(given)
     together, alone = StackedLearner(tasks, given), StackedLearner(tasks[1:2], given)

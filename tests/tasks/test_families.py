@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from gymnasium.spaces.utils import flatten
 from gymnasium.utils.env_checker import check_env
+from gymnasium.utils.seeding import np_random
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from grpo_fed.tasks.families import FAMILIES, FamilyVectorEnv, all_parameters
+from grpo_fed.tasks.families.generators import make_generators, seed_states
 from grpo_fed.tasks.families.random_mdp import RandomMDP
 
 CLASSIC = ["CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0"]
@@ -70,6 +72,55 @@ def test_cartpole_equals_gymnasiums_to_the_last_bit():
     observations, rewards, terminated, _ = compare_with_gymnasium("CartPole-v1", 5000)
     assert (observations, rewards) == (0, 0)
     assert terminated > 100
+
+
+@pytest.mark.parametrize("name", CLASSIC)
+def test_many_copies_start_where_gymnasiums_do_to_the_last_bit(name):
+    seeds = np.random.default_rng(2).integers(2**31, size=200).tolist()
+    ours, theirs = FamilyVectorEnv(f"grpo_fed/{name}", len(seeds)), gymnasium.make(name)
+    ours.reset(seed=seeds)
+    for state, seed in zip(ours.state, seeds, strict=True):
+        theirs.reset(seed=seed)
+        assert np.array_equal(state, theirs.unwrapped.state)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_a_copy_starts_where_it_would_start_alone(name):
+    noise = {} if "RandomMDP" in name else {"sensor_noise": 0.1}
+    seeds = list(range(1000, 1040))
+    together, alone = FamilyVectorEnv(name, len(seeds), **noise), FamilyVectorEnv(name, **noise)
+    starts, _ = together.reset(seed=seeds)
+    for start, state, seed in zip(starts, together.state, seeds, strict=True):
+        alone_start, _ = alone.reset(seed=seed)
+        assert np.array_equal(start, alone_start[0])
+        assert np.array_equal(state, alone.state[0])
+    seldom = [None if seed % 3 else seed for seed in seeds]  # the others go on with their generators
+    again, _ = together.reset(seed=seldom)
+    for copy, (start, seed) in enumerate(zip(again, seldom, strict=True)):
+        alone.reset(seed=seeds[copy])
+        assert np.array_equal(start, alone.reset(seed=seed)[0][0])
+
+
+def test_generators_made_together_equal_those_of_gymnasium():
+    seeds = [0, 1, 2, 2**16, 2**31 - 1, 2**31, 2**32 - 1, *np.random.default_rng(1).integers(2**32, size=500).tolist()]
+    states = [np.random.SeedSequence(seed).generate_state(4, np.uint64) for seed in seeds]
+    assert np.array_equal(seed_states(np.array(seeds, np.uint32)), np.stack(states))
+    for made, seed in zip(make_generators(seeds), seeds, strict=True):
+        expected = np_random(seed)[0]
+        assert made.bit_generator.state == expected.bit_generator.state
+        for ours, theirs in zip(made.spawn(2) + made.spawn(1), expected.spawn(2) + expected.spawn(1), strict=True):
+            assert ours.bit_generator.state == theirs.bit_generator.state
+        assert np.array_equal(made.random(3), expected.random(3))
+
+
+def test_seeds_of_any_size_give_gymnasiums_generators():
+    seeds = [*range(30), 2**32, 2**100]
+    for made, seed in zip(make_generators(seeds), seeds, strict=True):
+        assert made.random() == np_random(seed)[0].random()
+    unseeded = [generator.random() for generator in make_generators([None] * 20)]
+    assert len(set(unseeded)) == 20
+    with pytest.raises(gymnasium.error.Error, match="greater or equal to zero"):
+        make_generators([*range(30), -1])
 
 
 def test_pendulum_observations_equal_gymnasiums_to_the_last_bit():

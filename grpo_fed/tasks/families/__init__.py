@@ -2,6 +2,7 @@
 
     base.py          Family, the interface, and Parameter
     environments.py  FamilyVectorEnv, FamilyEnv: any family as a gymnasium environment
+    generators.py    random generators of many episodes, made at once
     noise.py         NoiseStreams: random numbers for many env copies
     catalogue.py     FAMILIES: all families, by gymnasium id
     cartpole.py, pendulum.py, acrobot.py, mountain_car.py, point_mass.py, random_mdp.py: the families

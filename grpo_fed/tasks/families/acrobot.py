@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import pi
 from typing import ClassVar, final
@@ -11,7 +11,17 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.classic_control.acrobot import AcrobotEnv
 
-from grpo_fed.tasks.families.base import Array, Constants, Family, Flags, Floats, Painter, Parameter, gymnasium_painter
+from grpo_fed.tasks.families.base import (
+    Array,
+    Constants,
+    Family,
+    Flags,
+    Floats,
+    Painter,
+    Parameter,
+    gymnasium_painter,
+    sample_uniform,
+)
 
 DT = 0.2  # seconds per step
 MAX_SPEEDS = np.array([[4 * pi], [9 * pi]])
@@ -63,8 +73,8 @@ class Acrobot(Family):
             "weight_2": second * centre_2 * gravity,
         }
 
-    def start(self, generator: np.random.Generator) -> Array:
-        return generator.uniform(-0.1, 0.1, size=4).astype(np.float32)
+    def start(self, generators: Sequence[np.random.Generator]) -> Array:
+        return sample_uniform(generators, 4, -0.1, 0.1).astype(np.float32)
 
     def step(self, state: Floats, actions: Array, constants: Constants, noise: Floats) -> tuple[Floats, Floats, Flags]:
         before, torque = state.T, actions - 1.0

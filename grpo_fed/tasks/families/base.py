@@ -7,7 +7,7 @@ the L env copies that are stepped together. S is the size of a state, O that of 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -72,8 +72,8 @@ class Family(ABC):
         """Compute once, from the parameters [L, ...] of all env copies, the constants that `step` and `observe` use."""
 
     @abstractmethod
-    def start(self, generator: np.random.Generator) -> Array:
-        """Sample the first state [S] of an episode."""
+    def start(self, generators: Sequence[np.random.Generator]) -> Array:
+        """Sample the first states [n, S] of n episodes, each from its own generator."""
 
     @abstractmethod
     def step(self, state: Floats, actions: Array, constants: Constants, noise: Floats) -> tuple[Floats, Floats, Flags]:
@@ -89,6 +89,19 @@ class Family(ABC):
     @abstractmethod
     def painter(self, parameters: Mapping[str, Floats]) -> Painter:
         """Make the function that draws a state [S] of one env copy as a picture [H, W, 3], from its parameters."""
+
+
+def sample_uniform(
+    generators: Sequence[np.random.Generator], size: int, low: float | Floats, high: float | Floats
+) -> Floats:
+    """Sample `size` numbers from each generator, uniform between low and high, [n, size].
+
+    They equal `generator.uniform(low, high, size)`, which takes three times as long.
+    """
+    rows = np.empty((len(generators), size))
+    for generator, row in zip(generators, rows, strict=True):
+        generator.random(out=row)
+    return low + (high - low) * rows
 
 
 def gymnasium_painter(original: gymnasium.Env[Any, Any]) -> Painter:

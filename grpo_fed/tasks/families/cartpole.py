@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import pi
 from typing import ClassVar, final
@@ -11,7 +11,17 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
-from grpo_fed.tasks.families.base import Array, Constants, Family, Flags, Floats, Painter, Parameter, gymnasium_painter
+from grpo_fed.tasks.families.base import (
+    Array,
+    Constants,
+    Family,
+    Flags,
+    Floats,
+    Painter,
+    Parameter,
+    gymnasium_painter,
+    sample_uniform,
+)
 
 TAU = 0.02  # seconds per step
 TRACK, TILT = 2.4, 12 * 2 * pi / 360  # an episode ends when the cart or the pole goes further
@@ -57,8 +67,8 @@ class CartPole(Family):
             "left": -parameters["force_mag"],
         }
 
-    def start(self, generator: np.random.Generator) -> Floats:
-        return generator.uniform(-0.05, 0.05, size=4)
+    def start(self, generators: Sequence[np.random.Generator]) -> Floats:
+        return sample_uniform(generators, 4, -0.05, 0.05)
 
     def step(self, state: Floats, actions: Array, constants: Constants, noise: Floats) -> tuple[Floats, Floats, Flags]:
         _, velocity, angle, spin = state.T

@@ -10,13 +10,13 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
-from gymnasium.utils.seeding import np_random
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, create_empty_array
 
 from grpo_fed.scenario.toml.text import suggest_name
 from grpo_fed.tasks.families.base import Array, Family, Flags, Floats, Painter, Picture, read_parameters
 from grpo_fed.tasks.families.catalogue import FAMILIES
+from grpo_fed.tasks.families.generators import make_generators
 from grpo_fed.tasks.families.noise import NoiseStreams
 
 UNLIMITED = -1  # max_episode_steps of episodes without a limit, as in gymnasium.make
@@ -73,6 +73,7 @@ class FamilyVectorEnv(VectorEnv[Array, Array, Array]):
             self._sensor_noise = NoiseStreams(num_envs, entries, np.random.Generator.standard_normal)
         if self.family.noise_size:
             self._transition_noise = NoiseStreams(num_envs, self.family.noise_size, np.random.Generator.random)
+        self._noise_streams = [noise for noise in (self._transition_noise, self._sensor_noise) if noise is not None]
 
         self.generators: list[np.random.Generator | None] = [None] * num_envs
         self.state: Floats = np.zeros((num_envs, self.family.state_size))
@@ -146,19 +147,18 @@ class FamilyVectorEnv(VectorEnv[Array, Array, Array]):
     def set_generator(self, copy: int, generator: np.random.Generator) -> None:
         """Let an env copy draw its start states from `generator`, and its noise from children of it."""
         self.generators[copy] = generator
-        for noise in (self._transition_noise, self._sensor_noise):
-            if noise is not None:
-                noise.restart(copy, generator)
+        for noise in self._noise_streams:
+            noise.restart(copy, generator)
 
     def _begin(self, copies: Array, seeds: Sequence[int | None] | Array | None) -> None:
         """Put some env copies into the first states of their next episodes."""
-        for copy in copies.tolist():
-            seed = None if seeds is None else seeds[copy]
-            if seed is not None or self.generators[copy] is None:
-                self.set_generator(copy, np_random(None if seed is None else int(seed))[0])
-            generator = self.generators[copy]
-            assert generator is not None
-            self.state[copy] = self.family.start(generator)
+        selected = copies.tolist()
+        given = {copy: None if seeds is None else seeds[copy] for copy in selected}
+        seeded = {copy: seed for copy, seed in given.items() if seed is not None or self.generators[copy] is None}
+        for copy, generator in zip(seeded, make_generators(list(seeded.values())), strict=True):
+            self.set_generator(copy, generator)
+        generators = [generator for copy in selected if (generator := self.generators[copy]) is not None]
+        self.state[copies] = self.family.start(generators)
         self._steps[copies] = 0
 
     def _begin_in_same_step(self, copies: Array) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -11,7 +11,17 @@ import numpy as np
 from gymnasium.envs.classic_control.continuous_mountain_car import Continuous_MountainCarEnv
 from gymnasium.envs.classic_control.mountain_car import MountainCarEnv
 
-from grpo_fed.tasks.families.base import Array, Constants, Family, Flags, Floats, Painter, Parameter, gymnasium_painter
+from grpo_fed.tasks.families.base import (
+    Array,
+    Constants,
+    Family,
+    Flags,
+    Floats,
+    Painter,
+    Parameter,
+    gymnasium_painter,
+    sample_uniform,
+)
 
 LEFT, RIGHT, MAX_SPEED = -1.2, 0.6, 0.07
 GRAVITY = Parameter(0.0025, "gravity, position/step^2", 0, 0.1)
@@ -44,8 +54,8 @@ class MountainCar(Family):
     def prepare(self, parameters: Mapping[str, Floats]) -> Constants:
         return parameters
 
-    def start(self, generator: np.random.Generator) -> Floats:
-        return np.array([generator.uniform(-0.6, -0.4), 0.0])
+    def start(self, generators: Sequence[np.random.Generator]) -> Floats:
+        return _valley_starts(generators)
 
     def step(self, state: Floats, actions: Array, constants: Constants, noise: Floats) -> tuple[Floats, Floats, Flags]:
         state = _step_through_valley(state, (actions - 1) * constants["force"], constants["gravity"])
@@ -82,8 +92,8 @@ class MountainCarContinuous(Family):
     def prepare(self, parameters: Mapping[str, Floats]) -> Constants:
         return parameters
 
-    def start(self, generator: np.random.Generator) -> Floats:
-        return np.array([generator.uniform(-0.6, -0.4), 0.0])
+    def start(self, generators: Sequence[np.random.Generator]) -> Floats:
+        return _valley_starts(generators)
 
     def step(self, state: Floats, actions: Array, constants: Constants, noise: Floats) -> tuple[Floats, Floats, Flags]:
         throttle = actions[:, 0].astype(np.float64)
@@ -102,6 +112,12 @@ class MountainCarContinuous(Family):
 def _space() -> gymnasium.spaces.Box:
     low, high = np.array([[LEFT, -MAX_SPEED], [RIGHT, MAX_SPEED]], dtype=np.float32)
     return gymnasium.spaces.Box(low, high, dtype=np.float32)
+
+
+def _valley_starts(generators: Sequence[np.random.Generator]) -> Floats:
+    """Sample first states [n, 2]: somewhere near the bottom, at rest."""
+    positions = sample_uniform(generators, 1, -0.6, -0.4)
+    return np.concatenate((positions, np.zeros_like(positions)), axis=1)
 
 
 def _step_through_valley(state: Floats, push: Floats, gravity: Array) -> Floats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import pi
 from typing import ClassVar, final
@@ -11,7 +11,17 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.classic_control.pendulum import PendulumEnv
 
-from grpo_fed.tasks.families.base import Array, Constants, Family, Flags, Floats, Painter, Parameter, gymnasium_painter
+from grpo_fed.tasks.families.base import (
+    Array,
+    Constants,
+    Family,
+    Flags,
+    Floats,
+    Painter,
+    Parameter,
+    gymnasium_painter,
+    sample_uniform,
+)
 
 DT = 0.05  # seconds per step
 MAX_SPEED, MAX_TORQUE = 8.0, 2.0
@@ -56,9 +66,8 @@ class Pendulum(Family):
         push = lightness.astype(np.float32)
         return {"swing": 3 * gravity / (2 * length), "push": push, "drag": lightness * parameters["damping"]}
 
-    def start(self, generator: np.random.Generator) -> Floats:
-        low = -START  # as generator.uniform(low, START), which takes three times as long
-        return low + (START - low) * generator.random(2)
+    def start(self, generators: Sequence[np.random.Generator]) -> Floats:
+        return sample_uniform(generators, 2, -START, START)
 
     def step(self, state: Floats, actions: Array, constants: Constants, noise: Floats) -> tuple[Floats, Floats, Flags]:
         angle, speed = state.T

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import gymnasium
 import numpy as np
 
-from grpo_fed.tasks.families.base import Array, Constants, Family, Flags, Floats, Painter, Parameter, Picture
+from grpo_fed.tasks.families.base import (
+    Array,
+    Constants,
+    Family,
+    Flags,
+    Floats,
+    Painter,
+    Parameter,
+    Picture,
+    sample_uniform,
+)
 
 DT = 0.1  # seconds per step
 WALL, MAX_SPEED = 1.0, 1.0
@@ -50,8 +60,9 @@ class PointMass(Family):
     def prepare(self, parameters: Mapping[str, Floats]) -> Constants:
         return {**parameters, "power": parameters["power"][:, None], "drag": parameters["drag"][:, None]}
 
-    def start(self, generator: np.random.Generator) -> Floats:
-        return np.append(generator.uniform(-0.1, 0.1, size=2), (0.0, 0.0))
+    def start(self, generators: Sequence[np.random.Generator]) -> Floats:
+        positions = sample_uniform(generators, 2, -0.1, 0.1)
+        return np.concatenate((positions, np.zeros_like(positions)), axis=1)
 
     def step(self, state: Floats, actions: Array, constants: Constants, noise: Floats) -> tuple[Floats, Floats, Flags]:
         position, velocity = state[:, :2], state[:, 2:]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -59,8 +59,8 @@ class RandomMDP(Family):
             "copies": np.arange(len(pairs)),
         }
 
-    def start(self, generator: np.random.Generator) -> Floats:
-        return np.array([generator.integers(self.states)], dtype=np.float64)
+    def start(self, generators: Sequence[np.random.Generator]) -> Floats:
+        return np.array([[generator.integers(self.states)] for generator in generators], dtype=np.float64)
 
     def step(self, state: Floats, actions: Array, constants: Constants, noise: Floats) -> tuple[Floats, Floats, Flags]:
         entry = (constants["copies"], state[:, 0].astype(np.int64), actions)
