@@ -20,13 +20,13 @@ LONGEST = (
     "test_flower",
     "test_tracking",
     "test_browser",
-    "test_fleet",
+    "test_stacked_learner",
     "test_local_runs",
-    "test_cli",
+    "test_command_line",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest begin first: else the others have ended, and all wait for these."""
-    place = {name: number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+    """Begin with the files that take longest, so that no process waits for one of them at the end."""
+    rank = {name: position for position, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))

@@ -62,7 +62,7 @@ class Server:
         return RoundMerge(self.scenario, self.shared_blocks, self.state.evidence)
 
     def aggregate(self, merge: RoundMerge, measure: MeasureCandidates) -> Aggregation:
-        """Move the shared blocks towards the merge's target, as far as the KL budgets allow: s <- s + alpha (s* - s)."""
+        """Move the shared blocks towards the merge's target within the KL budgets: s <- s + alpha (s* - s)."""
         state = self.state
         target = merge.target(torch.from_numpy(state.shared))
         state.departed |= target.departed

@@ -227,9 +227,10 @@ def _explain_merge(scenario: Scenario, shared: SharedBlocks) -> Iterator[str]:
     else:
         yield {
             "mean": "The server takes the mean of the clients' parameters; no client departs from a group.",
-            "persistence": "The server takes the mean of the clients' parameters, each update cut to twice the median norm."
-            " A client leaves a parameter group when its deviation from the others agrees with itself from round to round"
-            " by more than its noise (rho > 1/2) and opposes theirs, in round 4 at the earliest. It does not come back.",
+            "persistence": "The server takes the mean of the clients' parameters, each update cut to twice the median"
+            " norm. A client leaves a parameter group when its deviation from the others agrees with itself from round"
+            " to round by more than its noise (rho > 1/2) and opposes theirs, in round 4 at the earliest. It does not"
+            " come back.",
             "fisher": "The server takes the mean of the clients' parameters, each weighted by its Fisher information.",
             "median": "The server takes the median of the clients, parameter by parameter.",
             "trimmed-mean": "The server takes the mean of the clients, parameter by parameter, without"
