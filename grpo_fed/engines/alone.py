@@ -100,7 +100,7 @@ class AloneEngine:
         return self.result
 
     def _rounds(self) -> Iterator[RoundRecord]:
-        """Round 0 is the evaluation before training; the last round is always evaluated."""
+        """Train round by round, and yield the records; round 0 is the evaluation before training."""
         scenario, every = self.scenario, self.scenario.evaluate.every
         if self.recorder.after is None:
             yield self._record(0, 0.0, {}, _evaluate(self.learners, deterministic=True))
@@ -116,6 +116,7 @@ class AloneEngine:
     def _record(
         self, round: int, seconds: float, reports: Mapping[str, TrainingReport], scores: Mapping[str, float]
     ) -> RoundRecord:
+        """Make a round's record. reports, scores: of the clients that have trained, and were evaluated."""
         entries = {name: settings.name for settings in self.scenario.clients for name in settings.names}
         clients = [
             _client_record(name, entries[name], reports.get(name), scores.get(name))
@@ -126,6 +127,7 @@ class AloneEngine:
         return RoundRecord(round, self.scenario.rounds, seconds, env_steps, clients)
 
     def _checkpoint_content(self) -> CheckpointContent:
+        """Collect the learners' states."""
         states = {name: learner.state(row) for learner in self.learners for row, name in enumerate(learner.names)}
         return CheckpointContent({}, clients=states)
 

@@ -15,16 +15,16 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """What a client starts from before it carries out an instruction."""
+    """Tells a client what to start from before it carries out an instruction."""
 
     run: str
-    """Names the federation: a client keeps a state for each federation that it is in."""
+    """The federation's unique name: a client stores a state for each federation that it is in."""
     round: int
-    """From 1."""
+    """The round's number, from 1."""
     shared: np.ndarray
     """[S] float32: this client's shared blocks."""
     departed: tuple[int, ...] = ()
-    """The parameter groups that it has left, 0 to G - 1 in order: there it keeps its own parameters."""
+    """The parameter groups that it has left, 0 to G - 1 in order: there it goes on with its own parameters."""
 
 
 @dataclass(frozen=True, eq=False)

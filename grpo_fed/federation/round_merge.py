@@ -34,7 +34,7 @@ from grpo_fed.scenario.scenario import Scenario
 
 @dataclass(frozen=True, eq=False)
 class MergeTarget:
-    """The point that a merge wants the shared blocks to move to."""
+    """Holds the point that a merge wants the shared blocks to move to."""
 
     point: Tensor
     """[S] float32."""
@@ -129,7 +129,7 @@ def _tensor(array: np.ndarray) -> Tensor:
 
 
 def _indices(chosen: Tensor) -> tuple[int, ...]:
-    """The indices of the true entries of [G] bool."""
+    """Return the indices of the true entries of [G] bool."""
     return tuple(chosen.nonzero().squeeze(1).tolist())
 
 
@@ -145,14 +145,14 @@ def _rho_by_block(evidence: Evidence, verdict: Verdict, groups: Groups) -> dict[
 
 
 def _targets(merged: Merged) -> dict[str, Tensor]:
-    """Each client's target, if it is not the same for all."""
+    """Return each client's target; empty if it is the same for all."""
     if merged.clusters is None:
         return {}
     return {name: merged.clusters.point(index) for index, name in enumerate(merged.clients)}
 
 
 def _clusters(merged: Merged) -> dict[str, tuple[int, ...]]:
-    """Each client's cluster in every block."""
+    """Return each client's cluster in every block; empty without clusters."""
     if merged.clusters is None:
         return {}
     return {

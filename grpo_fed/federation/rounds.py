@@ -43,9 +43,9 @@ from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
 
 ClientFiles = Callable[[int], Mapping[str, Path]]
-"""Finds for a round every client's file with its state after that round, which is never written to again."""
+"""A function that finds every client's file with its state after a round; the file is never written to again."""
 MERGED = np.zeros(0, np.float32)
-"""In the place of a vector that has been merged."""
+"""Replaces a vector that has been merged, so that its memory is freed."""
 
 
 class QuorumLostError(RuntimeError):
@@ -92,7 +92,7 @@ class Federation:
         self._has_begun = False
         """Whether the federation has waited for its clients once."""
         self._rounds_below_quorum = 0
-        """Rounds in a row."""
+        """The latest rounds in a row without a quorum."""
         self._recorded_bytes = self.recorder.totals.bytes_up, self.recorder.totals.bytes_down
 
     @property

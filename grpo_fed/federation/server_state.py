@@ -26,7 +26,7 @@ CLIENT = "client:"
 
 @dataclass(frozen=True)
 class SavedServerState:
-    """The part of the server's state that a checkpoint holds as JSON; its arrays are in `shared.safetensors`."""
+    """Holds the part of the server's state that a checkpoint has as JSON; its arrays are in `shared.safetensors`."""
 
     name: str
     departed: dict[str, tuple[int, ...]]

@@ -25,25 +25,28 @@ from grpo_fed.policy.patterns import values_by_name
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.scenario.settings import ProximitySettings
 
-Measure = Callable[[Sequence[str], Sequence[StepFractions]], Mapping[str, Sequence[float]]]
+MeasureSteps = Callable[[Sequence[str], Sequence[StepFractions]], Mapping[str, Sequence[float]]]
 """Asks clients for the KL [M] of M steps, given as fractions of the way for each block; returns the answers."""
 
 
 @dataclass(frozen=True, eq=False)
 class Move:
-    """A move of the shared blocks, [S] each."""
+    """Describes a move of the shared blocks, [S] each."""
 
     old: Tensor
+    """The shared blocks before the move."""
     new: Tensor
+    """The shared blocks after the whole move."""
     weight: float
     """The weight of the clients that move like this, if there are several moves."""
 
 
 @dataclass(frozen=True)
 class ServerStep:
-    """The step towards a target that was accepted."""
+    """Holds the step towards a target that was accepted."""
 
     accepted: AcceptedStep
+    """How far each block goes, and its KL."""
     kl: Mapping[str, float] = field(default_factory=dict)
     """The KL of this step as each client measured it."""
 
@@ -67,7 +70,7 @@ def choose_step(
     shared_blocks: SharedBlocks,
     moves: Sequence[Move],
     target: MergeTarget,
-    measure: Measure,
+    measure: MeasureSteps,
 ) -> ServerStep:
     """Choose how far every block goes.
 
@@ -86,12 +89,12 @@ def choose_step(
 
 
 def _no_step(budgets: Budgets) -> AcceptedStep:
-    """The target is where the shared blocks are, so there is nothing to measure."""
+    """Make the step of length 0, for a target where the shared blocks already are."""
     rows = (AcceptedBlock(block, 0.0, budget, 1.0, 0.0) for block, budget in budgets.blocks.items())
     return AcceptedStep(tuple(rows), 0.0, budgets.joint, 0.0)
 
 
-def _measured(budgets: Budgets, weights: Mapping[str, float], measure: Measure) -> ServerStep:
+def _measured(budgets: Budgets, weights: Mapping[str, float], measure: MeasureSteps) -> ServerStep:
     """Go as far as the clients' measurements allow.
 
     A client that does not answer a query is not asked again; if no client is left, there is no step.

@@ -46,15 +46,18 @@ CLIENTS = ["carts-0", "carts-1", "hill"]
 
 
 def tiny(*overrides: str) -> Scenario:
+    """Make a scenario of three clients that trains in a second."""
     return Scenario.loads(TINY, overrides=overrides)
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((folder / "results.json").read_text())
-    return loaded
+    """Read results.json."""
+    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return results
 
 
 def read_rounds(folder: Path) -> list[dict[str, Any]]:
+    """Read rounds.jsonl."""
     return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
 
 
@@ -287,6 +290,7 @@ def broken():
 
 
 def with_broken(fault: str, after: int, *overrides: str) -> Scenario:
+    """Add a client whose environment fails after so many steps."""
     text = (
         f'{TINY}[[clients]]\nname = "mill"\nenv = "test/Broken-v0"\nkwargs = {{ fault = "{fault}", after = {after} }}\n'
     )

@@ -221,9 +221,7 @@ class StoppedError(Exception):
 
 @pytest.mark.parametrize("delayed", [False, True])
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_a_federation_stopped_at_any_message_ends_like_a_whole_one(
-    tmp_path: Path, settings: str, delayed: bool
-) -> None:
+def test_a_federation_stopped_anywhere_ends_like_a_whole_one(tmp_path: Path, settings: str, delayed: bool) -> None:
     """Stop at one message after another, so between rounds and inside them."""
     whole, transport = federation(tmp_path / "whole", settings, delayed)
     whole.run()

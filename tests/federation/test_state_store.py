@@ -79,7 +79,7 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     store, other = StateStore(tmp_path), StateStore(tmp_path)
     store.save("run", "a", 1, state_with(1.0))
     first = store.read("run", "a", 1)
-    assert store.read("run", "a", 1) is first, "as long as it is the same file, nobody reads it again"
+    assert store.read("run", "a", 1) is first, "an unchanged file is not read again"
     other.save("run", "a", 1, state_with(7.0))
     again = store.read("run", "a", 1)
     assert again is not None
@@ -119,7 +119,7 @@ def test_an_error_names_the_damaged_file_and_the_cure(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["..", "../x", "a/b", "", ".hidden", "a\nb"])
 def test_a_name_cannot_point_out_of_the_folder(tmp_path: Path, name: str) -> None:
-    """The run is named by whoever sends the message."""
+    """The run's name comes with the message, so it is not to be trusted."""
     store = StateStore(tmp_path / "store")
     for place in ((name, "a"), ("run", name)):
         with pytest.raises(ValueError, match="names a folder"):

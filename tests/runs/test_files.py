@@ -24,7 +24,7 @@ def test_a_file_is_written_completely_or_not_at_all(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "folder"]
 
 
-def test_a_line_is_not_begun_if_the_disk_is_full(tmp_path: Path):
+def test_nothing_of_a_line_is_written_to_a_full_disk(tmp_path: Path):
     path = tmp_path / "rounds.jsonl"
     append_line(path, "12345")
     code = f"""

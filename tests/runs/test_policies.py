@@ -1,4 +1,4 @@
-"""A saved policy does what the fleet's did; a file that is not one is refused."""
+"""A saved policy acts as the learner's policy did; a file that holds no policy is refused."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ SPACES: dict[str, tuple[spaces.Space[Any], spaces.Space[Any]]] = {
     "box": (spaces.Dict({"a": spaces.Box(-5, 5, (2, 2)), "b": spaces.Discrete(3)}), spaces.Box(-1, 2, (2,))),
     "whole": (spaces.Box(0, 255, (4,), np.uint8), spaces.Box(0, 9, (1, 2), np.int64)),
 }
-LIFE: list[tuple[Any, Any]] = []
-"""What the environments below showed, and what was done then."""
+STEPS: list[tuple[Any, Any]] = []
+"""Observations that the environments below returned, each with the action that followed."""
 
 
-class Diary(gymnasium.Env[Any, Any]):
-    """Shows random observations, and writes them and the actions down."""
+class LoggedEnv(gymnasium.Env[Any, Any]):
+    """Returns random observations, and logs them with the actions."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 50}  # noqa: RUF012
 
@@ -40,39 +40,41 @@ class Diary(gymnasium.Env[Any, Any]):
         self.render_mode = render_mode
         self.step_number = 0
 
-    def look(self) -> Any:
+    def observe(self) -> Any:
+        """Sample an observation."""
         self.observation_space.seed(int(self.np_random.integers(2**31)))
-        self.seen = self.observation_space.sample()
-        return self.seen
+        self.observation = self.observation_space.sample()
+        return self.observation
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         self.step_number = 0
-        return self.look(), {}
+        return self.observe(), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         assert self.action_space.contains(action)
-        LIFE.append((self.seen, np.array(action)))
+        STEPS.append((self.observation, np.array(action)))
         self.step_number += 1
-        return self.look(), float(np.sum(action)), self.step_number == 12, False, {}
+        return self.observe(), float(np.sum(action)), self.step_number == 12, False, {}
 
     def render(self) -> Any:
         return np.full((30, 40, 3), 20 * self.step_number, np.uint8)
 
 
 @pytest.fixture(autouse=True)
-def diary():
+def logged_envs():
     for kind in SPACES:
-        gymnasium.register(f"diary/{kind}-v0", Diary, kwargs={"kind": kind})
-    LIFE.clear()
+        gymnasium.register(f"logged/{kind}-v0", LoggedEnv, kwargs={"kind": kind})
+    STEPS.clear()
     yield
     for kind in SPACES:
-        del gymnasium.registry[f"diary/{kind}-v0"]
+        del gymnasium.registry[f"logged/{kind}-v0"]
 
 
 def scenario(env: str, *overrides: str) -> Scenario:
+    """Make a scenario of two clients in an environment."""
     text = f"""
-    name = "diary"
+    name = "logged"
     rounds = 1
     steps = 64
     evaluate.episodes = 2
@@ -80,10 +82,10 @@ def scenario(env: str, *overrides: str) -> Scenario:
     rollout = {{ num_envs = 1, horizon = 64 }}
     objective = {{ epochs = 2, minibatches = 1, learning_rate = 0.1 }}
     [[clients]]
-    name = "other"
+    name = "first"
     env = "{env}"
     [[clients]]
-    name = "writer"
+    name = "second"
     env = "{env}"
     """
     return Scenario.loads(text, overrides=overrides)
@@ -101,45 +103,47 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("deterministic", [True, False], ids=["likeliest", "sampled"])
-def test_a_saved_policy_takes_the_actions_that_the_fleets_policy_took(tmp_path: Path, kind: str, deterministic: bool):
+def test_a_saved_policy_takes_the_learners_actions(tmp_path: Path, kind: str, deterministic: bool):
     space, *overrides = KINDS[kind]
-    given = scenario(f"diary/{space}-v0", *overrides)
+    given = scenario(f"logged/{space}-v0", *overrides)
     train(given, tmp_path)
-    saved = load_policy(tmp_path, "writer")
-    (fleet,) = make_learners(given)
-    fleet.train(given.steps)
-    LIFE.clear()
-    (_, played) = fleet.evaluate(deterministic=deterministic)
-    fleets = LIFE[1::2]  # the two clients take turns
-    LIFE.clear()
-    again = saved.play(deterministic=deterministic)
-    assert len(LIFE) == len(fleets) == 24
-    np.testing.assert_array_equal(again.scores, played.scores)
-    for (seen, action), (seen_again, action_again) in zip(fleets, LIFE, strict=True):
-        np.testing.assert_equal(seen_again, seen)
-        np.testing.assert_allclose(action_again, action, rtol=1e-6)
+    saved = load_policy(tmp_path, "second")
+    (learner,) = make_learners(given)
+    learner.train(given.steps)
+    STEPS.clear()
+    (_, evaluation) = learner.evaluate(deterministic=deterministic)
+    expected = STEPS[1::2]  # the two clients take turns
+    STEPS.clear()
+    replayed = saved.play(deterministic=deterministic)
+    assert len(STEPS) == len(expected) == 24
+    np.testing.assert_array_equal(replayed.scores, evaluation.scores)
+    for (observation, action), (observation_replayed, action_replayed) in zip(expected, STEPS, strict=True):
+        np.testing.assert_equal(observation_replayed, observation)
+        np.testing.assert_allclose(action_replayed, action, rtol=1e-6)
         if deterministic:
-            predicted = saved.predict(seen)
+            predicted = saved.predict(observation)
             assert saved.task.action_space.contains(predicted)
             np.testing.assert_allclose(predicted, action, rtol=1e-6)
 
 
-def test_predicted_actions_are_sampled_from_the_generator_given(tmp_path: Path):
-    train(scenario("diary/box-v0"), tmp_path)
-    saved = load_policy(tmp_path, "writer")
-    seen = saved.task.observation_space.sample()
-    drawn = [saved.predict(seen, deterministic=False, generator=np.random.default_rng(seed)) for seed in (1, 1, 2)]
-    assert (drawn[0] == drawn[1]).all()
-    assert (drawn[0] != drawn[2]).any()
-    assert (saved.predict(seen, deterministic=False) != saved.predict(seen, deterministic=False)).any()
+def test_predicted_actions_are_sampled_with_the_generator(tmp_path: Path):
+    train(scenario("logged/box-v0"), tmp_path)
+    saved = load_policy(tmp_path, "second")
+    observation = saved.task.observation_space.sample()
+    sampled = [
+        saved.predict(observation, deterministic=False, generator=np.random.default_rng(seed)) for seed in (1, 1, 2)
+    ]
+    assert (sampled[0] == sampled[1]).all()
+    assert (sampled[0] != sampled[2]).any()
+    assert (saved.predict(observation, deterministic=False) != saved.predict(observation, deterministic=False)).any()
 
 
-def test_a_runs_own_evaluation_can_be_played_again_and_another_seed_plays_others(tmp_path: Path):
+def test_a_saved_policy_repeats_the_runs_evaluation(tmp_path: Path):
     given = scenario("grpo_fed/CartPole-v1", "rollout.num_envs=4", "rollout.horizon=16", "evaluate.episodes=6")
     result = train(given, tmp_path)
-    saved = load_policy(tmp_path, "writer")
-    assert saved.play().score == result.clients["writer"].after
-    assert saved.play(deterministic=False).score == result.clients["writer"].sampled
+    saved = load_policy(tmp_path, "second")
+    assert saved.play().score == result.clients["second"].after
+    assert saved.play(deterministic=False).score == result.clients["second"].sampled
     assert len(saved.play(episodes=9).scores) == 9
     assert (saved.play(seed=5, deterministic=False).scores != saved.play(deterministic=False).scores).any()
 
@@ -147,12 +151,12 @@ def test_a_runs_own_evaluation_can_be_played_again_and_another_seed_plays_others
 # Films ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_film_shows_the_first_episode_that_is_played(tmp_path: Path):
-    train(scenario("diary/discrete-v0"), tmp_path)
-    saved = load_policy(tmp_path, "writer")
-    made = film(saved, tmp_path / "writer.gif")
+def test_a_film_shows_the_first_episode(tmp_path: Path):
+    train(scenario("logged/discrete-v0"), tmp_path)
+    saved = load_policy(tmp_path, "second")
+    made = film(saved, tmp_path / "second.gif")
     assert (made.score, made.length) == (saved.play().scores[0], 12)
-    with Image.open(tmp_path / "writer.gif") as gif:
+    with Image.open(tmp_path / "second.gif") as gif:
         assert made.frames == gif.n_frames == 7  # of 50 steps a second 25 are shown: 0, 2, ..., 12
         assert gif.size == (240, 180 + 24)
         shades = []
@@ -163,48 +167,49 @@ def test_a_film_shows_the_first_episode_that_is_played(tmp_path: Path):
     assert shades == [0, 40, 80, 120, 160, 200, 240]
 
 
-def test_the_same_film_of_sampled_actions_is_made_twice_and_another_seed_makes_another(tmp_path: Path):
-    train(scenario("diary/discrete-v0"), tmp_path)
-    saved = load_policy(tmp_path, "writer")
+def test_films_of_sampled_actions_depend_on_the_seed_alone(tmp_path: Path):
+    train(scenario("logged/discrete-v0"), tmp_path)
+    saved = load_policy(tmp_path, "second")
     scores = [film(saved, tmp_path / "a.gif", False, seed).score for seed in (1, 1, 2)]
     assert scores[0] == scores[1] != scores[2]
     assert scores[0] == saved.play(deterministic=False, seed=1).scores[0]
 
 
 @pytest.mark.parametrize(
-    ("name", "what"), [("writer.png", "must end in .gif"), ("nowhere/writer.gif", "there is no folder")]
+    ("name", "what"), [("second.png", "must end in .gif"), ("nowhere/second.gif", "there is no folder")]
 )
-def test_a_film_that_cannot_be_written_is_refused_before_it_is_played(tmp_path: Path, name: str, what: str):
-    train(scenario("diary/discrete-v0"), tmp_path)
-    saved = load_policy(tmp_path, "writer")
-    LIFE.clear()
+def test_an_unwritable_film_is_refused_before_the_episode(tmp_path: Path, name: str, what: str):
+    train(scenario("logged/discrete-v0"), tmp_path)
+    saved = load_policy(tmp_path, "second")
+    STEPS.clear()
     with pytest.raises(ValueError, match=what):
         film(saved, tmp_path / name)
-    assert not LIFE
+    assert not STEPS
 
 
-def test_an_environment_that_cannot_be_drawn_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    train(scenario("diary/discrete-v0"), tmp_path)
-    monkeypatch.setattr(Diary, "render", lambda self: None)
-    with pytest.raises(ValueError, match=r"client writer: diary/discrete-v0 cannot be drawn: .* \[height, width, 3\]"):
-        film(load_policy(tmp_path, "writer"), tmp_path / "a.gif")
+def test_an_environment_without_frames_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    train(scenario("logged/discrete-v0"), tmp_path)
+    monkeypatch.setattr(LoggedEnv, "render", lambda self: None)
+    with pytest.raises(ValueError, match=r"client second: logged/discrete-v0 cannot be drawn: .* \[height, width, 3\]"):
+        film(load_policy(tmp_path, "second"), tmp_path / "a.gif")
 
 
-# What is no saved policy ----------------------------------------------------------------------------------------------
+# Files without a policy -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     given = scenario("grpo_fed/CartPole-v1", "normalise.observations=true")
-    fleets = make_learners(given)
+    learners = make_learners(given)
     Recorder(given, tmp_path, "cpu").open(lambda record: None)
-    for fleet in fleets:
-        save_policies(tmp_path, fleet)
+    for learner in learners:
+        save_policies(tmp_path, learner)
     return tmp_path
 
 
-def change(run: Path, change: Any) -> None:
-    path = run / "policies" / "writer.safetensors"
+def change_file(run: Path, change: Any) -> None:
+    """Change the arrays in a policy's file."""
+    path = run / "policies" / "second.safetensors"
     arrays = safetensors.torch.load(path.read_bytes())
     change(arrays)
     path.write_bytes(safetensors.torch.save(arrays))
@@ -228,40 +233,40 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_file_that_does_not_fit_is_refused(run: Path, name: str):
-    change(run, CHANGES[name][0])
-    with pytest.raises(ValueError, match=rf"writer\.safetensors: does not fit .*scenario\.toml: .*{CHANGES[name][1]}"):
-        load_policy(run, "writer")
+def test_a_policy_that_does_not_fit_is_refused(run: Path, name: str):
+    change_file(run, CHANGES[name][0])
+    with pytest.raises(ValueError, match=rf"second\.safetensors: does not fit .*scenario\.toml: .*{CHANGES[name][1]}"):
+        load_policy(run, "second")
 
 
-def test_a_normaliser_that_the_scenario_does_not_speak_of_is_refused(run: Path):
+def test_a_normaliser_that_the_scenario_lacks_is_refused(run: Path):
     text = (run / "scenario.toml").read_text()
     (run / "scenario.toml").write_text(text.replace("observations = true", "observations = false"))
     with pytest.raises(ValueError, match=r"normalise\.observations = false"):
-        load_policy(run, "writer")
+        load_policy(run, "second")
 
 
 @pytest.mark.parametrize("length", [0, 7, 100, -1])
-def test_a_truncated_file_is_called_damaged(run: Path, length: int):
-    path = run / "policies" / "writer.safetensors"
+def test_a_truncated_file_is_damaged(run: Path, length: int):
+    path = run / "policies" / "second.safetensors"
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(ValueError, match=r"writer\.safetensors: is damaged, or no policy"):
-        load_policy(run, "writer")
+    with pytest.raises(ValueError, match=r"second\.safetensors: is damaged, or no policy"):
+        load_policy(run, "second")
 
 
-def test_what_is_not_there_is_said_with_what_was_meant(run: Path):
-    with pytest.raises(ValueError, match="has several clients, name one of them: other, writer"):
+def test_errors_of_missing_policies_have_a_suggestion(run: Path):
+    with pytest.raises(ValueError, match="has several clients, name one of them: first, second"):
         load_policy(run)
-    with pytest.raises(ValueError, match="has no client wirter; did you mean writer"):
-        load_policy(run, "wirter")
+    with pytest.raises(ValueError, match="has no client secnod; did you mean second"):
+        load_policy(run, "secnod")
     with pytest.raises(ValueError, match=r"policies: no run folder: there is no scenario\.toml in it"):
-        load_policy(run / "policies", "writer")
+        load_policy(run / "policies", "second")
     with pytest.raises(ValueError, match="nope: no run folder: there is no such folder"):
-        load_policy(run / "nope", "writer")
-    (run / "policies" / "writer.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"writer\.safetensors: there is no such file; did the run end before"):
-        load_policy(run, "writer")
-    assert read_client_names(run) == ["other", "writer"]
+        load_policy(run / "nope", "second")
+    (run / "policies" / "second.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"second\.safetensors: there is no such file; did the run end before"):
+        load_policy(run, "second")
+    assert read_client_names(run) == ["first", "second"]
 
 
 @pytest.mark.parametrize(
@@ -273,8 +278,8 @@ def test_what_is_not_there_is_said_with_what_was_meant(run: Path):
         (np.array([0, 0, np.nan, 0]), "not finite"),
     ],
 )
-def test_what_is_no_observation_of_the_task_is_refused(run: Path, observation: Any, what: str):
-    saved = load_policy(run, "writer")
+def test_a_value_that_is_no_observation_is_refused(run: Path, observation: Any, what: str):
+    saved = load_policy(run, "second")
     assert isinstance(saved, LoadedPolicy)
-    with pytest.raises(ValueError, match=rf"client writer: grpo_fed/CartPole-v1: .*{what}"):
+    with pytest.raises(ValueError, match=rf"client second: grpo_fed/CartPole-v1: .*{what}"):
         saved.predict(observation)

@@ -1,3 +1,7 @@
+"""Statistics of few seeds: numbers worked by hand, and scipy's beside ours."""
+
+from __future__ import annotations
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -28,7 +32,7 @@ def test_interquartile_mean_pools_the_tasks():
 @pytest.mark.parametrize("shape", [(1, 1), (3, 1), (10, 1), (10, 3), (5, 7)])
 def test_interquartile_mean_agrees_with_scipy(shape: tuple[int, int]):
     scores = np.random.default_rng(0).normal(size=(4, *shape))
-    expected = [stats.trim_mean(one, 0.25, axis=None) for one in scores]
+    expected = [stats.trim_mean(sample, 0.25, axis=None) for sample in scores]
     np.testing.assert_allclose(interquartile_mean(scores), expected, rtol=1e-12)
 
 
@@ -42,7 +46,7 @@ def test_a_tie_counts_half():
     assert probability_of_improvement(np.array([[500.0], [400.0]]), np.array([[500.0]])) == 0.25
 
 
-def test_tasks_weigh_the_same_in_the_probability_of_improvement():
+def test_tasks_have_equal_weights_in_the_probability_of_improvement():
     # Always better on the first task (1), always worse on the second (0), equal on the third (0.5).
     ours = np.array([[1.0, -200.0, 7.0], [2.0, -200.0, 7.0]])
     theirs = np.array([[0.0, -100.0, 7.0]])
@@ -78,20 +82,20 @@ def test_whole_seeds_keep_their_tasks_together():
     assert resampled.shape == (200, 3, 2)
 
 
-def test_tasks_that_stand_and_fall_together_are_no_more_evidence_than_one():
+def test_copies_of_a_task_do_not_narrow_the_interval_of_whole_seeds():
     # Ten copies of one task: by whole seeds the interval is that of one alone, task by task it is a third as wide.
-    one = np.random.default_rng(0).normal(size=(8, 1))
+    single = np.random.default_rng(0).normal(size=(8, 1))
 
     def width(scores: np.ndarray, whole_seeds: bool) -> float:
-        found = estimate(interquartile_mean, scores, generator=np.random.default_rng(1), whole_seeds=whole_seeds)
-        return found.high - found.low
+        interval = estimate(interquartile_mean, scores, generator=np.random.default_rng(1), whole_seeds=whole_seeds)
+        return interval.high - interval.low
 
-    copies = np.tile(one, (1, 10))
-    assert width(copies, whole_seeds=True) == pytest.approx(width(one, whole_seeds=True), rel=0.25)
+    copies = np.tile(single, (1, 10))
+    assert width(copies, whole_seeds=True) == pytest.approx(width(single, whole_seeds=True), rel=0.25)
     assert width(copies, whole_seeds=False) < width(copies, whole_seeds=True) / 2
 
 
-def test_seeds_that_agree_leave_no_interval_however_far_apart_the_tasks():
+def test_equal_seeds_have_an_interval_of_width_0():
     result = estimate(interquartile_mean, np.tile([0.0, 10.0], (6, 1)), generator=np.random.default_rng(0))
     assert (result.value, result.low, result.high) == (5.0, 5.0, 5.0)
 
@@ -125,7 +129,7 @@ def test_the_same_generator_gives_the_same_interval():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_score_that_is_no_number_is_refused(bad: float):
+def test_a_non_finite_score_is_refused(bad: float):
     scores = np.array([[1.0], [bad], [2.0], [3.0]])
     with pytest.raises(ValueError, match="leave the run out"):
         estimate(interquartile_mean, scores, generator=np.random.default_rng(0))

@@ -1,6 +1,6 @@
 """Sends a run's records to MLflow: a run of MLflow for the federation and one for each client.
 
-No other module imports mlflow, but for the command of `ui.py`.
+No other module imports mlflow; `ui.py` starts its server as a command.
 """
 
 from __future__ import annotations
@@ -76,9 +76,7 @@ class MlflowRuns:
         with _one_at_a_time(store):
             mlflow.set_tracking_uri(store.environment["MLFLOW_TRACKING_URI"])
             self.client = MlflowClient()
-            self.client.search_experiments(
-                max_results=1
-            )  # creates the tables of a new database; raises if no server answers
+            self.client.search_experiments(max_results=1)  # creates a new database's tables; raises without a server
         first = next(spool.read(), None)
         self.begin: Mapping[str, Any] = {} if first is None else first.content
         self.sent = spool.load_state(shown)
@@ -103,21 +101,21 @@ class MlflowRuns:
         """Send one record, or several rounds."""
         match records[0].kind:
             case "begin":
-                self._begin(records[0])
+                self._send_begin(records[0])
             case "resume":
-                self._each(lambda run: self.client.update_run(run, status="RUNNING"))
+                self._for_each_run(lambda run: self.client.update_run(run, status="RUNNING"))
             case "round":
-                self._rounds(records)
+                self._send_rounds(records)
             case "end":
-                self._end(records[0])
+                self._send_end(records[0])
         for record in records:
             self._remember(record)
 
     def close(self) -> None:
         """Finish, when no record will follow: a run without a record of its end was killed."""
         if self.sent.parent is not None and not self.has_ended and not self.sent.done:
-            self._tag(self._parent, {PAGE: run_page.page_if_killed(self.begin, self.latest)})
-            self._each(lambda run: self.client.set_terminated(run, "KILLED"))
+            self._set_tags(self._parent, {PAGE: run_page.page_if_killed(self.begin, self.latest)})
+            self._for_each_run(lambda run: self.client.set_terminated(run, "KILLED"))
         if self.sent.done and self.spool.path.is_file():
             self.sent = replace(self.sent, position=0)
             self.spool.save_state(self.sent)
@@ -132,33 +130,35 @@ class MlflowRuns:
 
     # The beginning -----------------------------------------------------------------------------------------------
 
-    def _begin(self, record: SpoolRecord) -> None:
+    def _send_begin(self, record: SpoolRecord) -> None:
         """Create the experiment and the runs that do not exist yet."""
         begin = self.begin = record.content
         self.sent.run, self.sent.done = begin["run"], False
-        self.sent.experiment = self._experiment(begin)
+        self.sent.experiment = self._find_experiment(begin)
         existing = self._existing_runs(begin["run"])
         params = begin["params"]
         is_new = self.sent.parent is None
         if self.sent.parent is None:
             name = f"{params['method']} seed {params['seed']}"
             colour = pick_colour(_colour_index(params["method"]))  # since federations are compared by their methods
-            self.sent.parent = existing.get("") or self._create(record.time, name, FEDERATION, "", colour)
+            self.sent.parent = existing.get("") or self._create_run(record.time, name, FEDERATION, "", colour)
         self.spool.save_state(self.sent)
-        self._describe(self._parent, {**params, "folder": begin["folder"]})
-        self._tag(self._parent, {PAGE: run_page.page_while_running(begin, None)})
+        self._log_params(self._parent, {**params, "folder": begin["folder"]})
+        self._set_tags(self._parent, {PAGE: run_page.page_while_running(begin, None)})
         if len(begin["clients"]) <= MOST_CLIENTS:
             for index, (client, task) in enumerate(begin["clients"].items()):
                 if client not in self.sent.clients:
-                    run = existing.get(client) or self._create(record.time, client, CLIENT, client, pick_colour(index))
+                    run = existing.get(client) or self._create_run(
+                        record.time, client, CLIENT, client, pick_colour(index)
+                    )
                     self.sent.clients[client] = run
-                self._describe(self.sent.clients[client], {"client": client, "method": params["method"], **task})
+                self._log_params(self.sent.clients[client], {"client": client, "method": params["method"], **task})
             self.spool.save_state(self.sent)
         if not is_new:
-            self._each(lambda run: self.client.update_run(run, status="RUNNING"))
-        self._file(self.spool.folder.parent / SCENARIO)
+            self._for_each_run(lambda run: self.client.update_run(run, status="RUNNING"))
+        self._send_file(self.spool.folder.parent / SCENARIO)
 
-    def _experiment(self, begin: Mapping[str, Any]) -> str:
+    def _find_experiment(self, begin: Mapping[str, Any]) -> str:
         """Return the id of the experiment with the scenario's name, and create or restore it if need be."""
         experiment = self.client.get_experiment_by_name(begin["scenario"])
         if experiment is not None:
@@ -184,15 +184,15 @@ class MlflowRuns:
             if not (token := page.token):
                 return runs
 
-    def _create(self, time: int, name: str, role: str, client: str, colour: str) -> str:
-        """Create a run that began at `time`, and return its id."""
+    def _create_run(self, began: int, name: str, role: str, client: str, colour: str) -> str:
+        """Create a run and return its id. began: milliseconds since 1970."""
         tags = {RUN: self.begin["run"], ROLE: role, "mlflow.runColor": colour}
         if role == CLIENT:
             tags |= {CLIENT_NAME: client, "mlflow.parentRunId": self._parent}
         assert self.sent.experiment is not None
-        return str(self.client.create_run(self.sent.experiment, time, tags, name).info.run_id)
+        return str(self.client.create_run(self.sent.experiment, began, tags, name).info.run_id)
 
-    def _describe(self, run: str, params: Mapping[str, Any]) -> None:
+    def _log_params(self, run: str, params: Mapping[str, Any]) -> None:
         """Log a run's parameters."""
         entries = [Param(name, str(value)) for name, value in params.items()]
         for start in range(0, len(entries), PARAMS):
@@ -201,7 +201,7 @@ class MlflowRuns:
 
     # Rounds --------------------------------------------------------------------------------------------------------
 
-    def _rounds(self, records: Sequence[SpoolRecord]) -> None:
+    def _send_rounds(self, records: Sequence[SpoolRecord]) -> None:
         """Send rounds, with a request or a few for each run."""
         new = [record for record in records if not self._was_sent(record.content["line"])]
         metrics: dict[str, list[Metric]] = {}
@@ -219,16 +219,16 @@ class MlflowRuns:
                     self.client.log_batch(run, metrics=points[start : start + BATCH])
         if new:
             line = new[-1].content["line"]
-            self._tag(self._parent, {PAGE: run_page.page_while_running(self.begin, line)})
+            self._set_tags(self._parent, {PAGE: run_page.page_while_running(self.begin, line)})
             if line["round"] > 0 and (self.latest is None or self.latest["round"] == 0):
-                self._views(metric_keys(record.content["line"] for record in new))
+                self._save_views(metric_keys(record.content["line"] for record in new))
 
     def _was_sent(self, line: Mapping[str, Any]) -> bool:
         """Return whether the same line was sent: a resumed run trains some rounds again, with the same outcome."""
         sent = self.lines.get(line["round"])
         return sent is not None and is_same_round(sent, line)
 
-    def _views(self, metrics: set[str]) -> None:
+    def _save_views(self, metrics: set[str]) -> None:
         """Save views with charts of these metrics; a view that a user has changed stays as it is."""
         assert self.sent.experiment is not None
         existing = self.client.get_experiment(self.sent.experiment).tags
@@ -239,28 +239,28 @@ class MlflowRuns:
 
     # The end -------------------------------------------------------------------------------------------------------
 
-    def _end(self, record: SpoolRecord) -> None:
+    def _send_end(self, record: SpoolRecord) -> None:
         """Send the results, the files and the models, and end the runs."""
         document, status = record.content["document"], record.content["status"]
-        self._tag(self._parent, {PAGE: run_page.page_at_end(self.begin, document, status)})
+        self._set_tags(self._parent, {PAGE: run_page.page_at_end(self.begin, document, status)})
         if document is not None:
             for client, result in document["clients"].items():
                 if client in self.sent.clients:
                     tags = {"personal_groups": ", ".join(result.get("personal_groups", ())) or "none"}
                     if clusters := result.get("clusters"):
                         tags["clusters"] = ", ".join(f"{block} {cluster}" for block, cluster in clusters.items())
-                    self._tag(self.sent.clients[client], {**tags, PAGE: run_page.client_page(result)})
-        self._files(document)
+                    self._set_tags(self.sent.clients[client], {**tags, PAGE: run_page.client_page(result)})
+        self._send_files(document)
         if record.content["models"] and self.sent.clients:
-            self._models(len(self.lines))
-        self._each(lambda run: self.client.set_terminated(run, STATUS[status], record.time))
+            self._send_models(len(self.lines))
+        self._for_each_run(lambda run: self.client.set_terminated(run, STATUS[status], record.time))
         self.sent.done = status == "finished"
 
-    def _files(self, document: Mapping[str, Any] | None) -> None:
+    def _send_files(self, document: Mapping[str, Any] | None) -> None:
         """Send the files of the run's folder, and a table of the clients if they have no runs."""
         folder = self.spool.folder.parent
         for name in FILES:
-            self._file(folder / name)
+            self._send_file(folder / name)
         for name in FOLDERS:
             files = [path for path in (folder / name).rglob("*") if path.is_file()]
             if files and sum(path.stat().st_size for path in files) <= MAX_FOLDER_BYTES:
@@ -272,21 +272,21 @@ class MlflowRuns:
                 tag = json.dumps([{"path": "clients.json", "type": "table"}])
                 self.client.set_tag(self._parent, "mlflow.loggedArtifacts", tag)
 
-    def _file(self, path: Path) -> None:
+    def _send_file(self, path: Path) -> None:
         if path.is_file():
             with _log_if_refused(str(path)):
                 self.client.log_artifact(self._parent, str(path))
 
-    def _models(self, step: int) -> None:
+    def _send_models(self, step: int) -> None:
         """Send every client's policy as a model. step: the number of rounds."""
         for client, run in self.sent.clients.items():
             if client not in self.sent.models:
                 with tempfile.TemporaryDirectory() as folder:
                     if _export(self.spool.folder.parent, client, Path(folder, "model")):
-                        self.sent.models[client] = self._model(Path(folder, "model"), client, run, step)
+                        self.sent.models[client] = self._send_model(Path(folder, "model"), client, run, step)
                 self.spool.save_state(self.sent)
 
-    def _model(self, path: Path, client: str, run: str, step: int) -> str:
+    def _send_model(self, path: Path, client: str, run: str, step: int) -> str:
         """Send a model from its folder to the store, and return its id."""
         assert self.sent.experiment is not None
         model = self.client.create_logged_model(
@@ -303,13 +303,13 @@ class MlflowRuns:
 
     # All runs ------------------------------------------------------------------------------------------------------
 
-    def _each(self, do: Callable[[str], Any]) -> None:
+    def _for_each_run(self, do: Callable[[str], Any]) -> None:
         """Call `do` with the id of the federation's run and of each client's."""
         for run in [self._parent, *self.sent.clients.values()]:
             with _log_if_refused(f"run {run}"):
                 do(run)
 
-    def _tag(self, run: str, tags: Mapping[str, str]) -> None:
+    def _set_tags(self, run: str, tags: Mapping[str, str]) -> None:
         with _log_if_refused(f"tags of run {run}"):
             self.client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
 
@@ -320,8 +320,8 @@ def _colour_index(method: str) -> int:
     return names.index(method) if method in METHODS else len(names) + zlib.crc32(method.encode()) % len(names)
 
 
-def _make_metrics(values: Mapping[str, float], time: int, step: int) -> list[Metric]:
-    return [Metric(name, value, time, step) for name, value in values.items()]
+def _make_metrics(values: Mapping[str, float], timestamp: int, step: int) -> list[Metric]:
+    return [Metric(name, value, timestamp, step) for name, value in values.items()]
 
 
 def _export(folder: Path, client: str, path: Path) -> bool:

@@ -61,13 +61,13 @@ class Writer:
 
     def run(self) -> int:
         """Send until the run has ended and all records are sent, or no more can be; return the exit code, 0 for all."""
-        pause, last_success = SHORTEST, time.monotonic()
+        pause, failing_since = SHORTEST, time.monotonic()
         while True:
             began = time.monotonic()
             try:
                 has_more = self._send()
-                last_success = time.monotonic()
-                pause = min(LONGEST, max(SHORTEST, PAUSE_FACTOR * (last_success - began)))
+                failing_since = time.monotonic()
+                pause = min(LONGEST, max(SHORTEST, PAUSE_FACTOR * (failing_since - began)))
             except Exception as error:  # noqa: BLE001, whatever a store does, the records stay in the spool
                 _log(f"{type(error).__name__}: {error}")
                 has_more = True
@@ -75,12 +75,12 @@ class Writer:
             now = time.monotonic()
             if self.is_run_alive:
                 self._wait_for_run(pause)
-                last_success = time.monotonic()
+                failing_since = time.monotonic()
             elif not has_more:
                 return 0
-            elif now - last_success > GRACE:
+            elif now - failing_since > GRACE:
                 return 1
-            elif now - last_success > 0.1:
+            elif now - failing_since > 0.1:
                 time.sleep(SHORTEST)
 
     def _send(self) -> bool:
