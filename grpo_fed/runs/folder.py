@@ -138,11 +138,17 @@ def _holds_run(folder: Path) -> bool:
     return (folder / ROUNDS).is_file()
 
 
+def _has_only_leftovers(folder: Path) -> bool:
+    """Whether a folder is empty but for what a run writes before its first line; a scenario alone is the user's."""
+    names = {path.name for path in folder.iterdir()}
+    return names <= {*FILES, *FOLDERS} and names != {SCENARIO}
+
+
 def check_usable(folder: Path) -> None:
     """ValueError for a folder that holds something other than a run, or cannot be made."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is a file; a run needs a folder")
-    if folder.is_dir() and not _holds_run(folder) and {path.name for path in folder.iterdir()} - {*FILES, *FOLDERS}:
+    if folder.is_dir() and not _holds_run(folder) and not _has_only_leftovers(folder):
         raise ValueError(f"{folder}: is not empty and holds no run; name another folder, or empty this one")
     above = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not above.is_dir():

@@ -128,7 +128,7 @@ def test_leftovers_of_a_run_without_a_round_may_be_replaced(tmp_path: Path):
 def test_a_recorded_run_is_refused_without_replace(tmp_path: Path, status: str):
     (tmp_path / "rounds.jsonl").write_text('{"round": 1, "clients": {}}\n')
     (tmp_path / "results.json").write_text(f'{{"status": "{status}"}}')
-    with pytest.raises(FolderTakenError, match="holds a run; name another folder, or say --replace"):
+    with pytest.raises(FolderTakenError, match="holds a run; name another folder, or remove that run with --replace"):
         claim_folder(tmp_path)
     with claim_folder(tmp_path, replace=True):
         assert (tmp_path / "rounds.jsonl").is_file(), "the recorder removes the run, once the new one begins"
@@ -142,12 +142,13 @@ def test_a_refused_claim_is_released(tmp_path: Path):
 
 
 @pytest.mark.parametrize("replace", [False, True])
-def test_a_folder_with_other_files_alone_is_refused(tmp_path: Path, replace: bool):
-    (tmp_path / "notes.txt").write_text("mine")
+@pytest.mark.parametrize("name", ["notes.txt", "scenario.toml"])
+def test_a_folder_with_a_users_file_alone_is_refused(tmp_path: Path, replace: bool, name: str):
+    (tmp_path / name).write_text("mine")
     with pytest.raises(ValueError, match="is not empty and holds no run; name another folder") as refused:
         claim_folder(tmp_path, replace)
     assert not isinstance(refused.value, FolderTakenError)
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert (tmp_path / name).read_text() == "mine"
 
 
 def test_removing_a_run_leaves_other_files(tmp_path: Path):
