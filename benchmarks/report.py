@@ -1,7 +1,8 @@
 """Write benchmarks/RESULTS.md from what the other benchmarks have measured.
 
 Learning beside stable-baselines3 comes first (learning.py, peers.py), then the federation (federation.py, merges.py,
-structure.py, scarce.py). It may be called again whenever more runs are done; what has no run yet is left out:
+structure.py, scarce.py) and a GPU (gpu.py). It can be called again whenever more runs are done; benchmarks without a
+run are left out:
 
     python -m benchmarks.report
 
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import federation, merges, scarce, structure
+from benchmarks import federation, gpu_results, merges, scarce, structure
 from benchmarks.learning import CASES, RESULTS, THRESHOLDS, Case
 from grpo_fed.runs.statistics import Estimate, estimate, interquartile_mean, probability_of_improvement
 
@@ -73,6 +74,17 @@ CHAPTERS = {
         points on the way; differences are of pairs with the same seed, with 95 % bootstrap intervals. The scenario was
         chosen on the seeds 100 to 107; those here, 200 to 209, were fixed before any of them was run.""",
         "python -m benchmarks.scarce --seeds 10",
+    ),
+    "gpu": (
+        "A GPU",
+        """One learner of K carts (`grpo_fed/CartPole-v1`) on a GPU: networks, losses and updates of all clients are
+        computed there, while the environments are stepped on one core of the CPU. That core is the limit: with many
+        clients most of a round is environments and bookkeeping, and a faster GPU would change little. *Predicted* was
+        written down before the first measurement. For the time to solve, every client has a policy of its own and the
+        rl-zoo's settings, and the benchmark stops after 150 s whether all clients have solved their task or not. The
+        peer is one client of stable-baselines3 with the same settings on one core of the same machine. Compare its
+        time for as many clients on all cores with ours, which uses one core and the GPU.""",
+        "python -m benchmarks.gpu --out gpu.jsonl\npython -m benchmarks.gpu_results gpu.jsonl",
     ),
 }
 """Of the federation's benchmarks: title, what it shows, and how it is run."""
@@ -143,6 +155,7 @@ def federated() -> str:
         "merges": iter(()) if merged is None else merges.lines(merged),
         "structure": structure.lines(structure.finished()),
         "scarce": scarce.lines(scarce.finished()),
+        "gpu": gpu_results.lines(gpu_results.read_lines(gpu_results.FILE)),
     }
     made = [chapter(*CHAPTERS[name], list(lines)) for name, lines in chapters.items()]
     return "".join(f"\n{text}" for text in made if text)

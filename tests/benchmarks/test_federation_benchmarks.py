@@ -21,7 +21,7 @@ from benchmarks.trials import Run, Trial, of, parts, read_runs
 from grpo_fed.federation.messages import Start, Train, Trained
 from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMMANDS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if "def main()" in path.read_text())
 GROUPS = {"torso.0": "torso.0", "actor.left": "actor", "actor.right": "actor"}
 
