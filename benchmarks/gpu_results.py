@@ -50,9 +50,9 @@ def read_lines(file: Path) -> list[Line]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def lines(results: Sequence[Line]) -> Iterator[str]:
+def format_tables(results: Sequence[Line]) -> Iterator[str]:
     """Write the tables of every run, the first run first."""
-    tables = (predictions_table, speed_table, solving_table, graphs_table)
+    tables = (format_predictions, format_speeds, format_solving, format_graphs)
     for place, number in enumerate(sorted({line["run"] for line in results})):
         run = [line for line in results if line["run"] == number]
         yield f"\n## Run {number}" if place else f"## Run {number}"
@@ -65,27 +65,27 @@ def lines(results: Sequence[Line]) -> Iterator[str]:
 
 
 def describe_machine(run: Sequence[Line]) -> str:
-    (machine,) = of_part(run, "machine")
+    (machine,) = select_lines(run, "machine")
     return (
         f"{machine['device']}, {machine['cores']} CPU cores ({machine['cpu']}) of which one thread is used, Python"
         f" {machine['python']}, torch {machine['torch']}, numpy {machine['numpy']}."
     )
 
 
-def of_part(run: Sequence[Line], part: str, *keys: str) -> list[Line]:
+def select_lines(run: Sequence[Line], part: str, *keys: str) -> list[Line]:
     """Select the lines of a part that have these keys."""
     return [line for line in run if line["part"] == part and all(key in line for key in keys)]
 
 
-def predictions_table(run: Sequence[Line]) -> Iterator[str]:
+def format_predictions(run: Sequence[Line]) -> Iterator[str]:
     """For each part, what was predicted before the first measurement, and what was measured."""
-    yield from head("part", "predicted", "measured")
-    for line in of_expected(run):
+    yield from format_head("part", "predicted", "measured")
+    for line in select_predictions(run):
         measured = OUTCOMES[line["part"]](run) if has_results(run, line["part"]) else "no time was left"
         yield f"| {line['part']} | {line['expected']} | {measured} |"
 
 
-def of_expected(run: Sequence[Line]) -> list[Line]:
+def select_predictions(run: Sequence[Line]) -> list[Line]:
     return [line for line in run if "expected" in line]
 
 
@@ -94,8 +94,8 @@ def has_results(run: Sequence[Line], part: str) -> bool:
     return any(line["part"] == part and not any(key in line for key in ignored) for line in run)
 
 
-def numbers_outcome(run: Sequence[Line]) -> str:
-    compared = of_part(run, "numbers", "same_actions")
+def describe_numbers(run: Sequence[Line]) -> str:
+    compared = select_lines(run, "numbers", "same_actions")
     parts = []
     for name in dict.fromkeys(line["name"] for line in compared):
         rounds = [line for line in compared if line["name"] == name]
@@ -106,34 +106,34 @@ def numbers_outcome(run: Sequence[Line]) -> str:
     return "; ".join(parts)
 
 
-def speed_outcome(run: Sequence[Line]) -> str:
-    on_device, on_cpu = measured_speeds(run)
+def describe_speeds(run: Sequence[Line]) -> str:
+    on_device, on_cpu = select_speeds(run)
     biggest = max(on_device, key=lambda line: line["clients"])
-    off_device = [1 - share(line, "policy", "batch", "update") for line in on_device if line["clients"] >= 256]
-    text = f"{spread([line['steps_per_second'] / 1000 for line in on_device])} thousand steps/s on the device"
+    off_device = [1 - share_of_round(line, "policy", "batch", "update") for line in on_device if line["clients"] >= 256]
+    text = f"{format_range([line['steps_per_second'] / 1000 for line in on_device])} thousand steps/s on the device"
     if on_cpu:
-        text += f", {spread([line['steps_per_second'] / 1000 for line in on_cpu])} on the CPU"
+        text += f", {format_range([line['steps_per_second'] / 1000 for line in on_cpu])} on the CPU"
     if updates := [
         slow["spent"]["update"] / fast["spent"]["update"]
         for fast in on_device
         for slow in on_cpu
         if fast["clients"] == slow["clients"]
     ]:
-        text += f"; the CPU's update takes {spread(updates)} times as long"
+        text += f"; the CPU's update takes {format_range(updates)} times as long"
     if off_device:
-        text += f"; from 256 clients on {spread([100 * each for each in off_device])} % of a round are on the CPU"
+        text += f"; from 256 clients on {format_range([100 * each for each in off_device])} % of a round are on the CPU"
     if biggest["memory_mb"] is not None:
         text += f"; {biggest['memory_mb'] / 1000:.1f} GB at {biggest['clients']:,} clients"
     return text
 
 
-def solve_outcome(run: Sequence[Line]) -> str:
-    last = of_part(run, "solve", "mean_return")[-1]
+def describe_solving(run: Sequence[Line]) -> str:
+    last = select_lines(run, "solve", "mean_return")[-1]
     parts = [
         f"{100 * line['share']:g} % after {line['steps'] / 1000:.0f} thousand steps"
         if line["steps"] is not None
         else f"{100 * line['share']:g} % not reached"
-        for line in of_part(run, "solve", "share")
+        for line in select_lines(run, "solve", "share")
     ]
     return (
         f"{', '.join(parts)}; {100 * last['solved']:.1f} % when the benchmark stopped after {last['seconds']:.0f} s,"
@@ -141,10 +141,10 @@ def solve_outcome(run: Sequence[Line]) -> str:
     )
 
 
-def peer_outcome(run: Sequence[Line]) -> str:
-    seeds, (total,) = of_part(run, "peer", "seed"), of_part(run, "peer", "hours")
+def describe_peer(run: Sequence[Line]) -> str:
+    seeds, (total,) = select_lines(run, "peer", "seed"), select_lines(run, "peer", "hours")
     learning = [line["learning"] for line in seeds]
-    (clients, *_) = [line["clients"] for line in of_part(run, "solve", "share")] or [2048]
+    (clients, *_) = [line["clients"] for line in select_lines(run, "solve", "share")] or [2048]
     return (
         f"{min(learning):.1f} to {max(learning):.1f} s of learning, median {total['median_learning']:.1f} of"
         f" {len(seeds)} seeds; at that pace {clients:,} of them on {total['cores']} cores take"
@@ -152,9 +152,9 @@ def peer_outcome(run: Sequence[Line]) -> str:
     )
 
 
-def profile_outcome(run: Sequence[Line]) -> str:
+def describe_profile(run: Sequence[Line]) -> str:
     parts = []
-    for line in of_part(run, "profile", "launches"):
+    for line in select_lines(run, "profile", "launches"):
         products = sum(row["microseconds"] for row in line["top"] if "gem" in row["kernel"])
         tanh = sum(row["microseconds"] for row in line["top"] if "tanh" in row["kernel"])
         parts.append(
@@ -166,50 +166,50 @@ def profile_outcome(run: Sequence[Line]) -> str:
     return "; ".join(parts)
 
 
-def graphs_outcome(run: Sequence[Line]) -> str:
+def describe_graphs(run: Sequence[Line]) -> str:
     return "; ".join(
         f"a {line['what']} of {line['clients']:,} clients takes {100 * line['graph'] / line['eager']:.0f} % of the time"
-        for line in sorted(of_part(run, "graphs", "graph"), key=lambda line: (line["what"], line["clients"]))
+        for line in sorted(select_lines(run, "graphs", "graph"), key=lambda line: (line["what"], line["clients"]))
     )
 
 
 OUTCOMES: Mapping[str, Callable[[Sequence[Line]], str]] = {
-    "numbers": numbers_outcome,
-    "speed": speed_outcome,
-    "solve": solve_outcome,
-    "peer": peer_outcome,
-    "profile": profile_outcome,
-    "graphs": graphs_outcome,
+    "numbers": describe_numbers,
+    "speed": describe_speeds,
+    "solve": describe_solving,
+    "peer": describe_peer,
+    "profile": describe_profile,
+    "graphs": describe_graphs,
     "cpu": lambda _: "see the rows of the CPU in the table of speeds",
 }
 """What was measured in each part, in words."""
 
 
-def measured_speeds(run: Sequence[Line]) -> tuple[list[Line], list[Line]]:
+def select_speeds(run: Sequence[Line]) -> tuple[list[Line], list[Line]]:
     """The lines of speeds by the number of clients: on the device, and on the CPU where the device is another."""
-    timed = sorted(of_part(run, "speed", "spent"), key=lambda line: line["clients"])
+    timed = sorted(select_lines(run, "speed", "spent"), key=lambda line: line["clients"])
     on_device = [line for line in timed if line["device"] != "cpu"] or timed
     return on_device, [line for line in timed if line not in on_device]
 
 
-def share(line: Line, *parts: str) -> float:
+def share_of_round(line: Line, *parts: str) -> float:
     """The share of a round that is spent on these parts."""
     return float(sum(line["spent"][part] for part in parts) / line["watched"])
 
 
-def spread(values: Sequence[float]) -> str:
+def format_range(values: Sequence[float]) -> str:
     low, high = f"{min(values):.0f}", f"{max(values):.0f}"
     return low if low == high else f"{low} to {high}"
 
 
-def speed_table(run: Sequence[Line]) -> Iterator[str]:
+def format_speeds(run: Sequence[Line]) -> Iterator[str]:
     """Steps per second by the number of clients, and the seconds of a round by what they were spent on."""
-    on_device, on_cpu = measured_speeds(run)
+    on_device, on_cpu = select_speeds(run)
     if not on_device:
         return
     yield f"Speed (a round is {BATCH:,} steps of each client; seconds of one round by what they are spent on):\n"
     parts = list(on_device[0]["spent"])
-    yield from head("clients", "device", "steps/s", "seconds a round", *parts, "peak MB")
+    yield from format_head("clients", "device", "steps/s", "seconds a round", *parts, "peak MB")
     for line in (*on_device, *on_cpu):
         seconds = [f"{line['spent'][part]:.3f}" for part in parts]
         memory = "" if line["memory_mb"] is None else f"{line['memory_mb']:,.0f}"
@@ -218,13 +218,13 @@ def speed_table(run: Sequence[Line]) -> Iterator[str]:
         yield f"| {' | '.join([*cells, *seconds, memory])} |"
 
 
-def solving_table(run: Sequence[Line]) -> Iterator[str]:
+def format_solving(run: Sequence[Line]) -> Iterator[str]:
     """How many clients had solved their task after how many steps and seconds."""
-    evaluations = of_part(run, "solve", "mean_return")
+    evaluations = select_lines(run, "solve", "mean_return")
     if not evaluations:
         return
     yield "Time to solve (evaluation return of 475), all clients together on the device:\n"
-    yield from head("steps of each client", "seconds", "of them learning", "solved", "mean return")
+    yield from format_head("steps of each client", "seconds", "of them learning", "solved", "mean return")
     for line in evaluations:
         yield (
             f"| {line['steps']:,} | {line['seconds']:.1f} | {line['learning']:.1f} | {100 * line['solved']:.1f} % |"
@@ -232,13 +232,13 @@ def solving_table(run: Sequence[Line]) -> Iterator[str]:
         )
 
 
-def graphs_table(run: Sequence[Line]) -> Iterator[str]:
+def format_graphs(run: Sequence[Line]) -> Iterator[str]:
     """Milliseconds with and without CUDA graphs."""
-    graphs = of_part(run, "graphs", "graph")
+    graphs = select_lines(run, "graphs", "graph")
     if not graphs:
         return
     yield "CUDA graphs:\n"
-    yield from head("clients", "what", "ms as it is", "ms as a graph", "ratio", "largest difference")
+    yield from format_head("clients", "what", "ms as it is", "ms as a graph", "ratio", "largest difference")
     for line in graphs:
         yield (
             f"| {line['clients']:,} | {line['what']} | {line['eager']:.3f} | {line['graph']:.3f} |"
@@ -246,7 +246,7 @@ def graphs_table(run: Sequence[Line]) -> Iterator[str]:
         )
 
 
-def head(*names: str) -> Iterator[str]:
+def format_head(*names: str) -> Iterator[str]:
     """The head of a table."""
     yield f"| {' | '.join(names)} |"
     yield f"{'| --- ' * len(names)}|"

@@ -52,12 +52,12 @@ def test_predictions_stand_beside_what_was_measured() -> None:
         {"part": "graphs", "expected": "a half"},
         {"part": "graphs", "clients": 64, "left_out": True},
     ]
-    text = "\n".join(gpu_results.lines([{"run": 3, **line} for line in lines]))
+    text = "\n".join(gpu_results.format_tables([{"run": 3, **line} for line in lines]))
     assert text.startswith("## Run 3\n\na GPU, 16 CPU cores (AVX2)")
     # 2.0 / 0.1 = 20; of the round of 0.4 s on the device 0.3 s are environments.
     assert (
-        "| speed | ten times as fast | 100 thousand steps/s on the device, 100 on the CPU; the CPU's update takes 20 times"
-        " as long; from 256 clients on 75 % of a round are on the CPU; 2.5 GB at 256 clients |"
+        "| speed | ten times as fast | 100 thousand steps/s on the device, 100 on the CPU; the CPU's update takes 20"
+        " times as long; from 256 clients on 75 % of a round are on the CPU; 2.5 GB at 256 clients |"
     ) in text
     assert "| graphs | a half | no time was left |" in text
     assert "| 256 | cuda | 100,000 | 0.400 | 0.300 | 0.000 | 0.000 | 0.100 | 2,500 |" in text
@@ -71,7 +71,7 @@ def test_a_share_of_clients_that_did_not_solve_the_task_is_shown_as_such() -> No
         {"part": "solve", "share": 0.5, "clients": 2048, "steps": 2000.0},
         {"part": "solve", "share": 1.0, "clients": 2048, "steps": None},
     ]
-    text = "\n".join(gpu_results.lines([{"run": 1, **line} for line in lines]))
+    text = "\n".join(gpu_results.format_tables([{"run": 1, **line} for line in lines]))
     assert (
         "50 % after 2 thousand steps, 100 % not reached; 97.9 % when the benchmark stopped after 20 s, 5 of them for"
         " evaluation"
@@ -81,5 +81,5 @@ def test_a_share_of_clients_that_did_not_solve_the_task_is_shown_as_such() -> No
 
 def test_the_shipped_results_make_the_tables_of_every_run() -> None:
     results = gpu_results.read_lines(gpu_results.FILE)
-    text = "\n".join(gpu_results.lines(results))
+    text = "\n".join(gpu_results.format_tables(results))
     assert all(f"## Run {number}\n" in text for number in {line["run"] for line in results})
