@@ -50,8 +50,8 @@ def compare_rounds(report: Report, extent: Extent, name: str, learner: StackedLe
     began = reference.parameters.clone()
     for number in range(1, extent.rounds + 1):
         theirs, mine = train_and_watch(reference), train_and_watch(learner)
-        expected, found = reference.parameters, learner.parameters.cpu()
-        gap = (found - expected).abs()
+        expected, actual = reference.parameters, learner.parameters.cpu()
+        gap = (actual - expected).abs()
         same = (theirs.actions == mine.actions).all(-1)
         values = {
             "round": number,

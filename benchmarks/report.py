@@ -179,8 +179,8 @@ def summarise(rows: Sequence[Comparison]) -> str:
     better, worse = sum(each.low > 0.5 for each in chances), sum(each.high < 0.5 for each in chances)
     level = len(chances) - better - worse
     return (
-        f"With the same settings and budget, in {len(chances)} comparisons (a task, an algorithm, a kind of evaluation),"
-        f" we are better in {better}, level in {level} and worse in {worse}, by the interval of *better*."
+        f"With the same settings and budget, in {len(chances)} comparisons (a task, an algorithm, a kind of evaluation)"
+        f", we are better in {better}, level in {level} and worse in {worse}, by the interval of *better*."
     )
 
 

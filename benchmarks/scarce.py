@@ -71,7 +71,7 @@ def format_table(runs: Sequence[Run]) -> Iterator[str]:
     """Write the table, with a line for each row and method."""
     if not runs:
         return
-    yield f"| rounds x steps | method | in training | more than {CONTROL} | played | more than {CONTROL} | seeds |"
+    yield f"| rounds x steps | method | in training | more than {CONTROL} | evaluated | more than {CONTROL} | seeds |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for label in dict.fromkeys(run.variant for run in runs):
         runs_of_row = [run for run in runs if run.variant == label]

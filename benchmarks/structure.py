@@ -90,7 +90,7 @@ def format_tables(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def format_returns(by_method: dict[str, list[Run]]) -> Iterator[str]:
-    yield "| method | straight, played | contrary, played | straight, training | contrary, training | seeds |"
+    yield "| method | straight, evaluated | contrary, evaluated | straight, training | contrary, training | seeds |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for method, runs in by_method.items():
         cells = [format_estimate(final_scores(runs, contrary)) for contrary in (False, True)]
@@ -99,7 +99,7 @@ def format_returns(by_method: dict[str, list[Run]]) -> Iterator[str]:
 
 
 def format_confusion(by_method: dict[str, list[Run]]) -> Iterator[str]:
-    yield "| method | planted, left | planted, kept | others, left | others, kept | recall | precision |"
+    yield "| method | planted, departed | planted, kept | others, departed | others, kept | recall | precision |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for method, runs in by_method.items():
         counts = add_confusions(count_confusion(run) for run in runs)

@@ -130,8 +130,8 @@ def run_all(trials: Sequence[Trial], results: Path, jobs: int) -> list[Run]:
 
 def select_runs(trials: Sequence[Trial], runs: Sequence[Run]) -> list[Run]:
     """Select the finished runs of these trials, in their order."""
-    found = {run.settings: run for run in runs}
-    return [found[trial.settings] for trial in trials if trial.settings in found]
+    by_settings = {run.settings: run for run in runs}
+    return [by_settings[trial.settings] for trial in trials if trial.settings in by_settings]
 
 
 def read_runs(results: Path) -> list[Run]:
@@ -181,8 +181,8 @@ def run_trial(trial: Trial) -> Run:
 
 def cluster_members(clients: Mapping[str, ClientRecord]) -> dict[str, list[list[str]]]:
     """List the clients of each cluster, for each block."""
-    found: dict[str, dict[int, list[str]]] = {}
-    for name, one in clients.items():
-        for block, number in one.clusters.items():
-            found.setdefault(block, {}).setdefault(number, []).append(name)
-    return {block: [own[number] for number in sorted(own)] for block, own in found.items()}
+    members: dict[str, dict[int, list[str]]] = {}
+    for name, record in clients.items():
+        for block, number in record.clusters.items():
+            members.setdefault(block, {}).setdefault(number, []).append(name)
+    return {block: [clusters[number] for number in sorted(clusters)] for block, clusters in members.items()}

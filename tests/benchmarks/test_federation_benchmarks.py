@@ -76,17 +76,17 @@ def test_the_confusion_counts_rounds_clients_and_groups_of_the_last_third():
         "backwards-0": [[]] * 4 + [["actor.left", "actor.right"]] * 2,
         "backwards-1": [[]] * 5 + [["actor.right", "torso.0"]],
     }
-    found = structure.count_confusion(run(personal=personal))
+    counts = structure.count_confusion(run(personal=personal))
     # Planted: 2 rounds x 2 clients x 2 groups = 8, of which 4 and 1 were left. Others: 2 x (2 x 3 + 2 x 1) = 16.
-    assert found == Confusion(planted_left=5, planted_kept=3, others_left=2, others_kept=14)
-    assert found.recall == 5 / 8
-    assert found.precision == 5 / 7
-    assert structure.add_confusions([found, found]) == Confusion(10, 6, 4, 28)
+    assert counts == Confusion(planted_left=5, planted_kept=3, others_left=2, others_kept=14)
+    assert counts.recall == 5 / 8
+    assert counts.precision == 5 / 7
+    assert structure.add_confusions([counts, counts]) == Confusion(10, 6, 4, 28)
 
 
 def test_no_departure_means_no_recall_and_full_precision():
-    found = structure.count_confusion(run())
-    assert (found.recall, found.precision) == (0.0, 1.0)
+    counts = structure.count_confusion(run())
+    assert (counts.recall, counts.precision) == (0.0, 1.0)
 
 
 def test_contrary_clients_are_together_only_in_a_cluster_of_their_own():
@@ -116,11 +116,11 @@ def test_returns_are_separated_into_straight_and_contrary_clients():
         "backwards-1": [None, 30.0],
     }
     returns = {name: [0.0, 1.0, 2.0, 3.0, None, 4.0] for name in scores}
-    one = run(scores=scores, returns=returns)
-    assert structure.final_scores([one], contrary=False).tolist() == [[500.0, 400.0]]
-    assert structure.final_scores([one], contrary=True).tolist() == [[20.0, 30.0]]
-    assert structure.training_returns([one], contrary=True).tolist() == [[4.0, 4.0]]
-    (row,) = [line for line in structure.format_tables([one]) if line.startswith("| grpo | 450")]
+    finished = run(scores=scores, returns=returns)
+    assert structure.final_scores([finished], contrary=False).tolist() == [[500.0, 400.0]]
+    assert structure.final_scores([finished], contrary=True).tolist() == [[20.0, 30.0]]
+    assert structure.training_returns([finished], contrary=True).tolist() == [[4.0, 4.0]]
+    (row,) = [line for line in structure.format_tables([finished]) if line.startswith("| grpo | 450")]
     # With one seed there is nothing to draw from, so intervals are points.
     assert row == "| grpo | 450 [450, 450] | 25 [25, 25] | 4 [4, 4] | 4 [4, 4] | 1 |"
 
@@ -129,9 +129,9 @@ def test_returns_are_separated_into_straight_and_contrary_clients():
 
 
 def test_a_run_is_averaged_over_rounds_then_clients():
-    one = run(returns={"a": [10.0, 20.0], "b": [None, 45.0]}, scores={"a": [1.0, 2.0], "b": [3.0, 4.0]})
-    assert scarce.mean_training_return(one) == (15 + 45) / 2
-    assert scarce.mean_evaluation_score(one) == 2.5
+    finished = run(returns={"a": [10.0, 20.0], "b": [None, 45.0]}, scores={"a": [1.0, 2.0], "b": [3.0, 4.0]})
+    assert scarce.mean_training_return(finished) == (15 + 45) / 2
+    assert scarce.mean_evaluation_score(finished) == 2.5
 
 
 def test_differences_use_pairs_of_the_same_seed():
@@ -139,9 +139,9 @@ def test_differences_use_pairs_of_the_same_seed():
     control = [run("local", seed, returns={"a": [value]}) for seed, value in [(2, 25.0), (0, 5.0)]]
     pairs = list(scarce.pair_by_seed(ours, control))
     assert [(one.seed, other.seed) for one, other in pairs] == [(0, 0), (2, 2)]
-    found = scarce.estimate_gain(pairs, scarce.mean_training_return)
+    gain = scarce.estimate_gain(pairs, scarce.mean_training_return)
     # Both are 5 better, though the runs themselves are far from each other: the interval is a point.
-    assert (found.value, found.low, found.high) == (5.0, 5.0, 5.0)
+    assert (gain.value, gain.low, gain.high) == (5.0, 5.0, 5.0)
 
 
 def test_the_table_compares_methods_with_the_control():
@@ -213,9 +213,9 @@ def test_the_table_of_idle_clients_shows_time_per_client():
 
 
 def test_written_measurements_are_read_back(tmp_path: Path):
-    one = measured(OURS, [1.0, 2.0, 3.0])
-    federation.append_measurement(one, tmp_path / "federation.jsonl")
-    assert federation.read_measurements(tmp_path / "federation.jsonl") == [one]
+    measurement = measured(OURS, [1.0, 2.0, 3.0])
+    federation.append_measurement(measurement, tmp_path / "federation.jsonl")
+    assert federation.read_measurements(tmp_path / "federation.jsonl") == [measurement]
 
 
 def test_the_clock_excludes_time_before_the_first_and_after_the_last_round():
@@ -253,8 +253,8 @@ def test_exactly_the_planted_replies_depart():
 
 def test_the_table_of_merges_shows_what_each_is_compared_with():
     seconds = {"copy": [0.1, 0.2, 0.3], "mean": [0.3], "huber, no client departs": [0.9]}
-    found = {"clients": 1000, "parameters": 100_103, "rounds": 3, "seconds": seconds}
-    rows = list(merges.format_tables({**found, "memory": {"100": {"before_mb": 266.0, "more_mb": 0.4}}}))
+    results = {"clients": 1000, "parameters": 100_103, "rounds": 3, "seconds": seconds}
+    rows = list(merges.format_tables({**results, "memory": {"100": {"before_mb": 266.0, "more_mb": 0.4}}}))
     assert "| copy | 200.0 |  |  |  |  |" in rows
     assert "| mean | 300.0 | copy | 1.50 | 2 | 1 |" in rows
     assert "| huber, no client departs | 900.0 | mean | 3.00 | 6 | 3 |" in rows
