@@ -1,4 +1,4 @@
-"""What benchmarks/federation.py holds against each other, each run in a process of its own.
+"""The contestants of benchmarks/federation.py, each of which runs in a process of its own.
 
     python -m benchmarks.contestants ours '{"task": "CartPole-v1", "clients": 64, "rounds": 8, "steps": 2048}'
 
@@ -8,7 +8,7 @@ benchmarks/ray_peer/sb3_peer.
 
 import os
 
-# Before torch and numpy load: one thread a process, since the matrices are small.
+# Set before torch and numpy are loaded: one thread a process, since the matrices are small.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
@@ -49,11 +49,11 @@ from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.resolve import resolve_tasks
 
 NUM_ENVS, HORIZON, EPOCHS, MINIBATCHES = 8, 128, 4, 4
-"""The peer's, too."""
+"""The peer has the same settings."""
 FAMILIES = {"CartPole-v1": "grpo_fed/CartPole-v1"}
-"""Tasks of which we have a version that steps many copies in one call, with the same numbers to the last bit."""
+"""Tasks of which we have a vectorised version, whose numbers are equal to the last bit."""
 WIDE = [109, 109]
-"""Hidden units with which the shared blocks are 25,400 numbers, 100 KB."""
+"""Hidden units with which the shared blocks have 25,400 numbers, or 100 KB."""
 
 
 def main() -> None:
@@ -66,50 +66,50 @@ def main() -> None:
     print(json.dumps({"round_seconds": list(seconds), "peak_mb": peak_mb()}))
 
 
-def ours(task: str, clients: int, rounds: int, steps: int) -> Iterator[float]:
-    """The local engine, as a user runs it, but without a run folder: the peer writes nothing either."""
-    clock = Clock()
-    run(scenario(FAMILIES.get(task, task), clients, rounds + 1, steps), watch=clock)
+def run_ours(task: str, clients: int, rounds: int, steps: int) -> Iterator[float]:
+    """Run the local engine as a user does, but without a run folder, because the peer writes no files either."""
+    clock = RoundClock()
+    run(make_scenario(FAMILIES.get(task, task), clients, rounds + 1, steps), watch=clock)
     return clock.seconds
 
 
-def in_turn(task: str, clients: int, rounds: int, steps: int) -> Iterator[float]:
-    """The same clients in one process, each trained alone, one after another, and averaged."""
-    settings = scenario(FAMILIES.get(task, task), clients, rounds, steps)
-    fleets = [StackedLearner([one], settings) for one in resolve_tasks(settings)]
+def run_in_turn(task: str, clients: int, rounds: int, steps: int) -> Iterator[float]:
+    """Train the same clients one after another in one process, and average them."""
+    settings = make_scenario(FAMILIES.get(task, task), clients, rounds, steps)
+    learners = [StackedLearner([task], settings) for task in resolve_tasks(settings)]
     for _ in range(rounds):
         began = time.perf_counter()
         mean = StreamingMean()
-        for fleet in fleets:
-            (report,) = fleet.train(steps)
-            mean.add(fleet.parameters[0], report.steps)
-        for fleet in fleets:
-            fleet.parameters[0].copy_(mean.result())
+        for learner in learners:
+            (report,) = learner.train(steps)
+            mean.add(learner.parameters[0], report.steps)
+        for learner in learners:
+            learner.parameters[0].copy_(mean.result())
         yield time.perf_counter() - began
 
 
-def idle(task: str, clients: int, rounds: int, steps: int) -> Iterator[float]:
-    """The whole of a federation but for the clients' work: they answer with what they were sent, and a bit more."""
-    settings = scenario(FAMILIES["CartPole-v1"], clients, rounds + 1, steps, WIDE)
-    commons, clock = resolve_shared_blocks(settings), Clock()
-    executor, schedule = InProcessExecutor(Idle), ChunkSchedule(make_chunks([commons.clients], workers=0))
-    with LocalGrid(commons.clients, executor, Codec(commons, settings), schedule) as grid:
-        Federation(settings, commons, GridTransport(grid, commons, settings, grid.nodes)).run(clock)
+def run_idle(task: str, clients: int, rounds: int, steps: int) -> Iterator[float]:
+    """Run a federation whose clients do no work: they answer with slightly different shared blocks."""
+    settings = make_scenario(FAMILIES["CartPole-v1"], clients, rounds + 1, steps, WIDE)
+    shared_blocks, clock = resolve_shared_blocks(settings), RoundClock()
+    executor, schedule = InProcessExecutor(IdleClients), ChunkSchedule(make_chunks([shared_blocks.clients], workers=0))
+    with LocalGrid(shared_blocks.clients, executor, Codec(shared_blocks, settings), schedule) as grid:
+        Federation(settings, shared_blocks, GridTransport(grid, shared_blocks, settings, grid.nodes)).run(clock)
     return clock.seconds
 
 
-CONTESTANTS = {"ours": ours, "in-turn": in_turn, "idle": idle}
+CONTESTANTS = {"ours": run_ours, "in-turn": run_in_turn, "idle": run_idle}
 
 
-class Clock:
-    """Told of every round, it knows how long each took. The last one is left out: after it clients play."""
+class RoundClock:
+    """Records when each round ended. The last round is left out, since the clients are evaluated after it."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
-    def __call__(self, note: RoundRecord) -> None:
-        if note.server is not None and any(one.failure for one in note.clients):
-            raise RuntimeError(f"round {note.round}: {next(one for one in note.clients if one.failure)}")
+    def __call__(self, record: RoundRecord) -> None:
+        if record.server is not None and any(client.failure for client in record.clients):
+            raise RuntimeError(f"round {record.round}: {next(client for client in record.clients if client.failure)}")
         self.times.append(time.perf_counter())
 
     @property
@@ -117,8 +117,8 @@ class Clock:
         return (after - before for before, after in pairwise(self.times[:-1]))
 
 
-class Idle:
-    """Clients that do nothing."""
+class IdleClients:
+    """Answers for clients that do nothing."""
 
     def __init__(self, names: Sequence[str] = ()) -> None:
         self.names = tuple(names)
@@ -129,25 +129,25 @@ class Idle:
         return {name: self._one(instruction) for name, instruction in instructions.items()}
 
     def _one(self, instruction: Instruction) -> Answer:
-        played = EvaluationSummary(0.0, 0.0, 0.0, 0.0, 1, 1.0)
+        summary = EvaluationSummary(0.0, 0.0, 0.0, 0.0, 1, 1.0)
         match instruction:
             case Train(start=start):
                 if self._answer is None or self._sent is not start.shared:
-                    # Every number differs from what was sent, else it would not be sent back at all.
+                    # Every number differs from what was sent, since unchanged blocks would not be sent back.
                     self._sent = start.shared
                     self._answer = Trained(start.shared + np.float32(1e-3), NUM_ENVS * HORIZON, 0, 0.0, 0.0, {})
                 return self._answer
-            case Measure(fractions=trials):
-                return Measured((0.0,) * len(trials))
+            case Measure(fractions=fractions):
+                return Measured((0.0,) * len(fractions))
             case Evaluate():
-                return Evaluated(played)
+                return Evaluated(summary)
 
     def close(self) -> None:
         pass
 
 
-def scenario(env: str, clients: int, rounds: int, steps: int, hidden: Sequence[int] = (64, 64)) -> Scenario:
-    """FedAvg over all of the policy, as the peer's; clients play one episode before and after all rounds."""
+def make_scenario(env: str, clients: int, rounds: int, steps: int, hidden: Sequence[int] = (64, 64)) -> Scenario:
+    """Make the scenario: FedAvg over the whole policy, as the peer does; one evaluation episode before and after."""
     settings: dict[str, Any] = {
         "name": "federation",
         "method": "fedavg",

@@ -1,24 +1,25 @@
 """Measure a stacked learner on a CUDA device, beside the CPU of the same machine.
 
-Seven parts, in the order of their worth; each prints a line as soon as it has a number:
+It has seven parts, the most important first; each prints a line for every result as soon as it is measured:
 
-- `numbers`: parameters after one, two and three rounds on the device against those of the CPU.
-- `speed`: environment steps per second of 64 to 4,096 CartPole clients, what a round's time is spent on, and memory.
+- `numbers`: parameters after one, two and three rounds on the device, compared with those of the CPU.
+- `speed`: environment steps per second of 64 to 4,096 CartPole clients, the parts of a round's time, and memory.
 - `solve`: the time until 2,048 CartPole clients, each with a policy of its own, have an evaluation return of 475.
-- `peer`: the same of one client of stable-baselines3 on one core, where that is installed.
+- `peer`: the same for one client of stable-baselines3 on one core, if that is installed.
 - `profile`: the kernels of a minibatch's update and of a rollout step.
-- `graphs`: what CUDA graphs would save of either.
-- `cpu`: more numbers of clients on the CPU, and all of its cores as torch's threads, as far as time allows.
+- `graphs`: the time that CUDA graphs would save in both.
+- `cpu`: further numbers of clients on the CPU, and torch with a thread for each core, as far as time allows.
 
     python -m benchmarks.gpu --out gpu.jsonl --parts numbers,speed
 
-takes at most ten minutes in all (`--limit`) and runs on a CPU too, where the device is the CPU. A part that fails says
-why, and the next one begins. `EXPECTED` holds what was expected before the first measurement.
+takes at most ten minutes in all (`--limit`); it also runs where the device is a CPU. A part that fails reports its
+error, and the next part begins. `EXPECTED` holds the predictions that were written before the first measurement.
+`python -m benchmarks.gpu_results gpu.jsonl` adds the results to those of earlier runs.
 """
 
 import os
 
-# Before torch and numpy load: one thread a process, as a worker of a run has; `cpu` measures more of them as well.
+# Set before torch and numpy are loaded: one thread, as a worker of a run has; `cpu` also measures more threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
@@ -30,7 +31,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu_kernels import measure_graphs, measure_kernels
-from benchmarks.gpu_report import Extent, Report, free_memory, machine
+from benchmarks.gpu_report import Extent, Report, describe_machine, free_memory
 from benchmarks.gpu_solve import UPDATES, measure_peer, measure_solving
 from benchmarks.gpu_speed import measure_cpu, measure_numbers, measure_speed
 from grpo_fed.rl.device import resolve_device
@@ -60,7 +61,7 @@ EXPECTED = {
     ),
     "cpu": "80 thousand steps/s at any number of clients, and fewer with all cores: the matrices are too small for it",
 }
-"""What each part should find, written down before it was measured."""
+"""The prediction for each part, written before it was measured."""
 
 
 EXTENTS = {
@@ -87,7 +88,7 @@ EXTENTS = {
         on_device=(4,),
         on_cpu=(4,),
         later_on_cpu=(4,),
-        threaded=(),  # takes seconds where other processes want the cores
+        threaded=(),  # takes seconds if other processes use the cores
         timed=1,
         solving=4,
         every=1,
@@ -113,25 +114,30 @@ PARTS: Mapping[str, Part] = {
     "graphs": measure_graphs,
     "cpu": measure_cpu,
 }
-"""In the order of their worth."""
+"""The most important part first."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", help=f"comma-separated, of {', '.join(PARTS)}; default: all")
+    parser.add_argument("--parts", help=f"comma-separated names of parts ({', '.join(PARTS)}); default: all")
     parser.add_argument("--size", choices=list(EXTENTS), default="full")
     parser.add_argument("--device", default="auto", help="cuda, cuda:1 or cpu; default: CUDA where there is one")
     parser.add_argument("--out", type=Path, help="file that JSON lines are appended to")
-    parser.add_argument("--limit", type=float, default=570.0, help="seconds after which nothing new begins")
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=570.0,
+        help="seconds after which no further measurement begins; default: %(default)s",
+    )
     arguments = parser.parse_args()
     report = Report(arguments.out, arguments.limit)
-    failed = run_parts(chosen_parts(arguments.parts), report, EXTENTS[arguments.size], resolve_device(arguments.device))
+    failed = run_parts(choose_parts(arguments.parts), report, EXTENTS[arguments.size], resolve_device(arguments.device))
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 
 
-def chosen_parts(names: str | None) -> list[str]:
-    """The named parts in the order that they were named in; ValueError for a name that there is not."""
+def choose_parts(names: str | None) -> list[str]:
+    """Choose the named parts, in the order of their names; ValueError for an unknown name."""
     chosen = list(PARTS) if names is None else names.split(",")
     if unknown := set(chosen) - set(PARTS):
         raise ValueError(f"--parts: no part {sorted(unknown)}; there are {list(PARTS)}")
@@ -139,22 +145,23 @@ def chosen_parts(names: str | None) -> list[str]:
 
 
 def run_parts(names: Iterable[str], report: Report, extent: Extent, device: torch.device) -> list[str]:
-    """Run parts one after another; the names of those that failed."""
+    """Run parts one after another; returns the names of those that failed."""
     torch.set_num_threads(1)
-    torch.zeros(1, device=device)  # a device's context is made when it is first used: here, where nothing is timed
-    report.line("machine", ", ".join(f"{key} {value}" for key, value in machine(device).items()), **machine(device))
+    torch.zeros(1, device=device)  # makes the device's context outside of what is timed
+    machine = describe_machine(device)
+    report.add("machine", ", ".join(f"{key} {value}" for key, value in machine.items()), **machine)
     failed = []
     for name in names:
-        if not report.has(0):
-            report.line(name, "left out: there is no time left", left_out=True)
+        if not report.has_time(0):
+            report.add(name, "left out: there is no time left", left_out=True)
             continue
-        report.line(name, f"expected: {EXPECTED[name]}", expected=EXPECTED[name])
+        report.add(name, f"expected: {EXPECTED[name]}", expected=EXPECTED[name])
         try:
             PARTS[name](report, extent, device)
-        except Exception as error:  # noqa: BLE001, the parts after this one are worth having
+        except Exception as error:  # noqa: BLE001, a failing part must not stop the parts after it
             failed.append(name)
             last = traceback.format_exc().strip().splitlines()[-8:]
-            report.line(name, "\n    ".join(["FAILED", *last]), error=f"{type(error).__name__}: {error}")
+            report.add(name, "\n    ".join(["FAILED", *last]), error=f"{type(error).__name__}: {error}")
         free_memory(device)
     return failed
 

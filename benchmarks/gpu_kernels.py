@@ -1,4 +1,4 @@
-"""The kernels of an update and of a rollout step: which they are, and what CUDA graphs would save of them."""
+"""Profile the kernels of an update and of a rollout step, and measure what CUDA graphs would save."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from benchmarks.gpu_report import (
     Report,
     free_memory,
     make_learner,
-    milliseconds_each,
+    mean_milliseconds,
     synchronize,
 )
 from grpo_fed.rl import objective
@@ -35,7 +35,7 @@ from grpo_fed.rl.update import ClientStack, adam_update, clip_gradient, current_
 
 @dataclass(frozen=True)
 class Prepared:
-    """A learner with a batch that it collected, ready to learn from."""
+    """A learner with a collected batch, ready for an update."""
 
     learner: StackedLearner
     stack: ClientStack
@@ -45,7 +45,7 @@ class Prepared:
 
     @classmethod
     def of(cls, clients: int, device: torch.device) -> Prepared:
-        """The batch is the one after a first update."""
+        """Make a learner, update it once, and collect the next batch."""
         learner = make_learner(clients, device)
         learner.train(BATCH)
         (stack,) = learner.stacks
@@ -57,12 +57,12 @@ class Prepared:
         return cls(learner, stack, PackedBatch.of(batch, targets, None), np.zeros(clients))
 
     def update(self) -> None:
-        """The minibatches of one update, without what prepares them."""
+        """Learn from the minibatches of one update, without preparing them."""
         adam_update(self.stack, self.sample, None, self.learner.updates_done, self.progress)
 
 
 def measure_kernels(report: Report, extent: Extent, device: torch.device) -> None:
-    """Kernels and launches of one minibatch's update and of one rollout step, by torch's profiler."""
+    """Count kernels and launches of one minibatch's update and of one rollout step with torch's profiler."""
     prepared = Prepared.of(extent.profiled, device)
     learner = prepared.learner
     actor, observations = Actor(learner.policy, learner.parameters), learner.collector.observations
@@ -75,7 +75,7 @@ def measure_kernels(report: Report, extent: Extent, device: torch.device) -> Non
 def profile_calls(
     report: Report, name: str, action: Callable[[], object], repeats: int, device: torch.device, most: int = 12
 ) -> None:
-    """Print what takes longest in an action that does something `repeats` times, for each of these."""
+    """Report what takes longest in an action, divided by the number of repeats that the action has."""
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     action()
@@ -99,7 +99,7 @@ def profile_calls(
         {"kernel": key, "count": count / repeats, "microseconds": spent / repeats} for key, count, spent in rows[:most]
     ]
     lines = [f"{row['microseconds']:9.1f} us {row['count']:6.1f} x  {str(row['kernel'])[:90]}" for row in top]
-    report.line(
+    report.add(
         "profile",
         "\n      ".join([text, *lines]),
         name=name,
@@ -112,15 +112,15 @@ def profile_calls(
 
 
 def own_time(event: Any, on_gpu: bool) -> float:
-    """Microseconds of a profiler's event without those inside it."""
+    """Return the microseconds of a profiler's event without those of the events inside it."""
     return float(event.self_device_time_total if on_gpu else event.self_cpu_time_total)
 
 
 def measure_graphs(report: Report, extent: Extent, device: torch.device) -> None:
-    """A minibatch's update and a rollout step as they are, and with their kernels launched as one CUDA graph."""
+    """Time a minibatch's update and a rollout step as they are, and with their kernels launched as one CUDA graph."""
     for clients in extent.graphed:
-        if not report.has(10):
-            report.line("graphs", f"{clients} clients: left out, there is too little time", left_out=True)
+        if not report.has_time(10):
+            report.add("graphs", f"{clients} clients: left out, there is too little time", left_out=True)
             continue
         free_memory(device)
         prepared = Prepared.of(clients, device)
@@ -130,20 +130,20 @@ def measure_graphs(report: Report, extent: Extent, device: torch.device) -> None
 
 
 def time_minibatch(report: Report, prepared: Prepared, repeats: int) -> None:
-    """The gradient as a graph; Adam's step, which takes numbers from the CPU, is launched by itself after it."""
+    """Time the gradient as a graph; Adam's step, which takes numbers from the CPU, is launched after it."""
     stack, learner = prepared.stack, prepared.learner
     device, settings = learner.device, learner.scenario.objective
     coefficients = current_coefficients(stack, prepared.progress)
-    assert coefficients.has_value  # what is asked of a tensor once must be asked before anything is captured
+    assert coefficients.has_value  # cached properties of tensors must be computed before anything is captured
     assert not coefficients.has_entropy
     parts = prepared.sample.minibatches(stack.seeds, learner.updates_done, 1, MINIBATCHES)
     given = next(iter(parts))
     held = replace(given, **{field.name: getattr(given, field.name).clone() for field in fields(Minibatch)})
 
     def gradient() -> None:
-        said, pullback = stack.policy.vjp(stack.views, held.observations)
+        output, pullback = stack.policy.vjp(stack.views, held.observations)
         slopes, _ = objective.loss_gradients(
-            said, held, stack.policy.distribution, settings, learner.scenario.trust, coefficients
+            output, held, stack.policy.distribution, settings, learner.scenario.trust, coefficients
         )
         pullback(slopes.distribution, slopes.values, stack.gradient_views)
         if settings.max_grad_norm is not None:
@@ -157,9 +157,9 @@ def time_minibatch(report: Report, prepared: Prepared, repeats: int) -> None:
         step()
 
     values: dict[str, Any] = {
-        "gradient": milliseconds_each(gradient, repeats, device),
-        "adam": milliseconds_each(step, repeats, device),
-        "eager": milliseconds_each(eager, repeats, device),
+        "gradient": mean_milliseconds(gradient, repeats, device),
+        "adam": mean_milliseconds(step, repeats, device),
+        "eager": mean_milliseconds(eager, repeats, device),
     }
     text = (
         f"{len(stack.parameters)} clients, a minibatch: {values['eager']:.3f} ms, alone its gradient"
@@ -178,34 +178,34 @@ def time_minibatch(report: Report, prepared: Prepared, repeats: int) -> None:
             graph.replay()
             step()
 
-        values["graph"] = milliseconds_each(replayed, repeats, device)
+        values["graph"] = mean_milliseconds(replayed, repeats, device)
         text += (
             f"; with a graph {values['graph']:.3f} ms, {values['eager'] / values['graph']:.2f} times as fast;"
             f" gradients differ by {values['difference']:.1e}"
         )
-    report.line("graphs", text, clients=len(stack.parameters), device=str(device), what="minibatch", **values)
+    report.add("graphs", text, clients=len(stack.parameters), device=str(device), what="minibatch", **values)
 
 
 def time_rollout_step(report: Report, prepared: Prepared, repeats: int) -> None:
-    """The policy's forward pass in a rollout, from an array to an array."""
+    """Time the policy's forward pass in a rollout, from an array to an array."""
     learner, device = prepared.learner, prepared.learner.device
     observations = learner.collector.observations
     assert observations is not None
     array = observations.copy()
     actor, views = Actor(learner.policy, learner.parameters), learner.policy.layout.views(learner.parameters)
-    values: dict[str, Any] = {"eager": milliseconds_each(lambda: actor(array), repeats, device)}
+    values: dict[str, Any] = {"eager": mean_milliseconds(lambda: actor(array), repeats, device)}
     text = f"{len(array)} clients, a rollout step: {values['eager']:.3f} ms"
     if device.type == "cuda":
         seen = torch.from_numpy(array).to(device)
         forward: Callable[[], Tensor] = torch.no_grad()(lambda: learner.policy.act(views, seen))
-        said = forward()
-        values["transfers"] = milliseconds_each(
-            lambda: (torch.from_numpy(array).to(device), said.cpu().numpy()), repeats, device
+        output = forward()
+        values["transfers"] = mean_milliseconds(
+            lambda: (torch.from_numpy(array).to(device), output.cpu().numpy()), repeats, device
         )
-        values["forward"] = milliseconds_each(forward, repeats, device)
+        values["forward"] = mean_milliseconds(forward, repeats, device)
         pinned_in = torch.from_numpy(array).pin_memory()
-        pinned_out = torch.empty(said.shape, dtype=said.dtype, pin_memory=True)
-        out = torch.empty_like(said)
+        pinned_out = torch.empty(output.shape, dtype=output.dtype, pin_memory=True)
+        out = torch.empty_like(output)
         graph = capture(lambda: out.copy_(forward()))
 
         def replayed() -> np.ndarray:
@@ -218,16 +218,16 @@ def time_rollout_step(report: Report, prepared: Prepared, repeats: int) -> None:
             return copied
 
         values["difference"] = float(np.abs(replayed() - actor(array)).max())
-        values["graph"] = milliseconds_each(replayed, repeats, device)
+        values["graph"] = mean_milliseconds(replayed, repeats, device)
         text += (
             f", of which its two transfers take {values['transfers']:.3f} and its kernels {values['forward']:.3f}; with"
             f" a graph and pinned memory {values['graph']:.3f} ms; outputs differ by {values['difference']:.1e}"
         )
-    report.line("graphs", text, clients=len(array), device=str(device), what="rollout step", **values)
+    report.add("graphs", text, clients=len(array), device=str(device), what="rollout step", **values)
 
 
 def capture(action: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """The kernels that an action launches, as one graph; it runs a few times before, for what happens only at first."""
+    """Capture the kernels that an action launches as one graph, after a few runs that initialise what it uses."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

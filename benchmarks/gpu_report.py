@@ -1,4 +1,4 @@
-"""What the parts of benchmarks/gpu.py have in common: their extent, their report, their learners and their clock."""
+"""Extent, Report, learners and timing, which the parts of benchmarks/gpu.py have in common."""
 
 from __future__ import annotations
 
@@ -25,55 +25,55 @@ PPO = {
     "objective": {"preset": "ppo", "epochs": EPOCHS, "minibatches": MINIBATCHES},
 }
 BATCH = NUM_ENVS * HORIZON
-"""Steps of each client between two updates."""
+"""Environment steps of each client between two updates."""
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is measured."""
+    """Sizes and repetitions of the measurements."""
 
     compared: int
-    """Clients whose parameters are compared between devices."""
+    """Number of clients whose parameters are compared between devices."""
     rounds: int
-    """Rounds of that comparison."""
+    """Number of rounds of that comparison."""
     on_device: Sequence[int]
     """Numbers of clients whose speed is measured on the device."""
     on_cpu: Sequence[int]
-    """The same on the CPU."""
+    """Numbers of clients whose speed is measured on the CPU."""
     later_on_cpu: Sequence[int]
-    """More of these, at the end."""
+    """Further numbers of clients on the CPU, measured at the end."""
     threaded: Sequence[int]
-    """The same with all cores as torch's threads."""
+    """Numbers of clients measured on the CPU with a thread for each core."""
     timed: int
-    """Rounds whose median is reported."""
+    """Number of rounds whose median is reported."""
     solving: int
-    """Clients that learn until they have solved their task."""
+    """Number of clients that learn until they have solved their task."""
     every: int
-    """Updates between two evaluations."""
+    """Number of updates between two evaluations."""
     updates: int
-    """Updates after which nobody waits any longer for clients that have not solved it."""
+    """Number of updates after which training stops, even if some clients have not solved their task."""
     cap: float
-    """Seconds after which the same holds."""
+    """Seconds after which training stops in the same way."""
     seeds: Sequence[int]
     """Seeds of the peer's runs."""
     profiled: int
-    """Clients whose kernels are counted."""
+    """Number of clients whose kernels are profiled."""
     graphed: Sequence[int]
     """Numbers of clients whose CUDA graphs are measured."""
     repeats: int
-    """Repetitions of what takes less than a millisecond."""
+    """Number of repetitions of short measurements."""
 
 
 class Report:
-    """Prints every line at once, appends its numbers to a file of JSON lines, and knows how much time is left."""
+    """Prints each result at once, appends it to a file of JSON lines, and tracks how much time is left."""
 
     def __init__(self, out: Path | None, limit: float) -> None:
         self._out = out
         self._began = time.perf_counter()
         self._limit = limit
 
-    def line(self, part: str, text: str, **values: Any) -> None:
-        """One finding, in words and as numbers."""
+    def add(self, part: str, text: str, **values: Any) -> None:
+        """Report one result, as text and as values."""
         print(f"[{self.seconds:6.1f} s] {part}: {text}", flush=True)
         if self._out is not None:
             with self._out.open("a") as file:
@@ -81,16 +81,16 @@ class Report:
 
     @property
     def seconds(self) -> float:
-        """Since the benchmark began."""
+        """Seconds since the benchmark began."""
         return time.perf_counter() - self._began
 
-    def has(self, seconds: float) -> bool:
-        """Whether so much time is left."""
+    def has_time(self, seconds: float) -> bool:
+        """Return whether so much time is left."""
         return self.seconds + seconds <= self._limit
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """What measures and what is measured."""
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Describe the device, the CPU and the versions."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -103,7 +103,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def make_learner(clients: int, device: torch.device, sections: Mapping[str, Any] = PPO, **more: Any) -> StackedLearner:
-    """A learner of so many carts, each with first parameters and random streams of its own."""
+    """Make a learner of CartPole clients, each with its own initial parameters and random streams."""
     scenario = Scenario.model_validate(
         {
             "name": "gpu",
@@ -122,21 +122,21 @@ def make_learner(clients: int, device: torch.device, sections: Mapping[str, Any]
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that it was asked for."""
+    """Wait until the device has finished all work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what the last learner had, and begin to look for the most memory in use anew."""
+    """Release the memory of the last learner, and reset the measurement of peak memory."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def seconds_of(action: Callable[[], object], device: torch.device) -> float:
-    """Time of one call."""
+def time_call(action: Callable[[], object], device: torch.device) -> float:
+    """Measure the seconds of one call."""
     synchronize(device)
     start = time.perf_counter()
     action()
@@ -144,8 +144,8 @@ def seconds_of(action: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def milliseconds_each(action: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Mean time of a call among many, after two that do not count; the device is waited for after the last alone."""
+def mean_milliseconds(action: Callable[[], object], repeats: int, device: torch.device) -> float:
+    """Measure the mean milliseconds of a call among many, after two warm-up calls; waits for the device at the end."""
     action()
     action()
 
@@ -153,4 +153,4 @@ def milliseconds_each(action: Callable[[], object], repeats: int, device: torch.
         for _ in range(repeats):
             action()
 
-    return 1000 * seconds_of(repeated, device) / repeats
+    return 1000 * time_call(repeated, device) / repeats

@@ -1,4 +1,4 @@
-"""The time that clients take until they have solved CartPole: ours on a device, a peer's one by one on a core."""
+"""Measure the time until clients have solved CartPole: ours together on a device, the peer's one by one on a core."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.gpu_report import NUM_ENVS, Extent, Report, machine, make_learner, seconds_of
+from benchmarks.gpu_report import NUM_ENVS, Extent, Report, describe_machine, make_learner, time_call
 
 SOLVED = 475.0
-"""Mean return over `EPISODES` deterministic episodes from which a client counts as one that has solved CartPole."""
+"""Mean return over `EPISODES` deterministic episodes from which CartPole counts as solved."""
 EPISODES = 8
 ZOO_HORIZON, ZOO_BUDGET = 32, 100_000
 ZOO = {
@@ -32,27 +32,27 @@ ZOO = {
         "clip_schedule": "linear",
     },
 }
-"""The rl-zoo's settings for PPO on CartPole, in our words; `measure_peer` has them in the peer's."""
+"""The rl-zoo's settings for PPO on CartPole, with our names; `measure_peer` has them with the peer's names."""
 ZOO_BATCH = NUM_ENVS * ZOO_HORIZON
 UPDATES = -(-ZOO_BUDGET // ZOO_BATCH)
 SHARES = (0.5, 0.9, 0.95, 0.99, 1.0)
-"""Parts of the clients whose time to solve is reported."""
+"""Shares of the clients whose time to solve is reported."""
 
 
 def measure_solving(report: Report, extent: Extent, device: torch.device) -> None:
-    """Train carts with the rl-zoo's settings until all have an evaluation return of 475, or time is over."""
+    """Train clients with the rl-zoo's settings until all have an evaluation return of 475, or the time is over."""
     clients = extent.solving
     start, learning = time.perf_counter(), 0.0
     learner = make_learner(clients, device, ZOO, seed=1)
     solved = np.full(clients, np.inf)
-    """Seconds after which a client had solved its task, with building and evaluations."""
+    """Seconds until each client had solved its task, with building and evaluations."""
     trained = np.full(clients, np.inf)
-    """The same of learning alone."""
+    """Seconds of learning until each client had solved its task."""
     steps = np.full(clients, np.inf)
-    """Steps of the client after which it had."""
+    """Steps of each client until it had solved its task."""
     for update in range(extent.every, extent.updates + 1, extent.every):
         progress = (update - extent.every) / UPDATES, update / UPDATES
-        learning += seconds_of(partial(learner.train, extent.every * ZOO_BATCH, *progress), device)
+        learning += time_call(partial(learner.train, extent.every * ZOO_BATCH, *progress), device)
         returns = np.array([each.score for each in learner.evaluate(EPISODES, number=update)])
         elapsed = time.perf_counter() - start
         fresh = (returns >= SOLVED) & np.isinf(solved)
@@ -62,7 +62,7 @@ def measure_solving(report: Report, extent: Extent, device: torch.device) -> Non
             f"{update * ZOO_BATCH:,} steps each, {elapsed:.1f} s, {learning:.1f} of them learning:"
             f" {100 * share:.2f} % solved so far, mean return {returns.mean():.1f}"
         )
-        report.line(
+        report.add(
             "solve",
             text,
             steps=update * ZOO_BATCH,
@@ -71,10 +71,10 @@ def measure_solving(report: Report, extent: Extent, device: torch.device) -> Non
             solved=share,
             mean_return=float(returns.mean()),
         )
-        if share == 1.0 or elapsed > extent.cap or not report.has(0):
+        if share == 1.0 or elapsed > extent.cap or not report.has_time(0):
             break
     total = int(learner.steps_done.sum())
-    report.line("solve", f"{clients} clients made {total:,} steps, {total / learning:,.0f} a second", total=total)
+    report.add("solve", f"{clients} clients made {total:,} steps, {total / learning:,.0f} a second", total=total)
     for share in SHARES:
         last = ceil(share * clients) - 1
         values = {"share": share} | {
@@ -88,36 +88,36 @@ def measure_solving(report: Report, extent: Extent, device: torch.device) -> Non
                 f"{100 * share:g} % of {clients} clients: {values['seconds']:.1f} s, {values['learning']:.1f} of them"
                 f" learning, {values['steps']:,.0f} steps each"
             )
-        report.line("solve", text, clients=clients, device=str(device), **values)
+        report.add("solve", text, clients=clients, device=str(device), **values)
     learner.close()
 
 
 def measure_peer(report: Report, extent: Extent, device: torch.device) -> None:
-    """The time that one client of stable-baselines3 takes on one core, with the same settings and the same test."""
+    """Measure the time of one client of stable-baselines3 on one core, with the same settings and evaluations."""
     if find_spec("stable_baselines3") is None:
-        report.line("peer", "left out: stable_baselines3 is not installed here", left_out=True)
+        report.add("peer", "left out: stable_baselines3 is not installed here", left_out=True)
         return
     runs: list[dict[str, Any]] = []
     for seed in extent.seeds:
-        if not report.has(median(run["seconds"] for run in runs) if runs else 0):
+        if not report.has_time(median(run["seconds"] for run in runs) if runs else 0):
             break
         runs.append(train_peer(seed, extent))
         seconds, learning, steps = runs[-1]["seconds"], runs[-1]["learning"], runs[-1]["steps"]
         ending = "solved" if runs[-1]["solved"] else "not solved"
         text = f"seed {seed}: {ending} after {seconds:.1f} s, {learning:.1f} of them learning, {steps:,} steps"
-        report.line("peer", text, seed=seed, **runs[-1])
+        report.add("peer", text, seed=seed, **runs[-1])
     middle = median(run["learning"] for run in runs)
-    cores = machine(device)["cores"]
+    cores = describe_machine(device)["cores"]
     hours = middle * extent.solving / cores / 3600
     text = (
         f"median of {len(runs)} seeds: {middle:.1f} s of learning; at that pace {extent.solving} clients, one after"
         f" another on each of {cores} cores, take {hours:.2f} h"
     )
-    report.line("peer", text, median_learning=middle, cores=cores, hours=hours)
+    report.add("peer", text, median_learning=middle, cores=cores, hours=hours)
 
 
 def train_peer(seed: int, extent: Extent) -> dict[str, Any]:
-    """One run of the peer until it has solved its task or its budget is used up."""
+    """Train the peer until it has solved its task or its budget is used up."""
     from stable_baselines3 import PPO as PeerPPO
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
@@ -126,8 +126,8 @@ def train_peer(seed: int, extent: Extent) -> dict[str, Any]:
     start = time.perf_counter()
     played = make_vec_env("CartPole-v1", n_envs=NUM_ENVS, seed=10_000 + seed, env_kwargs={"render_mode": None})
 
-    class UntilSolved(BaseCallback):
-        """Evaluates after as many rollouts as ours are evaluated after, and stops once the task is solved."""
+    class StopWhenSolved(BaseCallback):
+        """Evaluates after as many rollouts as our clients, and stops once the task is solved."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -158,7 +158,7 @@ def train_peer(seed: int, extent: Extent) -> dict[str, Any]:
         seed=seed,
         device="cpu",
     )
-    callback = UntilSolved()
+    callback = StopWhenSolved()
     model.learn(ZOO_BUDGET, callback=callback)
     seconds = time.perf_counter() - start
     return {

@@ -1,4 +1,4 @@
-"""The numbers of a learner on a device beside the CPU's, and how many environment steps it makes in a second."""
+"""Compare a learner's numbers on a device with those of the CPU, and measure its environment steps per second."""
 
 from __future__ import annotations
 
@@ -12,22 +12,31 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.gpu_report import BATCH, Extent, Report, free_memory, machine, make_learner, seconds_of, synchronize
+from benchmarks.gpu_report import (
+    BATCH,
+    Extent,
+    Report,
+    describe_machine,
+    free_memory,
+    make_learner,
+    synchronize,
+    time_call,
+)
 from grpo_fed.rl import stacked_learner
 from grpo_fed.rl.rollout import Actor, Trajectories
 from grpo_fed.rl.stacked_learner import StackedLearner
 
 
 def measure_numbers(report: Report, extent: Extent, device: torch.device) -> None:
-    """Parameters on the device against the CPU's, and against one CPU's that begins an ulp away from another's."""
+    """Compare parameters on the device with the CPU's, and with a CPU's whose first parameters differ by one ulp."""
     was = torch.get_float32_matmul_precision()
-    report.line("numbers", f"torch's own default for matrix products is {was!r}; 'high' allows TF32", default=was)
+    report.add("numbers", f"torch's own default for matrix products is {was!r}; 'high' allows TF32", default=was)
     try:
         torch.set_float32_matmul_precision("highest")
         compare_rounds(report, extent, f"{device} without TF32", make_learner(extent.compared, device))
-        nudged = make_learner(extent.compared, torch.device("cpu"))
-        nudged.parameters.copy_(torch.nextafter(nudged.parameters, torch.full_like(nudged.parameters, torch.inf)))
-        compare_rounds(report, extent, "cpu from an ulp away", nudged)
+        shifted = make_learner(extent.compared, torch.device("cpu"))
+        shifted.parameters.copy_(torch.nextafter(shifted.parameters, torch.full_like(shifted.parameters, torch.inf)))
+        compare_rounds(report, extent, "cpu from an ulp away", shifted)
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")
             compare_rounds(report, extent, f"{device} with TF32", make_learner(extent.compared, device))
@@ -36,13 +45,13 @@ def measure_numbers(report: Report, extent: Extent, device: torch.device) -> Non
 
 
 def compare_rounds(report: Report, extent: Extent, name: str, learner: StackedLearner) -> None:
-    """Train beside a learner on the CPU, round by round, and say how far the two have come apart."""
+    """Train round by round beside a learner on the CPU, and report how much the two differ."""
     reference = make_learner(extent.compared, torch.device("cpu"))
     began = reference.parameters.clone()
     for number in range(1, extent.rounds + 1):
         theirs, mine = train_and_watch(reference), train_and_watch(learner)
-        expected, found = reference.parameters, learner.parameters.cpu()
-        gap = (found - expected).abs()
+        expected, actual = reference.parameters, learner.parameters.cpu()
+        gap = (actual - expected).abs()
         same = (theirs.actions == mine.actions).all(-1)
         values = {
             "round": number,
@@ -54,17 +63,17 @@ def compare_rounds(report: Report, extent: Extent, name: str, learner: StackedLe
         }
         text = (
             f"{name}, after round {number}: parameters differ by {values['max_abs']:.1e} at most; relative to their"
-            f" norm {values['relative']:.1e}, to the way they went {values['of_movement']:.1e} (worst client);"
+            f" norm {values['relative']:.1e}, to how far they moved {values['of_movement']:.1e} (worst client);"
             f" {100 * values['same_actions']:.3f} % of the round's actions are the same, all of them for"
             f" {values['same_clients']} of {extent.compared} clients"
         )
-        report.line("numbers", text, name=name, **values)
+        report.add("numbers", text, name=name, **values)
     reference.close()
     learner.close()
 
 
 def train_and_watch(learner: StackedLearner) -> Trajectories:
-    """One update of each client; the trajectories that it learned from."""
+    """Update each client once; returns the trajectories that it learned from."""
     seen: list[Trajectories] = []
     collect = learner.collector.collect_steps
 
@@ -80,7 +89,7 @@ def train_and_watch(learner: StackedLearner) -> Trajectories:
 
 
 def measure_speed(report: Report, extent: Extent, device: torch.device) -> None:
-    """Steps per second by the number of clients, on the device and on one thread of the CPU."""
+    """Measure steps per second by the number of clients, on the device and on one thread of the CPU."""
     for where, numbers in ((device, extent.on_device), (torch.device("cpu"), extent.on_cpu)):
         seconds_per_client = 0.0
         for clients in numbers:
@@ -88,9 +97,9 @@ def measure_speed(report: Report, extent: Extent, device: torch.device) -> None:
 
 
 def measure_cpu(report: Report, extent: Extent, _: torch.device) -> None:
-    """Steps per second of what is less likely to be wanted, on the CPU."""
+    """Measure steps per second on the CPU with all cores, and with more clients."""
     seconds_per_client, cpu = 1 / 60, torch.device("cpu")
-    torch.set_num_threads(int(machine(cpu)["cores"]))
+    torch.set_num_threads(int(describe_machine(cpu)["cores"]))
     try:
         for clients in extent.threaded:
             time_rounds(report, extent, clients, cpu, seconds_per_client)
@@ -101,23 +110,23 @@ def measure_cpu(report: Report, extent: Extent, _: torch.device) -> None:
 
 
 def time_rounds(report: Report, extent: Extent, clients: int, device: torch.device, guess: float) -> float:
-    """Measure rounds of so many clients; the seconds of a round for each client, for the next guess.
+    """Measure rounds of so many clients; returns the seconds of a round for each client, which is the next guess.
 
-    guess: the same of what was measured before; where so much time is not left, nothing is measured.
+    guess: that of the measurement before. If less time is left than it predicts, nothing is measured.
     """
     threads = torch.get_num_threads()
     name = f"{clients} clients on {device}" + (f", {threads} threads" if device.type == "cpu" else "")
-    if not report.has((extent.timed + 2) * guess * clients):  # a first round, those that count, one that is watched
-        report.line("speed", f"{name}: left out, there is too little time", clients=clients, left_out=True)
+    if not report.has_time((extent.timed + 2) * guess * clients):  # a first, the timed ones, one with parts
+        report.add("speed", f"{name}: left out, there is too little time", clients=clients, left_out=True)
         return guess
     free_memory(device)
     start = time.perf_counter()
     learner = make_learner(clients, device)
     built = time.perf_counter() - start
-    first = seconds_of(lambda: learner.train(BATCH), device)
-    rounds = [seconds_of(lambda: learner.train(BATCH), device) for _ in range(extent.timed)]
+    first = time_call(lambda: learner.train(BATCH), device)
+    rounds = [time_call(lambda: learner.train(BATCH), device) for _ in range(extent.timed)]
     with Stopwatch(learner) as watch:
-        whole = seconds_of(lambda: learner.train(BATCH), device)
+        whole = time_call(lambda: learner.train(BATCH), device)
     parts = watch.parts(whole)
     memory = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
     speed = clients * BATCH / median(rounds)
@@ -128,7 +137,7 @@ def time_rounds(report: Report, extent: Extent, clients: int, device: torch.devi
     )
     if memory is not None:
         text += f"; {memory:,.0f} MB at most"
-    report.line(
+    report.add(
         "speed",
         text,
         clients=clients,
@@ -147,7 +156,7 @@ def time_rounds(report: Report, extent: Extent, clients: int, device: torch.devi
 
 
 class Stopwatch:
-    """Seconds of a learner's round by what they are spent on; the device is waited for at every border."""
+    """Measures what the seconds of a learner's round are spent on; waits for the device after each part."""
 
     def __init__(self, learner: StackedLearner) -> None:
         self._learner = learner
@@ -180,11 +189,11 @@ class Stopwatch:
         self._stack.enter_context(patch.object(owner, name, timed))
 
     def parts(self, whole: float) -> dict[str, float]:
-        """Seconds of each part of a round that took `whole` seconds.
+        """Return the seconds of each part of a round that took `whole` seconds.
 
-        `policy` is the forward pass of the rollout with its transfers, `collection` what else a rollout does on the
-        CPU (noise, arrays, episodes), `batch` the transfer of what was collected with the critic's pass and the
-        advantages, `update` the minibatches, `rest` what is outside of all these.
+        `policy` is the forward pass of the rollout with its transfers, `collection` the rollout's other work on the CPU
+        (noise, arrays, episodes), `batch` the transfer of the trajectories, the critic's pass and the advantages,
+        `update` the minibatches, and `rest` everything else.
         """
         seconds = self._seconds
         inside = seconds["environments"] + seconds["policy"]

@@ -1,17 +1,17 @@
-"""Train our own clients with the peers' settings and budgets, and score the final policies in the same way.
+"""Train our clients with the peers' settings and budgets, and score the final policies in the same way.
 
-Three suites: `tasks` has the rl-zoo's settings, as benchmarks/peers.py has them; `presets` every preset as it comes on
-CartPole; `groups` the critic-free presets with groups of episodes from one start state. The seeds of a case are the
-clients of one fleet, each with a start and random streams of its own, so that ten of them train as one stacked
-computation and yet are independent runs. A fleet that is done appends a JSON line for each seed to
-benchmarks/results/ours.jsonl, and a seed that has its line is skipped; delete lines to train them again:
+Three suites: `tasks` has the rl-zoo's settings, as benchmarks/peers.py has them; `presets` every preset with its
+defaults on CartPole; `groups` the critic-free presets with groups of episodes from one start state. The seeds of a case
+are the clients of one learner, each with its own initial parameters and random streams, so that ten of them train as
+one stacked computation and yet are independent runs. A finished learner appends a JSON line for each seed to
+benchmarks/results/ours.jsonl, and a seed that has a line is skipped; delete lines to train seeds again:
 
     python -m benchmarks.learning --suite tasks --seeds 10 --workers 1
 """
 
 import os
 
-# Before torch and numpy load: one thread a process, since the matrices are small.
+# Set before torch and numpy are loaded: one thread a process, since the matrices are small.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
@@ -44,7 +44,7 @@ RESULTS = Path(__file__).parent / "results" / "ours.jsonl"
 SUITES = ("tasks", "presets", "groups")
 EVALUATION_EPISODES = 50
 EVALUATION_SEED = 10_000
-"""The peers' too: both play from the same start states."""
+"""The peers have the same seed, so both are evaluated from the same start states."""
 THRESHOLDS = {"CartPole-v1": 475.0, "Acrobot-v1": -100.0, "Pendulum-v1": -200.0, "LunarLander-v3": 200.0}
 """The mean return at which a task counts as solved."""
 
@@ -54,7 +54,7 @@ Sections = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained with several seeds, and whom it is compared with."""
+    """One comparison: what is trained with several seeds, and the peer's algorithms that it is compared with."""
 
     suite: str
     preset: str
@@ -63,13 +63,13 @@ class Case:
     budget: int
     """Environment steps asked for; rounded up to whole rounds."""
     sections: Sections = field(default_factory=dict)
-    """What differs from the preset."""
+    """Values that differ from the preset."""
     steps: int = 2048
     """Environment steps of a round: with the peers' settings one rollout, else the scenario's default."""
     peers: tuple[str, ...] = ()
     """Algorithms of the peer's runs on the same task with the same budget."""
     remark: str = ""
-    """What a reader of the comparison must know."""
+    """A difference that a reader of the comparison must know."""
     by_default: bool = True
     """Whether it runs when no cases are named."""
 
@@ -86,10 +86,10 @@ class Case:
         return -(-self.budget // self.steps)
 
 
-def zoo_case(
+def make_zoo_case(
     preset: str, task: str, budget: int, num_envs: int, horizon: int, *, peers: tuple[str, ...] = ("PPO",), **more: Any
 ) -> Case:
-    """A row of the rl-zoo: one round a rollout, so that linear schedules go down as the peer's do."""
+    """Make a case with the rl-zoo's settings. A round is one rollout, as the peer's schedules need."""
     sections: dict[str, Any] = {"rollout": {"num_envs": num_envs, "horizon": horizon}}
     for section in ("policy", "normalise", "objective", "trust"):
         if section in more:
@@ -100,9 +100,9 @@ def zoo_case(
 BOTH = {"observations": True, "rewards": True}
 GROUPS = {"rollout": {"num_envs": 16}, "group": {"by": "start", "size": 4}}
 
-# The first rows are those of benchmarks/peers.py, in our words: a minibatch's size there is here a count.
+# The first rows are those of benchmarks/peers.py with our names; we set the number of minibatches, not their size.
 CASES = (
-    zoo_case(
+    make_zoo_case(
         "ppo",
         "CartPole-v1",
         100_000,
@@ -119,7 +119,7 @@ CASES = (
             "clip_schedule": "linear",
         },
     ),
-    zoo_case(
+    make_zoo_case(
         "ppo",
         "Pendulum-v1",
         100_000,
@@ -129,7 +129,7 @@ CASES = (
         objective={"minibatches": 64, "epochs": 10, "gamma": 0.9, "gae_lambda": 0.95, "learning_rate": 1e-3},
         remark="the rl-zoo explores with gSDE, we with a plain Gaussian, as the peer without gSDE does",
     ),
-    zoo_case(
+    make_zoo_case(
         "ppo",
         "Acrobot-v1",
         300_000,
@@ -138,10 +138,10 @@ CASES = (
         normalise=BOTH,
         objective={"minibatches": 64, "epochs": 4, "gamma": 0.99, "gae_lambda": 0.94},
     ),
-    zoo_case(
+    make_zoo_case(
         "a2c", "CartPole-v1", 100_000, 8, 5, peers=("A2C",), remark="the peer's optimiser is RMSprop, ours is Adam"
     ),
-    zoo_case(
+    make_zoo_case(
         "trpo",
         "CartPole-v1",
         100_000,
@@ -151,10 +151,10 @@ CASES = (
         objective={"minibatches": 2, "value_epochs": 20, "gae_lambda": 0.98, "learning_rate": 1e-3},
         trust={"cg_damping": 1e-3},
     ),
-    zoo_case(
+    make_zoo_case(
         "a2c", "CartPole-v1", 500_000, 8, 5, peers=("A2C",), remark="the peer's optimiser is RMSprop, ours is Adam"
     ),
-    zoo_case(
+    make_zoo_case(
         "ppo",
         "LunarLander-v3",
         1_000_000,
@@ -162,7 +162,7 @@ CASES = (
         1024,
         objective={"minibatches": 256, "epochs": 4, "gamma": 0.999, "gae_lambda": 0.98, "entropy": 0.01},
     ),
-    zoo_case(
+    make_zoo_case(
         "ppo",
         "HalfCheetah-v5",
         1_000_000,
@@ -192,14 +192,14 @@ CASES = (
         for task in ("CartPole-v1", "grpo_fed/PointMass-v0")
         for preset in ("grpo", "dr-grpo", "rloo")
     ),
-    # With a critic, as the measure of what going without one costs.
+    # With a critic, to measure what is lost without one.
     Case("groups", "ppo", "grpo_fed/PointMass-v0", 100_000),
 )
 
 
 @dataclass(frozen=True)
 class Run:
-    """One finished training run: one line of the results file."""
+    """One finished training run: a line of the results file."""
 
     suite: str
     name: str
@@ -215,14 +215,14 @@ class Run:
     score_sampled: float
     """Mean return with actions sampled as in training."""
     seconds: float
-    """Wall time of training its fleet, divided by the fleet's seeds."""
+    """Wall time of training its learner, divided by the learner's seeds."""
     cpu_seconds: float
-    """Processor time of the same, which other work on the machine disturbs less."""
+    """Processor time of the same, which depends less on other work on the machine."""
     together: int
-    """Seeds in the fleet."""
+    """Number of seeds in the learner."""
     machine: str
     versions: dict[str, str]
-    """Of the packages that a score or a time depends on."""
+    """Versions of the packages that a score or a time depends on."""
 
     @property
     def key(self) -> tuple[str, str, int, int]:
@@ -232,19 +232,19 @@ class Run:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=SUITES, action="append", help="may be repeated; default: all three")
-    parser.add_argument("--only", help="comma-separated names as CartPole-v1/ppo; default: all but HalfCheetah-v5")
-    parser.add_argument("--seeds", type=int, default=10, help="how many, counted from 0")
-    parser.add_argument("--together", type=int, default=10, help="seeds in one fleet, at most")
-    parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
+    parser.add_argument("--only", help="comma-separated names such as CartPole-v1/ppo; default: all but HalfCheetah-v5")
+    parser.add_argument("--seeds", type=int, default=10, help="number of seeds, counted from 0")
+    parser.add_argument("--together", type=int, default=10, help="largest number of seeds in one learner")
+    parser.add_argument("--workers", type=int, default=1, help="number of processes, with one thread each")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     done = {run.key for run in read_runs(arguments.results)}
     pending = []
-    for case in chosen_cases(arguments.suite or SUITES, arguments.only):
+    for case in choose_cases(arguments.suite or SUITES, arguments.only):
         seeds = [seed for seed in range(arguments.seeds) if (case.suite, case.name, case.budget, seed) not in done]
         pending += [(case, seeds[i : i + arguments.together]) for i in range(0, len(seeds), arguments.together)]
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
-    # Spawned, so that a worker sets its threads before any have started.
+    # Spawned, so that a worker sets the number of its threads before any thread starts.
     workers = ProcessPoolExecutor(
         arguments.workers, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
     )
@@ -258,26 +258,26 @@ def main() -> None:
                 )
 
 
-def chosen_cases(suites: Iterable[str], names: str | None) -> list[Case]:
-    """The suites' rows of the given names, in the table's order; without names, those that run by default."""
+def choose_cases(suites: Iterable[str], names: str | None) -> list[Case]:
+    """Choose the suites' cases with these names, in the table's order; without names, those that run by default."""
     rows = [case for case in CASES if case.suite in set(suites)]
     if names is None:
         return [case for case in rows if case.by_default]
-    wanted, known = set(names.split(",")), {case.name for case in rows}
-    if unknown := wanted - known:
-        raise ValueError(f"--only: no case {sorted(unknown)}; there are {sorted(known)}")
+    wanted, known_names = set(names.split(",")), {case.name for case in rows}
+    if unknown := wanted - known_names:
+        raise ValueError(f"--only: no case {sorted(unknown)}; there are {sorted(known_names)}")
     return [case for case in rows if case.name in wanted]
 
 
 def read_runs(results: Path) -> list[Run]:
-    """Every run that has its line."""
+    """Read all runs of a results file."""
     if not results.exists():
         return []
     return [Run(**json.loads(line)) for line in results.read_text().splitlines()]
 
 
 def train_and_record(case: Case, seeds: Sequence[int], results: Path) -> list[Run]:
-    """The worker writes the lines itself, so that a fleet that fails takes no other's lines with it."""
+    """Train and append the lines. The worker writes them, so that a failing learner loses no other learner's lines."""
     runs = train_and_score(case, seeds)
     with results.open("a") as file:
         file.writelines(json.dumps(asdict(run)) + "\n" for run in runs)
@@ -285,14 +285,14 @@ def train_and_record(case: Case, seeds: Sequence[int], results: Path) -> list[Ru
 
 
 def train_and_score(case: Case, seeds: Sequence[int]) -> list[Run]:
-    """Some seeds from nothing to their scores; the same seed gives the same run in any company."""
-    scenario = scenario_of(case, len(seeds))
-    fleet = StackedLearner(resolve_tasks(scenario), scenario, seeds)
+    """Train some seeds and score them. A seed's run does not depend on the other seeds."""
+    scenario = make_scenario(case, len(seeds))
+    learner = StackedLearner(resolve_tasks(scenario), scenario, seeds)
     start, cpu_start = time.perf_counter(), time.process_time()
     for number in range(scenario.rounds):
-        fleet.train(scenario.steps, number / scenario.rounds, (number + 1) / scenario.rounds)
+        learner.train(scenario.steps, number / scenario.rounds, (number + 1) / scenario.rounds)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-    fleet.close()
+    learner.close()
     return [
         Run(
             suite=case.suite,
@@ -301,21 +301,21 @@ def train_and_score(case: Case, seeds: Sequence[int]) -> list[Run]:
             preset=case.preset,
             budget=case.budget,
             seed=seed,
-            steps=int(fleet.steps_done[client]),
-            score_deterministic=score(fleet, client, deterministic=True),
-            score_sampled=score(fleet, client, deterministic=False),
+            steps=int(learner.steps_done[client]),
+            score_deterministic=score_policy(learner, client, deterministic=True),
+            score_sampled=score_policy(learner, client, deterministic=False),
             seconds=round(seconds / len(seeds), 2),
             cpu_seconds=round(cpu_seconds / len(seeds), 2),
             together=len(seeds),
-            machine=machine_kind(),
+            machine=describe_machine(),
             versions=installed_versions(),
         )
         for client, seed in enumerate(seeds)
     ]
 
 
-def scenario_of(case: Case, clients: int) -> Scenario:
-    """The case's settings with `clients` clients, each of which begins from parameters of its own."""
+def make_scenario(case: Case, clients: int) -> Scenario:
+    """Make the scenario of a case with `clients` clients, each with its own initial parameters."""
     sections = {name: dict(values) for name, values in case.sections.items()}
     sections["policy"] = {**sections.get("policy", {}), "same_start": False}
     sections["objective"] = {**sections.get("objective", {}), "preset": case.preset}
@@ -331,11 +331,11 @@ def scenario_of(case: Case, clients: int) -> Scenario:
     )
 
 
-def score(fleet: StackedLearner, client: int, deterministic: bool) -> float:
-    """Mean return of the evaluation episodes in plain gymnasium environments, stepped as the peers' are."""
-    task, policy, normaliser = fleet.tasks[client], fleet.policy, fleet.observation_normaliser
-    actor = Actor(policy, fleet.parameters[client : client + 1])
-    draws = generator(EVALUATION_SEED, Purpose.EVALUATION)
+def score_policy(learner: StackedLearner, client: int, deterministic: bool) -> float:
+    """Compute the mean return of the evaluation episodes in plain gymnasium environments, stepped as the peers' are."""
+    task, policy, normaliser = learner.tasks[client], learner.policy, learner.observation_normaliser
+    actor = Actor(policy, learner.parameters[client : client + 1])
+    rng = generator(EVALUATION_SEED, Purpose.EVALUATION)
     environments = [gymnasium.make(task.env, **task.kwargs) for _ in range(EVALUATION_EPISODES)]
     observations = np.stack(
         [environment.reset(seed=EVALUATION_SEED + i)[0] for i, environment in enumerate(environments)]
@@ -345,7 +345,7 @@ def score(fleet: StackedLearner, client: int, deterministic: bool) -> float:
     while running.any():
         raw = observations.astype(np.float32)
         seen = raw if normaliser is None else normaliser.apply_one(client, raw)
-        actions = chosen_actions(policy, task, actor(seen[None]), None if deterministic else draws)
+        actions = choose_actions(policy, task, actor(seen[None]), None if deterministic else rng)
         for i in np.flatnonzero(running):
             observations[i], reward, terminated, truncated, _ = environments[i].step(actions[i])
             returns[i] += reward
@@ -355,19 +355,21 @@ def score(fleet: StackedLearner, client: int, deterministic: bool) -> float:
     return float(returns.mean())
 
 
-def chosen_actions(policy: Policy, task: GymTask, said: np.ndarray, draws: np.random.Generator | None) -> np.ndarray:
-    """Actions as gymnasium wants them, from distribution parameters [1, E, M]; the mode where nothing draws."""
+def choose_actions(
+    policy: Policy, task: GymTask, distributions: np.ndarray, rng: np.random.Generator | None
+) -> np.ndarray:
+    """Choose actions as gymnasium takes them from distribution parameters [1, E, M]; the mode without a generator."""
     distribution = policy.distribution
-    if draws is None:
-        actions = distribution.mode(said)[0]
+    if rng is None:
+        actions = distribution.mode(distributions)[0]
     else:
-        actions = distribution.sample(said, distribution.draw_noise(draws, said.shape[:2]))[0]
+        actions = distribution.sample(distributions, distribution.draw_noise(rng, distributions.shape[:2]))[0]
     if task.action.kind == "categorical":
         return actions[:, 0].astype(int)
     return np.clip(actions, task.action.low, task.action.high).astype(np.float32)
 
 
-def machine_kind() -> str:
+def describe_machine() -> str:
     return f"{os.cpu_count()}-core CPU, {platform.machine()}"
 
 

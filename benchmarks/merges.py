@@ -1,16 +1,16 @@
-"""What the server's merges cost: the mean beside copying the same bytes once, huber beside the mean, memory.
+"""Time the server's merges: the mean beside copying the same bytes once, huber beside the mean; and their memory.
 
-A thousand clients' replies of 100,000 parameters each lie in memory, 400 MB, more than any cache holds.
+The replies of a thousand clients with 100,000 parameters each are 400 MB in memory, more than a cache holds.
 
     python -m benchmarks.merges --clients 1000 --rounds 5
 
-prints tables and writes benchmarks/results/merges.json. Contestants take turns; a row's result is the ratio of medians.
-The memory is that of a process which makes replies, one after another, and merges them as they come.
+prints tables and writes benchmarks/results/merges.json. Contestants take turns; the result of a row is the ratio of
+medians. The memory is that of a process which makes replies one after another and merges each as soon as it is made.
 """
 
 import os
 
-# Before torch and numpy load: one thread, as everywhere.
+# Set before torch and numpy are loaded: one thread, as everywhere.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.learning import machine_kind
+from benchmarks.learning import describe_machine
 from benchmarks.memory import peak_mb
 from grpo_fed.aggregation.merge import Replies, Reply, StreamingMean, huber
 from grpo_fed.federation.messages import Trained
@@ -40,12 +40,12 @@ from grpo_fed.scenario.scenario import Scenario
 
 FILE = Path(__file__).parent / "results" / "merges.json"
 HIDDEN = [220, 220]
-"""Units with which actor and critic have 100,103 parameters."""
+"""Hidden units with which actor and critic have 100,103 parameters."""
 THRESHOLD = 0.02
-NOISE, AWAY = 0.005, 0.2
-"""How far a parameter of an ordinary client lies from the shared one, and how far more the actor of a departing one."""
+NOISE, DEPARTURE = 0.005, 0.2
+"""Distance of a client's parameter from the shared one, and the further distance of a departing client's actor."""
 MEMORY = (100, 1000)
-"""Clients of the merges whose memory is measured."""
+"""Numbers of clients of the merges whose memory is measured."""
 
 
 def main() -> None:
@@ -57,74 +57,74 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.memory_of is not None:
-        print(json.dumps(memory_of(arguments.memory_of)))
+        print(json.dumps(measure_memory(arguments.memory_of)))
         return
-    found = {
+    results = {
         "clients": arguments.clients,
-        "parameters": resolve_shared_blocks(scenario(1)).size,
+        "parameters": resolve_shared_blocks(make_scenario(1)).size,
         "rounds": arguments.rounds,
-        "seconds": times(arguments.clients, arguments.rounds),
-        "memory": {str(clients): memory_apart(clients) for clients in MEMORY},
-        "machine": machine_kind(),
+        "seconds": time_contestants(arguments.clients, arguments.rounds),
+        "memory": {str(clients): measure_memory_in_subprocess(clients) for clients in MEMORY},
+        "machine": describe_machine(),
         "versions": {name: version(name) for name in ("grpo-fed", "torch", "numpy")},
     }
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
-    arguments.results.write_text(json.dumps(found, indent=1) + "\n")
-    print("\n".join(lines(found)))
+    arguments.results.write_text(json.dumps(results, indent=1) + "\n")
+    print("\n".join(format_tables(results)))
 
 
-def times(clients: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of every contestant in every round, after one that does not count."""
-    commons = resolve_shared_blocks(scenario(1))
-    everybody = {share: replies(commons, clients, share) for share in (0.0, 0.1)}
-    copy = torch.empty(clients, commons.size)
+def time_contestants(clients: int, rounds: int) -> dict[str, list[float]]:
+    """Time every contestant in every round, after a first one that is not counted."""
+    shared_blocks = resolve_shared_blocks(make_scenario(1))
+    replies = {share: make_replies(shared_blocks, clients, share) for share in (0.0, 0.1)}
+    copy = torch.empty(clients, shared_blocks.size)
     contestants: dict[str, Callable[[], object]] = {
-        "copy": partial(copied, everybody[0.0], copy),
-        "mean": partial(mean, everybody[0.0]),
-        "huber, nobody departs": partial(merged, everybody[0.0], commons),
-        "huber, 1 in 10 departs": partial(merged, everybody[0.1], commons),
+        "copy": partial(copy_replies, replies[0.0], copy),
+        "mean": partial(merge_by_mean, replies[0.0]),
+        "huber, no client departs": partial(merge_by_huber, replies[0.0], shared_blocks),
+        "huber, 1 in 10 departs": partial(merge_by_huber, replies[0.1], shared_blocks),
     }
-    found: dict[str, list[float]] = {name: [] for name in contestants}
+    results: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds + 1):
         for name, contestant in contestants.items():
-            began = time.perf_counter()
+            start = time.perf_counter()
             contestant()
             if number:
-                found[name].append(time.perf_counter() - began)
-    return found
+                results[name].append(time.perf_counter() - start)
+    return results
 
 
-def copied(every: Replies, copy: Tensor) -> None:
-    """All bytes, once."""
-    for row, reply in zip(copy, every.all, strict=True):
+def copy_replies(replies: Replies, copy: Tensor) -> None:
+    """Copy all bytes once."""
+    for row, reply in zip(copy, replies.all, strict=True):
         row.copy_(reply.point)
 
 
-def mean(every: Replies) -> Tensor | None:
-    """As they come, in the memory of one."""
+def merge_by_mean(replies: Replies) -> Tensor | None:
+    """Merge replies one after another in the memory of one."""
     stream = StreamingMean()
-    for reply in every.all:
+    for reply in replies.all:
         stream.add(reply.point, reply.weight)
     return stream.result()
 
 
-def merged(every: Replies, commons: SharedBlocks) -> Tensor:
-    return huber(every, commons.initial, commons.groups, threshold=THRESHOLD).point
+def merge_by_huber(replies: Replies, shared_blocks: SharedBlocks) -> Tensor:
+    return huber(replies, shared_blocks.initial, shared_blocks.groups, threshold=THRESHOLD).point
 
 
-def replies(commons: SharedBlocks, clients: int, departing: float) -> Replies:
-    """Near the shared blocks, but for the actors of the first so many."""
-    draws = torch.Generator().manual_seed(0)
-    every = []
+def make_replies(shared_blocks: SharedBlocks, clients: int, departing: float) -> Replies:
+    """Make replies near the shared blocks, except for the actors of the first share `departing` of the clients."""
+    generator = torch.Generator().manual_seed(0)
+    replies = []
     for client in range(clients):
-        point = commons.initial + NOISE * torch.randn(commons.size, generator=draws)
+        point = shared_blocks.initial + NOISE * torch.randn(shared_blocks.size, generator=generator)
         if client < departing * clients:
-            point[commons.slices["actor"]] += AWAY
-        every.append(Reply(f"client-{client:05d}", point, 2048.0))
-    return Replies.of(every)
+            point[shared_blocks.slices["actor"]] += DEPARTURE
+        replies.append(Reply(f"client-{client:05d}", point, 2048.0))
+    return Replies.of(replies)
 
 
-def scenario(clients: int, rule: str = "mean") -> Scenario:
+def make_scenario(clients: int, rule: str = "mean") -> Scenario:
     return Scenario.model_validate(
         {
             "name": "merges",
@@ -136,41 +136,43 @@ def scenario(clients: int, rule: str = "mean") -> Scenario:
     )
 
 
-def memory_apart(clients: int) -> dict[str, float]:
-    """In a process of its own, whose peak nothing else has raised."""
+def measure_memory_in_subprocess(clients: int) -> dict[str, float]:
+    """Measure the memory in a process of its own, so that the peak is that of the merge."""
     command = [sys.executable, "-m", "benchmarks.merges", "--memory-of", str(clients)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    made: dict[str, float] = json.loads(done.stdout)
-    return made
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    memory: dict[str, float] = json.loads(process.stdout)
+    return memory
 
 
-def memory_of(clients: int) -> dict[str, float]:
-    """MB: what a process needs with everything loaded, and by how much a merge of so many clients raises that."""
-    settings = scenario(clients)
-    commons = resolve_shared_blocks(settings)
-    draws = np.random.default_rng(0)
-    merge(settings, commons, list(commons.clients[:2]), draws)
+def measure_memory(clients: int) -> dict[str, float]:
+    """Measure in MB what a process needs with everything loaded, and how much more a merge of so many clients takes."""
+    settings = make_scenario(clients)
+    shared_blocks = resolve_shared_blocks(settings)
+    generator = np.random.default_rng(0)
+    merge_streaming(settings, shared_blocks, list(shared_blocks.clients[:2]), generator)
     before = peak_mb()
-    merge(settings, commons, list(commons.clients), draws)
+    merge_streaming(settings, shared_blocks, list(shared_blocks.clients), generator)
     return {"before_mb": before, "more_mb": peak_mb() - before}
 
 
-def merge(settings: Scenario, commons: SharedBlocks, names: Sequence[str], draws: np.random.Generator) -> None:
-    """As the round loop does it: a reply is gone as soon as it was added."""
-    merging, shared = RoundMerge(settings, commons), commons.initial.numpy()
+def merge_streaming(
+    settings: Scenario, shared_blocks: SharedBlocks, names: Sequence[str], generator: np.random.Generator
+) -> None:
+    """Merge as the round loop does: a reply is discarded as soon as it was added."""
+    round_merge, shared = RoundMerge(settings, shared_blocks), shared_blocks.initial.numpy()
     for name in names:
-        point = shared + NOISE * draws.standard_normal(commons.size, np.float32)
-        merging.add(name, Trained(point, 2048, 0, 0.0, 0.0, {}))
-    merging.target(commons.initial)
+        point = shared + NOISE * generator.standard_normal(shared_blocks.size, np.float32)
+        round_merge.add(name, Trained(point, 2048, 0, 0.0, 0.0, {}))
+    round_merge.target(shared_blocks.initial)
 
 
-def lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """The tables."""
-    yield f"{found['clients']:,} clients x {found['parameters']:,} parameters, medians of {found['rounds']}:"
+def format_tables(results: Mapping[str, Any]) -> Iterator[str]:
+    """Write the tables."""
+    yield f"{results['clients']:,} clients x {results['parameters']:,} parameters, medians of {results['rounds']}:"
     yield ""
     yield "| merge | ms | against | ratio | at most | wanted |"
     yield "| --- | --- | --- | --- | --- | --- |"
-    ms = {name: 1e3 * median(seconds) for name, seconds in found["seconds"].items()}
+    ms = {name: 1e3 * median(seconds) for name, seconds in results["seconds"].items()}
     targets = {"copy": ("", "", ""), "mean": ("copy", "2", "1")}
     for name, value in ms.items():
         against, most, wanted = targets.get(name, ("mean", "6", "3"))
@@ -179,7 +181,7 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield "| streaming mean of clients | MB with everything loaded | MB more at its peak |"
     yield "| --- | --- | --- |"
-    for clients, memory in found["memory"].items():
+    for clients, memory in results["memory"].items():
         yield f"| {int(clients):,} | {memory['before_mb']:.0f} | {memory['more_mb']:.1f} |"
 
 

@@ -1,17 +1,17 @@
 """Train stable-baselines3 with the rl-zoo's tuned settings, and score the final policies.
 
-Every finished run appends one JSON line to benchmarks/results/peers.jsonl, and a run that has its line is skipped,
-so the command may be interrupted and repeated:
+Every finished run appends a JSON line to benchmarks/results/peers.jsonl, and a run that has a line is skipped, so the
+command may be interrupted and repeated:
 
     python -m benchmarks.peers --tasks CartPole-v1,Acrobot-v1 --seeds 10 --workers 1
 
-A score is the mean undiscounted return of 50 episodes with fixed seeds, under the policy as training left it:
-observation statistics frozen, rewards raw.
+A score is the mean undiscounted return of 50 episodes with fixed seeds, under the final policy, with frozen
+observation statistics and raw rewards.
 """
 
 import os
 
-# Before torch and numpy load: one thread a process, since the matrices are small.
+# Set before torch and numpy are loaded: one thread a process, since the matrices are small.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
@@ -41,12 +41,12 @@ EVALUATION_EPISODES = 50
 EVALUATION_SEED = 10_000
 
 Key = tuple[str, str, str, int]
-"""What, with a seed, tells one run from another: peer, algorithm, task, budget."""
+"""The peer, algorithm, task and budget; with a seed, they identify a run."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the rl-zoo: what the peer trains with on one task."""
+    """One row of the rl-zoo: the peer's settings for one task."""
 
     algorithm: str
     """A key of ALGORITHMS."""
@@ -56,9 +56,9 @@ class Setting:
     """Environment steps asked for; the peer rounds it up to whole rollouts."""
     num_envs: int
     hyperparameters: dict[str, Any]
-    """Keyword arguments of the peer's constructor; what is absent keeps the peer's default, as in the zoo."""
+    """Keyword arguments of the peer's constructor; the others keep the peer's defaults, as in the zoo."""
     normalize: bool = False
-    """Observations and rewards through VecNormalize with the setting's gamma: the zoo's `normalize: true`."""
+    """Whether VecNormalize normalises observations and rewards with this gamma: the zoo's `normalize: true`."""
     by_default: bool = True
     """Whether it runs when no tasks are named."""
 
@@ -112,7 +112,7 @@ SETTINGS = (
             "sde_sample_freq": 4,
         },
     ),
-    # Not in the zoo: tells what gSDE, which we do not have, is worth there.
+    # Not in the zoo: shows the effect of gSDE, which we do not have.
     Setting(
         "PPO without gSDE",
         "Pendulum-v1",
@@ -199,7 +199,7 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Run:
-    """One finished training run: one line of the results file."""
+    """One finished training run: a line of the results file."""
 
     peer: str
     algorithm: str
@@ -216,25 +216,25 @@ class Run:
     seconds: float
     """Wall time of training, without making the environments and without evaluation."""
     cpu_seconds: float
-    """Processor time of the same, which other work on the machine disturbs less."""
+    """Processor time of the same, which depends less on other work on the machine."""
     versions: dict[str, str]
-    """Of the packages that a score or a time depends on."""
+    """Versions of the packages that a score or a time depends on."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", help="comma-separated gymnasium ids; default: all but HalfCheetah-v5")
-    parser.add_argument("--seeds", type=int, default=10, help="how many, counted from 0")
-    parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
+    parser.add_argument("--seeds", type=int, default=10, help="number of seeds, counted from 0")
+    parser.add_argument("--workers", type=int, default=1, help="number of processes, with one thread each")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "peers.jsonl")
     arguments = parser.parse_args()
-    chosen = chosen_settings(arguments.tasks)
-    done = finished_runs(arguments.results)
+    chosen = choose_settings(arguments.tasks)
+    done = read_finished_runs(arguments.results)
     pending = [
         (setting, seed) for setting in chosen for seed in range(arguments.seeds) if (setting.key, seed) not in done
     ]
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
-    # Spawned, so that a worker sets its threads before any have started.
+    # Spawned, so that a worker sets the number of its threads before any thread starts.
     workers = ProcessPoolExecutor(
         arguments.workers, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
     )
@@ -248,8 +248,8 @@ def main() -> None:
             )
 
 
-def chosen_settings(tasks: str | None) -> list[Setting]:
-    """The rows of the named tasks, in the table's order; without names, those that run by default."""
+def choose_settings(tasks: str | None) -> list[Setting]:
+    """Choose the rows of the named tasks, in the table's order; without names, those that run by default."""
     if tasks is None:
         return [setting for setting in SETTINGS if setting.by_default]
     names, known = set(tasks.split(",")), {setting.task for setting in SETTINGS}
@@ -258,8 +258,8 @@ def chosen_settings(tasks: str | None) -> list[Setting]:
     return [setting for setting in SETTINGS if setting.task in names]
 
 
-def finished_runs(results: Path) -> set[tuple[Key, int]]:
-    """Key and seed of every run that has its line."""
+def read_finished_runs(results: Path) -> set[tuple[Key, int]]:
+    """Read the key and the seed of every run that has a line."""
     if not results.exists():
         return set()
     lines = [json.loads(line) for line in results.read_text().splitlines()]
@@ -267,7 +267,7 @@ def finished_runs(results: Path) -> set[tuple[Key, int]]:
 
 
 def train_and_record(setting: Setting, seed: int, results: Path) -> Run:
-    """The worker writes the line itself, so that a run that fails takes no other run's line with it."""
+    """Train and append the line. The worker writes it, so that a failing run loses no other run's line."""
     run = train_and_score(setting, seed)
     with results.open("a") as file:
         file.write(json.dumps(asdict(run)) + "\n")
@@ -275,7 +275,7 @@ def train_and_record(setting: Setting, seed: int, results: Path) -> Run:
 
 
 def train_and_score(setting: Setting, seed: int) -> Run:
-    """One run from nothing to its scores; the same seed gives the same scores."""
+    """Make one run and score it; the same seed gives the same scores."""
     environments = make_training_environments(setting, seed)
     model = ALGORITHMS[setting.algorithm]("MlpPolicy", environments, seed=seed, device="cpu", **setting.hyperparameters)
     start, cpu_start = time.perf_counter(), time.process_time()
@@ -288,8 +288,8 @@ def train_and_score(setting: Setting, seed: int) -> Run:
         budget=setting.budget,
         seed=seed,
         steps=model.num_timesteps,
-        score_deterministic=score(model, setting.task, deterministic=True),
-        score_sampled=score(model, setting.task, deterministic=False),
+        score_deterministic=score_policy(model, setting.task, deterministic=True),
+        score_sampled=score_policy(model, setting.task, deterministic=False),
         seconds=round(seconds, 2),
         cpu_seconds=round(cpu_seconds, 2),
         versions=installed_versions(),
@@ -299,15 +299,15 @@ def train_and_score(setting: Setting, seed: int) -> Run:
 
 
 def make_training_environments(setting: Setting, seed: int) -> VecEnv:
-    """As the zoo makes them, save that make_vec_env would ask for rgb_array, which costs time, unless told None."""
+    """Make environments as the zoo does, but with render_mode None instead of rgb_array, which would cost time."""
     environments = make_vec_env(setting.task, n_envs=setting.num_envs, seed=seed, env_kwargs={"render_mode": None})
     if not setting.normalize:
         return environments
     return VecNormalize(environments, gamma=setting.hyperparameters["gamma"])
 
 
-def score(model: OnPolicyAlgorithm, task: str, deterministic: bool) -> float:
-    """Mean return of the evaluation episodes, all stepped together so that the policy sees one batch."""
+def score_policy(model: OnPolicyAlgorithm, task: str, deterministic: bool) -> float:
+    """Compute the mean return of the evaluation episodes, stepped together so that the policy sees one batch."""
     set_random_seed(EVALUATION_SEED)
     normalizer = model.get_vec_normalize_env()
     environments = [gymnasium.make(task) for _ in range(EVALUATION_EPISODES)]

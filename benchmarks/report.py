@@ -1,11 +1,12 @@
-"""Write benchmarks/RESULTS.md from what the other benchmarks have measured.
+"""Write benchmarks/RESULTS.md from the results of the other benchmarks.
 
 Learning beside stable-baselines3 comes first (learning.py, peers.py), then the federation (federation.py, merges.py,
-structure.py, scarce.py). It may be called again whenever more runs are done; what has no run yet is left out:
+structure.py, scarce.py) and a GPU (gpu.py). It can be called again whenever more runs are done; benchmarks without a
+run are left out:
 
     python -m benchmarks.report
 
-prints the page, too.
+also prints the page.
 """
 
 import argparse
@@ -19,26 +20,26 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import federation, merges, scarce, structure
+from benchmarks import federation, gpu_results, merges, scarce, structure
 from benchmarks.learning import CASES, RESULTS, THRESHOLDS, Case
 from grpo_fed.runs.statistics import Estimate, estimate, interquartile_mean, probability_of_improvement
 
 PEERS = RESULTS.with_name("peers.jsonl")
 PAGE = Path(__file__).parent / "RESULTS.md"
-WAYS = {"score_deterministic": "the likeliest action", "score_sampled": "sampled actions"}
-"""Of choosing actions in the evaluation: a result line's key, and in words."""
+EVALUATIONS = {"score_deterministic": "the likeliest action", "score_sampled": "sampled actions"}
+"""Kinds of evaluation by a result line's key: how actions are chosen, in words."""
 SUITES = {
     "tasks": (
         "Same settings as the peer",
-        "The rl-zoo's settings for both sides, as far as we have the knob.",
+        "The rl-zoo's settings for both sides, as far as we have the setting.",
     ),
     "presets": (
-        "Presets as they come",
+        "Presets with their defaults",
         "Every preset with its own values and 8 environments; the peer's runs have settings tuned for this task.",
     ),
     "groups": (
         "Groups of episodes from one start state",
-        "16 episodes an update in groups of 4, no critic; PPO with its critic stands beside as the measure.",
+        "16 episodes an update in groups of 4, no critic; PPO with its critic is shown for comparison.",
     ),
 }
 
@@ -54,45 +55,56 @@ CHAPTERS = {
     "merges": (
         "What merging costs",
         """The mean takes replies one after another and keeps one model, so its memory does not grow with the clients;
-        it is held against copying the same bytes once. Huber compares clients, and is held against the mean.""",
+        it is compared with copying the same bytes once. Huber compares clients, and is compared with the mean.""",
         "python -m benchmarks.merges --clients 1000 --rounds 5",
     ),
     "structure": (
-        "Structure is found",
+        "Detected structure",
         """Six carts, two of them with swapped actions (scenarios/contrary.toml). A cell is the interquartile mean, over
-        seeds and clients, of returns with its 95 % bootstrap interval: played with the likeliest actions after the last
-        round, and of the training episodes of the last third. Planted is that the two contrary clients leave the actor;
-        the counts are of rounds, clients and groups in the last third.""",
+        seeds and clients, of returns with its 95 % bootstrap interval: evaluated with the likeliest actions after the
+        last round, and of the training episodes of the last third. The planted structure is that the two contrary
+        clients depart from the actor; the counts are of rounds, clients and groups in the last third.""",
         "python -m benchmarks.structure --seeds 5",
     ),
     "scarce": (
         "Scarce samples",
         """Six carts with poles of 0.1 to 0.9 (scenarios/poles.toml): 15,360 steps each as the scenario has them
         (learning rate 0.005, 4 epochs, 60 rounds of one batch), with one thing changed, and four times as many. A run
-        counts by its mean return over all rounds and clients, of training episodes, and of the episodes played at 15
-        points on the way; differences are of pairs with the same seed, with 95 % bootstrap intervals. The scenario was
-        chosen on the seeds 100 to 107; those here, 200 to 209, were fixed before any of them was run.""",
+        is measured by its mean return over all rounds and clients, of training episodes, and of 15 evaluations in
+        between; differences are of pairs with the same seed, with 95 % bootstrap intervals. The scenario was
+        chosen on the seeds 100 to 107; those here, 200 to 209, were fixed before the first run.""",
         "python -m benchmarks.scarce --seeds 10",
     ),
+    "gpu": (
+        "A GPU",
+        """One learner of K carts (`grpo_fed/CartPole-v1`) on a GPU: networks, losses and updates of all clients are
+        computed there, while the environments are stepped on one core of the CPU. That core is the limit: with many
+        clients most of a round is environments and bookkeeping, and a faster GPU would change little. *Predicted* was
+        written down before the first measurement. For the time to solve, every client has a policy of its own and the
+        rl-zoo's settings, and the benchmark stops after 150 s whether all clients have solved their task or not. The
+        peer is one client of stable-baselines3 with the same settings on one core of the same machine. Compare its
+        time for as many clients on all cores with ours, which uses one core and the GPU.""",
+        "python -m benchmarks.gpu --out gpu.jsonl\npython -m benchmarks.gpu_results gpu.jsonl",
+    ),
 }
-"""Of the federation's benchmarks: title, what it shows, and how it is run."""
+"""For each further benchmark its title, what it shows, and its command."""
 
 READING = """A cell is the interquartile mean, over seeds, of the final policy's mean return in 50 episodes, with its
-95 % bootstrap interval; both sides play from the same start states. *Better* is the chance that a seed of ours beats
-one of the peer's, 0.5 for level, with its interval. *Solved* counts the seeds that reach the task's threshold. The page
-is written by `python -m benchmarks.report`: do not edit it."""
+95 % bootstrap interval; both sides are evaluated from the same start states. *Better* is the chance that a seed of
+ours beats one of the peer's, 0.5 for level, with its interval. *Solved* counts the seeds that reach the task's
+threshold. The page is written by `python -m benchmarks.report`: do not edit it."""
 
 Line = Mapping[str, Any]
-"""One run, ours or the peer's."""
+"""One run of ours or the peer's."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row: a case's runs and those of a peer."""
+    """One row: the runs of a case and those of a peer."""
 
     case: Case
     peer: str
-    """Its algorithm; empty where there is no peer, or none of its runs are done."""
+    """The peer's algorithm; empty if there is no peer, or none of its runs is finished."""
     ours: Sequence[Line]
     theirs: Sequence[Line]
 
@@ -102,7 +114,7 @@ class Comparison:
 
     @property
     def algorithms(self) -> str:
-        return both(self.case.preset, self.peer)
+        return join_sides(self.case.preset, self.peer)
 
 
 def main() -> None:
@@ -111,7 +123,7 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, default=PEERS)
     parser.add_argument("--page", type=Path, default=PAGE)
     arguments = parser.parse_args()
-    text = page(read_lines(arguments.ours), read_lines(arguments.peers)) + federated()
+    text = format_page(read_lines(arguments.ours), read_lines(arguments.peers)) + format_chapters()
     arguments.page.write_text(text)
     print(text)
 
@@ -120,188 +132,193 @@ def read_lines(path: Path) -> list[Line]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def page(ours: Sequence[Line], peers: Sequence[Line]) -> str:
-    """The whole page."""
-    found = list(comparisons(CASES, ours, peers))
-    parts = ["# Learning, beside stable-baselines3\n", fill(f"{verdict(found)} {READING}")]
+def format_page(ours: Sequence[Line], peers: Sequence[Line]) -> str:
+    """Write the chapter about learning, with all suites."""
+    results = list(pair_with_peers(CASES, ours, peers))
+    parts = ["# Learning, beside stable-baselines3\n", wrap(f"{summarise(results)} {READING}")]
     for suite, (title, text) in SUITES.items():
-        rows = [row for row in found if row.case.suite == suite]
+        rows = [row for row in results if row.case.suite == suite]
         if not rows:
             continue
-        parts.append(f"## {title}\n\n{fill(text)}")
-        parts.extend(f"Playing {words}:\n\n{table(rows, key)}\n" for key, words in WAYS.items())
-        parts.append("\n".join(["### To know", "", *remarks(rows)]) + "\n")
-    parts.append(footnotes(ours, peers))
+        parts.append(f"## {title}\n\n{wrap(text)}")
+        parts.extend(f"Evaluated with {words}:\n\n{format_table(rows, key)}\n" for key, words in EVALUATIONS.items())
+        parts.append("\n".join(["### Notes", "", *list_remarks(rows)]) + "\n")
+    parts.append(format_footnotes(ours, peers))
     return "\n".join(parts)
 
 
-def federated() -> str:
-    """Chapters of the federation's benchmarks, as far as they have been run, with the tables of their own modules."""
+def format_chapters() -> str:
+    """Write the chapters of the other benchmarks that have results, with the tables of their own modules."""
     merged = json.loads(merges.FILE.read_text()) if merges.FILE.exists() else None
     chapters = {
-        "federation": federation.lines(federation.read(federation.FILE)),
-        "merges": iter(()) if merged is None else merges.lines(merged),
-        "structure": structure.lines(structure.finished()),
-        "scarce": scarce.lines(scarce.finished()),
+        "federation": federation.format_tables(federation.read_measurements(federation.FILE)),
+        "merges": iter(()) if merged is None else merges.format_tables(merged),
+        "structure": structure.format_tables(structure.read_finished_runs()),
+        "scarce": scarce.format_table(scarce.read_finished_runs()),
+        "gpu": gpu_results.format_tables(gpu_results.read_lines(gpu_results.FILE)),
     }
-    made = [chapter(*CHAPTERS[name], list(lines)) for name, lines in chapters.items()]
-    return "".join(f"\n{text}" for text in made if text)
+    texts = [format_chapter(*CHAPTERS[name], list(lines)) for name, lines in chapters.items()]
+    return "".join(f"\n{text}" for text in texts if text)
 
 
-def chapter(title: str, text: str, command: str, lines: Sequence[str]) -> str:
-    """A benchmark's tables with what they are of; nothing where there is nothing in them."""
+def format_chapter(title: str, text: str, command: str, lines: Sequence[str]) -> str:
+    """Write a chapter: what a benchmark shows, its tables and its command; empty if there are no tables."""
     if not lines:
         return ""
-    return "\n".join([f"# {title}\n", fill(text), *lines, "", f"```\n{command}\n```", ""])
+    return "\n".join([f"# {title}\n", wrap(text), *lines, "", f"```\n{command}\n```", ""])
 
 
-def verdict(rows: Sequence[Comparison]) -> str:
-    """The result in a sentence."""
+def summarise(rows: Sequence[Comparison]) -> str:
+    """Write the result as a sentence."""
     chances = [
-        improvement(*(scores(side, key) for side in (row.ours, row.theirs)))
+        estimate_improvement(*(select_scores(side, key) for side in (row.ours, row.theirs)))
         for row in rows
-        for key in WAYS
+        for key in EVALUATIONS
         if row.case.suite == "tasks" and row.theirs
     ]
     better, worse = sum(each.low > 0.5 for each in chances), sum(each.high < 0.5 for each in chances)
     level = len(chances) - better - worse
     return (
-        f"With the same settings and budget, in {len(chances)} comparisons (a task, an algorithm, a way of playing), we"
-        f" are better in {better}, level in {level} and worse in {worse}, by the interval of *better*."
+        f"With the same settings and budget, in {len(chances)} comparisons (a task, an algorithm, a kind of evaluation)"
+        f", we are better in {better}, level in {level} and worse in {worse}, by the interval of *better*."
     )
 
 
-def fill(text: str) -> str:
-    """A paragraph in lines of at most 120 characters."""
+def wrap(text: str) -> str:
+    """Wrap a paragraph to lines of at most 120 characters."""
     return textwrap.fill(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False) + "\n"
 
 
-def comparisons(cases: Iterable[Case], ours: Sequence[Line], peers: Sequence[Line]) -> Iterator[Comparison]:
-    """Every case of which something is done, in the table's order."""
-    mine, others = defaultdict(list), defaultdict(list)
+def pair_with_peers(cases: Iterable[Case], ours: Sequence[Line], peers: Sequence[Line]) -> Iterator[Comparison]:
+    """Pair every case that has runs with its peers, in the table's order."""
+    our_runs, peer_runs = defaultdict(list), defaultdict(list)
     for line in ours:
-        mine[line["suite"], line["name"], line["budget"]].append(line)
+        our_runs[line["suite"], line["name"], line["budget"]].append(line)
     for line in peers:
-        others[line["algorithm"], line["task"], line["budget"]].append(line)
+        peer_runs[line["algorithm"], line["task"], line["budget"]].append(line)
     for case in cases:
-        if not (runs := mine[case.suite, case.name, case.budget]):
+        if not (runs := our_runs[case.suite, case.name, case.budget]):
             continue
-        found = {peer: lines for peer in case.peers if (lines := others[peer, case.task, case.budget])}
-        for peer, lines in found.items() or [("", [])]:
+        results = {peer: lines for peer in case.peers if (lines := peer_runs[peer, case.task, case.budget])}
+        for peer, lines in results.items() or [("", [])]:
             yield Comparison(case, peer, runs, lines)
 
 
-def table(rows: Sequence[Comparison], key: str) -> str:
-    """A row for each comparison, with empty cells where there is no peer."""
+def format_table(rows: Sequence[Comparison], key: str) -> str:
+    """Write a table with a row for each comparison; cells without a peer are empty."""
     head = "| task | ours / peer | steps | ours | peer | better | solved, ours | solved, peer | seeds | CPU s a seed |"
-    return "\n".join([head, "| --- " * head.count(" | ") + "| --- |", *(table_row(row, key) for row in rows)])
+    return "\n".join([head, "| --- " * head.count(" | ") + "| --- |", *(format_row(row, key) for row in rows)])
 
 
-def table_row(row: Comparison, key: str) -> str:
-    ours, theirs = scores(row.ours, key), scores(row.theirs, key)
+def format_row(row: Comparison, key: str) -> str:
+    ours, theirs = select_scores(row.ours, key), select_scores(row.theirs, key)
     cells = [
         row.case.task,
         row.algorithms,
         f"{row.case.budget:,}",
-        mean_cell(ours),
-        mean_cell(theirs),
-        better_cell(ours, theirs),
-        solved_cell(row.case.task, ours),
-        solved_cell(row.case.task, theirs),
-        both(str(len(ours)), str(len(theirs)) if len(theirs) else ""),
-        both(seconds_cell(row.ours), seconds_cell(row.theirs)),
+        format_mean(ours),
+        format_mean(theirs),
+        format_improvement(ours, theirs),
+        format_solved(row.case.task, ours),
+        format_solved(row.case.task, theirs),
+        join_sides(str(len(ours)), str(len(theirs)) if len(theirs) else ""),
+        join_sides(format_seconds(row.ours), format_seconds(row.theirs)),
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def both(ours: str, theirs: str) -> str:
-    """What is said of us, and of the peer where there is one."""
+def join_sides(ours: str, theirs: str) -> str:
+    """Join our value and the peer's, if there is one."""
     return f"{ours} / {theirs}" if theirs else ours
 
 
-def scores(lines: Sequence[Line], key: str) -> np.ndarray:
-    """[S, 1], in the order of the seeds."""
+def select_scores(lines: Sequence[Line], key: str) -> np.ndarray:
+    """Collect the scores in the order of the seeds, [S, 1]."""
     return np.array([line[key] for line in sorted(lines, key=lambda line: line["seed"])])[:, None]
 
 
-def mean_cell(array: np.ndarray) -> str:
-    return interval(estimate(interquartile_mean, array, generator=np.random.default_rng(0)), 1) if array.size else ""
+def format_mean(array: np.ndarray) -> str:
+    return (
+        format_estimate(estimate(interquartile_mean, array, generator=np.random.default_rng(0)), 1)
+        if array.size
+        else ""
+    )
 
 
-def better_cell(ours: np.ndarray, theirs: np.ndarray) -> str:
-    return interval(improvement(ours, theirs), 2) if theirs.size else ""
+def format_improvement(ours: np.ndarray, theirs: np.ndarray) -> str:
+    return format_estimate(estimate_improvement(ours, theirs), 2) if theirs.size else ""
 
 
-def improvement(ours: np.ndarray, theirs: np.ndarray) -> Estimate:
-    """The chance that we beat the peer."""
+def estimate_improvement(ours: np.ndarray, theirs: np.ndarray) -> Estimate:
+    """Estimate the chance that a seed of ours is better than one of the peer's."""
     return estimate(probability_of_improvement, ours, theirs, generator=np.random.default_rng(0))
 
 
-def interval(found: Estimate, digits: int) -> str:
-    return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+def format_estimate(results: Estimate, digits: int) -> str:
+    return f"{results.value:.{digits}f} [{results.low:.{digits}f}, {results.high:.{digits}f}]"
 
 
-def solved_cell(task: str, array: np.ndarray) -> str:
+def format_solved(task: str, array: np.ndarray) -> str:
     if task not in THRESHOLDS or not array.size:
         return ""
     return f"{(array >= THRESHOLDS[task]).sum()} of {len(array)}"
 
 
-def seconds_cell(lines: Sequence[Line]) -> str:
+def format_seconds(lines: Sequence[Line]) -> str:
     return f"{np.median([line['cpu_seconds'] for line in lines]):.0f}" if lines else ""
 
 
-def remarks(rows: Sequence[Comparison]) -> Iterator[str]:
-    """Where the two sides are not alike, and where we are worse."""
+def list_remarks(rows: Sequence[Comparison]) -> Iterator[str]:
+    """List where the settings of the two sides differ, and where we are worse."""
     compared = [row for row in rows if row.theirs]
     if not compared:
-        yield "- Nobody is compared with here."
+        yield "- No row has a peer."
         return
     yield from dict.fromkeys(f"- {row.case.title}: {row.case.remark}." for row in compared if row.case.remark)
-    told = [
-        f"- {said} in {row.title}, {words}."
+    shortfalls = [
+        f"- {shortfall} in {row.title}, {words}."
         for row in compared
-        for key, words in WAYS.items()
-        for said in shortfalls(row.case.task, scores(row.ours, key), scores(row.theirs, key))
+        for key, words in EVALUATIONS.items()
+        for shortfall in list_shortfalls(row.case.task, select_scores(row.ours, key), select_scores(row.theirs, key))
     ]
-    yield from told or ["- We are worse in none of the rows that have a peer."]
+    yield from shortfalls or ["- We are worse in none of the rows that have a peer."]
 
 
-def shortfalls(task: str, ours: np.ndarray, theirs: np.ndarray) -> Iterator[str]:
-    """In words: the chance that we are better surely below one half, and fewer of the seeds at the threshold."""
-    if improvement(ours, theirs).high < 0.5:
-        mine, peers = float(interquartile_mean(ours)), float(interquartile_mean(theirs))
-        yield f"Worse than the peer, {mine:.1f} against {peers:.1f},"
+def list_shortfalls(task: str, ours: np.ndarray, theirs: np.ndarray) -> Iterator[str]:
+    """Describe where the chance that we are better is surely below one half, or fewer seeds solve the task."""
+    if estimate_improvement(ours, theirs).high < 0.5:
+        our_runs, peers = float(interquartile_mean(ours)), float(interquartile_mean(theirs))
+        yield f"Worse than the peer, {our_runs:.1f} against {peers:.1f},"
     threshold = THRESHOLDS.get(task)
     if threshold is not None and (ours >= threshold).mean() < (theirs >= threshold).mean():
-        yield f"Fewer seeds solve it, {solved_cell(task, ours)} against {solved_cell(task, theirs)},"
+        yield f"Fewer seeds solve it, {format_solved(task, ours)} against {format_solved(task, theirs)},"
 
 
-def footnotes(ours: Sequence[Line], peers: Sequence[Line]) -> str:
-    """Thresholds, commands, versions."""
+def format_footnotes(ours: Sequence[Line], peers: Sequence[Line]) -> str:
+    """Write the thresholds, commands and versions."""
     thresholds = ", ".join(f"{task} {value:g}" for task, value in THRESHOLDS.items())
     machines = sorted({line["machine"] for line in ours})
     how = f"""Thresholds: {thresholds}. CPU seconds are a seed's processor time of training, one thread; ours is its
-        share of a fleet in which the seeds of a row train together."""
-    what = f"Machine: {'; '.join(machines)}. Versions: {versions([*ours, *peers])}."
+        share of a learner in which the seeds of a row train together."""
+    what = f"Machine: {'; '.join(machines)}. Versions: {list_versions([*ours, *peers])}."
     return f"""## How
 
-{fill(how)}
+{wrap(how)}
 ```
 python -m benchmarks.peers --seeds 10
 python -m benchmarks.learning --seeds 10
 python -m benchmarks.report
 ```
 
-{fill(what)}"""
+{wrap(what)}"""
 
 
-def versions(lines: Iterable[Line]) -> str:
-    found: dict[str, set[str]] = defaultdict(set)
+def list_versions(lines: Iterable[Line]) -> str:
+    results: dict[str, set[str]] = defaultdict(set)
     for line in lines:
         for name, number in line["versions"].items():
-            found[name].add(number)
-    return ", ".join(f"{name} {' and '.join(sorted(numbers))}" for name, numbers in sorted(found.items()))
+            results[name].add(number)
+    return ", ".join(f"{name} {' and '.join(sorted(numbers))}" for name, numbers in sorted(results.items()))
 
 
 if __name__ == "__main__":

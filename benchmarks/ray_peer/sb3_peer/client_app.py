@@ -1,4 +1,4 @@
-"""A client: arrays in, some steps of PPO, arrays out."""
+"""The client app: loads the arrays that it receives, trains with PPO, and sends the new arrays."""
 
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -9,12 +9,12 @@ from sb3_peer.work import NOTHING, learner, one_thread
 app = ClientApp()
 
 LEARNERS: dict[int, PPO] = {}
-"""Environments and optimiser of every client that this actor has met; Flower gives a client to any free actor."""
+"""Environments and optimiser of every client that this actor has trained; Flower gives a client to any free actor."""
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Go on from what the server sent."""
+    """Train from the parameters that the server sent."""
     content = message.content
     arrays, config = content["arrays"], content["config"]
     if config["task"] == NOTHING:

@@ -1,4 +1,4 @@
-"""The server: Flower's own FedAvg, with a clock at every round's two ends."""
+"""The server app: Flower's own FedAvg, which measures the time of every round."""
 
 import time
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def serve(grid: Grid, work: Work) -> list[float]:
-    """All rounds; the seconds of each, from choosing clients to the average of what they sent."""
+    """Run all rounds; returns the seconds of each, from choosing clients to averaging their replies."""
     strategy = Timed(
         fraction_evaluate=0.0, min_train_nodes=work.clients, min_available_nodes=work.clients, min_evaluate_nodes=0
     )
@@ -31,7 +31,7 @@ def serve(grid: Grid, work: Work) -> list[float]:
 
 
 class Timed(FedAvg):
-    """FedAvg that looks at the clock."""
+    """FedAvg that measures the time of every round."""
 
     def __init__(self, **settings: float) -> None:
         super().__init__(**settings)
@@ -48,8 +48,8 @@ class Timed(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        came = list(replies)
-        merged = super().aggregate_train(server_round, came)
+        received = list(replies)
+        merged = super().aggregate_train(server_round, received)
         self.seconds.append(time.perf_counter() - self._began)
-        self.answers.append(sum(not message.has_error() for message in came))
+        self.answers.append(sum(not message.has_error() for message in received))
         return merged

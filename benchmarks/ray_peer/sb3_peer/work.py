@@ -1,4 +1,4 @@
-"""What the clients do, and the learner that does it."""
+"""The work of the clients, and the learner that does it."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,14 +12,14 @@ from stable_baselines3.common.logger import Logger
 
 NUM_ENVS, HORIZON, EPOCHS, MINIBATCHES = 8, 128, 4, 4
 NOTHING = "nothing"
-"""The task of a client that answers with what it was sent."""
+"""The task of a client that answers with the parameters that it was sent."""
 NUMBERS = 25_400
-"""Of what it is sent: 100 KB."""
+"""Number of parameters that an idle client is sent: 100 KB."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """A federation's."""
+    """The work of a federation."""
 
     task: str
     """A gymnasium id, or `NOTHING`."""
@@ -29,19 +29,19 @@ class Work:
     """Environment steps of a client in a round."""
 
     def record(self) -> ConfigRecord:
-        """As it goes to the clients."""
+        """Make the record that is sent to the clients."""
         return ConfigRecord(asdict(self))
 
 
 def first_arrays(work: Work) -> ArrayRecord:
-    """Where the federation begins."""
+    """Make the first parameters of the federation."""
     if work.task == NOTHING:
         return ArrayRecord([np.zeros(NUMBERS, np.float32)])
     return ArrayRecord(learner(work.task, 0, num_envs=1).policy.state_dict())
 
 
 def learner(task: str, seed: int, num_envs: int = NUM_ENVS) -> PPO:
-    """64x64 tanh for policy and critic are the defaults; no render mode, which would cost time, and no log."""
+    """Make the peer's PPO: 64x64 tanh units by default, without a render mode, which would cost time, and a log."""
     environments = make_vec_env(task, n_envs=num_envs, seed=seed, env_kwargs={"render_mode": None})
     settings: dict[str, Any] = {
         "n_steps": HORIZON,
@@ -54,5 +54,5 @@ def learner(task: str, seed: int, num_envs: int = NUM_ENVS) -> PPO:
 
 
 def one_thread() -> None:
-    """The matrices are small, and every core has an actor of its own."""
+    """Use one thread, since the matrices are small and every core has its own actor."""
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""The federation's benchmarks: what they make of rounds and times, by hand, and that each says how it is used."""
+"""The federation's benchmarks: their measures of rounds and times, by hand, and the help of every benchmark."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 from benchmarks import federation, merges, scarce, structure
-from benchmarks.contestants import Clock, Idle
-from benchmarks.federation import OURS, PEER, STILL, Measurement, Work
-from benchmarks.report import CHAPTERS, chapter
+from benchmarks.contestants import IdleClients, RoundClock
+from benchmarks.federation import IDLE, OURS, PEER, Measurement, Work
+from benchmarks.report import CHAPTERS, format_chapter
 from benchmarks.structure import Confusion
-from benchmarks.trials import Run, Trial, of, parts, read_runs
+from benchmarks.trials import Run, Trial, cluster_members, read_runs, select_runs
 from grpo_fed.federation.messages import Start, Train, Trained
 from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMMANDS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if "def main()" in path.read_text())
 GROUPS = {"torso.0": "torso.0", "actor.left": "actor", "actor.right": "actor"}
 
@@ -49,7 +49,7 @@ def run(method: str = "grpo", seed: int = 0, **given: Any) -> Run:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_benchmark_says_how_it_is_used(
+def test_every_benchmark_shows_its_command(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     module = import_module(f"benchmarks.{command}")
@@ -64,9 +64,9 @@ def test_every_benchmark_says_how_it_is_used(
 
 
 def test_the_last_third_of_the_rounds_is_rounded_up():
-    assert structure.last([1, 2, 3, 4, 5, 6]) == [5, 6]
-    assert structure.last([1, 2, 3, 4]) == [3, 4]
-    assert structure.last([1]) == [1]
+    assert structure.last_third([1, 2, 3, 4, 5, 6]) == [5, 6]
+    assert structure.last_third([1, 2, 3, 4]) == [3, 4]
+    assert structure.last_third([1]) == [1]
 
 
 def test_the_confusion_counts_rounds_clients_and_groups_of_the_last_third():
@@ -76,39 +76,39 @@ def test_the_confusion_counts_rounds_clients_and_groups_of_the_last_third():
         "backwards-0": [[]] * 4 + [["actor.left", "actor.right"]] * 2,
         "backwards-1": [[]] * 5 + [["actor.right", "torso.0"]],
     }
-    found = structure.confusion(run(personal=personal))
+    counts = structure.count_confusion(run(personal=personal))
     # Planted: 2 rounds x 2 clients x 2 groups = 8, of which 4 and 1 were left. Others: 2 x (2 x 3 + 2 x 1) = 16.
-    assert found == Confusion(planted_left=5, planted_kept=3, others_left=2, others_kept=14)
-    assert found.recall == 5 / 8
-    assert found.precision == 5 / 7
-    assert structure.total([found, found]) == Confusion(10, 6, 4, 28)
+    assert counts == Confusion(planted_left=5, planted_kept=3, others_left=2, others_kept=14)
+    assert counts.recall == 5 / 8
+    assert counts.precision == 5 / 7
+    assert structure.add_confusions([counts, counts]) == Confusion(10, 6, 4, 28)
 
 
-def test_who_finds_nothing_finds_nothing_wrong():
-    found = structure.confusion(run())
-    assert (found.recall, found.precision) == (0.0, 1.0)
+def test_no_departure_means_no_recall_and_full_precision():
+    counts = structure.count_confusion(run())
+    assert (counts.recall, counts.precision) == (0.0, 1.0)
 
 
-def test_contrary_clients_are_together_only_if_nobody_else_is_with_them():
+def test_contrary_clients_are_together_only_in_a_cluster_of_their_own():
     apart = {"actor": [["cart-0", "cart-1"], ["backwards-0", "backwards-1"]]}
     mixed = {"actor": [["cart-0", "backwards-0", "backwards-1"], ["cart-1"]]}
-    assert structure.together(run(clusters=[mixed] * 4 + [apart, mixed])) == 0.5
+    assert structure.share_together(run(clusters=[mixed] * 4 + [apart, mixed])) == 0.5
 
 
-def test_other_blocks_are_divided_where_they_have_more_than_one_cluster():
+def test_other_blocks_are_divided_if_they_have_several_clusters():
     whole, half = [["cart-0", "cart-1", "backwards-0", "backwards-1"]], [["cart-0"], ["cart-1"]]
     rounds = [{"actor": half, "torso.0": whole, "critic": half}, {"actor": half, "torso.0": whole, "critic": whole}]
-    assert structure.divided(run(clusters=[{}] * 4 + rounds)) == 0.25  # the actor is theirs, and does not count
+    assert structure.share_divided(run(clusters=[{}] * 4 + rounds)) == 0.25  # the actor is theirs, and does not count
 
 
-def test_clusters_have_their_clients_the_first_that_of_most_weight():
+def test_clusters_list_their_clients_in_the_order_of_numbers():
     notes = {
         name: ClientRecord(name, "cart", clusters={"actor": number}) for name, number in (("a", 1), ("b", 0), ("c", 1))
     }
-    assert parts(notes) == {"actor": [["b"], ["a", "c"]]}
+    assert cluster_members(notes) == {"actor": [["b"], ["a", "c"]]}
 
 
-def test_returns_of_straight_and_contrary_clients_stand_apart():
+def test_returns_are_separated_into_straight_and_contrary_clients():
     scores = {
         "cart-0": [None, 500.0],
         "cart-1": [None, 400.0],
@@ -116,11 +116,11 @@ def test_returns_of_straight_and_contrary_clients_stand_apart():
         "backwards-1": [None, 30.0],
     }
     returns = {name: [0.0, 1.0, 2.0, 3.0, None, 4.0] for name in scores}
-    one = run(scores=scores, returns=returns)
-    assert structure.scores([one], contrary=False).tolist() == [[500.0, 400.0]]
-    assert structure.scores([one], contrary=True).tolist() == [[20.0, 30.0]]
-    assert structure.training([one], contrary=True).tolist() == [[4.0, 4.0]]
-    (row,) = [line for line in structure.lines([one]) if line.startswith("| grpo | 450")]
+    finished = run(scores=scores, returns=returns)
+    assert structure.final_scores([finished], contrary=False).tolist() == [[500.0, 400.0]]
+    assert structure.final_scores([finished], contrary=True).tolist() == [[20.0, 30.0]]
+    assert structure.training_returns([finished], contrary=True).tolist() == [[4.0, 4.0]]
+    (row,) = [line for line in structure.format_tables([finished]) if line.startswith("| grpo | 450")]
     # With one seed there is nothing to draw from, so intervals are points.
     assert row == "| grpo | 450 [450, 450] | 25 [25, 25] | 4 [4, 4] | 4 [4, 4] | 1 |"
 
@@ -128,37 +128,37 @@ def test_returns_of_straight_and_contrary_clients_stand_apart():
 # Scarce samples
 
 
-def test_a_run_counts_by_its_mean_over_rounds_then_clients():
-    one = run(returns={"a": [10.0, 20.0], "b": [None, 45.0]}, scores={"a": [1.0, 2.0], "b": [3.0, 4.0]})
-    assert scarce.training(one) == (15 + 45) / 2
-    assert scarce.played(one) == 2.5
+def test_a_run_is_averaged_over_rounds_then_clients():
+    finished = run(returns={"a": [10.0, 20.0], "b": [None, 45.0]}, scores={"a": [1.0, 2.0], "b": [3.0, 4.0]})
+    assert scarce.mean_training_return(finished) == (15 + 45) / 2
+    assert scarce.mean_evaluation_score(finished) == 2.5
 
 
-def test_differences_are_of_pairs_with_the_same_seed():
+def test_differences_use_pairs_of_the_same_seed():
     ours = [run("fedavg", seed, returns={"a": [value]}) for seed, value in enumerate([10.0, 20.0, 30.0])]
     control = [run("local", seed, returns={"a": [value]}) for seed, value in [(2, 25.0), (0, 5.0)]]
-    pairs = list(scarce.paired(ours, control))
+    pairs = list(scarce.pair_by_seed(ours, control))
     assert [(one.seed, other.seed) for one, other in pairs] == [(0, 0), (2, 2)]
-    found = scarce.gained(pairs, scarce.training)
+    gain = scarce.estimate_gain(pairs, scarce.mean_training_return)
     # Both are 5 better, though the runs themselves are far from each other: the interval is a point.
-    assert (found.value, found.low, found.high) == (5.0, 5.0, 5.0)
+    assert (gain.value, gain.low, gain.high) == (5.0, 5.0, 5.0)
 
 
-def test_the_table_compares_with_the_control():
+def test_the_table_compares_methods_with_the_control():
     runs = [
         run(method, seed, variant="60 x 256", returns={"a": [value + seed]}, scores={"a": [value]})
         for method, value in (("local", 200.0), ("fedavg", 280.0))
         for seed in (0, 2)
     ]
-    rows = list(scarce.lines(runs))[2:]
+    rows = list(scarce.format_table(runs))[2:]
     assert rows == [
         "| 60 x 256 | local | 201 [200, 202] |  | 200 [200, 200] |  | 2 |",
         "| 60 x 256 | fedavg | 281 [280, 282] | +80 [+80, +80] | 280 [280, 280] | +80 [+80, +80] | 2 |",
     ]
 
 
-def test_the_poles_have_15360_steps_and_four_times_that():
-    planned = [trial.load() for trial in scarce.trials(1, ["grpo"])]
+def test_the_poles_train_for_15360_or_61440_steps():
+    planned = [trial.load() for trial in scarce.plan_trials(1, ["grpo"])]
     assert [each.rounds * each.steps for each in planned] == [15_360] * 5 + [61_440]
     batches = [each.rollout.num_envs * each.rollout.horizon for each in planned]
     assert [each.steps // batch for each, batch in zip(planned, batches, strict=True)] == [1, 1, 1, 4, 1, 1]
@@ -169,7 +169,7 @@ def test_the_poles_have_15360_steps_and_four_times_that():
 # Trials
 
 
-def test_a_line_is_of_its_scenario_method_seed_and_overrides(tmp_path: Path):
+def test_a_line_belongs_to_its_scenario_method_seed_and_overrides(tmp_path: Path):
     trial = Trial("contrary", "lg", 3)
     others = [replace(trial, seed=4), replace(trial, method="local"), replace(trial, overrides=("rounds=3",))]
     assert len({trial.settings, *(other.settings for other in others)}) == 4
@@ -178,7 +178,7 @@ def test_a_line_is_of_its_scenario_method_seed_and_overrides(tmp_path: Path):
     done = run("lg", 3, settings=trial.settings)
     lines = tmp_path / "runs.jsonl"
     lines.write_text(json.dumps(vars(done)) + "\n")
-    assert of([*others, trial], read_runs(lines)) == [done]
+    assert select_runs([*others, trial], read_runs(lines)) == [done]
 
 
 # The federation beside the peer
@@ -189,14 +189,14 @@ def measured(contestant: str, seconds: list[float], repetition: int = 0, **work:
     return Measurement(contestant, Work(**given), repetition, seconds, 10 * seconds[-1], 300.0, "m", {})
 
 
-def test_a_rounds_time_is_the_median_of_those_after_the_first_two():
+def test_the_time_of_a_round_excludes_the_first_two():
     assert measured(OURS, [90.0, 50.0, 1.0, 3.0, 2.0]).round == 2.0
 
 
-def test_the_table_has_the_ratio_of_medians_over_repetitions():
+def test_the_table_shows_the_ratio_of_medians_over_repetitions():
     ours = [measured(OURS, [9, 9, each, each], number) for number, each in enumerate([1.0, 2.0, 30.0])]
     peers = [measured(PEER, [9, 9, each, each], number) for number, each in enumerate([20.0, 50.0])]
-    *_, row = federation.lines([*ours, *peers])
+    *_, row = federation.format_tables([*ours, *peers])
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1:5] == ["64 x 2,048", "2.00", "35.00", "17.5"]
     assert cells[5:7] == ["8", "20"]
@@ -204,34 +204,36 @@ def test_the_table_has_the_ratio_of_medians_over_repetitions():
     assert cells[9:] == ["20.0", "350.0", "17.5", "2"]
 
 
-def test_the_table_of_idle_clients_has_the_time_of_each():
-    still = {"task": federation.NOTHING, "clients": 1000}
-    *_, row = federation.lines([measured(STILL, [1, 1, 0.2, 0.2], **still), measured(PEER, [1, 1, 14, 14], **still)])
+def test_the_table_of_idle_clients_shows_time_per_client():
+    idle = {"task": federation.NO_TASK, "clients": 1000}
+    *_, row = federation.format_tables(
+        [measured(IDLE, [1, 1, 0.2, 0.2], **idle), measured(PEER, [1, 1, 14, 14], **idle)]
+    )
     assert row == "| 1,000 | 200.0 | 0.200 | 300 | 14,000 | 70.0 | 1 |"
 
 
-def test_what_was_measured_is_read_back(tmp_path: Path):
-    one = measured(OURS, [1.0, 2.0, 3.0])
-    federation.append(one, tmp_path / "federation.jsonl")
-    assert federation.read(tmp_path / "federation.jsonl") == [one]
+def test_written_measurements_are_read_back(tmp_path: Path):
+    measurement = measured(OURS, [1.0, 2.0, 3.0])
+    federation.append_measurement(measurement, tmp_path / "federation.jsonl")
+    assert federation.read_measurements(tmp_path / "federation.jsonl") == [measurement]
 
 
-def test_the_clock_leaves_out_what_is_before_the_first_round_and_after_the_last():
-    clock = Clock()
+def test_the_clock_excludes_time_before_the_first_and_after_the_last_round():
+    clock = RoundClock()
     clock.times = [1.0, 3.0, 6.0, 100.0]
     assert list(clock.seconds) == [2.0, 3.0]
 
 
-def test_a_round_in_which_a_client_failed_is_no_measurement():
+def test_a_round_with_a_failed_client_raises_an_error():
     failed = ClientRecord("a", "a", failure=Failure("died", "it was killed"))
     with pytest.raises(RuntimeError, match="it was killed"):
-        Clock()(RoundRecord(1, 2, 0.1, 0, [failed], ServerRecord(None, {}, 0, 0, 0)))
+        RoundClock()(RoundRecord(1, 2, 0.1, 0, [failed], ServerRecord(None, {}, 0, 0, 0)))
 
 
-def test_idle_clients_send_back_as_many_numbers_as_they_got_none_of_them_the_same():
+def test_idle_clients_send_back_as_many_numbers_all_changed():
     shared = np.zeros(5, np.float32)
-    told = {name: Train(Start("run", 1, shared), 0.0, 0.5) for name in ("a", "b")}
-    answers = Idle().answer(told)
+    instructions = {name: Train(Start("run", 1, shared), 0.0, 0.5) for name in ("a", "b")}
+    answers = IdleClients().answer(instructions)
     for answer in answers.values():
         assert isinstance(answer, Trained)
         assert (answer.point != shared).all()
@@ -240,31 +242,31 @@ def test_idle_clients_send_back_as_many_numbers_as_they_got_none_of_them_the_sam
 # Merges
 
 
-def test_the_replies_that_should_depart_do_and_no_others():
-    commons = merges.resolve_shared_blocks(merges.scenario(1))
-    assert abs(commons.size - 100_000) < 1000
-    made = merges.replies(commons, 10, 0.1)
-    departed = merges.huber(made, commons.initial, commons.groups, threshold=merges.THRESHOLD).departed
-    actor = [block == "actor" for block in commons.groups.blocks]
+def test_exactly_the_planted_replies_depart():
+    shared_blocks = merges.resolve_shared_blocks(merges.make_scenario(1))
+    assert abs(shared_blocks.size - 100_000) < 1000
+    made = merges.make_replies(shared_blocks, 10, 0.1)
+    departed = merges.huber(made, shared_blocks.initial, shared_blocks.groups, threshold=merges.THRESHOLD).departed
+    actor = [block == "actor" for block in shared_blocks.groups.blocks]
     assert departed.tolist() == [actor, *[[False] * len(actor)] * 9]
 
 
-def test_the_table_of_merges_says_against_what():
-    seconds = {"copy": [0.1, 0.2, 0.3], "mean": [0.3], "huber, nobody departs": [0.9]}
-    found = {"clients": 1000, "parameters": 100_103, "rounds": 3, "seconds": seconds}
-    rows = list(merges.lines({**found, "memory": {"100": {"before_mb": 266.0, "more_mb": 0.4}}}))
+def test_the_table_of_merges_shows_what_each_is_compared_with():
+    seconds = {"copy": [0.1, 0.2, 0.3], "mean": [0.3], "huber, no client departs": [0.9]}
+    results = {"clients": 1000, "parameters": 100_103, "rounds": 3, "seconds": seconds}
+    rows = list(merges.format_tables({**results, "memory": {"100": {"before_mb": 266.0, "more_mb": 0.4}}}))
     assert "| copy | 200.0 |  |  |  |  |" in rows
     assert "| mean | 300.0 | copy | 1.50 | 2 | 1 |" in rows
-    assert "| huber, nobody departs | 900.0 | mean | 3.00 | 6 | 3 |" in rows
+    assert "| huber, no client departs | 900.0 | mean | 3.00 | 6 | 3 |" in rows
     assert "| 100 | 266 | 0.4 |" in rows
 
 
 # The page
 
 
-def test_a_chapter_is_there_as_soon_as_it_has_something_to_show():
-    assert chapter(*CHAPTERS["scarce"], []) == ""
-    text = chapter(*CHAPTERS["scarce"], ["| a | b |"])
+def test_a_chapter_without_tables_is_left_out():
+    assert format_chapter(*CHAPTERS["scarce"], []) == ""
+    text = format_chapter(*CHAPTERS["scarce"], ["| a | b |"])
     assert text.startswith("# Scarce samples\n")
     assert "| a | b |" in text
     assert "python -m benchmarks.scarce" in text

@@ -1,4 +1,4 @@
-"""The learning benchmark: its settings are the peers', its seeds are independent, its page says which is better."""
+"""The learning benchmark: its settings equal the peers', its seeds are independent, its page compares the two."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from stable_baselines3.common.utils import FloatSchedule
 
-from benchmarks.learning import CASES, Case, read_runs, scenario_of, train_and_record
+from benchmarks.learning import CASES, Case, make_scenario, read_runs, train_and_record
 from benchmarks.peers import ALGORITHMS, SETTINGS, Setting
-from benchmarks.report import page
+from benchmarks.report import format_page
 
 TASKS = [case for case in CASES if case.suite == "tasks"]
 ZOO = {(setting.algorithm, setting.budget, setting.task): setting for setting in SETTINGS}
@@ -37,9 +37,9 @@ def theirs(seed: int, score: float) -> dict[str, Any]:
     return {**ours(seed, score), "algorithm": "PPO", "task": "CartPole-v1", "cpu_seconds": 29.0}
 
 
-def test_the_page_says_which_is_better_and_by_how_much() -> None:
+def test_the_page_shows_which_side_is_better_and_its_scores() -> None:
     # The middle two of ours are 480 and 490; every one of the peer's is below every one of ours.
-    text = page(
+    text = format_page(
         [ours(seed, score) for seed, score in enumerate([470.0, 480, 490, 500])],
         [theirs(seed, score) for seed, score in enumerate([100.0, 200, 300, 400])],
     )
@@ -53,8 +53,10 @@ def test_the_page_says_which_is_better_and_by_how_much() -> None:
     assert "We are worse in none" in text
 
 
-def test_the_page_says_where_we_are_worse() -> None:
-    text = page([ours(seed, 100.0, sampled=500.0) for seed in range(3)], [theirs(seed, 500.0) for seed in range(3)])
+def test_the_page_lists_where_we_are_worse() -> None:
+    text = format_page(
+        [ours(seed, 100.0, sampled=500.0) for seed in range(3)], [theirs(seed, 500.0) for seed in range(3)]
+    )
     where = "in CartPole-v1, ppo / PPO, 100,000 steps, the likeliest action."
     assert [line for line in text.splitlines() if line.startswith(("- Worse", "- Fewer"))] == [
         f"- Worse than the peer, 100.0 against 500.0, {where}",
@@ -65,7 +67,7 @@ def test_the_page_says_where_we_are_worse() -> None:
 
 def test_a_row_without_a_peer_has_no_comparison() -> None:
     lines = [{**ours(seed, 1.0), "suite": "presets"} for seed in range(2)]
-    assert "Nobody is compared with here" in page(lines, [])
+    assert "No row has a peer" in format_page(lines, [])
 
 
 @pytest.mark.parametrize(
@@ -73,9 +75,9 @@ def test_a_row_without_a_peer_has_no_comparison() -> None:
     [(case, peer) for case in TASKS for peer in case.peers],
     ids=lambda each: getattr(each, "title", each),
 )
-def test_our_settings_are_those_of_the_rl_zoo(case: Case, peer: str) -> None:
-    zoo = ZOO[peer, case.budget, case.task]
-    scenario = scenario_of(case, 1)
+def test_our_settings_equal_those_of_the_rl_zoo(case: Case, peer: str) -> None:
+    peer_setting = ZOO[peer, case.budget, case.task]
+    scenario = make_scenario(case, 1)
     samples = scenario.rollout.num_envs * scenario.rollout.horizon
     assert case.steps == samples
     mine = {
@@ -94,27 +96,29 @@ def test_our_settings_are_those_of_the_rl_zoo(case: Case, peer: str) -> None:
         "cg_damping": scenario.trust.cg_damping,
         "target_kl": scenario.trust.target,
     }
-    peers = of_the_peer(zoo)
+    peers = peer_settings(peer_setting)
     assert {key: mine[key] for key in peers} == peers
-    assert scenario.normalise.observations == scenario.normalise.rewards == zoo.normalize
+    assert scenario.normalise.observations == scenario.normalise.rewards == peer_setting.normalize
 
 
-def of_the_peer(zoo: Setting) -> dict[str, Any]:
-    """Its hyperparameters with its constructor's defaults; what has no counterpart of ours is left out."""
-    defaults = {name: each.default for name, each in inspect.signature(ALGORITHMS[zoo.algorithm]).parameters.items()}
-    every = {**defaults, **zoo.hyperparameters}
+def peer_settings(peer_setting: Setting) -> dict[str, Any]:
+    """Collect the peer's hyperparameters with its defaults, without those that have no counterpart of ours."""
+    defaults = {
+        name: each.default for name, each in inspect.signature(ALGORITHMS[peer_setting.algorithm]).parameters.items()
+    }
+    every = {**defaults, **peer_setting.hyperparameters}
     schedules = {key: FloatSchedule(every[key])(1.0) for key in ("learning_rate", "clip_range") if key in every}
     known = {
         "A2C": ("n_steps", "gamma", "gae_lambda", "ent_coef", "max_grad_norm", "vf_coef"),
         "TRPO": ("n_steps", "gamma", "gae_lambda", "n_critic_updates", "cg_damping", "target_kl", "batch_size"),
         "PPO": ("n_steps", "gamma", "gae_lambda", "ent_coef", "max_grad_norm", "vf_coef", "batch_size", "n_epochs"),
-    }[zoo.algorithm.removesuffix(" without gSDE")]
-    return {"num_envs": zoo.num_envs, **{key: every[key] for key in known}, **schedules}
+    }[peer_setting.algorithm.removesuffix(" without gSDE")]
+    return {"num_envs": peer_setting.num_envs, **{key: every[key] for key in known}, **schedules}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.suite}, {case.title}")
-def test_every_case_is_a_scenario(case: Case) -> None:
-    scenario = scenario_of(case, 3)
+def test_every_case_makes_a_valid_scenario(case: Case) -> None:
+    scenario = make_scenario(case, 3)
     assert scenario.rounds * scenario.steps >= case.budget
     assert not scenario.policy.same_start
 

@@ -1,4 +1,4 @@
-"""The benchmark of a GPU at its smallest size, on the CPU, where nothing but what it needs can be imported."""
+"""The GPU benchmark at its smallest size on the CPU, without the packages that it does not need."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 
 from benchmarks import gpu
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 ISOLATED = """
 import runpy, sys
 
 absent = ("flwr", "mlflow", "sklearn", "ray", "cryptography", "Box2D", "mujoco", "sb3_contrib")
-sys.modules.update(dict.fromkeys(absent))  # importing what stands there as None fails
+sys.modules.update(dict.fromkeys(absent))  # importing a module that is None fails
 sys.argv = ["gpu", *sys.argv[1:]]
 runpy.run_module("benchmarks.gpu", run_name="__main__")
 """
@@ -44,7 +44,7 @@ def test_the_smallest_size_measures_every_part_without_flower_or_mlflow(tmp_path
     assert {line["what"] for line in lines if "what" in line} == {"minibatch", "rollout step"}
 
 
-def test_a_part_that_fails_is_reported_and_the_next_one_begins(
+def test_a_failing_part_is_reported_and_the_next_begins(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     def fail(*_: object) -> None:
@@ -61,7 +61,7 @@ def test_a_part_that_fails_is_reported_and_the_next_one_begins(
     assert "no kernel image" in capsys.readouterr().out
 
 
-def test_nothing_new_begins_after_the_limit(tmp_path: Path):
+def test_no_part_begins_after_the_limit(tmp_path: Path):
     report = gpu.Report(tmp_path / "gpu.jsonl", limit=-1.0)
     assert gpu.run_parts(["numbers"], report, gpu.EXTENTS["smallest"], gpu.resolve_device("cpu")) == []
     assert json.loads((tmp_path / "gpu.jsonl").read_text().splitlines()[-1])["left_out"] is True
