@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeAlias, get_args
 
 from grpo_fed.engines.workers.fork_server import preload
 
@@ -110,6 +110,8 @@ def make_engine(
     Raises ValueError for what is wrong with the scenario, or for arguments that another engine has.
     """
     _check_superlink(engine, superlink)
+    if engine not in get_args(EngineName):
+        raise ValueError(f"engine {engine}: is unknown; there are {', '.join(get_args(EngineName))}")
     if engine == "local":
         if workers != 0:
             preload()

@@ -24,7 +24,7 @@ from grpo_fed.aggregation.merge import (
     StreamingMean,
     client_weight,
 )
-from grpo_fed.aggregation.merge.persistence import Evidence, Verdict, persistence
+from grpo_fed.aggregation.merge.persistence import Evidence, persistence
 from grpo_fed.aggregation.merge.rules import PERSISTENCE, bind_rule
 from grpo_fed.federation.messages import Trained
 from grpo_fed.policy.groups import Groups
@@ -41,7 +41,7 @@ class MergeTarget:
     weights: Mapping[str, float]
     """The weight of every client that answered."""
     departed: Mapping[str, tuple[int, ...]]
-    """For every client that answered, the parameter groups that it leaves; it shares all others again."""
+    """For every client that answered, the parameter groups that it has left; it shares all others."""
     fisher: Tensor | None = None
     """[S]: the mean Fisher diagonal; None if no client sent one or all weights are 0."""
     points: Mapping[str, Tensor] = field(default_factory=dict)
@@ -66,7 +66,8 @@ class RoundMerge:
         self._groups = shared_blocks.groups
         self._rule = None if scenario.merge.rule == PERSISTENCE else bind_rule(scenario.merge)
         self._evidence = evidence
-        self._ordered = scenario.policy.module is None  # our network's blocks follow each other from input to output
+        # The blocks of our network follow each other from input to output, unless the critic has a torso of its own.
+        self._ordered = scenario.policy.module is None and scenario.policy.torso == "shared"
         self.weights: dict[str, float] = {}
         """Each client's weight, in the order of their names."""
         self._mean = StreamingMean()
@@ -108,8 +109,8 @@ class RoundMerge:
             merged = self._rule(replies, shared, self._groups)
         else:
             assert evidence is not None, "the rule persistence has evidence"
-            merged, evidence, verdict = persistence(replies, shared, self._groups, evidence, self._ordered)
-            rho = _rho_by_block(evidence, verdict, self._groups)
+            merged, evidence, by_group = persistence(replies, shared, self._groups, evidence, self._ordered)
+            rho = _rho_by_block(evidence, by_group, self._groups)
         return MergeTarget(
             merged.point,
             self.weights,
@@ -133,10 +134,10 @@ def _indices(chosen: Tensor) -> tuple[int, ...]:
     return tuple(chosen.nonzero().squeeze(1).tolist())
 
 
-def _rho_by_block(evidence: Evidence, verdict: Verdict, groups: Groups) -> dict[str, dict[str, float]]:
+def _rho_by_block(evidence: Evidence, by_group: Tensor, groups: Groups) -> dict[str, dict[str, float]]:
     """The greatest rho of each block, for every client and block that is compared."""
     found: dict[str, dict[str, float]] = {}
-    for client, rho in zip(evidence.clients, verdict.rho.tolist(), strict=True):
+    for client, rho in zip(evidence.clients, by_group.tolist(), strict=True):
         for block, value in zip(groups.blocks, rho, strict=True):
             if not math.isnan(value):
                 blocks = found.setdefault(client, {})

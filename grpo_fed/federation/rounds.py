@@ -91,7 +91,7 @@ class Federation:
         """What became of the run, once it has ended, however it ended."""
         self._has_begun = False
         """Whether the federation has waited for its clients once."""
-        self._rounds_below_quorum = 0
+        self._rounds_below_quorum = 0 if after is None else after.part("rounds_below_quorum", int)
         """The latest rounds in a row without a quorum."""
         self._recorded_bytes = self.recorder.totals.bytes_up, self.recorder.totals.bytes_down
 
@@ -144,8 +144,9 @@ class Federation:
         else:
             self.server.skip_merge()
         self.state.round = round
+        self._rounds_below_quorum = 0 if aggregation is not None else self._rounds_below_quorum + 1
         self._finish_round(RoundOutcome(round, time.perf_counter() - began, replies, aggregation, last_kl, failures))
-        self._count_quorum(aggregation is not None, round, failures)
+        self._check_quorum(round, failures)
 
     def _finish_round(self, outcome: RoundOutcome) -> None:
         """Evaluate if it is time, and record the round: a checkpoint first, then its line."""
@@ -199,10 +200,9 @@ class Federation:
         """Return whether the answers of the sampled clients are enough for a merge."""
         return answers >= ceil_fraction(self.scenario.round.quorum, sampled)
 
-    def _count_quorum(self, has_quorum: bool, round: int, failures: Mapping[str, Failure]) -> None:
-        """Count rounds in a row below the quorum; QuorumLostError after too many."""
+    def _check_quorum(self, round: int, failures: Mapping[str, Failure]) -> None:
+        """QuorumLostError after too many rounds in a row below the quorum."""
         settings = self.scenario.round
-        self._rounds_below_quorum = 0 if has_quorum else self._rounds_below_quorum + 1
         if self._rounds_below_quorum < settings.patience:
             return
         first, more = list(failures.items())[:3], len(failures) - 3
@@ -285,7 +285,12 @@ class Federation:
         round = self.state.round
         best = self.stopping.best
         return CheckpointContent(
-            parts={"server": self.state.to_json(), "stopping": self.stopping, "engine": self.engine},
+            parts={
+                "server": self.state.to_json(),
+                "stopping": self.stopping,
+                "rounds_below_quorum": self._rounds_below_quorum,
+                "engine": self.engine,
+            },
             files={} if self.client_files is None else self.client_files(round),
             shared=self.state.arrays(self.shared_blocks),
             best=None if best is None else best[0],

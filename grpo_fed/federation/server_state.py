@@ -90,7 +90,7 @@ class ServerState:
             **vars(checkpoint.part("server", SavedServerState)),
             round=checkpoint.round,
             shared=np.concatenate([np.zeros(0, np.float32), *(flat[slot.name] for slot in slots)]),
-            evidence=_read_evidence(arrays, shared_blocks),
+            evidence=_read_evidence(checkpoint, arrays, shared_blocks),
             cluster_points={
                 name.removeprefix(CLIENT): array for name, array in flat.items() if name.startswith(CLIENT)
             },
@@ -127,11 +127,20 @@ def _write_evidence(evidence: Evidence) -> dict[str, np.ndarray]:
     return {f"{EVIDENCE}{name}": getattr(evidence, name).numpy() for name in EVIDENCE_ARRAYS}
 
 
-def _read_evidence(arrays: Mapping[str, np.ndarray], shared_blocks: SharedBlocks) -> Evidence | None:
-    if f"{EVIDENCE}{EVIDENCE_ARRAYS[0]}" not in arrays:
+def _read_evidence(
+    checkpoint: Checkpoint, arrays: Mapping[str, np.ndarray], shared_blocks: SharedBlocks
+) -> Evidence | None:
+    """Read the evidence of the rule `persistence`, if the checkpoint has it; ValueError if it does not fit."""
+    if not any(name.startswith(EVIDENCE) for name in arrays):
         return None
-    tensors = {name: torch.from_numpy(np.array(arrays[f"{EVIDENCE}{name}"])) for name in EVIDENCE_ARRAYS}
-    return Evidence(tuple(sorted(shared_blocks.clients)), **tensors)
+    empty = no_evidence(shared_blocks.clients, shared_blocks.groups)
+    tensors = {}
+    for name in EVIDENCE_ARRAYS:
+        array = arrays.get(f"{EVIDENCE}{name}")
+        if array is None or array.shape != getattr(empty, name).shape:
+            raise ValueError(f"{checkpoint.folder}: its evidence does not fit the scenario: {name}")
+        tensors[name] = torch.from_numpy(np.array(array))
+    return Evidence(empty.clients, **tensors)
 
 
 def deduplicate(points: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

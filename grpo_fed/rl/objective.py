@@ -74,6 +74,10 @@ class OutputGradients:
     """[K, B]; None where the critic does not learn."""
 
 
+REPORTED_TERMS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
+"""The properties of `LossTerms` that clients report as `losses/NAME`; `runs/metrics.py` has a row for each."""
+
+
 @dataclass(frozen=True)
 class LossTerms:
     """The parts of a minibatch's loss, [K] each, without gradient and computed when first read.
@@ -143,7 +147,7 @@ class LossTerms:
         return self._mean(log_ratio.expm1() - log_ratio)
 
     @cached_property
-    def clip_fraction(self) -> Tensor:
+    def clipfrac(self) -> Tensor:
         """The part of the steps whose ratio is beyond the clip; 0 for surrogates without one."""
         if self.settings.surrogate != "clip":
             return torch.zeros_like(self.log_probs[:, 0])

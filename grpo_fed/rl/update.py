@@ -65,7 +65,7 @@ def update_clients(
     if region.region == "adaptive":
         adapted = trust.adapt_coefficient(stack.kl_coefficient, kl, region.target)
         stack.kl_coefficient.copy_(adapted if active is None else torch.where(active, adapted, stack.kl_coefficient))
-    return replace(losses, kl=kl)
+    return losses.with_kl(kl)
 
 
 def update_kl(stack: ClientStack, batch: Batch, step_kl: Tensor | None) -> Tensor | None:

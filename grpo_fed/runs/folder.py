@@ -121,27 +121,38 @@ def _lock(folder: Path) -> FolderClaim:
         return FolderClaim(folder, None)
     from fcntl import LOCK_EX, LOCK_NB, flock
 
-    handle = os.open(folder, os.O_RDONLY)
+    taken = FolderTakenError(f"{folder}: another run is being written to it; name another folder, or wait for its end")
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        raise taken from None  # another process has released the empty folder in between
     try:
         flock(handle, LOCK_EX | LOCK_NB)
     except OSError as error:
         os.close(handle)
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
             return FolderClaim(folder, None)
-        text = "another run is being written to it; name another folder, or wait for its end"
-        raise FolderTakenError(f"{folder}: {text}") from None
+        raise taken from None
+    if not folder.exists() or folder.stat().st_ino != os.fstat(handle).st_ino:
+        os.close(handle)
+        raise taken  # the lock is on a folder that has been removed
     return FolderClaim(folder, handle)
 
 
 def _holds_run(folder: Path) -> bool:
-    """Whether a run got so far that something was recorded: one that was killed before that leaves nothing of worth."""
+    """Whether a run has begun to record: from its beginning on it has a file of rounds."""
     return (folder / ROUNDS).is_file()
 
 
 def _has_only_leftovers(folder: Path) -> bool:
     """Whether a folder is empty but for what a run writes before its first line; a scenario alone is the user's."""
-    names = {path.name for path in folder.iterdir()}
-    return names <= {*FILES, *FOLDERS} and names != {SCENARIO}
+    names = [path.name for path in folder.iterdir()]
+    return all(_belongs_to_run(name) for name in names) and names != [SCENARIO]
+
+
+def _belongs_to_run(name: str) -> bool:
+    """Whether a name is one that a run gives, or that of a file that was being written when a run was killed."""
+    return name in (*FILES, *FOLDERS) or any(name.startswith(f".{file}-") for file in FILES)
 
 
 def check_usable(folder: Path) -> None:
@@ -159,10 +170,11 @@ def check_usable(folder: Path) -> None:
 
 def remove_run(folder: Path) -> None:
     """Remove what a run left in a folder, and nothing else."""
-    for name in FILES:
-        (folder / name).unlink(missing_ok=True)
-    for name in FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
+    for path in folder.iterdir():
+        if path.name in FOLDERS and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif _belongs_to_run(path.name):
+            path.unlink()
 
 
 # Reading a folder ----------------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 A round's line in `rounds.jsonl` has these keys for the whole, and under `clients` for each client; a key has the same
 meaning in the line, in MLflow and in figures. A key that ends in `/` stands for one metric of each block, task or name.
-To add a loss, give it a field in `grpo_fed.rl.losses.Losses` and a row here.
+To add a loss, write it as a property of `LossTerms` with its name in `REPORTED_TERMS`, both in
+`grpo_fed/rl/objective.py`, and give it a row here.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ TABLE = (
     Metric("losses/approx_kl", "Estimate of the KL from the policy before the update to the one after.", reported=True),
     Metric("losses/clipfrac", "Share of steps whose probability ratio is beyond the clip.", reported=True),
     Metric("losses/explained_variance", "Share of the returns' variance that the critic explains.", reported=True),
-    Metric("losses/kl", "KL to the reference policy, where the objective has one.", reported=True),
+    Metric(
+        "losses/kl", "KL from the policy before the update to the one after, where something needs it.", reported=True
+    ),
     Metric(CLIENTS_OK, "Clients that trained in the round."),
     Metric(CLIENTS_FAILED, "Clients that were asked and gave no valid answer."),
     Metric(DEPARTED_GROUPS, "Shared parameter groups that clients have left."),

@@ -89,15 +89,14 @@ def test_rho_is_1_for_a_steady_deviation_and_known_by_hand_for_a_turning_one():
     evidence = no_evidence(("a", "b", "c"), groups)
     for _ in range(CLOCK):
         points = {"a": y, "b": 2 * x, "c": 3 * x}
-        _, evidence, verdict = persistence(replies_at(points), torch.zeros(2), groups, evidence)
-    assert verdict.rho[0, 0] == pytest.approx(1.0)
-    assert not verdict.opposed[0, 0], "it is at right angles to the others"
+        _, evidence, rho = persistence(replies_at(points), torch.zeros(2), groups, evidence)
+    assert rho[0, 0] == pytest.approx(1.0)
     # Now a goes +y, -y, +y, -y: products of different rounds are -1 (8 of 12 ordered pairs) or +1 (4): M_aa = -1/3.
     evidence = no_evidence(("a", "b", "c"), groups)
     for number in range(CLOCK):
         points = {"a": y * (-1) ** number, "b": 2 * x, "c": 3 * x}
-        _, evidence, verdict = persistence(replies_at(points), torch.zeros(2), groups, evidence)
-    assert verdict.rho[0, 0] == pytest.approx((1 - 1 / 3) / 2), "b2 = |x|^2 + M_aa, v = |x|^2 + |y|^2"
+        _, evidence, rho = persistence(replies_at(points), torch.zeros(2), groups, evidence)
+    assert rho[0, 0] == pytest.approx((1 - 1 / 3) / 2), "b2 = |x|^2 + M_aa, v = |x|^2 + |y|^2"
 
 
 # Who leaves -----------------------------------------------------------------------------------------------------------
@@ -234,6 +233,37 @@ def test_the_cut_and_the_departed_do_not_touch_what_is_in_no_group():
     points = {"a": torch.tensor([1.0, 0, 3]), "b": torch.tensor([1.0, 0, 3]), "c": torch.tensor([10.0, 0, 9])}
     merged, _, _ = persistence(replies_at(points), torch.zeros(3), loose, no_evidence(("a", "b", "c"), loose))
     assert merged.point.tolist() == pytest.approx([4 / 3, 0.0, 5.0])
+
+
+def test_only_clients_that_replied_leave():
+    groups, up = make_groups([20]), torch.ones(20)
+    update = noisy({name: -up if name == "f" else up for name in NAMES}, 0.1, 20)
+    evidence, shared = no_evidence(NAMES, groups), torch.zeros(20)
+    for number in range(2 * CLOCK):
+        present = NAMES if number < CLOCK - 1 else NAMES[:-1]  # f is away when its clock has run
+        points = {name: update(name, number) for name in present}  # type: ignore[operator]
+        merged, evidence, _ = persistence(replies_at(points), shared, groups, evidence)
+        assert merged.clients == present
+    assert not departed(evidence)
+    points = {name: update(name, 99) for name in NAMES}  # type: ignore[operator]
+    merged, evidence, _ = persistence(replies_at(points), shared, groups, evidence)
+    assert departed(evidence) == {"f": [0]}
+    assert merged.departed[merged.clients.index("f"), 0]
+
+
+def test_replies_that_did_not_move_do_not_cut_the_one_that_did():
+    groups, x = make_groups([2]), torch.tensor([1.0, 0.0])
+    points = {"a": torch.zeros(2), "b": torch.zeros(2), "c": 3 * x}
+    merged, _, _ = persistence(replies_at(points), torch.zeros(2), groups, no_evidence(("a", "b", "c"), groups))
+    assert merged.point.tolist() == pytest.approx([1.0, 0.0])
+
+
+def test_clients_of_weight_0_do_not_drive_out_one_that_has_a_weight():
+    groups, up = make_groups([20]), torch.ones(20)
+    update = noisy({"a": up, "b": -up, "c": -up}, 0.1, 20)
+    evidence, shared = run_rounds(8, update, groups, ("a", "b", "c"), weights={"a": 1.0, "b": 0.0, "c": 0.0})
+    assert "a" not in departed(evidence)
+    assert shared.mean() > 7
 
 
 def test_a_client_of_weight_0_is_judged_but_moves_nothing():

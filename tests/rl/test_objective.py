@@ -309,7 +309,7 @@ def test_steps_without_weight_do_not_affect_the_loss(distribution: Distribution)
     before, terms = objective.loss(new, batch, distribution, ObjectiveSettings(), trust, coefficients)
     after, changed_terms = objective.loss(said, changed, distribution, ObjectiveSettings(), trust, coefficients)
     assert torch.equal(before, after)
-    for name in ("policy_loss", "value_loss", "entropy", "kl", "approx_kl", "clip_fraction"):
+    for name in ("policy_loss", "value_loss", "entropy", "kl", "approx_kl", "clipfrac"):
         assert torch.equal(getattr(terms, name), getattr(changed_terms, name))
     for old, fresh in zip(output_gradients(before, new), output_gradients(after, said), strict=True):
         assert torch.equal(old, fresh)
@@ -380,7 +380,7 @@ def test_a_client_without_valid_steps_has_no_gradient() -> None:
     for slope in output_gradients(loss, new):
         assert (slope[1] == 0).all()
         assert slope.isfinite().all()
-    for name in ("policy_loss", "value_loss", "entropy", "kl", "approx_kl", "clip_fraction"):
+    for name in ("policy_loss", "value_loss", "entropy", "kl", "approx_kl", "clipfrac"):
         assert getattr(terms, name)[1] == 0
 
 
@@ -410,7 +410,7 @@ def test_the_loss_cannot_be_differentiated_twice() -> None:
 def test_loss_terms_have_no_graph_and_one_number_per_client() -> None:
     new, batch = policy_and_minibatch(Gaussian(2))
     _, terms = objective.loss(new, batch, Gaussian(2), ObjectiveSettings(), FREE, Coefficients(0.2, 0.2, 0.5))
-    for name in ("loss", "policy_loss", "value_loss", "entropy", "kl", "approx_kl", "clip_fraction"):
+    for name in ("loss", "policy_loss", "value_loss", "entropy", "kl", "approx_kl", "clipfrac"):
         assert getattr(terms, name).shape == (K,)
         assert not getattr(terms, name).requires_grad
 
@@ -421,7 +421,7 @@ def test_term_means_are_normalised_by_the_sum_of_weights() -> None:
     coefficients = Coefficients(0.2, 0.2, 0.5)
     _, terms = objective.loss(new, batch, Gaussian(2), ObjectiveSettings(), FREE, coefficients)
     _, fewer = objective.loss(new, less, Gaussian(2), ObjectiveSettings(), FREE, coefficients)
-    for name in ("entropy", "kl", "approx_kl", "clip_fraction"):
+    for name in ("entropy", "kl", "approx_kl", "clipfrac"):
         torch.testing.assert_close(getattr(fewer, name), getattr(terms, name))
     for name in ("loss", "policy_loss", "value_loss"):
         torch.testing.assert_close(getattr(fewer, name), 0.25 * getattr(terms, name))
@@ -453,7 +453,7 @@ def test_the_clip_fraction_matches_a_worked_example() -> None:
     for surrogate, expected in (("clip", 0.5), ("ratio", 0.0), ("score", 0.0)):
         ours = ObjectiveSettings(surrogate=surrogate)  # type: ignore[arg-type]
         _, terms = objective.loss(new, batch, Categorical(2), ours, FREE, Coefficients(0.2, 0.3))
-        assert terms.clip_fraction.item() == expected
+        assert terms.clipfrac.item() == expected
 
 
 def test_explained_variance_matches_a_worked_example() -> None:

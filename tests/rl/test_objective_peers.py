@@ -133,7 +133,7 @@ def test_the_ppo_loss_is_that_of_stable_baselines3(
     assert terms.value_loss.item() == pytest.approx(said["train/value_loss"], rel=1e-5)
     assert terms.entropy.item() == pytest.approx(-said["train/entropy_loss"], rel=1e-5)
     assert terms.approx_kl.item() == pytest.approx(said["train/approx_kl"], rel=1e-4)
-    assert terms.clip_fraction.item() == pytest.approx(said["train/clip_fraction"])
+    assert terms.clipfrac.item() == pytest.approx(said["train/clip_fraction"])
 
 
 def test_the_a2c_loss_is_that_of_stable_baselines3() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from grpo_fed.aggregation.proximity import AcceptedBlock, AcceptedStep
-from grpo_fed.rl.losses import Losses
+from grpo_fed.rl.objective import REPORTED_TERMS
 from grpo_fed.runs.metrics import METRICS, REPORTED, TEXTS, find_metric, is_timed, is_tracked
 from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord, record_to_line
 
@@ -17,7 +17,9 @@ from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerReco
 def full_record() -> RoundRecord:
     """Make a record of a round in which every field is in use."""
     clients = [
-        ClientRecord("a", "carts", 64, 3, dict.fromkeys(REPORTED, 0.5), 20.0, 0.1, ("actor",), {"torso.0": 1}),
+        ClientRecord(
+            "a", "carts", 64, 3, dict.fromkeys(REPORTED, 0.5), 20.0, 0.1, ("actor",), {"torso.0": 1}, {"torso.0": 0.7}
+        ),
         ClientRecord("b", "carts", failure=Failure("late", "no answer in 5 s")),
     ]
     step = AcceptedStep((AcceptedBlock("torso.0", 0.1, 0.2, 0.5, 0.3),), 0.1, 0.4, 0.6, ("a",))
@@ -45,7 +47,9 @@ def test_every_row_of_the_table_is_a_key_of_some_line():
 
 
 def test_a_client_may_report_every_loss():
-    assert {f"losses/{field.name}" for field in dataclasses.fields(Losses)} <= REPORTED
+    assert {f"losses/{name}" for name in (*REPORTED_TERMS, "explained_variance", "kl")} == {
+        key for key in REPORTED if key.startswith("losses/")
+    }
 
 
 def test_an_unknown_key_has_no_row_and_is_not_tracked():

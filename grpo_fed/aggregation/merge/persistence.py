@@ -10,8 +10,11 @@ rate, schedule and a client's own rate drop out. Over rounds r the server sums, 
 
 For c = (client k) - (weighted mean of the others that share the group), b2 = c'Mc and v = c'Vc, and rho = b2 / v says
 how much the client's deviation agrees with itself from round to round: 0 by chance, 1 if it is always the same. In a
-local quadratic model with noise sigma^2 a client alone costs sigma^2, and sharing among S costs
+local quadratic model with noise sigma^2 a client alone costs sigma^2, and sharing among S with equal weights costs
 ((S - 1) / S)^2 b2 + sigma^2 / S where v = b2 + sigma^2 S / (S - 1): leaving pays exactly where rho > 1/2, for every S.
+A client that has left a group does not come back: its updates begin elsewhere, and can no longer be compared.
+
+Means are weighted by the weights of the present round; a client that is not in it counts as the average one that is.
 
 K clients, G groups, D numbers of a sketched update.
 """
@@ -63,15 +66,10 @@ class Evidence:
     departures: Tensor
     """[K] int64: how often each client has left something."""
 
-
-@dataclass(frozen=True, eq=False)
-class Verdict:
-    """How the evidence stands after a round, [K, G] each; NaN where a client is not compared."""
-
-    rho: Tensor
-    """float64: how much the client's deviation from the others agrees with itself."""
-    opposed: Tensor
-    """bool: its systematic update opposes that of the others."""
+    def rows(self, replies: Replies) -> Tensor:
+        """Find the rows [n] int64 of the clients that replied."""
+        row_of = {client: row for row, client in enumerate(self.clients)}
+        return torch.tensor([row_of[reply.client] for reply in replies.all], dtype=torch.int64)
 
 
 def no_evidence(clients: Sequence[str], groups: Groups) -> Evidence:
@@ -89,22 +87,25 @@ def no_evidence(clients: Sequence[str], groups: Groups) -> Evidence:
 
 def persistence(
     replies: Replies, shared: Tensor, groups: Groups, evidence: Evidence, ordered: bool = True
-) -> tuple[Merged, Evidence, Verdict]:
+) -> tuple[Merged, Evidence, Tensor]:
     """Add a round to the evidence, let clients leave the groups in which they are in conflict, and merge the rest.
 
-    The others' updates are averaged, each cut to twice the median norm of its group.
+    The others' updates are averaged, each cut to twice the median norm of its group. Only clients that replied can
+    leave: they learn of it with the answer's round. Return the merge, the evidence, and rho [K, G] against the clients
+    that are not in conflict, NaN where a client is not compared.
 
     ordered: whether the blocks follow each other from input to output, so that the one nearest the input is blamed;
         otherwise a client leaves all groups in which it is in conflict at once.
     """
     evidence = add_round(evidence, replies, shared, groups)
-    weights = torch.zeros(len(evidence.clients), dtype=torch.float64)
-    for reply in replies.all:
-        weights[evidence.clients.index(reply.client)] = reply.weight
-    weights[weights.eq(0) & evidence.common.diagonal().gt(0)] = _typical_weight(replies)
-    verdict, leaving = find_conflicts(evidence, groups, weights, ordered)
+    weights = torch.full((len(evidence.clients),), _average_weight(replies), dtype=torch.float64)
+    present = torch.zeros(len(evidence.clients), dtype=torch.bool)
+    rows = evidence.rows(replies)
+    weights[rows] = torch.tensor([reply.weight for reply in replies.all], dtype=torch.float64)
+    present[rows] = True
+    rho, leaving = find_conflicts(evidence, groups, weights, present, ordered)
     evidence = _depart(evidence, leaving)
-    return _merge(replies, shared, groups, evidence), evidence, verdict
+    return _merge(replies, shared, groups, evidence), evidence, rho
 
 
 # Evidence ------------------------------------------------------------------------------------------------------------
@@ -114,7 +115,7 @@ def add_round(evidence: Evidence, replies: Replies, shared: Tensor, groups: Grou
     """Add the unit updates of a round's replies; in a group that a client has left it adds nothing."""
     if not replies.all:
         return evidence
-    rows = torch.tensor([evidence.clients.index(reply.client) for reply in replies.all])
+    rows = evidence.rows(replies)
     buckets = _buckets(groups, len(evidence.clients))
     points = [reply.point for reply in replies.all]
     norms = distances(points, shared, groups)
@@ -140,8 +141,8 @@ def systematic(evidence: Evidence, groups: Groups) -> tuple[Tensor, Tensor]:
     return between, within
 
 
-def _typical_weight(replies: Replies) -> float:
-    """The weight of a client that is not in this round, for the mean that the others are compared with."""
+def _average_weight(replies: Replies) -> float:
+    """The average weight of the replies that have one."""
     weights = [reply.weight for reply in replies.weighted]
     return sum(weights) / len(weights) if weights else 1.0
 
@@ -150,37 +151,40 @@ def _typical_weight(replies: Replies) -> float:
 
 
 def find_conflicts(
-    evidence: Evidence, groups: Groups, weights: Tensor, ordered: bool
-) -> tuple[Verdict, Mapping[int, Tensor]]:
-    """Find which clients are in conflict, and the groups that each of them leaves now: client -> [G] bool.
+    evidence: Evidence, groups: Groups, weights: Tensor, candidates: Tensor, ordered: bool
+) -> tuple[Tensor, Mapping[int, Tensor]]:
+    """Find rho [K, G], and which groups each client in conflict leaves now: client -> [G] bool.
 
-    1. Only clients whose evidence is `CLOCK` rounds old are compared.
+    1. Clients are compared whose evidence is `CLOCK` rounds old. One may leave if it is a candidate, its evidence is as
+       old as its clock says (twice as long after each departure), and that about the group amounts to `PRODUCTS`.
     2. A client is accused if in some group its rho is above 1/2 and its systematic update opposes the mean of all that
        share the group, itself included: the merged step sets it back. Accused clients are set aside one by one, the
        greatest b2 first, and the others are compared with those that remain.
     3. An accused client is in conflict in the groups where its rho is above 1/2 and it opposes the others.
     4. Of the blocks with such groups it leaves the one nearest the input whose rho is at least 2/3 of its greatest.
+
+    weights [K], candidates [K] bool.
     """
     between, within = systematic(evidence, groups)
-    rounds = evidence.common.diagonal()
-    old_enough, may_leave = rounds >= CLOCK, rounds >= CLOCK * 2**evidence.departures
-    has_products = (rounds * (rounds - 1))[:, None] * groups.sizes >= PRODUCTS
-    rho = torch.full((len(evidence.clients), len(groups.names)), torch.nan, dtype=torch.float64)
-    opposed = torch.zeros_like(rho, dtype=torch.bool)
-    accused = torch.zeros(len(evidence.clients), dtype=torch.bool)
-    compared = [old_enough & ~evidence.departed[:, group] for group in range(len(groups.names))]
-    for group, clients in enumerate(compared):
-        comparison = _Comparison(between[group], within[group], weights, clients)
-        rho[:, group], opposed[:, group] = comparison.rho, comparison.opposes_others
-        accused |= _set_aside(comparison, may_leave & has_products[:, group], including_itself=True)
+    rounds, shares = evidence.common.diagonal(), ~evidence.departed
+    is_compared = (rounds >= CLOCK)[:, None] & shares
+    products = (rounds * (rounds - 1))[:, None] * _buckets(groups, len(evidence.clients))
+    may_leave = (candidates & (rounds >= CLOCK * 2**evidence.departures))[:, None] & (products >= PRODUCTS)
+    rho = torch.full(shares.shape, torch.nan, dtype=torch.float64)
+    accused = torch.zeros_like(candidates)
+    for group in range(len(groups.names)):
+        comparison = _Comparison(between[group], within[group], weights, is_compared[:, group])
+        aside = _set_aside(comparison, may_leave[:, group], including_itself=True)
+        rho[:, group] = torch.where(aside.isnan(), comparison.rho, aside)
+        accused |= ~aside.isnan()
     if not accused.any():
-        return Verdict(rho, opposed), {}
-    conflict, strength = torch.zeros_like(opposed), torch.zeros_like(rho)
-    for group, clients in enumerate(compared):
-        comparison = _Comparison(between[group], within[group], weights, clients)
-        candidates = accused & has_products[:, group]
-        conflict[:, group] = _set_aside(comparison, candidates, including_itself=False, strength=strength[:, group])
-    return Verdict(rho, opposed), {
+        return rho, {}
+    strength = torch.full_like(rho, torch.nan)
+    for group in range(len(groups.names)):
+        comparison = _Comparison(between[group], within[group], weights, is_compared[:, group])
+        strength[:, group] = _set_aside(comparison, accused & may_leave[:, group], including_itself=False)
+    conflict = ~strength.isnan()
+    return rho, {
         int(client): _blame(conflict[client], strength[client], groups, ordered)
         for client in conflict.any(1).nonzero().squeeze(1)
     }
@@ -218,23 +222,19 @@ def _deviation(products: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tenso
     return alone - 2 * with_others + of_others, with_others, with_all / total.clamp(min=TINY)
 
 
-def _set_aside(
-    comparison: _Comparison, candidates: Tensor, including_itself: bool, strength: Tensor | None = None
-) -> Tensor:
-    """Set clients in conflict aside one by one, the greatest b2 first; return them, [K] bool.
+def _set_aside(comparison: _Comparison, candidates: Tensor, including_itself: bool) -> Tensor:
+    """Set clients in conflict aside one by one, the greatest b2 first; return their rho, [K], NaN for the others.
 
-    including_itself: whether conflict is with the mean of all or with that of the others. strength [K] gets their rho.
+    including_itself: whether conflict is with the mean of all or with that of the others.
     """
-    aside = torch.zeros_like(candidates)
+    aside = torch.full_like(comparison.b2, torch.nan)
     while True:
         opposes = comparison.opposes_all if including_itself else comparison.opposes_others
         conflict = candidates & opposes & (comparison.rho > PAYS)
         if not conflict.any():
             return aside
         first = int(torch.where(conflict, comparison.b2, -torch.inf).argmax())
-        aside[first] = True
-        if strength is not None:
-            strength[first] = comparison.rho[first]
+        aside[first] = comparison.rho[first]
         comparison.remaining[first] = False
         comparison.judge()
 
@@ -274,20 +274,22 @@ def _depart(evidence: Evidence, leaving: Mapping[int, Tensor]) -> Evidence:
 
 def _merge(replies: Replies, shared: Tensor, groups: Groups, evidence: Evidence) -> Merged:
     """Average the updates of the clients that share a group, each cut to twice the group's median norm."""
-    rows = [evidence.clients.index(reply.client) for reply in replies.all]
-    departed = evidence.departed[rows]
+    departed = evidence.departed[evidence.rows(replies)]
     points = [reply.point for reply in replies.all]
     norms = distances(points, shared, groups)
-    limit = CUT * torch.where(departed, torch.nan, norms).nanmedian(0).values.nan_to_num(nan=torch.inf)
+    moving = ~departed & (norms > TINY) & torch.tensor([[reply.weight > 0] for reply in replies.all])
+    limit = CUT * torch.where(moving, norms, torch.nan).nanmedian(0).values.nan_to_num(nan=torch.inf)
     factors = torch.where(norms > limit, limit / norms.clamp(min=TINY), 1.0)
     if not departed.any() and bool((factors == 1).all()):
         return merge_without_departures(replies, weighted_mean(replies.all, shared), groups)
     total = torch.zeros(len(shared), dtype=torch.float64)
     weight = torch.zeros(len(groups.names) + 1, dtype=torch.float64)
     for reply, factor, left in zip(replies.all, factors, departed, strict=True):
-        share = torch.cat([torch.where(left, 0.0, factor) * reply.weight, torch.tensor([reply.weight])])
-        total += (reply.point.double() - shared) * share[groups.ids_or_last]
-        weight += torch.cat([torch.where(left, 0.0, reply.weight), torch.tensor([reply.weight])])
+        shares = torch.cat([~left, torch.tensor([True])]).double() * reply.weight  # what is in no group is averaged
+        total += (reply.point.double() - shared) * (shares * torch.cat([factor, factor.new_ones(1)]))[
+            groups.ids_or_last
+        ]
+        weight += shares
     point = (shared + total / weight.clamp(min=TINY)[groups.ids_or_last]).float()
     away = distances(points, point, groups)
     return Merged(replies.clients, point, departed, torch.where(departed, away, 0.0).float())
@@ -306,8 +308,9 @@ def _buckets(groups: Groups, clients: int) -> Tensor:
 def _layout(groups: Groups, clients: int) -> tuple[Tensor, Tensor]:
     """The bucket [P] int64 and the sign [P] float64 of every parameter; one past the last bucket for none.
 
-    A group that is larger than its sketch has its parameters added up in turn with random signs (a count sketch), which
-    keeps inner products unbiased.
+    A group that is larger than its sketch has its parameters added up in turn with random signs (a count sketch). An
+    inner product of two unit vectors has a standard error of about 1 / sqrt(buckets) over signs; the signs are the same
+    in all rounds, so it does not average out.
     """
     buckets = _buckets(groups, clients)
     starts = buckets.cumsum(0) - buckets
