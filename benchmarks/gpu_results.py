@@ -22,13 +22,13 @@ Line = Mapping[str, Any]
 """One result of one run: its `run`, its `part`, and the values that the part reported."""
 
 NOTES = {
-    1: """In this run the learner summed the steps of all clients once for each client, a loop that is quadratic in
-    the number of clients. It is most of "rest" in the table of speeds, and slows down 1,024 clients and more. It has been
-    removed since. The driver was 580.159.04.""",
-    2: """With the quadratic loop removed and the resets of many episodes made together. All 2,048 carts were solved after
-    128 seconds, while one client of stable-baselines3 took a median of 6.2 seconds in run 1. The other parts were not
-    run again. Here 64 and 256 clients are slower than in run 1, environments and updates alike; the machine is shared,
-    and the reason was not looked into.""",
+    1: """In this run the learner summed the steps of all clients once for each client, which is quadratic in the number
+    of clients. It is most of "rest" in the table of speeds, and slows down 1,024 clients and more. It has been removed
+    since. The driver was 580.159.04.""",
+    2: """With the quadratic loop removed and the resets of many episodes made together. All 2,048 carts were solved
+    after 128 seconds, while one client of stable-baselines3 took a median of 6.2 seconds in run 1. The other parts were
+    not run again. Here 64 and 256 clients are slower than in run 1, environments and updates alike; the machine is
+    shared, and the reason was not looked into.""",
 }
 """What a reader has to know about a run, by its number."""
 

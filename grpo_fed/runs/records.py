@@ -62,10 +62,10 @@ class ClientRecord:
     """The shared parameter groups that it has left, in order."""
     clusters: Mapping[str, int] = field(default_factory=dict)
     """The client's cluster in every block, 0 being the one with the greatest weight; empty if the merge has none."""
-    rho: Mapping[str, float] = field(default_factory=dict)
-    """With the merge rule `persistence`, each block's greatest rho; empty while the client is not compared."""
     failure: Failure | None = None
     """Its first failure in this round."""
+    rho: Mapping[str, float] = field(default_factory=dict)
+    """With the merge rule `persistence`, each block's greatest rho; empty while the client is not compared."""
 
     @property
     def mean(self) -> float | None:
