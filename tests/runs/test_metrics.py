@@ -18,7 +18,16 @@ def full_record() -> RoundRecord:
     """Make a record of a round in which every field is in use."""
     clients = [
         ClientRecord(
-            "a", "carts", 64, 3, dict.fromkeys(REPORTED, 0.5), 20.0, 0.1, ("actor",), {"torso.0": 1}, {"torso.0": 0.7}
+            "a",
+            "carts",
+            64,
+            3,
+            dict.fromkeys(REPORTED, 0.5),
+            20.0,
+            0.1,
+            ("actor",),
+            {"torso.0": 1},
+            rho={"torso.0": 0.7},
         ),
         ClientRecord("b", "carts", failure=Failure("late", "no answer in 5 s")),
     ]
