@@ -11,7 +11,7 @@ from typing import Self, final
 from grpo_fed.rl.records import TrainingReport
 from grpo_fed.rl.stacked_learner import StackedLearner, make_learners
 from grpo_fed.runs.checkpoint import Checkpoint
-from grpo_fed.runs.folder import claim_folder, open_unfinished, reclaim_folder
+from grpo_fed.runs.folder import check_usable, claim_folder, open_unfinished, reclaim_folder
 from grpo_fed.runs.policies import save_policies
 from grpo_fed.runs.recorder import CheckpointContent, Recorder, Watch
 from grpo_fed.runs.records import ClientRecord, RoundRecord
@@ -63,8 +63,7 @@ class AloneEngine:
         """What became of the run, once it has ended, however it ended."""
         with ExitStack() as stack:
             if self.folder is not None:
-                claim = reclaim_folder(self.folder) if goes_on else claim_folder(self.folder, replace)
-                stack.enter_context(claim)
+                check_usable(self.folder)
             self.learners = make_learners(scenario)
             for learner in self.learners:
                 stack.callback(learner.close)
@@ -73,6 +72,9 @@ class AloneEngine:
                 states = after.states()
                 for learner in self.learners:
                     learner.load([states[name] for name in learner.names])
+            if self.folder is not None:
+                claim = reclaim_folder(self.folder) if goes_on else claim_folder(self.folder, replace)
+                stack.enter_context(claim)
             self._stack = stack.pop_all()
 
     @property

@@ -78,10 +78,10 @@ class Adam:
 def per_client(values: np.ndarray, like: Tensor) -> Tensor:
     """Numbers of each client, [K, 1], as a float32 tensor on the device of `like`."""
     numbers = values.astype(np.float32)
-    return torch.from_numpy(numbers) if like.device.type == "cpu" else send(numbers, like.device)
+    return torch.from_numpy(numbers) if like.device.type == "cpu" else copy_to_device(numbers, like.device)
 
 
-def send(numbers: np.ndarray, device: torch.device) -> Tensor:
+def copy_to_device(numbers: np.ndarray, device: torch.device) -> Tensor:
     """Put numbers [K, 1] on a GPU without waiting for what it computes.
 
     Numbers that are all equal are not copied: the GPU fills a tensor with them.

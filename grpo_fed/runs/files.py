@@ -36,14 +36,16 @@ def link_or_copy(source: Path, target: Path) -> None:
         write_atomic(target, source.read_bytes())
 
 
-def append_line(path: Path, line: str, durable: bool = False) -> None:
+def append_line(path: Path, line: str, durable: bool = False, size: int | None = None) -> None:
     """Add a line to a file, or nothing if the disk has no room for all of it.
 
-    durable: whether the line survives a power cut once this returns. OSError names the file.
+    durable: whether the line survives a power cut once this returns. size: how long the file was before the line; what
+    an interrupted attempt has left behind is removed. OSError names the file.
     """
     content = f"{line}\n".encode()
     with _name_file_in_errors(path), path.open("ab", buffering=0) as file:
-        before = file.tell()
+        before = file.tell() if size is None else size
+        file.truncate(before)
         if file.write(content) < len(content):
             file.truncate(before)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self, final
@@ -52,9 +52,10 @@ class FolderTakenError(ValueError):
 class FolderClaim:
     """The right to write a run into a folder, from `claim_folder` or `reclaim_folder` until it is closed."""
 
-    def __init__(self, folder: Path, handle: int | None) -> None:
+    def __init__(self, folder: Path, handle: int | None, new_parents: Sequence[Path] = ()) -> None:
+        """new_parents: folders above that were made for this claim, the nearest first."""
         self.folder = folder
-        self._handle = handle
+        self._handle, self._new_parents = handle, new_parents
 
     def __enter__(self) -> Self:
         return self
@@ -63,9 +64,10 @@ class FolderClaim:
         self.close()
 
     def close(self) -> None:
-        """Release the lock; a folder that nothing was written to is removed."""
+        """Release the lock; folders that nothing was written to are removed."""
         with suppress(OSError):  # it holds the run
-            self.folder.rmdir()
+            for folder in (self.folder, *self._new_parents):
+                folder.rmdir()
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
@@ -85,8 +87,9 @@ def claim_folder(folder: Path, replace: bool = False) -> FolderClaim:
     that one when the new run begins. ValueError if the folder holds something else or cannot be made.
     """
     check_usable(folder)
+    new_parents = [parent for parent in folder.parents if not parent.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    claim = _lock(folder)
+    claim = _lock(folder, new_parents)
     if not replace and _holds_run(folder):
         claim.close()
         raise FolderTakenError(
@@ -115,10 +118,10 @@ def is_claimed_by_parent(folder: Path) -> bool:
     return os.environ.get(CLAIMED) == str(folder.absolute())
 
 
-def _lock(folder: Path) -> FolderClaim:
+def _lock(folder: Path, new_parents: Sequence[Path] = ()) -> FolderClaim:
     """Lock the folder itself, where the system and its file system have locks."""
     if os.name != "posix":
-        return FolderClaim(folder, None)
+        return FolderClaim(folder, None, new_parents)
     from fcntl import LOCK_EX, LOCK_NB, flock
 
     taken = FolderTakenError(f"{folder}: another run is being written to it; name another folder, or wait for its end")
@@ -131,12 +134,12 @@ def _lock(folder: Path) -> FolderClaim:
     except OSError as error:
         os.close(handle)
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            return FolderClaim(folder, None)
+            return FolderClaim(folder, None, new_parents)
         raise taken from None
     if not folder.exists() or folder.stat().st_ino != os.fstat(handle).st_ino:
         os.close(handle)
         raise taken  # the lock is on a folder that has been removed
-    return FolderClaim(folder, handle)
+    return FolderClaim(folder, handle, new_parents)
 
 
 def _holds_run(folder: Path) -> bool:

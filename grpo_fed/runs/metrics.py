@@ -71,9 +71,8 @@ TABLE = (
     Metric("wanted/", "KL that the step would have if it went all the way to the merge."),
     Metric(
         "rho/",
-        "How much a client's deviation from the others agrees with itself over rounds; above 1/2 it pays to leave where it"
-        " opposes theirs.",
-        "How much a client's deviation from the others agrees with itself over rounds; above 1/2 it pays to leave if it opposes them.",
+        "How much a client's deviation from the others agrees with itself over rounds; above 1/2 it pays to leave"
+        " where it opposes theirs.",
     ),
     Metric("clusters/", "How many clusters of clients the block is merged in."),
     Metric("cluster/", "The cluster that the client's block is merged in; 0 is the one with the greatest weight."),

@@ -117,6 +117,8 @@ class Recorder:
         if after is not None:
             self.state = after.part("recorder", RecorderState)
         self._watch: Watch = lambda record: None
+        self._size_before_line: int | None = None
+        """The size of the file of rounds before the pending round's line, while that is written."""
         self._began = time.perf_counter() - self.totals.seconds
         self._bytes_before = self.totals.bytes_up, self.totals.bytes_down
 
@@ -233,13 +235,17 @@ class Recorder:
         self._watch(record)
 
     def _write_pending(self) -> None:
-        """Count the pending round and write its line, once."""
-        record, self.state.pending = self.state.pending, None
+        """Write the line of the pending round and count it, once, even if Ctrl-C interrupts an attempt."""
+        record = self.state.pending
         if record is None:
             return
-        self.totals.add(record)
         if self.folder is not None and record.round > 0:
-            append_line(self.folder / ROUNDS, json.dumps(record_to_line(record), allow_nan=False), durable=True)
+            path, line = self.folder / ROUNDS, json.dumps(record_to_line(record), allow_nan=False)
+            if self._size_before_line is None:
+                self._size_before_line = path.stat().st_size
+            append_line(path, line, durable=True, size=self._size_before_line)
+        self.state.pending = self._size_before_line = None
+        self.totals.add(record)
 
     def _write_checkpoint(self, round: int, content: CheckpointContent) -> None:
         assert self.folder is not None, "there is a folder to write to"

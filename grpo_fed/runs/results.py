@@ -128,15 +128,17 @@ class Result:
     def from_json(cls, document: Mapping[str, Any], out: Path | None = None) -> Result:
         """Read the content of `results.json`; ValueError names what does not fit."""
         tables = dict(document)
-        if not isinstance(tables.pop("eval", None), Mapping):
-            raise ValueError("it has no eval")
+        scores = tables.pop("eval", None)
         fields = {key: field for field, key in CLIENT_KEYS.items()}
         clients = tables.get("clients")
         if isinstance(clients, Mapping) and all(isinstance(client, Mapping) for client in clients.values()):
             tables["clients"] = {
                 name: {fields.get(key, key): value for key, value in client.items()} for name, client in clients.items()
             }
-        return replace(from_json(cls, {"error": None, **tables, "out": None}), out=out)
+        result = from_json(cls, {"error": None, **tables, "out": None})
+        if not isinstance(scores, Mapping):
+            raise ValueError("it has no eval")
+        return replace(result, out=out)
 
 
 def _client_to_json(client: ClientResult) -> dict[str, Any]:

@@ -26,7 +26,9 @@ def from_json(kind: type[Record], document: Any) -> Record:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{field or kind.__name__}: {first['msg']}") from None
+        if first["type"] == "missing":
+            raise ValueError(f"it has no {field}") from None
+        raise ValueError(f"{field or kind.__name__} is {first['input']!r}: {first['msg'].lower()}") from None
     return record
 
 

@@ -205,7 +205,7 @@ def test_json_lines_go_to_stdout_and_text_to_stderr():
     assert lines[2] == {"type": "result", **result, "out": "here"}
     assert done.stderr.startswith("tiny: 2 clients, 2 rounds")
 
-    quiet = call("train", "tiny.toml", "--json", "--quiet", "--out", "here")
+    quiet = call("train", "tiny.toml", "--json", "--quiet", "--out", "here", "--replace")
     (only,) = quiet.stdout.splitlines()
     assert json.loads(only)["clients"] == result["clients"]
     assert quiet.stderr == ""
@@ -226,7 +226,7 @@ OVERLAPPING = '{"torso.0"={a={"torso.0.weight:columns"=[0]},b={"torso.0.weight:r
 WRONG = {
     "no such command": ("trian", "No such command 'trian'"),
     "no scenario": ("train", "train needs a SCENARIO, or --resume RUN"),
-    "a scenario to resume": ("train tiny.toml --resume runs", "leave out SCENARIO, --set, --seed and --out"),
+    "a scenario to resume": ("train tiny.toml --resume runs", "leave out SCENARIO, --set, --seed, --out and --replace"),
     "nothing to resume": ("train --resume runs", "runs: no run folder: there is no such folder"),
     "no such option": ("train tiny.toml --sede 3", "No such option"),
     "no such name": ("train cartpol", "cartpol: no scenario of this name ships; did you mean cartpole?"),
@@ -316,7 +316,18 @@ def test_all_mistakes_of_a_scenario_are_reported_at_once():
 def failing_run(*overrides: str) -> list[str]:
     """The arguments of a run whose environment fails after 60 steps."""
     clients = 'clients=[{name="mill",env="their_mill:Mill-v0",kwargs={lives=60}}]'
-    return ["train", "tiny.toml", "--set", clients, "--set", "evaluate.step_limit=20", "--out", "run", *overrides]
+    return [
+        "train",
+        "tiny.toml",
+        "--set",
+        clients,
+        "--set",
+        "evaluate.step_limit=20",
+        "--out",
+        "run",
+        "--replace",
+        *overrides,
+    ]
 
 
 def test_a_failed_run_names_the_client_and_saves_the_traceback():
@@ -425,7 +436,7 @@ def test_check_shows_only_common_blocks_as_shared():
 @pytest.mark.parametrize(
     ("override", "why"),
     [
-        (UNLIKE, "takes block torso.0"),
+        (UNLIKE, "matches block torso.0"),
         ("merge.blocks.head=1", "merge.blocks"),
         ("proximity.blocks.head=1", "proximity"),
     ],

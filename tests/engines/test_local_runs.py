@@ -230,7 +230,7 @@ def test_a_run_without_a_folder_leaves_no_files(tmp_path: Path, monkeypatch: pyt
 def test_a_new_run_replaces_the_states_of_an_earlier_one(tmp_path: Path) -> None:
     run(scenario_of(rounds=1), tmp_path, workers=0)
     before = list((tmp_path / "clients").iterdir())
-    run(scenario_of(rounds=1), tmp_path, workers=0)
+    run(scenario_of(rounds=1), tmp_path, workers=0, replace=True)
     after = list((tmp_path / "clients").iterdir())
     assert len(before) == len(after) == 1
     assert before != after

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from grpo_fed.rl.adam import Adam, send
+from grpo_fed.rl.adam import Adam, copy_to_device
 
 
 def torch_adam(start: torch.Tensor, gradients: list[torch.Tensor], learning_rate: float) -> torch.Tensor:
@@ -51,4 +51,4 @@ def test_rows_share_memory_with_the_whole() -> None:
 def test_numbers_arrive_on_the_device_to_the_last_bit() -> None:
     for values in (np.full((5, 1), 0.1), 1 - 0.999 ** np.arange(1.0, 6.0)[:, None], np.full((1, 1), 3e-4)):
         numbers = values.astype(np.float32)
-        assert send(numbers, torch.device("cpu")).numpy().tobytes() == numbers.tobytes()
+        assert copy_to_device(numbers, torch.device("cpu")).numpy().tobytes() == numbers.tobytes()

@@ -129,13 +129,15 @@ def test_a_saved_policy_takes_the_learners_actions(tmp_path: Path, kind: str, de
 def test_predicted_actions_are_sampled_with_the_generator(tmp_path: Path):
     train(scenario("logged/box-v0"), tmp_path)
     saved = load_policy(tmp_path, "second")
+    saved.task.observation_space.seed(0)
     observation = saved.task.observation_space.sample()
     sampled = [
         saved.predict(observation, deterministic=False, generator=np.random.default_rng(seed)) for seed in (1, 1, 2)
     ]
     assert (sampled[0] == sampled[1]).all()
     assert (sampled[0] != sampled[2]).any()
-    assert (saved.predict(observation, deterministic=False) != saved.predict(observation, deterministic=False)).any()
+    unseeded = [saved.predict(observation, deterministic=False) for _ in range(8)]  # some may be clipped
+    assert any((action != unseeded[0]).any() for action in unseeded)
 
 
 def test_a_saved_policy_repeats_the_runs_evaluation(tmp_path: Path):

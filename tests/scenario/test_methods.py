@@ -463,7 +463,7 @@ def test_a_client_sends_its_fisher_diagonal_where_the_server_needs_it(
     answers = train(clients, 2, random_vector(2, clients.shared_blocks.size))
     for row, (name, answer) in enumerate(answers.items()):
         state = load_state(tmp_path, name, 2)
-        states = MeasurementStates.of([state["kept"]], torch.device("cpu"))
+        states = MeasurementStates.of([state["measurement_states"]], torch.device("cpu"))
         parameters = torch.from_numpy(state["parameters"])[None]
         expected = fisher_diagonal(clients.policies.policy, states, parameters, [client_seed(0, NAMES[row])], number=2)
         assert answer.fisher is not None

@@ -9,6 +9,7 @@ from typing import Any
 
 from grpo_fed.aggregation.proximity import AcceptedBlock, AcceptedStep
 from grpo_fed.policy.shared import resolve_shared_blocks
+from grpo_fed.policy.shared_names import SharedNames
 from grpo_fed.runs.metrics import TRAINING_RETURN
 from grpo_fed.runs.recorder import Recorder
 from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord
@@ -56,7 +57,7 @@ class SampleRun:
 def write_run(folder: Path, scenario: Scenario, run: SampleRun = SampleRun()) -> Path:
     """Write the folder of a run."""
     recorder = Recorder(scenario, folder, "cpu", scenario.method if run.federated else "local")
-    recorder.open(lambda record: None, resolve_shared_blocks(scenario).names if run.federated else None)
+    recorder.open(lambda record: None, _shared_names(scenario) if run.federated else None)
     names = [(settings.name, name) for settings in scenario.clients for name in settings.names]
     last = run.rounds or scenario.rounds
     first = [ClientRecord(name, task, score=1.0) for task, name in names]
@@ -81,6 +82,14 @@ def write_run(folder: Path, scenario: Scenario, run: SampleRun = SampleRun()) ->
         clusters = {name: run.clusters(last, k) for k, (_, name) in enumerate(names)}
         recorder.finish(departed=departed, clusters=clusters)
     return folder
+
+
+def _shared_names(scenario: Scenario) -> SharedNames:
+    """The names of a scenario's shared blocks; those of every sample run if its clients cannot share them."""
+    try:
+        return resolve_shared_blocks(scenario).names
+    except ValueError:
+        return SharedNames(BLOCKS, {block: block for block in BLOCKS})
 
 
 def _server_record(run: SampleRun, round_: int, clients: int) -> ServerRecord:
