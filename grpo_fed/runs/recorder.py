@@ -142,19 +142,27 @@ class Recorder:
     def open(self, watch: Watch, shared: SharedNames | None = None) -> None:
         """Begin a new folder, in which an earlier run is removed, or go on after the checkpoint's round.
 
+        If the run was stopped between the checkpoint and the round's line, `watch` is called for that round now.
+
         shared: the names of the shared blocks and of their parameter groups; None without a federation.
         """
         self._watch = watch
         if self.after is None:
             self._begin_folder(shared)
             return
+        was_written = True
         if self.folder is not None:
             (self.folder / RESULTS).unlink(missing_ok=True)
             (self.folder / FAILURE).unlink(missing_ok=True)
             lines = (self.folder / ROUNDS).read_text(encoding="utf-8").splitlines(keepends=True)
+            was_written = len(lines) >= self.after.round
             write_atomic(self.folder / ROUNDS, "".join(lines[: self.after.round - 1]))
-        if not self.waits:
+        if self.waits or self.state.pending is None:
+            return
+        if was_written:
             self._write_pending()
+        else:
+            self._write_and_notify()
 
     def _begin_folder(self, shared: SharedNames | None) -> None:
         """Remove an earlier run, and write the files that do not change."""

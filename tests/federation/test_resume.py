@@ -114,6 +114,23 @@ def test_rounds_after_the_last_checkpoint_are_trained_again(tmp_path: Path) -> N
     assert_equal_outcomes(tmp_path / "whole", tmp_path / "cut")
 
 
+def test_a_round_whose_line_was_never_written_is_told_to_the_watcher(tmp_path: Path) -> None:
+    """As if the run was killed after the second round's checkpoint was written, and before its line was."""
+
+    def stop(record: RoundRecord) -> None:
+        if record.round == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(scenario(), tmp_path, stop)
+    lines = (tmp_path / "rounds.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "rounds.jsonl").write_text(lines[0])
+    seen: list[int] = []
+    resume(tmp_path, lambda record: seen.append(record.round))
+    assert seen == [2, 3, 4]
+    assert (tmp_path / "rounds.jsonl").read_text().startswith("".join(lines))
+
+
 @pytest.mark.skipif(os.name != "posix", reason="there is no SIGKILL")
 def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
     """Kill the command when its first line is written, and once more later; then resume it to its end."""
