@@ -11,7 +11,7 @@ from torch import Tensor
 
 from grpo_fed.aggregation.merge import Replies, Reply, mean
 from grpo_fed.aggregation.merge.persistence import (
-    CLOCK,
+    MIN_ROUNDS,
     Evidence,
     add_round,
     no_evidence,
@@ -87,13 +87,13 @@ def test_rho_is_1_for_a_steady_deviation_and_known_by_hand_for_a_turning_one():
     groups = make_groups([2])
     x, y = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     evidence = no_evidence(("a", "b", "c"), groups)
-    for _ in range(CLOCK):
+    for _ in range(MIN_ROUNDS):
         points = {"a": y, "b": 2 * x, "c": 3 * x}
         _, evidence, rho = persistence(replies_at(points), torch.zeros(2), groups, evidence)
     assert rho[0, 0] == pytest.approx(1.0)
     # Now a goes +y, -y, +y, -y: products of different rounds are -1 (8 of 12 ordered pairs) or +1 (4): M_aa = -1/3.
     evidence = no_evidence(("a", "b", "c"), groups)
-    for number in range(CLOCK):
+    for number in range(MIN_ROUNDS):
         points = {"a": y * (-1) ** number, "b": 2 * x, "c": 3 * x}
         _, evidence, rho = persistence(replies_at(points), torch.zeros(2), groups, evidence)
     assert rho[0, 0] == pytest.approx((1 - 1 / 3) / 2), "b2 = |x|^2 + M_aa, v = |x|^2 + |y|^2"
@@ -136,11 +136,11 @@ def test_a_client_at_right_angles_to_the_others_is_not_set_back_and_stays():
     assert not departed(evidence)
 
 
-def test_nobody_leaves_before_the_clock_has_run():
+def test_clients_leave_no_group_before_the_least_number_of_rounds():
     groups, up = make_groups([20]), torch.ones(20)
     towards = {name: -up if name == "f" else up for name in NAMES}
-    assert not departed(run_rounds(CLOCK - 1, noisy(towards, 0.1, 20), groups)[0])
-    assert departed(run_rounds(CLOCK, noisy(towards, 0.1, 20), groups)[0]) == {"f": [0]}
+    assert not departed(run_rounds(MIN_ROUNDS - 1, noisy(towards, 0.1, 20), groups)[0])
+    assert departed(run_rounds(MIN_ROUNDS, noisy(towards, 0.1, 20), groups)[0]) == {"f": [0]}
 
 
 def test_a_group_of_one_parameter_needs_more_rounds():
@@ -154,8 +154,8 @@ def test_a_group_of_one_parameter_needs_more_rounds():
 def test_the_block_nearest_the_input_is_blamed_where_blocks_have_an_order():
     groups, up = make_groups([20, 20, 20]), torch.ones(60) / 7
     towards = {name: -up if name == "f" else up for name in NAMES}
-    assert departed(run_rounds(CLOCK, noisy(towards, 0.05, 60), groups)[0]) == {"f": [0]}
-    assert departed(run_rounds(CLOCK, noisy(towards, 0.05, 60), groups, ordered=False)[0]) == {"f": [0, 1, 2]}
+    assert departed(run_rounds(MIN_ROUNDS, noisy(towards, 0.05, 60), groups)[0]) == {"f": [0]}
+    assert departed(run_rounds(MIN_ROUNDS, noisy(towards, 0.05, 60), groups, ordered=False)[0]) == {"f": [0, 1, 2]}
 
 
 def test_all_groups_in_conflict_of_the_blamed_block_are_left_at_once():
@@ -163,14 +163,14 @@ def test_all_groups_in_conflict_of_the_blamed_block_are_left_at_once():
     contrary = up.clone()
     contrary[20:] *= -1
     towards = {name: contrary if name == "f" else up for name in NAMES}
-    assert departed(run_rounds(CLOCK, noisy(towards, 0.05, 80), groups)[0]) == {"f": [1, 2]}
+    assert departed(run_rounds(MIN_ROUNDS, noisy(towards, 0.05, 80), groups)[0]) == {"f": [1, 2]}
 
 
-def test_a_client_that_has_left_begins_a_clock_twice_as_long():
+def test_a_client_that_has_left_needs_twice_as_many_rounds_to_leave_again():
     groups, up = make_groups([20, 20]), torch.ones(40) / 6
     towards = {name: -up if name == "f" else up for name in NAMES}
-    assert departed(run_rounds(CLOCK + 2 * CLOCK - 1, noisy(towards, 0.05, 40), groups)[0]) == {"f": [0]}
-    assert departed(run_rounds(CLOCK + 2 * CLOCK, noisy(towards, 0.05, 40), groups)[0]) == {"f": [0, 1]}
+    assert departed(run_rounds(MIN_ROUNDS + 2 * MIN_ROUNDS - 1, noisy(towards, 0.05, 40), groups)[0]) == {"f": [0]}
+    assert departed(run_rounds(MIN_ROUNDS + 2 * MIN_ROUNDS, noisy(towards, 0.05, 40), groups)[0]) == {"f": [0, 1]}
 
 
 # Promises -------------------------------------------------------------------------------------------------------------
@@ -239,8 +239,8 @@ def test_only_clients_that_replied_leave():
     groups, up = make_groups([20]), torch.ones(20)
     update = noisy({name: -up if name == "f" else up for name in NAMES}, 0.1, 20)
     evidence, shared = no_evidence(NAMES, groups), torch.zeros(20)
-    for number in range(2 * CLOCK):
-        present = NAMES if number < CLOCK - 1 else NAMES[:-1]  # f is away when its clock has run
+    for number in range(2 * MIN_ROUNDS):
+        present = NAMES if number < MIN_ROUNDS - 1 else NAMES[:-1]  # f is away in the round in which it might leave
         points = {name: update(name, number) for name in present}  # type: ignore[operator]
         merged, evidence, _ = persistence(replies_at(points), shared, groups, evidence)
         assert merged.clients == present

@@ -35,7 +35,7 @@ from grpo_fed.policy.groups import Groups
 
 PAYS = 0.5
 """A client in conflict has a rho above this: then leaving pays."""
-CLOCK = 4
+MIN_ROUNDS = 4
 """Rounds of evidence before a client may leave anything; doubled with each departure."""
 PRODUCTS = 200
 """Least evidence about a group: rounds x (rounds - 1) x its parameters. By chance rho has a standard deviation of about
@@ -155,8 +155,8 @@ def find_conflicts(
 ) -> tuple[Tensor, Mapping[int, Tensor]]:
     """Find rho [K, G], and which groups each client in conflict leaves now: client -> [G] bool.
 
-    1. Clients are compared whose evidence is `CLOCK` rounds old. One may leave if it is a candidate, its evidence is as
-       old as its clock says (twice as long after each departure), and that about the group amounts to `PRODUCTS`.
+    1. Clients are compared that took part in `MIN_ROUNDS` rounds. One may leave if it is a candidate, took part in that
+       many, doubled with each departure, and has `PRODUCTS` of evidence about the group.
     2. A client is accused if in some group its rho is above 1/2 and its systematic update opposes the mean of all that
        share the group, itself included: the merged step sets it back. Accused clients are set aside one by one, the
        greatest b2 first, and the others are compared with those that remain.
@@ -167,9 +167,9 @@ def find_conflicts(
     """
     between, within = systematic(evidence, groups)
     rounds, shares = evidence.common.diagonal(), ~evidence.departed
-    is_compared = (rounds >= CLOCK)[:, None] & shares
+    is_compared = (rounds >= MIN_ROUNDS)[:, None] & shares
     products = (rounds * (rounds - 1))[:, None] * _buckets(groups, len(evidence.clients))
-    may_leave = (candidates & (rounds >= CLOCK * 2**evidence.departures))[:, None] & (products >= PRODUCTS)
+    may_leave = (candidates & (rounds >= MIN_ROUNDS * 2**evidence.departures))[:, None] & (products >= PRODUCTS)
     rho = torch.full(shares.shape, torch.nan, dtype=torch.float64)
     accused = torch.zeros_like(candidates)
     for group in range(len(groups.names)):
