@@ -139,7 +139,7 @@ class Clients:
         if first.evaluate_first is not None:
             evaluations = self._evaluate_clients(clients, first.evaluate_first)
 
-        learners = self._learners_of(clients)
+        learners = self._learners_of(clients, round)
         learners.shared.parameters.copy_(self._with_shared_blocks(learners.shared.parameters, clients))
         began = time.perf_counter()
         reports, personal_reports = learners.train(first, [client.stored is None for client in clients])
@@ -167,16 +167,28 @@ class Clients:
         """Whether the server needs Fisher matrices."""
         return self.scenario.merge.rule == "fisher" or self.scenario.proximity.mode == "quadratic"
 
-    def _learners_of(self, clients: Sequence[LoadedClient]) -> ClientLearners:
-        """These clients' learners in the states that the clients remember; the last ones if they can be used."""
+    def _learners_of(self, clients: Sequence[LoadedClient], round: int) -> ClientLearners:
+        """These clients' learners in the states that the clients remember; the last ones if they can be used.
+
+        round: the one to be trained. Learners of other tasks than the clients have in it cannot be used.
+        """
         names, states = [client.name for client in clients], [client.stored for client in clients]
-        if self.learners is None or self.learners.names != names or not self.learners.can_load(states):
+        if (
+            self.learners is None
+            or self.learners.names != names
+            or self._tasks_of(names, self.learners.round) != self._tasks_of(names, round)
+            or not self.learners.can_load(states)
+        ):
             previous, self.learners = self.learners, None
             if previous is not None:
                 previous.close()
-            self.learners = ClientLearners(self.scenario, self.policies, names)
+            self.learners = ClientLearners(self.scenario, self.policies, names, round)
         self.learners.load(states)
         return self.learners
+
+    def _tasks_of(self, names: Sequence[str], round: int) -> list[GymTask]:
+        """The tasks that clients have in a round."""
+        return [self.tasks[name].at(round) for name in names]
 
     def _save(self, client: LoadedClient, learners: ClientLearners, row: int, report: TrainingReport) -> None:
         """Store a client's state after the round."""

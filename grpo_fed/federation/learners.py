@@ -22,13 +22,14 @@ NOT_STORED = StateVersion("", 0, (0, 0, 0))
 class ClientLearners:
     """Trains K clients for a round, and knows which of their stored states they are in."""
 
-    def __init__(self, scenario: Scenario, policies: ClientPolicies, clients: Sequence[str]) -> None:
-        """Make the learners of these clients, at the beginning of a run."""
+    def __init__(self, scenario: Scenario, policies: ClientPolicies, clients: Sequence[str], round: int = 1) -> None:
+        """Make the learners of these clients, at the beginning of a run, in the tasks of a round."""
         self.scenario = scenario
         self.columns = policies.columns
         self.names = list(clients)
-        self.shared = policies.make_learner(clients)
-        self.personal = policies.make_learner(clients, personal=True) if scenario.personal.model else None
+        self.round = round
+        self.shared = policies.make_learner(clients, round)
+        self.personal = policies.make_learner(clients, round, personal=True) if scenario.personal.model else None
         self._versions: list[StateVersion | None] = [None] * len(clients)
         """[K]: the stored states that the learners are in; None for a client at the beginning of the run."""
 

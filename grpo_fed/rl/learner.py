@@ -90,9 +90,11 @@ class ClientPolicies(ABC):
     device: torch.device
 
     @abstractmethod
-    def make_learner(self, clients: Sequence[str], personal: bool = False) -> Learner:
+    def make_learner(self, clients: Sequence[str], round: int = 1, personal: bool = False) -> Learner:
         """A learner of some clients, which begin with their first parameters.
 
+        round: the clients learn the tasks that they have in this round. The learner can be used until one of these
+        tasks changes; another one then goes on from its clients' states.
         personal: learn the clients' second policies (`personal.model`), which have random streams of their own and are
         pulled to the anchor by `personal.pull`.
         """
@@ -114,7 +116,8 @@ class ClientPolicies(ABC):
 
         parameters: [K, P], the policies that act.
         states: what the policies' inputs are normalised with, where they are.
-        number: names the episodes; these are the same for any policy.
+        number: the round that has ended, 0 before the first. The clients play the tasks of this round, and it names the
+            episodes; these are the same for any policy.
         """
 
     @abstractmethod

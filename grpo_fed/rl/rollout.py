@@ -207,13 +207,19 @@ class Collector:
     def load(self, states: Sequence[Mapping[str, np.ndarray]], first: np.ndarray) -> None:
         """Go on from one `state` for each client.
 
-        first: [L] uint64, names of the streams of episodes that clients begin with which have not stepped yet.
+        first: [L] uint64, names of the streams of episodes that clients begin their tasks with. A client that has not
+            stepped yet begins them. So does one whose state has other streams, since its task has changed: its running
+            episodes are cut.
         """
+        streams_by_client = first.reshape(self.shape)
+        states = [
+            self._without_cut_episodes(client, state, streams_by_client[client]) for client, state in enumerate(states)
+        ]
         if not any(states):
             self.observations = None
             return
         complete = [
-            state or self._first_state(seeds) for state, seeds in zip(states, first.reshape(self.shape), strict=True)
+            state or self._first_state(streams) for state, streams in zip(states, streams_by_client, strict=True)
         ]
 
         def joint(name: str) -> np.ndarray:
@@ -236,6 +242,16 @@ class Collector:
         else:
             self.observations = self._normalise_observations(raw, learn=False)
             self.scores, self.lengths = np.zeros(self.envs.size), np.zeros(self.envs.size, np.int64)
+
+    def _without_cut_episodes(
+        self, client: int, state: Mapping[str, np.ndarray], streams: np.ndarray
+    ) -> Mapping[str, np.ndarray]:
+        """A client's state; that of before its first step if its episodes are of other streams than these [N]."""
+        if not state or np.array_equal(state["streams"], streams):
+            return state
+        if self.reward_normaliser is not None:
+            self.reward_normaliser.returns[client] = 0.0
+        return {}
 
     def _first_state(self, streams: np.ndarray) -> dict[str, np.ndarray]:
         """The `state` of a client before its first step, with 0 for its observations."""

@@ -66,7 +66,7 @@ class StackedLearner(Learner):
     ) -> None:
         """Make the clients' first policies and their environments.
 
-        tasks: of clients with equally shaped policies.
+        tasks: of clients with equally shaped policies, as they are in one round.
         seeds: name the clients' random streams; by default they follow from the scenario's seed and the names.
         shared: [S] int64, the columns that clients share; by default those of all blocks that may be shared.
         proximal_weight: how strongly these are pulled to the anchor; by default `penalty.squared`.
@@ -258,9 +258,12 @@ class StackedLearner(Learner):
         ]
 
     def _first_streams(self) -> np.ndarray:
-        """Names of the streams of episodes that the copies begin with, [K * N] uint64."""
-        copies = self.scenario.rollout.num_envs
-        return np.concatenate([env_seeds(seed, Purpose.EPISODES, copies) for seed in self.seeds])
+        """Names of the streams of episodes that the copies begin their tasks with, [K * N] uint64.
+
+        A client's first task has the stream 0, later ones have that of the round in which they began.
+        """
+        copies, clients = self.scenario.rollout.num_envs, zip(self.seeds, self.tasks, strict=True)
+        return np.concatenate([env_seeds(seed, Purpose.EPISODES, copies, task.since) for seed, task in clients])
 
     def _refuse_divergence(self) -> None:
         if math.isfinite(self.parameters.sum()):  # far cheaper than looking at each

@@ -47,13 +47,13 @@ class StackedPolicies(ClientPolicies):
         self.columns = shared_blocks.columns_in(self.policy.layout).to(self.device)
         self._env_caches = {purpose: EnvCache() for purpose in ("train", PERSONAL, "evaluate")}
         """Idle environments: some take long to be made."""
-        self._evaluation_envs: tuple[list[str], ClientEnvs] | None = None
-        """The clients that were evaluated last, and their environments."""
+        self._evaluation_envs: tuple[list[GymTask], ClientEnvs] | None = None
+        """The tasks that were evaluated last, and their environments."""
 
-    def make_learner(self, clients: Sequence[str], personal: bool = False) -> StackedLearner:
-        """A learner of some clients, which begin with their first parameters."""
+    def make_learner(self, clients: Sequence[str], round: int = 1, personal: bool = False) -> StackedLearner:
+        """A learner of some clients in the tasks of a round, which begin with their first parameters."""
         return StackedLearner(
-            [self.tasks[name] for name in clients],
+            [self.tasks[name].at(round) for name in clients],
             self.scenario,
             self._seeds([f"{name} {PERSONAL}" for name in clients]) if personal else None,
             self.columns,
@@ -80,7 +80,7 @@ class StackedPolicies(ClientPolicies):
         settings = self.scenario.evaluate
         return evaluate(
             Actor(self.policy, parameters),
-            self._envs_for(list(clients)),
+            self._envs_for([self.tasks[name].at(number) for name in clients]),
             EvaluatedClients(clients, self._seeds(clients), self._normaliser(states)),
             settings.episodes,
             settings.step_limit,
@@ -113,14 +113,13 @@ class StackedPolicies(ClientPolicies):
     def _seeds(self, names: Sequence[str]) -> list[int]:
         return [client_seed(self.scenario.seed, name) for name in names]
 
-    def _envs_for(self, clients: list[str]) -> ClientEnvs:
-        """Environments to evaluate on; the last ones if they are these clients'."""
-        if self._evaluation_envs is None or self._evaluation_envs[0] != clients:
+    def _envs_for(self, tasks: list[GymTask]) -> ClientEnvs:
+        """Environments to evaluate on; the last ones if they are of these tasks."""
+        if self._evaluation_envs is None or self._evaluation_envs[0] != tasks:
             previous, self._evaluation_envs = self._evaluation_envs, None
             if previous is not None:
                 previous[1].close()
-            tasks = [self.tasks[name] for name in clients]
-            self._evaluation_envs = clients, make_scenario_envs(tasks, self.scenario, self._env_caches["evaluate"])
+            self._evaluation_envs = tasks, make_scenario_envs(tasks, self.scenario, self._env_caches["evaluate"])
         return self._evaluation_envs[1]
 
     def _normaliser(self, states: Sequence[State | None]) -> ObservationNormaliser | None:

@@ -353,6 +353,15 @@ class CheckpointSettings(Section):
     """Number of latest checkpoints that are kept."""
 
 
+class TaskChange(Section):
+    """A change of a client's task during a run; the sizes and kinds of observations and actions must stay."""
+
+    round: Annotated[int, Ge(2), Field(examples=[20])]
+    """The first round in which the client trains in the changed environment; evaluations after it use it too."""
+    kwargs: Annotated[Arguments, MinLen(1), Field(examples=[{"swap_actions": True}])]
+    """Keyword arguments of the environment that change; all others stay as they were in the round before."""
+
+
 class ClientSettings(Section):
     """A client, or `count` clients of the same kind."""
 
@@ -367,6 +376,9 @@ class ClientSettings(Section):
     spread: dict[str, Annotated[list[float], MinLen(2), MaxLen(2)]] = {}
     """Arguments of the environment that vary evenly over the `count` clients, from a first to a last value, such as `{
     length = [0.1, 0.9] }`."""
+    changes: list[TaskChange] = []
+    """Changes of the task during the run, in the order of their rounds, such as `[{ round = 20, kwargs = { length = 0.9
+    } }]`."""
     wrappers: list[ImportPath] = []
     """Wrappers of the environment as import paths `module:Wrapper`, the innermost first."""
     learning_rate: Positive | None = None

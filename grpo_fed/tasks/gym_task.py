@@ -1,4 +1,8 @@
-"""GymTask: a task that is a gymnasium environment, and EnvConfig, what it takes to make that environment."""
+"""GymTask: a task that is a gymnasium environment, and EnvConfig, what it takes to make that environment.
+
+A client's task may change during a run: `GymTask.at(round)` is the task of a round. Whatever makes environments asks
+for it, and nothing else has to know about changes.
+"""
 
 from __future__ import annotations
 
@@ -42,11 +46,21 @@ class GymTask(Task, EnvConfig):
     action: ActionSpec
     observation_space: Space
     action_space: Space
+    since: int = 0
+    """The round from which the client has this task; 0 for the task that it begins with."""
+    changes: tuple[GymTask, ...] = ()
+    """The client's later tasks in the order of their rounds; they have the same signature, and no changes."""
+
+    def at(self, round: int) -> GymTask:
+        """Return the client's task in a round: the last one that has begun."""
+        return next((task for task in reversed(self.changes) if task.since <= round), self)
 
     @property
     def shape(self) -> TaskShape:
-        """The facts that determine the task's policy."""
-        return TaskShape(self.observation_size, self.action.kind, self.action.sizes, self.episode_limit)
+        """The facts that determine the task's policy, with the largest step limit of the task and its changes."""
+        limits = [task.episode_limit for task in (self, *self.changes)]
+        limit = 0 if 0 in limits else max(limits)
+        return TaskShape(self.observation_size, self.action.kind, self.action.sizes, limit)
 
     @property
     def signature(self) -> Hashable:

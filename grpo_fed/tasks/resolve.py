@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -83,27 +84,64 @@ def _raise_all(mistakes: Sequence[ValueError]) -> None:
 
 
 def _tasks_of_entry(settings: ClientSettings, scenario: Scenario, only: str | None = None) -> Iterator[GymTask]:
-    """Make the tasks of an entry's `count` clients, or that of the client `only`."""
-    env_spaces: tuple[Space, Space] | None = None
+    """Make the tasks of an entry's `count` clients, or that of the client `only`, each with its changes."""
+    known_spaces: dict[int, tuple[Space, Space]] = {}
     for index, client in enumerate(settings.names):
         if only not in (None, client):
             continue
-        kwargs = {**settings.kwargs, **_spread_kwargs(settings, index)}
-        limit = _take_episode_limit(client, find_registered_spec(client, settings.env), kwargs)
+        first, *changed = _tasks_of_client(settings, scenario, index, {} if settings.spread else known_spaces)
+        for task in changed:
+            _check_same_policy(first, task, scenario.policy)
+        yield replace(first, changes=tuple(changed))
+
+
+def _tasks_of_client(
+    settings: ClientSettings, scenario: Scenario, index: int, known_spaces: dict[int, tuple[Space, Space]]
+) -> Iterator[GymTask]:
+    """Make the task that the `index`-th client of an entry begins with, and then the one after each of its changes.
+
+    known_spaces: the spaces of environments that were made before, by the round of the change; new ones are added.
+    """
+    client = settings.names[index]
+    for since in (0, *(change.round for change in settings.changes)):
+        kwargs = kwargs_in_round(settings, index, since)
+        where = f"client {client}: changes from round {since} on" if since else f"client {client}"
+        limit = _take_episode_limit(where, find_registered_spec(client, settings.env), kwargs)
         config = EnvConfig(client, settings.env, kwargs, tuple(settings.wrappers), limit)
-        if env_spaces is None or settings.spread:
-            env_spaces = _find_spaces(config)
-        where = f"client {client}: {settings.env}"
+        if since not in known_spaces:
+            known_spaces[since] = _find_spaces(config)
+        observation_space, action_space = known_spaces[since]
         yield GymTask(
             **vars(config),
-            observation_size=_observation_size(where, env_spaces[0]),
-            action=_action_spec(where, env_spaces[1]),
-            observation_space=env_spaces[0],
-            action_space=env_spaces[1],
+            observation_size=_observation_size(f"{where}: {settings.env}", observation_space),
+            action=_action_spec(f"{where}: {settings.env}", action_space),
+            observation_space=observation_space,
+            action_space=action_space,
             learning_rate=_value_or_default(settings.learning_rate, scenario.objective.learning_rate),
             entropy=_value_or_default(settings.entropy, scenario.objective.entropy),
             penalty=_value_or_default(settings.penalty, scenario.penalty.weight),
+            since=since,
         )
+
+
+def kwargs_in_round(settings: ClientSettings, index: int, round: int) -> dict[str, Any]:
+    """Return the arguments of the environment that the `index`-th client of an entry has in a round."""
+    kwargs = {**settings.kwargs, **_spread_kwargs(settings, index)}
+    for change in settings.changes:
+        if change.round <= round:
+            kwargs |= change.kwargs
+    return kwargs
+
+
+def _check_same_policy(first: GymTask, changed: GymTask, policy: PolicySettings) -> None:
+    """Raise ValueError if the policy of a client's first task does not fit the task after a change."""
+    if _fits_same_policy(first, changed, policy):
+        return
+    spaces = [f"{task.observation_space} and {task.action_space}" for task in (first, changed)]
+    raise ValueError(
+        f"client {first.client}: changes: from round {changed.since} on {first.env} has the spaces {spaces[1]}, before"
+        f" {spaces[0]}, and one policy cannot act in both; change only arguments that leave the spaces as they are"
+    )
 
 
 def _value_or_default(value: float | None, default: float) -> float:
@@ -117,14 +155,14 @@ def _spread_kwargs(settings: ClientSettings, index: int) -> dict[str, float]:
     return {name: float(f"{low + share * (high - low):.12g}") for name, (low, high) in settings.spread.items()}
 
 
-def _take_episode_limit(client: str, spec: EnvSpec, kwargs: dict[str, Any]) -> int:
+def _take_episode_limit(where: str, spec: EnvSpec, kwargs: dict[str, Any]) -> int:
     """Return the task's own step limit, 0 for none, and remove it from kwargs, where gymnasium lets users set it."""
     limit = kwargs.pop("max_episode_steps", spec.max_episode_steps)
     if limit is None or limit == -1:
         return 0
     if not isinstance(limit, int) or limit < 1:
         text = "must be 1 or more, or -1 for no limit"
-        raise ValueError(f"client {client}: kwargs.max_episode_steps = {limit!r}: {text}")
+        raise ValueError(f"{where}: kwargs.max_episode_steps = {limit!r}: {text}")
     return limit
 
 

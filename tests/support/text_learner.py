@@ -39,7 +39,7 @@ class TextPolicies(ClientPolicies):
         """Log-probabilities of all tokens, [K, P] -> [K, P]."""
         return torch.log_softmax(self.base + adapters, 1)
 
-    def make_learner(self, clients: Sequence[str], personal: bool = False) -> TextLearner:
+    def make_learner(self, clients: Sequence[str], round: int = 1, personal: bool = False) -> TextLearner:
         return TextLearner(self, [f"{name} {PERSONAL}" if personal else name for name in clients])
 
     def parameters(self, clients: Sequence[str], states: Sequence[State | None]) -> Tensor:
