@@ -65,10 +65,12 @@ class AloneEngine:
             if self.folder is not None:
                 check_usable(self.folder)
             self.learners = make_learners(scenario)
-            for learner in self.learners:
-                stack.callback(learner.close)
+            stack.callback(self._close_learners)
+            self.first_tasks = [learner.tasks for learner in self.learners]
+            """The tasks that the clients of each learner begin with."""
             self.recorder = Recorder(scenario, self.folder, self.device, after=after)
             if after is not None:
+                self._change_tasks(after.round)
                 states = after.states()
                 for learner in self.learners:
                     learner.load([states[name] for name in learner.names])
@@ -101,12 +103,26 @@ class AloneEngine:
         self.result = self.recorder.finish(sampled=sampled, before_results=self._save_policies)
         return self.result
 
+    def _change_tasks(self, round: int) -> None:
+        """Replace learners of other tasks than their clients have in a round by ones that go on from their states."""
+        for index, (learner, first_tasks) in enumerate(zip(self.learners, self.first_tasks, strict=True)):
+            tasks = tuple(task.at(round) for task in first_tasks)
+            if tasks != learner.tasks:
+                self.learners[index] = StackedLearner(tasks, self.scenario)
+                self.learners[index].load([learner.state(row) for row in range(len(tasks))])
+                learner.close()
+
+    def _close_learners(self) -> None:
+        for learner in self.learners:
+            learner.close()
+
     def _rounds(self) -> Iterator[RoundRecord]:
         """Train round by round, and yield the records; round 0 is the evaluation before training."""
         scenario, every = self.scenario, self.scenario.evaluate.every
         if self.recorder.after is None:
             yield self._record(0, 0.0, {}, _evaluate(self.learners, deterministic=True))
         for round in range(self.recorder.totals.rounds + 1, scenario.rounds + 1):
+            self._change_tasks(round)
             began = time.perf_counter()
             progress = (round - 1) / scenario.rounds, round / scenario.rounds
             reports = [report for learner in self.learners for report in learner.train(scenario.steps, *progress)]

@@ -107,8 +107,11 @@ class Clients:
             self.close()  # environments and parameters may be in any state; the files have that of the clients
             raise
 
-    def save_policies(self, folder: Path, starts: Mapping[str, Start]) -> None:
-        """Write the policies that these clients are evaluated with to `folder/policies`, but not diverged ones."""
+    def save_policies(self, folder: Path, starts: Mapping[str, Start], round: int) -> None:
+        """Write the policies that these clients are evaluated with to `folder/policies`, but not diverged ones.
+
+        round: the last round of the run so far, whose tasks the policies are for.
+        """
         clients = [self._load(name, starts[name]) for name in self.names if name in starts]
         if not clients:
             return
@@ -116,7 +119,7 @@ class Clients:
         for client, parameters, state in policies:
             if bool(parameters.isfinite().all()):
                 moments = self.policies.observation_moments(state)
-                save_policy(folder, self.tasks[client.name], self.policies.policy, parameters, moments)
+                save_policy(folder, self.tasks[client.name].at(round), self.policies.policy, parameters, moments)
 
     def close(self) -> None:
         """Close the environments."""

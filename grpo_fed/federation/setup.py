@@ -2,7 +2,8 @@
 
 A scenario names environments; what a client observes and does is known only after its environment has been made. So
 resolving the tasks makes and closes an environment for each entry of `[[clients]]`, with `spread` one for each client,
-which takes seconds for some simulators. Server, clients and reports in one process therefore share one record.
+and as many again for each of its `changes`, which takes seconds for some simulators. Server, clients and reports in one
+process therefore share one record.
 """
 
 from __future__ import annotations

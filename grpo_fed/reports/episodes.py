@@ -31,7 +31,8 @@ class FilmedEpisodes:
 def film_episodes(folder: str | Path, clients: Sequence[str] = (), style: FilmStyle = LONG) -> FilmedEpisodes:
     """Film one episode of each client with its first policy, and the same episode with its last policy.
 
-    It is the first episode of the run's own evaluations. Films of an earlier call are removed. clients: by default
+    It is the first episode of the run's own evaluations, in the first and in the last task of a client whose task
+    changed. Films of an earlier call are removed. clients: by default
     those with the lowest and the highest return.
     """
     folder = Path(folder)
@@ -65,9 +66,9 @@ def worst_and_best(history: History) -> tuple[str, ...]:
 
 
 def first_policy(last: LoadedPolicy) -> LoadedPolicy:
-    """Rebuild the policy that a client had before the first round."""
+    """Rebuild the policy that a client had before the first round, with the task that it had then."""
     scenario = last.scenario
     seed = scenario.seed if scenario.policy.same_start else client_seed(scenario.seed, last.task.client)
     size, clip = last.policy.observation_size, scenario.normalise.clip
     normaliser = ObservationNormaliser(1, size, clip) if scenario.normalise.observations else None
-    return replace(last, parameters=last.policy.initial(seed)[None], normaliser=normaliser)
+    return replace(last, task=last.first_task, parameters=last.policy.initial(seed)[None], normaliser=normaliser)

@@ -92,6 +92,7 @@ def _explain_rounds(scenario: Scenario) -> Iterator[str]:
         f"{format_count(scenario.rounds, 'round')}. In each round a client learns from {scenario.steps:,} steps in its"
         " own environments."
     )
+    yield from _explain_changes(scenario)
     sampling, stop = scenario.round, scenario.stop
     who = "All" if sampling.fraction == 1 else f"A random {sampling.fraction:.0%} of the"
     deadline = (
@@ -108,6 +109,18 @@ def _explain_rounds(scenario: Scenario) -> Iterator[str]:
         yield f"The run ends early at an interquartile mean return of {stop.target:g}."
     if stop.patience:
         yield f"The run ends early after {format_count(stop.patience, 'evaluation')} without a new best return."
+
+
+def _explain_changes(scenario: Scenario) -> Iterator[str]:
+    """Explain which tasks change, and which of these changes the run does not reach."""
+    changes = [(entry, change) for entry in scenario.clients for change in entry.changes]
+    for entry, change in changes[:MAX_ENTRIES]:
+        reached = "" if change.round <= scenario.rounds else f", which a run of {scenario.rounds} rounds does not reach"
+        yield f"The task of {entry.name} changes in round {change.round}{reached}: {short_toml(change.kwargs)}."
+    if len(changes) > MAX_ENTRIES:
+        yield f"There are {len(changes) - MAX_ENTRIES} more changes of tasks."
+    if changes:
+        yield "A changed client begins new episodes; its policy, optimiser and normalisers go on."
 
 
 # Objective ------------------------------------------------------------------------------------------------------------

@@ -43,6 +43,9 @@ def scenario_overview(
         f" {steps:,} steps; {scenario.objective.preset} on {learners[0].device}, seed {scenario.seed}"
     )
     yield _clients_table(learners)
+    changes = _changes(scenario)
+    if changes:
+        yield Text(f"Changes of tasks: {changes}.")
     for learner in learners:
         names = shorten(", ".join(learner.names), MAX_LETTERS)
         yield Text.assemble("Policy of ", (names, "bold"), f": {_sizes(learner, shared)}")
@@ -83,6 +86,16 @@ def _clients_table(learners: Sequence[StackedLearner]) -> Table:
                 f"{env} {arguments}",
             )
     return table
+
+
+def _changes(scenario: Scenario) -> str:
+    """List the changes of the clients' tasks, and those that the run does not reach."""
+    return "; ".join(
+        f"{entry.name} from round {change.round} on {short_toml(change.kwargs)}"
+        + (f" (not reached in {format_count(scenario.rounds, 'round')})" if change.round > scenario.rounds else "")
+        for entry in scenario.clients
+        for change in entry.changes
+    )
 
 
 def _task_key(task: GymTask) -> tuple[str, str, int]:

@@ -372,7 +372,7 @@ def episode_step_limits(tasks: Sequence[GymTask], scenario: Scenario) -> np.ndar
 
 
 def make_learners(scenario: Scenario) -> list[StackedLearner]:
-    """Learners of all clients of a scenario, those with equally shaped policies together."""
+    """Learners of all clients of a scenario in their first tasks, those with equally shaped policies together."""
     groups = group_by_policy_shape(resolve_tasks(scenario), scenario.policy)
     return [StackedLearner(tasks, scenario) for tasks in groups]
 

@@ -32,6 +32,9 @@ from grpo_fed.tasks.resolve import resolve_tasks
 
 NORMALISER = "normaliser:"
 """Prefix of the names of the observation normaliser's arrays; no parameter's name has a colon."""
+TASK_SINCE = "task:since"
+"""Name of an array [1]: the round from which the client had the task that the policy was saved with. It is left out for
+the task that the client began with."""
 
 
 def save_policy(
@@ -39,11 +42,13 @@ def save_policy(
 ) -> None:
     """Write `folder/policies/<client>.safetensors`: the parameters [P] by name, and the observation normaliser's state.
 
-    normaliser: its arrays, None without one.
+    task: the client's task at the time. normaliser: its arrays, None without one.
     """
     (arrays,) = policy.layout.unstack(parameters[None].cpu())
     for name, value in (normaliser or {}).items():
         arrays[NORMALISER + name] = torch.from_numpy(np.array(value))
+    if task.since:
+        arrays[TASK_SINCE] = torch.tensor([task.since])
     (folder / POLICIES).mkdir(exist_ok=True)
     # metadata of one entry: the order of several would be random, and the file's bytes with it
     write_atomic(folder / POLICIES / f"{task.client}.safetensors", save(arrays, {"env": task.env}))
@@ -65,7 +70,9 @@ class LoadedPolicy:
     scenario: Scenario
     """The run's scenario."""
     task: GymTask
-    """The client's task."""
+    """The client's task at the time when the policy was saved."""
+    first_task: GymTask
+    """The task that the client began with."""
     policy: StackedPolicy
     """The network without its parameters."""
     parameters: Tensor
@@ -139,10 +146,11 @@ def load_policy(folder: str | Path, client: str | None = None) -> LoadedPolicy:
     """
     folder = Path(folder)
     scenario = read_scenario(folder)
-    task = _task(folder, scenario, client)
-    policy = make_policy(task, scenario.policy)
-    path = folder / POLICIES / f"{task.client}.safetensors"
+    first_task = _task(folder, scenario, client)
+    policy = make_policy(first_task, scenario.policy)
+    path = folder / POLICIES / f"{first_task.client}.safetensors"
     arrays = _read_arrays(path)
+    task = first_task.at(int(arrays.pop(TASK_SINCE, torch.zeros(1))))
     normaliser = None
     try:
         names = [name for name in arrays if name.startswith(NORMALISER)]
@@ -157,11 +165,11 @@ def load_policy(folder: str | Path, client: str | None = None) -> LoadedPolicy:
             raise ValueError("it has a normaliser, and the scenario beside it has normalise.observations = false")
     except ValueError as error:
         raise ValueError(f"{path}: does not fit {folder / SCENARIO}: {error}") from error
-    return LoadedPolicy(scenario, task, policy, parameters[None], normaliser)
+    return LoadedPolicy(scenario, task, first_task, policy, parameters[None], normaliser)
 
 
 def _task(folder: Path, scenario: Scenario, client: str | None) -> GymTask:
-    """Resolve a client's task, without making the environments of other clients."""
+    """Resolve the task that a client began with, without making the environments of other clients."""
     names = [name for settings in scenario.clients for name in settings.names]
     if client is None:
         if len(names) > 1:

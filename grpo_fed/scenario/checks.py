@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
@@ -238,9 +239,17 @@ def _client_mistakes(clients: Sequence[ClientSettings]) -> Iterator[Mistake]:
         for key in client.spread.keys() & client.kwargs.keys():
             text = "is in both spread and kwargs; use one of them"
             yield _mistake(text, (*path, "spread", key), (*path, "kwargs", key))
-        if "render_mode" in client.kwargs:
-            text = "slows training down; `grpo-fed play` shows episodes"
-            yield _mistake(text, (*path, "kwargs", "render_mode"))
+        tables = [(*path, "kwargs"), *((*path, "changes", index, "kwargs") for index in range(len(client.changes)))]
+        for table, kwargs in zip(tables, (client.kwargs, *(change.kwargs for change in client.changes)), strict=True):
+            if "render_mode" in kwargs:
+                text = "slows training down; `grpo-fed play` shows episodes"
+                yield _mistake(text, (*table, "render_mode"))
+        for index, (change, following) in enumerate(pairwise(client.changes), 1):
+            if following.round <= change.round:
+                text = (
+                    f"must be after round {change.round}, that of the change before; put changes of one round together"
+                )
+                yield _mistake(text, (*path, "changes", index, "round"), (*path, "changes", index - 1, "round"))
 
 
 def _name_mistakes(clients: Sequence[ClientSettings]) -> Iterator[Mistake]:

@@ -24,7 +24,7 @@ from grpo_fed.scenario.methods import MERGE_RULES, METHODS, Method
 from grpo_fed.scenario.presets import PRESETS, Preset
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.tables import as_toml_lines
-from grpo_fed.scenario.toml.keys import section_at
+from grpo_fed.scenario.toml.keys import section_at, section_is_list
 
 
 def json_schema(model: type[BaseModel] = Scenario) -> dict[str, Any]:
@@ -75,7 +75,7 @@ A scenario is a TOML file. It needs a `name` and one `[[clients]]` table; everyt
 def _section(model: type[BaseModel], section: str, knobs: Sequence[Knob]) -> str:
     path = tuple(section.split(".")) if section else ()
     title = f"`[{section}]`" if section else "At the top of the file"
-    if section and model.model_fields[section].is_required():
+    if section and section_is_list(model, path):
         title = f"`[[{section}]]`"
     doc = " ".join((getattr(section_at(model, path), "__doc__", None) or "").split())
     rows = [(f"`{knob.key}`", knob.type, _code(knob.default), knob.limits, knob.doc) for knob in knobs]

@@ -354,7 +354,10 @@ class CheckpointSettings(Section):
 
 
 class TaskChange(Section):
-    """A change of a client's task during a run; the sizes and kinds of observations and actions must stay."""
+    """A change of a client's task during a run, also written `changes = [{ round = 20, kwargs = { length = 0.9 } }]`.
+
+    The sizes and kinds of observations and actions must stay.
+    """
 
     round: Annotated[int, Ge(2), Field(examples=[20])]
     """The first round in which the client trains in the changed environment; evaluations after it use it too."""
@@ -377,8 +380,7 @@ class ClientSettings(Section):
     """Arguments of the environment that vary evenly over the `count` clients, from a first to a last value, such as `{
     length = [0.1, 0.9] }`."""
     changes: list[TaskChange] = []
-    """Changes of the task during the run, in the order of their rounds, such as `[{ round = 20, kwargs = { length = 0.9
-    } }]`."""
+    """Changes of the task during the run, in the order of their rounds."""
     wrappers: list[ImportPath] = []
     """Wrappers of the environment as import paths `module:Wrapper`, the innermost first."""
     learning_rate: Positive | None = None

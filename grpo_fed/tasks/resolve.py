@@ -109,7 +109,7 @@ def _tasks_of_client(
         limit = _take_episode_limit(where, find_registered_spec(client, settings.env), kwargs)
         config = EnvConfig(client, settings.env, kwargs, tuple(settings.wrappers), limit)
         if since not in known_spaces:
-            known_spaces[since] = _find_spaces(config)
+            known_spaces[since] = _find_spaces_after_change(config, since) if since else _find_spaces(config)
         observation_space, action_space = known_spaces[since]
         yield GymTask(
             **vars(config),
@@ -122,6 +122,14 @@ def _tasks_of_client(
             penalty=_value_or_default(settings.penalty, scenario.penalty.weight),
             since=since,
         )
+
+
+def _find_spaces_after_change(config: EnvConfig, round: int) -> tuple[Space, Space]:
+    """Return the spaces of an environment after a change; an error names the round of the change."""
+    try:
+        return _find_spaces(config)
+    except ValueError as error:
+        raise type(error)(f"{error} (changes, from round {round} on)") from error
 
 
 def kwargs_in_round(settings: ClientSettings, index: int, round: int) -> dict[str, Any]:

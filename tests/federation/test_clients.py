@@ -402,7 +402,7 @@ def test_evaluation_uses_the_saved_policy_and_changes_nothing(tmp_path: Path, ov
     run = tmp_path / "saved"
     run.mkdir()
     (run / SCENARIO).write_text(given.dumps())
-    watched.save_policies(run, dict.fromkeys(NAMES, start))
+    watched.save_policies(run, dict.fromkeys(NAMES, start), 1)
     for name in NAMES:
         scores = load_policy(run, name).play()
         every = scores.scores

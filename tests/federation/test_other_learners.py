@@ -102,7 +102,7 @@ def test_policies_of_text_learners_are_evaluated_and_saved(tmp_path: Path) -> No
     assert trained.evaluation is not None
     assert after.summary.mean > trained.evaluation.mean
     (tmp_path / SCENARIO).write_text(clients.scenario.dumps())
-    clients.save_policies(tmp_path, {NAMES[0]: start})
+    clients.save_policies(tmp_path, {NAMES[0]: start}, 1)
     saved = load_policy(tmp_path, NAMES[0]).parameters[0]
     stored = clients.state_store.read("run", NAMES[0], 1)
     assert stored is not None

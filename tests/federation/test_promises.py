@@ -305,7 +305,7 @@ def test_a_client_keeps_its_parameters_in_departed_groups(tmp_path: Path):
         sent = next(reply.point for client, number, reply in transport.trained if (client, number) == (name, 1))
         assert (state.arrays["parameters"][columns] == sent).all()
         is_own = transport.shared_blocks.columns_of_groups(start.departed).numpy()
-        clients.save_policies(tmp_path, {name: replace(start, round=1)})  # its state after round 1 with this start
+        clients.save_policies(tmp_path, {name: replace(start, round=1)}, 1)  # its state after round 1 with this start
         arrays = load_file(tmp_path / "policies" / f"{name}.safetensors")
         first = layout.stack([arrays])[0, columns].numpy()
         assert (first[is_own] == sent[is_own]).all()

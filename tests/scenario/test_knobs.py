@@ -86,6 +86,7 @@ SIMILARITY = ["objective.preset=grpo", "group.size=2", "group.by=similarity", "g
 ADAPTIVE, PENALTY = ["objective.preset=ppo-kl"], ["penalty.weight=0.05"]
 PERSONAL = ["personal.model=true", "steps=256", "personal.steps=0.5"]
 SPARSE, NESTED = [*PENALTY, "penalty.kind=sparse-group"], [*PENALTY, "penalty.kind=nested"]
+CHANGED = ["clients.0.changes=[{ round = 2, kwargs = { scale = 2.0 } }]"]
 
 CHANGES: dict[str, tuple[list[str], str]] = {
     "steps": (DEFAULT, "128"),
@@ -164,6 +165,8 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "clients.0.env": (DEFAULT, "Pendulum-v1"),
     "clients.0.kwargs": (DEFAULT, "{ scale = 2.0 }"),
     "clients.0.spread": (["clients.0.count=2"], "{ scale = [1.0, 2.0] }"),
+    "clients.0.changes.0.round": (CHANGED, "3"),
+    "clients.0.changes.0.kwargs": (CHANGED, "{ scale = 3.0 }"),
     "clients.0.wrappers": (DEFAULT, "['tests.scenario.test_knobs:halve_rewards']"),
     "clients.0.learning_rate": (DEFAULT, "0.01"),
     "clients.0.entropy": (DEFAULT, "0.1"),
@@ -195,7 +198,7 @@ def train_in_federation(overrides: list[str], folder: Path) -> np.ndarray:
     for round in (1, 2):
         start = Start("run", round, shared_blocks.initial.numpy())
         clients.answer(dict.fromkeys(clients.names, Train(start, (round - 1) / 2, round / 2)))
-    clients.save_policies(folder, dict.fromkeys(clients.names, start))
+    clients.save_policies(folder, dict.fromkeys(clients.names, start), start.round)
     clients.close()
     (path,) = (folder / POLICIES).iterdir()
     return np.concatenate([array.reshape(-1) for _, array in sorted(load_file(path).items())])
@@ -204,7 +207,7 @@ def train_in_federation(overrides: list[str], folder: Path) -> np.ndarray:
 @pytest.mark.parametrize("knob", CHANGES)
 def test_another_value_of_a_knob_changes_the_learned_parameters(knob: str, tmp_path: Path) -> None:
     base, value = CHANGES[knob]
-    if knob.startswith("personal."):
+    if knob.startswith(("personal.", "clients.0.changes.")):
         before = train_in_federation(base, tmp_path / "before")
         after = train_in_federation([*base, f"{knob}={value}"], tmp_path / "after")
     else:
@@ -215,4 +218,4 @@ def test_another_value_of_a_knob_changes_the_learned_parameters(knob: str, tmp_p
 def test_every_knob_of_the_learner_is_tested() -> None:
     sections = {knob.split(".")[0] for knob in CHANGES if "." in knob}
     all_knobs = {".".join(map(str, path)) for path, _ in all_keys(Scenario) if path[0] in sections}
-    assert all_knobs == {knob.replace("clients.0.", "clients.") for knob in CHANGES if "." in knob} | EXCEPTIONS.keys()
+    assert all_knobs == {knob.replace(".0.", ".") for knob in CHANGES if "." in knob} | EXCEPTIONS.keys()

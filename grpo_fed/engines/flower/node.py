@@ -60,7 +60,7 @@ class NodeHandler:
             if isinstance(instruction, Evaluate) and instruction.start.round:
                 # This may be the run's last message, so the policy that was evaluated is saved.
                 write_atomic(run / SCENARIO, settings.dumps())
-                clients.save_policies(run, {name: instruction.start})
+                clients.save_policies(run, {name: instruction.start}, instruction.plan.number)
         return codec.write_answer(instruction, answer)
 
     def close(self) -> None:

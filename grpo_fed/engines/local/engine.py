@@ -153,7 +153,7 @@ class LocalEngine:
                 [self.setup.tasks[name] for name in chunk],
                 self.state_store,
             )
-            clients.save_policies(self.folder, starts)
+            clients.save_policies(self.folder, starts, self.federation.state.round)
 
 
 def _flush_to_disk(file: Path) -> None:

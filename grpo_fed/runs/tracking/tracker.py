@@ -222,6 +222,11 @@ def _begin_content(scenario: Scenario, folder: str, run: str | None) -> dict[str
             "task": entry.name,
             "env": entry.env,
             **{f"kwargs.{key}": value for key, value in entry.kwargs.items()},
+            **{
+                f"changes.{change.round}.{key}": value
+                for change in entry.changes
+                for key, value in change.kwargs.items()
+            },
         }
         for entry in scenario.clients
         for name in entry.names

@@ -36,6 +36,12 @@ def section_at(model: type[BaseModel], path: KeyPath) -> type[BaseModel] | None:
     return section
 
 
+def section_is_list(model: type[BaseModel], path: KeyPath) -> bool:
+    """Whether the section at a path is a list of tables."""
+    info = field_at(model, path)
+    return info is not None and typing.get_origin(info.annotation) is list
+
+
 def field_at(model: type[BaseModel], path: KeyPath) -> FieldInfo | None:
     """Return the field that a path names; None if the model has no such key."""
     section = section_at(model, path[:-1])
