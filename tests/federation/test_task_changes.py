@@ -284,7 +284,7 @@ def test_a_client_in_a_process_of_its_own_for_every_message_changes_in_the_same_
                 clients.close()
                 clients = Clients(setup.scenario, setup.shared_blocks, list(setup.tasks.values()), store)
         clients.close()
-        states.append({name: store.load("run", name) for name in clients.names})
+        states.append({name: store.load("run", name, before=5) for name in clients.names})
     for name, stored in states[0].items():
         other = states[1][name]
         assert stored is not None
