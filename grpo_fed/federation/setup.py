@@ -48,3 +48,8 @@ class FederationSetup:
     def clients(self) -> tuple[str, ...]:
         """The names of all clients, in the scenario's order."""
         return self.shared_blocks.clients
+
+    @property
+    def has_box_actions(self) -> bool:
+        """Whether some client's actions are real numbers."""
+        return any(task.action.kind == "gaussian" for task in self.tasks.values())
