@@ -290,6 +290,11 @@ UNUSED: tuple[Unused, ...] = (
         "penalty.weight is 0 for all clients, and so are penalty.l1 and penalty.outer",
     ),
     Unused(
+        ("penalty.kind",),
+        lambda scenario: scenario.penalty.kind != "group" and not (scenario.penalty.l1 or scenario.penalty.outer),
+        'penalty.kind is "{0.penalty.kind}" without penalty.l1 or penalty.outer, which is "group"',
+    ),
+    Unused(
         ("personal.pull", "personal.steps"),
         lambda scenario: not scenario.personal.model,
         "personal.model is false, and there is no second policy",
@@ -302,14 +307,14 @@ UNUSED: tuple[Unused, ...] = (
         "policy.shared = [] leaves nothing to merge",
     ),
     Unused(
-        ("merge.threshold", "merge.blocks"),
+        ("merge.threshold",),
         lambda scenario: scenario.merge.rule not in RULES_WITH_THRESHOLD,
         'merge.rule is "{0.merge.rule}", which compares no distance with a threshold',
     ),
     *_rule_rows(),
     Unused(("merge.refit",), _nobody_departs, "merge.threshold = inf lets no client leave a group"),
     Unused(
-        _keys_of("merge", ("structure", "most", "threshold", "blocks")),
+        _keys_of("merge", MERGE_RULES["clusters"].keys),
         lambda scenario: scenario.merge.rule == "clusters" and _count(scenario) < 3,
         "fewer than three clients are one cluster",
     ),
@@ -342,6 +347,10 @@ UNUSED: tuple[Unused, ...] = (
         _runs_out_of_rounds,
         "the last of {0.rounds} rounds comes first, with evaluate.every = {0.evaluate.every}",
     ),
-    Unused(("checkpoint.keep",), lambda scenario: scenario.checkpoint.every == 0, "checkpoint.every is 0"),
+    Unused(
+        ("checkpoint.keep",),
+        lambda scenario: not 0 < scenario.checkpoint.every <= scenario.rounds,
+        "checkpoint.every = {0.checkpoint.every} gives no checkpoint in {0.rounds} rounds",
+    ),
 )
 """Where several rows name a key, the first whose condition holds gives the reason."""
