@@ -50,7 +50,7 @@ def check(scenario: ScenarioArgument, overrides: Overrides = None, seed: Seed = 
         console = make_console()
         for part in scenario_overview(settings, learners, shared):
             console.print(part)
-        for line in read_given_keys(scenario, overrides, seed).unused_lines(settings, setup.has_box_actions):
+        for line in read_given_keys(scenario, overrides, seed).unused_lines(settings, setup.task_facts):
             console.print(Text.assemble(("note: ", "bold"), line), soft_wrap=True)
         for learner in learners:
             learner.close()

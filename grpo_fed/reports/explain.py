@@ -74,7 +74,7 @@ def explain_scenario(scenario: Scenario, given: GivenKeys | None = None) -> list
         "Step of the server": _explain_step(scenario, budgets),
         "Evaluation and files": _explain_files(scenario),
         "Method and preset": _explain_sources(scenario),
-        "Keys without effect": () if given is None else given.unused_lines(scenario, setup.has_box_actions),
+        "Keys without effect": () if given is None else given.unused_lines(scenario, setup.task_facts),
     }
     explained = [Part(title, tuple(sentences)) for title, sentences in parts.items()]
     return [part for part in explained if part.sentences]

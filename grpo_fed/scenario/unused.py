@@ -20,7 +20,7 @@ from grpo_fed.scenario.toml.lines import KeyPath
 from grpo_fed.scenario.toml.mistakes import Mistake, mistake_lines
 from grpo_fed.scenario.toml.reading import read_source
 from grpo_fed.scenario.toml.source import Source, read_text
-from grpo_fed.scenario.unused_table import UNUSED
+from grpo_fed.scenario.unused_table import UNUSED, TaskFacts
 
 
 @dataclass(frozen=True)
@@ -52,25 +52,22 @@ class GivenKeys:
         keys = (key for key in _keys_in(source) if not is_resolved or _is_override(source, key))
         return cls(source, tuple(keys))
 
-    def unused_lines(self, scenario: Scenario, box_actions: bool | None = None) -> list[str]:
-        """Write a line for each of these keys that has no effect, with its place, in the order of the places.
-
-        box_actions: as in `unused_keys`.
-        """
-        found = unused_keys(scenario, self.keys, box_actions)
+    def unused_lines(self, scenario: Scenario, tasks: TaskFacts | None = None) -> list[str]:
+        """Write a line for each of these keys that has no effect, with its place, in the order of the places."""
+        found = unused_keys(scenario, self.keys, tasks)
         return mistake_lines(
             self.source, [Mistake((unused.key,), f"has no effect: {unused.reason}") for unused in found]
         )
 
 
-def unused_keys(scenario: Scenario, given: Iterable[KeyPath], box_actions: bool | None = None) -> Iterator[UnusedKey]:
+def unused_keys(scenario: Scenario, given: Iterable[KeyPath], tasks: TaskFacts | None = None) -> Iterator[UnusedKey]:
     """Find those of the given keys that have no effect in a scenario.
 
-    box_actions: whether some client has a box of actions; None if the tasks are not known.
+    tasks: None if they have not been made; then keys that may depend on them are not found.
     """
     reasons: dict[str, str] = {}
     for row in UNUSED:
-        if row.condition(scenario) and (not row.needs_actions or box_actions is False):
+        if row.holds(scenario, tasks):
             for key in row.keys:
                 reasons.setdefault(key, row.reason.format(scenario))
     for path in given:

@@ -19,8 +19,18 @@ RULES_BY_GROUP = ("huber", "persistence")
 
 
 @dataclass(frozen=True)
+class TaskFacts:
+    """What is known of a scenario once its environments and policies have been made."""
+
+    box_actions: bool
+    """Whether some client has a box of actions."""
+    private_blocks: bool
+    """Whether some client has a block that is not shared."""
+
+
+@dataclass(frozen=True)
 class Unused:
-    """A row of the table: keys that have no effect under a condition."""
+    """A row of the table: keys that have no effect, but for rounding, under a condition."""
 
     keys: tuple[str, ...]
     """The keys, such as `merge.threshold`; those of a client are `clients.entropy`."""
@@ -28,8 +38,14 @@ class Unused:
     """Whether the keys have no effect in a scenario."""
     reason: str
     """Why; `{0}` stands for the scenario."""
-    needs_actions: bool = False
-    """Whether this holds only where no client has a box of actions, which a scenario alone does not tell."""
+    task_condition: Callable[[TaskFacts], bool] | None = None
+    """A further condition on the tasks, for what a scenario alone does not tell."""
+
+    def holds(self, scenario: Scenario, tasks: TaskFacts | None) -> bool:
+        """Whether the keys have no effect; False if that depends on the tasks and these are not known."""
+        if self.task_condition is not None and (tasks is None or not self.task_condition(tasks)):
+            return False
+        return self.condition(scenario)
 
 
 # Conditions ----------------------------------------------------------------------------------------------------------
@@ -77,6 +93,11 @@ def _makes_one_step(scenario: Scenario) -> bool:
     """Whether a batch gives a single step of Adam, which starts at the policy and the values of the batch."""
     objective = scenario.objective
     return objective.step == "adam" and objective.epochs * objective.minibatches == 1
+
+
+def _starts_where_the_kl_is_flat(scenario: Scenario) -> bool:
+    trust = scenario.trust
+    return trust.region in ("penalty", "adaptive") and trust.reference == "old" and _makes_one_step(scenario)
 
 
 def _fits_critic_in_one_step(scenario: Scenario) -> bool:
@@ -167,7 +188,13 @@ UNUSED: tuple[Unused, ...] = (
         ("policy.squash", "policy.log_std"),
         lambda scenario: True,
         "no client has a box of actions",
-        needs_actions=True,
+        lambda tasks: not tasks.box_actions,
+    ),
+    Unused(
+        ("policy.same_start",),
+        lambda scenario: True,
+        "all blocks are shared, and the shared ones always start alike",
+        lambda tasks: not tasks.private_blocks,
     ),
     Unused(
         ("policy.groups",), _ignores_groups, 'merge.rule is "{0.merge.rule}", and no penalty or merge goes by groups'
@@ -261,6 +288,11 @@ UNUSED: tuple[Unused, ...] = (
         ("trust.reference",),
         lambda scenario: scenario.trust.region == "none",
         'trust.region is "none", and no KL is penalised',
+    ),
+    Unused(
+        ("trust.region", "trust.coefficient", "trust.target"),
+        _starts_where_the_kl_is_flat,
+        "with one epoch of one minibatch a batch gives one step, which starts at the old policy, where the KL is flat",
     ),
     Unused(
         ("trust.coefficient",),

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from grpo_fed.engines.start import run
+from grpo_fed.federation.setup import FederationSetup
 from grpo_fed.scenario.methods import MERGE_RULES
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.unused import unused_keys
@@ -143,6 +144,10 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
             "objective.value_clip": "0.01",
             "trust.stop": "0.001",
         },
+    ),
+    "one step from where the KL is flat": (
+        [*ONE_STEP, "trust.region=penalty"],
+        {"trust.region": "adaptive", "trust.coefficient": "9.0", "trust.target": "1e-6"},
     ),
     "one step of the critic": (
         [*NATURAL, "objective.value_epochs=1", "objective.minibatches=1", "objective.value_clip=0.5"],
@@ -298,7 +303,14 @@ def test_a_key_without_effect_changes_no_bit_of_a_run(case: str):
     assert outcome(SMALL, *changed(case)) == outcome(SMALL, *base)
 
 
+def test_policies_that_share_all_blocks_start_alike_whatever_same_start_is():
+    overrides = ["policy.shared=['*']", "merge.rule=mean"]
+    assert not FederationSetup.of(Scenario.loads(SMALL, overrides=overrides)).task_facts.private_blocks
+    assert outcome(SMALL, *overrides, "policy.same_start=false") == outcome(SMALL, *overrides)
+
+
 def test_squash_and_log_std_change_no_bit_of_discrete_actions():
+    assert not FederationSetup.of(Scenario.loads(POLES)).task_facts.box_actions
     assert outcome(POLES, "policy.squash=true", "policy.log_std=1.0") == outcome(POLES)
 
 
@@ -306,9 +318,9 @@ def test_every_row_of_the_table_is_tested_with_each_of_its_keys():
     tested: set[tuple[str, str]] = set()
     for case, (_, changes) in CASES.items():
         scenario = Scenario.loads(SMALL, overrides=changed(case))
-        rows = [row for row in UNUSED if not row.needs_actions and row.condition(scenario)]
+        rows = [row for row in UNUSED if row.holds(scenario, None)]
         tested |= {(row.reason, key.replace("clients.0.", "clients.")) for row in rows for key in changes}
-    assert {(row.reason, key) for row in UNUSED for key in row.keys if not row.needs_actions} <= tested
+    assert {(row.reason, key) for row in UNUSED for key in row.keys if row.task_condition is None} <= tested
 
 
 def _path(key: str) -> tuple[str | int, ...]:

@@ -20,7 +20,7 @@ from grpo_fed.scenario.toml.keys import all_keys
 from grpo_fed.scenario.toml.lines import KeyPath
 from grpo_fed.scenario.toml.source import ScenarioError
 from grpo_fed.scenario.unused import GivenKeys, unused_keys
-from grpo_fed.scenario.unused_table import UNUSED
+from grpo_fed.scenario.unused_table import UNUSED, TaskFacts
 from tests.scenario.test_knobs import CHANGES, SMALL
 
 CARTS = """\
@@ -41,11 +41,11 @@ ALWAYS_USED = {
     *("name", "description", "method", "rounds", "steps", "seed", "device"),
     *("round.deadline", "round.patience", "evaluate.episodes", "evaluate.step_limit", "checkpoint.every"),
     # whatever else is given, these are part of what is learned
-    *("policy.same_start", "policy.module", "policy.blocks", "policy.shared"),
+    *("policy.module", "policy.blocks", "policy.shared"),
     *("rollout.num_envs", "rollout.episode_limit", "normalise.observations", "normalise.rewards"),
     *("objective.preset", "objective.advantage", "objective.surrogate", "objective.step", "objective.gamma"),
     *("objective.normalise_advantages", "objective.average", "objective.entropy_weights"),
-    *("trust.region", "trust.blocks", "personal.first", "personal.model"),
+    *("trust.blocks", "personal.first", "personal.model"),
     *("clients.name", "clients.env", "clients.count", "clients.kwargs", "clients.wrappers"),
     *("clients.entropy", "clients.penalty"),
 }
@@ -74,11 +74,11 @@ def every_key(scenario: Scenario) -> Iterator[KeyPath]:
             yield path
 
 
-def unused_lines(folder: Path, text: str, *overrides: str, box_actions: bool | None = None) -> list[str]:
+def unused_lines(folder: Path, text: str, *overrides: str, tasks: TaskFacts | None = None) -> list[str]:
     """Write a scenario to a file and list its keys without effect."""
     path = folder / "carts.toml"
     path.write_text(text)
-    lines = GivenKeys.read(path, overrides).unused_lines(Scenario.load(path, overrides), box_actions)
+    lines = GivenKeys.read(path, overrides).unused_lines(Scenario.load(path, overrides), tasks)
     return [line.replace(f"{folder}/", "") for line in lines]
 
 
@@ -136,11 +136,18 @@ def test_a_client_is_named_by_its_table(tmp_path: Path):
 def test_squash_has_no_effect_where_no_client_has_a_box_of_actions(tmp_path: Path):
     overrides = ["policy.squash=true", "policy.log_std=-1", "merge.rule=huber"]
     assert unused_lines(tmp_path, CARTS, *overrides) == []
-    assert unused_lines(tmp_path, CARTS, *overrides, box_actions=True) == []
-    assert unused_lines(tmp_path, CARTS, *overrides, box_actions=False) == [
+    assert unused_lines(tmp_path, CARTS, *overrides, tasks=TaskFacts(box_actions=True, private_blocks=True)) == []
+    assert unused_lines(tmp_path, CARTS, *overrides, tasks=TaskFacts(box_actions=False, private_blocks=True)) == [
         "--set policy.squash=true: has no effect: no client has a box of actions",
         "--set policy.log_std=-1: has no effect: no client has a box of actions",
     ]
+
+
+def test_the_same_start_has_no_effect_where_all_blocks_are_shared(tmp_path: Path):
+    overrides = ["policy.same_start=false", "method=fedavg", "merge.rule=huber"]
+    assert unused_lines(tmp_path, CARTS, *overrides, tasks=TaskFacts(box_actions=False, private_blocks=True)) == []
+    (line,) = unused_lines(tmp_path, CARTS, *overrides, tasks=TaskFacts(box_actions=False, private_blocks=False))
+    assert line.startswith("--set policy.same_start=false: has no effect: all blocks are shared")
 
 
 # What is not named ---------------------------------------------------------------------------------------------------
@@ -153,7 +160,10 @@ def test_a_scenario_that_ships_gives_no_key_without_effect(shipped):
 
 def test_a_new_project_gives_no_key_without_effect(tmp_path: Path):
     path, *_ = create_project(tmp_path / "mine")
-    assert GivenKeys.read(path, []).unused_lines(Scenario.load(path), box_actions=True) == []
+    assert (
+        GivenKeys.read(path, []).unused_lines(Scenario.load(path), TaskFacts(box_actions=True, private_blocks=True))
+        == []
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -162,7 +172,7 @@ def test_a_method_and_a_preset_by_name_give_no_key_without_effect(method: str, t
         objective = f'[objective]\npreset = "{preset}"\n'
         text = f'name = "a"\nmethod = "{method}"\nsteps = 8192\n{objective}{CARTS[CARTS.index("[[") :]}'
         with suppress(ScenarioError):  # fedrep and fedkl contradict some presets
-            assert unused_lines(tmp_path, text, box_actions=False) == []
+            assert unused_lines(tmp_path, text, tasks=TaskFacts(box_actions=False, private_blocks=False)) == []
 
 
 @pytest.mark.parametrize("name", dict.fromkeys([*METHODS, *PRESETS]))
@@ -180,7 +190,10 @@ def test_a_key_is_not_named_where_another_value_changes_what_is_learned(knob: st
     for overrides in (base, [*base, f"{knob}={value}"]):
         scenario = Scenario.loads(SMALL, overrides=overrides)
         given = list(every_key(scenario))
-        named = {dotted(unused.key) for unused in unused_keys(scenario, given, box_actions=True)}
+        named = {
+            dotted(unused.key)
+            for unused in unused_keys(scenario, given, TaskFacts(box_actions=True, private_blocks=True))
+        }
         of_all_clients = knob.replace("clients.0.", "objective.")  # which gives way to the clients' own
         assert knob.replace("clients.0.", "clients.") not in named - {of_all_clients}
 
