@@ -128,7 +128,7 @@ def _explain_objective(scenario: Scenario) -> Iterator[str]:
         clip = f"; the ratio is clipped to [1 - {objective.clip:g}, 1 + {high:g}]"
     yield f"A client maximises {SURROGATES[objective.surrogate]}{clip}."
     yield _explain_advantage(scenario)
-    if objective.advantage == "gae":
+    if objective.advantage == "gae" and objective.step == "adam":  # after a natural step the critic learns by itself
         yield f"Minus {objective.value_coefficient:g} times the critic's squared error."
     weights = {objective.entropy if entry.entropy is None else entry.entropy for entry in scenario.clients}
     if weights != {0.0}:
