@@ -161,7 +161,9 @@ def _keys_of(section: str, keys: Collection[str]) -> tuple[str, ...]:
 def _rule_rows() -> Iterator[Unused]:
     """Make a row for each key of `[merge]` that some rules read, after the table of rules."""
     keys = dict.fromkeys(key for rule in MERGE_RULES.values() for key in rule.keys)
-    for key in keys.keys() - {"threshold", "blocks"}:
+    for key in keys:
+        if key in ("threshold", "blocks"):  # RULES_WITH_THRESHOLD, and a contradiction with other rules
+            continue
         rules = [name for name, rule in MERGE_RULES.items() if key in rule.keys]
         text = " and ".join(f'"{name}"' for name in rules)
         yield Unused(
