@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from grpo_fed.scenario.scenario import Scenario
+    from grpo_fed.scenario.unused import GivenKeys
 
 MAX_SEED = 2**31 - 1
 
@@ -105,8 +106,20 @@ def load_scenario(source: str, overrides: list[str] | None, seed: int | None) ->
     from grpo_fed.scenario.scenario import Scenario
     from grpo_fed.scenario.shipped import find_scenario
 
-    changes = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
-    return Scenario.load(find_scenario(source), changes)
+    return Scenario.load(find_scenario(source), _changes(overrides, seed))
+
+
+def read_given_keys(source: str, overrides: list[str] | None, seed: int | None) -> GivenKeys:
+    """Read which keys of a scenario the user wrote, in the file or name that `load_scenario` takes and as changes."""
+    from grpo_fed.scenario.shipped import find_scenario
+    from grpo_fed.scenario.unused import GivenKeys
+
+    return GivenKeys.read(find_scenario(source), _changes(overrides, seed))
+
+
+def _changes(overrides: list[str] | None, seed: int | None) -> list[str]:
+    """List the user's changes as overrides."""
+    return [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
 
 
 def prepare_process() -> None:

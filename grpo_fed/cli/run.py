@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from grpo_fed.cli.options import (
     RunOptions,
     load_scenario,
     prepare_process,
+    read_given_keys,
     startup_status,
     use_no_display,
     with_run_options,
@@ -122,6 +124,8 @@ def _run_command(trainer: Trainer, options: RunOptions) -> None:
             method = scenario.method if trainer.federated else ""
             header = RunHeader(scenario, engine.device, folder, method, tracker.place)
             display = display_for(cast("TextIO", stdout), options.as_json, options.quiet)
+        if not (options.as_json or options.quiet):
+            _note_unused_keys(scenario, options)
         display.begin(header)
         _run_engine(trainer, engine, folder, display, tracker, options)
     stdout.flush()
@@ -146,6 +150,18 @@ def _engine_and_folder(trainer: Trainer, options: RunOptions) -> tuple[Engine, P
     if options.out is not None:
         return trainer.start(scenario, options.out, options.replace), options.out
     return _start_in_new_folder(trainer, scenario)
+
+
+def _note_unused_keys(scenario: Scenario, options: RunOptions) -> None:
+    """Say on stderr how many of the keys that the user wrote have no effect, and which command names them."""
+    if options.scenario is None:  # the run is resumed
+        return
+    count = len(read_given_keys(options.scenario, options.overrides, options.seed).unused_lines(scenario))
+    if count:
+        changes = [word for override in options.overrides or [] for word in ("--set", override)]
+        what = "1 key that you set has" if count == 1 else f"{count} keys that you set have"
+        command = shlex.join(["grpo-fed", "check", options.scenario, *changes])
+        print_error(f"{what} no effect; {command} says why", label="note: ")
 
 
 def _start_in_new_folder(trainer: Trainer, scenario: Scenario) -> tuple[Engine, Path]:

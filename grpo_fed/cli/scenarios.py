@@ -19,6 +19,7 @@ from grpo_fed.cli.options import (
     load_scenario,
     make_console,
     prepare_process,
+    read_given_keys,
 )
 
 MAX_WIDTH = 98
@@ -27,10 +28,15 @@ MAX_WIDTH = 98
 
 @app.command()
 def check(scenario: ScenarioArgument, overrides: Overrides = None, seed: Seed = None, debug: Debug = False) -> None:
-    """Show a scenario's clients, policies, blocks and groups, and what a round sends. Trains nothing."""
+    """Show a scenario's clients, policies, blocks and groups, what a round sends, and keys without effect.
+
+    Trains nothing.
+    """
     with report_errors(debug):
         prepare_process()
         settings = load_scenario(scenario, overrides, seed)
+        from rich.text import Text
+
         from grpo_fed.aggregation.merge.rules import check_rule
         from grpo_fed.federation.server_step import block_budgets
         from grpo_fed.federation.setup import FederationSetup
@@ -44,6 +50,8 @@ def check(scenario: ScenarioArgument, overrides: Overrides = None, seed: Seed = 
         console = make_console()
         for part in scenario_overview(settings, learners, shared):
             console.print(part)
+        for line in read_given_keys(scenario, overrides, seed).unused_lines(settings, setup.task_facts):
+            console.print(Text.assemble(("note: ", "bold"), line), soft_wrap=True)
         for learner in learners:
             learner.close()
 
@@ -58,7 +66,7 @@ def explain(scenario: ScenarioArgument, overrides: Overrides = None, seed: Seed 
 
         from grpo_fed.reports.explain import explain_scenario
 
-        parts = explain_scenario(settings)
+        parts = explain_scenario(settings, read_given_keys(scenario, overrides, seed))
         console = make_console()
         console.print(Text(settings.name + (f": {settings.description}" if settings.description else ""), "bold cyan"))
         for part in parts:

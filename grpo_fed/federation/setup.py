@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self, final
 
+from grpo_fed.policy.make import make_policy
 from grpo_fed.policy.shared import SharedBlocks, resolve_shared_blocks
 from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.scenario.unused_table import TaskFacts
 from grpo_fed.tasks.gym_task import GymTask
 from grpo_fed.tasks.resolve import group_by_policy_shape, resolve_tasks
 
@@ -49,3 +51,13 @@ class FederationSetup:
     def clients(self) -> tuple[str, ...]:
         """The names of all clients, in the scenario's order."""
         return self.shared_blocks.clients
+
+    @property
+    def task_facts(self) -> TaskFacts:
+        """What decides whether some keys of the scenario have an effect."""
+        shared = set(self.shared_blocks.blocks)
+        layouts = [make_policy(tasks[0], self.scenario.policy).layout for tasks in self.tasks_by_policy]
+        return TaskFacts(
+            box_actions=any(task.action.kind == "gaussian" for task in self.tasks.values()),
+            private_blocks=any(block.name not in shared for layout in layouts for block in layout.blocks),
+        )

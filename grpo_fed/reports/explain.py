@@ -17,6 +17,7 @@ from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import MergeSettings, ObjectiveSettings, TrustSettings
 from grpo_fed.scenario.tables import TableRow, find_row_or_none, is_import_path
 from grpo_fed.scenario.toml.text import short_toml, shorten
+from grpo_fed.scenario.unused import GivenKeys
 
 SURROGATES = {
     "score": "log pi * A, the plain policy gradient",
@@ -56,8 +57,11 @@ class Part:
     sentences: tuple[str, ...]
 
 
-def explain_scenario(scenario: Scenario) -> list[Part]:
-    """Explain what a run of a scenario will do; ValueError if the run would be refused before its first round."""
+def explain_scenario(scenario: Scenario, given: GivenKeys | None = None) -> list[Part]:
+    """Explain what a run of a scenario will do; ValueError if the run would be refused before its first round.
+
+    given: the keys that the user wrote; those without effect are named.
+    """
     setup = FederationSetup.of(scenario)
     shared = setup.shared_blocks
     check_rule(scenario.merge, shared)
@@ -70,8 +74,10 @@ def explain_scenario(scenario: Scenario) -> list[Part]:
         "Step of the server": _explain_step(scenario, budgets),
         "Evaluation and files": _explain_files(scenario),
         "Method and preset": _explain_sources(scenario),
+        "Keys without effect": () if given is None else given.unused_lines(scenario, setup.task_facts),
     }
-    return [Part(title, tuple(sentences)) for title, sentences in parts.items()]
+    explained = [Part(title, tuple(sentences)) for title, sentences in parts.items()]
+    return [part for part in explained if part.sentences]
 
 
 def _private_blocks(setup: FederationSetup) -> list[str]:
@@ -135,7 +141,7 @@ def _explain_objective(scenario: Scenario) -> Iterator[str]:
         clip = f"; the ratio is clipped to [1 - {objective.clip:g}, 1 + {high:g}]"
     yield f"A client maximises {SURROGATES[objective.surrogate]}{clip}."
     yield _explain_advantage(scenario)
-    if objective.advantage == "gae":
+    if objective.advantage == "gae" and objective.step == "adam":  # after a natural step the critic learns by itself
         yield f"Minus {objective.value_coefficient:g} times the critic's squared error."
     weights = {objective.entropy if entry.entropy is None else entry.entropy for entry in scenario.clients}
     if weights != {0.0}:

@@ -9,6 +9,8 @@
     field_types.py  types of values that settings take
     defaults.py     defaults that follow from other values
     checks.py       contradictions between keys
+    unused.py       keys that were given and have no effect
+    unused_table.py the combinations in which a key has none
     toml/           the strict TOML reader, which knows nothing of scenarios: positions, errors with a cure, writing
     shipped.py      the scenarios that ship
     template.py     a folder to start a project from

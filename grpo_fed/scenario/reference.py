@@ -64,6 +64,7 @@ A scenario is a TOML file. It needs a `name` and one `[[clients]]` table; everyt
   from the row of `objective.preset` in the [table of presets](methods.md#presets), else its default.
 - `--set method=fedavg` has precedence over the file: values in the file are ignored for keys in the row of the old or
   the new method.
+- A key that has no effect beside other values is allowed; `grpo-fed check` names it and the reason.
 - `inf` means no limit, for the keys whose description says so. 0 turns a count off where its description says so.
 - A whole number may be written where a number is expected; a number in quotes may not.
 - Every run saves its resolved scenario, with all values, as a file that can be run again.

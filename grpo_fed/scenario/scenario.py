@@ -3,8 +3,8 @@
 A scenario is frozen data and complete once it exists: the values of its method and preset are filled in, and
 contradictions are refused. `Scenario.load` reads one from TOML (toml/reading.py) and lists all mistakes in it.
 
-A key that has no effect may be given (the weight of the KL where there is no KL). Keys that contradict each other (a
-hard trust region without the natural step) may not.
+A key that has no effect may be given (the weight of the KL where there is no KL); unused.py finds it. Keys that
+contradict each other (a hard trust region without the natural step) may not.
 """
 
 from __future__ import annotations

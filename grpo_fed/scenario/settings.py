@@ -135,15 +135,15 @@ class ObjectiveSettings(Section):
     epochs: Count = 10
     """Adam's passes over a batch."""
     minibatches: Count = 16
-    """Minibatches in an epoch."""
+    """Minibatches in an epoch; with `step = "natural"` of the critic alone."""
     clip: Positive = 0.2
-    """How far the probability ratio may differ from 1 before its gradient is cut off."""
+    """How far the probability ratio may differ from 1 before its gradient is cut off, with `surrogate = "clip"`."""
     clip_high: Positive | None = None
     """A separate limit for ratios above 1 (DAPO's asymmetric clip); `clip` if not given."""
     clip_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the clip limits decrease to 0 over the rounds."""
     value_coefficient: NotNegative = 0.5
-    """Weight of the value loss."""
+    """Weight of the value loss, with `step = "adam"`; after a natural step the critic learns by itself."""
     value_clip: Limit = None
     """How far a predicted value may differ from the old one before its gradient is cut off; `inf` for no limit."""
     value_epochs: Count = 10
@@ -151,7 +151,8 @@ class ObjectiveSettings(Section):
     entropy: float = 0.0
     """Weight of the entropy bonus."""
     entropy_groups: dict[str, Indices] = {}
-    """Named sets of components of a multi-discrete or box action, by their indices. Sets must not overlap."""
+    """Named sets of components of a multi-discrete or box action, by their indices, to which `entropy_weights` gives
+    weights. Sets must not overlap."""
     entropy_weights: dict[str, float] = {}
     """For single sets of `entropy_groups`, a weight instead of `entropy`."""
     normalise_advantages: Literal["off", "batch", "minibatch"] = "minibatch"
@@ -160,7 +161,7 @@ class ObjectiveSettings(Section):
     """How the loss is averaged: `"step"` over steps; `"episode"` over the steps of each episode, then over episodes;
     `"total"` as a sum divided by a constant (Dr. GRPO)."""
     max_grad_norm: Limit = 0.5
-    """Largest norm of a client's gradient; longer gradients are scaled down. `inf` for no limit."""
+    """Largest norm of a client's gradient in a step of Adam; longer gradients are scaled down. `inf` for no limit."""
 
 
 class GroupSettings(Section):
@@ -189,8 +190,8 @@ class TrustSettings(Section):
     direction: Literal["old-new", "new-old"] = "old-new"
     """`"old-new"`: KL(old, new) as in TRPO and PPO. `"new-old"`: KL(new, old) as in mirror descent."""
     reference: Literal["old", "shared"] = "old"
-    """The policy to which the KL is measured: `"old"`, which collected the batch, or `"shared"`, with which the round
-    began."""
+    """The policy to which a penalised KL is measured: `"old"`, which collected the batch, or `"shared"`, with which the
+    round began."""
     coefficient: NotNegative = 1.0
     """Weight of the KL penalty; the initial weight with `region = "adaptive"`."""
     target: Positive = 0.01
@@ -303,12 +304,13 @@ class ProximitySettings(Section):
     blocks: dict[Pattern, LimitOrZero] = {}
     """For patterns of blocks, KL budgets instead of `kl_block`."""
     over: Literal["mean", "worst"] = "mean"
-    """The KL that must stay within the budgets: the clients' weighted mean, or the largest of all clients."""
+    """The KL that must stay within the budgets: the clients' weighted mean, or the largest of all clients. With `mode =
+    "quadratic"` the mean is predicted, and `over` concerns only the KL that clients measure afterwards."""
     adaptive: bool = False
     """Whether the budget of a block increases after steps by which clients gained return and decreases after steps by
     which they lost, within a factor of 10."""
     states: Annotated[int, Ge(2)] = 256
-    """Number of states of a round that a client keeps to measure the KL on."""
+    """Number of states of its last batch that a client keeps, to measure the KL or Fisher information on."""
 
 
 class RoundSettings(Section):

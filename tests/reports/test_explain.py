@@ -57,6 +57,11 @@ def test_a_term_that_is_off_is_not_mentioned():
     assert not [word for word in ("entropy", "||", "Minus 0 ", "personal policy", "widens") if word in text]
 
 
+def test_the_critics_error_is_no_part_of_the_objective_of_a_natural_step():
+    assert "times the critic's squared error" in explanation("objective.preset=ppo")
+    assert "times the critic's squared error" not in explanation("objective.preset=trpo")
+
+
 @pytest.mark.parametrize("override", [*(f"method={name}" for name in METHODS)])
 def test_the_explanation_of_every_method_fits_a_screen(override: str):
     assert 20 <= len(explanation(override).splitlines()) + 8 <= 36

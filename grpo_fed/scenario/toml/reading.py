@@ -53,12 +53,7 @@ def loads(
 
     name: stands for the file in errors.
     """
-    source = Source.parse(text, name)
-    try:
-        prepare(source.data, overrides)
-    except ValueError as error:
-        raise ScenarioError(f"{name}: {error}") from None
-    lines = [line for override in overrides if (line := source.apply_override(override))]
+    source, lines = read_source(text, name, overrides, prepare)
     try:
         value = model.model_validate(source.data, context=CONTRADICTIONS_LATER)
     except ValidationError as invalid:
@@ -69,6 +64,19 @@ def loads(
     if lines:
         raise ScenarioError("\n".join(lines))
     return value
+
+
+def read_source(text: str, name: str, overrides: Sequence[str], prepare: PrepareTables) -> tuple[Source, list[str]]:
+    """Parse a TOML text and put overrides on top of it; return a line of error for each that cannot be applied.
+
+    ScenarioError if the text is not TOML, or if it cannot be known which of its values the overrides replace.
+    """
+    source = Source.parse(text, name)
+    try:
+        prepare(source.data, overrides)
+    except ValueError as error:
+        raise ScenarioError(f"{name}: {error}") from None
+    return source, [line for override in overrides if (line := source.apply_override(override))]
 
 
 def _contradictions_without_invalid_keys(
