@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar, final
 
@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 
 from grpo_fed.aggregation.proximity import StepFractions, interpolate
+from grpo_fed.federation.comparison import TIMES, ReturnHistory, compare_returns
 from grpo_fed.federation.learners import ClientLearners
 from grpo_fed.federation.messages import (
     Answer,
+    Comparison,
     Evaluate,
     Evaluated,
     EvaluationPlan,
@@ -43,8 +45,8 @@ from grpo_fed.runs.policies import save_policy
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.gym_task import GymTask
 
-ROUND_SHARED, ROUND_RETURN = "round.shared", "round.return"
-"""Arrays in a client's state: the shared blocks [S] that the round began with, and the round's mean return [1]."""
+ROUND_SHARED = "round.shared"
+"""The array in a client's state with the shared blocks [S] that the round began with."""
 
 Kind = TypeVar("Kind", Train, Measure, Evaluate)
 
@@ -142,6 +144,7 @@ class Clients:
         if first.evaluate_first is not None:
             evaluations = self._evaluate_clients(clients, first.evaluate_first)
 
+        clients, comparisons = self._compare(clients, {name: each.compare for name, each in instructions.items()})
         learners = self._learners_of(clients, round)
         learners.shared.parameters.copy_(self._with_shared_blocks(learners.shared.parameters, clients))
         began = time.perf_counter()
@@ -149,7 +152,8 @@ class Clients:
         seconds = time.perf_counter() - began
         fisher = learners.fisher(round) if self._needs_fisher else [None] * len(clients)
         for row, (client, report, personal) in enumerate(zip(clients, reports, personal_reports, strict=True)):
-            self._save(client, learners, row, report)
+            history, spread = ReturnHistory.read(client.state), _spread(report)
+            self._save(client, learners, row, history.after(report.mean_return, spread))
             yield (
                 client.name,
                 Trained(
@@ -157,11 +161,13 @@ class Clients:
                     steps=report.steps + personal.steps,
                     episodes=len(report.episodes) + len(personal.episodes),
                     gain=_gain(report, client),
-                    spread=_spread(report),
+                    spread=spread,
                     metrics=reported_metrics(report, seconds),
                     fisher=fisher[row],
                     kl=last_step_kl.get(client.name),
                     evaluation=evaluations[row],
+                    fell=history.has_fallen(report.mean_return),
+                    comparison=comparisons.get(client.name),
                 ),
             )
 
@@ -193,12 +199,52 @@ class Clients:
         """The tasks that clients have in a round."""
         return [self.tasks[name].at(round) for name in names]
 
-    def _save(self, client: LoadedClient, learners: ClientLearners, row: int, report: TrainingReport) -> None:
+    def _save(self, client: LoadedClient, learners: ClientLearners, row: int, history: ReturnHistory) -> None:
         """Store a client's state after the round."""
-        round_arrays = {ROUND_SHARED: client.start.shared, ROUND_RETURN: np.array([report.mean_return])}
-        state = learners.state(row) | round_arrays
+        state = learners.state(row) | {ROUND_SHARED: client.start.shared} | history.arrays()
         stored = self.state_store.save(client.start.run, client.name, client.start.round, state)
         learners.mark_stored(row, stored)
+
+    def _compare(
+        self, clients: Sequence[LoadedClient], groups: Mapping[str, tuple[int, ...]]
+    ) -> tuple[list[LoadedClient], dict[str, Comparison]]:
+        """Let clients choose between their own parameters and the shared ones in some groups, for each client's name.
+
+        Return the clients as they begin the round, and the comparisons that they made.
+        """
+        chosen = {client.name: client for client in clients}
+        asked = [client for client in clients if groups[client.name] and client.state is not None]
+        if not asked:
+            return list(clients), {}
+        comparisons: dict[str, Comparison] = {}
+        returns = {client.name: np.zeros((2, 0)) for client in asked}
+        for batch in range(TIMES):
+            both = [[_with_own_groups(client, groups[client.name], own) for client in asked] for own in (True, False)]
+            played = [self._play_to_compare(each, batch) for each in both]
+            for row, client in enumerate(asked):
+                scores = np.stack([played[0][row].scores, played[1][row].scores])
+                returns[client.name] = np.concatenate([returns[client.name], scores], 1)
+                own, shared = returns[client.name]
+                has_left = bool({*client.start.departed} & {*groups[client.name]})
+                comparison = compare_returns(own, shared, ReturnHistory.read(client.state), has_left)
+                comparisons[client.name] = comparison
+                chosen[client.name] = both[comparison.shares][row]
+            asked = [client for client in asked if comparisons[client.name].is_open]
+            if not asked:
+                break
+        return list(chosen.values()), comparisons
+
+    def _play_to_compare(self, clients: Sequence[LoadedClient], batch: int) -> list[Evaluation]:
+        """Play episodes of a round with the parameters with which clients would begin it; actions are sampled."""
+        return self.policies.evaluate(
+            [client.name for client in clients],
+            self._with_shared_blocks(self._parameters(clients), clients),
+            [client.state for client in clients],
+            clients[0].start.round,
+            deterministic=False,
+            compared=self.scenario.merge.episodes,
+            batch=batch,
+        )
 
     # Measuring
 
@@ -340,6 +386,12 @@ class Clients:
         return placed
 
 
+def _with_own_groups(client: LoadedClient, groups: Sequence[int], own: bool) -> LoadedClient:
+    """Let a client begin with its own parameters in some groups, or with the shared ones."""
+    departed = {*client.start.departed, *groups} if own else {*client.start.departed} - {*groups}
+    return replace(client, start=replace(client.start, departed=tuple(sorted(departed))))
+
+
 def reported_metrics(report: TrainingReport, seconds: float) -> dict[str, float]:
     """The metrics that a client reports to the server."""
     return {name: value for name, value in report.metrics(seconds).items() if name in REPORTED}
@@ -365,7 +417,7 @@ def _gain(report: TrainingReport, client: LoadedClient) -> float:
     """Mean return less that of the round before; 0 where one of the two has no finished episode."""
     if not client.remembers(client.start.round - 1):
         return 0.0
-    gain = report.mean_return - float(_remembered(client)[ROUND_RETURN][0])
+    gain = report.mean_return - ReturnHistory.read(client.state).last
     return gain if math.isfinite(gain) else 0.0
 
 

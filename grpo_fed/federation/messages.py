@@ -49,6 +49,9 @@ class Train:
     """Whether to measure the KL of the last round's step: from the shared blocks that it began with to these."""
     evaluate_first: EvaluationPlan | None = None
     """The evaluation of the last round's shared blocks, before learning; None for no evaluation."""
+    compare: tuple[int, ...] = ()
+    """Parameter groups in which the client plays with its own parameters and with the shared ones before it learns, and
+    then begins with the shared ones if they are no worse; 0 to G - 1 in order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +95,26 @@ class EvaluationSummary:
 
 
 @dataclass(frozen=True, eq=False)
+class Comparison:
+    """A client's own parameters and the shared ones, compared by playing the same episodes."""
+
+    own: float
+    """Mean return with its own parameters."""
+    shared: float
+    """Mean return with the shared ones."""
+    error: float
+    """Standard error of the difference of the two."""
+    learned: float
+    """Mean return with its own parameters less the lowest mean return of a round."""
+    episodes: int
+    """Episodes that were played, with both together."""
+    shares: bool
+    """Whether the client began the round with the shared parameters."""
+    is_open: bool = False
+    """Whether neither the one nor the other turned out to be better or no worse, so that all stays as it was."""
+
+
+@dataclass(frozen=True, eq=False)
 class Trained:
     """Answer to `Train`."""
 
@@ -114,6 +137,10 @@ class Trained:
     the client has no states of that round."""
     evaluation: EvaluationSummary | None = None
     """The evaluation that `evaluate_first` asked for."""
+    fell: bool = False
+    """Whether the mean return fell by most of what had been learned, as it does where a task changes."""
+    comparison: Comparison | None = None
+    """The comparison that `compare` asked for; None too where the client has no parameters of its own yet."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,8 +6,7 @@ answers.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import final
 
@@ -24,10 +23,11 @@ from grpo_fed.aggregation.merge import (
     StreamingMean,
     client_weight,
 )
-from grpo_fed.aggregation.merge.persistence import Evidence, persistence
-from grpo_fed.aggregation.merge.rules import PERSISTENCE, bind_rule
+from grpo_fed.aggregation.merge.clustering import ClusterEvidence, clusters
+from grpo_fed.aggregation.merge.evidence import Evidence
+from grpo_fed.aggregation.merge.persistence import Asking, Findings, Heard, persistence
+from grpo_fed.aggregation.merge.rules import RULES_WITH_EVIDENCE, bind_rule
 from grpo_fed.federation.messages import Trained
-from grpo_fed.policy.groups import Groups
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.scenario.scenario import Scenario
 
@@ -50,24 +50,34 @@ class MergeTarget:
     """[B] each: these clients' cluster in every block; 0 is the one with the greatest weight."""
     notes: tuple[str, ...] = ()
     """Messages for a person."""
-    evidence: Evidence | None = None
-    """With the rule `persistence`, the evidence up to this round."""
-    rho: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """With the rule `persistence`, for every client that is compared with others: each block's greatest rho."""
+    evidence: Evidence | ClusterEvidence | None = None
+    """With the rules `persistence` and `clusters`, the evidence up to this round."""
+    findings: Findings = field(default_factory=Findings)
+    """With the rule `persistence`, what this merge found out about the clients."""
 
 
 @final
 class RoundMerge:
     """Collects the answers of a round and merges them."""
 
-    def __init__(self, scenario: Scenario, shared_blocks: SharedBlocks, evidence: Evidence | None = None) -> None:
-        """Begin a merge; evidence: of the rounds before, for the rule `persistence`."""
+    def __init__(
+        self,
+        scenario: Scenario,
+        shared_blocks: SharedBlocks,
+        evidence: Evidence | ClusterEvidence | None = None,
+        start_of: Callable[[str], Tensor] | None = None,
+    ) -> None:
+        """Begin a merge.
+
+        evidence: of the rounds before, for the rules `persistence` and `clusters`. start_of: returns the shared blocks
+        [S] that a client began with; by default all begin with those that `target` is given.
+        """
         self._settings = scenario.merge
         self._groups = shared_blocks.groups
-        self._rule = None if scenario.merge.rule == PERSISTENCE else bind_rule(scenario.merge)
-        self._evidence = evidence
-        # The blocks of our network follow each other from input to output, unless the critic has a torso of its own.
-        self._ordered = scenario.policy.module is None and scenario.policy.torso == "shared"
+        self._rule = None if scenario.merge.rule in RULES_WITH_EVIDENCE else bind_rule(scenario.merge)
+        self._evidence, self._start_of = evidence, start_of
+        self._shares: dict[str, bool] = {}
+        self._fell: set[str] = set()
         self.weights: dict[str, float] = {}
         """Each client's weight, in the order of their names."""
         self._mean = StreamingMean()
@@ -82,6 +92,10 @@ class RoundMerge:
         """
         work = ClientWork(trained.steps, trained.episodes, trained.gain, trained.spread)
         share = self.weights[client] = client_weight(work, self._settings.weights)
+        if trained.comparison is not None:
+            self._shares[client] = trained.comparison.shares
+        if trained.fell:
+            self._fell.add(client)
         if not trained.point.size:
             return
         point = _tensor(trained.point)
@@ -94,7 +108,8 @@ class RoundMerge:
             assert fisher is not None, f"{client} sent no Fisher diagonal"
             self._by_fisher.add(point, share, fisher)
         else:
-            self._replies.append(Reply(client, point, share, fisher))
+            start = None if self._start_of is None else self._start_of(client)
+            self._replies.append(Reply(client, point, share, fisher, start))
 
     def target(self, shared: Tensor) -> MergeTarget:
         """Merge the answers. shared: [S], this round's shared blocks; they are the target if all weights are 0."""
@@ -104,13 +119,16 @@ class RoundMerge:
         if self._settings.rule in ("mean", "fisher"):
             point = self._mean.result() if self._settings.rule == "mean" else self._by_fisher.result()
             return MergeTarget(shared if point is None else point, self.weights, no_departures, self._fisher.result())
-        replies, evidence, rho = Replies.of(self._replies), self._evidence, {}
+        replies, evidence, findings = Replies.of(self._replies), self._evidence, Findings()
         if self._rule is not None:
             merged = self._rule(replies, shared, self._groups)
+        elif isinstance(evidence, ClusterEvidence):
+            merged, evidence = clusters(replies, shared, self._groups, evidence, self._settings.most)
         else:
-            assert evidence is not None, "the rule persistence has evidence"
-            merged, evidence, by_group = persistence(replies, shared, self._groups, evidence, self._ordered)
-            rho = _rho_by_block(evidence, by_group, self._groups)
+            assert evidence is not None, "rules with evidence are given it"
+            asking = Asking(self._settings.confirm == "returns", self._settings.rejoin)
+            heard = Heard(self._shares, self._fell)
+            merged, evidence, findings = persistence(replies, shared, self._groups, evidence, asking, heard)
         return MergeTarget(
             merged.point,
             self.weights,
@@ -120,7 +138,7 @@ class RoundMerge:
             _clusters(merged),
             merged.notes,
             evidence,
-            rho,
+            findings,
         )
 
 
@@ -132,17 +150,6 @@ def _tensor(array: np.ndarray) -> Tensor:
 def _indices(chosen: Tensor) -> tuple[int, ...]:
     """Return the indices of the true entries of [G] bool."""
     return tuple(chosen.nonzero().squeeze(1).tolist())
-
-
-def _rho_by_block(evidence: Evidence, by_group: Tensor, groups: Groups) -> dict[str, dict[str, float]]:
-    """The greatest rho of each block, for every client and block that is compared."""
-    found: dict[str, dict[str, float]] = {}
-    for client, rho in zip(evidence.clients, by_group.tolist(), strict=True):
-        for block, value in zip(groups.blocks, rho, strict=True):
-            if not math.isnan(value):
-                blocks = found.setdefault(client, {})
-                blocks[block] = max(value, blocks.get(block, value))
-    return found
 
 
 def _targets(merged: Merged) -> dict[str, Tensor]:

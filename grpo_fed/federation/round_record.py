@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from grpo_fed.federation.messages import Trained
 from grpo_fed.federation.server import Aggregation
@@ -84,9 +87,18 @@ def _client_record(
         kl=None if aggregation is None else aggregation.step.kl.get(client),
         departed=name_groups(shared_blocks, state.departed.get(client, ())),
         clusters=name_clusters(shared_blocks, state.clusters.get(client)),
-        rho={} if aggregation is None else dict(aggregation.rho.get(client, {})),
+        rho={} if aggregation is None else _greatest_by_block(aggregation.findings.rho.get(client), shared_blocks),
         failure=outcome.failures.get(client),
     )
+
+
+def _greatest_by_block(rho: Tensor | None, shared_blocks: SharedBlocks) -> dict[str, float]:
+    """The greatest rho of each block's groups, of rho [G]; only blocks that are compared."""
+    greatest: dict[str, float] = {}
+    for block, value in zip(shared_blocks.groups.blocks, [] if rho is None else rho.tolist(), strict=rho is not None):
+        if not math.isnan(value):
+            greatest[block] = max(value, greatest.get(block, value))
+    return greatest
 
 
 def name_groups(shared_blocks: SharedBlocks, groups: Sequence[int]) -> tuple[str, ...]:

@@ -223,7 +223,11 @@ class Federation:
         quadratic = self.scenario.proximity.mode == "quadratic"
         measures = quadratic and self.state.last_step is not None and self.shared_blocks.size > 0
         plan = EvaluationPlan(round - 1) if self.recorder.waits else None
-        instructions = {name: Train(self.state.start(name, round), begin, end, measures, plan) for name in clients}
+        asked = {} if self.state.evidence is None else self.state.evidence.asked
+        instructions = {
+            name: Train(self.state.start(name, round), begin, end, measures, plan, asked.get(name, ()))
+            for name in clients
+        }
         merge, replies = self.server.begin_merge(), {}
         for name, answer in self._ask(round, instructions, failures):
             assert isinstance(answer, Trained)

@@ -12,6 +12,7 @@ from typing import TypeAlias, final
 import numpy as np
 import torch
 
+from grpo_fed.aggregation.merge.persistence import Findings
 from grpo_fed.aggregation.merge.rules import check_rule
 from grpo_fed.aggregation.proximity import StepFractions, adapt_budgets, full_step, interpolate
 from grpo_fed.federation.messages import Trained
@@ -34,8 +35,8 @@ class Aggregation:
     """What a merge came to."""
 
     step: ServerStep
-    rho: Mapping[str, Mapping[str, float]]
-    """With the rule `persistence`, for every client that is compared with others: each block's greatest rho."""
+    findings: Findings
+    """With the rule `persistence`, what the merge found out about the clients."""
     notes: tuple[str, ...]
     """Messages for a person."""
 
@@ -59,7 +60,7 @@ class Server:
 
     def begin_merge(self) -> RoundMerge:
         """Start a merge that answers are added to as they arrive."""
-        return RoundMerge(self.scenario, self.shared_blocks, self.state.evidence)
+        return RoundMerge(self.scenario, self.shared_blocks, self.state.evidence, self.state.shared_of)
 
     def aggregate(self, merge: RoundMerge, measure: MeasureCandidates) -> Aggregation:
         """Move the shared blocks towards the merge's target within the KL budgets: s <- s + alpha (s* - s)."""
@@ -71,7 +72,7 @@ class Server:
         step = self._choose_step(target, measure)
         self._move(target, step.accepted.alphas)
         state.last_step = step.accepted
-        return Aggregation(step, target.rho, target.notes)
+        return Aggregation(step, target.findings, target.notes)
 
     def skip_merge(self) -> None:
         """Leave the shared blocks as they are, since too few clients answered."""

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_fed.aggregation.merge.persistence import Evidence, no_evidence
+from grpo_fed.aggregation.merge.clustering import LABELS, ClusterEvidence, no_cluster_evidence
+from grpo_fed.aggregation.merge.evidence import Evidence, no_evidence
+from grpo_fed.aggregation.merge.rules import RULES_WITH_EVIDENCE
 from grpo_fed.aggregation.proximity.records import AcceptedStep
 from grpo_fed.federation.messages import Start
 from grpo_fed.policy.shared import SharedBlocks
@@ -18,8 +20,7 @@ from grpo_fed.runs.checkpoint import Checkpoint
 from grpo_fed.scenario.scenario import Scenario
 
 EVIDENCE = "evidence:"
-"""In a checkpoint, the prefix of the arrays of the merge rule `persistence`."""
-EVIDENCE_ARRAYS = ("sums", "products", "common", "departed", "departures")
+"""In a checkpoint, the prefix of the arrays of a merge rule that remembers rounds."""
 CLIENT = "client:"
 """In a checkpoint, the prefix of the shared blocks of one client's clusters; no parameter's name has a colon."""
 
@@ -59,18 +60,17 @@ class ServerState:
     """The last round that each client has answered for; its state of that round is the one that is evaluated."""
     last_step: AcceptedStep | None = None
     """The last round's step; None if it had none."""
-    evidence: Evidence | None = None
-    """What the merge rule `persistence` knows of the clients' updates; None with other rules."""
+    evidence: Evidence | ClusterEvidence | None = None
+    """What the merge rules `persistence` and `clusters` know of the clients' updates; None with other rules."""
 
     @classmethod
     def initial(cls, scenario: Scenario, shared_blocks: SharedBlocks, budgets: Mapping[str, float]) -> ServerState:
         """Make the state before the first round, with a new name."""
-        has_evidence = scenario.merge.rule == "persistence" and shared_blocks.size > 0
         return cls(
             f"{scenario.name}-{uuid.uuid4().hex[:12]}",
             shared_blocks.initial.numpy(),
             dict(budgets),
-            evidence=no_evidence(shared_blocks.clients, shared_blocks.groups) if has_evidence else None,
+            evidence=_first_evidence(scenario.merge.rule, shared_blocks),
         )
 
     @classmethod
@@ -123,24 +123,34 @@ class ServerState:
         return self.start(client, self.trained.get(client, 0))
 
 
-def _write_evidence(evidence: Evidence) -> dict[str, np.ndarray]:
-    return {f"{EVIDENCE}{name}": getattr(evidence, name).numpy() for name in EVIDENCE_ARRAYS}
+def _first_evidence(rule: str, shared_blocks: SharedBlocks) -> Evidence | ClusterEvidence | None:
+    """Make a merge rule's evidence before the first round; None for a rule that has none."""
+    if rule not in RULES_WITH_EVIDENCE or not shared_blocks.size:
+        return None
+    make = no_cluster_evidence if rule == "clusters" else no_evidence
+    return make(shared_blocks.clients, shared_blocks.groups)
+
+
+def _write_evidence(evidence: Evidence | ClusterEvidence) -> dict[str, np.ndarray]:
+    return {f"{EVIDENCE}{name}": tensor.numpy() for name, tensor in evidence.arrays().items()}
 
 
 def _read_evidence(
     checkpoint: Checkpoint, arrays: Mapping[str, np.ndarray], shared_blocks: SharedBlocks
-) -> Evidence | None:
-    """Read the evidence of the rule `persistence`, if the checkpoint has it; ValueError if it does not fit."""
+) -> Evidence | ClusterEvidence | None:
+    """Read a merge rule's evidence, if the checkpoint has it; ValueError if it does not fit."""
     if not any(name.startswith(EVIDENCE) for name in arrays):
         return None
-    empty = no_evidence(shared_blocks.clients, shared_blocks.groups)
-    tensors = {}
-    for name in EVIDENCE_ARRAYS:
-        array = arrays.get(f"{EVIDENCE}{name}")
-        if array is None or array.shape != getattr(empty, name).shape:
-            raise ValueError(f"{checkpoint.folder}: its evidence does not fit the scenario: {name}")
-        tensors[name] = torch.from_numpy(np.array(array))
-    return Evidence(empty.clients, **tensors)
+    tensors = {
+        name.removeprefix(EVIDENCE): torch.from_numpy(np.array(array))
+        for name, array in arrays.items()
+        if name.startswith(EVIDENCE)
+    }
+    empty = _first_evidence("clusters" if LABELS in tensors else "persistence", shared_blocks)
+    try:
+        return None if empty is None else empty.with_arrays(tensors)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.folder}: its evidence does not fit the scenario: {error}") from None
 
 
 def deduplicate(points: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

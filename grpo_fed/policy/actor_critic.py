@@ -67,6 +67,9 @@ class ActorCritic(StackedPolicy):
     def act(self, parameters: Parameters, observations: Tensor) -> Tensor:
         return self._head(parameters, self.features(parameters, observations))
 
+    def chain_of(self, parameter: str) -> str:
+        return "critic" if self.separate and parameter in self.critic_names else "actor"
+
     def features(self, parameters: Parameters, observations: Tensor) -> Tensor:
         return self._layers(parameters, self.torso, observations)[-1]
 

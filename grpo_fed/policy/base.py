@@ -51,6 +51,14 @@ class Policy(ABC):
     def act(self, parameters: Parameters, observations: Tensor) -> Tensor:
         """Compute distribution parameters [K, B, M] from observations [K, B, D], without the critic."""
 
+    @abstractmethod
+    def chain_of(self, parameter: str) -> str:
+        """Name the chain of layers that a parameter lies in.
+
+        The layers of a chain follow each other from input to output, in the order of the layout; a parameter whose
+        place is unknown is a chain of its own.
+        """
+
 
 class StackedPolicy(Policy):
     """A policy that the stacked learner can train: with a critic, features, and gradients in closed form."""

@@ -44,19 +44,22 @@ class Groups:
     """[G] float32: the number of parameters in each group, n_g; 1 or more."""
     blocks: tuple[str, ...]
     """[G]: the name of the block that each group lies in."""
+    chains: tuple[str, ...] = ()
+    """[G]: the name of the chain of layers that each group lies in; blocks of a chain follow each other from input to
+    output. Empty if no two blocks are in an order."""
 
     def to(self, device: torch.device | str) -> Groups:
         """Copy the groups to a device."""
-        return Groups(self.names, self.ids.to(device), self.sizes.to(device), self.blocks)
+        return Groups(self.names, self.ids.to(device), self.sizes.to(device), self.blocks, self.chains)
 
     @cached_property
     def as_blocks(self) -> Groups:
         """The same parameters grouped by block: all grouped parameters of a block are one group."""
         names = tuple(dict.fromkeys(self.blocks))
         ids = torch.cat([self.block_of_group, self.block_of_group.new_tensor([-1])])[self.ids_or_last]
-        return Groups(
-            names, ids, self.sizes.new_zeros(len(names)).index_add_(0, self.block_of_group, self.sizes), names
-        )
+        sizes = self.sizes.new_zeros(len(names)).index_add_(0, self.block_of_group, self.sizes)
+        chain_of = dict(zip(self.blocks, self.chains, strict=bool(self.chains)))
+        return Groups(names, ids, sizes, names, tuple(chain_of[name] for name in names) if self.chains else ())
 
     @cached_property
     def block_of_group(self) -> Tensor:

@@ -182,16 +182,18 @@ def _share_blocks(
     return SharedBlocks(
         clients=tuple(name for settings in scenario.clients for name in settings.names),
         layout=policy.layout.subset(blocks),
-        groups=_cut_groups(policy.layout, blocks, scenario),
+        groups=_cut_groups(policy, blocks, scenario),
         initial=torch.cat([initial[:0], *(initial[block.start : block.stop] for block in blocks)]),
         max_episode_steps=max(limits, default=0),
     )
 
 
-def _cut_groups(layout: Layout, blocks: Sequence[Block], scenario: Scenario) -> Groups:
+def _cut_groups(policy: Policy, blocks: Sequence[Block], scenario: Scenario) -> Groups:
     """Cut these blocks into the scenario's groups, as groups of the blocks' columns alone."""
-    groups = cut_groups(layout, scenario.policy.groups, only=blocks)
-    return Groups(groups.names, groups.ids[layout.mask(blocks)], groups.sizes, groups.blocks)
+    groups = cut_groups(policy.layout, scenario.policy.groups, only=blocks)
+    chain_of = {block.name: policy.chain_of(block.slots[0].name) for block in blocks}
+    chains = tuple(chain_of[block] for block in groups.blocks)
+    return Groups(groups.names, groups.ids[policy.layout.mask(blocks)], groups.sizes, groups.blocks, chains)
 
 
 def _is_common(block: Block, policies: Sequence[_ClientPolicy], scenario: Scenario) -> bool:

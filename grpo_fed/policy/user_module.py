@@ -126,6 +126,9 @@ class UserModulePolicy(StackedPolicy):
         distribution, values = torch.func.vmap(forward_client)(parameters, observations)
         return PolicyOutput(distribution, values)
 
+    def chain_of(self, parameter: str) -> str:
+        return parameter
+
     def act(self, parameters: Parameters, observations: Tensor) -> Tensor:
         return self.forward(parameters, observations).distribution
 

@@ -33,11 +33,12 @@ def evaluate(
     step_limit: int,
     deterministic: bool,
     number: int = 0,
+    purpose: Purpose = Purpose.EVALUATION,
 ) -> list[Evaluation]:
     """Play `episodes` of every client, in waves of one for each copy, so that long episodes are not left out.
 
     step_limit: steps after which an episode counts as it is.
-    number: names the episodes, which depend on it and on the client's seed alone.
+    number, purpose: name the episodes, which depend on them and on the client's seed alone.
     """
     count = len(clients.names)
     copies = envs.size // count
@@ -45,8 +46,9 @@ def evaluate(
     scores, lengths = np.zeros((waves, count, copies)), np.zeros((waves, count, copies), np.int64)
     for wave in range(waves):
         stream = number * 1_000_000 + wave
-        seeds = np.concatenate([env_seeds(seed, Purpose.EVALUATION, copies, stream) for seed in clients.seeds])
-        draws = [generator(seed, Purpose.ACTIONS, 2**32 + stream) for seed in clients.seeds]
+        seeds = np.concatenate([env_seeds(seed, purpose, copies, stream) for seed in clients.seeds])
+        first = (2 if purpose == Purpose.COMPARISON else 1) * 2**32
+        draws = [generator(seed, Purpose.ACTIONS, first + stream) for seed in clients.seeds]
         scores[wave], lengths[wave] = _play_wave(
             actor, envs, clients.normaliser, seeds, draws, step_limit, deterministic
         )

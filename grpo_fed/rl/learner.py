@@ -111,6 +111,8 @@ class ClientPolicies(ABC):
         states: Sequence[State | None],
         number: int,
         deterministic: bool,
+        compared: int = 0,
+        batch: int = 0,
     ) -> list[Evaluation]:
         """Play `evaluate.episodes` episodes of every client without learning.
 
@@ -118,6 +120,8 @@ class ClientPolicies(ABC):
         states: what the policies' inputs are normalised with, where they are.
         number: the round that has ended, 0 before the first. The clients play the tasks of this round, and it names the
             episodes; these are the same for any policy.
+        compared: a number of other episodes to play instead, on which a client compares policies to choose one.
+        batch: which of several such sets of episodes.
         """
 
     @abstractmethod

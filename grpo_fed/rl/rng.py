@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     CLUSTERS = 5
     STATES = 6
     FISHER = 7
+    COMPARISON = 8
     PARTICIPATION = 20
 
 

@@ -18,7 +18,7 @@ from grpo_fed.rl.learner import PERSONAL, ClientPolicies, State, sub_state
 from grpo_fed.rl.measurement import MeasurementStates, mean_kl
 from grpo_fed.rl.normalise import ObservationNormaliser
 from grpo_fed.rl.records import Evaluation
-from grpo_fed.rl.rng import client_seed
+from grpo_fed.rl.rng import Purpose, client_seed
 from grpo_fed.rl.rollout import Actor
 from grpo_fed.rl.stacked_learner import (
     MEASUREMENT_STATES,
@@ -30,6 +30,9 @@ from grpo_fed.rl.stacked_learner import (
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.envs import ClientEnvs, EnvCache
 from grpo_fed.tasks.gym_task import GymTask
+
+MOST_BATCHES = 1000
+"""More sets of episodes than are ever played to compare policies in a round."""
 
 
 @final
@@ -75,6 +78,8 @@ class StackedPolicies(ClientPolicies):
         states: Sequence[State | None],
         number: int,
         deterministic: bool,
+        compared: int = 0,
+        batch: int = 0,
     ) -> list[Evaluation]:
         """Play `evaluate.episodes` episodes of every client without learning."""
         settings = self.scenario.evaluate
@@ -82,10 +87,11 @@ class StackedPolicies(ClientPolicies):
             Actor(self.policy, parameters),
             self._envs_for([self.tasks[name].at(number) for name in clients]),
             EvaluatedClients(clients, self._seeds(clients), self._normaliser(states)),
-            settings.episodes,
+            compared or settings.episodes,
             settings.step_limit,
             deterministic,
-            number,
+            number * MOST_BATCHES + batch if compared else number,
+            Purpose.COMPARISON if compared else Purpose.EVALUATION,
         )
 
     def can_measure(self, state: State) -> bool:

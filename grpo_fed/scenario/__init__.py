@@ -7,7 +7,6 @@
     tables.py       what such rows are, and how a user's own is found
     importing.py    objects that a scenario names by `module:Name`
     field_types.py  types of values that settings take
-    defaults.py     defaults that follow from other values
     checks.py       contradictions between keys
     unused.py       keys that were given and have no effect
     unused_table.py the combinations in which a key has none

@@ -40,11 +40,11 @@ AVERAGE: Values = {
 METHODS: Mapping[str, Method] = {
     "grpo": Method(
         "grouped regularised policy optimisation",
-        "Ours: torso and actor are shared, a client leaves a group where it lies far from the others, and the server's "
-        "steps stay within measured KL budgets.",
+        "Ours: torso and actor are shared, a client leaves a group where leaving pays, and the server's steps stay "
+        "within measured KL budgets.",
         {
             "policy": {"shared": ["torso.*", "actor"]},
-            "merge": {"rule": "huber"},
+            "merge": {"rule": "persistence"},
             "proximity": {"mode": "measured"},
         },
         "First, and where you do not know which clients fit together. The default.",
@@ -109,7 +109,7 @@ METHODS: Mapping[str, Method] = {
     ),
     "clusters": Method(
         "averaging within learned clusters of clients",
-        "Sattler et al. 2019, 1910.01991, and IFCA, 2006.04088; here for each block, by linkage and silhouette.",
+        "Sattler et al. 2019, 1910.01991, and IFCA, 2006.04088; here for each block, by the evidence of all rounds.",
         {**AVERAGE, "merge": {"rule": "clusters"}},
         "Where there are a few kinds of clients, with several clients of each.",
     ),
@@ -140,16 +140,18 @@ MERGE_RULES: Mapping[str, MergeRule] = {
     "persistence": MergeRule(
         "mean of the clients that are not in lasting conflict",
         "Ours.",
-        (),
+        ("confirm", "rejoin", "episodes"),
         "Where some clients may not fit, whatever the learning rate: a client leaves a parameter group when its "
-        "deviation from the others agrees with itself from round to round by more than its noise and opposes theirs. "
-        "Four rounds of a shared merge come first, so runs of a few rounds cannot profit.",
+        "deviation from the others agrees with itself from round to round by more than its noise and opposes theirs, "
+        "and comes back where sharing is no worse. Four rounds of a shared merge come first, so runs of a few rounds "
+        "cannot profit. The default.",
     ),
     "huber": MergeRule(
         "group lasso between clients",
         "Ours, after Yuan & Lin 2006 and Huber 1964.",
         ("threshold", "blocks", "refit"),
-        "Where some clients may not fit: one that lies further away than the threshold leaves a group. The default.",
+        "Where some clients may not fit, and you know how far apart is too far: one that lies further away than the "
+        "threshold leaves a group.",
     ),
     "fisher": MergeRule(
         "mean weighted by Fisher information",
@@ -178,8 +180,8 @@ MERGE_RULES: Mapping[str, MergeRule] = {
     ),
     "clusters": MergeRule(
         "mean within learned clusters, for each block",
-        "Sattler et al. 2019, 1910.01991; Rousseeuw 1987 for the silhouette.",
-        ("structure", "most", "threshold", "blocks"),
+        "Sattler et al. 2019, 1910.01991.",
+        ("most",),
         "Where there are a few kinds of clients, with several clients of each.",
     ),
 }

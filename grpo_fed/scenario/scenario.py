@@ -17,7 +17,6 @@ from annotated_types import Ge, Lt, MinLen
 from pydantic import Field, ValidationInfo, model_validator
 
 from grpo_fed.scenario.checks import contradictions
-from grpo_fed.scenario.defaults import default_merge_threshold
 from grpo_fed.scenario.field_types import NAMED_OR_OWN, Count, Device, Name, Named, OwnPath
 from grpo_fed.scenario.methods import clear_replaced_method, fill_from_method
 from grpo_fed.scenario.presets import fill_from_preset
@@ -119,16 +118,6 @@ class Scenario(Section):
             return not any(section_errors(cls, values))
 
         return fill_from_preset(fill_from_method(tables, is_valid), is_valid)
-
-    @model_validator(mode="after")
-    def _fill_threshold(self) -> Self:
-        """Raise the default of `merge.threshold` where clients learn fast."""
-        if "threshold" not in self.merge.model_fields_set:
-            threshold = default_merge_threshold(self)
-            if threshold != self.merge.threshold:
-                merge = self.merge.model_copy(update={"threshold": threshold})
-                object.__setattr__(self, "merge", merge)  # frozen only once it is validated
-        return self
 
     @model_validator(mode="after")
     def _check(self, info: ValidationInfo) -> Self:

@@ -31,7 +31,7 @@ from grpo_fed.scenario.field_types import (
     Size,
 )
 
-RULES_WITH_THRESHOLD = ("huber", "clusters")
+RULES_WITH_THRESHOLD = ("huber",)
 """The merge rules that compare the distance between clients with a threshold."""
 
 
@@ -258,24 +258,31 @@ class MergeSettings(Section):
         ]
         | OwnPath,
         NAMED_OR_OWN,
-    ] = "huber"
+    ] = "persistence"
     """How the server merges: `"mean"`, weighted; `"persistence"`, which lets a client leave a parameter group when its
     deviation from the others persists over rounds; `"huber"`, the group lasso between clients, which lets it leave
     where it lies further away than a threshold; `"fisher"`, a mean by Fisher information; `"median"`, `"trimmed-mean"`
-    and `"krum"`, which tolerate hostile clients; `"clusters"`, means within learned clusters of clients; or
-    `module:function` for a rule of your own."""
+    and `"krum"`, which tolerate hostile clients; `"clusters"`, means within learned clusters of clients, which part by
+    the same evidence as `"persistence"`; or `module:function` for a rule of your own."""
     kwargs: Arguments = {}
     """Keyword arguments for a rule of your own."""
+    confirm: Literal["evidence", "returns"] = "returns"
+    """What decides that a client leaves, with `rule = "persistence"`: the evidence of its updates alone, or also its
+    returns: it plays with its own parameters and with the shared ones, and stays if these are no worse."""
+    rejoin: Annotated[int, Ge(0)] = 5
+    """Rounds of a client after which it tries to come back to what it has left, and again after each try, by playing
+    as with `confirm = "returns"`; 0 for never. With `rule = "persistence"`."""
+    episodes: Annotated[int, Ge(2)] = 16
+    """Episodes that a client plays with its own parameters, and again with the shared ones, for `confirm` and
+    `rejoin`."""
     weights: Literal["steps", "episodes", "uniform", "progress"] = "steps"
     """Weight of a client in the merge: its environment steps, its finished episodes, the same for all, or more the more
     its return increased."""
     threshold: LimitOrZero = 0.02
-    """With `rule = "huber"`: a client leaves a group where its parameters differ from the others' by more than this
-    (root mean square); `inf` for never, which is `mean`; 0 for always, which is local learning. With `rule =
-    "clusters"`: the smallest distance between two clusters, in the same measure. If it is not given, it is at least the
-    distance that two clients move apart by chance: learning_rate x sqrt(2 x Adam's steps in a round)."""
+    """With `rule = "huber"`, which needs it: a client leaves a group where its parameters differ from the others' by
+    more than this (root mean square); `inf` for never, which is `mean`; 0 for always, which is local learning."""
     blocks: dict[Pattern, LimitOrZero] = {}
-    """For patterns of blocks, other thresholds, with `rule = "huber"` or `rule = "clusters"`."""
+    """For patterns of blocks, other thresholds, with `rule = "huber"`."""
     refit: bool = True
     """Whether a group becomes the mean of the clients that stay in it, with `rule = "huber"`; `false` keeps the
     solution of the group lasso, which clients that leave still influence."""
@@ -285,8 +292,6 @@ class MergeSettings(Section):
     """Number of clients that may be hostile, with `rule = "krum"`."""
     keep: Count = 1
     """Number of clients that are averaged, with `rule = "krum"`."""
-    structure: Annotated[float, Ge(-1), Le(1)] = 0.5
-    """Smallest mean silhouette with which a block is divided into clusters, with `rule = "clusters"`."""
     most: Annotated[int, Ge(2)] = 8
     """Largest number of clusters of a block, with `rule = "clusters"`."""
 

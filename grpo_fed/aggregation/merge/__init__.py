@@ -4,15 +4,18 @@
     weights.py      how much each client counts in a mean
     averages.py     `mean` (FedAvg) and `fisher`, also as streams that keep no reply
     group_lasso.py  `huber`: a client may depart from a parameter group
-    persistence.py  departures learned over rounds: a client leaves where its deviation agrees with itself
     robust.py       `median`, `trimmed_mean` and `krum`: rules that tolerate hostile clients
-    clustering.py   `clusters`: learned clusters of clients, block by block
+    evidence.py     what is remembered of the clients' updates over rounds, and what is systematic in them
+    conflicts.py    the clients that a merge sets back, by the evidence
+    persistence.py  `persistence`: clients leave groups in which they are in conflict, and come back
+    clustering.py   `clusters`: clients in conflict share means of their own, block by block
     distances.py    distances of replies, group by group
     custom.py       a user's own rule, checked
     rules.py        binds a scenario's rule to its settings
 
 A rule takes the replies, the current shared vector [P] and the parameter groups of its columns, and returns `Merged`.
-Its own settings are keyword arguments, which `rules.bind_rule` binds. Begin with averages.py.
+Its own settings are keyword arguments, which `rules.bind_rule` binds. `persistence` and `clusters` take their evidence
+too, and return it with the new round. Begin with averages.py.
 """
 
 from __future__ import annotations
@@ -21,7 +24,6 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from grpo_fed.aggregation.merge.averages import StreamingFisher, StreamingMean, fisher, mean, merge_without_departures
-from grpo_fed.aggregation.merge.clustering import clusters
 from grpo_fed.aggregation.merge.group_lasso import huber
 from grpo_fed.aggregation.merge.records import Clusters, Merged, Replies, Reply
 from grpo_fed.aggregation.merge.robust import krum, median, trimmed_mean
@@ -38,7 +40,6 @@ __all__ = [
     "StreamingMean",
     "Weighting",
     "client_weight",
-    "clusters",
     "fisher",
     "huber",
     "krum",
@@ -56,7 +57,6 @@ RULES: Mapping[str, Callable[..., Merged]] = MappingProxyType(
         "median": median,
         "trimmed-mean": trimmed_mean,
         "krum": krum,
-        "clusters": clusters,
     }
 )
-"""Rules by the names that scenarios use; `module:function` in a scenario is a user's own rule."""
+"""Rules without evidence, by the names that scenarios use; `module:function` in a scenario is a user's own rule."""

@@ -1,133 +1,165 @@
 """Learns clusters of clients, block by block: similar clients share a mean (1910.01991, 2004.11791; IFCA 2006.04088).
 
-Clients are joined nearest first (average linkage), which gives a partition for every number of clusters. The best has
-the greatest mean silhouette (Rousseeuw 1987): how much nearer clients are to their own cluster than to the next, -1 to
-1. If even that is small there is no structure, and the block has one cluster. A silhouette does not depend on scale,
-and a few clients whose steps are tiny form clusters by chance; so clusters also have to be further from each other
-than a threshold.
+All clients begin as one cluster. The clients of a cluster that are in conflict with it (conflicts.py, by the evidence
+of all rounds) leave it, those of one side of a split together, and share a mean of their own from then on. So there is
+no threshold: clusters part where parting pays, whatever the scale of the updates. Clusters that have parted stay apart.
+
+K clients, B blocks, P parameters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from grpo_fed.aggregation.merge.averages import weighted_mean
-from grpo_fed.aggregation.merge.distances import distances, squared_distances
-from grpo_fed.aggregation.merge.group_lasso import group_thresholds
+from grpo_fed.aggregation.merge.conflicts import find_conflicts
+from grpo_fed.aggregation.merge.distances import distances
+from grpo_fed.aggregation.merge.evidence import (
+    Panel,
+    add_round,
+    begin_anew,
+    least_pairs,
+    new_panel,
+    systematic,
+)
+from grpo_fed.aggregation.merge.persistence import MIN_ROUNDS, MOST_ROUNDS, average_weight
 from grpo_fed.aggregation.merge.records import Clusters, Merged, Replies, Reply
 from grpo_fed.policy.groups import Groups
 
+LABELS = "labels"
+"""The name of the labels among a checkpoint's tensors."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClusterEvidence:
+    """What the server knows of its clients, and the clusters that they are in."""
+
+    panel: Panel
+    """All clients; its groups are the blocks."""
+    labels: Tensor
+    """[K, B] int64: the cluster of each client in each block; all begin in 0."""
+
+    @property
+    def asked(self) -> Mapping[str, tuple[int, ...]]:
+        """The groups that clients are to try: none, since evidence alone decides."""
+        return {}
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Name all tensors, for a checkpoint."""
+        return {**self.panel.arrays(), LABELS: self.labels}
+
+    def with_arrays(self, arrays: Mapping[str, Tensor]) -> ClusterEvidence:
+        """Put other values in the place of all tensors; ValueError naming one that is missing or does not fit."""
+        if LABELS not in arrays or arrays[LABELS].shape != self.labels.shape:
+            raise ValueError(LABELS)
+        return ClusterEvidence(self.panel.with_arrays(arrays), arrays[LABELS])
+
+
+def no_cluster_evidence(clients: Sequence[str], groups: Groups) -> ClusterEvidence:
+    """Make the evidence before the first round."""
+    names = tuple(sorted(clients))
+    labels = torch.zeros(len(names), len(groups.as_blocks.names), dtype=torch.int64)
+    return ClusterEvidence(new_panel(names, groups.as_blocks), labels)
+
 
 def clusters(
-    replies: Replies,
-    shared: Tensor,
-    groups: Groups,
-    *,
-    structure: float = 0.5,
-    most: int = 8,
-    threshold: float = 0.0,
-    blocks: Mapping[str, float] = MappingProxyType({}),
-) -> Merged:
-    """Merge by learned clusters of clients in each block, one for all clients where no structure is found.
+    replies: Replies, shared: Tensor, groups: Groups, evidence: ClusterEvidence, most: int = 8
+) -> tuple[Merged, ClusterEvidence]:
+    """Add a round to the evidence, part clusters, and merge each cluster in each block.
 
-    Two clients are one cluster, as there is no third to compare their distance with. A client without weight changes
-    nothing and joins the nearest cluster.
+    Clients of weight 0 are judged and get their cluster's mean, but change nothing.
 
-    structure: the least mean silhouette of several clusters; Kaufman & Rousseeuw (1990) call a structure reasonable
-    from 0.5. most: clusters of a block at most. threshold, blocks: as for `group_thresholds`; clusters have to be
-    further from each other.
+    most: clusters of a block at most.
     """
-    whole, weighted = groups.as_blocks, replies.weighted
-    mean = weighted_mean(weighted, shared)
-    limits = group_thresholds(whole, threshold, blocks).tolist()
-    parts = [
-        _cluster_block(weighted, shared, groups, block, structure, most, limit) for block, limit in enumerate(limits)
-    ]
-    points = mean.repeat(max((len(block_parts) for block_parts in parts), default=1), 1)
-    for block, block_parts in enumerate(parts):
+    panel = add_round(evidence.panel, replies, shared, groups.as_blocks)
+    evidence = _part(ClusterEvidence(panel, evidence.labels), replies, groups.as_blocks, most)
+    return _merge(replies, shared, groups, evidence), evidence
+
+
+def _part(evidence: ClusterEvidence, replies: Replies, blocks: Groups, most: int) -> ClusterEvidence:
+    """Let the clients leave their clusters that are in conflict with them; their evidence begins anew.
+
+    A cluster of a block is what a group is to the departures of `persistence`: clients are compared within it.
+    """
+    panel, labels = evidence.panel, evidence.labels
+    pairs = [(block, int(label)) for block in range(len(blocks.names)) for label in labels[:, block].unique()]
+    of_pairs = torch.tensor([block for block, _ in pairs])
+    members = torch.stack([labels[:, block] == label for block, label in pairs], 1)
+    present = torch.zeros(len(panel.clients), dtype=torch.bool)
+    present[panel.rows(replies.clients)] = True
+    weights = torch.full((len(panel.clients),), average_weight(replies), dtype=torch.float64)
+    weights[panel.rows(replies.clients)] = torch.tensor([reply.weight for reply in replies.all], dtype=torch.float64)
+    is_compared = (panel.rounds >= MIN_ROUNDS)[:, None] & members
+    needed = (MIN_ROUNDS * 2.0**panel.decisions).clamp(max=MOST_ROUNDS)
+    has_evidence = (panel.rounds * (panel.rounds - 1))[:, None] >= least_pairs(blocks, len(panel.clients))[of_pairs]
+    has_room = torch.tensor([int(labels[:, block].unique().numel()) < most for block, _ in pairs])
+    may_leave = (present & (panel.rounds >= needed))[:, None] & has_evidence & has_room
+    between, within = systematic(panel, blocks)
+    conflicts = find_conflicts(
+        between[of_pairs],
+        within[of_pairs],
+        weights,
+        is_compared,
+        may_leave,
+        torch.ones_like(present),
+        _groups_of_pairs(blocks, pairs),
+    )
+    if not conflicts.leaving.any():
+        return evidence
+    labels = labels.clone()
+    for number, (block, _) in enumerate(pairs):
+        for side in conflicts.sides[:, number][conflicts.leaving[:, number]].unique().tolist():
+            if labels[:, block].unique().numel() < most:
+                moved = conflicts.leaving[:, number] & (conflicts.sides[:, number] == side)
+                labels[moved, block] = labels[:, block].max() + 1
+    moved_rows = (labels != evidence.labels).any(1).nonzero().squeeze(1)
+    decisions = panel.decisions.clone()
+    decisions[moved_rows] += 1
+    return ClusterEvidence(replace(begin_anew(panel, moved_rows), decisions=decisions), labels)
+
+
+def _groups_of_pairs(blocks: Groups, pairs: Sequence[tuple[int, int]]) -> Groups:
+    """Make a group of each pair of block and cluster, for the search for conflicts, which reads names alone."""
+    names = tuple(f"{blocks.names[block]} {label}" for block, label in pairs)
+    chains = tuple(blocks.chains[block] for block, _ in pairs) if blocks.chains else ()
+    return Groups(names, blocks.ids, blocks.sizes, tuple(blocks.names[block] for block, _ in pairs), chains)
+
+
+def _merge(replies: Replies, shared: Tensor, groups: Groups, evidence: ClusterEvidence) -> Merged:
+    """Average the replies of each cluster in each block."""
+    whole = groups.as_blocks
+    labels = evidence.labels[evidence.panel.rows(replies.clients)]
+    parts = [_clusters_of_block(replies, labels[:, block]) for block in range(len(whole.names))]
+    points = weighted_mean(replies.weighted, shared).repeat(max(len(of_block) for of_block in parts), 1)
+    members = torch.zeros_like(labels)
+    for block, of_block in enumerate(parts):
         columns = (whole.ids == block).nonzero().squeeze(1)
-        means = [_mean_of_columns(part, columns) for part in block_parts] if len(block_parts) > 1 else [mean[columns]]
-        for cluster, point in enumerate(points):
-            point[columns] = means[cluster if cluster < len(means) else 0]
+        for cluster, part in enumerate(of_block):
+            members[[replies.clients.index(reply.client) for reply in part], block] = cluster
+            if len(of_block) > 1:
+                points[cluster, columns] = _mean_of_columns(part, shared, columns)
+        points[len(of_block) :, columns] = points[0, columns]
     distance = torch.stack([distances([reply.point for reply in replies.all], point, groups) for point in points])
-    members = _members(replies, parts, distance, groups)
     deviations = distance.gather(0, members[:, groups.block_of_group].unsqueeze(0)).squeeze(0)
     no_departures = torch.zeros_like(deviations, dtype=torch.bool)
-    return Merged(
-        replies.clients, points[0], no_departures, deviations.float(), Clusters(whole.names, members, points, whole.ids)
-    )
+    found = Clusters(whole.names, members, points, whole.ids)
+    return Merged(replies.clients, points[0], no_departures, deviations.float(), found)
 
 
-def _cluster_block(
-    replies: Sequence[Reply], shared: Tensor, groups: Groups, block: int, structure: float, most: int, least: float
-) -> list[list[Reply]]:
-    """Return the clusters of one block, the one with the most weight first, then by their first clients' names."""
-    if len(replies) < 3:
-        return [list(replies)]
-    columns = (groups.as_blocks.ids == block).nonzero().squeeze(1)
-    distance = squared_distances([reply.point for reply in replies], shared, columns).sqrt()
+def _clusters_of_block(replies: Replies, labels: Tensor) -> list[list[Reply]]:
+    """Divide the replies by their labels [K], the cluster with the most weight first, then by the clients' names."""
     parts: dict[int, list[Reply]] = {}
-    for reply, label in zip(replies, cluster_clients(distance, structure, most, least).tolist(), strict=True):
+    for reply, label in zip(replies.all, labels.tolist(), strict=True):
         parts.setdefault(label, []).append(reply)
     return sorted(parts.values(), key=lambda part: -sum(reply.weight for reply in part))
 
 
-def _mean_of_columns(replies: Sequence[Reply], columns: Tensor) -> Tensor:
-    """Compute the weighted mean of some columns, [n]."""
+def _mean_of_columns(replies: Sequence[Reply], shared: Tensor, columns: Tensor) -> Tensor:
+    """Compute the weighted mean of some columns, [n]; what they began with if none has a weight."""
     parts = [Reply(reply.client, reply.point[columns], reply.weight) for reply in replies]
-    return weighted_mean(parts, parts[0].point)
-
-
-def _members(replies: Replies, parts: Sequence[Sequence[Sequence[Reply]]], distance: Tensor, groups: Groups) -> Tensor:
-    """Return the cluster of each client in each block, [K, B] int64; the nearest for a client without weight.
-
-    parts: the replies of each cluster, by block. distance: [C, K, G], of each client from every cluster's mean.
-    """
-    squares = distance.new_zeros(*distance.shape[:2], len(parts))
-    squares.index_add_(2, groups.block_of_group, distance.square())
-    members = torch.zeros(squares.shape[1:], dtype=torch.int64, device=distance.device)
-    for block, block_parts in enumerate(parts):
-        nearest = squares[: max(1, len(block_parts)), :, block].argmin(0)
-        cluster_of = {reply.client: cluster for cluster, part in enumerate(block_parts) for reply in part}
-        for client, name in enumerate(replies.clients):
-            members[client, block] = cluster_of.get(name, int(nearest[client]))
-    return members
-
-
-def cluster_clients(distances: Tensor, structure: float, most: int, least: float = 0.0) -> Tensor:
-    """Cluster clients by their distances [K, K]; return a label for each, [K] int64, in no special order.
-
-    structure: the least mean silhouette of several clusters. most: clusters at most. least: the least distance of two
-    clusters, as the mean over their pairs of clients.
-    """
-    count = len(distances)
-    labels, sizes = torch.arange(count), torch.ones(count, dtype=distances.dtype)
-    linkage = distances.clone().fill_diagonal_(torch.inf)
-    best, greatest = torch.zeros_like(labels), structure
-    for remaining in range(count - 1, 1, -1):
-        first, second = divmod(int(linkage.argmin()), count)
-        joined = (sizes[first] * linkage[first] + sizes[second] * linkage[second]) / (sizes[first] + sizes[second])
-        linkage[first], linkage[:, first] = joined, joined
-        linkage[second], linkage[:, second] = torch.inf, torch.inf
-        sizes[first] += sizes[second]
-        labels[labels == second] = first
-        if remaining > most or linkage.min() <= least:
-            continue
-        if (score := silhouette(distances, labels)) >= greatest:
-            best, greatest = labels.clone(), score
-    return best
-
-
-def silhouette(distances: Tensor, labels: Tensor) -> float:
-    """Compute the mean silhouette of clients by their distances [K, K]; a client alone in its cluster counts 0."""
-    _, cluster = labels.unique(return_inverse=True)
-    is_member = torch.nn.functional.one_hot(cluster).to(distances.dtype)
-    sizes, sums = is_member.sum(0), distances @ is_member
-    inside = sums.gather(1, cluster.unsqueeze(1)).squeeze(1) / (sizes[cluster] - 1).clamp(min=1)
-    nearest = (sums / sizes).masked_fill(is_member.bool(), torch.inf).amin(1)
-    score = (nearest - inside) / torch.maximum(nearest, inside)
-    return float(torch.where((sizes[cluster] > 1) & (nearest + inside > 0), score, 0.0).mean())
+    start = replies[0].start
+    return weighted_mean(parts, (shared if start is None else start)[columns])

@@ -22,6 +22,11 @@ SCATTERED = 32
 """With runs of more different lengths than this, adding up entry by entry is faster."""
 
 
+def group_norms(updates: Sequence[Tensor], groups: Groups) -> Tensor:
+    """Compute each update's Euclidean norm in each group, K of [P] -> [K, G] float64."""
+    return distances(updates, torch.zeros_like(updates[0]), groups)
+
+
 def distances(points: Sequence[Tensor], centre: Tensor, groups: Groups) -> Tensor:
     """Compute each point's Euclidean distance from the centre in each group, K of [P], [P] -> [K, G] float64."""
     runs, size = _runs(groups), centre.numel()

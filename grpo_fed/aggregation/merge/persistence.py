@@ -1,272 +1,241 @@
 """Departures by persistence: a client leaves a parameter group when its deviation from the others agrees with itself.
 
-Each round gives every client and group a *unit update* e = (theta - s) / ||theta - s||, which has no scale: learning
-rate, schedule and a client's own rate drop out. Over rounds r the server sums, for clients j and k,
-
-    E_k = sum_r e_k(r)        A_jk = sum_r <e_j(r), e_k(r)>        C_jk = number of rounds that both took part in
-
-    M_jk = (<E_j, E_k> - A_jk) / (N_j N_k - C_jk)    products of different rounds: what is systematic, unbiased
-    V_jk = A_jk / C_jk                               products within a round: systematic and noise
-
-For c = (client k) - (weighted mean of the others that share the group), b2 = c'Mc and v = c'Vc, and rho = b2 / v says
-how much the client's deviation agrees with itself from round to round: 0 by chance, 1 if it is always the same. In a
-local quadratic model with noise sigma^2 a client alone costs sigma^2, and sharing among S with equal weights costs
-((S - 1) / S)^2 b2 + sigma^2 / S where v = b2 + sigma^2 S / (S - 1): leaving pays exactly where rho > 1/2, for every S.
-A client that has left a group does not come back: its updates begin elsewhere, and can no longer be compared.
+evidence.py sums up the clients' updates over the rounds, and conflicts.py finds in it whom the merge sets back. Such a
+client leaves at once, or is asked first to play with its own parameters and with the shared ones (`confirm`) and leaves
+unless the shared ones are no worse. One that has left is asked the same from time to time (`rejoin`), and comes back if
+they are no worse. Each decision begins the client's evidence anew and doubles the rounds of evidence for the next, so
+that nobody goes to and fro. A client whose returns fall by most of what it had learned begins its evidence anew, too:
+its task is another one now, and what was seen before would hide that for as long as it had lasted.
 
 Means are weighted by the weights of the present round; a client that is not in it counts as the average one that is.
 
-K clients, G groups, D numbers of a sketched update.
+K clients of a panel, G groups, P parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from grpo_fed.aggregation.merge.averages import merge_without_departures, weighted_mean
-from grpo_fed.aggregation.merge.distances import distances
+from grpo_fed.aggregation.merge.conflicts import Conflicts, find_conflicts
+from grpo_fed.aggregation.merge.distances import distances, group_norms
+from grpo_fed.aggregation.merge.evidence import (
+    TINY,
+    Evidence,
+    Panel,
+    add_round,
+    begin_anew,
+    least_pairs,
+    parts_of,
+    systematic,
+)
 from grpo_fed.aggregation.merge.records import Merged, Replies
 from grpo_fed.policy.groups import Groups
 
-PAYS = 0.5
-"""A client in conflict has a rho above this: then leaving pays."""
 MIN_ROUNDS = 4
-"""Rounds of evidence before a client may leave anything; doubled with each departure."""
-PRODUCTS = 200
-"""Least evidence about a group: rounds x (rounds - 1) x its parameters. By chance rho has a standard deviation of about
-sqrt(2 / products), so a group of few parameters takes more rounds."""
-UPSTREAM = 2 / 3
-"""Of the blocks with at least this part of a client's greatest rho, the one nearest the input is blamed."""
+"""Rounds of evidence before a client may leave anything; doubled with each decision about it."""
+MOST_ROUNDS = 32
+"""Rounds of evidence that are always enough, however many decisions there were."""
+AFTER_A_FALL = 8
+"""Rounds of evidence that a fall in returns can discard: a client that reports a fall in every round would otherwise
+never be judged."""
 CUT = 2.0
 """An update longer than this many median norms is shortened to that."""
-NUMBERS = 1 << 20
-"""Numbers that the sketches of a group may take for all clients together."""
-TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Asking:
+    """When clients are asked to play with their own parameters and with the shared ones."""
+
+    confirm: bool = False
+    """Whether a client in conflict is asked before it leaves."""
+    rejoin: int = 0
+    """Rounds of a client from when it left until it is asked to come back, and between two such times; 0 for never."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What clients reported in a round besides their parameters."""
+
+    shares: Mapping[str, bool] = field(default_factory=dict)
+    """For each client that was asked: whether it began the round with the shared parameters, as they are no worse."""
+    fell: Collection[str] = ()
+    """The clients whose returns fell by most of what they had learned."""
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
-    """What the server knows of its clients' updates over the rounds."""
+class Findings:
+    """What was decided in a merge. By client; groups as numbers, with the rho of the conflict."""
 
-    clients: tuple[str, ...]
-    """[K]: all clients of the federation, in the order of their names."""
-    sums: Tensor
-    """[K, D] float64: E, the sketched unit updates of all groups side by side, summed."""
-    products: Tensor
-    """[G, K, K] float64: A."""
-    common: Tensor
-    """[K, K] int64: C; on the diagonal N, the rounds that a client took part in since its evidence began."""
-    departed: Tensor
-    """[K, G] bool: the groups that each client has left."""
-    departures: Tensor
-    """[K] int64: how often each client has left something."""
-
-    def rows(self, replies: Replies) -> Tensor:
-        """Find the rows [n] int64 of the clients that replied."""
-        row_of = {client: row for row, client in enumerate(self.clients)}
-        return torch.tensor([row_of[reply.client] for reply in replies.all], dtype=torch.int64)
-
-
-def no_evidence(clients: Sequence[str], groups: Groups) -> Evidence:
-    """Make the evidence before the first round."""
-    count, width = len(clients), int(_buckets(groups, len(clients)).sum())
-    return Evidence(
-        clients=tuple(sorted(clients)),
-        sums=torch.zeros(count, width, dtype=torch.float64),
-        products=torch.zeros(len(groups.names), count, count, dtype=torch.float64),
-        common=torch.zeros(count, count, dtype=torch.int64),
-        departed=torch.zeros(count, len(groups.names), dtype=torch.bool),
-        departures=torch.zeros(count, dtype=torch.int64),
-    )
+    rho: Mapping[str, Tensor] = field(default_factory=dict)
+    """[G] float64 each: against the clients that are no suspects; NaN where a client is not compared."""
+    left: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    """The groups that clients left."""
+    returned: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    """The groups that clients came back to, with the rho with which they had left."""
+    stayed: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    """The groups that clients in conflict stay in since the shared parameters are no worse."""
 
 
 def persistence(
-    replies: Replies, shared: Tensor, groups: Groups, evidence: Evidence, ordered: bool = True
-) -> tuple[Merged, Evidence, Tensor]:
+    replies: Replies,
+    shared: Tensor,
+    groups: Groups,
+    evidence: Evidence,
+    asking: Asking = Asking(),
+    heard: Heard = Heard(),
+) -> tuple[Merged, Evidence, Findings]:
     """Add a round to the evidence, let clients leave the groups in which they are in conflict, and merge the rest.
 
     The others' updates are averaged, each cut to twice the median norm of its group. Only clients that replied can
-    leave: they learn of it with the answer's round. Return the merge, the evidence, and rho [K, G] against the clients
-    that are not in conflict, NaN where a client is not compared.
-
-    ordered: whether the blocks follow each other from input to output, so that the one nearest the input is blamed;
-        otherwise a client leaves all groups in which it is in conflict at once.
+    leave or be asked: they learn of it with their next instruction.
     """
-    evidence = add_round(evidence, replies, shared, groups)
-    weights = torch.full((len(evidence.clients),), _average_weight(replies), dtype=torch.float64)
-    present = torch.zeros(len(evidence.clients), dtype=torch.bool)
-    rows = evidence.rows(replies)
-    weights[rows] = torch.tensor([reply.weight for reply in replies.all], dtype=torch.float64)
-    present[rows] = True
-    rho, leaving = find_conflicts(evidence, groups, weights, present, ordered)
-    evidence = _depart(evidence, leaving)
-    return _merge(replies, shared, groups, evidence), evidence, rho
+    average = average_weight(replies)
+    panels: list[Panel] = []
+    all_findings: list[Findings] = []
+    for before, part in parts_of(evidence, replies):
+        panel, settled = settle(before, heard.shares)
+        panel = add_round(_forget_fallen(panel, heard.fell), part, shared, groups)
+        weights = torch.full((len(panel.clients),), average, dtype=torch.float64)
+        weights[panel.rows(part.clients)] = torch.tensor([reply.weight for reply in part.all], dtype=torch.float64)
+        conflicts = judge(panel, weights, part.clients, groups)
+        panel, left = _ask_or_leave(panel, conflicts, asking.confirm)
+        panels.append(_ask_to_return(panel, part.clients, groups, asking.rejoin))
+        rho = dict(zip(panel.clients, conflicts.rho, strict=True))
+        all_findings.append(Findings(rho, {**settled.left, **left}, settled.returned, settled.stayed))
+    evidence = Evidence(tuple(panels))
+    return _merge(replies, shared, groups, evidence), evidence, _join(all_findings)
 
 
-# Evidence ------------------------------------------------------------------------------------------------------------
+def judge(panel: Panel, weights: Tensor, present: Collection[str], groups: Groups) -> Conflicts:
+    """Find the clients in conflict, by all evidence of a panel.
+
+    Clients are compared that took part in `MIN_ROUNDS` rounds. One may leave if it is present, is not asked already,
+    took part in that many rounds, doubled with each decision about it, and has enough evidence about the group.
+
+    weights: [K].
+    """
+    is_compared = (panel.rounds >= MIN_ROUNDS)[:, None] & ~panel.departed
+    needed = (MIN_ROUNDS * 2.0**panel.decisions).clamp(max=MOST_ROUNDS)
+    is_present = torch.tensor([client in set(present) for client in panel.clients])
+    may_leave = is_present & (panel.rounds >= needed) & ~panel.asked.any(1)
+    has_evidence = (panel.rounds * (panel.rounds - 1))[:, None] >= least_pairs(groups, len(panel.clients))
+    between, within = systematic(panel, groups)
+    may_leave_group = may_leave[:, None] & has_evidence
+    return find_conflicts(between, within, weights, is_compared, may_leave_group, ~panel.fallen, groups)
 
 
-def add_round(evidence: Evidence, replies: Replies, shared: Tensor, groups: Groups) -> Evidence:
-    """Add the unit updates of a round's replies; in a group that a client has left it adds nothing."""
-    if not replies.all:
-        return evidence
-    rows = evidence.rows(replies)
-    buckets = _buckets(groups, len(evidence.clients))
-    points = [reply.point for reply in replies.all]
-    norms = distances(points, shared, groups)
-    scale = torch.where((norms > TINY) & ~evidence.departed[rows], 1 / norms.clamp(min=TINY), 0.0)
-    units = torch.stack([_sketch(point - shared, groups, len(evidence.clients)) for point in points])
-    units *= scale.repeat_interleave(buckets, 1)
-    sums, products, common = evidence.sums.clone(), evidence.products.clone(), evidence.common.clone()
-    sums[rows] += units
-    for group, part in enumerate(units.split(buckets.tolist(), 1)):
-        products[group, rows[:, None], rows] += part @ part.mT
-    common[rows[:, None], rows] += 1
-    return replace(evidence, sums=sums, products=products, common=common)
-
-
-def systematic(evidence: Evidence, groups: Groups) -> tuple[Tensor, Tensor]:
-    """Compute M and V, [G, K, K] float64 each; 0 where two clients have no rounds to compare."""
-    rounds = evidence.common.diagonal().double()
-    pairs = rounds[:, None] * rounds - evidence.common
-    parts = evidence.sums.split(_buckets(groups, len(evidence.clients)).tolist(), 1)
-    across = torch.stack([part @ part.mT for part in parts]) - evidence.products
-    between = torch.where(pairs > 0, across / pairs.clamp(min=1), 0.0)
-    within = torch.where(evidence.common > 0, evidence.products / evidence.common.clamp(min=1), between)
-    return between, within
-
-
-def _average_weight(replies: Replies) -> float:
-    """The average weight of the replies that have one."""
+def average_weight(replies: Replies) -> float:
+    """Compute the average weight of the replies that have one."""
     weights = [reply.weight for reply in replies.weighted]
     return sum(weights) / len(weights) if weights else 1.0
 
 
-# Conflicts -----------------------------------------------------------------------------------------------------------
+# Decisions -----------------------------------------------------------------------------------------------------------
 
 
-def find_conflicts(
-    evidence: Evidence, groups: Groups, weights: Tensor, candidates: Tensor, ordered: bool
-) -> tuple[Tensor, Mapping[int, Tensor]]:
-    """Find rho [K, G], and which groups each client in conflict leaves now: client -> [G] bool.
+def settle(panel: Panel, shares: Mapping[str, bool]) -> tuple[Panel, Findings]:
+    """Decide by the answers of clients that were asked: they leave, stay, or come back."""
+    answered = [client for client in panel.clients if client in shares and client in panel.asked_clients]
+    left: dict[str, Mapping[int, float]] = {}
+    returned: dict[str, Mapping[int, float]] = {}
+    stayed: dict[str, Mapping[int, float]] = {}
+    departed, asked, waiting = panel.departed.clone(), panel.asked.clone(), panel.waiting.clone()
+    rho, decided = panel.rho.clone(), []
+    for client in answered:
+        row = panel.clients.index(client)
+        groups = asked[row].clone()
+        had_left = bool((departed[row] & groups).any())
+        values = _values(rho[row], groups)
+        asked[row] = False
+        if shares[client] or not had_left:
+            decided.append(row)
+        if not shares[client] and not had_left:
+            left[client], waiting[row] = values, 0
+            departed[row] |= groups
+        elif shares[client]:
+            (returned if had_left else stayed)[client] = values
+            departed[row] &= ~groups
+            rho[row, groups] = torch.nan
+    panel = replace(panel, departed=departed, asked=asked, waiting=waiting, rho=rho)
+    return _count_decisions(panel, decided), Findings({}, left, returned, stayed)
 
-    1. Clients are compared that took part in `MIN_ROUNDS` rounds. One may leave if it is a candidate, took part in that
-       many, doubled with each departure, and has `PRODUCTS` of evidence about the group.
-    2. A client is accused if in some group its rho is above 1/2 and its systematic update opposes the mean of all that
-       share the group, itself included: the merged step sets it back. Accused clients are set aside one by one, the
-       greatest b2 first, and the others are compared with those that remain.
-    3. An accused client is in conflict in the groups where its rho is above 1/2 and it opposes the others.
-    4. Of the blocks with such groups it leaves the one nearest the input whose rho is at least 2/3 of its greatest.
 
-    weights [K], candidates [K] bool.
+def _ask_or_leave(panel: Panel, conflicts: Conflicts, confirm: bool) -> tuple[Panel, dict[str, dict[int, float]]]:
+    """Ask the clients in conflict, or let them leave; return what they left."""
+    rows = conflicts.leaving.any(1).nonzero().squeeze(1).tolist()
+    if not rows:
+        return panel, {}
+    rho = torch.where(conflicts.leaving, conflicts.rho, panel.rho)
+    if confirm:
+        return replace(panel, asked=panel.asked | conflicts.leaving, rho=rho), {}
+    waiting = panel.waiting.clone()
+    waiting[rows] = 0
+    panel = replace(panel, departed=panel.departed | conflicts.leaving, rho=rho, waiting=waiting)
+    left = {panel.clients[row]: _values(rho[row], conflicts.leaving[row]) for row in rows}
+    return _count_decisions(panel, rows), left
+
+
+def _ask_to_return(panel: Panel, present: Collection[str], groups: Groups, rejoin: int) -> Panel:
+    """Ask clients that have waited for long enough to come back: to all that they have left, and every other time to
+    one block of it, the blocks taking turns.
     """
-    between, within = systematic(evidence, groups)
-    rounds, shares = evidence.common.diagonal(), ~evidence.departed
-    is_compared = (rounds >= MIN_ROUNDS)[:, None] & shares
-    products = (rounds * (rounds - 1))[:, None] * _buckets(groups, len(evidence.clients))
-    may_leave = (candidates & (rounds >= MIN_ROUNDS * 2**evidence.departures))[:, None] & (products >= PRODUCTS)
-    rho = torch.full(shares.shape, torch.nan, dtype=torch.float64)
-    accused = torch.zeros_like(candidates)
-    for group in range(len(groups.names)):
-        comparison = _Comparison(between[group], within[group], weights, is_compared[:, group])
-        aside = _set_aside(comparison, may_leave[:, group], including_itself=True)
-        rho[:, group] = torch.where(aside.isnan(), comparison.rho, aside)
-        accused |= ~aside.isnan()
-    if not accused.any():
-        return rho, {}
-    strength = torch.full_like(rho, torch.nan)
-    for group in range(len(groups.names)):
-        comparison = _Comparison(between[group], within[group], weights, is_compared[:, group])
-        strength[:, group] = _set_aside(comparison, accused & may_leave[:, group], including_itself=False)
-    conflict = ~strength.isnan()
-    return rho, {
-        int(client): _blame(conflict[client], strength[client], groups, ordered)
-        for client in conflict.any(1).nonzero().squeeze(1)
-    }
+    if not rejoin:
+        return panel
+    asked, waiting, tried = panel.asked.clone(), panel.waiting.clone(), panel.returns_tried.clone()
+    for row, client in enumerate(panel.clients):
+        departed = panel.departed[row]
+        if client not in present or not departed.any() or asked[row].any() or waiting[row] < rejoin:
+            continue
+        blocks = list(dict.fromkeys(name for name, left in zip(groups.blocks, departed, strict=True) if left))
+        number = int(tried[row])
+        chosen = blocks if number % 2 == 0 else [blocks[number // 2 % len(blocks)]]
+        asked[row] = departed & torch.tensor([name in chosen for name in groups.blocks])
+        waiting[row], tried[row] = 0, number + 1
+    return replace(panel, asked=asked, waiting=waiting, returns_tried=tried)
 
 
-class _Comparison:
-    """Each client of a group against the weighted mean of the others that remain."""
-
-    def __init__(self, between: Tensor, within: Tensor, weights: Tensor, clients: Tensor) -> None:
-        self.between, self.within, self.weights = between, within, weights
-        self.remaining = clients.clone()
-        self.judge()
-
-    def judge(self) -> None:
-        """Compute b2, rho and the two signs, [K] each, against those that remain."""
-        weights = self.weights * self.remaining
-        self.b2, towards_others, towards_all = _deviation(self.between, weights)
-        variance, _, _ = _deviation(self.within, weights)
-        has_others = self.remaining & (weights.sum() - weights > 0)
-        self.rho = torch.where(has_others, self.b2 / variance.clamp(min=TINY), torch.nan)
-        self.opposes_others = has_others & (towards_others < 0)
-        self.opposes_all = has_others & (towards_all < 0)
+def _forget_fallen(panel: Panel, fell: Collection[str]) -> Panel:
+    """Begin the evidence anew of clients whose returns fell, if there are enough rounds of it."""
+    rows = [row for row, client in enumerate(panel.clients) if client in fell and panel.rounds[row] >= AFTER_A_FALL]
+    if not rows:
+        return panel
+    panel = begin_anew(panel, torch.tensor(rows, dtype=torch.int64))
+    fallen = panel.fallen.clone()
+    fallen[rows] = True
+    return replace(panel, fallen=fallen)
 
 
-def _deviation(products: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For every client k: c'Pc with c = e_k - mean of the others, <e_k, mean of the others> and <e_k, mean of all>.
-
-    products P [K, K], weights [K] -> [K] each.
-    """
-    total, alone = weights.sum(), products.diagonal()
-    with_all = products @ weights
-    rest = (total - weights).clamp(min=TINY)
-    with_others = (with_all - weights * alone) / rest
-    of_others = (weights @ with_all - 2 * weights * with_all + weights**2 * alone) / rest**2
-    return alone - 2 * with_others + of_others, with_others, with_all / total.clamp(min=TINY)
+def _values(rho: Tensor, chosen: Tensor) -> dict[int, float]:
+    """Return rho [G] of the chosen groups [G] bool, by the groups' numbers."""
+    return {group: float(rho[group]) for group in chosen.nonzero().squeeze(1).tolist()}
 
 
-def _set_aside(comparison: _Comparison, candidates: Tensor, including_itself: bool) -> Tensor:
-    """Set clients in conflict aside one by one, the greatest b2 first; return their rho, [K], NaN for the others.
-
-    including_itself: whether conflict is with the mean of all or with that of the others.
-    """
-    aside = torch.full_like(comparison.b2, torch.nan)
-    while True:
-        opposes = comparison.opposes_all if including_itself else comparison.opposes_others
-        conflict = candidates & opposes & (comparison.rho > PAYS)
-        if not conflict.any():
-            return aside
-        first = int(torch.where(conflict, comparison.b2, -torch.inf).argmax())
-        aside[first] = comparison.rho[first]
-        comparison.remaining[first] = False
-        comparison.judge()
+def _count_decisions(panel: Panel, rows: list[int]) -> Panel:
+    """Count a decision about each of these clients, and begin their evidence anew."""
+    if not rows:
+        return panel
+    clients = torch.tensor(rows, dtype=torch.int64)
+    decisions = panel.decisions.clone()
+    decisions[clients] += 1
+    return replace(begin_anew(panel, clients), decisions=decisions)
 
 
-def _blame(conflict: Tensor, strength: Tensor, groups: Groups, ordered: bool) -> Tensor:
-    """Choose the groups [G] that a client leaves, of those in which it is in conflict: consequences lag, so it is the
-    block nearest the input whose rho is close to the greatest.
-    """
-    if not ordered:
-        return conflict
-    enough = UPSTREAM * float(strength[conflict].max())
-    block = next(
-        groups.blocks[group] for group in range(len(groups.names)) if conflict[group] and strength[group] >= enough
-    )
-    return conflict & torch.tensor([name == block for name in groups.blocks])
-
-
-def _depart(evidence: Evidence, leaving: Mapping[int, Tensor]) -> Evidence:
-    """Let clients leave groups; all evidence about them begins again."""
-    if not leaving:
-        return evidence
-    clients = torch.tensor(sorted(leaving))
-    sums, products, common = evidence.sums.clone(), evidence.products.clone(), evidence.common.clone()
-    departed, departures = evidence.departed.clone(), evidence.departures.clone()
-    sums[clients] = 0
-    products[:, clients] = 0
-    products[:, :, clients] = 0
-    common[clients] = 0
-    common[:, clients] = 0
-    departed[clients] |= torch.stack([leaving[int(client)] for client in clients])
-    departures[clients] += 1
-    return replace(evidence, sums=sums, products=products, common=common, departed=departed, departures=departures)
+def _join(parts: Iterable[Findings]) -> Findings:
+    """Join the findings of all panels."""
+    joined = Findings()
+    for part in parts:
+        joined = Findings(
+            {**joined.rho, **part.rho},
+            {**joined.left, **part.left},
+            {**joined.returned, **part.returned},
+            {**joined.stayed, **part.stayed},
+        )
+    return joined
 
 
 # The merge -----------------------------------------------------------------------------------------------------------
@@ -274,9 +243,12 @@ def _depart(evidence: Evidence, leaving: Mapping[int, Tensor]) -> Evidence:
 
 def _merge(replies: Replies, shared: Tensor, groups: Groups, evidence: Evidence) -> Merged:
     """Average the updates of the clients that share a group, each cut to twice the group's median norm."""
-    departed = evidence.departed[evidence.rows(replies)]
-    points = [reply.point for reply in replies.all]
-    norms = distances(points, shared, groups)
+    departed_of = {
+        client: row for panel in evidence.panels for client, row in zip(panel.clients, panel.departed, strict=True)
+    }
+    departed = torch.stack([departed_of[client] for client in replies.clients])
+    updates = [reply.update(shared) for reply in replies.all]
+    norms = group_norms(updates, groups)
     moving = ~departed & (norms > TINY) & torch.tensor([[reply.weight > 0] for reply in replies.all])
     limit = CUT * torch.where(moving, norms, torch.nan).nanmedian(0).values.nan_to_num(nan=torch.inf)
     factors = torch.where(norms > limit, limit / norms.clamp(min=TINY), 1.0)
@@ -284,49 +256,10 @@ def _merge(replies: Replies, shared: Tensor, groups: Groups, evidence: Evidence)
         return merge_without_departures(replies, weighted_mean(replies.all, shared), groups)
     total = torch.zeros(len(shared), dtype=torch.float64)
     weight = torch.zeros(len(groups.names) + 1, dtype=torch.float64)
-    for reply, factor, left in zip(replies.all, factors, departed, strict=True):
+    for reply, update, factor, left in zip(replies.all, updates, factors, departed, strict=True):
         shares = torch.cat([~left, torch.tensor([True])]).double() * reply.weight  # what is in no group is averaged
-        total += (reply.point.double() - shared) * (shares * torch.cat([factor, factor.new_ones(1)]))[
-            groups.ids_or_last
-        ]
+        total += update.double() * (shares * torch.cat([factor, factor.new_ones(1)]))[groups.ids_or_last]
         weight += shares
     point = (shared + total / weight.clamp(min=TINY)[groups.ids_or_last]).float()
-    away = distances(points, point, groups)
+    away = distances([reply.point for reply in replies.all], point, groups)
     return Merged(replies.clients, point, departed, torch.where(departed, away, 0.0).float())
-
-
-# Sketches ------------------------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=8)
-def _buckets(groups: Groups, clients: int) -> Tensor:
-    """[G] int64: numbers of each group's sketch: all of its parameters, or as many as all clients have room for."""
-    return groups.sizes.long().clamp(max=max(64, NUMBERS // max(1, clients)))
-
-
-@lru_cache(maxsize=8)
-def _layout(groups: Groups, clients: int) -> tuple[Tensor, Tensor]:
-    """The bucket [P] int64 and the sign [P] float64 of every parameter; one past the last bucket for none.
-
-    A group that is larger than its sketch has its parameters added up in turn with random signs (a count sketch). An
-    inner product of two unit vectors has a standard error of about 1 / sqrt(buckets) over signs; the signs are the same
-    in all rounds, so it does not average out.
-    """
-    buckets = _buckets(groups, clients)
-    starts = buckets.cumsum(0) - buckets
-    signs = torch.ones(len(groups.ids), dtype=torch.float64)
-    places = torch.full((len(groups.ids),), int(buckets.sum()), dtype=torch.int64)
-    generator = torch.Generator().manual_seed(0)
-    for group in range(len(groups.names)):
-        columns = (groups.ids == group).nonzero().squeeze(1)
-        places[columns] = starts[group] + torch.arange(len(columns)) % buckets[group]
-        if len(columns) > buckets[group]:
-            signs[columns] = torch.randint(0, 2, (len(columns),), generator=generator).double() * 2 - 1
-    return places, signs
-
-
-def _sketch(update: Tensor, groups: Groups, clients: int) -> Tensor:
-    """Sketch an update [P] -> [D] float64."""
-    places, signs = _layout(groups, clients)
-    width = int(_buckets(groups, clients).sum())
-    return torch.zeros(width + 1, dtype=torch.float64).index_add_(0, places, update.double() * signs)[:-1]

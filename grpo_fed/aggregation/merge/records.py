@@ -25,6 +25,12 @@ class Reply:
     """The client's weight, relative to other clients'; with 0 its deviations are measured but it changes nothing."""
     fisher: Tensor | None = None
     """[P] float32: the diagonal of the Fisher matrix of the client's policy, for the rule `fisher`."""
+    start: Tensor | None = None
+    """[P] float32: what the client began with, for rules that compare updates; None for the shared vector."""
+
+    def update(self, shared: Tensor) -> Tensor:
+        """Return how far the client's training moved it, [P]."""
+        return self.point - (shared if self.start is None else self.start)
 
     def __post_init__(self) -> None:
         assert math.isfinite(self.weight), f"{self.client}: weight {self.weight}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any
 
 from grpo_fed.aggregation.merge import (
     RULES,
@@ -17,8 +16,8 @@ from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.scenario.settings import MergeSettings
 from grpo_fed.scenario.tables import is_import_path
 
-PERSISTENCE = "persistence"
-"""The rule that has a state, `Evidence`, and so is no function of replies, shared vector and groups alone."""
+RULES_WITH_EVIDENCE = ("persistence", "clusters")
+"""The rules that remember rounds, and so are no functions of replies, shared vector and groups alone."""
 
 
 def check_rule(settings: MergeSettings, shared_blocks: SharedBlocks) -> None:
@@ -27,7 +26,7 @@ def check_rule(settings: MergeSettings, shared_blocks: SharedBlocks) -> None:
     Raises a ValueError for a rule that cannot be imported, and for a pattern that matches no shared block or one that
     another pattern matches too.
     """
-    if settings.rule != PERSISTENCE:
+    if settings.rule not in RULES_WITH_EVIDENCE:
         bind_rule(settings)
     if shared_blocks.size:
         group_thresholds(shared_blocks.groups, 0.0, none_as_infinity(settings.blocks))
@@ -36,16 +35,14 @@ def check_rule(settings: MergeSettings, shared_blocks: SharedBlocks) -> None:
 def bind_rule(settings: MergeSettings) -> Callable[..., Merged]:
     """Return the rule as a function of replies, shared vector and groups; ValueError if it cannot be imported."""
     threshold = float("inf") if settings.threshold is None else settings.threshold
-    thresholds: dict[str, Any] = {"threshold": threshold, "blocks": MappingProxyType(none_as_infinity(settings.blocks))}
     match settings.rule:
         case "huber":
-            return partial(RULES["huber"], **thresholds, refit=settings.refit)
+            blocks = MappingProxyType(none_as_infinity(settings.blocks))
+            return partial(RULES["huber"], threshold=threshold, blocks=blocks, refit=settings.refit)
         case "trimmed-mean":
             return partial(RULES["trimmed-mean"], fraction=settings.fraction)
         case "krum":
             return partial(RULES["krum"], byzantine=settings.byzantine, keep=settings.keep)
-        case "clusters":
-            return partial(RULES["clusters"], **thresholds, structure=settings.structure, most=settings.most)
         case path if is_import_path(path):
             return custom_rule(settings)
         case rule:

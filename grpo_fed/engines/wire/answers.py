@@ -15,8 +15,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from grpo_fed.engines.wire.arrays import GroupSelection, check_finite, decode_vector, encode_vector
 from grpo_fed.engines.wire.validation import LARGEST, FieldReader, InvalidMessageError, check_records, show
+from grpo_fed.federation.comparison import TIMES
 from grpo_fed.federation.messages import (
     Answer,
+    Comparison,
     Evaluate,
     Evaluated,
     EvaluationSummary,
@@ -40,7 +42,7 @@ class AnswerCodec:
 
     The answer to `Train` has the records `arrays` (the point, the Fisher diagonal), `selection` (the point's groups
     that travel), `training` (counts, returns, KL) and `metrics`; to `Measure`, `measurement`; to `Evaluate`,
-    `evaluation`, which the answer to `Train` has too where it was asked for.
+    `evaluation`, which the answer to `Train` has too where it was asked for, as it may have a `comparison`.
     """
 
     def __init__(self, shared_blocks: SharedBlocks, scenario: Scenario, groups: GroupSelection) -> None:
@@ -84,6 +86,7 @@ class AnswerCodec:
             arrays["fisher"] = encode_vector(trained.fisher)
         training = MetricRecord({"steps": int(trained.steps), "episodes": int(trained.episodes)})
         training["gain"], training["spread"] = float(trained.gain), float(trained.spread)
+        training["fell"] = int(trained.fell)
         if trained.kl is not None:
             training["kl"] = [float(kl) for kl in trained.kl]
         content = RecordDict(
@@ -96,11 +99,14 @@ class AnswerCodec:
         )
         if trained.evaluation is not None:
             content["evaluation"] = _write_summary(trained.evaluation)
+        if trained.comparison is not None:
+            content["comparison"] = _write_comparison(trained.comparison)
         return content
 
     def _read_trained(self, train: Train, content: RecordDict) -> Trained:
-        evaluation = {"evaluation"} if train.evaluate_first else set()
-        check_records(content, {"arrays", "selection", "training", "metrics"} | evaluation)
+        more = {"evaluation"} if train.evaluate_first else set()
+        more |= {"comparison"} if train.compare and "comparison" in content else set()
+        check_records(content, {"arrays", "selection", "training", "metrics"} | more)
         arrays = FieldReader(content, "arrays", ArrayRecord)
         selection = FieldReader(content, "selection", ConfigRecord)
         point = self._read_point(arrays, selection, train.start.shared)
@@ -120,6 +126,8 @@ class AnswerCodec:
             fisher=fisher,
             kl=fields.take_divergences("kl", 1 + self._blocks) if has_kl else None,
             evaluation=self._read_summary(content) if train.evaluate_first else None,
+            fell=bool(fields.take_count("fell", 0, 1)),
+            comparison=self._read_comparison(content) if "comparison" in more else None,
         )
         fields.refuse_rest()
         return trained
@@ -162,6 +170,20 @@ class AnswerCodec:
 
     # Evaluations
 
+    def _read_comparison(self, content: RecordDict) -> Comparison:
+        fields = FieldReader(content, "comparison", MetricRecord)
+        comparison = Comparison(
+            own=fields.take_float("own"),
+            shared=fields.take_float("shared"),
+            error=fields.take_float("error", 0),
+            learned=fields.take_float("learned"),
+            episodes=fields.take_count("episodes", 2, 2 * TIMES * self._scenario.merge.episodes),
+            shares=bool(fields.take_count("shares", 0, 1)),
+            is_open=bool(fields.take_count("is_open", 0, 1)),
+        )
+        fields.refuse_rest()
+        return comparison
+
     def _read_summary(self, content: RecordDict) -> EvaluationSummary:
         settings, fields = self._scenario.evaluate, FieldReader(content, "evaluation", MetricRecord)
         least = fields.take_float("least")
@@ -188,6 +210,20 @@ def _write_summary(summary: EvaluationSummary) -> MetricRecord:
             "most": float(summary.most),
             "episodes": int(summary.episodes),
             "length": float(summary.length),
+        }
+    )
+
+
+def _write_comparison(comparison: Comparison) -> MetricRecord:
+    return MetricRecord(
+        {
+            "own": float(comparison.own),
+            "shared": float(comparison.shared),
+            "error": float(comparison.error),
+            "learned": float(comparison.learned),
+            "episodes": int(comparison.episodes),
+            "shares": int(comparison.shares),
+            "is_open": int(comparison.is_open),
         }
     )
 

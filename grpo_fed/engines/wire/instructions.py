@@ -72,6 +72,8 @@ class InstructionCodec:
             case Train():
                 fields["begin"], fields["end"] = float(instruction.begin), float(instruction.end)
                 fields["last_step"] = instruction.measure_last_step
+                if instruction.compare:
+                    fields["compare"] = self._groups.pack_numbers(instruction.compare)
                 if instruction.evaluate_first is not None:
                     _write_plan(fields, instruction.evaluate_first)
             case Measure():
@@ -111,7 +113,8 @@ class InstructionCodec:
             begin = fields.take_float("begin", 0, 1)
             end, measure_last_step = fields.take_float("end", begin, 1), fields.take("last_step", bool)
             plan = self._read_plan(fields) if fields.has("number") else None
-            instruction = Train(start, begin, end, measure_last_step, plan)
+            compare = self._read_groups(fields, "compare") if fields.has("compare") else ()
+            instruction = Train(start, begin, end, measure_last_step, plan, compare)
         elif kind == MEASURE:
             candidate = self._read_candidate(arrays, fields, start.shared)
             instruction = Measure(start, candidate, self._read_fractions(fields))
@@ -141,9 +144,13 @@ class InstructionCodec:
                 f"instruction.run is {show(run)}; it names a folder here, of letters, digits, dots, - and _"
             )
         round = fields.take_count("round", 0 if kind == EVALUATE else 1, self._rounds)
-        departed = self._groups.unpack("instruction.departed", fields.take("departed", bytes))
-        shared = self._decode_shared(arrays.take("shared", Array))
-        return Start(run, round, shared, tuple(np.flatnonzero(departed).tolist()))
+        departed = self._read_groups(fields, "departed")
+        return Start(run, round, self._decode_shared(arrays.take("shared", Array)), departed)
+
+    def _read_groups(self, fields: FieldReader, name: str) -> tuple[int, ...]:
+        """Read the numbers of parameter groups."""
+        chosen = self._groups.unpack(f"instruction.{name}", fields.take(name, bytes))
+        return tuple(np.flatnonzero(chosen).tolist())
 
     def _decode_shared(self, array: Array) -> np.ndarray:
         """Decode the shared blocks to [S], one read-only object for the same bytes."""

@@ -17,6 +17,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from grpo_fed.federation.messages import (
+    Comparison,
     Evaluate,
     Evaluated,
     EvaluationPlan,
@@ -32,7 +33,18 @@ SIZES = struct.Struct("<QQ")
 """The header of a frame: how many bytes of JSON and of safetensors follow."""
 RECORD_TYPES = {
     kind.__name__: kind
-    for kind in (Train, Measure, Evaluate, Start, EvaluationPlan, Trained, Measured, Evaluated, EvaluationSummary)
+    for kind in (
+        Train,
+        Measure,
+        Evaluate,
+        Start,
+        EvaluationPlan,
+        Trained,
+        Measured,
+        Evaluated,
+        EvaluationSummary,
+        Comparison,
+    )
 }
 """The records that a frame may hold, by name."""
 RECORD_TYPE = "is"

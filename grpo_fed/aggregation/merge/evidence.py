@@ -1,0 +1,261 @@
+"""What the server remembers of its clients' updates over the rounds, and what is systematic in them.
+
+Each round gives every client and group a *unit update* e = (theta - s) / ||theta - s||, which has no scale: learning
+rate, schedule and a client's own rate drop out. Over rounds r the server sums, for clients j and k,
+
+    E_k = sum_r e_k(r)        A_jk = sum_r <e_j(r), e_k(r)>        C_jk = number of rounds that both took part in
+
+    M_jk = (<E_j, E_k> - A_jk) / (N_j N_k - C_jk)    products of different rounds: what is systematic, unbiased
+    V_jk = A_jk / C_jk                               products within a round: systematic and noise
+
+with N_k = C_kk, a client's clock. Where rounds do not wait for all clients, s is what each client began with.
+
+Clients are divided into panels of at most 256, and one is compared with the others of its panel alone. So memory grows
+with the number of clients, not with its square; a mean of 255 others has hardly more noise than one of 999.
+
+K clients of a panel, G groups, D numbers of a sketched update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from grpo_fed.aggregation.merge.distances import group_norms
+from grpo_fed.aggregation.merge.records import Replies, Reply
+from grpo_fed.policy.groups import Groups
+
+PANEL = 256
+"""Clients of a panel at most."""
+LEAST_PANEL = 16
+"""Clients of a panel at least, however many groups there are."""
+PRODUCTS = 1 << 24
+"""Products of pairs of clients that are kept, over all panels and groups, down to the least panel."""
+LEAST_EVIDENCE = 200
+"""Least evidence about a group: rounds x (rounds - 1) x its parameters. By chance rho has a standard deviation of about
+sqrt(2 / evidence), so a group of few parameters takes more rounds."""
+NUMBERS = 1 << 20
+"""Numbers that the sketches of a group may take for all clients of a panel together."""
+TINY = 1e-12
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """Clients that are compared with each other, and what is known of them."""
+
+    clients: tuple[str, ...]
+    """[K]: in the order of their names."""
+    sums: Tensor
+    """[K, D] float64: E, the sketched unit updates of all groups side by side."""
+    products: Tensor
+    """[G, K, K] float64: A."""
+    common: Tensor
+    """[K, K] int64: C; on the diagonal each client's clock, the rounds of it since its evidence began."""
+    decisions: Tensor
+    """[K] int64: how often a client has left something, come back, or was asked and stayed: each begins its clock."""
+    departed: Tensor
+    """[K, G] bool: the groups that a client has left."""
+    asked: Tensor
+    """[K, G] bool: the groups that a client is to try with its own parameters and with the shared ones. A group that it
+    has not left is one that it may leave; one that it has left is one that it may come back to."""
+    rho: Tensor
+    """[K, G] float64: the evidence with which a client left a group or is asked to; NaN elsewhere."""
+    waiting: Tensor
+    """[K] int64: the rounds that a client took part in since it last left a group or was asked to come back."""
+    returns_tried: Tensor
+    """[K] int64: how often a client was asked to come back."""
+    fallen: Tensor
+    """[K] bool: whether a client's evidence began with a fall of its returns."""
+
+    @property
+    def rounds(self) -> Tensor:
+        """[K] int64: every client's clock."""
+        return self.common.diagonal()
+
+    @property
+    def asked_clients(self) -> Mapping[str, tuple[int, ...]]:
+        """The groups that clients are to try, in order; only clients with some."""
+        rows = self.asked.any(1).nonzero().squeeze(1).tolist()
+        return {self.clients[row]: tuple(self.asked[row].nonzero().squeeze(1).tolist()) for row in rows}
+
+    def rows(self, clients: Sequence[str]) -> Tensor:
+        """Find the rows [n] int64 of some clients."""
+        row_of = {client: row for row, client in enumerate(self.clients)}
+        return torch.tensor([row_of[client] for client in clients], dtype=torch.int64)
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Name all tensors."""
+        return {name: getattr(self, name) for name in TENSORS}
+
+    def with_arrays(self, arrays: Mapping[str, Tensor]) -> Panel:
+        """Put other values in the place of all tensors; ValueError naming one that is missing or does not fit."""
+        for name, own in self.arrays().items():
+            if name not in arrays or arrays[name].shape != own.shape or arrays[name].dtype != own.dtype:
+                raise ValueError(name)
+        return Panel(self.clients, *(arrays[name] for name in TENSORS))
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What the server knows of all clients."""
+
+    panels: tuple[Panel, ...]
+
+    @property
+    def asked(self) -> Mapping[str, tuple[int, ...]]:
+        """The groups that clients are to try, in order; only clients with some."""
+        return {client: groups for panel in self.panels for client, groups in panel.asked_clients.items()}
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Name all tensors, for a checkpoint: the panel's number, then the field."""
+        return {
+            f"{number}.{name}": tensor
+            for number, panel in enumerate(self.panels)
+            for name, tensor in panel.arrays().items()
+        }
+
+    def with_arrays(self, arrays: Mapping[str, Tensor]) -> Evidence:
+        """Put other values in the place of all tensors; ValueError naming one that is missing or does not fit."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in arrays.items():
+            number, _, field = name.partition(".")
+            parts.setdefault(number, {})[field] = tensor
+        panels = (panel.with_arrays(parts.get(str(number), {})) for number, panel in enumerate(self.panels))
+        return Evidence(tuple(panels))
+
+
+TENSORS: Collection[str] = tuple(each.name for each in fields(Panel) if each.name != "clients")
+"""The fields of a panel that are tensors."""
+
+
+def no_evidence(clients: Collection[str], groups: Groups, most: int = PANEL) -> Evidence:
+    """Make the evidence before the first round.
+
+    most: the greatest number of clients that are compared with each other; fewer where there are many groups.
+    """
+    names = sorted(clients)
+    room = max(LEAST_PANEL, PRODUCTS // max(1, len(names) * len(groups.names)))
+    panels = -(-len(names) // min(most, room))
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0)).tolist()
+    members = [sorted(names[place] for place in order[number::panels]) for number in range(panels)]
+    return Evidence(tuple(new_panel(tuple(part), groups) for part in members))
+
+
+def new_panel(clients: tuple[str, ...], groups: Groups) -> Panel:
+    """Make a panel of clients that nothing is known of."""
+    count, width = len(clients), int(sketch_sizes(groups, len(clients)).sum())
+    counts, choices = torch.zeros(count, dtype=torch.int64), torch.zeros(count, len(groups.names), dtype=torch.bool)
+    return Panel(
+        clients=clients,
+        sums=torch.zeros(count, width, dtype=torch.float64),
+        products=torch.zeros(len(groups.names), count, count, dtype=torch.float64),
+        common=torch.zeros(count, count, dtype=torch.int64),
+        decisions=counts,
+        departed=choices,
+        asked=choices,
+        rho=torch.full(choices.shape, torch.nan, dtype=torch.float64),
+        waiting=counts,
+        returns_tried=counts,
+        fallen=torch.zeros(count, dtype=torch.bool),
+    )
+
+
+def add_round(panel: Panel, replies: Replies, shared: Tensor, groups: Groups) -> Panel:
+    """Add the unit updates of a panel's replies; in a group that a client has left it adds nothing."""
+    if not replies.all:
+        return panel
+    rows, count = panel.rows(replies.clients), len(panel.clients)
+    updates = [reply.update(shared) for reply in replies.all]
+    sizes = sketch_sizes(groups, count)
+    norms = group_norms(updates, groups)
+    scale = torch.where((norms > TINY) & ~panel.departed[rows], 1 / norms.clamp(min=TINY), 0.0)
+    units = torch.stack([_sketch(update, groups, count) for update in updates])
+    units *= scale.repeat_interleave(sizes, 1)
+    sums, products, common = panel.sums.clone(), panel.products.clone(), panel.common.clone()
+    waiting = panel.waiting.clone()
+    sums[rows] += units
+    for group, part in enumerate(units.split(sizes.tolist(), 1)):
+        products[group, rows[:, None], rows] += part @ part.mT
+    common[rows[:, None], rows] += 1
+    waiting[rows] += 1
+    return replace(panel, sums=sums, products=products, common=common, waiting=waiting)
+
+
+def begin_anew(panel: Panel, clients: Tensor) -> Panel:
+    """Forget all evidence about some clients, [n] int64, since what they do from now on is something else."""
+    sums, products, common = panel.sums.clone(), panel.products.clone(), panel.common.clone()
+    sums[clients] = 0
+    products[:, clients] = 0
+    products[:, :, clients] = 0
+    common[clients] = 0
+    common[:, clients] = 0
+    fallen = panel.fallen.clone()
+    fallen[clients] = False
+    return replace(panel, sums=sums, products=products, common=common, fallen=fallen)
+
+
+def systematic(panel: Panel, groups: Groups) -> tuple[Tensor, Tensor]:
+    """Compute M and V, [G, K, K] float64 each; 0 where two clients have no rounds to compare."""
+    rounds = panel.rounds.double()
+    pairs = rounds[:, None] * rounds - panel.common
+    parts = panel.sums.split(sketch_sizes(groups, len(panel.clients)).tolist(), 1)
+    across = torch.stack([part @ part.mT for part in parts]) - panel.products
+    between = torch.where(pairs > 0, across / pairs.clamp(min=1), 0.0)
+    within = torch.where(panel.common > 0, panel.products / panel.common.clamp(min=1), between)
+    return between, within
+
+
+def parts_of(evidence: Evidence, replies: Replies) -> Iterator[tuple[Panel, Replies]]:
+    """Yield each panel with its clients' replies."""
+    panel_of = {client: number for number, panel in enumerate(evidence.panels) for client in panel.clients}
+    parts: list[list[Reply]] = [[] for _ in evidence.panels]
+    for reply in replies.all:
+        parts[panel_of[reply.client]].append(reply)
+    for panel, part in zip(evidence.panels, parts, strict=True):
+        yield panel, Replies(tuple(part))
+
+
+def least_pairs(groups: Groups, clients: int) -> Tensor:
+    """[G] int64: the pairs of different rounds after which there is enough evidence about each group."""
+    return -(-LEAST_EVIDENCE // sketch_sizes(groups, clients))
+
+
+# Sketches ------------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=8)
+def sketch_sizes(groups: Groups, clients: int) -> Tensor:
+    """[G] int64: numbers of each group's sketch: all of its parameters, or as many as all clients have room for."""
+    return groups.sizes.long().clamp(max=max(64, NUMBERS // max(1, clients)))
+
+
+@lru_cache(maxsize=8)
+def _layout(groups: Groups, clients: int) -> tuple[Tensor, Tensor]:
+    """The bucket [P] int64 and the sign [P] float64 of every parameter; one past the last bucket for none.
+
+    A group that is larger than its sketch has its parameters added up in turn with random signs (a count sketch). An
+    inner product of two unit vectors has a standard error of about 1 / sqrt(buckets) over signs; the signs are the same
+    in all rounds, so it does not average out.
+    """
+    buckets = sketch_sizes(groups, clients)
+    starts = buckets.cumsum(0) - buckets
+    signs = torch.ones(len(groups.ids), dtype=torch.float64)
+    places = torch.full((len(groups.ids),), int(buckets.sum()), dtype=torch.int64)
+    generator = torch.Generator().manual_seed(0)
+    for group in range(len(groups.names)):
+        columns = (groups.ids == group).nonzero().squeeze(1)
+        places[columns] = starts[group] + torch.arange(len(columns)) % buckets[group]
+        if len(columns) > buckets[group]:
+            signs[columns] = torch.randint(0, 2, (len(columns),), generator=generator).double() * 2 - 1
+    return places, signs
+
+
+def _sketch(update: Tensor, groups: Groups, clients: int) -> Tensor:
+    """Sketch an update [P] -> [D] float64."""
+    places, signs = _layout(groups, clients)
+    width = int(sketch_sizes(groups, clients).sum())
+    return torch.zeros(width + 1, dtype=torch.float64).index_add_(0, places, update.double() * signs)[:-1]

@@ -1,0 +1,109 @@
+"""A client's choice between its own parameters and the shared ones: it plays the same episodes with both.
+
+With g = (return with the shared ones) - (return with its own), by episode, and with a confidence of 99 % each time,
+
+- the shared ones are *better* if g is above 0, and *no worse* if the client has learned something and g is above minus
+  a tenth of that: what it has learned is its mean return less the lowest of any round so far;
+- its own ones are *better* if g is below 0.
+
+If none of this is so, and the client has learned something, it plays as many episodes again, at most four times as
+many in all, and then all stays as it was: a client that shares the groups goes on sharing, and one that has left them
+stays out. A client that has learned nothing yet cannot tell, so what its updates say decides, and it begins with its
+own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from grpo_fed.federation.messages import Comparison
+
+MARGIN = 0.1
+"""The part of what a client has learned that it may lose by sharing."""
+CONFIDENCE = 2.33
+"""Standard errors of a one-sided test at 99 %."""
+LEARNED = 4.0
+"""Standard errors by which a client's return has to be above its lowest, so that returns mean something."""
+TIMES = 4
+"""How many times the scenario's number of episodes a client plays at most."""
+APART = 2.0
+"""Standard deviations of a round's returns by which the means of rounds have to differ, so that they can fall."""
+FALL = 0.25
+"""The part of the range of all rounds' means, from below, into which a mean return falls where a task changes."""
+RETURNS = "round.returns"
+"""The array of a `ReturnHistory` in a client's state, [4]."""
+
+
+@dataclass(frozen=True)
+class ReturnHistory:
+    """What a client remembers of its training returns."""
+
+    lowest: float = math.nan
+    """The lowest mean return of a round; NaN before the first."""
+    highest: float = math.nan
+    spread: float = 0.0
+    """The largest standard deviation of a round's returns."""
+    last: float = math.nan
+    """The mean return of the last round that had one."""
+
+    @staticmethod
+    def read(state: Mapping[str, np.ndarray] | None) -> ReturnHistory:
+        """Read the history from a client's state; an empty one without a state."""
+        if state is None or RETURNS not in state:
+            return ReturnHistory()
+        return ReturnHistory(*map(float, state[RETURNS]))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Make the array for the client's state."""
+        return {RETURNS: np.array([self.lowest, self.highest, self.spread, self.last])}
+
+    def after(self, mean: float, spread: float) -> ReturnHistory:
+        """Add a round with this mean return; NaN if no episode ended."""
+        if not math.isfinite(mean):
+            return self
+        return ReturnHistory(
+            min(mean, self.lowest) if math.isfinite(self.lowest) else mean,
+            max(mean, self.highest) if math.isfinite(self.highest) else mean,
+            max(self.spread, spread),
+            mean,
+        )
+
+    def has_fallen(self, mean: float) -> bool:
+        """Decide whether a mean return says that the task is another one: most of what was learned is lost at once.
+
+        Nothing is learned yet as long as the means of rounds lie as close together as the returns of one round.
+        """
+        learned = self.highest - self.lowest
+        low, middle = self.lowest + FALL * learned, self.lowest + learned / 2
+        return learned > APART * self.spread and mean < low and middle <= self.last
+
+
+def compare_returns(own: np.ndarray, shared: np.ndarray, history: ReturnHistory, has_left: bool) -> Comparison:
+    """Compare the returns [E] of the same episodes with the client's own parameters and with the shared ones.
+
+    has_left: whether the client has left the groups in question, or shares them.
+    """
+    gains = shared - own
+    error = _standard_error(gains)
+    least, most = float(gains.mean()) - CONFIDENCE * error, float(gains.mean()) + CONFIDENCE * error
+    learned = float(own.mean()) - history.lowest
+    has_learned = learned > LEARNED * _standard_error(own)
+    is_no_worse = least > 0 or (has_learned and least >= -MARGIN * learned)
+    is_open = has_learned and not is_no_worse and most >= 0
+    return Comparison(
+        own=float(own.mean()),
+        shared=float(shared.mean()),
+        error=error,
+        learned=learned if math.isfinite(learned) else 0.0,
+        episodes=len(own) + len(shared),
+        shares=is_no_worse or (is_open and not has_left),
+        is_open=is_open,
+    )
+
+
+def _standard_error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / math.sqrt(len(values)))
