@@ -89,6 +89,17 @@ class Groups:
         """[G] float64: sqrt(n_g), a group's weight in a penalty."""
         return self.sizes.double().sqrt()
 
+    def sums(self, values: Tensor) -> Tensor:
+        """Add up each group's entries of [K, P], [K, G]."""
+        clients, size = len(values), len(self.names) + 1
+        sums = values.new_zeros(clients, size * PARTIAL_SUMS).index_add_(1, self.sum_bins, values)
+        return sums.view(clients, size, PARTIAL_SUMS)[:, :-1].sum(2)
+
+    def per_entry(self, values: Tensor, otherwise: float) -> Tensor:
+        """Give every parameter the value of its group, [K, G] -> [K, P]; `otherwise` to those in no group."""
+        padded = torch.cat([values, values.new_full((len(values), 1), otherwise)], 1)
+        return padded.gather(1, self.ids_or_last.expand(len(values), -1))
+
 
 def cut_groups(
     layout: Layout,

@@ -214,6 +214,13 @@ class TrustSettings(Section):
 class PenaltySettings(Section):
     """The client's group penalty, applied as a proximal step after the optimiser's step, so that zeros are exact."""
 
+    step: Literal["preconditioned", "decoupled"] = "preconditioned"
+    """How long the proximal step is. `"preconditioned"`: as long as Adam's own step, parameter by parameter, so that
+    learning ends at a minimum of the loss plus the penalty; what a weight does depends on the scale of the loss, as the
+    learning rate does not. `"decoupled"`: as long as the learning rate, for all parameters alike, as weight decay is in
+    AdamW. Adam moves a parameter by up to the learning rate whatever the loss's scale, so weights are between 0 and 1
+    independently of it; but no stated objective is minimised. With `objective.step = "natural"` it is always
+    `"decoupled"`, as the natural gradient's metric has no such step in closed form."""
     toward: Literal["zero", "shared"] = "shared"
     """What is penalised, x: `"zero"` the parameters, `"shared"` their difference from the parameters with which the
     round began."""
