@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import final
 
 import numpy as np
@@ -26,6 +27,7 @@ from grpo_fed.aggregation.merge import (
 )
 from grpo_fed.aggregation.merge.persistence import Evidence, persistence
 from grpo_fed.aggregation.merge.rules import PERSISTENCE, bind_rule
+from grpo_fed.aggregation.merge.zeros import StreamingZeros, keep_zeros, set_to_zero
 from grpo_fed.federation.messages import Trained
 from grpo_fed.policy.groups import Groups
 from grpo_fed.policy.shared import SharedBlocks
@@ -74,6 +76,8 @@ class RoundMerge:
         self._by_fisher = StreamingFisher()
         self._fisher = StreamingMean()
         self._replies: list[Reply] = []
+        self._penalised = penalised_groups(scenario, shared_blocks)
+        self._zeros = StreamingZeros(self._groups)
 
     def add(self, client: str, trained: Trained) -> None:
         """Add a client's answer.
@@ -88,6 +92,8 @@ class RoundMerge:
         fisher = None if trained.fisher is None else _tensor(trained.fisher)
         if fisher is not None:
             self._fisher.add(fisher, share)
+        if self._penalised.any() and self._settings.rule in ("mean", "fisher"):
+            self._zeros.add(point, share)
         if self._settings.rule == "mean":
             self._mean.add(point, share)
         elif self._settings.rule == "fisher":
@@ -103,6 +109,8 @@ class RoundMerge:
         no_departures: dict[str, tuple[int, ...]] = dict.fromkeys(self.weights, ())
         if self._settings.rule in ("mean", "fisher"):
             point = self._mean.result() if self._settings.rule == "mean" else self._by_fisher.result()
+            if point is not None and self._penalised.any():
+                point = set_to_zero(point, self._zeros.result() & self._penalised, self._groups)
             return MergeTarget(shared if point is None else point, self.weights, no_departures, self._fisher.result())
         replies, evidence, rho = Replies.of(self._replies), self._evidence, {}
         if self._rule is not None:
@@ -111,6 +119,8 @@ class RoundMerge:
             assert evidence is not None, "the rule persistence has evidence"
             merged, evidence, by_group = persistence(replies, shared, self._groups, evidence, self._ordered)
             rho = _rho_by_block(evidence, by_group, self._groups)
+        if self._penalised.any():
+            merged = keep_zeros(merged, replies, self._penalised, self._groups)
         return MergeTarget(
             merged.point,
             self.weights,
@@ -122,6 +132,16 @@ class RoundMerge:
             evidence,
             rho,
         )
+
+
+def penalised_groups(scenario: Scenario, shared_blocks: SharedBlocks) -> Tensor:
+    """The shared parameter groups that a penalty moves towards zero, [G] bool."""
+    penalty, groups = scenario.penalty, shared_blocks.groups
+    weights = [penalty.weight if entry.penalty is None else entry.penalty for entry in scenario.clients]
+    if penalty.toward != "zero" or not (any(weights) or penalty.l1 or penalty.outer):
+        return torch.zeros(len(groups.names), dtype=torch.bool)
+    chosen = {block for block in shared_blocks.blocks if any(fnmatchcase(block, pattern) for pattern in penalty.blocks)}
+    return torch.tensor([block in chosen for block in groups.blocks], dtype=torch.bool)
 
 
 def _tensor(array: np.ndarray) -> Tensor:

@@ -130,6 +130,19 @@ def penalty_value(
     return value.to(x.dtype)
 
 
+def penalty_metrics(
+    x: Tensor, anchor: Tensor | None, settings: PenaltySettings, groups: Groups, weight: Tensor | float
+) -> dict[str, Tensor]:
+    """What a client reports of its penalty at x [K, P], by the metrics' keys, [K] each; anchor and weight as before."""
+    norms = _norms(_departure(x, anchor, settings), groups)
+    of_blocks = zip(groups.as_blocks.names, _block_norms(norms, groups).unbind(1), strict=True)
+    return {
+        "penalty/value": penalty_value(x, anchor, settings, groups, weight),
+        "penalty/zeros": (norms == 0).double().mean(1),
+        **{f"penalty_norm/{block}": norm for block, norm in of_blocks},
+    }
+
+
 def group_norms(x: Tensor, groups: Groups) -> Tensor:
     """The Euclidean norm of each group for each client, [K, P] -> [K, G]."""
     return _norms(x, groups).to(x.dtype)

@@ -38,7 +38,7 @@ MOST_ITERATIONS = 60
 def preconditioned_group(x: Tensor, steps: Tensor, groups: Groups, weight: Tensor) -> Tensor:
     """Take the step of the groups' norms, [K, P] -> [K, P]. steps: h, [K, P]. weight: [K, 1]."""
     points, lengths = x.double(), _lengths(steps)
-    limits = weight.double() * groups.sqrt_sizes
+    limits = (weight.double() * groups.sqrt_sizes).expand(len(x), -1)
     norms = _solve_groups(points.square(), lengths, limits, groups)
     return _shortened(points, lengths, norms, limits, groups).to(x.dtype)
 
@@ -56,7 +56,7 @@ def preconditioned_nested(x: Tensor, steps: Tensor, groups: Groups, weight: Tens
     if outer == 0:
         return preconditioned_group(x, steps, groups, weight)
     points, lengths = x.double(), _lengths(steps)
-    limits = weight.double() * groups.sqrt_sizes
+    limits = (weight.double() * groups.sqrt_sizes).expand(len(x), -1)
     of_blocks = outer * groups.as_blocks.sqrt_sizes
     norms, shares = _solve_blocks(points.square(), lengths, limits, of_blocks, groups)
     return _shortened(points, lengths, norms, shares, groups).to(x.dtype)
@@ -144,7 +144,7 @@ def _solve_blocks(
         second, third = _inverse_moments(squares, lengths, scales, 1 + limits * inverses, groups)
         psi, by_scale = second.rsqrt(), third / second.pow(1.5)
         by_inverse = limits * (psi - scales * by_scale) / (1 + limits * inverses)
-        slopes = by_scale / (1 - by_inverse)
+        slopes = torch.where(remaining, by_scale / (1 - by_inverse), 0.0)
         inverses_here = torch.where(remaining, inverses + (psi - inverses) / (1 - by_inverse), 1.0)
         powers = torch.where(remaining, inverses_here.pow(-2), 0.0)
         mean = _over_blocks(powers, groups).rsqrt()[:, block]

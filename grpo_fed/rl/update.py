@@ -107,7 +107,8 @@ def adam_update(
                 break
         pullback(gradients.distribution, gradients.values, stack.gradient_views)
         add_proximal_gradient(stack, stack.proximal_weight)
-        left = 1.0 if settings.max_grad_norm is None else clip_gradient(stack.gradient, settings.max_grad_norm, adam.columns)
+        limit = settings.max_grad_norm
+        left = 1.0 if limit is None else clip_gradient(stack.gradient, limit, adam.columns)
         adam.step(stack.parameters, stack.gradient, learning_rate, active)
         penalise_after_adam(stack, adam, learning_rate, left, active)
     return [(None, last_pass), *stopped], None
@@ -315,6 +316,17 @@ def put_in_place(stack: ClientStack, shrunk: Tensor, active: Tensor | None, colu
     if columns is not None:
         shrunk = stack.parameters.clone().index_copy_(1, columns, shrunk.index_select(1, columns))
     stack.parameters.copy_(shrunk if active is None else torch.where(active[:, None], shrunk, stack.parameters))
+
+
+def measure_penalty(stack: ClientStack) -> list[dict[str, float]]:
+    """The metrics of each client's group penalty; empty ones without a penalty."""
+    if not stack.penalises:
+        return [{} for _ in stack.seeds]
+    settings = stack.scenario.penalty
+    anchor = stack.anchor if settings.toward == "shared" else None
+    metrics = penalty.penalty_metrics(stack.parameters, anchor, settings, stack.groups, stack.penalty)
+    rows: list[list[float]] = torch.stack([values.double() for values in metrics.values()], 1).tolist()
+    return [dict(zip(metrics, row, strict=True)) for row in rows]
 
 
 def current_coefficients(stack: ClientStack, progress: np.ndarray) -> Coefficients:

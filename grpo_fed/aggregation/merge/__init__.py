@@ -7,6 +7,7 @@
     persistence.py  departures learned over rounds: a client leaves where its deviation agrees with itself
     robust.py       `median`, `trimmed_mean` and `krum`: rules that tolerate hostile clients
     clustering.py   `clusters`: learned clusters of clients, block by block
+    zeros.py        groups that most clients have at zero, after any rule
     distances.py    distances of replies, group by group
     custom.py       a user's own rule, checked
     rules.py        binds a scenario's rule to its settings
