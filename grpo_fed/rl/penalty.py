@@ -86,7 +86,7 @@ def _departure(x: Tensor, anchor: Tensor | None, settings: PenaltySettings) -> T
 
 
 def _from_anchor(shrunk: Tensor, x: Tensor, anchor: Tensor | None, groups: Groups, strength: Tensor) -> Tensor:
-    """Add the anchor to a shrunk departure [K, P] where something has shrunk it: strength, [K, 1] or [K, P], above 0."""
+    """Add the anchor to a shrunk departure [K, P]; where the strength, [K, 1] or [K, P], is 0 it gives x itself."""
     if anchor is None:
         return shrunk
     penalised = groups.in_a_group * strength.sign()

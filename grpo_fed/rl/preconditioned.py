@@ -79,9 +79,7 @@ def _solve_groups(squares: Tensor, lengths: Tensor, limits: Tensor, groups: Grou
     return _search(squares, lengths, norms, limits, rest, groups) if rest.any() else norms
 
 
-def _search(
-    squares: Tensor, lengths: Tensor, norms: Tensor, limits: Tensor, rest: Tensor, groups: Groups
-) -> Tensor:
+def _search(squares: Tensor, lengths: Tensor, norms: Tensor, limits: Tensor, rest: Tensor, groups: Groups) -> Tensor:
     """Find the norms [K, G] of the groups that are left, [K, G] bool, from below. They are mostly few.
 
     The entries of these groups are taken out, [M] each; `row` numbers their groups.
@@ -158,9 +156,7 @@ def _solve_blocks(
     return scales, 1 + limits * inverses
 
 
-def _inverse_moments(
-    squares: Tensor, lengths: Tensor, a: Tensor, b: Tensor, groups: Groups
-) -> tuple[Tensor, Tensor]:
+def _inverse_moments(squares: Tensor, lengths: Tensor, a: Tensor, b: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
     """The sums over each group of x^2 / y^2 and x^2 / y^3 with y = a + b h; a, b: [K, G]."""
     inverse = torch.addcmul(groups.per_entry(a, 1.0), groups.per_entry(b, 0.0), lengths).reciprocal_()
     second = squares * inverse.square()
@@ -168,7 +164,7 @@ def _inverse_moments(
 
 
 def _shortened(x: Tensor, lengths: Tensor, a: Tensor, b: Tensor, groups: Groups) -> Tensor:
-    """x [K, P] times a / (a + b h), with a and b [K, G] of each entry's group; entries without a group stay."""
+    """X [K, P] times a / (a + b h), with a and b [K, G] of each entry's group; entries without a group stay."""
     numerator = groups.per_entry(a, 1.0)
     return numerator / torch.addcmul(numerator, groups.per_entry(b, 0.0), lengths) * x
 

@@ -152,8 +152,7 @@ class StackedLearner(Learner):
         self._sample_measurement_states([record.trajectories for record in records])
         penalties = [metrics for stack in self.stacks for metrics in measure_penalty(stack)]
         return [
-            record.report(name, metrics)
-            for record, name, metrics in zip(records, self.names, penalties, strict=True)
+            record.report(name, metrics) for record, name, metrics in zip(records, self.names, penalties, strict=True)
         ]
 
     def collect(self, behind: np.ndarray) -> tuple[Trajectories, Tensor | None]:

@@ -273,7 +273,7 @@ def clip_gradient(gradient: Tensor, max_norm: float, columns: Tensor | None = No
     Gives the factors, [K, 1].
     """
     norm = torch.linalg.vector_norm(gradient if columns is None else gradient[:, columns], dim=1, keepdim=True)
-    factors = (max_norm / (norm + 1e-6)).clamp_(max=1.0)
+    factors: Tensor = (max_norm / (norm + 1e-6)).clamp_(max=1.0)
     gradient.mul_(factors)
     return factors
 

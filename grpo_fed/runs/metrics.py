@@ -60,10 +60,17 @@ TABLE = (
         "losses/kl", "KL from the policy before the update to the one after, where something needs it.", reported=True
     ),
     Metric(PENALTY_VALUE, "The client's group penalty, with its weights, at the end of its training.", reported=True),
-    Metric(PENALTY_ZEROS, "Share of the penalised parameter groups that are exactly at zero, or at the shared values"
-        " with `penalty.toward = \"shared\"`.", reported=True),
-    Metric(PENALTY_NORM, "Norm of what is penalised in the block: its parameters, or their difference from the shared"
-        " ones.", reported=True),
+    Metric(
+        PENALTY_ZEROS,
+        "Share of the penalised parameter groups that are exactly at zero, or at the shared values"
+        ' with `penalty.toward = "shared"`.',
+        reported=True,
+    ),
+    Metric(
+        PENALTY_NORM,
+        "Norm of what is penalised in the block: its parameters, or their difference from the shared ones.",
+        reported=True,
+    ),
     Metric(CLIENTS_OK, "Clients that trained in the round."),
     Metric(CLIENTS_FAILED, "Clients that were asked and gave no valid answer."),
     Metric(DEPARTED_GROUPS, "Shared parameter groups that clients have left."),
@@ -104,7 +111,7 @@ def find_metric(key: str) -> Metric | None:
 def is_reported(key: str) -> bool:
     """Return whether a client may report a metric: the table says so, and it has a name that MLflow accepts."""
     metric = find_metric(key)
-    return metric is not None and metric.reported and _VALID.fullmatch(key) is not None
+    return metric is not None and metric.reported and not key.endswith("/") and _VALID.fullmatch(key) is not None
 
 
 def is_tracked(key: str) -> bool:

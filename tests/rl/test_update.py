@@ -438,7 +438,7 @@ def test_schedules_go_from_one_to_zero() -> None:
     assert cosine.flatten().tolist() == pytest.approx([1.0, 0.5, 0.0])
 
 
-# The penalty under Adam ------------------------------------------------------------------------------------------------
+# The penalty under Adam
 
 
 CURVATURES = torch.tensor([[0.1, 1.0, 10.0]])

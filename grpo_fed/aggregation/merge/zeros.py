@@ -1,7 +1,7 @@
 """Zeros survive a merge: a group that most clients have at zero is merged to exactly zero.
 
-A mean of zeros and a few small numbers is no zero, and neither is what most other rules make of them. So after the merge,
-whatever its rule, a group is set to zero if clients with more than half of the weight have all of it at exactly zero.
+A mean of zeros and a few small numbers is no zero, and neither is what most other rules make of them. So after a merge
+by any rule, a group is set to zero if clients with more than half of the weight have all of it at exactly zero.
 """
 
 from __future__ import annotations
