@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from grpo_fed.policy.blocks import Block, Layout, Slot
 from grpo_fed.policy.patterns import values_by_name
@@ -88,6 +89,21 @@ class Groups:
     def sqrt_sizes(self) -> Tensor:
         """[G] float64: sqrt(n_g), a group's weight in a penalty."""
         return self.sizes.double().sqrt()
+
+    @cached_property
+    def by_size(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """The groups in sets whose sizes differ by less than a factor of 2: their numbers [g], and their columns [g, n].
+
+        Rows of columns are filled up with P, one past the last column.
+        """
+        kinds = self.sizes.log2().floor().long().tolist()
+        order = self.ids_or_last.argsort(stable=True)
+        columns = order.split([*self.sizes.long().tolist(), int(self.ungrouped.sum())])[:-1]
+        members = [[group for group, kind in enumerate(kinds) if kind == each] for each in sorted(set(kinds))]
+        return tuple(
+            (self.ids.new_tensor(each), pad_sequence([columns[group] for group in each], True, len(self.ids)))
+            for each in members
+        )
 
     def sums(self, values: Tensor) -> Tensor:
         """Add up each group's entries of [K, P], [K, G]."""

@@ -25,8 +25,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from grpo_fed.policy.groups import PARTIAL_SUMS, Groups
+from grpo_fed.policy.groups import Groups
 
 SHORTEST = 1e-40
 """The least length of a step: a learning rate of 0 is as good as this."""
@@ -36,11 +37,21 @@ MOST_ITERATIONS = 60
 
 
 def preconditioned_group(x: Tensor, steps: Tensor, groups: Groups, weight: Tensor) -> Tensor:
-    """Take the step of the groups' norms, [K, P] -> [K, P]. steps: h, [K, P]. weight: [K, 1]."""
-    points, lengths = x.double(), _lengths(steps)
+    """Take the step of the groups' norms, [K, P] -> [K, P]. steps: h, [K, P]. weight: [K, 1].
+
+    Groups of similar sizes are solved together, as rows that are filled up with zeros.
+    """
+    padded, padded_steps = pad(x, (0, 1)), pad(steps, (0, 1), value=1.0)
     limits = (weight.double() * groups.sqrt_sizes).expand(len(x), -1)
-    norms = _solve_groups(points.square(), lengths, limits, groups)
-    return _shortened(points, lengths, norms, limits, groups).to(x.dtype)
+    for members, columns in groups.by_size:
+        shape = (len(x), *columns.shape)
+        points = padded.index_select(1, columns.flatten()).double().view(shape)
+        lengths = _lengths(padded_steps.index_select(1, columns.flatten())).view(shape)
+        scaled = lengths.mul(limits[:, members, None])
+        norms = _solve_groups(points.square(), lengths, scaled, limits[:, members]).unsqueeze(2)
+        points.mul_(norms / scaled.add_(norms))
+        padded.index_copy_(1, columns.flatten(), points.flatten(1).to(x.dtype))
+    return padded[:, :-1].contiguous()
 
 
 def preconditioned_sparse_group(x: Tensor, steps: Tensor, groups: Groups, weight: Tensor, l1: float) -> Tensor:
@@ -62,53 +73,42 @@ def preconditioned_nested(x: Tensor, steps: Tensor, groups: Groups, weight: Tens
     return _shortened(points, lengths, norms, shares, groups).to(x.dtype)
 
 
-def _solve_groups(squares: Tensor, lengths: Tensor, limits: Tensor, groups: Groups) -> Tensor:
+def _solve_groups(squares: Tensor, lengths: Tensor, scaled: Tensor, limits: Tensor) -> Tensor:
     """The norms r [K, G] of the groups after the step: 0 where a group vanishes, 1 where its limit is 0.
 
-    squares: x^2, [K, P]. lengths: h, [K, P]. limits: t, [K, G].
+    squares, lengths, scaled: x^2, h and t h, [K, G, n]. limits: t, [K, G].
     """
-    sums = groups.sums(squares)
-    mean_lengths = groups.sums(squares * lengths) / sums
+    sums = squares.sum(2)
+    mean_lengths = (squares * lengths).sum(2) / sums
     norms = (sums.sqrt() - limits * mean_lengths).clamp_(min=0.0)  # below the root, by Jensen's inequality
-    change = _newton_step(*_inverse_moments(squares, lengths, norms, limits, groups))
+    change = _newton_step(squares, scaled, norms)
     found = (norms > 0) & (change.abs() <= TOLERANCE * norms)
     norms = torch.where(norms > 0, (norms + change).clamp_(min=0.0), norms)
     norms = torch.where(sums > 0, norms, sums)  # also NaN stays NaN
     norms = torch.where(limits > 0, norms, 1.0)
     rest = ~found & (limits > 0) & (sums > 0)
-    return _search(squares, lengths, norms, limits, rest, groups) if rest.any() else norms
+    return norms.masked_scatter(rest, _search(squares[rest], scaled[rest], norms[rest])) if rest.any() else norms
 
 
-def _search(squares: Tensor, lengths: Tensor, norms: Tensor, limits: Tensor, rest: Tensor, groups: Groups) -> Tensor:
-    """Find the norms [K, G] of the groups that are left, [K, G] bool, from below. They are mostly few.
-
-    The entries of these groups are taken out, [M] each; `row` numbers their groups.
-    """
-    entries = groups.per_entry(rest, False).nonzero(as_tuple=True)
-    squares, lengths = squares[entries], lengths[entries]
-    row = (rest.flatten().cumsum(0) - 1).view_as(rest)[entries[0], groups.ids_or_last[entries[1]]]
-    bins = row * PARTIAL_SUMS + groups.sum_bins[entries[1]] % PARTIAL_SUMS
-    root, scaled = norms[rest], limits[rest][row] * lengths
-
-    def sums(values: Tensor) -> Tensor:
-        return values.new_zeros(len(root) * PARTIAL_SUMS).index_add_(0, bins, values).view(-1, PARTIAL_SUMS).sum(1)
-
-    searching = sums(squares / scaled.square()) > 1  # ||x / h|| > t
-    root = torch.where(searching, root, 0.0)
+def _search(squares: Tensor, scaled: Tensor, norms: Tensor) -> Tensor:
+    """Find the norms [M] of the groups that are left, from below. squares, scaled: [M, n]."""
+    searching = (squares / scaled.square()).sum(1) > 1  # ||x / h|| > t
+    norms = torch.where(searching, norms, 0.0)
     for _ in range(MOST_ITERATIONS):
         if not searching.any():
             break
-        inverse = (root[row] + scaled).reciprocal_()
-        second = squares * inverse.square()
-        change = torch.where(searching, _newton_step(sums(second), sums(second * inverse)), 0.0)
-        root = (root + change).clamp_(min=0.0)
-        searching = searching & (change.abs() > TOLERANCE * root)
-    return norms.masked_scatter(rest, root)
+        change = torch.where(searching, _newton_step(squares, scaled, norms), 0.0)
+        norms = (norms + change).clamp_(min=0.0)
+        searching = searching & (change.abs() > TOLERANCE * norms)
+    return norms
 
 
-def _newton_step(second: Tensor, third: Tensor) -> Tensor:
-    """How far Newton's method moves a towards psi(a, b) = 1, from the moments there."""
-    return (second.sqrt() - 1) * second / third
+def _newton_step(squares: Tensor, scaled: Tensor, norms: Tensor) -> Tensor:
+    """How far Newton's method moves norms [...] towards psi(r, t) = 1; squares, scaled: x^2 and t h, [..., n]."""
+    inverse = (scaled + norms.unsqueeze(-1)).reciprocal_()
+    terms = inverse.square().mul_(squares)
+    second = terms.sum(-1)
+    return (second.sqrt() - 1) * second / terms.mul_(inverse).sum(-1)
 
 
 def _solve_blocks(

@@ -61,7 +61,7 @@ def shared_of(folder: Path) -> dict[str, np.ndarray]:
 
 
 def test_zeros_of_a_penalty_are_reported_and_survive_the_merge(tmp_path: Path) -> None:
-    """At a weight this large every penalised row is zero after a round, for clients and in the merge; the rest is not."""
+    """At a weight this large every penalised row is zero after a round, for clients and in the merge; the rest not."""
     penalty = {"toward": "zero", "weight": 1e3, "blocks": ["torso.0"]}
     given = scenario_of(method="fedavg", policy={"hidden": [8], "groups": {"torso.0": "row"}}, penalty=penalty)
     run(given, tmp_path)
