@@ -92,7 +92,7 @@ class Groups:
 
     @cached_property
     def by_size(self) -> tuple[tuple[Tensor, Tensor], ...]:
-        """The groups in sets whose sizes differ by less than a factor of 2: their numbers [g], and their columns [g, n].
+        """The groups in sets whose sizes differ by less than a factor of 2: their numbers [g] and their columns [g, n].
 
         Rows of columns are filled up with P, one past the last column.
         """
