@@ -40,7 +40,7 @@ from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.rl.learner import PERSONAL, sub_state
 from grpo_fed.rl.make import make_client_policies
 from grpo_fed.rl.records import Evaluation, TrainingReport
-from grpo_fed.runs.metrics import REPORTED
+from grpo_fed.runs.metrics import is_reported
 from grpo_fed.runs.policies import save_policy
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.gym_task import GymTask
@@ -394,7 +394,7 @@ def _with_own_groups(client: LoadedClient, groups: Sequence[int], own: bool) -> 
 
 def reported_metrics(report: TrainingReport, seconds: float) -> dict[str, float]:
     """The metrics that a client reports to the server."""
-    return {name: value for name, value in report.metrics(seconds).items() if name in REPORTED}
+    return {name: value for name, value in report.metrics(seconds).items() if is_reported(name)}
 
 
 def _all_of(kind: type[Kind], instructions: Mapping[str, Instruction]) -> dict[str, Kind]:

@@ -129,7 +129,7 @@ class Trained:
     spread: float
     """Standard deviation of this round's training returns; 0 if unknown."""
     metrics: Mapping[str, float]
-    """Under the keys of `runs.metrics.REPORTED`; finite."""
+    """Under keys that `runs.metrics.is_reported` allows; finite."""
     fisher: np.ndarray | None = None
     """[S] float32, 0 or more: the diagonal of the policy's Fisher matrix, if the scenario needs it."""
     kl: tuple[float, ...] | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import final
 
 import numpy as np
@@ -27,6 +28,7 @@ from grpo_fed.aggregation.merge.clustering import ClusterEvidence, clusters
 from grpo_fed.aggregation.merge.evidence import Evidence
 from grpo_fed.aggregation.merge.persistence import Asking, Findings, Heard, persistence
 from grpo_fed.aggregation.merge.rules import RULES_WITH_EVIDENCE, bind_rule
+from grpo_fed.aggregation.merge.zeros import StreamingZeros, keep_zeros, set_to_zero
 from grpo_fed.federation.messages import Trained
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.scenario.scenario import Scenario
@@ -84,6 +86,8 @@ class RoundMerge:
         self._by_fisher = StreamingFisher()
         self._fisher = StreamingMean()
         self._replies: list[Reply] = []
+        self._penalised = penalised_groups(scenario, shared_blocks)
+        self._zeros = StreamingZeros(self._groups)
 
     def add(self, client: str, trained: Trained) -> None:
         """Add a client's answer.
@@ -102,6 +106,8 @@ class RoundMerge:
         fisher = None if trained.fisher is None else _tensor(trained.fisher)
         if fisher is not None:
             self._fisher.add(fisher, share)
+        if self._penalised.any() and self._settings.rule in ("mean", "fisher"):
+            self._zeros.add(point, share)
         if self._settings.rule == "mean":
             self._mean.add(point, share)
         elif self._settings.rule == "fisher":
@@ -118,6 +124,8 @@ class RoundMerge:
         no_departures: dict[str, tuple[int, ...]] = dict.fromkeys(self.weights, ())
         if self._settings.rule in ("mean", "fisher"):
             point = self._mean.result() if self._settings.rule == "mean" else self._by_fisher.result()
+            if point is not None and self._penalised.any():
+                point = set_to_zero(point, self._zeros.result() & self._penalised, self._groups)
             return MergeTarget(shared if point is None else point, self.weights, no_departures, self._fisher.result())
         replies, evidence, findings = Replies.of(self._replies), self._evidence, Findings()
         if self._rule is not None:
@@ -129,6 +137,8 @@ class RoundMerge:
             asking = Asking(self._settings.confirm == "returns", self._settings.rejoin)
             heard = Heard(self._shares, self._fell)
             merged, evidence, findings = persistence(replies, shared, self._groups, evidence, asking, heard)
+        if self._penalised.any():
+            merged = keep_zeros(merged, replies, self._penalised, self._groups)
         return MergeTarget(
             merged.point,
             self.weights,
@@ -140,6 +150,16 @@ class RoundMerge:
             evidence,
             findings,
         )
+
+
+def penalised_groups(scenario: Scenario, shared_blocks: SharedBlocks) -> Tensor:
+    """The shared parameter groups that a penalty moves towards zero, [G] bool."""
+    penalty, groups = scenario.penalty, shared_blocks.groups
+    weights = [penalty.weight if entry.penalty is None else entry.penalty for entry in scenario.clients]
+    if penalty.toward != "zero" or not (any(weights) or penalty.l1 or penalty.outer):
+        return torch.zeros(len(groups.names), dtype=torch.bool)
+    chosen = {block for block in shared_blocks.blocks if any(fnmatchcase(block, pattern) for pattern in penalty.blocks)}
+    return torch.tensor([block in chosen for block in groups.blocks], dtype=torch.bool)
 
 
 def _tensor(array: np.ndarray) -> Tensor:

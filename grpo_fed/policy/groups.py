@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from grpo_fed.policy.blocks import Block, Layout, Slot
 from grpo_fed.policy.patterns import values_by_name
@@ -91,6 +92,32 @@ class Groups:
     def sqrt_sizes(self) -> Tensor:
         """[G] float64: sqrt(n_g), a group's weight in a penalty."""
         return self.sizes.double().sqrt()
+
+    @cached_property
+    def by_size(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """The groups in sets whose sizes differ by less than a factor of 2: their numbers [g] and their columns [g, n].
+
+        Rows of columns are filled up with P, one past the last column.
+        """
+        kinds = self.sizes.log2().floor().long().tolist()
+        order = self.ids_or_last.argsort(stable=True)
+        columns = order.split([*self.sizes.long().tolist(), int(self.ungrouped.sum())])[:-1]
+        members = [[group for group, kind in enumerate(kinds) if kind == each] for each in sorted(set(kinds))]
+        return tuple(
+            (self.ids.new_tensor(each), pad_sequence([columns[group] for group in each], True, len(self.ids)))
+            for each in members
+        )
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Add up each group's entries of [K, P], [K, G]."""
+        clients, size = len(values), len(self.names) + 1
+        sums = values.new_zeros(clients, size * PARTIAL_SUMS).index_add_(1, self.sum_bins, values)
+        return sums.view(clients, size, PARTIAL_SUMS)[:, :-1].sum(2)
+
+    def per_entry(self, values: Tensor, otherwise: float) -> Tensor:
+        """Give every parameter the value of its group, [K, G] -> [K, P]; `otherwise` to those in no group."""
+        padded = torch.cat([values, values.new_full((len(values), 1), otherwise)], 1)
+        return padded.gather(1, self.ids_or_last.expand(len(values), -1))
 
 
 def cut_groups(

@@ -134,7 +134,7 @@ def _explain_changes(scenario: Scenario) -> Iterator[str]:
 
 def _explain_objective(scenario: Scenario) -> Iterator[str]:
     """Explain the terms of the objective, each with its sign, then how it is optimised."""
-    objective, penalty = scenario.objective, scenario.penalty
+    objective = scenario.objective
     clip = ""
     if objective.surrogate == "clip":
         high = objective.clip if objective.clip_high is None else objective.clip_high
@@ -154,6 +154,13 @@ def _explain_objective(scenario: Scenario) -> Iterator[str]:
         yield f"An update ends as soon as the policy's KL exceeds {scenario.trust.stop:g}."
     for pattern, limit in scenario.trust.blocks.items():
         yield f"After an update the change of {pattern} is shortened until it alone causes a KL of at most {limit:g}."
+    yield from _explain_penalty(scenario)
+    yield _explain_optimiser(objective)
+
+
+def _explain_penalty(scenario: Scenario) -> Iterator[str]:
+    """Explain the group penalty, and the squared one."""
+    objective, penalty = scenario.objective, scenario.penalty
     weights = {penalty.weight if entry.penalty is None else entry.penalty for entry in scenario.clients}
     if weights != {0.0} or penalty.l1 or penalty.outer:
         values = "parameters" if penalty.toward == "zero" else "differences from the start of the round"
@@ -163,12 +170,18 @@ def _explain_objective(scenario: Scenario) -> Iterator[str]:
             f"Minus {_range(weights)} times the norms of the groups of {', '.join(penalty.blocks)}{extra}:"
             f" their {values} can become exactly zero."
         )
+        if objective.step == "natural" or penalty.step == "decoupled":
+            yield (
+                "These weights are relative to the learning rate, not to the loss: the penalty's step is decoupled from"
+                " the optimiser's, so what is reached is no minimum of the sum."
+            )
+        if penalty.toward == "zero":
+            yield "A group that clients with more than half of the weight have at zero is merged to zero."
     if penalty.squared:
         yield (
             f"Minus {penalty.squared:g}/2 ||x - s||^2, which pulls the shared blocks towards s, their values at the"
             " start of the round."
         )
-    yield _explain_optimiser(objective)
 
 
 def _range(weights: set[float]) -> str:

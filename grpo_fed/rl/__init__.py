@@ -18,6 +18,7 @@
     adam.py              Adam for K stacked clients
     natural_gradient.py  conjugate gradients on the Fisher matrix, and a line search
     penalty.py           group penalties, as proximal steps
+    preconditioned.py    the same steps in the metric of Adam's preconditioner
     trust_region.py      KL coefficients and budgets
     evaluation.py        episodes without learning
     measurement.py       KL and Fisher diagonal on states that stay with the client

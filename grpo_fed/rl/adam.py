@@ -58,6 +58,15 @@ class Adam:
         denominator = self.square.sqrt().div_(root_correction).add_(self.epsilon)
         parameters.addcdiv_(self.mean * step_size, denominator, value=-1)
 
+    def step_lengths(self, learning_rate: np.ndarray) -> Tensor:
+        """The length of the last step for each parameter, [K, P]: it moved by this times the mean gradient.
+
+        It has no meaning for clients without a step, and for parameters that `columns` leaves out.
+        """
+        root_correction = per_client(np.sqrt(1 - BETA2**self.count), self.square)
+        denominator = self.square.sqrt().div_(root_correction).add_(self.epsilon)
+        return denominator.reciprocal_().mul_(per_client(learning_rate, self.square))
+
     def _step_some(
         self, parameters: Tensor, gradient: Tensor, learning_rate: np.ndarray, active: Tensor | None
     ) -> None:

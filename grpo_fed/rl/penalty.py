@@ -2,11 +2,12 @@
 
     weight * sum_g sqrt(n_g) ||x_g||_2  +  l1 * ||x||_1  (sparse-group)  +  outer * sum_b sqrt(n_b) ||x_b||_2  (nested)
 
-The penalty is on the parameters x [K, P] themselves, or on their departure from an anchor. The proximal step of length
-t solves min over z of 1/2 ||z - x||^2 + t * penalty(z) exactly: Yuan & Lin 2006 for groups; for a sum over the levels
-of a tree (entries in groups in blocks) the steps of the levels one after another, innermost first (Jenatton et al.
-2011, theorem 1). Parameters in no group do not change. Norms are taken in float64, where squares of float32 neither
-overflow nor vanish.
+The penalty is on the parameters x [K, P] themselves, or on their departure from an anchor. With the step length h_i of
+each parameter, as Adam has it, the proximal step is that of preconditioned.py: it minimises loss + penalty. With one
+length t for all it solves min over z of 1/2 ||z - x||^2 + t * penalty(z) exactly: Yuan & Lin 2006 for groups; for a sum
+over the levels of a tree (entries in groups in blocks) the steps of the levels one after another, innermost first
+(Jenatton et al. 2011, theorem 1). Parameters in no group do not change. Norms are taken in float64, where squares of
+float32 neither overflow nor vanish.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from grpo_fed.policy.groups import PARTIAL_SUMS, Groups
+from grpo_fed.policy.groups import Groups
+from grpo_fed.rl.preconditioned import preconditioned_group, preconditioned_nested, preconditioned_sparse_group
 from grpo_fed.scenario.settings import PenaltySettings
 
 
@@ -37,9 +39,8 @@ def proximal(
     step: [K, 1] or a number, the length of the optimiser's step before.
     weight: [K, 1] or a number, the weight of the groups' norms, which may differ between clients.
     """
-    assert (anchor is None) == (settings.toward == "zero"), "an anchor exactly when the penalty is toward the shared"
     threshold, l1, outer = step * weight, step * settings.l1, step * settings.outer
-    departure = x if anchor is None else x - anchor
+    departure = _departure(x, anchor, settings)
     match settings.kind:
         case "group":
             shrunk, strength = proximal_group(departure, groups, threshold), threshold
@@ -49,9 +50,46 @@ def proximal(
             shrunk, strength = proximal_nested(departure, groups, threshold, outer), threshold + outer
         case _:
             assert_never(settings.kind)
+    return _from_anchor(shrunk, x, anchor, groups, _column(strength, x))
+
+
+def preconditioned_proximal(
+    x: Tensor,
+    anchor: Tensor | None,
+    settings: PenaltySettings,
+    groups: Groups,
+    steps: Tensor,
+    weight: Tensor | float,
+) -> Tensor:
+    """Take the same step as `proximal`, but with a length of its own for each parameter.
+
+    steps: [K, P], the lengths of the optimiser's step before.
+    """
+    departure, weight = _departure(x, anchor, settings), _column(weight, x)
+    match settings.kind:
+        case "group":
+            shrunk, strength = preconditioned_group(departure, steps, groups, weight), weight
+        case "sparse-group":
+            shrunk = preconditioned_sparse_group(departure, steps, groups, weight, settings.l1)
+            strength = weight + settings.l1
+        case "nested":
+            shrunk = preconditioned_nested(departure, steps, groups, weight, settings.outer)
+            strength = weight + settings.outer
+        case _:
+            assert_never(settings.kind)
+    return _from_anchor(shrunk, x, anchor, groups, strength * steps)
+
+
+def _departure(x: Tensor, anchor: Tensor | None, settings: PenaltySettings) -> Tensor:
+    assert (anchor is None) == (settings.toward == "zero"), "an anchor exactly when the penalty is toward the shared"
+    return x if anchor is None else x - anchor
+
+
+def _from_anchor(shrunk: Tensor, x: Tensor, anchor: Tensor | None, groups: Groups, strength: Tensor) -> Tensor:
+    """Add the anchor to a shrunk departure [K, P]; where the strength, [K, 1] or [K, P], is 0 it gives x itself."""
     if anchor is None:
         return shrunk
-    penalised = groups.in_a_group * _column(strength, x).sign()
+    penalised = groups.in_a_group * strength.sign()
     return torch.lerp(x, shrunk.add_(anchor), penalised)  # anchor + (x - anchor) is not x bit for bit; at 0 this is
 
 
@@ -92,6 +130,19 @@ def penalty_value(
     return value.to(x.dtype)
 
 
+def penalty_metrics(
+    x: Tensor, anchor: Tensor | None, settings: PenaltySettings, groups: Groups, weight: Tensor | float
+) -> dict[str, Tensor]:
+    """What a client reports of its penalty at x [K, P], by the metrics' keys, [K] each; anchor and weight as before."""
+    norms = _norms(_departure(x, anchor, settings), groups)
+    of_blocks = zip(groups.as_blocks.names, _block_norms(norms, groups).unbind(1), strict=True)
+    return {
+        "penalty/value": penalty_value(x, anchor, settings, groups, weight),
+        "penalty/zeros": (norms == 0).double().mean(1),
+        **{f"penalty_norm/{block}": norm for block, norm in of_blocks},
+    }
+
+
 def group_norms(x: Tensor, groups: Groups) -> Tensor:
     """The Euclidean norm of each group for each client, [K, P] -> [K, G]."""
     return _norms(x, groups).to(x.dtype)
@@ -99,10 +150,7 @@ def group_norms(x: Tensor, groups: Groups) -> Tensor:
 
 def _norms(x: Tensor, groups: Groups) -> Tensor:
     """The same as `group_norms`, in float64."""
-    clients, size = len(x), len(groups.names) + 1
-    sums = torch.zeros(clients, size * PARTIAL_SUMS, dtype=torch.float64, device=x.device)
-    sums.index_add_(1, groups.sum_bins, x.to(torch.float64, copy=True).square_())
-    return sums.view(clients, size, PARTIAL_SUMS)[:, :-1].sum(2).sqrt()
+    return groups.sums(x.to(torch.float64, copy=True).square_()).sqrt()
 
 
 def _block_norms(norms: Tensor, groups: Groups) -> Tensor:

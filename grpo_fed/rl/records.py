@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
@@ -85,6 +85,8 @@ class TrainingReport:
     """The episodes that finished."""
     losses: Mapping[str, float]
     """Means over the updates, by the name of the loss."""
+    penalty: Mapping[str, float] = field(default_factory=dict)
+    """The group penalty at the end, by the metrics' keys; empty without one."""
 
     @property
     def mean_return(self) -> float:
@@ -101,6 +103,7 @@ class TrainingReport:
             "charts/episodic_length": _mean([episode.length for episode in self.episodes]),
             "charts/seconds": math.nan if seconds is None else seconds,
             **{f"losses/{name}": value for name, value in self.losses.items()},
+            **self.penalty,
         }
         return {name: value for name, value in metrics.items() if math.isfinite(value)}
 

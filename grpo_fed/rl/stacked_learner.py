@@ -31,7 +31,7 @@ from grpo_fed.rl.records import Episode, Evaluation, TrainingReport
 from grpo_fed.rl.rng import Purpose, client_seed, env_seeds, generator
 from grpo_fed.rl.rollout import Actor, Collector
 from grpo_fed.rl.trajectories import Trajectories
-from grpo_fed.rl.update import update_clients
+from grpo_fed.rl.update import measure_penalty, update_clients
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.envs import ClientEnvs, EnvCache, episode_step_limit, make_client_envs
 from grpo_fed.tasks.gym import find_env_spec
@@ -150,7 +150,10 @@ class StackedLearner(Learner):
             self.steps_done += np.where(behind, counted, 0)
             self.updates_done += behind
         self._sample_measurement_states([record.trajectories for record in records])
-        return [record.report(name) for record, name in zip(records, self.names, strict=True)]
+        penalties = [metrics for stack in self.stacks for metrics in measure_penalty(stack)]
+        return [
+            record.report(name, metrics) for record, name, metrics in zip(records, self.names, penalties, strict=True)
+        ]
 
     def collect(self, behind: np.ndarray) -> tuple[Trajectories, Tensor | None]:
         """Collect a batch of trajectories and, where episodes are judged in groups, the group [K, N] of each.
@@ -299,11 +302,11 @@ class _TrainingRecord:
     trajectories: Trajectories | None = None
     """Its last batch."""
 
-    def report(self, client: str) -> TrainingReport:
+    def report(self, client: str, penalty: Mapping[str, float]) -> TrainingReport:
         names = tuple(self.losses[0]) if self.losses else ()
         losses = np.array([[loss[name] for loss in self.losses] for name in names])
         means = dict(zip(names, losses.mean(axis=-1).tolist(), strict=True)) if names else {}
-        return TrainingReport(client, self.steps, tuple(self.episodes), means)
+        return TrainingReport(client, self.steps, tuple(self.episodes), means, penalty)
 
 
 def make_scenario_envs(tasks: Sequence[GymTask], scenario: Scenario, env_cache: EnvCache | None) -> ClientEnvs:

@@ -107,10 +107,10 @@ def adam_update(
                 break
         pullback(gradients.distribution, gradients.values, stack.gradient_views)
         add_proximal_gradient(stack, stack.proximal_weight)
-        if settings.max_grad_norm is not None:
-            clip_gradient(stack.gradient, settings.max_grad_norm, adam.columns)
+        limit = settings.max_grad_norm
+        left = 1.0 if limit is None else clip_gradient(stack.gradient, limit, adam.columns)
         adam.step(stack.parameters, stack.gradient, learning_rate, active)
-        apply_group_penalty(stack, learning_rate, active, adam.columns)
+        penalise_after_adam(stack, adam, learning_rate, left, active)
     return [(None, last_pass), *stopped], None
 
 
@@ -267,25 +267,66 @@ def proximal_value(stack: ClientStack) -> Tensor | float:
     return 0.5 * (stack.proximal_weight * (stack.parameters - stack.anchor).square()).sum(1)
 
 
-def clip_gradient(gradient: Tensor, max_norm: float, columns: Tensor | None = None) -> None:
-    """Scale each client's gradient [K, P] in place to a norm of at most `max_norm`, measured over these columns."""
+def clip_gradient(gradient: Tensor, max_norm: float, columns: Tensor | None = None) -> Tensor:
+    """Scale each client's gradient [K, P] in place to a norm of at most `max_norm`, measured over these columns.
+
+    Gives the factors, [K, 1].
+    """
     norm = torch.linalg.vector_norm(gradient if columns is None else gradient[:, columns], dim=1, keepdim=True)
-    gradient.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0))
+    factors: Tensor = (max_norm / (norm + 1e-6)).clamp_(max=1.0)
+    gradient.mul_(factors)
+    return factors
+
+
+def penalise_after_adam(
+    stack: ClientStack, adam: Adam, learning_rate: np.ndarray, left: Tensor | float, active: Tensor | None
+) -> None:
+    """Take the group penalty's proximal step after a step of Adam, in the metric that `penalty.step` says.
+
+    left: [K, 1] or 1, the part of the gradient that clipping left. The penalty has to keep its proportion to the loss,
+    so that no clipping moves the minimum; shorter steps do the same as a smaller weight.
+    """
+    if not stack.penalises:
+        return
+    if stack.scenario.penalty.step == "decoupled":
+        apply_group_penalty(stack, learning_rate, active, adam.columns)
+        return
+    anchor = stack.anchor if stack.scenario.penalty.toward == "shared" else None
+    steps = adam.step_lengths(learning_rate) * left
+    shrunk = penalty.preconditioned_proximal(
+        stack.parameters, anchor, stack.scenario.penalty, stack.groups, steps, stack.penalty
+    )
+    put_in_place(stack, shrunk, active, adam.columns)
 
 
 def apply_group_penalty(
     stack: ClientStack, learning_rate: np.ndarray, active: Tensor | None, columns: Tensor | None = None
 ) -> None:
-    """Take the group penalty's proximal step, as long as the optimiser's, on the active clients and these columns."""
-    settings = stack.scenario.penalty
+    """Take the group penalty's proximal step with the learning rate [K, 1] as length, decoupled from the optimiser."""
     if not stack.penalises:
         return
-    anchor = stack.anchor if settings.toward == "shared" else None
+    anchor = stack.anchor if stack.scenario.penalty.toward == "shared" else None
     length = per_client(learning_rate, stack.parameters)
-    shrunk = penalty.proximal(stack.parameters, anchor, settings, stack.groups, length, stack.penalty)
+    shrunk = penalty.proximal(stack.parameters, anchor, stack.scenario.penalty, stack.groups, length, stack.penalty)
+    put_in_place(stack, shrunk, active, columns)
+
+
+def put_in_place(stack: ClientStack, shrunk: Tensor, active: Tensor | None, columns: Tensor | None) -> None:
+    """Give the active clients these parameters [K, P]; only these columns, None for all."""
     if columns is not None:
         shrunk = stack.parameters.clone().index_copy_(1, columns, shrunk.index_select(1, columns))
     stack.parameters.copy_(shrunk if active is None else torch.where(active[:, None], shrunk, stack.parameters))
+
+
+def measure_penalty(stack: ClientStack) -> list[dict[str, float]]:
+    """The metrics of each client's group penalty; empty ones without a penalty."""
+    if not stack.penalises:
+        return [{} for _ in stack.seeds]
+    settings = stack.scenario.penalty
+    anchor = stack.anchor if settings.toward == "shared" else None
+    metrics = penalty.penalty_metrics(stack.parameters, anchor, settings, stack.groups, stack.penalty)
+    rows: list[list[float]] = torch.stack([values.double() for values in metrics.values()], 1).tolist()
+    return [dict(zip(metrics, row, strict=True)) for row in rows]
 
 
 def current_coefficients(stack: ClientStack, progress: np.ndarray) -> Coefficients:

@@ -17,6 +17,7 @@ TRAINING_EPISODES, TRAINING_SECONDS, STEPS_PER_SECOND = "charts/episodes", "char
 EVALUATION_RETURN, SCORE_IQM, SCORE_MIN = "eval/episodic_return", "eval/score_iqm", "eval/score_min"
 ROUND_SECONDS, ENV_STEPS = "time/round_s", "global_step"
 CLIENTS_OK, CLIENTS_FAILED, DEPARTED_GROUPS = "fed/clients_ok", "fed/clients_failed", "fed/personal_groups"
+PENALTY_VALUE, PENALTY_ZEROS, PENALTY_NORM = "penalty/value", "penalty/zeros", "penalty_norm/"
 MB_UP, MB_DOWN, MB_TOTAL = "comm/MB_up", "comm/MB_down", "comm/MB_total"
 
 
@@ -58,6 +59,18 @@ TABLE = (
     Metric(
         "losses/kl", "KL from the policy before the update to the one after, where something needs it.", reported=True
     ),
+    Metric(PENALTY_VALUE, "The client's group penalty, with its weights, at the end of its training.", reported=True),
+    Metric(
+        PENALTY_ZEROS,
+        "Share of the penalised parameter groups that are exactly at zero, or at the shared values"
+        ' with `penalty.toward = "shared"`.',
+        reported=True,
+    ),
+    Metric(
+        PENALTY_NORM,
+        "Norm of what is penalised in the block: its parameters, or their difference from the shared ones.",
+        reported=True,
+    ),
     Metric(CLIENTS_OK, "Clients that trained in the round."),
     Metric(CLIENTS_FAILED, "Clients that were asked and gave no valid answer."),
     Metric(DEPARTED_GROUPS, "Shared parameter groups that clients have left."),
@@ -82,7 +95,7 @@ METRICS: Mapping[str, Metric] = {metric.key: metric for metric in TABLE}
 """The table by key."""
 
 REPORTED = frozenset(metric.key for metric in TABLE if metric.reported)
-"""Keys that a client may report about itself."""
+"""Keys that a client may report about itself, and prefixes of families of such keys."""
 
 TEXTS = frozenset({"clients", "notes", "personal_groups", "failure"})
 """Keys of a line whose values are not numbers."""
@@ -93,6 +106,12 @@ _VALID = re.compile(r"[\w./ -]{1,250}", re.ASCII)
 def find_metric(key: str) -> Metric | None:
     """Find a key's row in the table, or that of its family; None for an unknown key."""
     return METRICS.get(key) or METRICS.get(key[: key.find("/") + 1])
+
+
+def is_reported(key: str) -> bool:
+    """Return whether a client may report a metric: the table says so, and it has a name that MLflow accepts."""
+    metric = find_metric(key)
+    return metric is not None and metric.reported and not key.endswith("/") and _VALID.fullmatch(key) is not None
 
 
 def is_tracked(key: str) -> bool:

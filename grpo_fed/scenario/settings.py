@@ -215,6 +215,12 @@ class TrustSettings(Section):
 class PenaltySettings(Section):
     """The client's group penalty, applied as a proximal step after the optimiser's step, so that zeros are exact."""
 
+    step: Literal["preconditioned", "decoupled"] = "preconditioned"
+    """The length of the proximal step. `"preconditioned"`: Adam's own, parameter by parameter; learning ends at a
+    minimum of loss + penalty, so what a weight does depends on the scale of the loss. `"decoupled"`: the learning rate
+    for all parameters, as with AdamW's weight decay. Adam moves a parameter by about the learning rate or less at any
+    scale of the loss, so useful weights are between 0 and 1 and do not depend on it; but no stated objective is
+    minimised. A step with `objective.step = "natural"` is always decoupled."""
     toward: Literal["zero", "shared"] = "shared"
     """What is penalised, x: `"zero"` the parameters, `"shared"` their difference from the parameters with which the
     round began."""
@@ -222,7 +228,8 @@ class PenaltySettings(Section):
     """`"group"`: weight * sum_g sqrt(n_g) ||x_g|| over groups g of n_g parameters. `"sparse-group"` adds `l1` *
     ||x||_1, `"nested"` adds `outer` * sum_b sqrt(n_b) ||x_b|| over blocks b."""
     weight: NotNegative = 0.0
-    """Weight of the groups' norms; 0 for no penalty."""
+    """Weight of the groups' norms; 0 for no penalty. It is a weight beside that of the loss with `step =
+    "preconditioned"`, and a fraction of the learning rate with `step = "decoupled"`."""
     l1: NotNegative = 0.0
     """Weight of the absolute values, with `kind = "sparse-group"`."""
     outer: NotNegative = 0.0

@@ -36,7 +36,7 @@ from grpo_fed.federation.messages import (
     Trained,
 )
 from grpo_fed.policy.shared import resolve_shared_blocks
-from grpo_fed.runs.metrics import REPORTED
+from grpo_fed.runs.metrics import REPORTED, is_reported
 from grpo_fed.scenario.scenario import Scenario
 
 TEXT = """
@@ -87,7 +87,7 @@ TRAINED = Trained(
     episodes=3,
     gain=-1.5,
     spread=2.0,
-    metrics={"charts/episodic_return": 21.5, "losses/kl": 0.01},
+    metrics={"charts/episodic_return": 21.5, "losses/kl": 0.01, "penalty/zeros": 0.25, "penalty_norm/torso.0": 1.5},
     fisher=SHARED**2,
     kl=(0.03, 0.01, 0.02),
     evaluation=SUMMARY,
@@ -320,6 +320,15 @@ REFUSED: list[tuple[str, Instruction, Answer, Change, str]] = [
     ("played unasked", dataclasses.replace(TRAIN, evaluate_first=None), TRAINED, put("training"), "the records are "),
     ("not played", TRAIN, dataclasses.replace(TRAINED, evaluation=None), put("training"), "the records are "),
     ("metric", TRAIN, TRAINED, put("metrics", host=1.0), r"metrics has 'host', which clients may not report"),
+    ("a family", TRAIN, TRAINED, put("metrics", **{"penalty_norm/": 1.0}), r"metrics has 'penalty_norm/', which"),
+    ("bad name", TRAIN, TRAINED, put("metrics", **{"penalty_norm/<b>": 1.0}), r"has 'penalty_norm/<b>', which clients"),
+    (
+        "many metrics",
+        TRAIN,
+        TRAINED,
+        put("metrics", **{f"penalty_norm/{block}": 1.0 for block in range(10_001)}),
+        r"metrics has 100\d\d numbers; at most 10000",
+    ),
     ("metric inf", TRAIN, TRAINED, put("metrics", **{"losses/kl": math.inf}), r"metrics\.losses/kl is inf"),
     ("great metric", TRAIN, TRAINED, put("metrics", **{"losses/kl": 1.7e308}), r"losses/kl is 1\.7e\+308; .* 1e\+100"),
     ("metric list", TRAIN, TRAINED, put("metrics", **{"losses/kl": [0.1]}), r"metrics\.losses/kl is \[0\.1\]"),
@@ -532,7 +541,7 @@ def assert_possible(instruction: Instruction, answer: Answer) -> None:
             assert 0 <= answer.episodes <= answer.steps <= 128
             assert math.isfinite(answer.gain)
             assert 0 <= answer.spread < math.inf
-            assert set(answer.metrics) <= REPORTED
+            assert all(is_reported(name) for name in answer.metrics)
             assert all(math.isfinite(value) for value in answer.metrics.values())
             assert answer.kl is None or (len(answer.kl) == 1 + BLOCKS and all(-1e-6 <= kl < 1e308 for kl in answer.kl))
             assert_possible_summary(answer.evaluation)

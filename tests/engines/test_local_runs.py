@@ -18,11 +18,14 @@ from grpo_fed.engines.alone import train
 from grpo_fed.engines.local.engine import LocalEngine
 from grpo_fed.engines.start import resume, run
 from grpo_fed.engines.workers.fork_server import is_possible
+from grpo_fed.reports.figures.write import draw_all
 from grpo_fed.rl.device import resolve_device
 from grpo_fed.runs.checkpoint import latest
+from grpo_fed.runs.history import read_history
 from grpo_fed.runs.policies import load_policy
 from grpo_fed.runs.records import RoundRecord
 from grpo_fed.runs.results import Result
+from grpo_fed.runs.tracking.selection import tracked_metrics
 from grpo_fed.scenario.scenario import Scenario
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +58,22 @@ def shared_of(folder: Path) -> dict[str, np.ndarray]:
     assert checkpoint is not None
     assert checkpoint.shared is not None
     return dict(checkpoint.shared)
+
+
+def test_zeros_of_a_penalty_are_reported_and_survive_the_merge(tmp_path: Path) -> None:
+    """At a weight this large every penalised row is zero after a round, for clients and in the merge; the rest not."""
+    penalty = {"toward": "zero", "weight": 1e3, "blocks": ["torso.0"]}
+    given = scenario_of(method="fedavg", policy={"hidden": [8], "groups": {"torso.0": "row"}}, penalty=penalty)
+    run(given, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
+    for metrics in (lines[-1], *lines[-1]["clients"].values()):
+        assert (metrics["penalty/zeros"], metrics["penalty/value"], metrics["penalty_norm/torso.0"]) == (1.0, 0.0, 0.0)
+    assert tracked_metrics(lines[-1])["penalty/zeros"] == 1.0
+    assert "penalty" in [drawing.name for drawing in draw_all(read_history(tmp_path))]
+    for name, values in shared_of(tmp_path).items():
+        assert bool(values.any()) == (not name.startswith("torso.0."))
+    run(scenario_of(rounds=1), tmp_path / "without")
+    assert "penalty" not in (tmp_path / "without" / "rounds.jsonl").read_text()
 
 
 def content_of(folder: Path) -> dict[str, bytes]:

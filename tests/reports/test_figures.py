@@ -173,6 +173,7 @@ def test_every_size_of_run_has_its_figures(tmp_path: Path, clients: int, rounds:
     half = SampleRun(
         departed=lambda number, client: ("actor",) if has_departed(number, client) else (),
         clusters=lambda number, client: {"torso.0": 0, "actor": int(has_departed(number, client))},
+        zeros=lambda number, client: number / rounds,
     )
     of = sample_scenario([("cart", clients, "CartPole-v1")], f"rounds = {rounds}")
     paths = draw_figures(write_run(tmp_path, of, half))
@@ -238,6 +239,15 @@ def test_the_alternative_text_has_the_numbers(tmp_path: Path):
     assert alts["steps"].endswith("torso.0 0.50, torso.1 0.50, actor 0.50.")
     # 3 rounds of 1 kB up and 2 kB down for each of 4 clients.
     assert "12.0 kB up, 24.0 kB down" in alts["bytes"]
+
+
+def test_the_figure_of_the_penalty_tells_zeros_and_norms(tmp_path: Path):
+    # Shares 0.1 and 0.3 in the last of 3 rounds: 20 % in the mean, and half of that as the norms.
+    made = SampleRun(zeros=lambda number, client: number * (1 + 2 * client) / 30)
+    folder = write_run(tmp_path, sample_scenario([("cart", 2, "CartPole-v1")], "rounds = 3"), made)
+    (alt,) = [drawing.alt for drawing in draw_all(read_history(folder)) if drawing.name == "penalty"]
+    assert alt.startswith("At the end 20 % of the penalised groups are exactly at zero.")
+    assert alt.endswith("torso.0 0.1, torso.1 0.1, actor 0.1.")
 
 
 def test_the_map_has_a_cell_for_each_departure(tmp_path: Path):

@@ -13,7 +13,14 @@ from torch import Tensor
 from grpo_fed.policy.blocks import Layout
 from grpo_fed.policy.groups import Groups, cut_groups
 from grpo_fed.rl import penalty
-from grpo_fed.rl.penalty import proximal, proximal_group, proximal_nested, proximal_sparse_group
+from grpo_fed.rl.penalty import (
+    preconditioned_proximal,
+    proximal,
+    proximal_group,
+    proximal_nested,
+    proximal_sparse_group,
+)
+from grpo_fed.rl.preconditioned import preconditioned_group, preconditioned_nested
 from grpo_fed.scenario.settings import PenaltySettings, PolicySettings
 
 SHAPES = {"a.weight": (2, 3), "a.bias": (2,), "b.weight": (1, 4), "c.weight": (1, 2)}
@@ -305,6 +312,162 @@ def test_nan_stays_nan() -> None:
 def test_an_anchor_without_a_penalty_toward_it_is_an_assertion_error() -> None:
     with pytest.raises(AssertionError):
         proximal(normal(0, 1), normal(1, 1), penalty_settings("group", "zero"), GROUPS, 1.0, 1.0)
+
+
+# In the metric of Adam's preconditioner
+
+
+def random_steps(seed: int, clients: int, spread: float = 1.5) -> Tensor:
+    """[K, P]: step lengths around 0.3 that differ by orders of magnitude."""
+    generator = np.random.default_rng(seed)
+    return torch.from_numpy(0.3 * np.exp(spread * generator.normal(size=(clients, P))))
+
+
+def test_a_preconditioned_group_matches_a_worked_example() -> None:
+    """z_i = x_i r / (r + t h_i): with r = t = 5 and lengths 1/2 and 1, (4.5, 8) becomes (3, 4), whose norm is 5."""
+    x, steps = torch.zeros(1, P, dtype=torch.float64), torch.ones(1, P, dtype=torch.float64)
+    target = torch.tensor([3.0, 4.0]).double()  # of length 5
+    steps[0, [8, 9]] = torch.tensor([0.5, 1.0]).double()
+    x[0, [8, 9]] = target * (1 + 5 * steps[0, [8, 9]] / 5)  # 4.5, 8
+    x[0, LOOSE] = 0.25
+    expected = torch.zeros_like(x)
+    expected[0, [8, 9]], expected[0, LOOSE] = target, 0.25
+    after = preconditioned_group(x, steps, GROUPS, torch.tensor([[5 / 2**0.5]]).double())
+    torch.testing.assert_close(after, expected, rtol=1e-9, atol=0)
+
+
+def test_a_preconditioned_group_is_zero_exactly_within_its_threshold() -> None:
+    """||x / h|| = ||(6, 8)|| = 10 = t: zero at t = 10, and not at a little less."""
+    x, steps = torch.zeros(1, P).double(), torch.ones(1, P).double()
+    x[0, [8, 9]], steps[0, [8, 9]] = torch.tensor([3.0, 0.8]).double(), torch.tensor([0.5, 0.1]).double()
+    for threshold, zero in ((10.001, True), (9.999, False)):
+        after = preconditioned_group(x, steps, GROUPS, torch.tensor([[threshold / 2**0.5]]).double())
+        assert (after[0, [8, 9]] == 0).tolist() == [zero] * 2
+
+
+def weighted_objective(
+    z: np.ndarray, x: np.ndarray, steps: np.ndarray, strengths: tuple[float, float, float], smooth: float
+) -> tuple[float, Any]:
+    """The same as `objective`, with 1/2 (z - x)^2 / h."""
+    value, gradient = objective(z, z, *strengths, smooth)
+    return value + 0.5 * float((z - x) @ ((z - x) / steps)), gradient + (z - x) / steps
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(KINDS),
+    st.floats(0.0, 1.5),
+    st.floats(0.0, 1.0),
+    st.floats(0.0, 1.0),
+    st.booleans(),
+)
+def test_the_preconditioned_step_minimises_its_objective(
+    seed: int, kind: Kind, weight: float, l1: float, outer: float, anchored: bool
+) -> None:
+    x, steps = normal(seed, 1, torch.float64), random_steps(seed, 1, 1.0)
+    anchor = normal(seed + 1, 1, torch.float64) if anchored else None
+    settings_ = penalty_settings(kind, "shared" if anchored else "zero", l1, outer)
+    ours = preconditioned_proximal(x, anchor, settings_, GROUPS, steps, weight)
+    strengths = (weight, l1 * (kind == "sparse-group"), outer * (kind == "nested"))
+    base = torch.zeros_like(x) if anchor is None else anchor
+    target, point = (x - base)[0].numpy(), (ours - base)[0].numpy()
+    theirs, metric = target, steps[0].numpy()
+    for smooth in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6):
+        options = {"maxiter": 500, "ftol": 1e-14, "gtol": 1e-10, "maxcor": 30}
+        given_ = (target, metric, strengths, smooth)
+        theirs = minimize(weighted_objective, theirs, given_, "L-BFGS-B", jac=True, options=options).x
+    best = weighted_objective(theirs, target, metric, strengths, 0.0)[0]
+    assert weighted_objective(point, target, metric, strengths, 0.0)[0] <= best + 1e-6
+    np.testing.assert_allclose(point, theirs, rtol=0, atol=2e-3)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32 - 1), st.floats(1e-3, 3.0), st.floats(1e-3, 2.0), st.floats(0.0, 4.0))
+def test_a_nested_step_meets_the_optimality_conditions(seed: int, weight: float, outer: float, spread: float) -> None:
+    """(x - z) / h = t z / ||z_g|| + o z / ||z_b|| on groups that remain, however unlike the lengths are."""
+    x, steps = normal(seed, 1, torch.float64), random_steps(seed, 1, spread)
+    z = preconditioned_nested(x, steps, GROUPS, torch.tensor([[weight]]).double(), outer)
+    for groups in MEMBERS.values():
+        block = groups[0] + groups[1]
+        for group in groups:
+            if not z[0, group].any():
+                continue
+            pull = weight * len(group) ** 0.5 / z[0, group].norm() + outer * len(block) ** 0.5 / z[0, block].norm()
+            force = ((x - z) / steps)[0, group]
+            torch.testing.assert_close(force, pull * z[0, group], rtol=1e-6, atol=1e-7 * float(force.norm()))
+
+
+def test_blocks_after_groups_are_not_the_nested_step_in_a_metric() -> None:
+    x, steps, weight = normal(3, 1, torch.float64), random_steps(3, 1), torch.tensor([[0.2]]).double()
+    nested = preconditioned_nested(x, steps, GROUPS, weight, 0.2)
+    groups = preconditioned_group(x, steps, GROUPS, weight)
+    in_turn = preconditioned_group(groups, steps, GROUPS.as_blocks, torch.tensor([[0.2]]).double())
+    assert (nested - in_turn).abs().max() > 1e-3
+
+
+@settings(deadline=None, max_examples=30)
+@given(inputs, st.sampled_from(KINDS), strengths, st.booleans())
+def test_with_equal_lengths_both_steps_are_the_same(seed: int, kind: Kind, weight: float, anchored: bool) -> None:
+    x, anchor = normal(seed, 3, torch.float64), normal(seed + 1, 3, torch.float64) if anchored else None
+    settings_ = penalty_settings(kind, "shared" if anchored else "zero", l1=0.3, outer=0.2)
+    ours = preconditioned_proximal(x, anchor, settings_, GROUPS, torch.full_like(x, 0.4), weight)
+    torch.testing.assert_close(ours, proximal(x, anchor, settings_, GROUPS, 0.4, weight), rtol=1e-7, atol=1e-9)
+
+
+@settings(deadline=None, max_examples=30)
+@given(inputs, st.sampled_from(KINDS), st.booleans(), st.permutations(range(4)))
+def test_a_clients_preconditioned_step_is_the_same_alone_and_in_a_stack(
+    seed: int, kind: Kind, anchored: bool, order: list[int]
+) -> None:
+    x, anchor = normal(seed, 4), normal(seed + 1, 4) if anchored else None
+    steps, weight = random_steps(seed, 4).float(), torch.tensor([[1.0], [0.0], [3.0], [0.1]])
+    settings_ = penalty_settings(kind, "shared" if anchored else "zero", l1=0.3, outer=0.2)
+
+    def rows(of: list[int]) -> Tensor:
+        towards = None if anchor is None else anchor[of]
+        return preconditioned_proximal(x[of], towards, settings_, GROUPS, steps[of], weight[of])
+
+    together = rows([0, 1, 2, 3])
+    assert torch.equal(as_bits(rows(order)), as_bits(together[order]))
+    for client in range(4):
+        assert torch.equal(as_bits(rows([client])), as_bits(together[[client]]))
+
+
+@settings(deadline=None, max_examples=30)
+@given(inputs, st.sampled_from(KINDS), st.booleans())
+def test_a_preconditioned_step_without_weight_or_length_changes_no_bit(seed: int, kind: Kind, anchored: bool) -> None:
+    x, anchor = normal(seed, 3), normal(seed + 1, 3) if anchored else None
+    steps, toward = random_steps(seed, 3).float(), "shared" if anchored else "zero"
+    for lengths, weight in ((steps, 0.0), (steps * 0, 1.0)):
+        after = preconditioned_proximal(x, anchor, penalty_settings(kind, toward), GROUPS, lengths, weight)
+        assert torch.equal(as_bits(after), as_bits(x))
+
+
+@settings(deadline=None, max_examples=30)
+@given(inputs, st.sampled_from(KINDS), st.sampled_from([1e3, 1e15, 1e37, float("inf")]))
+def test_a_huge_weight_leaves_exactly_zero_or_exactly_the_anchor_in_a_metric(
+    seed: int, kind: Kind, huge: float
+) -> None:
+    x, anchor, steps = normal(seed, 3), normal(seed + 1, 3), random_steps(seed, 3, 0.5).float()
+    assume(x.abs().max() < 20 and (x - anchor).abs().max() < 20)
+    zeros, anchored = x.clone(), x.clone()
+    zeros[:, :12], anchored[:, :12] = 0.0, anchor[:, :12]
+    l1 = min(huge, 1e37)
+    toward_zero, toward_anchor = (penalty_settings(kind, toward, l1, l1) for toward in ("zero", "shared"))
+    assert torch.equal(preconditioned_proximal(x, None, toward_zero, GROUPS, steps, huge), zeros)
+    after = preconditioned_proximal(x, anchor, toward_anchor, GROUPS, steps, huge)
+    assert torch.equal(as_bits(after), as_bits(anchored))
+
+
+def test_nan_stays_nan_in_a_metric() -> None:
+    x, steps = normal(0, 2), random_steps(0, 2).float()
+    x[0, 1] = torch.nan
+    for kind in KINDS:
+        settings_ = penalty_settings(kind, l1=0.1, outer=0.1)
+        after = preconditioned_proximal(x, None, settings_, GROUPS, steps, 0.1)
+        assert after[0, 1].isnan()
+        assert torch.equal(after[1], preconditioned_proximal(x[1:], None, settings_, GROUPS, steps[1:], 0.1)[0])
 
 
 # Under Adam

@@ -10,19 +10,21 @@ import numpy as np
 import pytest
 import torch
 from sb3_contrib import TRPO
+from scipy import optimize
 from stable_baselines3.common.logger import Logger
 from torch import Tensor, nn
 
 from grpo_fed.policy.actor_critic import ActorCritic
 from grpo_fed.policy.distributions import Categorical
-from grpo_fed.policy.groups import cut_groups
+from grpo_fed.policy.groups import Groups, cut_groups
 from grpo_fed.rl.adam import Adam
 from grpo_fed.rl.advantages import LearningTargets
 from grpo_fed.rl.client_stack import ClientStack
 from grpo_fed.rl.minibatches import PackedBatch
+from grpo_fed.rl.penalty import penalty_value
 from grpo_fed.rl.records import Batch
 from grpo_fed.rl.trust_region import trust_budgets
-from grpo_fed.rl.update import scheduled, update_clients
+from grpo_fed.rl.update import clip_gradient, penalise_after_adam, scheduled, update_clients
 from grpo_fed.scenario.scenario import Scenario
 
 STEPS, COPIES, SIZE = 32, 4, 4
@@ -434,3 +436,87 @@ def test_schedules_go_from_one_to_zero() -> None:
     assert constant.flatten().tolist() == [1.0, 1.0, 1.0]
     assert linear.flatten().tolist() == [1.0, 0.5, 0.0]
     assert cosine.flatten().tolist() == pytest.approx([1.0, 0.5, 0.0])
+
+
+# The penalty under Adam
+
+
+CURVATURES = torch.tensor([[0.1, 1.0, 10.0]])
+
+
+def minimise(text: str, groups: Groups, curvatures: Tensor, limit: float | None = None, noise: float = 0.0) -> Tensor:
+    """Minimise sum_i c_i/2 (x_i - 1)^2 + penalty, c [K, P], by an update's own steps at rates from 0.01 down to 0."""
+    given = scenario(f"[objective]\nlearning_rate = 0.01\n[penalty]\n{text}")
+    parameters = torch.full_like(curvatures, 2.0)
+    stack = replace(
+        stack_of(given, len(curvatures)),
+        parameters=parameters,
+        anchor=torch.zeros_like(curvatures),
+        adam=Adam.start(*curvatures.shape, given.objective.adam_epsilon),
+        groups=groups,
+    )
+    generator = torch.Generator().manual_seed(0)
+    for step in range(4000):
+        gradient = curvatures * (parameters - 1)
+        gradient += noise * torch.randn(gradient.shape, generator=generator)
+        left = 1.0 if limit is None else clip_gradient(gradient, limit)
+        rate = stack.learning_rate * (1 - step / 4000)
+        stack.adam.step(parameters, gradient, rate)
+        penalise_after_adam(stack, stack.adam, rate, left, None)
+    return parameters
+
+
+def groups_of(ids: list[int], blocks: tuple[str, ...]) -> Groups:
+    sizes = torch.tensor(ids).bincount().float()
+    return Groups(tuple(f"g{group}" for group in range(len(sizes))), torch.tensor(ids), sizes, blocks)
+
+
+SINGLES = groups_of([0, 1, 2], ("a", "b", "c"))
+
+
+@pytest.mark.parametrize("toward", ["zero", "shared"])
+@pytest.mark.parametrize("limit", [None, 0.1], ids=["free", "clipped"])
+def test_the_penalty_reaches_the_minimum_of_its_objective_under_adam(toward: str, limit: float | None) -> None:
+    """c/2 (x - 1)^2 + 0.3 |x| has its minimum at max(0, 1 - 0.3 / c): 0, 0.7 and 0.97."""
+    found = minimise(f"toward = '{toward}'\nweight = 0.3", SINGLES, CURVATURES, limit)
+    assert found[0, 0] == 0.0
+    torch.testing.assert_close(found, torch.tensor([[0.0, 0.7, 0.97]]), rtol=0, atol=1e-3)
+
+
+def test_the_minimum_is_reached_from_noisy_minibatches_too() -> None:
+    found = minimise("toward = 'zero'\nweight = 0.3", SINGLES, CURVATURES.expand(8, 3), noise=0.3)
+    assert (found[:, 0] == 0).all()
+    torch.testing.assert_close(found.mean(0), torch.tensor([0.0, 0.7, 0.97]), rtol=0, atol=0.02)
+
+
+def test_the_decoupled_step_ignores_the_scale_of_the_loss() -> None:
+    """The same weight takes a loss and a loss 100 times as large to the same point, which is no minimum of either."""
+    text = "toward = 'zero'\nstep = 'decoupled'\nweight = 0.3"
+    small, large = (minimise(text, SINGLES, scale * CURVATURES) for scale in (1.0, 100.0))
+    torch.testing.assert_close(small, large, rtol=0, atol=1e-2)
+    assert (small[0] - torch.tensor([0.0, 0.7, 0.97])).abs().max() > 0.2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "weight = 0.3",
+        "kind = 'sparse-group'\nweight = 0.2\nl1 = 0.15",
+        "kind = 'nested'\nweight = 0.2\nouter = 0.15",
+    ],
+    ids=["group", "sparse-group", "nested"],
+)
+def test_every_kind_of_penalty_reaches_its_minimum_under_adam(text: str) -> None:
+    """Two groups of two in one block, curvatures from 0.1 to 10; the minimum from scipy."""
+    curvatures = torch.tensor([[0.1, 10.0, 1.0, 0.3]])
+    groups = groups_of([0, 0, 1, 1], ("a", "a"))
+    found = minimise(f"toward = 'zero'\n{text}", groups, curvatures)
+    settings = scenario(f"[penalty]\ntoward = 'zero'\n{text}").penalty
+
+    def objective(x: np.ndarray) -> float:
+        value = penalty_value(torch.from_numpy(x)[None], None, settings, groups, settings.weight)
+        return float(value) + float((curvatures[0].numpy() / 2 * (x - 1) ** 2).sum())
+
+    options = {"xatol": 1e-7, "fatol": 1e-12, "maxiter": 20_000, "maxfev": 20_000}
+    best = optimize.minimize(objective, found[0].double().numpy() + 0.1, method="Nelder-Mead", options=options)
+    np.testing.assert_allclose(found[0].numpy(), best.x, rtol=0, atol=2e-3)

@@ -151,6 +151,7 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "trust.line_search": ([*NATURAL, "trust.cg_damping=1e-3", "trust.target=1.0"], "false"),
     "trust.cg_iterations": (NATURAL, "1"),
     "trust.cg_damping": (NATURAL, "1.0"),
+    "penalty.step": (PENALTY, "decoupled"),
     "penalty.toward": (PENALTY, "zero"),
     "penalty.weight": (DEFAULT, "0.05"),
     "penalty.l1": (SPARSE, "0.01"),

@@ -10,7 +10,7 @@ from typing import Any
 from grpo_fed.aggregation.proximity import AcceptedBlock, AcceptedStep
 from grpo_fed.policy.shared import resolve_shared_blocks
 from grpo_fed.policy.shared_names import SharedNames
-from grpo_fed.runs.metrics import TRAINING_RETURN
+from grpo_fed.runs.metrics import PENALTY_NORM, PENALTY_ZEROS, TRAINING_RETURN
 from grpo_fed.runs.recorder import Recorder
 from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord
 from grpo_fed.scenario.scenario import Scenario
@@ -43,6 +43,8 @@ class SampleRun:
     failure: Callable[[int, int], Failure | None] = lambda round_, client: None
     kl: Callable[[int], float] = lambda round_: 0.01
     """KL of each block's step in a round; that of all together is twice as high."""
+    zeros: Callable[[int, int], float] | None = None
+    """Share of groups at zero under a penalty, which leaves half of it as the norm of each block; None without one."""
     budget: float = 0.02
     alpha: float = 0.5
     federated: bool = True
@@ -73,6 +75,9 @@ def write_run(folder: Path, scenario: Scenario, run: SampleRun = SampleRun()) ->
                 recorder.client_failed(round_, name, failure)
             elif run.federated or value is not None:
                 metrics = {} if value is None else {TRAINING_RETURN: value}
+                if run.zeros is not None:
+                    share = run.zeros(round_, k)
+                    metrics |= {PENALTY_ZEROS: share, **{f"{PENALTY_NORM}{block}": share / 2 for block in BLOCKS}}
                 clients.append(ClientRecord(name, task, 100, 4, metrics, score, **sharing))
         server = _server_record(run, round_, len(names)) if run.federated else None
         record = RoundRecord(round_, scenario.rounds, 2.0, 100 * round_ * len(names), clients, server)

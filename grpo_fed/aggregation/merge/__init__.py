@@ -9,6 +9,7 @@
     conflicts.py    the clients that a merge sets back, by the evidence
     persistence.py  `persistence`: clients leave groups in which they are in conflict, and come back
     clustering.py   `clusters`: clients in conflict share means of their own, block by block
+    zeros.py        groups that most clients have at zero, after any rule
     distances.py    distances of replies, group by group
     custom.py       a user's own rule, checked
     rules.py        binds a scenario's rule to its settings

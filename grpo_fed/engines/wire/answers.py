@@ -29,9 +29,11 @@ from grpo_fed.federation.messages import (
     Trained,
 )
 from grpo_fed.policy.shared import SharedBlocks
-from grpo_fed.runs.metrics import REPORTED
+from grpo_fed.runs.metrics import is_reported
 from grpo_fed.scenario.scenario import Scenario
 
+MOST_METRICS = 10_000
+"""Numbers that a client may report in an answer: names of blocks may be any."""
 MAX_DISTANCE = 100.0
 """The largest distance of a client's point from the shared blocks s, in units of 1 + ||s||."""
 
@@ -233,9 +235,11 @@ def _read_metrics(content: RecordDict) -> Mapping[str, float]:
     record = content["metrics"]
     if not isinstance(record, MetricRecord):
         raise InvalidMessageError(f"metrics is a {type(record).__name__}; it has to be a MetricRecord")
+    if len(record) > MOST_METRICS:
+        raise InvalidMessageError(f"metrics has {len(record)} numbers; at most {MOST_METRICS} are allowed")
     metrics: dict[str, float] = {}
     for name, value in record.items():
-        if name not in REPORTED:
+        if not is_reported(name):
             raise InvalidMessageError(f"metrics has {show(name)}, which clients may not report")
         if not (isinstance(value, float) and abs(value) <= LARGEST):
             raise InvalidMessageError(

@@ -2,6 +2,7 @@
 
     learning.py  returns by round
     sharing.py   departures from groups, and clusters of clients
+    sparsity.py  what a group penalty leaves
     stepping.py  the server's steps: KL against budgets, and the fractions that were taken
     cost.py      bytes and time
     write.py     draws all figures of a run and writes their files
