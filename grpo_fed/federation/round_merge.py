@@ -6,7 +6,6 @@ answers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import final
@@ -53,7 +52,11 @@ class MergeTarget:
     evidence: Evidence | None = None
     """With the rule `persistence`, the evidence up to this round."""
     rho: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """With the rule `persistence`, for every client that is compared with others: each block's greatest rho."""
+    """With the rule `persistence`, for every client that is compared with others: rho in each group, by its name."""
+    left: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """With the rule `persistence`, for every client that leaves groups now: these groups, with the rho that decided."""
+    returned: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """For every client that returns to groups now: these groups, with the gain that decided."""
 
 
 @final
@@ -66,8 +69,7 @@ class RoundMerge:
         self._groups = shared_blocks.groups
         self._rule = None if scenario.merge.rule == PERSISTENCE else bind_rule(scenario.merge)
         self._evidence = evidence
-        # The blocks of our network follow each other from input to output, unless the critic has a torso of its own.
-        self._ordered = scenario.policy.module is None and scenario.policy.torso == "shared"
+        self._ordered = has_ordered_blocks(scenario)
         self.weights: dict[str, float] = {}
         """Each client's weight, in the order of their names."""
         self._mean = StreamingMean()
@@ -104,13 +106,15 @@ class RoundMerge:
         if self._settings.rule in ("mean", "fisher"):
             point = self._mean.result() if self._settings.rule == "mean" else self._by_fisher.result()
             return MergeTarget(shared if point is None else point, self.weights, no_departures, self._fisher.result())
-        replies, evidence, rho = Replies.of(self._replies), self._evidence, {}
+        replies, evidence, rho, left = Replies.of(self._replies), self._evidence, {}, {}
         if self._rule is not None:
             merged = self._rule(replies, shared, self._groups)
         else:
             assert evidence is not None, "the rule persistence has evidence"
+            before = evidence.departed
             merged, evidence, by_group = persistence(replies, shared, self._groups, evidence, self._ordered)
-            rho = _rho_by_block(evidence, by_group, self._groups)
+            rho = _name_values(by_group, ~by_group.isnan(), evidence, self._groups)
+            left = _name_values(by_group, evidence.departed & ~before, evidence, self._groups)
         return MergeTarget(
             merged.point,
             self.weights,
@@ -121,7 +125,16 @@ class RoundMerge:
             merged.notes,
             evidence,
             rho,
+            left,
         )
+
+
+def has_ordered_blocks(scenario: Scenario) -> bool:
+    """Decide whether the shared blocks follow each other from input to output, so that consequences lag.
+
+    Those of our network do, unless the critic has a torso of its own.
+    """
+    return scenario.policy.module is None and scenario.policy.torso == "shared"
 
 
 def _tensor(array: np.ndarray) -> Tensor:
@@ -134,15 +147,13 @@ def _indices(chosen: Tensor) -> tuple[int, ...]:
     return tuple(chosen.nonzero().squeeze(1).tolist())
 
 
-def _rho_by_block(evidence: Evidence, by_group: Tensor, groups: Groups) -> dict[str, dict[str, float]]:
-    """The greatest rho of each block, for every client and block that is compared."""
-    found: dict[str, dict[str, float]] = {}
-    for client, rho in zip(evidence.clients, by_group.tolist(), strict=True):
-        for block, value in zip(groups.blocks, rho, strict=True):
-            if not math.isnan(value):
-                blocks = found.setdefault(client, {})
-                blocks[block] = max(value, blocks.get(block, value))
-    return found
+def _name_values(values: Tensor, chosen: Tensor, evidence: Evidence, groups: Groups) -> dict[str, dict[str, float]]:
+    """Name the chosen values by client and group. values: [K, G]; chosen: [K, G] bool."""
+    named: dict[str, dict[str, float]] = {}
+    places = chosen.nonzero()
+    for (row, group), value in zip(places.tolist(), values[chosen].tolist(), strict=True):
+        named.setdefault(evidence.clients[row], {})[groups.names[group]] = value
+    return named
 
 
 def _targets(merged: Merged) -> dict[str, Tensor]:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from grpo_fed.aggregation.merge.persistence import PAYS
 from grpo_fed.federation.messages import Trained
 from grpo_fed.federation.server import Aggregation
 from grpo_fed.federation.server_state import ServerState
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord
 from grpo_fed.scenario.scenario import Scenario
+
+MOST_RHO = 1000
+"""Clients x groups up to which a record has rho in every group. With more it has each block's greatest alone: otherwise
+1,000 clients and 200 groups would add megabytes to each line of `rounds.jsonl`."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,15 @@ def make_round_record(
         seconds=outcome.seconds,
         env_steps=env_steps + sum(reply.steps for reply in outcome.replies.values()),
         clients=[_client_record(name, entries[name], outcome, shared_blocks, state) for name in shared_blocks.clients],
-        server=ServerRecord(step, outcome.last_kl, traffic.up, traffic.down, traffic.total, notes),
+        server=ServerRecord(
+            step,
+            outcome.last_kl,
+            traffic.up,
+            traffic.down,
+            traffic.total,
+            notes,
+            rho_limit=PAYS if aggregation is not None and aggregation.rho else None,
+        ),
     )
 
 
@@ -74,6 +87,7 @@ def _client_record(
     client: str, entry: str, outcome: RoundOutcome, shared_blocks: SharedBlocks, state: ServerState
 ) -> ClientRecord:
     reply, aggregation = outcome.replies.get(client), outcome.aggregation
+    rho = {} if aggregation is None else aggregation.rho.get(client, {})
     return ClientRecord(
         client=client,
         task=entry,
@@ -84,9 +98,27 @@ def _client_record(
         kl=None if aggregation is None else aggregation.step.kl.get(client),
         departed=name_groups(shared_blocks, state.departed.get(client, ())),
         clusters=name_clusters(shared_blocks, state.clusters.get(client)),
-        rho={} if aggregation is None else dict(aggregation.rho.get(client, {})),
+        rho=_greatest_by_block(rho, shared_blocks),
+        rho_by_group=dict(rho) if _has_rho_by_group(shared_blocks) else {},
+        left={} if aggregation is None else dict(aggregation.left.get(client, {})),
+        returned={} if aggregation is None else dict(aggregation.returned.get(client, {})),
         failure=outcome.failures.get(client),
     )
+
+
+def _has_rho_by_group(shared_blocks: SharedBlocks) -> bool:
+    """Decide whether records have rho in every group: not if the groups are the blocks, or if there are too many."""
+    groups = shared_blocks.groups.names
+    return groups != shared_blocks.groups.as_blocks.names and len(groups) * len(shared_blocks.clients) <= MOST_RHO
+
+
+def _greatest_by_block(rho: Mapping[str, float], shared_blocks: SharedBlocks) -> dict[str, float]:
+    """Find the greatest rho of each block's groups, for the blocks that have one."""
+    groups, greatest = shared_blocks.groups, dict[str, float]()
+    for group, block in zip(groups.names, groups.blocks, strict=True):
+        if group in rho:
+            greatest[block] = max(rho[group], greatest.get(block, rho[group]))
+    return greatest
 
 
 def name_groups(shared_blocks: SharedBlocks, groups: Sequence[int]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ It knows no rounds and no transport, so rounds that wait for all clients and oth
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias, final
 
 import numpy as np
@@ -34,9 +34,13 @@ class Aggregation:
     """What a merge came to."""
 
     step: ServerStep
-    rho: Mapping[str, Mapping[str, float]]
-    """With the rule `persistence`, for every client that is compared with others: each block's greatest rho."""
-    notes: tuple[str, ...]
+    rho: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """With the rule `persistence`, for every client that is compared with others: rho in each group, by its name."""
+    left: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """With the rule `persistence`, for every client that left groups: these groups, with the rho that decided."""
+    returned: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """For every client that returned to groups: these groups, with the gain that decided."""
+    notes: tuple[str, ...] = ()
     """Messages for a person."""
 
 
@@ -71,7 +75,7 @@ class Server:
         step = self._choose_step(target, measure)
         self._move(target, step.accepted.alphas)
         state.last_step = step.accepted
-        return Aggregation(step, target.rho, target.notes)
+        return Aggregation(step, target.rho, target.left, target.returned, target.notes)
 
     def skip_merge(self) -> None:
         """Leave the shared blocks as they are, since too few clients answered."""

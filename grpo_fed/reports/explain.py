@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
+from grpo_fed.aggregation.merge.persistence import CUT, MIN_ROUNDS, PAYS, UPSTREAM, rounds_of_evidence
 from grpo_fed.aggregation.merge.rules import check_rule
+from grpo_fed.federation.round_merge import has_ordered_blocks
 from grpo_fed.federation.server_step import block_budgets
 from grpo_fed.federation.setup import FederationSetup
 from grpo_fed.policy.make import make_policy
@@ -221,16 +224,14 @@ def _explain_merge(scenario: Scenario, shared: SharedBlocks) -> Iterator[str]:
         return
     if merge.rule == "huber":
         yield from _explain_departures(merge)
+    elif merge.rule == "persistence":
+        yield from _explain_persistence(scenario, shared)
     elif is_import_path(merge.rule):
         kwargs = f" with {short_toml(merge.kwargs)}" if merge.kwargs else ""
         yield f"The shared blocks are merged by your own rule, {merge.rule}{kwargs}."
     else:
         yield {
             "mean": "The server takes the mean of the clients' parameters; no client departs from a group.",
-            "persistence": "The server takes the mean of the clients' parameters, each update cut to twice the median"
-            " norm. A client leaves a parameter group when its deviation from the others agrees with itself from round"
-            " to round by more than its noise (rho > 1/2) and opposes theirs, in round 4 at the earliest. It does not"
-            " come back.",
             "fisher": "The server takes the mean of the clients' parameters, each weighted by its Fisher information.",
             "median": "The server takes the median of the clients, parameter by parameter.",
             "trimmed-mean": "The server takes the mean of the clients, parameter by parameter, without"
@@ -266,6 +267,51 @@ def _explain_departures(merge: MergeSettings) -> Iterator[str]:
             else "the solution of the group lasso, on which departed clients have a bounded pull."
         )
     yield from _explain_thresholds(merge)
+
+
+def _explain_persistence(scenario: Scenario, shared: SharedBlocks) -> Iterator[str]:
+    """Explain what the rule `persistence` compares, from which round on a client may leave, and which groups."""
+    groups = shared.groups
+    yield (
+        "The server takes the mean of the clients' parameters in each group, over the clients that share it; an update"
+        f" longer than {CUT:g} times the median is shortened to that."
+    )
+    yield (
+        "It compares the directions of the updates, (theta - s) / ||theta - s||, in each group and over all rounds: rho"
+        " is the part of a client's deviation from the others that repeats from round to round, 0 by chance and 1 if it"
+        f" is always the same. A client leaves a group if rho > {_fraction(PAYS)} and its updates oppose the others'."
+    )
+    first = {
+        name: rounds_of_evidence(int(size)) for name, size in zip(groups.names, groups.sizes.tolist(), strict=True)
+    }
+    soonest = min(first.values())
+    if scenario.rounds < soonest:
+        yield f"No client can leave in {format_count(scenario.rounds, 'round')}: the evidence takes {soonest} rounds."
+        return
+    later = [f"{name} {rounds}" for name, rounds in first.items() if rounds > soonest]
+    small = f"; smaller groups take more: {_list(later)}" if later else ""
+    yield (
+        f"A client may leave from round {soonest} on, when it has taken part in {soonest} rounds{small}. With each"
+        " departure the evidence about it begins again and takes twice as many rounds,"
+        f" {2 * MIN_ROUNDS} after the first."
+    )
+    blocks = groups.as_blocks.names
+    if len(blocks) == 1:
+        yield f"In {blocks[0]} it leaves all groups at once in which both hold."
+    elif has_ordered_blocks(scenario):
+        yield (
+            f"The blocks have an order: {_list(blocks)}. A client for which both hold in several blocks leaves only the"
+            f" first whose rho is at least {_fraction(UPSTREAM)} of its greatest, since consequences come later."
+        )
+    else:
+        why = "the policy is a module" if scenario.policy.module is not None else "the critic has a torso of its own"
+        yield f"The blocks have no order, since {why}: a client leaves all groups at once in which both hold."
+    yield "It does not come back."
+
+
+def _fraction(value: float) -> str:
+    """Write a simple fraction as such: `2/3`."""
+    return str(Fraction(value).limit_denominator(10))
 
 
 def _explain_thresholds(merge: MergeSettings) -> Iterator[str]:

@@ -18,6 +18,8 @@ EVALUATION_RETURN, SCORE_IQM, SCORE_MIN = "eval/episodic_return", "eval/score_iq
 ROUND_SECONDS, ENV_STEPS = "time/round_s", "global_step"
 CLIENTS_OK, CLIENTS_FAILED, DEPARTED_GROUPS = "fed/clients_ok", "fed/clients_failed", "fed/personal_groups"
 MB_UP, MB_DOWN, MB_TOTAL = "comm/MB_up", "comm/MB_down", "comm/MB_total"
+RHO_LIMIT = "fed/rho_limit"
+RHO_BY_GROUP, LEFT, RETURNED = "rho_by_group", "left", "returned"
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,10 @@ TABLE = (
     Metric("wanted/", "KL that the step would have if it went all the way to the merge."),
     Metric(
         "rho/",
-        "How much a client's deviation from the others agrees with itself over rounds; above 1/2 it pays to leave"
-        " where it opposes theirs.",
+        "How much a client's deviation from the others agrees with itself over rounds: the greatest of the block's"
+        " groups, and for the whole the greatest of the clients that are compared.",
     ),
+    Metric(RHO_LIMIT, "The rho above which a client leaves a group if its deviation opposes the others."),
     Metric("clusters/", "How many clusters of clients the block is merged in."),
     Metric("cluster/", "The cluster that the client's block is merged in; 0 is the one with the greatest weight."),
 )
@@ -84,8 +87,9 @@ METRICS: Mapping[str, Metric] = {metric.key: metric for metric in TABLE}
 REPORTED = frozenset(metric.key for metric in TABLE if metric.reported)
 """Keys that a client may report about itself."""
 
-TEXTS = frozenset({"clients", "notes", "personal_groups", "failure"})
-"""Keys of a line whose values are not numbers."""
+TEXTS = frozenset({"clients", "notes", "personal_groups", "failure", RHO_BY_GROUP, LEFT, RETURNED})
+"""Keys of a line whose values are not numbers. The last three are tables of a client by group: rho, and the groups that
+it left or returned to in the round, with the rho or the gain that decided."""
 
 _VALID = re.compile(r"[\w./ -]{1,250}", re.ASCII)
 

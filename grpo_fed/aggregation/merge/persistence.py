@@ -150,6 +150,14 @@ def _average_weight(replies: Replies) -> float:
 # Conflicts -----------------------------------------------------------------------------------------------------------
 
 
+def rounds_of_evidence(parameters: int) -> int:
+    """Compute how many rounds a client takes part in before it may leave a group of so many parameters."""
+    rounds = MIN_ROUNDS
+    while rounds * (rounds - 1) * parameters < PRODUCTS:
+        rounds += 1
+    return rounds
+
+
 def find_conflicts(
     evidence: Evidence, groups: Groups, weights: Tensor, candidates: Tensor, ordered: bool
 ) -> tuple[Tensor, Mapping[int, Tensor]]:
@@ -184,7 +192,7 @@ def find_conflicts(
         comparison = _Comparison(between[group], within[group], weights, is_compared[:, group])
         strength[:, group] = _set_aside(comparison, accused & may_leave[:, group], including_itself=False)
     conflict = ~strength.isnan()
-    return rho, {
+    return torch.where(conflict, strength, rho), {
         int(client): _blame(conflict[client], strength[client], groups, ordered)
         for client in conflict.any(1).nonzero().squeeze(1)
     }
