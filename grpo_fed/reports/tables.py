@@ -109,22 +109,27 @@ def progress_table(
     return Group(_lowest_note(len(clients)), table, _quantiles_table(columns))
 
 
-def results_table(result: Result) -> RenderableType:
-    """Make the table of a run that has ended: every client's return before and after."""
+def results_table(result: Result, narrow: bool = False) -> RenderableType:
+    """Make the table of a run that has ended: every client's return before and after, and what it departed from.
+
+    With the merge rule `persistence` it has the round of each departure and the rho that decided. narrow: leave out the
+    column `best`.
+    """
     clients = result.clients
     shown = _shown_clients({name: client.latest for name, client in clients.items()}, MAX_ROWS)
     federated = any(client.personal_groups or client.clusters for client in clients.values())
     has_evidence = any(client.departures for client in clients.values())
-    table = make_table("client", "before", "after", "sampled", "best", *(() if federated else ("episodes", "steps")))
+    numbers = ("before", "after", "sampled", *(() if narrow else ("best",)))
+    table = make_table("client", *numbers, *(() if federated else ("episodes", "steps")))
     if federated:
         table.add_column(_difference_head(clients.values()), justify="left", overflow="fold")
     if has_evidence:
-        table.add_column("since", justify="left", no_wrap=True)
+        table.add_column("round", justify="right", no_wrap=True)
         table.add_column("rho", justify="right", no_wrap=True)
     for name in shown:
         client = clients[name]
         cells: list[RenderableType] = [format_return(client.before), _after_cell(client)]
-        cells += [format_return(client.sampled), format_return(client.best)]
+        cells += [format_return(client.sampled), *([] if narrow else [format_return(client.best)])]
         if has_evidence:
             _add_departures(table, name, cells, client)
             continue
@@ -178,10 +183,10 @@ def _add_departures(table: Table, name: str, cells: Sequence[RenderableType], cl
         table.add_row(name, *cells, "", "", "")
     for index, departed in enumerate(together):
         groups = Text(_short_groups(departed.groups), style="yellow")
-        since = "" if departed.round is None else f"round {departed.round}"
+        round = "" if departed.round is None else f"{departed.round}"
         rho = "" if departed.round is None else f"{departed.lowest:.2f}"
-        rho = rho if len(departed.groups) == 1 or not rho else f"≥ {rho}"
-        table.add_row(*((name, *cells) if index == 0 else [""] * (1 + len(cells))), groups, since, rho)
+        rho = rho if len(departed.groups) == 1 or not rho else f"≥{rho}"
+        table.add_row(*((name, *cells) if index == 0 else [""] * (1 + len(cells))), groups, round, rho)
 
 
 def _short_groups(groups: Sequence[str]) -> str:

@@ -16,7 +16,6 @@ from grpo_fed.reports.charts import (
     line_colour,
     line_dashes,
     make_drawing,
-    marker_style,
     panel_grid,
     set_round_axis,
 )
@@ -33,7 +32,7 @@ LOWEST, HIGH = -0.5, 1.05
 """The widest range of rho that is shown; by chance it may be far below 0, which says no more than 0 does."""
 MAX_BANDS = 3
 """How many entries have bands of their own, where clients are too many for lines."""
-MAX_NAMED = 4
+MAX_NAMED = 2
 """How many rounds of departures have the clients' names beside their marks; more would cover the lines."""
 NAME_GAP = 0.11
 """Distance in rho between two names."""
@@ -129,7 +128,7 @@ def _paint_block(axes: Axes, history: History, block: str, rho: np.ndarray, kind
         alpha = 1.0 if len(history.clients) <= MAX_LABELS else 0.5
         for k, kind in enumerate(kinds.of_client):
             style: dict[str, Any] = {"color": line_colour(kind), "linestyle": line_dashes(kind)}
-            style |= marker_style(len(rounds)) | {"alpha": alpha, "linewidth": 1.3}
+            style |= {"alpha": alpha, "linewidth": 1.3}
             axes.plot(rounds, rho[:, k], **style)  # NaN breaks the line where evidence begins again
             single = _is_single(rho[:, k])
             axes.plot(rounds[single], rho[single, k], "_", color=line_colour(kind), markersize=6, alpha=alpha)
@@ -153,7 +152,7 @@ def _paint_bands(axes: Axes, rounds: np.ndarray, rho: np.ndarray, kinds: _Kinds)
         lowest, low, median, high, highest = quantiles
         axes.fill_between(rounds, lowest, highest, color=line_colour(kind), alpha=0.18, linewidth=0)
         axes.fill_between(rounds, low, high, color=line_colour(kind), alpha=0.28, linewidth=0)
-        axes.plot(rounds, median, color=line_colour(kind), linewidth=1.3, **marker_style(len(rounds)))
+        axes.plot(rounds, median, color=line_colour(kind), linewidth=1.3)
 
 
 def _paint_moves(axes: Axes, history: History, block: str, rho: np.ndarray, kinds: _Kinds) -> None:
@@ -200,6 +199,8 @@ def _name_departures(axes: Axes, history: History, left: dict[int, dict[int, flo
             ha="right" if right else "left",
             va="center",
             size=8,
+            bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 0.8},
+            zorder=4,
             color=line_colour(colours.pop()) if len(colours) == 1 and kinds.labels else INK,
         )
 
