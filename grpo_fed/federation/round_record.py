@@ -8,12 +8,20 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from grpo_fed.aggregation.merge.conflicts import PAYS
+from grpo_fed.aggregation.merge.persistence import Findings
 from grpo_fed.federation.messages import Trained
 from grpo_fed.federation.server import Aggregation
 from grpo_fed.federation.server_state import ServerState
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord
 from grpo_fed.scenario.scenario import Scenario
+
+SEEN = ("own", "shared", "error", "learned", "episodes")
+"""What a record has of a client's comparison."""
+MOST_RHO = 1000
+"""Clients x groups up to which a record has rho in every group. With more it has each block's greatest alone: otherwise
+1,000 clients and 200 groups would add megabytes to each line of `rounds.jsonl`."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,15 @@ def make_round_record(
         seconds=outcome.seconds,
         env_steps=env_steps + sum(reply.steps for reply in outcome.replies.values()),
         clients=[_client_record(name, entries[name], outcome, shared_blocks, state) for name in shared_blocks.clients],
-        server=ServerRecord(step, outcome.last_kl, traffic.up, traffic.down, traffic.total, notes),
+        server=ServerRecord(
+            step,
+            outcome.last_kl,
+            traffic.up,
+            traffic.down,
+            traffic.total,
+            notes,
+            rho_limit=PAYS if aggregation is not None and aggregation.findings.rho else None,
+        ),
     )
 
 
@@ -77,6 +93,11 @@ def _client_record(
     client: str, entry: str, outcome: RoundOutcome, shared_blocks: SharedBlocks, state: ServerState
 ) -> ClientRecord:
     reply, aggregation = outcome.replies.get(client), outcome.aggregation
+    findings = Findings() if aggregation is None else aggregation.findings
+    rho = _named_rho(findings.rho.get(client), shared_blocks)
+    comparison = None if reply is None else reply.comparison
+    gain = 0.0 if comparison is None else comparison.shared - comparison.own
+    seen = {} if comparison is None else {name: getattr(comparison, name) for name in SEEN}
     return ClientRecord(
         client=client,
         task=entry,
@@ -87,17 +108,41 @@ def _client_record(
         kl=None if aggregation is None else aggregation.step.kl.get(client),
         departed=name_groups(shared_blocks, state.departed.get(client, ())),
         clusters=name_clusters(shared_blocks, state.clusters.get(client)),
-        rho={} if aggregation is None else _greatest_by_block(aggregation.findings.rho.get(client), shared_blocks),
+        rho=_greatest_by_block(rho, shared_blocks),
+        rho_by_group=rho if _has_rho_by_group(shared_blocks) else {},
+        left=_name_values(findings.left.get(client, {}), shared_blocks),
+        returned=_name_values(dict.fromkeys(findings.returned.get(client, ()), gain), shared_blocks),
+        stayed=_name_values(findings.stayed.get(client, {}), shared_blocks),
+        comparison=seen,
         failure=outcome.failures.get(client),
     )
 
 
-def _greatest_by_block(rho: Tensor | None, shared_blocks: SharedBlocks) -> dict[str, float]:
-    """The greatest rho of each block's groups, of rho [G]; only blocks that are compared."""
-    greatest: dict[str, float] = {}
-    for block, value in zip(shared_blocks.groups.blocks, [] if rho is None else rho.tolist(), strict=rho is not None):
-        if not math.isnan(value):
-            greatest[block] = max(value, greatest.get(block, value))
+def _named_rho(rho: Tensor | None, shared_blocks: SharedBlocks) -> dict[str, float]:
+    """Name rho [G] by group, without NaN."""
+    if rho is None:
+        return {}
+    names = shared_blocks.groups.names
+    return {name: value for name, value in zip(names, rho.tolist(), strict=True) if not math.isnan(value)}
+
+
+def _name_values(values: Mapping[int, float], shared_blocks: SharedBlocks) -> dict[str, float]:
+    """Name the groups of some values."""
+    return {shared_blocks.groups.names[group]: value for group, value in values.items()}
+
+
+def _has_rho_by_group(shared_blocks: SharedBlocks) -> bool:
+    """Decide whether records have rho in every group: not if the groups are the blocks, or if there are too many."""
+    groups = shared_blocks.groups.names
+    return groups != shared_blocks.groups.as_blocks.names and len(groups) * len(shared_blocks.clients) <= MOST_RHO
+
+
+def _greatest_by_block(rho: Mapping[str, float], shared_blocks: SharedBlocks) -> dict[str, float]:
+    """Find the greatest rho of each block's groups, for the blocks that have one."""
+    groups, greatest = shared_blocks.groups, dict[str, float]()
+    for group, block in zip(groups.names, groups.blocks, strict=True):
+        if group in rho:
+            greatest[block] = max(rho[group], greatest.get(block, rho[group]))
     return greatest
 
 

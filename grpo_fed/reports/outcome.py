@@ -18,7 +18,9 @@ MAX_ROUNDS = 8
 def print_outcome(console: Console, result: Result) -> None:
     """Print a table of the clients, the result in a line, a warning for each missing client, and the next command."""
     if any(client.latest is not None or client.before is not None for client in result.clients.values()):
-        console.print(results_table(result))
+        table = results_table(result)
+        is_too_wide = console.measure(table, options=console.options.update(max_width=1000)).minimum > console.width
+        console.print(results_table(result, narrow=True) if is_too_wide else table)
     print_line(console, result_line(result), "bold")
     for line in missing_lines(result):
         console.print(Text.assemble(("warning: ", "bold red"), (line, "yellow")), soft_wrap=True)

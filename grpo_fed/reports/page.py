@@ -23,8 +23,8 @@ from grpo_fed.runs.history import History, read_history
 
 PAGE = "report.html"
 """The page's name in a run's folder."""
-TOP_FIGURES = ("learning", "groups")
-"""Figures above the tables: how clients learned, and what they share."""
+TOP_FIGURES = ("learning", "groups", "evidence")
+"""Figures above the tables: how clients learned, what they share, and why."""
 
 
 def write_page(folder: str | Path, out: str | Path | None = None) -> Path:

@@ -13,6 +13,7 @@ import numpy as np
 from grpo_fed.reports.figures.cost import run_traffic
 from grpo_fed.reports.formatting import draw_curve, format_count, format_megabytes, format_return, format_small
 from grpo_fed.reports.tables import LOWEST_ROWS, MAX_ROWS, QUANTILES
+from grpo_fed.runs.departures import by_round
 from grpo_fed.runs.history import History, MissedRound
 from grpo_fed.runs.records import list_differences
 
@@ -81,7 +82,7 @@ def _clients(history: History) -> Section:
         cells = [clients[k], *(format_return(value) for value in returns), draw_curve(known.tolist(), CURVE_WIDTH)]
         if history.federated:
             missed = len({failure.round for failure in history.missing.get(clients[k], ())})
-            cells += [_short_names(_differences(history, k)) or "none", f"{missed:,}" if missed else "none"]
+            cells += [_describe_differences(history, k) or "none", f"{missed:,}" if missed else "none"]
         rows.append(tuple(cells))
     table = Table(tuple(head), tuple(rows), ("by round", differences_head))
     if len(shown) == len(clients):
@@ -100,12 +101,18 @@ def _quantiles(history: History) -> Table:
     return Table(("quantile", "before", "after", "training"), tuple(rows))
 
 
-def _differences(history: History, client: int) -> list[str]:
-    """List the groups that a client has departed from, and the blocks that it shares in a smaller cluster."""
+def _describe_differences(history: History, client: int) -> str:
+    """Name the groups that a client has departed from, since when and with which rho if that is known, or the blocks
+    that it shares in a smaller cluster.
+    """
+    name = history.clients[client]
+    if history.departures[name]:
+        together = by_round(history.personal[name], history.departures[name])
+        return "; ".join(f"{_short_names(departed.groups)} {departed.since}".strip() for departed in together)
     last = history.clusters[-1, client]
     known = np.flatnonzero(np.isfinite(last))
     clusters = {history.clustered[index]: int(last[index]) for index in known}
-    return list_differences(history.personal[history.clients[client]], clusters)
+    return _short_names(list_differences(history.personal[name], clusters))
 
 
 # What clients share ---------------------------------------------------------------------------------------------------
@@ -125,8 +132,10 @@ def _sharing(history: History) -> Section:
         return Section(title, (text,), tuple(_cluster_points(history)))
     if not history.departed[-1].any():
         end = "At the end no" if history.departed.any() else "No"
-        return Section(title, (text, f"{end} client has departed from any of their groups."))
-    return Section(title, (text,), tuple(_departure_points(history, blocks)))
+        return Section(
+            title, (text, f"{end} client has departed from any of their groups."), tuple(_return_points(history))
+        )
+    return Section(title, (text,), (*_departure_points(history, blocks), *_return_points(history)))
 
 
 def _departure_points(history: History, blocks: Sequence[str]) -> Iterator[str]:
@@ -141,10 +150,32 @@ def _departure_points(history: History, blocks: Sequence[str]) -> Iterator[str]:
         who = f"{_describe_clients(history, clients)} {'has' if len(clients) == 1 else 'have'} departed"
         if len(groups) == 1:
             since = f"{'all ' if len(clients) > 1 else ''}since round {_first_round(history, clients, groups[0])}"
-            yield f"`{block}`: {who} ({since})."
+            yield f"`{block}`: {who} ({since}{_describe_rho(history, clients, groups)})."
         else:
             count = int(departed[:, groups].any(axis=0).sum())
-            yield f"`{block}`: {who} from {count:,} of its {len(groups):,} groups."
+            rho = _describe_rho(history, clients, groups)
+            yield f"`{block}`: {who} from {count:,} of its {len(groups):,} groups{rho}."
+
+
+def _describe_rho(history: History, clients: Sequence[int], groups: Sequence[int]) -> str:
+    """Write `, rho 0.81 to 0.97` of these clients' departures from these groups; empty with other rules."""
+    names = tuple(history.block_of_group)
+    departures = [history.departures[history.clients[k]].get(names[group]) for k in clients for group in groups]
+    rho = [departure.rho for departure in departures if departure is not None]
+    if not rho:
+        return ""
+    low, high = f"{min(rho):.2f}", f"{max(rho):.2f}"
+    return f", rho {low if low == high else f'{low} to {high}'}"
+
+
+def _return_points(history: History) -> Iterator[str]:
+    """Say which clients returned to groups that they had left by the rule `persistence`, and when."""
+    returns: dict[tuple[int, int], list[str]] = {}
+    for move in history.moves:
+        if not move.left:
+            returns.setdefault((move.round, move.client), []).append(move.group)
+    for (round, client), groups in list(returns.items())[:MAX_ROWS]:
+        yield f"`{history.clients[client]}` returned to {_short_names(groups)} in round {round}."
 
 
 def _first_round(history: History, clients: Sequence[int], group: int) -> int:

@@ -14,11 +14,13 @@ from rich.text import Text
 from grpo_fed.reports.formatting import (
     CURVE_WIDTH,
     draw_curve,
+    format_count,
     format_names,
     format_return,
     format_small,
     is_finite,
 )
+from grpo_fed.runs.departures import by_round
 from grpo_fed.runs.records import list_differences
 from grpo_fed.runs.results import ClientResult, Result
 
@@ -26,6 +28,8 @@ MAX_ROWS = 20
 """Of more clients a table shows those with the lowest returns, and quantiles of all."""
 LOWEST_ROWS = 5
 """How many clients with the lowest returns such a table shows."""
+MAX_LETTERS = 24
+"""Characters of the names of several groups in a cell; the summary names them all."""
 QUANTILES = {"highest": 1.0, "75 %": 0.75, "median": 0.5, "25 %": 0.25, "lowest": 0.0}
 
 
@@ -105,20 +109,30 @@ def progress_table(
     return Group(_lowest_note(len(clients)), table, _quantiles_table(columns))
 
 
-def results_table(result: Result) -> RenderableType:
-    """Make the table of a run that has ended: every client's return before and after."""
+def results_table(result: Result, narrow: bool = False) -> RenderableType:
+    """Make the table of a run that has ended: every client's return before and after, and what it departed from.
+
+    With the merge rule `persistence` it has the round of each departure and the rho that decided. narrow: leave out the
+    column `best`.
+    """
     clients = result.clients
     shown = _shown_clients({name: client.latest for name, client in clients.items()}, MAX_ROWS)
     federated = any(client.personal_groups or client.clusters for client in clients.values())
-    table = make_table(
-        "client", "before", "after", "sampled", "best round", *(() if federated else ("episodes", "steps"))
-    )
+    has_evidence = any(client.departures for client in clients.values())
+    numbers = ("before", "after", "sampled", *(() if narrow else ("best",)))
+    table = make_table("client", *numbers, *(() if federated else ("episodes", "steps")))
     if federated:
         table.add_column(_difference_head(clients.values()), justify="left", overflow="fold")
+    if has_evidence:
+        table.add_column("round", justify="right", no_wrap=True)
+        table.add_column("rho", justify="right", no_wrap=True)
     for name in shown:
         client = clients[name]
         cells: list[RenderableType] = [format_return(client.before), _after_cell(client)]
-        cells += [format_return(client.sampled), format_return(client.best)]
+        cells += [format_return(client.sampled), *([] if narrow else [format_return(client.best)])]
+        if has_evidence:
+            _add_departures(table, name, cells, client)
+            continue
         if federated:
             differences = list_differences(client.personal_groups, client.clusters)
             cells.append(Text(format_names(differences), style="yellow"))
@@ -131,7 +145,7 @@ def results_table(result: Result) -> RenderableType:
         _Column("before", [client.before for client in clients.values()]),
         _Column("after", [client.after for client in clients.values()]),
         _Column("sampled", [client.sampled for client in clients.values()]),
-        _Column("best round", [client.best for client in clients.values()]),
+        _Column("best", [client.best for client in clients.values()]),
     ]
     return Group(_lowest_note(len(clients)), table, _quantiles_table(columns))
 
@@ -160,6 +174,25 @@ def _shown_clients(returns: Mapping[str, float | None], max_rows: int) -> list[s
 def _difference_head(clients: Iterable[ClientProgress | ClientResult]) -> str:
     """Name the column that says where clients differ from most others."""
     return "cluster" if any(client.clusters for client in clients) else "departed"
+
+
+def _add_departures(table: Table, name: str, cells: Sequence[RenderableType], client: ClientResult) -> None:
+    """Add a client's row, and a row for each further round in which it left groups: groups, round, lowest rho."""
+    together = by_round(client.personal_groups, client.departures)
+    if not together:
+        table.add_row(name, *cells, "", "", "")
+    for index, departed in enumerate(together):
+        groups = Text(_short_groups(departed.groups), style="yellow")
+        round = "" if departed.round is None else f"{departed.round}"
+        rho = "" if departed.round is None else f"{departed.lowest:.2f}"
+        rho = rho if len(departed.groups) == 1 or not rho else f"≥{rho}"
+        table.add_row(*((name, *cells) if index == 0 else [""] * (1 + len(cells))), groups, round, rho)
+
+
+def _short_groups(groups: Sequence[str]) -> str:
+    """Name groups, or count several whose names would fill many lines of a narrow column."""
+    names = format_names(groups)
+    return names if len(groups) == 1 or len(names) <= MAX_LETTERS else format_count(len(groups), "group")
 
 
 def _difference_cell(client: ClientProgress) -> Text:

@@ -2,6 +2,7 @@
 
     metrics.py        every metric's name
     records.py        RoundRecord: what happened in a round, and its line in rounds.jsonl
+    departures.py     since when a client has left a parameter group, and on which evidence
     results.py        Result: results.json
     folder.py         the run's folder: its names, and whether it may be used
     recorder.py       writes all of it while a run goes on

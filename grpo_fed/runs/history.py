@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from grpo_fed.runs.departures import Departure, note_departures
 from grpo_fed.runs.folder import ROUNDS, read_scenario, read_shared_names
-from grpo_fed.runs.metrics import CLIENTS_OK, TEXTS, TRAINING_EPISODES, TRAINING_RETURN
+from grpo_fed.runs.metrics import CLIENTS_OK, LEFT, RETURNED, TEXTS, TRAINING_EPISODES, TRAINING_RETURN
 from grpo_fed.runs.results import read_results
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml.text import short_toml
@@ -31,6 +32,22 @@ class MissedRound:
     """The kind of failure, as in `records.Failure`."""
     reason: str
     """The reason in words; empty if the run has not finished."""
+
+
+@dataclass(frozen=True)
+class GroupMove:
+    """Describes that a client left a parameter group or returned to it."""
+
+    round: int
+    """The round's number."""
+    client: int
+    """The client's index in `History.clients`."""
+    group: str
+    """The group's name."""
+    left: bool
+    """Whether it left; otherwise it returned."""
+    evidence: float
+    """The rho for which it left, or the gain for which it returned."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +150,36 @@ class History:
                     departed[row, k] = False
                     departed[row, k, [columns[group] for group in _groups(line["clients"][name])]] = True
         return departed
+
+    @cached_property
+    def compared(self) -> tuple[str, ...]:
+        """The blocks in which the rule `persistence` has compared clients, from input to output."""
+        keys = dict.fromkeys(key for line in self.lines for key in line if key.startswith("rho/"))
+        blocks = {key.removeprefix("rho/") for key in keys}
+        order = [block for block in dict.fromkeys(self.block_of_group.values()) if block in blocks]
+        return (*order, *sorted(blocks - set(order)))
+
+    @cached_property
+    def moves(self) -> tuple[GroupMove, ...]:
+        """The departures of the rule `persistence` and the returns from them, in the order of the rounds."""
+        columns = {name: column for column, name in enumerate(self.clients)}
+        return tuple(
+            GroupMove(line["round"], columns[name], group, kind == LEFT, _number(evidence))
+            for line in self.lines
+            for name, client in line["clients"].items()
+            if name in columns
+            for kind in (RETURNED, LEFT)
+            for group, evidence in client.get(kind, {}).items()
+        )
+
+    @cached_property
+    def departures(self) -> Mapping[str, Mapping[str, Departure]]:
+        """For each client, when and why it left the groups that it does not share at the end."""
+        departures: dict[str, dict[str, Departure]] = {name: {} for name in self.clients}
+        for move in self.moves:
+            left, returned = ({move.group: move.evidence}, ()) if move.left else ({}, (move.group,))
+            note_departures(departures[self.clients[move.client]], move.round, left, returned)
+        return departures
 
     @cached_property
     def clusters(self) -> np.ndarray:

@@ -19,6 +19,10 @@ ROUND_SECONDS, ENV_STEPS = "time/round_s", "global_step"
 CLIENTS_OK, CLIENTS_FAILED, DEPARTED_GROUPS = "fed/clients_ok", "fed/clients_failed", "fed/personal_groups"
 PENALTY_VALUE, PENALTY_ZEROS, PENALTY_NORM = "penalty/value", "penalty/zeros", "penalty_norm/"
 MB_UP, MB_DOWN, MB_TOTAL = "comm/MB_up", "comm/MB_down", "comm/MB_total"
+RHO_LIMIT = "fed/rho_limit"
+COMPARISON_EPISODES = "fed/comparison_episodes"
+RHO_BY_GROUP, LEFT, RETURNED, STAYED = "rho_by_group", "left", "returned", "stayed"
+COMPARISON = "comparison"
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,13 @@ TABLE = (
     Metric("wanted/", "KL that the step would have if it went all the way to the merge."),
     Metric(
         "rho/",
-        "How much a client's deviation from the others agrees with itself over rounds; above 1/2 it pays to leave"
-        " where it opposes theirs.",
+        "How much a client's deviation from the others agrees with itself over rounds: the greatest of the block's"
+        " groups, and for the whole the greatest of the clients that are compared.",
+    ),
+    Metric(RHO_LIMIT, "The rho above which a client leaves a group if its deviation opposes the others."),
+    Metric(
+        COMPARISON_EPISODES,
+        "Episodes that clients played to compare their own parameters with the shared ones; not learned from.",
     ),
     Metric("clusters/", "How many clusters of clients the block is merged in."),
     Metric("cluster/", "The cluster that the client's block is merged in; 0 is the one with the greatest weight."),
@@ -97,8 +106,10 @@ METRICS: Mapping[str, Metric] = {metric.key: metric for metric in TABLE}
 REPORTED = frozenset(metric.key for metric in TABLE if metric.reported)
 """Keys that a client may report about itself, and prefixes of families of such keys."""
 
-TEXTS = frozenset({"clients", "notes", "personal_groups", "failure"})
-"""Keys of a line whose values are not numbers."""
+TEXTS = frozenset({"clients", "notes", "personal_groups", "failure", RHO_BY_GROUP, LEFT, RETURNED, STAYED, COMPARISON})
+"""Keys of a line whose values are not numbers. Four are tables of a client by group: rho; the groups that it left or
+returned to in the round, with the rho or the gain that decided; and those in which it was in conflict and stayed. The
+last is what the client saw when it played with its own parameters and with the shared ones."""
 
 _VALID = re.compile(r"[\w./ -]{1,250}", re.ASCII)
 

@@ -20,6 +20,7 @@ from typing import Any, TypeAlias, final
 from grpo_fed.policy.shared_names import SharedNames
 from grpo_fed.runs import checkpoint
 from grpo_fed.runs.checkpoint import Arrays, Checkpoint
+from grpo_fed.runs.departures import Departure, note_departures
 from grpo_fed.runs.files import append_line, write_atomic
 from grpo_fed.runs.folder import FAILURE, ROUNDS, SCENARIO, SHARED, remove_run
 from grpo_fed.runs.records import Failure, RoundRecord, record_to_line
@@ -54,6 +55,10 @@ class RunTotals:
     """Each client's score after the latest round."""
     missing: dict[str, list[tuple[int, str, str]]] = field(default_factory=dict)
     """For each client that failed: round, kind of failure and reason, one for each time."""
+    comparison_episodes: int = 0
+    """Episodes that clients played to compare their own parameters with the shared ones."""
+    departures: dict[str, dict[str, Departure]] = field(default_factory=dict)
+    """With the merge rule `persistence`, when and why each client left the groups that it does not share now."""
 
     def add(self, record: RoundRecord) -> None:
         """Count a round."""
@@ -67,6 +72,9 @@ class RunTotals:
             self.steps[name] = self.steps.get(name, 0) + client.steps
             if client.mean is not None:
                 self.best[name] = max(client.mean, self.best.get(name, client.mean))
+            self.comparison_episodes += int(client.comparison.get("episodes", 0))
+            if client.left or client.returned:
+                note_departures(self.departures.setdefault(name, {}), record.round, client.left, client.returned)
 
 
 @dataclass
@@ -289,6 +297,7 @@ class Recorder:
                 env_steps=totals.steps.get(name, 0),
                 personal_groups=tuple(departed.get(name, ())),
                 clusters=dict(clusters.get(name, {})),
+                departures=totals.departures.get(name, {}),
             )
             for name, env in envs.items()
         }
@@ -306,5 +315,6 @@ class Recorder:
             method=self.method,
             bytes_up=totals.bytes_up,
             bytes_down=totals.bytes_down,
+            comparison_episodes=totals.comparison_episodes,
             missing=totals.missing,
         )

@@ -12,15 +12,22 @@ from grpo_fed.aggregation.proximity.records import AcceptedStep
 from grpo_fed.runs.metrics import (
     CLIENTS_FAILED,
     CLIENTS_OK,
+    COMPARISON,
+    COMPARISON_EPISODES,
     DEPARTED_GROUPS,
     ENV_STEPS,
     EVALUATION_RETURN,
+    LEFT,
     MB_DOWN,
     MB_TOTAL,
     MB_UP,
+    RETURNED,
+    RHO_BY_GROUP,
+    RHO_LIMIT,
     ROUND_SECONDS,
     SCORE_IQM,
     SCORE_MIN,
+    STAYED,
     STEPS_PER_SECOND,
     TRAINING_EPISODES,
     TRAINING_LENGTH,
@@ -66,6 +73,17 @@ class ClientRecord:
     """Its first failure in this round."""
     rho: Mapping[str, float] = field(default_factory=dict)
     """With the merge rule `persistence`, each block's greatest rho; empty while the client is not compared."""
+    rho_by_group: Mapping[str, float] = field(default_factory=dict)
+    """With this rule, rho in each group; empty if every block is one group, or if a record would have too many."""
+    left: Mapping[str, float] = field(default_factory=dict)
+    """With this rule, the groups that it left in this round, with the rho that decided."""
+    returned: Mapping[str, float] = field(default_factory=dict)
+    """The groups that it returned to in this round, with the gain that decided."""
+    stayed: Mapping[str, float] = field(default_factory=dict)
+    """The groups in which it was in conflict and stays, since sharing is no worse, with the rho of the conflict."""
+    comparison: Mapping[str, float] = field(default_factory=dict)
+    """What it saw when it played with its own parameters and with the shared ones: the mean returns `own` and `shared`,
+    the standard `error` of their difference, what the client has `learned`, and the number of `episodes`."""
 
     @property
     def mean(self) -> float | None:
@@ -89,6 +107,8 @@ class ServerRecord:
     """Bytes both ways since the run began."""
     notes: tuple[str, ...] = ()
     """Messages for a person."""
+    rho_limit: float | None = None
+    """With the merge rule `persistence`, the rho above which a client may leave; None while there is no rho."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +211,11 @@ def _server_metrics(server: ServerRecord, clients: Sequence[ClientRecord]) -> di
     if server.step is not None and server.step.blocks:
         line |= _step_metrics(server.step)
     line |= {f"last_kl/{name}": _finite(kl) for name, kl in server.last_kl.items()}
+    if server.rho_limit is not None:
+        played = sum(client.comparison.get("episodes", 0) for client in clients)
+        line |= {RHO_LIMIT: server.rho_limit, COMPARISON_EPISODES: played}
+    for block in dict.fromkeys(block for client in clients for block in client.rho):
+        line[f"rho/{block}"] = _short(max(client.rho[block] for client in clients if block in client.rho))
     return line | ({"notes": list(server.notes)} if server.notes else {})
 
 
@@ -213,7 +238,10 @@ def _client_line(record: ClientRecord, metrics: Mapping[str, float | None]) -> d
     line: dict[str, Any] = {**metrics, DEPARTED_GROUPS: len(record.departed)}
     line |= {"personal_groups": list(record.departed)} if record.departed else {}
     line |= {f"cluster/{block}": cluster for block, cluster in record.clusters.items()}
-    line |= {f"rho/{block}": _finite(value) for block, value in record.rho.items()}
+    line |= {f"rho/{block}": _short(value) for block, value in record.rho.items()}
+    tables = {RHO_BY_GROUP: record.rho_by_group, LEFT: record.left, RETURNED: record.returned, STAYED: record.stayed}
+    for key, values in {**tables, COMPARISON: record.comparison}.items():
+        line |= {key: {group: _short(value) for group, value in values.items()}} if values else {}
     line |= {"kl/joint": _finite(record.kl)} if record.kl is not None else {}
     return line | ({"failure": record.failure.kind} if record.failure is not None else {})
 
@@ -221,6 +249,11 @@ def _client_line(record: ClientRecord, metrics: Mapping[str, float | None]) -> d
 def _mean(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return _finite(float(np.mean(known))) if known else None
+
+
+def _short(value: float) -> float | None:
+    """Round a number that nobody reads to more than four digits, and that a line may have hundreds of."""
+    return _finite(round(value, 4))
 
 
 def _finite(value: float | None) -> float | None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from grpo_fed.runs.departures import Departure
 from grpo_fed.runs.serialisation import from_json
 from grpo_fed.runs.statistics import iqm
 from grpo_fed.scenario.toml.text import shorten
@@ -44,6 +45,8 @@ class ClientResult:
     """The shared parameter groups that it has left by the end."""
     clusters: Mapping[str, int] = field(default_factory=dict)
     """Its cluster in every shared block at the end; empty if the merge makes no clusters."""
+    departures: Mapping[str, Departure] = field(default_factory=dict)
+    """With the merge rule `persistence`, when and why it left each of its personal groups."""
 
     @property
     def latest(self) -> float | None:
@@ -77,6 +80,8 @@ class Result:
     """Bytes from clients to the server."""
     bytes_down: int = 0
     """Bytes from the server to clients."""
+    comparison_episodes: int = 0
+    """Episodes that clients played to compare their own parameters with the shared ones; not learned from."""
     missing: Mapping[str, Sequence[tuple[int, str, str]]] = field(default_factory=dict)
     """For each client that failed: round, kind of failure and reason, one for each time."""
 
@@ -119,6 +124,7 @@ class Result:
             "env_steps": self.env_steps,
             "bytes_up": self.bytes_up,
             "bytes_down": self.bytes_down,
+            "comparison_episodes": self.comparison_episodes,
             "eval": {"score_iqm": self.score_iqm, "score_mean": self.score_mean, "score_min": self.score_min},
             "clients": {name: _client_to_json(client) for name, client in self.clients.items()},
             "missing": {name: [list(failure) for failure in failures] for name, failures in self.missing.items()},
@@ -146,8 +152,13 @@ def _client_to_json(client: ClientResult) -> dict[str, Any]:
     document = {CLIENT_KEYS.get(name, name): value for name, value in vars(client).items()}
     document["personal_groups"] = list(client.personal_groups)
     document["clusters"] = dict(client.clusters)
-    if not client.clusters:
-        del document["clusters"]
+    document["departures"] = {
+        group: {"round": departure.round, "rho": round(departure.rho, 4)}
+        for group, departure in client.departures.items()
+    }
+    for key in ("clusters", "departures"):
+        if not document[key]:
+            del document[key]
     return document
 
 

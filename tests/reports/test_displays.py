@@ -16,6 +16,7 @@ from grpo_fed.reports.displays import LineDisplay, LiveDisplay, progress_bar
 from grpo_fed.reports.outcome import missing_lines, next_command, print_outcome, result_line
 from grpo_fed.reports.progress import RunHeader, RunProgress, server_line
 from grpo_fed.reports.tables import ClientProgress, progress_table, results_table
+from grpo_fed.runs.departures import Departure
 from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord
 from grpo_fed.runs.results import ClientResult, Result
 from grpo_fed.scenario.scenario import Scenario
@@ -200,6 +201,40 @@ def test_departed_groups_fit_a_terminal_of_80_columns(name: str):
     assert rows[name][-1] == "actor"
     assert rows["lost"][-1] == "late"
     assert "…" not in rows["lost"]
+
+
+@pytest.mark.parametrize("name", ["backwards-0", "a-rather-long-name"])
+def test_the_final_table_says_since_when_and_with_which_rho_a_client_left_in_80_columns(name: str):
+    left = {
+        "torso.0": Departure(4, 0.8123),
+        "torso.1": Departure(4, 0.7),
+        **{f"actor.weight:rows[{row}]": Departure(112, 0.93) for row in range(4)},
+    }
+    clients = {
+        "alike": ClientResult("CartPole-v1", -1250.3, -1250.3, -1250.3, -1250.3, 7, 1536),
+        name: ClientResult("CartPole-v1", 9.5, 500.0, 482.8, 500.0, 7, 1536, tuple(left), {}, left),
+    }
+    out = make_console(width=80)
+    print_outcome(out, Result("a", 0, "cpu", "interrupted", None, 3, 65.0, 3072, clients, None))
+    table, _, _ = text_of(out).partition("a: interrupted")
+    lines = [line.rstrip() for line in table.splitlines()]
+    assert max(len(line) for line in lines) <= 80
+    rows = {line.split()[0]: line.split() for line in lines if line.strip()}
+    assert rows["client"] == ["client", "before", "after", "sampled", "departed", "round", "rho"]
+    assert rows["alike"] == ["alike", *["-1,250.3"] * 3]
+    assert rows[name] == [name, "9.50", "500.0", "482.8", "torso.0,", "4", "≥0.70"]
+    assert rows["torso.1"] == ["torso.1"]
+    assert rows["4"] == ["4", "groups", "112", "≥0.93"]
+
+
+def test_the_final_table_has_the_best_round_where_there_is_room():
+    left = {"actor": Departure(4, 0.93)}
+    clients = {"backwards-0": ClientResult("CartPole-v1", 9.5, 500.0, 482.8, 499.0, 7, 1536, tuple(left), {}, left)}
+    out = make_console(width=80)
+    print_outcome(out, Result("a", 0, "cpu", "interrupted", None, 3, 65.0, 3072, clients, None))
+    rows = {line.split()[0]: line.split() for line in text_of(out).splitlines() if line.strip()}
+    assert rows["client"][-4:] == ["best", "departed", "round", "rho"]
+    assert rows["backwards-0"][-4:] == ["499.0", "actor", "4", "0.93"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from typer.testing import CliRunner
 
+from grpo_fed.aggregation.merge.persistence import MIN_ROUNDS, rounds_of_evidence
 from grpo_fed.cli import app
 from grpo_fed.reports.explain import explain_scenario
 from grpo_fed.scenario.methods import METHODS
@@ -55,6 +56,39 @@ def test_every_setting_is_explained(override: str, sentence: str):
     assert sentence in explanation(override)
 
 
+PERSISTENCE = "merge.rule=persistence"
+
+
+def test_persistence_says_what_it_compares_and_from_which_round_on():
+    text = explanation(PERSISTENCE)
+    assert "the directions of the updates, (theta - s) / ||theta - s||, in each group" in text
+    assert "A client leaves a group if rho > 1/2 and its updates oppose the others'." in text
+    assert f"A client may leave from round {MIN_ROUNDS} on, when it has taken part in {MIN_ROUNDS} rounds." in text
+    assert f"takes twice as many rounds, {2 * MIN_ROUNDS} after the first." in text
+
+
+def test_persistence_names_the_groups_that_take_more_evidence():
+    # a row of the actor has 64 weights and a bias, a bias of two actions has two parameters
+    text = explanation(PERSISTENCE, "policy.groups.actor=column")
+    rounds = rounds_of_evidence(2)
+    assert rounds > rounds_of_evidence(128)
+    assert f"; smaller groups take more: actor.weight:columns[0] {rounds}, actor.weight:columns[1] {rounds}" in text
+
+
+def test_persistence_says_when_nobody_can_leave():
+    text = explanation(PERSISTENCE, f"rounds={MIN_ROUNDS - 1}")
+    assert f"No client can leave in {MIN_ROUNDS - 1} rounds: the evidence takes {MIN_ROUNDS} rounds." in text
+    assert "A client may leave from" not in text
+
+
+def test_persistence_says_whether_the_blocks_have_an_order():
+    ordered = explanation(PERSISTENCE, "policy.torso=shared")
+    assert "The blocks have an order: torso.0, torso.1, actor." in ordered
+    assert "leaves only the first whose rho is at least 2/3 of its greatest" in ordered
+    unordered = explanation(PERSISTENCE, "policy.torso=separate")
+    assert "The blocks have no order, since the critic has a torso of its own: a client leaves all groups" in unordered
+
+
 def test_a_term_that_is_off_is_not_mentioned():
     text = explanation()
     assert not [word for word in ("entropy", "||", "Minus 0 ", "personal policy", "widens") if word in text]
@@ -65,7 +99,7 @@ def test_the_critics_error_is_no_part_of_the_objective_of_a_natural_step():
     assert "times the critic's squared error" not in explanation("objective.preset=trpo")
 
 
-@pytest.mark.parametrize("override", [*(f"method={name}" for name in METHODS)])
+@pytest.mark.parametrize("override", [*(f"method={name}" for name in METHODS), PERSISTENCE])
 def test_the_explanation_of_every_method_fits_a_screen(override: str):
     assert 20 <= len(explanation(override).splitlines()) + 8 <= 36
 

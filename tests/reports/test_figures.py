@@ -29,6 +29,7 @@ from grpo_fed.reports.charts import (
     spread_positions,
 )
 from grpo_fed.reports.figures.cost import draw_traffic
+from grpo_fed.reports.figures.evidence import draw_evidence
 from grpo_fed.reports.figures.learning import draw_learning
 from grpo_fed.reports.figures.sharing import draw_clusters, draw_groups
 from grpo_fed.reports.figures.stepping import draw_kl, draw_steps
@@ -174,6 +175,7 @@ def test_every_size_of_run_has_its_figures(tmp_path: Path, clients: int, rounds:
         departed=lambda number, client: ("actor",) if has_departed(number, client) else (),
         clusters=lambda number, client: {"torso.0": 0, "actor": int(has_departed(number, client))},
         zeros=lambda number, client: number / rounds,
+        rho=lambda number, client: {"actor": client / clients},
     )
     of = sample_scenario([("cart", clients, "CartPole-v1")], f"rounds = {rounds}")
     paths = draw_figures(write_run(tmp_path, of, half))
@@ -291,6 +293,68 @@ def test_the_map_of_clusters_has_a_colour_for_each_cluster(tmp_path: Path):
     assert "- `actor`: shared in 2 clusters: `cart-0`, `cart-1`, `cart-2` (#0); `cart-3` (#1)." in text
     assert "| cart-3 |" in text
     assert "| `actor #1` |" in text
+
+
+def evidence_run(left_round: int = 4, back_round: int | None = None) -> SampleRun:
+    """Make a run in which client 3 leaves the actor with rho 0.93, and all others have 0.1."""
+
+    def is_out(number: int, client: int) -> bool:
+        return client == 3 and left_round <= number < (back_round or 99)
+
+    def rho(number: int, client: int) -> dict[str, float]:
+        if number < 4:
+            return {}
+        known = {} if is_out(number - 1, client) else {"actor": 0.93 if client == 3 else 0.1}
+        return {"torso.0": 0.1, **known}
+
+    return SampleRun(
+        rho=rho,
+        departed=lambda number, client: ("actor",) if is_out(number, client) else (),
+        left=lambda number, client: {"actor": 0.93} if client == 3 and number == left_round else {},
+        returned=lambda number, client: {"actor": 12.0} if client == 3 and number == back_round else {},
+    )
+
+
+def test_evidence_has_a_panel_for_each_compared_block_a_line_at_one_half_and_a_mark_of_the_departure(tmp_path: Path):
+    of = sample_scenario([("cart", 3, "CartPole-v1"), ("odd", 2, "CartPole-v1")], "rounds = 10")
+    history = read_history(write_run(tmp_path, of, evidence_run()))
+    assert history.compared == ("torso.0", "actor")
+    drawn = draw_evidence(history)
+    assert drawn is not None
+    assert drawn.alt == "rho of 5 clients by round: odd-0 left actor in round 4 with rho 0.93."
+    words = texts(drawn)
+    assert {"torso.0", "actor", "0.5", "odd-0", "cart (3)", "odd (2)"} <= set(words)
+    assert "torso.1" not in words
+    assert "Filled mark: it leaves." in " ".join(words)
+    assert "Open mark" not in " ".join(words)
+
+
+def test_evidence_marks_a_return(tmp_path: Path):
+    of = sample_scenario([("cart", 4, "CartPole-v1")], "rounds = 10")
+    history = read_history(write_run(tmp_path, of, evidence_run(back_round=8)))
+    assert [(move.round, move.client, move.group, move.left, move.evidence) for move in history.moves] == [
+        (4, 3, "actor", True, 0.93),
+        (8, 3, "actor", False, 12.0),
+    ]
+    assert history.departures["cart-3"] == {}
+    assert "Open mark: it returns." in " ".join(texts(draw_evidence(history)))
+
+
+@pytest.mark.parametrize("entries", [1, 2, 15])
+@pytest.mark.parametrize("clients", [30, 300])
+def test_evidence_of_many_clients_names_their_entries_if_these_are_few(tmp_path: Path, entries: int, clients: int):
+    of = sample_scenario([(f"e{n}", clients // entries, "CartPole-v1") for n in range(entries)], "rounds = 6")
+    drawn = draw_evidence(read_history(write_run(tmp_path, of, evidence_run())))
+    words = texts(drawn)
+    assert [word for word in words if re.fullmatch(r"e\d+ \(\d+\)", word)] == (
+        [f"e{n} ({clients // entries})" for n in range(2)] if entries == 2 else []
+    )
+    assert ("Bands:" in " ".join(words)) == (clients == 300)
+
+
+def test_without_rho_there_is_no_figure_of_evidence(tmp_path: Path):
+    made = SampleRun(departed=lambda number, client: ("actor",))
+    assert draw_evidence(read_history(write_run(tmp_path, sample_scenario(more="rounds = 5"), made))) is None
 
 
 def test_a_client_outside_the_latest_merge_has_no_cluster(tmp_path: Path):

@@ -83,6 +83,37 @@ def test_departures_are_named_with_their_first_round(tmp_path: Path):
     assert "- `actor`: `cart-1`, `cart-2` have departed (all since round 6)." in text
 
 
+def test_departures_by_persistence_have_their_rho(tmp_path: Path):
+    def left(number: int, client: int) -> dict[str, float]:
+        return {(2, 1): {"actor": 0.934}, (3, 2): {"actor": 0.71, "torso.1": 0.6}}.get((number, client), {})
+
+    made = SampleRun(
+        left=left,
+        departed=lambda number, client: tuple(
+            group for group in ("torso.1", "actor") for at in range(1, number + 1) if group in left(at, client)
+        ),
+    )
+    text = summary_of(write_run(tmp_path, sample_scenario(more="rounds = 4"), made))
+    cells = {row[0]: row[5] for row in rows(section(text, "Clients"))}
+    assert cells["cart-0"] == "none"
+    assert cells["cart-1"] == "`actor` since round 2, rho 0.93"
+    assert cells["cart-2"] == "`torso.1`, `actor` since round 3, rho 0.60 to 0.71"
+    shared = section(text, "Shared blocks")
+    assert "- `torso.1`: `cart-2` has departed (since round 3, rho 0.60)." in shared
+    assert "- `actor`: `cart-1`, `cart-2` have departed (all since round 3, rho 0.71 to 0.93)." in shared
+
+
+def test_a_return_is_named_with_its_round(tmp_path: Path):
+    made = SampleRun(
+        departed=lambda number, client: ("actor",) if client == 1 and number == 2 else (),
+        left=lambda number, client: {"actor": 0.9} if (number, client) == (2, 1) else {},
+        returned=lambda number, client: {"actor": 3.0} if (number, client) == (3, 1) else {},
+    )
+    text = section(summary_of(write_run(tmp_path, sample_scenario(more="rounds = 4"), made)), "Shared blocks")
+    assert "At the end no client has departed from any of their groups." in text
+    assert "- `cart-1` returned to `actor` in round 3." in text
+
+
 def test_a_client_that_came_back_has_not_departed(tmp_path: Path):
     made = SampleRun(departed=lambda number, client: ("actor",) if number == 2 else ())
     text = section(summary_of(write_run(tmp_path, sample_scenario(more="rounds = 4"), made)), "Shared blocks")

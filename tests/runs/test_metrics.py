@@ -28,11 +28,14 @@ def full_record() -> RoundRecord:
             ("actor",),
             {"torso.0": 1},
             rho={"torso.0": 0.7},
+            rho_by_group={"torso.0.weight": 0.7, "torso.0.bias": 0.123456},
+            left={"torso.0.weight": 0.7},
+            returned={"actor": 1.5},
         ),
         ClientRecord("b", "carts", failure=Failure("late", "no answer in 5 s")),
     ]
     step = AcceptedStep((AcceptedBlock("torso.0", 0.1, 0.2, 0.5, 0.3),), 0.1, 0.4, 0.6, ("a",))
-    server = ServerRecord(step, {"joint": 0.1, "torso.0": 0.2}, 1, 2, 3, ("krum: took a",))
+    server = ServerRecord(step, {"joint": 0.1, "torso.0": 0.2}, 1, 2, 3, ("krum: took a",), rho_limit=0.5)
     return RoundRecord(2, 9, 0.5, 64, clients, server)
 
 
@@ -53,6 +56,21 @@ def test_every_key_of_a_line_is_in_the_table(server: bool):
 def test_every_row_of_the_table_is_a_key_of_some_line():
     written = {key if key in METRICS else key[: key.find("/") + 1] for key in keys_of(record_to_line(full_record()))}
     assert set(METRICS) <= written
+
+
+def test_a_line_has_rho_by_group_and_what_was_left_and_returned_to():
+    line = record_to_line(full_record())
+    client = line["clients"]["a"]
+    assert client["rho_by_group"] == {"torso.0.weight": 0.7, "torso.0.bias": 0.1235}
+    assert (client["left"], client["returned"]) == ({"torso.0.weight": 0.7}, {"actor": 1.5})
+    assert (line["rho/torso.0"], line["fed/rho_limit"]) == (0.7, 0.5)
+    assert not {"rho_by_group", "left", "returned"} & line["clients"]["b"].keys()
+
+
+def test_the_whole_has_the_greatest_rho_of_its_clients():
+    clients = [ClientRecord(name, "cart", rho=rho) for name, rho in (("a", {"x": 0.2, "y": -0.4}), ("b", {"x": 0.9}))]
+    line = record_to_line(RoundRecord(5, 9, 0.5, 64, clients, ServerRecord(None, {}, 1, 2, 3)))
+    assert (line["rho/x"], line["rho/y"]) == (0.9, -0.4)
 
 
 def test_a_client_may_report_every_loss():

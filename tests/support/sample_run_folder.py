@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,12 @@ class SampleRun:
     """Groups that the client has departed from."""
     clusters: Callable[[int, int], dict[str, int]] = lambda round_, client: {}
     """Block to the client's cluster."""
+    rho: Callable[[int, int], dict[str, float]] = lambda round_, client: {}
+    """Block to the client's rho."""
+    left: Callable[[int, int], dict[str, float]] = lambda round_, client: {}
+    """Groups that the client leaves in the round, with their rho."""
+    returned: Callable[[int, int], dict[str, float]] = lambda round_, client: {}
+    """Groups that the client returns to in the round, with the gain."""
     failure: Callable[[int, int], Failure | None] = lambda round_, client: None
     kl: Callable[[int], float] = lambda round_: 0.01
     """KL of each block's step in a round; that of all together is twice as high."""
@@ -70,6 +76,7 @@ def write_run(folder: Path, scenario: Scenario, run: SampleRun = SampleRun()) ->
             score = run.scores(k) if round_ == scenario.rounds else None
             failure, value = run.failure(round_, k), run.returns(round_, k)
             sharing: dict[str, Any] = {"departed": run.departed(round_, k), "clusters": run.clusters(round_, k)}
+            sharing |= {"rho": run.rho(round_, k), "left": run.left(round_, k), "returned": run.returned(round_, k)}
             if failure is not None:
                 clients.append(ClientRecord(name, task, score=score, **sharing, failure=failure))
                 recorder.client_failed(round_, name, failure)
@@ -80,6 +87,8 @@ def write_run(folder: Path, scenario: Scenario, run: SampleRun = SampleRun()) ->
                     metrics |= {PENALTY_ZEROS: share, **{f"{PENALTY_NORM}{block}": share / 2 for block in BLOCKS}}
                 clients.append(ClientRecord(name, task, 100, 4, metrics, score, **sharing))
         server = _server_record(run, round_, len(names)) if run.federated else None
+        if server is not None and any(client.rho for client in clients):
+            server = replace(server, rho_limit=0.5)
         record = RoundRecord(round_, scenario.rounds, 2.0, 100 * round_ * len(names), clients, server)
         recorder.round_finished(record, None)
     if run.finished:

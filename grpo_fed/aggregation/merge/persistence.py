@@ -24,6 +24,7 @@ from grpo_fed.aggregation.merge.averages import merge_without_departures, weight
 from grpo_fed.aggregation.merge.conflicts import Conflicts, find_conflicts
 from grpo_fed.aggregation.merge.distances import distances, group_norms
 from grpo_fed.aggregation.merge.evidence import (
+    LEAST_EVIDENCE,
     TINY,
     Evidence,
     Panel,
@@ -133,6 +134,14 @@ def average_weight(replies: Replies) -> float:
     """Compute the average weight of the replies that have one."""
     weights = [reply.weight for reply in replies.weighted]
     return sum(weights) / len(weights) if weights else 1.0
+
+
+def rounds_of_evidence(parameters: int) -> int:
+    """Compute how many rounds a client takes part in before it may leave a group of so many parameters."""
+    rounds = MIN_ROUNDS
+    while rounds * (rounds - 1) * parameters < LEAST_EVIDENCE:
+        rounds += 1
+    return rounds
 
 
 # Decisions -----------------------------------------------------------------------------------------------------------

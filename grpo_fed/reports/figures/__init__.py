@@ -3,6 +3,7 @@
     learning.py  returns by round
     sharing.py   departures from groups, and clusters of clients
     sparsity.py  what a group penalty leaves
+    evidence.py  rho of the merge rule `persistence`, and who left a block on it
     stepping.py  the server's steps: KL against budgets, and the fractions that were taken
     cost.py      bytes and time
     write.py     draws all figures of a run and writes their files

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from grpo_fed.reports.charts import Drawing
 from grpo_fed.reports.figures.cost import draw_time, draw_traffic
+from grpo_fed.reports.figures.evidence import draw_evidence
 from grpo_fed.reports.figures.learning import draw_learning
 from grpo_fed.reports.figures.sharing import draw_clusters, draw_groups
 from grpo_fed.reports.figures.sparsity import draw_penalty
@@ -16,7 +17,7 @@ from grpo_fed.runs.history import History, read_history
 
 FIGURES = "figures"
 """The folder of figures in a run's folder."""
-ORDER = ("learning", "groups", "clusters", "penalty", "kl", "steps", "bytes", "time")
+ORDER = ("learning", "groups", "evidence", "clusters", "penalty", "kl", "steps", "bytes", "time")
 """The names of all figures, in the order in which they are shown."""
 
 
@@ -49,7 +50,17 @@ def draw_all(history: History) -> Iterator[Drawing]:
     """Draw every figure that has something to show."""
     if not history.lines:
         return
-    for draw in (draw_learning, draw_groups, draw_clusters, draw_penalty, draw_kl, draw_steps, draw_traffic, draw_time):
+    for draw in (
+        draw_learning,
+        draw_groups,
+        draw_evidence,
+        draw_clusters,
+        draw_penalty,
+        draw_kl,
+        draw_steps,
+        draw_traffic,
+        draw_time,
+    ):
         drawing = draw(history)
         if drawing is not None:
             yield drawing

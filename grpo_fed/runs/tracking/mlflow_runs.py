@@ -84,6 +84,8 @@ class MlflowRuns:
             self.sent = SendState(shown)
         self.lines: dict[int, Mapping[str, Any]] = {}
         """The lines that were sent, by round."""
+        self.metrics: set[str] = set()
+        """The keys of all metrics in lines of rounds that were sent."""
         self.latest: Mapping[str, Any] | None = None
         self.has_ended = False
         """Whether the last record says how the run ended."""
@@ -126,6 +128,7 @@ class MlflowRuns:
         self.has_ended = record.kind == "end"
         if record.kind == "round":
             self.latest = record.content["line"]
+            self.metrics |= metric_keys([record.content["line"]])
             self.lines[record.content["line"]["round"]] = record.content["line"]
 
     # The beginning -----------------------------------------------------------------------------------------------
@@ -220,8 +223,9 @@ class MlflowRuns:
         if new:
             line = new[-1].content["line"]
             self._set_tags(self._parent, {PAGE: run_page.page_while_running(self.begin, line)})
-            if line["round"] > 0 and (self.latest is None or self.latest["round"] == 0):
-                self._save_views(metric_keys(record.content["line"] for record in new))
+            metrics_now = metric_keys(record.content["line"] for record in new)
+            if line["round"] > 0 and (self.latest is None or self.latest["round"] == 0 or metrics_now - self.metrics):
+                self._save_views(self.metrics | metrics_now)  # some metrics begin late: rho after rounds of evidence
 
     def _was_sent(self, line: Mapping[str, Any]) -> bool:
         """Return whether the same line was sent: a resumed run trains some rounds again, with the same outcome."""
@@ -247,6 +251,8 @@ class MlflowRuns:
             for client, result in document["clients"].items():
                 if client in self.sent.clients:
                     tags = {"personal_groups": ", ".join(result.get("personal_groups", ())) or "none"}
+                    if result.get("departures"):
+                        tags["departures"] = "; ".join(run_page.describe_departures(result))
                     if clusters := result.get("clusters"):
                         tags["clusters"] = ", ".join(f"{block} {cluster}" for block, cluster in clusters.items())
                     self._set_tags(self.sent.clients[client], {**tags, PAGE: run_page.client_page(result)})

@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from grpo_fed.runs.departures import Departure, by_round
 from grpo_fed.runs.metrics import SCORE_IQM, TRAINING_RETURN
 from grpo_fed.runs.records import list_differences
 from grpo_fed.runs.results import idle_clients
 
 ROWS = 24
 """Clients in the table: the worst, if there are more."""
+MOST_GROUPS = 8
+"""Groups that are named of those that a client left in the same round."""
 LONGEST = 8000
 """Characters that a tag may have."""
 
@@ -73,7 +76,7 @@ def client_page(client: Mapping[str, Any]) -> str:
     if client["return"] is None:
         return f"{client['episodes']} episodes in training, no evaluation after it."
     kind = "In another cluster than most" if client.get("clusters") else "Personal groups"
-    names = ", ".join(f"`{name}`" for name in _differences(client)) or "none"
+    names = "; ".join(_differences(client, "`")) or "none"
     return f"**Return {client['return']:.1f}**, {_cell(client['return_before'])} before. {kind}: {names}."
 
 
@@ -81,7 +84,7 @@ def clients_table(document: Mapping[str, Any]) -> dict[str, Any]:
     """Make a table of all clients, in the form that MLflow shows; for federations whose clients have no runs."""
     columns = ["env", "return", "return_before", "return_best", "episodes", "env_steps"]
     rows = [
-        [name, *(client.get(column) for column in columns), ", ".join(_differences(client))]
+        [name, *(client.get(column) for column in columns), "; ".join(_differences(client))]
         for name, client in document["clients"].items()
     ]
     kind = "clusters" if any(client.get("clusters") for client in document["clients"].values()) else "personal_groups"
@@ -103,15 +106,36 @@ def _table(clients: Mapping[str, Any]) -> str:
     head = f"| client | before | after | {kind} |\n| --- | ---: | ---: | --- |"
     rows = [
         f"| {name} | {_cell(client['return_before'])} | {_cell(client['return'])} |"
-        f" {', '.join(_differences(client)) or '-'} |"
+        f" {'; '.join(_differences(client)) or '-'} |"
         for name, client in chosen
     ]
     more = [] if len(chosen) == len(clients) else [f"\nThe {ROWS} worst of {len(clients)}; all are in `clients.json`."]
     return "\n".join([head, *rows, *more])
 
 
-def _differences(client: Mapping[str, Any]) -> list[str]:
-    return list_differences(client.get("personal_groups", ()), client.get("clusters", {}))
+def describe_departures(client: Mapping[str, Any], quote: str = "") -> list[str]:
+    """Name the groups that a client has left, by the round in which it did: `actor since round 4, rho 0.93`.
+
+    With a merge rule that has no rounds of departures they are only named. quote: is put around each name.
+    """
+    departures = {
+        group: Departure(departure["round"], departure["rho"])
+        for group, departure in client.get("departures", {}).items()
+    }
+    parts = []
+    for departed in by_round(client.get("personal_groups", ()), departures):
+        names = [f"{quote}{name}{quote}" for name in departed.groups]
+        more = f" and {len(names) - MOST_GROUPS} more" if len(names) > MOST_GROUPS else ""
+        parts.append(f"{', '.join(names[:MOST_GROUPS])}{more} {departed.since}".strip())
+    return parts
+
+
+def _differences(client: Mapping[str, Any], quote: str = "") -> list[str]:
+    """Name what a client does not share with most others. client: its part of `results.json`."""
+    if client.get("departures"):
+        return describe_departures(client, quote)
+    names = list_differences(client.get("personal_groups", ()), client.get("clusters", {}))
+    return [", ".join(f"{quote}{name}{quote}" for name in names)] if names else []
 
 
 def _cell(value: float | None) -> str:

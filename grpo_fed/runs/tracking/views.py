@@ -18,6 +18,7 @@ from grpo_fed.runs.metrics import (
     ENV_STEPS,
     EVALUATION_RETURN,
     MB_TOTAL,
+    RHO_LIMIT,
     ROUND_SECONDS,
     SCORE_IQM,
     SCORE_MIN,
@@ -28,6 +29,8 @@ from grpo_fed.runs.metrics import (
 TAG = "mlflow.sharedViewState."
 ROLE = "grpo_fed.role"
 FEDERATION, CLIENT = "federation", "client"
+MOST_RHO_CHARTS = 8
+"""Blocks whose rho has a chart with a line for each client."""
 LONGEST = 20_000
 """Characters that an experiment's tag may have."""
 
@@ -85,6 +88,7 @@ def make_views(metrics: Sequence[str]) -> list[View]:
                 "Federation": (
                     Chart((CLIENTS_OK, CLIENTS_FAILED)),
                     Chart((DEPARTED_GROUPS,)),
+                    Chart((*_with_prefix(metrics, "rho/"), RHO_LIMIT)),
                     Chart(_with_prefix(metrics, "clusters/")),
                     Chart((MB_TOTAL,)),
                     Chart((ROUND_SECONDS,)),
@@ -104,6 +108,7 @@ def make_views(metrics: Sequence[str]) -> list[View]:
                 "Policy": (
                     Chart(("kl/joint",)),
                     Chart((DEPARTED_GROUPS,)),
+                    *(Chart((key,)) for key in _with_prefix(metrics, "rho/")[:MOST_RHO_CHARTS]),
                     Chart(_with_prefix(metrics, "cluster/")),
                     Chart(("losses/entropy",)),
                     Chart(("losses/approx_kl",)),

@@ -1,0 +1,117 @@
+"""What a round's record, its line and the results say of the merge rule `persistence`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from grpo_fed.aggregation.merge import persistence
+from grpo_fed.aggregation.merge.persistence import MIN_ROUNDS, PAYS, rounds_of_evidence
+from grpo_fed.aggregation.proximity import full_step
+from grpo_fed.federation.round_record import MOST_RHO, RoundOutcome, Traffic, make_round_record
+from grpo_fed.federation.rounds import Federation
+from grpo_fed.federation.server import Aggregation
+from grpo_fed.federation.server_state import ServerState
+from grpo_fed.federation.server_step import ServerStep
+from grpo_fed.runs.departures import Departure
+from grpo_fed.runs.history import read_history
+from grpo_fed.runs.results import Result
+from tests.support.numeric_clients import NumericTransport, numeric_federation
+
+LEAVES = rounds_of_evidence(10)
+"""The round in which the contrary client leaves: the actor has 4 weights and a bias for each of 2 actions."""
+LAST = LEAVES + 2
+
+
+def federation(folder: Path, *overrides: str) -> tuple[Federation, NumericTransport]:
+    """Make a federation of three clients whose actors move one way, and one whose actor moves the opposite way."""
+    scenario, shared_blocks, clients = numeric_federation('merge.rule="persistence"', f"rounds={LAST}", *overrides)
+    near = np.zeros(shared_blocks.size, np.float32)
+    there, back = near.copy(), near.copy()
+    there[shared_blocks.slices["actor"]], back[shared_blocks.slices["actor"]] = 20.0, -20.0
+    clients.goals = {"c-0": there, "c-1": there, "c-2": there, "c-3": back}
+    return Federation(scenario, shared_blocks, clients, folder), clients
+
+
+def read_lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+
+
+def test_the_line_of_the_round_in_which_a_client_leaves_has_the_groups_and_their_rho(tmp_path: Path):
+    federation(tmp_path)[0].run()
+    lines = read_lines(tmp_path)
+    assert [line["round"] for line in lines if "left" in line["clients"]["c-3"]] == [LEAVES]
+    line = lines[LEAVES - 1]["clients"]["c-3"]
+    assert line["left"].keys() == {"actor"}
+    assert line["left"]["actor"] > PAYS
+    assert line["left"]["actor"] == line["rho/actor"] == round(line["rho/actor"], 4)
+    assert line["personal_groups"] == ["actor"]
+    assert not [name for line in lines for name in ("c-0", "c-1", "c-2") if "left" in line["clients"][name]]
+
+
+def test_a_line_has_no_rho_before_clients_are_compared_and_none_of_a_group_that_was_left(tmp_path: Path):
+    federation(tmp_path)[0].run()
+    lines = read_lines(tmp_path)
+    assert [bool([key for key in line if "rho" in key]) for line in lines] == [
+        line["round"] >= MIN_ROUNDS for line in lines
+    ]
+    assert lines[MIN_ROUNDS - 1]["fed/rho_limit"] == PAYS
+    greatest = [line.get("rho/actor") for line in lines[LEAVES:]]
+    assert greatest == [max(line["clients"][f"c-{k}"]["rho/actor"] for k in range(3)) for line in lines[LEAVES:]]
+    assert not [line for line in lines[LEAVES:] if "rho/actor" in line["clients"]["c-3"]]
+
+
+def test_the_line_has_rho_of_each_group_where_a_block_has_several(tmp_path: Path):
+    federation(tmp_path, 'policy.groups={ "actor"="row" }')[0].run()
+    client = read_lines(tmp_path)[MIN_ROUNDS - 1]["clients"]["c-0"]
+    rows = {f"actor.weight:rows[{row}]" for row in range(2)}
+    assert rows <= client["rho_by_group"].keys()
+    assert max(client["rho_by_group"][row] for row in rows) == client["rho/actor"]
+    assert client["rho_by_group"]["torso.0"] == client["rho/torso.0"]
+
+
+def test_the_line_has_rho_of_blocks_alone_where_there_are_many_groups(tmp_path: Path):
+    many = MOST_RHO // 4  # rows of the first layer, for four clients; with the actor they are more than MOST_RHO
+    scenario = [f"policy.hidden=[{many}]", 'policy.groups={ "torso.0"="row" }', f"rounds={MIN_ROUNDS}"]
+    federation(tmp_path, *scenario)[0].run()
+    clients = read_lines(tmp_path)[-1]["clients"]
+    assert {"rho/torso.0", "rho/actor"} <= clients["c-0"].keys()
+    assert not [client for client in clients.values() if "rho_by_group" in client]
+    assert clients["c-3"]["left"]
+
+
+def test_results_and_history_have_the_round_and_rho_of_each_departure(tmp_path: Path):
+    result = federation(tmp_path)[0].run()
+    rho = read_lines(tmp_path)[LEAVES - 1]["clients"]["c-3"]["left"]["actor"]
+    document = json.loads((tmp_path / "results.json").read_text())
+    assert document["clients"]["c-3"]["departures"] == {"actor": {"round": LEAVES, "rho": rho}}
+    assert "departures" not in document["clients"]["c-0"]
+    assert Result.from_json(document).clients["c-3"].departures == {"actor": Departure(LEAVES, rho)}
+    assert result.clients["c-3"].departures["actor"].round == LEAVES
+    history = read_history(tmp_path)
+    assert history.departures == {"c-0": {}, "c-1": {}, "c-2": {}, "c-3": {"actor": Departure(LEAVES, rho)}}
+
+
+def test_a_return_is_an_event_of_its_round(tmp_path: Path):
+    made, _ = federation(tmp_path)
+    scenario, shared_blocks = made.scenario, made.shared_blocks
+    outcome = RoundOutcome(7, aggregation=Aggregation(ServerStep(full_step(())), returned={"c-3": {"actor": 12.5}}))
+    state = ServerState.initial(scenario, shared_blocks, {})
+    record = make_round_record(outcome, scenario, shared_blocks, state, 0, Traffic(0, 0, 0))
+    assert [client.returned for client in record.clients] == [{}, {}, {}, {"actor": 12.5}]
+    made.recorder.totals.departures["c-3"] = {"actor": Departure(4, 0.9), "torso.0": Departure(5, 0.8)}
+    made.recorder.totals.add(replace(record))
+    assert made.recorder.totals.departures["c-3"] == {"torso.0": Departure(5, 0.8)}
+
+
+@pytest.mark.parametrize(("parameters", "rounds"), [(1, 15), (2, 11), (16, 5), (17, 4), (5000, 4)])
+def test_small_groups_take_more_rounds_of_evidence(monkeypatch: pytest.MonkeyPatch, parameters: int, rounds: int):
+    # 200 products: 15 x 14 x 1, 11 x 10 x 2, 5 x 4 x 16, 4 x 3 x 17; but at least 4 rounds
+    monkeypatch.setattr(persistence, "PRODUCTS", 200)
+    monkeypatch.setattr(persistence, "MIN_ROUNDS", 4)
+    assert rounds_of_evidence(parameters) == rounds
