@@ -29,8 +29,8 @@ from torch.nn.functional import pad
 
 from grpo_fed.policy.groups import Groups
 
-SHORTEST = 1e-40
-"""The least length of a step: a learning rate of 0 is as good as this."""
+SMALLEST = 1e-40
+"""A shorter step counts as one of this length, and a smaller weight as 0: their products must not vanish."""
 TOLERANCE = 1e-5
 """A root is found with the Newton step that is shorter than this part of it: the error is about this, squared."""
 MOST_ITERATIONS = 60
@@ -42,7 +42,7 @@ def preconditioned_group(x: Tensor, steps: Tensor, groups: Groups, weight: Tenso
     Groups of similar sizes are solved together, as rows that are filled up with zeros.
     """
     padded, padded_steps = pad(x, (0, 1)), pad(steps, (0, 1), value=1.0)
-    limits = (weight.double() * groups.sqrt_sizes).expand(len(x), -1)
+    limits, after = _limits(weight, groups, len(x)), padded.clone()
     for members, columns in groups.by_size:
         shape = (len(x), *columns.shape)
         points = padded.index_select(1, columns.flatten()).double().view(shape)
@@ -50,8 +50,8 @@ def preconditioned_group(x: Tensor, steps: Tensor, groups: Groups, weight: Tenso
         scaled = lengths.mul(limits[:, members, None])
         norms = _solve_groups(points.square(), lengths, scaled, limits[:, members]).unsqueeze(2)
         points.mul_(norms / scaled.add_(norms))
-        padded.index_copy_(1, columns.flatten(), points.flatten(1).to(x.dtype))
-    return padded[:, :-1].contiguous()
+        after.index_copy_(1, columns.flatten(), points.flatten(1).to(x.dtype))
+    return after[:, :-1].contiguous()
 
 
 def preconditioned_sparse_group(x: Tensor, steps: Tensor, groups: Groups, weight: Tensor, l1: float) -> Tensor:
@@ -64,10 +64,10 @@ def preconditioned_sparse_group(x: Tensor, steps: Tensor, groups: Groups, weight
 
 def preconditioned_nested(x: Tensor, steps: Tensor, groups: Groups, weight: Tensor, outer: float) -> Tensor:
     """Take the step of the groups' and the blocks' norms together, [K, P] -> [K, P]."""
-    if outer == 0:
+    if outer < SMALLEST:
         return preconditioned_group(x, steps, groups, weight)
     points, lengths = x.double(), _lengths(steps)
-    limits = (weight.double() * groups.sqrt_sizes).expand(len(x), -1)
+    limits = _limits(weight, groups, len(x))
     of_blocks = outer * groups.as_blocks.sqrt_sizes
     norms, shares = _solve_blocks(points.square(), lengths, limits, of_blocks, groups)
     return _shortened(points, lengths, norms, shares, groups).to(x.dtype)
@@ -176,4 +176,10 @@ def _over_blocks(values: Tensor, groups: Groups) -> Tensor:
 
 
 def _lengths(steps: Tensor) -> Tensor:
-    return steps.double().clamp_(min=SHORTEST)
+    return steps.double().clamp_(min=SMALLEST)
+
+
+def _limits(weight: Tensor, groups: Groups, clients: int) -> Tensor:
+    """The limit t of each client's groups, [K, G]."""
+    limits = weight.double() * groups.sqrt_sizes
+    return torch.where(limits < SMALLEST, 0.0, limits).expand(clients, -1)

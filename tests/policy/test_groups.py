@@ -307,3 +307,19 @@ def test_groups_partition_the_chosen_blocks_of_any_layout(
     x = torch.randn(2, layout.size, dtype=torch.float64)
     by_hand = [torch.linalg.vector_norm(x[:, columns], dim=1) for columns in columns_of.values()]
     torch.testing.assert_close(group_norms(x, groups), torch.stack(by_hand, 1) if by_hand else x[:, :0])
+
+
+def test_groups_by_size_have_every_grouped_column_once() -> None:
+    shapes = {"a.weight": (2, 3), "a.bias": (2,), "b.weight": (1, 9), "c.weight": (1, 2)}
+    layout = Layout.from_shapes(shapes.items(), PolicySettings())
+    sets = {"first": {"b.weight:columns": [0]}, "some": {"b.weight:columns": [4, 5, 6]}}
+    groups = cut_groups(layout, {"a": "row", "b": sets}, only=layout.select(["a", "b"]))
+    found = {
+        groups.names[int(group)]: [int(column) for column in row if column < layout.size]
+        for members, columns in groups.by_size
+        for group, row in zip(members, columns, strict=True)
+    }
+    assert found == {
+        name: (groups.ids == group).nonzero().squeeze(1).tolist() for group, name in enumerate(groups.names)
+    }
+    assert all(len(groups.sizes[members].log2().floor().unique()) == 1 for members, _ in groups.by_size)

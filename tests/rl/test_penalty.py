@@ -460,6 +460,13 @@ def test_a_huge_weight_leaves_exactly_zero_or_exactly_the_anchor_in_a_metric(
     assert torch.equal(as_bits(after), as_bits(anchored))
 
 
+def test_nothing_moves_without_groups_in_a_metric() -> None:
+    x, nobody, steps = normal(0, 2), cut_groups(LAYOUT, {}, only=()), random_steps(0, 2).float()
+    for kind in KINDS:
+        after = preconditioned_proximal(x, None, penalty_settings(kind, l1=1.0, outer=1.0), nobody, steps, 1.0)
+        assert torch.equal(as_bits(after), as_bits(x))
+
+
 def test_nan_stays_nan_in_a_metric() -> None:
     x, steps = normal(0, 2), random_steps(0, 2).float()
     x[0, 1] = torch.nan

@@ -441,6 +441,16 @@ def test_schedules_go_from_one_to_zero() -> None:
 # The penalty under Adam
 
 
+@pytest.mark.parametrize("step", ["preconditioned", "decoupled"])
+def test_the_penalty_moves_no_client_that_pauses(step: str) -> None:
+    stack = stack_of(scenario(f"[penalty]\ntoward = 'zero'\nweight = 1.0\nstep = '{step}'"))
+    before = stack.parameters.clone()
+    run(stack, *experience(stack), torch.tensor([True, False]))
+    assert torch.equal(stack.parameters[1], before[1])
+    assert (stack.parameters[0] != before[0]).any()
+    assert stack.parameters.isfinite().all()
+
+
 CURVATURES = torch.tensor([[0.1, 1.0, 10.0]])
 
 
