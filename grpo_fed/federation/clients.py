@@ -166,7 +166,7 @@ class Clients:
                     fisher=fisher[row],
                     kl=last_step_kl.get(client.name),
                     evaluation=evaluations[row],
-                    fell=history.has_fallen(report.mean_return),
+                    low=history.is_low(report.mean_return),
                     comparison=comparisons.get(client.name),
                 ),
             )

@@ -30,10 +30,10 @@ LEARNED = 4.0
 """Standard errors by which a client's return has to be above its lowest, so that returns mean something."""
 TIMES = 4
 """How many times the scenario's number of episodes a client plays at most."""
-APART = 2.0
-"""Standard deviations of a round's returns by which the means of rounds have to differ, so that they can fall."""
-FALL = 0.25
-"""The part of the range of all rounds' means, from below, into which a mean return falls where a task changes."""
+APART = 1.5
+"""Standard deviations of a round's returns by which the means of rounds have to differ, so that they can be low."""
+LOST = 0.25
+"""The part of the range of all rounds' means, from below, in which a mean return is low."""
 RETURNS = "round.returns"
 """The array of a `ReturnHistory` in a client's state, [4]."""
 
@@ -72,14 +72,13 @@ class ReturnHistory:
             mean,
         )
 
-    def has_fallen(self, mean: float) -> bool:
-        """Decide whether a mean return says that the task is another one: most of what was learned is lost at once.
+    def is_low(self, mean: float) -> bool:
+        """Decide whether a mean return says that most of what was learned is lost.
 
         Nothing is learned yet as long as the means of rounds lie as close together as the returns of one round.
         """
         learned = self.highest - self.lowest
-        low, middle = self.lowest + FALL * learned, self.lowest + learned / 2
-        return learned > APART * self.spread and mean < low and middle <= self.last
+        return learned > APART * self.spread and mean < self.lowest + LOST * learned
 
 
 def compare_returns(own: np.ndarray, shared: np.ndarray, history: ReturnHistory, has_left: bool) -> Comparison:

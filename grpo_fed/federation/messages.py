@@ -137,8 +137,8 @@ class Trained:
     the client has no states of that round."""
     evaluation: EvaluationSummary | None = None
     """The evaluation that `evaluate_first` asked for."""
-    fell: bool = False
-    """Whether the mean return fell by most of what had been learned, as it does where a task changes."""
+    low: bool = False
+    """Whether the mean return says that most of what had been learned is lost, as it is where a task changes."""
     comparison: Comparison | None = None
     """The comparison that `compare` asked for; None too where the client has no parameters of its own yet."""
 

@@ -79,7 +79,7 @@ class RoundMerge:
         self._rule = None if scenario.merge.rule in RULES_WITH_EVIDENCE else bind_rule(scenario.merge)
         self._evidence, self._start_of = evidence, start_of
         self._shares: dict[str, bool] = {}
-        self._fell: set[str] = set()
+        self._low: set[str] = set()
         self.weights: dict[str, float] = {}
         """Each client's weight, in the order of their names."""
         self._mean = StreamingMean()
@@ -98,8 +98,8 @@ class RoundMerge:
         share = self.weights[client] = client_weight(work, self._settings.weights)
         if trained.comparison is not None:
             self._shares[client] = trained.comparison.shares
-        if trained.fell:
-            self._fell.add(client)
+        if trained.low:
+            self._low.add(client)
         if not trained.point.size:
             return
         point = _tensor(trained.point)
@@ -135,7 +135,7 @@ class RoundMerge:
         else:
             assert evidence is not None, "rules with evidence are given it"
             asking = Asking(self._settings.confirm == "returns", self._settings.rejoin)
-            heard = Heard(self._shares, self._fell)
+            heard = Heard(self._shares, self._low)
             merged, evidence, findings = persistence(replies, shared, self._groups, evidence, asking, heard)
         if self._penalised.any():
             merged = keep_zeros(merged, replies, self._penalised, self._groups)

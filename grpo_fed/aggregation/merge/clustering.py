@@ -105,7 +105,6 @@ def _part(evidence: ClusterEvidence, replies: Replies, blocks: Groups, most: int
         weights,
         is_compared,
         may_leave,
-        torch.ones_like(present),
         _groups_of_pairs(blocks, pairs),
     )
     if not conflicts.leaving.any():

@@ -55,7 +55,6 @@ def find_conflicts(
     weights: Tensor,
     compared: Tensor,
     may_leave: Tensor,
-    lags: Tensor,
     groups: Groups,
 ) -> Conflicts:
     """Find the clients in conflict, and what each of them should leave.
@@ -65,10 +64,9 @@ def find_conflicts(
     2. A suspect that may leave is compared with the clients that are no suspects, group by group. It is in conflict
        where its own rho is above 1/2 and its systematic update opposes theirs.
     3. Consequences lag: of the blocks of a chain in which it is in conflict it leaves the one nearest the input whose
-       rho is at least 2/3 of its greatest in the chain, all groups in conflict there at once. Where a task changes in
-       the middle of a run they do not, and it leaves all groups in which it is in conflict.
+       rho is at least 2/3 of its greatest in the chain, all groups in conflict there at once.
 
-    between, within: M and V, [G, K, K]. weights: [K]. compared, may_leave: [K, G] bool. lags: [K] bool.
+    between, within: M and V, [G, K, K]. weights: [K]. compared, may_leave: [K, G] bool.
     """
     sides = torch.zeros(compared.shape, dtype=torch.int64)
     for group in range(len(groups.names)):
@@ -82,7 +80,7 @@ def find_conflicts(
     conflict = suspects[:, None] & may_leave & opposed & (rho > PAYS)
     leaving = torch.zeros_like(conflict)
     for client in conflict.any(1).nonzero().squeeze(1).tolist():
-        leaving[client] = _blame(conflict[client], rho[client], groups) if lags[client] else conflict[client]
+        leaving[client] = _blame(conflict[client], rho[client], groups)
     return Conflicts(rho, leaving, sides)
 
 

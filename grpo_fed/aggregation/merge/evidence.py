@@ -69,7 +69,7 @@ class Panel:
     returns_tried: Tensor
     """[K] int64: how often a client was asked to come back."""
     fallen: Tensor
-    """[K] bool: whether a client's evidence began with a fall of its returns."""
+    """[K] bool: whether a client's evidence began with a fall of its returns, which have not risen again."""
 
     @property
     def rounds(self) -> Tensor:

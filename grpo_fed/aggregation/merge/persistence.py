@@ -4,8 +4,11 @@ evidence.py sums up the clients' updates over the rounds, and conflicts.py finds
 client leaves at once, or is asked first to play with its own parameters and with the shared ones (`confirm`) and leaves
 unless the shared ones are no worse. One that has left is asked the same from time to time (`rejoin`), and comes back if
 they are no worse. Each decision begins the client's evidence anew and doubles the rounds of evidence for the next, so
-that nobody goes to and fro. A client whose returns fall by most of what it had learned begins its evidence anew, too:
-its task is another one now, and what was seen before would hide that for as long as it had lasted.
+that nobody goes to and fro.
+
+A client whose returns fall by most of what it had learned has another task now. What was seen before would hide that
+for as long as it had lasted, so its evidence begins anew; and if its returns have not risen again after four rounds it
+is in conflict with all that it shares, unless half of the clients have fallen, which says nothing about one of them.
 
 Means are weighted by the weights of the present round; a client that is not in it counts as the average one that is.
 
@@ -64,8 +67,8 @@ class Heard:
 
     shares: Mapping[str, bool] = field(default_factory=dict)
     """For each client that was asked: whether it began the round with the shared parameters, as they are no worse."""
-    fell: Collection[str] = ()
-    """The clients whose returns fell by most of what they had learned."""
+    low: Collection[str] = ()
+    """The clients that have lost most of what they had learned, by their returns of this round."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +103,7 @@ def persistence(
     all_findings: list[Findings] = []
     for before, part in parts_of(evidence, replies):
         panel, settled = settle(before, heard.shares)
-        panel = add_round(_forget_fallen(panel, heard.fell), part, shared, groups)
+        panel = add_round(_note_falls(panel, part.clients, heard.low), part, shared, groups)
         weights = torch.full((len(panel.clients),), average, dtype=torch.float64)
         weights[panel.rows(part.clients)] = torch.tensor([reply.weight for reply in part.all], dtype=torch.float64)
         conflicts = judge(panel, weights, part.clients, groups)
@@ -116,7 +119,8 @@ def judge(panel: Panel, weights: Tensor, present: Collection[str], groups: Group
     """Find the clients in conflict, by all evidence of a panel.
 
     Clients are compared that took part in `MIN_ROUNDS` rounds. One may leave if it is present, is not asked already,
-    took part in that many rounds, doubled with each decision about it, and has enough evidence about the group.
+    took part in that many rounds, doubled with each decision about it, and has enough evidence about the group. One
+    with another task leaves everything.
 
     weights: [K].
     """
@@ -126,8 +130,9 @@ def judge(panel: Panel, weights: Tensor, present: Collection[str], groups: Group
     may_leave = is_present & (panel.rounds >= needed) & ~panel.asked.any(1)
     has_evidence = (panel.rounds * (panel.rounds - 1))[:, None] >= least_pairs(groups, len(panel.clients))
     between, within = systematic(panel, groups)
-    may_leave_group = may_leave[:, None] & has_evidence
-    return find_conflicts(between, within, weights, is_compared, may_leave_group, ~panel.fallen, groups)
+    conflicts = find_conflicts(between, within, weights, is_compared, may_leave[:, None] & has_evidence, groups)
+    has_another_task = may_leave & panel.fallen & bool(2 * panel.fallen.sum() < len(panel.clients))
+    return replace(conflicts, leaving=conflicts.leaving | (has_another_task[:, None] & ~panel.departed))
 
 
 def average_weight(replies: Replies) -> float:
@@ -208,20 +213,23 @@ def _ask_to_return(panel: Panel, present: Collection[str], groups: Groups, rejoi
     return replace(panel, asked=asked, waiting=waiting, returns_tried=tried)
 
 
-def _forget_fallen(panel: Panel, fell: Collection[str]) -> Panel:
-    """Begin the evidence anew of clients whose returns fell, if there are enough rounds of it."""
-    rows = [row for row, client in enumerate(panel.clients) if client in fell and panel.rounds[row] >= AFTER_A_FALL]
-    if not rows:
-        return panel
-    panel = begin_anew(panel, torch.tensor(rows, dtype=torch.int64))
+def _note_falls(panel: Panel, present: Collection[str], low: Collection[str]) -> Panel:
+    """Begin the evidence anew of clients whose returns fell, if there are enough rounds of it; note who rose again."""
     fallen = panel.fallen.clone()
+    rows = []
+    for row, client in enumerate(panel.clients):
+        if client in low and not fallen[row] and panel.rounds[row] >= AFTER_A_FALL:
+            rows.append(row)
+        elif client in present and client not in low:
+            fallen[row] = False
+    panel = begin_anew(panel, torch.tensor(rows, dtype=torch.int64)) if rows else panel
     fallen[rows] = True
     return replace(panel, fallen=fallen)
 
 
 def _values(rho: Tensor, chosen: Tensor) -> dict[int, float]:
     """Return rho [G] of the chosen groups [G] bool, by the groups' numbers."""
-    return {group: float(rho[group]) for group in chosen.nonzero().squeeze(1).tolist()}
+    return {group: float(rho[group].nan_to_num()) for group in chosen.nonzero().squeeze(1).tolist()}
 
 
 def _count_decisions(panel: Panel, rows: list[int]) -> Panel:

@@ -88,7 +88,7 @@ class AnswerCodec:
             arrays["fisher"] = encode_vector(trained.fisher)
         training = MetricRecord({"steps": int(trained.steps), "episodes": int(trained.episodes)})
         training["gain"], training["spread"] = float(trained.gain), float(trained.spread)
-        training["fell"] = int(trained.fell)
+        training["low"] = int(trained.low)
         if trained.kl is not None:
             training["kl"] = [float(kl) for kl in trained.kl]
         content = RecordDict(
@@ -128,7 +128,7 @@ class AnswerCodec:
             fisher=fisher,
             kl=fields.take_divergences("kl", 1 + self._blocks) if has_kl else None,
             evaluation=self._read_summary(content) if train.evaluate_first else None,
-            fell=bool(fields.take_count("fell", 0, 1)),
+            low=bool(fields.take_count("low", 0, 1)),
             comparison=self._read_comparison(content) if "comparison" in more else None,
         )
         fields.refuse_rest()
