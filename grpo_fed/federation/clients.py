@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar, final
 
@@ -19,11 +18,11 @@ import torch
 from torch import Tensor
 
 from grpo_fed.aggregation.proximity import StepFractions, interpolate
-from grpo_fed.federation.comparison import TIMES, ReturnHistory, compare_returns
+from grpo_fed.federation.comparison import ReturnHistory, compare_by_playing
 from grpo_fed.federation.learners import ClientLearners
+from grpo_fed.federation.loaded_client import LoadedClient
 from grpo_fed.federation.messages import (
     Answer,
-    Comparison,
     Evaluate,
     Evaluated,
     EvaluationPlan,
@@ -31,15 +30,16 @@ from grpo_fed.federation.messages import (
     Instruction,
     Measure,
     Measured,
+    SharingComparison,
     Start,
     Train,
     Trained,
 )
-from grpo_fed.federation.state_store import Arrays, StateStore, StoredState
+from grpo_fed.federation.state_store import Arrays, StateStore
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.rl.learner import PERSONAL, sub_state
 from grpo_fed.rl.make import make_client_policies
-from grpo_fed.rl.records import Evaluation, TrainingReport
+from grpo_fed.rl.records import TrainingReport
 from grpo_fed.runs.metrics import is_reported
 from grpo_fed.runs.policies import save_policy
 from grpo_fed.scenario.scenario import Scenario
@@ -49,25 +49,6 @@ ROUND_SHARED = "round.shared"
 """The array in a client's state with the shared blocks [S] that the round began with."""
 
 Kind = TypeVar("Kind", Train, Measure, Evaluate)
-
-
-@dataclass(frozen=True, eq=False)
-class LoadedClient:
-    """A client that was given an instruction, with what it remembers."""
-
-    name: str
-    start: Start
-    stored: StoredState | None
-    """The latest state that it remembers; None before its first round."""
-
-    @property
-    def state(self) -> Arrays | None:
-        """What it remembers, by name."""
-        return None if self.stored is None else self.stored.arrays
-
-    def remembers(self, round: int) -> bool:
-        """Whether this is the last round that it remembers."""
-        return self.stored is not None and self.stored.round == round
 
 
 @final
@@ -152,8 +133,8 @@ class Clients:
         seconds = time.perf_counter() - began
         fisher = learners.fisher(round) if self._needs_fisher else [None] * len(clients)
         for row, (client, report, personal) in enumerate(zip(clients, reports, personal_reports, strict=True)):
-            history, spread = ReturnHistory.read(client.state), _spread(report)
-            self._save(client, learners, row, history.after(report.mean_return, spread))
+            history = ReturnHistory.read(client.state)
+            self._save(client, learners, row, history.after(report.mean_return, report.spread))
             yield (
                 client.name,
                 Trained(
@@ -161,7 +142,7 @@ class Clients:
                     steps=report.steps + personal.steps,
                     episodes=len(report.episodes) + len(personal.episodes),
                     gain=_gain(report, client),
-                    spread=spread,
+                    spread=report.spread,
                     metrics=reported_metrics(report, seconds),
                     fisher=fisher[row],
                     kl=last_step_kl.get(client.name),
@@ -207,36 +188,31 @@ class Clients:
 
     def _compare(
         self, clients: Sequence[LoadedClient], groups: Mapping[str, tuple[int, ...]]
-    ) -> tuple[list[LoadedClient], dict[str, Comparison]]:
+    ) -> tuple[list[LoadedClient], dict[str, SharingComparison]]:
         """Let clients choose between their own parameters and the shared ones in some groups, for each client's name.
 
         Return the clients as they begin the round, and the comparisons that they made.
         """
-        chosen = {client.name: client for client in clients}
-        asked = [client for client in clients if groups[client.name] and client.state is not None]
-        if not asked:
-            return list(clients), {}
-        comparisons: dict[str, Comparison] = {}
-        returns = {client.name: np.zeros((2, 0)) for client in asked}
-        for batch in range(TIMES):
-            both = [[_with_own_groups(client, groups[client.name], own) for client in asked] for own in (True, False)]
-            played = [self._play_to_compare(each, batch) for each in both]
-            for row, client in enumerate(asked):
-                scores = np.stack([played[0][row].scores, played[1][row].scores])
-                returns[client.name] = np.concatenate([returns[client.name], scores], 1)
-                own, shared = returns[client.name]
-                has_left = bool({*client.start.departed} & {*groups[client.name]})
-                comparison = compare_returns(own, shared, ReturnHistory.read(client.state), has_left)
-                comparisons[client.name] = comparison
-                chosen[client.name] = both[comparison.shares][row]
-            asked = [client for client in asked if comparisons[client.name].is_open]
-            if not asked:
-                break
-        return list(chosen.values()), comparisons
+        asked = {client.name: client for client in clients if groups[client.name] and client.state is not None}
+        versions = {
+            own: {name: client.with_own_groups(groups[name], own) for name, client in asked.items()}
+            for own in (True, False)
+        }
 
-    def _play_to_compare(self, clients: Sequence[LoadedClient], batch: int) -> list[Evaluation]:
-        """Play episodes of a round with the parameters with which clients would begin it; actions are sampled."""
-        return self.policies.evaluate(
+        def play(names: Sequence[str], own: bool, batch: int) -> list[np.ndarray]:
+            return self._play_to_compare([versions[own][name] for name in names], batch)
+
+        comparisons = compare_by_playing(
+            {name: ReturnHistory.read(client.state) for name, client in asked.items()},
+            {name for name, client in asked.items() if {*client.start.departed} & {*groups[name]}},
+            play,
+        )
+        chosen = {name: versions[not comparison.shares][name] for name, comparison in comparisons.items()}
+        return [chosen.get(client.name, client) for client in clients], comparisons
+
+    def _play_to_compare(self, clients: Sequence[LoadedClient], batch: int) -> list[np.ndarray]:
+        """Play episodes of a round with the parameters with which clients would begin it; return the returns [E]."""
+        evaluations = self.policies.evaluate(
             [client.name for client in clients],
             self._with_shared_blocks(self._parameters(clients), clients),
             [client.state for client in clients],
@@ -245,6 +221,7 @@ class Clients:
             compared=self.scenario.merge.episodes,
             batch=batch,
         )
+        return [evaluation.scores for evaluation in evaluations]
 
     # Measuring
 
@@ -268,7 +245,7 @@ class Clients:
         All blocks together, then each alone; only for clients that took part in the last round.
         """
         present = [client for client in clients if self._can_measure(client, client.start.round - 1)]
-        shared = [_remembered(client)[ROUND_SHARED] for client in present]
+        shared = [client.remembered[ROUND_SHARED] for client in present]
         blocks = range(len(self.slices))
         fractions = [tuple([1.0] * len(blocks)), *(tuple(float(b == block) for b in blocks) for block in blocks)]
         candidates = [client.start.shared for client in present]
@@ -277,7 +254,7 @@ class Clients:
 
     def _can_measure(self, client: LoadedClient, round: int) -> bool:
         """Whether a client has measurement states of this round."""
-        return client.remembers(round) and self.policies.can_measure(_remembered(client))
+        return client.remembers(round) and self.policies.can_measure(client.remembered)
 
     def _measure_kl(
         self,
@@ -303,7 +280,7 @@ class Clients:
             for of_clients in zip(*fractions, strict=True)
         ]
         kl = self.policies.measure_kl(
-            [_remembered(client) for client in clients],
+            [client.remembered for client in clients],
             self._with_shared_blocks(parameters, clients, begins),
             (self._with_shared_blocks(parameters, clients, step) for step in steps),
         )
@@ -386,12 +363,6 @@ class Clients:
         return placed
 
 
-def _with_own_groups(client: LoadedClient, groups: Sequence[int], own: bool) -> LoadedClient:
-    """Let a client begin with its own parameters in some groups, or with the shared ones."""
-    departed = {*client.start.departed, *groups} if own else {*client.start.departed} - {*groups}
-    return replace(client, start=replace(client.start, departed=tuple(sorted(departed))))
-
-
 def reported_metrics(report: TrainingReport, seconds: float) -> dict[str, float]:
     """The metrics that a client reports to the server."""
     return {name: value for name, value in report.metrics(seconds).items() if is_reported(name)}
@@ -408,31 +379,9 @@ def _round_of(instruction: Train) -> tuple[str, int, float, float]:
     return start.run, start.round, instruction.begin, instruction.end
 
 
-def _remembered(client: LoadedClient) -> Arrays:
-    assert client.state is not None, f"{client.name} has a state"
-    return client.state
-
-
 def _gain(report: TrainingReport, client: LoadedClient) -> float:
     """Mean return less that of the round before; 0 where one of the two has no finished episode."""
     if not client.remembers(client.start.round - 1):
         return 0.0
     gain = report.mean_return - ReturnHistory.read(client.state).last
     return gain if math.isfinite(gain) else 0.0
-
-
-def _spread(report: TrainingReport) -> float:
-    """Standard deviation of the returns; 0 where no episode has finished."""
-    return float(np.std([episode.score for episode in report.episodes])) if report.episodes else 0.0
-
-
-def _summary(evaluation: Evaluation) -> EvaluationSummary:
-    scores = evaluation.scores
-    return EvaluationSummary(
-        mean=float(scores.mean()),
-        std=float(scores.std()),
-        least=float(scores.min()),
-        most=float(scores.max()),
-        episodes=len(scores),
-        length=float(evaluation.lengths.mean()),
-    )

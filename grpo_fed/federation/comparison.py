@@ -15,12 +15,12 @@ own.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from grpo_fed.federation.messages import Comparison
+from grpo_fed.federation.messages import SharingComparison
 
 MARGIN = 0.1
 """The part of what a client has learned that it may lose by sharing."""
@@ -81,11 +81,38 @@ class ReturnHistory:
         return learned > APART * self.spread and mean < self.lowest + LOST * learned
 
 
-def compare_returns(own: np.ndarray, shared: np.ndarray, history: ReturnHistory, has_left: bool) -> Comparison:
-    """Compare the returns [E] of the same episodes with the client's own parameters and with the shared ones.
+def compare_by_playing(
+    histories: Mapping[str, ReturnHistory],
+    have_left: Collection[str],
+    play: Callable[[Sequence[str], bool, int], Sequence[np.ndarray]],
+) -> dict[str, SharingComparison]:
+    """Let clients play until their comparison is decided, or they have played as much as they may.
+
+    histories: of the clients that compare. have_left: those that have left the groups in question. play: plays a batch
+    of episodes with some clients' own parameters, or with the shared ones, and returns each client's returns [E];
+    batches are numbered from 0, and the episodes of a batch are the same for both.
+    """
+    comparisons: dict[str, SharingComparison] = {}
+    returns = {client: np.zeros((2, 0)) for client in histories}
+    undecided = list(histories)
+    for batch in range(TIMES):
+        if not undecided:
+            break
+        for client, own, shared in zip(
+            undecided, play(undecided, True, batch), play(undecided, False, batch), strict=True
+        ):
+            returns[client] = np.concatenate([returns[client], np.stack([own, shared])], 1)
+            comparisons[client] = compare_returns(returns[client], histories[client], client in have_left)
+        undecided = [client for client in undecided if comparisons[client].is_open]
+    return comparisons
+
+
+def compare_returns(returns: np.ndarray, history: ReturnHistory, has_left: bool) -> SharingComparison:
+    """Compare the returns [2, E] of the same episodes with the client's own parameters and with the shared ones.
 
     has_left: whether the client has left the groups in question, or shares them.
     """
+    own, shared = returns
     gains = shared - own
     error = _standard_error(gains)
     least, most = float(gains.mean()) - CONFIDENCE * error, float(gains.mean()) + CONFIDENCE * error
@@ -93,7 +120,7 @@ def compare_returns(own: np.ndarray, shared: np.ndarray, history: ReturnHistory,
     has_learned = learned > LEARNED * _standard_error(own)
     is_no_worse = least > 0 or (has_learned and least >= -MARGIN * learned)
     is_open = has_learned and not is_no_worse and most >= 0
-    return Comparison(
+    return SharingComparison(
         own=float(own.mean()),
         shared=float(shared.mean()),
         error=error,

@@ -95,7 +95,7 @@ class EvaluationSummary:
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class SharingComparison:
     """A client's own parameters and the shared ones, compared by playing the same episodes."""
 
     own: float
@@ -139,7 +139,7 @@ class Trained:
     """The evaluation that `evaluate_first` asked for."""
     low: bool = False
     """Whether the mean return says that most of what had been learned is lost, as it is where a task changes."""
-    comparison: Comparison | None = None
+    comparison: SharingComparison | None = None
     """The comparison that `compare` asked for; None too where the client has no parameters of its own yet."""
 
 

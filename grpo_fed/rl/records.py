@@ -93,6 +93,11 @@ class TrainingReport:
         """Mean return of the finished episodes; NaN where none has finished."""
         return _mean([episode.score for episode in self.episodes])
 
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the returns; 0 where no episode has finished."""
+        return float(np.std([episode.score for episode in self.episodes])) if self.episodes else 0.0
+
     def metrics(self, seconds: float | None = None) -> dict[str, float]:
         """The metrics that a client reports of its training, by their keys; what is not finite is left out.
 

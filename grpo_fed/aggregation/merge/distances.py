@@ -22,7 +22,7 @@ SCATTERED = 32
 """With runs of more different lengths than this, adding up entry by entry is faster."""
 
 
-def group_norms(updates: Sequence[Tensor], groups: Groups) -> Tensor:
+def update_norms(updates: Sequence[Tensor], groups: Groups) -> Tensor:
     """Compute each update's Euclidean norm in each group, K of [P] -> [K, G] float64."""
     return distances(updates, torch.zeros_like(updates[0]), groups)
 

@@ -25,7 +25,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from grpo_fed.aggregation.merge.distances import group_norms
+from grpo_fed.aggregation.merge.distances import update_norms
 from grpo_fed.aggregation.merge.records import Replies, Reply
 from grpo_fed.policy.groups import Groups
 
@@ -171,7 +171,7 @@ def add_round(panel: Panel, replies: Replies, shared: Tensor, groups: Groups) ->
     rows, count = panel.rows(replies.clients), len(panel.clients)
     updates = [reply.update(shared) for reply in replies.all]
     sizes = sketch_sizes(groups, count)
-    norms = group_norms(updates, groups)
+    norms = update_norms(updates, groups)
     scale = torch.where((norms > TINY) & ~panel.departed[rows], 1 / norms.clamp(min=TINY), 0.0)
     units = torch.stack([_sketch(update, groups, count) for update in updates])
     units *= scale.repeat_interleave(sizes, 1)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from grpo_fed.aggregation.merge.averages import merge_without_departures, weighted_mean
 from grpo_fed.aggregation.merge.conflicts import Conflicts, find_conflicts
-from grpo_fed.aggregation.merge.distances import distances, group_norms
+from grpo_fed.aggregation.merge.distances import distances, update_norms
 from grpo_fed.aggregation.merge.evidence import (
     LEAST_EVIDENCE,
     TINY,
@@ -265,7 +265,7 @@ def _merge(replies: Replies, shared: Tensor, groups: Groups, evidence: Evidence)
     }
     departed = torch.stack([departed_of[client] for client in replies.clients])
     updates = [reply.update(shared) for reply in replies.all]
-    norms = group_norms(updates, groups)
+    norms = update_norms(updates, groups)
     moving = ~departed & (norms > TINY) & torch.tensor([[reply.weight > 0] for reply in replies.all])
     limit = CUT * torch.where(moving, norms, torch.nan).nanmedian(0).values.nan_to_num(nan=torch.inf)
     factors = torch.where(norms > limit, limit / norms.clamp(min=TINY), 1.0)

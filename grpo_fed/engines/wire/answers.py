@@ -18,13 +18,13 @@ from grpo_fed.engines.wire.validation import LARGEST, FieldReader, InvalidMessag
 from grpo_fed.federation.comparison import TIMES
 from grpo_fed.federation.messages import (
     Answer,
-    Comparison,
     Evaluate,
     Evaluated,
     EvaluationSummary,
     Instruction,
     Measure,
     Measured,
+    SharingComparison,
     Train,
     Trained,
 )
@@ -172,9 +172,9 @@ class AnswerCodec:
 
     # Evaluations
 
-    def _read_comparison(self, content: RecordDict) -> Comparison:
+    def _read_comparison(self, content: RecordDict) -> SharingComparison:
         fields = FieldReader(content, "comparison", MetricRecord)
-        comparison = Comparison(
+        comparison = SharingComparison(
             own=fields.take_float("own"),
             shared=fields.take_float("shared"),
             error=fields.take_float("error", 0),
@@ -216,7 +216,7 @@ def _write_summary(summary: EvaluationSummary) -> MetricRecord:
     )
 
 
-def _write_comparison(comparison: Comparison) -> MetricRecord:
+def _write_comparison(comparison: SharingComparison) -> MetricRecord:
     return MetricRecord(
         {
             "own": float(comparison.own),

@@ -17,13 +17,13 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from grpo_fed.federation.messages import (
-    Comparison,
     Evaluate,
     Evaluated,
     EvaluationPlan,
     EvaluationSummary,
     Measure,
     Measured,
+    SharingComparison,
     Start,
     Train,
     Trained,
@@ -43,7 +43,7 @@ RECORD_TYPES = {
         Measured,
         Evaluated,
         EvaluationSummary,
-        Comparison,
+        SharingComparison,
     )
 }
 """The records that a frame may hold, by name."""
