@@ -39,7 +39,7 @@ from grpo_fed.federation.state_store import Arrays, StateStore
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.rl.learner import PERSONAL, sub_state
 from grpo_fed.rl.make import make_client_policies
-from grpo_fed.rl.records import TrainingReport
+from grpo_fed.rl.records import Evaluation, TrainingReport
 from grpo_fed.runs.metrics import is_reported
 from grpo_fed.runs.policies import save_policy
 from grpo_fed.scenario.scenario import Scenario
@@ -385,3 +385,15 @@ def _gain(report: TrainingReport, client: LoadedClient) -> float:
         return 0.0
     gain = report.mean_return - ReturnHistory.read(client.state).last
     return gain if math.isfinite(gain) else 0.0
+
+
+def _summary(evaluation: Evaluation) -> EvaluationSummary:
+    scores = evaluation.scores
+    return EvaluationSummary(
+        mean=float(scores.mean()),
+        std=float(scores.std()),
+        least=float(scores.min()),
+        most=float(scores.max()),
+        episodes=len(scores),
+        length=float(evaluation.lengths.mean()),
+    )
