@@ -77,7 +77,9 @@ class RoundMerge:
         self._settings = scenario.merge
         self._groups = shared_blocks.groups
         self._rule = None if scenario.merge.rule in RULES_WITH_EVIDENCE else bind_rule(scenario.merge)
-        self._evidence, self._start_of = evidence, start_of
+        self._evidence = evidence
+        self._start_of = start_of if isinstance(evidence, ClusterEvidence) else None
+        """Clients begin with different blocks where they are in clusters."""
         self._shares: dict[str, bool] = {}
         self._low: set[str] = set()
         self.weights: dict[str, float] = {}
@@ -114,7 +116,7 @@ class RoundMerge:
             assert fisher is not None, f"{client} sent no Fisher diagonal"
             self._by_fisher.add(point, share, fisher)
         else:
-            start = None if self._start_of is None else self._start_of(client)
+            start = self._start_of(client) if self._start_of is not None else None
             self._replies.append(Reply(client, point, share, fisher, start))
 
     def target(self, shared: Tensor) -> MergeTarget:

@@ -35,7 +35,7 @@ LEAST_PANEL = 16
 """Clients of a panel at least, however many groups there are."""
 PRODUCTS = 1 << 24
 """Products of pairs of clients that are kept, over all panels and groups, down to the least panel."""
-LEAST_EVIDENCE = 200
+LEAST_EVIDENCE = 400
 """Least evidence about a group: rounds x (rounds - 1) x its parameters. By chance rho has a standard deviation of about
 sqrt(2 / evidence), so a group of few parameters takes more rounds."""
 NUMBERS = 1 << 20
@@ -91,12 +91,13 @@ class Panel:
         """Name all tensors."""
         return {name: getattr(self, name) for name in TENSORS}
 
-    def with_arrays(self, arrays: Mapping[str, Tensor]) -> Panel:
+    def with_arrays(self, arrays: Mapping[str, Tensor], prefix: str = "") -> Panel:
         """Put other values in the place of all tensors; ValueError naming one that is missing or does not fit."""
         for name, own in self.arrays().items():
-            if name not in arrays or arrays[name].shape != own.shape or arrays[name].dtype != own.dtype:
-                raise ValueError(name)
-        return Panel(self.clients, *(arrays[name] for name in TENSORS))
+            array = arrays.get(prefix + name)
+            if array is None or array.shape != own.shape or array.dtype != own.dtype:
+                raise ValueError(prefix + name)
+        return Panel(self.clients, *(arrays[prefix + name] for name in TENSORS))
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,12 +121,7 @@ class Evidence:
 
     def with_arrays(self, arrays: Mapping[str, Tensor]) -> Evidence:
         """Put other values in the place of all tensors; ValueError naming one that is missing or does not fit."""
-        parts: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in arrays.items():
-            number, _, field = name.partition(".")
-            parts.setdefault(number, {})[field] = tensor
-        panels = (panel.with_arrays(parts.get(str(number), {})) for number, panel in enumerate(self.panels))
-        return Evidence(tuple(panels))
+        return Evidence(tuple(panel.with_arrays(arrays, f"{number}.") for number, panel in enumerate(self.panels)))
 
 
 TENSORS: Collection[str] = tuple(each.name for each in fields(Panel) if each.name != "clients")

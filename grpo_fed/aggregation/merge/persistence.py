@@ -269,7 +269,8 @@ def _merge(replies: Replies, shared: Tensor, groups: Groups, evidence: Evidence)
     moving = ~departed & (norms > TINY) & torch.tensor([[reply.weight > 0] for reply in replies.all])
     limit = CUT * torch.where(moving, norms, torch.nan).nanmedian(0).values.nan_to_num(nan=torch.inf)
     factors = torch.where(norms > limit, limit / norms.clamp(min=TINY), 1.0)
-    if not departed.any() and bool((factors == 1).all()):
+    begin_alike = all(reply.start is None for reply in replies.all)
+    if begin_alike and not departed.any() and bool((factors == 1).all()):
         return merge_without_departures(replies, weighted_mean(replies.all, shared), groups)
     total = torch.zeros(len(shared), dtype=torch.float64)
     weight = torch.zeros(len(groups.names) + 1, dtype=torch.float64)
