@@ -1,4 +1,5 @@
-"""Time the server's merges: the mean beside copying the same bytes once, huber beside the mean; and their memory.
+"""Time the server's merges: the mean beside copying the same bytes once, huber and persistence beside the mean; and
+their memory.
 
 The replies of a thousand clients with 100,000 parameters each are 400 MB in memory, more than a cache holds.
 
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +35,8 @@ from torch import Tensor
 from benchmarks.learning import describe_machine
 from benchmarks.memory import peak_mb
 from grpo_fed.aggregation.merge import Replies, Reply, StreamingMean, huber
+from grpo_fed.aggregation.merge.evidence import Evidence, no_evidence
+from grpo_fed.aggregation.merge.persistence import persistence
 from grpo_fed.federation.messages import Trained
 from grpo_fed.federation.round_merge import RoundMerge
 from grpo_fed.policy.shared import SharedBlocks, resolve_shared_blocks
@@ -64,6 +68,7 @@ def main() -> None:
         "parameters": resolve_shared_blocks(make_scenario(1)).size,
         "rounds": arguments.rounds,
         "seconds": time_contestants(arguments.clients, arguments.rounds),
+        "evidence_mb": evidence_megabytes(arguments.clients),
         "memory": {str(clients): measure_memory_in_subprocess(clients) for clients in MEMORY},
         "machine": describe_machine(),
         "versions": {name: version(name) for name in ("grpo-fed", "torch", "numpy")},
@@ -83,6 +88,12 @@ def time_contestants(clients: int, rounds: int) -> dict[str, list[float]]:
         "mean": partial(merge_by_mean, replies[0.0]),
         "huber, no client departs": partial(merge_by_huber, replies[0.0], shared_blocks),
         "huber, 1 in 10 departs": partial(merge_by_huber, replies[0.1], shared_blocks),
+        "persistence, no client departs": partial(
+            merge_by_persistence, replies[0.0], shared_blocks, make_evidence(replies[0.0], shared_blocks, 0.0)
+        ),
+        "persistence, 1 in 10 has departed": partial(
+            merge_by_persistence, replies[0.1], shared_blocks, make_evidence(replies[0.1], shared_blocks, 0.1)
+        ),
     }
     results: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds + 1):
@@ -110,6 +121,36 @@ def merge_by_mean(replies: Replies) -> Tensor | None:
 
 def merge_by_huber(replies: Replies, shared_blocks: SharedBlocks) -> Tensor:
     return huber(replies, shared_blocks.initial, shared_blocks.groups, threshold=THRESHOLD).point
+
+
+def merge_by_persistence(replies: Replies, shared_blocks: SharedBlocks, evidence: Evidence) -> Tensor:
+    return persistence(replies, shared_blocks.initial, shared_blocks.groups, evidence)[0].point
+
+
+def make_evidence(replies: Replies, shared_blocks: SharedBlocks, departed: float) -> Evidence:
+    """Make the evidence of eight rounds of noise, in which the first share `departed` of the clients left the actor."""
+    generator = torch.Generator().manual_seed(1)
+    panels = []
+    for panel in no_evidence(replies.clients, shared_blocks.groups).panels:
+        count = len(panel.clients)
+        gone = panel.departed.clone()
+        last = sorted(replies.clients)[round(departed * len(replies.clients)) - 1] if departed else ""
+        gone[torch.tensor([client <= last for client in panel.clients]), shared_blocks.groups.names.index("actor")] = (
+            True
+        )
+        sums = torch.randn(panel.sums.shape, generator=generator, dtype=torch.float64)
+        products = 8 * torch.eye(count, dtype=torch.float64).repeat(len(shared_blocks.groups.names), 1, 1)
+        sums *= (8 / (panel.sums.shape[1] / len(shared_blocks.groups.names))) ** 0.5
+        rounds = torch.full_like(panel.common, 8)
+        panels.append(replace(panel, sums=sums, products=products, common=rounds, departed=gone))
+    return Evidence(tuple(panels))
+
+
+def evidence_megabytes(clients: int) -> float:
+    """Compute the size of the evidence that `persistence` keeps of so many clients."""
+    shared_blocks = resolve_shared_blocks(make_scenario(clients))
+    arrays = no_evidence(shared_blocks.clients, shared_blocks.groups).arrays().values()
+    return sum(array.numel() * array.element_size() for array in arrays) / 1e6
 
 
 def make_replies(shared_blocks: SharedBlocks, clients: int, departing: float) -> Replies:
@@ -174,10 +215,13 @@ def format_tables(results: Mapping[str, Any]) -> Iterator[str]:
     yield "| --- | --- | --- | --- | --- | --- |"
     ms = {name: 1e3 * median(seconds) for name, seconds in results["seconds"].items()}
     targets = {"copy": ("", "", ""), "mean": ("copy", "2", "1")}
+    targets |= {name: ("mean", "5", "3") for name in ms if name.startswith("persistence")}
     for name, value in ms.items():
         against, most, wanted = targets.get(name, ("mean", "6", "3"))
         ratio = f"{value / ms[against]:.2f}" if against else ""
         yield f"| {name} | {value:.1f} | {against} | {ratio} | {most} | {wanted} |"
+    yield ""
+    yield f"The evidence of persistence takes {results['evidence_mb']:.0f} MB, beside the replies of the round."
     yield ""
     yield "| streaming mean of clients | MB with everything loaded | MB more at its peak |"
     yield "| --- | --- | --- |"

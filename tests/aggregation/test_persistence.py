@@ -15,8 +15,10 @@ from grpo_fed.aggregation.merge import Replies, Reply, mean
 from grpo_fed.aggregation.merge import evidence as evidence_module
 from grpo_fed.aggregation.merge.evidence import (
     Evidence,
+    Panel,
     add_round,
     begin_anew,
+    measure_updates,
     new_panel,
     no_evidence,
     systematic,
@@ -44,6 +46,14 @@ def make_groups(sizes: list[int], blocks: list[str] | None = None, ordered: bool
 
 def replies_at(points: dict[str, Tensor], weights: dict[str, float] | None = None) -> Replies:
     return Replies.of(Reply(name, point, (weights or {}).get(name, 1.0)) for name, point in points.items())
+
+
+def add(panel: Panel, points: dict[str, Tensor], groups: Groups) -> Panel:
+    """Add a round in which these points were reached from 0."""
+    replies = replies_at(points)
+    return add_round(
+        panel, replies, measure_updates(replies, torch.zeros(len(groups.ids)), groups, len(panel.clients)), groups
+    )
 
 
 def run_rounds(
@@ -91,7 +101,7 @@ def test_systematic_products_are_sums_over_pairs_of_different_rounds():
     panel = new_panel(tuple(taken), groups)
     for r in range(4):
         points = {name: update for (name, at), update in updates.items() if at == r}
-        panel = add_round(panel, replies_at(points), torch.zeros(5), groups)
+        panel = add(panel, points, groups)
     between, within = systematic(panel, groups)
 
     def unit(name: str, r: int, group: int) -> Tensor:
@@ -315,9 +325,9 @@ def test_a_sketch_keeps_inner_products_to_its_stated_error(monkeypatch: pytest.M
     names = tuple(f"c{number:02d}" for number in range(20))
     base = torch.randn(20_000, generator=generator)
     points = {name: base + torch.randn(20_000, generator=generator) for name in names}
-    exact = add_round(new_panel(names, groups), replies_at(points), torch.zeros(20_000), groups).products[0]
+    exact = add(new_panel(names, groups), points, groups).products[0]
     with small_memory(monkeypatch, NUMBERS=256 * len(names)):
-        sketched = add_round(new_panel(names, groups), replies_at(points), torch.zeros(20_000), groups)
+        sketched = add(new_panel(names, groups), points, groups)
     assert sketched.sums.shape == (20, 256)
     error = (sketched.products[0] - exact).std()
     assert float(error) < 2 / math.sqrt(256)
@@ -500,11 +510,11 @@ def test_what_is_forgotten_of_a_client_is_all_that_it_was_part_of():
     panel, generator = new_panel(("a", "b", "c"), groups), torch.Generator().manual_seed(0)
     rounds = [{name: torch.randn(6, generator=generator) for name in "abc"} for _ in range(4)]
     for points in rounds:
-        panel = add_round(panel, replies_at(points), torch.zeros(6), groups)
+        panel = add(panel, points, groups)
     forgotten = begin_anew(panel, torch.tensor([1]))
     without = new_panel(("a", "b", "c"), groups)
     for points in rounds:
         kept = {name: point for name, point in points.items() if name != "b"}
-        without = add_round(without, replies_at(kept), torch.zeros(6), groups)
+        without = add(without, kept, groups)
     for name in ("sums", "products", "common"):
         assert torch.equal(getattr(forgotten, name), getattr(without, name))

@@ -23,6 +23,7 @@ from grpo_fed.aggregation.merge.evidence import (
     add_round,
     begin_anew,
     least_pairs,
+    measure_updates,
     new_panel,
     systematic,
 )
@@ -75,7 +76,8 @@ def clusters(
 
     most: clusters of a block at most.
     """
-    panel = add_round(evidence.panel, replies, shared, groups.as_blocks)
+    updates = measure_updates(replies, shared, groups.as_blocks, len(evidence.panel.clients))
+    panel = add_round(evidence.panel, replies, updates, groups.as_blocks)
     evidence = _part(ClusterEvidence(panel, evidence.labels), replies, groups.as_blocks, most)
     return _merge(replies, shared, groups, evidence), evidence
 

@@ -22,11 +22,6 @@ SCATTERED = 32
 """With runs of more different lengths than this, adding up entry by entry is faster."""
 
 
-def update_norms(updates: Sequence[Tensor], groups: Groups) -> Tensor:
-    """Compute each update's Euclidean norm in each group, K of [P] -> [K, G] float64."""
-    return distances(updates, torch.zeros_like(updates[0]), groups)
-
-
 def distances(points: Sequence[Tensor], centre: Tensor, groups: Groups) -> Tensor:
     """Compute each point's Euclidean distance from the centre in each group, K of [P], [P] -> [K, G] float64."""
     runs, size = _runs(groups), centre.numel()
@@ -42,6 +37,17 @@ def distances(points: Sequence[Tensor], centre: Tensor, groups: Groups) -> Tenso
         by_run = [run.sums(squares) for run in runs]
         sums[first : first + len(batch)].index_add_(1, owners, torch.cat(by_run, 1).double())
     return sums[:, :-1].sqrt()
+
+
+@lru_cache(maxsize=8)
+def contiguous_groups(groups: Groups) -> tuple[slice, ...] | None:
+    """Return the columns of each group if all groups follow each other and hold every column; else None."""
+    sizes = groups.sizes.long()
+    expected = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
+    if len(sizes) > SCATTERED or not torch.equal(groups.ids, expected):
+        return None
+    stops = sizes.cumsum(0).tolist()
+    return tuple(slice(stop - size, stop) for size, stop in zip(sizes.tolist(), stops, strict=True))
 
 
 @dataclass(frozen=True, eq=False)

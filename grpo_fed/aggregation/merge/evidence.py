@@ -22,10 +22,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_fed.aggregation.merge.distances import update_norms
 from grpo_fed.aggregation.merge.records import Replies, Reply
 from grpo_fed.policy.groups import Groups
 
@@ -38,8 +38,12 @@ PRODUCTS = 1 << 24
 LEAST_EVIDENCE = 400
 """Least evidence about a group: rounds x (rounds - 1) x its parameters. By chance rho has a standard deviation of about
 sqrt(2 / evidence), so a group of few parameters takes more rounds."""
-NUMBERS = 1 << 20
+NUMBERS = 1 << 18
 """Numbers that the sketches of a group may take for all clients of a panel together."""
+LEAST_NUMBERS = 256
+"""Numbers of a group's sketch that there are always room for."""
+FEW = 32
+"""With more groups than this, norms are added up entry by entry."""
 TINY = 1e-12
 
 
@@ -160,17 +164,13 @@ def new_panel(clients: tuple[str, ...], groups: Groups) -> Panel:
     )
 
 
-def add_round(panel: Panel, replies: Replies, shared: Tensor, groups: Groups) -> Panel:
+def add_round(panel: Panel, replies: Replies, updates: Updates, groups: Groups) -> Panel:
     """Add the unit updates of a panel's replies; in a group that a client has left it adds nothing."""
     if not replies.all:
         return panel
-    rows, count = panel.rows(replies.clients), len(panel.clients)
-    updates = [reply.update(shared) for reply in replies.all]
-    sizes = sketch_sizes(groups, count)
-    norms = update_norms(updates, groups)
-    scale = torch.where((norms > TINY) & ~panel.departed[rows], 1 / norms.clamp(min=TINY), 0.0)
-    units = torch.stack([_sketch(update, groups, count) for update in updates])
-    units *= scale.repeat_interleave(sizes, 1)
+    rows, sizes = panel.rows(replies.clients), sketch_sizes(groups, len(panel.clients))
+    scale = torch.where((updates.norms > TINY) & ~panel.departed[rows], 1 / updates.norms.clamp(min=TINY), 0.0)
+    units = updates.sketches.double() * scale.repeat_interleave(sizes, 1)
     sums, products, common = panel.sums.clone(), panel.products.clone(), panel.common.clone()
     waiting = panel.waiting.clone()
     sums[rows] += units
@@ -226,32 +226,89 @@ def least_pairs(groups: Groups, clients: int) -> Tensor:
 @lru_cache(maxsize=8)
 def sketch_sizes(groups: Groups, clients: int) -> Tensor:
     """[G] int64: numbers of each group's sketch: all of its parameters, or as many as all clients have room for."""
-    return groups.sizes.long().clamp(max=max(64, NUMBERS // max(1, clients)))
+    return groups.sizes.long().clamp(max=max(LEAST_NUMBERS, NUMBERS // max(1, clients)))
+
+
+@dataclass(frozen=True, eq=False)
+class Updates:
+    """What is kept of the updates of n replies."""
+
+    norms: Tensor
+    """[n, G] float64."""
+    sketches: Tensor
+    """[n, D] float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class SketchLayout:
+    """How the P parameters of an update are folded into the D numbers of its sketch."""
+
+    order: np.ndarray | None
+    """[Q] int64: the parameters, group by group; None if they are in that order already."""
+    group_of_place: np.ndarray
+    """[Q] int64: the group of each of them."""
+    signs: np.ndarray | None
+    """[Q] float32: what each is multiplied with; None if no group is folded."""
+    places: tuple[slice, ...]
+    """[G]: where each group is in the order."""
+    numbers: tuple[slice, ...]
+    """[G]: where each group is in the sketch."""
 
 
 @lru_cache(maxsize=8)
-def _layout(groups: Groups, clients: int) -> tuple[Tensor, Tensor]:
-    """The bucket [P] int64 and the sign [P] float64 of every parameter; one past the last bucket for none.
+def _layout(groups: Groups, clients: int) -> SketchLayout:
+    """Lay a sketch out.
 
     A group that is larger than its sketch has its parameters added up in turn with random signs (a count sketch). An
-    inner product of two unit vectors has a standard error of about 1 / sqrt(buckets) over signs; the signs are the same
+    inner product of two unit vectors has a standard error of about 1 / sqrt(numbers) over signs; the signs are the same
     in all rounds, so it does not average out.
     """
-    buckets = sketch_sizes(groups, clients)
-    starts = buckets.cumsum(0) - buckets
-    signs = torch.ones(len(groups.ids), dtype=torch.float64)
-    places = torch.full((len(groups.ids),), int(buckets.sum()), dtype=torch.int64)
-    generator = torch.Generator().manual_seed(0)
-    for group in range(len(groups.names)):
-        columns = (groups.ids == group).nonzero().squeeze(1)
-        places[columns] = starts[group] + torch.arange(len(columns)) % buckets[group]
-        if len(columns) > buckets[group]:
-            signs[columns] = torch.randint(0, 2, (len(columns),), generator=generator).double() * 2 - 1
-    return places, signs
+    order = groups.ids_or_last.argsort(stable=True)[: int(groups.sizes.sum())].numpy()
+    sizes, numbers = groups.sizes.long().numpy(), sketch_sizes(groups, clients).numpy()
+    signs = np.random.default_rng(0).choice(np.array([-1, 1], np.float32), len(order))
+    signs[np.repeat(sizes <= numbers, sizes)] = 1
+    return SketchLayout(
+        None if np.array_equal(order, np.arange(len(order))) else order,
+        groups.ids.numpy()[order],
+        signs if (sizes > numbers).any() else None,
+        _runs_of(sizes),
+        _runs_of(numbers),
+    )
 
 
-def _sketch(update: Tensor, groups: Groups, clients: int) -> Tensor:
-    """Sketch an update [P] -> [D] float64."""
-    places, signs = _layout(groups, clients)
-    width = int(sketch_sizes(groups, clients).sum())
-    return torch.zeros(width + 1, dtype=torch.float64).index_add_(0, places, update.double() * signs)[:-1]
+def _runs_of(sizes: np.ndarray) -> tuple[slice, ...]:
+    """Return slices of these sizes, one after another."""
+    stops = sizes.cumsum().tolist()
+    return tuple(slice(stop - size, stop) for size, stop in zip(sizes.tolist(), stops, strict=True))
+
+
+def measure_updates(replies: Replies, shared: Tensor, groups: Groups, clients: int) -> Updates:
+    """Measure and sketch the updates of replies, in one pass over them.
+
+    clients: of the panel that they are in. The loop is in numpy, whose calls cost less than torch's.
+    """
+    layout, count = _layout(groups, clients), len(groups.names)
+    squares = np.zeros((len(replies.all), count))
+    sketches = np.zeros((len(replies.all), layout.numbers[-1].stop), np.float32)
+    update = np.zeros(len(shared), np.float32)
+    for reply, square, sketch in zip(replies.all, squares, sketches, strict=True):
+        np.subtract(reply.point.numpy(), (shared if reply.start is None else reply.start).numpy(), out=update)
+        values = update[: len(layout.group_of_place)] if layout.order is None else update[layout.order]
+        if count > FEW:
+            square += np.bincount(layout.group_of_place, values.astype(np.float64) ** 2, count)
+        else:
+            square += [np.dot(values[part], values[part]) for part in layout.places]
+        if layout.signs is None:
+            sketch[:] = values
+            continue
+        values *= layout.signs
+        for part, numbers in zip(layout.places, layout.numbers, strict=True):
+            _fold(values[part], sketch[numbers])
+    return Updates(torch.from_numpy(np.sqrt(squares)), torch.from_numpy(sketches))
+
+
+def _fold(values: np.ndarray, sketch: np.ndarray) -> None:
+    """Add values [n] up in turn into the numbers of a sketch [m], which are 0."""
+    whole = len(values) // len(sketch) * len(sketch)
+    values[:whole].reshape(-1, len(sketch)).sum(0, out=sketch)
+    sketch[: len(values) - whole] += values[whole:]

@@ -23,9 +23,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from grpo_fed.aggregation.merge.averages import merge_without_departures, weighted_mean
+from grpo_fed.aggregation.merge.averages import weighted_mean
 from grpo_fed.aggregation.merge.conflicts import Conflicts, find_conflicts
-from grpo_fed.aggregation.merge.distances import distances, update_norms
+from grpo_fed.aggregation.merge.distances import contiguous_groups, distances
 from grpo_fed.aggregation.merge.evidence import (
     LEAST_EVIDENCE,
     TINY,
@@ -34,6 +34,7 @@ from grpo_fed.aggregation.merge.evidence import (
     add_round,
     begin_anew,
     least_pairs,
+    measure_updates,
     parts_of,
     systematic,
 )
@@ -99,11 +100,14 @@ def persistence(
     leave or be asked: they learn of it with their next instruction.
     """
     average = average_weight(replies)
+    norms: dict[str, Tensor] = {}
     panels: list[Panel] = []
     all_findings: list[Findings] = []
     for before, part in parts_of(evidence, replies):
         panel, settled = settle(before, heard.shares)
-        panel = add_round(_note_falls(panel, part.clients, heard.low), part, shared, groups)
+        updates = measure_updates(part, shared, groups, len(panel.clients))
+        norms.update(zip(part.clients, updates.norms, strict=True))
+        panel = add_round(_note_falls(panel, part.clients, heard.low), part, updates, groups)
         weights = torch.full((len(panel.clients),), average, dtype=torch.float64)
         weights[panel.rows(part.clients)] = torch.tensor([reply.weight for reply in part.all], dtype=torch.float64)
         conflicts = judge(panel, weights, part.clients, groups)
@@ -112,7 +116,11 @@ def persistence(
         rho = dict(zip(panel.clients, conflicts.rho, strict=True))
         all_findings.append(Findings(rho, {**settled.left, **left}, settled.returned, settled.stayed))
     evidence = Evidence(tuple(panels))
-    return _merge(replies, shared, groups, evidence), evidence, _join(all_findings)
+    return (
+        _merge(replies, shared, groups, evidence, torch.stack([norms[client] for client in replies.clients])),
+        evidence,
+        _join(all_findings),
+    )
 
 
 def judge(panel: Panel, weights: Tensor, present: Collection[str], groups: Groups) -> Conflicts:
@@ -258,26 +266,44 @@ def _join(parts: Iterable[Findings]) -> Findings:
 # The merge -----------------------------------------------------------------------------------------------------------
 
 
-def _merge(replies: Replies, shared: Tensor, groups: Groups, evidence: Evidence) -> Merged:
-    """Average the updates of the clients that share a group, each cut to twice the group's median norm."""
-    departed_of = {
-        client: row for panel in evidence.panels for client, row in zip(panel.clients, panel.departed, strict=True)
-    }
-    departed = torch.stack([departed_of[client] for client in replies.clients])
-    updates = [reply.update(shared) for reply in replies.all]
-    norms = update_norms(updates, groups)
+def _merge(replies: Replies, shared: Tensor, groups: Groups, evidence: Evidence, norms: Tensor) -> Merged:
+    """Average the updates of the clients that share a group, each cut to twice the group's median norm.
+
+    The deviations are those of clients in groups that they have left, and 0 elsewhere.
+
+    norms: of the updates, [K, G].
+    """
+    rows = {client: row for each in evidence.panels for client, row in zip(each.clients, each.departed, strict=True)}
+    departed = torch.stack([rows[client] for client in replies.clients])
     moving = ~departed & (norms > TINY) & torch.tensor([[reply.weight > 0] for reply in replies.all])
     limit = CUT * torch.where(moving, norms, torch.nan).nanmedian(0).values.nan_to_num(nan=torch.inf)
     factors = torch.where(norms > limit, limit / norms.clamp(min=TINY), 1.0)
-    begin_alike = all(reply.start is None for reply in replies.all)
-    if begin_alike and not departed.any() and bool((factors == 1).all()):
-        return merge_without_departures(replies, weighted_mean(replies.all, shared), groups)
+    is_plain = ~departed.any(1) & (factors == 1).all(1)
+    if bool(is_plain.all()) and all(reply.start is None for reply in replies.all):
+        point, no_deviations = weighted_mean(replies.all, shared), torch.zeros_like(norms, dtype=torch.float32)
+        return Merged(replies.clients, point, departed, no_deviations)
+    places = contiguous_groups(groups)
     total = torch.zeros(len(shared), dtype=torch.float64)
     weight = torch.zeros(len(groups.names) + 1, dtype=torch.float64)
-    for reply, update, factor, left in zip(replies.all, updates, factors, departed, strict=True):
+    for reply, factor, left, plain in zip(replies.all, factors, departed, is_plain.tolist(), strict=True):
+        update = reply.update(shared)
+        if plain:
+            total.add_(update, alpha=reply.weight)
+            weight += reply.weight
+            continue
         shares = torch.cat([~left, torch.tensor([True])]).double() * reply.weight  # what is in no group is averaged
-        total += update.double() * (shares * torch.cat([factor, factor.new_ones(1)]))[groups.ids_or_last]
         weight += shares
+        pulls = shares * torch.cat([factor, factor.new_ones(1)])
+        if places is None:
+            total += update * pulls[groups.ids_or_last]
+            continue
+        for place, pull in zip(places, pulls.tolist(), strict=False):
+            if pull:
+                total[place].add_(update[place], alpha=pull)
     point = (shared + total / weight.clamp(min=TINY)[groups.ids_or_last]).float()
-    away = distances([reply.point for reply in replies.all], point, groups)
-    return Merged(replies.clients, point, departed, torch.where(departed, away, 0.0).float())
+    deviations = torch.zeros_like(norms)
+    gone = departed.any(1).nonzero().squeeze(1)
+    if gone.numel():
+        away = distances([replies.all[row].point for row in gone.tolist()], point, groups)
+        deviations[gone] = torch.where(departed[gone], away, 0.0)
+    return Merged(replies.clients, point, departed, deviations.float())
