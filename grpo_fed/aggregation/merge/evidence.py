@@ -10,8 +10,8 @@ rate, schedule and a client's own rate drop out. Over rounds r the server sums, 
 
 with N_k = C_kk, a client's clock. Where rounds do not wait for all clients, s is what each client began with.
 
-Clients are divided into panels of at most 256, and one is compared with the others of its panel alone. So memory grows
-with the number of clients, not with its square; a mean of 255 others has hardly more noise than one of 999.
+Clients are divided into panels of at most 128, and one is compared with the others of its panel alone. So memory grows
+with the number of clients, not with its square; a mean of 127 others has hardly more noise than one of 999.
 
 K clients of a panel, G groups, D numbers of a sketched update.
 """
@@ -29,7 +29,7 @@ from torch import Tensor
 from grpo_fed.aggregation.merge.records import Replies, Reply
 from grpo_fed.policy.groups import Groups
 
-PANEL = 256
+PANEL = 128
 """Clients of a panel at most."""
 LEAST_PANEL = 16
 """Clients of a panel at least, however many groups there are."""
@@ -38,7 +38,7 @@ PRODUCTS = 1 << 24
 LEAST_EVIDENCE = 400
 """Least evidence about a group: rounds x (rounds - 1) x its parameters. By chance rho has a standard deviation of about
 sqrt(2 / evidence), so a group of few parameters takes more rounds."""
-NUMBERS = 1 << 18
+NUMBERS = 1 << 17
 """Numbers that the sketches of a group may take for all clients of a panel together."""
 LEAST_NUMBERS = 256
 """Numbers of a group's sketch that there are always room for."""
