@@ -31,6 +31,7 @@ from grpo_fed.federation.messages import (
     Instruction,
     Measure,
     Measured,
+    SharingComparison,
     Start,
     Train,
     Trained,
@@ -78,7 +79,8 @@ SHARED = np.linspace(-1, 1, SIZE, dtype=np.float32)
 START = Start("run-1", 2, SHARED, (1, 3))
 PLAN = EvaluationPlan(1, deterministic=False)
 SUMMARY = EvaluationSummary(mean=20.0, std=3.0, least=15.0, most=26.0, episodes=8, length=20.0)
-TRAIN = Train(START, 0.25, 0.5, measure_last_step=True, evaluate_first=PLAN)
+TRAIN = Train(START, 0.25, 0.5, measure_last_step=True, evaluate_first=PLAN, compare=(0, 2))
+COMPARISON = SharingComparison(own=31.5, shared=12.0, error=2.5, learned=14.0, episodes=32, shares=False, is_open=True)
 MEASURE = Measure(START, SHARED + np.float32(0.5), ((1.0, 1.0), (0.25, 0.0), (0.0, 0.5)))
 EVALUATE = Evaluate(START, PLAN)
 TRAINED = Trained(
@@ -91,6 +93,8 @@ TRAINED = Trained(
     fisher=SHARED**2,
     kl=(0.03, 0.01, 0.02),
     evaluation=SUMMARY,
+    low=True,
+    comparison=COMPARISON,
 )
 MEASURED = Measured((0.04, 0.01, -1e-9))
 PAIRS: list[tuple[Instruction, Answer]] = [(TRAIN, TRAINED), (MEASURE, MEASURED), (EVALUATE, Evaluated(SUMMARY))]
@@ -121,7 +125,7 @@ def test_messages_survive_flowers_own_encoding_bit_for_bit(instruction: Instruct
 def test_optional_fields_may_be_left_out():
     bare = make_codec(mode="off")
     train = Train(dataclasses.replace(START, departed=()), 0.0, 0.2)
-    trained = dataclasses.replace(TRAINED, fisher=None, kl=None, evaluation=None, metrics={})
+    trained = dataclasses.replace(TRAINED, fisher=None, kl=None, evaluation=None, comparison=None, metrics={})
     assert plain(bare.read_instruction("train", bare.write_instruction(train))) == plain(train)
     assert plain(bare.read_answer(train, bare.write_answer(train, trained))) == plain(trained)
     unmeasured = dataclasses.replace(TRAINED, kl=None)
@@ -133,7 +137,7 @@ def test_clients_may_share_no_block():
     nothing = np.zeros(0, np.float32)
     train = Train(Start("alone", 1, nothing), 0.0, 0.2)
     for fisher in (None, nothing):
-        trained = dataclasses.replace(TRAINED, point=nothing, fisher=fisher, kl=None, evaluation=None)
+        trained = dataclasses.replace(TRAINED, point=nothing, fisher=fisher, kl=None, evaluation=None, comparison=None)
         request = codec.read_instruction("train", codec.write_instruction(train))
         assert plain(request) == plain(train)
         assert plain(codec.read_answer(train, codec.write_answer(request, trained))) == plain(trained)
@@ -243,7 +247,10 @@ def test_an_answer_of_25_000_parameters_is_decoded_within_0_3_ms():
     assert len(shared) == 7 * 3571 + 2
     train = Train(Start("run", 1, shared), 0, 1)
     reply = codec.write_answer(
-        train, dataclasses.replace(TRAINED, point=shared + np.float32(0.01), fisher=shared**2, kl=None, evaluation=None)
+        train,
+        dataclasses.replace(
+            TRAINED, point=shared + np.float32(0.01), fisher=shared**2, kl=None, evaluation=None, comparison=None
+        ),
     )
     assert min(timeit.repeat(lambda: codec.read_answer(train, reply), number=1, repeat=200)) < 0.3e-3
 
@@ -319,6 +326,19 @@ REFUSED: list[tuple[str, Instruction, Answer, Change, str]] = [
     ),
     ("played unasked", dataclasses.replace(TRAIN, evaluate_first=None), TRAINED, put("training"), "the records are "),
     ("not played", TRAIN, dataclasses.replace(TRAINED, evaluation=None), put("training"), "the records are "),
+    ("low", TRAIN, TRAINED, put("training", low=2), r"training\.low is 2; .* from 0 to 1"),
+    ("compared nan", TRAIN, TRAINED, put("comparison", own=math.nan), r"comparison\.own is nan"),
+    ("compared much", TRAIN, TRAINED, put("comparison", episodes=129), r"comparison\.episodes is 129; .* 2 to 128"),
+    ("compared error", TRAIN, TRAINED, put("comparison", error=-1.0), r"comparison\.error is -1"),
+    ("shares", TRAIN, TRAINED, put("comparison", shares=2), r"comparison\.shares is 2"),
+    ("compared more", TRAIN, TRAINED, put("comparison", worse=1.0), r"comparison has \['worse'\]"),
+    (
+        "compared unasked",
+        dataclasses.replace(TRAIN, compare=()),
+        TRAINED,
+        put("training"),
+        "the records are ",
+    ),
     ("metric", TRAIN, TRAINED, put("metrics", host=1.0), r"metrics has 'host', which clients may not report"),
     ("a family", TRAIN, TRAINED, put("metrics", **{"penalty_norm/": 1.0}), r"metrics has 'penalty_norm/', which"),
     ("bad name", TRAIN, TRAINED, put("metrics", **{"penalty_norm/<b>": 1.0}), r"has 'penalty_norm/<b>', which clients"),

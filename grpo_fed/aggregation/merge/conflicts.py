@@ -84,6 +84,15 @@ def find_conflicts(
     return Conflicts(rho, leaving, sides)
 
 
+def rho_of_clients(between: Tensor, within: Tensor, weights: Tensor, compared: Tensor, suspects: Tensor) -> Tensor:
+    """Compute rho [K, G] of each client that is compared [K, G] against those that are no suspects [K]."""
+    rho = [
+        _compare_each(between[group], within[group], weights * (here & ~suspects), here)[0]
+        for group, here in enumerate(compared.unbind(1))
+    ]
+    return torch.stack(rho, 1)
+
+
 def find_split(between: Tensor, within: Tensor, weights: Tensor) -> Split | None:
     """Find the two sides that gain most by parting; None if no sides gain, or the mean of all sets neither side back.
 

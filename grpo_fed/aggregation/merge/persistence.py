@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from grpo_fed.aggregation.merge.averages import weighted_mean
-from grpo_fed.aggregation.merge.conflicts import Conflicts, find_conflicts
+from grpo_fed.aggregation.merge.conflicts import Conflicts, find_conflicts, rho_of_clients
 from grpo_fed.aggregation.merge.distances import contiguous_groups, distances
 from grpo_fed.aggregation.merge.evidence import (
     LEAST_EVIDENCE,
@@ -77,7 +77,8 @@ class Findings:
     """What was decided in a merge. By client; groups as numbers, with the rho of the conflict."""
 
     rho: Mapping[str, Tensor] = field(default_factory=dict)
-    """[G] float64 each: against the clients that are no suspects; NaN where a client is not compared."""
+    """[G] float64 each: against the clients that are no suspects, from a client's second round on, before it may leave
+    anything; NaN where it is not compared."""
     left: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     """The groups that clients left."""
     returned: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
@@ -113,7 +114,7 @@ def persistence(
         conflicts = judge(panel, weights, part.clients, groups)
         panel, left = _ask_or_leave(panel, conflicts, asking.confirm)
         panels.append(_ask_to_return(panel, part.clients, groups, asking.rejoin))
-        rho = dict(zip(panel.clients, conflicts.rho, strict=True))
+        rho = dict(zip(panel.clients, _rho_so_far(panel, conflicts, weights, groups), strict=True))
         all_findings.append(Findings(rho, {**settled.left, **left}, settled.returned, settled.stayed))
     evidence = Evidence(tuple(panels))
     return (
@@ -141,6 +142,14 @@ def judge(panel: Panel, weights: Tensor, present: Collection[str], groups: Group
     conflicts = find_conflicts(between, within, weights, is_compared, may_leave[:, None] & has_evidence, groups)
     has_another_task = may_leave & panel.fallen & bool(2 * panel.fallen.sum() < len(panel.clients))
     return replace(conflicts, leaving=conflicts.leaving | (has_another_task[:, None] & ~panel.departed))
+
+
+def _rho_so_far(panel: Panel, conflicts: Conflicts, weights: Tensor, groups: Groups) -> Tensor:
+    """Compute rho [K, G] of the clients with two rounds of evidence, for people who watch it rise."""
+    observed = (panel.rounds >= 2)[:, None] & ~panel.departed
+    suspects = (conflicts.sides > 0).any(1)
+    between, within = systematic(panel, groups)
+    return rho_of_clients(between, within, weights, observed, suspects)
 
 
 def average_weight(replies: Replies) -> float:
