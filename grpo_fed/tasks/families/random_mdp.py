@@ -17,14 +17,20 @@ PIXELS = 32
 @final
 @dataclass(frozen=True)
 class RandomMDP(Family):
-    """State: its number. Transitions and rewards are tables sampled with `seed`. Episodes never terminate."""
+    """State: its number. Transitions and rewards are tables sampled with `seed`, mixed with common ones if `kappa` is
+    below 1. Episodes never terminate.
+    """
 
     states: int = 6
     """Number of states."""
     actions: int = 3
     """Number of actions."""
 
-    parameters: ClassVar = {"seed": Parameter(0, "seed of the transition and reward tables", 0, 2**53)}
+    parameters: ClassVar = {
+        "seed": Parameter(0, "seed of the transition and reward tables", 0, 2**53),
+        "common": Parameter(0, "seed of tables that several tasks have in common", 0, 2**53),
+        "kappa": Parameter(1.0, "part of the tables that is the task's own, 1 for all; the rest is common", 0, 1),
+    }
     episode_limit = 100
     reward_threshold = None
     state_size = 1
@@ -43,14 +49,22 @@ class RandomMDP(Family):
     def action_space(self) -> gymnasium.spaces.Discrete:
         return gymnasium.spaces.Discrete(self.actions)
 
-    def tables(self, seed: int) -> tuple[Floats, Floats]:
-        """Sample P[s, a, s'], each row uniform over the simplex, and R[s, a], uniform from 0 to 1."""
+    def tables(self, seed: int, common: int = 0, kappa: float = 1.0) -> tuple[Floats, Floats]:
+        """Sample P[s, a, s'], each row uniform over the simplex, and R[s, a], uniform from 0 to 1; then mix them with
+        the tables of the seed `common`: kappa x own + (1 - kappa) x common.
+        """
         generator = np.random.default_rng(seed)
         transitions = generator.dirichlet(np.ones(self.states), size=(self.states, self.actions))
-        return transitions, generator.random((self.states, self.actions))
+        rewards = generator.random((self.states, self.actions))
+        if kappa == 1:
+            return transitions, rewards
+        common_transitions, common_rewards = self.tables(common)
+        mixed = kappa * transitions + (1 - kappa) * common_transitions
+        return mixed, kappa * rewards + (1 - kappa) * common_rewards
 
     def prepare(self, parameters: Mapping[str, Floats]) -> Constants:
-        pairs = [self.tables(int(seed)) for seed in parameters["seed"]]
+        given = zip(parameters["seed"], parameters["common"], parameters["kappa"], strict=True)
+        pairs = [self.tables(int(seed), int(common), float(kappa)) for seed, common, kappa in given]
         transitions, rewards = (np.stack(tables) for tables in zip(*pairs, strict=True))
         return {
             "P": transitions,
