@@ -34,13 +34,8 @@ class Case:
     """The round from which the clients differ."""
     fast: str | None = None
     """The entry whose client learns at ten times the rate."""
-
-    def block_of(self, client: str) -> str | None:
-        """Return the block that a client should leave, if any."""
-        for entry, block in self.planted.items():
-            if client == entry or client.rpartition("-")[0] == entry:
-                return block
-        return None
+    other_half: str | None = None
+    """The entry whose clients might as well leave instead of those that are planted."""
 
 
 CASES = (
@@ -48,7 +43,7 @@ CASES = (
     Case("cart-swapped", {"swapped": "actor"}),
     Case("cart-permuted", {"permuted": "torso.0"}),
     Case("cart-both", {"swapped": "actor", "permuted": "torso.0"}),
-    Case("cart-halves", {"swapped": "actor"}),
+    Case("cart-halves", {"swapped": "actor"}, other_half="cart"),
     Case("cart-fast", {}, fast="fast"),
     Case("cart-noisy", {}),
     Case("cart-poles", {}),
@@ -69,6 +64,8 @@ class Cell:
     schedule: str
     epochs: int
     step: str = "adam"
+    rounds: int = 0
+    """Rounds; 0 for those of the scenario."""
 
     def overrides(self) -> Iterator[str]:
         """Yield what is changed in the scenario, as after `--set`."""
@@ -78,6 +75,8 @@ class Cell:
             yield f"objective.epochs={self.epochs}"
         else:
             yield 'objective.preset="npg"'
+        if self.rounds:
+            yield f"rounds={self.rounds}"
         case = CASE_OF[self.case]
         if case.fast is not None:
             entries = [client.name for client in Scenario.load(FOLDER / f"{self.case}.toml").clients]
@@ -151,28 +150,38 @@ class StructureRun:
                     rounds.setdefault((client, block), []).append(number)
         return rounds
 
+    @cached_property
+    def planted(self) -> Mapping[str, str]:
+        """The clients that should leave something, and the block; of two halves that which has left it more often."""
+        planted = {
+            name: block for name in self.scores for entry, block in self.case.planted.items() if is_of(name, entry)
+        }
+        if self.case.other_half is None:
+            return planted
+        (block,) = set(planted.values())
+        other = {name: block for name in self.scores if is_of(name, self.case.other_half)}
+        return max((planted, other), key=lambda half: sum(len(self.out.get((name, block), ())) for name in half))
+
     def found(self) -> Mapping[str, int | None]:
         """For each client that should leave something, after how many rounds it left what it should.
 
         None if it did not, or has come back by the end.
         """
         found: dict[str, int | None] = {}
-        for client in self.scores:
-            planted = self.case.block_of(client)
-            if planted is not None:
-                rounds = [
-                    numbers
-                    for (who, block), numbers in self.out.items()
-                    if who == client and planted in (block, "*") and numbers[-1] == self.rounds
-                ]
-                found[client] = min((numbers[0] - self.case.since + 1 for numbers in rounds), default=None)
+        for client, planted in self.planted.items():
+            rounds = [
+                numbers
+                for (who, block), numbers in self.out.items()
+                if who == client and planted in (block, "*") and numbers[-1] == self.rounds
+            ]
+            found[client] = min((numbers[0] - self.case.since + 1 for numbers in rounds), default=None)
         return found
 
     def wrongly_out(self) -> tuple[int, int]:
         """Count the (client, block, round) that were out and should not have been, and all that should not."""
         count = total = 0
         for client in self.scores:
-            planted = self.case.block_of(client)
+            planted = self.planted.get(client)
             if planted == "*":
                 continue
             total += (self.groups - (planted is not None)) * self.rounds
@@ -181,7 +190,12 @@ class StructureRun:
 
     def honest_out(self) -> bool:
         """Return whether a client that should leave nothing has left something."""
-        return any(self.case.block_of(client) is None for client, _ in self.out)
+        return any(client not in self.planted for client, _ in self.out)
+
+
+def is_of(client: str, entry: str) -> bool:
+    """Return whether a client belongs to an entry of the scenario."""
+    return client == entry or client.rpartition("-")[0] == entry
 
 
 def chance_threshold(scenario: Scenario) -> float:

@@ -18,7 +18,7 @@ import time
 import tomllib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ import torch
 import grpo_fed
 from benchmarks.learning import describe_machine, installed_versions
 from grpo_fed.policy.shared import resolve_shared_blocks
-from grpo_fed.runs.records import ClientRecord, RoundRecord
+from grpo_fed.runs.records import RoundRecord
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.shipped import find_scenario
 
@@ -88,8 +88,6 @@ class Run:
     """For each client, the departed groups after each round."""
     groups: Mapping[str, str]
     """The block of every group of the shared blocks."""
-    clusters: Sequence[Mapping[str, Sequence[Sequence[str]]]]
-    """With the rule `clusters`, for each round and block, the clients of each cluster."""
     steps: int
     """Environment steps of all clients."""
     seconds: float
@@ -138,7 +136,9 @@ def read_runs(results: Path) -> list[Run]:
     """Read all runs of a results file."""
     if not results.exists():
         return []
-    return [Run(**json.loads(line)) for line in results.read_text().splitlines()]
+    names = [field.name for field in fields(Run)]
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    return [Run(**{name: line[name] for name in names}) for line in lines]  # older lines have more
 
 
 def run_and_record(trial: Trial, results: Path) -> Run:
@@ -170,19 +170,9 @@ def run_trial(trial: Trial) -> Run:
         before={name: first.scores.get(name) for name in shared_blocks.clients},
         personal={name: [list(each[name].departed) for each in clients] for name in shared_blocks.clients},
         groups=dict(zip(shared_blocks.groups.names, shared_blocks.groups.blocks, strict=True)),
-        clusters=[cluster_members(each) for each in clients] if scenario.merge.rule == "clusters" else [],
         steps=rest[-1].env_steps,
         seconds=round(seconds, 2),
         cpu_seconds=round(cpu_seconds, 2),
         machine=describe_machine(),
         versions=installed_versions(),
     )
-
-
-def cluster_members(clients: Mapping[str, ClientRecord]) -> dict[str, list[list[str]]]:
-    """List the clients of each cluster, for each block."""
-    members: dict[str, dict[int, list[str]]] = {}
-    for name, record in clients.items():
-        for block, number in record.clusters.items():
-            members.setdefault(block, {}).setdefault(number, []).append(name)
-    return {block: [clusters[number] for number in sorted(clusters)] for block, clusters in members.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from benchmarks import federation, merges, scarce, structure
 from benchmarks.contestants import IdleClients, RoundClock
 from benchmarks.federation import IDLE, OURS, PEER, Measurement, Work
 from benchmarks.report import CHAPTERS, format_chapter
-from benchmarks.structure import Confusion
-from benchmarks.trials import Run, Trial, cluster_members, read_runs, select_runs
+from benchmarks.structure_runs import Cell, StructureRun, chance_threshold
+from benchmarks.structure_runs import Trial as StructureTrial
+from benchmarks.structure_runs import read_runs as read_structure_runs
+from benchmarks.trials import Run, Trial, read_runs, select_runs
 from grpo_fed.federation.messages import Start, Train, Trained
 from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord
 
@@ -38,7 +40,6 @@ def run(method: str = "grpo", seed: int = 0, **given: Any) -> Run:
         "before": dict.fromkeys(names, 5.0),
         "personal": {name: [[]] * 6 for name in names},
         "groups": GROUPS,
-        "clusters": [],
         "steps": 0,
         "seconds": 1.0,
         "cpu_seconds": 1.0,
@@ -63,66 +64,79 @@ def test_every_benchmark_shows_its_command(
 # Structure
 
 
-def test_the_last_third_of_the_rounds_is_rounded_up():
-    assert structure.last_third([1, 2, 3, 4, 5, 6]) == [5, 6]
-    assert structure.last_third([1, 2, 3, 4]) == [3, 4]
-    assert structure.last_third([1]) == [1]
+def planted_run(
+    case: str, moves: list[tuple[int, str, str, bool]], names: str = "cart-0 cart-1 swapped-0", **given: Any
+):
+    """A run of ten rounds with three blocks, in which clients leave (True) and come back."""
+    scores = {name: 100.0 + number for number, name in enumerate(names.split())}
+    plain = {"cell": Cell(case, 2.5e-3, "linear", 4), "method": "grpo", "seed": 0, "rounds": 10, "groups": 3}
+    return StructureRun(
+        **{**plain, "moves": moves, "scores": scores, "training": scores, "played": 0, "seconds": 1.0, **given}
+    )
 
 
-def test_the_confusion_counts_rounds_clients_and_groups_of_the_last_third():
-    personal = {
-        "cart-0": [["actor.left"]] * 4 + [[], ["torso.0"]],  # what it left before counts no more
-        "cart-1": [[]] * 6,
-        "backwards-0": [[]] * 4 + [["actor.left", "actor.right"]] * 2,
-        "backwards-1": [[]] * 5 + [["actor.right", "torso.0"]],
-    }
-    counts = structure.count_confusion(run(personal=personal))
-    # Planted: 2 rounds x 2 clients x 2 groups = 8, of which 4 and 1 were left. Others: 2 x (2 x 3 + 2 x 1) = 16.
-    assert counts == Confusion(planted_left=5, planted_kept=3, others_left=2, others_kept=14)
-    assert counts.recall == 5 / 8
-    assert counts.precision == 5 / 7
-    assert structure.add_confusions([counts, counts]) == Confusion(10, 6, 4, 28)
+def test_a_planted_client_is_found_in_the_round_in_which_it_left_its_block_for_good():
+    assert planted_run("cart-swapped", [(5, "swapped-0", "actor", True)]).found() == {"swapped-0": 5}
+    assert planted_run("cart-swapped", [(5, "swapped-0", "torso.0", True)]).found() == {"swapped-0": None}
+    came_back = [(5, "swapped-0", "actor", True), (9, "swapped-0", "actor", False)]
+    assert planted_run("cart-swapped", came_back).found() == {"swapped-0": None}
 
 
-def test_no_departure_means_no_recall_and_full_precision():
-    counts = structure.count_confusion(run())
-    assert (counts.recall, counts.precision) == (0.0, 1.0)
+def test_a_late_client_is_found_by_leaving_anything_counted_from_its_change():
+    late = planted_run("cart-late", [(18, "late-0", "torso.0", True)], "cart-0 late-0", rounds=30)
+    assert late.found() == {"late-0": 4}
 
 
-def test_contrary_clients_are_together_only_in_a_cluster_of_their_own():
-    apart = {"actor": [["cart-0", "cart-1"], ["backwards-0", "backwards-1"]]}
-    mixed = {"actor": [["cart-0", "backwards-0", "backwards-1"], ["cart-1"]]}
-    assert structure.share_together(run(clusters=[mixed] * 4 + [apart, mixed])) == 0.5
+def test_what_was_wrongly_out_counts_clients_blocks_and_rounds():
+    # swapped-0 is out of torso.1 in rounds 7 to 10 (4), cart-0 out of the actor in rounds 3 to 5 (3); 10 rounds of
+    # 3 + 3 + 2 pairs should have been shared.
+    moves = [
+        (5, "swapped-0", "actor", True),
+        (7, "swapped-0", "torso.1", True),
+        (3, "cart-0", "actor", True),
+        (6, "cart-0", "actor", False),
+    ]
+    run = planted_run("cart-swapped", moves)
+    assert run.wrongly_out() == (7, 80)
+    assert run.honest_out()
+    assert not planted_run("cart-swapped", moves[:2]).honest_out()
 
 
-def test_other_blocks_are_divided_if_they_have_several_clusters():
-    whole, half = [["cart-0", "cart-1", "backwards-0", "backwards-1"]], [["cart-0"], ["cart-1"]]
-    rounds = [{"actor": half, "torso.0": whole, "critic": half}, {"actor": half, "torso.0": whole, "critic": whole}]
-    assert structure.share_divided(run(clusters=[{}] * 4 + rounds)) == 0.25  # the actor is theirs, and does not count
+def test_of_two_halves_the_one_that_left_was_the_planted_one():
+    run = planted_run("cart-halves", [(5, "cart-0", "actor", True), (6, "cart-1", "actor", True)])
+    assert run.found() == {"cart-0": 5, "cart-1": 6}
+    assert run.wrongly_out() == (0, 70)
 
 
-def test_clusters_list_their_clients_in_the_order_of_numbers():
-    notes = {
-        name: ClientRecord(name, "cart", clusters={"actor": number}) for name, number in (("a", 1), ("b", 0), ("c", 1))
-    }
-    assert cluster_members(notes) == {"actor": [["b"], ["a", "c"]]}
+def test_tables_name_the_cells_that_miss_a_target():
+    found = planted_run("cart-swapped", [(5, "swapped-0", "actor", True)])
+    missed = planted_run("cart-alike", [(5, "cart-0", "actor", True)])
+    tables = list(structure.format_tables([found, missed]))
+    assert "| cart-swapped | 0.0025 | linear | 100% | 5 | 0.0% | 0 | 1 |" in tables
+    assert tables[-1] == (
+        "- cart-alike, rate 0.0025, linear, 4 epochs: wrongly out 6.7%, an honest client out in 1 of 1 runs"
+    )
+    assert list(structure.format_tables([found]))[-1] == "- none"
 
 
-def test_returns_are_separated_into_straight_and_contrary_clients():
-    scores = {
-        "cart-0": [None, 500.0],
-        "cart-1": [None, 400.0],
-        "backwards-0": [None, 20.0],
-        "backwards-1": [None, 30.0],
-    }
-    returns = {name: [0.0, 1.0, 2.0, 3.0, None, 4.0] for name in scores}
-    finished = run(scores=scores, returns=returns)
-    assert structure.final_scores([finished], contrary=False).tolist() == [[500.0, 400.0]]
-    assert structure.final_scores([finished], contrary=True).tolist() == [[20.0, 30.0]]
-    assert structure.training_returns([finished], contrary=True).tolist() == [[4.0, 4.0]]
-    (row,) = [line for line in structure.format_tables([finished]) if line.startswith("| grpo | 450")]
-    # With one seed there is nothing to draw from, so intervals are points.
-    assert row == "| grpo | 450 [450, 450] | 25 [25, 25] | 4 [4, 4] | 4 [4, 4] | 1 |"
+def test_the_threshold_by_chance_is_the_distance_of_two_random_walks():
+    # 2048 steps in updates of 8 x 128, 4 epochs of 4 minibatches: 32 steps of Adam, so 2.5e-3 sqrt(64) = 0.02.
+    scenario = StructureTrial(Cell("cart-alike", 5e-3, "linear", 4), "grpo", 0).load()
+    assert chance_threshold(scenario) == pytest.approx(5e-3 * 8)
+
+
+def test_every_planned_run_is_a_valid_scenario_and_is_planned_once():
+    for plan in structure.PARTS.values():
+        trials = list(plan())
+        assert len({(trial.cell, trial.method, trial.seed) for trial in trials}) == len(trials)
+        for trial in trials[:: max(1, len(trials) // 4)]:
+            assert trial.load().seed == trial.seed
+
+
+def test_a_line_of_results_is_read_back(tmp_path: Path):
+    run = planted_run("cart-swapped", [(5, "swapped-0", "actor", True)])
+    (tmp_path / "runs.jsonl").write_text(json.dumps(asdict(run)) + "\n")
+    assert read_structure_runs(tmp_path / "runs.jsonl") == [run]
 
 
 # Scarce samples
@@ -253,7 +267,7 @@ def test_exactly_the_planted_replies_depart():
 
 def test_the_table_of_merges_shows_what_each_is_compared_with():
     seconds = {"copy": [0.1, 0.2, 0.3], "mean": [0.3], "huber, no client departs": [0.9]}
-    results = {"clients": 1000, "parameters": 100_103, "rounds": 3, "seconds": seconds}
+    results = {"clients": 1000, "parameters": 100_103, "rounds": 3, "seconds": seconds, "evidence_mb": 34.4}
     rows = list(merges.format_tables({**results, "memory": {"100": {"before_mb": 266.0, "more_mb": 0.4}}}))
     assert "| copy | 200.0 |  |  |  |  |" in rows
     assert "| mean | 300.0 | copy | 1.50 | 2 | 1 |" in rows
