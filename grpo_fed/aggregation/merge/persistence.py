@@ -114,22 +114,18 @@ def persistence(
         conflicts = judge(panel, weights, part.clients, groups)
         panel, left = _ask_or_leave(panel, conflicts, asking.confirm)
         panels.append(_ask_to_return(panel, part.clients, groups, asking.rejoin))
-        rho = dict(zip(panel.clients, _rho_so_far(panel, conflicts, weights, groups), strict=True))
+        rho = dict(zip(panel.clients, conflicts.rho, strict=True))
         all_findings.append(Findings(rho, {**settled.left, **left}, settled.returned, settled.stayed))
-    evidence = Evidence(tuple(panels))
-    return (
-        _merge(replies, shared, groups, evidence, torch.stack([norms[client] for client in replies.clients])),
-        evidence,
-        _join(all_findings),
-    )
+    evidence, all_norms = Evidence(tuple(panels)), torch.stack([norms[client] for client in replies.clients])
+    return _merge(replies, shared, groups, evidence, all_norms), evidence, _join(all_findings)
 
 
 def judge(panel: Panel, weights: Tensor, present: Collection[str], groups: Groups) -> Conflicts:
     """Find the clients in conflict, by all evidence of a panel.
 
-    Clients are compared that took part in `MIN_ROUNDS` rounds. One may leave if it is present, is not asked already,
-    took part in that many rounds, doubled with each decision about it, and has enough evidence about the group. One
-    with another task leaves everything.
+    Clients are compared that took part in `MIN_ROUNDS` rounds; people who watch see a rho from the second round on. One
+    may leave if it is present, is not asked already, took part in that many rounds, doubled with each decision about
+    it, and has enough evidence about the group. One with another task leaves everything.
 
     weights: [K].
     """
@@ -140,16 +136,14 @@ def judge(panel: Panel, weights: Tensor, present: Collection[str], groups: Group
     has_evidence = (panel.rounds * (panel.rounds - 1))[:, None] >= least_pairs(groups, len(panel.clients))
     between, within = systematic(panel, groups)
     conflicts = find_conflicts(between, within, weights, is_compared, may_leave[:, None] & has_evidence, groups)
-    has_another_task = may_leave & panel.fallen & bool(2 * panel.fallen.sum() < len(panel.clients))
-    return replace(conflicts, leaving=conflicts.leaving | (has_another_task[:, None] & ~panel.departed))
-
-
-def _rho_so_far(panel: Panel, conflicts: Conflicts, weights: Tensor, groups: Groups) -> Tensor:
-    """Compute rho [K, G] of the clients with two rounds of evidence, for people who watch it rise."""
     observed = (panel.rounds >= 2)[:, None] & ~panel.departed
-    suspects = (conflicts.sides > 0).any(1)
-    between, within = systematic(panel, groups)
-    return rho_of_clients(between, within, weights, observed, suspects)
+    early = rho_of_clients(between, within, weights, observed, (conflicts.sides > 0).any(1))
+    has_another_task = may_leave & panel.fallen & bool(2 * panel.fallen.sum() < len(panel.clients))
+    return Conflicts(
+        torch.where(conflicts.rho.isnan(), early, conflicts.rho),
+        conflicts.leaving | (has_another_task[:, None] & ~panel.departed),
+        conflicts.sides,
+    )
 
 
 def average_weight(replies: Replies) -> float:
