@@ -188,10 +188,11 @@ def test_a_replaced_run_leaves_no_checkpoint(tmp_path: Path) -> None:
 SETTINGS = {
     "mean": (),
     "huber": ('merge.rule="huber"', "merge.threshold=0.4"),
-    "persistence": ('merge.rule="persistence"', "rounds=8"),
+    "persistence": ('merge.rule="persistence"', "merge.rejoin=2", "rounds=8"),
+    "evidence": ('merge.rule="persistence"', 'merge.confirm="evidence"', "merge.rejoin=0", "rounds=6"),
     "measured": ('proximity.mode="measured"', "proximity.adaptive=true"),
     "quadratic": ('merge.rule="fisher"', 'proximity.mode="quadratic"', "proximity.adaptive=true"),
-    "clusters": ('merge.rule="clusters"', "merge.structure=-1.0", 'proximity.mode="quadratic"'),
+    "clusters": ('merge.rule="clusters"', 'proximity.mode="quadratic"', "proximity.kl_block=0.5", "rounds=7"),
     "some": ("round.fraction=0.5",),
     "local": ('method="local"',),
     "early": ("stop.patience=1",),
