@@ -54,30 +54,32 @@ def find_conflicts(
     within: Tensor,
     weights: Tensor,
     compared: Tensor,
+    has_evidence: Tensor,
     may_leave: Tensor,
     groups: Groups,
 ) -> Conflicts:
     """Find the clients in conflict, and what each of them should leave.
 
     1. In every group, clients are set apart split by split, as long as parting pays and the merged step, the mean of
-       all, sets one of the sides back. Those set apart in some group are suspects.
+       all, sets one of the sides back. Those set apart in some group are suspects. Without enough evidence about a
+       group a client is not set apart there: of hundreds of small groups some would divide any clients by chance.
     2. A suspect that may leave is compared with the clients that are no suspects, group by group. It is in conflict
        where its own rho is above 1/2 and its systematic update opposes theirs.
     3. Consequences lag: of the blocks of a chain in which it is in conflict it leaves the one nearest the input whose
        rho is at least 2/3 of its greatest in the chain, all groups in conflict there at once.
 
-    between, within: M and V, [G, K, K]. weights: [K]. compared, may_leave: [K, G] bool.
+    between, within: M and V, [G, K, K]. weights: [K]. compared, has_evidence, may_leave: [K, G] bool.
     """
-    sides = torch.zeros(compared.shape, dtype=torch.int64)
+    sides, enough = torch.zeros(compared.shape, dtype=torch.int64), compared & has_evidence
     for group in range(len(groups.names)):
-        sides[:, group] = _set_apart(between[group], within[group], weights, compared[:, group])
+        sides[:, group] = _set_apart(between[group], within[group], weights, enough[:, group])
     suspects = (sides > 0).any(1)
     rho = torch.full(compared.shape, torch.nan, dtype=torch.float64)
     opposed = torch.zeros_like(compared)
     for group in range(len(groups.names)):
         others = weights * (compared[:, group] & ~suspects)
         rho[:, group], opposed[:, group] = _compare_each(between[group], within[group], others, compared[:, group])
-    conflict = suspects[:, None] & may_leave & opposed & (rho > PAYS)
+    conflict = suspects[:, None] & has_evidence & may_leave & opposed & (rho > PAYS)
     leaving = torch.zeros_like(conflict)
     for client in conflict.any(1).nonzero().squeeze(1).tolist():
         leaving[client] = _blame(conflict[client], rho[client], groups)
