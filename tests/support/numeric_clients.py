@@ -67,6 +67,8 @@ class NumericTransport:
     gains: dict[str, float] = field(default_factory=dict)
     episodes: dict[int, int] = field(default_factory=dict)
     """Finished episodes of every client, by round."""
+    shares_from: int | None = None
+    """The round from which clients that compare find the shared parameters no worse; None to go by their scores."""
     unreachable: set[str] = field(default_factory=set)
     """Clients that cannot be reached."""
     bytes_up: int = 0
@@ -181,7 +183,8 @@ class NumericTransport:
         own, shared = (
             self._evaluate(name, _with_own_groups(start, groups, is_own), start.round).mean for is_own in (True, False)
         )
-        return SharingComparison(own, shared, error=0.5, learned=1.0, episodes=2, shares=shared >= own)
+        shares = shared >= own if self.shares_from is None else start.round >= self.shares_from
+        return SharingComparison(own, shared, error=0.5, learned=1.0, episodes=2, shares=shares)
 
     def _part_way(self, old: np.ndarray, new: np.ndarray, fractions: tuple[float, ...]) -> np.ndarray:
         moved = old.astype(np.float64)
