@@ -16,6 +16,8 @@ from grpo_fed.scenario.tables import is_import_path
 
 RULES_BY_GROUP = ("huber", "persistence")
 """The merge rules by which a client may leave single parameter groups."""
+RULES_WITH_CHAINS = ("persistence", "clusters")
+"""The merge rules that read which blocks follow each other."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,11 @@ def _is_one_client(scenario: Scenario) -> bool:
     return _count(scenario) == 1
 
 
+def _never_plays_to_compare(scenario: Scenario) -> bool:
+    merge = scenario.merge
+    return merge.rule == "persistence" and merge.confirm == "evidence" and not merge.rejoin
+
+
 def _nobody_departs(scenario: Scenario) -> bool:
     merge = scenario.merge
     return merge.rule == "huber" and merge.threshold is None and not any(x is not None for x in merge.blocks.values())
@@ -183,7 +190,7 @@ UNUSED: tuple[Unused, ...] = (
     Unused(("policy.activation",), _has_no_layers, "policy.hidden = [] leaves no hidden layer"),
     Unused(
         ("policy.torso",),
-        lambda scenario: _has_no_layers(scenario) and scenario.merge.rule != "persistence",
+        lambda scenario: _has_no_layers(scenario) and scenario.merge.rule not in RULES_WITH_CHAINS,
         "policy.hidden = [] leaves no hidden layer",
     ),
     Unused(
@@ -319,10 +326,11 @@ UNUSED: tuple[Unused, ...] = (
     # penalty and personal
     Unused(("penalty.weight",), _all_clients_have("penalty"), "every client has its own penalty"),
     Unused(
-        _keys_of("penalty", ("toward", "kind", "blocks")),
+        _keys_of("penalty", ("step", "toward", "kind", "blocks")),
         lambda scenario: not _penalises_groups(scenario),
         "penalty.weight is 0 for all clients, and so are penalty.l1 and penalty.outer",
     ),
+    Unused(("penalty.step",), _is_natural, 'objective.step is "natural", after which a penalty is always decoupled'),
     Unused(
         ("penalty.kind",),
         lambda scenario: scenario.penalty.kind != "group" and not (scenario.penalty.l1 or scenario.penalty.outer),
@@ -348,9 +356,14 @@ UNUSED: tuple[Unused, ...] = (
     *_rule_rows(),
     Unused(("merge.refit",), _nobody_departs, "merge.threshold = inf lets no client leave a group"),
     Unused(
-        _keys_of("merge", MERGE_RULES["clusters"].keys),
+        ("merge.episodes",),
+        _never_plays_to_compare,
+        'no client compares what it shares: merge.confirm is "evidence" and merge.rejoin is 0',
+    ),
+    Unused(
+        ("merge.most",),
         lambda scenario: scenario.merge.rule == "clusters" and _count(scenario) < 3,
-        "fewer than three clients are one cluster",
+        "fewer than three clients are two clusters at most",
     ),
     Unused(
         _keys_of("proximity", ("kl_block", "kl_joint", "blocks", "over", "adaptive")),
