@@ -24,7 +24,7 @@ from grpo_fed.scenario.toml.source import ScenarioError
 DOC = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```(python|toml)\n(.*?)```", DOC, re.DOTALL)
 MODULES = {name[1]: text for kind, text in EXAMPLES if kind == "python" and (name := re.match(r"# (\w+)\.py\n", text))}
-TASK, POLICY, PRESET, METHOD, MERGE = (text for kind, text in EXAMPLES if kind == "toml")
+TASK, CHANGES, POLICY, PRESET, METHOD, MERGE = (text for kind, text in EXAMPLES if kind == "toml")
 TINY = """
 name = "custom"
 rounds = 1
@@ -283,3 +283,8 @@ def test_an_invalid_custom_merge_is_refused_by_name(rule: str, message: str, tmp
 def test_arguments_for_a_shipped_rule_are_refused() -> None:
     with pytest.raises(ScenarioError, match=r'merge.kwargs: these are arguments for a rule of your own.*it is "huber"'):
         small_scenario(CART, "[merge]\nkwargs = { iterations = 3 }")
+
+
+def test_the_example_of_changes_is_a_valid_scenario():
+    (settings,) = Scenario.loads(f'name = "a"\n{CHANGES}').clients
+    assert [(change.round, change.kwargs) for change in settings.changes] == [(20, {"swap_actions": True})]

@@ -16,8 +16,6 @@ from grpo_fed.scenario.tables import is_import_path
 
 RULES_BY_GROUP = ("huber", "persistence")
 """The merge rules by which a client may leave single parameter groups."""
-RULES_WITH_CHAINS = ("persistence", "clusters")
-"""The merge rules that read which blocks follow each other."""
 
 
 @dataclass(frozen=True)
@@ -132,11 +130,6 @@ def _is_one_client(scenario: Scenario) -> bool:
     return _count(scenario) == 1
 
 
-def _never_plays_to_compare(scenario: Scenario) -> bool:
-    merge = scenario.merge
-    return merge.rule == "persistence" and merge.confirm == "evidence" and not merge.rejoin
-
-
 def _nobody_departs(scenario: Scenario) -> bool:
     merge = scenario.merge
     return merge.rule == "huber" and merge.threshold is None and not any(x is not None for x in merge.blocks.values())
@@ -190,7 +183,7 @@ UNUSED: tuple[Unused, ...] = (
     Unused(("policy.activation",), _has_no_layers, "policy.hidden = [] leaves no hidden layer"),
     Unused(
         ("policy.torso",),
-        lambda scenario: _has_no_layers(scenario) and scenario.merge.rule not in RULES_WITH_CHAINS,
+        lambda scenario: _has_no_layers(scenario) and scenario.merge.rule not in ("persistence", "clusters"),
         "policy.hidden = [] leaves no hidden layer",
     ),
     Unused(
@@ -357,8 +350,8 @@ UNUSED: tuple[Unused, ...] = (
     Unused(("merge.refit",), _nobody_departs, "merge.threshold = inf lets no client leave a group"),
     Unused(
         ("merge.episodes",),
-        _never_plays_to_compare,
-        'no client compares what it shares: merge.confirm is "evidence" and merge.rejoin is 0',
+        lambda scenario: scenario.merge.confirm == "evidence" and not scenario.merge.rejoin,
+        'merge.confirm is "evidence" and merge.rejoin is 0, so no client plays to compare',
     ),
     Unused(
         ("merge.most",),
