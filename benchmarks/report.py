@@ -56,8 +56,8 @@ CHAPTERS = {
     "merges": (
         "What merging costs",
         """The mean takes replies one after another and keeps one model, so its memory does not grow with the clients;
-        it is compared with copying the same bytes once. Huber and persistence compare clients, and are compared with the
-        mean.""",
+        it is compared with copying the same bytes once. Huber and persistence compare clients, and are compared with
+        the mean.""",
         "python -m benchmarks.merges --clients 1000 --rounds 5",
     ),
     "structure": (

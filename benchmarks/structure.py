@@ -38,7 +38,7 @@ FAMILIES = (
 PEERS = ("local", "fedavg", "clusters", "huber")
 """What is run beside `grpo`; huber is grpo with a threshold on distances, `chance_threshold`."""
 FOUND, WRONG, HONEST = 0.95, 0.01, 0.01
-"""Targets: planted clients found at least, (client, block, round) wrongly out at most, runs with an honest client out."""
+"""Targets: planted clients found; (client, block, round) wrongly out and runs with an honest client out, at most."""
 
 
 def plan_middle() -> Iterator[Trial]:

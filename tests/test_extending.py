@@ -24,7 +24,7 @@ from grpo_fed.scenario.toml.source import ScenarioError
 DOC = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```(python|toml)\n(.*?)```", DOC, re.DOTALL)
 MODULES = {name[1]: text for kind, text in EXAMPLES if kind == "python" and (name := re.match(r"# (\w+)\.py\n", text))}
-TASK, POLICY, PRESET, METHOD, MERGE = (text for kind, text in EXAMPLES if kind == "toml")
+TASK, CHANGES, POLICY, PRESET, METHOD, MERGE = (text for kind, text in EXAMPLES if kind == "toml")
 TINY = """
 name = "custom"
 rounds = 1
@@ -266,10 +266,10 @@ def test_an_invalid_custom_merge_is_refused_by_name(rule: str, message: str, tmp
         "import torch\n"
         "from grpo_fed.aggregation.merge import RULES, Clusters\n"
         "def clusters(replies, shared, groups, **changes):\n"
-        "    merged = RULES['clusters'](replies, shared, groups)\n"
-        "    members, points = torch.zeros_like(merged.clusters.members), merged.clusters.points[:1]\n"
-        "    changed = replace(merged.clusters, members=members, points=points)\n"
-        "    return replace(merged, clusters=replace(changed, **changes))\n"
+        "    merged, whole = RULES['mean'](replies, shared, groups), groups.as_blocks\n"
+        "    members = torch.zeros(len(replies.all), len(whole.names), dtype=torch.int64)\n"
+        "    valid = Clusters(whole.names, members, merged.point[None], whole.ids)\n"
+        "    return replace(merged, clusters=replace(valid, **changes))\n"
         "def strange(replies, shared, groups): return clusters(replies, shared, groups, blocks=('sea',))\n"
         "def few(*all): return clusters(*all, members=torch.zeros((1, 3), dtype=torch.int64))\n"
         "def away(*all): return clusters(*all, members=torch.ones((3, 3), dtype=torch.int64))\n"
@@ -281,5 +281,12 @@ def test_an_invalid_custom_merge_is_refused_by_name(rule: str, message: str, tmp
 
 
 def test_arguments_for_a_shipped_rule_are_refused() -> None:
-    with pytest.raises(ScenarioError, match=r'merge.kwargs: these are arguments for a rule of your own.*it is "huber"'):
-        small_scenario(CART, "[merge]\nkwargs = { iterations = 3 }")
+    with pytest.raises(
+        ScenarioError, match=r'merge.kwargs: these are arguments for a rule of your own.*it is "median"'
+    ):
+        small_scenario(CART, '[merge]\nrule = "median"\nkwargs = { iterations = 3 }')
+
+
+def test_the_example_of_changes_is_a_valid_scenario():
+    (settings,) = Scenario.loads(f'name = "a"\n{CHANGES}').clients
+    assert [(change.round, change.kwargs) for change in settings.changes] == [(20, {"swap_actions": True})]

@@ -84,7 +84,7 @@ def make_round_record(
             traffic.down,
             traffic.total,
             notes,
-            rho_limit=PAYS if aggregation is not None and aggregation.findings.rho else None,
+            rho_limit=PAYS if aggregation is not None and _has_rho(aggregation.findings) else None,
         ),
     )
 
@@ -116,6 +116,11 @@ def _client_record(
         comparison=seen,
         failure=outcome.failures.get(client),
     )
+
+
+def _has_rho(findings: Findings) -> bool:
+    """Decide whether some client was compared with others."""
+    return any(not bool(rho.isnan().all()) for rho in findings.rho.values())
 
 
 def _named_rho(rho: Tensor | None, shared_blocks: SharedBlocks) -> dict[str, float]:

@@ -211,9 +211,11 @@ def _server_metrics(server: ServerRecord, clients: Sequence[ClientRecord]) -> di
     if server.step is not None and server.step.blocks:
         line |= _step_metrics(server.step)
     line |= {f"last_kl/{name}": _finite(kl) for name, kl in server.last_kl.items()}
+    played = sum(client.comparison.get("episodes", 0) for client in clients)
     if server.rho_limit is not None:
-        played = sum(client.comparison.get("episodes", 0) for client in clients)
-        line |= {RHO_LIMIT: server.rho_limit, COMPARISON_EPISODES: played}
+        line[RHO_LIMIT] = server.rho_limit
+    if server.rho_limit is not None or played:
+        line[COMPARISON_EPISODES] = played
     for block in dict.fromkeys(block for client in clients for block in client.rho):
         line[f"rho/{block}"] = _short(max(client.rho[block] for client in clients if block in client.rho))
     return line | ({"notes": list(server.notes)} if server.notes else {})

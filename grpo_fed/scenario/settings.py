@@ -281,7 +281,7 @@ class MergeSettings(Section):
     as with `confirm = "returns"`; 0 for never. With `rule = "persistence"`."""
     episodes: Annotated[int, Ge(2)] = 16
     """Episodes that a client plays with its own parameters, and again with the shared ones, for `confirm` and
-    `rejoin`."""
+    `rejoin`. With `rule = "persistence"`."""
     weights: Literal["steps", "episodes", "uniform", "progress"] = "steps"
     """Weight of a client in the merge: its environment steps, its finished episodes, the same for all, or more the more
     its return increased."""

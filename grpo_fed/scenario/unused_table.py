@@ -183,7 +183,7 @@ UNUSED: tuple[Unused, ...] = (
     Unused(("policy.activation",), _has_no_layers, "policy.hidden = [] leaves no hidden layer"),
     Unused(
         ("policy.torso",),
-        lambda scenario: _has_no_layers(scenario) and scenario.merge.rule != "persistence",
+        lambda scenario: _has_no_layers(scenario) and scenario.merge.rule not in ("persistence", "clusters"),
         "policy.hidden = [] leaves no hidden layer",
     ),
     Unused(
@@ -319,10 +319,11 @@ UNUSED: tuple[Unused, ...] = (
     # penalty and personal
     Unused(("penalty.weight",), _all_clients_have("penalty"), "every client has its own penalty"),
     Unused(
-        _keys_of("penalty", ("toward", "kind", "blocks")),
+        _keys_of("penalty", ("step", "toward", "kind", "blocks")),
         lambda scenario: not _penalises_groups(scenario),
         "penalty.weight is 0 for all clients, and so are penalty.l1 and penalty.outer",
     ),
+    Unused(("penalty.step",), _is_natural, 'objective.step is "natural", after which a penalty is always decoupled'),
     Unused(
         ("penalty.kind",),
         lambda scenario: scenario.penalty.kind != "group" and not (scenario.penalty.l1 or scenario.penalty.outer),
@@ -348,9 +349,14 @@ UNUSED: tuple[Unused, ...] = (
     *_rule_rows(),
     Unused(("merge.refit",), _nobody_departs, "merge.threshold = inf lets no client leave a group"),
     Unused(
-        _keys_of("merge", MERGE_RULES["clusters"].keys),
+        ("merge.episodes",),
+        lambda scenario: scenario.merge.confirm == "evidence" and not scenario.merge.rejoin,
+        'merge.confirm is "evidence" and merge.rejoin is 0, so no client plays to compare',
+    ),
+    Unused(
+        ("merge.most",),
         lambda scenario: scenario.merge.rule == "clusters" and _count(scenario) < 3,
-        "fewer than three clients are one cluster",
+        "fewer than three clients are two clusters at most",
     ),
     Unused(
         _keys_of("proximity", ("kl_block", "kl_joint", "blocks", "over", "adaptive")),

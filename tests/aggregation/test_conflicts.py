@@ -30,6 +30,8 @@ def gains_of_all_splits(between: Tensor, within: Tensor, weights: Tensor) -> dic
             c, merged = first - second, weights / weights.sum()
             b2, v = float(c @ between @ c), float(c @ within @ c)
             set_back = min(float(first @ between @ merged), float(second @ between @ merged)) < 0
+            cosine = first @ between @ second / ((first @ between @ first) * (second @ between @ second)).sqrt()
+            set_back = set_back or float(cosine) < -0.5
             a, b = float(weights[list(side)].sum()), float(weights[rest].sum())
             if set_back and b2 > PAYS * v and a <= b:
                 gains[frozenset(side)] = a * b / (a + b) * (2 * b2 - v)
@@ -83,6 +85,15 @@ def test_sides_part_exactly_where_the_quadratic_model_says_that_it_pays(noise: f
 def test_sides_that_agree_on_the_way_do_not_part_however_much_they_differ():
     between, within = products_of(torch.tensor([[3.0, 0.0]] * 4 + [[3.0, 9.0]] * 2), 0.1)
     assert find_split(between, within, torch.ones(6, dtype=torch.float64)) is None
+
+
+@pytest.mark.parametrize(("degrees", "parts"), [(180, True), (130, True), (110, False), (60, False)])
+def test_two_equal_halves_part_if_they_oppose_each_other(degrees: int, parts: bool):
+    """The mean of all sets neither half back, so their angle decides: beyond 120 degrees the cosine is below -1/2."""
+    angle = torch.tensor(degrees * torch.pi / 180)
+    means = torch.stack([torch.tensor([1.0, 0.0])] * 3 + [torch.stack([angle.cos(), angle.sin()])] * 3)
+    between, within = products_of(means, 0.1)
+    assert (find_split(between, within, torch.ones(6, dtype=torch.float64)) is not None) == parts
 
 
 def test_the_lighter_side_is_set_apart():

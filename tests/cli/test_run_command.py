@@ -27,7 +27,7 @@ TINY = {
     "policy": {"hidden": [8]},
     "rollout": {"num_envs": 4, "horizon": 16},
     "objective": {"epochs": 1, "minibatches": 1},
-    "merge": {"threshold": 0.0},
+    "merge": {"rule": "huber", "threshold": 0.0},
     "clients": [{"name": "cart", "env": "grpo_fed/CartPole-v1", "count": 2}],
 }
 

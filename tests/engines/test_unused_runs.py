@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from grpo_fed.engines.start import run
+from grpo_fed.federation.server_state import EVIDENCE
 from grpo_fed.federation.setup import FederationSetup
-from grpo_fed.scenario.methods import MERGE_RULES
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.unused import unused_keys
 from grpo_fed.scenario.unused_table import UNUSED
@@ -68,7 +68,7 @@ NATURAL_GROUP = ["objective.preset=trpo", "objective.advantage=group", "group.si
 ONE_STEP = ["objective.epochs=1", "objective.minibatches=1"]
 ONE_CLIENT = ["clients=[{ name = 'only', env = 'tests.scenario.test_knobs:Reach-v0' }]"]
 HUBER = ["merge.rule=huber", "merge.threshold=0.02"]
-CLUSTERS = ["merge.rule=clusters", "merge.structure=-1"]
+CLUSTERS = ["merge.rule=clusters"]
 OWN_RULE = ["merge.rule=tests.engines.test_unused_runs:first_client"]
 
 RULE_KEYS = {
@@ -76,12 +76,12 @@ RULE_KEYS = {
     "fraction": "0.4",
     "byzantine": "0",
     "keep": "2",
-    "structure": "-1.0",
     "most": "2",
+    "confirm": "evidence",
+    "rejoin": "0",
+    "episodes": "2",
 }
 """Another value than the default for each key of a single rule."""
-
-CLUSTER_KEYS = {"structure": "-1.0", "most": "2", "threshold": "0.0", "blocks": "{ '*' = 0.0 }"}
 
 CASES: dict[str, tuple[list[str], dict[str, str]]] = {
     "own network": (
@@ -175,8 +175,14 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
     ),
     "no penalty": (
         [],
-        {"penalty.toward": "zero", "penalty.kind": "nested", "penalty.blocks": "['actor']"},
+        {
+            "penalty.step": "decoupled",
+            "penalty.toward": "zero",
+            "penalty.kind": "nested",
+            "penalty.blocks": "['actor']",
+        },
     ),
+    "penalty after a natural step": ([*NATURAL, "penalty.weight=0.05"], {"penalty.step": "decoupled"}),
     "nested without outer": (["penalty.weight=0.05"], {"penalty.kind": "nested"}),
     "sparse groups without l1": (["penalty.weight=0.05"], {"penalty.kind": "sparse-group"}),
     "no second policy": ([], {"personal.pull": "9.0", "personal.steps": "0.25"}),
@@ -202,9 +208,13 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
     ),
     "nothing to cluster": (
         ["policy.shared=[]", *CLUSTERS],
-        {"merge.rule": "krum", "merge.byzantine": "0", "merge.keep": "2", "merge.most": "2", "merge.structure": "0.1"},
+        {"merge.rule": "krum", "merge.byzantine": "0", "merge.keep": "2", "merge.most": "2"},
     ),
     "nothing for a rule of the user": (["policy.shared=[]", *OWN_RULE], {"merge.kwargs": "{ number = 1 }"}),
+    "nothing to leave": (
+        ["policy.shared=[]", "merge.rule=persistence"],
+        {"merge.confirm": "evidence", "merge.rejoin": "1", "merge.episodes": "2"},
+    ),
     "nothing to trim": (
         ["policy.shared=[]", "merge.rule=trimmed-mean"],
         {"merge.rule": "fisher", "merge.fraction": "0.4"},
@@ -216,12 +226,12 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
         )
         for name, overrides, own in [
             ("mean", ["merge.rule=mean"], ()),
-            ("persistence", ["merge.rule=persistence"], ()),
+            ("persistence", ["merge.rule=persistence"], ("confirm", "rejoin", "episodes")),
             ("fisher", ["merge.rule=fisher"], ()),
             ("median", ["merge.rule=median"], ()),
             ("trimmed-mean", ["merge.rule=trimmed-mean"], ("fraction",)),
             ("krum", ["merge.rule=krum"], ("byzantine", "keep")),
-            ("clusters", CLUSTERS, ("structure", "most")),
+            ("clusters", CLUSTERS, ("most",)),
             ("a rule of the user", OWN_RULE, ()),
         ]
     },
@@ -230,9 +240,10 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
         {f"merge.{key}": value for key, value in RULE_KEYS.items() if key != "refit"},
     ),
     "no threshold": (["merge.rule=huber", "merge.threshold=inf"], {"merge.refit": "false"}),
-    "two clients in clusters": (
-        ["merge.rule=clusters"],
-        {f"merge.{key}": CLUSTER_KEYS[key] for key in MERGE_RULES["clusters"].keys},
+    "two clients in clusters": ([*CLUSTERS, "rounds=6"], {"merge.most": "2"}),
+    "nothing to compare": (
+        ["merge.rule=persistence", "merge.confirm=evidence", "merge.rejoin=0", "rounds=6"],
+        {"merge.episodes": "2"},
     ),
     "no budgets": (
         ["proximity.mode=off"],
@@ -281,7 +292,7 @@ def outcome(text: str, *overrides: str) -> dict[str, bytes]:
         files = [*folder.glob("policies/*.safetensors"), *folder.glob("checkpoints/*/shared.safetensors")]
         arrays = {f"{file.stem} {name}": array for file in files for name, array in load_file(file).items()}
     assert len(arrays) > len(result.clients)
-    assert all(np.isfinite(array).all() for array in arrays.values())
+    assert all(np.isfinite(array).all() for name, array in arrays.items() if EVIDENCE not in name)
     returns = {name: str((client.before, client.after, client.sampled)) for name, client in result.clients.items()}
     return {name: array.tobytes() for name, array in arrays.items()} | {
         "returns": str((returns, result.rounds, result.status)).encode()

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from grpo_fed.aggregation.merge import persistence
-from grpo_fed.aggregation.merge.persistence import MIN_ROUNDS, PAYS, rounds_of_evidence
-from grpo_fed.aggregation.proximity import full_step
-from grpo_fed.federation.round_record import MOST_RHO, RoundOutcome, Traffic, make_round_record
+from grpo_fed.aggregation.merge.conflicts import PAYS
+from grpo_fed.aggregation.merge.evidence import LEAST_EVIDENCE
+from grpo_fed.aggregation.merge.persistence import MIN_ROUNDS, rounds_of_evidence
+from grpo_fed.federation.messages import Train
+from grpo_fed.federation.round_record import MOST_RHO
 from grpo_fed.federation.rounds import Federation
-from grpo_fed.federation.server import Aggregation
-from grpo_fed.federation.server_state import ServerState
-from grpo_fed.federation.server_step import ServerStep
 from grpo_fed.runs.departures import Departure
 from grpo_fed.runs.history import read_history
 from grpo_fed.runs.results import Result
@@ -28,9 +25,15 @@ LEAVES = rounds_of_evidence(10)
 LAST = LEAVES + 2
 
 
+EVIDENCE = ('merge.rule="persistence"', 'merge.confirm="evidence"', "merge.rejoin=0")
+
+
 def federation(folder: Path, *overrides: str) -> tuple[Federation, NumericTransport]:
-    """Make a federation of three clients whose actors move one way, and one whose actor moves the opposite way."""
-    scenario, shared_blocks, clients = numeric_federation('merge.rule="persistence"', f"rounds={LAST}", *overrides)
+    """Make a federation of three clients whose actors move one way, and one whose actor moves the opposite way.
+
+    The evidence of updates alone decides, unless the overrides say otherwise.
+    """
+    scenario, shared_blocks, clients = numeric_federation(*EVIDENCE, f"rounds={LAST}", *overrides)
     near = np.zeros(shared_blocks.size, np.float32)
     there, back = near.copy(), near.copy()
     there[shared_blocks.slices["actor"]], back[shared_blocks.slices["actor"]] = 20.0, -20.0
@@ -97,21 +100,69 @@ def test_results_and_history_have_the_round_and_rho_of_each_departure(tmp_path: 
     assert history.departures == {"c-0": {}, "c-1": {}, "c-2": {}, "c-3": {"actor": Departure(LEAVES, rho)}}
 
 
-def test_a_return_is_an_event_of_its_round(tmp_path: Path):
-    made, _ = federation(tmp_path)
-    scenario, shared_blocks = made.scenario, made.shared_blocks
-    outcome = RoundOutcome(7, aggregation=Aggregation(ServerStep(full_step(())), returned={"c-3": {"actor": 12.5}}))
-    state = ServerState.initial(scenario, shared_blocks, {})
-    record = make_round_record(outcome, scenario, shared_blocks, state, 0, Traffic(0, 0, 0))
-    assert [client.returned for client in record.clients] == [{}, {}, {}, {"actor": 12.5}]
-    made.recorder.totals.departures["c-3"] = {"actor": Departure(4, 0.9), "torso.0": Departure(5, 0.8)}
-    made.recorder.totals.add(replace(record))
-    assert made.recorder.totals.departures["c-3"] == {"torso.0": Departure(5, 0.8)}
+# What clients find by playing -----------------------------------------------------------------------------------------
+
+
+def test_a_client_in_conflict_is_asked_and_leaves_if_its_own_parameters_are_better(tmp_path: Path):
+    made, clients = federation(tmp_path, 'merge.confirm="returns"')
+    made.run()
+    actor = made.shared_blocks.groups.names.index("actor")
+    asked = [(name, train.start.round, train.compare) for name, train in clients.sent_of(Train) if train.compare]
+    assert asked == [("c-3", LEAVES + 1, (actor,))]
+    lines = read_lines(tmp_path)
+    assert [line["round"] for line in lines if "left" in line["clients"]["c-3"]] == [LEAVES + 1]
+    line = lines[LEAVES]["clients"]["c-3"]
+    assert line["comparison"].keys() == {"own", "shared", "error", "learned", "episodes"}
+    assert line["comparison"]["own"] > line["comparison"]["shared"]
+    # the conflict was seen in the round before
+    assert line["left"] == {"actor": lines[LEAVES - 1]["clients"]["c-3"]["rho/actor"]}
+    assert not [line for line in lines if "returned" in line["clients"]["c-3"] or "stayed" in line["clients"]["c-3"]]
+    assert [line["fed/comparison_episodes"] for line in lines[MIN_ROUNDS - 1 :]] == [0, 0, 2, 0]
+    assert json.loads((tmp_path / "results.json").read_text())["comparison_episodes"] == 2
+
+
+def test_a_client_in_conflict_stays_if_the_shared_parameters_are_no_worse(tmp_path: Path):
+    made, clients = federation(tmp_path, 'merge.confirm="returns"', f"rounds={LEAVES + 2 + 2 * MIN_ROUNDS}")
+    clients.shares_from = 0
+    result = made.run()
+    asked = [(name, train.start.round) for name, train in clients.sent_of(Train) if train.compare]
+    # The decision in round LEAVES + 1 begins its evidence anew, with that round, and takes twice as much of it.
+    again = LEAVES + 1 + 2 * MIN_ROUNDS
+    assert asked == [("c-3", LEAVES + 1), ("c-3", again)]
+    lines = read_lines(tmp_path)
+    assert [line["round"] for line in lines if "stayed" in line["clients"]["c-3"]] == [LEAVES + 1, again]
+    assert lines[LEAVES]["clients"]["c-3"]["stayed"] == {"actor": lines[LEAVES - 1]["clients"]["c-3"]["rho/actor"]}
+    assert not [line for line in lines if {"left", "personal_groups"} & line["clients"]["c-3"].keys()]
+    assert result.clients["c-3"].departures == {}
+
+
+def test_a_client_that_left_returns_with_the_gain_that_it_saw(tmp_path: Path):
+    made, clients = federation(tmp_path, "merge.rejoin=2", f"rounds={LEAVES + 6}")
+    clients.shares_from = LEAVES + 5
+    result = made.run()
+    # It waits for two rounds, is asked with the next instruction, refuses, and is asked two rounds later again.
+    asked = [(name, train.start.round) for name, train in clients.sent_of(Train) if train.compare]
+    assert asked == [("c-3", LEAVES + 3), ("c-3", LEAVES + 5)]
+    lines = read_lines(tmp_path)
+    assert [line["round"] for line in lines if "left" in line["clients"]["c-3"]] == [LEAVES]
+    assert [line["round"] for line in lines if "returned" in line["clients"]["c-3"]] == [LEAVES + 5]
+    line = lines[LEAVES + 4]["clients"]["c-3"]
+    gain = line["comparison"]["shared"] - line["comparison"]["own"]
+    assert line["returned"] == {"actor": pytest.approx(gain, abs=2e-4)}
+    kept = [line["round"] for line in lines if line["clients"]["c-3"].get("personal_groups") == ["actor"]]
+    assert kept == list(range(LEAVES, LEAVES + 5))
+    assert result.clients["c-3"].departures == {}
+    history = read_history(tmp_path)
+    moves = [(move.round, move.group, move.left, move.evidence) for move in history.moves]
+    assert moves == [
+        (LEAVES, "actor", True, lines[LEAVES - 1]["clients"]["c-3"]["left"]["actor"]),
+        (LEAVES + 5, "actor", False, line["returned"]["actor"]),
+    ]
+    assert history.departures["c-3"] == {}
 
 
 @pytest.mark.parametrize(("parameters", "rounds"), [(1, 15), (2, 11), (16, 5), (17, 4), (5000, 4)])
-def test_small_groups_take_more_rounds_of_evidence(monkeypatch: pytest.MonkeyPatch, parameters: int, rounds: int):
-    # 200 products: 15 x 14 x 1, 11 x 10 x 2, 5 x 4 x 16, 4 x 3 x 17; but at least 4 rounds
-    monkeypatch.setattr(persistence, "PRODUCTS", 200)
-    monkeypatch.setattr(persistence, "MIN_ROUNDS", 4)
+def test_small_groups_take_more_rounds_of_evidence(parameters: int, rounds: int):
+    # 200 pairs of rounds: 15 x 14 x 1, 11 x 10 x 2, 5 x 4 x 16, 4 x 3 x 17; but at least 4 rounds
+    assert (LEAST_EVIDENCE, MIN_ROUNDS) == (200, 4)
     assert rounds_of_evidence(parameters) == rounds

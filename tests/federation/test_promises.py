@@ -180,7 +180,7 @@ def test_a_block_budget_of_0_stops_that_block_alone(tmp_path: Path):
 @pytest.mark.parametrize(
     "rule",
     [
-        ('merge.rule="huber"', 'proximity.mode="measured"'),
+        ('merge.rule="huber"', "merge.threshold=0.02", 'proximity.mode="measured"'),
         ('merge.rule="fisher"', 'proximity.mode="quadratic"'),
         ('merge.rule="clusters"', 'proximity.mode="measured"'),
         ('merge.rule="krum"', 'proximity.mode="off"', "round.fraction=0.7"),

@@ -188,23 +188,29 @@ def test_a_replaced_run_leaves_no_checkpoint(tmp_path: Path) -> None:
 SETTINGS = {
     "mean": (),
     "huber": ('merge.rule="huber"', "merge.threshold=0.4"),
-    "persistence": ('merge.rule="persistence"', "rounds=8"),
+    "persistence": ('merge.rule="persistence"', "merge.rejoin=2", "rounds=8"),
+    "evidence": ('merge.rule="persistence"', 'merge.confirm="evidence"', "merge.rejoin=0", "rounds=6"),
     "measured": ('proximity.mode="measured"', "proximity.adaptive=true"),
     "quadratic": ('merge.rule="fisher"', 'proximity.mode="quadratic"', "proximity.adaptive=true"),
-    "clusters": ('merge.rule="clusters"', "merge.structure=-1.0", 'proximity.mode="quadratic"'),
+    "clusters": ('merge.rule="clusters"', 'proximity.mode="quadratic"', "proximity.kl_block=0.5", "rounds=7"),
     "some": ("round.fraction=0.5",),
     "local": ('method="local"',),
     "early": ("stop.patience=1",),
 }
+CONTRARY = ("persistence", "evidence", "clusters")
+"""The settings with which a client that wants the opposite of the others parts from them."""
 GAINS = {f"c-{number}": 1.0 + 0.1 * number for number in range(5)}
 
 
 def federation(folder: Path, settings: str, delayed: bool, *overrides: str) -> tuple[Federation, NumericTransport]:
     """Make a federation that begins, or goes on if the folder holds a run of it; its state is only in the folder."""
     given, shared_blocks, transport = numeric_federation(
-        *SETTINGS[settings], "evaluate.every=2", "rounds=5", *overrides, count=5
+        "evaluate.every=2", "rounds=5", *SETTINGS[settings], *overrides, count=5
     )
     transport.gains = GAINS
+    if settings in CONTRARY:
+        goal = transport.numbers("c-0", 0) * 20
+        transport.goals = dict.fromkeys(shared_blocks.clients[:-1], goal) | {shared_blocks.clients[-1]: -goal}
     after = None
     if (folder / "rounds.jsonl").is_file():
         saved, after = open_unfinished(folder)
@@ -242,6 +248,8 @@ def test_a_federation_stopped_anywhere_ends_like_a_whole_one(tmp_path: Path, set
     """Stop at one message after another, so between rounds and inside them."""
     whole, transport = federation(tmp_path / "whole", settings, delayed)
     whole.run()
+    has_parted = any(whole.state.departed.values()) or any(any(each) for each in whole.state.clusters.values())
+    assert has_parted or settings not in CONTRARY
     messages = len(transport.sent)
     for cut in {1, messages // 5, messages // 3, messages // 2, messages - 9, messages - 2}:
         folder = tmp_path / f"cut-{cut}"

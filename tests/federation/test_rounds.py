@@ -512,7 +512,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("override", MISTAKES)
 def test_mistakes_of_the_scenario_are_found_before_anything_is_written(tmp_path: Path, override: str):
-    scenario, shared_blocks, transport = numeric_federation('merge.rule="huber"', override)
+    scenario, shared_blocks, transport = numeric_federation('merge.rule="huber"', "merge.threshold=0.1", override)
     with pytest.raises(ValueError, match=MISTAKES[override]):
         Federation(scenario, shared_blocks, transport, tmp_path / "run")
     assert not list(tmp_path.iterdir())

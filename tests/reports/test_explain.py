@@ -26,7 +26,8 @@ def explanation(*overrides: str) -> str:
         ("method=grpo", "Shared by all clients: torso.0, torso.1, actor ("),
         ("method=grpo", "Private to each client: critic"),
         ("method=grpo", "KL budgets: torso.0 0.02, torso.1 0.02, actor 0.02; all blocks together 0.05."),
-        ("method=grpo", "departs from a group where it is further than 0.02 per parameter from the others"),
+        ("method=grpo", "A client leaves a group if rho > 1/2 and its updates oppose the others'."),
+        ("merge={ rule = 'huber', threshold = 0.02 }", "where it is further than 0.02 per parameter from the others"),
         ("method=local", "There is nothing to merge: every client learns alone."),
         ("method=fedavg", "No block is private."),
         ("method=fedavg", "The shared blocks go all the way to the merge"),
@@ -46,8 +47,11 @@ def explanation(*overrides: str) -> str:
         ("penalty={ weight = 0.01, step = 'decoupled' }", "relative to the learning rate, not to the loss"),
         ("penalty={ weight = 0.01, toward = 'zero' }", "more than half of the weight have at zero is merged to zero"),
         ("objective.entropy=0.01", "Plus 0.01 times the policy's entropy."),
-        ("merge.threshold=inf", "no client departs from a group"),
-        ("method=clusters", "Clusters that are within 0.02 per parameter of each other become one."),
+        ("merge={ rule = 'huber', threshold = inf }", "no client departs from a group"),
+        (
+            "method=clusters",
+            "Clients leave a cluster together where their deviation from it repeats from round to round",
+        ),
         ("round.fraction=0.5", "A random 50% of the connected clients take part"),
         ("checkpoint.every=0", "a run that is stopped cannot be resumed"),
     ],
@@ -83,14 +87,24 @@ def test_persistence_says_when_nobody_can_leave():
 
 def test_persistence_says_whether_the_blocks_have_an_order():
     ordered = explanation(PERSISTENCE, "policy.torso=shared")
-    assert "The blocks have an order: torso.0, torso.1, actor." in ordered
+    assert "These blocks follow each other: torso.0, torso.1, actor." in ordered
     assert "leaves only the first whose rho is at least 2/3 of its greatest" in ordered
-    unordered = explanation(PERSISTENCE, "policy.torso=separate")
-    assert "The blocks have no order, since the critic has a torso of its own: a client leaves all groups" in unordered
+    unordered = explanation(PERSISTENCE, "policy.shared=['actor']")
+    assert "A client leaves all groups at once in which both hold." in unordered
+
+
+def test_persistence_says_when_clients_play_to_compare():
+    before, after = "Before it leaves it plays 16 to 64 episodes", "5 rounds after it has left, and so on, it plays"
+    both = explanation(PERSISTENCE)
+    assert before in both
+    assert after in both
+    neither = explanation(PERSISTENCE, "merge.confirm=evidence", "merge.rejoin=0")
+    assert "plays" not in neither
+    assert "It does not come back." in neither
 
 
 def test_a_term_that_is_off_is_not_mentioned():
-    text = explanation()
+    text = explanation("merge.rule=mean")
     assert not [word for word in ("entropy", "||", "Minus 0 ", "personal policy", "widens") if word in text]
 
 

@@ -544,7 +544,7 @@ def test_an_exported_module_acts_as_the_policy(kind: str, normalised: bool, monk
     draws = np.random.default_rng(3)
     if normaliser is not None:
         normaliser.update(draws.normal(1.0, 2.0, (1, 100, 3)))
-    ours = LoadedPolicy(given, task, policy, parameters, normaliser)
+    ours = LoadedPolicy(given, task, task, policy, parameters, normaliser)
     observations = draws.uniform(-5, 5, (40, 3)).astype(np.float32)
     actions = Predictor(ours)(torch.from_numpy(observations)).numpy()
     expected = np.stack([np.asarray(ours.predict(observation)) for observation in observations])

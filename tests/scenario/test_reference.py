@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from grpo_fed.aggregation.merge import RULES
+from grpo_fed.aggregation.merge.rules import RULES_WITH_EVIDENCE
 from grpo_fed.scenario.knobs import Knob, list_knobs
 from grpo_fed.scenario.methods import MERGE_RULES, METHODS
 from grpo_fed.scenario.presets import PRESETS
@@ -78,11 +79,12 @@ def test_the_page_of_methods_has_every_row_with_values_and_paper():
     assert '`merge.rule = "mean"`<br>`proximity.mode = "off"`<br>`penalty.squared = 0.01`' in tables
     assert "`trust.line_search = true`" in tables
     assert "[1602.05629](https://arxiv.org/abs/1602.05629): every block" in tables
-    assert "`merge.threshold = 0.02`" in tables
+    assert '`merge.confirm = "returns"`<br>`merge.rejoin = 5`<br>`merge.episodes = 16`' in tables
 
 
 def test_every_merge_rule_is_listed_with_the_keys_that_it_reads():
-    assert [name for name in MERGE_RULES if name != "persistence"] == list(RULES)
+    assert [name for name in MERGE_RULES if name not in RULES_WITH_EVIDENCE] == list(RULES)
+    assert set(RULES_WITH_EVIDENCE) <= MERGE_RULES.keys()
     named, _ = json_schema()["$defs"]["MergeSettings"]["properties"]["rule"]["oneOf"]
     assert set(named["enum"]) == set(MERGE_RULES)
     read_keys = {key for rule in MERGE_RULES.values() for key in rule.keys}

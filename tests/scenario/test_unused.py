@@ -47,7 +47,7 @@ ALWAYS_USED = {
     *("objective.normalise_advantages", "objective.average", "objective.entropy_weights"),
     *("trust.blocks", "personal.first", "personal.model"),
     *("clients.name", "clients.env", "clients.count", "clients.kwargs", "clients.wrappers"),
-    *("clients.entropy", "clients.penalty"),
+    *("clients.entropy", "clients.penalty", "clients.changes.round", "clients.changes.kwargs"),
 }
 """Keys that the table of unused keys need not have."""
 REFUSED = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ from grpo_fed.federation.messages import (
     Instruction,
     Measure,
     Measured,
+    SharingComparison,
     Start,
     Train,
     Trained,
@@ -66,6 +67,8 @@ class NumericTransport:
     gains: dict[str, float] = field(default_factory=dict)
     episodes: dict[int, int] = field(default_factory=dict)
     """Finished episodes of every client, by round."""
+    shares_from: int | None = None
+    """The round from which clients that compare find the shared parameters no worse; None to go by their scores."""
     unreachable: set[str] = field(default_factory=set)
     """Clients that cannot be reached."""
     bytes_up: int = 0
@@ -144,7 +147,9 @@ class NumericTransport:
 
     def _train(self, name: str, instruction: Train) -> Trained:
         start, number = instruction.start, instruction.start.round
-        begin = self.policy(name, start, start.shared, number)
+        comparison = self._compare(name, start, instruction.compare)
+        own = comparison is not None and not comparison.shares
+        begin = self.policy(name, _with_own_groups(start, instruction.compare, own), start.shared, number)
         played = None if instruction.evaluate_first is None else self._evaluate(name, start, number)
         kl = None
         before = self.states.get(name, {}).get(number - 1)
@@ -168,7 +173,18 @@ class NumericTransport:
             fisher=self.fisher(name),
             kl=kl,
             evaluation=played,
+            comparison=comparison,
         )
+
+    def _compare(self, name: str, start: Start, groups: tuple[int, ...]) -> SharingComparison | None:
+        """Compare the scores with the client's own parameters in some groups and with the shared ones."""
+        if not groups or not self.states.get(name):
+            return None
+        own, shared = (
+            self._evaluate(name, _with_own_groups(start, groups, is_own), start.round).mean for is_own in (True, False)
+        )
+        shares = shared >= own if self.shares_from is None else start.round >= self.shares_from
+        return SharingComparison(own, shared, error=0.5, learned=1.0, episodes=2, shares=shares)
 
     def _part_way(self, old: np.ndarray, new: np.ndarray, fractions: tuple[float, ...]) -> np.ndarray:
         moved = old.astype(np.float64)
@@ -202,6 +218,11 @@ class NumericTransport:
         for name, file in files.items():
             number = int(origins[name].removeprefix("round-").removesuffix(".safetensors"))
             self.states[name] = {number: load_file(file)}
+
+
+def _with_own_groups(start: Start, groups: tuple[int, ...], own: bool) -> Start:
+    departed = set(start.departed)
+    return replace(start, departed=tuple(sorted(departed | {*groups} if own else departed - {*groups})))
 
 
 def numeric_federation(*overrides: str, count: int = 4) -> tuple[Scenario, SharedBlocks, NumericTransport]:

@@ -99,13 +99,14 @@ def _part(evidence: ClusterEvidence, replies: Replies, blocks: Groups, most: int
     needed = (MIN_ROUNDS * 2.0**panel.decisions).clamp(max=MOST_ROUNDS)
     has_evidence = (panel.rounds * (panel.rounds - 1))[:, None] >= least_pairs(blocks, len(panel.clients))[of_pairs]
     has_room = torch.tensor([int(labels[:, block].unique().numel()) < most for block, _ in pairs])
-    may_leave = (present & (panel.rounds >= needed))[:, None] & has_evidence & has_room
+    may_leave = (present & (panel.rounds >= needed))[:, None] & has_room
     between, within = systematic(panel, blocks)
     conflicts = find_conflicts(
         between[of_pairs],
         within[of_pairs],
         weights,
         is_compared,
+        has_evidence,
         may_leave,
         _groups_of_pairs(blocks, pairs),
     )

@@ -23,6 +23,8 @@ from grpo_fed.policy.groups import Groups
 
 PAYS = 0.5
 """Parting pays where rho is above this."""
+OPPOSED = 0.5
+"""Sides whose systematic updates have a cosine below minus this oppose each other."""
 UPSTREAM = 2 / 3
 """Of the blocks with at least this part of a client's greatest rho, the one nearest the input is blamed."""
 
@@ -54,30 +56,33 @@ def find_conflicts(
     within: Tensor,
     weights: Tensor,
     compared: Tensor,
+    has_evidence: Tensor,
     may_leave: Tensor,
     groups: Groups,
 ) -> Conflicts:
     """Find the clients in conflict, and what each of them should leave.
 
-    1. In every group, clients are set apart split by split, as long as parting pays and the merged step, the mean of
-       all, sets one of the sides back. Those set apart in some group are suspects.
+    1. In every group, clients are set apart split by split, as long as parting pays and the sides are in each other's
+       way: the merged step, the mean of all, sets one of them back, or they oppose each other, by a cosine below -1/2.
+       Those set apart in some group are suspects. Without enough evidence about a
+       group a client is not set apart there: of hundreds of small groups some would divide any clients by chance.
     2. A suspect that may leave is compared with the clients that are no suspects, group by group. It is in conflict
        where its own rho is above 1/2 and its systematic update opposes theirs.
     3. Consequences lag: of the blocks of a chain in which it is in conflict it leaves the one nearest the input whose
        rho is at least 2/3 of its greatest in the chain, all groups in conflict there at once.
 
-    between, within: M and V, [G, K, K]. weights: [K]. compared, may_leave: [K, G] bool.
+    between, within: M and V, [G, K, K]. weights: [K]. compared, has_evidence, may_leave: [K, G] bool.
     """
-    sides = torch.zeros(compared.shape, dtype=torch.int64)
+    sides, enough = torch.zeros(compared.shape, dtype=torch.int64), compared & has_evidence
     for group in range(len(groups.names)):
-        sides[:, group] = _set_apart(between[group], within[group], weights, compared[:, group])
+        sides[:, group] = _set_apart(between[group], within[group], weights, enough[:, group])
     suspects = (sides > 0).any(1)
     rho = torch.full(compared.shape, torch.nan, dtype=torch.float64)
     opposed = torch.zeros_like(compared)
     for group in range(len(groups.names)):
         others = weights * (compared[:, group] & ~suspects)
         rho[:, group], opposed[:, group] = _compare_each(between[group], within[group], others, compared[:, group])
-    conflict = suspects[:, None] & may_leave & opposed & (rho > PAYS)
+    conflict = suspects[:, None] & has_evidence & may_leave & opposed & (rho > PAYS)
     leaving = torch.zeros_like(conflict)
     for client in conflict.any(1).nonzero().squeeze(1).tolist():
         leaving[client] = _blame(conflict[client], rho[client], groups)
@@ -94,7 +99,7 @@ def rho_of_clients(between: Tensor, within: Tensor, weights: Tensor, compared: T
 
 
 def find_split(between: Tensor, within: Tensor, weights: Tensor) -> Split | None:
-    """Find the two sides that gain most by parting; None if no sides gain, or the mean of all sets neither side back.
+    """Find the two sides that gain most by parting; None if no sides gain, or none are in each other's way.
 
     There are 2^(n-1) ways to divide n clients. What they gain is a quadratic form in c, so a leading eigenvector orders
     the clients, and the sides that are tried are the clients up to each place in the order of the two first ones, and
@@ -118,8 +123,10 @@ def find_split(between: Tensor, within: Tensor, weights: Tensor) -> Split | None
     merged = (weights / total).expand_as(first)
     of_first, of_second = _form(between, first, merged), _form(between, second, merged)
     # A side without weight moves nobody: it can be set back, but does not set back the other.
-    set_back = (of_first.minimum(of_second) < 0) & (v > TINY)
-    pays = set_back & (b2 > PAYS * v)
+    set_back = of_first.minimum(of_second) < 0
+    lengths = _form(between, first, first).clamp(min=0).sqrt() * _form(between, second, second).clamp(min=0).sqrt()
+    opposed = _form(between, first, second) < -OPPOSED * lengths.clamp(min=TINY)
+    pays = (set_back | opposed) & (v > TINY) & (b2 > PAYS * v)
     if not pays.any():
         return None
     share = torch.where((a > 0) & (b > 0), a * b / (a + b).clamp(min=TINY), weights[weights > 0].min() / 2)

@@ -135,7 +135,8 @@ def judge(panel: Panel, weights: Tensor, present: Collection[str], groups: Group
     may_leave = is_present & (panel.rounds >= needed) & ~panel.asked.any(1)
     has_evidence = (panel.rounds * (panel.rounds - 1))[:, None] >= least_pairs(groups, len(panel.clients))
     between, within = systematic(panel, groups)
-    conflicts = find_conflicts(between, within, weights, is_compared, may_leave[:, None] & has_evidence, groups)
+    may_leave_each = may_leave[:, None].expand_as(is_compared)
+    conflicts = find_conflicts(between, within, weights, is_compared, has_evidence, may_leave_each, groups)
     observed = (panel.rounds >= 2)[:, None] & ~panel.departed
     early = rho_of_clients(between, within, weights, observed, (conflicts.sides > 0).any(1))
     has_another_task = may_leave & panel.fallen & bool(2 * panel.fallen.sum() < len(panel.clients))
