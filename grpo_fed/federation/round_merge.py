@@ -48,6 +48,8 @@ class MergeTarget:
     """[S]: the mean Fisher diagonal; None if no client sent one or all weights are 0."""
     points: Mapping[str, Tensor] = field(default_factory=dict)
     """[S] each, with the rule `clusters`: the target of every client that answered, instead of `point` for all."""
+    absent: Mapping[str, Tensor] = field(default_factory=dict)
+    """[S] each, with the rule `clusters`: the targets of clients that did not answer, where their clusters did."""
     clusters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """[B] each: these clients' cluster in every block; 0 is the one with the greatest weight."""
     notes: tuple[str, ...] = ()
@@ -146,11 +148,12 @@ class RoundMerge:
             self.weights,
             {name: _indices(departed) for name, departed in zip(merged.clients, merged.departed, strict=True)},
             self._fisher.result(),
-            _targets(merged),
-            _clusters(merged),
-            merged.notes,
-            evidence,
-            findings,
+            points=_targets(merged),
+            absent=merged.absent,
+            clusters=_clusters(merged),
+            notes=merged.notes,
+            evidence=evidence,
+            findings=findings,
         )
 
 

@@ -123,7 +123,7 @@ class Server:
         blocks, state = list(self.shared_blocks.slices.values()), self.state
         moved = {
             client: interpolate(state.shared_of(client), point, blocks, alphas)
-            for client, point in target.points.items()
+            for client, point in {**target.points, **target.absent}.items()
         }
         state.cluster_points = deduplicate({client: state.shared_of(client) for client in state.cluster_points} | moved)
         state.shared = interpolate(torch.from_numpy(state.shared), target.point, blocks, alphas).numpy()

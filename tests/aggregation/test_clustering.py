@@ -79,7 +79,7 @@ def run_rounds(
         merged, evidence = clusters(replies, shared, groups, evidence, most)
         assert merged.clusters is not None
         shared = merged.point
-        points |= {name: merged.clusters.point(index) for index, name in enumerate(merged.clients)}
+        points |= {name: merged.clusters.point(index) for index, name in enumerate(merged.clients)} | merged.absent
         labels.append(dict(zip(evidence.panel.clients, map(tuple, evidence.labels.tolist()), strict=True)))
     return Rounds(merged, evidence, points, labels)
 
@@ -227,6 +227,20 @@ def test_absent_clients_keep_their_cluster() -> None:
     )
     for labels in result.labels[MIN_ROUNDS - 1 :]:
         assert kinds(labels) == {frozenset("abcd"), frozenset("ef")}
+
+
+def test_absent_clients_move_with_their_cluster() -> None:
+    result = run_rounds(30, noisy(two_kinds()), absent=lambda name, number: number > 4 and name in "ae")
+    assert kinds(result.last) == {frozenset("abcd"), frozenset("ef")}
+    assert bits(result.points["a"]) == bits(result.points["b"])
+    assert bits(result.points["e"]) == bits(result.points["f"])
+
+
+def test_an_absent_client_stays_where_it_was_if_its_whole_cluster_is_absent() -> None:
+    before = run_rounds(5, noisy(two_kinds()))
+    after = run_rounds(9, noisy(two_kinds()), absent=lambda name, number: number >= 5 and name in "ef")
+    assert bits(after.points["e"]) == bits(before.points["e"])
+    assert bits(after.points["a"]) != bits(before.points["a"])
 
 
 def test_a_client_that_was_absent_until_now_parts_when_it_has_evidence_of_its_own() -> None:

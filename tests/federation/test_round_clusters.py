@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 
+from grpo_fed.aggregation.merge.persistence import MIN_ROUNDS, rounds_of_evidence
 from grpo_fed.federation.messages import Train
 from grpo_fed.federation.rounds import Federation
 from grpo_fed.runs.records import RoundRecord, record_to_line
@@ -20,7 +21,8 @@ QUADRATIC = ('proximity.mode="quadratic"', "proximity.kl_block=0.05", "proximity
 
 KINDS = ((0, 1, 2, 3), (4, 5))
 """The clients of each kind."""
-FIRST, ALL = 4, 12
+FIRST = rounds_of_evidence(20)
+ALL = FIRST + 2 * MIN_ROUNDS
 """The rounds in which the kinds part in the first layer, and then in the actor: after twice as many rounds more."""
 
 

@@ -149,7 +149,24 @@ def _merge(replies: Replies, shared: Tensor, groups: Groups, evidence: ClusterEv
     deviations = distance.gather(0, members[:, groups.block_of_group].unsqueeze(0)).squeeze(0)
     no_departures = torch.zeros_like(deviations, dtype=torch.bool)
     found = Clusters(whole.names, members, points, whole.ids)
-    return Merged(replies.clients, points[0], no_departures, deviations.float(), found)
+    absent = _absent_points(replies, evidence, found, labels)
+    return Merged(replies.clients, points[0], no_departures, deviations.float(), found, absent=absent)
+
+
+def _absent_points(replies: Replies, evidence: ClusterEvidence, merged: Clusters, labels: Tensor) -> dict[str, Tensor]:
+    """Find where the blocks of the clients go that did not reply: with their clusters, if these have replies.
+
+    labels: [n, B], of the replies.
+    """
+    points: dict[str, Tensor] = {}
+    for client, own in zip(evidence.panel.clients, evidence.labels, strict=True):
+        if client in replies.clients:
+            continue
+        rows = [(labels[:, block] == label).nonzero().flatten() for block, label in enumerate(own.tolist())]
+        if all(len(of_block) for of_block in rows):
+            clusters = torch.stack([merged.members[of_block[0], block] for block, of_block in enumerate(rows)])
+            points[client] = replace(merged, members=clusters[None]).point(0)
+    return points
 
 
 def _clusters_of_block(replies: Replies, labels: Tensor) -> list[list[Reply]]:

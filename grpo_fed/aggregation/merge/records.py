@@ -6,7 +6,7 @@ K clients, P parameters of the shared blocks, G groups, B blocks that have group
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -101,3 +101,5 @@ class Merged:
     """The clusters of the rule `clusters`, which merges clients into their clusters' means instead of one `point`."""
     notes: tuple[str, ...] = field(default=())
     """Messages about this merge, for people."""
+    absent: Mapping[str, Tensor] = field(default_factory=dict)
+    """[P] each: with the rule `clusters`, where the blocks of clients go that did not reply, but whose clusters did."""
