@@ -41,9 +41,6 @@ learning_rate = 1e-3
 epochs = 4
 minibatches = 4
 
-[merge]
-threshold = 0.1  # how far a client's parameters may differ before it leaves a group; inf for never
-
 [[clients]]
 name = "target"
 env = "my_tasks:WindyTarget-v0"  # the id that my_tasks.py registers
