@@ -75,8 +75,6 @@ ROWS = (
     Row("tabular"),
     Row("goals"),
     Row("poles"),
-    Row("mixed-control"),
-    Row("mixed-control", ("method=local",)),
 )
 
 
