@@ -2,8 +2,9 @@
 
 A row is a shipped scenario, as its file has it or with a few keys changed. Every row runs with the same five seeds, 200
 to 204, which were fixed before any of these runs. The table shows, for each entry of `[[clients]]`, the lowest and the
-highest final return over its clients and the seeds; which groups its clients left, how many of them in all seeds
-together and in which rounds; which they had left when the run ended; and how often one came back.
+highest final return over its clients and the seeds, and the interquartile mean with its 95 % bootstrap interval; which
+groups its clients left, how many of them in all seeds together and in which rounds; which they had left when the run
+ended; and how often one came back.
 
     python -m benchmarks.headers
 
@@ -24,10 +25,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import grpo_fed
 from grpo_fed.runs.records import RoundRecord
+from grpo_fed.runs.statistics import estimate, interquartile_mean
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.shipped import find_scenario
 
@@ -190,19 +193,27 @@ def _read_run(line: dict[str, Any]) -> HeaderRun:
 def format_table(rows: Iterable[Row], runs: Sequence[HeaderRun]) -> Iterator[str]:
     """Write a line for each row and entry of clients."""
     by_settings = {run.settings: run for run in runs}
-    yield "| scenario | changed | clients | final return | left (clients; rounds) | out at the end | back |"
-    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    yield "| scenario | changed | clients | final return | mean | left (clients; rounds) | out at the end | back |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
     for row in rows:
         finished = [by_settings[row.settings(seed)] for seed in SEEDS if row.settings(seed) in by_settings]
         for task in dict.fromkeys(task for run in finished for task in run.tasks.values()):
             scores = [score for run in finished for name, score in run.scores.items() if run.tasks[name] == task]
             known = [score for score in scores if score is not None]
+            by_seed = [[run.scores[name] for name in run.tasks if run.tasks[name] == task] for run in finished]
             changed = " ".join(row.overrides)
             yield (
                 f"| {row.scenario} | {changed} | {len(scores)} {task} | {min(known):.4g} to {max(known):.4g}"
+                f" | {_describe_mean(by_seed)}"
                 f" | {_describe_left(finished, task)} | {_describe_out(finished, task)}"
                 f" | {sum(run.tasks[change.client] == task for run in finished for change in run.returned)} |"
             )
+
+
+def _describe_mean(scores: Sequence[Sequence[float | None]]) -> str:
+    array = np.array(scores, dtype=float)
+    result = estimate(interquartile_mean, array, generator=np.random.default_rng(0))
+    return f"{result.value:.4g} [{result.low:.4g}, {result.high:.4g}]"
 
 
 def _describe_left(runs: Sequence[HeaderRun], task: str) -> str:
