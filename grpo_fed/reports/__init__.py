@@ -1,6 +1,7 @@
 """What people see of a run.
 
     explain.py          a scenario in sentences, before it runs
+    explain_merge.py    the sentences about its merge
     overview.py         a scenario in tables, before it runs: clients, policies, blocks, bytes
     progress.py         the progress of a run as records, and a round as a line of text
     displays.py         displays of a run that goes on: live table, lines, JSON, quiet

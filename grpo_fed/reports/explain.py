@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 
-from grpo_fed.aggregation.merge.conflicts import PAYS, UPSTREAM
-from grpo_fed.aggregation.merge.persistence import CUT, MIN_ROUNDS, rounds_of_evidence
 from grpo_fed.aggregation.merge.rules import check_rule
-from grpo_fed.federation.comparison import MARGIN, TIMES
 from grpo_fed.federation.server_step import block_budgets
 from grpo_fed.federation.setup import FederationSetup
 from grpo_fed.policy.make import make_policy
 from grpo_fed.policy.shared import SharedBlocks
-from grpo_fed.reports.formatting import format_count
+from grpo_fed.reports.explain_merge import explain_merge
+from grpo_fed.reports.formatting import format_count, list_names
 from grpo_fed.scenario.methods import METHODS, Method
 from grpo_fed.scenario.presets import PRESETS, Preset
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.scenario.settings import MergeSettings, ObjectiveSettings, TrustSettings
-from grpo_fed.scenario.tables import TableRow, find_row_or_none, is_import_path
-from grpo_fed.scenario.toml.text import short_toml, shorten
+from grpo_fed.scenario.settings import ObjectiveSettings, TrustSettings
+from grpo_fed.scenario.tables import TableRow, find_row_or_none
+from grpo_fed.scenario.toml.text import short_toml
 from grpo_fed.scenario.unused import GivenKeys
 
 SURROGATES = {
@@ -28,12 +25,6 @@ SURROGATES = {
     "ratio": "ratio * A, where ratio is the new policy's probability of the action over the old one's",
     "clip": "min(ratio * A, clip(ratio) * A), where ratio is the new policy's probability of the action over the old"
     " one's",
-}
-WEIGHTS = {
-    "steps": "A client's weight is its number of steps.",
-    "episodes": "A client's weight is its number of finished episodes.",
-    "uniform": "All clients have the same weight.",
-    "progress": "A client has more weight while its return rises.",
 }
 GROUPS = {
     "start": "those of the client's other episodes from the same start state",
@@ -49,8 +40,6 @@ SCORES = {
 }
 MAX_ENTRIES = 6
 """How many entries of `[[clients]]` are named."""
-MAX_LETTERS = 160
-"""Characters of a list of names in a sentence."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +63,7 @@ def explain_scenario(scenario: Scenario, given: GivenKeys | None = None) -> list
         "Clients and rounds": _explain_rounds(scenario),
         "Objective": _explain_objective(scenario),
         "Shared and private blocks": _explain_blocks(scenario, shared, _private_blocks(setup)),
-        "Merge": _explain_merge(scenario, shared),
+        "Merge": explain_merge(scenario, shared),
         "Step of the server": _explain_step(scenario, budgets),
         "Evaluation and files": _explain_files(scenario),
         "Method and preset": _explain_sources(scenario),
@@ -97,7 +86,7 @@ def _explain_rounds(scenario: Scenario) -> Iterator[str]:
     entries = [f"{entry.count} x {entry.name} on {entry.env}" for entry in scenario.clients[:MAX_ENTRIES]]
     if len(scenario.clients) > MAX_ENTRIES:
         entries.append(f"and {len(scenario.clients) - MAX_ENTRIES} more entries")
-    yield f"{format_count(count, 'client')}: {_list(entries)}."
+    yield f"{format_count(count, 'client')}: {list_names(entries)}."
     yield (
         f"{format_count(scenario.rounds, 'round')}. In each round a client learns from {scenario.steps:,} steps in its"
         " own environments."
@@ -235,11 +224,11 @@ def _explain_optimiser(objective: ObjectiveSettings) -> str:
 def _explain_blocks(scenario: Scenario, shared: SharedBlocks, private: list[str]) -> Iterator[str]:
     personal = scenario.personal
     if not shared.size:
-        yield f"Nothing is shared; private to each client: {_list(private)}."
+        yield f"Nothing is shared; private to each client: {list_names(private)}."
     else:
         groups = format_count(len(shared.groups.names), "group")
-        yield f"Shared by all clients: {_list(shared.blocks)} ({shared.size:,} parameters in {groups})."
-        yield f"Private to each client: {_list(private)}." if private else "No block is private."
+        yield f"Shared by all clients: {list_names(shared.blocks)} ({shared.size:,} parameters in {groups})."
+        yield f"Private to each client: {list_names(private)}." if private else "No block is private."
     yield "Observations, actions, rewards, normalisers and the optimiser's state never leave a client."
     if personal.first:
         yield f"The first {personal.first:.0%} of an update's epochs train private blocks, the others shared blocks."
@@ -248,124 +237,6 @@ def _explain_blocks(scenario: Scenario, shared: SharedBlocks, private: list[str]
             f"Each client also trains a personal policy with {personal.steps:.0%} of its steps, pulled towards the"
             f" shared one by {personal.pull:g}/2 ||v - s||^2; evaluations use the personal policy."
         )
-
-
-def _explain_merge(scenario: Scenario, shared: SharedBlocks) -> Iterator[str]:
-    merge = scenario.merge
-    if not shared.size:
-        yield "There is nothing to merge: every client learns alone."
-        return
-    if merge.rule == "huber":
-        yield from _explain_departures(merge)
-    elif merge.rule == "persistence":
-        yield from _explain_persistence(scenario, shared)
-    elif is_import_path(merge.rule):
-        kwargs = f" with {short_toml(merge.kwargs)}" if merge.kwargs else ""
-        yield f"The shared blocks are merged by your own rule, {merge.rule}{kwargs}."
-    else:
-        yield {
-            "mean": "The server takes the mean of the clients' parameters; no client departs from a group.",
-            "fisher": "The server takes the mean of the clients' parameters, each weighted by its Fisher information.",
-            "median": "The server takes the median of the clients, parameter by parameter.",
-            "trimmed-mean": "The server takes the mean of the clients, parameter by parameter, without"
-            f" {merge.fraction:.0%} of the weight at either end.",
-            "krum": f"The server takes the mean of the {merge.keep} most similar clients, and tolerates up to"
-            f" {merge.byzantine} hostile ones (Krum).",
-            "clusters": "The server learns clusters of clients and takes the mean of each, with up to"
-            f" {merge.most} clusters for each block.",
-        }[merge.rule]
-        if merge.rule == "clusters":
-            yield (
-                "Clients leave a cluster together where their deviation from it repeats from round to round, rho >"
-                f" {_fraction(PAYS)}, and opposes it; from round {MIN_ROUNDS} on. Clusters stay apart."
-            )
-    yield WEIGHTS[merge.weights]
-
-
-def _explain_departures(merge: MergeSettings) -> Iterator[str]:
-    if merge.threshold is None:
-        yield "The server takes the mean of the clients' parameters; no client departs from a group."
-    elif merge.threshold == 0:
-        yield "With threshold 0 every client departs from every group and keeps its own values."
-    else:
-        yield (
-            f"A client departs from a group where it is further than {merge.threshold:g} per parameter from the others."
-            " It keeps its own values there, and comes back once it is nearer."
-        )
-        yield "The shared blocks are " + (
-            "the mean of the clients that stay."
-            if merge.refit
-            else "the solution of the group lasso, on which departed clients have a bounded pull."
-        )
-    yield from _explain_thresholds(merge)
-
-
-def _explain_persistence(scenario: Scenario, shared: SharedBlocks) -> Iterator[str]:
-    """Explain what the rule `persistence` compares, from which round on a client may leave, and which groups."""
-    groups = shared.groups
-    yield (
-        "The server takes the mean of the clients' parameters in each group, over the clients that share it; an update"
-        f" longer than {CUT:g} times the median is shortened to that."
-    )
-    yield (
-        "It compares the directions of the updates, (theta - s) / ||theta - s||, in each group and over all rounds: rho"
-        " is the part of a client's deviation from the others that repeats from round to round, 0 by chance and 1 if it"
-        f" is always the same. A client leaves a group if rho > {_fraction(PAYS)} and its updates oppose the others'."
-    )
-    first = {
-        name: rounds_of_evidence(int(size)) for name, size in zip(groups.names, groups.sizes.tolist(), strict=True)
-    }
-    soonest = min(first.values())
-    if scenario.rounds < soonest:
-        yield f"No client can leave in {format_count(scenario.rounds, 'round')}: the evidence takes {soonest} rounds."
-        return
-    later = [f"{name} {rounds}" for name, rounds in first.items() if rounds > soonest]
-    small = f"; smaller groups take more: {_list(later)}" if later else ""
-    yield (
-        f"A client may leave from round {soonest} on, when it has taken part in {soonest} rounds{small}. With each"
-        " departure the evidence about it begins again and takes twice as many rounds,"
-        f" {2 * MIN_ROUNDS} after the first."
-    )
-    chains: dict[str, list[str]] = {}
-    for block, chain in zip(groups.as_blocks.names, groups.as_blocks.chains, strict=True):
-        chains.setdefault(chain, []).append(block)
-    ordered = [_list(chain) for chain in chains.values() if len(chain) > 1]
-    if ordered:
-        yield (
-            f"These blocks follow each other: {'; '.join(ordered)}. Of those in which both hold, a client leaves only"
-            f" the first whose rho is at least {_fraction(UPSTREAM)} of its greatest, since consequences come later."
-        )
-    else:
-        yield "A client leaves all groups at once in which both hold."
-    yield from _explain_playing(scenario.merge)
-
-
-def _explain_playing(merge: MergeSettings) -> Iterator[str]:
-    """Explain when clients play with their own parameters and with the shared ones."""
-    episodes = f"{merge.episodes} to {TIMES * merge.episodes} episodes"
-    if merge.confirm == "returns":
-        yield (
-            f"Before it leaves it plays {episodes} with its own parameters and with the shared ones, and stays where"
-            f" sharing loses less than {MARGIN:.0%} of what it has learned. That takes one more round."
-        )
-    if merge.rejoin:
-        yield (
-            f"{format_count(merge.rejoin, 'round')} after it has left, and so on, it plays {episodes} with each, and"
-            " comes back where sharing is no worse."
-        )
-    else:
-        yield "It does not come back."
-
-
-def _fraction(value: float) -> str:
-    """Write a simple fraction as such: `2/3`."""
-    return str(Fraction(value).limit_denominator(10))
-
-
-def _explain_thresholds(merge: MergeSettings) -> Iterator[str]:
-    """Name the thresholds of single blocks."""
-    for pattern, bound in merge.blocks.items():
-        yield f"The threshold of {pattern} is {'inf' if bound is None else format(bound, 'g')}."
 
 
 def _explain_step(scenario: Scenario, budgets: Mapping[str, float]) -> Iterator[str]:
@@ -382,7 +253,7 @@ def _explain_step(scenario: Scenario, budgets: Mapping[str, float]) -> Iterator[
     }[proximity.mode]
     over = "mean over clients" if proximity.over == "mean" else "worst client"
     yield f"The step of each block is shortened until the KL that it causes ({over}) is within a budget; {how}."
-    blocks = _list(f"{name} {_budget(limit)}" for name, limit in budgets.items())
+    blocks = list_names(f"{name} {_budget(limit)}" for name, limit in budgets.items())
     joint = "no limit" if proximity.kl_joint is None else f"{proximity.kl_joint:g}"
     yield f"KL budgets: {blocks}; all blocks together {joint}."
     if proximity.adaptive:
@@ -432,8 +303,3 @@ def _explain_row(scenario: Scenario, kind: str, name: str, row: TableRow | None)
         if (value := getattr(getattr(scenario, section), key)) != value_of_row
     ]
     return f"{kind} {name} ({row.name}): this scenario changes {', '.join(changes) or 'none of its values'}."
-
-
-def _list(names: Iterable[str]) -> str:
-    """Write names in a sentence, shortened if they are many."""
-    return shorten(", ".join(names), MAX_LETTERS)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeGuard
 
 import numpy as np
 
+from grpo_fed.scenario.toml.text import shorten
+
+MAX_LETTERS = 160
+"""Characters of a list of names in a sentence."""
 CURVE_WIDTH = 24
 """Characters of a curve where there is room for it."""
 LEVELS = "▁▂▃▄▅▆▇█"
@@ -71,3 +75,8 @@ def draw_curve(values: Sequence[float], width: int = CURVE_WIDTH) -> str:
     low, high = means.min(), means.max()
     heights = np.zeros(len(means)) if high == low else (means - low) / (high - low)
     return "".join(LEVELS[round(float(height) * (len(LEVELS) - 1))] for height in heights)
+
+
+def list_names(names: Iterable[str]) -> str:
+    """Write names in a sentence, shortened if they are many."""
+    return shorten(", ".join(names), MAX_LETTERS)

@@ -1,6 +1,8 @@
 """The knobs of a run, section by section, each with its default, its limits and its meaning.
 
 `inf` in TOML and None in Python mean that there is no limit. 0 turns a count off where its doc says so.
+
+Over 400 lines: it is one list, in which a knob is found by its section, and every knob has its doc under it.
 """
 
 from __future__ import annotations

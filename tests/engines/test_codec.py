@@ -332,13 +332,7 @@ REFUSED: list[tuple[str, Instruction, Answer, Change, str]] = [
     ("compared error", TRAIN, TRAINED, put("comparison", error=-1.0), r"comparison\.error is -1"),
     ("shares", TRAIN, TRAINED, put("comparison", shares=2), r"comparison\.shares is 2"),
     ("compared more", TRAIN, TRAINED, put("comparison", worse=1.0), r"comparison has \['worse'\]"),
-    (
-        "compared unasked",
-        dataclasses.replace(TRAIN, compare=()),
-        TRAINED,
-        put("training"),
-        "the records are ",
-    ),
+    ("compared unasked", dataclasses.replace(TRAIN, compare=()), TRAINED, put("training"), "the records are "),
     ("metric", TRAIN, TRAINED, put("metrics", host=1.0), r"metrics has 'host', which clients may not report"),
     ("a family", TRAIN, TRAINED, put("metrics", **{"penalty_norm/": 1.0}), r"metrics has 'penalty_norm/', which"),
     ("bad name", TRAIN, TRAINED, put("metrics", **{"penalty_norm/<b>": 1.0}), r"has 'penalty_norm/<b>', which clients"),
@@ -362,28 +356,10 @@ REFUSED: list[tuple[str, Instruction, Answer, Change, str]] = [
     ("upside down", TRAIN, TRAINED, put("evaluation", most=14.0), r"evaluation\.most is 14\.0"),
     ("too many", TRAIN, TRAINED, put("evaluation", episodes=9), r"evaluation\.episodes is 9; .* from 1 to 8"),
     ("too long", TRAIN, TRAINED, put("evaluation", length=201.0), r"evaluation\.length is 201\.0"),
-    (
-        "one kl",
-        MEASURE,
-        MEASURED,
-        put("measurement", kl=[0.1]),
-        r"measurement\.kl is \[0\.1\]; .* be 3 finite floats",
-    ),
+    ("one kl", MEASURE, MEASURED, put("measurement", kl=[0.1]), r"measurement\.kl is \[0\.1\]; .* be 3 finite floats"),
     ("no kl", MEASURE, MEASURED, lambda c: c["measurement"].pop("kl"), r"measurement\.kl is missing"),
-    (
-        "more",
-        MEASURE,
-        MEASURED,
-        put("measurement", states=3),
-        r"has \['states'\], which is not part of this message",
-    ),
-    (
-        "other answer",
-        EVALUATE,
-        MEASURED,
-        put("measurement"),
-        r"\['measurement'\]; they have to be evaluation",
-    ),
+    ("more", MEASURE, MEASURED, put("measurement", states=3), r"has \['states'\], which is not part of this message"),
+    ("other answer", EVALUATE, MEASURED, put("measurement"), r"\['measurement'\]; they have to be evaluation"),
 ]
 
 
