@@ -111,7 +111,7 @@ def test_a_run_leaves_scenario_rounds_policies_and_results(tmp_path: Path):
     saved = read_results(run)
     assert list(saved) == [
         *("scenario", "method", "seed", "device", "status", "rounds", "seconds", "env_steps"),
-        *("bytes_up", "bytes_down", "eval", "clients", "missing"),
+        *("bytes_up", "bytes_down", "comparison_episodes", "eval", "clients", "missing"),
     ]
     assert (saved["scenario"], saved["method"], saved["seed"], saved["status"]) == ("tiny", "local", 0, "finished")
     assert (saved["rounds"], saved["env_steps"], saved["seconds"] > 0) == (3, 3 * 3 * 128, True)

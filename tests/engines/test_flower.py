@@ -138,7 +138,7 @@ def test_a_log_that_begins_again_reports_each_round_once():
 def test_a_result_survives_the_log():
     client = ClientResult("grpo_fed/CartPole-v1", 9.5, None, 12.0, 20.25, 3, 128, ("actor",))
     result = Result(
-        "tiny", 3, "cpu", "finished", None, 2, 1.5, 128, {"ant": client}, Path("runs"), "grpo", 10, 20,
+        "tiny", 3, "cpu", "finished", None, 2, 1.5, 128, {"ant": client}, Path("runs"), "grpo", 10, 20, 32,
         {"ant": [(1, "late", "no answer")]},
     )  # fmt: skip
     channel = LogChannel(lambda record: None, lambda line: None, Path("runs"))

@@ -262,6 +262,9 @@ class LinearPolicy(Policy):
     def act(self, parameters: Parameters, observations: Tensor) -> Tensor:
         return observations @ parameters["actor.weight"].mT
 
+    def chain_of(self, parameter: str) -> str:
+        return parameter
+
 
 def test_the_kl_of_a_policy_needs_only_the_small_interface() -> None:
     """Logits (0, 0) and (0, log 3) are probabilities (1/2, 1/2) and (1/4, 3/4)."""
