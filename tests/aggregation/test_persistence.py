@@ -518,3 +518,24 @@ def test_what_is_forgotten_of_a_client_is_all_that_it_was_part_of():
         without = add(without, kept, groups)
     for name in ("sums", "products", "common"):
         assert torch.equal(getattr(forgotten, name), getattr(without, name))
+
+
+def test_groups_that_do_not_follow_each_other_are_merged_like_groups_that_do():
+    """The same updates with the parameters in another order: one client is cut in a group, and one has left another."""
+    sizes, generator = [40, 40, 3], torch.Generator().manual_seed(5)
+    plain = make_groups(sizes)
+    order = torch.randperm(83, generator=generator)
+    mixed = Groups(plain.names, plain.ids[order], plain.sizes, plain.blocks, plain.chains)
+    shared = torch.zeros(83)
+    evidence = {True: no_evidence(NAMES, plain), False: no_evidence(NAMES, mixed)}
+    update = noisy({name: -torch.ones(83) if name == "f" else torch.ones(83) for name in NAMES}, 0.1, 83)
+    for number in range(MIN_ROUNDS + 2):
+        points = {name: update(name, number) for name in NAMES}  # type: ignore[operator]
+        points["a"][:40] *= 10
+        merged = {}
+        for in_order, groups in ((True, plain), (False, mixed)):
+            given = points if in_order else {name: point[order] for name, point in points.items()}
+            merged[in_order], evidence[in_order], _ = persistence(replies_at(given), shared, groups, evidence[in_order])
+        torch.testing.assert_close(merged[True].point[order], merged[False].point)
+        assert departed(evidence[True]) == departed(evidence[False])
+    assert departed(evidence[True])

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from grpo_fed.aggregation.merge.averages import weighted_mean
 from grpo_fed.aggregation.merge.conflicts import Conflicts, find_conflicts, rho_of_clients
-from grpo_fed.aggregation.merge.distances import contiguous_groups, distances
+from grpo_fed.aggregation.merge.distances import contiguous_groups
 from grpo_fed.aggregation.merge.evidence import (
     LEAST_EVIDENCE,
     TINY,
@@ -273,8 +273,6 @@ def _join(parts: Iterable[Findings]) -> Findings:
 def _merge(replies: Replies, shared: Tensor, groups: Groups, evidence: Evidence, norms: Tensor) -> Merged:
     """Average the updates of the clients that share a group, each cut to twice the group's median norm.
 
-    The deviations are those of clients in groups that they have left, and 0 elsewhere.
-
     norms: of the updates, [K, G].
     """
     rows = {client: row for each in evidence.panels for client, row in zip(each.clients, each.departed, strict=True)}
@@ -282,32 +280,38 @@ def _merge(replies: Replies, shared: Tensor, groups: Groups, evidence: Evidence,
     moving = ~departed & (norms > TINY) & torch.tensor([[reply.weight > 0] for reply in replies.all])
     limit = CUT * torch.where(moving, norms, torch.nan).nanmedian(0).values.nan_to_num(nan=torch.inf)
     factors = torch.where(norms > limit, limit / norms.clamp(min=TINY), 1.0)
-    is_plain = ~departed.any(1) & (factors == 1).all(1)
-    if bool(is_plain.all()) and all(reply.start is None for reply in replies.all):
-        point, no_deviations = weighted_mean(replies.all, shared), torch.zeros_like(norms, dtype=torch.float32)
-        return Merged(replies.clients, point, departed, no_deviations)
+    no_deviations = torch.zeros_like(norms, dtype=torch.float32)
+    shares = ~departed * torch.tensor([[reply.weight] for reply in replies.all], dtype=torch.float64)
+    if any(reply.start is not None for reply in replies.all):
+        point, affected = shared.clone(), torch.ones_like(departed[0])  # s + the mean of updates, in all groups
+        point += weighted_mean([replace(reply, point=reply.update(shared)) for reply in replies.all], 0 * shared)
+    else:
+        point, affected = weighted_mean(replies.all, shared), (departed | (factors != 1)).any(0)
     places = contiguous_groups(groups)
+    for group in affected.nonzero().squeeze(1).tolist() if places is not None else ():
+        part = _mean_update(replies, shared, places[group], shares[:, group] * factors[:, group], shares[:, group])
+        point[places[group]] = (shared[places[group]] + part).float()
+    if places is None and affected.any():
+        is_affected = torch.cat([affected, affected.new_zeros(1)])[groups.ids_or_last]
+        part = _mean_scattered_update(replies, shared, shares * factors, shares, groups)
+        point = torch.where(is_affected, (shared + part).float(), point)
+    return Merged(replies.clients, point, departed, no_deviations)
+
+
+def _mean_update(replies: Replies, shared: Tensor, columns: slice, pulls: Tensor, shares: Tensor) -> Tensor:
+    """Average updates in some columns [n], each times its pull [K], by the sum of the shares [K]; 0 without shares."""
+    total = torch.zeros(shared[columns].shape, dtype=torch.float64)
+    for reply, pull in zip(replies.all, pulls.tolist(), strict=True):
+        if pull:
+            begin = shared if reply.start is None else reply.start
+            total.add_(reply.point[columns] - begin[columns], alpha=pull)
+    return total / shares.sum().clamp(min=TINY)
+
+
+def _mean_scattered_update(replies: Replies, shared: Tensor, pulls: Tensor, shares: Tensor, groups: Groups) -> Tensor:
+    """Average updates [P] of groups that do not follow each other; pulls, shares: [K, G]."""
     total = torch.zeros(len(shared), dtype=torch.float64)
-    weight = torch.zeros(len(groups.names) + 1, dtype=torch.float64)
-    for reply, factor, left, plain in zip(replies.all, factors, departed, is_plain.tolist(), strict=True):
-        update = reply.update(shared)
-        if plain:
-            total.add_(update, alpha=reply.weight)
-            weight += reply.weight
-            continue
-        shares = torch.cat([~left, torch.tensor([True])]).double() * reply.weight  # what is in no group is averaged
-        weight += shares
-        pulls = shares * torch.cat([factor, factor.new_ones(1)])
-        if places is None:
-            total += update * pulls[groups.ids_or_last]
-            continue
-        for place, pull in zip(places, pulls.tolist(), strict=False):
-            if pull:
-                total[place].add_(update[place], alpha=pull)
-    point = (shared + total / weight.clamp(min=TINY)[groups.ids_or_last]).float()
-    deviations = torch.zeros_like(norms)
-    gone = departed.any(1).nonzero().squeeze(1)
-    if gone.numel():
-        away = distances([replies.all[row].point for row in gone.tolist()], point, groups)
-        deviations[gone] = torch.where(departed[gone], away, 0.0)
-    return Merged(replies.clients, point, departed, deviations.float())
+    for reply, pull in zip(replies.all, pulls, strict=True):
+        total += reply.update(shared) * torch.cat([pull, pull.new_zeros(1)])[groups.ids_or_last]
+    weight = torch.cat([shares.sum(0), shares.new_ones(1)]).clamp(min=TINY)
+    return total / weight[groups.ids_or_last]

@@ -96,7 +96,8 @@ class Merged:
     departed: Tensor
     """[K, G] bool: whether a client departs from a parameter group, and keeps its own parameters there."""
     deviations: Tensor
-    """[K, G] float32: the distance of a client's reply from the point that it is merged into."""
+    """[K, G] float32: the distance of a client's reply from the point that it is merged into; 0 with `persistence`,
+    which decides by other measures."""
     clusters: Clusters | None = None
     """The clusters of the rule `clusters`, which merges clients into their clusters' means instead of one `point`."""
     notes: tuple[str, ...] = field(default=())
