@@ -288,10 +288,12 @@ def _merge(replies: Replies, shared: Tensor, groups: Groups, evidence: Evidence,
     else:
         point, affected = weighted_mean(replies.all, shared), (departed | (factors != 1)).any(0)
     places = contiguous_groups(groups)
-    for group in affected.nonzero().squeeze(1).tolist() if places is not None else ():
-        part = _mean_update(replies, shared, places[group], shares[:, group] * factors[:, group], shares[:, group])
-        point[places[group]] = (shared[places[group]] + part).float()
-    if places is None and affected.any():
+    if places is not None:
+        for group in affected.nonzero().squeeze(1).tolist():
+            columns = places[group]
+            part = _mean_update(replies, shared, columns, shares[:, group] * factors[:, group], shares[:, group])
+            point[columns] = (shared[columns] + part).float()
+    elif affected.any():
         is_affected = torch.cat([affected, affected.new_zeros(1)])[groups.ids_or_last]
         part = _mean_scattered_update(replies, shared, shares * factors, shares, groups)
         point = torch.where(is_affected, (shared + part).float(), point)
