@@ -192,11 +192,14 @@ def format_grid(runs: Sequence[StructureRun]) -> Iterator[str]:
 
 
 def format_returns(runs: Sequence[StructureRun]) -> Iterator[str]:
-    """Write the returns of the clients with something planted and of the others, evaluated after the last round."""
+    """Write the returns of the clients with something planted and of the others, evaluated after the last round.
+
+    Only seeds that all methods have count.
+    """
     methods = [method for method in ("grpo", *PEERS) if any(run.method == method for run in runs)]
     seeds = sorted(set.intersection(*({run.seed for run in runs if run.method == method} for method in methods)))
-    yield f"| case | schedule | clients | {' | '.join(methods)} |"
-    yield "| --- | --- | --- |" + " --- |" * len(methods)
+    yield f"| case | rate | schedule | clients | {' | '.join(methods)} |"
+    yield "| --- | --- | --- | --- |" + " --- |" * len(methods)
     for cell, of_cell in by_cell(runs).items():
         if {run.method for run in of_cell} != set(methods):
             continue
@@ -210,7 +213,8 @@ def format_returns(runs: Sequence[StructureRun]) -> Iterator[str]:
                 ]
                 texts.append(format_estimate(np.array(scores)) if scores and scores[0] else "")
             if any(texts):
-                yield f"| {cell.case} | {cell.schedule} | {'planted' if planted else 'others'} | {' | '.join(texts)} |"
+                clients = "planted" if planted else "others"
+                yield f"| {cell.case} | {cell.rate:g} | {cell.schedule} | {clients} | {' | '.join(texts)} |"
 
 
 def format_long(runs: Sequence[StructureRun]) -> Iterator[str]:
