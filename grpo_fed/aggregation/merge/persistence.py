@@ -138,10 +138,13 @@ def judge(panel: Panel, weights: Tensor, present: Collection[str], groups: Group
     may_leave_each = may_leave[:, None].expand_as(is_compared)
     conflicts = find_conflicts(between, within, weights, is_compared, has_evidence, may_leave_each, groups)
     observed = (panel.rounds >= 2)[:, None] & ~panel.departed
-    early = rho_of_clients(between, within, weights, observed, (conflicts.sides > 0).any(1))
+    rho = conflicts.rho
+    if bool((observed & ~is_compared).any()):
+        early = rho_of_clients(between, within, weights, observed, (conflicts.sides > 0).any(1))
+        rho = torch.where(rho.isnan(), early, rho)
     has_another_task = may_leave & panel.fallen & bool(2 * panel.fallen.sum() < len(panel.clients))
     return Conflicts(
-        torch.where(conflicts.rho.isnan(), early, conflicts.rho),
+        rho,
         conflicts.leaving | (has_another_task[:, None] & ~panel.departed),
         conflicts.sides,
     )
