@@ -201,8 +201,11 @@ def _merge_mistakes(scenario: Scenario) -> Iterator[Mistake]:
         text = f'these are arguments for a rule of your own, merge.rule = "module:function"; it is "{rule}"'
         yield _mistake(text, "merge.kwargs", "merge.rule")
     if rule in RULES_WITH_THRESHOLD and "threshold" not in scenario.merge.model_fields_set:
-        text = "has no default: give the distance (root mean square) beyond which a client leaves a group"
-        yield _mistake(f'{text}, or use merge.rule = "persistence", which needs none', "merge.threshold", "merge.rule")
+        text = (
+            "huber needs merge.threshold, which has no default: the distance (root mean square) beyond which a client"
+        )
+        cure = 'leaves a group; merge.rule = "persistence" needs none'
+        yield _mistake(f"{text} {cure}", "merge.threshold", "merge.rule")
     if rule not in RULES_WITH_THRESHOLD and scenario.merge.blocks:
         text = f'needs merge.rule = "huber"; it is "{rule}"'
         yield _mistake(text, "merge.blocks", "merge.rule")

@@ -71,8 +71,8 @@ def test_an_unknown_method_is_reported_with_a_similar_one():
     [
         ('[merge]\nrule = "mean"\nblocks = { "actor" = 0.1 }', 'needs merge.rule = "huber"; it is "mean"'),
         ('[merge]\nrule = "clusters"\nblocks = { "actor" = 0.1 }', 'needs merge.rule = "huber"; it is "clusters"'),
-        ('[merge]\nrule = "huber"', "merge.rule = .*: has no default: give the distance"),
-        ('[merge]\nrule = "huber"\nblocks = { "*" = 0.1 }', 'or use merge.rule = "persistence", which needs none'),
+        ('[merge]\nrule = "huber"', "merge.rule = .*: huber needs merge.threshold, which has no default"),
+        ('[merge]\nrule = "huber"\nblocks = { "*" = 0.1 }', 'merge.rule = "persistence" needs none'),
         ("[personal]\nmodel = true\nfirst = 0.5", "not both"),
         ("[stop]\ntarget = 400.0", "set evaluate.every"),
         ("[stop]\npatience = 3", "set evaluate.every"),

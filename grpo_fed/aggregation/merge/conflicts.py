@@ -41,7 +41,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Conflicts:
-    """Who is in conflict with which groups."""
+    """Names the clients in conflict, and the groups that they should leave."""
 
     rho: Tensor
     """[K, G] float64: rho of each client against the others that no split sets apart; NaN where it is not compared."""
