@@ -43,7 +43,7 @@ METHODS: Mapping[str, Method] = {
         "Ours: torso and actor are shared, a client leaves a group where leaving pays, and the server's steps stay "
         "within measured KL budgets.",
         {
-            "policy": {"shared": ["torso.*", "actor"]},
+            "policy": {"shared": ["torso.*", "actor", "layers.*"]},
             "merge": {"rule": "persistence"},
             "proximity": {"mode": "measured"},
         },

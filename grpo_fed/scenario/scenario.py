@@ -25,6 +25,7 @@ from grpo_fed.scenario.settings import (
     ClientSettings,
     EvaluateSettings,
     GroupSettings,
+    LanguageSettings,
     MergeSettings,
     NormaliseSettings,
     ObjectiveSettings,
@@ -65,12 +66,13 @@ class Scenario(Section):
     rounds: Count = 30
     """Number of rounds."""
     steps: Count = 2048
-    """Environment steps of each client in a round."""
+    """Environment steps of each client in a round; completions of a client with `prompts`."""
     seed: Annotated[int, Ge(0), Lt(2**31)] = 0
     """Seed of all random numbers; those of a client depend on the seed and its name alone."""
     device: Device = "auto"
     """Device of the computation: `cpu`, `cuda`, `cuda:1`, or `auto` for CUDA where it is available."""
     policy: PolicySettings = PolicySettings()
+    language: LanguageSettings = LanguageSettings()
     rollout: RolloutSettings = RolloutSettings()
     normalise: NormaliseSettings = NormaliseSettings()
     objective: ObjectiveSettings = ObjectiveSettings()

@@ -78,8 +78,43 @@ class PolicySettings(Section):
     groups: dict[Pattern, GroupRule] = {}
     """For each pattern of blocks, what forms a group there, or named index sets such as
     `{ lidar = { "torso.0.weight:columns" = [0, 1] } }`. A block that matches no pattern is one group."""
-    shared: list[Pattern] = ["torso.*", "actor"]
-    """Patterns of the blocks that clients share; all others stay private."""
+    shared: list[Pattern] = ["torso.*", "actor", "layers.*"]
+    """Patterns of the blocks that clients share; all others stay private. The adapters of a language model lie in
+    `layers.*`."""
+
+
+class LanguageSettings(Section):
+    """The language model of clients with `prompts`: one frozen base, and the adapters of each client that learn."""
+
+    model: Annotated[str, MinLen(1)] = "tiny"
+    """The base: `"tiny"`, which ships with grpo_fed; a folder in Hugging Face's layout; a `.gguf` file; or a hub's
+    name, `"owner/name"`. It must be the same on all machines."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the base's numbers; adapters are always float32."""
+    rank: Annotated[int, Ge(1), Le(1024)] = 8
+    """Rank of the adapters (LoRA)."""
+    alpha: Positive | None = None
+    """An adapter adds alpha / rank * B A to the map it adapts; `rank` if not given."""
+    maps: Annotated[list[Pattern], MinLen(1)] = ["*"]
+    """Patterns of the linear maps that are adapted in every layer: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj
+    and down_proj."""
+    learn: Literal["B", "AB"] = "B"
+    """`"B"`: A is drawn once, with orthonormal rows, and stays (FFA-LoRA, 2403.12313), so that the mean of the adapters
+    is the adapter of the mean. `"AB"`: both learn; a layer is then two blocks, `layers.0.A` and `layers.0.B`."""
+    length: BoundedCount = 64
+    """The most tokens of a completion."""
+    temperature: Positive = 1.0
+    """What the logits are divided by, in training everywhere; evaluations take the likeliest tokens."""
+    mask_cut: bool = False
+    """Whether completions that were cut off at `length` are left out of the loss (DAPO, 2503.14476)."""
+    tokens: BoundedCount = 16_384
+    """Tokens of all clients that are computed at a time; fewer need less memory."""
+    recompute: bool = False
+    """Whether the activations of a layer are computed again in the backward pass instead of kept: slower, and far less
+    memory (activation checkpointing)."""
+    show: Annotated[int, Ge(0)] = 4
+    """Prompts of each client whose completions before and after training are kept in the run's folder. None are kept
+    in a deployment."""
 
 
 class RolloutSettings(Section):
@@ -109,7 +144,10 @@ class ObjectiveSettings(Section):
     """What a client maximises: surrogate(A) - value_coefficient * value loss + entropy bonus."""
 
     preset: Annotated[
-        Annotated[Literal["vpg", "a2c", "npg", "trpo", "ppo", "ppo-kl", "mdpo", "grpo", "dr-grpo", "rloo"], Named]
+        Annotated[
+            Literal["vpg", "a2c", "npg", "trpo", "ppo", "ppo-kl", "mdpo", "grpo", "dr-grpo", "rloo", "dapo", "gspo"],
+            Named,
+        ]
         | OwnPath,
         NAMED_OR_OWN,
     ] = "ppo"
@@ -138,6 +176,9 @@ class ObjectiveSettings(Section):
     """Adam's passes over a batch."""
     minibatches: Count = 16
     """Minibatches in an epoch; with `step = "natural"` of the critic alone."""
+    ratio: Literal["step", "episode"] = "step"
+    """The probability ratio: `"step"` of each step, or token, by itself; `"episode"` the geometric mean over a
+    completion, the same for all its tokens (GSPO, 2507.18071)."""
     clip: Positive = 0.2
     """How far the probability ratio may differ from 1 before its gradient is cut off, with `surrogate = "clip"`."""
     clip_high: Positive | None = None
@@ -181,6 +222,12 @@ class GroupSettings(Section):
     score: Literal["zscore", "centre", "rank", "leave-one-out"] = "zscore"
     """Advantage of an episode with return R: `"zscore"` (R - mean) / standard deviation of its group, `"centre"` R -
     mean, `"rank"` its rank from -1 to 1, `"leave-one-out"` R - mean of the others."""
+    equal: Literal["keep", "skip", "redraw"] = "keep"
+    """What becomes of completions whose group has equal rewards, so that their advantage is 0: `"keep"` counts them in
+    the averages of the loss, `"skip"` leaves them out, `"redraw"` draws other prompts in their place (DAPO,
+    2503.14476) and leaves out what is equal then."""
+    redraws: Annotated[int, Gt(0), Le(100)] = 3
+    """How often prompts are drawn again for one batch, with `equal = "redraw"`."""
 
 
 class TrustSettings(Section):
@@ -191,9 +238,13 @@ class TrustSettings(Section):
     "adam"`. `"hard"`: a limit on the KL, with `step = "natural"`."""
     direction: Literal["old-new", "new-old"] = "old-new"
     """`"old-new"`: KL(old, new) as in TRPO and PPO. `"new-old"`: KL(new, old) as in mirror descent."""
-    reference: Literal["old", "shared"] = "old"
-    """The policy to which a penalised KL is measured: `"old"`, which collected the batch, or `"shared"`, with which the
-    round began."""
+    reference: Literal["old", "shared", "start"] = "old"
+    """The policy to which a penalised KL is measured: `"old"`, which collected the batch; `"shared"`, with which the
+    round began; or `"start"`, with which the run began, for a language model the base without adapters."""
+    estimate: Literal["exact", "sampled", "weighted"] = "exact"
+    """How the KL of a language model is computed: `"exact"` over the vocabulary, `"sampled"` on the sampled tokens
+    alone (k3: r - 1 - log r, with r the reference's probability by the policy's), or `"weighted"`, which multiplies that
+    by the probability ratio of new to old policy."""
     coefficient: NotNegative = 1.0
     """Weight of the KL penalty; the initial weight with `region = "adaptive"`."""
     target: Positive = 0.01
@@ -381,17 +432,40 @@ class TaskChange(Section):
     """Keyword arguments of the environment that change; all others stay as they were in the round before."""
 
 
+class RewardSettings(Section):
+    """A reward of a completion, also written `rewards = [{ function = "exact" }]`."""
+
+    function: Annotated[
+        Annotated[Literal["exact", "numeric", "pattern", "format", "length"], Named] | OwnPath, NAMED_OR_OWN
+    ]
+    """A reward that ships with grpo_fed, or `module:function` for one of your own, which is called as TRL calls it:
+    `function(prompts=..., completions=..., **columns)` returns a number or None for each completion."""
+    weight: float = 1.0
+    """What the reward is multiplied by in the sum of all rewards."""
+    kwargs: Arguments = {}
+    """More keyword arguments of the function."""
+
+
 class ClientSettings(Section):
     """A client, or `count` clients of the same kind."""
 
     name: Annotated[Name, Field(examples=["cart"])]
     """Name in metrics, files and errors; with `count` above 1 the clients are called name-0, name-1, ..."""
-    env: Annotated[Environment, Field(examples=["CartPole-v1"])]
-    """The environment: a gymnasium id, or `module:EnvId` to import a module first."""
+    env: Annotated[Environment | None, Field(examples=["CartPole-v1"])] = None
+    """The environment: a gymnasium id, or `module:EnvId` to import a module first. A client has this or `prompts`."""
+    prompts: Annotated[str, MinLen(1)] | None = None
+    """Prompts of a language model: `module:function`, called with a numpy generator, a count and `kwargs`, which returns
+    rows with a key `prompt`; a file `.jsonl` or `.parquet` with a column `prompt`; or `reasoning_gym:NAME`."""
+    eval_prompts: Annotated[str, MinLen(1)] | None = None
+    """Prompts for evaluation; if not given the same function, with draws of its own, or `held_out` of the file."""
+    held_out: Annotated[float, Ge(0), Lt(1)] = 0.1
+    """Fraction of a file's rows, its last, that is never trained on but for evaluation, without `eval_prompts`."""
+    rewards: list[RewardSettings] = []
+    """What completions are rewarded for, with `prompts`; a reasoning-gym task has its own if none is given."""
     count: BoundedCount = 1
     """Number of clients."""
     kwargs: Arguments = {}
-    """Keyword arguments for the environment."""
+    """Keyword arguments for the environment, or for the function that makes prompts."""
     spread: dict[str, Annotated[list[float], MinLen(2), MaxLen(2)]] = {}
     """Arguments of the environment that vary evenly over the `count` clients, from a first to a last value, such as `{
     length = [0.1, 0.9] }`."""
@@ -405,6 +479,11 @@ class ClientSettings(Section):
     """Weight of the entropy bonus instead of `objective.entropy`."""
     penalty: NotNegative | None = None
     """Weight of the group penalty instead of `penalty.weight`."""
+
+    @property
+    def task(self) -> str:
+        """What the client learns, in a word: its environment's id, or its source of prompts."""
+        return self.env or self.prompts or ""
 
     @property
     def names(self) -> tuple[str, ...]:
