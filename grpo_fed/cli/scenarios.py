@@ -41,10 +41,10 @@ def check(scenario: ScenarioArgument, overrides: Overrides = None, seed: Seed = 
         from grpo_fed.federation.server_step import block_budgets
         from grpo_fed.federation.setup import FederationSetup
         from grpo_fed.reports.overview import scenario_overview
-        from grpo_fed.rl.stacked_learner import StackedLearner
+        from grpo_fed.rl.make import make_learner
 
         setup = FederationSetup.of(settings)
-        learners, shared = [StackedLearner(tasks, settings) for tasks in setup.tasks_by_policy], setup.shared_blocks
+        learners, shared = [make_learner(tasks, settings) for tasks in setup.tasks_by_policy], setup.shared_blocks
         check_rule(settings.merge, shared)
         block_budgets(settings.proximity, shared)
         console = make_console()

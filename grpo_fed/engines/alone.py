@@ -8,8 +8,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self, final
 
+from grpo_fed.rl.device import resolve_device
+from grpo_fed.rl.learner import Learner
+from grpo_fed.rl.make import make_learner, make_learners
 from grpo_fed.rl.records import TrainingReport
-from grpo_fed.rl.stacked_learner import StackedLearner, make_learners
 from grpo_fed.runs.checkpoint import Checkpoint
 from grpo_fed.runs.folder import check_usable, claim_folder, open_unfinished, reclaim_folder
 from grpo_fed.runs.policies import save_policies
@@ -82,7 +84,7 @@ class AloneEngine:
     @property
     def device(self) -> str:
         """The device that the learners compute on."""
-        return str(self.learners[0].device)
+        return str(resolve_device(self.scenario.device))
 
     def __enter__(self) -> Self:
         return self
@@ -108,7 +110,7 @@ class AloneEngine:
         for index, (learner, first_tasks) in enumerate(zip(self.learners, self.first_tasks, strict=True)):
             tasks = tuple(task.at(round) for task in first_tasks)
             if tasks != learner.tasks:
-                self.learners[index] = StackedLearner(tasks, self.scenario)
+                self.learners[index] = make_learner(tasks, self.scenario)
                 self.learners[index].load([learner.state(row) for row in range(len(tasks))])
                 learner.close()
 
@@ -156,7 +158,7 @@ class AloneEngine:
                 save_policies(self.folder, learner)
 
 
-def _evaluate(learners: Sequence[StackedLearner], deterministic: bool) -> dict[str, float]:
+def _evaluate(learners: Sequence[Learner], deterministic: bool) -> dict[str, float]:
     """Evaluate every client; return their mean returns."""
     return {
         evaluation.client: evaluation.score

@@ -40,10 +40,11 @@ from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.rl.learner import PERSONAL, sub_state
 from grpo_fed.rl.make import make_client_policies
 from grpo_fed.rl.records import Evaluation, TrainingReport
+from grpo_fed.runs.examples import write_examples
 from grpo_fed.runs.metrics import is_reported
 from grpo_fed.runs.policies import save_policy
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.gym_task import GymTask
+from grpo_fed.tasks.task import Task
 
 ROUND_SHARED = "round.shared"
 """The array in a client's state with the shared blocks [S] that the round began with."""
@@ -56,7 +57,7 @@ class Clients:
     """Answers the server's instructions for clients with equally shaped policies, all together or some at a time."""
 
     def __init__(
-        self, scenario: Scenario, shared_blocks: SharedBlocks, tasks: Sequence[GymTask], state_store: StateStore
+        self, scenario: Scenario, shared_blocks: SharedBlocks, tasks: Sequence[Task], state_store: StateStore
     ) -> None:
         """Take the clients of these tasks, whose policies have the same shape."""
         self.scenario = scenario
@@ -102,7 +103,15 @@ class Clients:
         for client, parameters, state in policies:
             if bool(parameters.isfinite().all()):
                 moments = self.policies.observation_moments(state)
-                save_policy(folder, self.tasks[client.name].at(round), self.policies.policy, parameters, moments)
+                save_policy(
+                    folder,
+                    self.tasks[client.name].at(round),
+                    self.policies.policy,
+                    parameters,
+                    moments,
+                    self.scenario.seed,
+                )
+                write_examples(folder, client.name, self.policies.examples(client.name, parameters))
 
     def close(self) -> None:
         """Close the environments."""
@@ -176,7 +185,7 @@ class Clients:
         self.learners.load(states)
         return self.learners
 
-    def _tasks_of(self, names: Sequence[str], round: int) -> list[GymTask]:
+    def _tasks_of(self, names: Sequence[str], round: int) -> list[Task]:
         """The tasks that clients have in a round."""
         return [self.tasks[name].at(round) for name in names]
 

@@ -18,6 +18,7 @@ from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.unused_table import TaskFacts
 from grpo_fed.tasks.gym_task import GymTask
 from grpo_fed.tasks.resolve import group_by_policy_shape, resolve_tasks
+from grpo_fed.tasks.task import Task
 
 
 @final
@@ -26,9 +27,9 @@ class FederationSetup:
     """What a scenario's clients learn, and what their policies share."""
 
     scenario: Scenario
-    tasks: Mapping[str, GymTask]
+    tasks: Mapping[str, Task]
     """Every client's task by the client's name, in the scenario's order."""
-    tasks_by_policy: tuple[tuple[GymTask, ...], ...]
+    tasks_by_policy: tuple[tuple[Task, ...], ...]
     """The same tasks, grouped by clients whose policies have the same shapes; a group can be trained as one stack."""
     shared_blocks: SharedBlocks
 
@@ -43,7 +44,7 @@ class FederationSetup:
         return cls(
             scenario=scenario,
             tasks={task.client: task for task in tasks},
-            tasks_by_policy=tuple(map(tuple, group_by_policy_shape(tasks, scenario.policy))),
+            tasks_by_policy=tuple(tuple(group) for group in group_by_policy_shape(tasks, scenario.policy)),
             shared_blocks=resolve_shared_blocks(scenario, tasks),
         )
 
@@ -58,6 +59,8 @@ class FederationSetup:
         shared = set(self.shared_blocks.blocks)
         layouts = [make_policy(tasks[0], self.scenario.policy).layout for tasks in self.tasks_by_policy]
         return TaskFacts(
-            box_actions=any(task.action.kind == "gaussian" for task in self.tasks.values()),
+            box_actions=any(
+                isinstance(task, GymTask) and task.action.kind == "gaussian" for task in self.tasks.values()
+            ),
             private_blocks=any(block.name not in shared for layout in layouts for block in layout.blocks),
         )

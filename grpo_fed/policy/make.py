@@ -1,21 +1,47 @@
-"""Makes the policy that fits a task: our network, or a user's own module."""
+"""Makes the policy that fits a task: our network, a user's own module, or the adapters of a language model."""
 
 from __future__ import annotations
 
+from typing import overload
+
 from grpo_fed.policy.actor_critic import ActorCritic
-from grpo_fed.policy.base import StackedPolicy
+from grpo_fed.policy.base import Policy, StackedPolicy
 from grpo_fed.policy.distributions import Categorical, Distribution, Gaussian, MultiCategorical, SquashedGaussian
+from grpo_fed.policy.language.adapters import AdapterPolicy
+from grpo_fed.policy.language.base import read_base_facts
+from grpo_fed.policy.language.shape import ModelShape
 from grpo_fed.policy.user_module import UserModulePolicy, import_module_class
+from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import PolicySettings
 from grpo_fed.tasks.gym_task import GymTask
-from grpo_fed.tasks.task import ActionSpec, TaskShape
+from grpo_fed.tasks.language_task import LanguageTask
+from grpo_fed.tasks.task import ActionSpec, MissingPackageError, Task, TaskShape
 
 
-def make_policy(task: GymTask, settings: PolicySettings) -> StackedPolicy:
+@overload
+def make_policy(task: GymTask, settings: PolicySettings) -> StackedPolicy: ...
+
+
+@overload
+def make_policy(task: LanguageTask, settings: PolicySettings) -> AdapterPolicy: ...
+
+
+@overload
+def make_policy(task: Task, settings: PolicySettings) -> Policy: ...
+
+
+def make_policy(task: Task, settings: PolicySettings) -> Policy:
     """Make the policy for a task.
 
     Raises a ValueError that names the client where the settings do not fit the task.
     """
+    if isinstance(task, LanguageTask):
+        shape, _ = _read_base(task)
+        try:
+            return AdapterPolicy(shape, task.language, settings)
+        except ValueError as error:
+            raise ValueError(f"client {task.client}: {error}") from error
+    assert isinstance(task, GymTask)
     distribution = make_distribution(task.action, settings.squash)
     try:
         if settings.module is None:
@@ -28,14 +54,26 @@ def make_policy(task: GymTask, settings: PolicySettings) -> StackedPolicy:
         raise ValueError(f"client {task.client} ({task.env}): {error}") from error
 
 
-def make_policy_from_shape(shape: TaskShape, settings: PolicySettings) -> StackedPolicy:
-    """Make our network for a task that cannot be made here, only from the task's shape.
+def make_policy_from_shape(shape: TaskShape, scenario: Scenario) -> Policy:
+    """Make a policy for a task that cannot be made here, only from the task's shape.
 
-    A user's module is built from a task's spaces, so it cannot be made like this.
+    A user's module is built from a task's spaces, so it cannot be made like this. Raises a ValueError where the
+    scenario does not fit the shape.
     """
-    assert settings.module is None, "a user's module needs the task"
-    distribution = make_distribution(ActionSpec(shape.kind, shape.sizes), settings.squash)
-    return ActorCritic(shape.observation_size, distribution, settings)
+    if shape.kind == "tokens":
+        return AdapterPolicy(ModelShape.from_sizes(shape.sizes), scenario.language, scenario.policy)
+    assert scenario.policy.module is None, "a user's module needs the task"
+    distribution = make_distribution(ActionSpec(shape.kind, shape.sizes), scenario.policy.squash)
+    return ActorCritic(shape.observation_size, distribution, scenario.policy)
+
+
+def describe_shape(task: Task) -> TaskShape:
+    """Return the facts that determine a task's policy; of a language model, they are read from the model's files."""
+    if isinstance(task, LanguageTask):
+        shape, digest = _read_base(task)
+        return TaskShape(shape.context, "tokens", shape.to_sizes(), task.language.length, digest)
+    assert isinstance(task, GymTask)
+    return task.shape
 
 
 def make_distribution(action: ActionSpec, squash: bool) -> Distribution:
@@ -45,3 +83,11 @@ def make_distribution(action: ActionSpec, squash: bool) -> Distribution:
     if action.kind == "multi-categorical":
         return MultiCategorical(action.sizes)
     return SquashedGaussian(action.size) if squash else Gaussian(action.size)
+
+
+def _read_base(task: LanguageTask) -> tuple[ModelShape, str]:
+    """Read the shape and the digest of a client's model; a model that is missing here may be on the client's machine."""
+    try:
+        return read_base_facts(task.language.model)
+    except ValueError as error:
+        raise MissingPackageError(f"client {task.client}: language.model: {error}") from error

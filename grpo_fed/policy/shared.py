@@ -20,14 +20,13 @@ from torch import Tensor
 from grpo_fed.policy.base import Policy
 from grpo_fed.policy.blocks import Block, Layout
 from grpo_fed.policy.groups import Groups, cut_groups
-from grpo_fed.policy.make import make_policy, make_policy_from_shape
+from grpo_fed.policy.make import describe_shape, make_policy, make_policy_from_shape
 from grpo_fed.policy.shared_names import SharedNames
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml.text import short_toml
 from grpo_fed.tasks.envs import episode_step_limit
-from grpo_fed.tasks.gym_task import GymTask
 from grpo_fed.tasks.resolve import resolve_tasks
-from grpo_fed.tasks.task import TaskShape
+from grpo_fed.tasks.task import Task, TaskShape
 
 ALL = "*"
 """The pattern of `policy.shared` for all blocks that have the same shapes for all clients."""
@@ -49,6 +48,8 @@ class SharedBlocks:
     """[S]: the parameters that the federation begins with."""
     max_episode_steps: int
     """The greatest step limit of the clients' episodes; 0 where no task has a limit."""
+    base: str = ""
+    """The digest of the frozen model that the shared blocks adapt; empty where they adapt none."""
 
     @property
     def size(self) -> int:
@@ -69,7 +70,7 @@ class SharedBlocks:
     def digest(self) -> str:
         """A hash of all that messages depend on; a client with another digest cannot decode them."""
         slots = [(slot.block, slot.name, slot.shape) for slot in self.layout.slots]
-        digest = hashlib.sha256(json.dumps([slots, self.groups.names]).encode())
+        digest = hashlib.sha256(json.dumps([slots, self.groups.names, self.base]).encode())
         digest.update(self.groups.ids.numpy().tobytes())
         return digest.hexdigest()
 
@@ -91,22 +92,22 @@ class SharedBlocks:
         return chosen[self.groups.ids_or_last]
 
 
-def resolve_shared_blocks(scenario: Scenario, tasks: Sequence[GymTask] | None = None) -> SharedBlocks:
+def resolve_shared_blocks(scenario: Scenario, tasks: Sequence[Task] | None = None) -> SharedBlocks:
     """Find the shared blocks from all tasks of a scenario.
 
     tasks: all clients' tasks, if they have been resolved already.
 
-
     Raises a ValueError where a block that the scenario shares by name is not the same for all clients.
     """
     tasks = resolve_tasks(scenario) if tasks is None else tasks
-    first_of_kind: dict[object, GymTask] = {}
+    first_of_kind: dict[object, Task] = {}
     for task in tasks:
         first_of_kind.setdefault(task.signature, task)
     policies = [
-        _ClientPolicy(task.client, task.env, make_policy(task, scenario.policy)) for task in first_of_kind.values()
+        _ClientPolicy(task.client, task.description, make_policy(task, scenario.policy))
+        for task in first_of_kind.values()
     ]
-    return _share_common_blocks(scenario, policies, [task.shape for task in tasks])
+    return _share_common_blocks(scenario, policies, {task.client: describe_shape(task) for task in tasks})
 
 
 def resolve_shared_blocks_from_shapes(scenario: Scenario, shapes: Mapping[str, TaskShape]) -> SharedBlocks:
@@ -117,19 +118,19 @@ def resolve_shared_blocks_from_shapes(scenario: Scenario, shapes: Mapping[str, T
 
     Raises a ValueError as `resolve_shared_blocks` does.
     """
-    env_of = {name: settings.env for settings in scenario.clients for name in settings.names if name in shapes}
+    task_of = {name: settings.task for settings in scenario.clients for name in settings.names if name in shapes}
     first_of_kind: dict[object, str] = {}
-    for client in env_of:
+    for client in task_of:
         shape = shapes[client]
         first_of_kind.setdefault(shape.signature, client)
     policies = [
-        _ClientPolicy(client, env_of[client], make_policy_from_shape(shapes[client], scenario.policy))
+        _ClientPolicy(client, task_of[client], make_policy_from_shape(shapes[client], scenario))
         for client in first_of_kind.values()
     ]
-    return _share_common_blocks(scenario, policies, shapes.values())
+    return _share_common_blocks(scenario, policies, shapes)
 
 
-def resolve_client_shared_blocks(scenario: Scenario, task: GymTask, blocks: Iterable[str]) -> SharedBlocks:
+def resolve_client_shared_blocks(scenario: Scenario, task: Task, blocks: Iterable[str]) -> SharedBlocks:
     """Find the shared blocks for a client that can make only its own task.
 
     blocks: the names of the shared blocks, from the server.
@@ -141,10 +142,10 @@ def resolve_client_shared_blocks(scenario: Scenario, task: GymTask, blocks: Iter
     missing = sorted(names - {block.name for block in shared})
     if missing:
         raise ValueError(
-            f"client {task.client} ({task.env}): the server shares {short_toml(missing)}, which this client does not;"
+            f"client {task.client} ({task.description}): the server shares {short_toml(missing)}, which this client does not;"
             " do both have the same version of grpo_fed?"
         )
-    return _share_blocks(scenario, policy, shared, [task.shape])
+    return _share_blocks(scenario, policy, shared, {task.client: describe_shape(task)})
 
 
 def read_task_shapes(engine_state: Mapping[str, Any]) -> dict[str, TaskShape]:
@@ -160,12 +161,13 @@ class _ClientPolicy:
     """The policy of a client, which stands for all clients with equally shaped policies."""
 
     client: str
-    env: str
+    task: str
+    """What the client learns, in a word."""
     policy: Policy
 
 
 def _share_common_blocks(
-    scenario: Scenario, policies: Sequence[_ClientPolicy], shapes: Iterable[TaskShape]
+    scenario: Scenario, policies: Sequence[_ClientPolicy], shapes: Mapping[str, TaskShape]
 ) -> SharedBlocks:
     """Share the blocks that the scenario shares and that are the same in all policies."""
     first = policies[0].policy
@@ -174,18 +176,41 @@ def _share_common_blocks(
 
 
 def _share_blocks(
-    scenario: Scenario, policy: Policy, blocks: Sequence[Block], shapes: Iterable[TaskShape]
+    scenario: Scenario, policy: Policy, blocks: Sequence[Block], shapes: Mapping[str, TaskShape]
 ) -> SharedBlocks:
-    """Share these blocks of a policy. shapes: of the tasks, for the step limits of their episodes."""
+    """Share these blocks of a policy. shapes: of the tasks by client, for the step limits of their episodes."""
     initial = policy.initial(scenario.seed)
-    limits = (episode_step_limit(shape, scenario.rollout.episode_limit) for shape in shapes)
+    limits = (episode_step_limit(shape, _episode_limit(shape, scenario)) for shape in shapes.values())
     return SharedBlocks(
         clients=tuple(name for settings in scenario.clients for name in settings.names),
         layout=policy.layout.subset(blocks),
         groups=_cut_groups(policy, blocks, scenario),
         initial=torch.cat([initial[:0], *(initial[block.start : block.stop] for block in blocks)]),
         max_episode_steps=max(limits, default=0),
+        base=_common_base(shapes) if blocks else "",
     )
+
+
+def _episode_limit(shape: TaskShape, scenario: Scenario) -> int:
+    """Return the limit that a scenario sets to episodes; the one for completions is their task's own."""
+    return 0 if shape.kind == "tokens" else scenario.rollout.episode_limit
+
+
+def _common_base(shapes: Mapping[str, TaskShape]) -> str:
+    """Return the digest of the clients' frozen model; ValueError where two clients have different ones."""
+    first: tuple[str, str] | None = None
+    for client, shape in shapes.items():
+        if not shape.base:
+            continue
+        if first is None:
+            first = client, shape.base
+        elif first[1] != shape.base:
+            raise ValueError(
+                f"language.model: client {client} has another base (sha256 {shape.base[:12]}...) than client"
+                f" {first[0]} ({first[1][:12]}...): adapters of different models cannot be merged; give all clients the"
+                " same files"
+            )
+    return "" if first is None else first[1]
 
 
 def _cut_groups(policy: Policy, blocks: Sequence[Block], scenario: Scenario) -> Groups:
@@ -212,7 +237,7 @@ def _is_common(block: Block, policies: Sequence[_ClientPolicy], scenario: Scenar
         has = "no such block" if other_shapes is None else f"shapes {short_toml(other_shapes)}"
         raise ValueError(
             f"policy.shared matches block {block.name}, of shapes {short_toml(shapes)} for client {policies[0].client}"
-            f" but {has} for client {other.client} ({other.env}): leave it out, or set policy.adapter so that the"
+            f" but {has} for client {other.client} ({other.task}): leave it out, or set policy.adapter so that the"
             ' layers behind different observations have one shape; "*" shares all blocks that are alike'
         )
     return True

@@ -12,7 +12,7 @@ from grpo_fed.reports.film import LONG, FilmStyle, film
 from grpo_fed.rl.normalise import ObservationNormaliser
 from grpo_fed.rl.rng import client_seed
 from grpo_fed.runs.history import History, read_history
-from grpo_fed.runs.policies import LoadedPolicy, load_policy
+from grpo_fed.runs.policies import LoadedPolicy, load_network
 
 EPISODES = "episodes"
 """The folder of films in a run's folder."""
@@ -44,7 +44,7 @@ def film_episodes(folder: str | Path, clients: Sequence[str] = (), style: FilmSt
     paths, problems = [], []
     for name in clients or worst_and_best(history):
         try:
-            last = load_policy(folder, name)
+            last = load_network(folder, name)
             for when, policy in (("before", first_policy(last)), ("after", last)):
                 path = target / f"{name}-{when}.gif"
                 film(policy, path, style=style)

@@ -10,6 +10,7 @@ from grpo_fed.federation.server_step import block_budgets
 from grpo_fed.federation.setup import FederationSetup
 from grpo_fed.policy.make import make_policy
 from grpo_fed.policy.shared import SharedBlocks
+from grpo_fed.reports.explain_language import explain_language
 from grpo_fed.reports.explain_merge import explain_merge
 from grpo_fed.reports.formatting import format_count, list_names
 from grpo_fed.scenario.methods import METHODS, Method
@@ -83,14 +84,16 @@ def _private_blocks(setup: FederationSetup) -> list[str]:
 
 def _explain_rounds(scenario: Scenario) -> Iterator[str]:
     count = sum(entry.count for entry in scenario.clients)
-    entries = [f"{entry.count} x {entry.name} on {entry.env}" for entry in scenario.clients[:MAX_ENTRIES]]
+    entries = [f"{entry.count} x {entry.name} on {entry.task}" for entry in scenario.clients[:MAX_ENTRIES]]
     if len(scenario.clients) > MAX_ENTRIES:
         entries.append(f"and {len(scenario.clients) - MAX_ENTRIES} more entries")
     yield f"{format_count(count, 'client')}: {list_names(entries)}."
-    yield (
-        f"{format_count(scenario.rounds, 'round')}. In each round a client learns from {scenario.steps:,} steps in its"
-        " own environments."
-    )
+    if any(entry.env for entry in scenario.clients):
+        yield (
+            f"{format_count(scenario.rounds, 'round')}. In each round a client learns from {scenario.steps:,} steps in"
+            " its own environments."
+        )
+    yield from explain_language(scenario)
     yield from _explain_changes(scenario)
     sampling, stop = scenario.round, scenario.stop
     who = "All" if sampling.fraction == 1 else f"A random {sampling.fraction:.0%} of the"
@@ -201,7 +204,11 @@ def _explain_trust_region(trust: TrustSettings) -> str:
     if trust.region == "hard":
         search = "; a line search shortens it" if trust.line_search else ""
         return f"An update stays within {order} <= {trust.target:g}{search}."
-    old = "the policy that collected the batch" if trust.reference == "old" else "the policy at the start of the round"
+    old = {
+        "old": "the policy that collected the batch",
+        "shared": "the policy at the start of the round",
+        "start": "the policy at the start of the run",
+    }[trust.reference]
     change = f", a weight that is doubled or halved to hold it near {trust.target:g}"
     change = change if trust.region == "adaptive" else ""
     return f"Minus {trust.coefficient:g} times {order}{change}, where old is {old}."
@@ -229,7 +236,10 @@ def _explain_blocks(scenario: Scenario, shared: SharedBlocks, private: list[str]
         groups = format_count(len(shared.groups.names), "group")
         yield f"Shared by all clients: {list_names(shared.blocks)} ({shared.size:,} parameters in {groups})."
         yield f"Private to each client: {list_names(private)}." if private else "No block is private."
-    yield "Observations, actions, rewards, normalisers and the optimiser's state never leave a client."
+    if any(entry.env for entry in scenario.clients):
+        yield "Observations, actions, rewards, normalisers and the optimiser's state never leave a client."
+    else:
+        yield "Prompts, completions, the rewards of each and the optimiser's state never leave a client."
     if personal.first:
         yield f"The first {personal.first:.0%} of an update's epochs train private blocks, the others shared blocks."
     if personal.model:

@@ -11,16 +11,20 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from grpo_fed.policy.base import Policy, StackedPolicy
 from grpo_fed.policy.blocks import Block
 from grpo_fed.policy.groups import cut_groups
+from grpo_fed.policy.language.adapters import AdapterPolicy
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.reports.formatting import format_count
 from grpo_fed.reports.tables import make_table
-from grpo_fed.rl.stacked_learner import StackedLearner
+from grpo_fed.rl.device import resolve_device
+from grpo_fed.rl.learner import Learner
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml.text import short_toml, shorten
 from grpo_fed.tasks.gym_task import GymTask
-from grpo_fed.tasks.task import ActionSpec
+from grpo_fed.tasks.language_task import LanguageTask
+from grpo_fed.tasks.task import ActionSpec, Task
 
 FLOAT_BYTES = 4
 """Bytes of a parameter."""
@@ -29,7 +33,7 @@ MAX_LETTERS = 70
 
 
 def scenario_overview(
-    scenario: Scenario, learners: Sequence[StackedLearner], shared: SharedBlocks
+    scenario: Scenario, learners: Sequence[Learner], shared: SharedBlocks
 ) -> Iterator[RenderableType]:
     """Describe the whole, the clients, and the blocks of each shape of policy.
 
@@ -37,10 +41,11 @@ def scenario_overview(
     """
     clients = sum(len(learner.tasks) for learner in learners)
     steps = scenario.rounds * scenario.steps * clients
+    unit = "completions" if all(entry.prompts for entry in scenario.clients) else "steps"
     yield Text.assemble((scenario.name, "bold cyan"), f": {scenario.description}" if scenario.description else "")
     yield Text(
-        f"{format_count(clients, 'client')}, {format_count(scenario.rounds, 'round')} of {scenario.steps:,} steps each:"
-        f" {steps:,} steps; {scenario.objective.preset} on {learners[0].device}, seed {scenario.seed}"
+        f"{format_count(clients, 'client')}, {format_count(scenario.rounds, 'round')} of {scenario.steps:,} {unit} each:"
+        f" {steps:,} {unit}; {scenario.objective.preset} on {resolve_device(scenario.device)}, seed {scenario.seed}"
     )
     yield _clients_table(learners)
     changes = _changes(scenario)
@@ -67,23 +72,21 @@ def _traffic(scenario: Scenario, shared: SharedBlocks, clients: int) -> str:
     )
 
 
-def _clients_table(learners: Sequence[StackedLearner]) -> Table:
+def _clients_table(learners: Sequence[Learner]) -> Table:
     """Make a row for each client, or for neighbouring clients with the same task."""
     table = make_table("client", "obs", "actions", "envs", "limit")
     table.add_column("task", overflow="fold")
     for learner in learners:
-        copies = learner.scenario.rollout.num_envs
-        for (env, arguments, limit), same in groupby(learner.tasks, key=_task_key):
+        for (name, arguments, limit), same in groupby(learner.tasks, key=_task_key):
             names = [task.client for task in same]
             task = learner.tasks[learner.names.index(names[0])]
             limits = [steps for steps in (limit, learner.scenario.rollout.episode_limit) if steps]
             table.add_row(
                 names[0] if len(names) == 1 else f"{names[0]} to {names[-1]} ({len(names)})",
-                str(task.observation_size),
-                _actions(task.action),
-                str(copies),
+                *_inputs_and_actions(task, learner.policy),
+                str(learner.scenario.rollout.num_envs),
                 f"{min(limits):,}" if limits else "none",
-                f"{env} {arguments}",
+                f"{name} {arguments}",
             )
     return table
 
@@ -98,11 +101,25 @@ def _changes(scenario: Scenario) -> str:
     )
 
 
-def _task_key(task: GymTask) -> tuple[str, str, int]:
-    """Describe what tells the rows of the clients' table apart: environment, arguments and wrappers, step limit."""
+def _task_key(task: Task) -> tuple[str, str, int]:
+    """Describe what tells the rows of the clients' table apart: the task, what it is made with, and its limit."""
+    if isinstance(task, LanguageTask):
+        settings = task.settings
+        arguments = ", ".join(f"{key} = {short_toml(value)}" for key, value in settings.kwargs.items())
+        rewards = " and ".join(reward.function for reward in settings.rewards) or "the task itself"
+        return settings.task, f"{arguments} rewarded by {rewards}".strip(), task.language.length
+    assert isinstance(task, GymTask)
     wrappers = "".join(f" in {path}" for path in task.wrappers)
     arguments = ", ".join(f"{key} = {short_toml(value)}" for key, value in task.kwargs.items())
     return task.env, arguments + wrappers, task.episode_limit
+
+
+def _inputs_and_actions(task: Task, policy: Policy) -> tuple[str, str]:
+    """Write the size of an observation, and the actions; of a language model, the tokens that it reads and knows."""
+    if isinstance(policy, AdapterPolicy):
+        return f"{policy.shape.context:,}", f"1 of {policy.shape.vocabulary:,}"
+    assert isinstance(task, GymTask)
+    return str(task.observation_size), _actions(task.action)
 
 
 def _actions(action: ActionSpec) -> str:
@@ -115,16 +132,16 @@ def _actions(action: ActionSpec) -> str:
     return f"{action.size} real"
 
 
-def _sizes(learner: StackedLearner, shared: SharedBlocks) -> str:
-    """Write the parameters of a policy, those that are shared, and its distribution."""
-    layout = learner.policy.layout
-    return (
-        f"{layout.size:,} parameters, {_bytes(layout.size)}; shared {shared.size:,}, {_bytes(shared.size)};"
-        f" {type(learner.policy.distribution).__name__}"
-    )
+def _sizes(learner: Learner, shared: SharedBlocks) -> str:
+    """Write the parameters of a policy, those that are shared, and its distribution or what they adapt."""
+    policy, layout = learner.policy, learner.policy.layout
+    text = f"{layout.size:,} parameters, {_bytes(layout.size)}; shared {shared.size:,}, {_bytes(shared.size)};"
+    if isinstance(policy, StackedPolicy):
+        return f"{text} {type(policy.distribution).__name__}"
+    return f"{text} adapters of {learner.scenario.language.model}, sha256 {shared.base[:12]}"
 
 
-def _blocks_table(learner: StackedLearner, scenario: Scenario, shared: SharedBlocks) -> Table:
+def _blocks_table(learner: Learner, scenario: Scenario, shared: SharedBlocks) -> Table:
     """Make a row for each block of a policy."""
     layout = learner.policy.layout
     groups = Counter(cut_groups(layout, scenario.policy.groups).blocks)

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_fed.policy.base import StackedPolicy
+from grpo_fed.policy.base import Policy, StackedPolicy
 from grpo_fed.policy.blocks import Block
 from grpo_fed.policy.groups import Groups, cut_groups
 from grpo_fed.rl.adam import Adam
@@ -70,23 +71,18 @@ class ClientTensors:
         )
 
 
-@dataclass(frozen=True)
-class ClientStack:
-    """Some clients of a learner as one computation: rows of the learner's tensors, without a copy."""
+@dataclass(frozen=True, kw_only=True)
+class ParameterStack:
+    """The parameters of some clients as one computation, whatever their policies are: rows without a copy."""
 
-    policy: StackedPolicy
     scenario: Scenario
     rows: slice
     """The clients' rows in the learner."""
     seeds: Sequence[int]
     parameters: Tensor
     """[K, P]: changed in place."""
-    views: Mapping[str, Tensor]
-    """The same memory by name, [K, *shape] each, in the layout's order."""
     gradient: Tensor
     """[K, P]: gradient of the loss, written by every backward pass."""
-    gradient_views: Mapping[str, Tensor]
-    """The same memory by name."""
     anchor: Tensor
     """[K, P]: the point that penalties and KL are measured from."""
     adam: Adam
@@ -110,6 +106,23 @@ class ClientStack:
     """Where private blocks learn before shared ones (2102.07078): Adam for either, on the same moments."""
 
     @cached_property
+    def penalises(self) -> bool:
+        """Whether any client has a group penalty."""
+        settings = self.scenario.penalty
+        return bool(self.penalty.any() or settings.l1 or settings.outer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientStack(ParameterStack):
+    """Some clients of a stacked learner, with the policy that their parameters belong to."""
+
+    policy: StackedPolicy
+    views: Mapping[str, Tensor]
+    """The parameters' memory by name, [K, *shape] each, in the layout's order."""
+    gradient_views: Mapping[str, Tensor]
+    """The gradient's memory by name."""
+
+    @cached_property
     def critic_proximal_weight(self) -> Tensor | None:
         """[P]: `proximal_weight` on parameters that only the critic uses, 0 elsewhere."""
         if self.proximal_weight is None:
@@ -117,12 +130,6 @@ class ClientStack:
         names = self.policy.actor_parameters()
         of_critic = [torch.full((slot.size,), float(slot.name not in names)) for slot in self.policy.layout.slots]
         return self.proximal_weight * torch.cat(of_critic).to(self.proximal_weight.device)
-
-    @cached_property
-    def penalises(self) -> bool:
-        """Whether any client has a group penalty."""
-        settings = self.scenario.penalty
-        return bool(self.penalty.any() or settings.l1 or settings.outer)
 
 
 @dataclass(frozen=True)
@@ -133,7 +140,7 @@ class PenaltyGroups:
     budgets: Sequence[tuple[Block, float]]
 
     @classmethod
-    def resolve(cls, policy: StackedPolicy, scenario: Scenario, device: torch.device) -> PenaltyGroups:
+    def resolve(cls, policy: Policy, scenario: Scenario, device: torch.device) -> PenaltyGroups:
         """ValueError where a pattern of the scenario fits none of the policy's blocks."""
         layout = policy.layout
         penalised = layout.select(scenario.penalty.blocks, "penalty.blocks")
@@ -151,30 +158,53 @@ def make_client_stack(
     rows: slice,
 ) -> ClientStack:
     """A stack of the clients in these rows; tasks and seeds are those of all clients."""
-    device, layout, tasks = tensors.parameters.device, policy.layout, tasks[rows]
-    parameters = tensors.parameters[rows]
-    gradient = torch.zeros_like(parameters)
+    own = _parameter_fields(scenario, tasks, seeds, tensors, groups, rows)
+    entropy = [entropy_weights(task, policy, scenario) for task in tasks[rows]]
     return ClientStack(
+        **own,
         policy=policy,
-        scenario=scenario,
-        rows=rows,
-        seeds=seeds[rows],
-        parameters=parameters,
-        views=layout.views(parameters),
-        gradient=gradient,
-        gradient_views=layout.views(gradient),
-        anchor=tensors.anchor[rows],
-        adam=tensors.adam.rows(rows),
-        learning_rate=np.array([[task.learning_rate] for task in tasks]),
-        entropy=torch.stack([entropy_weights(task, policy, scenario) for task in tasks]).to(device),
-        penalty=torch.tensor([[task.penalty] for task in tasks]).to(device),
-        kl_coefficient=tensors.kl_coefficient[rows],
-        kl_limit=tensors.kl_limit[rows],
-        groups=groups.groups,
-        budgets=groups.budgets,
-        proximal_weight=tensors.proximal_weight,
-        phase_optimisers=tuple(adam.rows(rows) for adam in tensors.phase_optimisers),
+        entropy=torch.stack(entropy).to(tensors.parameters.device),
+        views=policy.layout.views(own["parameters"]),
+        gradient_views=policy.layout.views(own["gradient"]),
     )
+
+
+def make_parameter_stack(
+    scenario: Scenario, tasks: Sequence[Task], seeds: Sequence[int], tensors: ClientTensors, groups: PenaltyGroups
+) -> ParameterStack:
+    """A stack of all clients, whose actions have one component."""
+    entropy = torch.tensor([[task.entropy] for task in tasks]).to(tensors.parameters.device)
+    rows = slice(0, len(tasks))
+    return ParameterStack(**_parameter_fields(scenario, tasks, seeds, tensors, groups, rows), entropy=entropy)
+
+
+def _parameter_fields(
+    scenario: Scenario,
+    tasks: Sequence[Task],
+    seeds: Sequence[int],
+    tensors: ClientTensors,
+    groups: PenaltyGroups,
+    rows: slice,
+) -> dict[str, Any]:
+    """The fields of a `ParameterStack` for these rows, but for the entropy's weights."""
+    parameters, tasks = tensors.parameters[rows], tasks[rows]
+    return {
+        "scenario": scenario,
+        "rows": rows,
+        "seeds": seeds[rows],
+        "parameters": parameters,
+        "gradient": torch.zeros_like(parameters),
+        "anchor": tensors.anchor[rows],
+        "adam": tensors.adam.rows(rows),
+        "learning_rate": np.array([[task.learning_rate] for task in tasks]),
+        "penalty": torch.tensor([[task.penalty] for task in tasks]).to(parameters.device),
+        "kl_coefficient": tensors.kl_coefficient[rows],
+        "kl_limit": tensors.kl_limit[rows],
+        "groups": groups.groups,
+        "budgets": groups.budgets,
+        "proximal_weight": tensors.proximal_weight,
+        "phase_optimisers": tuple(adam.rows(rows) for adam in tensors.phase_optimisers),
+    }
 
 
 def entropy_weights(task: Task, policy: StackedPolicy, scenario: Scenario) -> Tensor:

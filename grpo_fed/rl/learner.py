@@ -23,7 +23,9 @@ import torch
 from torch import Tensor
 
 from grpo_fed.policy.base import Policy
-from grpo_fed.rl.records import Evaluation, TrainingReport
+from grpo_fed.rl.records import Evaluation, Example, TrainingReport
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.task import Task
 
 State: TypeAlias = Mapping[str, np.ndarray]
 """Arrays of one client by name, from which a learner in any process goes on bit for bit."""
@@ -35,8 +37,13 @@ PERSONAL = "own"
 class Learner(ABC):
     """Trains K clients side by side, each with parameters, an optimiser and random streams of its own."""
 
+    scenario: Scenario
+    policy: Policy
+    """The policies' common shape."""
+    tasks: Sequence[Task]
+    """[K]: the clients' tasks, in the order of the rows."""
     names: Sequence[str]
-    """[K]: names of the clients, in the order of the rows."""
+    """[K]: names of the clients."""
     parameters: Tensor
     """[K, P]: the policies. The caller may write into it before `train`, to put shared blocks in place."""
     anchor: Tensor
@@ -58,6 +65,14 @@ class Learner(ABC):
 
         begin, end: progress of the run, 0 to 1, between which the schedules move.
         anchor: [K, P], the point that penalties and KL are measured from; by default the parameters at the start.
+        """
+
+    @abstractmethod
+    def evaluate(self, episodes: int | None = None, deterministic: bool = True, number: int = 0) -> list[Evaluation]:
+        """Play episodes of every client without learning.
+
+        episodes: by default `evaluate.episodes`.
+        number: names the episodes; these are the same for any policy.
         """
 
     @abstractmethod
@@ -138,6 +153,10 @@ class ClientPolicies(ABC):
     @abstractmethod
     def observation_moments(self, state: State | None) -> State | None:
         """The running moments that a policy's observations are normalised with, as arrays; None without them."""
+
+    @abstractmethod
+    def examples(self, client: str, parameters: Tensor) -> Sequence[Example]:
+        """Examples for people of what a policy [P] does, beside what the client did before it learned; may be empty."""
 
     @abstractmethod
     def close(self) -> None:

@@ -87,6 +87,10 @@ class TrainingReport:
     """Means over the updates, by the name of the loss."""
     penalty: Mapping[str, float] = field(default_factory=dict)
     """The group penalty at the end, by the metrics' keys; empty without one."""
+    more: Mapping[str, float] = field(default_factory=dict)
+    """Metrics that only some kinds of tasks have, by their keys."""
+    tokens: int = 0
+    """Tokens that a language model wrote."""
 
     @property
     def mean_return(self) -> float:
@@ -107,8 +111,10 @@ class TrainingReport:
             "charts/episodic_return": self.mean_return,
             "charts/episodic_length": _mean([episode.length for episode in self.episodes]),
             "charts/seconds": math.nan if seconds is None else seconds,
+            "charts/tokens_per_second": self.tokens / seconds if self.tokens and seconds else math.nan,
             **{f"losses/{name}": value for name, value in self.losses.items()},
             **self.penalty,
+            **self.more,
         }
         return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
@@ -129,6 +135,19 @@ class Evaluation:
     def score(self) -> float:
         """Mean return."""
         return float(self.scores.mean())
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt that a client answered before it learned and after, to be shown to people."""
+
+    prompt: str
+    before: str
+    """The completion of the first policy."""
+    before_reward: float
+    after: str
+    """The completion of the last policy."""
+    after_reward: float
 
 
 def _mean(values: Sequence[float]) -> float:

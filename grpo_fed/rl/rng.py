@@ -22,6 +22,8 @@ class Purpose(IntEnum):
     STATES = 6
     FISHER = 7
     COMPARISON = 8
+    PROMPTS = 9
+    COMPLETIONS = 10
     PARTICIPATION = 20
 
 

@@ -36,7 +36,6 @@ from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.envs import ClientEnvs, EnvCache, episode_step_limit, make_client_envs
 from grpo_fed.tasks.gym import find_env_spec
 from grpo_fed.tasks.gym_task import GymTask
-from grpo_fed.tasks.resolve import group_by_policy_shape, resolve_tasks
 
 CHUNK = 16
 """Clients in one stack on a CPU: larger ones leave the cache."""
@@ -372,12 +371,6 @@ def episode_step_limits(tasks: Sequence[GymTask], scenario: Scenario) -> np.ndar
             f"client {task.client}: {task.env} may never end an episode, and objective.{why}: set rollout.episode_limit"
         )
     return np.array(limits)
-
-
-def make_learners(scenario: Scenario) -> list[StackedLearner]:
-    """Learners of all clients of a scenario in their first tasks, those with equally shaped policies together."""
-    groups = group_by_policy_shape(resolve_tasks(scenario), scenario.policy)
-    return [StackedLearner(tasks, scenario) for tasks in groups]
 
 
 def _read_row(rows: Rows, row: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from grpo_fed.rl.evaluation import EvaluatedClients, evaluate
 from grpo_fed.rl.learner import PERSONAL, ClientPolicies, State, sub_state
 from grpo_fed.rl.measurement import MeasurementStates, mean_kl
 from grpo_fed.rl.normalise import ObservationNormaliser
-from grpo_fed.rl.records import Evaluation
+from grpo_fed.rl.records import Evaluation, Example
 from grpo_fed.rl.rng import Purpose, client_seed
 from grpo_fed.rl.rollout import Actor
 from grpo_fed.rl.stacked_learner import (
@@ -107,6 +107,10 @@ class StackedPolicies(ClientPolicies):
         """The moments that a policy's observations are normalised with, as arrays; None without them."""
         normaliser = self._normaliser([state])
         return None if normaliser is None else normaliser.state(0)
+
+    def examples(self, client: str, parameters: Tensor) -> Sequence[Example]:
+        """None: the run's films show episodes."""
+        return ()
 
     def close(self) -> None:
         """Close the environments."""

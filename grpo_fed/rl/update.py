@@ -19,7 +19,7 @@ from grpo_fed.rl import objective, penalty
 from grpo_fed.rl import trust_region as trust
 from grpo_fed.rl.adam import Adam, per_client
 from grpo_fed.rl.advantages import LearningTargets
-from grpo_fed.rl.client_stack import ClientStack
+from grpo_fed.rl.client_stack import ClientStack, ParameterStack
 from grpo_fed.rl.losses import Losses, Passes
 from grpo_fed.rl.minibatches import PackedBatch
 from grpo_fed.rl.natural_gradient import (
@@ -244,7 +244,7 @@ def actor_output(stack: ClientStack, parameters: Mapping[str, Tensor], observati
     return PolicyOutput(distribution, distribution.new_zeros(distribution.shape[:2]))
 
 
-def optimiser_of_epoch(stack: ClientStack, epoch: int) -> Adam:
+def optimiser_of_epoch(stack: ParameterStack, epoch: int) -> Adam:
     """The optimiser of an epoch: that of all blocks or, with `personal.first`, first private then shared blocks'."""
     if not stack.phase_optimisers:
         return stack.adam
@@ -254,13 +254,13 @@ def optimiser_of_epoch(stack: ClientStack, epoch: int) -> Adam:
     return private if epoch < private_epochs else shared
 
 
-def add_proximal_gradient(stack: ClientStack, weight: Tensor | None) -> None:
+def add_proximal_gradient(stack: ParameterStack, weight: Tensor | None) -> None:
     """Add the gradient of 1/2 w (x - anchor)^2 with weight w [P] (1812.06127, equation 2); None adds nothing."""
     if weight is not None:
         stack.gradient.addcmul_(weight, stack.parameters - stack.anchor)
 
 
-def proximal_value(stack: ClientStack) -> Tensor | float:
+def proximal_value(stack: ParameterStack) -> Tensor | float:
     """The value of 1/2 w (x - anchor)^2, [K], or 0 without a weight."""
     if stack.proximal_weight is None:
         return 0.0
@@ -279,7 +279,7 @@ def clip_gradient(gradient: Tensor, max_norm: float, columns: Tensor | None = No
 
 
 def penalise_after_adam(
-    stack: ClientStack, adam: Adam, learning_rate: np.ndarray, left: Tensor | float, active: Tensor | None
+    stack: ParameterStack, adam: Adam, learning_rate: np.ndarray, left: Tensor | float, active: Tensor | None
 ) -> None:
     """Take the group penalty's proximal step after a step of Adam, in the metric that `penalty.step` says.
 
@@ -300,7 +300,7 @@ def penalise_after_adam(
 
 
 def apply_group_penalty(
-    stack: ClientStack, learning_rate: np.ndarray, active: Tensor | None, columns: Tensor | None = None
+    stack: ParameterStack, learning_rate: np.ndarray, active: Tensor | None, columns: Tensor | None = None
 ) -> None:
     """Take the group penalty's proximal step with the learning rate [K, 1] as length, decoupled from the optimiser."""
     if not stack.penalises:
@@ -311,14 +311,14 @@ def apply_group_penalty(
     put_in_place(stack, shrunk, active, columns)
 
 
-def put_in_place(stack: ClientStack, shrunk: Tensor, active: Tensor | None, columns: Tensor | None) -> None:
+def put_in_place(stack: ParameterStack, shrunk: Tensor, active: Tensor | None, columns: Tensor | None) -> None:
     """Give the active clients these parameters [K, P]; only these columns, None for all."""
     if columns is not None:
         shrunk = stack.parameters.clone().index_copy_(1, columns, shrunk.index_select(1, columns))
     stack.parameters.copy_(shrunk if active is None else torch.where(active[:, None], shrunk, stack.parameters))
 
 
-def measure_penalty(stack: ClientStack) -> list[dict[str, float]]:
+def measure_penalty(stack: ParameterStack) -> list[dict[str, float]]:
     """The metrics of each client's group penalty; empty ones without a penalty."""
     if not stack.penalises:
         return [{} for _ in stack.seeds]
@@ -329,7 +329,7 @@ def measure_penalty(stack: ClientStack) -> list[dict[str, float]]:
     return [dict(zip(metrics, row, strict=True)) for row in rows]
 
 
-def current_coefficients(stack: ClientStack, progress: np.ndarray) -> Coefficients:
+def current_coefficients(stack: ParameterStack, progress: np.ndarray) -> Coefficients:
     """The objective's weights at `progress`, for each client."""
     settings = stack.scenario.objective
     varies = settings.clip_schedule != "constant"

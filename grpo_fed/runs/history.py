@@ -81,7 +81,7 @@ class History:
     @cached_property
     def envs(self) -> tuple[str, ...]:
         """[K]: the clients' environments."""
-        return tuple(settings.env for settings in self.scenario.clients for _ in settings.names)
+        return tuple(settings.task for settings in self.scenario.clients for _ in settings.names)
 
     @cached_property
     def rounds(self) -> np.ndarray:

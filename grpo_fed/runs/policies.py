@@ -15,20 +15,26 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from grpo_fed.policy.base import Policy, StackedPolicy
+from grpo_fed.policy.language.adapters import AdapterPolicy
+from grpo_fed.policy.language.peft_folder import save_adapters
 from grpo_fed.policy.make import make_policy
 from grpo_fed.rl.evaluation import EvaluatedClients, evaluate
+from grpo_fed.rl.learner import Learner
 from grpo_fed.rl.normalise import ObservationNormaliser
 from grpo_fed.rl.records import Evaluation
 from grpo_fed.rl.rng import client_seed
 from grpo_fed.rl.rollout import Actor
 from grpo_fed.rl.stacked_learner import StackedLearner
 from grpo_fed.runs.files import write_atomic
+from grpo_fed.runs.adapters import LoadedAdapters, load_adapters_of
 from grpo_fed.runs.folder import POLICIES, SCENARIO, read_scenario
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml.text import closest_match, did_you_mean, shorten
 from grpo_fed.tasks.envs import ActionConverter, make_client_envs, observation_flattener
 from grpo_fed.tasks.gym_task import GymTask
+from grpo_fed.tasks.language_task import LanguageTask
 from grpo_fed.tasks.resolve import resolve_tasks
+from grpo_fed.tasks.task import Task
 
 NORMALISER = "normaliser:"
 """Prefix of the names of the observation normaliser's arrays; no parameter's name has a colon."""
@@ -38,12 +44,25 @@ the task that the client began with."""
 
 
 def save_policy(
-    folder: Path, task: GymTask, policy: Policy, parameters: Tensor, normaliser: Mapping[str, np.ndarray] | None
+    folder: Path,
+    task: Task,
+    policy: Policy,
+    parameters: Tensor,
+    normaliser: Mapping[str, np.ndarray] | None,
+    seed: int,
 ) -> None:
     """Write `folder/policies/<client>.safetensors`: the parameters [P] by name, and the observation normaliser's state.
 
-    task: the client's task at the time. normaliser: its arrays, None without one.
+    Adapters of a language model are written as a PEFT folder `folder/policies/<client>`.
+
+    task: the client's task at the time. normaliser: its arrays, None without one. seed: the scenario's.
     """
+    if isinstance(policy, AdapterPolicy):
+        assert isinstance(task, LanguageTask)
+        (folder / POLICIES).mkdir(exist_ok=True)
+        save_adapters(folder / POLICIES / task.client, policy, parameters.cpu(), seed, task.language.model)
+        return
+    assert isinstance(task, GymTask)
     (arrays,) = policy.layout.unstack(parameters[None].cpu())
     for name, value in (normaliser or {}).items():
         arrays[NORMALISER + name] = torch.from_numpy(np.array(value))
@@ -54,13 +73,13 @@ def save_policy(
     write_atomic(folder / POLICIES / f"{task.client}.safetensors", save(arrays, {"env": task.env}))
 
 
-def save_policies(folder: Path, learner: StackedLearner) -> None:
+def save_policies(folder: Path, learner: Learner) -> None:
     """Write the policies of all clients of a learner, except those that diverged."""
+    normaliser = learner.observation_normaliser if isinstance(learner, StackedLearner) else None
     for row, parameters in enumerate(learner.parameters):
         if bool(parameters.isfinite().all()):
-            normaliser = learner.observation_normaliser
             state = None if normaliser is None else normaliser.state(row)
-            save_policy(folder, learner.tasks[row], learner.policy, parameters, state)
+            save_policy(folder, learner.tasks[row], learner.policy, parameters, state, learner.scenario.seed)
 
 
 @dataclass(frozen=True)
@@ -139,14 +158,30 @@ class LoadedPolicy:
         return flat
 
 
-def load_policy(folder: str | Path, client: str | None = None) -> LoadedPolicy:
+def load_policy(folder: str | Path, client: str | None = None) -> LoadedPolicy | LoadedAdapters:
     """Load a client's policy from a run's folder; `client` may be left out if the run has only one.
 
     ValueError if the folder holds no such policy, or a file that does not fit the scenario.
     """
     folder = Path(folder)
     scenario = read_scenario(folder)
-    first_task = _task(folder, scenario, client)
+    task = _task(folder, scenario, client)
+    if isinstance(task, LanguageTask):
+        return load_adapters_of(folder / POLICIES, scenario, task)
+    assert isinstance(task, GymTask)
+    return _load_network(folder, scenario, task)
+
+
+def load_network(folder: str | Path, client: str | None = None) -> LoadedPolicy:
+    """Load the policy of a client with an environment, as `load_policy`; ValueError for one with prompts."""
+    policy = load_policy(folder, client)
+    if not isinstance(policy, LoadedPolicy):
+        raise ValueError(f"{folder}: client {policy.task.client} has adapters of a language model, not a network")
+    return policy
+
+
+def _load_network(folder: Path, scenario: Scenario, first_task: GymTask) -> LoadedPolicy:
+    """Load the policy of a client that began with this task."""
     policy = make_policy(first_task, scenario.policy)
     path = folder / POLICIES / f"{first_task.client}.safetensors"
     arrays = _read_arrays(path)
@@ -168,7 +203,7 @@ def load_policy(folder: str | Path, client: str | None = None) -> LoadedPolicy:
     return LoadedPolicy(scenario, task, first_task, policy, parameters[None], normaliser)
 
 
-def _task(folder: Path, scenario: Scenario, client: str | None) -> GymTask:
+def _task(folder: Path, scenario: Scenario, client: str | None) -> Task:
     """Resolve the task that a client began with, without making the environments of other clients."""
     names = [name for settings in scenario.clients for name in settings.names]
     if client is None:

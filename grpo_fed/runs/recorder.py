@@ -285,7 +285,7 @@ class Recorder:
         totals, status = self.totals, status_of(error)
         is_complete = status == "finished" or totals.rounds == self.scenario.rounds
         after = totals.last if is_complete else {}  # otherwise clients have learned since their last evaluation
-        envs = {name: settings.env for settings in self.scenario.clients for name in settings.names}
+        envs = {name: settings.task for settings in self.scenario.clients for name in settings.names}
         clients = {
             name: ClientResult(
                 env=env,

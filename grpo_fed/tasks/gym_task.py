@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias, final
+from typing import Any, Self, TypeAlias, final
 
 import gymnasium
 from gymnasium import vector
@@ -51,7 +51,7 @@ class GymTask(Task, EnvConfig):
     changes: tuple[GymTask, ...] = ()
     """The client's later tasks in the order of their rounds; they have the same signature, and no changes."""
 
-    def at(self, round: int) -> GymTask:
+    def at(self, round: int) -> Self:
         """Return the client's task in a round: the last one that has begun."""
         return next((task for task in reversed(self.changes) if task.since <= round), self)
 

@@ -16,12 +16,13 @@ from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import ClientSettings, PolicySettings
 from grpo_fed.tasks.gym import find_env_spec, find_registered_spec, make_env, make_vector_env
 from grpo_fed.tasks.gym_task import EnvConfig, GymTask, Space
-from grpo_fed.tasks.task import ActionSpec, MissingPackageError
+from grpo_fed.tasks.language_task import LanguageTask
+from grpo_fed.tasks.task import ActionSpec, MissingPackageError, Task
 
 # From the scenario to tasks ------------------------------------------------------------------------------------------
 
 
-def resolve_tasks(scenario: Scenario) -> list[GymTask]:
+def resolve_tasks(scenario: Scenario) -> list[Task]:
     """Make the tasks of all clients, in the scenario's order.
 
     ValueError lists what is wrong with every entry of `[[clients]]`.
@@ -31,23 +32,30 @@ def resolve_tasks(scenario: Scenario) -> list[GymTask]:
     return tasks
 
 
-def resolve_available_tasks(scenario: Scenario) -> list[GymTask]:
+def resolve_available_tasks(scenario: Scenario) -> list[Task]:
     """Make the tasks whose packages are installed on this machine; ValueError for anything else that is wrong."""
     tasks, mistakes = _resolve_entries(scenario)
     _raise_all([mistake for mistake in mistakes if not isinstance(mistake, MissingPackageError)])
     return tasks
 
 
-def resolve_task(scenario: Scenario, client: str) -> GymTask:
+def resolve_task(scenario: Scenario, client: str) -> Task:
     """Make the task of one client, without making an environment of any other client."""
     (settings,) = (settings for settings in scenario.clients if client in settings.names)
     (task,) = _tasks_of_entry(settings, scenario, client)
     return task
 
 
-def group_by_policy_shape(tasks: Iterable[GymTask], policy: PolicySettings) -> list[list[GymTask]]:
+def resolve_gym_tasks(scenario: Scenario) -> list[GymTask]:
+    """Make the tasks of a scenario whose clients all have environments; ValueError as from `resolve_tasks`."""
+    tasks = [task for task in resolve_tasks(scenario) if isinstance(task, GymTask)]
+    assert len(tasks) == sum(settings.count for settings in scenario.clients), "all clients have environments"
+    return tasks
+
+
+def group_by_policy_shape(tasks: Iterable[Task], policy: PolicySettings) -> list[list[Task]]:
     """Group tasks whose policies have the same shapes, so that one stacked learner can train a group."""
-    groups: list[list[GymTask]] = []
+    groups: list[list[Task]] = []
     for task in tasks:
         group = next((group for group in groups if _fits_same_policy(task, group[0], policy)), None)
         if group is None:
@@ -57,15 +65,17 @@ def group_by_policy_shape(tasks: Iterable[GymTask], policy: PolicySettings) -> l
     return groups
 
 
-def _fits_same_policy(task: GymTask, other: GymTask, policy: PolicySettings) -> bool:
+def _fits_same_policy(task: Task, other: Task, policy: PolicySettings) -> bool:
     """Whether one policy fits both tasks; a user's own module may depend on more of the spaces than their sizes."""
+    if not isinstance(task, GymTask) or not isinstance(other, GymTask):
+        return task.signature == other.signature
     spaces = (task.observation_space, task.action_space) == (other.observation_space, other.action_space)
     return task.signature == other.signature and (spaces or policy.module is None)
 
 
-def _resolve_entries(scenario: Scenario) -> tuple[list[GymTask], list[ValueError]]:
+def _resolve_entries(scenario: Scenario) -> tuple[list[Task], list[ValueError]]:
     """Make the tasks of all valid entries of `[[clients]]`, and collect what is wrong with the others."""
-    tasks: list[GymTask] = []
+    tasks: list[Task] = []
     mistakes: list[ValueError] = []
     for settings in scenario.clients:
         try:
@@ -83,8 +93,13 @@ def _raise_all(mistakes: Sequence[ValueError]) -> None:
         raise error_type("\n".join(map(str, mistakes)))
 
 
-def _tasks_of_entry(settings: ClientSettings, scenario: Scenario, only: str | None = None) -> Iterator[GymTask]:
+def _tasks_of_entry(settings: ClientSettings, scenario: Scenario, only: str | None = None) -> Iterator[Task]:
     """Make the tasks of an entry's `count` clients, or that of the client `only`, each with its changes."""
+    if settings.env is None:
+        for client in settings.names if only is None else (only,):
+            own = {**_own_settings(settings, scenario), "language": scenario.language, "settings": settings}
+            yield LanguageTask(client, **own)
+        return
     known_spaces: dict[int, tuple[Space, Space]] = {}
     for index, client in enumerate(settings.names):
         if only not in (None, client):
@@ -102,26 +117,34 @@ def _tasks_of_client(
 
     known_spaces: the spaces of environments that were made before, by the round of the change; new ones are added.
     """
-    client = settings.names[index]
+    client, env = settings.names[index], settings.env
+    assert env is not None, "the entry's clients have environments"
     for since in (0, *(change.round for change in settings.changes)):
         kwargs = kwargs_in_round(settings, index, since)
         where = f"client {client}: changes from round {since} on" if since else f"client {client}"
-        limit = _take_episode_limit(where, find_registered_spec(client, settings.env), kwargs)
-        config = EnvConfig(client, settings.env, kwargs, tuple(settings.wrappers), limit)
+        limit = _take_episode_limit(where, find_registered_spec(client, env), kwargs)
+        config = EnvConfig(client, env, kwargs, tuple(settings.wrappers), limit)
         if since not in known_spaces:
             known_spaces[since] = _find_spaces_after_change(config, since) if since else _find_spaces(config)
         observation_space, action_space = known_spaces[since]
         yield GymTask(
             **vars(config),
-            observation_size=_observation_size(f"{where}: {settings.env}", observation_space),
-            action=_action_spec(f"{where}: {settings.env}", action_space),
+            observation_size=_observation_size(f"{where}: {env}", observation_space),
+            action=_action_spec(f"{where}: {env}", action_space),
             observation_space=observation_space,
             action_space=action_space,
-            learning_rate=_value_or_default(settings.learning_rate, scenario.objective.learning_rate),
-            entropy=_value_or_default(settings.entropy, scenario.objective.entropy),
-            penalty=_value_or_default(settings.penalty, scenario.penalty.weight),
+            **_own_settings(settings, scenario),
             since=since,
         )
+
+
+def _own_settings(settings: ClientSettings, scenario: Scenario) -> dict[str, Any]:
+    """Return the values of a `Task` that an entry may have for itself."""
+    return {
+        "learning_rate": _value_or_default(settings.learning_rate, scenario.objective.learning_rate),
+        "entropy": _value_or_default(settings.entropy, scenario.objective.entropy),
+        "penalty": _value_or_default(settings.penalty, scenario.penalty.weight),
+    }
 
 
 def _find_spaces_after_change(config: EnvConfig, round: int) -> tuple[Space, Space]:

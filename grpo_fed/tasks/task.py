@@ -1,8 +1,8 @@
 """Task, the record of what a client learns to do, and its parts. Nothing here knows gymnasium.
 
 Each client has one task. `Task` holds what every kind of task has, whatever the client's observations and actions are;
-`GymTask` (gym_task.py) is a task that is a gymnasium environment. Another kind, such as a set of prompts with a reward,
-is another subclass of `Task`; if its actions are of a new kind, `ActionKind` grows by one, and with it `TaskShape`.
+`GymTask` (gym_task.py) is a task that is a gymnasium environment, `LanguageTask` (language_task.py) one of prompts with
+rewards. If the actions of another kind of task are new, `ActionKind` grows by one, and with it `TaskShape`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, Self, TypeAlias, get_args
 
 NO_STEP_LIMIT = 2**31 - 1
 """The step limit of an episode that is never truncated, for interfaces that require a number."""
 
-ActionKind: TypeAlias = Literal["categorical", "multi-categorical", "gaussian"]
+ActionKind: TypeAlias = Literal["categorical", "multi-categorical", "gaussian", "tokens"]
 ACTION_KINDS: tuple[ActionKind, ...] = get_args(ActionKind)
 
 
@@ -41,19 +41,25 @@ class Task(ABC):
     def description(self) -> str:
         """What error messages call the task, such as the id of its environment."""
 
+    def at(self, round: int) -> Self:
+        """Return the client's task in a round; the same in all rounds unless the kind of task has changes."""
+        return self
+
 
 @dataclass(frozen=True)
 class TaskShape:
     """The facts about a task that determine its policy, for a machine that cannot make the task itself."""
 
     observation_size: int
-    """D: entries of a flattened observation."""
+    """D: entries of a flattened observation; of a language model, the tokens that it can read."""
     kind: ActionKind
     """Kind of the task's actions."""
     sizes: tuple[int, ...]
-    """Sizes of the action's components, as in `ActionSpec.sizes`."""
+    """Sizes of the action's components, as in `ActionSpec.sizes`; of a language model, `ModelShape.to_sizes`."""
     episode_limit: int
     """Steps after which the task itself truncates an episode; 0 for never."""
+    base: str = ""
+    """The digest of a language model's frozen base; all clients must have the same."""
 
     @property
     def signature(self) -> Hashable:

@@ -21,6 +21,7 @@ from grpo_fed.policy.shared import (
     resolve_shared_blocks_from_shapes,
 )
 from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.gym_task import GymTask
 from grpo_fed.tasks.resolve import resolve_available_tasks
 
 
@@ -40,7 +41,9 @@ def discover_shared_blocks(
         return resolve_shared_blocks_from_shapes(scenario, shapes), {TASK_SHAPES: engine_state[TASK_SHAPES]}
     if scenario.policy.module is not None:
         return resolve_shared_blocks(scenario), {}
-    shapes = {task.client: task.shape for task in resolve_available_tasks(scenario)}
+    # A language model is on the clients' machines: they say which, and the server needs no file of it.
+    available = [task for task in resolve_available_tasks(scenario) if isinstance(task, GymTask)]
+    shapes = {task.client: task.shape for task in available}
     unknown = {name for settings in scenario.clients for name in settings.names} - shapes.keys()
     if not unknown:
         return resolve_shared_blocks_from_shapes(scenario, shapes), {}

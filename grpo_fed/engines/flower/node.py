@@ -26,6 +26,7 @@ from grpo_fed.engines.workers.handler import ClientHandler
 from grpo_fed.federation.clients import Clients
 from grpo_fed.federation.messages import Evaluate
 from grpo_fed.federation.state_store import StateStore
+from grpo_fed.policy.make import describe_shape
 from grpo_fed.policy.shared import resolve_client_shared_blocks
 from grpo_fed.runs.files import write_atomic
 from grpo_fed.runs.folder import SCENARIO
@@ -98,7 +99,7 @@ def find_client(scenario: Scenario, config: Config) -> str:
 def _hello(scenario: Scenario, name: str) -> RecordDict:
     """Answer with the client's name and the shape of its task."""
     try:
-        shape = resolve_task(scenario, name).shape
+        shape = describe_shape(resolve_task(scenario, name))
     except ValueError:  # the answer to the first instruction says why
         shape = None
     return wire.write_hello(Hello(name, shape))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, RecordDict
 
 from grpo_fed.engines.wire.validation import FieldReader, InvalidMessageError, check_records, show
+from grpo_fed.policy.language.shape import ModelShape
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.tasks.task import ACTION_KINDS, NO_STEP_LIMIT, ActionKind, TaskShape
 
@@ -34,6 +36,8 @@ def write_hello(hello: Hello) -> RecordDict:
     if hello.shape is not None:
         fields["observation_size"], fields["kind"] = hello.shape.observation_size, hello.shape.kind
         fields["sizes"], fields["episode_limit"] = list(hello.shape.sizes), hello.shape.episode_limit
+        if hello.shape.base:
+            fields["base"] = hello.shape.base
     return RecordDict({"hello": fields})
 
 
@@ -53,6 +57,8 @@ def _read_shape(fields: FieldReader) -> TaskShape:
         raise InvalidMessageError(f"hello.kind is {show(name)}; there are {', '.join(ACTION_KINDS)}")
     sizes = fields.take("sizes", list)
     are_counts = all(type(size) is int and size > 0 for size in sizes) and 0 < sum(sizes) <= MAX_SIZE
+    if kind == "tokens":
+        return _read_model_shape(fields, observation_size, sizes, are_counts)
     if not are_counts or (len(sizes) > 1 and kind != "multi-categorical"):
         raise InvalidMessageError(
             f"hello.sizes is {show(sizes)}; they have to be the sizes of a {kind} action, at most {MAX_SIZE} together"
@@ -60,12 +66,27 @@ def _read_shape(fields: FieldReader) -> TaskShape:
     return TaskShape(observation_size, kind, tuple(sizes), fields.take_count("episode_limit", 0, NO_STEP_LIMIT))
 
 
+def _read_model_shape(fields: FieldReader, context: int, sizes: list[int], are_counts: bool) -> TaskShape:
+    """Read the shape of a language model's task: its sizes, and the digest of the frozen base."""
+    base = fields.take("base", str)
+    try:
+        if not are_counts:
+            raise ValueError("sizes are whole numbers above 0")
+        ModelShape.from_sizes(tuple(sizes))
+    except ValueError as error:
+        raise InvalidMessageError(f"hello.sizes is {show(sizes)}; they are no language model's: {error}") from None
+    if not re.fullmatch("[0-9a-f]{64}", base):
+        raise InvalidMessageError(f"hello.base is {show(base)}; it has to be a SHA-256 digest")
+    return TaskShape(context, "tokens", tuple(sizes), fields.take_count("episode_limit", 1, NO_STEP_LIMIT), base)
+
+
 def write_shared_blocks(shared_blocks: SharedBlocks) -> ConfigRecord:
     """Encode the names and the digest of the shared blocks.
 
     A client that knows its own task alone needs the names; by the digest it finds out whether it has the same blocks.
     """
-    return ConfigRecord({"blocks": json.dumps(shared_blocks.blocks), "digest": shared_blocks.digest})
+    fields = {"blocks": json.dumps(shared_blocks.blocks), "digest": shared_blocks.digest}
+    return ConfigRecord({**fields, "base": shared_blocks.base} if shared_blocks.base else fields)
 
 
 def read_shared_blocks(content: RecordDict) -> tuple[str, ...]:

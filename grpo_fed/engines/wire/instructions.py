@@ -56,6 +56,7 @@ class InstructionCodec:
 
     def __init__(self, shared_blocks: SharedBlocks, scenario: Scenario, groups: GroupSelection) -> None:
         self._digest, self._rounds, self._groups = shared_blocks.digest, scenario.rounds, groups
+        self._base = shared_blocks.base
         self._size, self._blocks = shared_blocks.size, len(shared_blocks.blocks)
         self._encoded: VectorCache[EncodedVectors] = VectorCache()
         self._decoded: VectorCache[np.ndarray] = VectorCache()
@@ -130,7 +131,13 @@ class InstructionCodec:
         """Raise InvalidMessageError if the server's shared blocks are not this client's."""
         fields = FieldReader(content, SHARED_BLOCKS, ConfigRecord)
         blocks, digest = fields.take("blocks", str), fields.take("digest", str)
+        base = fields.take("base", str) if fields.has("base") else ""
         fields.refuse_rest()
+        if base != self._base:
+            raise InvalidMessageError(
+                f"language.model: this client's base has the digest {show(self._base)}, the server's clients share"
+                f" adapters of {show(base)}; give all clients the same files"
+            )
         if digest != self._digest:
             raise InvalidMessageError(
                 f"the server shares {show(blocks)} in other shapes or groups than this client has them; all clients"

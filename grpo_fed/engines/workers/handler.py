@@ -23,6 +23,7 @@ from grpo_fed.federation.state_store import StateStore
 from grpo_fed.scenario.importing import describe_exception
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.gym import find_env_spec
+from grpo_fed.tasks.gym_task import GymTask
 
 
 class ClientHandler(Protocol):
@@ -105,8 +106,10 @@ def clients_factory(setup: FederationSetup, state_store: StateStore) -> ClientFa
 
     Raises ValueError if an environment, a wrapper or a network is defined where another process cannot import it.
     """
-    tasks = setup.tasks.values()
+    tasks = [task for task in setup.tasks.values() if isinstance(task, GymTask)]
     paths = [setup.scenario.policy.module or "", *(path for task in tasks for path in (task.env, *task.wrappers))]
+    for entry in setup.scenario.clients:
+        paths += [entry.prompts or "", entry.eval_prompts or "", *(reward.function for reward in entry.rewards)]
     specs = {task.env: find_env_spec(task) for task in tasks}.values()
     paths += [spec.entry_point for spec in specs if isinstance(spec.entry_point, str)]
     for path in paths:
@@ -150,7 +153,7 @@ def _setup(settings: str) -> FederationSetup:
     given = json.loads(settings)
     scenario = Scenario.loads(given["scenario"])
     for entry in scenario.clients:
-        module, colon, _ = entry.env.partition(":")
+        module, colon, _ = (entry.env or "").partition(":")
         if colon:
             with suppress(Exception):  # resolving the tasks explains what is wrong with it
                 import_module(module)  # before the specs: gymnasium warns of an id that is registered twice

@@ -338,11 +338,11 @@ def _export(folder: Path, client: str, path: Path) -> bool:
     import mlflow.pytorch
     import torch
 
-    from grpo_fed.runs.policies import load_policy
+    from grpo_fed.runs.policies import load_network
     from grpo_fed.runs.tracking.model import Predictor
 
     try:
-        saved = load_policy(folder, client)
+        saved = load_network(folder, client)
         policy = Predictor(saved).eval()
         example = torch.zeros(2, saved.task.observation_size)  # the export would fix a batch size of 1
         with torch.no_grad():

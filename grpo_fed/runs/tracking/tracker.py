@@ -220,7 +220,7 @@ def _begin_content(scenario: Scenario, folder: str, run: str | None) -> dict[str
     clients = {
         name: {
             "task": entry.name,
-            "env": entry.env,
+            "env": entry.task,
             **{f"kwargs.{key}": value for key, value in entry.kwargs.items()},
             **{
                 f"changes.{change.round}.{key}": value

@@ -1,0 +1,141 @@
+"""A batch of completions: prompts are drawn, answered by each client's policy, rewarded and put in groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grpo_fed.rl.language.model import LanguageModel, TokenRows
+from grpo_fed.rl.language.sampling import sample_completions
+from grpo_fed.rl.language.texts import ClientTexts, Prompts
+from grpo_fed.rl.rng import Purpose
+from grpo_fed.scenario.settings import GroupSettings
+
+
+@dataclass(frozen=True, eq=False)
+class CompletionBatch:
+    """What K clients wrote: N completions each, those of a prompt side by side."""
+
+    rows: TokenRows
+    log_probs: Tensor
+    """[K, N, C]: log-probabilities of the tokens when they were sampled."""
+    ended: Tensor
+    """[K, N] bool: False for completions that were cut off."""
+    rewards: Tensor
+    """[K, N]: NaN where no function gave a reward."""
+    parts: Sequence[Mapping[str, float]]
+    """[K]: means of each reward function, by its name."""
+    prompts: Sequence[Prompts]
+    """[K]."""
+
+
+def write_completions(
+    model: LanguageModel,
+    texts: Sequence[ClientTexts],
+    parameters: Tensor,
+    purpose: Purpose,
+    numbers: Sequence[int],
+    count: int,
+    group: int,
+    greedy: bool = False,
+) -> CompletionBatch:
+    """Let K clients answer prompts, and reward their completions.
+
+    parameters: [K, P]. purpose, numbers: [K], name the draws of prompts and of tokens; they are the same for any policy.
+    count: of prompts. group: completions of each prompt. greedy: whether the likeliest tokens are taken.
+    """
+    prompts = [text.draw(purpose, number, count) for text, number in zip(texts, numbers, strict=True)]
+    noise = [text.noise(purpose, number, count * group) for text, number in zip(texts, numbers, strict=True)]
+    settings = model.settings
+    written = sample_completions(
+        model.transformer,
+        model.adapters(parameters),
+        [each.tokens for each in prompts],
+        group,
+        np.stack(noise).reshape(len(texts), count * group, settings.length),
+        settings.temperature,
+        model.tokenizer.end_tokens,
+        greedy=greedy,
+        tokens_at_a_time=settings.tokens,
+    )
+    tokens, valid = written.tokens.cpu().numpy(), written.valid.cpu().numpy()
+    rewarded = [
+        text.reward(each, tokens[client], valid[client])
+        for client, (text, each) in enumerate(zip(texts, prompts, strict=True))
+    ]
+    rewards = np.stack([each.rewards for each in rewarded]).astype(np.float32)
+    return CompletionBatch(
+        TokenRows(
+            written.prompts.repeat_interleave(group, 1),
+            written.prompt_valid.repeat_interleave(group, 1),
+            written.tokens,
+            written.valid,
+        ),
+        written.log_probs,
+        written.ended,
+        torch.from_numpy(rewards).to(parameters.device),
+        [each.parts for each in rewarded],
+        prompts,
+    )
+
+
+def completion_groups(rewards: Tensor, settings: GroupSettings) -> Tensor:
+    """The group of each completion, [K, N] -> [K, N] int64: its prompt, or all with `group.by = "task"`."""
+    clients, count = rewards.shape
+    numbers = torch.arange(count, device=rewards.device) // settings.size
+    return (numbers if settings.by == "start" else torch.zeros_like(numbers)).expand(clients, -1)
+
+
+def replace_equal_groups(
+    batch: CompletionBatch, equal: Tensor, other: CompletionBatch, differs: Tensor
+) -> CompletionBatch:
+    """Put completions of another batch where a client's groups are equal, as far as it has groups that differ.
+
+    equal: [K, N] bool, completions of a group with equal rewards. differs: [K, N] bool, completions of the other batch
+    that may take their place. Both come in whole groups of the same size.
+    """
+    index = torch.arange(batch.rewards.shape[1], device=equal.device).repeat(len(equal), 1)
+    count = index.shape[1]
+    for client in range(len(equal)):
+        places = equal[client].nonzero().squeeze(1)
+        others = differs[client].nonzero().squeeze(1)[: len(places)]
+        index[client, places[: len(others)]] = others + count
+    rows, others = _same_width(batch.rows, other.rows)
+    joined = TokenRows(
+        *(torch.cat([getattr(rows, name), getattr(others, name)], 1) for name in TokenRows.__dataclass_fields__)
+    )
+
+    def choose(first: Tensor, second: Tensor) -> Tensor:
+        return torch.cat([first, second], 1).gather(1, index)
+
+    width = rows.tokens.shape[2]
+    log_probs = torch.cat([_pad(batch.log_probs, width), _pad(other.log_probs, width)], 1)
+    return replace(
+        batch,
+        rows=joined.take(index),
+        log_probs=log_probs.gather(1, index.unsqueeze(-1).expand(-1, -1, width)),
+        ended=choose(batch.ended, other.ended),
+        rewards=choose(batch.rewards, other.rewards),
+    )
+
+
+def _same_width(first: TokenRows, second: TokenRows) -> tuple[TokenRows, TokenRows]:
+    """Fill up rows of two batches to the same widths."""
+    before = max(first.prompts.shape[2], second.prompts.shape[2])
+    after = max(first.tokens.shape[2], second.tokens.shape[2])
+
+    def widen(rows: TokenRows) -> TokenRows:
+        left = before - rows.prompts.shape[2]
+        prompts, prompt_valid = (torch.nn.functional.pad(each, (left, 0)) for each in (rows.prompts, rows.prompt_valid))
+        return TokenRows(prompts, prompt_valid, _pad(rows.tokens, after), _pad(rows.valid, after))
+
+    return widen(first), widen(second)
+
+
+def _pad(values: Tensor, width: int) -> Tensor:
+    """Fill up with zeros on the right."""
+    return torch.nn.functional.pad(values, (0, width - values.shape[-1]))
