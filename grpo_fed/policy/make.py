@@ -86,7 +86,7 @@ def make_distribution(action: ActionSpec, squash: bool) -> Distribution:
 
 
 def _read_base(task: LanguageTask) -> tuple[ModelShape, str]:
-    """Read the shape and the digest of a client's model; a model that is missing here may be on the client's machine."""
+    """Read the shape and the digest of a client's model; one that is missing here may be on the client's machine."""
     try:
         return read_base_facts(task.language.model)
     except ValueError as error:

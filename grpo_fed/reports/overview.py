@@ -44,8 +44,8 @@ def scenario_overview(
     unit = "completions" if all(entry.prompts for entry in scenario.clients) else "steps"
     yield Text.assemble((scenario.name, "bold cyan"), f": {scenario.description}" if scenario.description else "")
     yield Text(
-        f"{format_count(clients, 'client')}, {format_count(scenario.rounds, 'round')} of {scenario.steps:,} {unit} each:"
-        f" {steps:,} {unit}; {scenario.objective.preset} on {resolve_device(scenario.device)}, seed {scenario.seed}"
+        f"{format_count(clients, 'client')}, {format_count(scenario.rounds, 'round')} of {scenario.steps:,} {unit}"
+        f" each: {steps:,} {unit}; {scenario.objective.preset} on {resolve_device(scenario.device)}, seed {scenario.seed}"
     )
     yield _clients_table(learners)
     changes = _changes(scenario)

@@ -25,8 +25,8 @@ from grpo_fed.rl.records import Evaluation
 from grpo_fed.rl.rng import client_seed
 from grpo_fed.rl.rollout import Actor
 from grpo_fed.rl.stacked_learner import StackedLearner
-from grpo_fed.runs.files import write_atomic
 from grpo_fed.runs.adapters import LoadedAdapters, load_adapters_of
+from grpo_fed.runs.files import write_atomic
 from grpo_fed.runs.folder import POLICIES, SCENARIO, read_scenario
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml.text import closest_match, did_you_mean, shorten

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from grpo_fed.rl.language.sampling import sample_completions
 from torch import Tensor
 
 from grpo_fed.rl.language.model import LanguageModel, TokenRows
-from grpo_fed.rl.language.sampling import sample_completions
 from grpo_fed.rl.language.texts import ClientTexts, Prompts
 from grpo_fed.rl.rng import Purpose
 from grpo_fed.scenario.settings import GroupSettings
@@ -45,8 +45,7 @@ def write_completions(
 ) -> CompletionBatch:
     """Let K clients answer prompts, and reward their completions.
 
-    parameters: [K, P]. purpose, numbers: [K], name the draws of prompts and of tokens; they are the same for any policy.
-    count: of prompts. group: completions of each prompt. greedy: whether the likeliest tokens are taken.
+    parameters: [K, P]. purpose, numbers: [K], name the draws of prompts and of tokens, the same for any policy. count: of prompts. group: completions of each prompt. greedy: whether the likeliest tokens are taken.
     """
     prompts = [text.draw(purpose, number, count) for text, number in zip(texts, numbers, strict=True)]
     noise = [text.noise(purpose, number, count * group) for text, number in zip(texts, numbers, strict=True)]

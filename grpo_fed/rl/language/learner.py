@@ -13,6 +13,7 @@ from typing import final
 
 import numpy as np
 import torch
+from grpo_fed.rl.language.objective import completion_targets
 from torch import Tensor
 
 from grpo_fed.rl.advantages import equal_groups
@@ -25,7 +26,6 @@ from grpo_fed.rl.language.batches import (
 )
 from grpo_fed.rl.language.measurement import completion_fisher
 from grpo_fed.rl.language.model import LanguageModel, open_language_model, pack_rows
-from grpo_fed.rl.language.objective import completion_targets
 from grpo_fed.rl.language.texts import ClientTexts
 from grpo_fed.rl.language.update import update_adapters
 from grpo_fed.rl.learner import Learner, State, join_states, sub_state
@@ -122,7 +122,7 @@ class LanguageLearner(Learner):
         return [record.report(name, more) for record, name, more in zip(records, self.names, penalties, strict=True)]
 
     def collect(self) -> tuple[CompletionBatch, np.ndarray]:
-        """Write a batch of completions; gives it with the share of groups with equal rewards that each client drew, [K].
+        """Write a batch of completions; gives also the share of groups with equal rewards that each client drew, [K].
 
         With `group.equal = "redraw"` groups with equal rewards are replaced by others, as far as these differ.
         """

@@ -12,12 +12,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
-
-from grpo_fed.rl import trust_region as trust
-from grpo_fed.rl.client_stack import ParameterStack
-from grpo_fed.rl.language.batches import CompletionBatch
-from grpo_fed.rl.language.model import LanguageModel, TokenRows
 from grpo_fed.rl.language.objective import (
     CompletionPart,
     CompletionTargets,
@@ -25,6 +19,12 @@ from grpo_fed.rl.language.objective import (
     completion_loss,
     vocabulary_kl,
 )
+from torch import Tensor
+
+from grpo_fed.rl import trust_region as trust
+from grpo_fed.rl.client_stack import ParameterStack
+from grpo_fed.rl.language.batches import CompletionBatch
+from grpo_fed.rl.language.model import LanguageModel, TokenRows
 from grpo_fed.rl.objective import Coefficients
 from grpo_fed.rl.rng import Purpose, generator
 from grpo_fed.rl.update import (
