@@ -142,8 +142,8 @@ def resolve_client_shared_blocks(scenario: Scenario, task: Task, blocks: Iterabl
     missing = sorted(names - {block.name for block in shared})
     if missing:
         raise ValueError(
-            f"client {task.client} ({task.description}): the server shares {short_toml(missing)}, which this client does"
-            " not; do both have the same version of grpo_fed?"
+            f"client {task.client} ({task.description}): the server shares {short_toml(missing)}, which this client"
+            " does not; do both have the same version of grpo_fed?"
         )
     return _share_blocks(scenario, policy, shared, {task.client: describe_shape(task)})
 

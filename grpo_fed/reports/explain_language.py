@@ -28,7 +28,8 @@ def explain_language(scenario: Scenario) -> Iterator[str]:
     prompts = f"{batch // group.size} prompts with {group.size}" if group.by == "start" else f"{batch} prompts with 1"
     yield (
         f"{format_count(scenario.rounds, 'round')}. In each round a client writes {batches:,}"
-        f" batch{'' if batches == 1 else 'es'} of {prompts} completions, of at most {language.length} tokens, and makes {format_count(updates, 'update')}."
+        f" batch{'' if batches == 1 else 'es'} of {prompts} completions, of at"
+        f" most {language.length} tokens, and makes {format_count(updates, 'update')}."
     )
     if updates < FEW_UPDATES and scenario.policy.shared and scenario.merge.rule in ("persistence", "clusters"):
         yield (

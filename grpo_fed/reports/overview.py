@@ -45,7 +45,8 @@ def scenario_overview(
     yield Text.assemble((scenario.name, "bold cyan"), f": {scenario.description}" if scenario.description else "")
     yield Text(
         f"{format_count(clients, 'client')}, {format_count(scenario.rounds, 'round')} of {scenario.steps:,} {unit}"
-        f" each: {steps:,} {unit}; {scenario.objective.preset} on {resolve_device(scenario.device)}, seed {scenario.seed}"
+        f" each: {steps:,} {unit}; {scenario.objective.preset} on {resolve_device(scenario.device)}, seed"
+        f" {scenario.seed}"
     )
     yield _clients_table(learners)
     changes = _changes(scenario)

@@ -45,7 +45,8 @@ def write_completions(
 ) -> CompletionBatch:
     """Let K clients answer prompts, and reward their completions.
 
-    parameters: [K, P]. purpose, numbers: [K], name the draws of prompts and of tokens, the same for any policy. count: of prompts. group: completions of each prompt. greedy: whether the likeliest tokens are taken.
+    parameters: [K, P]. purpose, numbers: [K], name the draws of prompts and of tokens, the same for any policy.
+    count: of prompts. group: completions of each prompt. greedy: whether the likeliest tokens are taken.
     """
     prompts = [text.draw(purpose, number, count) for text, number in zip(texts, numbers, strict=True)]
     noise = [text.noise(purpose, number, count * group) for text, number in zip(texts, numbers, strict=True)]
