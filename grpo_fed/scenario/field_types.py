@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 from pydantic import AfterValidator, BeforeValidator, Discriminator, PlainSerializer, Tag, WithJsonSchema
 
-_PATH = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*"
+IMPORT_PATH = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*"
+"""Regular expression of an import path, `package.module:Name`."""
 
 
 def _name(text: str) -> str:
@@ -26,7 +27,7 @@ def _pattern(text: str) -> str:
 
 
 def _import_path(text: str) -> str:
-    if not re.fullmatch(_PATH, text):
+    if not re.fullmatch(IMPORT_PATH, text):
         raise ValueError('must be "package.module:Name"')
     return text
 

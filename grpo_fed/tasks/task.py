@@ -89,11 +89,14 @@ class ActionSpec:
 
 
 class MissingPackageError(ValueError):
-    """Raised for a task that needs a package which is not installed here, but may be on the client's machine."""
+    """Raised for a task that needs a package or a file which is not here, but may be on the client's machine."""
 
 
 class TaskError(RuntimeError):
-    """Raised when a client's environment fails in a reset or a step."""
+    """Raised when a client's environment fails in a reset or a step, or its prompts or rewards in a draw or a call.
+
+    env: the environment, or the key and value of the scenario that failed, such as `rewards: exact`.
+    """
 
     def __init__(self, client: str, env: str, problem: str) -> None:
         super().__init__(client, env, problem)  # all three, so that it can be pickled and sent between processes
