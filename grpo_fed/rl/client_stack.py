@@ -106,6 +106,8 @@ class ClientStack:
     """KL budgets of blocks."""
     proximal_weight: Tensor | None = None
     """[P]: strength w of the pull 1/2 w (x - anchor)^2 on each parameter; None without any."""
+    first: Tensor | None = None
+    """[K, P]: the parameters that the run began with, where the KL is measured to them; else None."""
     phase_optimisers: tuple[Adam, ...] = ()
     """Where private blocks learn before shared ones (2102.07078): Adam for either, on the same moments."""
 
@@ -149,8 +151,9 @@ def make_client_stack(
     tensors: ClientTensors,
     groups: PenaltyGroups,
     rows: slice,
+    first: Tensor | None = None,
 ) -> ClientStack:
-    """A stack of the clients in these rows; tasks and seeds are those of all clients."""
+    """A stack of the clients in these rows; tasks, seeds and first parameters are those of all clients."""
     device, layout, tasks = tensors.parameters.device, policy.layout, tasks[rows]
     parameters = tensors.parameters[rows]
     gradient = torch.zeros_like(parameters)
@@ -173,6 +176,7 @@ def make_client_stack(
         groups=groups.groups,
         budgets=groups.budgets,
         proximal_weight=tensors.proximal_weight,
+        first=None if first is None else first[rows],
         phase_optimisers=tuple(adam.rows(rows) for adam in tensors.phase_optimisers),
     )
 
