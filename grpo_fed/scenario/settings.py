@@ -243,8 +243,8 @@ class TrustSettings(Section):
     round began; or `"start"`, with which the run began, for a language model the base without adapters."""
     estimate: Literal["exact", "sampled", "weighted"] = "exact"
     """How the KL of a language model is computed: `"exact"` over the vocabulary, `"sampled"` on the sampled tokens
-    alone (k3: r - 1 - log r, with r the reference's probability by the policy's), or `"weighted"`, which multiplies that
-    by the probability ratio of new to old policy."""
+    alone (k3: r - 1 - log r, with r the reference's probability by the policy's), or `"weighted"`, which multiplies
+    that by the probability ratio of new to old policy."""
     coefficient: NotNegative = 1.0
     """Weight of the KL penalty; the initial weight with `region = "adaptive"`."""
     target: Positive = 0.01
@@ -454,8 +454,8 @@ class ClientSettings(Section):
     env: Annotated[Environment | None, Field(examples=["CartPole-v1"])] = None
     """The environment: a gymnasium id, or `module:EnvId` to import a module first. A client has this or `prompts`."""
     prompts: Annotated[str, MinLen(1)] | None = None
-    """Prompts of a language model: `module:function`, called with a numpy generator, a count and `kwargs`, which returns
-    rows with a key `prompt`; a file `.jsonl` or `.parquet` with a column `prompt`; or `reasoning_gym:NAME`."""
+    """Prompts of a language model: `module:function`, called with a numpy generator, a count and `kwargs`, which
+    returns rows with a key `prompt`; a file `.jsonl` or `.parquet` with a column `prompt`; or `reasoning_gym:NAME`."""
     eval_prompts: Annotated[str, MinLen(1)] | None = None
     """Prompts for evaluation; if not given the same function, with draws of its own, or `held_out` of the file."""
     held_out: Annotated[float, Ge(0), Lt(1)] = 0.1
