@@ -3,6 +3,7 @@
     learner.py           Learner and ClientPolicies, the interfaces that a federation needs
     make.py              the implementation that fits some clients
     stacked_learner.py   StackedLearner.train: the loop. Collect, judge, update
+    start.py             the policies that clients begin a run with
     stacked_policies.py  StackedPolicies: policies given as arrays, evaluated and measured
     client_stack.py      clients as rows of tensors, and the chunks of rows that an update works on
     records.py           Batch, Minibatch, Episode, TrainingReport, Evaluation
@@ -26,6 +27,7 @@
     rng.py               each client's own random streams
     device.py            the device that tensors are on
     memory.py            the C library's allocator
+    language/            language models: the loss of completions, token by token
 
 Begin with StackedLearner.train.
 """

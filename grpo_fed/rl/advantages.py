@@ -5,6 +5,7 @@ K clients, T steps, N copies, E episodes of a client.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,13 +73,7 @@ def group_advantages(returns: Tensor, groups: Tensor, score: Score) -> Tensor:
     returns = returns.masked_fill(~real, 0.0)
     if score == "rank":
         return _ranks(returns, groups, real)
-    slots = int(groups.max()) + 2
-    where = torch.where(real, groups, slots - 1)
-
-    def of_group(values: Tensor, how: str) -> Tensor:
-        table = values.new_zeros(len(values), slots)
-        return table.scatter_reduce(1, where, values, how, include_self=False).gather(1, where)
-
+    of_group = _reduction_over(groups, real)
     least, greatest = of_group(returns, "amin"), of_group(returns, "amax")
     count = of_group(torch.ones_like(returns), "sum")
     differ = real & _differ(least, greatest)
@@ -90,6 +85,17 @@ def group_advantages(returns: Tensor, groups: Tensor, score: Score) -> Tensor:
     elif score == "leave-one-out":
         centred = centred * count / (count - 1).clamp_min(1)
     return torch.where(differ, centred, 0.0)
+
+
+def equal_groups(returns: Tensor, groups: Tensor) -> Tensor:
+    """Find the episodes whose group has equal returns, so that their advantage is 0, [K, E] each -> [K, E] bool.
+
+    groups: int64, -1 for no such episode, which is in no group. A group of one is equal.
+    """
+    real = groups >= 0
+    returns = returns.masked_fill(~real, 0.0)
+    of_group = _reduction_over(groups, real)
+    return real & ~_differ(of_group(returns, "amin"), of_group(returns, "amax"))
 
 
 def step_weights(episodes: Tensor, valid: Tensor, average: Average, longest: Tensor) -> Tensor:
@@ -111,6 +117,18 @@ def step_weights(episodes: Tensor, valid: Tensor, average: Average, longest: Ten
     if average == "total":
         return real / (number * longest[:, None, None])
     return real / (number * lengths.gather(1, where).view_as(real).clamp_min(1))
+
+
+def _reduction_over(groups: Tensor, real: Tensor) -> Callable[[Tensor, str], Tensor]:
+    """Make a function that gives each episode the reduction of its group's values, [K, E], "amin" -> [K, E]."""
+    slots = int(groups.max()) + 2
+    where = torch.where(real, groups, slots - 1)
+
+    def of_group(values: Tensor, how: str) -> Tensor:
+        table = values.new_zeros(len(values), slots)
+        return table.scatter_reduce(1, where, values, how, include_self=False).gather(1, where)
+
+    return of_group
 
 
 def _ranks(returns: Tensor, groups: Tensor, real: Tensor) -> Tensor:
@@ -144,8 +162,7 @@ def learning_targets(batch: Batch, groups: Tensor | None, longest: Tensor, scena
     groups: [K, E] int64, the group of each episode, -1 for none; None with a critic.
     longest: [K], the most steps that an episode may have.
     """
-    settings = scenario.objective
-    weights = step_weights(batch.episodes, batch.valid, settings.average, longest)
+    settings, learned = scenario.objective, batch.valid
     if settings.advantage == "gae":
         advantages = gae(
             batch.rewards,
@@ -163,7 +180,11 @@ def learning_targets(batch: Batch, groups: Tensor | None, longest: Tensor, scena
         of_episodes = group_advantages(scores, groups, scenario.group.score)
         of_steps = of_episodes.gather(1, batch.episodes.flatten(1))
         advantages = of_steps.view_as(batch.rewards) * batch.valid
+        if scenario.group.equal != "keep":
+            skipped = equal_groups(scores, groups).gather(1, batch.episodes.flatten(1))
+            learned = learned & ~skipped.view_as(learned)
         returns = torch.zeros_like(advantages)
+    weights = step_weights(batch.episodes, learned, settings.average, longest)
     if settings.normalise_advantages == "batch":
         advantages = normalise_advantages(advantages.flatten(1), weights.flatten(1)).view_as(advantages)
     return LearningTargets(advantages, returns, weights)

@@ -102,6 +102,8 @@ class ParameterStack:
     """KL budgets of blocks."""
     proximal_weight: Tensor | None = None
     """[P]: strength w of the pull 1/2 w (x - anchor)^2 on each parameter; None without any."""
+    first: Tensor | None = None
+    """[K, P]: the parameters that the run began with, where the KL is measured to them; else None."""
     phase_optimisers: tuple[Adam, ...] = ()
     """Where private blocks learn before shared ones (2102.07078): Adam for either, on the same moments."""
 
@@ -156,8 +158,9 @@ def make_client_stack(
     tensors: ClientTensors,
     groups: PenaltyGroups,
     rows: slice,
+    first: Tensor | None = None,
 ) -> ClientStack:
-    """A stack of the clients in these rows; tasks and seeds are those of all clients."""
+    """A stack of the clients in these rows; tasks, seeds and first parameters are those of all clients."""
     own = _parameter_fields(scenario, tasks, seeds, tensors, groups, rows)
     entropy = [entropy_weights(task, policy, scenario) for task in tasks[rows]]
     return ClientStack(
@@ -166,6 +169,7 @@ def make_client_stack(
         entropy=torch.stack(entropy).to(tensors.parameters.device),
         views=policy.layout.views(own["parameters"]),
         gradient_views=policy.layout.views(own["gradient"]),
+        first=None if first is None else first[rows],
     )
 
 

@@ -29,17 +29,22 @@ class PackedBatch:
     """[K, S] bool, or None where all steps are."""
 
     @classmethod
-    def of(cls, batch: Batch, targets: LearningTargets, reference: Tensor | None) -> PackedBatch:
+    def of(
+        cls, batch: Batch, targets: LearningTargets, reference: Tensor | None, episodes: bool = False
+    ) -> PackedBatch:
         """Pack a batch.
 
         reference: [K, S, M], parameters of the distributions that the KL is measured from; None where it is not.
+        episodes: whether minibatches tell which episode a step belongs to.
         """
         clients, steps = batch.values.shape[0], batch.values[0].numel()
         scalars = [batch.log_probs, targets.advantages, targets.returns, batch.values, targets.weights]
         fields = [batch.observations.reshape(clients, steps, -1), batch.actions.reshape(clients, steps, -1)]
         fields.extend([] if reference is None else [reference])
+        fields.extend([batch.episodes.reshape(clients, steps, 1).to(batch.rewards.dtype)] if episodes else [])
         fields.append(torch.stack([scalar.reshape(clients, steps) for scalar in scalars], -1))
-        sizes = (fields[0].shape[-1], fields[1].shape[-1], 0 if reference is None else reference.shape[-1], *[1] * 5)
+        parameters = 0 if reference is None else reference.shape[-1]
+        sizes = (fields[0].shape[-1], fields[1].shape[-1], parameters, int(episodes), *[1] * 5)
         valid = None if bool(batch.valid.all()) else batch.valid.reshape(clients, steps).cpu().numpy()
         return cls(torch.cat(fields, -1), sizes, valid)
 
@@ -86,6 +91,7 @@ class PackedBatch:
         return order, is_step
 
     def _split(self, rows: Tensor) -> Minibatch:
-        observations, actions, distribution, *scalars = rows.split(self.sizes, -1)
+        observations, actions, distribution, number, *scalars = rows.split(self.sizes, -1)
         log_probs, advantages, returns, values, weights = (scalar.squeeze(-1) for scalar in scalars)
-        return Minibatch(observations, actions, log_probs, distribution, advantages, returns, values, weights)
+        episodes = number.squeeze(-1).long() if number.shape[-1] else None
+        return Minibatch(observations, actions, log_probs, distribution, advantages, returns, values, weights, episodes)

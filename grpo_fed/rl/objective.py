@@ -113,7 +113,7 @@ class LossTerms:
     def policy_loss(self) -> Tensor:
         """Minus the surrogate."""
         surrogate = policy_surrogate(
-            self.log_probs,
+            self._log_probs_of_ratio,
             self.batch.log_probs,
             self.advantages,
             self.settings.surrogate,
@@ -151,8 +151,12 @@ class LossTerms:
         """The part of the steps whose ratio is beyond the clip; 0 for surrogates without one."""
         if self.settings.surrogate != "clip":
             return torch.zeros_like(self.log_probs[:, 0])
-        move = (self.log_probs - self.batch.log_probs).exp() - 1
+        move = (self._log_probs_of_ratio - self.batch.log_probs).exp() - 1
         return self._mean((move > self.coefficients.clip_high) | (move < -self.coefficients.clip_low))
+
+    @cached_property
+    def _log_probs_of_ratio(self) -> Tensor:
+        return _log_probs_of_ratio(self.log_probs, self.batch, self.settings)
 
     @cached_property
     def _entropies(self) -> Tensor:
@@ -216,8 +220,14 @@ def loss_gradients(
         advantages = normalise_advantages(advantages, weights)
     log_probs, _, pullback = distribution.vjp(parameters, batch.actions, entropy=False)
     by_log_probs = _surrogate_gradient(
-        log_probs, batch.log_probs, advantages * weights, settings.surrogate, coefficients
+        _log_probs_of_ratio(log_probs, batch, settings),
+        batch.log_probs,
+        advantages * weights,
+        settings.surrogate,
+        coefficients,
     )
+    if _goes_by_episode(settings):
+        by_log_probs = _episode_means(by_log_probs, batch)  # a mean over the same steps is its own transpose
     by_entropy = weights.unsqueeze(-1) * coefficients.by_entropy if coefficients.has_entropy else None
     by_parameters = pullback(-by_log_probs, by_entropy)
     if _penalises(trust):
@@ -252,6 +262,30 @@ def policy_surrogate(
     if kind == "ratio":
         return ratio * advantages
     return torch.minimum(ratio * advantages, _clamp(ratio, 1 - clip_low, 1 + clip_high) * advantages)
+
+
+def _goes_by_episode(settings: ObjectiveSettings) -> bool:
+    return settings.ratio == "episode" and settings.surrogate != "score"
+
+
+def _log_probs_of_ratio(log_probs: Tensor, batch: Minibatch, settings: ObjectiveSettings) -> Tensor:
+    """The log-probabilities whose difference from the old ones is the logarithm of the objective's ratio, [K, B].
+
+    With `objective.ratio = "episode"` it is the mean over the steps of the episode (GSPO, 2507.18071).
+    """
+    if not _goes_by_episode(settings):
+        return log_probs
+    return batch.log_probs + _episode_means(log_probs - batch.log_probs, batch)
+
+
+def _episode_means(steps: Tensor, batch: Minibatch) -> Tensor:
+    """Each episode's mean over those of its steps that have a weight, [K, B] -> [K, B]; 0 for steps without one."""
+    assert batch.episodes is not None, "the minibatch tells which episode a step belongs to"
+    real = (batch.weights > 0).to(steps.dtype)
+    table = steps.new_zeros(2, len(steps), int(batch.episodes.max()) + 1)
+    sums, counts = table.scatter_add_(2, batch.episodes.expand(2, -1, -1), torch.stack((steps * real, real)))
+    means: Tensor = (sums / counts.clamp_min(1)).gather(1, batch.episodes) * real
+    return means
 
 
 def value_loss(

@@ -60,6 +60,8 @@ class Minibatch:
     """[K, B]: the critic's values when the batch was collected."""
     weights: Tensor
     """[K, B]: weight of each step in the mean; 0 for steps that must not be learned from."""
+    episodes: Tensor | None = None
+    """[K, B] int64: the episode that a step belongs to; None where the objective does not need it."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from grpo_fed.rl.normalise import ObservationNormaliser, RewardNormaliser
 from grpo_fed.rl.records import Episode, Evaluation, TrainingReport
 from grpo_fed.rl.rng import Purpose, client_seed, env_seeds, generator
 from grpo_fed.rl.rollout import Actor, Collector
+from grpo_fed.rl.start import first_parameters, first_parameters_in_federation, refers_to_start
 from grpo_fed.rl.trajectories import Trajectories
 from grpo_fed.rl.update import measure_penalty, update_clients
 from grpo_fed.scenario.scenario import Scenario
@@ -87,7 +88,7 @@ class StackedLearner(Learner):
             scenario.penalty.squared if proximal_weight is None else proximal_weight,
         )
         self.parameters, self.anchor = self._tensors.parameters, self._tensors.anchor
-        self.stacks = self._make_stacks()
+        self.stacks = self._make_stacks(shared)
         self.collector = make_collector(self.tasks, self.seeds, self.policy, scenario, env_cache)
         self.observation_normaliser = self.collector.observation_normaliser
         counts = np.zeros((len(tasks), 3), np.int64)
@@ -238,8 +239,11 @@ class StackedLearner(Learner):
         if self._evaluation_envs is not None:
             self._evaluation_envs.close()
 
-    def _make_stacks(self) -> list[ClientStack]:
+    def _make_stacks(self, shared: Tensor | None) -> list[ClientStack]:
         """The clients in chunks that fit the cache; on a GPU, all together."""
+        first = self.parameters.clone() if refers_to_start(self.scenario) else None
+        if first is not None and shared is not None:
+            first = first_parameters_in_federation(self.policy, self.scenario, self.names, shared).to(self.device)
         try:
             groups = PenaltyGroups.resolve(self.policy, self.scenario, self.device)
         except ValueError as error:
@@ -255,6 +259,7 @@ class StackedLearner(Learner):
                 self._tensors,
                 groups,
                 slice(start, min(start + chunk, clients)),
+                first,
             )
             for start in range(0, clients, chunk)
         ]
@@ -339,13 +344,6 @@ def make_collector(
         ObservationNormaliser(clients, policy.observation_size, settings.clip) if settings.observations else None,
         RewardNormaliser(clients, copies, gamma, settings.clip) if settings.rewards else None,
     )
-
-
-def first_parameters(policy: Policy, scenario: Scenario, seeds: Sequence[int]) -> Tensor:
-    """The parameters that clients with these seeds begin with, [K, P]; all the same with `policy.same_start`."""
-    starts = [scenario.seed if scenario.policy.same_start else seed for seed in seeds]
-    initial = {start: policy.initial(start) for start in dict.fromkeys(starts)}
-    return torch.stack([initial[start] for start in starts])
 
 
 def measures_steps(scenario: Scenario) -> bool:

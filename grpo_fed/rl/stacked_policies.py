@@ -24,9 +24,9 @@ from grpo_fed.rl.stacked_learner import (
     MEASUREMENT_STATES,
     OBSERVATION_NORMALISER,
     StackedLearner,
-    first_parameters,
     make_scenario_envs,
 )
+from grpo_fed.rl.start import first_parameters
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.envs import ClientEnvs, EnvCache
 from grpo_fed.tasks.gym_task import GymTask

@@ -48,7 +48,7 @@ def update_clients(
     progress: [K], progress of the run, 0 to 1, that schedules go by.
     """
     settings, region = stack.scenario.objective, stack.scenario.trust
-    packed = PackedBatch.of(batch, targets, reference_distributions(stack, batch))
+    packed = PackedBatch.of(batch, targets, reference_distributions(stack, batch), settings.ratio == "episode")
     before = stack.parameters.clone()
     step = adam_update if settings.step == "adam" else natural_update
     passes, step_kl = step(stack, packed, active, numbers, progress)
@@ -218,9 +218,12 @@ def reference_distributions(stack: ClientStack, batch: Batch) -> Tensor | None:
         return None
     if settings.reference == "old" or stack.scenario.objective.step == "natural":
         return batch.distribution.flatten(1, 2)
+    reference = stack.anchor
+    if settings.reference == "start":
+        assert stack.first is not None, "a stack has its first parameters where they are the reference"
+        reference = stack.first
     with torch.no_grad():
-        views = stack.policy.layout.views(stack.anchor)
-        return stack.policy.act(views, batch.observations.flatten(1, 2))
+        return stack.policy.act(stack.policy.layout.views(reference), batch.observations.flatten(1, 2))
 
 
 def kl_from_batch(stack: ClientStack, batch: Batch) -> Callable[[Tensor], Tensor]:

@@ -8,8 +8,10 @@
     importing.py    objects that a scenario names by `module:Name`
     field_types.py  types of values that settings take
     checks.py       contradictions between keys
+    language_checks.py contradictions of clients with prompts
     unused.py       keys that were given and have no effect
     unused_table.py the combinations in which a key has none
+    unused_language.py the same for clients with prompts
     toml/           the strict TOML reader, which knows nothing of scenarios: positions, errors with a cure, writing
     shipped.py      the scenarios that ship
     template.py     a folder to start a project from

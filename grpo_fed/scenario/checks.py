@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
+from grpo_fed.scenario.language_checks import language_contradictions
 from grpo_fed.scenario.methods import KEYS_OF_METHODS, METHODS, Method
 from grpo_fed.scenario.presets import KEYS_OF_PRESETS, PRESETS, Preset
 from grpo_fed.scenario.settings import (
@@ -41,6 +42,8 @@ def contradictions(scenario: Scenario) -> Iterator[Mistake]:
     yield from _personal_mistakes(scenario)
     yield from _client_mistakes(scenario.clients)
     yield from _name_mistakes(scenario.clients)
+    for text, keys in language_contradictions(scenario):
+        yield _mistake(text, *keys)
 
 
 def _mistake(text: str, *keys: str | KeyPath) -> Mistake:
@@ -111,7 +114,7 @@ def _overlaps(sets: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, str]]:
 
 def _batch_mistakes(scenario: Scenario) -> Iterator[Mistake]:
     rollout, objective = scenario.rollout, scenario.objective
-    if objective.advantage != "gae":
+    if objective.advantage != "gae" or all(client.prompts is not None for client in scenario.clients):
         return
     samples = rollout.num_envs * rollout.horizon
     batch = f"rollout.num_envs x horizon = {samples}"

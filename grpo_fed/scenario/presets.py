@@ -249,6 +249,54 @@ PRESETS: Mapping[str, Preset] = {
         },
         "Like `grpo`, with one plain step per batch and the fewest knobs.",
     ),
+    "dapo": Preset(
+        "decoupled clip and dynamic sampling policy optimisation",
+        "Yu et al. 2025, 2503.14476: a wider clip above than below, the mean over tokens, no KL, and other prompts in "
+        "place of those whose completions are all equally good. Epochs and learning rate are ours.",
+        {
+            "objective": {
+                "advantage": "group",
+                "surrogate": "clip",
+                "step": "adam",
+                "gamma": 1.0,
+                "learning_rate": 1e-3,
+                "epochs": 4,
+                "minibatches": 1,
+                "clip": 0.2,
+                "clip_high": 0.28,
+                "normalise_advantages": "off",
+                "average": "step",
+            },
+            "group": {"score": "zscore", "equal": "redraw"},
+            "trust": {"region": "none"},
+        },
+        "Like `grpo`, for language models whose prompts are often all right or all wrong. With environments, set "
+        '`group.equal = "skip"`.',
+    ),
+    "gspo": Preset(
+        "group sequence policy optimisation",
+        "Zheng et al. 2025, 2507.18071: one ratio for all tokens of a completion, the geometric mean of theirs, with "
+        "the paper's clip of 3e-4 and 4e-4, and no KL. Epochs and learning rate are ours.",
+        {
+            "objective": {
+                "advantage": "group",
+                "surrogate": "clip",
+                "step": "adam",
+                "gamma": 1.0,
+                "learning_rate": 1e-3,
+                "epochs": 4,
+                "minibatches": 1,
+                "ratio": "episode",
+                "clip": 3e-4,
+                "clip_high": 4e-4,
+                "normalise_advantages": "off",
+                "average": "episode",
+            },
+            "group": {"score": "zscore"},
+            "trust": {"region": "none"},
+        },
+        "Like `grpo`, where completions are long and the ratios of single tokens too noisy to clip.",
+    ),
 }
 
 KEYS_OF_PRESETS = frozenset(

@@ -221,11 +221,7 @@ UNUSED: tuple[Unused, ...] = (
         lambda scenario: not _is_natural(scenario),
         'objective.step is "adam", with which the critic learns in objective.epochs too',
     ),
-    Unused(
-        ("objective.value_coefficient",),
-        _is_natural,
-        'objective.step is "natural", with which the critic learns by itself',
-    ),
+    Unused(("objective.value_coefficient",), _is_natural, 'objective.step is "natural": the critic learns by itself'),
     Unused(
         ("objective.epochs",),
         _is_natural,
@@ -249,6 +245,11 @@ UNUSED: tuple[Unused, ...] = (
         "objective.entropy_weights gives none of them a weight",
     ),
     Unused(
+        ("objective.ratio",),
+        lambda scenario: scenario.objective.surrogate == "score",
+        'objective.surrogate is "score", which has no ratio',
+    ),
+    Unused(
         ("objective.clip", "objective.clip_schedule"),
         lambda scenario: scenario.objective.surrogate != "clip",
         'objective.surrogate is "{0.objective.surrogate}", which clips nothing',
@@ -270,7 +271,7 @@ UNUSED: tuple[Unused, ...] = (
     ),
     # group
     Unused(
-        _keys_of("group", ("size", "by", "key", "clusters", "score")),
+        _keys_of("group", ("size", "by", "key", "clusters", "score", "equal")),
         lambda scenario: scenario.objective.advantage == "gae",
         'objective.advantage is "gae", which compares no episodes',
     ),

@@ -16,6 +16,7 @@ from grpo_fed.federation.server_state import EVIDENCE
 from grpo_fed.federation.setup import FederationSetup
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.unused import unused_keys
+from grpo_fed.scenario.unused_language import WITHOUT_PROMPTS, WITHOUT_REDRAWS
 from grpo_fed.scenario.unused_table import UNUSED
 
 SMALL = """
@@ -59,6 +60,9 @@ name = "pole"
 env = "grpo_fed/CartPole-v1"
 count = 2
 """
+
+ROWS = (*UNUSED, WITHOUT_PROMPTS, WITHOUT_REDRAWS)
+"""The rows that hold for clients with environments."""
 
 MODULE = ["policy.module=tests.scenario.test_knobs:UserModule", "policy.shared=['body.*']"]
 NO_LAYERS = ["policy.hidden=[]", "policy.shared=['actor']", "merge.rule=mean"]
@@ -130,6 +134,28 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
     "own entropies": (["clients.near.entropy=0.1", "clients.far.entropy=0.0"], {"objective.entropy": "0.5"}),
     "own penalties": (["clients.near.penalty=0.1", "clients.far.penalty=0.0"], {"penalty.weight": "0.5"}),
     "no entropy weights": ([], {"objective.entropy_groups": "{ a = [0] }"}),
+    "score": (
+        [*GROUP, "objective.minibatches=1", "objective.surrogate=score"],
+        {"objective.ratio": "episode"},
+    ),
+    "no prompts": (
+        [],
+        {
+            "language.model": "other",
+            "language.dtype": "bfloat16",
+            "language.rank": "3",
+            "language.alpha": "2.0",
+            "language.maps": "['q_proj']",
+            "language.learn": "AB",
+            "language.length": "9",
+            "language.temperature": "0.5",
+            "language.mask_cut": "true",
+            "language.tokens": "64",
+            "language.recompute": "true",
+            "language.show": "1",
+            "group.redraws": "9",
+        },
+    ),
     "ratio": (["objective.surrogate=ratio"], {"objective.clip": "0.001", "objective.clip_schedule": "constant"}),
     "natural step without a search": (
         ["objective.preset=npg", "objective.surrogate=clip"],
@@ -155,7 +181,14 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
     ),
     "critic's advantages": (
         [],
-        {"group.size": "4", "group.clusters": "1", "group.score": "rank", "group.by": "context", "group.key": "index"},
+        {
+            "group.equal": "skip",
+            "group.size": "4",
+            "group.clusters": "1",
+            "group.score": "rank",
+            "group.by": "context",
+            "group.key": "index",
+        },
     ),
     "groups by task": ([*GROUP, "group.by=task"], {"group.size": "3", "group.clusters": "2"}),
     "no region": (
@@ -329,9 +362,9 @@ def test_every_row_of_the_table_is_tested_with_each_of_its_keys():
     tested: set[tuple[str, str]] = set()
     for case, (_, changes) in CASES.items():
         scenario = Scenario.loads(SMALL, overrides=changed(case))
-        rows = [row for row in UNUSED if row.holds(scenario, None)]
+        rows = [row for row in ROWS if row.holds(scenario, None)]
         tested |= {(row.reason, key.replace("clients.0.", "clients.")) for row in rows for key in changes}
-    assert {(row.reason, key) for row in UNUSED for key in row.keys if row.task_condition is None} <= tested
+    assert {(row.reason, key) for row in ROWS for key in row.keys if row.task_condition is None} <= tested
 
 
 def _path(key: str) -> tuple[str | int, ...]:

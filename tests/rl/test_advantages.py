@@ -16,12 +16,16 @@ from torch import Tensor
 from grpo_fed.rl.advantages import (
     Score,
     episode_returns,
+    equal_groups,
     gae,
     group_advantages,
+    learning_targets,
     normalise_advantages,
     step_weights,
 )
 from grpo_fed.rl.episode_groups import similarity_groups
+from grpo_fed.rl.records import Batch
+from grpo_fed.scenario.scenario import Scenario
 
 SCORES = get_args(Score)
 UNHURRIED = settings(deadline=None, max_examples=50)
@@ -279,6 +283,34 @@ def test_a_single_advantage_normalises_to_zero(number: float) -> None:
     found = normalise_advantages(torch.tensor([[number, 9.0]]), torch.tensor([[1.0, 0.0]]))
     assert found[0, 0] == 0
     assert found.isfinite().all()
+
+
+def test_equal_groups_are_those_without_an_advantage() -> None:
+    returns = torch.tensor([[1.0, 1.0, 0.0, 1.0, 7.0, 3.0]])
+    groups = torch.tensor([[0, 0, 1, 1, 2, -1]])
+    assert equal_groups(returns, groups).tolist() == [[True, True, False, False, True, False]]
+    assert not equal_groups(returns, torch.full_like(groups, -1)).any()
+
+
+@pytest.mark.parametrize(("equal", "expected"), [("keep", [1 / 8] * 4), ("skip", [0.0, 0.0, 1 / 4, 1 / 4])])
+def test_groups_with_equal_returns_are_kept_or_skipped(equal: str, expected: list[float]) -> None:
+    """Two steps of four copies, whose first two have equal returns."""
+    zeros = torch.zeros(1, 2, 4)
+    rewards = torch.tensor([[[1.0, 0.0, 0.0, 5.0], [0.0, 1.0, 0.0, 0.0]]])
+    batch = Batch(
+        **dict.fromkeys(("observations", "actions", "distribution"), zeros[..., None]),
+        **dict.fromkeys(("log_probs", "values", "next_values"), zeros),
+        rewards=rewards,
+        ends=zeros.bool(),
+        valid=~zeros.bool(),
+        episodes=torch.arange(4).expand(1, 2, 4),
+    )
+    text = 'name = "x"\nclients = [{ name = "c", env = "CartPole-v1" }]'
+    overrides = ["objective.preset=dr-grpo", "objective.average=step", f"group.equal={equal}"]
+    scenario = Scenario.loads(text, overrides=overrides)
+    found = learning_targets(batch, torch.tensor([[0, 0, 1, 1]]), torch.tensor([2]), scenario)
+    assert found.advantages[0].tolist() == [[0.0, 0.0, -2.5, 2.5]] * 2
+    assert found.weights[0].tolist() == [expected] * 2
 
 
 def test_step_weights_match_a_worked_example() -> None:

@@ -59,7 +59,7 @@ def policy_and_minibatch(
 
 
 def tensors(record: PolicyOutput | Minibatch) -> list[Tensor]:
-    return [getattr(record, field.name) for field in fields(record)]
+    return [value for field in fields(record) if (value := getattr(record, field.name)) is not None]
 
 
 def output_gradients(loss: Tensor, new: PolicyOutput) -> tuple[Tensor, Tensor]:
@@ -185,6 +185,35 @@ def test_closed_form_gradients_are_those_of_the_loss(distribution: Distribution)
         torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64),
     )
     torch.testing.assert_close(scaled, by_values * torch.tensor([1.0, 2.0, 0.0])[:, None])
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=str)
+@pytest.mark.parametrize("surrogate", SURROGATES)
+def test_a_ratio_of_the_episode_is_the_geometric_mean_over_its_steps(
+    distribution: Distribution, surrogate: Surrogate
+) -> None:
+    """Loss and gradient by autograd, an episode at a time; steps without a weight are in no mean."""
+    new, batch = policy_and_minibatch(distribution)
+    episodes = torch.randint(6, (K, B), generator=torch.Generator().manual_seed(3))
+    batch = replace(batch, episodes=episodes)
+    ours = ObjectiveSettings(surrogate=surrogate, ratio="episode", normalise_advantages="off")
+    found, terms = objective.policy_loss(new, batch, distribution, ours, FREE, Coefficients(0.2, 0.28))
+    log_probs = distribution.log_prob(new.distribution, batch.actions)
+    total = torch.zeros(K, dtype=torch.float64)
+    for k in range(K):
+        for episode in range(6):
+            steps = (episodes[k] == episode) & (batch.weights[k] > 0)
+            ratio = (log_probs - batch.log_probs)[k, steps].mean().exp()
+            advantages = batch.advantages[k, steps]
+            surrogates = {
+                "score": log_probs[k, steps] * advantages,
+                "ratio": ratio * advantages,
+                "clip": torch.min(ratio * advantages, ratio.clamp(0.8, 1.28) * advantages),
+            }
+            total[k] -= (surrogates[surrogate] * batch.weights[k, steps]).sum()
+    torch.testing.assert_close(found, total)
+    torch.testing.assert_close(output_gradients(found, new)[0], output_gradients(total, new)[0])
+    assert (terms.clipfrac > 0).any() == (surrogate == "clip")
 
 
 # What it promises.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -11,8 +12,11 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from grpo_fed.rl.batch import make_batch
 from grpo_fed.rl.device import resolve_device
+from grpo_fed.rl.rng import client_seed
 from grpo_fed.rl.stacked_learner import StackedLearner, make_learners
+from grpo_fed.rl.update import reference_distributions
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.resolve import resolve_tasks
 
@@ -427,3 +431,49 @@ def test_a_learner_goes_on_from_anothers_state_bit_for_bit(clients: str, overrid
     assert torch.equal(second.parameters, whole.parameters)
     assert [report.episodes for report in found] == [report.episodes for report in expected]
     assert str([report.losses for report in found]) == str([report.losses for report in expected])
+
+
+START = ("objective.preset=grpo", "trust.reference=start", "group.size=2", "rollout.episode_limit=40")
+
+
+@pytest.mark.parametrize("same_start", ["true", "false"])
+def test_the_kl_is_measured_to_the_policy_that_the_run_began_with(same_start: str) -> None:
+    """Also after a merge, from which `"shared"` measures."""
+    given = scenario(SMALL, ONE, *START, f"policy.same_start={same_start}")
+    learner = make_learner(given)
+    began = learner.parameters.clone()
+    learner.train(256)
+    learner.parameters.add_(0.1)  # a merge
+    moved = learner.parameters.clone()
+    (stack,) = learner.stacks
+    trajectories, _ = learner.collect(np.array([True]))
+    batch = make_batch(learner.policy, stack.views, trajectories, stack.rows, critic=False)
+    learner.anchor.copy_(moved)
+    found = reference_distributions(stack, batch)
+    observations = batch.observations.flatten(1, 2)
+    expected, shared = (
+        learner.policy.act(learner.policy.layout.views(parameters), observations) for parameters in (began, moved)
+    )
+    assert found is not None
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert (found - shared).abs().max() > 1e-2
+    to_shared = replace(stack, scenario=scenario(SMALL, ONE, *START, "trust.reference=shared"))
+    found = reference_distributions(to_shared, batch)
+    assert found is not None
+    torch.testing.assert_close(found, shared, rtol=0, atol=1e-6)
+    learner.close()
+
+
+def test_a_run_with_a_server_begins_with_its_parameters_in_the_shared_columns() -> None:
+    given = scenario(SMALL, ONE, *START, "policy.same_start=false")
+    tasks, columns = resolve_tasks(given), torch.arange(50)
+    for seeds in (None, [7]):  # those of a second, personal policy are others
+        learner = StackedLearner(tasks, given, seeds, columns)
+        first = learner.stacks[0].first
+        assert first is not None
+        assert torch.equal(first[0, :50], learner.policy.initial(given.seed)[:50])
+        assert torch.equal(first[0, 50:], learner.policy.initial(client_seed(given.seed, "cart"))[50:])
+        learner.close()
+    without = StackedLearner(tasks, scenario(SMALL, ONE, *START, "trust.reference=shared"))
+    assert without.stacks[0].first is None
+    without.close()

@@ -80,9 +80,14 @@ def halve_rewards(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     return gymnasium.wrappers.TransformReward(env, lambda reward: reward / 2 - 1)
 
 
+def round_rewards(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    return gymnasium.wrappers.TransformReward(env, lambda reward: round(reward / 12))
+
+
 DEFAULT: list[str] = []
 NATURAL, GROUP = ["objective.preset=trpo"], ["objective.preset=grpo", "group.size=2"]
 SIMILARITY = ["objective.preset=grpo", "group.size=2", "group.by=similarity", "group.clusters=2"]
+EQUAL = [*GROUP, "objective.average=step", "clients.0.wrappers=['tests.scenario.test_knobs:round_rewards']"]
 ADAPTIVE, PENALTY = ["objective.preset=ppo-kl"], ["penalty.weight=0.05"]
 PERSONAL = ["personal.model=true", "steps=256", "personal.steps=0.5"]
 SPARSE, NESTED = [*PENALTY, "penalty.kind=sparse-group"], [*PENALTY, "penalty.kind=nested"]
@@ -120,6 +125,7 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "objective.adam_epsilon": (DEFAULT, "0.1"),
     "objective.epochs": (DEFAULT, "3"),
     "objective.minibatches": (DEFAULT, "4"),
+    "objective.ratio": ([*GROUP, "objective.learning_rate=0.05", "objective.minibatches=1"], "episode"),
     "objective.clip": (DEFAULT, "0.01"),
     "objective.clip_high": (DEFAULT, "0.01"),
     "objective.clip_schedule": (["objective.clip=0.02"], "linear"),
@@ -140,6 +146,7 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "group.key": ([*GROUP, "group.by=context", "group.key=index"], "half"),
     "group.clusters": (SIMILARITY, "1"),
     "group.score": (GROUP, "rank"),
+    "group.equal": (EQUAL, "skip"),
     "trust.region": (DEFAULT, "penalty"),
     "trust.direction": (ADAPTIVE, "new-old"),
     "trust.reference": (["trust.region=penalty", "steps=128"], "shared"),
@@ -178,6 +185,12 @@ EXCEPTIONS = {
     "policy.shared": "determines what a server merges",
     "penalty.kind": "is needed by penalty.l1 and penalty.outer",
     "clients.count": "is the number of clients",
+    "group.redraws": "is for clients with prompts",
+    "trust.estimate": "is for clients with prompts",
+    **{
+        f"clients.{key}": "is for clients with prompts"
+        for key in ("prompts", "eval_prompts", "held_out", "rewards.function", "rewards.weight", "rewards.kwargs")
+    },
 }
 """Knobs of these sections that do not change what the last client learns alone, and why."""
 

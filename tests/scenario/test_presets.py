@@ -11,15 +11,18 @@ from grpo_fed.scenario.settings import ObjectiveSettings
 from grpo_fed.scenario.toml.keys import all_keys
 
 CARTPOLE = 'name = "x"\nclients = [{ name = "cart", env = "CartPole-v1" }]\n'
+PROMPTS = 'name = "x"\nclients = [{ name = "writer", prompts = "questions.jsonl" }]\n'
 
 
 def with_preset(preset: str, *overrides: str) -> Scenario:
-    """Make the default CartPole scenario with a preset."""
-    return Scenario.loads(CARTPOLE, overrides=[f"objective.preset={preset}", *overrides])
+    """Make the default CartPole scenario with a preset, or one of prompts where the preset draws these again."""
+    redraws = PRESETS[preset].values.get("group", {}).get("equal") == "redraw"
+    return Scenario.loads(PROMPTS if redraws else CARTPOLE, overrides=[f"objective.preset={preset}", *overrides])
 
 
-def test_a_scenario_may_name_each_of_the_ten_presets():
-    assert list(PRESETS) == ["vpg", "a2c", "npg", "trpo", "ppo", "ppo-kl", "mdpo", "grpo", "dr-grpo", "rloo"]
+def test_a_scenario_may_name_each_of_the_twelve_presets():
+    group_relative = ["grpo", "dr-grpo", "rloo", "dapo", "gspo"]
+    assert list(PRESETS) == ["vpg", "a2c", "npg", "trpo", "ppo", "ppo-kl", "mdpo", *group_relative]
     named, own = Scenario.model_json_schema()["$defs"]["ObjectiveSettings"]["properties"]["preset"]["oneOf"]
     assert named["enum"] == list(PRESETS)
     assert own["pattern"]
@@ -69,13 +72,20 @@ def test_the_default_preset_has_the_default_settings():
     assert with_preset("ppo").objective == ObjectiveSettings()
 
 
-def test_no_preset_sets_a_key_whose_none_toml_cannot_write():
-    # A saved file leaves out a None, so the preset's value would replace it when the file is read.
-    without_spelling = {("objective", "clip_high"), ("stop", "target")}
-    assert not without_spelling & presets.KEYS_OF_PRESETS
+def test_one_preset_key_has_a_none_that_toml_cannot_write():
+    # A saved file leaves out a None. It has all other keys, so that no preset fills in a value when the file is read.
+    without_spelling = {("objective", "clip_high"), ("stop", "target"), ("language", "alpha")}
+    assert without_spelling & presets.KEYS_OF_PRESETS == {("objective", "clip_high")}
     empty = {path for path, info in all_keys(Scenario) if not info.is_required() and info.default is None}
     written_as_inf_or_absent = {("objective", "value_clip"), ("trust", "stop"), ("policy", "module")}
     assert {path for path in empty if path[0] != "clients"} == without_spelling | written_as_inf_or_absent
+
+
+def test_a_saved_none_is_not_replaced_by_the_value_of_a_preset():
+    dapo = with_preset("dapo")
+    assert dapo.objective.clip_high == 0.28
+    without = dapo.model_copy(update={"objective": dapo.objective.model_copy(update={"clip_high": None})})
+    assert Scenario.loads(without.dumps()) == without
 
 
 def test_set_has_precedence_over_the_file_and_the_file_over_the_preset():
@@ -145,3 +155,11 @@ def test_stable_baselines3_still_has_these_values():
         0.1,
     ]
     assert [default(trpo, key) for key in ("n_critic_updates", "batch_size")] == [10, 128]
+
+
+def test_dapo_and_gspo_have_the_values_of_their_papers():
+    dapo, gspo = with_preset("dapo"), with_preset("gspo")
+    assert (dapo.objective.clip, dapo.objective.clip_high, dapo.objective.average) == (0.2, 0.28, "step")
+    assert (dapo.group.equal, dapo.group.score, dapo.trust.region) == ("redraw", "zscore", "none")
+    assert (gspo.objective.ratio, gspo.objective.clip, gspo.objective.clip_high) == ("episode", 3e-4, 4e-4)
+    assert (gspo.objective.average, gspo.group.score, gspo.trust.region) == ("episode", "zscore", "none")

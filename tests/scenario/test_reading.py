@@ -76,7 +76,7 @@ count = 0
         "poles.toml:14: policy.hidden.1 = 0: must be greater than 0",
         "poles.toml:16: policy.squash = 1: must be true or false",
         "poles.toml:17: policy.seed = 3: unknown key; seed belongs at the top of the file, above the first [section]",
-        'poles.toml:19: clients.cart.env: missing; for example env = "CartPole-v1"',
+        'poles.toml:19: clients.cart: needs env, such as "CartPole-v1", or prompts, such as "questions.jsonl"',
         'poles.toml:21: clients.cart.kwargs.render_mode = "human": slows training down; `grpo-fed play` shows episodes',
         'poles.toml:24: clients.1.name = 7: must be text in quotes: "7"',
         'poles.toml:25: clients.1.env = "Cart Pole": must be a gymnasium id, such as "CartPole-v1", or "module:EnvId"',

@@ -40,8 +40,8 @@ def test_a_knob_has_its_type_default_and_limits():
     assert BY_KEY["objective.value_clip"].default == "inf"
     assert (BY_KEY["objective.clip_high"].default, BY_KEY["objective.clip_high"].limits) == ("", "> 0")
     assert BY_KEY["policy.hidden"].type == "list of whole number"
-    assert BY_KEY["policy.shared"].default == '["torso.*", "actor"]'
-    assert BY_KEY["trust.reference"].type == '"old" | "shared"'
+    assert BY_KEY["policy.shared"].default == '["torso.*", "actor", "layers.*"]'
+    assert BY_KEY["trust.reference"].type == '"old" | "shared" | "start"'
     assert BY_KEY["clients.env"].default == ""
 
 

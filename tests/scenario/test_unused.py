@@ -20,6 +20,7 @@ from grpo_fed.scenario.toml.keys import all_keys
 from grpo_fed.scenario.toml.lines import KeyPath
 from grpo_fed.scenario.toml.source import ScenarioError
 from grpo_fed.scenario.unused import GivenKeys, unused_keys
+from grpo_fed.scenario.unused_language import LANGUAGE_UNUSED
 from grpo_fed.scenario.unused_table import UNUSED, TaskFacts
 from tests.scenario.test_knobs import CHANGES, SMALL
 
@@ -39,19 +40,22 @@ count = 3
 ALWAYS_USED = {
     # the run itself
     *("name", "description", "method", "rounds", "steps", "seed", "device"),
-    *("round.deadline", "round.patience", "evaluate.episodes", "evaluate.step_limit", "checkpoint.every"),
+    *("round.deadline", "round.patience", "evaluate.episodes", "checkpoint.every"),
     # whatever else is given, these are part of what is learned
     *("policy.module", "policy.blocks", "policy.shared"),
-    *("rollout.num_envs", "rollout.episode_limit", "normalise.observations", "normalise.rewards"),
-    *("objective.preset", "objective.advantage", "objective.surrogate", "objective.step", "objective.gamma"),
-    *("objective.normalise_advantages", "objective.average", "objective.entropy_weights"),
+    *("rollout.num_envs", "normalise.observations", "normalise.rewards"),
+    *("objective.preset", "objective.advantage", "objective.surrogate", "objective.step"),
+    *("objective.normalise_advantages", "objective.average"),
     *("trust.blocks", "personal.first", "personal.model"),
     *("clients.name", "clients.env", "clients.count", "clients.kwargs", "clients.wrappers"),
     *("clients.entropy", "clients.penalty", "clients.changes.round", "clients.changes.kwargs"),
+    *("clients.prompts", "clients.eval_prompts", "clients.held_out"),
+    *("clients.rewards.function", "clients.rewards.weight", "clients.rewards.kwargs"),
 }
 """Keys that the table of unused keys need not have."""
 REFUSED = {
     "policy.kwargs": "without policy.module",
+    "trust.estimate": "without a client with prompts",
     "trust.adaptive_target": 'without trust.region = "hard"',
     "penalty.l1": 'without penalty.kind = "sparse-group"',
     "penalty.outer": 'without penalty.kind = "nested"',
@@ -179,7 +183,8 @@ def test_a_method_and_a_preset_by_name_give_no_key_without_effect(method: str, t
 def test_a_row_gives_only_values_that_have_an_effect(name: str):
     is_method = name in METHODS and name != "grpo"
     row = METHODS[name] if is_method else PRESETS[name]
-    scenario = Scenario.loads(CARTS, overrides=[f"method={name}" if is_method else f"objective.preset={name}"])
+    overrides = [f"method={name}" if is_method else f"objective.preset={name}"]
+    scenario = Scenario.loads(CARTS, overrides=[*overrides, *(["group.equal=skip"] if name == "dapo" else [])])
     given = [(section, key) for section, values in row.values.items() for key in values]
     assert list(unused_keys(scenario, given)) == []
 
@@ -202,7 +207,7 @@ def test_a_key_is_not_named_where_another_value_changes_what_is_learned(knob: st
 
 
 def test_every_key_is_in_the_table_or_always_used():
-    in_table = {key for row in UNUSED for key in row.keys}
+    in_table = {key for row in (*UNUSED, *LANGUAGE_UNUSED) for key in row.keys}
     every = {".".join(map(str, path)) for path, _ in all_keys(Scenario)}
     assert in_table <= every
     assert not in_table & (ALWAYS_USED | REFUSED.keys())
@@ -217,3 +222,37 @@ def test_a_rule_uses_the_keys_that_its_row_lists(rule: str):
     named = {dotted(unused.key) for unused in unused_keys(scenario, [("merge", key) for key in keys])}
     refused = {"blocks"}  # with a rule that has no threshold
     assert named == {f"merge.{key}" for key in keys - refused - set(MERGE_RULES[rule].keys)}
+
+
+# Clients with prompts ------------------------------------------------------------------------------------------------
+
+WRITERS = """\
+name = "writers"
+[objective]
+preset = "dapo"
+[[clients]]
+name = "up"
+prompts = "questions.jsonl"
+"""
+
+
+def test_the_network_and_the_step_limits_have_no_effect_where_all_clients_have_prompts(tmp_path: Path):
+    overrides = ["policy.hidden=[8]", "evaluate.step_limit=9", "objective.gamma=0.5", "language.rank=2"]
+    network, limit, gamma = unused_lines(tmp_path, WRITERS, *overrides)
+    expected = "has no effect: all clients have prompts, and their policy is the model of [language]"
+    assert network == f"--set policy.hidden=[8]: {expected}"
+    assert limit.endswith("language.length limits completions")
+    assert gamma.endswith("a completion is rewarded once, at its end")
+    both = f'{WRITERS}[[clients]]\nname = "cart"\nenv = "CartPole-v1"\n'
+    assert unused_lines(tmp_path, both, *overrides, "group.equal=skip") == []
+
+
+def test_keys_of_the_language_model_have_no_effect_without_prompts(tmp_path: Path):
+    (line,) = unused_lines(tmp_path, CARTS, "language.rank=2", "merge.rule=huber")
+    assert line == "--set language.rank=2: has no effect: no client has prompts, and there is no language model"
+
+
+def test_redraws_have_no_effect_where_nothing_is_drawn_again(tmp_path: Path):
+    assert unused_lines(tmp_path, WRITERS, "group.redraws=2") == []
+    (line,) = unused_lines(tmp_path, WRITERS, "group.redraws=2", "group.equal=skip")
+    assert line == '--set group.redraws=2: has no effect: group.equal is "skip", and no prompt is drawn again'
