@@ -17,6 +17,8 @@ from grpo_fed.scenario.settings import ClientSettings, PolicySettings
 from grpo_fed.tasks.gym import find_env_spec, find_registered_spec, make_env, make_vector_env
 from grpo_fed.tasks.gym_task import EnvConfig, GymTask, Space
 from grpo_fed.tasks.language_task import LanguageTask
+from grpo_fed.tasks.prompts import open_prompts
+from grpo_fed.tasks.rewards import open_rewards
 from grpo_fed.tasks.task import ActionSpec, MissingPackageError, Task
 
 # From the scenario to tasks ------------------------------------------------------------------------------------------
@@ -25,15 +27,18 @@ from grpo_fed.tasks.task import ActionSpec, MissingPackageError, Task
 def resolve_tasks(scenario: Scenario) -> list[Task]:
     """Make the tasks of all clients, in the scenario's order.
 
-    ValueError lists what is wrong with every entry of `[[clients]]`.
+    ValueError lists what is wrong with every entry of `[[clients]]`, with its prompts and rewards as well.
     """
     tasks, mistakes = _resolve_entries(scenario)
-    _raise_all(mistakes)
+    _raise_all([*mistakes, *_text_mistakes(scenario)])
     return tasks
 
 
 def resolve_available_tasks(scenario: Scenario) -> list[Task]:
-    """Make the tasks whose packages are installed on this machine; ValueError for anything else that is wrong."""
+    """Make the tasks whose packages are installed on this machine; ValueError for anything else that is wrong.
+
+    Prompts and rewards are not opened: they belong to the clients.
+    """
     tasks, mistakes = _resolve_entries(scenario)
     _raise_all([mistake for mistake in mistakes if not isinstance(mistake, MissingPackageError)])
     return tasks
@@ -83,6 +88,16 @@ def _resolve_entries(scenario: Scenario) -> tuple[list[Task], list[ValueError]]:
         except ValueError as error:
             mistakes.append(error)
     return tasks, mistakes
+
+
+def _text_mistakes(scenario: Scenario) -> Iterator[ValueError]:
+    """Open prompts and rewards of all entries that have some, and find what is wrong with them."""
+    for settings in scenario.clients:
+        for open_part in (open_prompts, open_rewards) if settings.prompts is not None else ():
+            try:
+                open_part(settings.names[0], settings)
+            except ValueError as error:
+                yield error
 
 
 def _raise_all(mistakes: Sequence[ValueError]) -> None:

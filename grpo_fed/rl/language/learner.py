@@ -31,7 +31,8 @@ from grpo_fed.rl.language.update import update_adapters
 from grpo_fed.rl.learner import Learner, State, join_states, sub_state
 from grpo_fed.rl.records import Episode, Evaluation, TrainingReport
 from grpo_fed.rl.rng import Purpose, client_seed, generator
-from grpo_fed.rl.stacked_learner import DivergedError, first_parameters, measures_steps
+from grpo_fed.rl.stacked_learner import DivergedError, measures_steps
+from grpo_fed.rl.start import first_parameters
 from grpo_fed.rl.update import measure_penalty
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.language_task import LanguageTask
