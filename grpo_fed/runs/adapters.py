@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from grpo_fed.policy.language.adapters import AdapterPolicy
-from grpo_fed.policy.language.peft_folder import load_adapters
+from grpo_fed.policy.language.peft_folder import read_peft_folder
 from grpo_fed.policy.make import make_policy
 from grpo_fed.rl.language.learner import evaluate_completions
 from grpo_fed.rl.language.model import LanguageModel, open_language_model
@@ -50,7 +50,7 @@ class LoadedAdapters:
             1,
             texts.noise(Purpose.EVALUATION, 0, len(prompts))[None],
             self.scenario.language.temperature,
-            self._model.tokenizer.end_tokens,
+            self._model.tokenizer.end,
             greedy=not sampled,
             tokens_at_a_time=self.scenario.language.tokens,
         )
@@ -76,7 +76,7 @@ class LoadedAdapters:
 def load_adapters_of(folder: Path, scenario: Scenario, task: LanguageTask) -> LoadedAdapters:
     """Load the adapters that `save_policy` wrote for a client below this folder; ValueError where they do not fit."""
     policy = make_policy(task, scenario.policy)
-    parameters = load_adapters(folder / task.client, policy)
+    parameters = read_peft_folder(folder / task.client, policy, policy.frozen_factors(scenario.seed))
     if not bool(parameters.isfinite().all()):
         raise ValueError(f"{folder / task.client}: some parameters are not finite")
     return LoadedAdapters(scenario, task, policy, parameters[None])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from grpo_fed.policy.base import Policy, StackedPolicy
 from grpo_fed.policy.language.adapters import AdapterPolicy
-from grpo_fed.policy.language.peft_folder import save_adapters
+from grpo_fed.policy.language.peft_folder import write_peft_folder
 from grpo_fed.policy.make import make_policy
 from grpo_fed.rl.evaluation import EvaluatedClients, evaluate
 from grpo_fed.rl.learner import Learner
@@ -60,7 +60,8 @@ def save_policy(
     if isinstance(policy, AdapterPolicy):
         assert isinstance(task, LanguageTask)
         (folder / POLICIES).mkdir(exist_ok=True)
-        save_adapters(folder / POLICIES / task.client, policy, parameters.cpu(), seed, task.language.model)
+        factors = policy.frozen_factors(seed)
+        write_peft_folder(folder / POLICIES / task.client, policy, parameters, factors, task.language.model)
         return
     assert isinstance(task, GymTask)
     (arrays,) = policy.layout.unstack(parameters[None].cpu())

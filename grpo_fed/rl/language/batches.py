@@ -58,7 +58,7 @@ def write_completions(
         group,
         np.stack(noise).reshape(len(texts), count * group, settings.length),
         settings.temperature,
-        model.tokenizer.end_tokens,
+        model.tokenizer.end,
         greedy=greedy,
         tokens_at_a_time=settings.tokens,
     )

@@ -65,7 +65,10 @@ class ClientTexts:
     def read_rows(self, rows: Sequence[Row]) -> Prompts:
         """Turn rows with a key `prompt` into tokens; ValueError for one that is empty or too long."""
         texts = [self._to_text(row["prompt"]) for row in rows]
-        tokens = [self.tokenizer.encode(text) for text in texts]
+        tokens = [
+            self.tokenizer.encode(text, special=isinstance(row["prompt"], str))
+            for row, text in zip(rows, texts, strict=True)
+        ]
         longest = max(range(len(tokens)), key=lambda index: len(tokens[index]))
         room = self.context - self.task.language.length
         if not 0 < len(tokens[longest]) <= room or not all(tokens):
@@ -86,7 +89,7 @@ class ClientTexts:
 
     def write_out(self, tokens: np.ndarray, valid: np.ndarray) -> list[str]:
         """Completions as texts, without the token that ends them, [N, C] int64, [N, C] bool -> [N]."""
-        ends = self.tokenizer.end_tokens
+        ends = self.tokenizer.end
         return [
             self.tokenizer.decode([int(token) for token in row[real] if int(token) not in ends])
             for row, real in zip(tokens, valid, strict=True)
