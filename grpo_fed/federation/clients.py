@@ -143,7 +143,7 @@ class Clients:
         fisher = learners.fisher(round) if self._needs_fisher else [None] * len(clients)
         for row, (client, report, personal) in enumerate(zip(clients, reports, personal_reports, strict=True)):
             history = ReturnHistory.read(client.state)
-            self._save(client, learners, row, history.after(report.mean_return, report.spread))
+            self._save(client, learners, row, history.after(report.mean_return, report.spread, report.floor))
             yield (
                 client.name,
                 Trained(

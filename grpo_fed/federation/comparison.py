@@ -6,6 +6,9 @@ With g = (return with the shared ones) - (return with its own), by episode, and 
   a tenth of that: what it has learned is its mean return less the lowest of any round so far;
 - its own ones are *better* if g is below 0.
 
+A language model begins with what it was taught before, so it counts as having learned that, from the lowest reward of
+any completion on; the returns of its first rounds mean something already.
+
 If none of this is so, and the client has learned something, it plays as many episodes again, at most four times as
 many in all, and then all stays as it was: a client that shares the groups goes on sharing, and one that has left them
 stays out. A client that has learned nothing yet cannot tell, so what its updates say decides, and it begins with its
@@ -43,7 +46,8 @@ class ReturnHistory:
     """What a client remembers of its training returns."""
 
     lowest: float = math.nan
-    """The lowest mean return of a round; NaN before the first."""
+    """The lowest mean return of a round, or the return of a policy that can do nothing, if that is known and lower; NaN
+    before the first round."""
     highest: float = math.nan
     spread: float = 0.0
     """The largest standard deviation of a round's returns."""
@@ -61,12 +65,15 @@ class ReturnHistory:
         """Make the array for the client's state."""
         return {RETURNS: np.array([self.lowest, self.highest, self.spread, self.last])}
 
-    def after(self, mean: float, spread: float) -> ReturnHistory:
-        """Add a round with this mean return; NaN if no episode ended."""
+    def after(self, mean: float, spread: float, floor: float = math.nan) -> ReturnHistory:
+        """Add a round with this mean return; NaN if no episode ended.
+
+        floor: the return of a policy that can do nothing, as far as the round told; NaN if it is unknown.
+        """
         if not math.isfinite(mean):
             return self
         return ReturnHistory(
-            min(mean, self.lowest) if math.isfinite(self.lowest) else mean,
+            float(np.nanmin([mean, floor, self.lowest])),
             max(mean, self.highest) if math.isfinite(self.highest) else mean,
             max(self.spread, spread),
             mean,

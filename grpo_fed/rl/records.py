@@ -93,6 +93,8 @@ class TrainingReport:
     """Metrics that only some kinds of tasks have, by their keys."""
     tokens: int = 0
     """Tokens that a language model wrote."""
+    floor: float = math.nan
+    """The return of a policy that can do nothing, where the task tells; NaN where it does not."""
 
     @property
     def mean_return(self) -> float:

@@ -286,7 +286,8 @@ class _TrainingRecord:
         more["charts/equal_groups"] = float(np.mean(self.equal))
         if self.episodes:
             more["charts/cut"] = float(np.mean([not episode.terminated for episode in self.episodes]))
-        return TrainingReport(client, self.steps, tuple(self.episodes), means, penalty, more, self.tokens)
+        floor = min((episode.score for episode in self.episodes), default=math.nan)
+        return TrainingReport(client, self.steps, tuple(self.episodes), means, penalty, more, self.tokens, floor)
 
 
 def _mean_of_finite(values: Sequence[float]) -> float:
