@@ -5,6 +5,7 @@
     gym.py       gymnasium: finding, making and wrapping environments, and what to say if that fails
     resolve.py   from a scenario's [[clients]] to tasks
     envs/        ClientEnvs: N copies of each of K clients' tasks, stepped together
+    letters.py   prompts for a small language model, with their answers
     families/    parametric tasks of our own, stepped in one vectorised call
     wrappers.py  environment wrappers for scenarios: other physics, hostile rewards, seeding
 
