@@ -73,10 +73,7 @@ class Transformer:
         self._head = self._embedding if self.shape.tied else tensors["lm_head.weight"]
         self._norm = tensors["model.norm.weight"]
         self._layers = [self._layer(layer, tensors, factors) for layer in range(self.shape.layers)]
-        half = torch.arange(0, self.shape.head_width, 2, dtype=torch.float32, device=self.device)
-        self._frequencies = 1.0 / self.shape.rope_theta ** (half / self.shape.head_width)
-        if self.shape.rope_factors:
-            self._frequencies /= torch.tensor(self.shape.rope_factors, device=self.device)
+        self._cosines, self._sines = self._rotations(64)
 
     def hidden(
         self,
@@ -123,17 +120,28 @@ class Transformer:
         """Work out rotations and masks of tokens. valid: [K * B, T], None for all."""
         before = 0 if cache is None else cache.filled
         seen = valid if cache is None else cache.see(rows, length, valid)
+        if before + length > len(self._cosines):
+            self._cosines, self._sines = self._rotations(2 * (before + length))
         if seen is None:
-            positions = torch.arange(before, before + length, device=self.device)[None]
+            cosines, sines = (table[None, before : before + length] for table in (self._cosines, self._sines))
         else:
             positions = (seen.cumsum(1)[:, before:] - 1).clamp_min(0)
-        angles = positions[..., None] * self._frequencies
-        cosines, sines = angles.cos(), angles.sin()
+            cosines, sines = self._cosines[positions], self._sines[positions]
         return _Places(
-            torch.cat([cosines, cosines], -1)[:, None].to(self._dtype),
-            torch.cat([-sines, sines], -1)[:, None].to(self._dtype),
+            cosines[:, None],
+            sines[:, None],
             None if seen is None and (before == 0 or length == 1) else self._mask(before, length, seen),
         )
+
+    def _rotations(self, length: int) -> tuple[Tensor, Tensor]:
+        """Compute the cosines and signed sines of the first positions, [length, head_width]."""
+        half = torch.arange(0, self.shape.head_width, 2, dtype=torch.float32, device=self.device)
+        frequencies = 1.0 / self.shape.rope_theta ** (half / self.shape.head_width)
+        if self.shape.rope_factors:
+            frequencies /= torch.tensor(self.shape.rope_factors, device=self.device)
+        angles = torch.arange(length, device=self.device)[:, None] * frequencies
+        cosines, sines = angles.cos(), angles.sin()
+        return torch.cat([cosines, cosines], -1).to(self._dtype), torch.cat([-sines, sines], -1).to(self._dtype)
 
     def _mask(self, before: int, length: int, seen: Tensor | None) -> Tensor:
         """Return what T tokens attend to, [K * B, 1, T, S] bool: valid tokens up to themselves, and always themselves.
@@ -181,7 +189,7 @@ class Transformer:
         features = wide @ factor if factor is not None else torch.bmm(wide, adapters[f"{name}.A"].transpose(1, 2))
         output_factor = adapters[f"{name}.B"].transpose(1, 2)
         if outputs.dtype == torch.float32:
-            return torch.baddbmm(outputs, features, output_factor, alpha=self.policy.scale)
+            return outputs.baddbmm_(features, output_factor, alpha=self.policy.scale)
         return outputs + (torch.bmm(features, output_factor) * self.policy.scale).to(outputs.dtype)
 
     def _attend(
@@ -223,4 +231,4 @@ def _normalise(states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 def _rotate(states: Tensor, places: _Places) -> Tensor:
     """Rotate [N, heads, T, head_width] by their positions (RoPE, 2104.09864), in pairs of the first and second half."""
-    return states * places.cosines + states.roll(states.shape[-1] // 2, -1) * places.sines
+    return torch.addcmul(states * places.cosines, states.roll(states.shape[-1] // 2, -1), places.sines)
