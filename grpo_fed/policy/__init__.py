@@ -11,6 +11,7 @@
     distributions/    action distributions: choices and Gaussians
     activations.py    activation functions and their gradients
     make.py           makes the policy that fits a task
+    language/         language models: a frozen base and adapters that learn
 
 Begin with blocks.py.
 """

@@ -3,8 +3,9 @@
 A policy is the *shape* of a network, without parameters. The parameters of K clients come as an argument, by name and
 with the client as their first axis, `{name: [K, *shape]}`, so that one call serves one client or a thousand.
 
-`Policy` is what a federation, an evaluation and an export need of any kind of policy. `StackedPolicy` adds what
-`StackedLearner` needs to train K clients as one computation: the critic, the features and the gradients.
+`Policy` is what a federation and a merge need of any kind of policy: names, blocks, and values to begin with.
+`StackedPolicy` adds what `StackedLearner` needs to train K clients as one computation: action distributions, the
+critic, the features and the gradients.
 """
 
 from __future__ import annotations
@@ -30,14 +31,10 @@ leaves all others as they are."""
 
 
 class Policy(ABC):
-    """The layout of a network's parameters, and the action distributions that it gives for observations."""
+    """The layout of a network's parameters, and their initial values."""
 
     layout: Layout
     """Where each parameter lies among the P columns of the flat parameters."""
-    distribution: Distribution
-    """What actions are sampled from, given M distribution parameters."""
-    observation_size: int
-    """D, the number of floats in a flattened observation."""
 
     @abstractmethod
     def initial(self, seed: int) -> Tensor:
@@ -46,10 +43,6 @@ class Policy(ABC):
         Each tensor's values depend on the seed, its name and its shape alone, so clients with the same seed begin with
         the same shared blocks.
         """
-
-    @abstractmethod
-    def act(self, parameters: Parameters, observations: Tensor) -> Tensor:
-        """Compute distribution parameters [K, B, M] from observations [K, B, D], without the critic."""
 
     @abstractmethod
     def chain_of(self, parameter: str) -> str:
@@ -61,7 +54,16 @@ class Policy(ABC):
 
 
 class StackedPolicy(Policy):
-    """A policy that the stacked learner can train: with a critic, features, and gradients in closed form."""
+    """A policy that the stacked learner can train: it maps observations to action distributions, and has a critic."""
+
+    distribution: Distribution
+    """What actions are sampled from, given M distribution parameters."""
+    observation_size: int
+    """D, the number of floats in a flattened observation."""
+
+    @abstractmethod
+    def act(self, parameters: Parameters, observations: Tensor) -> Tensor:
+        """Compute distribution parameters [K, B, M] from observations [K, B, D], without the critic."""
 
     @abstractmethod
     def forward(self, parameters: Parameters, observations: Tensor) -> PolicyOutput:

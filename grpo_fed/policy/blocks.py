@@ -8,7 +8,7 @@ order in which their module names them, except that those of one block come toge
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import overload
@@ -84,10 +84,15 @@ class Layout:
     """P, the number of columns."""
 
     @staticmethod
-    def from_shapes(named: Iterable[tuple[str, Sequence[int]]] | nn.Module, settings: PolicySettings) -> Layout:
+    def from_shapes(
+        named: Iterable[tuple[str, Sequence[int]]] | nn.Module,
+        settings: PolicySettings,
+        default_block: Callable[[str], str] | None = None,
+    ) -> Layout:
         """Cut a module into blocks: one for each of its submodules, then as `policy.blocks` regroups them.
 
-        named: a module, or the names and shapes of its parameters.
+        named: a module, or the names and shapes of its parameters. default_block: returns the name of the block that a
+        parameter lies in where `policy.blocks` names none; by default its submodule.
 
         Raises a ValueError where there are no parameters, two have one name, or patterns of the scenario do not fit.
         """
@@ -98,7 +103,7 @@ class Layout:
         if len(shapes) < len(pairs):
             twice = sorted({name for name, _ in pairs if sum(name == other for other, _ in pairs) > 1})
             raise ValueError(f"policy.module: parameters {short_toml(twice)} are named twice; give each its own name")
-        block_of = _regroup({name: _default_block(name) for name in shapes}, settings.blocks)
+        block_of = _regroup({name: (default_block or _module_block)(name) for name in shapes}, settings.blocks)
         shared = _shared_names(tuple(dict.fromkeys(block_of.values())), settings)
         blocks: list[Block] = []
         for block in dict.fromkeys(block_of.values()):
@@ -217,8 +222,8 @@ def _module_shapes(module: nn.Module) -> Iterator[tuple[str, Sequence[int]]]:
         yield name, parameter.shape
 
 
-def _default_block(parameter: str) -> str:
-    """Return the block of a parameter where `policy.blocks` names none: its module, or itself where it has none."""
+def _module_block(parameter: str) -> str:
+    """Return the block of a parameter by its module's name, or by its own where it has none."""
     root = parameter.split(".")[0]
     return root if root in SINGLE_BLOCK_MODULES else parameter.rpartition(".")[0] or parameter
 

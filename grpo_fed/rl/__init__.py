@@ -27,7 +27,7 @@
     rng.py               each client's own random streams
     device.py            the device that tensors are on
     memory.py            the C library's allocator
-    language/            language models: the loss of completions, token by token
+    language/            how clients with a language model learn
 
 Begin with StackedLearner.train.
 """

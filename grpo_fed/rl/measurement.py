@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_fed.policy.base import Policy, StackedPolicy
+from grpo_fed.policy.base import StackedPolicy
 from grpo_fed.rl.rng import Purpose, generator
 
 ENTRIES = 1 << 21
@@ -41,7 +41,7 @@ class MeasurementStates:
 
 
 @torch.no_grad()
-def mean_kl(policy: Policy, states: MeasurementStates, old: Tensor, new: Iterable[Tensor]) -> Tensor:
+def mean_kl(policy: StackedPolicy, states: MeasurementStates, old: Tensor, new: Iterable[Tensor]) -> Tensor:
     """The mean KL(old, new) over each client's observations, [M, K].
 
     old: [K, P], parameters; new: M of [K, P].

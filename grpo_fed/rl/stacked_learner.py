@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_fed.policy.base import Policy
+from grpo_fed.policy.base import Policy, StackedPolicy
 from grpo_fed.policy.make import make_policy
 from grpo_fed.rl.advantages import learning_targets
 from grpo_fed.rl.batch import make_batch
@@ -320,7 +320,11 @@ def make_scenario_envs(tasks: Sequence[GymTask], scenario: Scenario, env_cache: 
 
 
 def make_collector(
-    tasks: Sequence[GymTask], seeds: Sequence[int], policy: Policy, scenario: Scenario, env_cache: EnvCache | None
+    tasks: Sequence[GymTask],
+    seeds: Sequence[int],
+    policy: StackedPolicy,
+    scenario: Scenario,
+    env_cache: EnvCache | None,
 ) -> Collector:
     """The clients' environments with the normalisers that the scenario wants.
 

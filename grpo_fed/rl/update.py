@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_fed.policy.base import Policy, PolicyOutput
+from grpo_fed.policy.base import PolicyOutput, StackedPolicy
 from grpo_fed.rl import objective, penalty
 from grpo_fed.rl import trust_region as trust
 from grpo_fed.rl.adam import Adam, per_client
@@ -356,7 +356,7 @@ def scheduled(kind: str, progress: np.ndarray) -> np.ndarray:
     return np.asarray(left[:, None])
 
 
-def weighted_kl(policy: Policy, part: Minibatch, distribution: Tensor, direction: Direction) -> Tensor:
+def weighted_kl(policy: StackedPolicy, part: Minibatch, distribution: Tensor, direction: Direction) -> Tensor:
     """Mean KL [K] over a minibatch's steps between its reference and these distributions [K, B, M]."""
     kl = objective.divergence(policy.distribution, part.distribution, distribution, direction)
     weights = part.weights / part.weights.sum(1, keepdim=True).clamp_min(1e-12)

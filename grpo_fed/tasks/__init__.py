@@ -8,6 +8,7 @@
     rewards.py   what completions are rewarded for: functions as TRL has them, and their weighted sum
     shipped_rewards.py  the rewards that a scenario names by a short word
     envs/        ClientEnvs: N copies of each of K clients' tasks, stepped together
+    letters.py   prompts for a small language model, with their answers
     families/    parametric tasks of our own, stepped in one vectorised call
     wrappers.py  environment wrappers for scenarios: other physics, hostile rewards, seeding
 
