@@ -138,7 +138,8 @@ def time_minibatch(report: Report, prepared: Prepared, repeats: int) -> None:
     assert not coefficients.has_entropy
     parts = prepared.sample.minibatches(stack.seeds, learner.updates_done, 1, MINIBATCHES)
     given = next(iter(parts))
-    held = replace(given, **{field.name: getattr(given, field.name).clone() for field in fields(Minibatch)})
+    copies = {field.name: getattr(given, field.name) for field in fields(Minibatch)}
+    held = replace(given, **{name: value.clone() for name, value in copies.items() if value is not None})
 
     def gradient() -> None:
         output, pullback = stack.policy.vjp(stack.views, held.observations)

@@ -98,6 +98,8 @@ def make_zoo_case(
 
 
 BOTH = {"observations": True, "rewards": True}
+NO_PROMPTS = {"group": {"equal": "skip"}}
+"""What `dapo` needs, whose other prompts no environment has."""
 GROUPS = {"rollout": {"num_envs": 16}, "group": {"by": "start", "size": 4}}
 
 # The first rows are those of benchmarks/peers.py with our names; we set the number of minibatches, not their size.
@@ -184,7 +186,7 @@ CASES = (
         },
     ),
     *(
-        Case("presets", preset, "CartPole-v1", 100_000, peers=peers)
+        Case("presets", preset, "CartPole-v1", 100_000, NO_PROMPTS if preset == "dapo" else {}, peers=peers)
         for preset, peers in {**dict.fromkeys(PRESETS, ()), "a2c": ("A2C",), "trpo": ("TRPO",)}.items()
     ),
     *(

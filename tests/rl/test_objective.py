@@ -331,8 +331,8 @@ def test_steps_without_weight_do_not_affect_the_loss(distribution: Distribution)
         return torch.where(mask, theirs, mine).detach().requires_grad_(mine.requires_grad)
 
     changed = Minibatch(
-        **{f.name: mixed(getattr(batch, f.name), getattr(other[1], f.name)) for f in fields(Minibatch)}
-        | {"weights": batch.weights}
+        *(mixed(mine, theirs) for mine, theirs in zip(tensors(batch)[:-1], tensors(other[1])[:-1], strict=True)),
+        weights=batch.weights,
     )
     said = PolicyOutput(mixed(new.distribution, other[0].distribution), mixed(new.values, other[0].values))
     before, terms = objective.loss(new, batch, distribution, ObjectiveSettings(), trust, coefficients)

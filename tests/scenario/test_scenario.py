@@ -397,15 +397,26 @@ CLIENT = st.fixed_dictionaries(
         "penalty": st.floats(0, 1),
     },
 )
-VALID = st.fixed_dictionaries(
-    {
-        "name": NAMES,
-        "steps": st.integers(2**16, 2**20),
-        "clients": st.lists(CLIENT, min_size=1, max_size=3, unique_by=lambda client: client["name"].lower()[:1]),
-    },
-    optional=SECTIONS,
-).filter(
-    lambda data: data.get("objective", {}).get("preset") not in ("npg", "trpo") or not data.get("trust", {}).get("stop")
+VALID = (
+    st.fixed_dictionaries(
+        {
+            "name": NAMES,
+            "steps": st.integers(2**16, 2**20),
+            "clients": st.lists(CLIENT, min_size=1, max_size=3, unique_by=lambda client: client["name"].lower()[:1]),
+        },
+        optional=SECTIONS,
+    )
+    .filter(
+        lambda data: (
+            data.get("objective", {}).get("preset") not in ("npg", "trpo") or not data.get("trust", {}).get("stop")
+        )
+    )
+    .filter(  # which clients with an environment cannot have
+        lambda data: (
+            data.get("objective", {}).get("preset") != "dapo"
+            and (data.get("objective", {}).get("preset") != "gspo" or data["objective"].get("minibatches", 1) == 1)
+        )
+    )
 )
 
 
