@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_fed.policy.base import Policy, StackedPolicy
+from grpo_fed.policy.base import StackedPolicy
 from grpo_fed.policy.make import make_policy
 from grpo_fed.rl.advantages import learning_targets
 from grpo_fed.rl.batch import make_batch
@@ -74,11 +74,11 @@ class StackedLearner(Learner):
         """
         keep_freed_memory()
         self.scenario = scenario
-        self.tasks = tuple(tasks)
+        self.tasks: Sequence[GymTask] = tuple(tasks)
         self.names = [task.client for task in tasks]
         self.seeds = [client_seed(scenario.seed, name) for name in self.names] if seeds is None else list(seeds)
         self.device = resolve_device(scenario.device)
-        self.policy = make_policy(self.tasks[0], scenario.policy)
+        self.policy: StackedPolicy = make_policy(self.tasks[0], scenario.policy)
         self.max_episode_steps = episode_step_limits(self.tasks, scenario)
         layout = self.policy.layout
         self._tensors = ClientTensors.start(

@@ -85,8 +85,10 @@ def write_shared_blocks(shared_blocks: SharedBlocks) -> ConfigRecord:
 
     A client that knows its own task alone needs the names; by the digest it finds out whether it has the same blocks.
     """
-    fields = {"blocks": json.dumps(shared_blocks.blocks), "digest": shared_blocks.digest}
-    return ConfigRecord({**fields, "base": shared_blocks.base} if shared_blocks.base else fields)
+    fields = ConfigRecord({"blocks": json.dumps(shared_blocks.blocks), "digest": shared_blocks.digest})
+    if shared_blocks.base:
+        fields["base"] = shared_blocks.base
+    return fields
 
 
 def read_shared_blocks(content: RecordDict) -> tuple[str, ...]:

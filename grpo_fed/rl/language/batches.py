@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from grpo_fed.rl.language.sampling import sample_completions
 from torch import Tensor
 
 from grpo_fed.rl.language.model import LanguageModel, TokenRows
+from grpo_fed.rl.language.sampling import sample_completions
 from grpo_fed.rl.language.texts import ClientTexts, Prompts
 from grpo_fed.rl.rng import Purpose
 from grpo_fed.scenario.settings import GroupSettings
@@ -104,9 +104,9 @@ def replace_equal_groups(
         places = equal[client].nonzero().squeeze(1)
         others = differs[client].nonzero().squeeze(1)[: len(places)]
         index[client, places[: len(others)]] = others + count
-    rows, others = _same_width(batch.rows, other.rows)
+    rows, more_rows = _same_width(batch.rows, other.rows)
     joined = TokenRows(
-        *(torch.cat([getattr(rows, name), getattr(others, name)], 1) for name in TokenRows.__dataclass_fields__)
+        *(torch.cat([getattr(rows, name), getattr(more_rows, name)], 1) for name in TokenRows.__dataclass_fields__)
     )
 
     def choose(first: Tensor, second: Tensor) -> Tensor:

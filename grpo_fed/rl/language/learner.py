@@ -13,7 +13,6 @@ from typing import final
 
 import numpy as np
 import torch
-from grpo_fed.rl.language.objective import completion_targets
 from torch import Tensor
 
 from grpo_fed.rl.advantages import equal_groups
@@ -26,6 +25,7 @@ from grpo_fed.rl.language.batches import (
 )
 from grpo_fed.rl.language.measurement import completion_fisher
 from grpo_fed.rl.language.model import LanguageModel, open_language_model, pack_rows
+from grpo_fed.rl.language.objective import completion_targets
 from grpo_fed.rl.language.texts import ClientTexts
 from grpo_fed.rl.language.update import update_adapters
 from grpo_fed.rl.learner import Learner, State, join_states, sub_state
@@ -173,7 +173,10 @@ class LanguageLearner(Learner):
         """Go on from one state for each client, some of which may not have learned yet."""
         for row, state in enumerate(states):
             for name, rows in self._state_arrays.items():
-                rows[row] = torch.from_numpy(np.array(state[name])) if isinstance(rows, Tensor) else state[name]
+                if isinstance(rows, Tensor):
+                    rows[row] = torch.from_numpy(np.array(state[name]))
+                else:
+                    rows[row] = state[name]
             self.measurement_rows[row] = sub_state(state, MEASUREMENT_ROWS)
 
     def close(self) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
-from grpo_fed.rl.language.objective import vocabulary_kl
 from torch import Tensor
 
 from grpo_fed.rl.language.model import LanguageModel, TokenRows, unpack_rows
+from grpo_fed.rl.language.objective import vocabulary_kl
 
 NUMBERS = 1 << 24
 """Numbers of single completions' gradients that are computed at a time."""

@@ -12,12 +12,12 @@ from typing import final
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from grpo_fed.policy.language.adapters import AdapterPolicy
 from grpo_fed.policy.language.base import open_base
 from grpo_fed.policy.language.tokenizer import Tokenizer, open_tokenizer
 from grpo_fed.policy.language.transformer import Transformer
-from torch import Tensor
-
 from grpo_fed.rl.device import resolve_device
 from grpo_fed.scenario.scenario import Scenario
 

@@ -18,8 +18,8 @@ from grpo_fed.rl.language.texts import ClientTexts
 from grpo_fed.rl.learner import PERSONAL, ClientPolicies, State, sub_state
 from grpo_fed.rl.records import Evaluation, Example
 from grpo_fed.rl.rng import Purpose, client_seed
-from grpo_fed.rl.start import first_parameters
 from grpo_fed.rl.stacked_policies import MOST_BATCHES
+from grpo_fed.rl.start import first_parameters
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.language_task import LanguageTask
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
-from grpo_fed.policy.language.tokenizer import Tokenizer
-from grpo_fed.tasks.prompts import Row, open_prompts
-from grpo_fed.tasks.rewards import open_rewards
 
+from grpo_fed.policy.language.tokenizer import Tokenizer
 from grpo_fed.rl.rng import Purpose, generator
 from grpo_fed.tasks.language_task import LanguageTask
+from grpo_fed.tasks.prompts import Row, open_prompts
+from grpo_fed.tasks.rewards import open_rewards
 
 TRAINING = (Purpose.PROMPTS, Purpose.COMPARISON)
 """The purposes for which prompts for training are drawn; for all others those for evaluation are."""

@@ -12,6 +12,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from grpo_fed.rl import trust_region as trust
+from grpo_fed.rl.advantages import normalise_advantages
+from grpo_fed.rl.client_stack import ParameterStack
+from grpo_fed.rl.language.batches import CompletionBatch
+from grpo_fed.rl.language.model import LanguageModel, TokenRows
 from grpo_fed.rl.language.objective import (
     CompletionPart,
     CompletionTargets,
@@ -19,12 +26,6 @@ from grpo_fed.rl.language.objective import (
     completion_loss,
     vocabulary_kl,
 )
-from torch import Tensor
-
-from grpo_fed.rl import trust_region as trust
-from grpo_fed.rl.client_stack import ParameterStack
-from grpo_fed.rl.language.batches import CompletionBatch
-from grpo_fed.rl.language.model import LanguageModel, TokenRows
 from grpo_fed.rl.objective import Coefficients
 from grpo_fed.rl.rng import Purpose, generator
 from grpo_fed.rl.update import (
@@ -202,15 +203,21 @@ def _minibatches(stack: ParameterStack, whole: _Minibatch, numbers: np.ndarray) 
     """Make the passes over a batch in parts, every client's completions in an order of its own."""
     settings = stack.scenario.objective
     count, completions = settings.minibatches, whole.advantages.shape[1]
+
+    def normalised(part: _Minibatch) -> _Minibatch:
+        if settings.normalise_advantages != "minibatch":
+            return part
+        return replace(part, advantages=normalise_advantages(part.advantages, part.weights.sum(-1)))
+
     if count == 1:
-        yield from [whole] * settings.epochs
+        yield from [normalised(whole)] * settings.epochs
         return
     streams = [generator(seed, Purpose.SHUFFLE, int(number)) for seed, number in zip(stack.seeds, numbers, strict=True)]
     for _ in range(settings.epochs):
         orders = np.stack([stream.permutation(completions) for stream in streams])
         for order in np.array_split(orders, count, axis=1):
             index = torch.from_numpy(order).to(whole.advantages.device)
-            yield whole.take(index, float(count))
+            yield normalised(whole.take(index, float(count)))
 
 
 def _losses(
