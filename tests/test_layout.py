@@ -219,6 +219,9 @@ def test_a_wheel_holds_the_package_its_scenarios_and_apps(tmp_path: Path):
     files = zipfile.ZipFile(tmp_path / done.stdout.split()[-1]).namelist()
     assert {name.split("/")[0] for name in files if ".dist-info/" not in name} == {"grpo_fed"}
     assert "grpo_fed/py.typed" in files
+    tiny = {f"grpo_fed/{path.relative_to(PACKAGE)}" for path in (PACKAGE / "policy/language/tiny").iterdir()}
+    assert tiny
+    assert tiny <= set(files)
     scenarios = {f"grpo_fed/_scenarios/{path.name}" for path in (ROOT / "scenarios").glob("*.toml")}
     assert scenarios
     assert scenarios <= set(files)

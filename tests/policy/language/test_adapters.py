@@ -110,8 +110,8 @@ def test_alpha_scales_the_product():
 
 
 def test_ranks_and_maps_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="language.rank: 25 orthonormal rows do not fit into the 24 inputs of q_proj"):
+    with pytest.raises(ValueError, match=r"language.rank: 25 orthonormal rows do not fit into the 24 inputs of q_proj"):
         adapters(rank=25)
     assert adapters(rank=25, maps=["down_proj"]).rank == 25
-    with pytest.raises(ValueError, match='language.maps: "q_prj" matches no linear map; did you mean .q_proj'):
+    with pytest.raises(ValueError, match=r'language.maps: "q_prj" matches no linear map; did you mean .q_proj'):
         adapters(maps=["q_prj"])

@@ -146,32 +146,32 @@ def test_folders_that_are_not_complete_are_refused(tmp_path: Path):
     folder = write_model(tmp_path / "model")
     (folder / "config.json").write_text(json.dumps({**LLAMA, "num_hidden_layers": 3}))
     with pytest.raises(
-        ValueError, match="the tensor model.layers.2.input_layernorm.weight and 8 more tensors are missing"
+        ValueError, match=r"the tensor model.layers.2.input_layernorm.weight and 8 more tensors are missing"
     ):
         read_base_facts(str(folder))
     (folder / "config.json").write_text(json.dumps({**LLAMA, "vocab_size": 32}))
     with pytest.raises(ValueError, match=r"embed_tokens.weight has shape \(31, 24\), and .* say \(32, 24\)"):
         read_base_facts(str(folder))
     (folder / "config.json").write_text(json.dumps({key: LLAMA[key] for key in LLAMA if key != "hidden_size"}))
-    with pytest.raises(ValueError, match="config.json: the key 'hidden_size' is missing"):
+    with pytest.raises(ValueError, match=r"config.json: the key 'hidden_size' is missing"):
         read_base_facts(str(folder))
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config.json: not valid JSON"):
         read_base_facts(str(folder))
     write_model(folder)
     (folder / "model.safetensors").write_bytes(b"\0" * 20)
-    with pytest.raises(ValueError, match="it cannot be read as safetensors"):
+    with pytest.raises(ValueError, match=r"it cannot be read as safetensors"):
         read_base_facts(str(folder))
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="has no model.safetensors; convert"):
+    with pytest.raises(ValueError, match=r"has no model.safetensors; convert"):
         read_base_facts(str(folder))
     (folder / "config.json").unlink()
-    with pytest.raises(ValueError, match="has no config.json"):
+    with pytest.raises(ValueError, match=r"has no config.json"):
         read_base_facts(str(folder))
 
 
 def test_models_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(ValueError, match="language.model: there is no ./nothing; give"):
+    with pytest.raises(ValueError, match=r"language.model: there is no ./nothing; give"):
         read_base_facts("./nothing")
     with pytest.raises(ValueError, match=r"language.model: there is no some/model.gguf; give"):
         read_base_facts("some/model.gguf")
@@ -193,7 +193,7 @@ def test_a_package_that_is_missing_is_named_with_its_extra():
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("GRPO_FED_CACHE", str(tmp_path / "file"))
-    with pytest.raises(ValueError, match="cannot be written .* set GRPO_FED_CACHE to a folder that can"):
+    with pytest.raises(ValueError, match=r"cannot be written .* set GRPO_FED_CACHE to a folder that can"):
         open_base(str(write_model(tmp_path / "model", dtype=torch.float16)), "float32")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -105,8 +106,6 @@ def test_a_gguf_files_tokenizer_is_that_of_its_folder(tmp_path: Path, cut: str):
             [pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)]
         )
     vocabulary = sorted(reference.get_vocab().items(), key=lambda entry: entry[1])
-    import json
-
     merges = json.loads(reference.to_str())["model"]["merges"]
     write_gguf(
         tmp_path / "model.gguf",
@@ -134,14 +133,14 @@ def test_gguf_files_of_another_kind_are_refused(tmp_path: Path):
     folder, path = write_model(tmp_path / "model", **WIDE), tmp_path / "model.gguf"
     write_gguf(path, folder, "gemma")
     with pytest.raises(
-        ValueError, match='model.gguf: general.architecture = "gemma" is not supported; llama, qwen2 are'
+        ValueError, match=r'model.gguf: general.architecture = "gemma" is not supported; llama, qwen2 are'
     ):
         read_base_facts(str(path))
     write_gguf(path, folder, "llama", rope_scaling_type=gguf.RopeScalingType.YARN)
-    with pytest.raises(ValueError, match='llama.rope.scaling.type = "yarn" is not supported'):
+    with pytest.raises(ValueError, match=r'llama.rope.scaling.type = "yarn" is not supported'):
         read_base_facts(str(path))
     write_gguf(path, folder, "llama", tokenizer_model="llama")
-    with pytest.raises(ValueError, match='tokenizer.ggml.model = "llama" is not supported; gpt2 is'):
+    with pytest.raises(ValueError, match=r'tokenizer.ggml.model = "llama" is not supported; gpt2 is'):
         open_tokenizer(str(path))
     write_gguf(
         path,
@@ -152,8 +151,8 @@ def test_gguf_files_of_another_kind_are_refused(tmp_path: Path):
         token_list=["a", "b", "ab"],
         token_merges=["a b"],
     )
-    with pytest.raises(ValueError, match='tokenizer.ggml.pre = "tekken" is not supported; llama-bpe, qwen2'):
+    with pytest.raises(ValueError, match=r'tokenizer.ggml.pre = "tekken" is not supported; llama-bpe, qwen2'):
         open_tokenizer(str(path))
     path.write_bytes(b"nothing of this kind")
-    with pytest.raises(ValueError, match="model.gguf cannot be read as a GGUF file"):
+    with pytest.raises(ValueError, match=r"model.gguf cannot be read as a GGUF file"):
         read_base_facts(str(path))

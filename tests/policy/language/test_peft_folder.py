@@ -43,19 +43,19 @@ def test_adapters_of_another_policy_are_refused(tmp_path: Path):
     model, folder = write_model(tmp_path / "model"), tmp_path / "adapters"
     policy = open_model(model).policy
     write_peft_folder(folder, policy, policy.initial(0), policy.frozen_factors(0), "tiny")
-    with pytest.raises(ValueError, match="q_proj.A is not the frozen one of this seed"):
+    with pytest.raises(ValueError, match=r"q_proj.A is not the frozen one of this seed"):
         read_peft_folder(folder, policy, policy.frozen_factors(1))
     other = open_model(model, rank=2).policy
-    with pytest.raises(ValueError, match="adapter_config.json: r is 3 and the policy's is 2"):
+    with pytest.raises(ValueError, match=r"adapter_config.json: r is 3 and the policy's is 2"):
         read_peft_folder(folder, other, other.frozen_factors(0))
     fewer = open_model(model, maps=["q_proj"]).policy
-    with pytest.raises(ValueError, match="differ between the file and the policy; are language.maps"):
+    with pytest.raises(ValueError, match=r"differ between the file and the policy; are language.maps"):
         read_peft_folder(folder, fewer, fewer.frozen_factors(0))
     config = json.loads((folder / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (3, 6)
     (folder / "adapter_model.safetensors").write_bytes(b"no")
-    with pytest.raises(ValueError, match="it cannot be read as safetensors"):
+    with pytest.raises(ValueError, match=r"it cannot be read as safetensors"):
         read_peft_folder(folder, policy, policy.frozen_factors(0))
     (folder / "adapter_model.safetensors").unlink()
-    with pytest.raises(ValueError, match="there is no adapter_model.safetensors"):
+    with pytest.raises(ValueError, match=r"there is no adapter_model.safetensors"):
         read_peft_folder(folder, policy, policy.frozen_factors(0))

@@ -116,7 +116,7 @@ def test_tokens_in_parts_with_a_cache_give_the_same_as_all_at_once(tmp_path: Pat
         hidden = [ours.hidden(adapters, tokens[..., p], valid[..., p] if padded else None, cache) for p in parts]
     kept = valid if padded else torch.ones_like(valid)
     torch.testing.assert_close(torch.cat(hidden, 2)[kept], expected[kept], atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match="a cache for 7 tokens cannot hold 8"):
+    with pytest.raises(ValueError, match=r"a cache for 7 tokens cannot hold 8"):
         ours.hidden(adapters, tokens[..., :1], None, cache)
 
 
