@@ -113,6 +113,19 @@ METHODS: Mapping[str, Method] = {
         {**AVERAGE, "merge": {"rule": "clusters"}},
         "Where there are a few kinds of clients, with several clients of each.",
     ),
+    "fedit": Method(
+        "averaging both factors of adapters apart",
+        "Zhang et al. 2023, 2305.05644: A and B of each adapter learn and are averaged, each by itself, which is not the "
+        "average of their products.",
+        {**AVERAGE, "language": {"learn": "AB"}},
+        "For language models, as the baseline that other federated ones compare with.",
+    ),
+    "fedsa": Method(
+        "averaging the first factor of adapters",
+        "Guo et al. 2024, 2410.01463: both factors learn, A is averaged and B stays private.",
+        {**AVERAGE, "policy": {"shared": ["layers.*.A"]}, "language": {"learn": "AB"}},
+        "For language models whose clients need answers of their own.",
+    ),
 }
 
 

@@ -54,7 +54,19 @@ class Scenario(Section):
     method: Annotated[
         Annotated[
             Literal[
-                "grpo", "local", "fedavg", "fedprox", "fedper", "fedrep", "lg", "ditto", "fedkl", "fisher", "clusters"
+                "grpo",
+                "local",
+                "fedavg",
+                "fedprox",
+                "fedper",
+                "fedrep",
+                "lg",
+                "ditto",
+                "fedkl",
+                "fisher",
+                "clusters",
+                "fedit",
+                "fedsa",
             ],
             Named,
         ]
