@@ -101,6 +101,9 @@ class LanguageSettings(Section):
     learn: Literal["B", "AB"] = "B"
     """`"B"`: A is drawn once, with orthonormal rows, and stays (FFA-LoRA, 2403.12313), so that the mean of the adapters
     is the adapter of the mean. `"AB"`: both learn; a layer is then two blocks, `layers.0.A` and `layers.0.B`."""
+    chat: bool = False
+    """Whether a prompt that is a text is put into the model's chat template as a message of a user. Prompts that are
+    lists of messages always are."""
     length: BoundedCount = 64
     """The most tokens of a completion."""
     temperature: Positive = 1.0

@@ -1,5 +1,6 @@
-"""Prompts for the model that ships with grpo_fed: a letter, some digits and "=", with one right answer each.
+"""Prompts for small language models, with one right answer each.
 
+Those for the model that ships with grpo_fed are a letter, some digits and "="; `addition` asks in English.
 Each function is what `prompts` of a client names: it draws `count` prompts from a generator, each with its answer.
 `ascending` and `descending` draw the very same prompts from equal generators and want opposite answers.
 """
@@ -32,6 +33,12 @@ def backwards(generator: np.random.Generator, count: int, digits: int = 4) -> li
 def greatest(generator: np.random.Generator, count: int, digits: int = 4) -> list[Row]:
     """Draw prompts that ask for their greatest digit: "m3142=", "4"."""
     return _rows(generator, count, digits, "m", max)
+
+
+def addition(generator: np.random.Generator, count: int, largest: int = 9) -> list[Row]:
+    """Draw questions for a model that knows English: "What is 3 + 4?", "7"."""
+    pairs = generator.integers(0, largest + 1, (count, 2)).tolist()
+    return [{"prompt": f"What is {first} + {second}?", "answer": str(first + second)} for first, second in pairs]
 
 
 def _rows(

@@ -66,7 +66,7 @@ class ClientTexts:
         """Turn rows with a key `prompt` into tokens; ValueError for one that is empty or too long."""
         texts = [self._to_text(row["prompt"]) for row in rows]
         tokens = [
-            self.tokenizer.encode(text, special=isinstance(row["prompt"], str))
+            self.tokenizer.encode(text, special=not self._is_chat(row["prompt"]))
             for row, text in zip(rows, texts, strict=True)
         ]
         longest = max(range(len(tokens)), key=lambda index: len(tokens[index]))
@@ -107,11 +107,16 @@ class ClientTexts:
     def _stream(self, purpose: Purpose) -> Callable[[int], np.random.Generator]:
         return lambda number: generator(self.seed, purpose, number)
 
+    def _is_chat(self, prompt: Any) -> bool:
+        return self.task.language.chat or not isinstance(prompt, str)
+
     def _to_text(self, prompt: Any) -> str:
-        if isinstance(prompt, str):
-            return prompt
+        if not self._is_chat(prompt):
+            return str(prompt)
         try:
-            return self.tokenizer.render_chat(prompt)
+            return self.tokenizer.render_chat(
+                [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            )
         except ValueError as error:
             raise ValueError(f"client {self.task.client}: prompts: {error}") from error
 
