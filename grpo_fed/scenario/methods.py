@@ -115,8 +115,8 @@ METHODS: Mapping[str, Method] = {
     ),
     "fedit": Method(
         "averaging both factors of adapters apart",
-        "Zhang et al. 2023, 2305.05644: A and B of each adapter learn and are averaged, each by itself, which is not the "
-        "average of their products.",
+        "Zhang et al. 2023, 2305.05644: A and B of each adapter learn and are averaged, each by itself, which is not "
+        "the average of their products.",
         {**AVERAGE, "language": {"learn": "AB"}},
         "For language models, as the baseline that other federated ones compare with.",
     ),
