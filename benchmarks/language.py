@@ -1,0 +1,271 @@
+"""Measure how fast clients with a language model write and learn, on one core.
+
+Contestants take turns in one process with one thread; seconds are of its processor, medians of the repetitions.
+
+- *stacked* and *one by one*: the same clients with adapters of rank 4 on all maps of the tiny model, as one computation
+  or one client after another; 8 prompts of 8 completions each (or 1 of 8), 8 tokens at most.
+- *transformers*: its `generate` for one client's prompts, on the same weights without adapters.
+- *TRL*: its GRPOTrainer with peft adapters of the same rank, for one client: the same model, prompts, completions and
+  number of updates; only `train()` is timed.
+
+    python -m benchmarks.language --repetitions 5
+
+needs the packages of the extra `dev`. The results are written to benchmarks/results/language.json.
+"""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import argparse
+import json
+import logging
+import resource
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.learning import describe_machine, installed_versions
+from benchmarks.trials import RESULTS
+from grpo_fed.policy.language.source import TINY
+from grpo_fed.rl.language.learner import LanguageLearner
+from grpo_fed.rl.make import make_learners
+from grpo_fed.rl.rng import Purpose
+from grpo_fed.scenario.scenario import Scenario
+
+FILE = RESULTS / "language.json"
+GROUP, LENGTH, RANK, UPDATES = 8, 8, 4, 8
+CLIENTS, COMPLETIONS = (1, 6, 16), (8, 64)
+TEXT = """
+name = "speed"
+rounds = 2
+steps = {steps}
+device = "cpu"
+[language]
+rank = 4
+length = 8
+[policy]
+shared = ["layers.*"]
+[rollout]
+num_envs = {completions}
+[group]
+size = 8
+[objective]
+preset = "dr-grpo"
+learning_rate = 1e-4
+epochs = 1
+[[clients]]
+name = "up"
+count = {clients}
+prompts = "grpo_fed.tasks.letters:ascending"
+rewards = [{{ function = "exact" }}]
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--results", type=Path, default=FILE)
+    parser.add_argument("--small", action="store_true", help="the smallest size of everything, to try the command")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    results = {
+        "machine": describe_machine(),
+        "versions": {**installed_versions(), **peer_versions()},
+        "repetitions": arguments.repetitions,
+        "stacking": compare_stacking(arguments.repetitions, arguments.small),
+        "generate": compare_generation(arguments.repetitions),
+        "trl": compare_trainers(arguments.repetitions, arguments.small),
+    }
+    arguments.results.write_text(json.dumps(results, indent=1) + "\n")
+    print("\n".join(format_tables(results)))
+
+
+def peer_versions() -> dict[str, str]:
+    import peft
+    import transformers
+    import trl
+
+    return {"transformers": transformers.__version__, "peft": peft.__version__, "trl": trl.__version__}
+
+
+def make_learner(clients: int, completions: int, batches: int = 1) -> LanguageLearner:
+    """Make a learner of clients that write so many completions in a batch, and that many batches in a round."""
+    scenario = Scenario.loads(TEXT.format(clients=clients, completions=completions, steps=completions * batches))
+    (learner,) = make_learners(scenario)
+    assert isinstance(learner, LanguageLearner)
+    return learner
+
+
+def take_turns(contestants: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
+    """Time contestants in turn, after one call of each that does not count; gives medians of processor seconds."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for repetition in range(repetitions + 1):
+        for name, call in contestants.items():
+            begin = time.process_time()
+            call()
+            if repetition:
+                times[name].append(time.process_time() - begin)
+    return {name: median(values) for name, values in times.items()}
+
+
+def compare_stacking(repetitions: int, small: bool) -> list[dict[str, Any]]:
+    """Compare clients as one computation with one client after another, writing and learning."""
+    rows = []
+    for clients in CLIENTS[: 1 if small else None]:
+        for completions in COMPLETIONS[: 1 if small else None]:
+            stacked, alone = make_learner(clients, completions), make_learner(1, completions)
+
+            def repeat(call: Callable[[], object], times: int = clients) -> Callable[[], None]:
+                return lambda: [call() for _ in range(times)] and None
+
+            seconds = take_turns(
+                {
+                    "write, stacked": stacked.collect,
+                    "write, one by one": repeat(alone.collect),
+                    "learn, stacked": lambda learner=stacked, count=completions: learner.train(count),
+                    "learn, one by one": repeat(lambda learner=alone, count=completions: learner.train(count)),
+                },
+                repetitions,
+            )
+            tokens = clients * completions * 5  # four digits and the token that ends an answer
+            rows.append({"clients": clients, "completions": completions, "tokens": tokens, "seconds": seconds})
+    return rows
+
+
+def compare_generation(repetitions: int) -> dict[str, Any]:
+    """Compare the sampling of one client's 64 completions with transformers' `generate` on the same base."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    learner = make_learner(1, 64)
+    prompts = learner.texts[0].draw(Purpose.PROMPTS, 0, 8)
+    tokens = torch.tensor([prompt for prompt in prompts.tokens for _ in range(GROUP)])
+
+    def generate() -> None:
+        with torch.no_grad():
+            model.generate(
+                input_ids=tokens,
+                attention_mask=torch.ones_like(tokens),
+                do_sample=True,
+                top_k=0,
+                max_new_tokens=LENGTH,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+
+    return {"seconds": take_turns({"ours": learner.collect, "transformers": generate}, repetitions)}
+
+
+def compare_trainers(repetitions: int, small: bool) -> dict[str, Any]:
+    """Compare a round of one client, 8 batches of 64 completions with an update each, with TRL's trainer."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import GRPOConfig, GRPOTrainer
+
+    updates, completions = (1, 8) if small else (UPDATES, 64)
+    learner = make_learner(1, completions, updates)
+    source = learner.texts[0].source.train
+    rows = source.rows(np.random.default_rng, 0, updates * completions // GROUP)
+
+    def exact(completions: list[str], answer: list[str], **_: object) -> list[float]:
+        return [float(text.strip() == right) for text, right in zip(completions, answer, strict=True)]
+
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = AutoTokenizer.from_pretrained(TINY)
+
+        def make_trainer() -> GRPOTrainer:
+            settings = GRPOConfig(
+                output_dir=folder,
+                per_device_train_batch_size=completions,
+                num_generations=GROUP,
+                max_completion_length=LENGTH,
+                max_steps=updates,
+                learning_rate=1e-4,
+                loss_type="dr_grpo",
+                scale_rewards="none",
+                beta=0.0,
+                use_cpu=True,
+                bf16=False,
+                report_to="none",
+                save_strategy="no",
+                logging_strategy="no",
+                disable_tqdm=True,
+                dataloader_num_workers=0,
+                gradient_checkpointing=False,
+            )
+            return GRPOTrainer(
+                model=AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32),
+                reward_funcs=exact,
+                args=settings,
+                train_dataset=Dataset.from_list([dict(row) for row in rows]),
+                processing_class=tokenizer,
+                peft_config=LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
+            )
+
+        ours: list[float] = []
+        theirs: list[float] = []
+        for repetition in range(repetitions + 1):
+            trainer = make_trainer()  # it can be trained once
+            for call, times in ((lambda: learner.train(updates * completions), ours), (trainer.train, theirs)):
+                begin = time.process_time()
+                call()
+                if repetition:
+                    times.append(time.process_time() - begin)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {
+        "updates": updates,
+        "completions": completions,
+        "seconds": {"ours": median(ours), "TRL": median(theirs)},
+        "peak_MB_of_the_process": round(peak),
+    }
+
+
+def format_tables(results: Mapping[str, Any]) -> list[str]:
+    """Write the figures as tables."""
+    lines = [
+        "| clients x completions | tokens/s | one by one | ratio | learned completions/s | one by one | ratio |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in results["stacking"]:
+        seconds = row["seconds"]
+        count = row["clients"] * row["completions"]
+        write, write_alone = seconds["write, stacked"], seconds["write, one by one"]
+        learn, learn_alone = seconds["learn, stacked"], seconds["learn, one by one"]
+        lines.append(
+            f"| {row['clients']} x {row['completions']} | {row['tokens'] / write:,.0f} |"
+            f" {row['tokens'] / write_alone:,.0f} | {write_alone / write:.2f} | {count / learn:,.0f} |"
+            f" {count / learn_alone:,.0f} | {learn_alone / learn:.2f} |"
+        )
+    generate, trl = results["generate"]["seconds"], results["trl"]
+    lines += [
+        "",
+        "| one client | ours | peer | ratio |",
+        "| --- | --- | --- | --- |",
+        (
+            f"| 64 completions beside transformers' `generate` (ours with rewards) | {generate['ours']:.3f} s |"
+            f" {generate['transformers']:.3f} s | {generate['transformers'] / generate['ours']:.2f} |"
+        ),
+        (
+            f"| {trl['updates']} updates of {trl['completions']} completions beside TRL's GRPOTrainer |"
+            f" {trl['seconds']['ours']:.2f} s | {trl['seconds']['TRL']:.2f} s |"
+            f" {trl['seconds']['TRL'] / trl['seconds']['ours']:.2f} |"
+        ),
+    ]
+    return lines
+
+
+if __name__ == "__main__":
+    main()
