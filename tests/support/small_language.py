@@ -134,6 +134,11 @@ def chats(generator: np.random.Generator, count: int) -> list[dict[str, Any]]:
     return [{"prompt": [{"role": "user", "content": "s12="}], "answer": "12"} for _ in range(count)]
 
 
+def unknown_letters(generator: np.random.Generator, count: int) -> list[dict[str, str]]:
+    """Return prompts with a letter that the tiny model does not know."""
+    return [{"prompt": "s1ß=", "answer": "1"} for _ in range(count)]
+
+
 def often_equal(generator: np.random.Generator, count: int) -> list[dict[str, str]]:
     """Return prompts that half of the time any completion answers."""
     rows = generator.integers(0, 10, (count, 4))

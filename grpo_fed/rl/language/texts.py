@@ -63,12 +63,15 @@ class ClientTexts:
         return self.read_rows(source.rows(self._stream(purpose), number, count))
 
     def read_rows(self, rows: Sequence[Row]) -> Prompts:
-        """Turn rows with a key `prompt` into tokens; ValueError for one that is empty or too long."""
-        texts = [self._to_text(row["prompt"]) for row in rows]
-        tokens = [
-            self.tokenizer.encode(text, special=isinstance(row["prompt"], str))
-            for row, text in zip(rows, texts, strict=True)
-        ]
+        """Turn rows with a key `prompt` into tokens; ValueError for one that is empty, too long or cannot be read."""
+        try:
+            texts = [self._to_text(row["prompt"]) for row in rows]
+            tokens = [
+                self.tokenizer.encode(text, special=isinstance(row["prompt"], str))
+                for row, text in zip(rows, texts, strict=True)
+            ]
+        except ValueError as error:
+            raise ValueError(f"client {self.task.client}: prompts: {error}") from error
         longest = max(range(len(tokens)), key=lambda index: len(tokens[index]))
         room = self.context - self.task.language.length
         if not 0 < len(tokens[longest]) <= room or not all(tokens):
@@ -108,12 +111,7 @@ class ClientTexts:
         return lambda number: generator(self.seed, purpose, number)
 
     def _to_text(self, prompt: Any) -> str:
-        if isinstance(prompt, str):
-            return prompt
-        try:
-            return self.tokenizer.render_chat(prompt)
-        except ValueError as error:
-            raise ValueError(f"client {self.task.client}: prompts: {error}") from error
+        return prompt if isinstance(prompt, str) else self.tokenizer.render_chat(prompt)
 
 
 def _mean_of_given(column: np.ndarray) -> float:
