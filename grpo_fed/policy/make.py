@@ -37,6 +37,12 @@ def make_policy(task: Task, settings: PolicySettings) -> Policy:
     """
     if isinstance(task, LanguageTask):
         shape, _ = _read_base(task)
+        length = task.language.length
+        if length >= shape.context:
+            raise ValueError(
+                f"client {task.client}: language.length: {length} leaves no room for a prompt in the {shape.context}"
+                f" tokens that {task.language.model} reads; lower it"
+            )
         try:
             return AdapterPolicy(shape, task.language, settings)
         except ValueError as error:
@@ -90,4 +96,5 @@ def _read_base(task: LanguageTask) -> tuple[ModelShape, str]:
     try:
         return read_base_facts(task.language.model)
     except ValueError as error:
-        raise MissingPackageError(f"client {task.client}: language.model: {error}") from error
+        reason = str(error).removeprefix("language.model: ")
+        raise MissingPackageError(f"client {task.client}: language.model: {reason}") from error

@@ -235,9 +235,10 @@ def _is_common(block: Block, policies: Sequence[_ClientPolicy], scenario: Scenar
         if ALL in scenario.policy.shared:
             return False
         has = "no such block" if other_shapes is None else f"shapes {short_toml(other_shapes)}"
+        adapt = ", or set policy.adapter so that the layers behind different observations have one shape"
         raise ValueError(
             f"policy.shared matches block {block.name}, of shapes {short_toml(shapes)} for client {policies[0].client}"
-            f" but {has} for client {other.client} ({other.task}): leave it out, or set policy.adapter so that the"
-            ' layers behind different observations have one shape; "*" shares all blocks that are alike'
+            f" but {has} for client {other.client} ({other.task}): leave it out{adapt if other_shapes else ''};"
+            ' "*" shares all blocks that are alike'
         )
     return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from grpo_fed.policy.make import make_policy
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.rl.language.learner import LanguageLearner
 from grpo_fed.rl.language.policies import LanguagePolicies
@@ -32,6 +33,7 @@ def make_learner(tasks: Sequence[Task], scenario: Scenario) -> Learner:
     """A learner of these clients, at the beginning of a run without a federation."""
     texts = [task for task in tasks if isinstance(task, LanguageTask)]
     if texts:
+        make_policy(texts[0], scenario.policy)  # of what is wrong with the model, its errors name the client
         return LanguageLearner(texts, scenario)
     return StackedLearner([task for task in tasks if isinstance(task, GymTask)], scenario)
 

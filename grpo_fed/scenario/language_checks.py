@@ -16,6 +16,8 @@ Contradiction = tuple[str, tuple[KeyPath, ...]]
 
 GROUP_PRESETS = '"grpo", "dr-grpo", "rloo", "dapo" or "gspo"'
 """The presets without a critic."""
+NETWORK_BLOCKS = frozenset(("torso.*", "actor"))
+"""Patterns of `policy.shared` in the table of methods that no adapter matches."""
 
 
 def language_contradictions(scenario: Scenario) -> Iterator[Contradiction]:
@@ -69,6 +71,7 @@ def _mistakes_with_prompts(scenario: Scenario, prompts: KeyPath) -> Iterator[Con
     if scenario.steps < rollout.num_envs:
         text = f"steps = {scenario.steps} completions must be enough for one update: rollout.num_envs"
         yield f"{text} = {rollout.num_envs}", (("steps",), ("rollout", "num_envs"), prompts)
+    yield from _federation_mistakes(scenario, prompts)
     if objective.minibatches > rollout.num_envs and objective.advantage == "group":
         text = f"objective.minibatches = {objective.minibatches} must not be more than the completions of an update"
         keys: tuple[KeyPath, ...] = (("objective", "minibatches"), ("rollout", "num_envs"), prompts)
@@ -77,6 +80,19 @@ def _mistakes_with_prompts(scenario: Scenario, prompts: KeyPath) -> Iterator[Con
     if trust.region in ("penalty", "adaptive") and trust.estimate != "exact" and trust.direction == "old-new":
         text = f'trust.estimate = "{trust.estimate}" estimates KL(new, old): use trust.direction = "new-old"'
         yield text, (("trust", "estimate"), ("trust", "direction"))
+
+
+def _federation_mistakes(scenario: Scenario, prompts: KeyPath) -> Iterator[Contradiction]:
+    """Check what is shared and trained of clients with prompts. prompts: the key of the first one."""
+    batch = scenario.rollout.num_envs
+    least = min(scenario.personal.steps, 1 - scenario.personal.steps) * scenario.steps
+    if scenario.personal.model and least < batch <= scenario.steps:
+        text = f"each policy's part of steps = {scenario.steps} completions must be enough for one update"
+        keys: tuple[KeyPath, ...] = (("personal", "model"), ("personal", "steps"), ("steps",), prompts)
+        yield f"{text}: rollout.num_envs = {batch}", keys
+    if scenario.policy.shared and NETWORK_BLOCKS.issuperset(scenario.policy.shared):
+        text = "is a part of a network, and a client with prompts has the adapters of a model"
+        yield f'{text}: use policy.shared = ["layers.*"]', (("policy", "shared"), prompts)
 
 
 def _mistakes_with_env(scenario: Scenario, env: KeyPath) -> Iterator[Contradiction]:

@@ -18,6 +18,13 @@ def _has_prompts_alone(scenario: Scenario) -> bool:
     return all(client.prompts is not None for client in scenario.clients)
 
 
+def _holds_nothing_out(scenario: Scenario) -> bool:
+    """Whether no client would keep a part of a file for its evaluations."""
+    files = (".jsonl", ".parquet")
+    sources = [client.prompts for client in scenario.clients if client.prompts is not None and not client.eval_prompts]
+    return not any(source.lower().endswith(files) for source in sources)
+
+
 WITHOUT_PROMPTS = Unused(
     tuple(f"language.{key}" for key in LanguageSettings.model_fields),
     _has_no_prompts,
@@ -43,6 +50,21 @@ WITH_PROMPTS_ALONE = (
         ("objective.entropy_groups", "objective.entropy_weights"),
         _has_prompts_alone,
         "all clients have prompts, and a token is an action of one component",
+    ),
+    Unused(
+        ("policy.same_start",),
+        lambda scenario: _has_prompts_alone(scenario) and scenario.language.learn == "B",
+        'language.learn is "B", and adapters begin with zeros',
+    ),
+    Unused(
+        ("clients.held_out",),
+        lambda scenario: _has_prompts_alone(scenario) and _holds_nothing_out(scenario),
+        "no client is trained on a file whose rows it is evaluated on, too",
+    ),
+    Unused(
+        ("trust.estimate",),
+        lambda scenario: _has_prompts_alone(scenario) and scenario.trust.region not in ("penalty", "adaptive"),
+        'trust.region is "{0.trust.region}", and no KL is penalised',
     ),
 )
 WITHOUT_REDRAWS = Unused(

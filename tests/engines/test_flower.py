@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tomli_w
+from safetensors.numpy import load_file
 
 from grpo_fed.engines.flower.app_folder import scenario_from_config
 from grpo_fed.engines.flower.engine import FlowerEngine, FlowerRunError
@@ -22,6 +24,7 @@ from grpo_fed.runs.records import RoundRecord
 from grpo_fed.runs.results import ClientResult, Result
 from grpo_fed.scenario.scenario import Scenario
 from tests.support.small_federation import CLIENTS, CONNECTION, ROOT, agree, tiny, until
+from tests.support.small_language import words
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +45,24 @@ def test_flowers_simulation_agrees_with_the_local_engine(local: tuple[Path, Resu
     assert {path.stem for path in (tmp_path / "run" / "policies").glob("*.safetensors")} == set(CLIENTS)
     assert any("run folder" in line for line in lines)
     assert (tmp_path / "run" / "flower" / "superlink.log").is_file()
+
+
+def test_language_models_on_a_superlink_end_like_on_the_local_engine(tmp_path: Path):
+    given = words("evaluate.episodes=2", "language.show=1", "proximity.mode=quadratic", clients=("up", "down"))
+    expected = run(given, tmp_path / "local", workers=0)
+    result = FlowerEngine(given, tmp_path / "run").run()
+    assert (result.status, result.missing) == ("finished", {})
+    assert {name: client.before for name, client in result.clients.items()} == {
+        name: client.before for name, client in expected.clients.items()
+    }
+    for client in ("up", "down"):
+        found, wanted = (
+            load_file(tmp_path / name / "policies" / client / "adapter_model.safetensors") for name in ("run", "local")
+        )
+        assert found.keys() == wanted.keys()
+        for name, array in wanted.items():
+            np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-5)
+        assert max(np.abs(array).max() for name, array in wanted.items() if "lora_B" in name) > 0.01
 
 
 def test_a_failed_run_raises_its_reason(tmp_path: Path):

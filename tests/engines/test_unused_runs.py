@@ -16,8 +16,9 @@ from grpo_fed.federation.server_state import EVIDENCE
 from grpo_fed.federation.setup import FederationSetup
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.unused import unused_keys
-from grpo_fed.scenario.unused_language import WITHOUT_PROMPTS, WITHOUT_REDRAWS
+from grpo_fed.scenario.unused_language import WITH_PROMPTS_ALONE, WITHOUT_PROMPTS, WITHOUT_REDRAWS
 from grpo_fed.scenario.unused_table import UNUSED
+from tests.support.small_language import WORDS
 
 SMALL = """
 name = "small"
@@ -322,8 +323,10 @@ def outcome(text: str, *overrides: str) -> dict[str, bytes]:
     with TemporaryDirectory() as name:
         folder = Path(name) / "run"
         result = run(Scenario.loads(text, overrides=overrides), folder, workers=0)
-        files = [*folder.glob("policies/*.safetensors"), *folder.glob("checkpoints/*/shared.safetensors")]
-        arrays = {f"{file.stem} {name}": array for file in files for name, array in load_file(file).items()}
+        policies = [*folder.glob("policies/*.safetensors"), *folder.glob("policies/*/*.safetensors")]
+        files = [*policies, *folder.glob("checkpoints/*/shared.safetensors")]
+        names = {file: file.relative_to(folder).as_posix() for file in files}
+        arrays = {f"{names[file]} {name}": array for file in files for name, array in load_file(file).items()}
     assert len(arrays) > len(result.clients)
     assert all(np.isfinite(array).all() for name, array in arrays.items() if EVIDENCE not in name)
     returns = {name: str((client.before, client.after, client.sampled)) for name, client in result.clients.items()}
@@ -347,6 +350,70 @@ def test_a_key_without_effect_changes_no_bit_of_a_run(case: str):
     assert outcome(SMALL, *changed(case)) == outcome(SMALL, *base)
 
 
+LANGUAGE_CASES: dict[str, tuple[list[str], dict[str, str]]] = {
+    "a model in place of a network": (
+        [],
+        {
+            "policy.hidden": "[9]",
+            "policy.activation": "relu",
+            "policy.torso": "shared",
+            "policy.squash": "true",
+            "policy.log_std": "1.0",
+            "policy.orthogonal": "false",
+            "rollout.episode_limit": "1",
+            "rollout.horizon": "3",
+            "evaluate.step_limit": "1",
+            "objective.gamma": "0.5",
+            "objective.gae_lambda": "0.1",
+            "objective.value_coefficient": "2.0",
+            "objective.value_clip": "0.01",
+            "objective.entropy_groups": "{ a = [0] }",
+            "normalise.clip": "0.1",
+            "trust.estimate": "sampled",
+            "clients.0.held_out": "0.5",
+            "group.redraws": "9",
+        },
+    ),
+    "weights of components": (["objective.entropy=0.1"], {"objective.entropy_groups": "{ a = [0] }"}),
+    "adapters that begin with zeros": (["policy.shared=[]", "proximity.mode=off"], {"policy.same_start": "false"}),
+    "nothing penalised": (
+        ["trust.blocks={ 'layers.0' = 1e-4 }"],
+        {"trust.estimate": "weighted", "trust.reference": "start"},
+    ),
+    "prompts for evaluation": (
+        ["clients.0.eval_prompts=grpo_fed.tasks.letters:greatest"],
+        {"clients.0.held_out": "0.0"},
+    ),
+}
+"""The same for clients with prompts alone."""
+
+
+@pytest.mark.parametrize("case", LANGUAGE_CASES)
+def test_a_key_without_effect_changes_no_bit_of_a_run_with_prompts(case: str):
+    base, changes = LANGUAGE_CASES[case]
+    base = [*base, "language.show=0", "evaluate.episodes=2"]
+    overrides = [*base, *(f"{key}={value}" for key, value in changes.items())]
+    given = [_path(key) for key in changes]
+    scenario = Scenario.loads(WORDS, overrides=overrides)
+    assert {unused.key for unused in unused_keys(scenario, given)} == set(given)
+    assert outcome(WORDS, *overrides) == outcome(WORDS, *base)
+
+
+def test_keys_of_clients_with_prompts_have_an_effect_beside_other_values():
+    """Where a row does not hold, its key changes the run."""
+    for base, key in (
+        (["language.learn=AB", "policy.shared=['*.B']"], "policy.same_start=false"),
+        (
+            ["trust.region=penalty", "trust.reference=start", "trust.direction=new-old", "steps=16"],
+            "trust.estimate=sampled",
+        ),
+    ):
+        base = [*base, "language.show=0", "evaluate.episodes=2"]
+        scenario = Scenario.loads(WORDS, overrides=[*base, key])
+        assert not list(unused_keys(scenario, [_path(key.partition("=")[0])]))
+        assert outcome(WORDS, *base, key) != outcome(WORDS, *base)
+
+
 def test_policies_that_share_all_blocks_start_alike_whatever_same_start_is():
     overrides = ["policy.shared=['*']", "merge.rule=mean"]
     assert not FederationSetup.of(Scenario.loads(SMALL, overrides=overrides)).task_facts.private_blocks
@@ -365,6 +432,8 @@ def test_every_row_of_the_table_is_tested_with_each_of_its_keys():
         rows = [row for row in ROWS if row.holds(scenario, None)]
         tested |= {(row.reason, key.replace("clients.0.", "clients.")) for row in rows for key in changes}
     assert {(row.reason, key) for row in ROWS for key in row.keys if row.task_condition is None} <= tested
+    with_prompts = {key.replace("clients.0.", "clients.") for _, changes in LANGUAGE_CASES.values() for key in changes}
+    assert {key for row in WITH_PROMPTS_ALONE for key in row.keys} - {"objective.entropy_weights"} <= with_prompts
 
 
 def _path(key: str) -> tuple[str | int, ...]:

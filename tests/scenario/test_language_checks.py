@@ -98,3 +98,19 @@ def test_a_scenario_may_have_clients_of_both_kinds():
     assert errors(CART + WRITER, "objective.preset=grpo") == []
     scenario = Scenario.loads(f'name = "x"\n{CART}{WRITER}', overrides=["objective.preset=gspo"])
     assert Scenario.loads(scenario.dumps()) == scenario
+
+
+@pytest.mark.parametrize("method", ["fedper", "fedrep", "lg"])
+def test_a_method_that_shares_a_part_of_a_network_names_the_blocks_of_adapters(method: str):
+    (line,) = errors(WRITER, "objective.preset=grpo", f"method={method}")
+    assert f"method = {method}" in line or "policy.shared" in line
+    assert "is a part of a network, and a client with prompts has the adapters of a model" in line
+    assert line.endswith('use policy.shared = ["layers.*"]')
+    assert errors(WRITER, "objective.preset=grpo", f"method={method}", "policy.shared=['layers.*']") == []
+
+
+def test_two_policies_share_the_completions_of_a_round():
+    settings = ("objective.preset=grpo", "method=ditto", "rollout.num_envs=16")
+    (line,) = errors(WRITER, *settings, "steps=31")
+    assert "each policy's part of steps = 31 completions must be enough for one update: rollout.num_envs = 16" in line
+    assert errors(WRITER, *settings, "steps=32") == []

@@ -49,13 +49,12 @@ ALWAYS_USED = {
     *("trust.blocks", "personal.first", "personal.model"),
     *("clients.name", "clients.env", "clients.count", "clients.kwargs", "clients.wrappers"),
     *("clients.entropy", "clients.penalty", "clients.changes.round", "clients.changes.kwargs"),
-    *("clients.prompts", "clients.eval_prompts", "clients.held_out"),
+    *("clients.prompts", "clients.eval_prompts"),
     *("clients.rewards.function", "clients.rewards.weight", "clients.rewards.kwargs"),
 }
 """Keys that the table of unused keys need not have."""
 REFUSED = {
     "policy.kwargs": "without policy.module",
-    "trust.estimate": "without a client with prompts",
     "trust.adaptive_target": 'without trust.region = "hard"',
     "penalty.l1": 'without penalty.kind = "sparse-group"',
     "penalty.outer": 'without penalty.kind = "nested"',
@@ -250,6 +249,16 @@ def test_the_network_and_the_step_limits_have_no_effect_where_all_clients_have_p
 def test_keys_of_the_language_model_have_no_effect_without_prompts(tmp_path: Path):
     (line,) = unused_lines(tmp_path, CARTS, "language.rank=2", "merge.rule=huber")
     assert line == "--set language.rank=2: has no effect: no client has prompts, and there is no language model"
+
+
+def test_what_is_held_out_of_a_file_has_an_effect_unless_other_prompts_are_for_evaluation(tmp_path: Path):
+    path = tmp_path / "writers.toml"
+    for more, count in (("", 0), ('eval_prompts = "others.jsonl"\n', 1)):
+        path.write_text(f"{WRITERS}held_out = 0.2\n{more}")
+        lines = GivenKeys.read(path, []).unused_lines(Scenario.load(path))
+        assert len(lines) == count
+    assert "clients.up.held_out" in lines[0]
+    assert lines[0].endswith("no client is trained on a file whose rows it is evaluated on, too")
 
 
 def test_redraws_have_no_effect_where_nothing_is_drawn_again(tmp_path: Path):

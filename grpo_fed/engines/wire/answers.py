@@ -172,6 +172,13 @@ class AnswerCodec:
 
     # Evaluations
 
+    @cached_property
+    def _longest_evaluation(self) -> int:
+        """The most steps of an episode for evaluation, or tokens of a completion."""
+        writes = any(client.prompts is not None for client in self._scenario.clients)
+        limit = self._scenario.evaluate.step_limit
+        return max(limit, self._scenario.language.length) if writes else limit
+
     def _read_comparison(self, content: RecordDict) -> SharingComparison:
         fields = FieldReader(content, "comparison", MetricRecord)
         comparison = SharingComparison(
@@ -197,7 +204,7 @@ class AnswerCodec:
             least=least,
             most=most,
             episodes=fields.take_count("episodes", 1, settings.episodes),
-            length=fields.take_float("length", 0, settings.step_limit),
+            length=fields.take_float("length", 0, self._longest_evaluation),
         )
         fields.refuse_rest()
         return summary

@@ -71,7 +71,7 @@ def _read_model_shape(fields: FieldReader, context: int, sizes: list[int], are_c
     base = fields.take("base", str)
     try:
         if not are_counts:
-            raise ValueError("sizes are whole numbers above 0")
+            raise ValueError(f"sizes are whole numbers above 0, at most {MAX_SIZE} together")
         ModelShape.from_sizes(tuple(sizes))
     except ValueError as error:
         raise InvalidMessageError(f"hello.sizes is {show(sizes)}; they are no language model's: {error}") from None

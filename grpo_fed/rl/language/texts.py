@@ -63,12 +63,15 @@ class ClientTexts:
         return self.read_rows(source.rows(self._stream(purpose), number, count))
 
     def read_rows(self, rows: Sequence[Row]) -> Prompts:
-        """Turn rows with a key `prompt` into tokens; ValueError for one that is empty or too long."""
-        texts = [self._to_text(row["prompt"]) for row in rows]
-        tokens = [
-            self.tokenizer.encode(text, special=not self._is_chat(row["prompt"]))
-            for row, text in zip(rows, texts, strict=True)
-        ]
+        """Turn rows with a key `prompt` into tokens; ValueError for one that is empty, too long or cannot be read."""
+        try:
+            texts = [self._to_text(row["prompt"]) for row in rows]
+            tokens = [
+                self.tokenizer.encode(text, special=not self._is_chat(row["prompt"]))
+                for row, text in zip(rows, texts, strict=True)
+            ]
+        except ValueError as error:
+            raise ValueError(f"client {self.task.client}: prompts: {error}") from error
         longest = max(range(len(tokens)), key=lambda index: len(tokens[index]))
         room = self.context - self.task.language.length
         if not 0 < len(tokens[longest]) <= room or not all(tokens):
@@ -113,12 +116,7 @@ class ClientTexts:
     def _to_text(self, prompt: Any) -> str:
         if not self._is_chat(prompt):
             return str(prompt)
-        try:
-            return self.tokenizer.render_chat(
-                [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            )
-        except ValueError as error:
-            raise ValueError(f"client {self.task.client}: prompts: {error}") from error
+        return self.tokenizer.render_chat([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
 
 
 def _mean_of_given(column: np.ndarray) -> float:

@@ -26,7 +26,7 @@ from grpo_fed.rl.language.objective import (
     completion_loss,
     vocabulary_kl,
 )
-from grpo_fed.rl.objective import Coefficients
+from grpo_fed.rl.objective import Coefficients, Direction
 from grpo_fed.rl.rng import Purpose, generator
 from grpo_fed.rl.update import (
     add_proximal_gradient,
@@ -116,16 +116,15 @@ def update_adapters(
         adam.step(stack.parameters, stack.gradient, learning_rate, active)
         penalise_after_adam(stack, adam, learning_rate, left, active)
     losses = _losses(list(last_pass), stopped)
+
+    def measure_kl(parameters: Tensor) -> Tensor:
+        return mean_token_kl(model, batch.rows, before, parameters, region.direction)
+
     if stack.budgets:
-        shortened, _ = trust.shorten_to_budgets(
-            lambda parameters: mean_token_kl(model, batch.rows, before, parameters),
-            before,
-            stack.parameters,
-            stack.budgets,
-        )
+        shortened, _ = trust.shorten_to_budgets(measure_kl, before, stack.parameters, stack.budgets)
         stack.parameters.copy_(shortened)
     if stack.budgets or region.region == "adaptive":
-        kl = mean_token_kl(model, batch.rows, before, stack.parameters)
+        kl = measure_kl(stack.parameters)
         if region.region == "adaptive":
             stack.kl_coefficient.copy_(trust.adapt_coefficient(stack.kl_coefficient, kl, region.target))
         losses["kl"] = kl
@@ -175,6 +174,8 @@ def add_gradients(
             with torch.no_grad():
                 part = replace(part, reference_distribution=model.distribution(reference, tokens))
         loss, parts = completion_loss(log_probs, part, settings, region, coefficients, distribution)
+        if not exact:  # computed for all clients of the stack where one needs it
+            parts = replace(parts, entropy=parts.entropy.masked_fill(stack.entropy[:, 0] == 0, torch.nan))
         (gradient,) = torch.autograd.grad(loss.sum(), leaf)
         stack.gradient.add_(gradient)
         terms.append(parts)
@@ -182,20 +183,14 @@ def add_gradients(
 
 
 @torch.no_grad()
-def mean_token_kl(
-    model: LanguageModel, rows: TokenRows, old: Tensor, new: Tensor, real: Tensor | None = None
-) -> Tensor:
-    """The mean over each client's tokens of the exact KL(old, new), [K, P], [K, P] -> [K].
-
-    real: [K, N] bool, rows that count; all by default.
-    """
+def mean_token_kl(model: LanguageModel, rows: TokenRows, old: Tensor, new: Tensor, direction: Direction) -> Tensor:
+    """The mean over each client's tokens of the exact KL between two policies, [K, P], [K, P] -> [K]."""
     total, count = old.new_zeros(len(old)), old.new_zeros(len(old))
     for chosen in model.parts(rows):
         part = rows.part(chosen)
-        kl = vocabulary_kl(model.distribution(old, part), model.distribution(new, part), "old-new")
-        valid = part.valid if real is None else part.valid & real[:, chosen, None]
-        total += kl.masked_fill(~valid, 0.0).sum((1, 2))
-        count += valid.sum((1, 2))
+        kl = vocabulary_kl(model.distribution(old, part), model.distribution(new, part), direction)
+        total += kl.masked_fill(~part.valid, 0.0).sum((1, 2))
+        count += part.valid.sum((1, 2))
     return total / count.clamp_min(1)
 
 
