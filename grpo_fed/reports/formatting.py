@@ -36,6 +36,11 @@ def format_small(value: float | None) -> str:
     return f"{value:.4f}" if abs(value) < 1 else f"{value:.2f}"
 
 
+def format_share(value: float | None) -> str:
+    """Write a share in percent; `-` if it is unknown."""
+    return f"{value:.0%}" if is_finite(value) else "-"
+
+
 def format_duration(seconds: float) -> str:
     """Write a duration: `0.8 s`, `12 s`, `3:05`, `1:02:03`."""
     if seconds < 59.5:
@@ -55,6 +60,11 @@ def format_megabytes(megabytes: float) -> str:
 def format_count(count: int, noun: str) -> str:
     """Write a count with its noun: `1 client`, `6 clients`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def short_task(task: str) -> str:
+    """Shorten a source of prompts to the name of its function; ids of environments stay."""
+    return task.rpartition(":")[2] or task
 
 
 def format_names(names: Sequence[str], most: int = 3) -> str:

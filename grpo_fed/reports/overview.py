@@ -41,12 +41,11 @@ def scenario_overview(
     """
     clients = sum(len(learner.tasks) for learner in learners)
     steps = scenario.rounds * scenario.steps * clients
-    unit = "completions" if all(entry.prompts for entry in scenario.clients) else "steps"
     yield Text.assemble((scenario.name, "bold cyan"), f": {scenario.description}" if scenario.description else "")
+    unit = scenario.unit
     yield Text(
-        f"{format_count(clients, 'client')}, {format_count(scenario.rounds, 'round')} of {scenario.steps:,} {unit}"
-        f" each: {steps:,} {unit}; {scenario.objective.preset} on {resolve_device(scenario.device)}, seed"
-        f" {scenario.seed}"
+        f"{format_count(clients, 'client')}, {format_count(scenario.rounds, 'round')} of {scenario.steps:,} {unit} each"
+        f": {steps:,} {unit}; {scenario.objective.preset} on {resolve_device(scenario.device)}, seed {scenario.seed}"
     )
     yield _clients_table(learners)
     changes = _changes(scenario)

@@ -1,6 +1,6 @@
 """The parts of a run's summary as data, so that `summary.md` and the page say the same.
 
-Clients, what they share, missing answers, the server's steps and notes, time and traffic.
+Clients, what they share, missing answers, the server's steps, notes, time and traffic.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from grpo_fed.reports.figures.cost import run_traffic
 from grpo_fed.reports.formatting import draw_curve, format_count, format_megabytes, format_return, format_small
 from grpo_fed.reports.tables import LOWEST_ROWS, MAX_ROWS, QUANTILES
 from grpo_fed.runs.departures import by_round
+from grpo_fed.runs.equal_groups import describe_rounds, equal_groups_line
 from grpo_fed.runs.history import History, MissedRound
 from grpo_fed.runs.records import list_differences
 
@@ -54,9 +55,8 @@ def make_sections(history: History) -> Iterator[Section]:
         yield _missing_answers(history)
     if history.blocks:
         yield _server_steps(history)
-    notes = [(int(line["round"]), str(note)) for line in history.lines for note in line.get("notes", ())]
-    if notes:
-        yield Section("Notes of the server", points=tuple(f"Round {at}: {note}" for at, note in notes[:MAX_ROWS]))
+    if any("notes" in line for line in history.lines):
+        yield _notes(history)
     yield _cost(history)
 
 
@@ -248,6 +248,25 @@ def _describe_failures(failures: Sequence[MissedRound]) -> str:
     return ", ".join(parts) + more
 
 
+def _notes(history: History) -> Section:
+    """List the notes of the rounds, each with the rounds that it is about, and the cure of equal rewards."""
+    rounds_of: dict[str, list[int]] = {}
+    for line in history.lines:
+        for note in line.get("notes", ()):
+            rounds_of.setdefault(str(note), []).append(int(line["round"]))
+    points = []
+    for note, rounds in list(rounds_of.items())[:MAX_ROWS]:
+        points.append(f"{_capitalise(describe_rounds(rounds))}: {note}")
+    if len(rounds_of) > MAX_ROWS:
+        points.append(f"And {format_count(len(rounds_of) - MAX_ROWS, 'more note')}: `rounds.jsonl` has them.")
+    equal = equal_groups_line(history.equal)
+    return Section("Notes", (f"{_capitalise(equal)}.",) if equal else (), tuple(points))
+
+
+def _capitalise(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 # Steps and cost -------------------------------------------------------------------------------------------------------
 
 
@@ -285,7 +304,8 @@ def _range(budgets: np.ndarray) -> str:
 def _cost(history: History) -> Section:
     """Write the time of a round and the bytes of the run."""
     seconds, speed = history.server_series("time/round_s"), history.server_series("charts/SPS")
-    text = f"Median round: {np.nanmedian(seconds):.2f} s, {np.nanmedian(speed):,.0f} environment steps per second."
+    unit = "environment steps" if history.scenario.unit == "steps" else history.scenario.unit
+    text = f"Median round: {np.nanmedian(seconds):.2f} s, {np.nanmedian(speed):,.0f} {unit} per second."
     of_rounds = [float(np.nansum(history.server_series(f"comm/MB_{direction}"))) for direction in ("up", "down")]
     up, down = run_traffic(history) or of_rounds
     if up or down:

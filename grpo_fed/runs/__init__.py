@@ -2,6 +2,7 @@
 
     metrics.py        every metric's name
     records.py        RoundRecord: what happened in a round, and its line in rounds.jsonl
+    equal_groups.py   words about rounds in which clients could learn nothing
     departures.py     since when a client has left a parameter group, and on which evidence
     results.py        Result: results.json
     folder.py         the run's folder: its names, and whether it may be used

@@ -20,7 +20,7 @@ from grpo_fed.reports.charts import (
     panel_grid,
     set_round_axis,
 )
-from grpo_fed.reports.formatting import format_count, format_return
+from grpo_fed.reports.formatting import format_count, format_return, short_task
 from grpo_fed.runs.colours import INK, MUTED, PAPER
 from grpo_fed.runs.history import History
 from grpo_fed.runs.metrics import EVALUATION_RETURN
@@ -53,14 +53,14 @@ def draw_learning(history: History) -> Drawing | None:
             _paint_env(axes, history, env, single=len(shown) == 1)
             set_round_axis(axes, axis, label=index >= len(shown) - columns)
             if len(shown) > 1:
-                axes.set_title(env)
+                axes.set_title(short_task(env))
             if index % columns == 0:
                 axes.set_ylabel("return")
         for axes in panels[len(shown) :]:
             axes.remove()
 
     latest = _latest_returns(history)
-    ends = [f"{env}: {_describe_end(latest[np.array(history.envs) == env])}" for env in shown]
+    ends = [f"{short_task(env)}: {_describe_end(latest[np.array(history.envs) == env])}" for env in shown]
     clients, rounds = format_count(len(history.clients), "client"), format_count(len(history.lines), "round")
     alt = f"Return by round of {clients} over {rounds}; {'; '.join(ends)}."
     caption = " ".join(_caption(history, shown, len(envs)))
