@@ -9,6 +9,7 @@
     recorder.py       writes all of it while a run goes on
     checkpoint.py     state to go on from
     policies.py       policies on disk, and LoadedPolicy
+    export.py         a client's policy for other programs
     history.py        History: a run as arrays
     statistics.py     interquartile mean, bootstrap intervals
     colours.py        a client's and a method's colour, in figures and in MLflow
