@@ -11,10 +11,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from grpo_fed.reports.figures.cost import run_traffic
-from grpo_fed.reports.formatting import draw_curve, format_count, format_megabytes, format_return, format_small
+from grpo_fed.reports.formatting import (
+    draw_curve,
+    format_count,
+    format_megabytes,
+    format_return,
+    format_small,
+    visible_text,
+)
 from grpo_fed.reports.tables import LOWEST_ROWS, MAX_ROWS, QUANTILES
 from grpo_fed.runs.departures import by_round
 from grpo_fed.runs.equal_groups import describe_rounds, equal_groups_line
+from grpo_fed.runs.examples import read_examples
 from grpo_fed.runs.history import History, MissedRound
 from grpo_fed.runs.records import list_differences
 
@@ -32,6 +40,8 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     text_columns: tuple[str, ...] = ()
     """Columns of text beside the first; all others hold numbers."""
+    literal_columns: tuple[str, ...] = ()
+    """Of these, columns of texts that somebody or a model wrote: backticks in them mark nothing."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,8 @@ def make_sections(history: History) -> Iterator[Section]:
     if not history.lines:
         return
     yield _clients(history)
+    if examples := _examples(history):
+        yield examples
     yield _sharing(history)
     if history.federated:
         yield _missing_answers(history)
@@ -113,6 +125,32 @@ def _describe_differences(history: History, client: int) -> str:
     known = np.flatnonzero(np.isfinite(last))
     clusters = {history.clustered[index]: int(last[index]) for index in known}
     return _short_names(list_differences(history.personal[name], clusters))
+
+
+def _examples(history: History) -> Section | None:
+    """Make a row for each prompt that is kept with its completions before and after training; None without any."""
+    kept = {name: read_examples(history.folder, name) for name in history.clients}
+    kept = {name: examples for name, examples in kept.items() if examples}
+    if not kept:
+        return None
+    most = max(1, MAX_ROWS // len(kept))
+    head = ("client", "prompt", "before", "reward", "after", "reward after")
+    rows = [
+        (
+            name,
+            visible_text(example.prompt),
+            visible_text(example.before),
+            format_return(example.before_reward),
+            visible_text(example.after),
+            format_return(example.after_reward),
+        )
+        for name, examples in list(kept.items())[:MAX_ROWS]
+        for example in examples[:most]
+    ]
+    texts = ("prompt", "before", "after")
+    more = " `examples/` has all of them." if len(rows) < sum(map(len, kept.values())) else ""
+    text = f"The likeliest completions of the first and of the last policy.{more}"
+    return Section("Prompts and completions", (text,), tables=(Table(head, tuple(rows), texts, texts),))
 
 
 # What clients share ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +45,19 @@ def summary_markdown(history: History) -> str:
 
 def _table_markdown(table: Table) -> str:
     is_text = [index == 0 or name in table.text_columns for index, name in enumerate(table.head)]
-    rows = [table.head, ["---" if text else "---:" for text in is_text], *table.rows]
+    literal = [name in table.literal_columns for name in table.head]
+    cells = [
+        [_code_span(cell) if code else cell for code, cell in zip(literal, row, strict=True)] for row in table.rows
+    ]
+    rows = [table.head, ["---" if text else "---:" for text in is_text], *cells]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
+
+
+def _code_span(text: str) -> str:
+    """Quote a text so that Markdown takes none of it as markup: in more backticks than it has in a row."""
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    room = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{room}{text}{room}{fence}"
 
 
 def headline(history: History) -> str:

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from grpo_fed import load_policy
 from grpo_fed.engines.alone import train
 from grpo_fed.policy.language.source import TINY
+from grpo_fed.rl.records import Example
 from grpo_fed.runs.adapters import LoadedAdapters
 from grpo_fed.runs.examples import read_examples, write_examples
 from grpo_fed.runs.export import export_policy
-from grpo_fed.rl.records import Example
 from tests.support.language_run import letters
 from tests.support.small_federation import tiny
 
@@ -35,7 +35,9 @@ def logits_of(folder: Path, client: str) -> torch.Tensor:
     loaded = load_policy(folder, client)
     assert isinstance(loaded, LoadedAdapters)
     model = loaded._model
-    hidden = model.transformer.hidden(model.adapters(loaded.parameters), TOKENS[None], torch.ones_like(TOKENS[None]) > 0)
+    hidden = model.transformer.hidden(
+        model.adapters(loaded.parameters), TOKENS[None], torch.ones_like(TOKENS[None]) > 0
+    )
     logits: torch.Tensor = model.transformer.logits(hidden)[0].detach()
     return logits
 

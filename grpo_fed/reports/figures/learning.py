@@ -110,7 +110,14 @@ def _paint_env(axes: Axes, history: History, env: str, single: bool) -> None:
     single: whether it is the figure's only panel.
     """
     selected = np.flatnonzero(np.array(history.envs) == env)
-    returns, rounds = history.returns[:, selected], history.rounds
+    paint_clients(axes, history, history.returns, selected)
+    _paint_mean(axes, history, selected, single)
+    _paint_evaluations(axes, history, selected)
+
+
+def paint_clients(axes: Axes, history: History, series: np.ndarray, selected: Sequence[int] | np.ndarray) -> None:
+    """Paint a number of each selected client by round, with names beside the lines. series: [R, K]."""
+    returns, rounds = series[:, selected], history.rounds
     names = [history.clients[k] for k in selected]
     entry_of_client = [history.entries[k] for k in selected]
     entries = list(dict.fromkeys(entry_of_client))
@@ -132,8 +139,6 @@ def _paint_env(axes: Axes, history: History, env: str, single: bool) -> None:
         if np.isfinite(returns[-1]).any():
             for k in dict.fromkeys((int(np.nanargmax(returns[-1])), int(np.nanargmin(returns[-1])))):
                 _label(axes, returns[-1, k], names[k], line_colour(0))
-    _paint_mean(axes, history, selected, single)
-    _paint_evaluations(axes, history, selected)
 
 
 def _paint_lines(axes: Axes, rounds: np.ndarray, returns: np.ndarray, styles: Sequence[int], alpha: float) -> None:

@@ -5,8 +5,8 @@ begin: the content of the spool's first record. line: a line of `rounds.jsonl`. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from grpo_fed.runs.departures import Departure, by_round
 from grpo_fed.runs.equal_groups import equal_groups_line, equal_groups_note, has_equal_groups_alone
@@ -14,8 +14,13 @@ from grpo_fed.runs.metrics import SCORE_IQM, TRAINING_RETURN
 from grpo_fed.runs.records import list_differences
 from grpo_fed.runs.results import idle_clients
 
+if TYPE_CHECKING:
+    from grpo_fed.rl.records import Example
+
 ROWS = 24
 """Clients in the table: the worst, if there are more."""
+MOST_EXAMPLES = 500
+"""Rows in the table of examples."""
 MOST_GROUPS = 8
 """Groups that are named of those that a client left in the same round."""
 LONGEST = 8000
@@ -96,6 +101,32 @@ def clients_table(document: Mapping[str, Any]) -> dict[str, Any]:
     ]
     kind = "clusters" if any(client.get("clusters") for client in document["clients"].values()) else "personal_groups"
     return {"columns": ["client", *columns, kind], "data": rows}
+
+
+def examples_table(examples: Mapping[str, Sequence[Example]]) -> dict[str, Any] | None:
+    """Make a table of what clients wrote before and after training, in the form that MLflow shows; None without any.
+
+    What the browser could take for more than text is replaced.
+    """
+    rows = [
+        [
+            client,
+            *map(_plain, (example.prompt, example.before)),
+            example.before_reward,
+            _plain(example.after),
+            example.after_reward,
+        ]
+        for client, kept in examples.items()
+        for example in kept
+    ]
+    columns = ["client", "prompt", "before", "reward before", "after", "reward after"]
+    return {"columns": columns, "data": rows[:MOST_EXAMPLES]} if rows else None
+
+
+def _plain(text: str) -> str:
+    """Make the ends of lines visible, and replace control characters."""
+    shown = text.replace("\r\n", "\n").replace("\n", "↵").replace("\t", " ")
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in shown)
 
 
 def _describe_run(begin: Mapping[str, Any]) -> str:

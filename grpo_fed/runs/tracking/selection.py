@@ -6,11 +6,18 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from grpo_fed.runs.metrics import CLIENTS_FAILED, EVALUATION_RETURN, TRAINING_RETURN, is_timed, is_tracked
+from grpo_fed.runs.metrics import CLIENTS_FAILED, EQUAL_GROUPS, EVALUATION_RETURN, TRAINING_RETURN, is_timed, is_tracked
 
 MOST_CLIENTS = 64
 """Clients that may have runs of their own; with more, the federation's run has quantiles over the clients instead."""
-QUANTILE_METRICS = (EVALUATION_RETURN, TRAINING_RETURN, "losses/approx_kl", "losses/entropy", "kl/joint")
+QUANTILE_METRICS = (
+    EVALUATION_RETURN,
+    TRAINING_RETURN,
+    "losses/approx_kl",
+    "losses/entropy",
+    "kl/joint",
+    EQUAL_GROUPS,
+)
 """The metrics that a federation of many clients has quantiles of."""
 QUANTILES = {"min": 0.0, "p10": 0.1, "p50": 0.5, "p90": 0.9, "max": 1.0}
 
