@@ -25,9 +25,10 @@ def draw_completions(history: History) -> Drawing | None:
 
     None if no client has prompts.
     """
-    panels = _panels(history)
-    if not np.isfinite(history.client_series(EQUAL_GROUPS)).any():
+    answering = np.flatnonzero(np.isfinite(history.client_series(EQUAL_GROUPS)).any(axis=0))
+    if not answering.size:
         return None
+    panels = _panels(history)
     rows, columns = panel_grid(len(panels))
     caption = "Of each client's completions in training: the mean reward by function; the share of groups whose"
     caption += " completions were rewarded equally, which teach nothing; the share that was cut off at"
@@ -36,8 +37,7 @@ def draw_completions(history: History) -> Drawing | None:
     def paint(figure: Figure) -> None:
         axes_of = figure.subplots(rows, columns, squeeze=False).ravel()
         for index, (axes, (title, series)) in enumerate(zip(axes_of, panels.items(), strict=False)):
-            selected = np.flatnonzero(np.isfinite(series).any(axis=0))
-            paint_clients(axes, history, fill_forward(series), selected)
+            paint_clients(axes, history, fill_forward(series), answering)  # all, so that colours are those of clients
             axes.set_title(title)
             set_round_axis(axes, history.rounds, label=index >= len(panels) - columns)
             if title in SHARES.values():

@@ -25,7 +25,6 @@ from mlflow.store.db import utils as database
 
 from grpo_fed.runs.checkpoint import CHECKPOINTS
 from grpo_fed.runs.colours import pick_colour
-from grpo_fed.runs.examples import read_examples
 from grpo_fed.runs.folder import EPISODES, FIGURES, POLICIES, ROUNDS, SCENARIO, SUMMARY
 from grpo_fed.runs.results import RESULTS
 from grpo_fed.runs.tracking import run_page
@@ -266,7 +265,7 @@ class MlflowRuns:
         self.sent.done = status == "finished"
 
     def _send_files(self, document: Mapping[str, Any] | None) -> None:
-        """Send the files of the run's folder, and a table of the clients if they have no runs."""
+        """Send the files of the run's folder, and tables: of examples, and of the clients if they have no runs."""
         folder = self.spool.folder.parent
         for name in FILES:
             self._send_file(folder / name)
@@ -275,17 +274,9 @@ class MlflowRuns:
             if files and sum(path.stat().st_size for path in files) <= MAX_FOLDER_BYTES:
                 with _log_if_refused(f"{folder / name}"):
                     self.client.log_artifacts(self._parent, str(folder / name), name)
-        tables = {}
-        if document is not None and not self.sent.clients:
-            tables["clients.json"] = run_page.clients_table(document)
-        if examples := run_page.examples_table({name: read_examples(folder, name) for name in self.begin["clients"]}):
-            tables["examples.json"] = examples
-        self._send_tables(tables)
-
-    def _send_tables(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
-        """Send tables in the form that MLflow shows, as its `log_table` does, which would append to what was sent."""
+        tables = run_page.make_tables(folder, self.begin, document if not self.sent.clients else None)
         for name, table in tables.items():
-            with _log_if_refused(name):
+            with _log_if_refused(name):  # mlflow's log_table would append to what was sent before
                 self.client.log_text(self._parent, json.dumps(table), name)
         if tables:
             tag = json.dumps([{"path": name, "type": "table"} for name in tables])

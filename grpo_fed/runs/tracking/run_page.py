@@ -6,10 +6,12 @@ begin: the content of the spool's first record. line: a line of `rounds.jsonl`. 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpo_fed.runs.departures import Departure, by_round
 from grpo_fed.runs.equal_groups import equal_groups_line, equal_groups_note, has_equal_groups_alone
+from grpo_fed.runs.examples import read_examples
 from grpo_fed.runs.metrics import SCORE_IQM, TRAINING_RETURN
 from grpo_fed.runs.records import list_differences
 from grpo_fed.runs.results import idle_clients
@@ -90,6 +92,21 @@ def client_page(client: Mapping[str, Any]) -> str:
     kind = "In another cluster than most" if client.get("clusters") else "Personal groups"
     names = "; ".join(_differences(client, "`")) or "none"
     return f"**Return {_cell(client['return'])}**, {_cell(client['return_before'])} before. {kind}: {names}."
+
+
+def make_tables(
+    folder: Path, begin: Mapping[str, Any], document: Mapping[str, Any] | None
+) -> dict[str, Mapping[str, Any]]:
+    """Make a run's tables by the names of their files, in the form that MLflow shows.
+
+    folder: the run's folder, whose examples are in a table. document: None if the clients have runs of their own.
+    """
+    tables: dict[str, Mapping[str, Any]] = {}
+    if document is not None:
+        tables["clients.json"] = clients_table(document)
+    if table := examples_table({name: read_examples(folder, name) for name in begin["clients"]}):
+        tables["examples.json"] = table
+    return tables
 
 
 def clients_table(document: Mapping[str, Any]) -> dict[str, Any]:
