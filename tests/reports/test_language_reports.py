@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,14 +14,21 @@ from rich.console import Console
 from grpo_fed.engines.alone import train
 from grpo_fed.engines.start import run
 from grpo_fed.reports.displays import JsonDisplay, LineDisplay, LiveDisplay
+from grpo_fed.reports.episodes import FilmedEpisodes, film_episodes
+from grpo_fed.reports.figures.completions import draw_completions
 from grpo_fed.reports.outcome import next_command
+from grpo_fed.reports.page import page_html
 from grpo_fed.reports.progress import RunHeader
 from grpo_fed.reports.summary import summary_markdown
+from grpo_fed.rl.records import Example
+from grpo_fed.runs.colours import PALETTE
 from grpo_fed.runs.equal_groups import describe_rounds, equal_groups_line, equal_groups_note
+from grpo_fed.runs.examples import read_examples, write_examples
 from grpo_fed.runs.history import read_history
 from grpo_fed.runs.records import RoundRecord
 from grpo_fed.runs.results import Result, read_results
 from tests.support.language_run import letters
+from tests.support.small_federation import tiny
 
 NOTE = "every group of flat had equal rewards: nothing could be learned from them"
 LINE = "every group had equal rewards, so that nothing could be learned: flat in rounds 1 to 2"
@@ -111,9 +120,12 @@ def test_lines_count_completions_and_say_once_what_teaches_nothing(
 def test_the_live_table_has_the_columns_that_have_values(federated: tuple[Path, Result, list[RoundRecord]], width: int):
     text = printed(LiveDisplay, federated, width)
     head, *_ = (line for line in text.splitlines() if "by round" in line)
-    assert head.split() == ["client", "before", "return", "best", "equal", "groups", "by", "round", "departed"]
+    before = ["before"] if width == 120 else []
+    assert head.split() == ["client", *before, "return", "best", "equal", "groups", "by", "round", "departed"]
     assert f"note: {NOTE}" in " ".join(text.split())
-    assert max(map(len, text.split("next:")[0].split("warning:")[0].splitlines()[:20])) <= width
+    lines = re.sub(r"\x1b\[[?\d;]*\w", "", text).splitlines()
+    followed = [line for line in lines if not line.startswith(("letters: return", "note: every", "next:"))]
+    assert max(map(len, followed)) <= width
 
 
 def test_json_lines_have_the_note(federated: tuple[Path, Result, list[RoundRecord]]):
@@ -144,3 +156,67 @@ def test_the_summary_counts_completions_and_has_the_cure(federated: tuple[Path, 
     assert "environment" not in text
     assert f"- Rounds 1 to 2: {NOTE}" in text
     assert f"E{LINE[1:]}; {CURE}." in text
+
+
+# Figures and the page -------------------------------------------------------------------------------------------------
+
+
+def test_a_figure_has_rewards_by_function_and_the_shares(federated: tuple[Path, Result, list[RoundRecord]]):
+    drawing = draw_completions(read_history(federated[0]))
+    assert drawing is not None
+    titles = ["reward exact", "reward length", "reward pattern", "groups with equal rewards", "completions cut off"]
+    for title in (*titles, "tokens of a completion"):
+        assert f">{title}<" in drawing.svg
+    assert "reward pattern 0.00" in drawing.alt
+
+
+def test_a_client_has_the_same_colour_in_every_panel(federated: tuple[Path, Result, list[RoundRecord]]):
+    drawing = draw_completions(read_history(federated[0]))
+    assert drawing is not None
+    colours = {name: set(re.findall(rf"fill: (#\w+)[^>]*>{name}<", drawing.svg)) for name in ("up", "flat")}
+    assert colours == {"up": {PALETTE[0]}, "flat": {PALETTE[1]}}
+
+
+def test_a_run_with_environments_has_no_such_figure(tmp_path: Path):
+    train(tiny(), tmp_path / "run")
+    assert draw_completions(read_history(tmp_path / "run")) is None
+
+
+def test_clients_with_prompts_are_not_filmed_and_no_problem(federated: tuple[Path, Result, list[RoundRecord]]):
+    for clients in ((), ("up",)):
+        filmed = film_episodes(federated[0], clients)
+        assert filmed == FilmedEpisodes((), ())
+    assert not (federated[0] / "episodes").exists()
+
+
+def test_the_summary_and_the_page_have_the_examples(federated: tuple[Path, Result, list[RoundRecord]]):
+    history = read_history(federated[0])
+    first = read_examples(federated[0], "up")[0]
+    summary, page = summary_markdown(history), page_html(history)
+    row = f"| up | `{first.prompt}` | {markdown_cell(first.before)} | {first.before_reward:.2f} |"
+    assert row in summary
+    assert f"<code>{first.prompt}</code>" in page
+    assert '<figure id="completions">' in page
+    assert "Rounds 1 to 2: every group of flat had equal rewards" in page
+
+
+def markdown_cell(text: str) -> str:
+    return f"`{text}`" if text else "`∅`"
+
+
+def test_texts_of_examples_are_escaped_and_their_lines_visible(
+    federated: tuple[Path, Result, list[RoundRecord]], tmp_path: Path
+):
+    folder = tmp_path / "run"
+    shutil.copytree(federated[0], folder)
+    hostile = "<script>alert(1)</script> `code` | [link](http://a)\nsecond\x1b[31m"
+    write_examples(folder, "up", [Example(hostile, "", 0.0, "x" * 1000, 1.0)])
+    history = read_history(folder)
+    page, summary = page_html(history), summary_markdown(history)
+    escaped = "&lt;script&gt;alert(1)&lt;/script&gt; `code` | [link](http://a)↵second\ufffd[31m"
+    assert f'<td class="text"><code>{escaped}</code></td>' in page
+    assert "<script" not in page
+    assert "``<script>alert(1)</script> `code` \\| [link](http://a)↵second\ufffd[31m``" in summary
+    assert "| `∅` | 0.00 |" in summary
+    assert "x" * 401 not in summary
+    assert "\x1b" not in page + summary

@@ -6,6 +6,7 @@ No other module imports mlflow; `ui.py` starts its server as a command.
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 import time
@@ -56,6 +57,8 @@ MODEL = "policy"
 """The name of a client's model: `runs:/<client's run>/policy`."""
 ADAPTERS = "adapters"
 """The folder of a client's adapters, among the files of its run."""
+NOT_IN_NAMES = re.compile(r"[^\w. :/-]", re.ASCII)
+"""What MLflow refuses in the name of a parameter."""
 REFUSED = {400, 404, 413, 422}
 """HTTP codes of a server that will never take a record; after others it may take it later."""
 BATCH, PARAMS = 1000, 100
@@ -198,8 +201,8 @@ class MlflowRuns:
         return str(self.client.create_run(self.sent.experiment, began, tags, name).info.run_id)
 
     def _log_params(self, run: str, params: Mapping[str, Any]) -> None:
-        """Log a run's parameters."""
-        entries = [Param(name, str(value)) for name, value in params.items()]
+        """Log a run's parameters; patterns such as `layers.*` are parts of names that MLflow refuses."""
+        entries = [Param(*each) for each in {NOT_IN_NAMES.sub("_", k): str(v) for k, v in params.items()}.items()]
         for start in range(0, len(entries), PARAMS):
             with _log_if_refused(f"parameters of run {run}"):
                 self.client.log_batch(run, params=entries[start : start + PARAMS])
