@@ -1,11 +1,14 @@
 """Settings for all tests."""
 
 import os
+import tempfile
+from pathlib import Path
 
 # Before torch and numpy load: one thread a process, whoever starts pytest.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ["MLFLOW_TRACKING_URI"] = "off"  # the tests of tracking name a store
+os.environ["GRPO_FED_CACHE"] = str(Path(tempfile.gettempdir()) / "grpo_fed_tests")  # not the user's own
 
 import hypothesis
 import pytest

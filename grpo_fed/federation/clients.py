@@ -7,7 +7,6 @@ that the first one does depends on it.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -150,7 +149,7 @@ class Clients:
                     point=learners.shared.parameters[row, self.columns].cpu().numpy(),
                     steps=report.steps + personal.steps,
                     episodes=len(report.episodes) + len(personal.episodes),
-                    gain=_gain(report, client),
+                    gain=client.gain(report.mean_return),
                     spread=report.spread,
                     metrics=reported_metrics(report, seconds),
                     fisher=fisher[row],
@@ -386,14 +385,6 @@ def _all_of(kind: type[Kind], instructions: Mapping[str, Instruction]) -> dict[s
 def _round_of(instruction: Train) -> tuple[str, int, float, float]:
     start = instruction.start
     return start.run, start.round, instruction.begin, instruction.end
-
-
-def _gain(report: TrainingReport, client: LoadedClient) -> float:
-    """Mean return less that of the round before; 0 where one of the two has no finished episode."""
-    if not client.remembers(client.start.round - 1):
-        return 0.0
-    gain = report.mean_return - ReturnHistory.read(client.state).last
-    return gain if math.isfinite(gain) else 0.0
 
 
 def _summary(evaluation: Evaluation) -> EvaluationSummary:

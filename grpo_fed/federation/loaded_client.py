@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from grpo_fed.federation.comparison import ReturnHistory
 from grpo_fed.federation.messages import Start
 from grpo_fed.federation.state_store import Arrays, StoredState
 
@@ -32,6 +34,13 @@ class LoadedClient:
         """What it remembers, of a client that remembers something."""
         assert self.state is not None, f"{self.name} has a state"
         return self.state
+
+    def gain(self, mean_return: float) -> float:
+        """A round's mean return less that of the round before; 0 where one of the two has no finished episode."""
+        if not self.remembers(self.start.round - 1):
+            return 0.0
+        gain = mean_return - ReturnHistory.read(self.state).last
+        return gain if math.isfinite(gain) else 0.0
 
     def with_own_groups(self, groups: Sequence[int], own: bool) -> LoadedClient:
         """Return the client as it begins with its own parameters in some groups, or with the shared ones."""

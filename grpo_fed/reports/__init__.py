@@ -1,21 +1,22 @@
 """What people see of a run.
 
-    explain.py          a scenario in sentences, before it runs
-    explain_merge.py    the sentences about its merge
-    overview.py         a scenario in tables, before it runs: clients, policies, blocks, bytes
-    progress.py         the progress of a run as records, and a round as a line of text
-    displays.py         displays of a run that goes on: live table, lines, JSON, quiet
-    outcome.py          the outcome of a run on the terminal
-    tables.py           tables of clients on the terminal
-    formatting.py       numbers, counts and lists of names as people read them
-    charts.py           what all figures share: style, colours, labels
-    figures/            the figures of a run
-    film.py             an episode as a film
-    episodes.py         which episodes of a run are filmed
-    summary.py          a run in words: summary.md
-    sections.py         the parts of such a summary
-    page.py             a run on one page: report.html
-    comparison/         methods side by side, with intervals
+    explain.py           a scenario in sentences, before it runs
+    explain_merge.py     the sentences about its merge
+    explain_language.py  the sentences about a language model
+    overview.py          a scenario in tables, before it runs: clients, policies, blocks, bytes
+    progress.py          the progress of a run as records, and a round as a line of text
+    displays.py          displays of a run that goes on: live table, lines, JSON, quiet
+    outcome.py           the outcome of a run on the terminal
+    tables.py            tables of clients on the terminal
+    formatting.py        numbers, counts and lists of names as people read them
+    charts.py            what all figures share: style, colours, labels
+    figures/             the figures of a run
+    film.py              an episode as a film
+    episodes.py          which episodes of a run are filmed
+    summary.py           a run in words: summary.md
+    sections.py          the parts of such a summary
+    page.py              a run on one page: report.html
+    comparison/          methods side by side, with intervals
 
 Begin with summary.py.
 """

@@ -9,6 +9,8 @@
     recorder.py       writes all of it while a run goes on
     checkpoint.py     state to go on from
     policies.py       policies on disk, and LoadedPolicy
+    adapters.py       LoadedAdapters: a language model's adapters, which answer prompts
+    examples.py       what clients wrote before and after training
     export.py         a client's policy for other programs
     history.py        History: a run as arrays
     statistics.py     interquartile mean, bootstrap intervals

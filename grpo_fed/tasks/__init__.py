@@ -1,16 +1,17 @@
 """What clients learn to do, and how copies of it are stepped.
 
-    task.py      Task, what every kind of task has, and its parts, as records
-    gym_task.py  GymTask, a task that is a gymnasium environment
-    gym.py       gymnasium: finding, making and wrapping environments, and what to say if that fails
-    resolve.py   from a scenario's [[clients]] to tasks
-    prompts.py   sources of prompts for language models: a function, a file, or a task of reasoning-gym
-    rewards.py   what completions are rewarded for: functions as TRL has them, and their weighted sum
+    task.py             Task, what every kind of task has, and its parts, as records
+    resolve.py          from a scenario's [[clients]] to tasks
+    gym_task.py         GymTask, a task that is a gymnasium environment
+    gym.py              gymnasium: finding, making and wrapping environments, and what to say if that fails
+    envs/               ClientEnvs: N copies of each of K clients' tasks, stepped together
+    families/           parametric tasks of our own, stepped in one vectorised call
+    wrappers.py         environment wrappers for scenarios: other physics, hostile rewards, seeding
+    language_task.py    LanguageTask, a task of prompts that a language model answers, and rewards
+    prompts.py          sources of prompts: a function, a file, or a task of reasoning-gym
+    rewards.py          what completions are rewarded for: functions as TRL has them, and their weighted sum
     shipped_rewards.py  the rewards that a scenario names by a short word
-    envs/        ClientEnvs: N copies of each of K clients' tasks, stepped together
-    letters.py   prompts for a small language model, with their answers
-    families/    parametric tasks of our own, stepped in one vectorised call
-    wrappers.py  environment wrappers for scenarios: other physics, hostile rewards, seeding
+    letters.py          prompts for the tiny language model, with their answers
 
 Begin with task.py.
 """

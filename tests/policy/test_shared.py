@@ -8,7 +8,7 @@ from grpo_fed.policy.shared import (
     resolve_shared_blocks,
     resolve_shared_blocks_from_shapes,
 )
-from grpo_fed.rl.stacked_learner import make_learners
+from grpo_fed.rl.make import make_learners
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.resolve import resolve_tasks
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from grpo_fed.rl.batch import make_batch
 from grpo_fed.rl.device import resolve_device
+from grpo_fed.rl.make import make_learners
 from grpo_fed.rl.rng import client_seed
-from grpo_fed.rl.stacked_learner import StackedLearner, make_learners
+from grpo_fed.rl.stacked_learner import StackedLearner
 from grpo_fed.rl.update import reference_distributions
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.resolve import resolve_tasks

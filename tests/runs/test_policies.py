@@ -14,7 +14,7 @@ from PIL import Image
 
 from grpo_fed.engines.alone import train
 from grpo_fed.reports.film import film
-from grpo_fed.rl.stacked_learner import make_learners
+from grpo_fed.rl.make import make_learners
 from grpo_fed.runs.folder import read_client_names
 from grpo_fed.runs.policies import LoadedPolicy, load_policy, save_policies
 from grpo_fed.runs.recorder import Recorder

@@ -16,7 +16,7 @@ from grpo_fed.federation.clients import Clients
 from grpo_fed.federation.messages import Start, Train
 from grpo_fed.federation.state_store import StateStore
 from grpo_fed.policy.shared import resolve_shared_blocks
-from grpo_fed.rl.stacked_learner import make_learners
+from grpo_fed.rl.make import make_learners
 from grpo_fed.runs.folder import POLICIES
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml.keys import all_keys

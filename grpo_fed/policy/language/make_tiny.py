@@ -70,7 +70,7 @@ def _train(tokenizer: Tokenizer, steps: int, seed: int) -> dict[str, Tensor]:
     optimiser = torch.optim.AdamW(tensors.values(), LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = LEARNING_RATE * min((step + 1) / 20, (steps - step) / (steps - 20))
+            group["lr"] = LEARNING_RATE * min((step + 1) / 20, (steps - step) / max(1, steps - 20))
         tokens, targets = _batch(generator, tokenizer)
         logits = model.logits(model.hidden(None, tokens[None]))[0]
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())

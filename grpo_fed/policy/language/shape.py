@@ -153,8 +153,8 @@ def shape_from_gguf(fields: Mapping[str, Any], tensors: Mapping[str, tuple[int, 
             inner=int(fields[f"{kind}.feed_forward_length"]),
             vocabulary=embedding[0],
             context=int(fields[f"{kind}.context_length"]),
-            norm_epsilon=float(fields[f"{kind}.attention.layer_norm_rms_epsilon"]),
-            rope_theta=float(fields.get(f"{kind}.rope.freq_base", 10_000.0)),
+            norm_epsilon=_round(fields[f"{kind}.attention.layer_norm_rms_epsilon"]),
+            rope_theta=_round(fields.get(f"{kind}.rope.freq_base", 10_000.0)),
             tied="output.weight" not in tensors,
             qkv_bias="blk.0.attn_q.bias" in tensors,
         )
@@ -171,6 +171,11 @@ def parse_config(text: str, place: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"{place}: it must hold a JSON object")
     return config
+
+
+def _round(value: float) -> float:
+    """Return the decimal number that was rounded to float32."""
+    return float(f"{value:.6g}")
 
 
 def _check_kind(kind: object, supported: tuple[str, ...], key: str) -> None:

@@ -226,8 +226,8 @@ def _check_tensors(shape: ModelShape, found: Mapping[str, Any], place: str) -> N
     wanted = shape.tensor_shapes()
     missing = [name for name in wanted if name not in found]
     if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise ValueError(f"{place}: the tensors {short_toml(missing[:3])}{more} are missing; is the model complete?")
+        more = f" and {len(missing) - 1} more tensors are" if len(missing) > 1 else " is"
+        raise ValueError(f"{place}: the tensor {missing[0]}{more} missing; is the model complete?")
     for name, size in wanted.items():
         if tuple(found[name]) != size:
             raise ValueError(f"{place}: {name} has shape {tuple(found[name])}, and the model's dimensions say {size}")

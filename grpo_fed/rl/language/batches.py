@@ -62,6 +62,13 @@ def write_completions(
         greedy=greedy,
         tokens_at_a_time=settings.tokens,
     )
+    longest = int(written.valid.sum(-1).max())
+    written = replace(
+        written,
+        tokens=written.tokens[..., :longest],
+        log_probs=written.log_probs[..., :longest],
+        valid=written.valid[..., :longest],
+    )
     tokens, valid = written.tokens.cpu().numpy(), written.valid.cpu().numpy()
     rewarded = [
         text.reward(each, tokens[client], valid[client])

@@ -6,7 +6,6 @@ No other module imports mlflow; `ui.py` starts its server as a command.
 from __future__ import annotations
 
 import json
-import re
 import sys
 import tempfile
 import time
@@ -35,6 +34,7 @@ from grpo_fed.runs.tracking.selection import (
     client_quantiles,
     is_same_round,
     metric_keys,
+    param_name,
     tracked_metrics,
 )
 from grpo_fed.runs.tracking.spool import SendState, Spool, SpoolRecord, hold_lock
@@ -57,8 +57,6 @@ MODEL = "policy"
 """The name of a client's model: `runs:/<client's run>/policy`."""
 ADAPTERS = "adapters"
 """The folder of a client's adapters, among the files of its run."""
-NOT_IN_NAMES = re.compile(r"[^\w. :/-]", re.ASCII)
-"""What MLflow refuses in the name of a parameter."""
 REFUSED = {400, 404, 413, 422}
 """HTTP codes of a server that will never take a record; after others it may take it later."""
 BATCH, PARAMS = 1000, 100
@@ -201,8 +199,8 @@ class MlflowRuns:
         return str(self.client.create_run(self.sent.experiment, began, tags, name).info.run_id)
 
     def _log_params(self, run: str, params: Mapping[str, Any]) -> None:
-        """Log a run's parameters; patterns such as `layers.*` are parts of names that MLflow refuses."""
-        entries = [Param(*each) for each in {NOT_IN_NAMES.sub("_", k): str(v) for k, v in params.items()}.items()]
+        """Log a run's parameters."""
+        entries = [Param(*each) for each in {param_name(key): str(value) for key, value in params.items()}.items()]
         for start in range(0, len(entries), PARAMS):
             with _log_if_refused(f"parameters of run {run}"):
                 self.client.log_batch(run, params=entries[start : start + PARAMS])

@@ -116,7 +116,7 @@ def test_a_draw_of_almost_one_takes_a_token_that_is_possible(model: Transformer)
 
 
 def test_prompts_that_do_not_fit_are_refused(model: Transformer, tmp_path: Path):
-    with pytest.raises(ValueError, match="a prompt has no tokens"):
+    with pytest.raises(ValueError, match=r"a prompt has no tokens"):
         sample_completions(model, None, [[[]]], 1, np.zeros((1, 1, 2)), 1.0, STOP)
-    with pytest.raises(ValueError, match="60 tokens and a completion of 5 are longer than the model's context of 64"):
+    with pytest.raises(ValueError, match=r"60 tokens and a completion of 5 are longer than the model's context of 64"):
         sample_completions(model, None, [[[5] * 60]], 1, np.zeros((1, 1, 5)), 1.0, STOP)
