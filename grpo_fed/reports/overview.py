@@ -74,7 +74,10 @@ def _traffic(scenario: Scenario, shared: SharedBlocks, clients: int) -> str:
 
 def _clients_table(learners: Sequence[Learner]) -> Table:
     """Make a row for each client, or for neighbouring clients with the same task."""
-    table = make_table("client", "obs", "actions", "envs", "limit")
+    numbers = ("obs", "actions", "envs", "limit")
+    if all(isinstance(task, LanguageTask) for learner in learners for task in learner.tasks):
+        numbers = ("context", "tokens", "batch", "length")
+    table = make_table("client", *numbers)
     table.add_column("task", overflow="fold")
     for learner in learners:
         for (name, arguments, limit), same in groupby(learner.tasks, key=_task_key):
