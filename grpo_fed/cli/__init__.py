@@ -6,6 +6,7 @@
     output.py       a stream that outlives its reader
     run.py          run, train
     play.py         play
+    export.py       export
     compare.py      compare, report
     scenarios.py    new, check, explain, list, config, schema
     deploy.py       deploy init, deploy server, deploy client
@@ -45,7 +46,7 @@ def main() -> None:
 
 def _load_app() -> Typer:
     """Import the application and every module of commands; each module registers its own."""
-    from grpo_fed.cli import compare, deploy, play, run, scenarios, tracking  # noqa: F401
+    from grpo_fed.cli import compare, deploy, export, play, run, scenarios, tracking  # noqa: F401
     from grpo_fed.cli.application import app
 
     return app

@@ -17,6 +17,7 @@ COMMANDS = [
     "train",
     "compare",
     "play",
+    "export",
     "report",
     "ui",
     "new",

@@ -1,15 +1,26 @@
-"""The command that plays episodes with a run's policies: play."""
+"""The command that plays episodes with a run's policies, or gives them prompts: play."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from grpo_fed.cli.application import app
 from grpo_fed.cli.errors import FAILED, report_errors
 from grpo_fed.cli.options import MAX_SEED, Debug, RunArgument, make_console, prepare_process, use_no_display
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from grpo_fed.runs.adapters import LoadedAdapters
+    from grpo_fed.runs.policies import LoadedPolicy
+
+MOST_EXAMPLES = 2
+"""Examples of each client below the table of returns."""
 
 
 @app.command()
@@ -19,43 +30,169 @@ def play(
     episodes: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Episodes of each client; by default as in the scenario.")
     ] = None,
-    sampled: Annotated[bool, typer.Option("--sampled", help="Sample actions instead of taking the likeliest.")] = False,
+    sampled: Annotated[
+        bool, typer.Option("--sampled", help="Sample actions or tokens instead of taking the likeliest.")
+    ] = False,
     gif: Annotated[Path | None, typer.Option(metavar="FILE", help="Film an episode of one client.")] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Print what a language model writes after this; may be repeated."),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help='The same for the column "prompt" of a .jsonl file.')
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(metavar="N", min=0, max=MAX_SEED, help="Play other episodes than the run evaluated.")
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Play episodes with the policies of a run, and print their returns."""
+    """Play episodes with the policies of a run and print their returns, or print what they answer to prompts."""
     with report_errors(debug):
         prepare_process()
         use_no_display()
-        from grpo_fed.reports.film import check_path, film
         from grpo_fed.runs.folder import read_client_names
         from grpo_fed.runs.policies import load_policy
 
         names = read_client_names(run) if client is None else [client]
         if gif is not None:
+            from grpo_fed.reports.film import check_path
+
             if len(names) > 1:
                 raise ValueError(f"--gif films one client: add --client NAME, one of {', '.join(names)}")
             check_path(gif)
+        given = [*(prompt or []), *([] if prompts is None else read_prompts(prompts))]
+        if given and (episodes is not None or gif is not None):
+            raise ValueError("--prompt and --prompts play no episodes: leave out --episodes and --gif")
+        if given and seed is not None and not sampled:
+            raise ValueError("--seed names the stream that tokens are sampled from: add --sampled")
         policies = [load_policy(run, name) for name in names]
+        answering, filmed = _answering(policies, bool(given)), _filmed(policies, gif)
     with report_errors(debug, FAILED):
-        from grpo_fed.reports.formatting import format_return
-        from grpo_fed.reports.tables import make_table
-
         console = make_console()
-        table = make_table("client", "mean", "std", "min", "max", "episodes", "mean steps")
-        with console.status("playing"):
-            for policy in policies:
-                evaluation = policy.play(episodes, not sampled, seed)
-                scores = evaluation.scores
-                returns = [evaluation.score, scores.std(), scores.min(), scores.max()]
-                cells = [*(format_return(float(value)) for value in returns), f"{len(scores)}"]
-                table.add_row(evaluation.client, *cells, f"{evaluation.lengths.mean():,.1f}")
-        console.print(table)
-        if gif is not None:
+        if given:
+            _print_completions(console, answering, given, sampled, seed or 0)
+            return
+        _print_returns(console, policies, episodes, sampled, seed)
+        _print_examples(console, run, names)
+        if filmed is not None and gif is not None:
+            from grpo_fed.reports.film import film
+            from grpo_fed.reports.formatting import format_return
+
             with console.status("filming"):
-                made = film(policies[0], gif, not sampled, seed)
-            score = format_return(made.score)
-            typer.echo(f"{gif}: {made.length:,} steps, return {score}, {made.frames:,} pictures")
+                made = film(filmed, gif, not sampled, seed)
+            typer.echo(f"{gif}: {made.length:,} steps, return {format_return(made.score)}, {made.frames:,} pictures")
+
+
+def read_prompts(path: Path) -> list[Any]:
+    """Read the prompts of a .jsonl file: texts, or lists of chat messages; ValueError names the line that has none."""
+    read = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: is no JSON: {error}") from None
+        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str | list) or not row["prompt"]:
+            raise ValueError(f'{path}:{number}: has no prompt; each line is a table such as {{"prompt": "1+1="}}')
+        read.append(row["prompt"])
+    if not read:
+        raise ValueError(f"{path}: has no prompts")
+    return read
+
+
+def _answering(policies: Sequence[LoadedPolicy | LoadedAdapters], wanted: bool) -> list[LoadedAdapters]:
+    """Select the policies that answer prompts; ValueError if prompts were given to another."""
+    from grpo_fed.runs.adapters import LoadedAdapters
+
+    for policy in policies if wanted else ():
+        if not isinstance(policy, LoadedAdapters):
+            name = policy.task.client
+            raise ValueError(
+                f"client {name}: has an environment and answers no prompts; name another with --client, or leave out"
+                " --prompt and --prompts to play episodes"
+            )
+    return [policy for policy in policies if isinstance(policy, LoadedAdapters)]
+
+
+def _filmed(policies: Sequence[LoadedPolicy | LoadedAdapters], gif: Path | None) -> LoadedPolicy | None:
+    """Return the policy to film; ValueError if it answers prompts."""
+    from grpo_fed.runs.policies import LoadedPolicy
+
+    if gif is None:
+        return None
+    if not isinstance(policies[0], LoadedPolicy):
+        name = policies[0].task.client
+        raise ValueError(
+            f"client {name}: answers prompts, and there is nothing to film; leave out --gif, and give it a prompt with"
+            " --prompt TEXT"
+        )
+    return policies[0]
+
+
+def _print_completions(
+    console: Console, policies: Sequence[LoadedAdapters], prompts: Sequence[Any], sampled: bool, seed: int
+) -> None:
+    """Print each prompt, and what each client writes after it."""
+    from rich.text import Text
+
+    from grpo_fed.reports.formatting import printable_text
+
+    with console.status("answering"):
+        completions = [policy.complete(prompts, sampled, seed) for policy in policies]
+    for index, prompt in enumerate(prompts):
+        shown = prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
+        console.print(Text.assemble(("prompt: ", "dim"), printable_text(shown)), soft_wrap=True)
+        for policy, written in zip(policies, completions, strict=True):
+            name = Text(f"{policy.task.client}: ", "bold")
+            console.print(Text.assemble(name, (printable_text(written[index]), "cyan")), soft_wrap=True)
+
+
+def _print_returns(
+    console: Console,
+    policies: Sequence[LoadedPolicy | LoadedAdapters],
+    episodes: int | None,
+    sampled: bool,
+    seed: int | None,
+) -> None:
+    """Play episodes with each policy, or let it answer prompts for evaluation, and print the returns as a table."""
+    from grpo_fed.reports.formatting import format_return
+    from grpo_fed.reports.tables import make_table
+    from grpo_fed.runs.policies import LoadedPolicy
+
+    words = ("episodes", "mean steps")
+    if not any(isinstance(policy, LoadedPolicy) for policy in policies):
+        words = ("completions", "mean tokens")
+    table = make_table("client", "mean", "std", "min", "max", *words)
+    with console.status("playing"):
+        for policy in policies:
+            evaluation = policy.play(episodes, not sampled, seed)
+            scores = evaluation.scores
+            returns = [evaluation.score, scores.std(), scores.min(), scores.max()]
+            cells = [*(format_return(float(value)) for value in returns), f"{len(scores)}"]
+            table.add_row(evaluation.client, *cells, f"{evaluation.lengths.mean():,.1f}")
+    console.print(table)
+
+
+def _print_examples(console: Console, run: Path, clients: Sequence[str]) -> None:
+    """Print examples of clients with prompts, as the run's folder has them."""
+    from rich.text import Text
+
+    from grpo_fed.reports.formatting import format_return, visible_text
+    from grpo_fed.reports.tables import make_table
+    from grpo_fed.runs.examples import read_examples
+
+    table = make_table("client")
+    for name in ("prompt", "before"):
+        table.add_column(name, overflow="fold")
+    table.add_column("reward", justify="right", no_wrap=True)
+    table.add_column("after", overflow="fold")
+    table.add_column("reward", justify="right", no_wrap=True)
+    for client in clients:
+        for example in read_examples(run, client)[:MOST_EXAMPLES]:
+            before, after = format_return(example.before_reward), format_return(example.after_reward)
+            texts = [Text(visible_text(text)) for text in (example.prompt, example.before, example.after)]
+            table.add_row(client, texts[0], texts[1], before, texts[2], after)
+    if table.row_count:
+        console.print("Examples from the run's folder, before and after training:")
+        console.print(table)

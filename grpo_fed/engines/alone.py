@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Self, final
 
 from grpo_fed.rl.device import resolve_device
+from grpo_fed.rl.language.examples import make_examples
+from grpo_fed.rl.language.learner import LanguageLearner
 from grpo_fed.rl.learner import Learner
 from grpo_fed.rl.make import make_learner, make_learners
 from grpo_fed.rl.records import TrainingReport
 from grpo_fed.runs.checkpoint import Checkpoint
+from grpo_fed.runs.examples import write_examples
 from grpo_fed.runs.folder import check_usable, claim_folder, open_unfinished, reclaim_folder
 from grpo_fed.runs.policies import save_policies
 from grpo_fed.runs.recorder import CheckpointContent, Recorder, Watch
@@ -99,6 +102,7 @@ class AloneEngine:
             for record in self._rounds():
                 self.recorder.round_finished(record, self._checkpoint_content)
             sampled = _evaluate(self.learners, deterministic=False)
+            self._write_examples()
         except BaseException as error:
             self.result = self.recorder.finish(error, before_results=self._save_policies)
             raise
@@ -156,6 +160,16 @@ class AloneEngine:
         if self.folder is not None:
             for learner in self.learners:
                 save_policies(self.folder, learner)
+
+    def _write_examples(self) -> None:
+        """Write what clients with prompts answered before and after training."""
+        if self.folder is None:
+            return
+        for learner in self.learners:
+            if isinstance(learner, LanguageLearner):
+                for texts, parameters in zip(learner.texts, learner.parameters, strict=True):
+                    examples = make_examples(learner.model, texts, self.scenario, parameters)
+                    write_examples(self.folder, texts.task.client, examples)
 
 
 def _evaluate(learners: Sequence[Learner], deterministic: bool) -> dict[str, float]:

@@ -89,7 +89,8 @@ class LiveDisplay:
         lines += [Text(header.facts), *(Text(place, style="dim", overflow="fold") for place in header.places)]
         title = Text.assemble(("grpo-fed ", "bold"), (scenario.name, "bold cyan"))
         self.console.print(Panel(Group(*lines), title=title, title_align="left", border_style="cyan"))
-        self.progress.rounds, self.start_time = scenario.rounds, time.monotonic()
+        self.progress.rounds, self.progress.unit = scenario.rounds, scenario.unit
+        self.start_time = time.monotonic()
         self.live.start()
 
     def round(self, record: RoundRecord) -> None:
@@ -120,7 +121,8 @@ class LiveDisplay:
         curve_width = max(MIN_CURVE_WIDTH, min(CURVE_WIDTH, curve_width))
         max_rows = min(MAX_ROWS, console.height - OTHER_ROWS)
         server = [Text(progress.server, style="dim", overflow="ellipsis", no_wrap=True)] if progress.server else []
-        return Group(bar, *server, progress_table(progress.clients, max_rows, curve_width, narrow))
+        note = [Text(f"note: {progress.note}", style="yellow")] if progress.note else []
+        return Group(bar, *server, *note, progress_table(progress.clients, max_rows, curve_width, narrow))
 
 
 def progress_bar(progress: RunProgress, elapsed: float, width: int) -> Table:
@@ -143,7 +145,7 @@ def _times(progress: RunProgress, elapsed: float, room: int) -> str:
     """Write what the run is doing or how fast it is; the least important parts are left out if there is no room."""
     so_far = f"{format_duration(elapsed)} so far"
     if progress.seconds_left is not None and progress.round < progress.rounds:
-        pace, speed = f"{progress.seconds:.2f} s/round", f"{progress.speed:,.0f} steps/s"
+        pace, speed = f"{progress.seconds:.2f} s/round", f"{progress.speed:,.0f} {progress.unit}/s"
         left = f"{format_duration(progress.seconds_left)} left"
         choices = [[pace, speed, left, so_far], [pace, speed, left], [pace, left], [left]]
     else:
@@ -171,12 +173,15 @@ class LineDisplay:
         self.progress = RunProgress()
 
     def begin(self, header: RunHeader) -> None:
+        self.progress.unit = header.scenario.unit
         _print_header(self.console, header)
 
     def round(self, record: RoundRecord) -> None:
         self.progress.add(record)
         if record.round:
             print_line(self.console, round_line(record, self.progress))
+        if self.progress.is_new_note:
+            print_line(self.console, f"note: {self.progress.note}", "yellow")
 
     def stop(self) -> None:
         pass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,17 +32,20 @@ def film_episodes(folder: str | Path, clients: Sequence[str] = (), style: FilmSt
     """Film one episode of each client with its first policy, and the same episode with its last policy.
 
     It is the first episode of the run's own evaluations, in the first and in the last task of a client whose task
-    changed. Films of an earlier call are removed. clients: by default
-    those with the lowest and the highest return.
+    changed. Films of an earlier call are removed. Clients with prompts are left out.
+
+    clients: by default those with the lowest and the highest return.
     """
     folder = Path(folder)
     history = read_history(folder)
     target = folder / EPISODES
-    target.mkdir(exist_ok=True)
+    chosen = filmed_clients(history, clients)
+    if chosen:
+        target.mkdir(exist_ok=True)
     for old in target.glob("*.gif"):
         old.unlink()
     paths, problems = [], []
-    for name in clients or worst_and_best(history):
+    for name in chosen:
         try:
             last = load_network(folder, name)
             for when, policy in (("before", first_policy(last)), ("after", last)):
@@ -54,13 +57,27 @@ def film_episodes(folder: str | Path, clients: Sequence[str] = (), style: FilmSt
     return FilmedEpisodes(tuple(paths), tuple(problems))
 
 
-def worst_and_best(history: History) -> tuple[str, ...]:
-    """Choose the clients with the lowest and the highest return; one client if there is only one or all are equal."""
-    returns = history.after
+def filmed_clients(history: History, clients: Sequence[str] = ()) -> tuple[str, ...]:
+    """Choose the clients that are filmed: of these, or the worst and the best, those that have an environment."""
+    answering = {name for entry in history.scenario.clients if entry.prompts is not None for name in entry.names}
+    if not clients:
+        return worst_and_best(history, answering)
+    return tuple(name for name in clients if name not in answering)
+
+
+def worst_and_best(history: History, without: Collection[str] = ()) -> tuple[str, ...]:
+    """Choose the clients with the lowest and the highest return; one client if there is only one or all are equal.
+
+    without: clients that are not chosen.
+    """
+    known = [name not in without for name in history.clients]
+    if not any(known):
+        return ()
+    returns = np.where(known, history.after, np.nan)
     if not np.isfinite(returns).any() and history.lines:
-        returns = history.returns[-1]
+        returns = np.where(known, history.returns[-1], np.nan)
     if not np.isfinite(returns).any():
-        return history.clients[:1]
+        return (history.clients[known.index(True)],)
     chosen = int(np.nanargmin(returns)), int(np.nanargmax(returns))
     return tuple(dict.fromkeys(history.clients[k] for k in chosen))
 

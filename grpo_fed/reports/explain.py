@@ -33,6 +33,10 @@ GROUPS = {
     "context": "those of the client's other episodes with the same context in `info`",
     "similarity": "those of the client's other episodes from similar start states",
 }
+COMPLETION_GROUPS = {
+    "start": "those of the other completions of the same prompt",
+    "task": "those of all other completions of the batch",
+}
 SCORES = {
     "zscore": "its distance from their mean in standard deviations",
     "centre": "its distance from their mean",
@@ -135,7 +139,10 @@ def _explain_objective(scenario: Scenario) -> Iterator[str]:
     if objective.surrogate == "clip":
         high = objective.clip if objective.clip_high is None else objective.clip_high
         clip = f"; the ratio is clipped to [1 - {objective.clip:g}, 1 + {high:g}]"
-    yield f"A client maximises {SURROGATES[objective.surrogate]}{clip}."
+    maximised = SURROGATES[objective.surrogate]
+    if scenario.unit == "completions" and objective.ratio == "step":
+        maximised = maximised.replace("the action", "the token")
+    yield f"A client maximises {maximised}{clip}."
     yield _explain_advantage(scenario)
     if objective.advantage == "gae" and objective.step == "adam":  # after a natural step the critic learns by itself
         yield f"Minus {objective.value_coefficient:g} times the critic's squared error."
@@ -193,10 +200,10 @@ def _explain_advantage(scenario: Scenario) -> str:
             f"A is the advantage, estimated with a critic (GAE, gamma {objective.gamma:g}, lambda"
             f" {objective.gae_lambda:g})."
         )
-    return (
-        f"A is the advantage, without a critic: an episode's return is compared with {GROUPS[group.by]} and scored by"
-        f" {SCORES[group.score]}."
-    )
+    compared = f"an episode's return is compared with {GROUPS[group.by]}"
+    if scenario.unit == "completions":
+        compared = f"a completion's reward is compared with {COMPLETION_GROUPS[group.by]}"
+    return f"A is the advantage, without a critic: {compared} and scored by {SCORES[group.score]}."
 
 
 def _explain_trust_region(trust: TrustSettings) -> str:
@@ -257,8 +264,9 @@ def _explain_step(scenario: Scenario, budgets: Mapping[str, float]) -> Iterator[
     if proximity.mode == "off":
         yield "The shared blocks go all the way to the merge; no KL budget limits the step."
         return
+    states = "completions" if scenario.unit == "completions" else "states"
     how = {
-        "measured": f"clients measure it on {proximity.states} states that stay with them",
+        "measured": f"clients measure it on {proximity.states} {states} that stay with them",
         "quadratic": "it is predicted from Fisher information",
     }[proximity.mode]
     over = "mean over clients" if proximity.over == "mean" else "worst client"
@@ -282,7 +290,8 @@ def _explain_files(scenario: Scenario) -> Iterator[str]:
     when = "before the first round and after the last" + (
         f", and every {format_count(every, 'round')}" if every else ""
     )
-    yield f"Each client is evaluated on {format_count(scenario.evaluate.episodes, 'episode')} {when}."
+    noun = "prompt" if scenario.unit == "completions" else "episode"
+    yield f"Each client is evaluated on {format_count(scenario.evaluate.episodes, noun)} {when}."
     yield "The run's folder gets a line for each round, results.json, summary.md, figures and every client's policy."
     if checkpoint.every:
         often = "each round" if checkpoint.every == 1 else f"every {checkpoint.every} rounds"

@@ -53,7 +53,7 @@ def explain_merge(scenario: Scenario, shared: SharedBlocks) -> Iterator[str]:
                 "Clients leave a cluster together where their deviation from it repeats from round to round, rho >"
                 f" {_fraction(PAYS)}, and opposes it; from round {MIN_ROUNDS} on. Clusters stay apart."
             )
-    yield WEIGHTS[merge.weights]
+    yield WEIGHTS[merge.weights].replace("steps", scenario.unit)
 
 
 def _explain_departures(merge: MergeSettings) -> Iterator[str]:
@@ -111,20 +111,23 @@ def _explain_persistence(scenario: Scenario, shared: SharedBlocks) -> Iterator[s
         )
     else:
         yield "A client leaves all groups at once in which both hold."
-    yield from _explain_playing(scenario.merge)
+    yield from _explain_playing(scenario)
 
 
-def _explain_playing(merge: MergeSettings) -> Iterator[str]:
-    """Explain when clients play with their own parameters and with the shared ones."""
-    episodes = f"{merge.episodes} to {TIMES * merge.episodes} episodes"
+def _explain_playing(scenario: Scenario) -> Iterator[str]:
+    """Explain when clients play, or answer prompts, with their own parameters and with the shared ones."""
+    merge = scenario.merge
+    episodes = f"plays {merge.episodes} to {TIMES * merge.episodes} episodes"
+    if scenario.unit == "completions":
+        episodes = f"answers {merge.episodes} to {TIMES * merge.episodes} prompts"
     if merge.confirm == "returns":
         yield (
-            f"Before it leaves it plays {episodes} with its own parameters and with the shared ones, and stays where"
+            f"Before it leaves it {episodes} with its own parameters and with the shared ones, and stays where"
             f" sharing loses less than {MARGIN:.0%} of what it has learned. That takes one more round."
         )
     if merge.rejoin:
         yield (
-            f"{format_count(merge.rejoin, 'round')} after it has left, and so on, it plays {episodes} with each, and"
+            f"{format_count(merge.rejoin, 'round')} after it has left, and so on, it {episodes} with each, and"
             " comes back where sharing is no worse."
         )
     else:

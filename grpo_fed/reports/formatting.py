@@ -12,6 +12,8 @@ from grpo_fed.scenario.toml.text import shorten
 
 MAX_LETTERS = 160
 """Characters of a list of names in a sentence."""
+MAX_TEXT = 400
+"""Characters of a prompt or a completion in a table."""
 CURVE_WIDTH = 24
 """Characters of a curve where there is room for it."""
 LEVELS = "▁▂▃▄▅▆▇█"
@@ -36,6 +38,11 @@ def format_small(value: float | None) -> str:
     return f"{value:.4f}" if abs(value) < 1 else f"{value:.2f}"
 
 
+def format_share(value: float | None) -> str:
+    """Write a share in percent; `-` if it is unknown."""
+    return f"{value:.0%}" if is_finite(value) else "-"
+
+
 def format_duration(seconds: float) -> str:
     """Write a duration: `0.8 s`, `12 s`, `3:05`, `1:02:03`."""
     if seconds < 59.5:
@@ -57,10 +64,31 @@ def format_count(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def short_task(task: str) -> str:
+    """Shorten a source of prompts to the name of its function; ids of environments stay."""
+    return task.rpartition(":")[2] or task
+
+
 def format_names(names: Sequence[str], most: int = 3) -> str:
     """Write up to `most` names and how many more there are: `a, b, c and 2 more`."""
     rest = len(names) - most
     return ", ".join(names) if rest <= 0 else f"{', '.join(names[:most])} and {rest} more"
+
+
+def printable_text(text: str) -> str:
+    """Replace what would control a terminal, such as escapes; lines and tabs stay."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)
+
+
+def visible_text(text: str, most: int = MAX_TEXT) -> str:
+    """Write what a model reads or writes in a cell: the ends of lines as `↵`, of a long text the beginning and the end.
+
+    An empty text is `∅`.
+    """
+    shown = printable_text(text).replace("\r\n", "\n").replace("\n", "↵").replace("\t", " ")
+    if len(shown) > most:
+        shown = f"{shown[: most * 2 // 3].rstrip()} … {shown[-(most // 3) :].lstrip()}"
+    return shown or "∅"
 
 
 def draw_curve(values: Sequence[float], width: int = CURVE_WIDTH) -> str:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.console import Console
 from rich.text import Text
 
 from grpo_fed.reports.formatting import format_count, format_duration, format_names, format_return
 from grpo_fed.reports.tables import lowest_clients, results_table
+from grpo_fed.runs.equal_groups import equal_groups_line
+from grpo_fed.runs.examples import read_examples
 from grpo_fed.runs.results import Result
 
 MAX_MISSING = 5
 """How many clients without an answer have a warning of their own."""
+MAX_PROMPT = 40
+"""Characters of a prompt in the next command."""
 MAX_ROUNDS = 8
 """How many of the rounds that a client missed are named."""
 
@@ -24,6 +30,8 @@ def print_outcome(console: Console, result: Result) -> None:
     print_line(console, result_line(result), "bold")
     for line in missing_lines(result):
         console.print(Text.assemble(("warning: ", "bold red"), (line, "yellow")), soft_wrap=True)
+    if line := equal_groups_line(result.equal):
+        console.print(Text.assemble(("note: ", "bold"), (line, "yellow")), soft_wrap=True)
     if result.out is not None and result.status == "finished":
         console.print(Text.assemble(("next: ", "dim"), (next_command(result), "cyan")), soft_wrap=True)
 
@@ -41,7 +49,7 @@ def result_line(result: Result) -> str:
     if result.idle:
         parts.append(f"{format_names(result.idle)} learned nothing")
     time = format_duration(result.seconds)
-    return f"{result.scenario}: {', '.join(parts)}, {result.env_steps:,} steps in {time}"
+    return f"{result.scenario}: {', '.join(parts)}, {result.env_steps:,} {result.unit} in {time}"
 
 
 def missing_lines(result: Result) -> list[str]:
@@ -59,12 +67,23 @@ def missing_lines(result: Result) -> list[str]:
 
 
 def next_command(result: Result) -> str:
-    """Write the command that films a client: the one with the lowest return."""
+    """Write the command that films a client, or gives it a prompt: the one with the lowest return."""
     latest = {name: client.latest for name, client in result.clients.items()}
     known = {name: value for name, value in latest.items() if value is not None}
     (name,) = lowest_clients(known or latest, 1)
     client = f" --client {name}" if len(result.clients) > 1 else ""
-    return f"grpo-fed play {result.out}{client} --gif {name}.gif"
+    command = f"grpo-fed play {result.out}{client}"
+    if result.clients[name].unit == "steps":
+        return f"{command} --gif {name}.gif"
+    return f"{command} --prompt {_first_prompt(result.out, name)}"
+
+
+def _first_prompt(folder: Path | None, client: str) -> str:
+    """Quote the prompt of a client's first example for a shell, or `"..."` if there is none or it is long."""
+    examples = [] if folder is None else read_examples(folder, client)
+    prompt = examples[0].prompt if examples else ""
+    is_short = 0 < len(prompt) <= MAX_PROMPT and prompt.isprintable() and not prompt.startswith("-")
+    return f'"{prompt}"' if is_short and not set(prompt) & set('"\\$`!') else '"..."'
 
 
 def print_line(console: Console, text: str, style: str = "") -> None:

@@ -41,12 +41,11 @@ def scenario_overview(
     """
     clients = sum(len(learner.tasks) for learner in learners)
     steps = scenario.rounds * scenario.steps * clients
-    unit = "completions" if all(entry.prompts for entry in scenario.clients) else "steps"
     yield Text.assemble((scenario.name, "bold cyan"), f": {scenario.description}" if scenario.description else "")
+    unit = scenario.unit
     yield Text(
-        f"{format_count(clients, 'client')}, {format_count(scenario.rounds, 'round')} of {scenario.steps:,} {unit}"
-        f" each: {steps:,} {unit}; {scenario.objective.preset} on {resolve_device(scenario.device)}, seed"
-        f" {scenario.seed}"
+        f"{format_count(clients, 'client')}, {format_count(scenario.rounds, 'round')} of {scenario.steps:,} {unit} each"
+        f": {steps:,} {unit}; {scenario.objective.preset} on {resolve_device(scenario.device)}, seed {scenario.seed}"
     )
     yield _clients_table(learners)
     changes = _changes(scenario)
@@ -75,7 +74,10 @@ def _traffic(scenario: Scenario, shared: SharedBlocks, clients: int) -> str:
 
 def _clients_table(learners: Sequence[Learner]) -> Table:
     """Make a row for each client, or for neighbouring clients with the same task."""
-    table = make_table("client", "obs", "actions", "envs", "limit")
+    numbers = ("obs", "actions", "envs", "limit")
+    if all(isinstance(task, LanguageTask) for learner in learners for task in learner.tasks):
+        numbers = ("context", "tokens", "batch", "length")
+    table = make_table("client", *numbers)
     table.add_column("task", overflow="fold")
     for learner in learners:
         for (name, arguments, limit), same in groupby(learner.tasks, key=_task_key):

@@ -23,8 +23,8 @@ from grpo_fed.runs.history import History, read_history
 
 PAGE = "report.html"
 """The page's name in a run's folder."""
-TOP_FIGURES = ("learning", "groups", "evidence")
-"""Figures above the tables: how clients learned, what they share, and why."""
+TOP_FIGURES = ("learning", "completions", "groups", "evidence")
+"""Figures above the tables: how clients learned, what they are rewarded for, what they share, and why."""
 
 
 def write_page(folder: str | Path, out: str | Path | None = None) -> Path:
@@ -152,9 +152,18 @@ def _table(table: Table) -> str:
     head = "".join(f'<th scope="col"{kind}>{_text(cell)}</th>' for kind, cell in zip(classes, table.head, strict=True))
     rows = []
     for first, *rest in table.rows:
-        cells = "".join(f"<td{kind}>{_text(cell)}</td>" for kind, cell in zip(classes[1:], rest, strict=True))
+        columns = zip(classes[1:], table.head[1:], rest, strict=True)
+        cells = "".join(
+            f"<td{kind}>{_literal(cell) if name in table.literal_columns else _text(cell)}</td>"
+            for kind, name, cell in columns
+        )
         rows.append(f'<tr><th scope="row" class="text">{_text(first)}</th>{cells}</tr>')
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _literal(text: str) -> str:
+    """Escape a text that somebody or a model wrote, backticks and all."""
+    return f"<code>{html.escape(text)}</code>"
 
 
 def _text(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,9 @@ from grpo_fed.reports.formatting import (
     format_small,
     is_finite,
 )
-from grpo_fed.reports.tables import ClientProgress
+from grpo_fed.reports.tables import ClientProgress, TrainingColumn, training_columns
+from grpo_fed.runs.equal_groups import equal_groups_note
+from grpo_fed.runs.metrics import EQUAL_GROUPS
 from grpo_fed.runs.records import MB, RoundRecord, ServerRecord
 from grpo_fed.scenario.scenario import Scenario
 
@@ -45,7 +47,7 @@ class RunHeader:
         """Clients, rounds, method, preset, device and seed in one line."""
         scenario = self.scenario
         clients = format_count(sum(entry.count for entry in scenario.clients), "client")
-        rounds = f"{format_count(scenario.rounds, 'round')} of {scenario.steps:,} steps"
+        rounds = f"{format_count(scenario.rounds, 'round')} of {scenario.steps:,} {scenario.unit}"
         method = f"{self.method}, " if self.method else ""
         return f"{clients}, {rounds}, {method}{scenario.objective.preset}, {self.device}, seed {scenario.seed}"
 
@@ -67,7 +69,13 @@ class RunProgress:
     seconds: float = 0.0
     """Duration of training and of the server's step in the latest round."""
     speed: float = 0.0
-    """Environment steps per second of all clients together, in the latest round."""
+    """Steps per second of all clients together, in the latest round."""
+    unit: str = "steps"
+    """What a step is, `Scenario.unit`."""
+    note: str = ""
+    """About clients that could learn nothing in the latest round; empty if there are none."""
+    is_new_note: bool = False
+    """Whether the note differs from that of the round before."""
     end_times: list[float] = field(default_factory=list)
     """When each round ended, on the monotonic clock."""
     server: str = ""
@@ -77,6 +85,8 @@ class RunProgress:
         """Take in one more round."""
         self.round, self.rounds, self.seconds = record.round, record.rounds, record.seconds
         self.end_times.append(time.monotonic())
+        note = equal_groups_note(record.equal)
+        self.note, self.is_new_note = note, note not in ("", self.note)
         if record.round == 0:
             self.clients = {client.client: ClientProgress(client.score) for client in record.clients}
         for client in record.clients if record.round else ():
@@ -89,6 +99,7 @@ class RunProgress:
             if client.steps:
                 progress.kl = client.metrics.get("losses/approx_kl")
                 progress.entropy = client.metrics.get("losses/entropy")
+                progress.equal = client.metrics.get(EQUAL_GROUPS)
         if record.seconds:
             self.speed = record.steps / record.seconds
         if record.server is not None:
@@ -114,22 +125,22 @@ def round_line(record: RoundRecord, progress: RunProgress) -> str:
         parts.append(f"worst {worst} {format_return(means[worst])}")
     if record.scores:
         parts.append(f"evaluated {format_return(float(np.mean(list(record.scores.values()))))}")
-    parts.append(f"KL {_mean([client.kl for client in progress.clients.values()])}")
-    parts.append(f"entropy {_mean([client.entropy for client in progress.clients.values()])}")
+    clients = progress.clients.values()
+    parts += [f"{column.name} {_mean(map(column.value, clients), column)}" for column in training_columns(clients)]
     if record.server is not None:
         parts.append(server_line(record.server))
         failures = [f"{client.client} {client.failure.kind}" for client in record.clients if client.failure is not None]
         parts += failures[:MAX_FAILURES]
-    parts += [f"{record.seconds:.2f} s", f"{progress.speed:,.0f} steps/s"]
+    parts += [f"{record.seconds:.2f} s", f"{progress.speed:,.0f} {progress.unit}/s"]
     if progress.seconds_left is not None and record.round < record.rounds:
         parts.append(f"{format_duration(progress.seconds_left)} left")
     return "  ".join(parts)
 
 
-def _mean(values: Sequence[float | None]) -> str:
+def _mean(values: Iterable[float | None], column: TrainingColumn) -> str:
     """Write the mean of the known values."""
     known = [value for value in values if is_finite(value)]
-    return format_small(float(np.mean(known)) if known else None)
+    return column.format(float(np.mean(known)) if known else None)
 
 
 def server_line(server: ServerRecord) -> str:

@@ -1,6 +1,6 @@
 """The parts of a run's summary as data, so that `summary.md` and the page say the same.
 
-Clients, what they share, missing answers, the server's steps and notes, time and traffic.
+Clients, what they share, missing answers, the server's steps, notes, time and traffic.
 """
 
 from __future__ import annotations
@@ -11,9 +11,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from grpo_fed.reports.figures.cost import run_traffic
-from grpo_fed.reports.formatting import draw_curve, format_count, format_megabytes, format_return, format_small
+from grpo_fed.reports.formatting import (
+    draw_curve,
+    format_count,
+    format_megabytes,
+    format_return,
+    format_small,
+    visible_text,
+)
 from grpo_fed.reports.tables import LOWEST_ROWS, MAX_ROWS, QUANTILES
 from grpo_fed.runs.departures import by_round
+from grpo_fed.runs.equal_groups import describe_rounds, equal_groups_line
+from grpo_fed.runs.examples import read_examples
 from grpo_fed.runs.history import History, MissedRound
 from grpo_fed.runs.records import list_differences
 
@@ -31,6 +40,8 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     text_columns: tuple[str, ...] = ()
     """Columns of text beside the first; all others hold numbers."""
+    literal_columns: tuple[str, ...] = ()
+    """Of these, columns of texts that somebody or a model wrote: backticks in them mark nothing."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +60,15 @@ def make_sections(history: History) -> Iterator[Section]:
     if not history.lines:
         return
     yield _clients(history)
+    if examples := _examples(history):
+        yield examples
     yield _sharing(history)
     if history.federated:
         yield _missing_answers(history)
     if history.blocks:
         yield _server_steps(history)
-    notes = [(int(line["round"]), str(note)) for line in history.lines for note in line.get("notes", ())]
-    if notes:
-        yield Section("Notes of the server", points=tuple(f"Round {at}: {note}" for at, note in notes[:MAX_ROWS]))
+    if any("notes" in line for line in history.lines):
+        yield _notes(history)
     yield _cost(history)
 
 
@@ -113,6 +125,32 @@ def _describe_differences(history: History, client: int) -> str:
     known = np.flatnonzero(np.isfinite(last))
     clusters = {history.clustered[index]: int(last[index]) for index in known}
     return _short_names(list_differences(history.personal[name], clusters))
+
+
+def _examples(history: History) -> Section | None:
+    """Make a row for each prompt that is kept with its completions before and after training; None without any."""
+    kept = {name: read_examples(history.folder, name) for name in history.clients}
+    kept = {name: examples for name, examples in kept.items() if examples}
+    if not kept:
+        return None
+    most = max(1, MAX_ROWS // len(kept))
+    head = ("client", "prompt", "before", "reward", "after", "reward after")
+    rows = [
+        (
+            name,
+            visible_text(example.prompt),
+            visible_text(example.before),
+            format_return(example.before_reward),
+            visible_text(example.after),
+            format_return(example.after_reward),
+        )
+        for name, examples in list(kept.items())[:MAX_ROWS]
+        for example in examples[:most]
+    ]
+    texts = ("prompt", "before", "after")
+    more = " `examples/` has all of them." if len(rows) < sum(map(len, kept.values())) else ""
+    text = f"The likeliest completions of the first and of the last policy.{more}"
+    return Section("Prompts and completions", (text,), tables=(Table(head, tuple(rows), texts, texts),))
 
 
 # What clients share ---------------------------------------------------------------------------------------------------
@@ -248,6 +286,25 @@ def _describe_failures(failures: Sequence[MissedRound]) -> str:
     return ", ".join(parts) + more
 
 
+def _notes(history: History) -> Section:
+    """List the notes of the rounds, each with the rounds that it is about, and the cure of equal rewards."""
+    rounds_of: dict[str, list[int]] = {}
+    for line in history.lines:
+        for note in line.get("notes", ()):
+            rounds_of.setdefault(str(note), []).append(int(line["round"]))
+    points = []
+    for note, rounds in list(rounds_of.items())[:MAX_ROWS]:
+        points.append(f"{_capitalise(describe_rounds(rounds))}: {note}")
+    if len(rounds_of) > MAX_ROWS:
+        points.append(f"And {format_count(len(rounds_of) - MAX_ROWS, 'more note')}: `rounds.jsonl` has them.")
+    equal = equal_groups_line(history.equal)
+    return Section("Notes", (f"{_capitalise(equal)}.",) if equal else (), tuple(points))
+
+
+def _capitalise(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 # Steps and cost -------------------------------------------------------------------------------------------------------
 
 
@@ -285,7 +342,8 @@ def _range(budgets: np.ndarray) -> str:
 def _cost(history: History) -> Section:
     """Write the time of a round and the bytes of the run."""
     seconds, speed = history.server_series("time/round_s"), history.server_series("charts/SPS")
-    text = f"Median round: {np.nanmedian(seconds):.2f} s, {np.nanmedian(speed):,.0f} environment steps per second."
+    unit = "environment steps" if history.scenario.unit == "steps" else history.scenario.unit
+    text = f"Median round: {np.nanmedian(seconds):.2f} s, {np.nanmedian(speed):,.0f} {unit} per second."
     of_rounds = [float(np.nansum(history.server_series(f"comm/MB_{direction}"))) for direction in ("up", "down")]
     up, down = run_traffic(history) or of_rounds
     if up or down:

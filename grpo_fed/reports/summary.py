@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 
 from grpo_fed.reports.figures.write import FIGURES, ORDER
-from grpo_fed.reports.formatting import format_count, format_duration, format_names, format_return
+from grpo_fed.reports.formatting import format_count, format_duration, format_names, format_return, short_task
 from grpo_fed.reports.sections import Table, make_sections
 from grpo_fed.runs.files import write_atomic
 from grpo_fed.runs.history import History, read_history
@@ -44,8 +45,19 @@ def summary_markdown(history: History) -> str:
 
 def _table_markdown(table: Table) -> str:
     is_text = [index == 0 or name in table.text_columns for index, name in enumerate(table.head)]
-    rows = [table.head, ["---" if text else "---:" for text in is_text], *table.rows]
+    literal = [name in table.literal_columns for name in table.head]
+    cells = [
+        [_code_span(cell) if code else cell for code, cell in zip(literal, row, strict=True)] for row in table.rows
+    ]
+    rows = [table.head, ["---" if text else "---:" for text in is_text], *cells]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
+
+
+def _code_span(text: str) -> str:
+    """Quote a text so that Markdown takes none of it as markup: in more backticks than it has in a row."""
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    room = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{room}{text}{room}{fence}"
 
 
 def headline(history: History) -> str:
@@ -71,9 +83,10 @@ def _describe_returns(history: History, after: np.ndarray, before: np.ndarray) -
     for env in envs[:MAX_ENVS]:
         selected = np.array(history.envs) == env
         if np.isfinite(after[selected]).any():
-            parts.append(f"{env} {_compare_returns(after[selected], before[selected])}")
-    more = f"; and {len(envs) - MAX_ENVS} more environments" if len(envs) > MAX_ENVS else ""
-    return f"return by environment: {'; '.join(parts)}{more}"
+            parts.append(f"{short_task(env)} {_compare_returns(after[selected], before[selected])}")
+    what = "environment" if history.scenario.unit == "steps" else "task"
+    more = f"; and {len(envs) - MAX_ENVS} more {what}s" if len(envs) > MAX_ENVS else ""
+    return f"return by {what}: {'; '.join(parts)}{more}"
 
 
 def _compare_returns(after: np.ndarray, before: np.ndarray) -> str:
@@ -97,13 +110,14 @@ def describe_run(history: History) -> str:
     """Write what was run in a paragraph: description, method, clients, rounds, steps, time, seed."""
     scenario, results = history.scenario, history.results
     steps = history.lines[-1]["global_step"] if history.lines else 0
+    unit = "environment steps" if scenario.unit == "steps" else scenario.unit
     device = "" if results is None else f" on {results['device']}"
     method = "local" if results is not None and results["method"] == "local" else scenario.method
     clients = format_count(len(history.clients), "client")
     rounds = f"{len(history.lines):,} of {format_count(scenario.rounds, 'round')}"
     sentences = [
         f"{scenario.description.rstrip('.')}." if scenario.description else "",
-        f"Method `{method}` with `{scenario.objective.preset}`, {clients}, {rounds}, {steps:,} environment steps,",
+        f"Method `{method}` with `{scenario.objective.preset}`, {clients}, {rounds}, {steps:,} {unit},",
         f"{format_duration(_seconds(history))}{device}, seed {scenario.seed}.",
         f"Stopped by: {results['error']}." if results is not None and "error" in results else "",
     ]

@@ -17,6 +17,7 @@ from grpo_fed.reports.formatting import (
     format_count,
     format_names,
     format_return,
+    format_share,
     format_small,
     is_finite,
 )
@@ -45,6 +46,8 @@ class ClientProgress:
     """KL of the latest update."""
     entropy: float | None = None
     """Entropy of the policy in the latest update."""
+    equal: float | None = None
+    """Share of the latest round's groups of completions that were rewarded equally; None without prompts."""
     departed: tuple[str, ...] | None = None
     """Groups of the shared blocks that the client has departed from; None without a federation."""
     clusters: Mapping[str, int] = field(default_factory=dict)
@@ -61,6 +64,35 @@ class ClientProgress:
     def best(self) -> float | None:
         """Return of the best round."""
         return max(self.returns, default=None)
+
+
+@dataclass(frozen=True)
+class TrainingColumn:
+    """One number of a client's training, and how it is written."""
+
+    name: str
+    value: Callable[[ClientProgress], float | None]
+    format: Callable[[float | None], str] = format_small
+
+
+KL = TrainingColumn("KL", lambda client: client.kl)
+ENTROPY = TrainingColumn("entropy", lambda client: client.entropy)
+EQUAL = TrainingColumn("equal groups", lambda client: client.equal, format_share)
+SMALLEST_KL = 5e-5
+"""A KL below is written as zero."""
+
+
+def training_columns(clients: Iterable[ClientProgress]) -> list[TrainingColumn]:
+    """Choose the numbers of training that these clients have.
+
+    Clients with prompts have no entropy. Their KL is of rounding errors, unless there are several updates of a batch.
+    """
+    known = list(clients)
+    if all(client.equal is None for client in known):
+        return [KL, ENTROPY]
+    has_kl = any(client.kl is not None and client.kl >= SMALLEST_KL for client in known)
+    has_entropy = any(client.entropy is not None for client in known)
+    return [*([KL] if has_kl else []), *([ENTROPY] if has_entropy else []), EQUAL]
 
 
 @dataclass(frozen=True)
@@ -81,20 +113,21 @@ def progress_table(
     """Make the table of a run that goes on: numbers and the curve of returns for each client.
 
     max_rows: of more clients, show those with the lowest returns, and quantiles. narrow: leave out the columns
-    `before` and `entropy`.
+    `before` and of the numbers of training all but the first.
     """
     shown = _shown_clients({name: client.latest for name, client in clients.items()}, max_rows)
     federated = any(client.departed is not None for client in clients.values())
-    numbers = ("return", "best", "KL") if narrow else ("before", "return", "best", "KL", "entropy")
-    table = make_table("client", *numbers)
+    training = training_columns(clients.values())
+    training = training[:1] if narrow else training
+    table = make_table("client", *([] if narrow else ["before"]), "return", "best", *[each.name for each in training])
     table.add_column("by round", justify="left", no_wrap=True)
     if federated:
         table.add_column(_difference_head(clients.values()), justify="left", overflow="fold")
     for name in shown:
         client = clients[name]
-        cells = [format_return(client.latest), format_return(client.best), format_small(client.kl)]
-        if not narrow:
-            cells = [format_return(client.before), *cells, format_small(client.entropy)]
+        cells = [] if narrow else [format_return(client.before)]
+        cells += [format_return(client.latest), format_return(client.best)]
+        cells += [each.format(each.value(client)) for each in training]
         curve = Text(draw_curve(client.returns, curve_width), style="cyan")
         table.add_row(name, *cells, curve, *([_difference_cell(client)] if federated else []))
     if len(shown) == len(clients):
@@ -103,8 +136,7 @@ def progress_table(
         _Column("before", [client.before for client in clients.values()]),
         _Column("return", [client.latest for client in clients.values()]),
         _Column("best", [client.best for client in clients.values()]),
-        _Column("KL", [client.kl for client in clients.values()], format_small),
-        _Column("entropy", [client.entropy for client in clients.values()], format_small),
+        *(_Column(each.name, [each.value(client) for client in clients.values()], each.format) for each in training),
     ]
     return Group(_lowest_note(len(clients)), table, _quantiles_table(columns))
 
@@ -120,7 +152,8 @@ def results_table(result: Result, narrow: bool = False) -> RenderableType:
     federated = any(client.personal_groups or client.clusters for client in clients.values())
     has_evidence = any(client.departures for client in clients.values())
     numbers = ("before", "after", "sampled", *(() if narrow else ("best",)))
-    table = make_table("client", *numbers, *(() if federated else ("episodes", "steps")))
+    counts = ("episodes", "steps") if result.unit == "steps" else (result.unit,)
+    table = make_table("client", *numbers, *(() if federated else counts))
     if federated:
         table.add_column(_difference_head(clients.values()), justify="left", overflow="fold")
     if has_evidence:
@@ -137,7 +170,7 @@ def results_table(result: Result, narrow: bool = False) -> RenderableType:
             differences = list_differences(client.personal_groups, client.clusters)
             cells.append(Text(format_names(differences), style="yellow"))
         else:
-            cells += [f"{client.episodes:,}", f"{client.env_steps:,}"]
+            cells += [f"{client.episodes:,}", f"{client.env_steps:,}"][-len(counts) :]
         table.add_row(name, *cells)
     if len(shown) == len(clients):
         return table

@@ -2,6 +2,7 @@
 
     metrics.py        every metric's name
     records.py        RoundRecord: what happened in a round, and its line in rounds.jsonl
+    equal_groups.py   words about rounds in which clients could learn nothing
     departures.py     since when a client has left a parameter group, and on which evidence
     results.py        Result: results.json
     folder.py         the run's folder: its names, and whether it may be used
@@ -10,6 +11,7 @@
     policies.py       policies on disk, and LoadedPolicy
     adapters.py       LoadedAdapters: a language model's adapters, which answer prompts
     examples.py       what clients wrote before and after training
+    export.py         a client's policy for other programs
     history.py        History: a run as arrays
     statistics.py     interquartile mean, bootstrap intervals
     colours.py        a client's and a method's colour, in figures and in MLflow

@@ -28,4 +28,5 @@ def read_examples(folder: Path, client: str) -> list[Example]:
     path = folder / EXAMPLES / f"{client}.jsonl"
     if not path.is_file():
         return []
-    return [Example(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would also split at characters in texts
+    return [Example(**json.loads(line)) for line in lines if line]

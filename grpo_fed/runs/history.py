@@ -16,7 +16,7 @@ import numpy as np
 
 from grpo_fed.runs.departures import Departure, note_departures
 from grpo_fed.runs.folder import ROUNDS, read_scenario, read_shared_names
-from grpo_fed.runs.metrics import CLIENTS_OK, LEFT, RETURNED, TEXTS, TRAINING_EPISODES, TRAINING_RETURN
+from grpo_fed.runs.metrics import CLIENTS_OK, EQUAL_GROUPS, LEFT, RETURNED, TEXTS, TRAINING_EPISODES, TRAINING_RETURN
 from grpo_fed.runs.results import read_results
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml.text import short_toml
@@ -234,6 +234,13 @@ class History:
                 if "failure" in client:
                     missing[name] = (*missing.get(name, ()), MissedRound(line["round"], client["failure"], ""))
         return missing
+
+    @cached_property
+    def equal(self) -> Mapping[str, Sequence[int]]:
+        """The rounds in which clients could learn nothing, for the clients that have such rounds."""
+        rows = self.client_series(EQUAL_GROUPS) >= 1
+        rounds = {name: self.rounds[rows[:, k]].tolist() for k, name in enumerate(self.clients)}
+        return {name: numbers for name, numbers in rounds.items() if numbers}
 
     def _result(self, key: str) -> np.ndarray:
         """Read a number of every client from the results, [K]."""

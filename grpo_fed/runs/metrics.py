@@ -18,7 +18,8 @@ EVALUATION_RETURN, SCORE_IQM, SCORE_MIN = "eval/episodic_return", "eval/score_iq
 ROUND_SECONDS, ENV_STEPS = "time/round_s", "global_step"
 CLIENTS_OK, CLIENTS_FAILED, DEPARTED_GROUPS = "fed/clients_ok", "fed/clients_failed", "fed/personal_groups"
 PENALTY_VALUE, PENALTY_ZEROS, PENALTY_NORM = "penalty/value", "penalty/zeros", "penalty_norm/"
-EQUAL_GROUPS = "charts/equal_groups"
+EQUAL_GROUPS, CUT, TOKENS_PER_SECOND = "charts/equal_groups", "charts/cut", "charts/tokens_per_second"
+REWARD_OF, KL_REFERENCE = "reward/", "losses/kl_reference"
 MB_UP, MB_DOWN, MB_TOTAL = "comm/MB_up", "comm/MB_down", "comm/MB_total"
 RHO_LIMIT = "fed/rho_limit"
 COMPARISON_EPISODES = "fed/comparison_episodes"
@@ -64,15 +65,13 @@ TABLE = (
     Metric(
         "losses/kl", "KL from the policy before the update to the one after, where something needs it.", reported=True
     ),
-    Metric("losses/kl_reference", "KL from or to the reference, as `trust.region` penalises it.", reported=True),
-    Metric("reward/", "Mean reward that the function gave to the round's completions.", reported=True),
+    Metric(KL_REFERENCE, "KL from or to the reference, as `trust.region` penalises it.", reported=True),
+    Metric(REWARD_OF, "Mean reward that the function gave to the round's completions.", reported=True),
     Metric(
         EQUAL_GROUPS, "Share of groups of completions that were rewarded equally; they teach nothing.", reported=True
     ),
-    Metric("charts/cut", "Share of completions that were cut off at `language.length`.", reported=True),
-    Metric(
-        "charts/tokens_per_second", "Tokens that the client wrote in a second of training.", reported=True, timed=True
-    ),
+    Metric(CUT, "Share of completions that were cut off at `language.length`.", reported=True),
+    Metric(TOKENS_PER_SECOND, "Tokens that the client wrote in a second of training.", reported=True, timed=True),
     Metric(PENALTY_VALUE, "The client's group penalty, with its weights, at the end of its training.", reported=True),
     Metric(
         PENALTY_ZEROS,

@@ -59,6 +59,8 @@ class RunTotals:
     """Episodes that clients played to compare their own parameters with the shared ones."""
     departures: dict[str, dict[str, Departure]] = field(default_factory=dict)
     """With the merge rule `persistence`, when and why each client left the groups that it does not share now."""
+    equal: dict[str, list[int]] = field(default_factory=dict)
+    """The rounds in which clients could learn nothing, since every group of their completions was rewarded equally."""
 
     def add(self, record: RoundRecord) -> None:
         """Count a round."""
@@ -66,6 +68,8 @@ class RunTotals:
         self.last = record.scores
         if record.round == 0:
             self.first = self.last
+        for name in record.equal:
+            self.equal.setdefault(name, []).append(record.round)
         for client in record.clients:
             name = client.client
             self.episodes[name] = self.episodes.get(name, 0) + client.episodes
@@ -285,10 +289,10 @@ class Recorder:
         totals, status = self.totals, status_of(error)
         is_complete = status == "finished" or totals.rounds == self.scenario.rounds
         after = totals.last if is_complete else {}  # otherwise clients have learned since their last evaluation
-        envs = {name: settings.task for settings in self.scenario.clients for name in settings.names}
+        entries = {name: settings for settings in self.scenario.clients for name in settings.names}
         clients = {
             name: ClientResult(
-                env=env,
+                env=settings.task,
                 before=totals.first.get(name),
                 after=after.get(name),
                 sampled=sampled.get(name),
@@ -298,8 +302,9 @@ class Recorder:
                 personal_groups=tuple(departed.get(name, ())),
                 clusters=dict(clusters.get(name, {})),
                 departures=totals.departures.get(name, {}),
+                unit="steps" if settings.prompts is None else "completions",
             )
-            for name, env in envs.items()
+            for name, settings in entries.items()
         }
         return Result(
             scenario=self.scenario.name,
@@ -317,4 +322,5 @@ class Recorder:
             bytes_down=totals.bytes_down,
             comparison_episodes=totals.comparison_episodes,
             missing=totals.missing,
+            equal=totals.equal,
         )

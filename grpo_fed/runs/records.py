@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from grpo_fed.aggregation.proximity.records import AcceptedStep
+from grpo_fed.runs.equal_groups import equal_groups_note, has_equal_groups_alone
 from grpo_fed.runs.metrics import (
     CLIENTS_FAILED,
     CLIENTS_OK,
@@ -143,6 +144,17 @@ class RoundRecord:
         """Mean return of each client's evaluation episodes after the round; empty if there was no evaluation."""
         return {record.client: record.score for record in self.clients if record.score is not None}
 
+    @property
+    def equal(self) -> tuple[str, ...]:
+        """Clients that could learn nothing, since every group of their completions was rewarded equally."""
+        return tuple(record.client for record in self.clients if has_equal_groups_alone(record.metrics))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Messages for a person: the server's, and one about clients that could learn nothing."""
+        note = equal_groups_note(self.equal)
+        return (*(() if self.server is None else self.server.notes), *((note,) if note else ()))
+
 
 def list_differences(departed: Sequence[str], clusters: Mapping[str, int]) -> list[str]:
     """List what a client does not share with most others: parameter groups that it has left, and blocks that it shares
@@ -172,6 +184,7 @@ def record_to_line(record: RoundRecord) -> dict[str, Any]:
         **{key: _mean(metrics.get(key) for metrics in clients.values()) for key in keys},
         **_task_metrics(record),
         **({} if record.server is None else _server_metrics(record.server, record.clients)),
+        **({"notes": list(record.notes)} if record.notes else {}),
         "clients": clients
         if record.server is None
         else {client.client: _client_line(client, clients[client.client]) for client in record.clients},
@@ -218,7 +231,7 @@ def _server_metrics(server: ServerRecord, clients: Sequence[ClientRecord]) -> di
         line[COMPARISON_EPISODES] = played
     for block in dict.fromkeys(block for client in clients for block in client.rho):
         line[f"rho/{block}"] = _short(max(client.rho[block] for client in clients if block in client.rho))
-    return line | ({"notes": list(server.notes)} if server.notes else {})
+    return line
 
 
 def _step_metrics(step: AcceptedStep) -> dict[str, float | None]:

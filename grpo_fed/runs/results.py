@@ -47,6 +47,8 @@ class ClientResult:
     """Its cluster in every shared block at the end; empty if the merge makes no clusters."""
     departures: Mapping[str, Departure] = field(default_factory=dict)
     """With the merge rule `persistence`, when and why it left each of its personal groups."""
+    unit: str = "steps"
+    """What `env_steps` counts: `steps` of an environment, or `completions` of prompts."""
 
     @property
     def latest(self) -> float | None:
@@ -84,6 +86,13 @@ class Result:
     """Episodes that clients played to compare their own parameters with the shared ones; not learned from."""
     missing: Mapping[str, Sequence[tuple[int, str, str]]] = field(default_factory=dict)
     """For each client that failed: round, kind of failure and reason, one for each time."""
+    equal: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """The rounds in which clients could learn nothing, since every group of their completions was rewarded equally."""
+
+    @property
+    def unit(self) -> str:
+        """What `env_steps` counts: `completions` if all clients have prompts, else `steps`."""
+        return "completions" if all(client.unit == "completions" for client in self.clients.values()) else "steps"
 
     @property
     def returns(self) -> np.ndarray:
@@ -128,6 +137,7 @@ class Result:
             "eval": {"score_iqm": self.score_iqm, "score_mean": self.score_mean, "score_min": self.score_min},
             "clients": {name: _client_to_json(client) for name, client in self.clients.items()},
             "missing": {name: [list(failure) for failure in failures] for name, failures in self.missing.items()},
+            **({"equal": {name: list(rounds) for name, rounds in self.equal.items()}} if self.equal else {}),
         }
 
     @classmethod
@@ -159,6 +169,8 @@ def _client_to_json(client: ClientResult) -> dict[str, Any]:
     for key in ("clusters", "departures"):
         if not document[key]:
             del document[key]
+    if client.unit == "steps":
+        del document["unit"]
     return document
 
 

@@ -101,6 +101,11 @@ class Scenario(Section):
     clients: Annotated[list[ClientSettings], MinLen(1), Field(examples=[[{"name": "cart", "env": "CartPole-v1"}]])]
     """The clients, a table for each kind."""
 
+    @property
+    def unit(self) -> str:
+        """What a step is: `completions` if all clients have prompts, else `steps`."""
+        return "completions" if all(client.prompts is not None for client in self.clients) else "steps"
+
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
         """Read a TOML file, with overrides such as `objective.clip=0.3`; ScenarioError lists all mistakes."""

@@ -8,6 +8,7 @@
     cache.py        Cache: keys and values of the tokens before
     tokenizer.py    Tokenizer: text to tokens and back, and the chat template
     peft_folder.py  a client's adapters as a folder that the library peft opens
+    merged_folder.py  a client's adapters added to their base, as a whole model
     make_tiny.py    makes the model that ships with grpo_fed, in the folder tiny
 
 Begin with transformer.py.

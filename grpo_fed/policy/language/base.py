@@ -107,24 +107,29 @@ def _converted(source: ModelSource, dtype: str) -> Path:
     """Return the file of the cache folder that holds a model in this type, and make it if it is not there."""
     path = cache_folder() / f"{_stamp(source)}-{dtype}.safetensors"
     if not path.is_file():
-        _write_cached(path, lambda file: _write_tensors(file, source, dtype))
+        _write_cached(path, lambda file: write_tensors(file, source.shape.tensor_shapes(), DTYPES[dtype], source.read))
     return path
 
 
-def _write_tensors(file: IO[bytes], source: ModelSource, dtype: str) -> None:
-    """Write all tensors as safetensors, one after the other, so that the model is never in memory as a whole."""
+def write_tensors(
+    file: IO[bytes], shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, read: Callable[[str], Tensor]
+) -> None:
+    """Write tensors as safetensors, one after the other, so that the model is never in memory as a whole.
+
+    shapes: by name. read: returns the tensor of a name, which is converted to `dtype`.
+    """
     header: dict[str, dict[str, object]] = {}
     start = 0
-    for name, shape in source.shape.tensor_shapes().items():
-        stop = start + torch.Size(shape).numel() * DTYPES[dtype].itemsize
-        kind = {"float32": "F32", "bfloat16": "BF16"}[dtype]
+    kind = {torch.float32: "F32", torch.bfloat16: "BF16"}[dtype]
+    for name, shape in shapes.items():
+        stop = start + torch.Size(shape).numel() * dtype.itemsize
         header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, stop]}
         start = stop
-    text = json.dumps(header).encode()
+    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
     text += b" " * (-(8 + len(text)) % 64)  # the weights begin at a multiple of 64 bytes
     file.write(len(text).to_bytes(8, "little") + text)
     for name in header:
-        tensor = source.read(name).to(DTYPES[dtype]).contiguous()
+        tensor = read(name).to(dtype).contiguous()
         file.write(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
 
 

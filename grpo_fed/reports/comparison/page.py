@@ -47,10 +47,11 @@ def comparison_markdown(comparison: Comparison) -> str:
     scenario = comparison.scenario
     parts = [f"# {scenario.name}: {' '.join(_verdict_sentences(comparison))}"]
     clients, seeds = format_count(len(comparison.clients), "client"), format_count(len(comparison.seeds), "seed")
-    parts.append(f"{clients}, {seeds}, {format_count(scenario.rounds, 'round')} of {scenario.steps:,} steps each.")
+    steps = f"{scenario.steps:,} {scenario.unit}"
+    parts.append(f"{clients}, {seeds}, {format_count(scenario.rounds, 'round')} of {steps} each.")
     parts.append("\n".join(f"| {' | '.join(row)} |" for row in _table(comparison)))
     parts.append(READING.format(baseline=comparison.baseline))
-    if len({settings.env for settings in scenario.clients}) > 1:
+    if len({settings.task for settings in scenario.clients if settings.env is not None}) > 1:
         parts.append(
             "The environments have different scales of returns: rely on the probability and on the columns of the"
             " clients, since the interquartile mean mixes the scales."

@@ -1,6 +1,7 @@
 """The figures of a run, drawn from its folder alone.
 
     learning.py  returns by round
+    completions.py  of language models: rewards by function, equal groups, completions cut off
     sharing.py   departures from groups, and clusters of clients
     sparsity.py  what a group penalty leaves
     evidence.py  rho of the merge rule `persistence`, and who left a block on it

@@ -69,15 +69,16 @@ def run_traffic(history: History) -> tuple[float, float] | None:
 
 def draw_time(history: History) -> Drawing | None:
     """Draw the seconds of each round, and environment steps per second; None if no time was recorded."""
+    unit = history.scenario.unit
     panels: Mapping[str, np.ndarray] = {
         "seconds per round": history.server_series("time/round_s"),
-        "steps per second": history.server_series("charts/SPS"),
+        f"{unit} per second": history.server_series("charts/SPS"),
     }
     seconds, speed = panels.values()
     if not np.isfinite(seconds).any():
         return None
     count, total = format_count(len(seconds), "round"), format_duration(float(np.nansum(seconds)))
-    caption = f"{count} in {total}; median round: {np.nanmedian(seconds):.2f} s, {np.nanmedian(speed):,.0f} steps per"
+    caption = f"{count} in {total}; median round: {np.nanmedian(seconds):.2f} s, {np.nanmedian(speed):,.0f} {unit} per"
     caption += " second."
 
     def paint(figure: Figure) -> None:
@@ -91,5 +92,5 @@ def draw_time(history: History) -> Drawing | None:
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1000 else f"{value:g}")
             set_round_axis(axes, history.rounds)
 
-    alt = f"Seconds and steps per second by round: {caption}"
+    alt = f"Seconds and {unit} per second by round: {caption}"
     return make_drawing("time", "Time by round", caption, alt, 2.3, paint)

@@ -20,7 +20,7 @@ from grpo_fed.reports.charts import (
     panel_grid,
     set_round_axis,
 )
-from grpo_fed.reports.formatting import format_count, format_return
+from grpo_fed.reports.formatting import format_count, format_return, short_task
 from grpo_fed.runs.colours import INK, MUTED, PAPER
 from grpo_fed.runs.history import History
 from grpo_fed.runs.metrics import EVALUATION_RETURN
@@ -53,14 +53,14 @@ def draw_learning(history: History) -> Drawing | None:
             _paint_env(axes, history, env, single=len(shown) == 1)
             set_round_axis(axes, axis, label=index >= len(shown) - columns)
             if len(shown) > 1:
-                axes.set_title(env)
+                axes.set_title(short_task(env))
             if index % columns == 0:
                 axes.set_ylabel("return")
         for axes in panels[len(shown) :]:
             axes.remove()
 
     latest = _latest_returns(history)
-    ends = [f"{env}: {_describe_end(latest[np.array(history.envs) == env])}" for env in shown]
+    ends = [f"{short_task(env)}: {_describe_end(latest[np.array(history.envs) == env])}" for env in shown]
     clients, rounds = format_count(len(history.clients), "client"), format_count(len(history.lines), "round")
     alt = f"Return by round of {clients} over {rounds}; {'; '.join(ends)}."
     caption = " ".join(_caption(history, shown, len(envs)))
@@ -110,7 +110,14 @@ def _paint_env(axes: Axes, history: History, env: str, single: bool) -> None:
     single: whether it is the figure's only panel.
     """
     selected = np.flatnonzero(np.array(history.envs) == env)
-    returns, rounds = history.returns[:, selected], history.rounds
+    paint_clients(axes, history, history.returns, selected)
+    _paint_mean(axes, history, selected, single)
+    _paint_evaluations(axes, history, selected)
+
+
+def paint_clients(axes: Axes, history: History, series: np.ndarray, selected: Sequence[int] | np.ndarray) -> None:
+    """Paint a number of each selected client by round, with names beside the lines. series: [R, K]."""
+    returns, rounds = series[:, selected], history.rounds
     names = [history.clients[k] for k in selected]
     entry_of_client = [history.entries[k] for k in selected]
     entries = list(dict.fromkeys(entry_of_client))
@@ -132,8 +139,6 @@ def _paint_env(axes: Axes, history: History, env: str, single: bool) -> None:
         if np.isfinite(returns[-1]).any():
             for k in dict.fromkeys((int(np.nanargmax(returns[-1])), int(np.nanargmin(returns[-1])))):
                 _label(axes, returns[-1, k], names[k], line_colour(0))
-    _paint_mean(axes, history, selected, single)
-    _paint_evaluations(axes, history, selected)
 
 
 def _paint_lines(axes: Axes, rounds: np.ndarray, returns: np.ndarray, styles: Sequence[int], alpha: float) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from grpo_fed.policy.shared import SharedBlocks
-from grpo_fed.rl.language.batches import write_completions
+from grpo_fed.rl.language.examples import make_examples
 from grpo_fed.rl.language.learner import MEASUREMENT_ROWS, LanguageLearner, evaluate_completions, open_texts
 from grpo_fed.rl.language.measurement import completion_kl
 from grpo_fed.rl.language.model import open_language_model
@@ -22,9 +22,6 @@ from grpo_fed.rl.stacked_policies import MOST_BATCHES
 from grpo_fed.rl.start import first_parameters
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.language_task import LanguageTask
-
-EXAMPLES_NUMBER = 2**32
-"""Names the prompts of examples, which no evaluation of a run has."""
 
 
 @final
@@ -98,24 +95,7 @@ class LanguagePolicies(ClientPolicies):
 
     def examples(self, client: str, parameters: Tensor) -> Sequence[Example]:
         """Prompts with the likeliest completions of the client's first policy and of this one [P]."""
-        count = self.scenario.language.show
-        if not count:
-            return ()
-        texts = self._texts[client]
-        first = first_parameters(self.policy, self.scenario, self._seeds([client])).to(self.device)
-        before, after = (
-            write_completions(self.model, [texts], each, Purpose.EVALUATION, [EXAMPLES_NUMBER], count, 1, greedy=True)
-            for each in (first, parameters[None])
-        )
-        written = [
-            texts.write_out(each.rows.tokens[0].cpu().numpy(), each.rows.valid[0].cpu().numpy())
-            for each in (before, after)
-        ]
-        rewards = [each.rewards[0].nan_to_num(0.0).tolist() for each in (before, after)]
-        return [
-            Example(*each)
-            for each in zip(before.prompts[0].texts, written[0], rewards[0], written[1], rewards[1], strict=True)
-        ]
+        return make_examples(self.model, self._texts[client], self.scenario, parameters)
 
     def close(self) -> None:
         """Nothing is open: the model stays in the process."""

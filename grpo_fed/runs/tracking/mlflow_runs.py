@@ -25,7 +25,7 @@ from mlflow.store.db import utils as database
 
 from grpo_fed.runs.checkpoint import CHECKPOINTS
 from grpo_fed.runs.colours import pick_colour
-from grpo_fed.runs.folder import EPISODES, FIGURES, ROUNDS, SCENARIO, SUMMARY
+from grpo_fed.runs.folder import EPISODES, FIGURES, POLICIES, ROUNDS, SCENARIO, SUMMARY
 from grpo_fed.runs.results import RESULTS
 from grpo_fed.runs.tracking import run_page
 from grpo_fed.runs.tracking.selection import (
@@ -34,6 +34,7 @@ from grpo_fed.runs.tracking.selection import (
     client_quantiles,
     is_same_round,
     metric_keys,
+    param_name,
     tracked_metrics,
 )
 from grpo_fed.runs.tracking.spool import SendState, Spool, SpoolRecord, hold_lock
@@ -54,6 +55,8 @@ MAX_FOLDER_BYTES = 200_000_000
 """The size up to which a folder is sent: checkpoints of large policies are not."""
 MODEL = "policy"
 """The name of a client's model: `runs:/<client's run>/policy`."""
+ADAPTERS = "adapters"
+"""The folder of a client's adapters, among the files of its run."""
 REFUSED = {400, 404, 413, 422}
 """HTTP codes of a server that will never take a record; after others it may take it later."""
 BATCH, PARAMS = 1000, 100
@@ -197,7 +200,7 @@ class MlflowRuns:
 
     def _log_params(self, run: str, params: Mapping[str, Any]) -> None:
         """Log a run's parameters."""
-        entries = [Param(name, str(value)) for name, value in params.items()]
+        entries = [Param(*each) for each in {param_name(key): str(value) for key, value in params.items()}.items()]
         for start in range(0, len(entries), PARAMS):
             with _log_if_refused(f"parameters of run {run}"):
                 self.client.log_batch(run, params=entries[start : start + PARAMS])
@@ -263,7 +266,7 @@ class MlflowRuns:
         self.sent.done = status == "finished"
 
     def _send_files(self, document: Mapping[str, Any] | None) -> None:
-        """Send the files of the run's folder, and a table of the clients if they have no runs."""
+        """Send the files of the run's folder, and tables: of examples, and of the clients if they have no runs."""
         folder = self.spool.folder.parent
         for name in FILES:
             self._send_file(folder / name)
@@ -272,11 +275,13 @@ class MlflowRuns:
             if files and sum(path.stat().st_size for path in files) <= MAX_FOLDER_BYTES:
                 with _log_if_refused(f"{folder / name}"):
                     self.client.log_artifacts(self._parent, str(folder / name), name)
-        if document is not None and not self.sent.clients:
-            with _log_if_refused("clients.json"):
-                self.client.log_text(self._parent, json.dumps(run_page.clients_table(document)), "clients.json")
-                tag = json.dumps([{"path": "clients.json", "type": "table"}])
-                self.client.set_tag(self._parent, "mlflow.loggedArtifacts", tag)
+        tables = run_page.make_tables(folder, self.begin, document if not self.sent.clients else None)
+        for name, table in tables.items():
+            with _log_if_refused(name):  # mlflow's log_table would append to what was sent before
+                self.client.log_text(self._parent, json.dumps(table), name)
+        if tables:
+            tag = json.dumps([{"path": name, "type": "table"} for name in tables])
+            self._set_tags(self._parent, {"mlflow.loggedArtifacts": tag})
 
     def _send_file(self, path: Path) -> None:
         if path.is_file():
@@ -284,9 +289,15 @@ class MlflowRuns:
                 self.client.log_artifact(self._parent, str(path))
 
     def _send_models(self, step: int) -> None:
-        """Send every client's policy as a model. step: the number of rounds."""
+        """Send every client's policy as a model, or as a folder of adapters. step: the number of rounds."""
         for client, run in self.sent.clients.items():
-            if client not in self.sent.models:
+            adapters = self.spool.folder.parent / POLICIES / client
+            if client not in self.sent.models and adapters.is_dir():
+                with _log_if_refused(str(adapters)):
+                    self.client.log_artifacts(run, str(adapters), ADAPTERS)
+                    self.sent.models[client] = ADAPTERS
+                self.spool.save_state(self.sent)
+            elif client not in self.sent.models:
                 with tempfile.TemporaryDirectory() as folder:
                     if _export(self.spool.folder.parent, client, Path(folder, "model")):
                         self.sent.models[client] = self._send_model(Path(folder, "model"), client, run, step)

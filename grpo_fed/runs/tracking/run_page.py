@@ -5,16 +5,24 @@ begin: the content of the spool's first record. line: a line of `rounds.jsonl`. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from grpo_fed.runs.departures import Departure, by_round
+from grpo_fed.runs.equal_groups import equal_groups_line, equal_groups_note, has_equal_groups_alone
+from grpo_fed.runs.examples import read_examples
 from grpo_fed.runs.metrics import SCORE_IQM, TRAINING_RETURN
 from grpo_fed.runs.records import list_differences
 from grpo_fed.runs.results import idle_clients
 
+if TYPE_CHECKING:
+    from grpo_fed.rl.records import Example
+
 ROWS = 24
 """Clients in the table: the worst, if there are more."""
+MOST_EXAMPLES = 500
+"""Rows in the table of examples."""
 MOST_GROUPS = 8
 """Groups that are named of those that a client left in the same round."""
 LONGEST = 8000
@@ -28,8 +36,10 @@ def page_while_running(begin: Mapping[str, Any], line: Mapping[str, Any] | None)
         return f"**Has begun**: {_describe_run(begin)}."
     score = line.get(SCORE_IQM)
     value = line.get(TRAINING_RETURN) if score is None else score
-    result = "" if value is None else f", {'return in training' if score is None else 'return'} **{value:.1f}**"
-    return f"**Round {line['round']} of {rounds}**{result}: {_describe_run(begin)}."
+    result = "" if value is None else f", {'return in training' if score is None else 'return'} **{_cell(value)}**"
+    text = f"**Round {line['round']} of {rounds}**{result}: {_describe_run(begin)}."
+    note = equal_groups_note([name for name, part in line["clients"].items() if has_equal_groups_alone(part)])
+    return f"{text}\n\nIn this round {note}." if note else text
 
 
 def page_if_killed(begin: Mapping[str, Any], line: Mapping[str, Any] | None) -> str:
@@ -52,19 +62,23 @@ def page_at_end(begin: Mapping[str, Any], document: Mapping[str, Any] | None, st
         )
     if scores["score_iqm"] is not None:
         before = [client["return_before"] for client in evaluated if client["return_before"] is not None]
-        start = f"from {sum(before) / len(before):.1f} " if before else ""
+        start = f"from {_cell(sum(before) / len(before))} " if before else ""
         lines.append(
-            f"**Return {scores['score_iqm']:.1f}** (interquartile mean of {len(evaluated)} clients; mean {start}to"
-            f" {scores['score_mean']:.1f}, worst client {scores['score_min']:.1f})."
+            f"**Return {_cell(scores['score_iqm'])}** (interquartile mean of {len(evaluated)} clients; mean {start}to"
+            f" {_cell(scores['score_mean'])}, worst client {_cell(scores['score_min'])})."
         )
     for name in (idle := idle_clients(document))[:ROWS]:
         round, kind, reason = document["missing"][name][-1]
         lines.append(f"**{name} learned nothing**: it gave no valid answer, in round {round} {kind}: {reason}")
     if len(idle) > ROWS:
         lines.append(f"**{len(idle) - ROWS} more clients learned nothing.**")
+    if line := equal_groups_line(document.get("equal", {})):
+        lines.append(f"**Note**: {line}.")
     megabytes = (document.get("bytes_up", 0) + document.get("bytes_down", 0)) / 1e6
+    clients = document["clients"].values()
+    unit = "completions" if all(client.get("unit") == "completions" for client in clients) else "steps"
     traffic = f", {megabytes:.1f} MB sent" if megabytes else ""
-    lines.append(f"{_describe_run(begin)}: {document['env_steps']:,} steps in {document['seconds']:.0f} s{traffic}.")
+    lines.append(f"{_describe_run(begin)}: {document['env_steps']:,} {unit} in {document['seconds']:.0f} s{traffic}.")
     lines.append(_table(document["clients"]))
     if begin["description"]:
         lines.append(f"*{begin['description']}*")
@@ -77,7 +91,22 @@ def client_page(client: Mapping[str, Any]) -> str:
         return f"{client['episodes']} episodes in training, no evaluation after it."
     kind = "In another cluster than most" if client.get("clusters") else "Personal groups"
     names = "; ".join(_differences(client, "`")) or "none"
-    return f"**Return {client['return']:.1f}**, {_cell(client['return_before'])} before. {kind}: {names}."
+    return f"**Return {_cell(client['return'])}**, {_cell(client['return_before'])} before. {kind}: {names}."
+
+
+def make_tables(
+    folder: Path, begin: Mapping[str, Any], document: Mapping[str, Any] | None
+) -> dict[str, Mapping[str, Any]]:
+    """Make a run's tables by the names of their files, in the form that MLflow shows.
+
+    folder: the run's folder, whose examples are in a table. document: None if the clients have runs of their own.
+    """
+    tables: dict[str, Mapping[str, Any]] = {}
+    if document is not None:
+        tables["clients.json"] = clients_table(document)
+    if table := examples_table({name: read_examples(folder, name) for name in begin["clients"]}):
+        tables["examples.json"] = table
+    return tables
 
 
 def clients_table(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,6 +118,32 @@ def clients_table(document: Mapping[str, Any]) -> dict[str, Any]:
     ]
     kind = "clusters" if any(client.get("clusters") for client in document["clients"].values()) else "personal_groups"
     return {"columns": ["client", *columns, kind], "data": rows}
+
+
+def examples_table(examples: Mapping[str, Sequence[Example]]) -> dict[str, Any] | None:
+    """Make a table of what clients wrote before and after training, in the form that MLflow shows; None without any.
+
+    What the browser could take for more than text is replaced.
+    """
+    rows = [
+        [
+            client,
+            *map(_plain, (example.prompt, example.before)),
+            example.before_reward,
+            _plain(example.after),
+            example.after_reward,
+        ]
+        for client, kept in examples.items()
+        for example in kept
+    ]
+    columns = ["client", "prompt", "before", "reward before", "after", "reward after"]
+    return {"columns": columns, "data": rows[:MOST_EXAMPLES]} if rows else None
+
+
+def _plain(text: str) -> str:
+    """Make the ends of lines visible, and replace control characters."""
+    shown = text.replace("\r\n", "\n").replace("\n", "↵").replace("\t", " ")
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in shown)
 
 
 def _describe_run(begin: Mapping[str, Any]) -> str:
@@ -139,4 +194,6 @@ def _differences(client: Mapping[str, Any], quote: str = "") -> list[str]:
 
 
 def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if abs(value) >= 1 else f"{value:.2f}"  # rewards of completions are often between 0 and 1

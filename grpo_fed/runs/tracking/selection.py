@@ -1,17 +1,26 @@
-"""Selects which numbers of a round become metrics in MLflow: finite ones, under keys of the table of metrics."""
+"""Selects which numbers of a round become metrics in MLflow, and names parameters so that MLflow accepts them."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from grpo_fed.runs.metrics import CLIENTS_FAILED, EVALUATION_RETURN, TRAINING_RETURN, is_timed, is_tracked
+from grpo_fed.runs.metrics import CLIENTS_FAILED, EQUAL_GROUPS, EVALUATION_RETURN, TRAINING_RETURN, is_timed, is_tracked
 
 MOST_CLIENTS = 64
 """Clients that may have runs of their own; with more, the federation's run has quantiles over the clients instead."""
-QUANTILE_METRICS = (EVALUATION_RETURN, TRAINING_RETURN, "losses/approx_kl", "losses/entropy", "kl/joint")
+QUANTILE_METRICS = (
+    EVALUATION_RETURN,
+    TRAINING_RETURN,
+    "losses/approx_kl",
+    "losses/entropy",
+    "kl/joint",
+    EQUAL_GROUPS,
+)
 """The metrics that a federation of many clients has quantiles of."""
+_REFUSED_IN_NAMES = re.compile(r"[^\w. :/-]", re.ASCII)
 QUANTILES = {"min": 0.0, "p10": 0.1, "p50": 0.5, "p90": 0.9, "max": 1.0}
 
 
@@ -48,6 +57,11 @@ def client_quantiles(line: Mapping[str, Any]) -> dict[str, float]:
         if values := sorted(metrics[key] for metrics in clients if key in metrics):
             quantiles |= {f"{key}_{label}": _quantile(values, share) for label, share in QUANTILES.items()}
     return quantiles
+
+
+def param_name(key: str) -> str:
+    """Make a name that MLflow accepts of a parameter's key, which may have a pattern such as `layers.*` in it."""
+    return _REFUSED_IN_NAMES.sub("_", key)
 
 
 def is_same_round(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:

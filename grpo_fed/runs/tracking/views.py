@@ -14,15 +14,20 @@ from typing import Any
 from grpo_fed.runs.metrics import (
     CLIENTS_FAILED,
     CLIENTS_OK,
+    CUT,
     DEPARTED_GROUPS,
     ENV_STEPS,
+    EQUAL_GROUPS,
     EVALUATION_RETURN,
+    KL_REFERENCE,
     MB_TOTAL,
     RHO_LIMIT,
     ROUND_SECONDS,
     SCORE_IQM,
     SCORE_MIN,
     STEPS_PER_SECOND,
+    TOKENS_PER_SECOND,
+    TRAINING_LENGTH,
     TRAINING_RETURN,
 )
 
@@ -31,6 +36,8 @@ ROLE = "grpo_fed.role"
 FEDERATION, CLIENT = "federation", "client"
 MOST_RHO_CHARTS = 8
 """Blocks whose rho has a chart with a line for each client."""
+MOST_REWARD_CHARTS = 8
+"""Functions whose rewards have a chart with a line for each client."""
 LONGEST = 20_000
 """Characters that an experiment's tag may have."""
 
@@ -80,6 +87,7 @@ def make_views(metrics: Sequence[str]) -> list[View]:
                     Chart((SCORE_IQM, SCORE_MIN)),
                     Chart(_with_prefix(metrics, "task/")),
                 ),
+                "Completions": _completion_charts(metrics, (Chart(_with_prefix(metrics, "reward/")),)),
                 "Steps of the shared blocks": (
                     Chart(_with_prefix(metrics, "kl/")),
                     Chart(_with_prefix(metrics, "budget/")),
@@ -104,6 +112,9 @@ def make_views(metrics: Sequence[str]) -> list[View]:
                 "Learning": (
                     Chart((TRAINING_RETURN,)),
                     Chart((EVALUATION_RETURN,)),
+                ),
+                "Completions": _completion_charts(
+                    metrics, tuple(Chart((key,)) for key in _with_prefix(metrics, "reward/")[:MOST_REWARD_CHARTS])
                 ),
                 "Policy": (
                     Chart(("kl/joint",)),
@@ -157,6 +168,14 @@ def has_fewer_charts(old: str, new: str) -> bool:
         return bool(is_unchanged) and len(envelope["state"]) < len(json.loads(new)["state"])
     except (ValueError, KeyError, TypeError):
         return False
+
+
+def _completion_charts(metrics: Sequence[str], rewards: tuple[Chart, ...]) -> tuple[Chart, ...]:
+    """Make the charts of what language models wrote; none of a run without them, whose episodes have lengths too."""
+    if EQUAL_GROUPS not in metrics:
+        return ()
+    keys = (TRAINING_LENGTH, EQUAL_GROUPS, CUT, KL_REFERENCE, TOKENS_PER_SECOND)
+    return (*rewards, *(Chart((key,)) for key in keys))
 
 
 def _with_prefix(metrics: Sequence[str], prefix: str) -> tuple[str, ...]:
