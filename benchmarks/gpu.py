@@ -1,6 +1,6 @@
 """Measure a stacked learner on a CUDA device, beside the CPU of the same machine.
 
-It has seven parts, the most important first; each prints a line for every result as soon as it is measured:
+It has eight parts, the most important first; each prints a line for every result as soon as it is measured:
 
 - `numbers`: parameters after one, two and three rounds on the device, compared with those of the CPU.
 - `speed`: environment steps per second of 64 to 4,096 CartPole clients, the parts of a round's time, and memory.
@@ -8,6 +8,7 @@ It has seven parts, the most important first; each prints a line for every resul
 - `peer`: the same for one client of stable-baselines3 on one core, if that is installed.
 - `profile`: the kernels of a minibatch's update and of a rollout step.
 - `graphs`: the time that CUDA graphs would save in both.
+- `language`: adapters on a frozen language model: numbers beside the CPU's, tokens a second of 1 to 64 clients.
 - `cpu`: further numbers of clients on the CPU, and torch with a thread for each core, as far as time allows.
 
     python -m benchmarks.gpu --out gpu.jsonl --parts numbers,speed
@@ -31,6 +32,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu_kernels import measure_graphs, measure_kernels
+from benchmarks.gpu_language import measure_language
 from benchmarks.gpu_report import Extent, Report, describe_machine, free_memory
 from benchmarks.gpu_solve import UPDATES, measure_peer, measure_solving
 from benchmarks.gpu_speed import measure_cpu, measure_numbers, measure_speed
@@ -59,6 +61,10 @@ EXPECTED = {
         "a minibatch takes a third of the time at 64 clients, where it waits for launches, and no less than nine tenths"
         " at 2,048; a rollout step half"
     ),
+    "language": (
+        "logits as the CPU's to 1e-4, one token in a hundred another with a bfloat16 base; 16 clients write at least 10"
+        " times as fast as one after another, since a step waits for some 250 launches whatever the number of clients"
+    ),
     "cpu": "80 thousand steps/s at any number of clients, and fewer with all cores: the matrices are too small for it",
 }
 """The prediction for each part, written before it was measured."""
@@ -81,6 +87,9 @@ EXTENTS = {
         profiled=2048,
         graphed=(64, 256, 2048),
         repeats=50,
+        writing=(1, 4, 16, 64),
+        width=512,
+        layers=8,
     ),
     "smallest": Extent(
         compared=4,
@@ -98,6 +107,9 @@ EXTENTS = {
         profiled=4,
         graphed=(4,),
         repeats=2,
+        writing=(2,),
+        width=64,
+        layers=2,
     ),
 }
 
@@ -112,6 +124,7 @@ PARTS: Mapping[str, Part] = {
     "peer": measure_peer,
     "profile": measure_kernels,
     "graphs": measure_graphs,
+    "language": measure_language,
     "cpu": measure_cpu,
 }
 """The most important part first."""

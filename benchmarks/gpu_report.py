@@ -62,6 +62,12 @@ class Extent:
     """Numbers of clients whose CUDA graphs are measured."""
     repeats: int
     """Number of repetitions of short measurements."""
+    writing: Sequence[int]
+    """Numbers of clients with a language model."""
+    width: int
+    """Width of the random language model whose speed is measured."""
+    layers: int
+    """Number of its layers."""
 
 
 class Report:
