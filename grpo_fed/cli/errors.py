@@ -59,12 +59,13 @@ def message_for_user(error: Exception) -> str:
 
 def save_traceback(folder: Path) -> str:
     """Write the current traceback to the run's folder; return a line that says where it is, and the results."""
+    from grpo_fed.runs.files import write_atomic
     from grpo_fed.runs.folder import FAILURE
     from grpo_fed.runs.results import RESULTS
 
     lines = []
     with suppress(OSError):
-        (folder / FAILURE).write_text(traceback.format_exc(), encoding="utf-8")
+        write_atomic(folder / FAILURE, traceback.format_exc())
         lines.append(f"the traceback is in {folder / FAILURE}")
     if (folder / RESULTS).exists():
         lines.append(f"the policies and results so far are in {folder}/")

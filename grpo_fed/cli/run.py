@@ -120,7 +120,10 @@ def _run_command(trainer: Trainer, options: RunOptions) -> None:
             from grpo_fed.runs.tracking import Tracker
 
             scenario = engine.scenario
-            tracker = Tracker.open(options.track, folder, scenario, options.resume is not None)
+            is_resumed, from_run = options.resume is not None, options.tracking_from_run
+            if from_run and not is_resumed:
+                raise ValueError("--tracking-from-run is for a run that goes on: leave it out, or give --resume RUN")
+            tracker = Tracker.open(options.track, folder, scenario, is_resumed, from_run=from_run)
             method = scenario.method if trainer.federated else ""
             header = RunHeader(scenario, engine.device, folder, method, tracker.place)
             display = display_for(cast("TextIO", stdout), options.as_json, options.quiet)
@@ -219,6 +222,8 @@ def _show_outcome(engine: Engine, display: Display) -> None:
     display.stop()
     if engine.result is not None:
         display.end(engine.result)
+        for note in engine.result.notes:
+            print_error(note, label="note: ")
 
 
 # After the run --------------------------------------------------------------------------------------------------------

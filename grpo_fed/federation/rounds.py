@@ -29,7 +29,14 @@ from grpo_fed.federation.messages import (
 )
 from grpo_fed.federation.participation import ceil_fraction, sample_clients, wait_for_clients
 from grpo_fed.federation.round_merge import RoundMerge
-from grpo_fed.federation.round_record import RoundOutcome, Traffic, make_round_record, name_clusters, name_groups
+from grpo_fed.federation.round_record import (
+    RoundOutcome,
+    Traffic,
+    make_round_record,
+    name_clusters,
+    name_groups,
+    note_lost_state,
+)
 from grpo_fed.federation.server import Aggregation, Server
 from grpo_fed.federation.server_state import ServerState
 from grpo_fed.federation.stopping import EarlyStopping
@@ -65,7 +72,7 @@ class Federation:
         after: Checkpoint | None = None,
         evaluate_with_next_round: bool = False,
         client_files: ClientFiles | None = None,
-        before_results: Callable[[Mapping[str, Start]], None] | None = None,
+        before_results: Callable[[Mapping[str, Start]], Mapping[str, str]] | None = None,
         engine: Mapping[str, Any] | None = None,
         device: str | None = None,
     ) -> None:
@@ -75,7 +82,8 @@ class Federation:
         evaluate_with_next_round: clients evaluate with the next round's training, not on a message of its own; for
             transports where a message costs seconds.
         client_files: the clients' states for a checkpoint; None where each client keeps its own.
-        before_results: is called with every client's start before the results are written.
+        before_results: is called with every client's start before the results are written; returns the clients whose
+            policies could not be saved, with the reason.
         engine: JSON that the engine finds again as `engine` in a checkpoint's parts.
         device: what the clients compute on, where that is known.
         """
@@ -89,6 +97,8 @@ class Federation:
         self.stopping = EarlyStopping() if after is None else after.part("stopping", EarlyStopping)
         self.result: Result | None = None
         """What became of the run, once it has ended, however it ended."""
+        self._notes = [] if after is None else [*after.passed_over]
+        """Messages for a person that the next record gets."""
         self._has_begun = False
         """Whether the federation has waited for its clients once."""
         self._rounds_below_quorum = 0 if after is None else after.part("rounds_below_quorum", int)
@@ -157,7 +167,8 @@ class Federation:
         if is_evaluated and not waits:
             scores = self._evaluate(EvaluationPlan(outcome.round), failures)
             self.stopping.observe(self.scenario.stop, outcome.round, scores)
-        outcome = replace(outcome, failures=failures, scores=scores)
+        outcome = replace(outcome, failures=failures, scores=scores, notes=tuple(self._notes))
+        self._notes.clear()
         traffic = self._count_traffic()
         record = make_round_record(
             outcome, self.scenario, self.shared_blocks, self.state, self.recorder.env_steps, traffic
@@ -233,6 +244,7 @@ class Federation:
             assert isinstance(answer, Trained)
             merge.add(name, answer)
             replies[name] = replace(answer, point=MERGED, fisher=None)
+            self._notes += note_lost_state(name, answer, round, self.state.trained.get(name, 0))
             self.state.trained[name] = round
         return merge, replies
 
@@ -310,6 +322,6 @@ class Federation:
             sampled,
             departed={name: name_groups(self.shared_blocks, state.departed.get(name, ())) for name in clients},
             clusters={name: name_clusters(self.shared_blocks, state.clusters.get(name)) for name in clients},
-            before_results=(lambda: None) if before_results is None else (lambda: before_results(self.starts)),
+            before_results=dict if before_results is None else (lambda: before_results(self.starts)),
         )
         return self.result

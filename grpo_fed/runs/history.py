@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from grpo_fed.runs.departures import Departure, note_departures
-from grpo_fed.runs.folder import ROUNDS, read_scenario, read_shared_names
+from grpo_fed.runs.folder import ROUNDS, read_scenario, read_shared_names, refuse_all_links
 from grpo_fed.runs.metrics import CLIENTS_OK, LEFT, RETURNED, TEXTS, TRAINING_EPISODES, TRAINING_RETURN
 from grpo_fed.runs.results import read_results
 from grpo_fed.scenario.scenario import Scenario
@@ -245,6 +245,7 @@ def read_history(folder: str | Path) -> History:
     """Read a run's folder; ValueError if it holds no run, or is damaged."""
     folder = Path(folder)
     scenario = read_scenario(folder)
+    refuse_all_links(folder)
     lines = _read_lines(folder / ROUNDS)
     return History(folder, scenario, lines, read_results(folder))
 

@@ -22,8 +22,9 @@ from grpo_fed.rl.records import Evaluation
 from grpo_fed.rl.rng import client_seed
 from grpo_fed.rl.rollout import Actor
 from grpo_fed.rl.stacked_learner import StackedLearner
-from grpo_fed.runs.files import write_atomic
+from grpo_fed.runs.files import refuse_links, write_atomic
 from grpo_fed.runs.folder import POLICIES, SCENARIO, read_scenario
+from grpo_fed.scenario.importing import describe_exception
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml.text import closest_match, did_you_mean, shorten
 from grpo_fed.tasks.envs import ActionConverter, make_client_envs, observation_flattener
@@ -54,13 +55,21 @@ def save_policy(
     write_atomic(folder / POLICIES / f"{task.client}.safetensors", save(arrays, {"env": task.env}))
 
 
-def save_policies(folder: Path, learner: StackedLearner) -> None:
-    """Write the policies of all clients of a learner, except those that diverged."""
+def save_policies(folder: Path, learner: StackedLearner) -> dict[str, str]:
+    """Write the policies of all clients of a learner, except those that diverged.
+
+    Return the clients whose policies could not be saved, with the reason: one of them costs no other's.
+    """
+    problems: dict[str, str] = {}
     for row, parameters in enumerate(learner.parameters):
-        if bool(parameters.isfinite().all()):
-            normaliser = learner.observation_normaliser
-            state = None if normaliser is None else normaliser.state(row)
-            save_policy(folder, learner.tasks[row], learner.policy, parameters, state)
+        try:
+            if bool(parameters.isfinite().all()):
+                normaliser = learner.observation_normaliser
+                state = None if normaliser is None else normaliser.state(row)
+                save_policy(folder, learner.tasks[row], learner.policy, parameters, state)
+        except Exception as error:  # noqa: BLE001, a user's module may fail in any way
+            problems[learner.names[row]] = describe_exception(error)
+    return problems
 
 
 @dataclass(frozen=True)
@@ -149,6 +158,7 @@ def load_policy(folder: str | Path, client: str | None = None) -> LoadedPolicy:
     first_task = _task(folder, scenario, client)
     policy = make_policy(first_task, scenario.policy)
     path = folder / POLICIES / f"{first_task.client}.safetensors"
+    refuse_links(folder, path)
     arrays = _read_arrays(path)
     task = first_task.at(int(arrays.pop(TASK_SINCE, torch.zeros(1))))
     normaliser = None

@@ -89,6 +89,8 @@ class AnswerCodec:
         training = MetricRecord({"steps": int(trained.steps), "episodes": int(trained.episodes)})
         training["gain"], training["spread"] = float(trained.gain), float(trained.spread)
         training["low"] = int(trained.low)
+        if trained.since is not None:
+            training["since"] = int(trained.since)
         if trained.kl is not None:
             training["kl"] = [float(kl) for kl in trained.kl]
         content = RecordDict(
@@ -129,6 +131,7 @@ class AnswerCodec:
             kl=fields.take_divergences("kl", 1 + self._blocks) if has_kl else None,
             evaluation=self._read_summary(content) if train.evaluate_first else None,
             low=bool(fields.take_count("low", 0, 1)),
+            since=fields.take_count("since", 0, train.start.round - 2) if fields.has("since") else None,
             comparison=self._read_comparison(content) if "comparison" in more else None,
         )
         fields.refuse_rest()

@@ -268,6 +268,9 @@ class MlflowRuns:
         for name in FILES:
             self._send_file(folder / name)
         for name in FOLDERS:
+            if any(path.is_symlink() for path in (folder / name, *(folder / name).rglob("*"))):
+                _log_left_out(f"{folder / name}", ValueError("there are links in it, which are not followed"))
+                continue
             files = [path for path in (folder / name).rglob("*") if path.is_file()]
             if files and sum(path.stat().st_size for path in files) <= MAX_FOLDER_BYTES:
                 with _log_if_refused(f"{folder / name}"):
@@ -279,7 +282,9 @@ class MlflowRuns:
                 self.client.set_tag(self._parent, "mlflow.loggedArtifacts", tag)
 
     def _send_file(self, path: Path) -> None:
-        if path.is_file():
+        if path.is_symlink():
+            _log_left_out(str(path), ValueError("it is a link, which is not followed"))
+        elif path.is_file():
             with _log_if_refused(str(path)):
                 self.client.log_artifact(self._parent, str(path))
 
