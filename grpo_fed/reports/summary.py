@@ -96,7 +96,7 @@ def _iqm(returns: np.ndarray) -> float:
 def describe_run(history: History) -> str:
     """Write what was run in a paragraph: description, method, clients, rounds, steps, time, seed."""
     scenario, results = history.scenario, history.results
-    steps = history.lines[-1]["global_step"] if history.lines else 0
+    steps = (history.lines[-1].get("global_step") or 0) if history.lines else 0
     device = "" if results is None else f" on {results['device']}"
     method = "local" if results is not None and results["method"] == "local" else scenario.method
     clients = format_count(len(history.clients), "client")

@@ -156,7 +156,7 @@ def replay(folder: str | Path, uri: str | None = None, patience: float = PATIENC
         raise ValueError(f"{folder}: there is nothing to replay: no run was tracked in it")
     refuse_all_links(Path(folder))
     store = resolve_store(uri)
-    if store is None:
+    if store is None and not (from_run and uri is None):
         raise ValueError(f"{folder}: nothing can be sent with tracking off; name a tracking URI")
     store = store_of_run(store, uri, spool, from_run)
     count = _count_unsent(spool)
@@ -201,28 +201,29 @@ def page_link(address: str, sent: SendState) -> str | None:
     return f"{address}/#/experiments/{sent.experiment}/runs/{sent.parent}?workflowType=machine_learning"
 
 
-def store_of_run(store: Store, given: str | None, spool: Spool, from_run: bool = False) -> Store:
+def store_of_run(store: Store | None, given: str | None, spool: Spool, from_run: bool = False) -> Store:
     """Return the store that a run goes on in: the one that it was tracked to, if no other would be used without it.
 
     The address in a run's folder is not trusted: another may have made the folder, and the credentials of the
     environment would go where it says. If no record has arrived there, the store that was given is used instead.
 
-    store: the one that the user's argument, the environment or the default name. given: the argument, if there is one.
-    from_run: whether the user trusts the folder's address. ValueError if another store was recorded, or if its address
-    with its password must be given again.
+    store: the one that the user's argument, the environment or the default name; None if tracking is off, with
+    `from_run` alone. given: the argument, if there is one. from_run: whether the user trusts the folder's address.
+    ValueError if another store was recorded, or if its address with its password must be given again.
     """
-    sent, folder = spool.load_state(store.uri), spool.folder.parent
+    sent, folder = spool.load_state("" if store is None else store.uri), spool.folder.parent
     recorded = sent.store
-    if recorded == store.uri:
+    if store is not None and recorded == store.uri:
         return store
-    if given and sent.experiment is None:
+    here = "nowhere" if store is None else store.uri
+    if given and store is not None and sent.experiment is None:
         spool.save_state(SendState(store.uri, sent.run))  # no record has arrived: perhaps its address was wrong
         return store
     if given:
-        raise ValueError(f"{folder}: is tracked at {recorded}, and goes on there, not at {store.uri}")
+        raise ValueError(f"{folder}: is tracked at {recorded}, and goes on there, not at {here}")
     if not from_run:
         raise ValueError(
-            f"{folder}: is tracked at {recorded}, and you at {store.uri}; if this folder is yours, go on there with"
+            f"{folder}: is tracked at {recorded}, and you at {here}; if this folder is yours, go on there with"
             " --tracking-from-run, or give the address with --track"
         )
     if HIDDEN in recorded:

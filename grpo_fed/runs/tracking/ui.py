@@ -71,10 +71,11 @@ def open_pages(
     """Run the server that shows the pages while the context lasts; arguments and errors as for `serve`."""
     sent = None if run is None else _read_send_state(run)
     store = resolve_store(uri)
-    if store is None:
+    if store is None and not (run is not None and from_run and uri is None):
         raise ValueError("there is nothing to show with tracking off; name a tracking URI")
     if run is not None and uri is None:
         store = store_of_run(store, None, Spool(run), from_run)
+    assert store is not None, "there is one, or an error"
     if sent is None:
         sent = _latest(store)
     if store.page is not None:
