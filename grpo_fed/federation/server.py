@@ -74,7 +74,7 @@ class Server:
         step = self._choose_step(target, measure)
         self._move(target, step.accepted.alphas)
         state.last_step = step.accepted
-        return Aggregation(step, target.findings, target.notes)
+        return Aggregation(step, target.findings, (*target.notes, *step.notes))
 
     def skip_merge(self) -> None:
         """Leave the shared blocks as they are, since too few clients answered."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import cached_property
 from typing import final
 
 import numpy as np
@@ -34,6 +33,8 @@ from grpo_fed.scenario.scenario import Scenario
 
 MOST_METRICS = 10_000
 """Numbers that a client may report in an answer: names of blocks may be any."""
+LONGEST_EPISODE = 1_000_000
+"""Steps of an episode that a client may report, however long its task lets it be: a node names that limit itself."""
 MAX_DISTANCE = 100.0
 """The largest distance of a client's point from the shared blocks s, in units of 1 + ||s||."""
 
@@ -118,7 +119,7 @@ class AnswerCodec:
         arrays.refuse_rest()
         selection.refuse_rest()
         fields = FieldReader(content, "training", MetricRecord)
-        steps = fields.take_count("steps", 0, self._max_steps)
+        steps = fields.take_count("steps", 0, self._max_steps(train.start.round))
         has_kl = train.measure_last_step and fields.has("kl")
         trained = Trained(
             point=point,
@@ -163,15 +164,22 @@ class AnswerCodec:
             )
         return fisher
 
-    @cached_property
-    def _max_steps(self) -> int:
-        """The most steps of a client in a round: the scenario's, and those by which its last update may exceed them."""
+    def _max_steps(self, number: int) -> int:
+        """The most steps that a client does in a round, by the round's number.
+
+        In batches of a fixed size, all policies have done the least number of whole batches for the steps that are due
+        up to a round. With whole episodes a client goes on until the last episodes end.
+        """
         scenario = self._scenario
-        longest = scenario.rollout.horizon
         if scenario.objective.advantage == "group":
-            longest = self._max_episode_steps
-        policies = 2 if scenario.personal.model else 1
-        return scenario.steps + policies * scenario.rollout.num_envs * longest
+            longest = min(self._max_episode_steps, LONGEST_EPISODE)
+            return scenario.steps + (2 if scenario.personal.model else 1) * scenario.rollout.num_envs * longest
+        batch = scenario.rollout.num_envs * scenario.rollout.horizon
+        second = round(scenario.personal.steps * scenario.steps) if scenario.personal.model else 0
+        return sum(
+            (-(-number * steps // batch) + (-(number - 1) * steps // batch)) * batch
+            for steps in (scenario.steps - second, second)
+        )
 
     # Evaluations
 
