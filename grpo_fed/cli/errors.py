@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 import typer
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
 """Exit codes: a run failed, the scenario or the call is wrong, Ctrl-C."""
+
+
+@contextmanager
+def stop_when_terminated() -> Iterator[None]:
+    """Let SIGTERM end a run as Ctrl-C does, with its results saved; so a service or a job queue stops it."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO, cast
 import typer
 
 from grpo_fed.cli.application import app
-from grpo_fed.cli.errors import FAILED, INTERRUPTED, message_for_user, print_error, report_errors, save_traceback
+from grpo_fed.cli.errors import (
+    FAILED,
+    INTERRUPTED,
+    message_for_user,
+    print_error,
+    report_errors,
+    save_traceback,
+    stop_when_terminated,
+)
 from grpo_fed.cli.options import (
     RunOptions,
     load_scenario,
@@ -110,6 +118,7 @@ def _run_command(trainer: Trainer, options: RunOptions) -> None:
     """Start or resume a run, show it, and exit with a code if it does not finish."""
     stdout = UnbreakableStream(sys.stdout)
     with ExitStack() as stack:
+        stack.enter_context(stop_when_terminated())
         stack.enter_context(redirect_stdout(sys.stderr if options.as_json else stdout))  # an environment may print
         with report_errors(options.debug), startup_status(not (options.as_json or options.quiet)):
             prepare_process()

@@ -15,6 +15,7 @@ from grpo_fed.reports.formatting import draw_curve, format_count, format_megabyt
 from grpo_fed.reports.tables import LOWEST_ROWS, MAX_ROWS, QUANTILES
 from grpo_fed.runs.departures import by_round
 from grpo_fed.runs.history import History, MissedRound
+from grpo_fed.runs.markdown import plain
 from grpo_fed.runs.records import list_differences
 
 MAX_NAMES = 8
@@ -54,7 +55,7 @@ def make_sections(history: History) -> Iterator[Section]:
         yield _missing_answers(history)
     if history.blocks:
         yield _server_steps(history)
-    notes = [(int(line["round"]), str(note)) for line in history.lines for note in line.get("notes", ())]
+    notes = [(int(line["round"]), plain(note)) for line in history.lines for note in line.get("notes", ())]
     if notes:
         yield Section("Notes of the server", points=tuple(f"Round {at}: {note}" for at, note in notes[:MAX_ROWS]))
     yield _cost(history)
@@ -242,7 +243,7 @@ def _describe_failures(failures: Sequence[MissedRound]) -> str:
     parts = []
     for first, last, kind, reason in spans[:MAX_NAMES]:
         rounds = f"round {first}" if first == last else f"rounds {first} to {last}"
-        reason = reason.rstrip(".")
+        reason = plain(reason).rstrip(".")
         parts.append(f"{rounds} {kind} ({reason})" if reason else f"{rounds} {kind}")
     more = f", and {len(spans) - MAX_NAMES} more times" if len(spans) > MAX_NAMES else ""
     return ", ".join(parts) + more

@@ -26,6 +26,7 @@ from mlflow.store.db import utils as database
 from grpo_fed.runs.checkpoint import CHECKPOINTS
 from grpo_fed.runs.colours import pick_colour
 from grpo_fed.runs.folder import EPISODES, FIGURES, ROUNDS, SCENARIO, SUMMARY
+from grpo_fed.runs.markdown import escape_markdown, plain
 from grpo_fed.runs.results import RESULTS
 from grpo_fed.runs.tracking import run_page
 from grpo_fed.runs.tracking.selection import (
@@ -170,7 +171,7 @@ class MlflowRuns:
             return str(experiment.experiment_id)
         artifacts = self.store.artifacts
         location = None if artifacts is None else (artifacts / begin["scenario"]).as_uri()
-        tags = {"mlflow.experimentKind": "custom_model_development", PAGE: begin["description"]}
+        tags = {"mlflow.experimentKind": "custom_model_development", PAGE: escape_markdown(plain(begin["description"]))}
         return str(self.client.create_experiment(begin["scenario"], location, tags))
 
     def _existing_runs(self, name: str) -> dict[str, str]:

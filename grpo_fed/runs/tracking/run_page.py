@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from grpo_fed.runs.departures import Departure, by_round
+from grpo_fed.runs.markdown import escape_markdown, plain
 from grpo_fed.runs.metrics import SCORE_IQM, TRAINING_RETURN
 from grpo_fed.runs.records import list_differences
 from grpo_fed.runs.results import idle_clients
@@ -46,7 +47,7 @@ def page_at_end(begin: Mapping[str, Any], document: Mapping[str, Any] | None, st
     evaluated = [client for client in document["clients"].values() if client["return"] is not None]
     lines = []
     if status != "finished":
-        reason = f": {document['error']}" if document.get("error") else ""
+        reason = f": {_foreign(document['error'])}" if document.get("error") else ""
         lines.append(
             f"**{status.capitalize()} after {document['rounds']} of {begin['params']['rounds']} rounds**{reason}."
         )
@@ -59,7 +60,9 @@ def page_at_end(begin: Mapping[str, Any], document: Mapping[str, Any] | None, st
         )
     for name in (idle := idle_clients(document))[:ROWS]:
         round, kind, reason = document["missing"][name][-1]
-        lines.append(f"**{name} learned nothing**: it gave no valid answer, in round {round} {kind}: {reason}")
+        lines.append(
+            f"**{name} learned nothing**: it gave no valid answer, in round {round} {kind}: {_foreign(reason)}"
+        )
     if len(idle) > ROWS:
         lines.append(f"**{len(idle) - ROWS} more clients learned nothing.**")
     megabytes = (document.get("bytes_up", 0) + document.get("bytes_down", 0)) / 1e6
@@ -67,7 +70,7 @@ def page_at_end(begin: Mapping[str, Any], document: Mapping[str, Any] | None, st
     lines.append(f"{_describe_run(begin)}: {document['env_steps']:,} steps in {document['seconds']:.0f} s{traffic}.")
     lines.append(_table(document["clients"]))
     if begin["description"]:
-        lines.append(f"*{begin['description']}*")
+        lines.append(_foreign(begin["description"]))
     return "\n\n".join(lines)[:LONGEST]
 
 
@@ -95,7 +98,9 @@ def _describe_run(begin: Mapping[str, Any]) -> str:
     """Name the scenario, the method, the number of clients and the seed."""
     params = begin["params"]
     count = len(begin["clients"])
-    return f"{begin['scenario']}, {params['method']}, {count} client{'s' * (count != 1)}, seed {params['seed']}"
+    return (
+        f"{begin['scenario']}, {_foreign(params['method'])}, {count} client{'s' * (count != 1)}, seed {params['seed']}"
+    )
 
 
 def _table(clients: Mapping[str, Any]) -> str:
@@ -136,6 +141,11 @@ def _differences(client: Mapping[str, Any], quote: str = "") -> list[str]:
         return describe_departures(client, quote)
     names = list_differences(client.get("personal_groups", ()), client.get("clusters", {}))
     return [", ".join(f"{quote}{name}{quote}" for name in names)] if names else []
+
+
+def _foreign(text: str) -> str:
+    """Write words of a client or of a scenario, so that they are no more than words."""
+    return escape_markdown(plain(text))
 
 
 def _cell(value: float | None) -> str:
