@@ -203,6 +203,8 @@ def _run_engine(
     except KeyboardInterrupt:
         _show_outcome(engine, display)
         how_to_resume = f"to continue: grpo-fed {trainer.command} --resume {folder}"
+        if options.track and tracker.store is not None:  # the address in the folder is not trusted
+            how_to_resume += f" --track {tracker.store.uri}"
         print_error(
             f"the latest policies and results.json are in {folder}/",
             *([how_to_resume] if engine.scenario.checkpoint.every else []),

@@ -47,13 +47,8 @@ def test_what_clients_and_scenarios_say_is_escaped_wherever_it_is_shown(tmp_path
     assert "<script>" not in page
     assert "<b>" not in page
     assert 'src="http' not in page
-    begin: dict[str, Any] = {
-        "scenario": "made",
-        "description": HOSTILE,
-        "clients": {},
-        "params": {"rounds": 2, "method": HOSTILE},
-    }
-    begin["params"]["seed"] = 0
+    params = {"rounds": 2, "method": HOSTILE, "seed": 0}
+    begin = {"scenario": "made", "description": HOSTILE, "clients": {}, "params": params}
     assert history.results is not None
     document = {**history.results, "error": HOSTILE, "missing": {"cart-0": [[1, "raised", HOSTILE]]}}
     document["clients"]["cart-0"]["env_steps"] = 0
