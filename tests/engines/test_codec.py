@@ -576,30 +576,3 @@ def test_a_damaged_instruction_is_refused_or_still_possible(data: st.DataObject)
     assert "/" not in decoded.start.run
     assert set(decoded.start.departed) <= set(range(GROUPS))
     assert np.isfinite(decoded.start.shared).all()
-
-
-def test_the_steps_of_a_round_are_those_of_its_whole_batches():
-    """Batches of 128 steps for 200 in a round: 256 in the first, for 200, and 256 in the second, for 400 of 512."""
-    rest = '[rollout]\nnum_envs = 4\nhorizon = 32\n[[clients]]\nname = "cart"\nenv = "grpo_fed/CartPole-v1"\n'
-    scenario = Scenario.loads('name = "w"\nsteps = 200\n' + rest)
-    shared_blocks = resolve_shared_blocks(scenario)
-    codec, point = Codec(shared_blocks, scenario), shared_blocks.initial.numpy()
-    for number, most in ((1, 256), (2, 256), (3, 128), (4, 256)):
-        train = Train(Start("run", number, point), 0, 1)
-        for steps in (most, most + 1):
-            content = codec.write_answer(train, Trained(point + 1, steps, 0, 0.0, 0.0, {}))
-            if steps > most:
-                with pytest.raises(InvalidMessageError, match=f"from 0 to {most}"):
-                    codec.read_answer(train, content)
-            else:
-                assert codec.read_answer(train, content).steps == most
-
-
-def test_a_client_may_say_since_when_its_state_is():
-    for since in (0, 3, None):
-        train = Train(Start("run", 5, SHARED), 0, 1)
-        trained = dataclasses.replace(TRAINED, since=since, evaluation=None, comparison=None, kl=None)
-        assert CODEC.read_answer(train, CODEC.write_answer(train, trained)).since == since
-    late = dataclasses.replace(trained, since=4)
-    with pytest.raises(InvalidMessageError, match=r"training\.since is 4; .* from 0 to 3"):
-        CODEC.read_answer(train, CODEC.write_answer(train, late))
