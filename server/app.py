@@ -40,7 +40,7 @@ def main(grid: Grid, context: Context) -> None:
     text, out = str(context.run_config["scenario"]), str(context.run_config["out"])
     if context.run_config["resume"]:
         scenario, after = open_unfinished(Path(out))
-        state = read_engine_state(Path(out)) if after is None else after.parts["engine"]
+        state = read_engine_state(Path(out)) if after is None else after.part("engine", dict)
     else:
         scenario, after, state = scenario_from_config(text), None, {}
     claim = _claim_folder(scenario, out, bool(context.run_config["resume"]), bool(context.run_config["replace"]))

@@ -1,7 +1,8 @@
 """The server's mathematics, as pure functions: from the clients' replies to the next shared blocks.
 
-    merge/      where the shared blocks should go: merge rules, one a file
-    proximity/  how far they may go: KL budgets for each block and for all together
+    merge/       where the shared blocks should go: merge rules, one a file
+    proximity/   how far they may go: KL budgets for each block and for all together
+    outliers.py  medians with which what one client says is compared with the others
 
 Begin with merge/.
 """

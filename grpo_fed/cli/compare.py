@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from grpo_fed.cli.application import app
-from grpo_fed.cli.errors import FAILED, report_errors
+from grpo_fed.cli.errors import FAILED, report_errors, stop_when_terminated
 from grpo_fed.cli.options import (
     Debug,
     Overrides,
@@ -96,7 +96,7 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Run methods side by side with the same scenario and seeds, and say which differ."""
-    with report_errors(debug):
+    with stop_when_terminated(), report_errors(debug):
         prepare_process()
         from grpo_fed.reports.comparison.compare import compare as compare_methods
         from grpo_fed.reports.comparison.compare import run_locally

@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 import typer
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
 """Exit codes: a run failed, the scenario or the call is wrong, Ctrl-C."""
+
+
+@contextmanager
+def stop_when_terminated() -> Iterator[None]:
+    """Let SIGTERM end a run as Ctrl-C does, with its results saved; so a service or a job queue stops it."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -59,12 +79,13 @@ def message_for_user(error: Exception) -> str:
 
 def save_traceback(folder: Path) -> str:
     """Write the current traceback to the run's folder; return a line that says where it is, and the results."""
+    from grpo_fed.runs.files import write_atomic
     from grpo_fed.runs.folder import FAILURE
     from grpo_fed.runs.results import RESULTS
 
     lines = []
     with suppress(OSError):
-        (folder / FAILURE).write_text(traceback.format_exc(), encoding="utf-8")
+        write_atomic(folder / FAILURE, traceback.format_exc())
         lines.append(f"the traceback is in {folder / FAILURE}")
     if (folder / RESULTS).exists():
         lines.append(f"the policies and results so far are in {folder}/")

@@ -41,6 +41,13 @@ Track = Annotated[
         help="An MLflow server or database, or off; by default MLFLOW_TRACKING_URI, else runs/mlflow.db.",
     ),
 ]
+TrackingFromRun = Annotated[
+    bool,
+    typer.Option(
+        "--tracking-from-run",
+        help="Use the MLflow server or database that the run's folder names; only for a folder that you trust.",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,7 @@ class RunOptions:
         Path | None, typer.Option("--resume", metavar="RUN", help="Continue a run that was stopped, by its folder.")
     ] = None
     track: Track = None
+    tracking_from_run: TrackingFromRun = False
     figures: Annotated[bool, typer.Option("--figures/--no-figures", help="Draw figures at the end.")] = True
     films: Annotated[
         bool,
@@ -125,13 +133,15 @@ def _changes(overrides: list[str] | None, seed: int | None) -> list[str]:
 def prepare_process() -> None:
     """Set up the process before torch and numpy are imported.
 
-    One thread each, since the matrices are small; user modules are imported from the current folder too.
+    One thread each, since the matrices are small; user modules are imported from the current folder too, unless it is
+    that of a run.
     """
+    from grpo_fed.scenario.importing import import_from_working_folder
+
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
+    import_from_working_folder()
 
 
 def use_no_display() -> None:

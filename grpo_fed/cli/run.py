@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO, cast
 import typer
 
 from grpo_fed.cli.application import app
-from grpo_fed.cli.errors import FAILED, INTERRUPTED, message_for_user, print_error, report_errors, save_traceback
+from grpo_fed.cli.errors import (
+    FAILED,
+    INTERRUPTED,
+    message_for_user,
+    print_error,
+    report_errors,
+    save_traceback,
+    stop_when_terminated,
+)
 from grpo_fed.cli.options import (
     RunOptions,
     load_scenario,
@@ -110,6 +118,7 @@ def _run_command(trainer: Trainer, options: RunOptions) -> None:
     """Start or resume a run, show it, and exit with a code if it does not finish."""
     stdout = UnbreakableStream(sys.stdout)
     with ExitStack() as stack:
+        stack.enter_context(stop_when_terminated())
         stack.enter_context(redirect_stdout(sys.stderr if options.as_json else stdout))  # an environment may print
         with report_errors(options.debug), startup_status(not (options.as_json or options.quiet)):
             prepare_process()
@@ -120,7 +129,10 @@ def _run_command(trainer: Trainer, options: RunOptions) -> None:
             from grpo_fed.runs.tracking import Tracker
 
             scenario = engine.scenario
-            tracker = Tracker.open(options.track, folder, scenario, options.resume is not None)
+            is_resumed, from_run = options.resume is not None, options.tracking_from_run
+            if from_run and not is_resumed:
+                raise ValueError("--tracking-from-run is for a run that goes on: leave it out, or give --resume RUN")
+            tracker = Tracker.open(options.track, folder, scenario, is_resumed, from_run=from_run)
             method = scenario.method if trainer.federated else ""
             header = RunHeader(scenario, engine.device, folder, method, tracker.place)
             display = display_for(cast("TextIO", stdout), options.as_json, options.quiet)
@@ -191,6 +203,8 @@ def _run_engine(
     except KeyboardInterrupt:
         _show_outcome(engine, display)
         how_to_resume = f"to continue: grpo-fed {trainer.command} --resume {folder}"
+        if options.track and tracker.store is not None:  # the address in the folder is not trusted
+            how_to_resume += f" --track {tracker.store.uri}"
         print_error(
             f"the latest policies and results.json are in {folder}/",
             *([how_to_resume] if engine.scenario.checkpoint.every else []),
@@ -219,6 +233,8 @@ def _show_outcome(engine: Engine, display: Display) -> None:
     display.stop()
     if engine.result is not None:
         display.end(engine.result)
+        for note in engine.result.notes:
+            print_error(note, label="note: ")
 
 
 # After the run --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import typer
 
 from grpo_fed.cli.application import app
 from grpo_fed.cli.errors import FAILED, report_errors
-from grpo_fed.cli.options import Debug, RunArgument, Track, make_console
+from grpo_fed.cli.options import Debug, RunArgument, Track, TrackingFromRun, make_console
 
 
 @app.command()
@@ -20,6 +20,7 @@ def ui(
         int | None, typer.Option("--port", min=1, max=65535, help="The port; by default a free one.")
     ] = None,
     browse: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
+    tracking_from_run: TrackingFromRun = False,
     debug: Debug = False,
 ) -> None:
     """Show runs in MLflow's pages, on this machine, until Ctrl-C."""
@@ -32,15 +33,17 @@ def ui(
                 status.stop()
                 typer.echo(line)
 
-            code = serve(run, track, port, browse, say)
+            code = serve(run, track, port, browse, say, tracking_from_run)
     raise typer.Exit(code)
 
 
 @app.command()
-def replay(run: RunArgument, track: Track = None, debug: Debug = False) -> None:
+def replay(
+    run: RunArgument, track: Track = None, tracking_from_run: TrackingFromRun = False, debug: Debug = False
+) -> None:
     """Send to MLflow the records of a run that have not arrived there."""
     with report_errors(debug, FAILED):
         from grpo_fed.runs.tracking import replay as send
 
-        count = send(run, track)
+        count = send(run, track, from_run=tracking_from_run)
         typer.echo(f"{run}: {count:,} records sent" if count else f"{run}: no records were left to send")

@@ -21,6 +21,7 @@ from grpo_fed.runs.policies import save_policies
 from grpo_fed.runs.recorder import CheckpointContent, Recorder, Watch
 from grpo_fed.runs.records import ClientRecord, RoundRecord
 from grpo_fed.runs.results import Result
+from grpo_fed.scenario.importing import describe_exception
 from grpo_fed.scenario.scenario import Scenario
 
 
@@ -76,9 +77,7 @@ class AloneEngine:
             self.recorder = Recorder(scenario, self.folder, self.device, after=after)
             if after is not None:
                 self._change_tasks(after.round)
-                states = after.states()
-                for learner in self.learners:
-                    learner.load([states[name] for name in learner.names])
+                self._load(after)
             if self.folder is not None:
                 claim = reclaim_folder(self.folder) if goes_on else claim_folder(self.folder, replace)
                 stack.enter_context(claim)
@@ -108,6 +107,18 @@ class AloneEngine:
             raise
         self.result = self.recorder.finish(sampled=sampled, before_results=self._save_policies)
         return self.result
+
+    def _load(self, after: Checkpoint) -> None:
+        """Take up the clients' states of a checkpoint; ValueError if they do not fit."""
+        states = after.states()
+        for learner in self.learners:
+            try:
+                learner.load([states[name] for name in learner.names])
+            except (KeyError, ValueError, TypeError, RuntimeError) as error:
+                raise ValueError(
+                    f"{after.folder}: the states of {', '.join(learner.names)} do not fit the scenario:"
+                    f" {describe_exception(error)}; start the run again with --out and --replace"
+                ) from error
 
     def _change_tasks(self, round: int) -> None:
         """Replace learners of other tasks than their clients have in a round by ones that go on from their states."""
@@ -155,11 +166,13 @@ class AloneEngine:
         states = {name: learner.state(row) for learner in self.learners for row, name in enumerate(learner.names)}
         return CheckpointContent({}, clients=states)
 
-    def _save_policies(self) -> None:
-        """Save the policies, except those that diverged."""
+    def _save_policies(self) -> dict[str, str]:
+        """Save the policies, except those that diverged; return why for those that could not be saved."""
+        problems: dict[str, str] = {}
         if self.folder is not None:
             for learner in self.learners:
-                save_policies(self.folder, learner)
+                problems |= save_policies(self.folder, learner)
+        return problems
 
     def _write_examples(self) -> None:
         """Write what clients with prompts answered before and after training."""

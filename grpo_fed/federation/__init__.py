@@ -5,6 +5,7 @@
     server.py         Server: merges the answers, chooses the step, moves the shared blocks
     clients.py        Clients: carry out the instructions
     setup.py          FederationSetup: tasks and shared blocks of a scenario, resolved once
+    client_reports.py parts of a client's answers, from what its learner reports
     loaded_client.py  LoadedClient: where a client starts, and what it remembers
     comparison.py     a client's choice between its own parameters and the shared ones
     learners.py       ClientLearners: a client's shared and personal learner

@@ -7,6 +7,7 @@ that the first one does depends on it.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from grpo_fed.aggregation.proximity import StepFractions, interpolate
+from grpo_fed.federation.client_reports import reported_metrics, summarise
 from grpo_fed.federation.comparison import ReturnHistory, compare_by_playing
 from grpo_fed.federation.learners import ClientLearners
 from grpo_fed.federation.loaded_client import LoadedClient
@@ -38,15 +40,16 @@ from grpo_fed.federation.state_store import Arrays, StateStore
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.rl.learner import PERSONAL, sub_state
 from grpo_fed.rl.make import make_client_policies
-from grpo_fed.rl.records import Evaluation, TrainingReport
 from grpo_fed.runs.examples import write_examples
-from grpo_fed.runs.metrics import is_reported
 from grpo_fed.runs.policies import save_policy
+from grpo_fed.scenario.importing import describe_exception
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.task import Task
 
 ROUND_SHARED = "round.shared"
 """The array in a client's state with the shared blocks [S] that the round began with."""
+
+log = logging.getLogger(__name__)
 
 Kind = TypeVar("Kind", Train, Measure, Evaluate)
 
@@ -90,27 +93,28 @@ class Clients:
             self.close()  # environments and parameters may be in any state; the files have that of the clients
             raise
 
-    def save_policies(self, folder: Path, starts: Mapping[str, Start], round: int) -> None:
+    def save_policies(self, folder: Path, starts: Mapping[str, Start], round: int) -> dict[str, str]:
         """Write the policies that these clients are evaluated with to `folder/policies`, but not diverged ones.
 
-        round: the last round of the run so far, whose tasks the policies are for.
+        round: the last round of the run so far, whose tasks the policies are for. Return why for those that could not
+        be saved, which is logged too: one client's policy costs no other's.
         """
-        clients = [self._load(name, starts[name]) for name in self.names if name in starts]
-        if not clients:
-            return
-        policies = zip(clients, self._evaluated_parameters(clients), self._evaluated_states(clients), strict=True)
-        for client, parameters, state in policies:
-            if bool(parameters.isfinite().all()):
-                moments = self.policies.observation_moments(state)
-                save_policy(
-                    folder,
-                    self.tasks[client.name].at(round),
-                    self.policies.policy,
-                    parameters,
-                    moments,
-                    self.scenario.seed,
-                )
-                write_examples(folder, client.name, self.policies.examples(client.name, parameters))
+        problems: dict[str, str] = {}
+        for name in self.names:
+            try:
+                if name in starts:
+                    self._save_policy(folder, self._load(name, starts[name]), round)
+            except Exception as error:  # noqa: BLE001, a damaged file or a user's module may fail in any way
+                problems[name] = describe_exception(error)
+                log.warning("the policy of %s could not be saved: %s", name, problems[name])
+        return problems
+
+    def _save_policy(self, folder: Path, client: LoadedClient, round: int) -> None:
+        (parameters,), (state,) = self._evaluated_parameters([client]), self._evaluated_states([client])
+        if bool(parameters.isfinite().all()):
+            moments, task = self.policies.observation_moments(state), self.tasks[client.name].at(round)
+            save_policy(folder, task, self.policies.policy, parameters, moments, self.scenario.seed)
+            write_examples(folder, client.name, self.policies.examples(client.name, parameters))
 
     def close(self) -> None:
         """Close the environments."""
@@ -156,6 +160,7 @@ class Clients:
                     kl=last_step_kl.get(client.name),
                     evaluation=evaluations[row],
                     low=history.is_low(report.mean_return),
+                    since=None if client.last_round == round - 1 else client.last_round,
                     comparison=comparisons.get(client.name),
                 ),
             )
@@ -313,7 +318,7 @@ class Clients:
             plan.number,
             plan.deterministic,
         )
-        return [_summary(evaluation) for evaluation in evaluations]
+        return [summarise(evaluation) for evaluation in evaluations]
 
     def _evaluated_parameters(self, clients: Sequence[LoadedClient]) -> Tensor:
         """The policies that clients are evaluated with, [K, P]: their second ones where they have them."""
@@ -371,11 +376,6 @@ class Clients:
         return placed
 
 
-def reported_metrics(report: TrainingReport, seconds: float) -> dict[str, float]:
-    """The metrics that a client reports to the server."""
-    return {name: value for name, value in report.metrics(seconds).items() if is_reported(name)}
-
-
 def _all_of(kind: type[Kind], instructions: Mapping[str, Instruction]) -> dict[str, Kind]:
     chosen = {name: each for name, each in instructions.items() if isinstance(each, kind)}
     assert len(chosen) == len(instructions), "all instructions are of the same kind"
@@ -385,15 +385,3 @@ def _all_of(kind: type[Kind], instructions: Mapping[str, Instruction]) -> dict[s
 def _round_of(instruction: Train) -> tuple[str, int, float, float]:
     start = instruction.start
     return start.run, start.round, instruction.begin, instruction.end
-
-
-def _summary(evaluation: Evaluation) -> EvaluationSummary:
-    scores = evaluation.scores
-    return EvaluationSummary(
-        mean=float(scores.mean()),
-        std=float(scores.std()),
-        least=float(scores.min()),
-        most=float(scores.max()),
-        episodes=len(scores),
-        length=float(evaluation.lengths.mean()),
-    )

@@ -25,6 +25,11 @@ class LoadedClient:
         """What it remembers, by name."""
         return None if self.stored is None else self.stored.arrays
 
+    @property
+    def last_round(self) -> int:
+        """The last round that it remembers; 0 if there is none."""
+        return 0 if self.stored is None else self.stored.round
+
     def remembers(self, round: int) -> bool:
         """Whether this is the last round that it remembers."""
         return self.stored is not None and self.stored.round == round

@@ -139,6 +139,8 @@ class Trained:
     """The evaluation that `evaluate_first` asked for."""
     low: bool = False
     """Whether the mean return says that most of what had been learned is lost, as it is where a task changes."""
+    since: int | None = None
+    """The round of the state that it went on from, 0 if it began anew; None if that was the round before."""
     comparison: SharingComparison | None = None
     """The comparison that `compare` asked for; None too where the client has no parameters of its own yet."""
 

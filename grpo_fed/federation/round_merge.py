@@ -6,6 +6,7 @@ answers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -24,14 +25,21 @@ from grpo_fed.aggregation.merge import (
     StreamingMean,
     client_weight,
 )
+from grpo_fed.aggregation.merge.averages import normalise_fisher
 from grpo_fed.aggregation.merge.clustering import ClusterEvidence, clusters
 from grpo_fed.aggregation.merge.evidence import Evidence
 from grpo_fed.aggregation.merge.persistence import Asking, Findings, Heard, persistence
 from grpo_fed.aggregation.merge.rules import RULES_WITH_EVIDENCE, bind_rule
 from grpo_fed.aggregation.merge.zeros import StreamingZeros, keep_zeros, set_to_zero
+from grpo_fed.aggregation.outliers import medians_of_others, weighted_median
 from grpo_fed.federation.messages import Trained
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.scenario.scenario import Scenario
+
+MOST_EPISODES = 10.0
+"""How many times the others' median number of episodes a client has weight for."""
+MOST_FISHER = 100.0
+"""How many times the others' median scale a Fisher diagonal may have in the mean that predicts KL."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,11 +92,19 @@ class RoundMerge:
         """Clients begin with different blocks where they are in clusters."""
         self._shares: dict[str, bool] = {}
         self._low: set[str] = set()
-        self.weights: dict[str, float] = {}
-        """Each client's weight, in the order of their names."""
+        self._weights: dict[str, float] = {}
+        self._held: dict[str, Trained] = {}
+        """Answers whose weights depend on those that are still to come."""
+        self._asked = scenario.steps if scenario.objective.advantage == "group" else math.inf
+        """The steps that a client has weight for: with whole episodes it may do more, by the length of its episodes."""
+        self._predicts = scenario.proximity.mode == "quadratic"
         self._mean = StreamingMean()
         self._by_fisher = StreamingFisher()
         self._fisher = StreamingMean()
+        self._even_fisher = StreamingMean()
+        """The mean of normalised Fisher diagonals, for rounds in which one is of another scale than the others."""
+        self._scales: dict[str, float] = {}
+        """The mean of each client's Fisher diagonal."""
         self._replies: list[Reply] = []
         self._penalised = penalised_groups(scenario, shared_blocks)
         self._zeros = StreamingZeros(self._groups)
@@ -96,10 +112,29 @@ class RoundMerge:
     def add(self, client: str, trained: Trained) -> None:
         """Add a client's answer.
 
-        Answers come in the order of the clients' names, so that sums do not depend on which client is fastest.
+        Answers come in the order of the clients' names, so that sums do not depend on which client is fastest. What
+        they claim of their work is bounded: steps by what they were asked for, and with `merge.weights = "episodes"`,
+        for which all answers are kept in memory, episodes by those of the others.
         """
-        work = ClientWork(trained.steps, trained.episodes, trained.gain, trained.spread)
-        share = self.weights[client] = client_weight(work, self._settings.weights)
+        if self._settings.weights == "episodes":
+            self._held[client] = trained
+            return
+        steps = int(min(trained.steps, self._asked))
+        work = ClientWork(steps, trained.episodes, trained.gain, trained.spread)
+        self._add(client, trained, client_weight(work, self._settings.weights))
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Each client's weight, in the order of their names; no answer may be added once this was read."""
+        held, self._held = self._held, {}
+        medians = medians_of_others({client: float(trained.episodes) for client, trained in held.items()})
+        for client, trained in held.items():
+            self._add(client, trained, min(float(trained.episodes), MOST_EPISODES * medians[client]))
+        return self._weights
+
+    def _add(self, client: str, trained: Trained, share: float) -> None:
+        """Add an answer with its weight."""
+        self._weights[client] = share
         if trained.comparison is not None:
             self._shares[client] = trained.comparison.shares
         if trained.low:
@@ -110,6 +145,9 @@ class RoundMerge:
         fisher = None if trained.fisher is None else _tensor(trained.fisher)
         if fisher is not None:
             self._fisher.add(fisher, share)
+        if fisher is not None and self._predicts and share:
+            self._scales[client] = float(fisher.double().mean())
+            self._even_fisher.add(normalise_fisher(fisher).float(), share)
         if self._penalised.any() and self._settings.rule in ("mean", "fisher"):
             self._zeros.add(point, share)
         if self._settings.rule == "mean":
@@ -125,12 +163,14 @@ class RoundMerge:
         """Merge the answers. shared: [S], this round's shared blocks; they are the target if all weights are 0."""
         if not shared.numel() or not any(self.weights.values()):
             return MergeTarget(shared, self.weights, {})
+        mean_fisher, fisher_notes = self._mean_fisher()
         no_departures: dict[str, tuple[int, ...]] = dict.fromkeys(self.weights, ())
         if self._settings.rule in ("mean", "fisher"):
             point = self._mean.result() if self._settings.rule == "mean" else self._by_fisher.result()
             if point is not None and self._penalised.any():
                 point = set_to_zero(point, self._zeros.result() & self._penalised, self._groups)
-            return MergeTarget(shared if point is None else point, self.weights, no_departures, self._fisher.result())
+            target = shared if point is None else point
+            return MergeTarget(target, self.weights, no_departures, mean_fisher, notes=fisher_notes)
         replies, evidence, findings = Replies.of(self._replies), self._evidence, Findings()
         if self._rule is not None:
             merged = self._rule(replies, shared, self._groups)
@@ -147,13 +187,30 @@ class RoundMerge:
             merged.point,
             self.weights,
             {name: _indices(departed) for name, departed in zip(merged.clients, merged.departed, strict=True)},
-            self._fisher.result(),
+            mean_fisher,
             points=_targets(merged),
             absent=merged.absent,
             clusters=_clusters(merged),
-            notes=merged.notes,
+            notes=(*merged.notes, *fisher_notes),
             evidence=evidence,
             findings=findings,
+        )
+
+    def _mean_fisher(self) -> tuple[Tensor | None, tuple[str, ...]]:
+        """Compute the mean Fisher diagonal [S], and name the clients whose diagonals are of another scale.
+
+        With such a client, the mean of the normalised diagonals takes the place of the mean, at the median scale.
+        """
+        mean = self._fisher.result()
+        medians = medians_of_others(self._scales)
+        apart = [client for client, scale in self._scales.items() if scale > MOST_FISHER * medians[client]]
+        even = self._even_fisher.result()
+        if not apart or even is None or 2 * len(apart) >= len(self._scales):
+            return mean, ()
+        scale = weighted_median([*self._scales.values()], [self._weights[client] for client in self._scales])
+        times = {name: self._scales[name] / medians[name] for name in apart}
+        return even * scale, tuple(
+            f"the Fisher matrix of {name} is {times[name]:.3g} times the others'" for name in times
         )
 
 

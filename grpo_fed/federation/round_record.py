@@ -53,6 +53,8 @@ class RoundOutcome:
     """The first failure of each client in this round."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """Mean return of each client's evaluation after the round; empty if there was none, or not yet."""
+    notes: tuple[str, ...] = ()
+    """Messages for a person, beside those of the aggregation."""
 
 
 def make_round_record(
@@ -70,7 +72,7 @@ def make_round_record(
     entries = {name: settings.name for settings in scenario.clients for name in settings.names}
     aggregation = outcome.aggregation
     step = None if aggregation is None else aggregation.step.accepted
-    notes = () if aggregation is None else aggregation.notes
+    notes = outcome.notes if aggregation is None else (*outcome.notes, *aggregation.notes)
     return RoundRecord(
         round=outcome.round,
         rounds=scenario.rounds,
@@ -87,6 +89,18 @@ def make_round_record(
             rho_limit=PAYS if aggregation is not None and _has_rho(aggregation.findings) else None,
         ),
     )
+
+
+def note_lost_state(client: str, reply: Trained, round: int, trained: int) -> list[str]:
+    """Note that a client no longer has the state of the round that it answered for last.
+
+    trained: that round, 0 for none.
+    """
+    since = round - 1 if reply.since is None else reply.since
+    if since >= trained:
+        return []
+    how = f"went on from its state of round {since}" if since else "began anew"
+    return [f"{client} {how}: it no longer has that of round {trained}"]
 
 
 def _client_record(

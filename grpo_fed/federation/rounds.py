@@ -6,6 +6,7 @@ evaluate, record the round.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ from typing import Any, final
 
 import numpy as np
 
+from grpo_fed.aggregation.outliers import medians_of_others
 from grpo_fed.aggregation.proximity import StepFractions
 from grpo_fed.federation.messages import (
     Answer,
@@ -29,7 +31,14 @@ from grpo_fed.federation.messages import (
 )
 from grpo_fed.federation.participation import ceil_fraction, sample_clients, wait_for_clients
 from grpo_fed.federation.round_merge import RoundMerge
-from grpo_fed.federation.round_record import RoundOutcome, Traffic, make_round_record, name_clusters, name_groups
+from grpo_fed.federation.round_record import (
+    RoundOutcome,
+    Traffic,
+    make_round_record,
+    name_clusters,
+    name_groups,
+    note_lost_state,
+)
 from grpo_fed.federation.server import Aggregation, Server
 from grpo_fed.federation.server_state import ServerState
 from grpo_fed.federation.stopping import EarlyStopping
@@ -37,6 +46,7 @@ from grpo_fed.federation.transport import Transport
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.checkpoint import Checkpoint
 from grpo_fed.runs.folder import check_usable, write_engine_state
+from grpo_fed.runs.metrics import TRAINING_RETURN
 from grpo_fed.runs.recorder import CheckpointContent, Recorder, Watch
 from grpo_fed.runs.records import Failure
 from grpo_fed.runs.results import Result
@@ -44,6 +54,8 @@ from grpo_fed.scenario.scenario import Scenario
 
 ClientFiles = Callable[[int], Mapping[str, Path]]
 """A function that finds every client's file with its state after a round; the file is never written to again."""
+ABSURD = 1e9
+"""How many times the others' median size a mean return may have."""
 MERGED = np.zeros(0, np.float32)
 """Replaces a vector that has been merged, so that its memory is freed."""
 
@@ -65,7 +77,7 @@ class Federation:
         after: Checkpoint | None = None,
         evaluate_with_next_round: bool = False,
         client_files: ClientFiles | None = None,
-        before_results: Callable[[Mapping[str, Start]], None] | None = None,
+        before_results: Callable[[Mapping[str, Start]], Mapping[str, str]] | None = None,
         engine: Mapping[str, Any] | None = None,
         device: str | None = None,
     ) -> None:
@@ -75,7 +87,8 @@ class Federation:
         evaluate_with_next_round: clients evaluate with the next round's training, not on a message of its own; for
             transports where a message costs seconds.
         client_files: the clients' states for a checkpoint; None where each client keeps its own.
-        before_results: is called with every client's start before the results are written.
+        before_results: is called with every client's start before the results are written; returns the clients whose
+            policies could not be saved, with the reason.
         engine: JSON that the engine finds again as `engine` in a checkpoint's parts.
         device: what the clients compute on, where that is known.
         """
@@ -89,6 +102,8 @@ class Federation:
         self.stopping = EarlyStopping() if after is None else after.part("stopping", EarlyStopping)
         self.result: Result | None = None
         """What became of the run, once it has ended, however it ended."""
+        self._notes = [] if after is None else [*after.passed_over]
+        """Messages for a person that the next record gets."""
         self._has_begun = False
         """Whether the federation has waited for its clients once."""
         self._rounds_below_quorum = 0 if after is None else after.part("rounds_below_quorum", int)
@@ -157,7 +172,8 @@ class Federation:
         if is_evaluated and not waits:
             scores = self._evaluate(EvaluationPlan(outcome.round), failures)
             self.stopping.observe(self.scenario.stop, outcome.round, scores)
-        outcome = replace(outcome, failures=failures, scores=scores)
+        outcome = replace(outcome, failures=failures, scores=scores, notes=tuple(self._notes))
+        self._notes.clear()
         traffic = self._count_traffic()
         record = make_round_record(
             outcome, self.scenario, self.shared_blocks, self.state, self.recorder.env_steps, traffic
@@ -168,6 +184,7 @@ class Federation:
         """Record the evaluations of the last round that came with this round's answers."""
         if self.recorder.waits:
             scores = {name: reply.evaluation.mean for name, reply in replies.items() if reply.evaluation is not None}
+            scores = self._refuse_absurd(scores, {})
             record = self.recorder.scores_arrived(scores)
             self.stopping.observe(self.scenario.stop, record.round, record.scores)
 
@@ -233,14 +250,30 @@ class Federation:
             assert isinstance(answer, Trained)
             merge.add(name, answer)
             replies[name] = replace(answer, point=MERGED, fisher=None)
+            self._notes += note_lost_state(name, answer, round, self.state.trained.get(name, 0))
             self.state.trained[name] = round
+        means = {name: reply.metrics.get(TRAINING_RETURN, 0.0) for name, reply in replies.items()}
+        for name in means.keys() - self._refuse_absurd(means, failures).keys():
+            others = {key: value for key, value in replies[name].metrics.items() if key != TRAINING_RETURN}
+            replies[name] = replace(replies[name], metrics=others)
         return merge, replies
 
     def _evaluate(self, plan: EvaluationPlan, failures: dict[str, Failure]) -> dict[str, float]:
         """Evaluate all reachable clients with their latest state; return their mean returns."""
         instructions = {name: Evaluate(self.state.latest(name), plan) for name in self.transport.reachable()}
         answers = self._ask(self.state.round, instructions, failures)
-        return {name: answer.summary.mean for name, answer in answers if isinstance(answer, Evaluated)}
+        scores = {name: answer.summary.mean for name, answer in answers if isinstance(answer, Evaluated)}
+        return self._refuse_absurd(scores, failures)
+
+    def _refuse_absurd(self, scores: Mapping[str, float], failures: dict[str, Failure]) -> dict[str, float]:
+        """Leave out mean returns that are of no scale that the others' have; their clients fail."""
+        sizes = {name: abs(score) for name, score in scores.items()}
+        kept = dict(scores)
+        for name, median in medians_of_others(sizes).items():
+            if median < math.inf and sizes[name] > ABSURD * max(1.0, median):
+                reason = f"a mean return of {kept.pop(name):.3g}, and the others' median size is {median:.3g}"
+                self._client_failed(self.state.round, name, Failure("refused", reason), failures)
+        return kept
 
     def _measure(
         self, round: int, failures: dict[str, Failure]
@@ -310,6 +343,6 @@ class Federation:
             sampled,
             departed={name: name_groups(self.shared_blocks, state.departed.get(name, ())) for name in clients},
             clusters={name: name_clusters(self.shared_blocks, state.clusters.get(name)) for name in clients},
-            before_results=(lambda: None) if before_results is None else (lambda: before_results(self.starts)),
+            before_results=dict if before_results is None else (lambda: before_results(self.starts)),
         )
         return self.result

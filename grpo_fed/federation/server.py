@@ -17,7 +17,7 @@ from grpo_fed.aggregation.merge.rules import check_rule
 from grpo_fed.aggregation.proximity import StepFractions, adapt_budgets, full_step, interpolate
 from grpo_fed.federation.messages import Trained
 from grpo_fed.federation.round_merge import MergeTarget, RoundMerge
-from grpo_fed.federation.server_state import ServerState, deduplicate
+from grpo_fed.federation.server_state import ServerState, deduplicate, first_evidence
 from grpo_fed.federation.server_step import Move, ServerStep, block_budgets, choose_step, with_measured_kl
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.checkpoint import Checkpoint
@@ -57,6 +57,8 @@ class Server:
             self.state = ServerState.initial(scenario, shared_blocks, self.initial_budgets)
         else:
             self.state = ServerState.from_checkpoint(after, shared_blocks)
+            if type(self.state.evidence) is not type(first_evidence(scenario.merge.rule, shared_blocks)):
+                raise ValueError(f"{after.folder}: its evidence is not that of merge.rule = {scenario.merge.rule}")
 
     def begin_merge(self) -> RoundMerge:
         """Start a merge that answers are added to as they arrive."""
@@ -72,7 +74,7 @@ class Server:
         step = self._choose_step(target, measure)
         self._move(target, step.accepted.alphas)
         state.last_step = step.accepted
-        return Aggregation(step, target.findings, target.notes)
+        return Aggregation(step, target.findings, (*target.notes, *step.notes))
 
     def skip_merge(self) -> None:
         """Leave the shared blocks as they are, since too few clients answered."""

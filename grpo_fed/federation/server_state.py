@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +24,9 @@ EVIDENCE = "evidence:"
 """In a checkpoint, the prefix of the arrays of a merge rule that remembers rounds."""
 CLIENT = "client:"
 """In a checkpoint, the prefix of the shared blocks of one client's clusters; no parameter's name has a colon."""
+
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""A federation's name, which clients make a folder of."""
 
 
 @dataclass(frozen=True)
@@ -70,30 +74,35 @@ class ServerState:
             f"{scenario.name}-{uuid.uuid4().hex[:12]}",
             shared_blocks.initial.numpy(),
             dict(budgets),
-            evidence=_first_evidence(scenario.merge.rule, shared_blocks),
+            evidence=first_evidence(scenario.merge.rule, shared_blocks),
         )
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, shared_blocks: SharedBlocks) -> ServerState:
-        """Read the state from a checkpoint; ValueError if it does not fit."""
+        """Read the state from a checkpoint; ValueError if it does not fit the scenario's shared blocks."""
         arrays = checkpoint.shared
         if arrays is None:
             raise ValueError(
                 f"{checkpoint.folder}: is of a run without federation; `grpo-fed train --resume` goes on with it"
             )
+        saved = checkpoint.part("server", SavedServerState)
         flat = {name: array.reshape(-1) for name, array in arrays.items()}
-        slots = shared_blocks.layout.slots
-        missing = [slot.name for slot in slots if slot.name not in flat]
-        if missing:
-            raise ValueError(f"{checkpoint.folder}: its shared blocks do not fit the scenario: no {missing[0]}")
+        points = {name.removeprefix(CLIENT): array for name, array in flat.items() if name.startswith(CLIENT)}
+        sizes = {slot.name: slot.size for slot in shared_blocks.layout.slots}
+        problems = [
+            *(f"no {name}" for name in sizes if name not in flat),
+            *_vector_problems({name: flat[name] for name in sizes if name in flat}, sizes),
+            *_vector_problems(points, dict.fromkeys(points, shared_blocks.size)),
+            *_table_problems(saved, checkpoint.round, points, shared_blocks),
+        ]
+        if problems:
+            raise ValueError(f"{checkpoint.folder}: its state does not fit the scenario: {problems[0]}")
         return cls(
-            **vars(checkpoint.part("server", SavedServerState)),
+            **vars(saved),
             round=checkpoint.round,
-            shared=np.concatenate([np.zeros(0, np.float32), *(flat[slot.name] for slot in slots)]),
+            shared=np.concatenate([np.zeros(0, np.float32), *(flat[name] for name in sizes)]),
             evidence=_read_evidence(checkpoint, arrays, shared_blocks),
-            cluster_points={
-                name.removeprefix(CLIENT): array for name, array in flat.items() if name.startswith(CLIENT)
-            },
+            cluster_points=points,
         )
 
     def to_json(self) -> SavedServerState:
@@ -123,7 +132,40 @@ class ServerState:
         return self.start(client, self.trained.get(client, 0))
 
 
-def _first_evidence(rule: str, shared_blocks: SharedBlocks) -> Evidence | ClusterEvidence | None:
+def _vector_problems(vectors: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> Iterator[str]:
+    """Explain what is wrong with vectors of these sizes."""
+    for name, vector in vectors.items():
+        if vector.dtype != np.float32 or vector.size != sizes[name]:
+            yield f"{name} is {vector.size} of {vector.dtype}, not {sizes[name]} of float32"
+        elif not np.isfinite(vector).all():
+            yield f"{name} is not finite"
+
+
+def _table_problems(
+    saved: SavedServerState, round: int, points: Iterable[str], shared_blocks: SharedBlocks
+) -> Iterator[str]:
+    """Explain what names or numbers things in a saved state that the federation does not have."""
+    if not RUN_NAME.fullmatch(saved.name):
+        yield f"its name is {saved.name!r:.100}, of which clients cannot make a folder"
+    for client in (*saved.departed, *saved.clusters, *saved.trained, *points):
+        if client not in shared_blocks.clients:
+            yield f"it has a client {client}"
+    if list(saved.budgets) != list(shared_blocks.blocks):
+        yield f"it has budgets of {', '.join(saved.budgets) or 'no block'}"
+    if not all(budget >= 0 for budget in saved.budgets.values()):
+        yield "it has a budget below 0"
+    if saved.last_step is not None and [step.block for step in saved.last_step.blocks] != list(shared_blocks.blocks):
+        yield "it has a last step of other blocks"
+    if not all(0 <= last <= round for last in saved.trained.values()):
+        yield f"clients were trained in rounds other than 1 to {round}"
+    groups, blocks = len(shared_blocks.groups.names), len(shared_blocks.blocks)
+    if not all(list(left) == sorted({*left} & {*range(groups)}) for left in saved.departed.values()):
+        yield f"clients have left groups other than the {groups} that there are"
+    if not all(len(clusters) == blocks and min(clusters, default=0) >= 0 for clusters in saved.clusters.values()):
+        yield f"clients are in clusters of other than {blocks} blocks"
+
+
+def first_evidence(rule: str, shared_blocks: SharedBlocks) -> Evidence | ClusterEvidence | None:
     """Make a merge rule's evidence before the first round; None for a rule that has none."""
     if rule not in RULES_WITH_EVIDENCE or not shared_blocks.size:
         return None
@@ -146,10 +188,10 @@ def _read_evidence(
         for name, array in arrays.items()
         if name.startswith(EVIDENCE)
     }
-    empty = _first_evidence("clusters" if LABELS in tensors else "persistence", shared_blocks)
+    empty = first_evidence("clusters" if LABELS in tensors else "persistence", shared_blocks)
     try:
         return None if empty is None else empty.with_arrays(tensors)
-    except ValueError as error:
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"{checkpoint.folder}: its evidence does not fit the scenario: {error}") from None
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from grpo_fed.aggregation.merge.rules import none_as_infinity
+from grpo_fed.aggregation.outliers import medians_of_others, weighted_median
 from grpo_fed.aggregation.proximity import (
     AcceptedBlock,
     AcceptedStep,
@@ -27,6 +28,11 @@ from grpo_fed.scenario.settings import ProximitySettings
 
 MeasureSteps = Callable[[Sequence[str], Sequence[StepFractions]], Mapping[str, Sequence[float]]]
 """Asks clients for the KL [M] of M steps, given as fractions of the way for each block; returns the answers."""
+
+NOTED_APART = 100.0
+"""How many times the others' median KL a client has to measure to be named."""
+SHORT = 1e-3
+"""The part of its way below which a block counts as not moved."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +55,8 @@ class ServerStep:
     """How far each block goes, and its KL."""
     kl: Mapping[str, float] = field(default_factory=dict)
     """The KL of this step as each client measured it."""
+    notes: tuple[str, ...] = ()
+    """Messages for a person."""
 
 
 def block_budgets(settings: ProximitySettings, shared_blocks: SharedBlocks) -> dict[str, float]:
@@ -72,7 +80,7 @@ def choose_step(
     target: MergeTarget,
     measure: MeasureSteps,
 ) -> ServerStep:
-    """Choose how far every block goes.
+    """Choose how far every block goes, and note it if none does although there is a way to go.
 
     blocks: the blocks' KL budgets. moves: one for all, or one for each client that is merged into a cluster.
     """
@@ -85,7 +93,8 @@ def choose_step(
     if settings.mode == "measured":
         return _measured(budgets, target.weights, measure)
     assert target.fisher is not None, "where the target moves, a client with a weight sent a Fisher diagonal"
-    return ServerStep(predicted_step(_mean_square_step(moves), target.fisher, shared_blocks.slices, budgets))
+    step = predicted_step(_mean_square_step(moves), target.fisher, shared_blocks.slices, budgets)
+    return ServerStep(step, notes=_note_no_step(step))
 
 
 def _no_step(budgets: Budgets) -> AcceptedStep:
@@ -107,7 +116,27 @@ def _measured(budgets: Budgets, weights: Mapping[str, float], measure: MeasureSt
         for index, step in enumerate(steps):
             measured[step] = {name: kl[index] for name, kl in answers.items()}
     accepted = search.accepted()
-    return ServerStep(accepted, measured.get(accepted.alphas, {}))
+    notes = (*_note_apart(search, accepted), *_note_no_step(accepted))
+    return ServerStep(accepted, measured.get(accepted.alphas, {}), notes)
+
+
+def _note_apart(search: BudgetSearch, accepted: AcceptedStep) -> Iterator[str]:
+    """Name the clients whose KL was set aside, and those with far more than the others where a step is shortened."""
+    for name, reason in search.set_aside.items():
+        yield f"the KL of {name} is set aside: {reason}"
+    whole = search.whole_kl
+    if min(accepted.alphas, default=1.0) < 1:
+        for name, median in medians_of_others(whole).items():
+            if name not in search.set_aside and median < math.inf and whole[name] > NOTED_APART * median:
+                yield f"{name} measures {whole[name] / median:.3g} times the others' median KL: {whole[name]:.3g}"
+
+
+def _note_no_step(step: AcceptedStep) -> tuple[str, ...]:
+    """Note that no block moves although its budget would let it."""
+    may_move = [block for block in step.blocks if block.budget > 0]
+    if not may_move or step.joint_budget == 0 or max(block.alpha for block in may_move) >= SHORT:
+        return ()
+    return (f"no block moved by {SHORT:g} of its way: the KL of every longer step was beyond its budget or unknown",)
 
 
 def _mean_square_step(moves: Sequence[Move]) -> Tensor:
@@ -130,15 +159,17 @@ def with_measured_kl(
 ) -> AcceptedStep | None:
     """Replace a step's predicted KL by that which clients measured afterwards; None if none did.
 
-    over: whether the KL is the weighted `mean` over the clients or that of the `worst`.
+    over: whether the KL is the weighted `mean` over the clients, their weighted `median`, or that of the `worst`.
     """
     measured = {name: reply.kl for name, reply in replies.items() if reply.kl is not None}
     total = math.fsum(weights[name] for name in measured)
-    if not measured or (over == "mean" and total == 0):
+    if not measured or (over != "worst" and total == 0):
         return None
     columns = zip(*measured.values(), strict=True)
     if over == "worst":
         joint, *alone = [max(column) for column in columns]
+    elif over == "median":
+        joint, *alone = [weighted_median(column, [weights[name] for name in measured]) for column in columns]
     else:
         shares = [weights[name] / total for name in measured]
         joint, *alone = [sum(s * kl for s, kl in zip(shares, column, strict=True)) for column in columns]

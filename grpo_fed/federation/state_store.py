@@ -6,10 +6,11 @@ kept in memory too, and is used as long as its file has not changed.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, final
@@ -22,6 +23,9 @@ from grpo_fed.runs.files import link_or_copy, write_atomic
 
 KEEP = 3
 """Rounds of a client that stay: a server that goes on from its last checkpoint may ask for one again."""
+FILE_NAME = re.compile(r"round-(\d+)\.safetensors")
+
+log = logging.getLogger(__name__)
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
 """Arrays by name; not to be written into."""
@@ -90,14 +94,12 @@ class StateStore:
         return stored
 
     def load(self, run: str, client: str, before: int) -> StoredState | None:
-        """The latest state from before a round; None if there is none."""
-        round = max((earlier for earlier in self._rounds(run, client) if earlier < before), default=None)
-        return None if round is None else self.read(run, client, round)
+        """The latest whole state from before a round; None if there is none. Damaged files are set aside."""
+        return self._first_whole(run, client, [round for round in self._rounds(run, client)[::-1] if round < before])
 
     def earliest(self, run: str, client: str) -> StoredState | None:
-        """The earliest state that has not been removed; None if there is none."""
-        round = min(self._rounds(run, client), default=None)
-        return None if round is None else self.read(run, client, round)
+        """The earliest whole state that has not been removed; None if there is none. Damaged files are set aside."""
+        return self._first_whole(run, client, self._rounds(run, client))
 
     def read(self, run: str, client: str, round: int) -> StoredState | None:
         """The state after a round; None if there is none, ValueError if its file cannot be read."""
@@ -110,16 +112,31 @@ class StateStore:
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError, ValueError) as error:
-            raise ValueError(
-                f"{path}: cannot be read as a client's state: {error}; remove it to go on without"
-            ) from error
+            raise ValueError(f"{path}: cannot be read as a client's state: {error}") from error
         return stored
 
     def restore(self, run: str, client: str, file: Path, name: str) -> None:
-        """Give a client the content of a file that nothing writes to, under the `name` that it had in this store."""
+        """Give a client the content of a file that nothing writes to, under the `name` that it had in this store.
+
+        ValueError for a name that is none of this store; FileExistsError if the client has a file of that name.
+        """
+        if not FILE_NAME.fullmatch(name):
+            raise ValueError(f"{name!r:.100} is no name of a client's state")
         folder = self._folder_of(run, client)
         folder.mkdir(parents=True, exist_ok=True)
         link_or_copy(file, folder / name)
+
+    def _first_whole(self, run: str, client: str, rounds: Iterable[int]) -> StoredState | None:
+        """The first of these states that can be read; the files before it are renamed, so that nothing uses them."""
+        for round in rounds:
+            try:
+                if (stored := self.read(run, client, round)) is not None:
+                    return stored
+            except ValueError as error:
+                log.warning("client %s: %s; it goes on from an earlier state if it has one", client, error)
+                path = self.path(run, client, round)
+                path.replace(path.with_suffix(".damaged"))
+        return None
 
     def _folder_of(self, run: str, client: str) -> Path:
         for kind, name in (("run", run), ("client", client)):
@@ -133,7 +150,7 @@ class StateStore:
             names = [path.name for path in self._folder_of(run, client).iterdir()]
         except FileNotFoundError:
             return []
-        return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"round-(\d+)\.safetensors", name)))
+        return sorted(int(match[1]) for name in names if (match := FILE_NAME.fullmatch(name)))
 
 
 def _file_version(path: Path) -> tuple[int, int, int]:

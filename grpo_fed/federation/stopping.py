@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from grpo_fed.runs.statistics import iqm
 from grpo_fed.scenario.settings import StopSettings
 
 
@@ -25,11 +24,12 @@ class EarlyStopping:
     def observe(self, settings: StopSettings, round: int, scores: Mapping[str, float]) -> None:
         """Take note of a round's evaluation; scores: mean returns by client, empty if there was none.
 
-        The run's score is the interquartile mean over the clients. Round 0 does not count.
+        The run's score is the median over the clients, which fewer than half of them cannot raise or lower beyond what
+        others report. Round 0 does not count.
         """
         if not scores or round == 0:
             return
-        score = iqm(np.array(list(scores.values())))
+        score = float(np.median(np.array(list(scores.values()))))
         if self.best is None or score > self.best[1]:
             self.best, self.stale = (round, score), 0
         else:

@@ -149,11 +149,21 @@ def resolve_client_shared_blocks(scenario: Scenario, task: Task, blocks: Iterabl
 
 
 def read_task_shapes(engine_state: Mapping[str, Any]) -> dict[str, TaskShape]:
-    """Read the task shapes by client from an engine's saved state; empty where all tasks could be made."""
-    return {
-        name: TaskShape(**{**shape, "sizes": tuple(shape["sizes"])})
-        for name, shape in engine_state.get(TASK_SHAPES, {}).items()
-    }
+    """Read the task shapes by client from an engine's saved state; empty where all tasks could be made.
+
+    ValueError if the state is damaged.
+    """
+    try:
+        shapes = {
+            name: TaskShape(**{**shape, "sizes": tuple(shape["sizes"])})
+            for name, shape in engine_state.get(TASK_SHAPES, {}).items()
+        }
+        numbers = [number for shape in shapes.values() for number in (shape.observation_size, *shape.sizes)]
+        if not all(type(number) is int and number > 0 for number in numbers):
+            raise TypeError("the sizes are no counts")
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"the shapes of the tasks that the run saved are damaged: {error}") from None
+    return shapes
 
 
 @dataclass(frozen=True)

@@ -112,9 +112,9 @@ def _explain_rounds(scenario: Scenario) -> Iterator[str]:
         f" {format_count(sampling.patience, 'such round')} in a row end the run as failed."
     )
     if stop.target is not None:
-        yield f"The run ends early at an interquartile mean return of {stop.target:g}."
+        yield f"The run ends early at a median return of {stop.target:g}."
     if stop.patience:
-        yield f"The run ends early after {format_count(stop.patience, 'evaluation')} without a new best return."
+        yield f"The run ends early after {format_count(stop.patience, 'evaluation')} without a new best median return."
 
 
 def _explain_changes(scenario: Scenario) -> Iterator[str]:

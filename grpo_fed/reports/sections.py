@@ -24,6 +24,7 @@ from grpo_fed.runs.departures import by_round
 from grpo_fed.runs.equal_groups import describe_rounds, equal_groups_line
 from grpo_fed.runs.examples import read_examples
 from grpo_fed.runs.history import History, MissedRound
+from grpo_fed.runs.markdown import plain
 from grpo_fed.runs.records import list_differences
 
 MAX_NAMES = 8
@@ -280,7 +281,7 @@ def _describe_failures(failures: Sequence[MissedRound]) -> str:
     parts = []
     for first, last, kind, reason in spans[:MAX_NAMES]:
         rounds = f"round {first}" if first == last else f"rounds {first} to {last}"
-        reason = reason.rstrip(".")
+        reason = plain(reason).rstrip(".")
         parts.append(f"{rounds} {kind} ({reason})" if reason else f"{rounds} {kind}")
     more = f", and {len(spans) - MAX_NAMES} more times" if len(spans) > MAX_NAMES else ""
     return ", ".join(parts) + more

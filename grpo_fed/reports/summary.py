@@ -12,6 +12,7 @@ from grpo_fed.reports.formatting import format_count, format_duration, format_na
 from grpo_fed.reports.sections import Table, make_sections
 from grpo_fed.runs.files import write_atomic
 from grpo_fed.runs.history import History, read_history
+from grpo_fed.runs.markdown import escape_markdown, plain
 from grpo_fed.runs.results import idle_clients
 from grpo_fed.runs.statistics import interquartile_mean
 
@@ -31,11 +32,11 @@ def write_summary(folder: str | Path) -> Path:
 
 def summary_markdown(history: History) -> str:
     """Write the whole summary as Markdown."""
-    parts = [f"# {history.scenario.name}: {headline(history)}", describe_run(history)]
+    parts = [f"# {history.scenario.name}: {escape_markdown(headline(history))}", escape_markdown(describe_run(history))]
     for section in make_sections(history):
         parts.append(f"## {section.title}")
-        parts += section.paragraphs
-        parts += ["\n".join(f"- {point}" for point in section.points)] if section.points else []
+        parts += map(escape_markdown, section.paragraphs)
+        parts += ["\n".join(f"- {escape_markdown(point)}" for point in section.points)] if section.points else []
         parts += [_table_markdown(table) for table in section.tables]
     figures = [name for name in ORDER if (history.folder / FIGURES / f"{name}.png").is_file()]
     if figures:
@@ -47,10 +48,12 @@ def _table_markdown(table: Table) -> str:
     is_text = [index == 0 or name in table.text_columns for index, name in enumerate(table.head)]
     literal = [name in table.literal_columns for name in table.head]
     cells = [
-        [_code_span(cell) if code else cell for code, cell in zip(literal, row, strict=True)] for row in table.rows
+        [_code_span(cell) if code else escape_markdown(cell) for code, cell in zip(literal, row, strict=True)]
+        for row in table.rows
     ]
-    rows = [table.head, ["---" if text else "---:" for text in is_text], *cells]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
+    escaped = [[cell.replace("|", chr(92) + "|") for cell in row] for row in cells]
+    rows = [table.head, ["---" if text else "---:" for text in is_text], *escaped]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _code_span(text: str) -> str:
@@ -83,7 +86,7 @@ def _describe_returns(history: History, after: np.ndarray, before: np.ndarray) -
     for env in envs[:MAX_ENVS]:
         selected = np.array(history.envs) == env
         if np.isfinite(after[selected]).any():
-            parts.append(f"{short_task(env)} {_compare_returns(after[selected], before[selected])}")
+            parts.append(f"{plain(short_task(env))} {_compare_returns(after[selected], before[selected])}")
     what = "environment" if history.scenario.unit == "steps" else "task"
     more = f"; and {len(envs) - MAX_ENVS} more {what}s" if len(envs) > MAX_ENVS else ""
     return f"return by {what}: {'; '.join(parts)}{more}"
@@ -109,17 +112,18 @@ def _iqm(returns: np.ndarray) -> float:
 def describe_run(history: History) -> str:
     """Write what was run in a paragraph: description, method, clients, rounds, steps, time, seed."""
     scenario, results = history.scenario, history.results
-    steps = history.lines[-1]["global_step"] if history.lines else 0
+    steps = (history.lines[-1].get("global_step") or 0) if history.lines else 0
     unit = "environment steps" if scenario.unit == "steps" else scenario.unit
-    device = "" if results is None else f" on {results['device']}"
+    device = "" if results is None else f" on {plain(results['device'])}"
     method = "local" if results is not None and results["method"] == "local" else scenario.method
     clients = format_count(len(history.clients), "client")
     rounds = f"{len(history.lines):,} of {format_count(scenario.rounds, 'round')}"
+    done = f"{steps:,} {unit}"
     sentences = [
-        f"{scenario.description.rstrip('.')}." if scenario.description else "",
-        f"Method `{method}` with `{scenario.objective.preset}`, {clients}, {rounds}, {steps:,} {unit},",
+        f"{plain(scenario.description).rstrip('.')}." if scenario.description else "",
+        f"Method `{plain(method)}` with `{plain(str(scenario.objective.preset))}`, {clients}, {rounds}, {done},",
         f"{format_duration(_seconds(history))}{device}, seed {scenario.seed}.",
-        f"Stopped by: {results['error']}." if results is not None and "error" in results else "",
+        f"Stopped by: {plain(results['error'])}." if results is not None and "error" in results else "",
     ]
     return " ".join(sentence for sentence in sentences if sentence)
 

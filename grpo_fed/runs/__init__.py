@@ -15,6 +15,7 @@
     history.py        History: a run as arrays
     statistics.py     interquartile mean, bootstrap intervals
     colours.py        a client's and a method's colour, in figures and in MLflow
+    markdown.py       words of clients and scenarios in summaries
     serialisation.py  records to JSON and back
     files.py          atomic writes
     tracking/         MLflow: a spool in the folder, and a process that sends it

@@ -1,29 +1,41 @@
-"""Checkpoints: all that a run needs to go on after a round, in a folder that is complete or missing."""
+"""Checkpoints: all that a run needs to go on after a round, in a folder that is complete or missing.
+
+A checkpoint holds the SHA-256 of each of its files, in the form of `sha256sum -c`, and is read only if all of them fit:
+whatever happened to the disk since, a run goes on from the bytes that were written, or from an older checkpoint.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from grpo_fed.runs.files import link_or_copy, write_atomic
+from grpo_fed.runs.files import link_or_copy, refuse_links, write_atomic
 from grpo_fed.runs.serialisation import Record, from_json, to_json
 
 CHECKPOINTS = "checkpoints"
 STATE = "state.json"
 SHARED = "shared.safetensors"
 CLIENTS = "clients"
+SUMS = "SHA256SUMS"
+"""The file with the digests of all others."""
 PREFIX = "round-"
 PARTIAL = ".part-"
 """Prefix of a checkpoint's name while it is written."""
+CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+ORIGINAL_NAME = re.compile(r"round-\d+\.safetensors")
+"""The name of a file of a client's state."""
+SUMS_LINE = re.compile(r"([0-9a-f]{64})  ((?:clients/)?[A-Za-z0-9][A-Za-z0-9_.-]*)")
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
 
@@ -46,20 +58,24 @@ class Checkpoint:
     """In a checkpoint that was read: the name of the file that each client's state was linked from."""
     folder: Path | None = None
     """The folder of a checkpoint that was read."""
+    passed_over: tuple[str, ...] = ()
+    """In a checkpoint that was read: the newer ones, with what is damaged in each."""
 
     def part(self, name: str, kind: type[Record]) -> Record:
         """Read the state of a part as a record; ValueError if it is missing or damaged."""
         try:
             return from_json(kind, self.parts[name])
-        except (KeyError, ValueError) as error:
-            raise _damaged(self.folder, ValueError(f"{STATE}: {name}: {error}")) from error
+        except KeyError as error:
+            raise _wrong(self.folder, ValueError(f"{STATE}: it has no {name}")) from error
+        except ValueError as error:
+            raise _wrong(self.folder, ValueError(f"{STATE}: {name}: {error}")) from error
 
     def states(self) -> dict[str, Arrays]:
         """Read every client's state; ValueError if a file is damaged."""
         try:
             return {client: load(file.read_bytes()) for client, file in self.files.items()}
         except (OSError, SafetensorError) as error:
-            raise _damaged(self.folder, error) from error
+            raise _wrong(self.folder, error) from error
 
 
 def write(folder: Path, checkpoint: Checkpoint, keep: int, best: int | None = None) -> None:
@@ -73,16 +89,20 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int, best: int | None = No
     for old in (partial, final):
         shutil.rmtree(old, ignore_errors=True)
     (partial / CLIENTS).mkdir(parents=True)
-    for client, arrays in checkpoint.clients.items():
-        write_atomic(partial / CLIENTS / f"{client}.safetensors", _bytes(arrays))
-    for client, file in checkpoint.files.items():
-        link_or_copy(file, partial / CLIENTS / f"{client}.safetensors")
+    written = {_client_file(client): _bytes(arrays) for client, arrays in checkpoint.clients.items()}
     if checkpoint.shared is not None:
-        write_atomic(partial / SHARED, _bytes(checkpoint.shared))
+        written[SHARED] = _bytes(checkpoint.shared)
     origins = {client: file.name for client, file in checkpoint.files.items()}
     clients = [*checkpoint.clients, *checkpoint.files]
     state = {"round": checkpoint.round, "clients": clients, "origins": origins, "parts": checkpoint.parts}
-    write_atomic(partial / STATE, to_json(state) + "\n")
+    written[STATE] = (to_json(state) + "\n").encode()
+    digests = {path: hashlib.sha256(content).hexdigest() for path, content in written.items()}
+    for client, file in checkpoint.files.items():
+        link_or_copy(file, partial / _client_file(client))
+        digests[_client_file(client)] = _digest(file)
+    for path, content in written.items():
+        write_atomic(partial / path, content)
+    write_atomic(partial / SUMS, "".join(f"{digest}  {path}\n" for path, digest in sorted(digests.items())))
     _flush(partial / CLIENTS)
     _flush(partial)
     partial.rename(final)
@@ -93,34 +113,78 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int, best: int | None = No
 
 
 def latest(folder: Path) -> Checkpoint | None:
-    """Read the newest checkpoint of a run's folder; None if there is none; ValueError if it cannot be read."""
-    checkpoints = _list_checkpoints(folder)
-    if not checkpoints:
-        return None
-    path = checkpoints[-1]
-    try:
-        state = json.loads((path / STATE).read_text())
-        for key, kind in {"round": int, "parts": dict, "clients": list, "origins": dict}.items():
-            if not isinstance(state[key], kind):
-                raise ValueError(f"{STATE}: {key} is {state[key]!r}")
-        files = {client: path / CLIENTS / f"{client}.safetensors" for client in state["clients"]}
-        for file in files.values():
-            with safe_open(file, "numpy"):  # raises if the file is shorter than its header says
-                pass
-        shared = load((path / SHARED).read_bytes()) if (path / SHARED).is_file() else None
-        return Checkpoint(
-            state["round"], state["parts"], files=files, shared=shared, original_names=state["origins"], folder=path
-        )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise _damaged(path, error) from error
+    """Read the newest whole checkpoint of a run's folder, which names the damaged ones that are newer; None if there
+    is no checkpoint at all; ValueError if all are damaged.
+    """
+    damaged: list[str] = []
+    for path in reversed(_list_checkpoints(folder)):
+        try:
+            return replace(_read(path), passed_over=tuple(damaged))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            damaged.append(f"{path}: is damaged: {reason}")
+    if damaged:
+        raise ValueError(f"{damaged[0]}; no other checkpoint is whole; start the run again with --out and --replace")
+    return None
+
+
+def _read(path: Path) -> Checkpoint:
+    """Read a checkpoint; an error of any kind if it is not what was written."""
+    names = _verify(path)
+    state = json.loads((path / STATE).read_bytes())
+    for key, kind in {"round": int, "parts": dict, "clients": list, "origins": dict}.items():
+        if not isinstance(state, dict) or not isinstance(state.get(key), kind):
+            raise ValueError(f"{STATE} has no {key}")
+    if state["round"] != _round_of(path):
+        raise ValueError(f"{STATE} is that of round {state['round']}")
+    clients, origins = state["clients"], state["origins"]
+    for pattern, given in ((CLIENT_NAME, clients), (CLIENT_NAME, origins), (ORIGINAL_NAME, origins.values())):
+        for name in given:
+            if not isinstance(name, str) or not pattern.fullmatch(name):
+                raise ValueError(f"{STATE} names {name!r:.100}, which is no name of a client or of its file")
+    files = {client: path / _client_file(client) for client in clients}
+    if missing := [client for client in clients if _client_file(client) not in names]:
+        raise ValueError(f"{_client_file(missing[0])} is missing")
+    shared = load((path / SHARED).read_bytes()) if SHARED in names else None
+    return Checkpoint(state["round"], state["parts"], files=files, shared=shared, original_names=origins, folder=path)
+
+
+def _verify(path: Path) -> set[str]:
+    """Compare the files of a checkpoint with their digests, and return their names in it; ValueError if one is not the
+    file that was written, or is a link.
+    """
+    run = path.parents[1]
+    refuse_links(run, path / SUMS)
+    names = set()
+    for line in (path / SUMS).read_text(encoding="utf-8").splitlines():
+        if (fields := SUMS_LINE.fullmatch(line)) is None:
+            raise ValueError(f"{SUMS} has a line that is no digest of a file")
+        digest, name = fields.groups()
+        refuse_links(run, path / name)
+        if _digest(path / name) != digest:
+            raise ValueError(f"{name} does not have the SHA-256 that is in {SUMS}")
+        names.add(name)
+    if STATE not in names:
+        raise ValueError(f"{SUMS} lacks {STATE}")
+    return names
+
+
+def _client_file(client: str) -> str:
+    """Name a client's file in a checkpoint."""
+    return f"{CLIENTS}/{client}.safetensors"
 
 
 def _bytes(arrays: Arrays) -> bytes:
     return save({key: np.array(array, order="C") for key, array in arrays.items()})
 
 
-def _damaged(path: Path | None, error: Exception) -> ValueError:
-    """Make the error for a checkpoint that cannot be read, with its cure."""
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _wrong(path: Path | None, error: Exception) -> ValueError:
+    """Make the error for a checkpoint that is whole and does not fit, with its cure."""
     assert path is not None, "the checkpoint was read from a folder"
     older = [other for other in _list_checkpoints(path.parents[1]) if _round_of(other) < _round_of(path)]
     cure = f"; remove it to go on from {older[-1].name}" if older else ""
@@ -130,7 +194,7 @@ def _damaged(path: Path | None, error: Exception) -> ValueError:
 def _list_checkpoints(folder: Path) -> list[Path]:
     """List the complete checkpoints of a run's folder, oldest first."""
     paths = (folder / CHECKPOINTS).glob(f"{PREFIX}*")
-    return sorted((path for path in paths if path.name.removeprefix(PREFIX).isdigit()), key=_round_of)
+    return sorted((path for path in paths if path.name.removeprefix(PREFIX).isdecimal()), key=_round_of)
 
 
 def _round_of(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""Writes files so that they are complete or missing, whenever the process or the machine stops."""
+"""Writes files so that they are complete or missing, whenever the process or the machine stops; follows no links."""
 
 from __future__ import annotations
 
@@ -29,21 +29,38 @@ def write_atomic(path: Path, data: str | bytes) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Make a hard link to a file that is never written to again, or a copy where the file system has no links."""
+    """Make a hard link to a file that is never written to again, or a copy where the file system has no links.
+
+    FileExistsError if there is anything under the target's name, which is never replaced.
+    """
     try:
         os.link(source, target)
+    except FileExistsError:
+        raise
     except OSError:
+        if target.is_symlink() or target.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
         write_atomic(target, source.read_bytes())
+
+
+def refuse_links(folder: Path, path: Path) -> None:
+    """ValueError if a path below a folder is a symbolic link, or leads through one."""
+    for part in (path, *path.parents):
+        if part == folder:
+            return
+        if part.is_symlink():
+            raise ValueError(f"{part}: is a link; put what it leads to in its place")
+    raise AssertionError(f"{path} is not below {folder}")
 
 
 def append_line(path: Path, line: str, durable: bool = False, size: int | None = None) -> None:
     """Add a line to a file, or nothing if the disk has no room for all of it.
 
     durable: whether the line survives a power cut once this returns. size: how long the file was before the line; what
-    an interrupted attempt has left behind is removed. OSError names the file.
+    an interrupted attempt has left behind is removed. OSError names the file; a link is not followed.
     """
     content = f"{line}\n".encode()
-    with _name_file_in_errors(path), path.open("ab", buffering=0) as file:
+    with _name_file_in_errors(path), open(path, "ab", buffering=0, opener=_open_no_link) as file:
         before = file.tell() if size is None else size
         file.truncate(before)
         if file.write(content) < len(content):
@@ -51,6 +68,10 @@ def append_line(path: Path, line: str, durable: bool = False, size: int | None =
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if durable:
             os.fsync(file.fileno())
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 @contextmanager

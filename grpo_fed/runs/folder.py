@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import logging
 import os
 import shutil
 import time
@@ -20,12 +21,14 @@ from typing import Any, Self, final
 from grpo_fed.policy.shared_names import SharedNames
 from grpo_fed.runs import checkpoint
 from grpo_fed.runs.checkpoint import CHECKPOINTS, Checkpoint
-from grpo_fed.runs.files import write_atomic
+from grpo_fed.runs.files import refuse_links, write_atomic
 from grpo_fed.runs.results import RESULTS, read_results
+from grpo_fed.runs.serialisation import from_json, read_json
+from grpo_fed.scenario.importing import RUN_MARKS, refuse_imports_from
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml.text import closest_match, did_you_mean
 
-SCENARIO, ROUNDS = "scenario.toml", "rounds.jsonl"
+SCENARIO, ROUNDS = RUN_MARKS
 SHARED = "shared.json"
 """Names of the shared blocks and of their parameter groups."""
 ENGINE = "engine.json"
@@ -43,6 +46,8 @@ FOLDERS = (POLICIES, CHECKPOINTS, CLIENTS, FIGURES, EPISODES, EXAMPLES, TRACKING
 
 CLAIMED = "GRPO_FED_CLAIMED_FOLDER"
 """The environment variable with the folder that a parent process has claimed for this one."""
+
+log = logging.getLogger(__name__)
 
 
 class FolderTakenError(ValueError):
@@ -144,8 +149,12 @@ def _lock(folder: Path, new_parents: Sequence[Path] = ()) -> FolderClaim:
 
 
 def _holds_run(folder: Path) -> bool:
-    """Whether a run has begun to record: from its beginning on it has a file of rounds."""
-    return (folder / ROUNDS).is_file()
+    """Whether a run has begun to record: it has a file of rounds, and a scenario once that can be read back.
+
+    The file of rounds is the first that a run writes and the last that is removed, and is empty for a moment.
+    """
+    rounds = folder / ROUNDS
+    return rounds.is_file() and ((folder / SCENARIO).is_file() or rounds.stat().st_size > 0)
 
 
 def _has_only_leftovers(folder: Path) -> bool:
@@ -173,8 +182,8 @@ def check_usable(folder: Path) -> None:
 
 
 def remove_run(folder: Path) -> None:
-    """Remove what a run left in a folder, and nothing else."""
-    for path in folder.iterdir():
+    """Remove what a run left in a folder, and nothing else; a link is removed, not followed."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == ROUNDS):
         if path.name in FOLDERS and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif _belongs_to_run(path.name):
@@ -185,14 +194,19 @@ def remove_run(folder: Path) -> None:
 
 
 def open_unfinished(folder: Path) -> tuple[Scenario, Checkpoint | None]:
-    """Read the scenario of a run that goes on, and its latest checkpoint, None at its start; ValueError if it cannot
-    go on.
+    """Read the scenario of a run that goes on, and its latest whole checkpoint, None at its start; ValueError if it
+    cannot go on. Checkpoints that are damaged are logged.
     """
     scenario = read_scenario(folder)
+    refuse_all_links(folder)
     check_unfinished(folder)
     after = checkpoint.latest(folder)
     if after is None and not scenario.checkpoint.every:
         raise ValueError(f"{folder}: has no checkpoint to go on from, for its scenario has checkpoint.every = 0")
+    if after is not None and after.round > scenario.rounds:
+        raise ValueError(f"{after.folder}: its scenario has {scenario.rounds} rounds; this is no checkpoint of it")
+    for line in () if after is None else after.passed_over:
+        log.warning("%s; the run goes on from round %d", line, after.round if after is not None else 0)
     return scenario, after
 
 
@@ -203,14 +217,29 @@ def check_unfinished(folder: Path) -> None:
         raise ValueError(f"{folder}: has finished, there is nothing to go on with; start a new run to train longer")
 
 
+def refuse_all_links(folder: Path) -> None:
+    """ValueError if anything that a run writes in its folder is a symbolic link, which could lead out of it."""
+    for name in (*FILES, *FOLDERS):
+        refuse_links(folder, folder / name)
+    for name in FOLDERS:
+        for parent, folders, files in os.walk(folder / name):
+            for entry in (*folders, *files):
+                refuse_links(Path(parent), Path(parent, entry))
+
+
 def read_scenario(folder: Path) -> Scenario:
-    """Read the scenario of a run's folder; ValueError if it is none."""
+    """Read the scenario of a run's folder; ValueError if it is none.
+
+    From then on no module can be imported from the folder, which another may have made.
+    """
     if not (folder / SCENARIO).is_file():
         beside = [path.parent.name for path in folder.parent.glob(f"*/{SCENARIO}")]
         close = closest_match(folder.name, beside)
         cure = did_you_mean(str(folder.parent / close) if close else None)
         what = f"there is no {SCENARIO} in it" if folder.exists() else "there is no such folder"
         raise ValueError(f"{folder}: no run folder: {what}{cure}")
+    refuse_links(folder, folder / SCENARIO)
+    refuse_imports_from(folder)
     return Scenario.load(folder / SCENARIO)
 
 
@@ -226,10 +255,15 @@ def write_engine_state(folder: Path | None, engine: Mapping[str, Any]) -> None:
 
 
 def read_engine_state(folder: Path) -> dict[str, Any]:
-    """Read what `write_engine_state` wrote; empty if the run was stopped before."""
+    """Read what `write_engine_state` wrote; empty if the run was stopped before; ValueError if it is damaged."""
     path = folder / ENGINE
-    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return state
+    if not path.is_file():
+        return {}
+    refuse_links(folder, path)
+    try:
+        return from_json(dict[str, Any], read_json(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: is damaged: {error}; start the run again with --out and --replace") from None
 
 
 def read_shared_names(folder: Path) -> SharedNames | None:
@@ -240,8 +274,9 @@ def read_shared_names(folder: Path) -> SharedNames | None:
     path = folder / SHARED
     if not path.is_file():
         return None
+    refuse_links(folder, path)
     try:
-        return SharedNames.from_json(json.loads(path.read_text(encoding="utf-8")))
+        return SharedNames.from_json(read_json(path))
     except ValueError as error:
         raise ValueError(
             f"{path}: is damaged: {error}; remove it: groups are then named as the rounds name them"

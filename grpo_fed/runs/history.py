@@ -5,7 +5,6 @@ K clients in the scenario's order, R rounds, G parameter groups of the shared bl
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from grpo_fed.runs.departures import Departure, note_departures
-from grpo_fed.runs.folder import ROUNDS, read_scenario, read_shared_names
+from grpo_fed.runs.folder import ROUNDS, read_scenario, read_shared_names, refuse_all_links
 from grpo_fed.runs.metrics import CLIENTS_OK, EQUAL_GROUPS, LEFT, RETURNED, TEXTS, TRAINING_EPISODES, TRAINING_RETURN
 from grpo_fed.runs.results import read_results
+from grpo_fed.runs.serialisation import parse_json
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.scenario.toml.text import short_toml
+from grpo_fed.scenario.toml.text import shorten
 
 
 @dataclass(frozen=True)
@@ -252,6 +252,7 @@ def read_history(folder: str | Path) -> History:
     """Read a run's folder; ValueError if it holds no run, or is damaged."""
     folder = Path(folder)
     scenario = read_scenario(folder)
+    refuse_all_links(folder)
     lines = _read_lines(folder / ROUNDS)
     return History(folder, scenario, lines, read_results(folder))
 
@@ -270,7 +271,7 @@ def _read_lines(path: Path) -> list[Mapping[str, Any]]:
     lines: list[Mapping[str, Any]] = []
     for number, line in enumerate(text.split("\n")[:-1], 1):
         try:
-            lines.append(_check_line(json.loads(line), lines[-1]["round"] if lines else 0))
+            lines.append(_check_line(parse_json(line), lines[-1]["round"] if lines else 0))
         except ValueError as error:
             raise ValueError(f"{path}:{number}: is no line of a run: {error}; remove the line") from None
     return lines
@@ -280,16 +281,30 @@ def _check_line(line: Any, before: int) -> Mapping[str, Any]:
     """Check a line of `rounds.jsonl` that follows the round `before`; ValueError if it is none."""
     if not isinstance(line, dict) or not isinstance(line.get("clients"), dict):
         raise ValueError("it names no clients")
-    if not isinstance(line.get("round"), int) or line["round"] <= before:
+    if type(line.get("round")) is not int or line["round"] <= before:
         raise ValueError(f"round = {line.get('round')!r} comes after {before}")
     clients = line["clients"].items()
     for name, metrics in (("", line), *clients):
         if not isinstance(metrics, dict):
             raise ValueError(f"client {name} has no metrics")
         for key, value in metrics.items():
-            if key not in TEXTS and value is not None and not isinstance(value, int | float):
-                raise ValueError(f"{f'{name}: ' if name else ''}{key} = {short_toml(value)} is no number")
+            if key in TEXTS:
+                if not (key == "clients" and not name) and not _is_text(key, value):
+                    raise ValueError(f"{f'{name}: ' if name else ''}{key} = {shorten(repr(value))} has another form")
+            elif value is not None and not isinstance(value, int | float):
+                raise ValueError(f"{f'{name}: ' if name else ''}{key} = {shorten(repr(value))} is no number")
     return line
+
+
+def _is_text(key: str, value: Any) -> bool:
+    """Return whether the value of one of the keys in `TEXTS` has the form that it has in a line."""
+    if key in ("notes", "personal_groups"):
+        return isinstance(value, list) and all(isinstance(text, str) for text in value)
+    if key == "failure":
+        return isinstance(value, str)
+    return isinstance(value, dict) and all(
+        number is None or isinstance(number, int | float) for number in value.values()
+    )
 
 
 def _groups(client: Mapping[str, Any]) -> Sequence[str]:

@@ -26,8 +26,9 @@ from grpo_fed.rl.rng import client_seed
 from grpo_fed.rl.rollout import Actor
 from grpo_fed.rl.stacked_learner import StackedLearner
 from grpo_fed.runs.adapters import LoadedAdapters, load_adapters_of
-from grpo_fed.runs.files import write_atomic
+from grpo_fed.runs.files import refuse_links, write_atomic
 from grpo_fed.runs.folder import POLICIES, SCENARIO, read_scenario
+from grpo_fed.scenario.importing import describe_exception
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml.text import closest_match, did_you_mean, shorten
 from grpo_fed.tasks.envs import ActionConverter, make_client_envs, observation_flattener
@@ -74,13 +75,21 @@ def save_policy(
     write_atomic(folder / POLICIES / f"{task.client}.safetensors", save(arrays, {"env": task.env}))
 
 
-def save_policies(folder: Path, learner: Learner) -> None:
-    """Write the policies of all clients of a learner, except those that diverged."""
+def save_policies(folder: Path, learner: Learner) -> dict[str, str]:
+    """Write the policies of all clients of a learner, except those that diverged.
+
+    Return the clients whose policies could not be saved, with the reason: one of them costs no other's.
+    """
+    problems: dict[str, str] = {}
     normaliser = learner.observation_normaliser if isinstance(learner, StackedLearner) else None
     for row, parameters in enumerate(learner.parameters):
-        if bool(parameters.isfinite().all()):
-            state = None if normaliser is None else normaliser.state(row)
-            save_policy(folder, learner.tasks[row], learner.policy, parameters, state, learner.scenario.seed)
+        try:
+            if bool(parameters.isfinite().all()):
+                state = None if normaliser is None else normaliser.state(row)
+                save_policy(folder, learner.tasks[row], learner.policy, parameters, state, learner.scenario.seed)
+        except Exception as error:  # noqa: BLE001, a user's module may fail in any way
+            problems[learner.names[row]] = describe_exception(error)
+    return problems
 
 
 @dataclass(frozen=True)
@@ -185,6 +194,7 @@ def _load_network(folder: Path, scenario: Scenario, first_task: GymTask) -> Load
     """Load the policy of a client that began with this task."""
     policy = make_policy(first_task, scenario.policy)
     path = folder / POLICIES / f"{first_task.client}.safetensors"
+    refuse_links(folder, path)
     arrays = _read_arrays(path)
     task = first_task.at(int(arrays.pop(TASK_SINCE, torch.zeros(1))))
     normaliser = None

@@ -177,15 +177,18 @@ class Recorder:
             self._write_and_notify()
 
     def _begin_folder(self, shared: SharedNames | None) -> None:
-        """Remove an earlier run, and write the files that do not change."""
+        """Remove an earlier run, and write the files that do not change.
+
+        However early the process is killed, the folder may be used again, or its run resumed: see `folder._holds_run`.
+        """
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_run(self.folder)
+        write_atomic(self.folder / ROUNDS, "")
         write_atomic(self.folder / SCENARIO, self.scenario.dumps())
         if shared is not None:
             write_atomic(self.folder / SHARED, json.dumps(shared.to_json(), indent=2) + "\n")
-        write_atomic(self.folder / ROUNDS, "")
 
     def client_failed(self, round: int, client: str, failure: Failure) -> None:
         """Count that a client gave no valid answer."""
@@ -231,18 +234,26 @@ class Recorder:
         sampled: Mapping[str, float] | None = None,
         departed: Mapping[str, Sequence[str]] | None = None,
         clusters: Mapping[str, Mapping[str, int]] | None = None,
-        before_results: Callable[[], None] = lambda: None,
+        before_results: Callable[[], Mapping[str, str]] = dict,
     ) -> Result:
         """Write the results, last of all, so that a folder with results is complete.
 
         error: what stopped the run. sampled: each client's mean return with sampled actions. departed, clusters: the
-        groups that each client has left and its clusters, at the end. before_results: writes all other files.
+        groups that each client has left and its clusters, at the end. before_results: writes all other files, and
+        returns the clients whose policies could not be saved, with the reason. Whatever it raises, there are results.
         """
         self._write_pending()
-        result = self._result(error, sampled or {}, departed or {}, clusters or {})
-        before_results()
+        notes, interruption = [] if self.after is None else [*self.after.passed_over], None
+        try:
+            notes += (f"the policy of {name} could not be saved: {why}" for name, why in before_results().items())
+        except BaseException as failure:  # noqa: BLE001, noted below, and raised if it is no error
+            notes.append(f"the policies could not be saved: {type(failure).__name__}: {failure}".rstrip(": "))
+            interruption = None if isinstance(failure, Exception) else failure
+        result = replace(self._result(error, sampled or {}, departed or {}, clusters or {}), notes=tuple(notes))
         if self.folder is not None:
             write_atomic(self.folder / RESULTS, json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n")
+        if interruption is not None:
+            raise interruption
         return result
 
     # Parts -----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from grpo_fed.runs.departures import Departure
-from grpo_fed.runs.serialisation import from_json
+from grpo_fed.runs.files import refuse_links
+from grpo_fed.runs.serialisation import from_json, read_json
 from grpo_fed.runs.statistics import iqm
 from grpo_fed.scenario.toml.text import shorten
 
@@ -88,6 +88,8 @@ class Result:
     """For each client that failed: round, kind of failure and reason, one for each time."""
     equal: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """The rounds in which clients could learn nothing, since every group of their completions was rewarded equally."""
+    notes: Sequence[str] = ()
+    """Messages for a person: damaged checkpoints that were passed over, policies that could not be saved."""
 
     @property
     def unit(self) -> str:
@@ -138,6 +140,7 @@ class Result:
             "clients": {name: _client_to_json(client) for name, client in self.clients.items()},
             "missing": {name: [list(failure) for failure in failures] for name, failures in self.missing.items()},
             **({"equal": {name: list(rounds) for name, rounds in self.equal.items()}} if self.equal else {}),
+            **({"notes": list(self.notes)} if self.notes else {}),
         }
 
     @classmethod
@@ -186,15 +189,15 @@ def read_results(folder: Path) -> dict[str, Any] | None:
     path = folder / RESULTS
     if not path.is_file():
         return None
+    refuse_links(folder, path)
     try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         if not isinstance(document, dict):
             raise ValueError("it is no table of results")
-        Result.from_json(document)
+        return Result.from_json(document).to_json()
     except ValueError as error:
         cure = "remove it: the rounds can be read without it, and a resumed run writes it again"
         raise ValueError(f"{path}: is damaged: {shorten(str(error))}; {cure}") from None
-    return document
 
 
 def idle_clients(results: Mapping[str, Any]) -> tuple[str, ...]:

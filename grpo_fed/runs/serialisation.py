@@ -7,6 +7,7 @@ field's type.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -17,6 +18,19 @@ Record = TypeVar("Record")
 def to_json(value: Any) -> str:
     """Write records, and lists and mappings of them, as one line of JSON."""
     return json.dumps(value, default=vars)
+
+
+def read_json(path: Path) -> Any:
+    """Read a file of JSON; ValueError if it is none."""
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON; ValueError if it is none, or nested too deeply to be any of ours."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def from_json(kind: type[Record], document: Any) -> Record:

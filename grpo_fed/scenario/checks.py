@@ -28,8 +28,15 @@ if TYPE_CHECKING:
     from grpo_fed.scenario.scenario import Scenario
 
 
+MOST_CLIENTS = 100_000
+"""Clients that a federation may have: ten times as many as have been tried. More are a typing error."""
+
+
 def contradictions(scenario: Scenario) -> Iterator[Mistake]:
     """Find all contradictions that can be seen without an environment or a policy."""
+    if sum(client.count for client in scenario.clients) > MOST_CLIENTS:
+        yield from _count_mistakes(scenario.clients)
+        return
     yield from _row_mistakes(scenario)
     yield from _policy_mistakes(scenario.policy)
     yield from _batch_mistakes(scenario)
@@ -237,6 +244,14 @@ def _personal_mistakes(scenario: Scenario) -> Iterator[Mistake]:
         )
         keys = ("personal.steps", "personal.model", "steps", "rollout.num_envs", "rollout.horizon")
         yield _mistake(f"{text} = {samples}", *keys)
+
+
+def _count_mistakes(clients: Sequence[ClientSettings]) -> Iterator[Mistake]:
+    """Point at the entry with the most clients, where there are too many to name and check each."""
+    total = sum(client.count for client in clients)
+    number = max(range(len(clients)), key=lambda index: clients[index].count)
+    text = f"{total:,} clients in all; a federation has {MOST_CLIENTS:,} at most"
+    yield _mistake(text, ("clients", number, "count"), ("clients", number))
 
 
 def _client_mistakes(clients: Sequence[ClientSettings]) -> Iterator[Mistake]:

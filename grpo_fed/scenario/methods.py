@@ -217,6 +217,20 @@ def fill_from_method(
     return dict(data) if row is None or not is_valid(row.values) else fill_missing(data, row.values)
 
 
+ROBUST_RULES = ("median", "trimmed-mean", "krum")
+"""Merge rules that tolerate hostile clients."""
+
+
+def fill_from_rule(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Add `proximity.over = "median"` to a scenario's tables with a robust merge rule, unless they have the key.
+
+    A robust merge would be of no use if one client's KL could hold back every step towards it.
+    """
+    merge = data.get("merge")
+    is_robust = isinstance(merge, Mapping) and merge.get("rule") in ROBUST_RULES
+    return fill_missing(data, {"proximity": {"over": "median"}}) if is_robust else dict(data)
+
+
 def clear_replaced_method(data: dict[str, Any], overrides: Sequence[str]) -> None:
     """Remove values from a file's tables if an override names a method: those of the old and of the new method's keys.
 

@@ -18,7 +18,7 @@ from pydantic import Field, ValidationInfo, model_validator
 
 from grpo_fed.scenario.checks import contradictions
 from grpo_fed.scenario.field_types import NAMED_OR_OWN, Count, Device, Name, Named, OwnPath
-from grpo_fed.scenario.methods import clear_replaced_method, fill_from_method
+from grpo_fed.scenario.methods import clear_replaced_method, fill_from_method, fill_from_rule
 from grpo_fed.scenario.presets import fill_from_preset
 from grpo_fed.scenario.settings import (
     CheckpointSettings,
@@ -136,7 +136,7 @@ class Scenario(Section):
         def is_valid(values: Values) -> bool:
             return not any(section_errors(cls, values))
 
-        return fill_from_preset(fill_from_method(tables, is_valid), is_valid)
+        return fill_from_preset(fill_from_rule(fill_from_method(tables, is_valid)), is_valid)
 
     @model_validator(mode="after")
     def _check(self, info: ValidationInfo) -> Self:

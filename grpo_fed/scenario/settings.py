@@ -371,9 +371,11 @@ class ProximitySettings(Section):
     """KL budget for the steps of all shared blocks together; 0 for no step, `inf` for no limit."""
     blocks: dict[Pattern, LimitOrZero] = {}
     """For patterns of blocks, KL budgets instead of `kl_block`."""
-    over: Literal["mean", "worst"] = "mean"
-    """The KL that must stay within the budgets: the clients' weighted mean, or the largest of all clients. With `mode =
-    "quadratic"` the mean is predicted, and `over` concerns only the KL that clients measure afterwards."""
+    over: Literal["mean", "median", "worst"] = "mean"
+    """The KL that must stay within the budgets: the clients' weighted mean; `"median"`, which clients with half of the
+    weight stay within, so that no few of them can stop the steps of all; or the largest of all clients. With
+    `merge.rule` `"median"`, `"trimmed-mean"` or `"krum"` it is `"median"` unless it is given. With `mode = "quadratic"`
+    the mean is predicted, and `over` concerns only the KL that clients measure afterwards."""
     adaptive: bool = False
     """Whether the budget of a block increases after steps by which clients gained return and decreases after steps by
     which they lost, within a factor of 10."""
@@ -398,9 +400,10 @@ class StopSettings(Section):
     """When a run ends before its last round."""
 
     target: float | None = None
-    """Stop once the interquartile mean of the clients' returns reaches this value. Needs `evaluate.every`."""
+    """Stop once the median of the clients' returns reaches this value. Needs `evaluate.every`."""
     patience: Annotated[int, Ge(0)] = 0
-    """Stop after this many consecutive evaluations without improvement; 0 for never. Needs `evaluate.every`."""
+    """Stop after this many consecutive evaluations without a higher median return; 0 for never. Needs
+    `evaluate.every`."""
 
 
 class EvaluateSettings(Section):

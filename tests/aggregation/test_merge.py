@@ -203,11 +203,13 @@ def test_a_weight_is_finite_and_not_negative() -> None:
 
 
 def test_a_fisher_mean_by_hand() -> None:
-    """Weights 1 and 2 times Fishers: 1 and 1 give (0 + 2 * 3) / 3, 4 and 1 give 6 / 6, and 0 and 0 the plain mean 2."""
+    """The diagonals divided by their means 5/3 and 2/3 are 0.6, 2.4, 0 and 1.5, 1.5, 0. With weights 1 and 2 they give
+    2 * 1.5 * 3 / (0.6 + 2 * 1.5) = 2.5 and 9 / (2.4 + 3) = 5/3; where both are 0, the plain mean 2.
+    """
     points = torch.tensor([[0.0] * 3, [3.0] * 3])
     fishers = torch.tensor([[1.0, 4.0, 0.0], [1.0, 1.0, 0.0]])
     merged = fisher(make_replies(points, [1.0, 2.0], fishers), torch.zeros(3), make_groups([0, 0, 0]))
-    assert merged.point.tolist() == [2.0, 1.0, 2.0]
+    assert merged.point.tolist() == pytest.approx([2.5, 5 / 3, 2.0])
 
 
 def test_the_only_nonzero_fisher_decides_a_parameter() -> None:
@@ -217,10 +219,11 @@ def test_the_only_nonzero_fisher_decides_a_parameter() -> None:
 
 
 def test_the_fisher_mean_minimises_the_clients_quadratic_forms() -> None:
-    """Their weighted sum, w (theta - s)' F (theta - s) each, has no slope there."""
+    """Their weighted sum, w (theta - s)' F (theta - s) each, has no slope there; F has a mean of 1."""
     replies, shared = random_replies(4)
     point = fisher(replies, shared, GROUPS).point.double()
-    slope = sum(r.weight * r.fisher.double() * (point - r.point) for r in replies.all if r.fisher is not None)
+    diagonals = [(r, r.fisher.double()) for r in replies.all if r.fisher is not None]
+    slope = sum(r.weight * (diagonal / diagonal.mean()).clamp(max=100) * (point - r.point) for r, diagonal in diagonals)
     torch.testing.assert_close(slope, torch.zeros(P, dtype=torch.float64), atol=1e-5, rtol=0.0)
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch import Tensor
 
+from grpo_fed.aggregation.outliers import medians_of_others, weighted_median
 from grpo_fed.aggregation.proximity import (
     AcceptedBlock,
     AcceptedStep,
@@ -356,7 +357,7 @@ def irregular(generator: np.random.Generator, blocks: int) -> Measure:
     st.sampled_from([monotone, irregular]),
     st.lists(LIMITS, min_size=1, max_size=4),
     LIMITS,
-    st.sampled_from(["mean", "worst"]),
+    st.sampled_from(["mean", "median", "worst"]),
 )
 def test_no_accepted_step_exceeds_a_budget_where_it_was_measured(
     seed: int, kind: Callable[[np.random.Generator, int], Measure], limits: list[float], joint: float, over: str
@@ -378,13 +379,25 @@ def test_no_accepted_step_exceeds_a_budget_where_it_was_measured(
     def within(step: StepFractions, limit: float) -> bool:
         if limit == math.inf or not any(step):
             return True
+        counted = [
+            (steps, {name: kl for name, kl in answers.items() if name not in search.set_aside})
+            for steps, answers in record
+        ]
         return any(
             step in steps and answers and everyone([answers[n][steps.index(step)] for n in answers], answers) <= limit
-            for steps, answers in record
+            for steps, answers in counted
             if tuple(sorted(answers)) == accepted.clients
         )
 
     def everyone(kl: Sequence[float], names: Mapping[str, object]) -> float:
+        if over == "median":
+            least = [
+                limit
+                for limit in kl
+                if 2 * sum(weights[n] for n, one in zip(names, kl, strict=True) if one <= limit)
+                >= sum(weights[n] for n in names)
+            ]
+            return min(least, default=math.inf)
         if any(math.isnan(one) for one in kl):
             return math.inf
         return max(kl) if over == "worst" else float(np.average(kl, weights=[weights[n] for n in names])) * (1 - 1e-12)
@@ -509,3 +522,74 @@ def test_zero_and_infinite_budgets_do_not_adapt() -> None:
 def test_an_absurd_gain_keeps_budgets_within_their_range(claims: list[float]) -> None:
     budgets = adapt_budgets({"actor": 0.02}, {"actor": 0.02}, accepted_step(0.5, 0.02), claims)
     assert 0.002 <= budgets["actor"] <= 0.2
+
+
+# Clients that lie about their KL -------------------------------------------------------------------------------------
+
+HONEST = dict(zip("abcd", (0.05, 0.08, 0.1, 0.12), strict=True))
+LIES: dict[str, Callable[[float], float]] = {
+    "1e300": lambda size: 1e300,
+    "1": lambda size: 1.0,
+    "NaN": lambda size: math.nan,
+    "infinity": lambda size: math.inf,
+    "1e300 times a square": lambda size: 1e300 * size**2,
+    "0": lambda size: 0.0,
+}
+
+
+def search_with_liar(lie: str, over: str, blocks: int = 2) -> tuple[AcceptedStep, BudgetSearch]:
+    """Search with four honest clients, whose KL grows as the square of the step, and one liar."""
+    budgets = Budgets({f"block {number}": 0.02 for number in range(blocks)}, 0.05, over)  # type: ignore[arg-type]
+    search = BudgetSearch(budgets, dict.fromkeys([*HONEST, "liar"], 1.0))
+    while steps := search.next_query():
+        sizes = [math.hypot(*step) for step in steps]
+        answers = {name: [scale * size**2 for size in sizes] for name, scale in HONEST.items()}
+        search = search.with_answers({**answers, "liar": [LIES[lie](size) for size in sizes]})
+    return search.accepted(), search
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("over", ["mean", "median"])
+def test_no_single_client_holds_back_the_steps_of_all(lie: str, over: str) -> None:
+    """Without a liar the fractions are about 0.48: the mean of the honest is 0.0875, and 0.0875 x 0.48^2 is 0.02."""
+    accepted, search = search_with_liar(lie, over)
+    assert min(accepted.alphas) > 0.3
+    honest = [scale * math.hypot(*accepted.alphas) ** 2 for scale in HONEST.values()]
+    assert np.mean(honest) <= 0.0501 * 5 / 4, "a fifth of the weight cannot do more than claim a KL of 0"
+    if over == "mean" and lie != "0":
+        assert list(search.set_aside) == ["liar"]
+        assert "liar" not in accepted.clients
+
+
+def test_honest_clients_that_differ_are_not_set_aside() -> None:
+    """A client on whose states the step is 100 times as large counts as all others."""
+    budgets = Budgets({"actor": 0.02}, math.inf)
+    search = BudgetSearch(budgets, dict.fromkeys([*HONEST, "far"], 1.0))
+    while steps := search.next_query():
+        answers = {name: [scale * step[0] ** 2 for step in steps] for name, scale in {**HONEST, "far": 8.0}.items()}
+        search = search.with_answers(answers)
+    assert not search.set_aside
+    assert float(np.mean([*HONEST.values(), 8.0])) * search.accepted().alphas[0] ** 2 <= 0.02
+
+
+def test_two_clients_cannot_tell_which_of_them_lies() -> None:
+    budgets = Budgets({"actor": 0.02}, math.inf)
+    search = BudgetSearch(budgets, {"a": 1.0, "b": 1.0})
+    while steps := search.next_query():
+        search = search.with_answers({"a": [0.1 * step[0] ** 2 for step in steps], "b": [1e300] * len(steps)})
+    assert not search.set_aside
+    assert search.accepted().alphas == (0.0,)
+
+
+def test_medians_of_others_by_hand() -> None:
+    values = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 100.0, "zero": 0.0, "nan": math.nan, "inf": math.inf}
+    assert medians_of_others(values) == {"a": 3, "b": 3, "c": 2, "d": 2, "zero": 3, "nan": 3, "inf": 3}
+    assert set(medians_of_others({"a": 1.0, "b": 2.0}).values()) == {math.inf}
+
+
+def test_the_weighted_median_by_hand() -> None:
+    assert weighted_median([3.0, 1.0, 2.0], [1.0, 1.0, 1.0]) == 2.0
+    assert weighted_median([3.0, 1.0], [1.0, 1.0]) == 1.0
+    assert weighted_median([3.0, 1.0], [3.0, 1.0]) == 3.0
+    assert weighted_median([3.0, 0.0], [1.0, 0.0]) == 3.0
+    assert weighted_median([], []) == math.inf

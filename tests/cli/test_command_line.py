@@ -350,13 +350,14 @@ def test_debug_shows_the_traceback():
     assert 'raise RuntimeError("out of coal")' in result.stderr
 
 
-def test_ctrl_c_saves_policies_and_results(work_folder: Path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_save_policies_and_results(work_folder: Path, number: signal.Signals):
     running = start_process("train", "tiny.toml", "--set", "rounds=1000000", "--out", "run")
     journal = work_folder / "run" / "rounds.jsonl"
     deadline = time.monotonic() + 60
     while not (journal.exists() and journal.read_text().count("\n") > 3) and time.monotonic() < deadline:
         time.sleep(0.02)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     out, err = running.communicate(timeout=60)
     assert running.returncode == 130, err
     assert "Traceback" not in err

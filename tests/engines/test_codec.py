@@ -306,7 +306,7 @@ REFUSED: list[tuple[str, Instruction, Answer, Change, str]] = [
     ("long mask", TRAIN, TRAINED, put("selection", groups=b"\xf0\0"), r"a bit for each of 4 groups"),
     ("no mask", TRAIN, TRAINED, put("selection", groups=""), r"selection\.groups is ''; it has to be a bytes"),
     ("mask and point", TRAIN, TRAINED, put("selection", groups=b"\x70"), r"it has to be float32 of shape \(18,\)"),
-    ("more steps", TRAIN, TRAINED, put("training", steps=129), r"training\.steps is 129; .* from 0 to 128"),
+    ("more steps", TRAIN, TRAINED, put("training", steps=65), r"training\.steps is 65; .* from 0 to 64"),
     ("less steps", TRAIN, TRAINED, put("training", steps=-1), r"training\.steps is -1"),
     ("part of a step", TRAIN, TRAINED, put("training", steps=64.0), r"training\.steps is 64\.0; it has to be a int"),
     ("episodes", TRAIN, TRAINED, put("training", episodes=65), r"training\.episodes is 65; .* from 0 to 64"),
@@ -392,7 +392,7 @@ def test_a_fisher_diagonal_that_is_not_needed_is_refused():
 
 def test_two_policies_or_whole_episodes_allow_more_steps():
     for settings_, most in (
-        ("[personal]\nmodel = true\n", 64 * 3 + 64),
+        ("[personal]\nmodel = true\n", 64 + 64),
         ('[objective]\nadvantage = "group"\n[group]\nsize = 2\nby = "task"\n[rollout]\nnum_envs=4\n', 64 + 4 * 500),
     ):
         text = 'name = "w"\nsteps = {steps}\n' + settings_

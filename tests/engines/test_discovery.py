@@ -21,7 +21,7 @@ from grpo_fed.engines.wire.registry import NodeRegistry
 from grpo_fed.engines.wire.transport import GridTransport
 from grpo_fed.federation import participation
 from grpo_fed.federation.rounds import Federation
-from grpo_fed.policy.shared import SharedBlocks, read_task_shapes, resolve_shared_blocks
+from grpo_fed.policy.shared import TASK_SHAPES, SharedBlocks, read_task_shapes, resolve_shared_blocks
 from grpo_fed.runs import checkpoint
 from grpo_fed.runs.folder import read_engine_state
 from grpo_fed.runs.history import read_history
@@ -246,3 +246,11 @@ def test_one_task_is_made_without_the_others(packages: Path):
     with installed(packages):
         assert resolve_task(SCENARIO, "bot").shape == BOT
     assert read_task_shapes({}) == {}
+
+
+@pytest.mark.parametrize(
+    "saved", [5, {"ant": 5}, {"ant": {}}, {"ant": {"sizes": 3}}, {"ant": {"sizes": ["x"]}}, {"ant": {"sizes": [2]}}]
+)
+def test_damaged_task_shapes_are_an_error_for_users(saved: object):
+    with pytest.raises(ValueError, match="the shapes of the tasks that the run saved are damaged"):
+        read_task_shapes({TASK_SHAPES: saved})

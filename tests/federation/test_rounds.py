@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from grpo_fed.aggregation.proximity import AcceptedBlock, AcceptedStep
-from grpo_fed.federation.messages import Evaluate, Instruction, Measure, Train, Trained
+from grpo_fed.federation.messages import Evaluate, Instruction, Measure, Start, Train, Trained
 from grpo_fed.federation.participation import ceil_fraction
 from grpo_fed.federation.rounds import Federation, QuorumLostError
 from grpo_fed.federation.server_step import with_measured_kl
@@ -477,7 +477,11 @@ def test_an_interrupted_run_writes_its_results(tmp_path: Path):
         if record.round == 2:
             raise KeyboardInterrupt
 
-    federation = Federation(scenario, shared_blocks, transport, tmp_path, before_results=saved.append)
+    def save(starts: Mapping[str, Start]) -> Mapping[str, str]:
+        saved.append(starts)
+        return {}
+
+    federation = Federation(scenario, shared_blocks, transport, tmp_path, before_results=save)
     with pytest.raises(KeyboardInterrupt):
         federation.run(stop)
     results = json.loads((tmp_path / "results.json").read_text())
@@ -485,6 +489,23 @@ def test_an_interrupted_run_writes_its_results(tmp_path: Path):
     assert len(read_lines(tmp_path)) == 2
     assert {name: start.round for name, start in saved[0].items()} == dict.fromkeys(shared_blocks.clients, 2)
     assert all(start.shared is federation.state.shared for start in saved[0].values())
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no disk"), KeyboardInterrupt()])
+def test_whatever_happens_to_the_policies_there_are_results(tmp_path: Path, error: BaseException):
+    def fail(starts: Mapping[str, Start]) -> Mapping[str, str]:
+        raise error
+
+    scenario, shared_blocks, transport = numeric_federation("rounds=1")
+    federation = Federation(scenario, shared_blocks, transport, tmp_path, before_results=fail)
+    if isinstance(error, Exception):
+        federation.run()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            federation.run()
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["status"] == "finished"
+    assert results["notes"] == [f"the policies could not be saved: {type(error).__name__}: {error}".rstrip(": ")]
 
 
 def test_a_stopped_run_writes_its_last_round_without_scores(tmp_path: Path):

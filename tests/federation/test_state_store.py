@@ -108,13 +108,30 @@ def test_incomplete_files_are_not_states(tmp_path: Path) -> None:
     assert store.latest("run", "a") == 1
 
 
-def test_an_error_names_the_damaged_file_and_the_cure(tmp_path: Path) -> None:
+def test_a_damaged_state_is_set_aside_and_the_one_before_is_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     store = StateStore(tmp_path)
-    store.save("run", "a", 1, state_with(1.0))
-    path = store.path("run", "a", 1)
-    path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(ValueError, match=r"round-0001\.safetensors: cannot be read as a client's state.*remove it"):
-        store.load("run", "a", 2)
+    for number in (1, 2):
+        store.save("run", "a", number, state_with(float(number)))
+    for number, left in ((2, 1), (1, None)):
+        path = store.path("run", "a", number)
+        path.write_bytes(path.read_bytes()[:-3])
+        with pytest.raises(ValueError, match=rf"round-000{number}\.safetensors: cannot be read as a client's state"):
+            StateStore(tmp_path).read("run", "a", number)
+        stored = StateStore(tmp_path).load("run", "a", 3)
+        assert (None if stored is None else stored.round) == left
+        assert store.latest("run", "a") == left, "a checkpoint must not link to the damaged file"
+        assert f"round-000{number}.safetensors: cannot be read" in caplog.text
+    assert len(list((tmp_path / "run" / "a").glob("*.damaged"))) == 2
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "/x", "round-1.safetensors/../../x", "round-x.safetensors"])
+def test_a_state_is_restored_under_no_other_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is no name of a client's state"):
+        StateStore(tmp_path / "store").restore("run", "a", tmp_path / "file", name)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("name", ["..", "../x", "a/b", "", ".hidden", "a\nb"])

@@ -12,15 +12,21 @@ from pathlib import Path
 
 import pytest
 
+from grpo_fed.policy.shared_names import SharedNames
+from grpo_fed.runs.files import write_atomic
 from grpo_fed.runs.folder import (
     FILES,
     FOLDERS,
     FolderTakenError,
     check_unfinished,
+    check_usable,
     claim_folder,
+    open_unfinished,
     reclaim_folder,
     remove_run,
 )
+from grpo_fed.runs.recorder import Recorder
+from grpo_fed.scenario.scenario import Scenario
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="there are no locks of folders")
 
@@ -90,7 +96,7 @@ def test_a_claim_of_another_process_is_refused(tmp_path: Path):
 
 def test_replace_does_not_break_the_claim_of_another_process(tmp_path: Path):
     with held_by_process(tmp_path / "run"):
-        (tmp_path / "run" / "rounds.jsonl").touch()
+        (tmp_path / "run" / "rounds.jsonl").write_text("{}")
         with pytest.raises(FolderTakenError, match="another run is being written to it"):
             claim_folder(tmp_path / "run", replace=True)
         with pytest.raises(FolderTakenError, match="another run is being written to it"):
@@ -135,7 +141,7 @@ def test_a_recorded_run_is_refused_without_replace(tmp_path: Path, status: str):
 
 
 def test_a_refused_claim_is_released(tmp_path: Path):
-    (tmp_path / "rounds.jsonl").touch()
+    (tmp_path / "rounds.jsonl").write_text("{}")
     with pytest.raises(FolderTakenError, match="holds a run"):
         claim_folder(tmp_path)
     reclaim_folder(tmp_path).close()
@@ -163,3 +169,48 @@ def test_a_damaged_results_file_is_an_error_when_a_run_goes_on(tmp_path: Path):
     (tmp_path / "results.json").write_text('{"status": ')
     with pytest.raises(ValueError, match=r"results\.json: is damaged"):
         check_unfinished(tmp_path)
+
+
+# Killed in the first instant -----------------------------------------------------------------------------------------
+
+TINY = Scenario.loads('name = "tiny"\nrounds = 1\n[[clients]]\nname = "cart"\nenv = "grpo_fed/CartPole-v1"\n')
+
+
+@pytest.mark.parametrize("writes", range(4))
+@pytest.mark.parametrize("replaces", [False, True])
+def test_a_run_that_was_killed_at_its_first_files_can_be_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int, replaces: bool
+):
+    folder = tmp_path / "run"
+    if replaces:
+        write_run(folder)
+    count = 0
+
+    def write_some(path: Path, data: str | bytes) -> None:
+        nonlocal count
+        if count == writes:
+            raise KeyboardInterrupt
+        count += 1
+        write_atomic(path, data)
+
+    monkeypatch.setattr("grpo_fed.runs.recorder.write_atomic", write_some)
+    shared = SharedNames((), {})
+    try:
+        Recorder(TINY, folder, "cpu").open(lambda record: None, shared)
+    except KeyboardInterrupt:
+        assert writes < 3
+    if (folder / "scenario.toml").is_file():
+        with pytest.raises(FolderTakenError, match="--replace"):
+            claim_folder(folder)
+        assert open_unfinished(folder)[0].clients == TINY.clients
+        check_usable(folder)
+    else:
+        claim_folder(folder).close()
+
+
+def test_the_rounds_are_removed_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_run(tmp_path)
+    removed = []
+    monkeypatch.setattr(Path, "unlink", lambda path: removed.append(path.name))
+    remove_run(tmp_path)
+    assert removed[-1] == "rounds.jsonl", "as long as it is there, the folder counts as that of a run"

@@ -333,7 +333,7 @@ def test_an_experiment_has_the_saved_views(finished: Path, database: Database):
 
 def test_a_sent_spool_is_removed_and_its_ids_stay(finished: Path):
     assert {path.name for path in (finished / "tracking").iterdir()} == {"sent.json", "writer.log", "lock"}
-    assert replay(finished) == 0
+    assert replay(finished, from_run=True) == 0
 
 
 def test_a_clients_model_predicts_without_our_code(finished: Path, database: Database, tmp_path: Path):
@@ -367,7 +367,7 @@ def test_a_run_that_reached_no_store_may_go_to_another(database: Database, tmp_p
 def test_a_resumed_run_continues_its_runs_without_duplicate_points(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database.uri)
     given = scenario("resumed", carts=1)
     track_rounds(database.uri, tmp_path / "run", given, range(4), "interrupted")
     runs = database.runs("resumed")
@@ -480,10 +480,10 @@ def test_replay_sends_the_rest_after_an_outage_with_its_times(database: Database
     assert "grpo-fed replay" in str(tracker.trouble)
     assert not files_with_words(run, ["hush-hush"])
     with pytest.raises(TimeoutError, match="5 of 5 records are not sent"):
-        replay(run)
+        replay(run, from_run=True)
     with open_pages(uri=database.uri, port=port):
         assert replay(run, f"http://127.0.0.1:{port}") == 5
-        assert replay(run) == 0
+        assert replay(run, from_run=True) == 0
     runs = database.runs("replayed")
     assert database.metric(runs["cart"], "eval/episodic_return") == [(0, 0.0), (1, 10.0), (2, 20.0)]
     stamps = [stamp for (stamp,) in database.rows("select timestamp from metrics where run_uuid = ?", runs["cart"])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle  # noqa: TID251
+import time
 from pathlib import Path
 from typing import Any
 
@@ -312,3 +313,44 @@ def test_any_toml_gives_a_scenario_or_a_scenario_error(data: dict[str, Any], key
     except ScenarioError as error:
         message = str(error)
     assert all(line.startswith(("x.toml:", "--set ")) for line in message.splitlines())
+
+
+# Files that are no scenarios -----------------------------------------------------------------------------------------
+
+CLIENT = '[[clients]]\nname = "c"\nenv = "grpo_fed/CartPole-v1"\n'
+
+
+@pytest.mark.parametrize("depth", [60, 500, 50_000])
+@pytest.mark.parametrize("text", ["kwargs = {{ a = {0}{1} }}", "{2} = 1"])
+def test_deep_nesting_is_a_mistake(depth: int, text: str):
+    text = text.format("[" * depth, "]" * depth, ".".join("a" * min(depth, 5000)))
+    with pytest.raises(ScenarioError, match="nested more than 50 deep"):
+        Scenario.loads(f'name = "a"\n{CLIENT}{text}\n')
+
+
+@pytest.mark.parametrize("depth", [60, 500, 50_000])
+@pytest.mark.parametrize("override", ["clients.c.kwargs={{ a = {0}{1} }}", "clients.c.kwargs.{2}=1"])
+def test_deep_nesting_in_an_override_is_a_mistake(depth: int, override: str):
+    override = override.format("[" * depth, "]" * depth, ".".join("a" * min(depth, 5000)))
+    with pytest.raises(ScenarioError, match="nested more than 50 deep"):
+        Scenario.loads(f'name = "a"\n{CLIENT}', overrides=[override])
+
+
+def test_many_mistakes_are_counted_in_seconds():
+    text = "".join(f"key_{number} = 1\n" for number in range(50_000))
+    began = time.monotonic()
+    with pytest.raises(ScenarioError) as error:
+        Scenario.loads(f'name = "a"\n{text}{CLIENT}')
+    assert time.monotonic() - began < 30, "it takes 2 s on an idle core; to explain each took minutes"
+    *lines, last = str(error.value).splitlines()
+    assert len(lines) == 100
+    assert lines[0].startswith("scenario:2: key_0 = 1: unknown key")
+    assert last == "scenario: has 49,900 more mistakes"
+
+
+def test_a_million_clients_are_a_mistake_before_any_is_named():
+    with pytest.raises(
+        ScenarioError, match=r"scenario:5: clients.c.count = 1000000: 1,000,000 clients in all; .*100,000"
+    ):
+        Scenario.loads(f'name = "a"\n{CLIENT}count = 1_000_000')
+    assert len(Scenario.loads(f'name = "a"\n{CLIENT}count = 100_000').clients[0].names) == 100_000

@@ -50,8 +50,21 @@ class StreamingMean:
         return None if self._sum is None else (self._sum / self.weight).to(dtype)
 
 
+CLIP = 100.0
+"""How many times the mean of its diagonal an entry of a client's Fisher matrix may count."""
+
+
+def normalise_fisher(fisher: Tensor) -> Tensor:
+    """Divide a Fisher diagonal [P] by its mean and clip it, so that no client has more say than another; float64."""
+    fisher = fisher.to(torch.float64)
+    mean = float(fisher.mean()) if fisher.numel() else 0.0
+    return (fisher / mean).clamp_(max=CLIP) if mean > 0 else fisher.clone()
+
+
 class StreamingFisher:
-    """Accumulates sum w F theta / sum w F for diagonal F, in the memory of three models; a plain mean where F is 0."""
+    """Accumulates sum w F theta / sum w F for normalised diagonals F, in the memory of three models; a plain mean where
+    F is 0.
+    """
 
     def __init__(self) -> None:
         self._mean = StreamingMean()
@@ -63,7 +76,7 @@ class StreamingFisher:
         if weight == 0:
             return
         self._mean.add(point, weight)
-        weighted = fisher.to(torch.float64, copy=True).mul_(weight)
+        weighted = normalise_fisher(fisher).mul_(weight)
         if self._sum is None or self._fisher is None:
             self._sum, self._fisher = weighted * point, weighted
         else:
@@ -84,7 +97,7 @@ def mean(replies: Replies, shared: Tensor, groups: Groups) -> Merged:
 
 
 def fisher(replies: Replies, shared: Tensor, groups: Groups) -> Merged:
-    """Merge by F^-1 sum_k w_k F_k theta_k with F = sum_k w_k F_k, parameter by parameter."""
+    """Merge by F^-1 sum_k w_k F_k theta_k with F = sum_k w_k F_k, parameter by parameter, of normalised F_k."""
     stream = StreamingFisher()
     for reply in replies.all:
         assert reply.fisher is not None, f"{reply.client} sent no Fisher diagonal"

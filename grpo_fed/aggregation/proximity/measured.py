@@ -15,6 +15,9 @@ search is a dialogue:
    around this estimate; it is nearly always the last.
 3. For long steps and hidden layers the estimates may be wrong. Then the third query measures the steps of
    `backtracking_steps`, from fractions that were measured to be within each block's budget.
+
+A mean over the clients, and the worst of them, are in the hand of one that lies, or whose policy gives NaN. So a client
+is set aside whose KL cannot be true beside the others': `set_aside` says which and why.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from grpo_fed.aggregation.outliers import medians_of_others, weighted_median
 from grpo_fed.aggregation.proximity.quadratic import fraction_within
 from grpo_fed.aggregation.proximity.records import AcceptedBlock, AcceptedStep, Budgets, StepFractions
 
@@ -36,6 +40,11 @@ BACKTRACKING = tuple(0.5**halvings for halvings in range(8))
 """Multiples of each block's largest fraction within budget that are measured last."""
 SAFETY = 0.98
 """Multiple of an estimated fraction that is measured, so that most estimates turn out to be within budget."""
+MOST_APART = 1000.0
+"""How many times the others' median, and the largest budget, the KL of a whole step may be in a mean."""
+STUCK, SHRUNK = 0.5, 1 / 16
+"""Parts of the KL of the whole step that a client still has at a step at which the others have less than the second, so
+that no step is short enough for it: the KL of a policy falls as the square of a short step."""
 
 
 def fraction_at_budget(kl: Sequence[float], budget: float) -> float:
@@ -104,8 +113,10 @@ class Query:
     """[M]: all steps to measure: the candidates, and for each of them its blocks alone."""
     clients: tuple[str, ...] = ()
     """Names of the clients that answered."""
+    answers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """[M]: what each of them measured."""
     kl: Mapping[StepFractions, float] = field(default_factory=dict)
-    """The KL of each step over these clients; infinite where a client measured NaN."""
+    """The KL of each step over these clients, but those that were set aside; infinite where one measured NaN."""
 
     @staticmethod
     def of(candidates: Iterable[StepFractions]) -> Query:
@@ -137,6 +148,10 @@ class BudgetSearch:
     weights: Mapping[str, float]
     """The weight of each asked client in a mean."""
     queries: tuple[Query, ...] = ()
+    set_aside: Mapping[str, str] = field(default_factory=dict)
+    """The clients whose KL does not count, with the reason."""
+    estimates_again: bool = False
+    """Whether the last query estimates the longest step anew, as a client was set aside after the second."""
 
     def next_query(self) -> tuple[StepFractions, ...]:
         """Return the steps that clients should measure next, [M]; empty once the search has ended."""
@@ -150,9 +165,60 @@ class BudgetSearch:
         query = self._next
         assert query.steps, "nothing was asked"
         clients = [name for name in sorted(answers) if name in self.weights and len(answers[name]) == len(query.steps)]
-        by_step = zip(*([float(kl) for kl in answers[name]] for name in clients), strict=True)
-        kl = dict(zip(query.steps, (self._over_clients(clients, values) for values in by_step), strict=False))
-        return replace(self, queries=(*self.queries, replace(query, clients=tuple(clients), kl=kl)))
+        given = {name: tuple(map(float, answers[name])) for name in clients}
+        search = self._with((*self.queries, replace(query, clients=tuple(clients), answers=given)), self.set_aside)
+        set_aside = search._stand_apart()
+        if set_aside == dict(self.set_aside):
+            return search
+        return replace(self._with(search.queries, set_aside), estimates_again=len(search._answered) == 2)
+
+    def _with(self, queries: Sequence[Query], set_aside: Mapping[str, str]) -> BudgetSearch:
+        """Combine what clients measured, without some of them."""
+        combined = []
+        for query in queries:
+            clients = [name for name in query.clients if name not in set_aside]
+            by_step = zip(*(query.answers[name] for name in clients), strict=True)
+            kl = (self._over_clients(clients, values) for values in by_step)
+            combined.append(replace(query, kl=dict(zip(query.steps, kl, strict=False))))
+        return replace(self, queries=tuple(combined), set_aside=set_aside)
+
+    def _stand_apart(self) -> dict[str, str]:
+        """Find the clients whose KL cannot be true beside the others', and say why; fewer than half of the clients.
+
+        A median needs none of this.
+        """
+        aside, limit = dict(self.set_aside), self._largest_limit
+        if not self._answered or self.budgets.over == "median" or limit == math.inf:
+            return aside
+        first, last = self._answered[0], self._answered[-1]
+        whole = self.whole_kl
+        for name, median in medians_of_others(whole).items():
+            if median < math.inf and not whole[name] <= MOST_APART * max(median, limit):
+                aside[name] = f"{whole[name]:.3g} for the whole step, and the others' median is {median:.3g}"
+        if last is not first and last.candidates and not self._accepted:
+            step = min(last.candidates, key=sum)
+            at = last.steps.index(step)
+            moved = [name for name in last.clients if 0 < whole.get(name, 0.0) < math.inf]
+            parts = {name: last.answers[name][at] / whole[name] for name in moved}
+            for name, median in medians_of_others(parts).items():
+                if median < SHRUNK and parts[name] > STUCK:
+                    kept, others = f"{parts[name]:.0%}", f"{median:.2g}"
+                    aside.setdefault(name, f"{kept} of it remain at a step at which the others have {others} times it")
+        return aside if 2 * len(aside) < len(first.clients) else dict(self.set_aside)
+
+    @property
+    def whole_kl(self) -> dict[str, float]:
+        """The KL of the whole step as each client measured it, NaN as infinity; empty without answers."""
+        if not self._answered:
+            return {}
+        first = self._answered[0]
+        at = first.steps.index(self._whole)
+        return {name: math.inf if math.isnan(kl[at]) else kl[at] for name, kl in first.answers.items()}
+
+    @property
+    def _largest_limit(self) -> float:
+        """The largest budget that is a limit; infinite if there is none."""
+        return max((limit for limit in (*self._limits, self.budgets.joint) if limit < math.inf), default=math.inf)
 
     def accepted(self) -> AcceptedStep:
         """Return the longest step that was measured to be within all budgets; no step if there is none."""
@@ -170,13 +236,16 @@ class BudgetSearch:
             )
             for number, (block, budget) in enumerate(self.budgets.blocks.items())
         )
-        return AcceptedStep(blocks, first.measured(whole), self.budgets.joint, query.measured(step), query.clients)
+        clients = tuple(name for name in query.clients if name not in self.set_aside)
+        return AcceptedStep(blocks, first.measured(whole), self.budgets.joint, query.measured(step), clients)
 
     def _over_clients(self, clients: Sequence[str], kl: Sequence[float]) -> float:
-        """Combine what each client measured for a step, as the budgets are meant: the worst, or the weighted mean."""
+        """Combine what each client measured for a step, as the budgets are meant: the worst, the median or the mean."""
         values = [math.inf if math.isnan(value) else value for value in kl]
         if self.budgets.over == "worst":
             return max(values)
+        if self.budgets.over == "median":
+            return weighted_median(values, [self.weights[name] for name in clients])
         terms = [(self.weights[name], value) for name, value in zip(clients, values, strict=True) if self.weights[name]]
         total = sum(weight for weight, _ in terms)
         return sum(weight * value for weight, value in terms) / total if total else math.inf
@@ -184,8 +253,10 @@ class BudgetSearch:
     @property
     def _next(self) -> Query:
         """The next query, empty once the search has ended. A query without any answer is asked again."""
-        if self._accepted or len(self.queries) == MAX_QUERIES or not any(self._whole):
+        if len(self.queries) == MAX_QUERIES or not any(self._whole) or (self._accepted and not self.estimates_again):
             return Query()
+        if self.estimates_again:
+            return self._second_query(self._answered[0])
         match self._answered:
             case ():
                 return self._first_query()

@@ -19,8 +19,8 @@ class Budgets:
     """The budget of each shared block, moved alone."""
     joint: float = math.inf
     """The budget of all shared blocks, moved together."""
-    over: Literal["mean", "worst"] = "mean"
-    """What has to be within a budget: the weighted mean of the clients' KL, or the greatest."""
+    over: Literal["mean", "median", "worst"] = "mean"
+    """What has to be within a budget: the weighted mean of the clients' KL, their weighted median, or the greatest."""
 
 
 @dataclass(frozen=True)

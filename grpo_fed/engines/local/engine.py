@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, final
 
@@ -28,7 +29,17 @@ from grpo_fed.runs.checkpoint import Checkpoint
 from grpo_fed.runs.folder import CLIENTS, check_usable, claim_folder, open_unfinished, read_engine_state, reclaim_folder
 from grpo_fed.runs.recorder import Watch
 from grpo_fed.runs.results import Result
+from grpo_fed.runs.serialisation import from_json
+from grpo_fed.scenario.importing import describe_exception
 from grpo_fed.scenario.scenario import Scenario
+
+
+@dataclass(frozen=True)
+class SavedSchedule:
+    """Holds what a resumed run needs to ask the same clients together."""
+
+    workers: int | None
+    set_aside: list[list[str]]
 
 
 @final
@@ -72,11 +83,17 @@ class LocalEngine:
         self.device = str(resolve_device(scenario.device))
         if self.folder is not None:
             check_usable(self.folder)
-        saved: Mapping[str, Any] = (engine_state or {}) if checkpoint is None else checkpoint.parts.get("engine", {})
-        if checkpoint is not None and checkpoint.shared is not None and "workers" not in saved:
-            raise ValueError(
-                f"{checkpoint.folder}: was not written by the local engine, and lacks the state of the clients"
-            )
+        saved: Mapping[str, Any] = engine_state or {}
+        if checkpoint is not None and checkpoint.shared is not None:
+            saved = checkpoint.part("engine", dict[str, Any])
+        if checkpoint is not None and checkpoint.shared is not None:
+            if "workers" not in saved or {*checkpoint.files} - {*checkpoint.original_names}:
+                raise ValueError(
+                    f"{checkpoint.folder}: was not written by the local engine, and lacks the state of the clients"
+                )
+            names = {name for settings in scenario.clients for name in settings.names}
+            if unknown := {*checkpoint.files} - names:
+                raise ValueError(f"{checkpoint.folder}: has a client {min(unknown)}, which the scenario has not")
         self.setup = FederationSetup.of(scenario)
         """The tasks and shared blocks, resolved once for the server, the clients in this process and their policies."""
         with ExitStack() as stack:
@@ -85,9 +102,8 @@ class LocalEngine:
             else:
                 states = self.folder / CLIENTS
             self.state_store = StateStore(states, durable=False)
-            grid = make_local_grid(
-                self.setup, self.state_store, saved.get("workers", workers), saved.get("set_aside", ())
-            )
+            workers, set_aside = _read_schedule(saved, workers, self.setup.clients)
+            grid = make_local_grid(self.setup, self.state_store, workers, set_aside)
             self.schedule = stack.enter_context(grid).schedule
             """Which clients are asked together, and for how many workers they were put into chunks."""
             shared_blocks = self.setup.shared_blocks
@@ -142,18 +158,35 @@ class LocalEngine:
             _flush_to_disk(file)
         return files
 
-    def _save_policies(self, starts: Mapping[str, Start]) -> None:
-        """Write the policies that clients are evaluated with to the run's folder, a chunk at a time to save memory."""
-        if self.folder is None:
-            return
-        for chunk in self.schedule.chunks:
-            clients = Clients(
-                self.scenario,
-                self.setup.shared_blocks,
-                [self.setup.tasks[name] for name in chunk],
-                self.state_store,
-            )
-            clients.save_policies(self.folder, starts, self.federation.state.round)
+    def _save_policies(self, starts: Mapping[str, Start]) -> dict[str, str]:
+        """Write the policies that clients are evaluated with to the run's folder, a chunk at a time to save memory.
+
+        Return the clients whose policies could not be saved, with the reason.
+        """
+        problems: dict[str, str] = {}
+        for chunk in self.schedule.chunks if self.folder is not None else ():
+            assert self.folder is not None, "there is a folder to write to"
+            tasks = [self.setup.tasks[name] for name in chunk]
+            try:
+                clients = Clients(self.scenario, self.setup.shared_blocks, tasks, self.state_store)
+            except Exception as error:  # noqa: BLE001, a user's module may fail in any way
+                problems |= dict.fromkeys(chunk, describe_exception(error))
+                continue
+            problems |= clients.save_policies(self.folder, starts, self.federation.state.round)
+        return problems
+
+
+def _read_schedule(
+    saved: Mapping[str, Any], workers: int | None, clients: Sequence[str]
+) -> tuple[int | None, Sequence[Sequence[str]]]:
+    """Read the number of workers and the clients that were set aside from what a run saved; ValueError if damaged."""
+    try:
+        chosen = from_json(SavedSchedule, {"workers": workers, "set_aside": [], **saved})
+        if unknown := {name for names in chosen.set_aside for name in names} - {*clients}:
+            raise ValueError(f"set_aside names {min(unknown)}, which the scenario has not")
+    except ValueError as error:
+        raise ValueError(f"the schedule that the run saved is damaged: {error}") from None
+    return chosen.workers, chosen.set_aside
 
 
 def _flush_to_disk(file: Path) -> None:

@@ -10,6 +10,7 @@
     packing.py          a message's content as one array of bytes
     message_factory.py  messages outside of Flower's processes
     transport.py        GridTransport: instructions out, answers back
+    replies.py          replies one by one, measured before they are decoded
     pending.py          PendingMessages, Backoff: messages without a reply yet
     registry.py         NodeRegistry: which node is which client
     grids.py            what Flower's grids do and mean

@@ -34,6 +34,8 @@ from grpo_fed.scenario.scenario import Scenario
 
 MOST_METRICS = 10_000
 """Numbers that a client may report in an answer: names of blocks may be any."""
+LONGEST_EPISODE = 1_000_000
+"""Steps of an episode that a client may report, however long its task lets it be: a node names that limit itself."""
 MAX_DISTANCE = 100.0
 """The largest distance of a client's point from the shared blocks s, in units of 1 + ||s||."""
 
@@ -89,6 +91,8 @@ class AnswerCodec:
         training = MetricRecord({"steps": int(trained.steps), "episodes": int(trained.episodes)})
         training["gain"], training["spread"] = float(trained.gain), float(trained.spread)
         training["low"] = int(trained.low)
+        if trained.since is not None:
+            training["since"] = int(trained.since)
         if trained.kl is not None:
             training["kl"] = [float(kl) for kl in trained.kl]
         content = RecordDict(
@@ -116,7 +120,7 @@ class AnswerCodec:
         arrays.refuse_rest()
         selection.refuse_rest()
         fields = FieldReader(content, "training", MetricRecord)
-        steps = fields.take_count("steps", 0, self._max_steps)
+        steps = fields.take_count("steps", 0, self._max_steps(train.start.round))
         has_kl = train.measure_last_step and fields.has("kl")
         trained = Trained(
             point=point,
@@ -129,6 +133,7 @@ class AnswerCodec:
             kl=fields.take_divergences("kl", 1 + self._blocks) if has_kl else None,
             evaluation=self._read_summary(content) if train.evaluate_first else None,
             low=bool(fields.take_count("low", 0, 1)),
+            since=fields.take_count("since", 0, train.start.round - 2) if fields.has("since") else None,
             comparison=self._read_comparison(content) if "comparison" in more else None,
         )
         fields.refuse_rest()
@@ -160,15 +165,22 @@ class AnswerCodec:
             )
         return fisher
 
-    @cached_property
-    def _max_steps(self) -> int:
-        """The most steps of a client in a round: the scenario's, and those by which its last update may exceed them."""
+    def _max_steps(self, number: int) -> int:
+        """The most steps that a client does in a round, by the round's number.
+
+        In batches of a fixed size, all policies have done the least number of whole batches for the steps that are due
+        up to a round. With whole episodes a client goes on until the last episodes end.
+        """
         scenario = self._scenario
-        longest = scenario.rollout.horizon
         if scenario.objective.advantage == "group":
-            longest = self._max_episode_steps
-        policies = 2 if scenario.personal.model else 1
-        return scenario.steps + policies * scenario.rollout.num_envs * longest
+            longest = min(self._max_episode_steps, LONGEST_EPISODE)
+            return scenario.steps + (2 if scenario.personal.model else 1) * scenario.rollout.num_envs * longest
+        batch = scenario.rollout.num_envs * scenario.rollout.horizon
+        second = round(scenario.personal.steps * scenario.steps) if scenario.personal.model else 0
+        return sum(
+            (-(-number * steps // batch) + (-(number - 1) * steps // batch)) * batch
+            for steps in (scenario.steps - second, second)
+        )
 
     # Evaluations
 

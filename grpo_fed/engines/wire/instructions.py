@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from itertools import chain
 from typing import final
@@ -15,6 +14,7 @@ from grpo_fed.engines.wire.handshake import SHARED_BLOCKS
 from grpo_fed.engines.wire.validation import FieldReader, InvalidMessageError, check_records, show
 from grpo_fed.engines.wire.vector_cache import VectorCache
 from grpo_fed.federation.messages import Evaluate, EvaluationPlan, Instruction, Measure, Start, Train
+from grpo_fed.federation.server_state import RUN_NAME
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.scenario.scenario import Scenario
 
@@ -23,7 +23,6 @@ TRAIN, MEASURE, EVALUATE = "train", "query.measure", "evaluate"
 
 MAX_QUERIES = 64
 """How many sets of step fractions a `Measure` may have, times the number of blocks plus one."""
-RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def message_type(instruction: Instruction) -> str:

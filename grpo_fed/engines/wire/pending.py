@@ -10,6 +10,8 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from grpo_fed.engines.wire.grids import copy_with_new_id, push, read_start_times
+from grpo_fed.engines.wire.replies import ReplyLimits, pull_replies
+from grpo_fed.runs.records import Failure
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """Seconds between two questions for replies: after a question that found some, and at most."""
@@ -26,8 +28,9 @@ class PendingMessages:
     either, so that either reply will do; an error counts only if the other message has failed as well.
     """
 
-    def __init__(self, grid: Grid) -> None:
-        self._grid = grid
+    def __init__(self, grid: Grid, limits: ReplyLimits) -> None:
+        """limits: what a reply may have."""
+        self._grid, self._limits = grid, limits
         self._clients: dict[str, str] = {}
         """By message id, the client."""
         self._ids: dict[str, set[str]] = {}
@@ -54,12 +57,14 @@ class PendingMessages:
                 self._started[client] = started.get(messages[client].metadata.dst_node_id, "")
             yield client, message_id is not None
 
-    def pull(self) -> Iterator[tuple[str, Message]]:
-        """Ask the grid for replies once; yield each client that has one, with the reply that counts."""
+    def pull(self) -> Iterator[tuple[str, Message | Failure]]:
+        """Ask the grid for replies once; yield each client that has one, with the reply that counts, or why it is none
+        that can be read.
+        """
         if not self:
             return
-        for reply in self._grid.pull_messages(list(self._clients)):
-            client = self._resolve(reply)
+        for message_id, reply in pull_replies(self._grid, list(self._clients), self._limits):
+            client = self._resolve(message_id, isinstance(reply, Failure) or reply.has_error())
             if client is not None:
                 yield client, reply
 
@@ -85,14 +90,13 @@ class PendingMessages:
         self._clients[message_id] = client
         self._ids.setdefault(client, set()).add(message_id)
 
-    def _resolve(self, reply: Message) -> str | None:
-        """Return the client whose message this reply settles; None if it settles none, or not yet."""
-        message_id = reply.metadata.reply_to_message_id
+    def _resolve(self, message_id: str, is_error: bool) -> str | None:
+        """Return the client whose message is settled by a reply to it; None if it settles none, or not yet."""
         client = self._clients.pop(message_id, None)
         if client is None:
             return None
         self._ids[client].remove(message_id)
-        if reply.has_error() and self._ids[client]:
+        if is_error and self._ids[client]:
             return None
         self.forget([client])
         return client

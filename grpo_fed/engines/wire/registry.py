@@ -17,9 +17,13 @@ from flwr.serverapp import Grid
 from grpo_fed.engines import wire
 from grpo_fed.engines.wire import InvalidMessageError
 from grpo_fed.engines.wire.grids import CLOCK_ERROR, push, to_failure, to_one_line
+from grpo_fed.engines.wire.replies import ReplyLimits, pull_replies
+from grpo_fed.runs.records import Failure
 from grpo_fed.scenario.toml.text import closest_match, did_you_mean
 from grpo_fed.tasks.task import TaskShape
 
+HELLO_LIMITS = ReplyLimits(0, 10_000_000)
+"""What a node may say about its client: the sizes of an action may be many."""
 HELLO_DEADLINE = 60.0
 """Seconds that a node may take to name its client before it is asked again."""
 PAUSE_AFTER_ERROR = 10.0
@@ -97,14 +101,16 @@ class NodeRegistry:
         """Read the names that nodes have answered since."""
         if not self._asked:
             return
-        for reply in self._grid.pull_messages(list(self._asked)):
-            node, _ = self._asked.pop(reply.metadata.reply_to_message_id, (None, 0.0))
+        for message_id, reply in pull_replies(self._grid, list(self._asked), HELLO_LIMITS):
+            node, _ = self._asked.pop(message_id, (None, 0.0))
             if node is not None:
                 self._read_answer(node, reply)
 
-    def _read_answer(self, node: int, reply: Message) -> None:
+    def _read_answer(self, node: int, reply: Message | Failure) -> None:
         """Accept a node as a client, or reject it with a reason."""
         try:
+            if isinstance(reply, Failure):
+                raise InvalidMessageError(reply.reason)
             if reply.has_error():
                 raise InvalidMessageError(to_failure(reply.error).reason)
             hello = wire.read_hello(reply.content)

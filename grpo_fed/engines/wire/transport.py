@@ -24,6 +24,7 @@ from grpo_fed.engines.wire.grids import CLOCK_ERROR, to_failure, to_one_line
 from grpo_fed.engines.wire.handshake import SHARED_BLOCKS
 from grpo_fed.engines.wire.pending import Backoff, PendingMessages
 from grpo_fed.engines.wire.registry import NodeRegistry
+from grpo_fed.engines.wire.replies import ReplyLimits
 from grpo_fed.federation.messages import Answer, Instruction
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.records import Failure
@@ -56,7 +57,8 @@ class GridTransport:
         self._nodes: Mapping[str, int] = {}
         """By client, the node that it had when `reachable` was called last."""
         self._bytes_up = self._bytes_down = 0
-        self._pending = PendingMessages(grid)
+        self._limits = ReplyLimits.of(shared_blocks)
+        self._pending = PendingMessages(grid, self._limits)
         """What was submitted and has no reply yet."""
         self._submitted: dict[str, Instruction] = {}
         self._undelivered: dict[str, Failure] = {}
@@ -94,7 +96,7 @@ class GridTransport:
         replies = self._stream(messages, deadline) if self._streams else self._poll(messages, deadline)
         waiting = deque(sorted(instructions))
         for name, reply in replies:
-            known[name] = reply if isinstance(reply, Failure) else self._read(instructions[name], reply)
+            known[name] = self._read(instructions[name], reply)
             while waiting and waiting[0] in known:
                 first = waiting.popleft()
                 yield first, known.pop(first)
@@ -115,7 +117,7 @@ class GridTransport:
     def _poll(self, messages: Mapping[str, Message], deadline: float | None) -> Iterator[tuple[str, Message | Failure]]:
         """Yield the replies of one of Flower's own grids; replies to messages of earlier rounds are never asked for."""
         until = time.monotonic() + (FOREVER if deadline is None else deadline)
-        pending, backoff = PendingMessages(self._grid), Backoff()
+        pending, backoff = PendingMessages(self._grid, self._limits), Backoff()
         yield from self._hand_over(pending, messages)
         while pending:
             asked, count = time.monotonic(), len(pending)
@@ -190,7 +192,9 @@ class GridTransport:
     def _resend(self, pending: PendingMessages) -> None:
         self._bytes_down += sum(wire.content_size(message.content) for message in pending.resend_to_restarted())
 
-    def _read(self, instruction: Instruction, reply: Message) -> Answer | Failure:
+    def _read(self, instruction: Instruction, reply: Message | Failure) -> Answer | Failure:
+        if isinstance(reply, Failure):
+            return reply
         if reply.has_error():
             return to_failure(reply.error)
         self._bytes_up += wire.content_size(reply.content)

@@ -26,6 +26,7 @@ from mlflow.store.db import utils as database
 from grpo_fed.runs.checkpoint import CHECKPOINTS
 from grpo_fed.runs.colours import pick_colour
 from grpo_fed.runs.folder import EPISODES, FIGURES, POLICIES, ROUNDS, SCENARIO, SUMMARY
+from grpo_fed.runs.markdown import escape_markdown, plain
 from grpo_fed.runs.results import RESULTS
 from grpo_fed.runs.tracking import run_page
 from grpo_fed.runs.tracking.selection import (
@@ -173,7 +174,7 @@ class MlflowRuns:
             return str(experiment.experiment_id)
         artifacts = self.store.artifacts
         location = None if artifacts is None else (artifacts / begin["scenario"]).as_uri()
-        tags = {"mlflow.experimentKind": "custom_model_development", PAGE: begin["description"]}
+        tags = {"mlflow.experimentKind": "custom_model_development", PAGE: escape_markdown(plain(begin["description"]))}
         return str(self.client.create_experiment(begin["scenario"], location, tags))
 
     def _existing_runs(self, name: str) -> dict[str, str]:
@@ -271,6 +272,9 @@ class MlflowRuns:
         for name in FILES:
             self._send_file(folder / name)
         for name in FOLDERS:
+            if any(path.is_symlink() for path in (folder / name, *(folder / name).rglob("*"))):
+                _log_left_out(f"{folder / name}", ValueError("there are links in it, which are not followed"))
+                continue
             files = [path for path in (folder / name).rglob("*") if path.is_file()]
             if files and sum(path.stat().st_size for path in files) <= MAX_FOLDER_BYTES:
                 with _log_if_refused(f"{folder / name}"):
@@ -284,7 +288,9 @@ class MlflowRuns:
             self._set_tags(self._parent, {"mlflow.loggedArtifacts": tag})
 
     def _send_file(self, path: Path) -> None:
-        if path.is_file():
+        if path.is_symlink():
+            _log_left_out(str(path), ValueError("it is a link, which is not followed"))
+        elif path.is_file():
             with _log_if_refused(str(path)):
                 self.client.log_artifact(self._parent, str(path))
 

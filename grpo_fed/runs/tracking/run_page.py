@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from grpo_fed.runs.departures import Departure, by_round
 from grpo_fed.runs.equal_groups import equal_groups_line, equal_groups_note, has_equal_groups_alone
 from grpo_fed.runs.examples import read_examples
+from grpo_fed.runs.markdown import escape_markdown, plain
 from grpo_fed.runs.metrics import SCORE_IQM, TRAINING_RETURN
 from grpo_fed.runs.records import list_differences
 from grpo_fed.runs.results import idle_clients
@@ -56,7 +57,7 @@ def page_at_end(begin: Mapping[str, Any], document: Mapping[str, Any] | None, st
     evaluated = [client for client in document["clients"].values() if client["return"] is not None]
     lines = []
     if status != "finished":
-        reason = f": {document['error']}" if document.get("error") else ""
+        reason = f": {_foreign(document['error'])}" if document.get("error") else ""
         lines.append(
             f"**{status.capitalize()} after {document['rounds']} of {begin['params']['rounds']} rounds**{reason}."
         )
@@ -69,7 +70,9 @@ def page_at_end(begin: Mapping[str, Any], document: Mapping[str, Any] | None, st
         )
     for name in (idle := idle_clients(document))[:ROWS]:
         round, kind, reason = document["missing"][name][-1]
-        lines.append(f"**{name} learned nothing**: it gave no valid answer, in round {round} {kind}: {reason}")
+        lines.append(
+            f"**{name} learned nothing**: it gave no valid answer, in round {round} {kind}: {_foreign(reason)}"
+        )
     if len(idle) > ROWS:
         lines.append(f"**{len(idle) - ROWS} more clients learned nothing.**")
     if line := equal_groups_line(document.get("equal", {})):
@@ -81,7 +84,7 @@ def page_at_end(begin: Mapping[str, Any], document: Mapping[str, Any] | None, st
     lines.append(f"{_describe_run(begin)}: {document['env_steps']:,} {unit} in {document['seconds']:.0f} s{traffic}.")
     lines.append(_table(document["clients"]))
     if begin["description"]:
-        lines.append(f"*{begin['description']}*")
+        lines.append(_foreign(begin["description"]))
     return "\n\n".join(lines)[:LONGEST]
 
 
@@ -150,7 +153,9 @@ def _describe_run(begin: Mapping[str, Any]) -> str:
     """Name the scenario, the method, the number of clients and the seed."""
     params = begin["params"]
     count = len(begin["clients"])
-    return f"{begin['scenario']}, {params['method']}, {count} client{'s' * (count != 1)}, seed {params['seed']}"
+    return (
+        f"{begin['scenario']}, {_foreign(params['method'])}, {count} client{'s' * (count != 1)}, seed {params['seed']}"
+    )
 
 
 def _table(clients: Mapping[str, Any]) -> str:
@@ -191,6 +196,11 @@ def _differences(client: Mapping[str, Any], quote: str = "") -> list[str]:
         return describe_departures(client, quote)
     names = list_differences(client.get("personal_groups", ()), client.get("clusters", {}))
     return [", ".join(f"{quote}{name}{quote}" for name in names)] if names else []
+
+
+def _foreign(text: str) -> str:
+    """Write words of a client or of a scenario, so that they are no more than words."""
+    return escape_markdown(plain(text))
 
 
 def _cell(value: float | None) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias, final
 
 from grpo_fed.runs.files import append_line, write_atomic
 from grpo_fed.runs.folder import TRACKING
+from grpo_fed.runs.serialisation import from_json, parse_json, read_json
 
 SpoolKind: TypeAlias = Literal["begin", "resume", "round", "end"]
 """begin: what the run is. resume: the run goes on after a stop. round: a line of rounds.jsonl. end: the results."""
@@ -98,8 +99,8 @@ class Spool:
     def load_state(self, store: str) -> SendState:
         """Read how much has been sent; a new state for `store` if the file is missing or damaged."""
         try:
-            return SendState(**json.loads(self.sent_path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            return from_json(SendState, read_json(self.sent_path))
+        except (OSError, ValueError):
             return SendState(store)
 
     def save_state(self, state: SendState) -> None:
@@ -138,7 +139,7 @@ def hold_lock(handle: int, patience: float) -> Iterator[None]:
 def _record(line: bytes, end: int) -> SpoolRecord | None:
     """Read a record; None for a line that a killed process or a full disk left damaged."""
     try:
-        content = json.loads(line)
+        content = parse_json(line.decode())
         return SpoolRecord(content.pop("kind"), int(content.pop("time")), content, end)
     except (ValueError, KeyError, AttributeError, TypeError):
         return None

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, final
 
+from grpo_fed.runs.folder import refuse_all_links
 from grpo_fed.runs.results import Status
 from grpo_fed.runs.tracking.spool import SendState, Spool
 from grpo_fed.runs.tracking.store import HIDDEN, Store, resolve_store
@@ -41,19 +42,26 @@ class Tracker:
 
     @classmethod
     def open(
-        cls, uri: str | None, folder: Path, scenario: Scenario, resumed: bool = False, models: bool = True
+        cls,
+        uri: str | None,
+        folder: Path,
+        scenario: Scenario,
+        resumed: bool = False,
+        models: bool = True,
+        from_run: bool = False,
     ) -> Tracker:
         """Track a run to `uri`, else MLFLOW_TRACKING_URI, else `runs/mlflow.db`; "off" tracks nothing.
 
         Nothing is written or started before the first round.
 
         folder: the run's folder. resumed: whether to go on with the MLflow runs that the folder names. models: whether
-        the clients' policies are logged when the run has finished. ValueError for a URI that names no store.
+        the clients' policies are logged when the run has finished. from_run: whether a store that the folder alone
+        names may be used, as for `store_of_run`. ValueError for a URI that names no store, or another than the folder.
         """
         spool = Spool(folder)
         store = resolve_store(uri)
         if resumed and store is not None and spool.sent_path.is_file():
-            store = _store_of_run(store, uri, spool)
+            store = store_of_run(store, uri, spool, from_run)
         return cls(store, spool, scenario, resumed, models)
 
     def __init__(self, store: Store | None, spool: Spool, scenario: Scenario, resumed: bool, models: bool) -> None:
@@ -136,20 +144,21 @@ class Tracker:
         self._writer = start_writer(self.spool, self.store)
 
 
-def replay(folder: str | Path, uri: str | None = None, patience: float = PATIENCE) -> int:
+def replay(folder: str | Path, uri: str | None = None, patience: float = PATIENCE, from_run: bool = False) -> int:
     """Send the records that are left in the spool of a run's folder; return how many there were.
 
-    uri: a store, if it is not the one that the run was tracked to. ValueError if the folder holds no tracked run;
-    TimeoutError if not all records could be sent in `patience` seconds, or the run is still sending them itself.
+    uri: a store, if it is not the one that the run was tracked to. from_run: as for `store_of_run`. ValueError if the
+    folder holds no tracked run; TimeoutError if not all records could be sent in `patience` seconds, or the run is
+    still sending them itself.
     """
     spool = Spool(Path(folder))
     if not spool.sent_path.is_file() and not spool.path.is_file():
         raise ValueError(f"{folder}: there is nothing to replay: no run was tracked in it")
-    recorded = spool.load_state("").store
-    store = resolve_store(uri or (recorded if recorded and HIDDEN not in recorded else None))
-    if store is None:
+    refuse_all_links(Path(folder))
+    store = resolve_store(uri)
+    if store is None and not (from_run and uri is None):
         raise ValueError(f"{folder}: nothing can be sent with tracking off; name a tracking URI")
-    store = _store_of_run(store, uri, spool)
+    store = store_of_run(store, uri, spool, from_run)
     count = _count_unsent(spool)
     if count:
         with spool.locked(0):
@@ -170,8 +179,10 @@ def start_writer(spool: Spool, store: Store) -> subprocess.Popen[bytes]:
 
     It has a session of its own, so that Ctrl-C in the terminal does not stop it.
     """
-    command = [sys.executable, "-m", "grpo_fed.runs.tracking.writer", str(spool.folder.parent), store.uri]
-    environment = {**os.environ, **QUIET, **store.environment}
+    # -P: without it, modules of the current folder, which may be a run's, would come before all others
+    command = [sys.executable, "-P", "-m", "grpo_fed.runs.tracking.writer", str(spool.folder.parent), store.uri]
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, **QUIET, **store.environment, "PYTHONPATH": path}
     with spool.log.open("ab") as log:
         return subprocess.Popen(
             command,
@@ -190,27 +201,38 @@ def page_link(address: str, sent: SendState) -> str | None:
     return f"{address}/#/experiments/{sent.experiment}/runs/{sent.parent}?workflowType=machine_learning"
 
 
-def _store_of_run(store: Store, given: str | None, spool: Spool) -> Store:
-    """Return the store that a run was tracked to, since it goes on there, or `store` if no record has arrived there.
+def store_of_run(store: Store | None, given: str | None, spool: Spool, from_run: bool = False) -> Store:
+    """Return the store that a run goes on in: the one that it was tracked to, if no other would be used without it.
 
-    ValueError if the user has given another store, or if the address with its password must be given again.
+    The address in a run's folder is not trusted: another may have made the folder, and the credentials of the
+    environment would go where it says. If no record has arrived there, the store that was given is used instead.
+
+    store: the one that the user's argument, the environment or the default name; None if tracking is off, with
+    `from_run` alone. given: the argument, if there is one. from_run: whether the user trusts the folder's address.
+    ValueError if another store was recorded, or if its address with its password must be given again.
     """
-    sent = spool.load_state(store.uri)
+    sent, folder = spool.load_state("" if store is None else store.uri), spool.folder.parent
     recorded = sent.store
-    if recorded == store.uri:
+    if store is not None and recorded == store.uri:
         return store
-    if given and sent.experiment is None:
+    here = "nowhere" if store is None else store.uri
+    if given and store is not None and sent.experiment is None:
         spool.save_state(SendState(store.uri, sent.run))  # no record has arrived: perhaps its address was wrong
         return store
     if given:
-        raise ValueError(f"{spool.folder.parent}: is tracked at {recorded}, and goes on there, not at {store.uri}")
+        raise ValueError(f"{folder}: is tracked at {recorded}, and goes on there, not at {here}")
+    if not from_run:
+        raise ValueError(
+            f"{folder}: is tracked at {recorded}, and you at {here}; if this folder is yours, go on there with"
+            " --tracking-from-run, or give the address with --track"
+        )
     if HIDDEN in recorded:
         raise ValueError(
-            f"{spool.folder.parent}: is tracked at {recorded}; give that address with its password in"
-            " MLFLOW_TRACKING_URI"
+            f"{folder}: is tracked at {recorded}; give that address with its password in MLFLOW_TRACKING_URI"
         )
     original = resolve_store(recorded)
-    assert original is not None, "a run with tracking off has no spool"
+    if original is None:
+        raise ValueError(f"{folder}: {spool.sent_path.name} names no store; give one with --track")
     return original
 
 

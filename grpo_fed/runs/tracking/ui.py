@@ -19,8 +19,8 @@ from pathlib import Path
 
 from grpo_fed.runs.folder import TRACKING
 from grpo_fed.runs.tracking.spool import SendState, Spool
-from grpo_fed.runs.tracking.store import HIDDEN, Store, resolve_store
-from grpo_fed.runs.tracking.tracker import QUIET, page_link
+from grpo_fed.runs.tracking.store import Store, resolve_store
+from grpo_fed.runs.tracking.tracker import QUIET, page_link, store_of_run
 
 HOST = "127.0.0.1"
 PATIENCE = 120.0
@@ -45,13 +45,14 @@ def serve(
     port: int | None = None,
     browse: bool = True,
     say: Callable[[str], None] = print,
+    from_run: bool = False,
 ) -> int:
     """Show a run, or the latest of a store, until Ctrl-C or the server's end; return the exit code.
 
-    run: the run's folder. browse: whether to open a browser. say: prints a line.
+    run: the run's folder. browse: whether to open a browser. say: prints a line. from_run: as for `store_of_run`.
     ValueError if there is nothing to show, RuntimeError if the server does not start.
     """
-    with open_pages(run, uri, port) as pages:
+    with open_pages(run, uri, port, from_run) as pages:
         say(pages.link)
         if browse and _has_screen():
             webbrowser.open(pages.link)
@@ -64,12 +65,17 @@ def serve(
 
 
 @contextlib.contextmanager
-def open_pages(run: Path | None = None, uri: str | None = None, port: int | None = None) -> Iterator[MlflowPages]:
+def open_pages(
+    run: Path | None = None, uri: str | None = None, port: int | None = None, from_run: bool = False
+) -> Iterator[MlflowPages]:
     """Run the server that shows the pages while the context lasts; arguments and errors as for `serve`."""
     sent = None if run is None else _read_send_state(run)
-    store = resolve_store(uri if sent is None or uri is not None else _recorded_uri(sent))
-    if store is None:
+    store = resolve_store(uri)
+    if store is None and not (run is not None and from_run and uri is None):
         raise ValueError("there is nothing to show with tracking off; name a tracking URI")
+    if run is not None and uri is None:
+        store = store_of_run(store, None, Spool(run), from_run)
+    assert store is not None, "there is one, or an error"
     if sent is None:
         sent = _latest(store)
     if store.page is not None:
@@ -131,11 +137,6 @@ def _read_send_state(run: Path) -> SendState:
         problem = "no run of it was tracked" if run.is_dir() else "there is no such folder"
         raise ValueError(f"{run}: {problem}, or it has not reached MLflow yet: there is no {TRACKING}/sent.json in it")
     return spool.load_state("")
-
-
-def _recorded_uri(sent: SendState) -> str | None:
-    """Return the store that a run is tracked to; None if its password must come from the environment."""
-    return None if HIDDEN in sent.store else sent.store
 
 
 def _latest(store: Store) -> SendState | None:

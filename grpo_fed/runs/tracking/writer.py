@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, TextIO, final
 from grpo_fed.runs.tracking.spool import Spool, SpoolRecord
 from grpo_fed.runs.tracking.store import HIDDEN, find_secrets
 from grpo_fed.runs.tracking.tracker import GRACE
+from grpo_fed.scenario.importing import import_from_working_folder
 
 if TYPE_CHECKING:
     from grpo_fed.runs.tracking.mlflow_runs import MlflowRuns
@@ -38,6 +39,7 @@ def main(folder: Path, store: str) -> int:
     """Send the spool of a run's folder; return the exit code, 0 if all records were sent. store: as `Store.uri`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(5)  # training comes first
+    import_from_working_folder()
     spool = Spool(folder)
     try:
         with spool.locked(LOCK_PATIENCE):

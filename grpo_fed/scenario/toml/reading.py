@@ -26,6 +26,8 @@ PrepareTables: TypeAlias = Callable[[dict[str, Any], Sequence[str]], None]
 FindContradictions: TypeAlias = Callable[[Model], Iterable[Mistake]]
 """Finds the contradictions between the keys of a valid model."""
 
+MOST_MISTAKES = 100
+"""Mistakes that are explained; a file with more is hardly a scenario, and to guess what was meant takes time."""
 CONTRADICTIONS_LATER = object()
 """The validation context under which a model accepts contradictions, since its caller looks for them afterwards."""
 
@@ -57,9 +59,13 @@ def loads(
     try:
         value = model.model_validate(source.data, context=CONTRADICTIONS_LATER)
     except ValidationError as invalid:
-        mistakes = [mistake_from_error(model, source.data, error) for error in invalid.errors()]
-        mistakes += _contradictions_without_invalid_keys(model, source.data, mistakes, contradictions)
-        raise ScenarioError("\n".join([*lines, *mistake_lines(source, mistakes)])) from None
+        errors = invalid.errors()
+        mistakes = [mistake_from_error(model, source.data, error) for error in errors[:MOST_MISTAKES]]
+        more = len(errors) - len(mistakes)
+        if not more:
+            mistakes += _contradictions_without_invalid_keys(model, source.data, mistakes, contradictions)
+        rest = [f"{name}: has {more:,} more mistakes"] if more else []
+        raise ScenarioError("\n".join([*lines, *mistake_lines(source, mistakes), *rest])) from None
     lines += mistake_lines(source, list(contradictions(value)))
     if lines:
         raise ScenarioError("\n".join(lines))

@@ -11,6 +11,10 @@ from typing import Any
 from grpo_fed.scenario.toml.lines import KeyPath, line_numbers, split_key
 from grpo_fed.scenario.toml.text import closest_match, did_you_mean, short_toml, shorten, toml_key
 
+MOST_NESTED = 50
+"""How deep lists and tables may be in one another; what reads them calls itself for each."""
+TOO_DEEP = f"lists and tables are nested more than {MOST_NESTED} deep; is a bracket or a dot repeated?"
+
 
 class ScenarioError(ValueError):
     """Lists all mistakes of a scenario, one a line: `file:line: key = value: what is wrong; what to write instead`."""
@@ -36,7 +40,10 @@ class Source:
     @classmethod
     def parse(cls, text: str, name: str) -> Source:
         """Parse a TOML text; ScenarioError if it is not TOML."""
-        return cls(name, _parse(text, name), {path: (0, line) for path, line in line_numbers(text).items()}, [])
+        data = _parse(text, name)
+        if is_too_deep(data):
+            raise ScenarioError(f"{name}: {TOO_DEEP}")
+        return cls(name, data, {path: (0, line) for path, line in line_numbers(text).items()}, [])
 
     def apply_override(self, override: str) -> str | None:
         """Put KEY=VALUE on top of the file; returns a line of error if that is not possible."""
@@ -44,7 +51,10 @@ class Source:
         try:
             if not equals:
                 raise ValueError("must be KEY=VALUE, such as objective.clip=0.3")
-            path = _assign(self.data, split_key(key), _parse_value(value))
+            keys, parsed = split_key(key), _parse_value(value)
+            if len(keys) > MOST_NESTED or is_too_deep(parsed):
+                raise ValueError(TOO_DEEP)
+            path = _assign(self.data, keys, parsed)
         except ValueError as error:
             return f"--set {_one_line(override)}: {error}"
         for replaced in [inner for inner in self.positions if inner[: len(path)] == path]:
@@ -99,6 +109,19 @@ class Source:
         return f"{self.name}:{number}: {'' if text.startswith(key_and_value) else f'{key_and_value}: '}{text}"
 
 
+def is_too_deep(value: Any) -> bool:
+    """Whether lists and tables are in one another more than `MOST_NESTED` deep."""
+    level = [value]
+    for _ in range(MOST_NESTED + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return bool(level)
+
+
 def _one_line(text: str) -> str:
     return shorten(text.replace("\n", "\\n"))
 
@@ -149,6 +172,8 @@ def _parse_value(text: str) -> Any:
     text = text.strip()
     try:
         parsed = tomllib.loads(f"value = {text}")
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
     except tomllib.TOMLDecodeError:
         if text.startswith(("[", "{", '"', "'")):
             message = "the value is not TOML; is a quote or bracket missing, or did the shell remove it?"
@@ -175,6 +200,8 @@ def read_text(path: Path) -> str:
 def _parse(text: str, name: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
+    except RecursionError:
+        raise ScenarioError(f"{name}: {TOO_DEEP}") from None
     except tomllib.TOMLDecodeError as error:
         raise ScenarioError(f"{name}:{_explain_syntax_error(text, str(error))}") from None
 

@@ -1,0 +1,25 @@
+"""Parts of a client's answers, from what its learner and its evaluation report."""
+
+from __future__ import annotations
+
+from grpo_fed.federation.messages import EvaluationSummary
+from grpo_fed.rl.records import Evaluation, TrainingReport
+from grpo_fed.runs.metrics import is_reported
+
+
+def reported_metrics(report: TrainingReport, seconds: float) -> dict[str, float]:
+    """Select the metrics that a client reports to the server."""
+    return {name: value for name, value in report.metrics(seconds).items() if is_reported(name)}
+
+
+def summarise(evaluation: Evaluation) -> EvaluationSummary:
+    """Compute the statistics of an evaluation's episodes."""
+    scores = evaluation.scores
+    return EvaluationSummary(
+        mean=float(scores.mean()),
+        std=float(scores.std()),
+        least=float(scores.min()),
+        most=float(scores.max()),
+        episodes=len(scores),
+        length=float(evaluation.lengths.mean()),
+    )
