@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 
 from flwr.app import Error, Message
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
+from grpo_fed.engines.wire.flower_private import ObjectPushError
 from grpo_fed.runs.records import Failure
 from grpo_fed.scenario.toml.text import shorten
 
