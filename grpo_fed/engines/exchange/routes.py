@@ -11,7 +11,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias, TypeVar, final
 
@@ -107,14 +107,14 @@ class ExchangeRoutes:
         except PermissionError as error:
             raise _Refusal(401, str(error)) from None
         if node is None:
-            return self._encode(node=0)
+            return self._encode({"node": 0})
         await asyncio.to_thread(state.note_sign_of_life, node)
         now, token = time.monotonic(), secrets.token_hex(16)
         self._passes = {key: entry for key, entry in self._passes.items() if entry.until > now}
         self._passes[token] = _Pass(node, now + PASS_SECONDS)
         self._heartbeats[node] = now
         self.exchange.arrive(node, str(document["client"])[:128])
-        return self._encode(node=node, **{"pass": token})
+        return self._encode({"node": node, "pass": token})
 
     async def _next(self, scope: Scope, document: dict[str, Any], contents: list[bytes]) -> bytes:
         node = self._find_node(document)
@@ -124,14 +124,14 @@ class ExchangeRoutes:
         found = await self.exchange.next(node, working, answered, wait)
         reply = {"drop": found.drop, "again": found.again, "ask_flower": found.ask_flower}
         if found.instruction is None:
-            return self._encode(**reply)
+            return self._encode(reply)
         message = {"id": found.instruction.id, "kind": found.instruction.kind, "run": found.run}
-        return self._encode([found.instruction.content], **reply, message=message)
+        return self._encode({**reply, "message": message}, [found.instruction.content])
 
     async def _answer(self, scope: Scope, document: dict[str, Any], contents: list[bytes]) -> bytes:
         content = contents[0] if contents else None
         answer = NodeAnswer(str(document["id"]), content, int(document["code"]), str(document["reason"])[:2000])
-        return self._encode(known=self.exchange.answer(self._find_node(document), answer))
+        return self._encode({"known": self.exchange.answer(self._find_node(document), answer)})
 
     def _find_node(self, document: dict[str, Any]) -> int:
         """Return the node that has this pass."""
@@ -160,7 +160,7 @@ class ExchangeRoutes:
             for entry in document["messages"]
         ]
         taken = self.exchange.ask(run, instructions, bool(document["again"]))
-        return self._encode(taken=taken, gone=self.exchange.gone)
+        return self._encode({"taken": taken, "gone": self.exchange.gone})
 
     async def _hear(self, scope: Scope, document: dict[str, Any], contents: list[bytes]) -> bytes:
         run = await self._find_run(scope)
@@ -171,10 +171,11 @@ class ExchangeRoutes:
             for answer in heard.answers
         ]
         parts = [answer.content for answer in heard.answers if answer.content is not None]
-        return self._encode(parts, answers=answers, silent=heard.silent, gone=self.exchange.gone)
+        reply = {"answers": answers, "silent": heard.silent, "gone": self.exchange.gone}
+        return self._encode(reply, parts)
 
     async def _status(self, scope: Scope, document: dict[str, Any], contents: list[bytes]) -> bytes:
-        return self._encode(nodes=[asdict(node) for node in self.exchange.nodes])
+        return self._encode({"nodes": [asdict(node) for node in self.exchange.nodes]})
 
     async def _find_run(self, scope: Scope) -> int:
         """Return the run whose app sends a request."""
@@ -198,8 +199,8 @@ class ExchangeRoutes:
 
     # Both
 
-    def _encode(self, contents: list[bytes] | None = None, **document: Any) -> bytes:
-        return protocol.encode({**document, "epoch": self.exchange.epoch}, contents or ())
+    def _encode(self, document: dict[str, Any], contents: Sequence[bytes] = ()) -> bytes:
+        return protocol.encode({**document, "epoch": self.exchange.epoch}, contents)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something beside the request."""
