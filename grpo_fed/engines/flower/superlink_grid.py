@@ -24,6 +24,7 @@ from grpo_fed.engines.wire.flower_private import (
     NoConnectionError,
     NodeInfo,
     NoRouteError,
+    ObjectPushError,
     RefusedError,
     Run,
     make_reply,
@@ -31,6 +32,7 @@ from grpo_fed.engines.wire.flower_private import (
     shorten_backoffs,
     unpack,
 )
+from grpo_fed.engines.wire.grids import PUSH_TRIES, copy_with_new_id, to_one_line
 from grpo_fed.engines.wire.packing import is_packed, pack_into_record, unpack_from_record, unwrap
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
@@ -103,9 +105,10 @@ class SuperLinkGrid(Grid):
         rest = [place for place, message_id in enumerate(ids) if message_id not in taken]
         self._by_flower = bool(rest)
         if rest:
-            pushed = list(self._grid.push_messages([packed[place] for place in rest]))
-            for place, message_id in zip(rest, pushed, strict=False):
-                ids[place] = message_id
+            pushed = self._push_by_flower([packed[place] for place in rest])
+            for place, message in zip(rest, pushed, strict=True):
+                packed[place] = message
+                ids[place] = message.metadata.message_id
         for original, message, message_id in zip(originals, packed, ids, strict=True):
             set_message_id(original, message_id if message_id in taken else message.metadata.message_id)
         return ids
@@ -144,6 +147,22 @@ class SuperLinkGrid(Grid):
             heard = {reply.metadata.reply_to_message_id for reply in found}
             ids = [message_id for message_id in ids if message_id not in heard]
         return replies
+
+    def _push_by_flower(self, messages: Sequence[Message]) -> list[Message]:
+        """Push messages to Flower, and return them; those that it does not take have no id."""
+        batch = list(messages)
+        taken: set[str] = set()
+        for _ in range(PUSH_TRIES):
+            try:
+                taken = {message_id for message_id in self._grid.push_messages(batch) if message_id}
+                break
+            except ObjectPushError as error:
+                log.warning("%s", to_one_line(str(error)))
+                batch = [copy_with_new_id(message) for message in batch]
+        for message in batch:
+            if message.metadata.message_id not in taken:
+                set_message_id(message, "")
+        return batch
 
     # The exchange
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,10 @@ class ResidentClient:
                 )
                 self._say(problem)
                 self._stopping.wait(REFUSED_PAUSE)
+            except Exception as error:  # noqa: BLE001, a client must not fall silent
+                problem = f"client {self._place.client}: {type(error).__name__}: {error}"
+                self._say(f"{problem}\n{traceback.format_exc()}")
+                self._stopping.wait(LONGEST_PAUSE)
 
     def stop(self) -> None:
         """Sign off, and end the workers."""

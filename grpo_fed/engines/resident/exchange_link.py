@@ -47,10 +47,11 @@ class ExchangeLink:
 
     def serve(self) -> None:
         """Wait until there are messages, and begin them."""
-        working = [message_id for message_id in self._workers.busy if message_id not in self._fleet.ids]
+        by_flower = self._fleet.ids
+        working = [message_id for message_id in self._workers.busy if message_id not in by_flower]
         with self._lock:
-            answered = list(self._answers)
-        request = {"working": [*working], "answered": answered, "wait": protocol.WAIT}
+            answered = [message_id for message_id in self._answers if message_id not in working]
+        request = {"working": working, "answered": answered, "wait": protocol.WAIT}
         document, contents = self._with_pass(protocol.NEXT, request)
         for message_id in document["drop"]:
             self._workers.cancel(message_id)
