@@ -170,7 +170,7 @@ class SuperLink:
 
 @final
 class Restarter:
-    """Restarts processes that have ended: a SuperLink goes on with its runs, a node is accepted within a minute."""
+    """Restarts processes that have ended: a SuperLink goes on with its runs, a node with its messages."""
 
     def __init__(
         self, processes: SupervisedProcesses, commands: Mapping[str, Sequence[str]], pause: float = 1.0

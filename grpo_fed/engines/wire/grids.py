@@ -28,10 +28,6 @@ RAISED, DIED, LATE = (1, 2, 6, 7), (0, 5, 8), (3, 4)
 log = logging.getLogger(__name__)
 
 
-class WorkerDiedError(RuntimeError):
-    """The process that computed a client's answer has ended; the text says how."""
-
-
 def push(grid: Grid, messages: Mapping[str, Message]) -> Iterator[tuple[str, str | None]]:
     """Hand messages over to a grid; yield each name with its message's id, or None where the grid did not take it."""
     names = list(messages)
@@ -69,8 +65,6 @@ def to_failure(error: Error) -> Failure:
     reason = to_one_line(error.reason or "")
     raised = re.fullmatch(r"<class '(?:.*\.)?(\w+)'>:<'(.*)'>", reason)  # how Flower writes an exception
     if raised:
-        if raised[1] == WorkerDiedError.__name__:
-            return Failure("died", raised[2])
         reason = f"{raised[1]}: {raised[2]}"
     kind = "raised" if error.code in RAISED else "late" if error.code in LATE else "died"
     return Failure(kind, reason or f"Flower's error {error.code}")
