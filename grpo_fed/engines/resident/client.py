@@ -17,7 +17,7 @@ from typing import TypeAlias, final
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 from grpo_fed.engines.resident.exchange_link import ExchangeLink
-from grpo_fed.engines.resident.fleet_link import GHOST_SECONDS, FleetLink
+from grpo_fed.engines.resident.fleet_link import GHOST_SECONDS, FleetLink, NotYetAcceptedError
 from grpo_fed.engines.resident.run_configs import RunConfigs
 from grpo_fed.engines.resident.workers import ClientWorkers, Outcome, ReceivedMessage
 from grpo_fed.engines.wire.flower_private import NoConnectionError, NodeConnection, NoRouteError, RefusedError
@@ -79,10 +79,9 @@ class ResidentClient:
                         self._stopping.wait(self._fleet.serve())
                     self._workers.end_idle()
             except NoConnectionError as error:
-                problem = (
-                    f"client {self._place.client}: no connection to {self._place.superlink}, trying again: {error}"
-                )
-                self._until = time.monotonic() + GHOST_SECONDS
+                problem = f"client {self._place.client}: {self._place.superlink}: {error}; trying again"
+                if not isinstance(error, NotYetAcceptedError):
+                    self._until = time.monotonic() + GHOST_SECONDS
                 self._say(problem)
                 self._stopping.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)

@@ -34,6 +34,10 @@ RAISED, DIED = 2, 8
 """Flower's error codes."""
 
 
+class NotYetAcceptedError(NoConnectionError):
+    """Flower refuses the node, perhaps only because one that was killed still counts as online."""
+
+
 @final
 class FleetLink:
     """Takes a client's messages from Flower and sends the replies."""
@@ -46,11 +50,15 @@ class FleetLink:
         self._latest = self._heartbeat = time.monotonic()
 
     def sign_on(self, registers: bool, until: float) -> None:
-        """Sign on; RefusedError if the SuperLink does not accept the node.
+        """Sign on, unless the node still is; RefusedError if the SuperLink does not accept it.
 
         registers: whether the node made its key itself. until: when a node that was killed is offline for sure; until
-        then the refusal may be due to that, and NoConnectionError is raised instead.
+        then the refusal may be due to that, and NotYetAcceptedError is raised instead.
         """
+        if self._connection.node:
+            with suppress(RefusedError):  # the SuperLink has forgotten it
+                self._connection.send_heartbeat()
+                return
         if registers:
             with suppress(RefusedError):  # it is registered already, or signing on says what is wrong
                 self._connection.register()
@@ -58,7 +66,7 @@ class FleetLink:
             self._connection.activate()
         except RefusedError as error:
             if time.monotonic() < until:
-                raise NoConnectionError(f"not accepted yet, perhaps as it still counts as online: {error}") from None
+                raise NotYetAcceptedError(f"not accepted yet, perhaps as it still counts as online: {error}") from None
             raise
 
     def serve(self) -> float:

@@ -270,7 +270,7 @@ def _call(call: Callable[[], Result]) -> Result:
     try:
         return call()
     except (ObjectPullError, ObjectPushError, httpx.TransportError) as error:
-        raise NoConnectionError(f"{type(error).__name__}: {error}") from error
+        raise NoConnectionError(f"no connection, {type(error).__name__}: {error}") from error
     except httpx.HTTPStatusError as error:
         code, text = error.response.status_code, error.response.text
         known = FlowerError.from_json(text)
