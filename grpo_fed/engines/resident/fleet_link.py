@@ -25,7 +25,7 @@ from grpo_fed.engines.wire.flower_private import (
 from grpo_fed.engines.wire.packing import is_packed, unwrap, wrap
 
 SHORTEST_PAUSE, LONGEST_PAUSE, IDLE_PAUSE = 0.02, 0.5, 3.0
-"""Seconds between two questions for messages: after one that found some, at most, and at most after a long time."""
+"""Seconds between two questions for messages: after an answer, at most, and at most after a long time."""
 IDLE_AFTER = 120.0
 """Seconds without a message after which pauses grow further."""
 GHOST_SECONDS = 75.0
@@ -76,10 +76,11 @@ class FleetLink:
             self._connection.send_heartbeat()
             self._heartbeat = now
         if self.pull():
-            self._pause, self._latest = SHORTEST_PAUSE, now
-        else:
-            longest = LONGEST_PAUSE if now < self._latest + IDLE_AFTER else IDLE_PAUSE
-            self._pause = min(1.3 * self._pause, longest)
+            self._latest = now
+        if self._workers.busy:
+            return LONGEST_PAUSE  # the next message comes after the answer
+        longest = LONGEST_PAUSE if now < self._latest + IDLE_AFTER else IDLE_PAUSE
+        self._pause = min(2 * self._pause, longest)
         return self._pause
 
     def pull(self) -> bool:
