@@ -145,7 +145,7 @@ class Exchange:
             rest = until - self._clock()
             is_urgent = found.instruction or found.again or found.ask_flower or set(found.drop) & set(working)
             if is_urgent or rest <= 0 or known.turn != turn:
-                known.ask_flower = False
+                known.ask_flower &= known.turn != turn
                 return found
             try:
                 await asyncio.wait_for(known.wake.wait(), rest)
