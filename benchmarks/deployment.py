@@ -29,7 +29,7 @@ from benchmarks.learning import describe_machine
 ROOT = Path(__file__).parents[1]
 FILE = Path(__file__).parent / "results" / "deployment.jsonl"
 BEFORE_COMMIT = "06a2aee"
-ROUNDS = {"before": 4, "fleet": 10, "exchange": 20, "local": 20}
+ROUNDS = {"before": 4, "fleet": 4, "exchange": 12, "local": 12}
 """Rounds of a run, by contestant: fewer where they are slow."""
 WORDS = {
     "before": "before: a SuperNode for each client",

@@ -41,6 +41,8 @@ PATIENCE = 600.0
 """Seconds for which a SuperLink may be away."""
 FLOWER_WAIT = 0.5
 """The most seconds to wait at the exchange while there are messages that went by Flower."""
+SHARE = 4.0
+"""A pause is at least so many times as long as the question took."""
 DIED = 5
 """Flower's error code for a node that has gone."""
 
@@ -124,7 +126,9 @@ class SuperLinkGrid(Grid):
             if here:
                 replies += self._hear(here, min(rest, FLOWER_WAIT if by_flower else protocol.WAIT))
             if by_flower:
+                began = time.monotonic()
                 replies += [_unpack(reply) for reply in self._grid.pull_messages(by_flower)]
+                pause = max(pause, min(SHARE * (time.monotonic() - began), LONGEST_PAUSE))
             if replies or time.monotonic() >= until:
                 return replies
             if not here:

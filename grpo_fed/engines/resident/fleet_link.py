@@ -26,6 +26,8 @@ from grpo_fed.engines.wire.packing import is_packed, unwrap, wrap
 
 SHORTEST_PAUSE, LONGEST_PAUSE, IDLE_PAUSE = 0.02, 0.5, 3.0
 """Seconds between two questions for messages: after an answer, at most, and at most after a long time."""
+SHARE = 4.0
+"""A pause is at least so many times as long as the question took: a SuperLink that has much to do is asked less."""
 IDLE_AFTER = 120.0
 """Seconds without a message after which pauses grow further."""
 GHOST_SECONDS = 75.0
@@ -75,13 +77,15 @@ class FleetLink:
         if now > self._heartbeat + HEARTBEAT / 2:
             self._connection.send_heartbeat()
             self._heartbeat = now
+        began = time.monotonic()
         if self.pull():
             self._latest = now
+        least = min(SHARE * (time.monotonic() - began), IDLE_PAUSE)
         if self._workers.busy:
-            return LONGEST_PAUSE  # the next message comes after the answer
+            return max(LONGEST_PAUSE, least)  # the next message comes after the answer
         longest = LONGEST_PAUSE if now < self._latest + IDLE_AFTER else IDLE_PAUSE
         self._pause = min(2 * self._pause, longest)
-        return self._pause
+        return max(self._pause, least)
 
     def pull(self) -> bool:
         """Begin a message that Flower has, instead of the run's earlier ones; return whether there was one."""
