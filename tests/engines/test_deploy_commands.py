@@ -41,7 +41,7 @@ def test_users_see_what_is_missing_and_ctrl_c_ends_all(tmp_path: Path, monkeypat
     try:
         until(lambda: "ready at" in server_log.read_text())
         until(lambda: all(f"client {name} is connected" in client_log.read_text() for name in ("ant", "dog")))
-        overrides = ["rounds=1", "round.deadline=3", "round.quorum=0.3"]
+        overrides = ["rounds=1", "round.deadline=30", "round.quorum=0.3"]
         scenario, lines = Scenario.loads(TINY, overrides=overrides), list[str]()
         result = FlowerEngine(scenario, tmp_path / "run", superlink="grpo-fed").run(say=lines.append)
         status = subprocess.run(command("status"), capture_output=True, check=True, **here)  # type: ignore[call-overload]
