@@ -46,13 +46,14 @@ def main() -> None:
     """Do the runs that are missing, and print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--contestants", default=",".join(ROUNDS), help="those that take turns; by default all")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         before = Path(folder) / "before"
         unpack_commit(BEFORE_COMMIT, before)
         for repetition in range(options.repetitions):
             finished = {line["contestant"] for line in read_results() if line["repetition"] == repetition}
-            for contestant in ROUNDS:
+            for contestant in options.contestants.split(","):
                 if contestant not in finished:
                     run_trial(contestant, repetition, before if contestant == "before" else ROOT)
     print("\n".join(format_table(read_results())))
