@@ -103,12 +103,13 @@ def format_table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         return
     seconds = {name: summarise(runs, lambda run: median(run["seconds"])) for name, runs in by_contestant.items()}
     processor = {name: summarise(runs, lambda run: run["cpu_seconds"]) for name, runs in by_contestant.items()}
-    yield "| contestant | seconds a round | of the local engine | CPU seconds a round | the whole run, s | runs |"
-    yield "| --- | --- | --- | --- | --- | --- |"
+    yield "| contestant | seconds a round | of the local engine | CPU seconds a round | the whole run, s | load | runs |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
     for name, runs in by_contestant.items():
         ratio = seconds[name] / seconds["local"]
         whole = summarise(runs, lambda run: run["whole_seconds"])
         cells = [WORDS[name], f"{seconds[name]:.2f}", f"{ratio:.1f}x", f"{processor[name]:.2f}", f"{whole:.0f}"]
+        cells.append(f"{summarise(runs, lambda run: run['load']):.0f}")
         yield f"| {' | '.join(cells)} | {len(runs)} |"
     yield ""
     slower, faster = seconds["exchange"] / seconds["local"], seconds["before"] / seconds["exchange"]

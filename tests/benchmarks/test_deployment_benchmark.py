@@ -13,7 +13,13 @@ from benchmarks.deployment_trial import measure_processor_time
 
 
 def line(contestant: str, *seconds: float) -> dict[str, Any]:
-    return {"contestant": contestant, "seconds": list(seconds), "cpu_seconds": 2 * seconds[0], "whole_seconds": 30.0}
+    return {
+        "contestant": contestant,
+        "seconds": list(seconds),
+        "cpu_seconds": 2 * seconds[0],
+        "whole_seconds": 30.0,
+        "load": 1.0,
+    }
 
 
 def test_the_table_has_medians_of_medians_and_ratios():
@@ -27,8 +33,8 @@ def test_the_table_has_medians_of_medians_and_ratios():
         for row in format_table(lines)
         if "|" in row
     }
-    assert rows["the resident node with waiting requests"] == ["1.50", "3.0x", "2.00", "30", "3"]
-    assert rows["the local engine"] == ["0.50", "1.0x", "0.80", "30", "1"]
+    assert rows["the resident node with waiting requests"] == ["1.50", "3.0x", "2.00", "30", "1", "3"]
+    assert rows["the local engine"] == ["0.50", "1.0x", "0.80", "30", "1", "1"]
     notes = [row for row in format_table(lines) if row.startswith("-")]
     assert [note.rpartition(", ")[2] for note in notes] == ["reached.", "missed."]
     assert "13.3 times" in notes[1]
