@@ -103,7 +103,7 @@ def format_table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         return
     seconds = {name: summarise(runs, lambda run: median(run["seconds"])) for name, runs in by_contestant.items()}
     processor = {name: summarise(runs, lambda run: run["cpu_seconds"]) for name, runs in by_contestant.items()}
-    yield "| contestant | seconds a round | of the local engine | CPU seconds a round | the whole run, s | load | runs |"
+    yield "| contestant | seconds a round | of the local one | CPU seconds a round | the whole run, s | load | runs |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for name, runs in by_contestant.items():
         ratio = seconds[name] / seconds["local"]
