@@ -58,8 +58,8 @@ CHAPTERS = {
         """The 8 clients of the quickstart on one machine, over loopback without TLS: Flower's SuperLink, the server's
         app and the clients' processes share its cores. Seconds and processor seconds a round are medians, over
         repetitions, of a run's median and mean from its second round on; contestants take turns. *Before* is commit
-        06a2aee, with a SuperNode for each client and a process for each message. *Load* is the machine's when a run began, of
-        other work: it was high and differed between the runs, so that ratios say more than seconds.""",
+        06a2aee, with a SuperNode for each client and a process for each message. *Load* is the machine's when a run
+        began, of other work: it was high and differed between the runs, so that ratios say more than seconds.""",
         "python -m benchmarks.deployment --repetitions 3",
     ),
     "merges": (
