@@ -1,8 +1,8 @@
 """Write benchmarks/RESULTS.md from the results of the other benchmarks.
 
-Learning beside stable-baselines3 comes first (learning.py, peers.py), then the federation (federation.py, merges.py,
-structure.py, scarce.py) and a GPU (gpu.py). It can be called again whenever more runs are done; benchmarks without a
-run are left out:
+Learning beside stable-baselines3 comes first (learning.py, peers.py), then the federation (federation.py,
+deployment.py, merges.py, structure.py, scarce.py) and a GPU (gpu.py). It can be called again whenever more runs are
+done; benchmarks without a run are left out:
 
     python -m benchmarks.report
 
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import federation, gpu_results, merges, scarce, structure, tabular
+from benchmarks import deployment, federation, gpu_results, merges, scarce, structure, tabular
 from benchmarks.learning import CASES, RESULTS, THRESHOLDS, Case
 from benchmarks.structure_runs import read_runs
 from grpo_fed.runs.statistics import Estimate, estimate, interquartile_mean, probability_of_improvement
@@ -52,6 +52,15 @@ CHAPTERS = {
         environments and updates; *in turn* are our own clients, trained one after another in one process. A ratio is
         how many times as long the other takes. Idle clients answer 100 KB with 100 KB and do nothing else.""",
         "python -m benchmarks.federation --repetitions 5",
+    ),
+    "deployment": (
+        "A deployed round",
+        """The 8 clients of the quickstart on one machine, over loopback without TLS: Flower's SuperLink, the server's
+        app and the clients' processes share its cores. Seconds and processor seconds a round are medians, over
+        repetitions, of a run's median and mean from its second round on; contestants take turns. *Before* is commit
+        06a2aee, with a SuperNode for each client and a process for each message. *Load* is the machine's when a run
+        began, of other work: it was high and differed between the runs, so that ratios say more than seconds.""",
+        "python -m benchmarks.deployment --repetitions 3",
     ),
     "merges": (
         "What merging costs",
@@ -167,6 +176,7 @@ def format_chapters() -> str:
     merged = json.loads(merges.FILE.read_text()) if merges.FILE.exists() else None
     chapters = {
         "federation": federation.format_tables(federation.read_measurements(federation.FILE)),
+        "deployment": deployment.format_table(deployment.read_results()),
         "merges": iter(()) if merged is None else merges.format_tables(merged),
         "structure": structure.format_tables(read_runs(structure.FILE)),
         "tabular": tabular.format_table(json.loads(tabular.FILE.read_text())) if tabular.FILE.exists() else iter(()),

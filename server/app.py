@@ -16,6 +16,8 @@ from grpo_fed.engines.flower.app_folder import scenario_from_config
 from grpo_fed.engines.flower.discovery import discover_shared_blocks
 from grpo_fed.engines.flower.log_channel import LogChannel
 from grpo_fed.engines.flower.superlink import read_registered_keys
+from grpo_fed.engines.flower.superlink_grid import SuperLinkGrid
+from grpo_fed.engines.wire.flower_private import AppConnection
 from grpo_fed.engines.wire.registry import NodeRegistry
 from grpo_fed.engines.wire.transport import GridTransport
 from grpo_fed.federation.rounds import Federation
@@ -44,6 +46,8 @@ def main(grid: Grid, context: Context) -> None:
     else:
         scenario, after, state = scenario_from_config(text), None, {}
     claim = _claim_folder(scenario, out, bool(context.run_config["resume"]), bool(context.run_config["replace"]))
+    if AppConnection.is_possible(grid):
+        grid = SuperLinkGrid(grid)
     names = [name for settings in scenario.clients for name in settings.names]
     registry = NodeRegistry(grid, names, keys=read_registered_keys())
     with claim, _stop_cleanly():

@@ -20,7 +20,10 @@ hypothesis.settings.load_profile("tests")
 
 LONGEST = (
     "test_deployment",
+    "test_mixed_nodes",
+    "test_resident_node",
     "test_flower",
+    "test_deploy_commands",
     "test_tracking",
     "test_browser",
     "test_stacked_learner",

@@ -9,7 +9,7 @@
     export.py       export
     compare.py      compare, report
     scenarios.py    new, check, explain, list, config, schema
-    deploy.py       deploy init, deploy server, deploy client
+    deploy.py       deploy init, server, client, status
     tracking.py     ui, replay
     knobs_table.py  all knobs as tables
 

@@ -1,4 +1,4 @@
-"""The commands that put a federation on several machines: deploy init, deploy server, deploy client."""
+"""The commands that put a federation on several machines: deploy init, server, client and status."""
 
 from __future__ import annotations
 
@@ -71,29 +71,60 @@ def server(
 
 @group.command()
 def client(
-    name: Annotated[str, typer.Option("--name", metavar="NAME", help="The client, as the scenario names it.")],
+    names: Annotated[
+        list[str],
+        typer.Option(
+            "--name", metavar="NAME", help="A client of this machine, as the scenario names it; may be repeated."
+        ),
+    ],
     superlink: Annotated[str, typer.Option("--superlink", metavar="HOST:PORT", help="The server's address.")],
     folder: Annotated[
         Path | None,
-        typer.Argument(metavar="FOLDER", help="The client's folder; by default NAME or deployment/clients/NAME."),
+        typer.Argument(
+            metavar="FOLDER",
+            help="The client's folder, or one with the folders of several clients; by default NAME or"
+            " deployment/clients.",
+        ),
     ] = None,
     state: Annotated[
         Path | None,
         typer.Option(
-            "--state", metavar="DIR", help="Where the client's state is saved; by default in the user's data folder."
+            "--state", metavar="DIR", help="Where the clients' states are saved; by default in the user's data folder."
         ),
     ] = None,
     insecure: Insecure = False,
     debug: Debug = False,
 ) -> None:
-    """Run a client with Flower's SuperNode until it is stopped."""
+    """Run the clients of this machine, in one process, until it is stopped."""
     with report_errors(debug, FAILED):
         from grpo_fed.engines.deploy import commands
 
         if folder is None and not insecure:
-            folder = _first_existing(Path(name), DEPLOYMENT / "clients" / name)
-        code = commands.client(name, superlink, folder, state=state, insecure=insecure, say=typer.echo)
+            folder = _first_existing(*map(Path, names[:1]), DEPLOYMENT / "clients")
+            if len(names) > 1 and folder == Path(names[0]):
+                folder = Path()
+        code = commands.client(names, superlink, folder, state=state, insecure=insecure, say=typer.echo)
     raise typer.Exit(code)
+
+
+@group.command()
+def status(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="FOLDER", help="The server's folder; by default server or deployment/server."),
+    ] = None,
+    superlink: Annotated[
+        str, typer.Option("--superlink", metavar="NAME", help="The server's name in Flower's configuration.")
+    ] = "grpo-fed",
+    debug: Debug = False,
+) -> None:
+    """Show the nodes, their clients and last signs of life, and the runs; on the server's machine."""
+    with report_errors(debug, FAILED):
+        from grpo_fed.engines.deploy import commands
+
+        folder = folder or _first_existing(Path("server"), DEPLOYMENT / "server", Path("grpo-fed-server"))
+        for line in commands.status(superlink, folder):
+            typer.echo(line)
 
 
 def _first_existing(*folders: Path) -> Path | None:

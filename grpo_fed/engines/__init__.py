@@ -2,7 +2,9 @@
 
     start.py  run and resume: the engine that was asked for
     local/    this machine's processes
-    flower/   Flower: simulation, or a SuperLink and SuperNodes
+    flower/   Flower: simulation, or a SuperLink and nodes
+    exchange/  messages in the SuperLink's memory, through requests that wait
+    resident/  one process for all clients of a machine
     deploy/   keys, certificates, a server and clients on several machines
     alone.py  the control: every client by itself, no federation
     wire/     messages as Flower's records, checked; a transport over any Flower grid

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from grpo_fed.scenario.scenario import Scenario
 
 EngineName: TypeAlias = Literal["local", "flower-sim", "flower"]
-"""This machine's processes; Flower's simulation; or a Flower deployment of a SuperLink and SuperNodes."""
+"""This machine's processes; Flower's simulation; or a Flower deployment of a SuperLink and nodes."""
 Watch: TypeAlias = "Callable[[RoundRecord], None]"
 """Called with the record of each round as soon as the round has ended."""
 

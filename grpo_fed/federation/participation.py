@@ -13,8 +13,11 @@ from grpo_fed.scenario.toml.text import shorten
 
 PAUSE = 0.1
 """Seconds between two checks of which clients can be reached."""
-LONG = 10.0
-"""Seconds of waiting before the missing clients are logged."""
+SOON, LATER = 1.0, 60.0
+"""Seconds of waiting before the missing clients are logged, and before they are logged again."""
+
+CURE = "start them with `grpo-fed deploy client`; `grpo-fed deploy status` shows who is connected"
+"""What to do about clients that are missing."""
 
 log = logging.getLogger(__name__)
 
@@ -24,15 +27,16 @@ def wait_for_clients(
 ) -> tuple[str, ...]:
     """Wait until `count` clients are connected or `deadline` seconds have passed; return those that are connected.
 
-    connected: finds the clients that can be reached now. Clients that are missing for long are logged once.
+    connected: finds the clients that can be reached now. Clients that are missing are logged at once and every minute.
     """
-    began, is_logged = time.monotonic(), False
+    began = time.monotonic()
+    next_line = began + SOON
     until = math.inf if deadline is None else began + deadline
     while len(names := connected()) < count and (now := time.monotonic()) < until:
-        if now > began + LONG and not is_logged:
-            is_logged = True
+        if now > next_line:
+            next_line += LATER
             missing = ", ".join(sorted(set(clients) - set(names)))
-            log.warning("waiting for %s", shorten(missing))
+            log.warning("waiting for %s; %s", shorten(missing), CURE)
         time.sleep(PAUSE)
     return names
 

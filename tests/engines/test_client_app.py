@@ -85,8 +85,7 @@ def nothing_stays_open() -> Iterator[None]:
 
 def end(process: ModuleType) -> None:
     """Do what happens when a process ends."""
-    if process.forwarder.node is not None:
-        process.forwarder.node.close()
+    process.node.close()
 
 
 def new_process() -> ModuleType:
@@ -198,8 +197,7 @@ def test_a_process_may_serve_several_clients_and_scenarios(tmp_path: Path, monke
     monkeypatch.setattr(node_module, "MAX_CLIENTS", 1)
     again = [point_of(ask(train(1), node)) for node in (first, second, other_run)]
     np.testing.assert_array_equal(again, expected)
-    assert clients.app.forwarder.node is not None
-    assert len(clients.app.forwarder.node.loaded) == 1
+    assert len(clients.app.node.loaded) == 1
 
 
 @pytest.mark.parametrize(
@@ -208,17 +206,19 @@ def test_a_process_may_serve_several_clients_and_scenarios(tmp_path: Path, monke
         ({"client": "long"}, "long"),
         ({"partition-id": 1}, "cart-1"),
         ({"client": "cart-0", "partition-id": 2}, "cart-0"),
+        ({"client": "crat-0"}, "crat-0"),
     ],
 )
-def test_a_node_names_its_client(node_config: dict[str, str | int], name: str):
+def test_a_node_names_its_client(node_config: dict[str, str | int], name: str, capsys: pytest.CaptureFixture[str]):
     reply = clients.app.app(Message(RecordDict(), 2, "query.hello"), context(None, **node_config))
     assert read_hello(reply.content).client == name
+    takes_no_part = "client crat-0 takes no part in the run of scenario app, which has cart-0, cart-1, long"
+    assert (takes_no_part in capsys.readouterr().err) is (name == "crat-0")
 
 
 @pytest.mark.parametrize(
     ("node_config", "given"),
     [
-        ({"client": "crat-0"}, "client = 'crat-0'"),
         ({}, "no client, partition-id = None"),
         ({"partition-id": 3}, "no client, partition-id = 3"),
         ({"partition-id": -1}, "no client, partition-id = -1"),

@@ -74,8 +74,7 @@ def inside_a_run(monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture(autouse=True)
 def nothing_stays_open() -> Iterator[None]:
     yield
-    if clients.app.forwarder.node is not None:
-        clients.app.forwarder.node.close()
+    clients.app.node.close()
 
 
 @pytest.fixture
@@ -217,11 +216,15 @@ def test_a_late_client_with_other_shared_blocks_fails(tmp_path: Path, packages: 
     assert "in other shapes or groups than this client has them" in reason
 
 
-def test_a_client_that_is_long_waited_for_is_named(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(participation, "LONG", 0.1)
+def test_a_client_that_is_waited_for_is_named_again_and_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(participation, "SOON", 0.05)
+    monkeypatch.setattr(participation, "LATER", 0.25)
     scenario = Scenario.loads(TEXT, overrides=["round.deadline=0.5"])
     shared_blocks, _ = discover_shared_blocks(scenario, NodeRegistry(InMemoryGrid({}), ["cart", "bot"]), {})
-    assert caplog.messages == ["waiting for bot"]
+    cure = "start them with `grpo-fed deploy client`; `grpo-fed deploy status` shows who is connected"
+    assert caplog.messages == [f"waiting for bot; {cure}"] * 2
     assert shared_blocks.size == 3 * 8 + 8, "the cart's torso, which the server can make"
 
 

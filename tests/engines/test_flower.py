@@ -23,7 +23,7 @@ from grpo_fed.engines.start import run
 from grpo_fed.runs.records import RoundRecord
 from grpo_fed.runs.results import ClientResult, Result
 from grpo_fed.scenario.scenario import Scenario
-from tests.support.small_federation import CLIENTS, CONNECTION, ROOT, agree, tiny, until
+from tests.support.small_federation import CLIENTS, CONNECTION, ROOT, agree, stock_node_command, tiny, until
 from tests.support.small_language import words
 
 
@@ -92,14 +92,14 @@ def test_invalid_arguments_start_nothing(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def superlink(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Run a SuperLink with a node for ant; gives the environment in which `flwr` finds it."""
+    """Run a SuperLink with one of Flower's own nodes for ant; gives the environment in which `flwr` finds it."""
     environment = make_flower_environment(tmp_path / "home", {STATE: str(tmp_path / "state")})
     for part in ("neutral", "logs"):
         (tmp_path / part).mkdir()
     with SupervisedProcesses(tmp_path / "neutral", environment, tmp_path / "logs") as processes:
         link = SuperLink(processes, tmp_path, find_free_port())
         link.start()
-        link.add_node("ant")
+        processes.start("ant", stock_node_command("ant", link.address))
         write_connection(tmp_path / "home", CONNECTION, link.address, None)
         yield environment
 

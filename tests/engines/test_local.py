@@ -8,7 +8,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from grpo_fed.engines.wire.message_factory import RUN, SERVER, make_message
+from grpo_fed.engines.wire.flower_private import RUN, SERVER, make_message
 from grpo_fed.engines.workers.fork_server import Worker, is_possible
 from grpo_fed.federation.messages import Evaluate, EvaluationPlan, Measure, Train, Trained
 from grpo_fed.runs.records import Failure
@@ -150,7 +150,7 @@ def test_a_worker_that_is_killed_at_work_fails_its_clients(tmp_path: Path) -> No
 
 
 def test_messages_of_our_factory_pass_through_a_flower_app() -> None:
-    # What engines/wire/message_factory.py assumes of Flower: such a message goes through an app, and its reply fits.
+    # What engines/wire/flower_private.py assumes of Flower: such a message goes through an app, and its reply fits.
     app = ClientApp()
 
     @app.train()

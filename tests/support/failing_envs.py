@@ -46,7 +46,10 @@ class PidLoggingCartPole(FailingCartPole):
 
 
 class WaitingCartPole(CartPoleEnv):
-    """Waits for a file in `folder`, in its first step after its client's state of each of `rounds` is written."""
+    """Waits for a file in `folder`, in its first step after its client's state of each of `rounds` is written.
+
+    Each process that begins to wait appends its id to a file.
+    """
 
     def __init__(
         self, client: str, state: str, rounds: Sequence[int], folder: str, render_mode: str | None = None
@@ -61,7 +64,8 @@ class WaitingCartPole(CartPoleEnv):
         for number in self.rounds:
             waits, go = (self.folder / f"{self.client} {what} after {number}" for what in ("waits", "goes"))
             if not go.exists() and any(self.state_folder.glob(f"*/{self.client}/round-{number:04d}.safetensors")):
-                waits.touch()
+                with waits.open("a") as file:
+                    print(os.getpid(), file=file, flush=True)
                 while not go.exists():
                     time.sleep(0.05)
         return super().step(action)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
+from grpo_fed.engines.flower.flwr_command import find_script
+from grpo_fed.engines.flower.superlink import find_free_port
 from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
 
@@ -71,6 +74,17 @@ def agree(folder: Path, result: Result, local: tuple[Path, Result]) -> None:
     assert result.rounds == local_result.rounds
     before = {name: client.before for name, client in result.clients.items()}
     assert before == {name: client.before for name, client in local_result.clients.items()}
+
+
+def stock_node_command(
+    client: str, superlink: str, authority: Path | None = None, key: Path | None = None
+) -> list[str]:
+    """Return the command of one of Flower's own nodes, which starts a process for each message."""
+    trust = ["--insecure"] if authority is None else ["--root-certificates", str(authority)]
+    proof = [] if key is None else ["--auth-supernode-private-key", str(key)]
+    own_port, config = str(find_free_port()), f"client={json.dumps(client)}"
+    program = find_script("flower-supernode")
+    return [program, *trust, *proof, "--superlink", superlink, "--port", own_port, "--node-config", config]
 
 
 def until(condition: Callable[[], bool], seconds: float = 300.0) -> None:

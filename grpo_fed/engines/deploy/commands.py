@@ -8,26 +8,24 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import FrameType
 
 from pydantic import TypeAdapter, ValidationError
 
 from grpo_fed.engines.deploy import certificates
-from grpo_fed.engines.flower import warm
+from grpo_fed.engines.deploy.status import describe_deployment, read_registered
 from grpo_fed.engines.flower.flwr_command import FlwrCommand, find_flower_home, write_connection
 from grpo_fed.engines.flower.processes import POLL, SupervisedProcesses
 from grpo_fed.engines.flower.superlink import (
     KEYS,
-    STATE,
     Identity,
     Restarter,
     SuperLink,
+    find_state_folder,
     make_flower_environment,
-    make_node_command,
-    make_node_name,
     write_secret,
 )
+from grpo_fed.engines.resident.host import OWN_KEYS, make_host_command
 from grpo_fed.runs.files import write_atomic
 from grpo_fed.scenario.field_types import Name
 
@@ -40,6 +38,8 @@ NODES, DATA = "nodes", "kept"
 """Folders in the server's folder: the clients' public keys; the SuperLink's data."""
 CA, CA_KEY, CERTIFICATE, KEY, NODE_KEY = "ca.pem", "ca-key.pem", "server.pem", "server-key.pem", "node-key"
 REGISTERED = "registered.json"
+NODE = "node"
+"""The name of the process that serves the clients of a machine."""
 LOCAL_HOSTS = ("localhost", "127.0.0.1")
 INTERRUPTED = 130
 """The exit code after Ctrl-C."""
@@ -197,11 +197,19 @@ def _register_keys(flwr: FlwrCommand, keys: Path, path: Path, say: Say) -> None:
     write_atomic(path, json.dumps(registered, indent=1))
 
 
+def status(connection: str = CONNECTION, folder: Path | None = None) -> list[str]:
+    """Return what is connected to the server and what runs on it, line by line.
+
+    folder: what `init` made for the server, which says for which client a node's key was made; may be None.
+    """
+    return describe_deployment(connection, read_registered((folder or Path()) / DATA / REGISTERED))
+
+
 # A client ------------------------------------------------------------------------------------------------------------
 
 
 def client(
-    name: str,
+    names: Sequence[str],
     superlink: str,
     folder: Path | None,
     *,
@@ -209,34 +217,36 @@ def client(
     insecure: bool = False,
     say: Say = print,
 ) -> int:
-    """Run a client until a signal stops it, and return the exit code.
+    """Run the clients of this machine until a signal stops them, and return the exit code.
 
     superlink: HOST:PORT of the server.
-    folder: what `init` made for the client; may be None with `insecure`.
-    state: where the client keeps its state between rounds, by default a folder of the user's.
+    folder: what `init` made for the client, or a folder with that of each client; may be None with `insecure`.
+    state: where the clients keep their states between rounds, by default a folder of the user's.
     insecure: no encryption and no keys.
     say: is called with a line at every event.
     """
-    _check_names([name])
-    authority = key = None
+    _check_names(names)
+    authority, keys = None, dict[str, Path | None].fromkeys(names)
     if not insecure:
         if folder is None:
             raise ValueError("deploy client needs the folder that `grpo-fed deploy init` made for it, or --insecure")
-        authority, key = folder.absolute() / CA, folder.absolute() / NODE_KEY
-        for path in (authority, key):
+        folders = _find_client_folders(folder.absolute(), names)
+        authority, keys = folders[names[0]] / CA, {name: folders[name] / NODE_KEY for name in names}
+        for path in (authority, *(folder / NODE_KEY for folder in folders.values())):
             _check_file(path)
-    variables = {} if state is None else {STATE: str(state.absolute())}
-    with _stop_signals() as signals, TemporaryDirectory(prefix="grpo-fed-", ignore_cleanup_errors=True) as temporary:
-        environment = make_flower_environment(more={**variables, **warm.make_node_environment(Path(temporary))})
-        with SupervisedProcesses(Path.home(), environment) as processes:
-            commands = {
-                **warm.make_start_commands(Path(temporary)),
-                make_node_name(name): make_node_command(name, superlink, authority, key),
-            }
-            for process, command in commands.items():
-                processes.start(process, command)
-            say(f"client {name} serves {superlink}")
-            return _supervise(Restarter(processes, commands), signals, say)
+    state = find_state_folder(state)
+    with _stop_signals() as signals, SupervisedProcesses(Path.home(), make_flower_environment()) as processes:
+        command = make_host_command(superlink, keys, authority, state / OWN_KEYS, state)
+        processes.start(NODE, command)
+        say(f"{', '.join(names)}: served to {superlink}")
+        return _supervise(Restarter(processes, {NODE: command}), signals, say)
+
+
+def _find_client_folders(folder: Path, names: Sequence[str]) -> dict[str, Path]:
+    """Return each client's folder: this one if there is one client, or those of their names in it."""
+    if len(names) == 1 and not (folder / names[0]).is_dir():
+        return {names[0]: folder}
+    return {name: folder / name for name in names}
 
 
 # Both ----------------------------------------------------------------------------------------------------------------

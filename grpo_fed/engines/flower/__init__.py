@@ -3,15 +3,14 @@
     engine.py        FlowerEngine: starts a run and reads its log
     log_channel.py   LogChannel: round records and the result, through the log of a run
     app_folder.py    the Flower app, as a folder of its own
-    superlink.py     a SuperLink and nodes, and restarting what ends
+    superlink.py     a SuperLink, and restarting what ends
     flwr_command.py  FlwrCommand: Flower's command line and its configuration
     processes.py     SupervisedProcesses: processes that end with this one
     supervisor.py    the process that starts these and ends them
     access.py        which machines may ask a SuperLink for what
     discovery.py     asks nodes for tasks that the server cannot make
+    superlink_grid.py  SuperLinkGrid: the grid of a server's app on a SuperLink
     node.py          NodeHandler: what a node does with a message
-    forward.py       MessageForwarder: forwards a message to the warm server
-    warm.py          WarmServer: keeps workers between messages, beside a node
 
 Begin with engine.py.
 """

@@ -5,31 +5,47 @@ Flower 1.41 serves three kinds of requests on one port: those of nodes, which ha
 server's own apps. So this accepts the last two only from the SuperLink's own machine; other machines can use an SSH
 tunnel.
 
-`python -m grpo_fed.engines.flower.access` takes the arguments of `flower-superlink`.
+`python -m grpo_fed.engines.flower.access` takes the arguments of `flower-superlink`, and `--open-to-all`, with which it
+accepts everything from everywhere. In either case it has an exchange (`grpo_fed/engines/exchange/`).
 """
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from ipaddress import IPv6Address, ip_address
 from typing import Any, TypeAlias, final
 
-from flwr.superlink import extensions
-from flwr.superlink.cli import flower_superlink
-from starlette.middleware import Middleware
+from grpo_fed.engines.exchange import protocol
+from grpo_fed.engines.exchange.routes import ExchangeRoutes
+from grpo_fed.engines.flower.superlink import OPEN_TO_ALL
+from grpo_fed.engines.wire.flower_private import run_superlink
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-NODE_REQUESTS = "/v1/fleet/"
-"""The beginning of the paths that nodes use; there the SuperLink checks keys."""
+NODE_REQUESTS = ("/v1/fleet/", protocol.NODE)
+"""The beginnings of the paths that nodes use; there the SuperLink checks keys."""
+KEEP_ALIVE = 60
+"""Seconds for which an idle connection stays open: a new one costs a handshake."""
+SHUTDOWN_SECONDS = 1
+"""Seconds that requests have to end when the SuperLink is stopped."""
 
 
 def main() -> None:
-    """Run `flower-superlink` with the middleware."""
-    extensions.get_middleware = lambda: (Middleware(LocalOnlyMiddleware),)
-    flower_superlink()
+    """Run `flower-superlink` with the middleware; requests that wait are not logged, since they never end."""
+    logging.getLogger("uvicorn.access").addFilter(lambda record: protocol.ROOT not in record.getMessage())
+    middleware: list[type[Any]] = [LocalOnlyMiddleware, ExchangeRoutes]
+    if OPEN_TO_ALL in sys.argv:
+        sys.argv.remove(OPEN_TO_ALL)
+        middleware.remove(LocalOnlyMiddleware)
+    run_superlink(
+        middleware,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
 
 
 @final

@@ -18,12 +18,12 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Literal, Self, TypeAlias, final
 
-from grpo_fed.engines.flower import warm
 from grpo_fed.engines.flower.app_folder import make_app_folder
 from grpo_fed.engines.flower.flwr_command import FlwrCommand, RunStatus, check_connection, write_connection
 from grpo_fed.engines.flower.log_channel import LogChannel, Say, Watch, follow_lines
 from grpo_fed.engines.flower.processes import POLL, SupervisedProcesses
 from grpo_fed.engines.flower.superlink import STATE, Restarter, SuperLink, find_free_port, make_flower_environment
+from grpo_fed.engines.resident.host import make_host_command
 from grpo_fed.policy.shared import resolve_shared_blocks
 from grpo_fed.rl.device import resolve_device
 from grpo_fed.runs.folder import (
@@ -44,6 +44,8 @@ EngineName: TypeAlias = Literal["flower-sim", "flower"]
 
 CONNECTION = "grpo-fed"
 """The name of the connection to a SuperLink that the engine starts."""
+NODES = "nodes"
+"""The name of the process that serves the clients of this machine."""
 RUN_LOG = "run"
 """The name of the process that prints the run's log, and of that log."""
 PATIENCE = 60.0
@@ -136,7 +138,8 @@ class FlowerEngine:
         config = {"scenario": self.scenario.dumps(), "out": str(folder), "resume": self.resume, "replace": self.replace}
         is_deployed = self.superlink is not None
         home = None if is_deployed else temporary / "home"
-        environment = make_flower_environment(home, {} if is_deployed else self._node_environment(temporary, folder))
+        here = {} if is_deployed else {STATE: str(folder / CLIENTS), CLAIMED: str(folder)}
+        environment = make_flower_environment(home, here)
         if not is_deployed and not self.resume:
             shutil.rmtree(folder / CLIENTS, ignore_errors=True)
         app = make_app_folder(temporary / "app")
@@ -160,26 +163,17 @@ class FlowerEngine:
                 _copy_policies(folder)
             return result
 
-    def _node_environment(self, temporary: Path, folder: Path) -> dict[str, str]:
-        """Return the environment variables for the clients' nodes on this machine."""
-        warm_server = warm.make_node_environment(temporary) if self.engine == "flower" else {}
-        return {STATE: str(folder / CLIENTS), CLAIMED: str(folder), **warm_server}
-
 
 def _start_superlink(
     processes: SupervisedProcesses, temporary: Path, home: Path, scenario: Scenario, engine: EngineName
 ) -> Restarter:
-    """Start a SuperLink, with a node for each client unless they are simulated."""
+    """Start a SuperLink, and a resident node for all clients unless they are simulated."""
     superlink = SuperLink(processes, temporary, find_free_port(), simulation=engine == "flower-sim")
+    if engine == "flower":
+        clients = {client: None for settings in scenario.clients for client in settings.names}
+        superlink.commands[NODES] = make_host_command(superlink.address, clients, own_keys=temporary / "keys")
     superlink.start()
     write_connection(home, CONNECTION, superlink.address, None)
-    if engine == "flower":
-        for name, command in warm.make_start_commands(temporary).items():
-            processes.start(name, command)
-            superlink.commands[name] = command
-        for settings in scenario.clients:
-            for client in settings.names:
-                superlink.add_node(client)
     return Restarter(processes, superlink.commands)
 
 

@@ -51,6 +51,14 @@ class FlwrCommand:
         stage, _, outcome = entry["status"].partition(":")
         return RunStatus(stage, outcome, entry["status-details"])
 
+    def list_runs(self) -> list[dict[str, Any]]:
+        """Return all runs, as Flower lists them."""
+        return list(self._call("list", self.connection)["runs"])
+
+    def list_nodes(self) -> list[dict[str, Any]]:
+        """Return all nodes, as Flower lists them."""
+        return list(self._call("supernode", "list", self.connection)["nodes"])
+
     def stop(self, run: str) -> None:
         """Stop a run."""
         self._call("stop", run, self.connection)

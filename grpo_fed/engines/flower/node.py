@@ -1,13 +1,13 @@
 """What a node does with a message: decode it, let its client answer, encode the answer.
 
-A client's state is in files on its own disk, since Flower starts a new process for every message; what a process keeps
-in memory only saves time. The node's configuration names its client: `client`, or else its `partition-id`.
+A client's state is in files on its own disk, since Flower's own nodes start a new process for every message; what a
+process keeps in memory only saves time. A node's configuration names its client: `client`, or else `partition-id`.
 """
 
 from __future__ import annotations
 
 import fcntl
-import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +19,9 @@ from flwr.app import RecordDict
 
 from grpo_fed.engines import wire
 from grpo_fed.engines.flower.app_folder import scenario_from_config
-from grpo_fed.engines.flower.superlink import STATE
+from grpo_fed.engines.flower.superlink import find_state_folder
 from grpo_fed.engines.wire import HELLO, Codec, Hello
-from grpo_fed.engines.wire.packing import pack, unpack
+from grpo_fed.engines.wire.flower_private import pack, unpack
 from grpo_fed.engines.workers.handler import ClientHandler
 from grpo_fed.federation.clients import Clients
 from grpo_fed.federation.messages import Evaluate
@@ -50,10 +50,11 @@ class NodeHandler:
     def answer(self, kind: str, content: RecordDict, scenario: str, config: Config) -> RecordDict:
         """Answer a message of type `kind`, in a run of this scenario (TOML), for the node with this configuration."""
         settings = scenario_from_config(scenario)
-        name = find_client(settings, config)
         if kind == HELLO:
-            return _hello(settings, name)
-        codec, clients = self._load(settings, name, _state_folder(config), wire.read_shared_blocks(content))
+            return _hello(settings, config)
+        name = find_client(settings, config)
+        state = find_state_folder(Path(str(config["state"])) if config.get("state") else None)
+        codec, clients = self._load(settings, name, state, wire.read_shared_blocks(content))
         instruction = codec.read_instruction(kind, content)
         run = clients.state_store.folder / instruction.start.run
         with _locked(run / name):
@@ -96,20 +97,24 @@ def find_client(scenario: Scenario, config: Config) -> str:
     return str(name)
 
 
-def _hello(scenario: Scenario, name: str) -> RecordDict:
-    """Answer with the client's name and the shape of its task."""
+def _hello(scenario: Scenario, config: Config) -> RecordDict:
+    """Answer with the client's name and the shape of its task; a client that takes no part says so here, too."""
+    names = [name for settings in scenario.clients for name in settings.names]
+    given = config.get("client")
+    if given is not None and given not in names:
+        print(
+            f"client {given!s} takes no part in the run of scenario {scenario.name}, which has {', '.join(names)}:"
+            " give the client one of these names, or the scenario a client of this name",
+            file=sys.stderr,
+            flush=True,
+        )
+        return wire.write_hello(Hello(str(given)))
+    name = find_client(scenario, config)
     try:
         shape = describe_shape(resolve_task(scenario, name))
     except ValueError:  # the answer to the first instruction says why
         shape = None
     return wire.write_hello(Hello(name, shape))
-
-
-def _state_folder(config: Config) -> Path:
-    """Return the folder for the clients' states: from the node's configuration, the environment, or the user's own."""
-    given = config.get("state") or os.environ.get(STATE)
-    user = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(str(given)) if given else Path(user) / "grpo_fed"
 
 
 @contextmanager
@@ -121,12 +126,12 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-# In a worker of the warm server --------------------------------------------------------------------------------------
+# In a worker of a resident node ---------------------------------------------------------------------------------------
 
 
 @final
-class WarmNodeHandler:
-    """Answers messages that other processes have forwarded."""
+class PackedNodeHandler:
+    """Answers messages that another process has received, as packed records."""
 
     def __init__(self) -> None:
         self._node = NodeHandler()
@@ -143,9 +148,9 @@ class WarmNodeHandler:
         return pack(self._node.answer(kind, unpack(content), scenario, config))
 
 
-def make_warm_handler(names: Sequence[str]) -> ClientHandler:
-    """Make what answers in a worker of the warm server; its `ClientFactory` calls this.
+def make_node_handler(names: Sequence[str]) -> ClientHandler:
+    """Make what answers in a worker; its `ClientFactory` calls this.
 
-    names: what the warm server calls the worker's client, which is of no use here.
+    names: what the resident node calls the worker's client, which is of no use here.
     """
-    return WarmNodeHandler()
+    return PackedNodeHandler()

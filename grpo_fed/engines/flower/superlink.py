@@ -38,6 +38,10 @@ POLL_INTERVAL = "0.25"
 
 SUPERLINK, SUPEREXEC = "superlink", "superexec"
 """Names of processes: the one that nodes connect to, and the one that starts apps for it."""
+PROGRAM = [sys.executable, "-P", "-m", "grpo_fed.engines.flower.access"]
+"""Starts a SuperLink; `flower-superlink` would start Flower's own."""
+OPEN_TO_ALL = "--open-to-all"
+"""The one option that `PROGRAM` has beside Flower's."""
 LOOPBACK = "127.0.0.1"
 START_DEADLINE = 60.0
 """Seconds that a SuperLink may take to listen after its start."""
@@ -95,9 +99,15 @@ def read_registered_keys() -> dict[int, str] | None:
     return {int(entry["node"]): client for client, entry in registered.items()}
 
 
+def find_state_folder(given: Path | None) -> Path:
+    """Return the folder for the clients' states: the given one, that of the environment, or the user's own."""
+    user = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return (given or Path(os.environ.get(STATE) or Path(user) / "grpo_fed")).absolute()
+
+
 @final
 class SuperLink:
-    """A SuperLink, the process that starts apps for it, and nodes on this machine."""
+    """A SuperLink and the process that starts apps for it."""
 
     def __init__(
         self,
@@ -128,20 +138,16 @@ class SuperLink:
             certificates = ["--ssl-ca-certfile", str(identity.authority), "--ssl-certfile", str(identity.certificate)]
             certificates += ["--ssl-keyfile", str(identity.key), "--enable-supernode-auth"]
         authentication = ["--superexec-auth-secret-file", str(secret)]
-        program = (
-            [find_script("flower-superlink")]
-            if open_to_all
-            else [sys.executable, "-m", "grpo_fed.engines.flower.access"]
-        )
         # Apps are not children of the SuperLink: they survive one that is killed, and find the next one by its port.
         isolation = ["--isolation", "process", "--database", str(folder / "state.db")]
         self.commands[SUPERLINK] = [
-            *program,
+            *PROGRAM,
             *certificates,
             *("--host", host, "--port", str(port)),
             *isolation,
             *authentication,
             *(["--simulation"] if simulation else []),
+            *([OPEN_TO_ALL] if open_to_all else []),
         ]
         self.commands[SUPEREXEC] = [
             find_script("flower-superexec"),
@@ -161,17 +167,10 @@ class SuperLink:
             self.processes.start(name, command)
         wait_until_listening(self.processes, self.port)
 
-    def add_node(self, client: str, key: Path | None = None) -> None:
-        """Start a SuperNode for a client on this machine."""
-        authority = None if self.identity is None else self.identity.authority
-        name = make_node_name(client)
-        self.commands[name] = make_node_command(client, self.address, authority, key)
-        self.processes.start(name, self.commands[name])
-
 
 @final
 class Restarter:
-    """Restarts processes that have ended: a SuperLink goes on with its runs, a node is accepted within a minute."""
+    """Restarts processes that have ended: a SuperLink goes on with its runs, a node with its messages."""
 
     def __init__(
         self, processes: SupervisedProcesses, commands: Mapping[str, Sequence[str]], pause: float = 1.0
@@ -201,25 +200,6 @@ class Restarter:
                 self.processes.start(name, command)
                 restarted.append(name)
         return restarted
-
-
-def make_node_command(client: str, superlink: str, authority: Path | None, key: Path | None) -> list[str]:
-    """Return the command of a client's SuperNode.
-
-    superlink: its address. authority: the certificate that signed the SuperLink's; without it, the connection is not
-    encrypted. key: the node's private key.
-    """
-    trust = ["--insecure"] if authority is None else ["--root-certificates", str(authority)]
-    proof = [] if key is None else ["--auth-supernode-private-key", str(key)]
-    config = f"client={json.dumps(client)}"
-    own_port = str(find_free_port())
-    program = find_script("flower-supernode")
-    return [program, *trust, *proof, "--superlink", superlink, "--port", own_port, "--node-config", config]
-
-
-def make_node_name(client: str) -> str:
-    """Return the name of the process of a client's node."""
-    return f"node-{client}"
 
 
 def wait_until_listening(processes: SupervisedProcesses, port: int) -> None:

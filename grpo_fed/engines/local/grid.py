@@ -10,11 +10,10 @@ from typing import Self, final
 
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from grpo_fed.engines.local.schedule import ChunkSchedule, make_chunks
 from grpo_fed.engines.wire import HELLO, Codec, Hello, InvalidMessageError, write_hello
-from grpo_fed.engines.wire.message_factory import RUN, make_message
+from grpo_fed.engines.wire.flower_private import RUN, Run, make_message
 from grpo_fed.engines.workers.fork_server import is_possible
 from grpo_fed.engines.workers.handler import ClientFactory, clients_factory
 from grpo_fed.engines.workers.pool import Executor, InProcessExecutor, WorkerPool

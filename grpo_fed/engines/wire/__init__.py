@@ -7,8 +7,8 @@
     vector_cache.py     VectorCache: a vector for many clients is encoded once
     validation.py       FieldReader: reads a record and refuses what does not fit
     handshake.py        hello: who a node is, and which blocks are shared
-    packing.py          a message's content as one array of bytes
-    message_factory.py  messages outside of Flower's processes
+    packing.py          a message's content as one record
+    flower_private.py   all that leans on parts of Flower that it does not document
     transport.py        GridTransport: instructions out, answers back
     replies.py          replies one by one, measured before they are decoded
     pending.py          PendingMessages, Backoff: messages without a reply yet

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 
 from flwr.app import Error, Message
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
+from grpo_fed.engines.wire.flower_private import ObjectPushError
 from grpo_fed.runs.records import Failure
 from grpo_fed.scenario.toml.text import shorten
 
@@ -26,10 +26,6 @@ RAISED, DIED, LATE = (1, 2, 6, 7), (0, 5, 8), (3, 4)
 """Flower's error codes: the app raised or could not be loaded; the app or its node ended; the message has expired."""
 
 log = logging.getLogger(__name__)
-
-
-class WorkerDiedError(RuntimeError):
-    """The process that computed a client's answer has ended; the text says how."""
 
 
 def push(grid: Grid, messages: Mapping[str, Message]) -> Iterator[tuple[str, str | None]]:
@@ -69,8 +65,6 @@ def to_failure(error: Error) -> Failure:
     reason = to_one_line(error.reason or "")
     raised = re.fullmatch(r"<class '(?:.*\.)?(\w+)'>:<'(.*)'>", reason)  # how Flower writes an exception
     if raised:
-        if raised[1] == WorkerDiedError.__name__:
-            return Failure("died", raised[2])
         reason = f"{raised[1]}: {raised[2]}"
     kind = "raised" if error.code in RAISED else "late" if error.code in LATE else "died"
     return Failure(kind, reason or f"Flower's error {error.code}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import final
+from typing import Any, final
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -40,6 +40,9 @@ class PendingMessages:
         self._started: dict[str, str] = {}
         """By client, when its node was started at the time its message was sent."""
         self._next_check = 0.0
+        self.waits = bool(getattr(grid, "waits", False))
+        """Whether the grid itself waits for replies, as `flower.superlink_grid.SuperLinkGrid` does."""
+        self._waiting: Any = grid
 
     def __len__(self) -> int:
         """Count the messages and copies without a reply."""
@@ -57,13 +60,15 @@ class PendingMessages:
                 self._started[client] = started.get(messages[client].metadata.dst_node_id, "")
             yield client, message_id is not None
 
-    def pull(self) -> Iterator[tuple[str, Message | Failure]]:
+    def pull(self, wait: float) -> Iterator[tuple[str, Message | Failure]]:
         """Ask the grid for replies once; yield each client that has one, with the reply that counts, or why it is none
         that can be read.
+
+        wait: seconds for which a grid that can wait for replies may do so.
         """
         if not self:
             return
-        for message_id, reply in pull_replies(self._grid, list(self._clients), self._limits):
+        for message_id, reply in pull_replies(self._grid, list(self._clients), self._limits, min(wait, RESTART_CHECK)):
             client = self._resolve(message_id, isinstance(reply, Failure) or reply.has_error())
             if client is not None:
                 yield client, reply
@@ -78,8 +83,8 @@ class PendingMessages:
         copies: dict[str, Message] = {}
         for client, message in self._messages.items():
             latest = started.get(message.metadata.dst_node_id, "")
-            if latest > self._started[client]:
-                self._started[client] = latest
+            earlier, self._started[client] = self._started[client], latest or self._started[client]
+            if earlier and latest > earlier:
                 copies[client] = copy_with_new_id(message)
         for client, message_id in push(self._grid, copies):
             if message_id is not None:
@@ -103,10 +108,17 @@ class PendingMessages:
 
     def forget(self, clients: Iterable[str]) -> None:
         """Give up what these clients have not replied to."""
-        for client in clients:
+        for client in list(clients):
             self._messages.pop(client, None)
-            for message_id in self._ids.pop(client, ()):
+            ids = self._ids.pop(client, set())
+            for message_id in ids:
                 del self._clients[message_id]
+            if self.waits and ids:
+                self._waiting.forget(ids)
+
+    def forget_all(self) -> None:
+        """Give up all that has no reply yet."""
+        self.forget(self._messages)
 
 
 @final

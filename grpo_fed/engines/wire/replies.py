@@ -14,17 +14,20 @@ from threading import Lock
 from typing import Any, Self, final
 
 from flwr.app import Array, Message, RecordDict
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
-from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_object import (
+
+from grpo_fed.engines.wire.flower_private import (
+    ConfirmMessageReceivedRequest,
+    ObjectPullError,
+    ObjectTree,
+    PullAppMessagesRequest,
     get_object_body,
     get_object_head_values_from_object_content,
+    inflate_object_from_contents,
     iterate_object_tree,
+    make_pull_object_fn_protobuf,
+    pull_objects,
 )
-from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, inflate_object_from_contents, pull_objects
-
 from grpo_fed.engines.wire.grids import to_one_line
 from grpo_fed.engines.wire.validation import InvalidMessageError
 from grpo_fed.policy.shared import SharedBlocks
@@ -58,19 +61,29 @@ class ReplyLimits:
         return cls(2 * 4 * shared_blocks.size + 10_000, RECORDS + 1000 * names)
 
     @property
+    def total(self) -> int:
+        """Bytes of the whole reply."""
+        return self.arrays + self.records
+
+    @property
     def objects(self) -> int:
         """The number of objects that the message may consist of."""
         return FEW_OBJECTS + self.arrays // CHUNK
 
 
 def pull_replies(
-    grid: Grid, message_ids: Collection[str], limits: ReplyLimits
+    grid: Any, message_ids: Collection[str], limits: ReplyLimits, wait: float = 0.0
 ) -> Iterator[tuple[str, Message | Failure]]:
     """Ask a grid for replies once; yield the id of each message that has one, with the reply.
 
     A reply that is too large or cannot be decoded is a failure of kind `refused`, and one that never arrives whole is
     `late`; the others do not depend on it.
+
+    wait: seconds for which a grid that can wait for replies, `flower.superlink_grid.SuperLinkGrid`, may do so.
     """
+    if getattr(grid, "waits", False):
+        yield from grid.pull_replies(message_ids, limits, wait)
+        return
     if hasattr(type(grid), "_runtime_client"):
         yield from _pull_from_superlink(grid, message_ids, limits)
         return
@@ -138,8 +151,8 @@ def _limited(pull: Any, limits: ReplyLimits) -> Any:
         content: bytes = pull(object_id)
         with lock:
             total += len(content)
-            if total > limits.arrays + limits.records:
-                raise InvalidMessageError(f"it has more than {limits.arrays + limits.records:,} bytes")
+            if total > limits.total:
+                raise InvalidMessageError(f"it has more than {limits.total:,} bytes")
         return content
 
     return pull_object
@@ -166,7 +179,8 @@ def check_size(contents: Mapping[str, bytes], limits: ReplyLimits) -> None:
             arrays += sum(len(contents[children[index]]) for index in chunks)
         if kind != "ArrayChunk":
             records += len(content)
-    if arrays > limits.arrays or records > limits.records:
+    # a packed content is one record, with its arrays in it
+    if arrays > limits.arrays or arrays + records > limits.total:
         raise InvalidMessageError(
             f"its arrays have {arrays:,} bytes and all else {records:,}; at most {limits.arrays:,} and"
             f" {limits.records:,} are allowed"

@@ -121,12 +121,13 @@ class GridTransport:
         yield from self._hand_over(pending, messages)
         while pending:
             asked, count = time.monotonic(), len(pending)
-            yield from pending.pull()
+            yield from pending.pull(until - asked)
             found = len(pending) < count
             if asked >= until:
+                pending.forget_all()
                 return
             self._resend(pending)
-            pause = backoff.pause(found, time.monotonic() - asked)
+            pause = 0.0 if pending.waits else backoff.pause(found, time.monotonic() - asked)
             if pending:
                 time.sleep(min(pause, until - asked))
 
@@ -154,11 +155,13 @@ class GridTransport:
         self._undelivered = {}
         while True:
             asked = time.monotonic()
-            answers += ((name, self._read(self._submitted.pop(name), reply)) for name, reply in self._pending.pull())
+            replies = self._pending.pull(max(0.0, until - asked))
+            answers += ((name, self._read(self._submitted.pop(name), reply)) for name, reply in replies)
             if answers or not self._pending or asked >= until:
                 return answers
             self._resend(self._pending)
-            time.sleep(min(backoff.pause(False, time.monotonic() - asked), until - asked))
+            pause = 0.0 if self._pending.waits else backoff.pause(False, time.monotonic() - asked)
+            time.sleep(min(pause, until - asked))
 
     # Messages
 

@@ -1,0 +1,149 @@
+"""A resident node's clients, in real processes of which some are killed in the middle of a round."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from grpo_fed.engines.flower.engine import FlowerEngine, FlowerRunError
+from grpo_fed.engines.start import run
+from grpo_fed.runs.folder import CLIENTS as STATES
+from grpo_fed.runs.records import RoundRecord
+from grpo_fed.scenario.scenario import Scenario
+from tests.support.processes import find_descendants, kill_descendant
+from tests.support.small_federation import CLIENTS, TINY, until
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+
+
+class Waiting:
+    """A federation whose clients wait after given rounds until the test lets them go on."""
+
+    def __init__(self, folder: Path, rounds: tuple[int, ...], total: int) -> None:
+        self.folder, self.out = folder, folder / "run"
+        clients = []
+        scenario = Scenario.loads(TINY, overrides=[f"rounds={total}", "checkpoint.keep=9"])
+        for settings in scenario.clients:
+            kwargs = {
+                "client": settings.name, "state": str(self.out / STATES), "rounds": rounds, "folder": str(folder)
+            }  # fmt: skip
+            env = "tests.support.failing_envs:Waiting-v0"
+            clients.append(settings.model_copy(update={"env": env, "kwargs": kwargs}))
+        self.scenario = scenario.model_copy(update={"clients": clients})
+        run(self.scenario, folder / "expected", workers=len(CLIENTS))  # a client each, as its node has it
+
+    def processes(self, client: str, round: int) -> list[int]:
+        """The processes that began a client's training after this round, one after another."""
+        path = self.folder / f"{client} waits after {round}"
+        return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+    def wait(self, round: int, count: int = 1) -> None:
+        """Wait until every client has begun its training after this round so many times."""
+        until(lambda: all(len(self.processes(client, round)) >= count for client in CLIENTS))
+
+    def release(self, round: int) -> None:
+        for client in CLIENTS:
+            (self.folder / f"{client} goes after {round}").touch()
+
+    def agrees(self, round: int) -> None:
+        """Assert that the shared blocks after a round have the same bits as on the local engine."""
+        path = Path("checkpoints") / f"round-{round:04d}" / "shared.safetensors"
+        blocks, expected = load_file(self.out / path), load_file(self.folder / "expected" / path)
+        assert blocks.keys() == expected.keys()
+        for name in blocks:
+            np.testing.assert_array_equal(blocks[name], expected[name])
+
+
+def left_behind() -> list[int]:
+    """List the processes of a run that have not ended."""
+    words = ("engines.flower", "engines/flower", "engines.resident", "flower-superexec", "flwr")
+    return [pid for word in words for pid in find_descendants(os.getpid(), word)]
+
+
+def test_nothing_is_lost_when_a_superlink_a_node_or_a_worker_is_killed(tmp_path: Path):
+    federation = Waiting(tmp_path, (1, 2, 3), 5)
+
+    def kill() -> None:
+        federation.wait(1)
+        kill_descendant(os.getpid(), "grpo_fed.engines.flower.access")
+        federation.release(1)
+        federation.wait(2)
+        kill_descendant(os.getpid(), "grpo_fed.engines.resident.host")
+        federation.wait(2, count=2)
+        federation.release(2)
+        federation.wait(3)
+        os.kill(federation.processes("bee", 3)[0], signal.SIGKILL)
+        federation.release(3)
+
+    trained: dict[int, set[str]] = {}
+    lines: list[str] = []
+
+    def watch(record: RoundRecord) -> None:
+        trained[record.round] = {client.client for client in record.clients if client.steps}
+
+    with ThreadPoolExecutor(1) as executor:
+        killed = executor.submit(kill)
+        result = FlowerEngine(federation.scenario, federation.out).run(watch, lines.append)
+        killed.result(1)
+    assert (result.status, result.rounds) == ("finished", 5)
+    for round in (1, 2, 3):
+        federation.agrees(round)
+    for client in CLIENTS:
+        assert len(federation.processes(client, 1)) == 1, "the SuperLink's end made nobody train twice"
+        assert len(federation.processes(client, 2)) == 2
+        assert len(federation.processes(client, 3)) == 1
+    assert result.missing.keys() == {"bee"}
+    ((number, kind, reason),) = result.missing["bee"]
+    assert (number, kind) == (4, "died")
+    assert "SIGKILL" in reason
+    assert trained == {0: set(), 4: {"ant", "cat"}} | {key: {*CLIENTS} for key in (1, 2, 3, 5)}
+    assert any("the SuperLink was restarted" in line for line in lines)
+    assert not left_behind()
+
+
+def test_a_run_whose_app_is_killed_fails_and_goes_on_from_its_checkpoint(tmp_path: Path):
+    federation = Waiting(tmp_path, (1,), 2)
+
+    def kill() -> None:
+        federation.wait(1)
+        kill_descendant(os.getpid(), "flwr-serverapp")
+
+    with ThreadPoolExecutor(1) as executor:
+        killed = executor.submit(kill)
+        with pytest.raises(FlowerRunError), FlowerEngine(federation.scenario, federation.out) as engine:
+            engine.run()
+        killed.result(1)
+    federation.release(1)
+    with FlowerEngine.resumed(federation.out) as engine:
+        result = engine.run()
+    assert (result.status, result.rounds, result.missing) == ("finished", 2, {})
+    federation.agrees(2)
+
+
+def test_an_interrupted_run_ends_within_seconds_and_leaves_no_process(tmp_path: Path):
+    federation = Waiting(tmp_path, (1,), 2)
+    ended = threading.Event()
+
+    def interrupt() -> None:
+        federation.wait(1)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert ended.wait(5), "it takes more than 5 seconds"
+
+    with ThreadPoolExecutor(1) as executor:
+        interrupted = executor.submit(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            FlowerEngine(federation.scenario, federation.out).run()
+        ended.set()
+        interrupted.result(1)
+    assert not left_behind()
+    for client in CLIENTS:
+        (pid,) = federation.processes(client, 1)
+        assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text()
