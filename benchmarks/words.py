@@ -120,7 +120,7 @@ def _first_departure(run: Run, client: str) -> int | None:
 
 def _share_out(run: Run) -> float:
     """The share of (client, block, round) in which another client than the contrary one is out of a part of a block."""
-    blocks = len(set(run.groups.values()))
+    blocks = max(1, len(set(run.groups.values())))  # none where nothing is shared
     others = [rounds for name, rounds in run.personal.items() if name != CONTRARY]
     out = [len({run.groups[group] for group in groups}) / blocks for rounds in others for groups in rounds]
     return float(np.mean(out))
