@@ -210,7 +210,7 @@ class SuperLinkGrid(Grid):
             content = next(parts) if entry["has_content"] else None
             replies += self._read(entry["id"], content, Error(entry["code"], entry["reason"]))
         for message_id in document["silent"]:
-            replies += self._read(message_id, None, Error(DIED, "its node has given no sign of life for 15 seconds"))
+            replies += self._read(message_id, None, Error(DIED, "its node has given no sign of life for 30 seconds"))
         return replies
 
     def _read(self, message_id: str, content: bytes | None, error: Error) -> list[Message]:
