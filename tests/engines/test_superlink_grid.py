@@ -188,7 +188,7 @@ def test_a_node_that_falls_silent_has_died(superlink: SuperLink, flowers: Flower
     monkeypatch.setattr(exchange_module, "SILENT_SECONDS", -1.0)
     (reply,) = grid.pull_messages(ids)
     failure = to_failure(reply.error)
-    assert (failure.kind, failure.reason) == ("died", "its node has given no sign of life for 15 seconds")
+    assert (failure.kind, failure.reason) == ("died", "its node has given no sign of life for 30 seconds")
     assert list(grid.get_node_ids()) == [BEE]
 
 

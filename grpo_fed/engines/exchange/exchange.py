@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
-SILENT_SECONDS = 15.0
+SILENT_SECONDS = 30.0
 """Seconds without a sign of life after which a node counts as gone."""
 GONE_SECONDS = 90.0
 """Seconds after which it is left to Flower whether a silent node is online: it may have become one of Flower's own."""

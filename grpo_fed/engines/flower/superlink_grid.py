@@ -229,7 +229,7 @@ class SuperLinkGrid(Grid):
                 continue
             replies += [(key, reply) for reply in self._read(key, content, Error(entry["code"], entry["reason"]))]
         for key in map(str, document["silent"]):
-            error = Error(DIED, "its node has given no sign of life for 15 seconds")
+            error = Error(DIED, "its node has given no sign of life for 30 seconds")
             replies += [(key, reply) for reply in self._read(key, None, error)]
         return replies
 
