@@ -75,6 +75,7 @@ def test_a_run_leaves_all_of_its_files_in_a_folder():
     assert {path.stem.rpartition("-")[2] for path in (folder / "episodes").iterdir()} == {"before", "after"}
     assert "cart-1" in (folder / "summary.md").read_text()
     assert {path.name for path in (folder / "checkpoints" / "round-0002").iterdir()} == {
+        "SHA256SUMS",
         "clients",
         "shared.safetensors",
         "state.json",
