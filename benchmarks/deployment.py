@@ -1,6 +1,6 @@
 """Time the rounds of a deployment on one machine: 8 small clients of the quickstart, over loopback.
 
-Contestants: `before`, a SuperNode for each client as it was in commit 06a2aee; `fleet`, the resident node on Flower's
+Contestants: `before`, a SuperNode for each client as it was in commit e23904b; `fleet`, the resident node on Flower's
 own Fleet API; `exchange`, the resident node with requests that wait at the SuperLink; `local`, the local engine. They
 take turns, each in a process of its own, so that other work on the machine slows down all of them alike.
 
@@ -28,7 +28,7 @@ from benchmarks.learning import describe_machine
 
 ROOT = Path(__file__).parents[1]
 FILE = Path(__file__).parent / "results" / "deployment.jsonl"
-BEFORE_COMMIT = "06a2aee"
+BEFORE_COMMIT = "e23904b"
 ROUNDS = {"before": 4, "fleet": 4, "exchange": 12, "local": 12}
 """Rounds of a run, by contestant: fewer where they are slow."""
 WORDS = {
@@ -44,7 +44,7 @@ PACKAGES = ("grpo-fed", "flwr", "torch", "gymnasium", "numpy")
 
 def main() -> None:
     """Do the runs that are missing, and print the table."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--contestants", default=",".join(ROUNDS), help="those that take turns; by default all")
     options = parser.parse_args()

@@ -3,12 +3,12 @@
 It imports nothing but grpo_fed, as it also runs with that of an older commit. Seconds are the run's own; processor time
 is that of all processes that descend from this one, with those that have ended, from round 1 to the last.
 
-    python benchmarks/deployment_trial.py CONTESTANT SCENARIO ROUNDS
+    python -m benchmarks.deployment_trial CONTESTANT SCENARIO ROUNDS
 """
 
+import argparse
 import json
 import os
-import sys
 import tempfile
 import threading
 import time
@@ -21,7 +21,12 @@ LOOK = 0.02
 
 def main() -> None:
     """Run the contestant that the command line names."""
-    contestant, path, rounds = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("contestant")
+    parser.add_argument("scenario", type=Path)
+    parser.add_argument("rounds", type=int)
+    options = parser.parse_args()
+    contestant, path, rounds = options.contestant, options.scenario, options.rounds
     from grpo_fed.engines.start import run
     from grpo_fed.scenario.scenario import Scenario
 

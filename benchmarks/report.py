@@ -1,8 +1,8 @@
 """Write benchmarks/RESULTS.md from the results of the other benchmarks.
 
 Learning beside stable-baselines3 comes first (learning.py, peers.py), then the federation (federation.py,
-deployment.py, merges.py, structure.py, scarce.py), language models (words.py, language.py) and a GPU (gpu.py). It can be called again whenever more runs are
-done; benchmarks without a run are left out:
+deployment.py, merges.py, structure.py, scarce.py), language models (words.py, language.py) and a GPU (gpu.py). It can
+be called again whenever more runs are done; benchmarks without a run are left out:
 
     python -m benchmarks.report
 
@@ -58,7 +58,7 @@ CHAPTERS = {
         """The 8 clients of the quickstart on one machine, over loopback without TLS: Flower's SuperLink, the server's
         app and the clients' processes share its cores. Seconds and processor seconds a round are medians, over
         repetitions, of a run's median and mean from its second round on; contestants take turns. *Before* is commit
-        06a2aee, with a SuperNode for each client and a process for each message. *Load* is the machine's when a run
+        e23904b, with a SuperNode for each client and a process for each message. *Load* is the machine's when a run
         began, of other work: it was high and differed between the runs, so that ratios say more than seconds.""",
         "python -m benchmarks.deployment --repetitions 3",
     ),

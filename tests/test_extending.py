@@ -168,7 +168,7 @@ def test_explain_describes_custom_rows() -> None:
         ("my_methods:CAREFUL", "is a Method; it must be a grpo_fed.scenario.presets.Preset"),
         ("wrong:KEY", r"has objective.clp: unknown key; did you mean clip\?"),
         ("wrong:VALUE", "has objective.clip = -1: must be greater than 0"),
-        ("wrong:SECTION", 'has "objectiv", which is not a section of keys and values; there are policy rollout'),
+        ("wrong:SECTION", 'has "objectiv", which is not a section of keys and values; there are policy language'),
         ("wrong:NAME", "has objective.preset, which names the preset itself; build on the values of PRESETS instead"),
         ("not a path:X", 'must be "package.module:Name"'),
     ],

@@ -103,7 +103,9 @@ def test_a_run_leaves_scenario_rounds_policies_and_results(tmp_path: Path):
     names = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
     policies = {f"policies/{client}.safetensors" for client in CLIENTS}
     states = [f"clients/{client}.safetensors" for client in CLIENTS]
-    checkpoints = {f"checkpoints/round-000{number}/{file}" for number in (2, 3) for file in ("state.json", *states)}
+    checkpoints = {
+        f"checkpoints/round-000{number}/{file}" for number in (2, 3) for file in ("state.json", "SHA256SUMS", *states)
+    }
     assert names == {"scenario.toml", "results.json", "rounds.jsonl", *policies, *checkpoints}
     assert Scenario.load(run / "scenario.toml") == given
     assert [record.round for record in records] == [0, 1, 2, 3]

@@ -42,7 +42,7 @@ PARAMETERS = {
     ),
     "flwr.supercore.inflatable.inflatable_object:get_object_body": "object_content cls",
     "flwr.supercore.inflatable.inflatable_object:get_object_head_values_from_object_content": "object_content",
-    "flwr.supercore.inflatable.inflatable_object:iterate_object_tree": "object_tree",
+    "flwr.supercore.inflatable.inflatable_object:iterate_object_tree": "tree",
     "flwr.supercore.inflatable.inflatable_utils:inflate_object_from_contents": (
         "object_id object_contents keep_object_contents objects"
     ),

@@ -148,6 +148,7 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
             "language.alpha": "2.0",
             "language.maps": "['q_proj']",
             "language.learn": "AB",
+            "language.chat": "true",
             "language.length": "9",
             "language.temperature": "0.5",
             "language.mask_cut": "true",

@@ -129,7 +129,7 @@ def test_a_damaged_line_is_named(tmp_path: Path):
     [
         ('"round": 2', '"round": 1', "round = 1 comes after 1"),
         ('"round": 2', '"round": "two"', "round = 'two' comes after 1"),
-        ('"global_step": ', '"global_step": "x", "was": ', 'global_step = "x" is no number'),
+        ('"global_step": ', '"global_step": "x", "was": ', "global_step = 'x' is no number"),
         ('"clients": {', '"clients": [], "was": {', "names no clients"),
     ],
 )

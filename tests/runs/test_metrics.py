@@ -74,7 +74,7 @@ def test_the_whole_has_the_greatest_rho_of_its_clients():
 
 
 def test_a_client_may_report_every_loss():
-    assert {f"losses/{name}" for name in (*REPORTED_TERMS, "explained_variance", "kl")} == {
+    assert {f"losses/{name}" for name in (*REPORTED_TERMS, "explained_variance", "kl", "kl_reference")} == {
         key for key in REPORTED if key.startswith("losses/")
     }
 
@@ -86,4 +86,5 @@ def test_an_unknown_key_has_no_row_and_is_not_tracked():
 
 
 def test_only_times_and_rates_depend_on_the_machine():
-    assert {key for key in METRICS if is_timed(key)} == {"time/round_s", "charts/SPS", "charts/seconds"}
+    timed = {"time/round_s", "charts/SPS", "charts/seconds", "charts/tokens_per_second"}
+    assert {key for key in METRICS if is_timed(key)} == timed

@@ -20,7 +20,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model, infer_signature
+from mlflow.models import Model
 from mlflow.store.db import utils as database
 
 from grpo_fed.runs.checkpoint import CHECKPOINTS
@@ -348,30 +348,14 @@ def _make_metrics(values: Mapping[str, float], timestamp: int, step: int) -> lis
 
 
 def _export(folder: Path, client: str, path: Path) -> bool:
-    """Save a client's policy in PyTorch's exported form, which holds no pickle and needs none of our code.
+    """Save a client's policy in PyTorch's exported form.
 
     Returns False for a policy that cannot be exported, as a user's own module may be; the log has the reason.
     """
-    import mlflow.pytorch
-    import torch
-
-    from grpo_fed.runs.policies import load_network
-    from grpo_fed.runs.tracking.model import Predictor
+    from grpo_fed.runs.tracking.model import export_policy
 
     try:
-        saved = load_network(folder, client)
-        policy = Predictor(saved).eval()
-        example = torch.zeros(2, saved.task.observation_size)  # the export would fix a batch size of 1
-        with torch.no_grad():
-            signature = infer_signature(example.numpy(), policy(example).numpy())
-        mlflow.pytorch.save_model(
-            policy,
-            str(path),
-            input_example=example.numpy(),
-            signature=signature,
-            serialization_format="pt2",
-            pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
-        )
+        export_policy(folder, client, path)
     except Exception as error:  # noqa: BLE001, a user's module may fail in any way
         _log_left_out(f"model of {client}", error)
         return False

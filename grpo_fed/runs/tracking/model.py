@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import final
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from grpo_fed.policy.user_module import UserModulePolicy
 from grpo_fed.rl.normalise import EPSILON
-from grpo_fed.runs.policies import LoadedPolicy
+from grpo_fed.runs.policies import LoadedPolicy, load_network
 
 
 @final
@@ -86,3 +87,26 @@ class Predictor(nn.Module):
         else:
             clipped = torch.minimum(torch.maximum(clipped, self.low), self.high)
         return (clipped.round() if self.is_integer else clipped).to(self.dtype)
+
+
+def export_policy(folder: Path, client: str, path: Path) -> None:
+    """Save a client's policy of a run as an MLflow model, in PyTorch's exported form.
+
+    The form holds no pickle and needs none of our code. Whatever a user's module raises is raised from here.
+    """
+    import mlflow.pytorch
+    from mlflow.models import infer_signature
+
+    saved = load_network(folder, client)
+    policy = Predictor(saved).eval()
+    example = torch.zeros(2, saved.task.observation_size)  # the export would fix a batch size of 1
+    with torch.no_grad():
+        signature = infer_signature(example.numpy(), policy(example).numpy())
+    mlflow.pytorch.save_model(
+        policy,
+        str(path),
+        input_example=example.numpy(),
+        signature=signature,
+        serialization_format="pt2",
+        pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
+    )
