@@ -7,9 +7,6 @@ from collections.abc import Iterator
 from grpo_fed.reports.formatting import format_count
 from grpo_fed.scenario.scenario import Scenario
 
-FEW_UPDATES = 8
-"""Updates between two merges below which the updates of clients tell less about what they disagree on."""
-
 
 def explain_language(scenario: Scenario) -> Iterator[str]:
     """Explain the model, its adapters, and what a round is for clients with prompts; nothing without such clients."""
@@ -31,11 +28,6 @@ def explain_language(scenario: Scenario) -> Iterator[str]:
         f" batch{'' if batches == 1 else 'es'} of {prompts} completions, of at"
         f" most {language.length} tokens, and makes {format_count(updates, 'update')}."
     )
-    if updates < FEW_UPDATES and scenario.policy.shared and scenario.merge.rule in ("persistence", "clusters"):
-        yield (
-            f"That is few: with fewer than {FEW_UPDATES} updates between two merges clients whose rewards contradict"
-            " each other are found later."
-        )
     equal = {
         "keep": "counts in the averages",
         "skip": "is left out",
