@@ -128,7 +128,7 @@ def test_a_run_whose_app_is_killed_fails_and_goes_on_from_its_checkpoint(tmp_pat
     federation.agrees(2)
 
 
-def test_an_interrupted_run_ends_and_leaves_no_process(tmp_path: Path):
+def test_an_interrupted_run_ends_and_leaves_no_process(tmp_path: Path, request: pytest.FixtureRequest):
     federation = Waiting(tmp_path, (1,), 2)
     ended = threading.Event()
 
@@ -139,6 +139,9 @@ def test_an_interrupted_run_ends_and_leaves_no_process(tmp_path: Path):
             os.kill(os.getpid(), signal.SIGINT)
         assert ended.wait(60), "it waits for its clients"
 
+    # a shell that starts the tests in the background lets them ignore the signal
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, handler))
     with ThreadPoolExecutor(1) as executor:
         interrupted = executor.submit(interrupt)
         with pytest.raises(KeyboardInterrupt):
