@@ -85,7 +85,10 @@ SPACES = [
 def assert_equal_loss_and_gradient(
     peer: PPO | A2C, distribution: Distribution, ours: ObjectiveSettings, coefficients: Coefficients
 ) -> LossTerms:
-    """The loss and the gradient by every weight of the network, to a relative error of 1e-5."""
+    """The loss and the gradient by every weight of the network, to a relative error of 1e-5 or a rounding of float32.
+
+    Terms of a size of one may cancel in a weight's gradient; what remains has the rounding of the terms, 1e-7.
+    """
     batch = minibatch_of(peer)
     weights = list(peer.policy.parameters())
     found, terms = objective.loss(
@@ -96,7 +99,7 @@ def assert_equal_loss_and_gradient(
     peer.train()  # with plain gradient descent and a step of 1
     for old, new, gradient in zip(before, weights, mine, strict=True):
         assert new.grad is not None
-        assert (gradient - new.grad).norm() < 1e-5 * new.grad.norm()
+        assert (gradient - new.grad).norm() < 1e-5 * new.grad.norm() + 1e-7
         torch.testing.assert_close(old - new.detach(), new.grad, rtol=1e-3, atol=1e-5)
     return terms
 
