@@ -66,6 +66,13 @@ def plan_peers() -> Iterator[Trial]:
     yield from (Trial(cell, method, seed) for seed in FEW_SEEDS for method in PEERS for cell in cells)
 
 
+def plan_returns() -> Iterator[Trial]:
+    """Plan the other methods at all rates and schedules with four epochs; the first two with three seeds."""
+    cells = [Cell(case, rate, plan, 4) for rate in RATES for plan in SCHEDULES for case in CARTS]
+    yield from (Trial(cell, method, seed) for seed in FEW_SEEDS for method in PEERS[:2] for cell in cells)
+    yield from (Trial(cell, method, FEW_SEEDS[0]) for method in PEERS[2:] for cell in cells)
+
+
 def plan_families() -> Iterator[Trial]:
     """Plan other tasks at half, once and twice their rate, and other methods at their rate."""
     for seed in FEW_SEEDS:
@@ -97,6 +104,7 @@ PARTS: Mapping[str, Callable[[], Iterator[Trial]]] = {
     "families": plan_families,
     "natural": plan_natural,
     "epochs": plan_epochs,
+    "returns": plan_returns,
 }
 
 
