@@ -20,7 +20,18 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import deployment, federation, gpu_results, language, merges, scarce, structure, tabular, words
+from benchmarks import (
+    deployment,
+    deployment_start,
+    federation,
+    gpu_results,
+    language,
+    merges,
+    scarce,
+    structure,
+    tabular,
+    words,
+)
 from benchmarks.learning import CASES, RESULTS, THRESHOLDS, Case
 from benchmarks.structure_runs import read_runs
 from grpo_fed.runs.statistics import Estimate, estimate, interquartile_mean, probability_of_improvement
@@ -61,6 +72,16 @@ CHAPTERS = {
         e23904b, with a SuperNode for each client and a process for each message. *Load* is the machine's when a run
         began, of other work: it was high and differed between the runs, so that ratios say more than seconds.""",
         "python -m benchmarks.deployment --repetitions 3",
+    ),
+    "deployment_start": (
+        "From a command to the first trained round",
+        """On one machine of two cores, each time with an empty configuration of Flower's; contestants take turns.
+        Flower starts its local SuperLink, a server's app and two clients on its simulation, none of which imports
+        torch; the clock stops at the first client's first message. Ours starts a SuperLink, a server's app and the
+        eight clients of the quickstart; it stops when all were evaluated and trained for a round. *As it was* is commit
+        8c1e745, which called `flwr` as processes, one after another. *Load* is the machine's when a run began, of
+        other work.""",
+        "python -m benchmarks.deployment_start --repetitions 5",
     ),
     "merges": (
         "What merging costs",
@@ -193,6 +214,7 @@ def format_chapters() -> str:
     chapters = {
         "federation": federation.format_tables(federation.read_measurements(federation.FILE)),
         "deployment": deployment.format_table(deployment.read_results()),
+        "deployment_start": deployment_start.format_table(deployment_start.read_results()),
         "merges": iter(()) if merged is None else merges.format_tables(merged),
         "structure": structure.format_tables(read_runs(structure.FILE)),
         "tabular": tabular.format_table(json.loads(tabular.FILE.read_text())) if tabular.FILE.exists() else iter(()),
