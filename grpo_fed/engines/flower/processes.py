@@ -77,6 +77,10 @@ class SupervisedProcesses:
         """Send a signal to the named process alone."""
         self._request(name=name, signal=int(number))
 
+    def pid(self, name: str) -> int | None:
+        """Return a process's id; None before it is known."""
+        return self._pids.get(name)
+
     def exit_code(self, name: str) -> int | None:
         """Return a process's exit code, negative for the signal that ended it; None while it runs."""
         self._check_supervisor()
