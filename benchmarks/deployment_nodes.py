@@ -63,6 +63,7 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.serverapp import ServerApp
 
 from benchmarks.deployment_nodes import MARK
+from benchmarks.deployment_trial import measure_processor_time
 from grpo_fed.engines.flower.superlink_grid import SuperLinkGrid
 
 app = ServerApp()
@@ -231,7 +232,8 @@ def read_results() -> list[dict[str, Any]]:
 def format_table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Write the table, and whether the target is reached.
 
-    The model of a trip: what it takes without latency, and the network twice, for the message and for the answer.
+    The model of a trip: what it takes without latency, and two round trips. The message and its answer are one; the
+    other is what lies between an answer and the node's next request, since trips follow each other without a pause.
     """
     if not lines:
         return
@@ -241,7 +243,7 @@ def format_table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     costs = []
     for line in sorted(lines, key=lambda line: (line["nodes"], line["latency"])):
         costs.append(1000 * median(line["processor"]) / (2 * line["nodes"]))
-        model = f"{base[line['nodes']] + 2 * line['latency']:.2f}" if line["nodes"] in base else ""
+        model = f"{base[line['nodes']] + 4 * line['latency']:.2f}" if line["nodes"] in base else ""
         cells = [f"{line['nodes']}", f"{1000 * line['latency']:g}", f"{median(line['seconds']):.2f}", model]
         yield f"| {' | '.join(cells)} | {costs[-1]:.2f} | {line['load']:.0f} |"
     yield ""

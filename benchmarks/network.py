@@ -55,8 +55,8 @@ class Proxy:
         self._writers.add(back)
         try:
             await asyncio.gather(self._pass(reader, back), self._pass(there, writer))
-        except OSError:
-            pass  # one of the sides has gone, or the network was cut
+        except (OSError, asyncio.CancelledError):
+            pass  # one of the sides has gone, the network was cut, or the proxy is closed
         finally:
             for end in (writer, back):
                 self._writers.discard(end)
@@ -77,12 +77,13 @@ class Proxy:
                 await target.drain()
 
         delivery = asyncio.create_task(deliver())
-        while True:
-            data = await source.read(CHUNK)
-            under_way.put_nowait((self._loop.time() + self._latency, data))
-            if not data:
-                break
-        await delivery
+        try:
+            while data := await source.read(CHUNK):
+                under_way.put_nowait((self._loop.time() + self._latency, data))
+            under_way.put_nowait((self._loop.time() + self._latency, b""))
+            await delivery
+        finally:
+            delivery.cancel()
 
     def _break_all(self) -> None:
         for writer in self._writers:

@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks import (
     deployment,
+    deployment_nodes,
     deployment_start,
     federation,
     gpu_results,
@@ -82,6 +83,16 @@ CHAPTERS = {
         8c1e745, which called `flwr` as processes, one after another. *Load* is the machine's when a run began, of
         other work.""",
         "python -m benchmarks.deployment_start --repetitions 5",
+    ),
+    "deployment_nodes": (
+        "Many nodes, and a network in between",
+        """A SuperLink with TLS and keys, a server's app that sends 100 KB to each node and waits for 100 KB from each,
+        again and again, and nodes that give back what they get, all on one machine of two cores. Between nodes and
+        SuperLink a proxy delays all bytes by the latency, in each direction. A trip is a message to each node and all
+        answers, the median of ten. The model is the trip without latency and two round trips: message and answer, and
+        what lies between an answer and the node's next request. The SuperLink's processor is divided by all messages
+        and answers.""",
+        "python -m benchmarks.deployment_nodes",
     ),
     "merges": (
         "What merging costs",
@@ -214,6 +225,7 @@ def format_chapters() -> str:
     chapters = {
         "federation": federation.format_tables(federation.read_measurements(federation.FILE)),
         "deployment": deployment.format_table(deployment.read_results()),
+        "deployment_nodes": deployment_nodes.format_table(deployment_nodes.read_results()),
         "deployment_start": deployment_start.format_table(deployment_start.read_results()),
         "merges": iter(()) if merged is None else merges.format_tables(merged),
         "structure": structure.format_tables(read_runs(structure.FILE)),

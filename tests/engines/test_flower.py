@@ -67,7 +67,7 @@ def test_language_models_on_a_superlink_end_like_on_the_local_engine(tmp_path: P
 
 def test_a_failed_run_raises_its_reason(tmp_path: Path):
     alone = tiny().model_copy(update={"clients": tiny().clients[:1]})
-    scenario = Scenario.loads(alone.dumps(), overrides=["round.deadline=0.1", "round.patience=1"])
+    scenario = Scenario.loads(alone.dumps(), overrides=["round.deadline=0.001", "round.patience=1"])
     federation = FlowerEngine(scenario, tmp_path / "run")
     with pytest.raises(FlowerRunError, match=r"^too few answers in rounds 1 to 1"):
         federation.run()
