@@ -58,7 +58,7 @@ class FlowerRunError(RuntimeError):
 
 @final
 class FlowerEngine:
-    """A federation that is ready to begin: making one finds what is wrong before anything is started or written."""
+    """A federation that is ready to begin: making one finds what is wrong before a run is started or a file written."""
 
     @classmethod
     def resumed(cls, folder: str | Path, engine: EngineName = "flower", superlink: str | None = None) -> Self:

@@ -8,7 +8,6 @@ died, or on a system where libraries do not survive a fork, an app is started as
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -66,8 +65,7 @@ class ServerApps:
                 self._link = None
             else:
                 return
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        subprocess.Popen([SERVER_APP, *arguments], env=environment)
+        subprocess.Popen([SERVER_APP, *arguments])
 
 
 if __name__ == "__main__":
