@@ -21,6 +21,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -160,13 +161,18 @@ def _run_program(request: Mapping[str, Any], link: socket.socket | None, others:
 
 
 def _run_app(arguments: Sequence[str], close: Callable[[], object]) -> None:
-    """Run a server's app in this process, which is a new one."""
-    from grpo_fed.engines.wire.flower_private import run_server_app
+    """Run a server's app in a fork of this process, and report one that is killed: Flower would wait for a minute."""
+    from grpo_fed.engines.wire.flower_private import NoConnectionError, RefusedError, report_lost_app, run_server_app
 
     close()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    rename_process([SERVER_APP])
-    run_server_app(arguments)
+    if (pid := os.fork()) == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        rename_process([SERVER_APP])
+        _run_and_exit(lambda: run_server_app(arguments))
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code < 0:
+        with suppress(NoConnectionError, RefusedError):
+            report_lost_app(arguments, f"the run's process was ended by {signal.Signals(-code).name}")
 
 
 def _run_and_exit(call: Callable[[], object]) -> NoReturn:

@@ -25,6 +25,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar, final
@@ -440,6 +441,35 @@ def run_server_app(arguments: Sequence[str]) -> None:
 
     sys.argv = [SERVER_APP, *arguments]
     flwr_serverapp()
+
+
+def report_lost_app(arguments: Sequence[str], details: str) -> None:
+    """Tell the SuperLink that the run of an app has failed, whose process has ended without a word.
+
+    arguments: those of `flwr-serverapp`. NoConnectionError and RefusedError if the SuperLink does not take it; then it
+    finds out by itself, after a minute without a sign of life.
+    """
+    from flwr.common.args import try_obtain_flwr_app_token
+    from flwr.common.constant import SubStatus
+    from flwr.proto.runtime_pb2 import PushTaskOutputRequest
+    from flwr.supercore.tls import validate_and_resolve_root_certificates
+    from flwr.superlink.grid import HttpGrid
+
+    module = import_module("flwr.superlink.cli.flwr_serverapp")
+    given = module._parse_args_run_flwr_serverapp().parse_args(arguments)
+    grid = HttpGrid(
+        runtime_api_address=given.runtime_api_address,
+        insecure=given.insecure,
+        root_certificates=validate_and_resolve_root_certificates(given.root_certificates, given.insecure),
+        token=try_obtain_flwr_app_token(given),
+    )
+    try:
+        request = PushTaskOutputRequest(sub_status=SubStatus.FAILED, details=details)
+        client = copy.copy(grid._runtime_client)
+        client._retry_invoker = None
+        _call(lambda: client.PushTaskOutput(request))
+    finally:
+        grid.close()
 
 
 # What starts a run ---------------------------------------------------------------------------------------------------
