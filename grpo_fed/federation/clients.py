@@ -112,7 +112,8 @@ class Clients:
     def _save_policy(self, folder: Path, client: LoadedClient, round: int) -> None:
         (parameters,), (state,) = self._evaluated_parameters([client]), self._evaluated_states([client])
         if bool(parameters.isfinite().all()):
-            moments, task = self.policies.observation_moments(state), self.tasks[client.name].at(round)
+            moments = self.policies.observation_moments(client.name, state)
+            task = self.tasks[client.name].at(round)
             save_policy(folder, task, self.policies.policy, parameters, moments, self.scenario.seed)
             write_examples(folder, client.name, self.policies.examples(client.name, parameters))
 

@@ -151,7 +151,7 @@ class ClientPolicies(ABC):
         """
 
     @abstractmethod
-    def observation_moments(self, state: State | None) -> State | None:
+    def observation_moments(self, client: str, state: State | None) -> State | None:
         """The running moments that a policy's observations are normalised with, as arrays; None without them."""
 
     @abstractmethod

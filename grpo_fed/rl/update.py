@@ -106,7 +106,7 @@ def adam_update(
             if not going_on.any():
                 break
         pullback(gradients.distribution, gradients.values, stack.gradient_views)
-        add_proximal_gradient(stack, stack.proximal_weight)
+        complete_gradient(stack, stack.proximal_weight)
         limit = settings.max_grad_norm
         left = 1.0 if limit is None else clip_gradient(stack.gradient, limit, adam.columns)
         adam.step(stack.parameters, stack.gradient, learning_rate, active)
@@ -129,7 +129,7 @@ def natural_step(
 ) -> tuple[LossTerms, Tensor]:
     """Move the parameters that the actor uses; gives the terms before the step and its KL [K]. A limit may adapt."""
     settings, region = stack.scenario.objective, stack.scenario.trust
-    names = stack.policy.actor_parameters()
+    names = stack.policy.actor_parameters() - {slot.name for slot in stack.policy.layout.frozen}
     leaves = {name: view.detach().requires_grad_() for name, view in stack.views.items()}
     actor = {name: leaf for name, leaf in leaves.items() if name in names}
     coefficients = current_coefficients(stack, progress)
@@ -205,7 +205,7 @@ def fit_critic(
     for part in packed.minibatches(stack.seeds, numbers, settings.value_epochs, settings.minibatches):
         values, pullback = stack.policy.critic_vjp(stack.views, part.observations)
         pullback(objective.value_gradient(values, part, coefficients), stack.gradient_views)
-        add_proximal_gradient(stack, stack.critic_proximal_weight)
+        complete_gradient(stack, stack.critic_proximal_weight)
         if settings.max_grad_norm is not None:
             clip_gradient(stack.gradient, settings.max_grad_norm)
         stack.adam.step(stack.parameters, stack.gradient, learning_rate, active)
@@ -257,10 +257,15 @@ def optimiser_of_epoch(stack: ParameterStack, epoch: int) -> Adam:
     return private if epoch < private_epochs else shared
 
 
-def add_proximal_gradient(stack: ParameterStack, weight: Tensor | None) -> None:
-    """Add the gradient of 1/2 w (x - anchor)^2 with weight w [P] (1812.06127, equation 2); None adds nothing."""
+def complete_gradient(stack: ParameterStack, weight: Tensor | None) -> None:
+    """Add the gradient of 1/2 w (x - anchor)^2 with weight w [P] (1812.06127, equation 2); None adds nothing.
+
+    Parameters that do not learn get a gradient of exactly 0, with which Adam leaves every bit of them as it is.
+    """
     if weight is not None:
         stack.gradient.addcmul_(weight, stack.parameters - stack.anchor)
+    if stack.frozen is not None:
+        stack.gradient.index_fill_(1, stack.frozen, 0.0)
 
 
 def proximal_value(stack: ParameterStack) -> Tensor | float:

@@ -20,12 +20,12 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from grpo_fed.policy.shared_names import CHECKPOINTS
+from grpo_fed.policy.shared_names import SHARED_BLOCKS_FILE as SHARED
 from grpo_fed.runs.files import link_or_copy, refuse_links, write_atomic
 from grpo_fed.runs.serialisation import Record, from_json, to_json
 
-CHECKPOINTS = "checkpoints"
 STATE = "state.json"
-SHARED = "shared.safetensors"
 CLIENTS = "clients"
 SUMS = "SHA256SUMS"
 """The file with the digests of all others."""

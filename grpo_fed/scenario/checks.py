@@ -40,6 +40,7 @@ def contradictions(scenario: Scenario) -> Iterator[Mistake]:
     yield from _row_mistakes(scenario)
     yield from _policy_mistakes(scenario.policy)
     yield from _batch_mistakes(scenario)
+    yield from _reward_mistakes(scenario)
     yield from _objective_mistakes(scenario.objective)
     yield from _group_mistakes(scenario)
     yield from _trust_mistakes(scenario.trust, scenario.objective)
@@ -137,6 +138,21 @@ def _batch_mistakes(scenario: Scenario) -> Iterator[Mistake]:
         yield _mistake(text, "objective.minibatches", "objective.normalise_advantages", *sizes)
     elif objective.normalise_advantages == "batch" and samples < 2:
         yield _mistake(f"normalised advantages need 2 steps or more; {batch}", "objective.normalise_advantages", *sizes)
+
+
+def _reward_mistakes(scenario: Scenario) -> Iterator[Mistake]:
+    rollout, text = scenario.rollout, "normalise.rewards divides rewards by their running scale and clips them itself"
+    if not scenario.normalise.rewards:
+        return
+    for key, is_given in (
+        ("reward_scale", rollout.reward_scale != 1),
+        ("reward_clip", rollout.reward_clip is not None),
+    ):
+        if is_given:
+            yield _mistake(f"{text}; use one of the two", f"rollout.{key}", "normalise.rewards")
+    for number, client in enumerate(scenario.clients):
+        if client.reward_scale is not None:
+            yield _mistake(f"{text}; use one of the two", ("clients", number, "reward_scale"), "normalise.rewards")
 
 
 def _objective_mistakes(objective: ObjectiveSettings) -> Iterator[Mistake]:

@@ -18,6 +18,7 @@ from grpo_fed.scenario.field_types import (
     BoundedCount,
     Count,
     Environment,
+    FilePath,
     Fraction,
     GroupRule,
     ImportPath,
@@ -81,6 +82,13 @@ class PolicySettings(Section):
     shared: list[Pattern] = ["torso.*", "actor", "layers.*"]
     """Patterns of the blocks that clients share; all others stay private. The adapters of a language model lie in
     `layers.*`."""
+    start: FilePath | None = None
+    """What policies begin with instead of new parameters: the folder of a run, whose clients of the same names give
+    private blocks and whose server gives the shared ones; the folder of one of its checkpoints, for the shared blocks
+    alone; or a `.safetensors` file with parameters by name."""
+    freeze: list[Pattern] = []
+    """Patterns of the blocks that do not learn: they stay as they begin, are not sent and not merged, whatever `shared`
+    says."""
 
 
 class LanguageSettings(Section):
@@ -130,6 +138,10 @@ class RolloutSettings(Section):
     """Steps of each copy between two updates; with `advantage = "group"` each copy runs one whole episode instead."""
     episode_limit: Annotated[int, Ge(0)] = 0
     """Truncate episodes after this many steps; 0 for no limit but the task's."""
+    reward_scale: Positive = 1.0
+    """What rewards are multiplied by before clients learn from them; returns are reported as they were."""
+    reward_clip: Limit = None
+    """Largest absolute value of a reward to learn from, after `reward_scale`; `inf` for no limit."""
 
 
 class NormaliseSettings(Section):
@@ -485,6 +497,10 @@ class ClientSettings(Section):
     """Weight of the entropy bonus instead of `objective.entropy`."""
     penalty: NotNegative | None = None
     """Weight of the group penalty instead of `penalty.weight`."""
+    reward_scale: Positive | None = None
+    """What its rewards are multiplied by instead of `rollout.reward_scale`."""
+    start: FilePath | None = None
+    """What its policy begins with instead of `policy.start`. Its shared blocks are nevertheless the server's."""
 
     @property
     def task(self) -> str:

@@ -25,12 +25,13 @@ from grpo_fed.engines.flower.processes import POLL, SupervisedProcesses
 from grpo_fed.engines.flower.superlink import STATE, Restarter, SuperLink, find_free_port, make_flower_environment
 from grpo_fed.engines.resident.host import make_host_command
 from grpo_fed.policy.shared import resolve_shared_blocks
+from grpo_fed.policy.shared_names import POLICIES
+from grpo_fed.policy.start_values import with_absolute_starts
 from grpo_fed.rl.device import resolve_device
 from grpo_fed.runs.folder import (
     CLAIMED,
     CLIENTS,
     FLOWER_LOGS,
-    POLICIES,
     check_usable,
     claim_folder,
     open_unfinished,
@@ -87,6 +88,8 @@ class FlowerEngine:
             raise ValueError(f"engine flower-sim starts a SuperLink of its own: leave out superlink {superlink}")
         if superlink is not None:
             check_connection(superlink)
+        # the processes on this machine do not work in this folder; a deployment's paths are those of its machines
+        scenario = with_absolute_starts(scenario) if superlink is None else scenario
         self.scenario, self.engine, self.superlink, self.resume = scenario, engine, superlink, resume
         self.replace = replace
         self.folder = None if out is None else Path(out).absolute()

@@ -73,6 +73,7 @@ class LanguageLearner(Learner):
             scenario,
             layout.mask(layout.shared).nonzero().squeeze(1) if shared is None else shared,
             scenario.penalty.squared if proximal_weight is None else proximal_weight,
+            layout.frozen,
         )
         self.parameters, self.anchor = self._tensors.parameters, self._tensors.anchor
         groups = PenaltyGroups.resolve(self.policy, scenario, self.model.device)

@@ -29,8 +29,8 @@ from grpo_fed.rl.language.objective import (
 from grpo_fed.rl.objective import Coefficients, Direction
 from grpo_fed.rl.rng import Purpose, generator
 from grpo_fed.rl.update import (
-    add_proximal_gradient,
     clip_gradient,
+    complete_gradient,
     current_coefficients,
     optimiser_of_epoch,
     penalise_after_adam,
@@ -110,7 +110,7 @@ def update_adapters(
                 active = within if active is None else active & within
             if active is not None and not active.any():
                 break
-        add_proximal_gradient(stack, stack.proximal_weight)
+        complete_gradient(stack, stack.proximal_weight)
         limit = settings.max_grad_norm
         left = 1.0 if limit is None else clip_gradient(stack.gradient, limit, adam.columns)
         adam.step(stack.parameters, stack.gradient, learning_rate, active)
