@@ -57,6 +57,8 @@ class Server:
             self.state = ServerState.initial(scenario, shared_blocks, self.initial_budgets)
         else:
             self.state = ServerState.from_checkpoint(after, shared_blocks)
+            if not scenario.proximity.adaptive:  # a run that goes on with changed settings may have other ones
+                self.state.budgets = dict(self.initial_budgets)
             if type(self.state.evidence) is not type(first_evidence(scenario.merge.rule, shared_blocks)):
                 raise ValueError(f"{after.folder}: its evidence is not that of merge.rule = {scenario.merge.rule}")
 

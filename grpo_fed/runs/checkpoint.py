@@ -92,7 +92,8 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int, best: int | None = No
     written = {_client_file(client): _bytes(arrays) for client, arrays in checkpoint.clients.items()}
     if checkpoint.shared is not None:
         written[SHARED] = _bytes(checkpoint.shared)
-    origins = {client: file.name for client, file in checkpoint.files.items()}
+    is_copy = checkpoint.folder is not None
+    origins = checkpoint.original_names if is_copy else {name: file.name for name, file in checkpoint.files.items()}
     clients = [*checkpoint.clients, *checkpoint.files]
     state = {"round": checkpoint.round, "clients": clients, "origins": origins, "parts": checkpoint.parts}
     written[STATE] = (to_json(state) + "\n").encode()

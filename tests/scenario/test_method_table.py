@@ -75,6 +75,8 @@ def test_an_unknown_method_is_reported_with_a_similar_one():
         ('[merge]\nrule = "huber"\nblocks = { "*" = 0.1 }', 'merge.rule = "persistence" needs none'),
         ("[personal]\nmodel = true\nfirst = 0.5", "not both"),
         ("[stop]\ntarget = 400.0", "set evaluate.every"),
+        ("[normalise]\nrewards = true\n[rollout]\nreward_scale = 0.1", "use one of the two"),
+        ("[normalise]\nrewards = true\n[rollout]\nreward_clip = 1.0", "use one of the two"),
         ("[stop]\npatience = 3", "set evaluate.every"),
         ('[personal]\nfirst = 0.5\n[objective]\npreset = "a2c"', "2 epochs or more"),
         ("steps = 1024\n[personal]\nmodel = true", "must be enough for one update"),
