@@ -12,7 +12,7 @@ from grpo_fed.policy.make import make_policy
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.reports.explain_language import explain_language
 from grpo_fed.reports.explain_merge import explain_merge
-from grpo_fed.reports.explain_setups import explain_rewards, explain_start
+from grpo_fed.reports.explain_setups import explain_optimiser, explain_rewards, explain_start
 from grpo_fed.reports.formatting import format_count, list_names
 from grpo_fed.scenario.methods import METHODS, Method
 from grpo_fed.scenario.presets import PRESETS, Preset
@@ -72,7 +72,7 @@ def explain_scenario(scenario: Scenario, given: GivenKeys | None = None) -> list
             *_explain_blocks(scenario, shared, _private_blocks(setup)),
             *explain_start(scenario, _frozen_blocks(setup)),
         ),
-        "Merge": explain_merge(scenario, shared),
+        "Merge": (*explain_merge(scenario, shared), *explain_optimiser(scenario)),
         "Step of the server": _explain_step(scenario, budgets),
         "Evaluation and files": _explain_files(scenario),
         "Method and preset": _explain_sources(scenario),

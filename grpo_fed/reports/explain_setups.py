@@ -19,6 +19,27 @@ def explain_start(scenario: Scenario, frozen: Sequence[str]) -> Iterator[str]:
         yield f"Frozen, so neither learned nor sent: {list_names(frozen)}."
 
 
+def explain_optimiser(scenario: Scenario) -> Iterator[str]:
+    """Explain how the server steps towards the merge, and what clients add to their own steps."""
+    merge, inner_rate = scenario.merge, scenario.personal.inner_rate
+    if not scenario.policy.shared:
+        return
+    if merge.optimiser != "sgd" or merge.rate != 1:
+        how = {
+            "sgd": f"The server goes {merge.rate:g} times the way to it",
+            "momentum": f"The server steps towards it with momentum {merge.momentum:g} and rate {merge.rate:g}",
+            "adam": f"The server steps towards it by Adam with rate {merge.rate:g}",
+        }[merge.optimiser]
+        yield f"{how}; KL budgets limit this step."
+    if merge.correct_drift:
+        yield "Each client adds to its steps what all clients' mean step in the last round had more than its own."
+    if inner_rate:
+        yield (
+            f"Every second minibatch gives an inner step of {inner_rate:g} times its gradient, and the next one the"
+            " gradient there, by which the client moves from before that step."
+        )
+
+
 def explain_rewards(scenario: Scenario) -> Iterator[str]:
     """Explain what is done to rewards before clients learn from them."""
     rollout = scenario.rollout

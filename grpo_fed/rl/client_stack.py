@@ -44,6 +44,8 @@ class ClientTensors:
     """[P]: see `ClientStack.proximal_weight`."""
     frozen: Tensor | None = None
     """[F] int64: the columns of the parameters that do not learn; None without any."""
+    drift: Tensor | None = None
+    """[K, P]: what is added after each step of Adam, with `merge.correct_drift`."""
 
     @classmethod
     def start(
@@ -79,6 +81,7 @@ class ClientTensors:
             kl_limit=torch.full((clients,), settings.target, device=device),
             proximal_weight=is_shared * proximal_weight if proximal_weight else None,
             frozen=torch.cat([torch.arange(slot.start, slot.stop) for slot in frozen]).to(device) if frozen else None,
+            drift=torch.zeros_like(parameters) if scenario.merge.correct_drift else None,
         )
 
 
@@ -115,6 +118,8 @@ class ParameterStack:
     """[P]: strength w of the pull 1/2 w (x - anchor)^2 on each parameter; None without any."""
     frozen: Tensor | None = None
     """[F] int64: the columns of the parameters that do not learn; None without any."""
+    drift: Tensor | None = None
+    """[K, P]: what is added to the parameters after each step of Adam; None for nothing."""
     first: Tensor | None = None
     """[K, P]: the parameters that the run began with, where the KL is measured to them; else None."""
     phase_optimisers: tuple[Adam, ...] = ()
@@ -224,6 +229,7 @@ def _parameter_fields(
         "budgets": groups.budgets,
         "proximal_weight": tensors.proximal_weight,
         "frozen": tensors.frozen,
+        "drift": None if tensors.drift is None else tensors.drift[rows],
         "phase_optimisers": tuple(adam.rows(rows) for adam in tensors.phase_optimisers),
     }
 

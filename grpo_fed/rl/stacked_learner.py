@@ -96,6 +96,7 @@ class StackedLearner(Learner):
             layout.frozen,
         )
         self.parameters, self.anchor = self._tensors.parameters, self._tensors.anchor
+        self.drift, self.optimiser_steps = self._tensors.drift, self._tensors.adam.count
         self.stacks = self._make_stacks(shared)
         self.collector = make_collector(self.tasks, self.seeds, self.policy, scenario, env_cache)
         self.observation_normaliser = self.collector.observation_normaliser

@@ -20,6 +20,7 @@ from grpo_fed.rl import trust_region as trust
 from grpo_fed.rl.adam import Adam, per_client
 from grpo_fed.rl.advantages import LearningTargets
 from grpo_fed.rl.client_stack import ClientStack, ParameterStack
+from grpo_fed.rl.inner_steps import InnerSteps
 from grpo_fed.rl.losses import Losses, Passes
 from grpo_fed.rl.minibatches import PackedBatch
 from grpo_fed.rl.natural_gradient import (
@@ -89,6 +90,7 @@ def adam_update(
     learning_rate = stack.learning_rate * scheduled(settings.schedule, progress)
     last_pass: deque[LossTerms] = deque(maxlen=settings.minibatches)
     stopped: list[tuple[Tensor, list[LossTerms]]] = []
+    inner = InnerSteps()
     for number, part in enumerate(packed.minibatches(stack.seeds, numbers, settings.epochs, settings.minibatches)):
         adam = optimiser_of_epoch(stack, number // settings.minibatches)
         output, pullback = stack.policy.vjp(stack.views, part.observations, settings.advantage == "gae")
@@ -107,11 +109,22 @@ def adam_update(
                 break
         pullback(gradients.distribution, gradients.values, stack.gradient_views)
         complete_gradient(stack, stack.proximal_weight)
-        limit = settings.max_grad_norm
-        left = 1.0 if limit is None else clip_gradient(stack.gradient, limit, adam.columns)
-        adam.step(stack.parameters, stack.gradient, learning_rate, active)
-        penalise_after_adam(stack, adam, learning_rate, left, active)
+        take_step(stack, adam, learning_rate, active, inner)
     return [(None, last_pass), *stopped], None
+
+
+def take_step(
+    stack: ParameterStack, adam: Adam, learning_rate: np.ndarray, active: Tensor | None, inner: InnerSteps
+) -> None:
+    """Move the active clients along a minibatch's gradient: an inner step, or Adam's with all that comes after it."""
+    limit = stack.scenario.objective.max_grad_norm
+    left = 1.0 if limit is None else clip_gradient(stack.gradient, limit, adam.columns)
+    if inner.make(stack):
+        return
+    adam.step(stack.parameters, stack.gradient, learning_rate, active)
+    if stack.drift is not None:  # of `merge.correct_drift` (1910.06378, Algorithm 1)
+        stack.parameters.add_(stack.drift if active is None else stack.drift * active[:, None])
+    penalise_after_adam(stack, adam, learning_rate, left, active)
 
 
 def natural_update(

@@ -52,7 +52,7 @@ MAY_CHANGE = frozenset(
         *(f"checkpoint.{key}" for key in CheckpointSettings.model_fields),
         *("rollout.reward_scale", "rollout.reward_clip", "personal.pull"),
         *(f"merge.{key}" for key in ("weights", "confirm", "rejoin", "episodes", "threshold", "blocks", "refit")),
-        *(f"merge.{key}" for key in ("fraction", "byzantine", "keep", "most")),
+        *(f"merge.{key}" for key in ("fraction", "byzantine", "keep", "most", "rate", "momentum", "epsilon")),
         *(f"proximity.{key}" for key in ("kl_block", "kl_joint", "blocks", "over", "adaptive", "states")),
         *(f"language.{key}" for key in ("length", "temperature", "mask_cut", "tokens", "recompute", "show")),
     }

@@ -31,6 +31,16 @@ SETUPS_UNUSED: tuple[Unused, ...] = (
         'group.score is "{0.group.score}", which no common factor of the returns changes',
     ),
     Unused(
+        ("merge.momentum",),
+        lambda scenario: scenario.merge.optimiser == "sgd",
+        'merge.optimiser is "sgd", which has no momentum',
+    ),
+    Unused(
+        ("merge.epsilon",),
+        lambda scenario: scenario.merge.optimiser != "adam",
+        'merge.optimiser is "{0.merge.optimiser}", not "adam"',
+    ),
+    Unused(
         ("policy.start",),
         lambda scenario: all(client.start is not None for client in scenario.clients) and not scenario.policy.shared,
         "every client has its own start, and no block is shared",

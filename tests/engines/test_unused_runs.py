@@ -264,6 +264,15 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
         ["policy.shared=[]", *CLUSTERS],
         {"merge.rule": "krum", "merge.byzantine": "0", "merge.keep": "2", "merge.most": "2"},
     ),
+    "nothing to step towards": (
+        ["policy.shared=[]", "merge.rule=mean"],
+        {"merge.optimiser": "adam", "merge.rate": "0.5", "merge.momentum": "0.1", "merge.epsilon": "0.1"},
+    ),
+    "nothing to drift from": (
+        ["policy.shared=[]", "merge.rule=mean", "proximity.mode=off"],
+        {"merge.correct_drift": "true"},
+    ),
+    "no momentum": ([], {"merge.momentum": "0.1", "merge.epsilon": "0.1"}),
     "nothing for a rule of the user": (["policy.shared=[]", *OWN_RULE], {"merge.kwargs": "{ number = 1 }"}),
     "nothing to leave": (
         ["policy.shared=[]", "merge.rule=persistence"],

@@ -169,6 +169,7 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "penalty.squared": (DEFAULT, "1.0"),
     "penalty.blocks": (PENALTY, "['actor']"),
     "personal.first": (DEFAULT, "0.5"),
+    "personal.inner_rate": (DEFAULT, "0.1"),
     "personal.model": (["steps=128"], "true"),
     "personal.pull": (PERSONAL, "0.0"),
     "personal.steps": (PERSONAL, "0.25"),

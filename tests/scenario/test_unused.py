@@ -47,7 +47,7 @@ ALWAYS_USED = {
     *("rollout.num_envs", "normalise.observations", "normalise.rewards"),
     *("objective.preset", "objective.advantage", "objective.surrogate", "objective.step"),
     *("objective.normalise_advantages", "objective.average"),
-    *("trust.blocks", "personal.first", "personal.model"),
+    *("trust.blocks", "personal.first", "personal.model", "personal.inner_rate"),
     *("clients.name", "clients.env", "clients.count", "clients.kwargs", "clients.wrappers"),
     *("clients.entropy", "clients.penalty", "clients.changes.round", "clients.changes.kwargs"),
     *("clients.prompts", "clients.eval_prompts"),

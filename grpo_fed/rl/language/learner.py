@@ -76,6 +76,7 @@ class LanguageLearner(Learner):
             layout.frozen,
         )
         self.parameters, self.anchor = self._tensors.parameters, self._tensors.anchor
+        self.drift, self.optimiser_steps = self._tensors.drift, self._tensors.adam.count
         groups = PenaltyGroups.resolve(self.policy, scenario, self.model.device)
         self.stack = make_parameter_stack(scenario, self.tasks, self.seeds, self._tensors, groups)
         counts = np.zeros((len(tasks), 4), np.int64)
