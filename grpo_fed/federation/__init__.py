@@ -8,6 +8,7 @@
     client_reports.py parts of a client's answers, from what its learner reports
     loaded_client.py  LoadedClient: where a client starts, and what it remembers
     comparison.py     a client's choice between its own parameters and the shared ones
+    drift.py          what clients add to their steps so that they drift less apart
     learners.py       ClientLearners: a client's shared and personal learner
     state_store.py    StateStore: the clients' states between rounds
     participation.py  which clients take part

@@ -158,8 +158,8 @@ def _blocks_table(learner: Learner, scenario: Scenario, shared: SharedBlocks) ->
     table.add_column("tensors", overflow="fold")
     for block in layout.blocks:
         is_shared = block.name in shared.blocks
-        roles = ["shared" if is_shared else "private"]
-        roles += ["penalised"] if has_penalty and block.name in penalised else []
+        roles = ["shared" if is_shared else "frozen" if block.frozen else "private"]
+        roles += ["penalised"] if has_penalty and block.name in penalised and not block.frozen else []
         roles += [f"KL <= {budgets[block.name]:g}"] if block.name in budgets else []
         table.add_row(
             block.name,

@@ -12,6 +12,7 @@
     unused.py       keys that were given and have no effect
     unused_table.py the combinations in which a key has none
     unused_language.py the same for clients with prompts
+    unused_setups.py the same for what runs start from, and for scaled rewards
     toml/           the strict TOML reader, which knows nothing of scenarios: positions, errors with a cure, writing
     shipped.py      the scenarios that ship
     template.py     a folder to start a project from

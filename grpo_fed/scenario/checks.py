@@ -40,11 +40,14 @@ def contradictions(scenario: Scenario) -> Iterator[Mistake]:
     yield from _row_mistakes(scenario)
     yield from _policy_mistakes(scenario.policy)
     yield from _batch_mistakes(scenario)
+    yield from _reward_mistakes(scenario)
     yield from _objective_mistakes(scenario.objective)
     yield from _group_mistakes(scenario)
     yield from _trust_mistakes(scenario.trust, scenario.objective)
     yield from _penalty_mistakes(scenario.penalty)
     yield from _merge_mistakes(scenario)
+    yield from _optimiser_mistakes(scenario)
+    yield from _drift_mistakes(scenario)
     yield from _stop_mistakes(scenario)
     yield from _personal_mistakes(scenario)
     yield from _client_mistakes(scenario.clients)
@@ -139,6 +142,21 @@ def _batch_mistakes(scenario: Scenario) -> Iterator[Mistake]:
         yield _mistake(f"normalised advantages need 2 steps or more; {batch}", "objective.normalise_advantages", *sizes)
 
 
+def _reward_mistakes(scenario: Scenario) -> Iterator[Mistake]:
+    rollout, text = scenario.rollout, "normalise.rewards divides rewards by their running scale and clips them itself"
+    if not scenario.normalise.rewards:
+        return
+    for key, is_given in (
+        ("reward_scale", rollout.reward_scale != 1),
+        ("reward_clip", rollout.reward_clip is not None),
+    ):
+        if is_given:
+            yield _mistake(f"{text}; use one of the two", f"rollout.{key}", "normalise.rewards")
+    for number, client in enumerate(scenario.clients):
+        if client.reward_scale is not None:
+            yield _mistake(f"{text}; use one of the two", ("clients", number, "reward_scale"), "normalise.rewards")
+
+
 def _objective_mistakes(objective: ObjectiveSettings) -> Iterator[Mistake]:
     if objective.surrogate != "clip":
         text = f'needs objective.surrogate = "clip"; it is "{objective.surrogate}"'
@@ -221,6 +239,37 @@ def _merge_mistakes(scenario: Scenario) -> Iterator[Mistake]:
         yield _mistake(text, "merge.blocks", "merge.rule")
 
 
+def _optimiser_mistakes(scenario: Scenario) -> Iterator[Mistake]:
+    merge, penalty = scenario.merge, scenario.penalty
+    key = "merge.optimiser" if merge.optimiser != "sgd" else "merge.rate"
+    if merge.optimiser == "sgd" and merge.rate == 1:
+        return
+    if merge.rule == "clusters":
+        text = 'steps of one server optimiser do not fit several clusters: use merge.optimiser = "sgd", merge.rate = 1'
+        yield _mistake(text, key, "merge.rule")
+    weights = [penalty.weight if client.penalty is None else client.penalty for client in scenario.clients]
+    if penalty.toward == "zero" and (any(weights) or penalty.l1 or penalty.outer):
+        text = 'a step beyond or short of the merge loses the exact zeros of penalty.toward = "zero"'
+        yield _mistake(f'{text}: use merge.optimiser = "sgd", merge.rate = 1', key, "penalty.toward")
+
+
+def _drift_mistakes(scenario: Scenario) -> Iterator[Mistake]:
+    """Check that a client can tell the mean step of all from how the shared blocks have moved."""
+    merge, objective = scenario.merge, scenario.objective
+    needed = {
+        'merge.rule = "mean"': ("merge.rule", merge.rule == "mean"),
+        'merge.optimiser = "sgd"': ("merge.optimiser", merge.optimiser == "sgd"),
+        "merge.rate = 1": ("merge.rate", merge.rate == 1),
+        'proximity.mode = "off"': ("proximity.mode", scenario.proximity.mode == "off"),
+        "round.fraction = 1": ("round.fraction", scenario.round.fraction == 1),
+        'objective.step = "adam"': ("objective.step", objective.step == "adam"),
+        "personal.first = 0": ("personal.first", scenario.personal.first == 0),
+    }
+    for text, (key, is_met) in needed.items() if merge.correct_drift else ():
+        if not is_met:
+            yield _mistake(f"needs {text}", "merge.correct_drift", key)
+
+
 def _stop_mistakes(scenario: Scenario) -> Iterator[Mistake]:
     stop = scenario.stop
     for key, is_set in (("target", stop.target is not None), ("patience", stop.patience > 0)):
@@ -236,6 +285,7 @@ def _personal_mistakes(scenario: Scenario) -> Iterator[Mistake]:
     if personal.first and (objective.step != "adam" or objective.epochs < 2):
         text = 'divides the epochs of an update; use objective.step = "adam" and 2 epochs or more'
         yield _mistake(text, "personal.first", "objective.step", "objective.epochs")
+    yield from _inner_step_mistakes(scenario)
     samples = scenario.rollout.num_envs * scenario.rollout.horizon
     smaller_part = min(personal.steps, 1 - personal.steps)
     if personal.model and objective.advantage == "gae" and smaller_part * scenario.steps < samples:
@@ -244,6 +294,24 @@ def _personal_mistakes(scenario: Scenario) -> Iterator[Mistake]:
         )
         keys = ("personal.steps", "personal.model", "steps", "rollout.num_envs", "rollout.horizon")
         yield _mistake(f"{text} = {samples}", *keys)
+
+
+def _inner_step_mistakes(scenario: Scenario) -> Iterator[Mistake]:
+    """Check that minibatches come in pairs, one for the inner step and one for the gradient after it."""
+    personal, objective, trust = scenario.personal, scenario.objective, scenario.trust
+    if not personal.inner_rate:
+        return
+    if objective.step != "adam":
+        yield _mistake('needs objective.step = "adam"', "personal.inner_rate", "objective.step")
+    elif objective.epochs * objective.minibatches % 2:
+        text = "takes minibatches in pairs: objective.epochs x minibatches must be even"
+        yield _mistake(text, "personal.inner_rate", "objective.epochs", "objective.minibatches")
+    if trust.stop is not None:
+        text = "moves the policy to and fro, and trust.stop would measure either place; leave one of them out"
+        yield _mistake(text, "personal.inner_rate", "trust.stop")
+    if personal.first:
+        text = "an update either trains private blocks first or looks ahead with all, not both"
+        yield _mistake(text, "personal.inner_rate", "personal.first")
 
 
 def _count_mistakes(clients: Sequence[ClientSettings]) -> Iterator[Mistake]:

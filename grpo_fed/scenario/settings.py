@@ -18,6 +18,7 @@ from grpo_fed.scenario.field_types import (
     BoundedCount,
     Count,
     Environment,
+    FilePath,
     Fraction,
     GroupRule,
     ImportPath,
@@ -81,6 +82,13 @@ class PolicySettings(Section):
     shared: list[Pattern] = ["torso.*", "actor", "layers.*"]
     """Patterns of the blocks that clients share; all others stay private. The adapters of a language model lie in
     `layers.*`."""
+    start: FilePath | None = None
+    """What policies begin with instead of new parameters: the folder of a run, whose clients of the same names give
+    private blocks and whose server gives the shared ones; the folder of one of its checkpoints, for the shared blocks
+    alone; or a `.safetensors` file with parameters by name."""
+    freeze: list[Pattern] = []
+    """Patterns of the blocks that do not learn: they stay as they begin, are not sent and not merged, whatever `shared`
+    says."""
 
 
 class LanguageSettings(Section):
@@ -130,6 +138,10 @@ class RolloutSettings(Section):
     """Steps of each copy between two updates; with `advantage = "group"` each copy runs one whole episode instead."""
     episode_limit: Annotated[int, Ge(0)] = 0
     """Truncate episodes after this many steps; 0 for no limit but the task's."""
+    reward_scale: Positive = 1.0
+    """What rewards are multiplied by before clients learn from them; returns are reported as they were."""
+    reward_clip: Limit = None
+    """Largest absolute value of a reward to learn from, after `reward_scale`; `inf` for no limit."""
 
 
 class NormaliseSettings(Section):
@@ -303,6 +315,9 @@ class PersonalSettings(Section):
     first: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Fraction of an update's epochs in which only private blocks learn, before only shared blocks do (FedRep); 0 for
     all blocks together."""
+    inner_rate: NotNegative = 0.0
+    """With a value above 0 every second minibatch gives a step of this length along its gradient, and the one after it
+    the gradient there, by which the parameters move from where they were (first-order Per-FedAvg, 2002.07948)."""
     model: bool = False
     """Whether a client trains a second, personal policy, which is pulled towards the shared one and is evaluated in its
     place (Ditto)."""
@@ -357,6 +372,19 @@ class MergeSettings(Section):
     """Number of clients that are averaged, with `rule = "krum"`."""
     most: Annotated[int, Ge(2)] = 8
     """Largest number of clusters of a block, with `rule = "clusters"`."""
+    optimiser: Literal["sgd", "momentum", "adam"] = "sgd"
+    """How the server steps towards what the merge asks for, before KL budgets limit the step (FedOpt, 2003.00295):
+    `"sgd"` by `rate` times the difference, `"momentum"` by a decaying sum of the differences, `"adam"` by Adam."""
+    rate: Positive = 1.0
+    """The server's learning rate: with `optimiser = "sgd"` the fraction of the way to the merge, 1 for all of it; with
+    `"adam"` about the length of a parameter's step."""
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
+    """What is left of the momentum in the next round, with `optimiser` `"momentum"` or `"adam"`."""
+    epsilon: Positive = 1e-3
+    """What is added to Adam's denominator, with `optimiser = "adam"`; a larger one adapts less."""
+    correct_drift: bool = False
+    """Whether a client adds to each of its steps the difference between all clients' mean step in the last round and
+    its own (SCAFFOLD, 1910.06378). Every client must take part, and the server go all the way to their mean."""
 
 
 class ProximitySettings(Section):
@@ -485,6 +513,10 @@ class ClientSettings(Section):
     """Weight of the entropy bonus instead of `objective.entropy`."""
     penalty: NotNegative | None = None
     """Weight of the group penalty instead of `penalty.weight`."""
+    reward_scale: Positive | None = None
+    """What its rewards are multiplied by instead of `rollout.reward_scale`."""
+    start: FilePath | None = None
+    """What its policy begins with instead of `policy.start`. Its shared blocks are nevertheless the server's."""
 
     @property
     def task(self) -> str:

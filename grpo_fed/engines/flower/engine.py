@@ -25,11 +25,11 @@ from grpo_fed.engines.flower.log_channel import LogChannel, Say, Watch
 from grpo_fed.engines.flower.processes import POLL, SupervisedProcesses, remove_colours
 from grpo_fed.engines.flower.superlink import STATE, Restarter, SuperLink, find_free_port, make_flower_environment
 from grpo_fed.engines.resident.host import make_host_command
+from grpo_fed.policy.shared_names import POLICIES
 from grpo_fed.runs.folder import (
     CLAIMED,
     CLIENTS,
     FLOWER_LOGS,
-    POLICIES,
     check_usable,
     claim_folder,
     open_unfinished,
@@ -86,6 +86,12 @@ class FlowerEngine:
         if engine == "flower-sim" and superlink is not None:
             raise ValueError(f"engine flower-sim starts a SuperLink of its own: leave out superlink {superlink}")
         self._link = None if superlink is None else read_connection(superlink)
+        starts = [scenario.policy.start, *(entry.start for entry in scenario.clients)]
+        if superlink is None and any(start is not None for start in starts):
+            # The processes on this machine do not work in this folder; a deployment's paths are those of its machines.
+            from grpo_fed.policy.start_values import with_absolute_starts
+
+            scenario = with_absolute_starts(scenario)
         self.scenario, self.engine, self.resume, self.replace = scenario, engine, resume, replace
         self.folder = None if out is None else Path(out).absolute()
         if self.folder is not None and superlink is None:
