@@ -39,8 +39,8 @@ def weigh_fairly(recent: Sequence[Mapping[str, float]], waiting: int, clients: i
     In W recent merges a client with answers of weight a_1, a_2, ... has a weight of W a / (a_1 + a_2 + ...) for one of
     them, 1 if it was in all. Its part of the way is that over the number of all clients, so a merge of all goes the
     whole way. A merge of clients that seldom answer would go further than that. So that it does not, all merges go
-    shorter, by the greatest length that one of the recent ones would have: if that one alone were cut, its clients would
-    have less say than others.
+    shorter, by the greatest length that one of the recent ones would have: if that one alone were cut, its clients
+    would have less say than others.
 
     recent: the weights of the answers in the latest merges by their ages, the present one being the last. waiting: how
     many clients work that were in none of them; they count as if they all came next. Return the weight of each answer

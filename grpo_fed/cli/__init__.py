@@ -46,7 +46,7 @@ def main() -> None:
 
 def _load_app() -> Typer:
     """Import the application and every module of commands; each module registers its own."""
-    from grpo_fed.cli import compare, deploy, export, play, run, scenarios, tracking  # noqa: F401
+    from grpo_fed.cli import compare, deploy, export, play, replay_order, run, scenarios, tracking  # noqa: F401
     from grpo_fed.cli.application import app
 
     return app

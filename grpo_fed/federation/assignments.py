@@ -79,8 +79,8 @@ class WorkInProgress:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Name the arrays for a checkpoint, each of them once, and note in the state who has which."""
-        owners: dict[int, str] = {}
-        self.state.like = {name: owners.setdefault(id(start), name) for name, start in self.starts.items()}
+        owners: dict[bytes, str] = {}
+        self.state.like = {name: owners.setdefault(start.tobytes(), name) for name, start in self.starts.items()}
         return {f"{WORK}{name}": self.starts[name] for name in owners.values()}
 
     def add(self, client: str, assignment: Assignment, start: np.ndarray) -> None:

@@ -45,6 +45,7 @@ def contradictions(scenario: Scenario) -> Iterator[Mistake]:
     yield from _trust_mistakes(scenario.trust, scenario.objective)
     yield from _penalty_mistakes(scenario.penalty)
     yield from _merge_mistakes(scenario)
+    yield from _round_mistakes(scenario)
     yield from _stop_mistakes(scenario)
     yield from _personal_mistakes(scenario)
     yield from _client_mistakes(scenario.clients)
@@ -219,6 +220,22 @@ def _merge_mistakes(scenario: Scenario) -> Iterator[Mistake]:
     if rule not in RULES_WITH_THRESHOLD and scenario.merge.blocks:
         text = f'needs merge.rule = "huber"; it is "{rule}"'
         yield _mistake(text, "merge.blocks", "merge.rule")
+
+
+def _round_mistakes(scenario: Scenario) -> Iterator[Mistake]:
+    settings, proximity = scenario.round, scenario.proximity
+    if settings.mode != "buffered":
+        return
+    if settings.fraction < 1:
+        text = "the server gives work to whoever has none, so nobody is sampled; leave round.fraction out"
+        yield _mistake(text, "round.fraction", "round.mode")
+    if (
+        settings.staleness == "kl"
+        and scenario.policy.shared
+        and (proximity.mode == "off" or proximity.kl_joint is None)
+    ):
+        text = "needs the KL of the server's steps and its budget: set proximity.mode and proximity.kl_joint"
+        yield _mistake(text, "round.staleness", "proximity.mode", "proximity.kl_joint")
 
 
 def _stop_mistakes(scenario: Scenario) -> Iterator[Mistake]:

@@ -379,6 +379,21 @@ UNUSED: tuple[Unused, ...] = (
     # run
     Unused(("round.fraction", "round.quorum"), _is_one_client, "there is one client"),
     Unused(
+        ("round.buffer", "round.staleness", "round.max_staleness", "round.rate_fair"),
+        lambda scenario: scenario.round.mode == "sync",
+        'round.mode is "sync", and rounds wait for all of their clients',
+    ),
+    Unused(
+        ("clients.pace", "clients.jitter"),
+        lambda scenario: scenario.round.mode == "sync",
+        'round.mode is "sync": only the virtual times in the records change',
+    ),
+    Unused(
+        ("round.staleness", "round.rate_fair"),
+        _shares_nothing,
+        "policy.shared = [] leaves nothing to merge",
+    ),
+    Unused(
         ("evaluate.every", "stop.target", "stop.patience"),
         _evaluates_at_the_ends,
         "evaluate.every = {0.evaluate.every} is not reached before the last of {0.rounds} rounds",

@@ -71,6 +71,7 @@ class LocalEngine:
         replace: bool = False,
         goes_on: bool = False,
         arrivals: Callable[[Transport], Arrivals] | None = None,
+        alone: bool = False,
     ) -> None:
         """Make an engine for a new run, or for one that continues from a checkpoint.
 
@@ -80,6 +81,7 @@ class LocalEngine:
         replace: whether a run that `out` holds may be removed.
         goes_on: whether `out` holds this very run.
         arrivals: makes the order in which answers come with `round.mode = "buffered"`; by default in virtual time.
+        alone: whether each client is computed by itself, with the bits that it has in a deployment.
         Raises ValueError for what is wrong with the scenario, the folder or the checkpoint.
         """
         self.scenario, self.checkpoint = scenario, checkpoint
@@ -107,7 +109,7 @@ class LocalEngine:
                 states = self.folder / CLIENTS
             self.state_store = StateStore(states, durable=False)
             workers, set_aside = _read_schedule(saved, workers, self.setup.clients)
-            grid = make_local_grid(self.setup, self.state_store, workers, set_aside)
+            grid = make_local_grid(self.setup, self.state_store, workers, set_aside, 1 if alone else None)
             self.schedule = stack.enter_context(grid).schedule
             """Which clients are asked together, and for how many workers they were put into chunks."""
             shared_blocks = self.setup.shared_blocks
