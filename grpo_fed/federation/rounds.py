@@ -121,8 +121,8 @@ class Federation:
         self.server = Server(scenario, shared_blocks, after)
         self.recorder = Recorder(scenario, folder, device or scenario.device, scenario.method, after)
         self.paces = Paces(scenario)
+        self._has_virtual_time = arrivals is not None and self.paces.matter
         self._clock = 0 if after is None else after.part("clock", int)
-        """Microseconds of virtual time."""
         self.buffer: AnswerBuffer | None = None
         """The work of clients that the server does not wait for; None if it waits for all."""
         if scenario.round.mode == "buffered":
@@ -192,7 +192,7 @@ class Federation:
         self.state.round = round
         self._rounds_below_quorum = 0 if aggregation is not None else self._rounds_below_quorum + 1
         seconds = time.perf_counter() - trained.began
-        virtual_seconds = self._clock / MICROSECONDS if self.paces.matter else None
+        virtual_seconds = self._clock / MICROSECONDS if self._has_virtual_time else None
         outcome = RoundOutcome(
             round, seconds, trained.replies, aggregation, last_kl, failures, virtual_seconds=virtual_seconds
         )

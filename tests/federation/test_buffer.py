@@ -13,7 +13,9 @@ from safetensors.numpy import load_file
 from grpo_fed.engines.local.engine import LocalEngine
 from grpo_fed.engines.replay_order import replay_order
 from grpo_fed.federation.pace import Paces
+from grpo_fed.runs.continuation import prepare_continuation
 from grpo_fed.runs.merge_order import ORDER, read_orders
+from grpo_fed.runs.recorder import Watch
 from grpo_fed.runs.records import RoundRecord
 from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
@@ -196,6 +198,30 @@ def test_a_repeated_order_says_where_the_bits_differ(tmp_path: Path):
     path.write_text("\n".join([*lines[:3], json.dumps(fourth), *lines[4:]]) + "\n")
     again = replay_order(tmp_path / "run", tmp_path / "again", replace=False, watch=lambda record: None)
     assert again.first_difference == 4
+
+
+def test_a_continued_run_has_an_order_of_its_own_that_is_not_repeated(tmp_path: Path):
+    run(tmp_path / "run", *PACES)
+    scenario = prepare_continuation(tmp_path / "run", ["rounds=9"], tmp_path / "more")
+    with LocalEngine.resumed(tmp_path / "more") as engine, contextlib.suppress(Stopped):
+        engine.run(stop_after(8))
+    with LocalEngine.resumed(tmp_path / "more") as engine:
+        engine.run()
+    lines = (tmp_path / "more" / ORDER).read_text().splitlines()
+    assert scenario.rounds == 9
+    assert [json.loads(line)["merge"] for line in lines] == [7, 8, 9]
+    with pytest.raises(ValueError, match="begins with merge 7, since the run goes on from another one"):
+        read_orders(tmp_path / "more")
+
+
+def stop_after(round: int) -> Watch:
+    """Make a function that stops a run after the line of a round."""
+
+    def watch(record: RoundRecord) -> None:
+        if record.round == round:
+            raise Stopped
+
+    return watch
 
 
 def test_a_damaged_order_is_refused(tmp_path: Path):
