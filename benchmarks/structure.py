@@ -55,9 +55,10 @@ def plan_grid() -> Iterator[Trial]:
 
 
 def plan_epochs() -> Iterator[Trial]:
-    """Plan all rates and schedules with ten epochs, with one seed."""
-    cells = [Cell(case, rate, plan, 10) for rate in RATES for plan in SCHEDULES for case in CARTS]
-    yield from (Trial(cell, "grpo", FEW_SEEDS[0]) for cell in cells)
+    """Plan all rates and schedules with ten epochs."""
+    for seed in FEW_SEEDS:
+        cells = [Cell(case, rate, plan, 10) for rate in RATES for plan in SCHEDULES for case in CARTS]
+        yield from (Trial(cell, "grpo", seed) for cell in cells)
 
 
 def plan_peers() -> Iterator[Trial]:
