@@ -6,6 +6,7 @@
     clients.py        Clients: carry out the instructions
     setup.py          FederationSetup: tasks and shared blocks of a scenario, resolved once
     client_reports.py parts of a client's answers, from what its learner reports
+    adaptation.py     how fast a policy adapts to its client's task, on a copy
     loaded_client.py  LoadedClient: where a client starts, and what it remembers
     comparison.py     a client's choice between its own parameters and the shared ones
     drift.py          what clients add to their steps so that they drift less apart

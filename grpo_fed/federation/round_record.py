@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 from torch import Tensor
 
 from grpo_fed.aggregation.merge.conflicts import PAYS
 from grpo_fed.aggregation.merge.persistence import Findings
-from grpo_fed.federation.messages import Trained
+from grpo_fed.federation.messages import EvaluationSummary, Trained
 from grpo_fed.federation.server import Aggregation
 from grpo_fed.federation.server_state import ServerState
 from grpo_fed.policy.shared import SharedBlocks
@@ -37,6 +38,22 @@ class Traffic:
 
 
 @dataclass(frozen=True)
+class Evaluations:
+    """Holds what clients scored when they were evaluated, by client."""
+
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """Mean returns."""
+    adapted: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Mean returns after each of `evaluate.adapt` local updates."""
+
+    @classmethod
+    def of(cls, summaries: Mapping[str, EvaluationSummary], accepted: Mapping[str, float]) -> Self:
+        """Take those of the clients whose scores are accepted."""
+        adapted = {name: summaries[name].adapted for name in accepted if summaries[name].adapted}
+        return cls(dict(accepted), adapted)
+
+
+@dataclass(frozen=True)
 class RoundOutcome:
     """Collects what happened in a round, for its record."""
 
@@ -51,8 +68,8 @@ class RoundOutcome:
     """KL of the last round's step, as clients measured it in this round."""
     failures: Mapping[str, Failure] = field(default_factory=dict)
     """The first failure of each client in this round."""
-    scores: Mapping[str, float] = field(default_factory=dict)
-    """Mean return of each client's evaluation after the round; empty if there was none, or not yet."""
+    evaluations: Evaluations = field(default_factory=Evaluations)
+    """The clients' evaluations after the round; empty if there was none, or not yet."""
     notes: tuple[str, ...] = ()
     """Messages for a person, beside those of the aggregation."""
 
@@ -118,7 +135,8 @@ def _client_record(
         steps=0 if reply is None else reply.steps,
         episodes=0 if reply is None else reply.episodes,
         metrics={} if reply is None else dict(reply.metrics),
-        score=outcome.scores.get(client),
+        score=outcome.evaluations.scores.get(client),
+        adapted=outcome.evaluations.adapted.get(client, ()),
         kl=None if aggregation is None else aggregation.step.kl.get(client),
         departed=name_groups(shared_blocks, state.departed.get(client, ())),
         clusters=name_clusters(shared_blocks, state.clusters.get(client)),

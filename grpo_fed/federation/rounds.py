@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
@@ -22,6 +22,7 @@ from grpo_fed.federation.messages import (
     Evaluate,
     Evaluated,
     EvaluationPlan,
+    EvaluationSummary,
     Instruction,
     Measure,
     Measured,
@@ -29,9 +30,10 @@ from grpo_fed.federation.messages import (
     Train,
     Trained,
 )
-from grpo_fed.federation.participation import ceil_fraction, sample_clients, wait_for_clients
+from grpo_fed.federation.participation import ceil_fraction, held_out_clients, sample_clients, wait_for_clients
 from grpo_fed.federation.round_merge import RoundMerge
 from grpo_fed.federation.round_record import (
+    Evaluations,
     RoundOutcome,
     Traffic,
     make_round_record,
@@ -138,7 +140,7 @@ class Federation:
         except BaseException as error:
             self._end(error)
             raise
-        return self._end(sampled=sampled)
+        return self._end(sampled=sampled.scores)
 
     def _begin(self) -> None:
         """Wait for the clients, and evaluate them before the first round."""
@@ -168,11 +170,11 @@ class Federation:
         is_evaluated = self._is_evaluated(outcome.round)
         waits = is_evaluated and self.evaluate_with_next_round and not self._is_over
         failures = dict(outcome.failures)
-        scores = {}
+        evaluations = Evaluations()
         if is_evaluated and not waits:
-            scores = self._evaluate(EvaluationPlan(outcome.round), failures)
-            self.stopping.observe(self.scenario.stop, outcome.round, scores)
-        outcome = replace(outcome, failures=failures, scores=scores, notes=tuple(self._notes))
+            evaluations = self._evaluate(EvaluationPlan(outcome.round), failures)
+            self._observe_scores(outcome.round, evaluations.scores)
+        outcome = replace(outcome, failures=failures, evaluations=evaluations, notes=tuple(self._notes))
         self._notes.clear()
         traffic = self._count_traffic()
         record = make_round_record(
@@ -181,12 +183,23 @@ class Federation:
         self.recorder.round_finished(record, self._checkpoint_content, waits)
 
     def _complete_last_round(self, replies: Mapping[str, Trained]) -> None:
-        """Record the evaluations of the last round that came with this round's answers."""
+        """Record the evaluations of the last round that came with this round's answers.
+
+        Clients that take no part in training are evaluated now: the shared blocks are still those of the last round.
+        """
         if self.recorder.waits:
-            scores = {name: reply.evaluation.mean for name, reply in replies.items() if reply.evaluation is not None}
-            scores = self._refuse_absurd(scores, {})
-            record = self.recorder.scores_arrived(scores)
-            self.stopping.observe(self.scenario.stop, record.round, record.scores)
+            summaries = {name: reply.evaluation for name, reply in replies.items() if reply.evaluation is not None}
+            instructions = self._evaluation_of(held_out_clients(self.scenario), EvaluationPlan(self.state.round))
+            summaries |= self._summaries(instructions, {})
+            evaluations = self._accept(summaries, {})
+            record = self.recorder.scores_arrived(evaluations.scores, evaluations.adapted)
+            self._observe_scores(record.round, record.scores)
+
+    def _observe_scores(self, round: int, scores: Mapping[str, float]) -> None:
+        """Let the clients that take part in training decide whether the run ends early."""
+        held_out = held_out_clients(self.scenario)
+        trained = {name: score for name, score in scores.items() if name not in held_out}
+        self.stopping.observe(self.scenario.stop, round, trained)
 
     def _is_evaluated(self, round: int) -> bool:
         every = self.scenario.evaluate.every
@@ -258,12 +271,23 @@ class Federation:
             replies[name] = replace(replies[name], metrics=others)
         return merge, replies
 
-    def _evaluate(self, plan: EvaluationPlan, failures: dict[str, Failure]) -> dict[str, float]:
-        """Evaluate all reachable clients with their latest state; return their mean returns."""
-        instructions = {name: Evaluate(self.state.latest(name), plan) for name in self.transport.reachable()}
+    def _evaluate(self, plan: EvaluationPlan, failures: dict[str, Failure]) -> Evaluations:
+        """Evaluate all reachable clients with their latest state."""
+        return self._accept(self._summaries(self._evaluation_of(self.transport.reachable(), plan), failures), failures)
+
+    def _evaluation_of(self, clients: Iterable[str], plan: EvaluationPlan) -> dict[str, Evaluate]:
+        return {name: Evaluate(self.state.latest(name), plan) for name in clients}
+
+    def _summaries(
+        self, instructions: Mapping[str, Evaluate], failures: dict[str, Failure]
+    ) -> dict[str, EvaluationSummary]:
         answers = self._ask(self.state.round, instructions, failures)
-        scores = {name: answer.summary.mean for name, answer in answers if isinstance(answer, Evaluated)}
-        return self._refuse_absurd(scores, failures)
+        return {name: answer.summary for name, answer in answers if isinstance(answer, Evaluated)}
+
+    def _accept(self, summaries: Mapping[str, EvaluationSummary], failures: dict[str, Failure]) -> Evaluations:
+        """Leave out evaluations of no scale that the others' have."""
+        scores = {name: summary.mean for name, summary in summaries.items()}
+        return Evaluations.of(summaries, self._refuse_absurd(scores, failures))
 
     def _refuse_absurd(self, scores: Mapping[str, float], failures: dict[str, Failure]) -> dict[str, float]:
         """Leave out mean returns that are of no scale that the others' have; their clients fail."""

@@ -25,6 +25,7 @@ RHO_LIMIT = "fed/rho_limit"
 COMPARISON_EPISODES = "fed/comparison_episodes"
 RHO_BY_GROUP, LEFT, RETURNED, STAYED = "rho_by_group", "left", "returned", "stayed"
 COMPARISON = "comparison"
+ADAPTED_RETURN, ADAPTATION = "eval/adapted_return", "adaptation/"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ TABLE = (
     Metric(ROUND_SECONDS, "Seconds of the round's training and of the server's step.", timed=True),
     Metric(STEPS_PER_SECOND, "Environment steps a second.", timed=True),
     Metric(EVALUATION_RETURN, "Mean return of a client's episodes with deterministic actions, after the round."),
+    Metric(ADAPTED_RETURN, "Mean return of these episodes after `evaluate.adapt` local updates."),
+    Metric(ADAPTATION, "Mean return of these episodes after so many local updates."),
     Metric(SCORE_IQM, "Interquartile mean of the clients' evaluation returns (2108.13264)."),
     Metric(SCORE_MIN, "The lowest of the clients' evaluation returns."),
     Metric("task/", "Mean evaluation return of the clients of one entry of the scenario."),

@@ -11,6 +11,8 @@ import numpy as np
 from grpo_fed.aggregation.proximity.records import AcceptedStep
 from grpo_fed.runs.equal_groups import equal_groups_note, has_equal_groups_alone
 from grpo_fed.runs.metrics import (
+    ADAPTATION,
+    ADAPTED_RETURN,
     CLIENTS_FAILED,
     CLIENTS_OK,
     COMPARISON,
@@ -64,6 +66,8 @@ class ClientRecord:
     """Metrics of its training, by the keys of `runs.metrics`."""
     score: float | None = None
     """Mean return of its evaluation episodes after the round; None if it was not evaluated."""
+    adapted: tuple[float, ...] = ()
+    """Mean return of these episodes after each of `evaluate.adapt` local updates; empty where none were made."""
     kl: float | None = None
     """KL of the server's step on this client's own states; None if it did not measure it."""
     departed: tuple[str, ...] = ()
@@ -193,11 +197,19 @@ def record_to_line(record: RoundRecord) -> dict[str, Any]:
 
 def _client_metrics(record: ClientRecord) -> dict[str, float | None]:
     """Select the client's metrics that the line averages for the whole."""
-    score = {EVALUATION_RETURN: record.score}
+    score = {EVALUATION_RETURN: record.score, **_adaptation(record)}
     if not record.steps:
         return score
     training = {TRAINING_RETURN: None, TRAINING_LENGTH: None, TRAINING_EPISODES: record.episodes, **record.metrics}
     return {**score, **{key: _finite(value) for key, value in training.items()}}
+
+
+def _adaptation(record: ClientRecord) -> dict[str, float | None]:
+    """Make the metrics of a client that was adapted: its return after each local update, and after the last."""
+    if not record.adapted:
+        return {}
+    curve = {f"{ADAPTATION}{updates}": _finite(value) for updates, value in enumerate(record.adapted, 1)}
+    return {ADAPTED_RETURN: _finite(record.adapted[-1]), **curve}
 
 
 def _task_metrics(record: RoundRecord) -> dict[str, float | None]:

@@ -49,6 +49,10 @@ class ClientResult:
     """With the merge rule `persistence`, when and why it left each of its personal groups."""
     unit: str = "steps"
     """What `env_steps` counts: `steps` of an environment, or `completions` of prompts."""
+    adapted_first: tuple[float, ...] = ()
+    """With `evaluate.adapt`, mean returns of the first policy after so many local updates, from 0."""
+    adapted_last: tuple[float, ...] = ()
+    """The same of the last policy."""
 
     @property
     def latest(self) -> float | None:
@@ -169,7 +173,9 @@ def _client_to_json(client: ClientResult) -> dict[str, Any]:
         group: {"round": departure.round, "rho": round(departure.rho, 4)}
         for group, departure in client.departures.items()
     }
-    for key in ("clusters", "departures"):
+    for key in ("adapted_first", "adapted_last"):
+        document[key] = list(document[key])
+    for key in ("clusters", "departures", "adapted_first", "adapted_last"):
         if not document[key]:
             del document[key]
     if client.unit == "steps":
