@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 EngineName = Literal["local", "flower-sim", "flower"]
 """The same as `EngineName` of `engines/start.py`, which is not imported before it is needed."""
 
+INTERRUPTED_PATIENCE = 2.0
+"""Seconds that the end of an interrupted run waits for MLflow."""
+
 
 @dataclass(frozen=True)
 class Trainer:
@@ -332,9 +335,10 @@ def _finish_tracking(tracker: Tracker, engine: Engine, status: Status, display: 
     from grpo_fed.runs.tracking.tracker import PATIENCE
 
     document = None if engine.result is None else engine.result.to_json()
+    patience = INTERRUPTED_PATIENCE if status == "interrupted" else PATIENCE
     try:
         with display.busy("sending the rest to MLflow; Ctrl-C: do not wait"):
-            tracker.close(document, status, PATIENCE if wait else 0.0)
+            tracker.close(document, status, patience if wait else 0.0)
     except KeyboardInterrupt:
         wait = False
     if not wait and tracker.store is not None:

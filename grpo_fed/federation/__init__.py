@@ -13,6 +13,12 @@
     learners.py       ClientLearners: a client's shared and personal learner
     state_store.py    StateStore: the clients' states between rounds
     participation.py  which clients take part
+    pace.py           virtual time
+    buffer.py         AnswerBuffer: rounds that do not wait for all clients
+    assignments.py    what clients work on meanwhile
+    arrivals.py       whose answers come next
+    trained_round.py  TrainedRound: what clients have learned in a round
+    evaluations.py    what clients scored, and which scores the server believes
     round_merge.py    a round's merge, reply by reply
     server_step.py    a round's step, within budgets
     server_state.py   the server's state between two rounds

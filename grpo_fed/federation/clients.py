@@ -83,7 +83,10 @@ class Clients:
         try:
             match next(iter(given.values())):
                 case Train():
-                    return dict(self._train(_all_of(Train, given)))
+                    rounds: dict[tuple[str, int, float, float], dict[str, Train]] = {}
+                    for name, each in _all_of(Train, given).items():
+                        rounds.setdefault(_round_of(each), {})[name] = each
+                    return {name: answer for each in rounds.values() for name, answer in self._train(each)}
                 case Measure():
                     return dict(self._measure(_all_of(Measure, given)))
                 case Evaluate():

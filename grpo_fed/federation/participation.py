@@ -1,14 +1,16 @@
-"""Chooses the clients that take part in a round."""
+"""Chooses the clients that take part in a round, and ends a run in which too few do."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from grpo_fed.rl.rng import Purpose, generator
+from grpo_fed.runs.records import Failure
 from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.scenario.settings import RoundSettings
 from grpo_fed.scenario.toml.text import shorten
 
 PAUSE = 0.1
@@ -22,20 +24,24 @@ CURE = "start them with `grpo-fed deploy client`; `grpo-fed deploy status` shows
 log = logging.getLogger(__name__)
 
 
+class QuorumLostError(RuntimeError):
+    """Too few clients answered in too many rounds in a row."""
+
+
 def wait_for_clients(
     connected: Callable[[], tuple[str, ...]], clients: Iterable[str], count: int, deadline: float | None
 ) -> tuple[str, ...]:
-    """Wait until `count` clients are connected or `deadline` seconds have passed; return those that are connected.
+    """Wait until `count` of the clients are connected or `deadline` seconds have passed; return all that are connected.
 
-    connected: finds the clients that can be reached now. Clients that are missing are logged at once and every minute.
+    connected: finds all clients that can be reached now. Clients that are missing are logged at once and every minute.
     """
-    began = time.monotonic()
+    began, awaited = time.monotonic(), set(clients)
     next_line = began + SOON
     until = math.inf if deadline is None else began + deadline
-    while len(names := connected()) < count and (now := time.monotonic()) < until:
+    while len(awaited.intersection(names := connected())) < count and (now := time.monotonic()) < until:
         if now > next_line:
             next_line += LATER
-            missing = ", ".join(sorted(set(clients) - set(names)))
+            missing = ", ".join(sorted(awaited - set(names)))
             log.warning("waiting for %s; %s", shorten(missing), CURE)
         time.sleep(PAUSE)
     return names
@@ -48,13 +54,17 @@ def sample_clients(scenario: Scenario, connected: tuple[str, ...], round: int) -
     below 1 a part of the others is sampled from the round's own random stream, so the choice depends on the seed and
     the round's number alone.
     """
-    trained = {name for settings in scenario.clients if settings.trains for name in settings.names}
-    ordered = sorted(trained.intersection(connected))
+    ordered = sorted({*training_clients(scenario)}.intersection(connected))
     if scenario.round.fraction == 1 or not ordered:
         return ordered
     stream = generator(scenario.seed, Purpose.PARTICIPATION, round)
     chosen = stream.choice(len(ordered), ceil_fraction(scenario.round.fraction, len(ordered)), replace=False)
     return [ordered[index] for index in sorted(chosen.tolist())]
+
+
+def training_clients(scenario: Scenario) -> tuple[str, ...]:
+    """List the clients that take part in training, in the scenario's order."""
+    return tuple(name for settings in scenario.clients if settings.trains for name in settings.names)
 
 
 def held_out_clients(scenario: Scenario) -> tuple[str, ...]:
@@ -65,3 +75,17 @@ def held_out_clients(scenario: Scenario) -> tuple[str, ...]:
 def ceil_fraction(fraction: float, count: int) -> int:
     """Compute a fraction of a count, rounded up (but not for a rounding error), at least 1."""
     return max(1, math.ceil(fraction * count - 1e-9))
+
+
+def check_quorum(settings: RoundSettings, below: int, round: int, failures: Mapping[str, Failure]) -> None:
+    """QuorumLostError if the latest `below` rounds in a row were without a quorum, and that is too many."""
+    if below < settings.patience:
+        return
+    first, more = list(failures.items())[:3], len(failures) - 3
+    reasons = "; ".join(f"{name} {failure.kind}: {failure.reason}" for name, failure in first)
+    who = "a buffer's clients" if settings.mode == "buffered" else "the sampled clients"
+    raise QuorumLostError(
+        f"too few answers in rounds {round - below + 1} to {round}: round.quorum = {settings.quorum:g} of {who} must"
+        f" answer, and round.patience = {settings.patience} rounds have passed;"
+        f" {reasons}{f' and {more} more' if more > 0 else ''}"
+    )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Self
 
 from torch import Tensor
 
 from grpo_fed.aggregation.merge.conflicts import PAYS
 from grpo_fed.aggregation.merge.persistence import Findings
-from grpo_fed.federation.messages import EvaluationSummary, Trained
+from grpo_fed.federation.evaluations import Evaluations
+from grpo_fed.federation.messages import Trained
 from grpo_fed.federation.server import Aggregation
 from grpo_fed.federation.server_state import ServerState
 from grpo_fed.policy.shared import SharedBlocks
@@ -38,22 +38,6 @@ class Traffic:
 
 
 @dataclass(frozen=True)
-class Evaluations:
-    """Holds what clients scored when they were evaluated, by client."""
-
-    scores: Mapping[str, float] = field(default_factory=dict)
-    """Mean returns."""
-    adapted: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """Mean returns after each of `evaluate.adapt` local updates."""
-
-    @classmethod
-    def of(cls, summaries: Mapping[str, EvaluationSummary], accepted: Mapping[str, float]) -> Self:
-        """Take those of the clients whose scores are accepted."""
-        adapted = {name: summaries[name].adapted for name in accepted if summaries[name].adapted}
-        return cls(dict(accepted), adapted)
-
-
-@dataclass(frozen=True)
 class RoundOutcome:
     """Collects what happened in a round, for its record."""
 
@@ -72,6 +56,12 @@ class RoundOutcome:
     """The clients' evaluations after the round; empty if there was none, or not yet."""
     notes: tuple[str, ...] = ()
     """Messages for a person, beside those of the aggregation."""
+    ages: Mapping[str, int] = field(default_factory=dict)
+    """For each answer, the merges since its client began; empty if the server waits for all."""
+    length: float | None = None
+    """The part of the way to the merge that the shared blocks might go; None if the server waits for all."""
+    virtual_seconds: float | None = None
+    """Virtual seconds since the run began; None where clients have no paces of their own."""
 
 
 def make_round_record(
@@ -104,6 +94,8 @@ def make_round_record(
             traffic.total,
             notes,
             rho_limit=PAYS if aggregation is not None and _has_rho(aggregation.findings) else None,
+            merge_length=outcome.length,
+            virtual_seconds=outcome.virtual_seconds,
         ),
     )
 
@@ -147,6 +139,7 @@ def _client_record(
         stayed=_name_values(findings.stayed.get(client, {}), shared_blocks),
         comparison=seen,
         failure=outcome.failures.get(client),
+        age=outcome.ages.get(client),
     )
 
 

@@ -70,10 +70,14 @@ class Server:
         """Start a merge that answers are added to as they arrive."""
         return RoundMerge(self.scenario, self.shared_blocks, self.state.evidence, self.state.shared_of)
 
-    def aggregate(self, merge: RoundMerge, measure: MeasureCandidates) -> Aggregation:
-        """Move the shared blocks towards the merge's target within the KL budgets: s <- s + alpha (s* - s)."""
+    def aggregate(self, merge: RoundMerge, measure: MeasureCandidates, length: float = 1.0) -> Aggregation:
+        """Move the shared blocks towards the merge's target within the KL budgets: s <- s + alpha (s* - s).
+
+        length: the part of the way from the shared blocks to the merge at which the target s* is.
+        """
         state = self.state
-        target = self._optimise(merge.target(torch.from_numpy(state.shared)))
+        shared = torch.from_numpy(state.shared)
+        target = self._optimise(merge.target(shared).shortened(state.shared_of, shared, length))
         state.departed |= target.departed
         state.clusters = dict(target.clusters) or state.clusters
         state.evidence = target.evidence if target.evidence is not None else state.evidence

@@ -46,7 +46,7 @@ MAY_CHANGE = frozenset(
         *(f"objective.{key}" for key in ObjectiveSettings.model_fields if key not in ("preset", "advantage")),
         *(f"trust.{key}" for key in TrustSettings.model_fields),
         *(f"penalty.{key}" for key in PenaltySettings.model_fields),
-        *(f"round.{key}" for key in RoundSettings.model_fields),
+        *(f"round.{key}" for key in RoundSettings.model_fields if key != "mode"),
         *(f"stop.{key}" for key in StopSettings.model_fields),
         *(f"evaluate.{key}" for key in EvaluateSettings.model_fields),
         *(f"checkpoint.{key}" for key in CheckpointSettings.model_fields),

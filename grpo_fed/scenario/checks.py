@@ -48,6 +48,7 @@ def contradictions(scenario: Scenario) -> Iterator[Mistake]:
     yield from _merge_mistakes(scenario)
     yield from _optimiser_mistakes(scenario)
     yield from _drift_mistakes(scenario)
+    yield from _round_mistakes(scenario)
     yield from _stop_mistakes(scenario)
     yield from _personal_mistakes(scenario)
     yield from _client_mistakes(scenario.clients)
@@ -264,6 +265,7 @@ def _drift_mistakes(scenario: Scenario) -> Iterator[Mistake]:
         'merge.optimiser = "sgd"': ("merge.optimiser", merge.optimiser == "sgd"),
         "merge.rate = 1": ("merge.rate", merge.rate == 1),
         'proximity.mode = "off"': ("proximity.mode", scenario.proximity.mode == "off"),
+        'round.mode = "sync"': ("round.mode", scenario.round.mode == "sync"),
         "round.fraction = 1": ("round.fraction", scenario.round.fraction == 1),
         'objective.step = "adam"': ("objective.step", objective.step == "adam"),
         "personal.first = 0": ("personal.first", scenario.personal.first == 0),
@@ -271,6 +273,22 @@ def _drift_mistakes(scenario: Scenario) -> Iterator[Mistake]:
     for text, (key, is_met) in needed.items() if merge.correct_drift else ():
         if not is_met:
             yield _mistake(f"needs {text}", "merge.correct_drift", key)
+
+
+def _round_mistakes(scenario: Scenario) -> Iterator[Mistake]:
+    settings, proximity = scenario.round, scenario.proximity
+    if settings.mode != "buffered":
+        return
+    if settings.fraction < 1:
+        text = "the server gives work to whoever has none, so nobody is sampled; leave round.fraction out"
+        yield _mistake(text, "round.fraction", "round.mode")
+    if (
+        settings.staleness == "kl"
+        and scenario.policy.shared
+        and (proximity.mode == "off" or proximity.kl_joint is None)
+    ):
+        text = "needs the KL of the server's steps and its budget: set proximity.mode and proximity.kl_joint"
+        yield _mistake(text, "round.staleness", "proximity.mode", "proximity.kl_joint")
 
 
 def _stop_mistakes(scenario: Scenario) -> Iterator[Mistake]:

@@ -412,8 +412,23 @@ class ProximitySettings(Section):
 
 
 class RoundSettings(Section):
-    """Who takes part in a round, and how long it may take."""
+    """Who takes part in a round, how long it may take, and for whom the server waits."""
 
+    mode: Literal["sync", "buffered"] = "sync"
+    """`sync`: a round waits for all of its clients. `buffered`: the server merges as soon as `buffer` of them have
+    answered, and a round is such a merge; the others train on, and what they have learned is merged when it comes."""
+    buffer: Annotated[float, Gt(0), Le(1)] = 0.5
+    """With `buffered`, fraction of all clients whose answers make a merge, rounded up."""
+    staleness: Literal["none", "age", "kl"] = "age"
+    """With `buffered`, what an answer that is late weighs. `age`: (1 + merges since the client began)^(-1/2), as in
+    FedBuff (2106.06639); `kl`: sqrt(kl_joint / D) where D, the KL of the steps since the client began, is more than
+    `proximity.kl_joint`, so that nothing is discounted while the policy rests; `none`: as much as others."""
+    max_staleness: Annotated[int, Gt(0), Le(10_000)] = 32
+    """With `buffered`, merges since a client began after which its answer is refused."""
+    rate_fair: bool = True
+    """With `buffered`, weigh each answer by one over how often its client was in the last `max_staleness` merges, so
+    that fast clients move the shared blocks no further than slow ones (2509.24305); with false they do, as in
+    FedBuff."""
     fraction: Annotated[float, Gt(0), Le(1)] = 1.0
     """Fraction of the connected clients that is sampled for a round."""
     quorum: Annotated[float, Gt(0), Le(1)] = 0.5
@@ -523,6 +538,11 @@ class ClientSettings(Section):
     """What its rewards are multiplied by instead of `rollout.reward_scale`."""
     start: FilePath | None = None
     """What its policy begins with instead of `policy.start`. Its shared blocks are nevertheless the server's."""
+    pace: Positive = 1.0
+    """Virtual seconds that 1,000 steps take on the local engine, which computes without waiting for them. With
+    `round.mode = "buffered"` they decide whose answers come first."""
+    jitter: NotNegative = 0.0
+    """How much the virtual time of a round varies around its mean: the standard deviation of its logarithm."""
 
     @property
     def task(self) -> str:

@@ -329,6 +329,21 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
             "round.quorum": "1.0",
         },
     ),
+    "rounds that wait": (
+        [],
+        {
+            "round.buffer": "0.3",
+            "round.staleness": "none",
+            "round.max_staleness": "2",
+            "round.rate_fair": "false",
+            "clients.0.pace": "3.0",
+            "clients.0.jitter": "0.2",
+        },
+    ),
+    "rounds that do not wait, without shared blocks": (
+        ["policy.shared=[]", "proximity.mode=off", "round.mode=buffered"],
+        {"round.staleness": "none", "round.rate_fair": "false"},
+    ),
     "no budget to adapt": (["proximity.kl_block=inf"], {"proximity.adaptive": "true"}),
     "no evaluation between": (
         ["evaluate.every=3"],

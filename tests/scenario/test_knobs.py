@@ -191,6 +191,7 @@ EXCEPTIONS = {
     "penalty.kind": "is needed by penalty.l1 and penalty.outer",
     "clients.count": "is the number of clients",
     **{f"{section}.start": "names a file, see tests/policy/test_start.py" for section in ("policy", "clients")},
+    **{f"clients.{key}": "is virtual time, see tests/federation/test_buffer.py" for key in ("pace", "jitter")},
     "group.redraws": "is for clients with prompts",
     "trust.estimate": "is for clients with prompts",
     **{

@@ -41,7 +41,7 @@ count = 3
 ALWAYS_USED = {
     # the run itself
     *("name", "description", "method", "rounds", "steps", "seed", "device"),
-    *("round.deadline", "round.patience", "evaluate.episodes", "checkpoint.every"),
+    *("round.mode", "round.deadline", "round.patience", "evaluate.episodes", "checkpoint.every"),
     # whatever else is given, these are part of what is learned
     *("policy.module", "policy.blocks", "policy.shared", "policy.freeze"),
     *("rollout.num_envs", "normalise.observations", "normalise.rewards"),
