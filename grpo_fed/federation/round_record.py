@@ -17,6 +17,7 @@ from grpo_fed.federation.server_state import ServerState
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord
 from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.scenario.settings import ClientSettings
 
 SEEN = ("own", "shared", "error", "learned", "episodes")
 """What a record has of a client's comparison."""
@@ -76,7 +77,7 @@ def make_round_record(
 
     state: the server's state after the round. env_steps: environment steps of all clients before the round.
     """
-    entries = {name: settings.name for settings in scenario.clients for name in settings.names}
+    entries = {name: settings for settings in scenario.clients for name in settings.names}
     aggregation = outcome.aggregation
     step = None if aggregation is None else aggregation.step.accepted
     notes = outcome.notes if aggregation is None else (*outcome.notes, *aggregation.notes)
@@ -113,7 +114,7 @@ def note_lost_state(client: str, reply: Trained, round: int, trained: int) -> li
 
 
 def _client_record(
-    client: str, entry: str, outcome: RoundOutcome, shared_blocks: SharedBlocks, state: ServerState
+    client: str, entry: ClientSettings, outcome: RoundOutcome, shared_blocks: SharedBlocks, state: ServerState
 ) -> ClientRecord:
     reply, aggregation = outcome.replies.get(client), outcome.aggregation
     findings = Findings() if aggregation is None else aggregation.findings
@@ -123,12 +124,11 @@ def _client_record(
     seen = {} if comparison is None else {name: getattr(comparison, name) for name in SEEN}
     return ClientRecord(
         client=client,
-        task=entry,
+        task=entry.name,
         steps=0 if reply is None else reply.steps,
         episodes=0 if reply is None else reply.episodes,
         metrics={} if reply is None else dict(reply.metrics),
         score=outcome.evaluations.scores.get(client),
-        adapted=outcome.evaluations.adapted.get(client, ()),
         kl=None if aggregation is None else aggregation.step.kl.get(client),
         departed=name_groups(shared_blocks, state.departed.get(client, ())),
         clusters=name_clusters(shared_blocks, state.clusters.get(client)),
@@ -140,6 +140,8 @@ def _client_record(
         comparison=seen,
         failure=outcome.failures.get(client),
         age=outcome.ages.get(client),
+        adapted=outcome.evaluations.adapted.get(client, ()),
+        trains=entry.trains,
     )
 
 

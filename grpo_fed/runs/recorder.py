@@ -332,6 +332,7 @@ class Recorder:
                 unit="steps" if settings.prompts is None else "completions",
                 adapted_first=totals.adapted_first.get(name, ()),
                 adapted_last=totals.adapted_last.get(name, ()),
+                trains=settings.trains,
             )
             for name, settings in entries.items()
         }

@@ -53,6 +53,8 @@ class ClientResult:
     """With `evaluate.adapt`, mean returns of the first policy after so many local updates, from 0."""
     adapted_last: tuple[float, ...] = ()
     """The same of the last policy."""
+    trains: bool = True
+    """Whether it took part in training; otherwise its `after` is that of the shared policy, and counts in no score."""
 
     @property
     def latest(self) -> float | None:
@@ -102,8 +104,9 @@ class Result:
 
     @property
     def returns(self) -> np.ndarray:
-        """[K]: mean returns of the last policies, for the clients whose last policy was evaluated."""
-        return np.array([client.after for client in self.clients.values() if client.after is not None])
+        """[K]: mean returns of the last policies, for the clients that train and whose last policy was evaluated."""
+        trained = [client.after for client in self.clients.values() if client.trains]
+        return np.array([after for after in trained if after is not None])
 
     @property
     def score_mean(self) -> float | None:
@@ -180,6 +183,8 @@ def _client_to_json(client: ClientResult) -> dict[str, Any]:
             del document[key]
     if client.unit == "steps":
         del document["unit"]
+    if client.trains:
+        del document["trains"]
     return document
 
 
@@ -214,4 +219,19 @@ def idle_clients(results: Mapping[str, Any]) -> tuple[str, ...]:
     clients, missing = results["clients"], results.get("missing", {})
     if not results["rounds"]:
         return ()
-    return tuple(name for name in missing if name in clients and not clients[name].get("env_steps"))
+    trained = [name for name, client in clients.items() if client.get("trains", True)]
+    return tuple(name for name in missing if name in trained and not clients[name].get("env_steps"))
+
+
+def mean_adaptation(results: Mapping[str, Any], last: bool = True) -> tuple[int, tuple[float, ...]]:
+    """Average the returns before and after each local update over the clients whose adaptation counts.
+
+    These are the clients that take no part in training, or all if there are none. Return how many clients have such
+    returns, and the mean curve from 0 updates; empty if none has. results: the content of `results.json`. last: of the
+    last policy, otherwise of the first.
+    """
+    clients = list(results["clients"].values())
+    counted = [client for client in clients if not client.get("trains", True)] or clients
+    key = "adapted_last" if last else "adapted_first"
+    curves = [client[key] for client in counted if client.get(key)]
+    return len(curves), tuple(np.mean(curves, axis=0).tolist()) if curves else ()
