@@ -143,7 +143,7 @@ class History:
 
     @cached_property
     def adapted_last(self) -> np.ndarray:
-        """[K, U + 1]: the same of the last policies, or of the latest ones that were adapted if there are no results."""
+        """[K, U + 1]: the same of the last policies, or without results of the latest that were adapted."""
         if self.results is not None:
             return self._curves("adapted_last")
         updates = range(self.scenario.evaluate.adapt + 1)
