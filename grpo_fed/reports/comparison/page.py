@@ -23,7 +23,6 @@ from grpo_fed.reports.formatting import format_count, format_return
 from grpo_fed.runs.colours import INK, PAPER
 from grpo_fed.runs.history import fill_forward, read_history
 from grpo_fed.runs.statistics import Estimate, estimate, interquartile_mean, stratified_resamples
-
 from grpo_fed.scenario.scenario import Scenario
 
 if TYPE_CHECKING:
@@ -45,8 +44,8 @@ same client; 0.5 means level. By seed: the same probability, with an interval fr
 of one run share what they learn and are not independent. A difference is claimed only where neither interval contains
 0.5."""
 
-ADAPTATION_READING = """Before and after adaptation: the interquartile mean, with the same interval, over seeds of {who},
-whose last policies adapt to their own tasks on copies. The verdict does not regard it."""
+ADAPTATION_READING = """Before and after adaptation: the interquartile mean, with the same interval, of {who}.
+Copies of their last policies adapt to their own tasks. The verdict does not regard it."""
 
 
 def comparison_markdown(comparison: Comparison) -> str:
@@ -72,9 +71,8 @@ def comparison_markdown(comparison: Comparison) -> str:
     left_out = [f"- `{run.method}`, seed {run.seed}: {run.problem}" for run in comparison.runs if run.problem]
     if left_out:
         parts.append("## Left out\n\n" + "\n".join(left_out))
-    for name in (COMPARISON, ADAPTATION):
-        if (comparison.out / FIGURES / f"{name}.png").is_file():
-            parts.append(f"![curves]({FIGURES}/{name}.png)")
+    figures = [f"{FIGURES}/{name}.png" for name in (COMPARISON, ADAPTATION)]
+    parts += [f"![curves]({figure})" for figure in figures if (comparison.out / figure).is_file()]
     return "\n\n".join(parts) + "\n"
 
 
