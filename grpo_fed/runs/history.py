@@ -276,14 +276,15 @@ class History:
         return {name: numbers for name, numbers in rounds.items() if numbers}
 
     def _curves(self, key: str) -> np.ndarray:
-        """Read the returns of every client's adaptation from the results, [K, U + 1]."""
+        """Read the returns of every client's adaptation from the results, [K, U + 1].
+
+        They are unknown if they are of another number of updates: `evaluate.adapt` may change when a run is continued.
+        """
         updates = self.scenario.evaluate.adapt
         clients: Mapping[str, Any] = {} if self.results is None else self.results["clients"]
         unknown = [np.nan] * (updates + 1)
-        rows = [list(clients.get(name, {}).get(key) or unknown) for name in self.clients]
-        if any(len(row) != updates + 1 for row in rows):
-            raise ValueError(f"{self.folder}: {key} is not of evaluate.adapt = {updates} updates; remove results.json")
-        return np.array(rows, np.float64)
+        rows = [list(clients.get(name, {}).get(key, ())) for name in self.clients]
+        return np.array([row if len(row) == updates + 1 else unknown for row in rows], np.float64)
 
     def _result(self, key: str) -> np.ndarray:
         """Read a number of every client from the results, [K]."""

@@ -72,7 +72,7 @@ class RunTotals:
         self.last = record.scores
         scores = record.scores
         curves = {each.client: (scores[each.client], *each.adapted) for each in record.clients if each.adapted}
-        self.adapted_last = curves or self.adapted_last
+        self.adapted_last = curves if scores else self.adapted_last
         if record.round == 0:
             self.first, self.adapted_first = self.last, curves
         for name in record.equal:
