@@ -22,7 +22,7 @@ from grpo_fed.federation.arrivals import Arrivals
 from grpo_fed.federation.assignments import Assignment, WorkInProgress
 from grpo_fed.federation.messages import Answer, Trained
 from grpo_fed.federation.pace import Paces
-from grpo_fed.federation.participation import ceil_fraction, training_clients
+from grpo_fed.federation.participation import ceil_fraction
 from grpo_fed.federation.server_state import ServerState
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.checkpoint import Checkpoint
@@ -77,7 +77,7 @@ class AnswerBuffer:
 
         folder: gets the order of events; None writes nothing. ValueError if the checkpoint is damaged.
         """
-        self._scenario, self._clients, self._folder = scenario, training_clients(scenario), folder
+        self._scenario, self._clients, self._folder = scenario, shared_blocks.training_clients, folder
         self.size = ceil_fraction(scenario.round.buffer, len(self._clients))
         """How many answers make a merge."""
         self.paces = Paces(scenario)

@@ -54,22 +54,13 @@ def sample_clients(scenario: Scenario, connected: tuple[str, ...], round: int) -
     below 1 a part of the others is sampled from the round's own random stream, so the choice depends on the seed and
     the round's number alone.
     """
-    ordered = sorted({*training_clients(scenario)}.intersection(connected))
+    trained = {name for settings in scenario.clients if settings.trains for name in settings.names}
+    ordered = sorted(trained.intersection(connected))
     if scenario.round.fraction == 1 or not ordered:
         return ordered
     stream = generator(scenario.seed, Purpose.PARTICIPATION, round)
     chosen = stream.choice(len(ordered), ceil_fraction(scenario.round.fraction, len(ordered)), replace=False)
     return [ordered[index] for index in sorted(chosen.tolist())]
-
-
-def training_clients(scenario: Scenario) -> tuple[str, ...]:
-    """List the clients that take part in training, in the scenario's order."""
-    return tuple(name for settings in scenario.clients if settings.trains for name in settings.names)
-
-
-def held_out_clients(scenario: Scenario) -> tuple[str, ...]:
-    """List the clients that take no part in training, in the scenario's order."""
-    return tuple(name for settings in scenario.clients if not settings.trains for name in settings.names)
 
 
 def ceil_fraction(fraction: float, count: int) -> int:

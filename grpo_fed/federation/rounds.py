@@ -35,9 +35,7 @@ from grpo_fed.federation.pace import MICROSECONDS, Paces
 from grpo_fed.federation.participation import (
     ceil_fraction,
     check_quorum,
-    held_out_clients,
     sample_clients,
-    training_clients,
     wait_for_clients,
 )
 from grpo_fed.federation.round_record import (
@@ -209,7 +207,7 @@ class Federation:
         """
         if self.recorder.waits:
             summaries = {name: reply.evaluation for name, reply in replies.items() if reply.evaluation is not None}
-            held_out = set(held_out_clients(self.scenario)).intersection(self.transport.reachable())
+            held_out = set(self.shared_blocks.held_out).intersection(self.transport.reachable())
             summaries |= self._summaries(sorted(held_out), EvaluationPlan(self.state.round), {})
             evaluations = self._accept(summaries, {})
             record = self.recorder.scores_arrived(evaluations.scores, evaluations.adapted)
@@ -217,7 +215,7 @@ class Federation:
 
     def _observe_scores(self, round: int, scores: Mapping[str, float]) -> None:
         """Let the clients that take part in training decide whether the run ends early."""
-        held_out = held_out_clients(self.scenario)
+        held_out = self.shared_blocks.held_out
         trained = {name: score for name, score in scores.items() if name not in held_out}
         self.stopping.observe(self.scenario.stop, round, trained)
 
@@ -234,7 +232,7 @@ class Federation:
     def _wait_for_clients(self) -> tuple[str, ...]:
         """Wait for all clients before the first round, for a quorum before others; return those that can be reached."""
         settings = self.scenario.round
-        clients = training_clients(self.scenario) if self._has_begun else self.shared_blocks.clients
+        clients = self.shared_blocks.training_clients if self._has_begun else self.shared_blocks.clients
         count = ceil_fraction(settings.quorum, len(clients)) if self._has_begun else len(clients)
         self._has_begun = True
         return wait_for_clients(self.transport.reachable, clients, count, settings.deadline)
@@ -242,7 +240,7 @@ class Federation:
     def _sample_clients(self, round: int, failures: dict[str, Failure]) -> list[str]:
         """Choose the round's clients among those that can be reached; the others fail."""
         reachable = self._wait_for_clients()
-        for name in sorted({*training_clients(self.scenario)} - {*reachable}):
+        for name in sorted({*self.shared_blocks.training_clients} - {*reachable}):
             self._client_failed(round, name, UNREACHABLE, failures)
         return sample_clients(self.scenario, reachable, round)
 
@@ -272,7 +270,7 @@ class Federation:
     def _collect(self, buffer: AnswerBuffer, round: int, failures: dict[str, Failure]) -> TrainedRound:
         """Give work to clients that have none, and wait until enough have answered; the others work on."""
         reachable = self._wait_for_clients()
-        for name in sorted({*training_clients(self.scenario)} - {*reachable} - buffer.busy):
+        for name in sorted({*self.shared_blocks.training_clients} - {*reachable} - buffer.busy):
             self._client_failed(round, name, UNREACHABLE, failures)
         trained = TrainedRound(self.server.begin_merge(), buffer.size)
         buffer.assign(round, self.state, reachable, self._measures_last_step, self.recorder.waits)

@@ -116,7 +116,8 @@ def _explain_rounds(scenario: Scenario) -> Iterator[str]:
         if sampling.deadline is None
         else f"a client that has not answered after {sampling.deadline:g} seconds is left out of the round"
     )
-    yield f"{who} connected clients take part in a round; {deadline}."
+    whose = "" if all(entry.trains for entry in scenario.clients) else " that train"
+    yield f"{who} connected clients{whose} take part in a round; {deadline}."
     yield (
         f"If fewer than {sampling.quorum:.0%} of them answer, the shared blocks do not change;"
         f" {format_count(sampling.patience, 'such round')} in a row end the run as failed."

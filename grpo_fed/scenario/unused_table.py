@@ -124,8 +124,8 @@ def _all_clients_have(key: str) -> Callable[[Scenario], bool]:
 
 
 def _count(scenario: Scenario) -> int:
-    """Return the number of clients."""
-    return sum(entry.count for entry in scenario.clients)
+    """Return the number of clients that take part in training."""
+    return sum(entry.count for entry in scenario.clients if entry.trains)
 
 
 def _is_one_client(scenario: Scenario) -> bool:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from grpo_fed.engines.alone import train
 from grpo_fed.engines.local.engine import LocalEngine
 from grpo_fed.engines.wire import Codec, InvalidMessageError
 from grpo_fed.federation.messages import Evaluate, Evaluated, EvaluationPlan, EvaluationSummary, Start, Train
-from grpo_fed.federation.participation import held_out_clients, sample_clients, training_clients, wait_for_clients
+from grpo_fed.federation.participation import sample_clients, wait_for_clients
 from grpo_fed.policy.shared import resolve_shared_blocks
 from grpo_fed.rl.stacked_policies import StackedPolicies
 from grpo_fed.runs.continuation import prepare_continuation
@@ -149,10 +150,11 @@ def test_what_a_server_adds_to_updates_is_no_part_of_adaptation(tmp_path: Path):
 # What depends on it --------------------------------------------------------------------------------------------------
 
 
-def test_adaptation_and_held_out_clients_change_nothing_of_the_others(tmp_path: Path):
+@pytest.mark.parametrize("change", ['method="grpo"', 'method="clusters"', BUFFERED[0]])
+def test_adaptation_and_held_out_clients_change_nothing_of_the_others(tmp_path: Path, change: str):
     """The trained clients end with the same bits, with others held out and adapted, and without."""
-    with_both = run(tmp_path / "both", 'method="grpo"')
-    without = run(tmp_path / "without", 'method="grpo"', "evaluate.adapt=0", text=TEXT)
+    with_both = run(tmp_path / "both", change)
+    without = run(tmp_path / "without", change, "evaluate.adapt=0", text=TEXT)
     assert with_both is not None
     assert without is not None
     for name in ("cart-0", "cart-1"):
@@ -163,6 +165,12 @@ def test_adaptation_and_held_out_clients_change_nothing_of_the_others(tmp_path: 
             assert {key: metrics[key] for key in plain if key != "clients"} == {
                 key: value for key, value in plain.items() if key != "clients"
             }
+    checkpoints = [
+        load_file(tmp_path / name / "checkpoints/round-0004/shared.safetensors") for name in ("both", "without")
+    ]
+    assert checkpoints[0].keys() == checkpoints[1].keys()
+    for name, array in checkpoints[0].items():  # also what the merge rule remembers of the clients
+        np.testing.assert_array_equal(array, checkpoints[1][name], name)
     assert (with_both.score_iqm, with_both.score_min) == (without.score_iqm, without.score_min)
     assert with_both.env_steps == without.env_steps == 4 * 2 * 64
 
@@ -224,11 +232,11 @@ def test_a_continued_run_may_adapt_by_another_number_of_updates(tmp_path: Path):
 
 def test_held_out_clients_are_neither_sampled_nor_counted():
     scenario = Scenario.loads(TEXT + NEWCOMERS)
-    assert training_clients(scenario) == ("cart-0", "cart-1")
-    assert held_out_clients(scenario) == ("new-0", "new-1")
+    blocks = resolve_shared_blocks(scenario)
+    assert (blocks.training_clients, blocks.held_out) == (("cart-0", "cart-1"), ("new-0", "new-1"))
     assert sample_clients(scenario, ("cart-1", "new-0", "new-1"), 1) == ["cart-1"]
     connected = iter([("new-0", "new-1"), ("cart-1", "new-0", "new-1")])
-    assert wait_for_clients(lambda: next(connected), training_clients(scenario), 1, None) == (
+    assert wait_for_clients(lambda: next(connected), blocks.training_clients, 1, None) == (
         "cart-1",
         "new-0",
         "new-1",
