@@ -165,10 +165,8 @@ def _name_values(values: Mapping[int, float], shared_blocks: SharedBlocks) -> di
 
 def _has_rho_by_group(shared_blocks: SharedBlocks) -> bool:
     """Decide whether records have rho in every group: not if the groups are the blocks, or if there are too many."""
-    groups = shared_blocks.groups.names
-    return (
-        groups != shared_blocks.groups.as_blocks.names and len(groups) * len(shared_blocks.training_clients) <= MOST_RHO
-    )
+    groups, clients = shared_blocks.groups.names, shared_blocks.training_clients
+    return groups != shared_blocks.groups.as_blocks.names and len(groups) * len(clients) <= MOST_RHO
 
 
 def _greatest_by_block(rho: Mapping[str, float], shared_blocks: SharedBlocks) -> dict[str, float]:

@@ -45,9 +45,10 @@ def scenario_overview(
     steps = scenario.rounds * scenario.steps * trained
     yield Text.assemble((scenario.name, "bold cyan"), f": {scenario.description}" if scenario.description else "")
     unit = scenario.unit
-    held_out = f", {len(shared.held_out):,} of them held out" if shared.held_out else ""
+    who = format_count(clients, "client")
+    who += f", {len(shared.held_out):,} of them held out" if shared.held_out else ""
     yield Text(
-        f"{format_count(clients, 'client')}{held_out}, {format_count(scenario.rounds, 'round')} of {scenario.steps:,} {unit} each"
+        f"{who}, {format_count(scenario.rounds, 'round')} of {scenario.steps:,} {unit} each"
         f": {steps:,} {unit}; {scenario.objective.preset} on {resolve_device(scenario.device)}, seed {scenario.seed}"
     )
     yield _clients_table(learners)

@@ -165,14 +165,13 @@ def test_adaptation_and_held_out_clients_change_nothing_of_the_others(tmp_path: 
             assert {key: metrics[key] for key in plain if key != "clients"} == {
                 key: value for key, value in plain.items() if key != "clients"
             }
-    checkpoints = [
-        load_file(tmp_path / name / "checkpoints/round-0004/shared.safetensors") for name in ("both", "without")
-    ]
+    saved = "checkpoints/round-0004/shared.safetensors"
+    checkpoints = [load_file(tmp_path / name / saved) for name in ("both", "without")]
     assert checkpoints[0].keys() == checkpoints[1].keys()
     for name, array in checkpoints[0].items():  # also what the merge rule remembers of the clients
         np.testing.assert_array_equal(array, checkpoints[1][name], name)
     assert (with_both.score_iqm, with_both.score_min) == (without.score_iqm, without.score_min)
-    assert with_both.env_steps == without.env_steps == 4 * 2 * 64
+    assert with_both.env_steps == without.env_steps
 
 
 def test_a_run_that_was_stopped_adapts_as_one_that_was_not(tmp_path: Path):
