@@ -96,10 +96,8 @@ def test_the_summary_has_the_returns_before_after_and_in_between(folder: Path):
 
 
 def test_the_last_line_of_the_terminal_has_the_adaptation(folder: Path):
-    line = result_line(result_of(folder))
-    assert (
-        "return 150.0 (interquartile mean 150.0, worst 100.0), 2 held-out clients adapted from 350.0 to 370.0" in line
-    )
+    line, words = result_line(result_of(folder)), "2 held-out clients adapted from 350.0 to 370.0"
+    assert f"return 150.0 (interquartile mean 150.0, worst 100.0), {words}" in line
 
 
 def test_the_figure_shows_the_clients_that_are_held_out(folder: Path):
@@ -120,9 +118,8 @@ def test_mlflow_has_the_curve_and_the_page_the_result(folder: Path):
     params = {"rounds": 2, "method": "grpo", "seed": 0}
     begin = {"scenario": "made", "description": "", "params": params, "clients": list(document["clients"])}
     page = page_at_end(begin, document, "finished")
-    assert (
-        "**The last policies adapted** to 370.0 in 2 local updates, 350.0 before (mean of 2 held-out clients)." in page
-    )
+    assert "**The last policies adapted** to 370.0 in 2 local updates, 350.0 before" in page
+    assert page.count("(mean of 2 held-out clients).") == 2
     assert "**The first policies adapted** to 21.0 in 2 local updates, 1.0 before" in page
     assert "| client | before | after | adapted | personal groups |" in page
     assert "| new-1 | 1.0 | 400.0 | 420.0 | - |" in page
@@ -144,7 +141,7 @@ def test_a_comparison_has_each_methods_adaptation(tmp_path: Path):
         lambda scenario, folder: write_run(folder, scenario, gains[scenario.method]),
     )
     assert comparison.clients == ("cart-0", "cart-1")
-    fedavg, reptile = comparison.methods
+    _, reptile = comparison.methods
     assert reptile.adaptation is not None
     np.testing.assert_array_equal(reptile.adaptation, [[[300, 340, 380], [400, 440, 480]]] * 2)
     np.testing.assert_array_equal(reptile.scores, [[100, 200]] * 2)
@@ -153,7 +150,7 @@ def test_a_comparison_has_each_methods_adaptation(tmp_path: Path):
     text = (tmp_path / "out" / "comparison.md").read_text()
     assert "| method | return | cart | new | before adaptation | after 2 updates |" in text
     (row,) = [line for line in text.splitlines() if line.startswith("| `reptile` |")]
-    assert "| 350.0 [300.0, 400.0] | 430.0 [380.0, 480.0] |" in row
+    assert "| 350.0 [350.0, 350.0] | 430.0 [430.0, 430.0] |" in row  # the seeds have the same numbers
     assert "![curves](figures/adaptation.png)" in text
     document = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert document["methods"]["fedavg"]["adaptation"]["curve"] == [350.0, 360.0, 370.0]

@@ -55,10 +55,14 @@ class MethodResult:
     in training, or of all if there are none; None without `evaluate.adapt`."""
 
     def adapted(self, updates: int) -> Estimate | None:
-        """Estimate the interquartile mean of the returns after so many local updates; None if none were made."""
+        """Estimate the interquartile mean of the returns after so many local updates; None if none were made.
+
+        Its interval is from resampling whole seeds, since all clients of a seed begin with one policy.
+        """
         if self.adaptation is None:
             return None
-        return estimate(interquartile_mean, self.adaptation[:, :, updates], generator=np.random.default_rng(0))
+        scores, generator = self.adaptation[:, :, updates], np.random.default_rng(0)
+        return estimate(interquartile_mean, scores, generator=generator, whole_seeds=True)
 
 
 @dataclass(frozen=True, eq=False)
