@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from grpo_fed.reports.comparison.compare import compare
+from grpo_fed.reports.comparison.page import adaptation_curve
 from grpo_fed.reports.explain import explain_scenario
 from grpo_fed.reports.figures.write import draw_figures
 from grpo_fed.reports.outcome import result_line
@@ -154,6 +155,13 @@ def test_a_comparison_has_each_methods_adaptation(tmp_path: Path):
     assert "![curves](figures/adaptation.png)" in text
     document = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert document["methods"]["fedavg"]["adaptation"]["curve"] == [350.0, 360.0, 370.0]
+
+
+def test_the_interval_of_an_adaptation_resamples_whole_seeds():
+    """Of two seeds whose clients have 0 and 100 each, the middle half of a resample is 0, 50 or 100."""
+    curve = adaptation_curve(np.array([[[0.0]] * 4, [[100.0]] * 4]))
+    assert (curve.rounds.tolist(), curve.mean.tolist()) == ([0], [50.0])
+    assert (curve.low.tolist(), curve.high.tolist()) == ([0.0], [100.0])
 
 
 def test_a_run_without_adaptation_shows_none(tmp_path: Path):

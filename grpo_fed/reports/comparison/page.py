@@ -44,8 +44,8 @@ same client; 0.5 means level. By seed: the same probability, with an interval fr
 of one run share what they learn and are not independent. A difference is claimed only where neither interval contains
 0.5."""
 
-ADAPTATION_READING = """Before and after adaptation: the interquartile mean, with the same interval, of {who}.
-Copies of their last policies adapt to their own tasks. The verdict does not regard it."""
+ADAPTATION_READING = """Before and after adaptation: the interquartile mean of {who}, with an interval from resampling
+whole seeds. Copies of their last policies adapt to their own tasks. The verdict does not regard it."""
 
 
 def comparison_markdown(comparison: Comparison) -> str:
@@ -206,10 +206,8 @@ def draw_adaptations(comparison: Comparison) -> Drawing | None:
         return None
     curves = [(index, name, adaptation_curve(returns)) for index, name, returns in adapted]
     who = "clients that took no part in training" if _has_held_out(comparison.scenario) else "all clients"
-    caption = (
-        f"Returns of {who} while the last policies adapt to their tasks: interquartile mean over clients and seeds,"
-    )
-    caption += " with its 95 % stratified bootstrap interval."
+    caption = f"Returns of {who} while the last policies adapt to their tasks: interquartile mean over clients"
+    caption += " and seeds, with its 95 % interval from resampling whole seeds."
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -226,9 +224,10 @@ def draw_adaptations(comparison: Comparison) -> Drawing | None:
 
 def adaptation_curve(returns: np.ndarray) -> Curve:
     """Compute the interquartile mean and its interval after each local update, from [S, H, U + 1]."""
+    generator, scores = np.random.default_rng(0), [returns[:, :, number] for number in range(returns.shape[2])]
     estimates = [
-        estimate(interquartile_mean, returns[:, :, number], generator=np.random.default_rng(0), resamples=RESAMPLES)
-        for number in range(returns.shape[2])
+        estimate(interquartile_mean, each, generator=generator, resamples=RESAMPLES, whole_seeds=True)
+        for each in scores
     ]
     mean, low, high = np.array([(each.value, each.low, each.high) for each in estimates]).T
     return Curve(np.arange(returns.shape[2]), mean, low, high)
