@@ -15,9 +15,12 @@ from safetensors.numpy import load_file
 from grpo_fed.engines.alone import train
 from grpo_fed.engines.local.engine import LocalEngine
 from grpo_fed.engines.wire import Codec, InvalidMessageError
+from grpo_fed.federation.adaptation import adapted_returns
 from grpo_fed.federation.messages import Evaluate, Evaluated, EvaluationPlan, EvaluationSummary, Start, Train
 from grpo_fed.federation.participation import sample_clients, wait_for_clients
 from grpo_fed.policy.shared import resolve_shared_blocks
+from grpo_fed.rl.language.learner import LanguageLearner
+from grpo_fed.rl.language.policies import LanguagePolicies
 from grpo_fed.rl.stacked_policies import StackedPolicies
 from grpo_fed.runs.continuation import prepare_continuation
 from grpo_fed.runs.history import read_history
@@ -27,9 +30,11 @@ from grpo_fed.runs.records import RoundRecord
 from grpo_fed.runs.results import Result, mean_adaptation
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml.source import ScenarioError
+from grpo_fed.tasks.language_task import LanguageTask
 from grpo_fed.tasks.resolve import resolve_tasks
 from tests.support.real_clients import RealTransport
 from tests.support.real_clients import run as run_here
+from tests.support.small_language import words
 
 UPDATES = 3
 TEXT = f"""
@@ -133,6 +138,24 @@ def played(scenario: Scenario, folder: Path) -> float:
     (evaluation,) = policies.evaluate(["new-1"], parameters, [None], 4, deterministic=True)
     policies.close()
     return float(np.mean(evaluation.scores))
+
+
+def test_language_models_adapt_as_their_learner_trains():
+    """The learner of these clients, trained for a batch after another, answers the evaluation's prompts as well."""
+    scenario = words("method=fedavg", "evaluate.adapt=2", clients=("up", "back"))
+    tasks = [task for task in resolve_tasks(scenario) if isinstance(task, LanguageTask)]
+    names = [task.client for task in tasks]
+    policies = LanguagePolicies(tasks, scenario, resolve_shared_blocks(scenario))
+    begin = policies.parameters(names, [None, None])
+    curves = adapted_returns(policies, names, begin, [None, None], 0, 2)
+    learner = LanguageLearner(tasks, scenario, seeds=[adapted_seed(scenario.seed, name) for name in names])
+    learner.parameters.copy_(begin)
+    for update in range(2):
+        learner.train(scenario.steps)
+        evaluations = policies.evaluate(names, learner.parameters, [None, None], 0, deterministic=True)
+        assert [curve[update] for curve in curves] == [evaluation.score for evaluation in evaluations]
+    assert not torch.equal(learner.parameters, begin)
+    policies.close()
 
 
 def test_what_a_server_adds_to_updates_is_no_part_of_adaptation(tmp_path: Path):
