@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -25,10 +25,11 @@ class Evaluations:
     """Mean returns after each of `evaluate.adapt` local updates."""
 
     @classmethod
-    def of(cls, summaries: Mapping[str, EvaluationSummary], accepted: Mapping[str, float]) -> Self:
-        """Take those of the clients whose scores are accepted."""
-        adapted = {name: summaries[name].adapted for name in accepted if summaries[name].adapted}
-        return cls(dict(accepted), adapted)
+    def of(cls, summaries: Mapping[str, EvaluationSummary], accepted: Iterable[str]) -> Self:
+        """Take those of the clients whose returns are accepted."""
+        taken = {name: summaries[name] for name in accepted}
+        adapted = {name: summary.adapted for name, summary in taken.items() if summary.adapted}
+        return cls({name: summary.mean for name, summary in taken.items()}, adapted)
 
 
 def absurd_scores(scores: Mapping[str, float]) -> dict[str, Failure]:

@@ -312,9 +312,9 @@ class Federation:
         return {name: answer.summary for name, answer in answers if isinstance(answer, Evaluated)}
 
     def _accept(self, summaries: Mapping[str, EvaluationSummary], failures: dict[str, Failure]) -> Evaluations:
-        """Leave out evaluations of no scale that the others' have."""
-        scores = {name: summary.mean for name, summary in summaries.items()}
-        return Evaluations.of(summaries, self._refuse_absurd(scores, failures))
+        """Leave out evaluations of no scale that the others' have, before adaptation or after."""
+        largest = {name: max((each.mean, *each.adapted), key=abs) for name, each in summaries.items()}
+        return Evaluations.of(summaries, self._refuse_absurd(largest, failures))
 
     def _refuse_absurd(self, scores: Mapping[str, float], failures: dict[str, Failure]) -> dict[str, float]:
         """Leave out mean returns that are of no scale that the others' have; their clients fail."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,17 @@ from grpo_fed.engines.alone import train
 from grpo_fed.engines.local.engine import LocalEngine
 from grpo_fed.engines.wire import Codec, InvalidMessageError
 from grpo_fed.federation.adaptation import adapted_returns
-from grpo_fed.federation.messages import Evaluate, Evaluated, EvaluationPlan, EvaluationSummary, Start, Train
+from grpo_fed.federation.messages import (
+    Answer,
+    Evaluate,
+    Evaluated,
+    EvaluationPlan,
+    EvaluationSummary,
+    Instruction,
+    Start,
+    Train,
+    Trained,
+)
 from grpo_fed.federation.participation import sample_clients, wait_for_clients
 from grpo_fed.policy.shared import resolve_shared_blocks
 from grpo_fed.rl.language.learner import LanguageLearner
@@ -26,7 +38,7 @@ from grpo_fed.runs.continuation import prepare_continuation
 from grpo_fed.runs.history import read_history
 from grpo_fed.runs.metrics import is_timed
 from grpo_fed.runs.policies import load_policy
-from grpo_fed.runs.records import RoundRecord
+from grpo_fed.runs.records import Failure, RoundRecord
 from grpo_fed.runs.results import Result, mean_adaptation
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml.source import ScenarioError
@@ -297,6 +309,39 @@ def test_the_curve_of_an_adaptation_travels_and_is_checked():
     sampled = Evaluate(start, EvaluationPlan(1, deterministic=False))
     with pytest.raises(InvalidMessageError, match="adapted"):
         codec.read_answer(sampled, codec.write_answer(sampled, Evaluated(summary)))
+
+
+def test_an_adaptation_of_no_scale_that_the_others_have_is_refused(tmp_path: Path):
+    class Liar(RealTransport):
+        def send(
+            self, instructions: Mapping[str, Instruction], deadline: float | None
+        ) -> Iterator[tuple[str, Answer | Failure]]:
+            for name, answer in super().send(instructions, deadline):
+                if name == "new-0" and isinstance(answer, Evaluated):
+                    answer = Evaluated(replace(answer.summary, adapted=(1.0, 2.0, -1e30)))
+                yield name, answer
+
+    records: list[RoundRecord] = []
+    Liar(Scenario.loads(TEXT + NEWCOMERS, overrides=["rounds=1"]), tmp_path).federation().run(records.append)
+    last = {each.client: each for each in records[-1].clients}
+    assert (last["new-0"].score, last["new-0"].adapted) == (None, ())
+    failure = last["new-0"].failure
+    assert failure is not None
+    assert failure.reason.startswith("a mean return of -1e+30")
+    assert len(last["new-1"].adapted) == UPDATES
+
+
+def test_an_answer_to_training_has_the_adaptation_where_an_evaluation_rides_with_it():
+    scenario = Scenario.loads(TEXT + NEWCOMERS)
+    blocks = resolve_shared_blocks(scenario)
+    codec, start = Codec(blocks, scenario), Start("run", 1, blocks.initial.numpy())
+    summary = EvaluationSummary(20.0, 3.0, 15.0, 26.0, 3, 20.0, (21.0, 22.5, 24.0))
+    train = Train(start, 0.0, 0.25, False, EvaluationPlan(0), ())
+    trained = Trained(blocks.initial.numpy(), 64, 3, 0.0, 2.0, {}, evaluation=summary)
+    answer = codec.read_answer(train, codec.write_answer(train, trained))
+    assert isinstance(answer, Trained)
+    assert answer.evaluation is not None
+    assert answer.evaluation.adapted == summary.adapted
 
 
 def test_the_mean_adaptation_is_of_held_out_clients_or_else_of_all():
