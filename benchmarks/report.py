@@ -1,8 +1,8 @@
 """Write benchmarks/RESULTS.md from the results of the other benchmarks.
 
 Learning beside stable-baselines3 comes first (learning.py, peers.py), then the federation (federation.py,
-deployment.py, merges.py, structure.py, scarce.py), language models (words.py, language.py) and a GPU (gpu.py). It can
-be called again whenever more runs are done; benchmarks without a run are left out:
+deployment.py, merges.py, structure.py, scarce.py, adaptation.py), language models (words.py, language.py) and a GPU
+(gpu.py). It can be called again whenever more runs are done; benchmarks without a run are left out:
 
     python -m benchmarks.report
 
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import (
+    adaptation,
     deployment,
     deployment_nodes,
     deployment_start,
@@ -131,6 +132,17 @@ CHAPTERS = {
         chosen on the seeds 100 to 107; those here, 200 to 209, were fixed before the first run.""",
         "python -m benchmarks.scarce --seeds 10",
     ),
+    "adaptation": (
+        "Adaptation to tasks that took no part in training",
+        """Four newcomers with half-poles of 1.4 to 2.0 m adapt a policy that six carts with half-poles of 0.3 to 0.9 m
+        have trained for 40 rounds of 1,024 steps (scenarios/newcomers.toml): 16 local updates of 256 steps on a copy,
+        4,096 steps in all. *Random start* is that policy before the first round; a *veteran* is the newcomer after it
+        has trained alone for 40,960 steps. A newcomer has *caught up* as soon as it has 90 % of its veteran's return,
+        at any of the evaluations from 0 to 16 updates; *at the end* counts those that have it after the last. Returns
+        are interquartile means over seeds and newcomers, with 95 % bootstrap intervals from resampling whole seeds.
+        The seeds 400 to 409 were fixed beforehand; the lengths of the poles were chosen on the seeds 0 to 4.""",
+        "python -m benchmarks.adaptation",
+    ),
     "words": (
         "Language models in a federation",
         """Exact matches of greedy answers to 256 (`dialects`) and 384 (`scarce-words`) prompts of each client after the
@@ -231,6 +243,7 @@ def format_chapters() -> str:
         "structure": structure.format_tables(read_runs(structure.FILE)),
         "tabular": tabular.format_table(json.loads(tabular.FILE.read_text())) if tabular.FILE.exists() else iter(()),
         "scarce": scarce.format_table(scarce.read_finished_runs()),
+        "adaptation": adaptation.format_table(adaptation.select_runs(adaptation.read_runs())),
         "words": words.format_tables(words.read_runs(words.FILE)),
         "language": iter(
             language.format_tables(json.loads(language.FILE.read_text())) if language.FILE.exists() else ()

@@ -137,10 +137,14 @@ def _table(comparison: Comparison, wide: bool) -> Table:
     from grpo_fed.reports.tables import make_table
 
     entries = dict.fromkeys(name for method in comparison.methods for name in method.entries) if wide else {}
-    table = make_table("method", "return [95 %]", *entries, f"beats {comparison.baseline} [95 %]")
+    updates = comparison.scenario.evaluate.adapt
+    adapted = ("before adaptation", f"after {updates:,}") if updates else ()
+    table = make_table("method", "return [95 %]", *entries, *adapted, f"beats {comparison.baseline} [95 %]")
     table.add_column("verdict")
     for method in comparison.methods:
         returns = [format_return(method.entries.get(name)) for name in entries]
         better = format_interval(method.better, "{:.2f}".format)
+        if updates:
+            returns += [format_interval(method.adapted(number), format_return) for number in (0, updates)]
         table.add_row(method.method, format_interval(method.iqm, format_return), *returns, better, method.verdict)
     return table

@@ -63,6 +63,7 @@ class AloneEngine:
 
         replace: whether a run that `out` holds may be removed. goes_on: whether `out` holds this very run.
         """
+        _check_set_up(scenario)
         self.scenario = scenario
         self.folder = None if out is None else Path(out)
         self.result: Result | None = None
@@ -183,6 +184,16 @@ class AloneEngine:
                 for texts, parameters in zip(learner.texts, learner.parameters, strict=True):
                     examples = make_examples(learner.model, texts, self.scenario, parameters)
                     write_examples(self.folder, texts.task.client, examples)
+
+
+def _check_set_up(scenario: Scenario) -> None:
+    """ValueError for settings that clients without a server do not have."""
+    cure = 'use grpo-fed run, with method = "local" to share nothing'
+    for entry in scenario.clients:
+        if not entry.trains:
+            raise ValueError(f"clients.{entry.name}.trains = false is for a federation; {cure}")
+    if scenario.evaluate.adapt:
+        raise ValueError(f"evaluate.adapt = {scenario.evaluate.adapt} is for a federation; {cure}")
 
 
 def _evaluate(learners: Sequence[Learner], deterministic: bool) -> dict[str, float]:

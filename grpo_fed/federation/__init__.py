@@ -6,6 +6,7 @@
     clients.py        Clients: carry out the instructions
     setup.py          FederationSetup: tasks and shared blocks of a scenario, resolved once
     client_reports.py parts of a client's answers, from what its learner reports
+    adaptation.py     how fast a policy adapts to its client's task, on a copy
     loaded_client.py  LoadedClient: where a client starts, and what it remembers
     comparison.py     a client's choice between its own parameters and the shared ones
     drift.py          what clients add to their steps so that they drift less apart
@@ -16,6 +17,8 @@
     buffer.py         AnswerBuffer: rounds that do not wait for all clients
     assignments.py    what clients work on meanwhile
     arrivals.py       whose answers come next
+    trained_round.py  TrainedRound: what clients have learned in a round
+    evaluations.py    what clients scored, and which scores the server believes
     round_merge.py    a round's merge, reply by reply
     server_step.py    a round's step, within budgets
     server_state.py   the server's state between two rounds

@@ -77,7 +77,7 @@ class AnswerBuffer:
 
         folder: gets the order of events; None writes nothing. ValueError if the checkpoint is damaged.
         """
-        self._scenario, self._clients, self._folder = scenario, shared_blocks.clients, folder
+        self._scenario, self._clients, self._folder = scenario, shared_blocks.training_clients, folder
         self.size = ceil_fraction(scenario.round.buffer, len(self._clients))
         """How many answers make a merge."""
         self.paces = Paces(scenario)
@@ -98,7 +98,7 @@ class AnswerBuffer:
         return frozenset(self.work.state.work)
 
     def assign(self, merge: int, state: ServerState, reachable: Sequence[str], measures: bool, evaluates: bool) -> None:
-        """Give work to all clients that have none and can be reached.
+        """Give work to all clients that have none and can be reached, but not to those that are held out.
 
         measures: whether clients that were in the latest merge measure its step. evaluates: whether they are evaluated.
         """
@@ -106,7 +106,7 @@ class AnswerBuffer:
         if not self._is_handed_over:
             self._arrivals.begin(held.instructions(run, self._scenario.rounds))
             self._is_handed_over = True
-        idle = [name for name in sorted(reachable) if name not in held.state.work]
+        idle = [name for name in sorted({*self._clients}.intersection(reachable)) if name not in held.state.work]
         self._told = tuple(self._arrivals.choose(merge, idle))
         asked = {} if state.evidence is None else state.evidence.asked
         for name in self._told:

@@ -12,8 +12,8 @@ def reported_metrics(report: TrainingReport, seconds: float) -> dict[str, float]
     return {name: value for name, value in report.metrics(seconds).items() if is_reported(name)}
 
 
-def summarise(evaluation: Evaluation) -> EvaluationSummary:
-    """Compute the statistics of an evaluation's episodes."""
+def summarise(evaluation: Evaluation, adapted: tuple[float, ...] = ()) -> EvaluationSummary:
+    """Compute the statistics of an evaluation's episodes. adapted: mean returns after local updates."""
     scores = evaluation.scores
     return EvaluationSummary(
         mean=float(scores.mean()),
@@ -22,4 +22,5 @@ def summarise(evaluation: Evaluation) -> EvaluationSummary:
         most=float(scores.max()),
         episodes=len(scores),
         length=float(evaluation.lengths.mean()),
+        adapted=adapted,
     )

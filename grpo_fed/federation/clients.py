@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from grpo_fed.aggregation.proximity import StepFractions, interpolate
+from grpo_fed.federation.adaptation import adapted_returns
 from grpo_fed.federation.client_reports import reported_metrics, summarise
 from grpo_fed.federation.comparison import ReturnHistory, compare_by_playing
 from grpo_fed.federation.drift import RoundDrift
@@ -316,14 +317,13 @@ class Clients:
             yield client.name, Evaluated(summary)
 
     def _evaluate_clients(self, clients: Sequence[LoadedClient], plan: EvaluationPlan) -> list[EvaluationSummary]:
-        evaluations = self.policies.evaluate(
-            [client.name for client in clients],
-            self._evaluated_parameters(clients),
-            self._evaluated_states(clients),
-            plan.number,
-            plan.deterministic,
-        )
-        return [summarise(evaluation) for evaluation in evaluations]
+        names, updates = [client.name for client in clients], self.scenario.evaluate.adapt
+        parameters, states = self._evaluated_parameters(clients), self._evaluated_states(clients)
+        evaluations = self.policies.evaluate(names, parameters, states, plan.number, plan.deterministic)
+        adapted: list[tuple[float, ...]] = [()] * len(clients)
+        if updates and plan.deterministic:
+            adapted = adapted_returns(self.policies, names, parameters, states, plan.number, updates)
+        return [summarise(evaluation, each) for evaluation, each in zip(evaluations, adapted, strict=True)]
 
     def _evaluated_parameters(self, clients: Sequence[LoadedClient]) -> Tensor:
         """The policies that clients are evaluated with, [K, P]: their second ones where they have them."""

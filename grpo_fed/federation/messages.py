@@ -92,6 +92,8 @@ class EvaluationSummary:
     episodes: int
     length: float
     """Mean length in steps."""
+    adapted: tuple[float, ...] = ()
+    """Mean return after each of `evaluate.adapt` local updates; empty where none are made."""
 
 
 @dataclass(frozen=True, eq=False)

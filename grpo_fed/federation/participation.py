@@ -31,17 +31,17 @@ class QuorumLostError(RuntimeError):
 def wait_for_clients(
     connected: Callable[[], tuple[str, ...]], clients: Iterable[str], count: int, deadline: float | None
 ) -> tuple[str, ...]:
-    """Wait until `count` clients are connected or `deadline` seconds have passed; return those that are connected.
+    """Wait until `count` of the clients are connected or `deadline` seconds have passed; return all that are connected.
 
-    connected: finds the clients that can be reached now. Clients that are missing are logged at once and every minute.
+    connected: finds all clients that can be reached now. Clients that are missing are logged at once and every minute.
     """
-    began = time.monotonic()
+    began, awaited = time.monotonic(), set(clients)
     next_line = began + SOON
     until = math.inf if deadline is None else began + deadline
-    while len(names := connected()) < count and (now := time.monotonic()) < until:
+    while len(awaited.intersection(names := connected())) < count and (now := time.monotonic()) < until:
         if now > next_line:
             next_line += LATER
-            missing = ", ".join(sorted(set(clients) - set(names)))
+            missing = ", ".join(sorted(awaited - set(names)))
             log.warning("waiting for %s; %s", shorten(missing), CURE)
         time.sleep(PAUSE)
     return names
@@ -50,10 +50,12 @@ def wait_for_clients(
 def sample_clients(scenario: Scenario, connected: tuple[str, ...], round: int) -> list[str]:
     """Choose the clients that take part in a round, in the order of their names.
 
-    connected: all clients that can be reached now. With `round.fraction` below 1 a part of them is sampled from the
-    round's own random stream, so the choice depends on the seed and the round's number alone.
+    connected: all clients that can be reached now; those with `trains = false` take no part. With `round.fraction`
+    below 1 a part of the others is sampled from the round's own random stream, so the choice depends on the seed and
+    the round's number alone.
     """
-    ordered = sorted(connected)
+    trained = {name for settings in scenario.clients if settings.trains for name in settings.names}
+    ordered = sorted(trained.intersection(connected))
     if scenario.round.fraction == 1 or not ordered:
         return ordered
     stream = generator(scenario.seed, Purpose.PARTICIPATION, round)

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from grpo_fed.aggregation.merge.conflicts import PAYS
 from grpo_fed.aggregation.merge.persistence import Findings
+from grpo_fed.federation.evaluations import Evaluations
 from grpo_fed.federation.messages import Trained
 from grpo_fed.federation.server import Aggregation
 from grpo_fed.federation.server_state import ServerState
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord
 from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.scenario.settings import ClientSettings
 
 SEEN = ("own", "shared", "error", "learned", "episodes")
 """What a record has of a client's comparison."""
@@ -51,8 +53,8 @@ class RoundOutcome:
     """KL of the last round's step, as clients measured it in this round."""
     failures: Mapping[str, Failure] = field(default_factory=dict)
     """The first failure of each client in this round."""
-    scores: Mapping[str, float] = field(default_factory=dict)
-    """Mean return of each client's evaluation after the round; empty if there was none, or not yet."""
+    evaluations: Evaluations = field(default_factory=Evaluations)
+    """The clients' evaluations after the round; empty if there was none, or not yet."""
     notes: tuple[str, ...] = ()
     """Messages for a person, beside those of the aggregation."""
     ages: Mapping[str, int] = field(default_factory=dict)
@@ -75,7 +77,7 @@ def make_round_record(
 
     state: the server's state after the round. env_steps: environment steps of all clients before the round.
     """
-    entries = {name: settings.name for settings in scenario.clients for name in settings.names}
+    entries = {name: settings for settings in scenario.clients for name in settings.names}
     aggregation = outcome.aggregation
     step = None if aggregation is None else aggregation.step.accepted
     notes = outcome.notes if aggregation is None else (*outcome.notes, *aggregation.notes)
@@ -112,7 +114,7 @@ def note_lost_state(client: str, reply: Trained, round: int, trained: int) -> li
 
 
 def _client_record(
-    client: str, entry: str, outcome: RoundOutcome, shared_blocks: SharedBlocks, state: ServerState
+    client: str, entry: ClientSettings, outcome: RoundOutcome, shared_blocks: SharedBlocks, state: ServerState
 ) -> ClientRecord:
     reply, aggregation = outcome.replies.get(client), outcome.aggregation
     findings = Findings() if aggregation is None else aggregation.findings
@@ -122,11 +124,11 @@ def _client_record(
     seen = {} if comparison is None else {name: getattr(comparison, name) for name in SEEN}
     return ClientRecord(
         client=client,
-        task=entry,
+        task=entry.name,
         steps=0 if reply is None else reply.steps,
         episodes=0 if reply is None else reply.episodes,
         metrics={} if reply is None else dict(reply.metrics),
-        score=outcome.scores.get(client),
+        score=outcome.evaluations.scores.get(client),
         kl=None if aggregation is None else aggregation.step.kl.get(client),
         departed=name_groups(shared_blocks, state.departed.get(client, ())),
         clusters=name_clusters(shared_blocks, state.clusters.get(client)),
@@ -138,6 +140,8 @@ def _client_record(
         comparison=seen,
         failure=outcome.failures.get(client),
         age=outcome.ages.get(client),
+        adapted=outcome.evaluations.adapted.get(client, ()),
+        trains=entry.trains,
     )
 
 
@@ -161,8 +165,8 @@ def _name_values(values: Mapping[int, float], shared_blocks: SharedBlocks) -> di
 
 def _has_rho_by_group(shared_blocks: SharedBlocks) -> bool:
     """Decide whether records have rho in every group: not if the groups are the blocks, or if there are too many."""
-    groups = shared_blocks.groups.names
-    return groups != shared_blocks.groups.as_blocks.names and len(groups) * len(shared_blocks.clients) <= MOST_RHO
+    groups, clients = shared_blocks.groups.names, shared_blocks.training_clients
+    return groups != shared_blocks.groups.as_blocks.names and len(groups) * len(clients) <= MOST_RHO
 
 
 def _greatest_by_block(rho: Mapping[str, float], shared_blocks: SharedBlocks) -> dict[str, float]:

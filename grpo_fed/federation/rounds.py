@@ -6,24 +6,24 @@ evaluate, record the round.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 
-from grpo_fed.aggregation.outliers import medians_of_others
 from grpo_fed.aggregation.proximity import StepFractions
 from grpo_fed.federation.arrivals import Arrivals, RealTime
-from grpo_fed.federation.buffer import AnswerBuffer, BufferedAnswers
+from grpo_fed.federation.buffer import AnswerBuffer
+from grpo_fed.federation.evaluations import Evaluations, absurd_scores
 from grpo_fed.federation.messages import (
     Answer,
     Evaluate,
     Evaluated,
     EvaluationPlan,
+    EvaluationSummary,
     Instruction,
     Measure,
     Measured,
@@ -32,8 +32,12 @@ from grpo_fed.federation.messages import (
     Trained,
 )
 from grpo_fed.federation.pace import MICROSECONDS, Paces
-from grpo_fed.federation.participation import ceil_fraction, check_quorum, sample_clients, wait_for_clients
-from grpo_fed.federation.round_merge import RoundMerge
+from grpo_fed.federation.participation import (
+    ceil_fraction,
+    check_quorum,
+    sample_clients,
+    wait_for_clients,
+)
 from grpo_fed.federation.round_record import (
     RoundOutcome,
     Traffic,
@@ -45,6 +49,7 @@ from grpo_fed.federation.round_record import (
 from grpo_fed.federation.server import Aggregation, Server
 from grpo_fed.federation.server_state import ServerState
 from grpo_fed.federation.stopping import EarlyStopping
+from grpo_fed.federation.trained_round import TrainedRound
 from grpo_fed.federation.transport import Transport
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.checkpoint import Checkpoint
@@ -57,30 +62,7 @@ from grpo_fed.scenario.scenario import Scenario
 
 ClientFiles = Callable[[int], Mapping[str, Path]]
 """A function that finds every client's file with its state after a round; the file is never written to again."""
-ABSURD = 1e9
-"""How many times the others' median size a mean return may have."""
-MERGED = np.zeros(0, np.float32)
-"""Replaces a vector that has been merged, so that its memory is freed."""
-
-
 UNREACHABLE = Failure("unreachable", "it was not connected when the round began")
-
-
-@dataclass
-class TrainedRound:
-    """Holds what clients have learned in a round."""
-
-    merge: RoundMerge
-    expected: int
-    """How many answers there should be."""
-    replies: dict[str, Trained] = field(default_factory=dict)
-    """The answers, without the vectors that are in the merge."""
-    length: float = 1.0
-    """The part of the way to the merge that the shared blocks may go."""
-    batch: BufferedAnswers | None = None
-    """How the answers came, if the server did not wait for all."""
-    began: float = field(default_factory=time.perf_counter)
-    """When clients began, or the server began to wait for them."""
 
 
 @final
@@ -168,7 +150,7 @@ class Federation:
         except BaseException as error:
             self._end(error)
             raise
-        return self._end(sampled=sampled)
+        return self._end(sampled=sampled.scores)
 
     def _begin(self) -> None:
         """Wait for the clients, and evaluate them before the first round."""
@@ -206,11 +188,11 @@ class Federation:
         is_evaluated = self._is_evaluated(outcome.round)
         waits = is_evaluated and self.evaluate_with_next_round and not self._is_over
         failures = dict(outcome.failures)
-        scores = {}
+        evaluations = Evaluations()
         if is_evaluated and not waits:
-            scores = self._evaluate(EvaluationPlan(outcome.round), failures)
-            self.stopping.observe(self.scenario.stop, outcome.round, scores)
-        outcome = replace(outcome, failures=failures, scores=scores, notes=tuple(self._notes))
+            evaluations = self._evaluate(EvaluationPlan(outcome.round), failures)
+            self._observe_scores(outcome.round, evaluations.scores)
+        outcome = replace(outcome, failures=failures, evaluations=evaluations, notes=tuple(self._notes))
         self._notes.clear()
         traffic = self._count_traffic()
         record = make_round_record(
@@ -219,12 +201,23 @@ class Federation:
         self.recorder.round_finished(record, self._checkpoint_content, waits)
 
     def _complete_last_round(self, replies: Mapping[str, Trained]) -> None:
-        """Record the evaluations of the last round that came with this round's answers."""
+        """Record the evaluations of the last round that came with this round's answers.
+
+        Clients that take no part in training are evaluated now: the shared blocks are still those of the last round.
+        """
         if self.recorder.waits:
-            scores = {name: reply.evaluation.mean for name, reply in replies.items() if reply.evaluation is not None}
-            scores = self._refuse_absurd(scores, {})
-            record = self.recorder.scores_arrived(scores)
-            self.stopping.observe(self.scenario.stop, record.round, record.scores)
+            summaries = {name: reply.evaluation for name, reply in replies.items() if reply.evaluation is not None}
+            held_out = set(self.shared_blocks.held_out).intersection(self.transport.reachable())
+            summaries |= self._summaries(sorted(held_out), EvaluationPlan(self.state.round), {})
+            evaluations = self._accept(summaries, {})
+            record = self.recorder.scores_arrived(evaluations.scores, evaluations.adapted)
+            self._observe_scores(record.round, record.scores)
+
+    def _observe_scores(self, round: int, scores: Mapping[str, float]) -> None:
+        """Let the clients that take part in training decide whether the run ends early."""
+        held_out = self.shared_blocks.held_out
+        trained = {name: score for name, score in scores.items() if name not in held_out}
+        self.stopping.observe(self.scenario.stop, round, trained)
 
     def _is_evaluated(self, round: int) -> bool:
         every = self.scenario.evaluate.every
@@ -238,7 +231,8 @@ class Federation:
 
     def _wait_for_clients(self) -> tuple[str, ...]:
         """Wait for all clients before the first round, for a quorum before others; return those that can be reached."""
-        settings, clients = self.scenario.round, self.shared_blocks.clients
+        settings = self.scenario.round
+        clients = self.shared_blocks.training_clients if self._has_begun else self.shared_blocks.clients
         count = ceil_fraction(settings.quorum, len(clients)) if self._has_begun else len(clients)
         self._has_begun = True
         return wait_for_clients(self.transport.reachable, clients, count, settings.deadline)
@@ -246,7 +240,7 @@ class Federation:
     def _sample_clients(self, round: int, failures: dict[str, Failure]) -> list[str]:
         """Choose the round's clients among those that can be reached; the others fail."""
         reachable = self._wait_for_clients()
-        for name in sorted(set(self.shared_blocks.clients) - set(reachable)):
+        for name in sorted({*self.shared_blocks.training_clients} - {*reachable}):
             self._client_failed(round, name, UNREACHABLE, failures)
         return sample_clients(self.scenario, reachable, round)
 
@@ -276,7 +270,7 @@ class Federation:
     def _collect(self, buffer: AnswerBuffer, round: int, failures: dict[str, Failure]) -> TrainedRound:
         """Give work to clients that have none, and wait until enough have answered; the others work on."""
         reachable = self._wait_for_clients()
-        for name in sorted({*self.shared_blocks.clients} - {*reachable} - buffer.busy):
+        for name in sorted({*self.shared_blocks.training_clients} - {*reachable} - buffer.busy):
             self._client_failed(round, name, UNREACHABLE, failures)
         trained = TrainedRound(self.server.begin_merge(), buffer.size)
         buffer.assign(round, self.state, reachable, self._measures_last_step, self.recorder.waits)
@@ -295,9 +289,7 @@ class Federation:
         return quadratic and self.state.last_step is not None and self.shared_blocks.size > 0
 
     def _add(self, trained: TrainedRound, name: str, answer: Trained, number: int, weight: float = 1.0) -> None:
-        """Add a client's answer to the merge, and keep the rest of it."""
-        trained.merge.add(name, answer, weight)
-        trained.replies[name] = replace(answer, point=MERGED, fisher=None)
+        trained.add(name, answer, weight)
         self._notes += note_lost_state(name, answer, number, self.state.trained.get(name, 0))
         self.state.trained[name] = number
 
@@ -308,22 +300,28 @@ class Federation:
             others = {key: value for key, value in replies[name].metrics.items() if key != TRAINING_RETURN}
             replies[name] = replace(replies[name], metrics=others)
 
-    def _evaluate(self, plan: EvaluationPlan, failures: dict[str, Failure]) -> dict[str, float]:
-        """Evaluate all reachable clients with their latest state; return their mean returns."""
-        instructions = {name: Evaluate(self.state.latest(name), plan) for name in self.transport.reachable()}
+    def _evaluate(self, plan: EvaluationPlan, failures: dict[str, Failure]) -> Evaluations:
+        """Evaluate all reachable clients with their latest state."""
+        return self._accept(self._summaries(self.transport.reachable(), plan, failures), failures)
+
+    def _summaries(
+        self, clients: Iterable[str], plan: EvaluationPlan, failures: dict[str, Failure]
+    ) -> dict[str, EvaluationSummary]:
+        instructions = {name: Evaluate(self.state.latest(name), plan) for name in clients}
         answers = self._ask(self.state.round, instructions, failures)
-        scores = {name: answer.summary.mean for name, answer in answers if isinstance(answer, Evaluated)}
-        return self._refuse_absurd(scores, failures)
+        return {name: answer.summary for name, answer in answers if isinstance(answer, Evaluated)}
+
+    def _accept(self, summaries: Mapping[str, EvaluationSummary], failures: dict[str, Failure]) -> Evaluations:
+        """Leave out evaluations of no scale that the others' have, before adaptation or after."""
+        largest = {name: max((each.mean, *each.adapted), key=abs) for name, each in summaries.items()}
+        return Evaluations.of(summaries, self._refuse_absurd(largest, failures))
 
     def _refuse_absurd(self, scores: Mapping[str, float], failures: dict[str, Failure]) -> dict[str, float]:
         """Leave out mean returns that are of no scale that the others' have; their clients fail."""
-        sizes = {name: abs(score) for name, score in scores.items()}
-        kept = dict(scores)
-        for name, median in medians_of_others(sizes).items():
-            if median < math.inf and sizes[name] > ABSURD * max(1.0, median):
-                reason = f"a mean return of {kept.pop(name):.3g}, and the others' median size is {median:.3g}"
-                self._client_failed(self.state.round, name, Failure("refused", reason), failures)
-        return kept
+        refused = absurd_scores(scores)
+        for name, failure in refused.items():
+            self._client_failed(self.state.round, name, failure, failures)
+        return {name: score for name, score in scores.items() if name not in refused}
 
     def _measure(
         self, round: int, failures: dict[str, Failure]

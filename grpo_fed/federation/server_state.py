@@ -180,7 +180,7 @@ def first_evidence(rule: str, shared_blocks: SharedBlocks) -> Evidence | Cluster
     if rule not in RULES_WITH_EVIDENCE or not shared_blocks.size:
         return None
     make = no_cluster_evidence if rule == "clusters" else no_evidence
-    return make(shared_blocks.clients, shared_blocks.groups)
+    return make(shared_blocks.training_clients, shared_blocks.groups)
 
 
 def _write_evidence(evidence: Evidence | ClusterEvidence) -> dict[str, np.ndarray]:

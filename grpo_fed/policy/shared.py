@@ -51,6 +51,14 @@ class SharedBlocks:
     """The greatest step limit of the clients' episodes; 0 where no task has a limit."""
     base: str = ""
     """The digest of the frozen model that the shared blocks adapt; empty where they adapt none."""
+    held_out: tuple[str, ...] = ()
+    """Names of the clients that take no part in training, in the scenario's order."""
+
+    @property
+    def training_clients(self) -> tuple[str, ...]:
+        """Names of the clients that take part in training, in the scenario's order."""
+        held_out = set(self.held_out)
+        return tuple(name for name in self.clients if name not in held_out)
 
     @property
     def size(self) -> int:
@@ -209,6 +217,7 @@ def _share_blocks(
         initial=torch.cat([initial[:0], *(initial[block.start : block.stop] for block in blocks)]),
         max_episode_steps=max(limits, default=0),
         base=_common_base(shapes) if blocks else "",
+        held_out=tuple(name for settings in scenario.clients if not settings.trains for name in settings.names),
     )
 
 

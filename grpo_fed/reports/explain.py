@@ -12,7 +12,7 @@ from grpo_fed.policy.make import make_policy
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.reports.explain_language import explain_language
 from grpo_fed.reports.explain_merge import explain_merge
-from grpo_fed.reports.explain_setups import explain_optimiser, explain_rewards, explain_start
+from grpo_fed.reports.explain_setups import explain_adaptation, explain_optimiser, explain_rewards, explain_start
 from grpo_fed.reports.formatting import format_count, list_names
 from grpo_fed.scenario.methods import METHODS, Method
 from grpo_fed.scenario.presets import PRESETS, Preset
@@ -116,7 +116,8 @@ def _explain_rounds(scenario: Scenario) -> Iterator[str]:
         if sampling.deadline is None
         else f"a client that has not answered after {sampling.deadline:g} seconds is left out of the round"
     )
-    yield f"{who} connected clients take part in a round; {deadline}."
+    whose = "" if all(entry.trains for entry in scenario.clients) else " that train"
+    yield f"{who} connected clients{whose} take part in a round; {deadline}."
     yield (
         f"If fewer than {sampling.quorum:.0%} of them answer, the shared blocks do not change;"
         f" {format_count(sampling.patience, 'such round')} in a row end the run as failed."
@@ -303,6 +304,7 @@ def _explain_files(scenario: Scenario) -> Iterator[str]:
     )
     noun = "prompt" if scenario.unit == "completions" else "episode"
     yield f"Each client is evaluated on {format_count(scenario.evaluate.episodes, noun)} {when}."
+    yield from explain_adaptation(scenario)
     yield "The run's folder gets a line for each round, results.json, summary.md, figures and every client's policy."
     if checkpoint.every:
         often = "each round" if checkpoint.every == 1 else f"every {checkpoint.every} rounds"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from grpo_fed.reports.formatting import list_names
+from grpo_fed.reports.formatting import format_count, list_names
 from grpo_fed.scenario.scenario import Scenario
 
 
@@ -17,6 +17,25 @@ def explain_start(scenario: Scenario, frozen: Sequence[str]) -> Iterator[str]:
             yield f"What {entry.name} does not share begins with the policy of {entry.start}."
     if frozen:
         yield f"Frozen, so neither learned nor sent: {list_names(frozen)}."
+
+
+def explain_adaptation(scenario: Scenario) -> Iterator[str]:
+    """Explain which clients take no part in training, and what adapts to its task in evaluations."""
+    held_out, updates = [entry for entry in scenario.clients if not entry.trains], scenario.evaluate.adapt
+    if held_out:
+        count = format_count(sum(entry.count for entry in held_out), "client")
+        names = list_names([entry.name for entry in held_out])
+        yield (
+            f"{count} of {names} {'takes' if count == '1 client' else 'take'} no part in training, and no score counts"
+            " them: each evaluation begins with the shared blocks as they are."
+        )
+    if updates:
+        batch = scenario.rollout.num_envs * scenario.rollout.horizon
+        steps = f" on {batch:,} steps of its own each" if scenario.unit == "steps" else " on a batch of its own each"
+        yield (
+            f"In an evaluation with the likeliest actions each client makes {format_count(updates, 'local update')}"
+            f"{steps} on a copy of its policy, and is evaluated after each; nothing else depends on them."
+        )
 
 
 def explain_optimiser(scenario: Scenario) -> Iterator[str]:

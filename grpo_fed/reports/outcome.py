@@ -11,7 +11,7 @@ from grpo_fed.reports.formatting import format_count, format_duration, format_na
 from grpo_fed.reports.tables import lowest_clients, results_table
 from grpo_fed.runs.equal_groups import equal_groups_line
 from grpo_fed.runs.examples import read_examples
-from grpo_fed.runs.results import Result
+from grpo_fed.runs.results import Result, mean_adaptation
 
 MAX_MISSING = 5
 """How many clients without an answer have a warning of their own."""
@@ -41,11 +41,18 @@ def result_line(result: Result) -> str:
     parts = [] if result.status == "finished" else [f"{result.status} after {format_count(result.rounds, 'round')}"]
     if result.score_mean is not None:
         parts.append(f"return {format_return(result.score_mean)}")
-        if len(result.clients) > 1:
+        trained = [client for client in result.clients.values() if client.trains]
+        if len(trained) > 1:
             middle, worst = format_return(result.score_iqm), format_return(result.score_min)
             parts[-1] += f" (interquartile mean {middle}, worst {worst})"
-        if len(result.returns) < len(result.clients):
-            parts[-1] += f" over {len(result.returns):,} of {format_count(len(result.clients), 'client')}"
+        if len(result.returns) < len(trained):
+            parts[-1] += f" over {len(result.returns):,} of {format_count(len(trained), 'client')}"
+    count, curve = mean_adaptation(result.to_json())
+    if curve:
+        who = "held-out client" if any(not client.trains for client in result.clients.values()) else "client"
+        updates = format_count(len(curve) - 1, "local update")
+        start, end = format_return(curve[0]), format_return(curve[-1])
+        parts.append(f"{format_count(count, who)} adapted from {start} to {end} in {updates}")
     if result.idle:
         parts.append(f"{format_names(result.idle)} learned nothing")
     time = format_duration(result.seconds)

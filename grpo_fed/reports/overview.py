@@ -41,11 +41,14 @@ def scenario_overview(
     learners: one for each shape of policy, with all clients of that shape.
     """
     clients = sum(len(learner.tasks) for learner in learners)
-    steps = scenario.rounds * scenario.steps * clients
+    trained = len(shared.training_clients)
+    steps = scenario.rounds * scenario.steps * trained
     yield Text.assemble((scenario.name, "bold cyan"), f": {scenario.description}" if scenario.description else "")
     unit = scenario.unit
+    who = format_count(clients, "client")
+    who += f", {len(shared.held_out):,} of them held out" if shared.held_out else ""
     yield Text(
-        f"{format_count(clients, 'client')}, {format_count(scenario.rounds, 'round')} of {scenario.steps:,} {unit} each"
+        f"{who}, {format_count(scenario.rounds, 'round')} of {scenario.steps:,} {unit} each"
         f": {steps:,} {unit}; {scenario.objective.preset} on {resolve_device(scenario.device)}, seed {scenario.seed}"
     )
     yield _clients_table(learners)
@@ -56,7 +59,7 @@ def scenario_overview(
         names = shorten(", ".join(learner.names), MAX_LETTERS)
         yield Text.assemble("Policy of ", (names, "bold"), f": {_sizes(learner, shared)}")
         yield _blocks_table(learner, scenario, shared)
-    yield Text(_traffic(scenario, shared, clients))
+    yield Text(_traffic(scenario, shared, trained))
 
 
 def _traffic(scenario: Scenario, shared: SharedBlocks, clients: int) -> str:

@@ -123,8 +123,8 @@ def round_line(record: RoundRecord, progress: RunProgress) -> str:
     if len(means) > 1:
         worst = min(means, key=lambda name: means[name])
         parts.append(f"worst {worst} {format_return(means[worst])}")
-    if record.scores:
-        parts.append(f"evaluated {format_return(float(np.mean(list(record.scores.values()))))}")
+    if scores := [client.score for client in record.clients if client.trains and client.score is not None]:
+        parts.append(f"evaluated {format_return(float(np.mean(scores)))}")
     clients = progress.clients.values()
     parts += [f"{column.name} {_mean(map(column.value, clients), column)}" for column in training_columns(clients)]
     if record.server is not None:

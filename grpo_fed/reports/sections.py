@@ -29,6 +29,8 @@ from grpo_fed.runs.records import list_differences
 
 MAX_NAMES = 8
 """How many clients, or spans of missed rounds, a sentence names; more clients are counted by entry."""
+SHOWN_UPDATES = (0.1, 0.25, 0.5)
+"""The parts of an adaptation after which a table has the return, beside its beginning and its end."""
 CURVE_WIDTH = 16
 """Characters of a client's curve."""
 
@@ -61,6 +63,8 @@ def make_sections(history: History) -> Iterator[Section]:
     if not history.lines:
         return
     yield _clients(history)
+    if adaptation := _adaptation(history):
+        yield adaptation
     if examples := _examples(history):
         yield examples
     yield _sharing(history)
@@ -102,6 +106,35 @@ def _clients(history: History) -> Section:
         return Section("Clients", tables=(table,))
     text = f"The {LOWEST_ROWS} lowest and the {LOWEST_ROWS} highest of {format_count(len(clients), 'client')}, and"
     return Section("Clients", (f"{text} quantiles of all.",), tables=(table, _quantiles(history)))
+
+
+def _adaptation(history: History) -> Section | None:
+    """Make a row for each client whose adaptation counts, and one of their mean; None if no client was adapted."""
+    curves = history.adapted_last
+    known = np.flatnonzero(history.adapts & np.isfinite(curves).all(axis=1))
+    updates = history.scenario.evaluate.adapt
+    if not updates or not known.size:
+        return None
+    columns = sorted({0, *(round(updates * part) for part in SHOWN_UPDATES), updates})
+    head = ["client", *("before" if number == 0 else f"after {number}" for number in columns), "by local update"]
+    shown = known[np.argsort(curves[known, -1], kind="stable")][:MAX_ROWS]
+    parts = [(history.clients[k], curves[k]) for k in sorted(shown.tolist())]
+    rows = [*parts, ("mean", curves[known].mean(axis=0))] if len(known) > 1 else parts
+    first = history.adapted_first[known]
+    if np.isfinite(first).all():
+        rows.append(("mean of the first policies", first.mean(axis=0)))
+    table = Table(
+        tuple(head),
+        tuple(
+            (name, *(format_return(curve[number]) for number in columns), draw_curve(curve.tolist(), CURVE_WIDTH))
+            for name, curve in rows
+        ),
+        ("by local update",),
+    )
+    who = "Clients that took no part in training" if not history.trains.all() else "All clients"
+    few = f"; shown are the {MAX_ROWS} lowest of {len(known):,}" if len(known) > MAX_ROWS else ""
+    text = f"{who} adapt the last policy to their own tasks, on copies: returns before, and after local updates{few}."
+    return Section("Adaptation", (text,), tables=(table,))
 
 
 def _quantiles(history: History) -> Table:

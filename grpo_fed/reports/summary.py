@@ -13,7 +13,7 @@ from grpo_fed.reports.sections import Table, make_sections
 from grpo_fed.runs.files import write_atomic
 from grpo_fed.runs.history import History, read_history
 from grpo_fed.runs.markdown import escape_markdown, plain
-from grpo_fed.runs.results import idle_clients
+from grpo_fed.runs.results import idle_clients, mean_adaptation
 from grpo_fed.runs.statistics import interquartile_mean
 
 SUMMARY = "summary.md"
@@ -69,8 +69,10 @@ def headline(history: History) -> str:
     status = "" if history.status == "finished" else f"{history.status} after {rounds}; "
     idle = () if history.results is None else idle_clients(history.results)
     warning = f"; {format_names(idle)} learned nothing" if idle else ""
-    if np.isfinite(history.after).any():
-        return f"{status}{_describe_returns(history, history.after, history.before)}{warning}"
+    if np.isfinite(history.after[history.trains]).any():
+        adapted = describe_adaptation(history)
+        returns = _describe_returns(history, history.after, history.before)
+        return f"{status}{returns}{f'; {adapted}' if adapted else ''}{warning}"
     if not history.lines or not np.isfinite(history.returns[-1]).any():
         return f"{status}no return is known{warning}"
     unknown = np.full(len(history.clients), np.nan)
@@ -78,18 +80,32 @@ def headline(history: History) -> str:
 
 
 def _describe_returns(history: History, after: np.ndarray, before: np.ndarray) -> str:
-    """Describe returns [K] and those before; each environment by itself, since different scales have no mean."""
-    envs = list(dict.fromkeys(history.envs))
+    """Describe returns [K] of the clients that train, and those before.
+
+    Each environment is described by itself, since different scales have no mean.
+    """
+    after, before, env_of_client = after[history.trains], before[history.trains], np.array(history.envs)[history.trains]
+    envs = list(dict.fromkeys(env_of_client.tolist()))
     if len(envs) == 1:
         return f"return {_compare_returns(after, before)}"
     parts = []
     for env in envs[:MAX_ENVS]:
-        selected = np.array(history.envs) == env
+        selected = env_of_client == env
         if np.isfinite(after[selected]).any():
             parts.append(f"{plain(short_task(env))} {_compare_returns(after[selected], before[selected])}")
     what = "environment" if history.scenario.unit == "steps" else "task"
     more = f"; and {len(envs) - MAX_ENVS} more {what}s" if len(envs) > MAX_ENVS else ""
     return f"return by {what}: {'; '.join(parts)}{more}"
+
+
+def describe_adaptation(history: History) -> str:
+    """Describe how the clients whose adaptation counts adapt to their tasks; an empty text if none was adapted."""
+    count, curve = (0, ()) if history.results is None else mean_adaptation(history.results)
+    if not curve:
+        return ""
+    who = format_count(count, "held-out client") if not history.trains.all() else format_count(count, "client")
+    start, end = format_return(curve[0]), format_return(curve[-1])
+    return f"{who} adapted from {start} to {end} in {format_count(len(curve) - 1, 'local update')}"
 
 
 def _compare_returns(after: np.ndarray, before: np.ndarray) -> str:

@@ -144,14 +144,15 @@ def progress_table(
 def results_table(result: Result, narrow: bool = False) -> RenderableType:
     """Make the table of a run that has ended: every client's return before and after, and what it departed from.
 
-    With the merge rule `persistence` it has the round of each departure and the rho that decided. narrow: leave out the
-    column `best`.
+    If clients were adapted, it has their returns after the local updates. With the merge rule `persistence` it has the
+    round of each departure and the rho that decided. narrow: leave out the column `best`.
     """
     clients = result.clients
     shown = _shown_clients({name: client.latest for name, client in clients.items()}, MAX_ROWS)
     federated = any(client.personal_groups or client.clusters for client in clients.values())
     has_evidence = any(client.departures for client in clients.values())
-    numbers = ("before", "after", "sampled", *(() if narrow else ("best",)))
+    is_adapted = any(client.adapted_last for client in clients.values())
+    numbers = ("before", "after", *(("adapted",) if is_adapted else ()), "sampled", *(() if narrow else ("best",)))
     counts = ("episodes", "steps") if result.unit == "steps" else (result.unit,)
     table = make_table("client", *numbers, *(() if federated else counts))
     if federated:
@@ -162,6 +163,7 @@ def results_table(result: Result, narrow: bool = False) -> RenderableType:
     for name in shown:
         client = clients[name]
         cells: list[RenderableType] = [format_return(client.before), _after_cell(client)]
+        cells += [format_return(client.adapted_last[-1] if client.adapted_last else None)] if is_adapted else []
         cells += [format_return(client.sampled), *([] if narrow else [format_return(client.best)])]
         if has_evidence:
             _add_departures(table, name, cells, client)

@@ -30,6 +30,8 @@ from grpo_fed.tasks.task import Task
 State: TypeAlias = Mapping[str, np.ndarray]
 """Arrays of one client by name, from which a learner in any process goes on bit for bit."""
 
+ADAPTED = "adapted"
+"""Names the random streams of a client's policy that is adapted on a copy."""
 PERSONAL = "own"
 """Names what belongs to a client's second policy: its arrays in the client's state, and its random streams."""
 
@@ -52,6 +54,10 @@ class Learner(ABC):
     """[K, P]: what each step of Adam has added, with `merge.correct_drift`; the caller may write into it."""
     optimiser_steps: np.ndarray
     """[K, 1]: how many steps of Adam each client has made."""
+    steps_done: np.ndarray
+    """[K] int64: the steps that each client has learned from."""
+    steps_due: np.ndarray
+    """[K] int64: the steps that it had to, which a batch may go beyond."""
 
     @abstractmethod
     def skip_to(self, steps: int) -> None:
@@ -119,6 +125,16 @@ class ClientPolicies(ABC):
         """
 
     @abstractmethod
+    def make_adapting_learner(
+        self, clients: Sequence[str], parameters: Tensor, states: Sequence[State | None], round: int
+    ) -> Learner:
+        """A learner that begins with copies of these policies [K, P] and a new optimiser, on random streams of its own.
+
+        It makes plain updates, without what a server adds to those of a round. states: what the policies' inputs are
+        normalised with, where they are. round: whose tasks the clients learn.
+        """
+
+    @abstractmethod
     def parameters(self, clients: Sequence[str], states: Sequence[State | None]) -> Tensor:
         """The policies in these states, [K, P]; a client's first parameters where it has no state."""
 
@@ -165,6 +181,13 @@ class ClientPolicies(ABC):
     @abstractmethod
     def close(self) -> None:
         """Close the environments; not those of the learners, which are closed first."""
+
+
+def plain_updates(scenario: Scenario) -> Scenario:
+    """The scenario of clients that are adapted on a copy: without inner steps, and without corrected drift."""
+    merge = scenario.merge.model_copy(update={"correct_drift": False})
+    personal = scenario.personal.model_copy(update={"inner_rate": 0.0})
+    return scenario.model_copy(update={"merge": merge, "personal": personal})
 
 
 def sub_state(state: State, part: str) -> dict[str, np.ndarray]:

@@ -47,8 +47,9 @@ from grpo_fed.tasks.gym_task import GymTask
 
 CHUNK = 16
 """Clients in one stack on a CPU: larger ones leave the cache."""
-MEASUREMENT_STATES, OBSERVATION_NORMALISER = "measurement_states", "observation_normaliser"
-"""Names in a client's state of an array and of a part that are read without a learner."""
+MEASUREMENT_STATES = "measurement_states"
+OBSERVATION_NORMALISER, REWARD_NORMALISER = "observation_normaliser", "reward_normaliser"
+"""Names in a client's state of an array and of parts that are read without a learner."""
 
 Rows: TypeAlias = Tensor | np.ndarray | list[np.ndarray]
 """Something with one row for each client."""
@@ -120,7 +121,7 @@ class StackedLearner(Learner):
         """A client's state is its row of each, and the states of its environments and normalisers."""
         normalisers = {
             OBSERVATION_NORMALISER: self.collector.observation_normaliser,
-            "reward_normaliser": self.collector.reward_normaliser,
+            REWARD_NORMALISER: self.collector.reward_normaliser,
         }
         self._normalisers = {name: normaliser for name, normaliser in normalisers.items() if normaliser is not None}
         self._evaluation_envs: ClientEnvs | None = None

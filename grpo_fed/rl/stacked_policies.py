@@ -14,7 +14,7 @@ from grpo_fed.policy.make import make_policy
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.rl.device import resolve_device
 from grpo_fed.rl.evaluation import EvaluatedClients, evaluate
-from grpo_fed.rl.learner import PERSONAL, ClientPolicies, State, sub_state
+from grpo_fed.rl.learner import ADAPTED, PERSONAL, ClientPolicies, State, plain_updates, sub_state
 from grpo_fed.rl.measurement import MeasurementStates, mean_kl
 from grpo_fed.rl.normalise import ObservationNormaliser
 from grpo_fed.rl.records import Evaluation, Example
@@ -23,6 +23,7 @@ from grpo_fed.rl.rollout import Actor
 from grpo_fed.rl.stacked_learner import (
     MEASUREMENT_STATES,
     OBSERVATION_NORMALISER,
+    REWARD_NORMALISER,
     StackedLearner,
     make_scenario_envs,
 )
@@ -48,7 +49,7 @@ class StackedPolicies(ClientPolicies):
         self.policy = make_policy(tasks[0], scenario.policy)
         self.device = resolve_device(scenario.device)
         self.columns = shared_blocks.columns_in(self.policy.layout).to(self.device)
-        self._env_caches = {purpose: EnvCache() for purpose in ("train", PERSONAL, "evaluate")}
+        self._env_caches = {purpose: EnvCache() for purpose in ("train", PERSONAL, ADAPTED, "evaluate")}
         """Idle environments: some take long to be made."""
         self._evaluation_envs: tuple[list[GymTask], ClientEnvs] | None = None
         """The tasks that were evaluated last, and their environments."""
@@ -63,6 +64,27 @@ class StackedPolicies(ClientPolicies):
             self.scenario.personal.pull if personal else None,
             self._env_caches[PERSONAL if personal else "train"],
         )
+
+    def make_adapting_learner(
+        self, clients: Sequence[str], parameters: Tensor, states: Sequence[State | None], round: int
+    ) -> StackedLearner:
+        """A learner that begins with copies of these policies [K, P]; running episodes are not taken over."""
+        learner = StackedLearner(
+            [self.tasks[name].at(round) for name in clients],
+            plain_updates(self.scenario),
+            self._seeds([f"{name} {ADAPTED}" for name in clients]),
+            self.columns,
+            env_cache=self._env_caches[ADAPTED],
+        )
+        learner.parameters.copy_(parameters)
+        normaliser, rewards = learner.observation_normaliser, learner.collector.reward_normaliser
+        for row, state in enumerate(states):
+            if state is not None and normaliser is not None:
+                normaliser.load(row, sub_state(state, OBSERVATION_NORMALISER))
+            if state is not None and rewards is not None:
+                own = sub_state(state, REWARD_NORMALISER)
+                rewards.load(row, {**own, "returns": np.zeros_like(own["returns"])})
+        return learner
 
     def parameters(self, clients: Sequence[str], states: Sequence[State | None]) -> Tensor:
         """The policies in these states, [K, P]; a client's first parameters where it has no state."""

@@ -15,7 +15,16 @@ import numpy as np
 
 from grpo_fed.runs.departures import Departure, note_departures
 from grpo_fed.runs.folder import ROUNDS, read_scenario, read_shared_names, refuse_all_links
-from grpo_fed.runs.metrics import CLIENTS_OK, EQUAL_GROUPS, LEFT, RETURNED, TEXTS, TRAINING_EPISODES, TRAINING_RETURN
+from grpo_fed.runs.metrics import (
+    ADAPTATION,
+    CLIENTS_OK,
+    EQUAL_GROUPS,
+    LEFT,
+    RETURNED,
+    TEXTS,
+    TRAINING_EPISODES,
+    TRAINING_RETURN,
+)
 from grpo_fed.runs.results import read_results
 from grpo_fed.runs.serialisation import parse_json
 from grpo_fed.scenario.scenario import Scenario
@@ -116,6 +125,30 @@ class History:
     def after(self) -> np.ndarray:
         """[K]: mean return of the last policies, deterministic actions."""
         return self._result("return")
+
+    @cached_property
+    def trains(self) -> np.ndarray:
+        """[K] bool: whether each client takes part in training."""
+        return np.array([settings.trains for settings in self.scenario.clients for _ in settings.names], bool)
+
+    @cached_property
+    def adapts(self) -> np.ndarray:
+        """[K] bool: the clients whose adaptation counts: those that take no part in training, or all if all do."""
+        return np.ones_like(self.trains) if self.trains.all() else ~self.trains
+
+    @cached_property
+    def adapted_first(self) -> np.ndarray:
+        """[K, U + 1]: mean returns of the first policies after so many local updates, from 0; U is `evaluate.adapt`."""
+        return self._curves("adapted_first")
+
+    @cached_property
+    def adapted_last(self) -> np.ndarray:
+        """[K, U + 1]: the same of the last policies, or without results of the latest that were adapted."""
+        if self.results is not None:
+            return self._curves("adapted_last")
+        updates = range(self.scenario.evaluate.adapt + 1)
+        series = [fill_forward(self.client_series(f"{ADAPTATION}{number}")) for number in updates]
+        return np.stack([each[-1] if len(each) else np.full(len(self.clients), np.nan) for each in series], axis=1)
 
     @cached_property
     def blocks(self) -> tuple[str, ...]:
@@ -241,6 +274,17 @@ class History:
         rows = self.client_series(EQUAL_GROUPS) >= 1
         rounds = {name: self.rounds[rows[:, k]].tolist() for k, name in enumerate(self.clients)}
         return {name: numbers for name, numbers in rounds.items() if numbers}
+
+    def _curves(self, key: str) -> np.ndarray:
+        """Read the returns of every client's adaptation from the results, [K, U + 1].
+
+        They are unknown if they are of another number of updates: `evaluate.adapt` may change when a run is continued.
+        """
+        updates = self.scenario.evaluate.adapt
+        clients: Mapping[str, Any] = {} if self.results is None else self.results["clients"]
+        unknown = [np.nan] * (updates + 1)
+        rows = [list(clients.get(name, {}).get(key, ())) for name in self.clients]
+        return np.array([row if len(row) == updates + 1 else unknown for row in rows], np.float64)
 
     def _result(self, key: str) -> np.ndarray:
         """Read a number of every client from the results, [K]."""

@@ -26,6 +26,7 @@ STALENESS, MERGE_LENGTH, VIRTUAL_SECONDS = "fed/staleness", "fed/merge_length", 
 COMPARISON_EPISODES = "fed/comparison_episodes"
 RHO_BY_GROUP, LEFT, RETURNED, STAYED = "rho_by_group", "left", "returned", "stayed"
 COMPARISON = "comparison"
+ADAPTED_RETURN, ADAPTATION = "eval/adapted_return", "adaptation/"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ TABLE = (
     Metric(STEPS_PER_SECOND, "Environment steps a second.", timed=True),
     Metric(VIRTUAL_SECONDS, "Virtual seconds since the run began, by the clients' `pace`."),
     Metric(EVALUATION_RETURN, "Mean return of a client's episodes with deterministic actions, after the round."),
+    Metric(ADAPTED_RETURN, "Mean return of these episodes after `evaluate.adapt` local updates."),
+    Metric(ADAPTATION, "Mean return of these episodes after so many local updates, from 0."),
     Metric(SCORE_IQM, "Interquartile mean of the clients' evaluation returns (2108.13264)."),
     Metric(SCORE_MIN, "The lowest of the clients' evaluation returns."),
     Metric("task/", "Mean evaluation return of the clients of one entry of the scenario."),

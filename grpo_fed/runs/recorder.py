@@ -53,6 +53,10 @@ class RunTotals:
     """Each client's score before the first round."""
     last: dict[str, float] = field(default_factory=dict)
     """Each client's score after the latest round."""
+    adapted_first: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """Before the first round, each client's scores after so many local updates, from 0."""
+    adapted_last: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """The same after the latest round in which clients were evaluated."""
     missing: dict[str, list[tuple[int, str, str]]] = field(default_factory=dict)
     """For each client that failed: round, kind of failure and reason, one for each time."""
     comparison_episodes: int = 0
@@ -66,8 +70,11 @@ class RunTotals:
         """Count a round."""
         self.rounds = record.round
         self.last = record.scores
+        scores = record.scores
+        curves = {each.client: (scores[each.client], *each.adapted) for each in record.clients if each.adapted}
+        self.adapted_last = curves if scores else self.adapted_last
         if record.round == 0:
-            self.first = self.last
+            self.first, self.adapted_first = self.last, curves
         for name in record.equal:
             self.equal.setdefault(name, []).append(record.round)
         for client in record.clients:
@@ -219,10 +226,19 @@ class Recorder:
         if not waits:
             self._write_and_notify()
 
-    def scores_arrived(self, scores: Mapping[str, float]) -> RoundRecord:
-        """Complete the record that waited with the clients' scores, write its line and call `watch`."""
+    def scores_arrived(
+        self, scores: Mapping[str, float], adapted: Mapping[str, tuple[float, ...]] | None = None
+    ) -> RoundRecord:
+        """Complete the record that waited with the clients' scores, write its line and call `watch`.
+
+        adapted: the clients' scores after each of some local updates.
+        """
         assert self.state.pending is not None, "a record waits"
-        clients = [replace(client, score=scores.get(client.client)) for client in self.state.pending.clients]
+        curves = adapted or {}
+        clients = [
+            replace(client, score=scores.get(client.client), adapted=curves.get(client.client, ()))
+            for client in self.state.pending.clients
+        ]
         record = self.state.pending = replace(self.state.pending, clients=clients)
         self.state.waits = False
         self._write_and_notify()
@@ -314,6 +330,9 @@ class Recorder:
                 clusters=dict(clusters.get(name, {})),
                 departures=totals.departures.get(name, {}),
                 unit="steps" if settings.prompts is None else "completions",
+                adapted_first=totals.adapted_first.get(name, ()),
+                adapted_last=totals.adapted_last.get(name, ()),
+                trains=settings.trains,
             )
             for name, settings in entries.items()
         }

@@ -11,6 +11,8 @@ import numpy as np
 from grpo_fed.aggregation.proximity.records import AcceptedStep
 from grpo_fed.runs.equal_groups import equal_groups_note, has_equal_groups_alone
 from grpo_fed.runs.metrics import (
+    ADAPTATION,
+    ADAPTED_RETURN,
     CLIENTS_FAILED,
     CLIENTS_OK,
     COMPARISON,
@@ -90,6 +92,10 @@ class ClientRecord:
     the standard `error` of their difference, what the client has `learned`, and the number of `episodes`."""
     age: int | None = None
     """Merges between its beginning and the one that its answer is in; None if the server waits for all clients."""
+    adapted: tuple[float, ...] = ()
+    """Mean return of its evaluation episodes after each of `evaluate.adapt` local updates; empty without any."""
+    trains: bool = True
+    """Whether it takes part in training; otherwise it counts in no metric of the whole but those of adaptation."""
 
     @property
     def mean(self) -> float | None:
@@ -181,8 +187,8 @@ def record_to_line(record: RoundRecord) -> dict[str, Any]:
     A number that is unknown or not finite is null.
     """
     clients = {client.client: _client_metrics(client) for client in record.clients}
-    scores = np.array(list(record.scores.values()))
-    keys = dict.fromkeys(key for metrics in clients.values() for key in metrics)
+    trained = [client for client in record.clients if client.trains]
+    scores = np.array([client.score for client in trained if client.score is not None])
     return {
         "round": record.round,
         ENV_STEPS: record.env_steps,
@@ -190,7 +196,8 @@ def record_to_line(record: RoundRecord) -> dict[str, Any]:
         STEPS_PER_SECOND: _finite(record.steps / max(record.seconds, 1e-9)),
         SCORE_IQM: iqm(scores) if scores.size else None,
         SCORE_MIN: float(scores.min()) if scores.size else None,
-        **{key: _mean(metrics.get(key) for metrics in clients.values()) for key in keys},
+        **_mean_metrics([clients[client.client] for client in trained]),
+        **_mean_metrics([_adaptation(client) for client in adapted_clients(record.clients)]),
         **_task_metrics(record),
         **({} if record.server is None else _server_metrics(record.server, record.clients)),
         **({"notes": list(record.notes)} if record.notes else {}),
@@ -202,13 +209,32 @@ def record_to_line(record: RoundRecord) -> dict[str, Any]:
 
 def _client_metrics(record: ClientRecord) -> dict[str, float | None]:
     """Select the client's metrics that the line averages for the whole."""
-    score = {EVALUATION_RETURN: record.score}
+    score = {EVALUATION_RETURN: record.score, **_adaptation(record)}
     if record.age is not None:
         score[STALENESS] = float(record.age)
     if not record.steps:
         return score
     training = {TRAINING_RETURN: None, TRAINING_LENGTH: None, TRAINING_EPISODES: record.episodes, **record.metrics}
     return {**score, **{key: _finite(value) for key, value in training.items()}}
+
+
+def adapted_clients(records: Sequence[ClientRecord]) -> list[ClientRecord]:
+    """Choose the clients whose adaptation counts: those that take no part in training, or all if there are none."""
+    return [record for record in records if not record.trains] or list(records)
+
+
+def _adaptation(record: ClientRecord) -> dict[str, float | None]:
+    """Make the metrics of a client that was adapted: its return before, after each local update, and after the last."""
+    if not record.adapted:
+        return {}
+    curve = {f"{ADAPTATION}{updates}": value for updates, value in enumerate((record.score, *record.adapted))}
+    return {key: _finite(value) for key, value in {ADAPTED_RETURN: record.adapted[-1], **curve}.items()}
+
+
+def _mean_metrics(clients: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Average every metric over the clients that have it."""
+    keys = dict.fromkeys(key for metrics in clients for key in metrics)
+    return {key: _mean(metrics.get(key) for metrics in clients) for key in keys}
 
 
 def _task_metrics(record: RoundRecord) -> dict[str, float | None]:

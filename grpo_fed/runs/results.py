@@ -49,6 +49,12 @@ class ClientResult:
     """With the merge rule `persistence`, when and why it left each of its personal groups."""
     unit: str = "steps"
     """What `env_steps` counts: `steps` of an environment, or `completions` of prompts."""
+    adapted_first: tuple[float, ...] = ()
+    """With `evaluate.adapt`, mean returns of the first policy after so many local updates, from 0."""
+    adapted_last: tuple[float, ...] = ()
+    """The same of the last policy."""
+    trains: bool = True
+    """Whether it took part in training; otherwise its `after` is that of the shared policy, and counts in no score."""
 
     @property
     def latest(self) -> float | None:
@@ -98,8 +104,9 @@ class Result:
 
     @property
     def returns(self) -> np.ndarray:
-        """[K]: mean returns of the last policies, for the clients whose last policy was evaluated."""
-        return np.array([client.after for client in self.clients.values() if client.after is not None])
+        """[K]: mean returns of the last policies, for the clients that train and whose last policy was evaluated."""
+        trained = [client.after for client in self.clients.values() if client.trains]
+        return np.array([after for after in trained if after is not None])
 
     @property
     def score_mean(self) -> float | None:
@@ -169,11 +176,15 @@ def _client_to_json(client: ClientResult) -> dict[str, Any]:
         group: {"round": departure.round, "rho": round(departure.rho, 4)}
         for group, departure in client.departures.items()
     }
-    for key in ("clusters", "departures"):
+    for key in ("adapted_first", "adapted_last"):
+        document[key] = list(document[key])
+    for key in ("clusters", "departures", "adapted_first", "adapted_last"):
         if not document[key]:
             del document[key]
     if client.unit == "steps":
         del document["unit"]
+    if client.trains:
+        del document["trains"]
     return document
 
 
@@ -208,4 +219,19 @@ def idle_clients(results: Mapping[str, Any]) -> tuple[str, ...]:
     clients, missing = results["clients"], results.get("missing", {})
     if not results["rounds"]:
         return ()
-    return tuple(name for name in missing if name in clients and not clients[name].get("env_steps"))
+    trained = [name for name, client in clients.items() if client.get("trains", True)]
+    return tuple(name for name in missing if name in trained and not clients[name].get("env_steps"))
+
+
+def mean_adaptation(results: Mapping[str, Any], last: bool = True) -> tuple[int, tuple[float, ...]]:
+    """Average the returns before and after each local update over the clients whose adaptation counts.
+
+    These are the clients that take no part in training, or all if there are none. Return how many clients have such
+    returns, and the mean curve from 0 updates; empty if none has. results: the content of `results.json`. last: of the
+    last policy, otherwise of the first.
+    """
+    clients = list(results["clients"].values())
+    counted = [client for client in clients if not client.get("trains", True)] or clients
+    key = "adapted_last" if last else "adapted_first"
+    curves = [client[key] for client in counted if client.get(key)]
+    return len(curves), tuple(np.mean(curves, axis=0).tolist()) if curves else ()

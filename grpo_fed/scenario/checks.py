@@ -53,6 +53,9 @@ def contradictions(scenario: Scenario) -> Iterator[Mistake]:
     yield from _personal_mistakes(scenario)
     yield from _client_mistakes(scenario.clients)
     yield from _name_mistakes(scenario.clients)
+    if not any(client.trains for client in scenario.clients):
+        places: list[KeyPath] = [("clients", number, "trains") for number in range(len(scenario.clients))]
+        yield _mistake("no client takes part in training; leave trains out of one entry", *places)
     for text, keys in language_contradictions(scenario):
         yield _mistake(text, *keys)
 

@@ -458,6 +458,9 @@ class EvaluateSettings(Section):
     """Rounds between two evaluations; 0 for evaluations only before the first and after the last round."""
     step_limit: Count = 10_000
     """Truncate evaluation episodes after this many steps; the return up to then counts."""
+    adapt: Annotated[int, Ge(0), Le(1000)] = 0
+    """Local updates, each on a new batch of the client's own task, after each of which the evaluation's episodes are
+    played again; 0 for none. They are made on a copy, and nothing else depends on them."""
 
 
 class CheckpointSettings(Section):
@@ -528,6 +531,9 @@ class ClientSettings(Section):
     """Weight of the entropy bonus instead of `objective.entropy`."""
     penalty: NotNegative | None = None
     """Weight of the group penalty instead of `penalty.weight`."""
+    trains: bool = True
+    """Whether the clients take part in training; otherwise they are evaluated with the shared blocks alone, and adapted
+    to their tasks with `evaluate.adapt`."""
     reward_scale: Positive | None = None
     """What its rewards are multiplied by instead of `rollout.reward_scale`."""
     start: FilePath | None = None

@@ -124,8 +124,8 @@ def _all_clients_have(key: str) -> Callable[[Scenario], bool]:
 
 
 def _count(scenario: Scenario) -> int:
-    """Return the number of clients."""
-    return sum(entry.count for entry in scenario.clients)
+    """Return the number of clients that take part in training."""
+    return sum(entry.count for entry in scenario.clients if entry.trains)
 
 
 def _is_one_client(scenario: Scenario) -> bool:
@@ -376,10 +376,10 @@ UNUSED: tuple[Unused, ...] = (
         lambda scenario: scenario.proximity.mode == "quadratic" and not scenario.proximity.adaptive,
         'proximity.mode is "quadratic", which predicts the mean; only the KL in the records changes',
     ),
-    Unused(("proximity.over", "proximity.adaptive"), _is_one_client, "there is one client"),
+    Unused(("proximity.over", "proximity.adaptive"), _is_one_client, "one client alone takes part in training"),
     Unused(("proximity.adaptive",), _has_no_block_budget, "proximity.kl_block = inf leaves no budget to adapt"),
     # run
-    Unused(("round.fraction", "round.quorum"), _is_one_client, "there is one client"),
+    Unused(("round.fraction", "round.quorum"), _is_one_client, "one client alone takes part in training"),
     Unused(
         ("round.buffer", "round.staleness", "round.max_staleness", "round.rate_fair"),
         lambda scenario: scenario.round.mode == "sync",

@@ -32,6 +32,7 @@ def full_record() -> RoundRecord:
             left={"torso.0.weight": 0.7},
             returned={"actor": 1.5},
             age=2,
+            adapted=(21.0, 22.5),
         ),
         ClientRecord("b", "carts", failure=Failure("late", "no answer in 5 s")),
     ]
@@ -73,6 +74,28 @@ def test_the_whole_has_the_greatest_rho_of_its_clients():
     clients = [ClientRecord(name, "cart", rho=rho) for name, rho in (("a", {"x": 0.2, "y": -0.4}), ("b", {"x": 0.9}))]
     line = record_to_line(RoundRecord(5, 9, 0.5, 64, clients, ServerRecord(None, {}, 1, 2, 3)))
     assert (line["rho/x"], line["rho/y"]) == (0.9, -0.4)
+
+
+def test_held_out_clients_count_in_the_adaptation_of_the_whole_alone():
+    clients = [
+        ClientRecord("a", "carts", score=100.0, adapted=(110.0, 120.0)),
+        ClientRecord("b", "new", score=20.0, adapted=(40.0, 60.0), trains=False),
+        ClientRecord("c", "new", score=10.0, adapted=(80.0, 100.0), trains=False),
+    ]
+    line = record_to_line(RoundRecord(5, 9, 0.5, 64, clients, ServerRecord(None, {}, 1, 2, 3)))
+    assert (line["eval/score_iqm"], line["eval/score_min"], line["eval/episodic_return"]) == (100.0, 100.0, 100.0)
+    assert [line[f"adaptation/{updates}"] for updates in range(3)] == [15.0, 60.0, 80.0]
+    assert line["eval/adapted_return"] == 80.0
+    assert (line["task/carts"], line["task/new"]) == (100.0, 15.0)
+    assert line["clients"]["a"]["adaptation/2"] == line["clients"]["a"]["eval/adapted_return"] == 120.0
+
+
+def test_without_held_out_clients_the_adaptation_of_the_whole_is_of_all():
+    clients = [
+        ClientRecord(name, "carts", score=score, adapted=(2 * score,)) for name, score in (("a", 1.0), ("b", 3.0))
+    ]
+    line = record_to_line(RoundRecord(5, 9, 0.5, 64, clients, ServerRecord(None, {}, 1, 2, 3)))
+    assert (line["adaptation/0"], line["adaptation/1"], line["eval/adapted_return"]) == (2.0, 4.0, 4.0)
 
 
 def test_a_client_may_report_every_loss():

@@ -192,6 +192,7 @@ EXCEPTIONS = {
     "clients.count": "is the number of clients",
     **{f"{section}.start": "names a file, see tests/policy/test_start.py" for section in ("policy", "clients")},
     **{f"clients.{key}": "is virtual time, see tests/federation/test_buffer.py" for key in ("pace", "jitter")},
+    "clients.trains": "determines what a server merges, see tests/federation/test_adaptation.py",
     "group.redraws": "is for clients with prompts",
     "trust.estimate": "is for clients with prompts",
     **{

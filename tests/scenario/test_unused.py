@@ -41,7 +41,7 @@ count = 3
 ALWAYS_USED = {
     # the run itself
     *("name", "description", "method", "rounds", "steps", "seed", "device"),
-    *("round.mode", "round.deadline", "round.patience", "evaluate.episodes", "checkpoint.every"),
+    *("round.mode", "round.deadline", "round.patience", "evaluate.episodes", "evaluate.adapt", "checkpoint.every"),
     # whatever else is given, these are part of what is learned
     *("policy.module", "policy.blocks", "policy.shared", "policy.freeze"),
     *("rollout.num_envs", "normalise.observations", "normalise.rewards"),
@@ -49,7 +49,7 @@ ALWAYS_USED = {
     *("objective.normalise_advantages", "objective.average"),
     *("trust.blocks", "personal.first", "personal.model", "personal.inner_rate"),
     *("clients.name", "clients.env", "clients.count", "clients.kwargs", "clients.wrappers"),
-    *("clients.entropy", "clients.penalty", "clients.changes.round", "clients.changes.kwargs"),
+    *("clients.trains", "clients.entropy", "clients.penalty", "clients.changes.round", "clients.changes.kwargs"),
     *("clients.prompts", "clients.eval_prompts"),
     *("clients.rewards.function", "clients.rewards.weight", "clients.rewards.kwargs"),
 }

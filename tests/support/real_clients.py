@@ -59,6 +59,10 @@ class RealTransport:
         submitted, self.submitted = self.submitted, {}
         return list(self.send(submitted, timeout))
 
+    def federation(self, evaluate_with_next_round: bool = False) -> Federation:
+        """Make a federation of these clients."""
+        return Federation(self.scenario, self.shared_blocks, self, evaluate_with_next_round=evaluate_with_next_round)
+
     def shared(self, number: int) -> np.ndarray:
         """Return the shared blocks [S] that a round began with."""
         starts = (instruction.start for _, instruction in self.sent if isinstance(instruction, Train))
@@ -73,7 +77,7 @@ class RealTransport:
 def run(scenario: Scenario, folder: Path) -> tuple[Federation, RealTransport, list[RoundRecord]]:
     """Run a scenario to its end."""
     transport = RealTransport(scenario, folder)
-    federation, records = Federation(scenario, transport.shared_blocks, transport), []
+    federation, records = transport.federation(), []
     federation.run(records.append)
     for clients in transport.clients.values():
         clients.close()

@@ -20,6 +20,7 @@ from grpo_fed.federation.messages import (
     Answer,
     Evaluate,
     Evaluated,
+    EvaluationPlan,
     EvaluationSummary,
     Instruction,
     Measure,
@@ -78,7 +79,7 @@ class AnswerCodec:
                 return Measured(kl)
             case Evaluate():
                 check_records(content, {"evaluation"})
-                return Evaluated(self._read_summary(content))
+                return Evaluated(self._read_summary(content, instruction.plan))
 
     # The answer to `Train`
 
@@ -131,7 +132,7 @@ class AnswerCodec:
             metrics=_read_metrics(content),
             fisher=fisher,
             kl=fields.take_divergences("kl", 1 + self._blocks) if has_kl else None,
-            evaluation=self._read_summary(content) if train.evaluate_first else None,
+            evaluation=self._read_summary(content, train.evaluate_first) if train.evaluate_first else None,
             low=bool(fields.take_count("low", 0, 1)),
             since=fields.take_count("since", 0, train.start.round - 2) if fields.has("since") else None,
             comparison=self._read_comparison(content) if "comparison" in more else None,
@@ -205,7 +206,7 @@ class AnswerCodec:
         fields.refuse_rest()
         return comparison
 
-    def _read_summary(self, content: RecordDict) -> EvaluationSummary:
+    def _read_summary(self, content: RecordDict, plan: EvaluationPlan) -> EvaluationSummary:
         settings, fields = self._scenario.evaluate, FieldReader(content, "evaluation", MetricRecord)
         least = fields.take_float("least")
         most = fields.take_float("most", least)
@@ -217,12 +218,14 @@ class AnswerCodec:
             most=most,
             episodes=fields.take_count("episodes", 1, settings.episodes),
             length=fields.take_float("length", 0, self._longest_evaluation),
+            adapted=fields.take_floats("adapted", settings.adapt) if settings.adapt and plan.deterministic else (),
         )
         fields.refuse_rest()
         return summary
 
 
 def _write_summary(summary: EvaluationSummary) -> MetricRecord:
+    adapted = {"adapted": [float(value) for value in summary.adapted]} if summary.adapted else {}
     return MetricRecord(
         {
             "mean": float(summary.mean),
@@ -231,6 +234,7 @@ def _write_summary(summary: EvaluationSummary) -> MetricRecord:
             "most": float(summary.most),
             "episodes": int(summary.episodes),
             "length": float(summary.length),
+            **adapted,
         }
     )
 

@@ -60,6 +60,13 @@ class FieldReader:
             raise InvalidMessageError(f"{self._name}.{name} is {show(value)}; it has to be from {least} to {most}")
         return value
 
+    def take_floats(self, name: str, count: int) -> tuple[float, ...]:
+        """Take a list of so many finite floats."""
+        values = self.take(name, list)
+        if len(values) != count or not all(type(value) is float and abs(value) <= LARGEST for value in values):
+            raise InvalidMessageError(f"{self._name}.{name} is {show(values)}; it has to be {count} finite floats")
+        return tuple(values)
+
     def take_divergences(self, name: str, count: int) -> tuple[float, ...]:
         """Take a list of so many KL divergences: finite, and not negative but for rounding."""
         values = self.take(name, list)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from grpo_fed.reports.comparison.page import COMPARISON, comparison_markdown, draw_comparison
+from grpo_fed.reports.comparison.page import COMPARISON, comparison_markdown, draw_adaptations, draw_comparison
 from grpo_fed.reports.comparison.verdicts import ComparedRun, Comparison, method_results
 from grpo_fed.reports.figures.write import FIGURES, write_drawings
 from grpo_fed.reports.formatting import format_names
@@ -70,10 +70,10 @@ def compare(
     results = tuple(method_results(runs, methods, baseline))
     comparison = Comparison(planned[0][0], baseline, tuple(seeds), results, tuple(runs), out)
     write_atomic(out / f"{COMPARISON}.json", json.dumps(comparison.document(), indent=2, allow_nan=False) + "\n")
-    figure = draw_comparison(comparison)
-    if figure is not None:
+    figures = [figure for draw in (draw_comparison, draw_adaptations) if (figure := draw(comparison)) is not None]
+    if figures:
         (out / FIGURES).mkdir(exist_ok=True)
-        write_drawings(out / FIGURES, [figure])
+        write_drawings(out / FIGURES, figures)
     write_atomic(out / f"{COMPARISON}.md", comparison_markdown(comparison))
     return comparison
 
@@ -147,4 +147,8 @@ def _describe_missing_scores(folder: Path) -> str:
     """Name the clients of a run without a final return; an empty text if there are none."""
     history = read_history(folder)
     names = [name for name, score in zip(history.clients, history.after, strict=True) if not np.isfinite(score)]
+    if not names and history.scenario.evaluate.adapt:
+        is_known = np.isfinite(history.adapted_last).all(axis=1)
+        names = [name for name, known in zip(history.clients, is_known, strict=True) if not known]
+        return f"no returns of the adaptation of {format_names(names, 5)}" if names else ""
     return f"no final return of {format_names(names, 5)}" if names else ""

@@ -22,7 +22,8 @@ from grpo_fed.reports.figures.write import FIGURES
 from grpo_fed.reports.formatting import format_count, format_return
 from grpo_fed.runs.colours import INK, PAPER
 from grpo_fed.runs.history import fill_forward, read_history
-from grpo_fed.runs.statistics import Estimate, interquartile_mean, stratified_resamples
+from grpo_fed.runs.statistics import Estimate, estimate, interquartile_mean, stratified_resamples
+from grpo_fed.scenario.scenario import Scenario
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,6 +33,8 @@ COMPARISON = "comparison"
 """The name of all files of a comparison, without their endings."""
 RESAMPLES = 500
 """Bootstrap resamples for the band of a curve."""
+ADAPTATION = "adaptation"
+"""The name of the figure of adaptation."""
 MAX_ENTRIES = 6
 """Up to so many entries of the scenario have a column of returns each."""
 
@@ -40,6 +43,9 @@ stratified bootstrap interval. Better: the probability that a seed of the method
 same client; 0.5 means level. By seed: the same probability, with an interval from resampling whole seeds, since clients
 of one run share what they learn and are not independent. A difference is claimed only where neither interval contains
 0.5."""
+
+ADAPTATION_READING = """Before and after adaptation: the interquartile mean of {who}, with an interval from resampling
+whole seeds. Copies of their last policies adapt to their own tasks. The verdict does not regard it."""
 
 
 def comparison_markdown(comparison: Comparison) -> str:
@@ -56,11 +62,17 @@ def comparison_markdown(comparison: Comparison) -> str:
             "The environments have different scales of returns: rely on the probability and on the columns of the"
             " clients, since the interquartile mean mixes the scales."
         )
+    if scenario.evaluate.adapt:
+        parts.append(
+            ADAPTATION_READING.format(
+                who="the clients that take no part in training" if _has_held_out(scenario) else "all clients"
+            )
+        )
     left_out = [f"- `{run.method}`, seed {run.seed}: {run.problem}" for run in comparison.runs if run.problem]
     if left_out:
         parts.append("## Left out\n\n" + "\n".join(left_out))
-    if (comparison.out / FIGURES / f"{COMPARISON}.png").is_file():
-        parts.append(f"![curves]({FIGURES}/{COMPARISON}.png)")
+    figures = [f"{FIGURES}/{name}.png" for name in (COMPARISON, ADAPTATION)]
+    parts += [f"![curves]({figure})" for figure in figures if (comparison.out / figure).is_file()]
     return "\n\n".join(parts) + "\n"
 
 
@@ -69,8 +81,10 @@ def _table(comparison: Comparison) -> Iterator[Sequence[str]]:
     entries = [settings.name for settings in comparison.scenario.clients]
     entries = entries if 1 < len(entries) <= MAX_ENTRIES else []
     better = f"better than {comparison.baseline}"
-    yield ["method", "return", *entries, better, "by seed", "verdict", "seeds"]
-    yield ["---", *["---:"] * (len(entries) + 3), "---", "---:"]
+    updates = comparison.scenario.evaluate.adapt
+    adapted = ["before adaptation", f"after {format_count(updates, 'update')}"] if updates else []
+    yield ["method", "return", *entries, *adapted, better, "by seed", "verdict", "seeds"]
+    yield ["---", *["---:"] * (len(entries) + len(adapted) + 3), "---", "---:"]
     for method in comparison.methods:
         probabilities = [method.better, method.better_by_seed]
         is_baseline = method.method == comparison.baseline
@@ -78,10 +92,15 @@ def _table(comparison: Comparison) -> Iterator[Sequence[str]]:
             f"`{method.method}`",
             format_interval(method.iqm, format_return),
             *(format_return(method.entries.get(entry)) for entry in entries),
+            *(format_interval(method.adapted(number), format_return) for number in ((0, updates) if updates else ())),
             *("" if is_baseline else format_interval(value, "{:.2f}".format) for value in probabilities),
             method.verdict,
             f"{len(method.seeds)}",
         ]
+
+
+def _has_held_out(scenario: Scenario) -> bool:
+    return not all(settings.trains for settings in scenario.clients)
 
 
 def _verdict_sentences(comparison: Comparison) -> Iterator[str]:
@@ -117,9 +136,10 @@ def format_interval(estimate: Estimate | None, format_value: Callable[[float], s
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A method's training returns, interquartile mean over clients and seeds; [R] each."""
+    """A method's returns by round, or by local update: interquartile mean over clients and seeds; [R] each."""
 
     rounds: np.ndarray
+    """The rounds' numbers, or the numbers of local updates."""
     mean: np.ndarray
     low: np.ndarray
     """Lower end of the 95 % stratified bootstrap interval."""
@@ -175,6 +195,44 @@ def _paint_final_returns(axes: Axes, scored: Sequence[tuple[int, MethodResult]])
     axes.set_xlabel("final return")
 
 
+def draw_adaptations(comparison: Comparison) -> Drawing | None:
+    """Draw the returns of all methods by local update; None if no method was adapted."""
+    adapted = [
+        (index, method.method, method.adaptation)
+        for index, method in enumerate(comparison.methods)
+        if method.adaptation is not None
+    ]
+    if not adapted:
+        return None
+    curves = [(index, name, adaptation_curve(returns)) for index, name, returns in adapted]
+    who = "clients that took no part in training" if _has_held_out(comparison.scenario) else "all clients"
+    caption = f"Returns of {who} while the last policies adapt to their tasks: interquartile mean over clients"
+    caption += " and seeds, with its 95 % interval from resampling whole seeds."
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        for index, name, curve in curves:
+            _paint_curve(axes, curve, name, index)
+        set_round_axis(axes, curves[0][2].rounds)
+        axes.set_xlabel("local updates")
+        axes.set_ylabel("return")
+
+    ends = [f"{name} {format_return(curve.mean[0])} to {format_return(curve.mean[-1])}" for _, name, curve in curves]
+    alt = f"Return by local update of {format_count(len(curves), 'method')}: {'; '.join(ends)}."
+    return make_drawing(ADAPTATION, f"{comparison.scenario.name}: adaptation", caption, alt, 3.4, paint)
+
+
+def adaptation_curve(returns: np.ndarray) -> Curve:
+    """Compute the interquartile mean and its interval after each local update, from [S, H, U + 1]."""
+    generator, scores = np.random.default_rng(0), [returns[:, :, number] for number in range(returns.shape[2])]
+    estimates = [
+        estimate(interquartile_mean, each, generator=generator, resamples=RESAMPLES, whole_seeds=True)
+        for each in scores
+    ]
+    mean, low, high = np.array([(each.value, each.low, each.high) for each in estimates]).T
+    return Curve(np.arange(returns.shape[2]), mean, low, high)
+
+
 def method_curve(comparison: Comparison, method: MethodResult) -> Curve:
     """Compute a method's curve; a run that stopped early keeps its last returns."""
     folders = {run.seed: run.folder for run in comparison.runs if run.method == method.method}
@@ -182,7 +240,7 @@ def method_curve(comparison: Comparison, method: MethodResult) -> Curve:
     rounds = max(len(history.lines) for history in histories)
     returns = np.full((rounds, len(histories), len(comparison.clients)), np.nan)  # [R, S, K]
     for index, history in enumerate(histories):
-        returns[: len(history.lines), index] = history.returns
+        returns[: len(history.lines), index] = history.returns[:, history.trains]
     returns = fill_forward(returns)
     known = np.flatnonzero(np.isfinite(returns).all(axis=(1, 2)))
     generator = np.random.default_rng(0)

@@ -43,18 +43,31 @@ class MethodResult:
     iqm: Estimate | None
     """Interquartile mean of the scores; None without scores."""
     entries: Mapping[str, float]
-    """Mean score of the clients of each of the scenario's entries, over clients and seeds."""
+    """Mean score of the clients of each of the scenario's entries, over clients and seeds; before they are adapted."""
     better: Estimate | None
     """Probability that a seed of the method beats one of the baseline on the same client; None for the baseline."""
     better_by_seed: Estimate | None
     """The same probability, with an interval from resampling whole seeds."""
     verdict: str
     """`better`, `worse`, `no difference`, or why there is no verdict; empty for the baseline."""
+    adaptation: np.ndarray | None = None
+    """[S, H, U + 1]: returns of the last policies after so many local updates, from 0, of the clients that take no part
+    in training, or of all if there are none; None without `evaluate.adapt`."""
+
+    def adapted(self, updates: int) -> Estimate | None:
+        """Estimate the interquartile mean of the returns after so many local updates; None if none were made.
+
+        Its interval is from resampling whole seeds, since all clients of a seed begin with one policy.
+        """
+        if self.adaptation is None:
+            return None
+        scores, generator = self.adaptation[:, :, updates], np.random.default_rng(0)
+        return estimate(interquartile_mean, scores, generator=generator, whole_seeds=True)
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Methods side by side."""
+    """Methods side by side. Clients that take no part in training count in no score but those of adaptation."""
 
     scenario: Scenario
     """The first method's scenario; the others differ in method, seed, and the values that follow from these."""
@@ -67,8 +80,8 @@ class Comparison:
 
     @property
     def clients(self) -> tuple[str, ...]:
-        """[K]: names of the clients."""
-        return tuple(name for settings in self.scenario.clients for name in settings.names)
+        """[K]: names of the clients that take part in training."""
+        return tuple(name for settings in self.scenario.clients if settings.trains for name in settings.names)
 
     def document(self) -> dict[str, Any]:
         """Return the contents of `comparison.json`."""
@@ -88,21 +101,27 @@ def method_results(runs: Sequence[ComparedRun], methods: Sequence[str], baseline
     """Compute the result of every method from the folders of its runs."""
     counted = {method: [run for run in runs if run.method == method and not run.problem] for method in methods}
     histories = {method: [read_history(run.folder) for run in counted[method]] for method in methods}
-    scores = {method: np.array([history.after for history in histories[method]]) for method in methods}
+    returns = {method: np.array([history.after for history in histories[method]]) for method in methods}
+    scores = {
+        method: returns[method][:, histories[method][0].trains] if len(returns[method]) else returns[method]
+        for method in methods
+    }
     for method in methods:
         ours, theirs = scores[method], scores[baseline]
-        entries, iqm, better, better_by_seed = {}, None, None, None
+        entries, iqm, better, better_by_seed, adaptation = {}, None, None, None, None
         if len(ours):
             iqm = estimate(interquartile_mean, ours, generator=np.random.default_rng(0))
             entry_of_client = np.array(histories[method][0].entries)
             for entry in dict.fromkeys(entry_of_client.tolist()):
-                entries[entry] = float(ours[:, entry_of_client == entry].mean())
+                entries[entry] = float(returns[method][:, entry_of_client == entry].mean())
+            if histories[method][0].scenario.evaluate.adapt:
+                adaptation = np.array([history.adapted_last[history.adapts] for history in histories[method]])
         if method != baseline and len(ours) and len(theirs):
             better = _estimate_improvement(ours, theirs, whole_seeds=False)
             better_by_seed = _estimate_improvement(ours, theirs, whole_seeds=True)
         verdict = "" if method == baseline else decide_verdict(better, better_by_seed, min(len(ours), len(theirs)))
         seeds = tuple(run.seed for run in counted[method])
-        yield MethodResult(method, seeds, ours, iqm, entries, better, better_by_seed, verdict)
+        yield MethodResult(method, seeds, ours, iqm, entries, better, better_by_seed, verdict, adaptation)
 
 
 def _estimate_improvement(ours: np.ndarray, theirs: np.ndarray, whole_seeds: bool) -> Estimate:
@@ -134,4 +153,11 @@ def _document(method: MethodResult) -> dict[str, Any]:
         "probability_of_improvement": None if method.better is None else asdict(method.better),
         "probability_of_improvement_by_seed": None if method.better_by_seed is None else asdict(method.better_by_seed),
         "verdict": method.verdict,
+        **({} if method.adaptation is None else {"adaptation": _adaptation_document(method.adaptation)}),
     }
+
+
+def _adaptation_document(adaptation: np.ndarray) -> dict[str, Any]:
+    """Return the curves of a method's adaptation, [S, H, U + 1], and their interquartile mean, as JSON."""
+    curve = [float(interquartile_mean(adaptation[:, :, updates])) for updates in range(adaptation.shape[2])]
+    return {"curve": curve, "returns": adaptation.tolist()}

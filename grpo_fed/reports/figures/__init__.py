@@ -1,6 +1,7 @@
 """The figures of a run, drawn from its folder alone.
 
     learning.py  returns by round
+    adaptation.py  returns by local update, of policies that adapt to their tasks
     completions.py  of language models: rewards by function, equal groups, completions cut off
     sharing.py   departures from groups, and clusters of clients
     sparsity.py  what a group penalty leaves

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from grpo_fed.reports.charts import Drawing
+from grpo_fed.reports.figures.adaptation import draw_adaptation
 from grpo_fed.reports.figures.completions import draw_completions
 from grpo_fed.reports.figures.cost import draw_time, draw_traffic
 from grpo_fed.reports.figures.evidence import draw_evidence
@@ -18,7 +19,19 @@ from grpo_fed.runs.history import History, read_history
 
 FIGURES = "figures"
 """The folder of figures in a run's folder."""
-ORDER = ("learning", "completions", "groups", "evidence", "clusters", "penalty", "kl", "steps", "bytes", "time")
+ORDER = (
+    "learning",
+    "adaptation",
+    "completions",
+    "groups",
+    "evidence",
+    "clusters",
+    "penalty",
+    "kl",
+    "steps",
+    "bytes",
+    "time",
+)
 """The names of all figures, in the order in which they are shown."""
 
 
@@ -53,6 +66,7 @@ def draw_all(history: History) -> Iterator[Drawing]:
         return
     for draw in (
         draw_learning,
+        draw_adaptation,
         draw_completions,
         draw_groups,
         draw_evidence,

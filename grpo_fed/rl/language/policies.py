@@ -15,7 +15,7 @@ from grpo_fed.rl.language.learner import MEASUREMENT_ROWS, LanguageLearner, eval
 from grpo_fed.rl.language.measurement import completion_kl
 from grpo_fed.rl.language.model import open_language_model
 from grpo_fed.rl.language.texts import ClientTexts
-from grpo_fed.rl.learner import PERSONAL, ClientPolicies, State, sub_state
+from grpo_fed.rl.learner import ADAPTED, PERSONAL, ClientPolicies, State, plain_updates, sub_state
 from grpo_fed.rl.records import Evaluation, Example
 from grpo_fed.rl.rng import Purpose, client_seed
 from grpo_fed.rl.stacked_policies import MOST_BATCHES
@@ -50,6 +50,16 @@ class LanguagePolicies(ClientPolicies):
             self.columns,
             self.scenario.personal.pull if personal else None,
         )
+
+    def make_adapting_learner(
+        self, clients: Sequence[str], parameters: Tensor, states: Sequence[State | None], round: int
+    ) -> LanguageLearner:
+        """A learner that begins with copies of these adapters [K, P]."""
+        tasks, seeds = [self.tasks[name] for name in clients], self._seeds([f"{name} {ADAPTED}" for name in clients])
+        texts = open_texts(tasks, self.model, seeds)
+        learner = LanguageLearner(tasks, plain_updates(self.scenario), self.model, texts, seeds, self.columns)
+        learner.parameters.copy_(parameters)
+        return learner
 
     def parameters(self, clients: Sequence[str], states: Sequence[State | None]) -> Tensor:
         """The policies in these states, [K, P]; a client's first parameters where it has no state."""

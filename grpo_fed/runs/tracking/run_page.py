@@ -15,7 +15,7 @@ from grpo_fed.runs.examples import read_examples
 from grpo_fed.runs.markdown import escape_markdown, plain
 from grpo_fed.runs.metrics import SCORE_IQM, TRAINING_RETURN
 from grpo_fed.runs.records import list_differences
-from grpo_fed.runs.results import idle_clients
+from grpo_fed.runs.results import idle_clients, mean_adaptation
 
 if TYPE_CHECKING:
     from grpo_fed.rl.records import Example
@@ -54,7 +54,9 @@ def page_at_end(begin: Mapping[str, Any], document: Mapping[str, Any] | None, st
     if document is None:
         return f"**{status.capitalize()}**: {_describe_run(begin)}."
     scores = document["eval"]
-    evaluated = [client for client in document["clients"].values() if client["return"] is not None]
+    trained = [client for client in document["clients"].values() if client.get("trains", True)]
+    evaluated = [client for client in trained if client["return"] is not None]
+    has_held_out = len(trained) < len(document["clients"])
     lines = []
     if status != "finished":
         reason = f": {_foreign(document['error'])}" if document.get("error") else ""
@@ -68,6 +70,12 @@ def page_at_end(begin: Mapping[str, Any], document: Mapping[str, Any] | None, st
             f"**Return {_cell(scores['score_iqm'])}** (interquartile mean of {len(evaluated)} clients; mean {start}to"
             f" {_cell(scores['score_mean'])}, worst client {_cell(scores['score_min'])})."
         )
+    for last, what in ((True, "The last"), (False, "The first")):
+        count, curve = mean_adaptation(document, last)
+        if curve:
+            who = f"{count} {'held-out ' if has_held_out else ''}client{'s' * (count != 1)}"
+            updates = f"{_cell(curve[-1])} in {len(curve) - 1} local updates"
+            lines.append(f"**{what} policies adapted** to {updates}, {_cell(curve[0])} before (mean of {who}).")
     for name in (idle := idle_clients(document))[:ROWS]:
         round, kind, reason = document["missing"][name][-1]
         lines.append(
@@ -94,7 +102,11 @@ def client_page(client: Mapping[str, Any]) -> str:
         return f"{client['episodes']} episodes in training, no evaluation after it."
     kind = "In another cluster than most" if client.get("clusters") else "Personal groups"
     names = "; ".join(_differences(client, "`")) or "none"
-    return f"**Return {_cell(client['return'])}**, {_cell(client['return_before'])} before. {kind}: {names}."
+    curve = client.get("adapted_last")
+    adapted = f" After {len(curve) - 1} local updates: {_cell(curve[-1])}." if curve else ""
+    held_out = "" if client.get("trains", True) else " It takes no part in training."
+    before = f"**Return {_cell(client['return'])}**, {_cell(client['return_before'])} before."
+    return f"{before}{adapted}{held_out} {kind}: {names}."
 
 
 def make_tables(
@@ -115,12 +127,18 @@ def make_tables(
 def clients_table(document: Mapping[str, Any]) -> dict[str, Any]:
     """Make a table of all clients, in the form that MLflow shows; for federations whose clients have no runs."""
     columns = ["env", "return", "return_before", "return_best", "episodes", "env_steps"]
+    adapted = ["return_adapted"] if any(client.get("adapted_last") for client in document["clients"].values()) else []
     rows = [
-        [name, *(client.get(column) for column in columns), "; ".join(_differences(client))]
+        [
+            name,
+            *(client.get(column) for column in columns),
+            *(_adapted(client) for _ in adapted),
+            "; ".join(_differences(client)),
+        ]
         for name, client in document["clients"].items()
     ]
     kind = "clusters" if any(client.get("clusters") for client in document["clients"].values()) else "personal_groups"
-    return {"columns": ["client", *columns, kind], "data": rows}
+    return {"columns": ["client", *columns, *adapted, kind], "data": rows}
 
 
 def examples_table(examples: Mapping[str, Sequence[Example]]) -> dict[str, Any] | None:
@@ -163,14 +181,23 @@ def _table(clients: Mapping[str, Any]) -> str:
     worst = sorted(clients.items(), key=lambda item: -1e300 if item[1]["return"] is None else item[1]["return"])
     chosen = list(clients.items()) if len(clients) <= ROWS else worst[:ROWS]
     kind = "clusters" if any(client.get("clusters") for client in clients.values()) else "personal groups"
-    head = f"| client | before | after | {kind} |\n| --- | ---: | ---: | --- |"
+    is_adapted = any(client.get("adapted_last") for client in clients.values())
+    head = f"| client | before | after |{' adapted |' * is_adapted} {kind} |"
+    head += f"\n| --- | ---: | ---: |{' ---: |' * is_adapted} --- |"
     rows = [
         f"| {name} | {_cell(client['return_before'])} | {_cell(client['return'])} |"
+        f"{f' {_cell(_adapted(client))} |' if is_adapted else ''}"
         f" {'; '.join(_differences(client)) or '-'} |"
         for name, client in chosen
     ]
     more = [] if len(chosen) == len(clients) else [f"\nThe {ROWS} worst of {len(clients)}; all are in `clients.json`."]
     return "\n".join([head, *rows, *more])
+
+
+def _adapted(client: Mapping[str, Any]) -> float | None:
+    """Return what a client reached in its local updates from the last policy; None if it made none."""
+    curve = client.get("adapted_last")
+    return float(curve[-1]) if curve else None
 
 
 def describe_departures(client: Mapping[str, Any], quote: str = "") -> list[str]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpo_fed.runs.metrics import (
+    ADAPTATION,
+    ADAPTED_RETURN,
     CLIENTS_FAILED,
     CLIENTS_OK,
     CUT,
@@ -85,6 +87,7 @@ def make_views(metrics: Sequence[str]) -> list[View]:
                 "Learning": (
                     Chart((TRAINING_RETURN,)),
                     Chart((SCORE_IQM, SCORE_MIN)),
+                    Chart((f"{ADAPTATION}0", ADAPTED_RETURN)),
                     Chart(_with_prefix(metrics, "task/")),
                 ),
                 "Completions": _completion_charts(metrics, (Chart(_with_prefix(metrics, "reward/")),)),
@@ -112,6 +115,7 @@ def make_views(metrics: Sequence[str]) -> list[View]:
                 "Learning": (
                     Chart((TRAINING_RETURN,)),
                     Chart((EVALUATION_RETURN,)),
+                    Chart((f"{ADAPTATION}0", ADAPTED_RETURN)),
                 ),
                 "Completions": _completion_charts(
                     metrics, tuple(Chart((key,)) for key in _with_prefix(metrics, "reward/")[:MOST_REWARD_CHARTS])
@@ -137,6 +141,7 @@ def make_views(metrics: Sequence[str]) -> list[View]:
                     Chart((TRAINING_RETURN,)),
                     Chart((SCORE_IQM,)),
                     Chart((SCORE_MIN,)),
+                    Chart((ADAPTED_RETURN,)),
                 ),
                 "Cost": (
                     Chart((MB_TOTAL,)),
