@@ -10,6 +10,7 @@
     checks.py       contradictions between keys
     language_checks.py contradictions of clients with prompts
     unused.py       keys that were given and have no effect
+    unused_rows.py  what a row of that table says
     unused_table.py the combinations in which a key has none
     unused_language.py the same for clients with prompts
     toml/           the strict TOML reader, which knows nothing of scenarios: positions, errors with a cure, writing

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from grpo_fed.scenario.scenario import Scenario
 
 
+RULES_THAT_TELL_CLIENTS_APART = ("persistence", "huber", "clusters", "fisher")
+"""Merge rules that go by how single clients differ, and so allow no mixing before them."""
 MOST_CLIENTS = 100_000
 """Clients that a federation may have: ten times as many as have been tried. More are a typing error."""
 
@@ -216,6 +218,13 @@ def _merge_mistakes(scenario: Scenario) -> Iterator[Mistake]:
         )
         cure = 'leaves a group; merge.rule = "persistence" needs none'
         yield _mistake(f"{text} {cure}", "merge.threshold", "merge.rule")
+    if scenario.merge.mix and rule in RULES_THAT_TELL_CLIENTS_APART:
+        text = f'makes clients alike, whose differences merge.rule = "{rule}" needs; use "mean" or a robust rule'
+        yield _mistake(text, "merge.mix", "merge.rule")
+    count = sum(client.count for client in scenario.clients)
+    if scenario.merge.mix and 2 * scenario.merge.mix >= count:
+        text = f"must be less than half of the clients: at most {(count - 1) // 2} of {count}"
+        yield _mistake(text, "merge.mix")
     if rule not in RULES_WITH_THRESHOLD and scenario.merge.blocks:
         text = f'needs merge.rule = "huber"; it is "{rule}"'
         yield _mistake(text, "merge.blocks", "merge.rule")

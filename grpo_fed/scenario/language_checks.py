@@ -43,6 +43,9 @@ def _entry_mistakes(client: ClientSettings, path: KeyPath) -> Iterator[Contradic
         for key in ("spread", "changes", "wrappers"):
             if getattr(client, key):
                 yield "is for a client with env; this one has prompts", ((*path, key), prompts)
+        if client.attack in ("negated-reward", "random-action"):
+            text = f'"{client.attack}" is for a client with env; this one has prompts: use "sign-flip" or another'
+            yield text, ((*path, "attack"), prompts)
     else:
         for key in ("eval_prompts", "held_out", "rewards"):
             if getattr(client, key) != ClientSettings.model_fields[key].default:

@@ -81,6 +81,7 @@ RULE_KEYS = {
     "fraction": "0.4",
     "byzantine": "0",
     "keep": "2",
+    "radius": "0.1",
     "most": "2",
     "confirm": "evidence",
     "rejoin": "0",
@@ -243,7 +244,7 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
     ),
     "nothing to cluster": (
         ["policy.shared=[]", *CLUSTERS],
-        {"merge.rule": "krum", "merge.byzantine": "0", "merge.keep": "2", "merge.most": "2"},
+        {"merge.rule": "krum", "merge.byzantine": "0", "merge.keep": "2", "merge.most": "2", "merge.mix": "1"},
     ),
     "nothing for a rule of the user": (["policy.shared=[]", *OWN_RULE], {"merge.kwargs": "{ number = 1 }"}),
     "nothing to leave": (
@@ -266,6 +267,7 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
             ("median", ["merge.rule=median"], ()),
             ("trimmed-mean", ["merge.rule=trimmed-mean"], ("fraction",)),
             ("krum", ["merge.rule=krum"], ("byzantine", "keep")),
+            ("centred-clipping", ["merge.rule=centred-clipping"], ("radius",)),
             ("clusters", CLUSTERS, ("most",)),
             ("a rule of the user", OWN_RULE, ()),
         ]
@@ -280,6 +282,7 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
         ["merge.rule=persistence", "merge.confirm=evidence", "merge.rejoin=0", "rounds=6"],
         {"merge.episodes": "2"},
     ),
+    "an attack without a strength": (["merge.rule=mean", "clients.0.attack=mimic"], {"clients.0.strength": "9.0"}),
     "no budgets": (
         ["proximity.mode=off"],
         {

@@ -185,6 +185,8 @@ EXCEPTIONS = {
     "policy.shared": "determines what a server merges",
     "penalty.kind": "is needed by penalty.l1 and penalty.outer",
     "clients.count": "is the number of clients",
+    "clients.attack": "changes what the server is sent",
+    "clients.strength": "changes what the server is sent",
     "group.redraws": "is for clients with prompts",
     "trust.estimate": "is for clients with prompts",
     **{
