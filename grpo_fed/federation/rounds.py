@@ -17,6 +17,7 @@ import numpy as np
 
 from grpo_fed.aggregation.outliers import medians_of_others
 from grpo_fed.aggregation.proximity import StepFractions
+from grpo_fed.federation.hostile import ColludingTransport, refuse_collusion
 from grpo_fed.federation.messages import (
     Answer,
     Evaluate,
@@ -94,6 +95,8 @@ class Federation:
         """
         if folder is not None:
             check_usable(folder)
+        if not isinstance(transport, ColludingTransport):
+            refuse_collusion(scenario, "this transport")
         self.scenario, self.shared_blocks, self.transport, self.folder = scenario, shared_blocks, transport, folder
         self.evaluate_with_next_round = evaluate_with_next_round
         self.client_files, self.before_results, self.engine = client_files, before_results, dict(engine or {})

@@ -24,6 +24,7 @@ from grpo_fed.engines.flower.log_channel import LogChannel, Say, Watch, follow_l
 from grpo_fed.engines.flower.processes import POLL, SupervisedProcesses
 from grpo_fed.engines.flower.superlink import STATE, Restarter, SuperLink, find_free_port, make_flower_environment
 from grpo_fed.engines.resident.host import make_host_command
+from grpo_fed.federation.hostile import refuse_collusion
 from grpo_fed.policy.shared import resolve_shared_blocks
 from grpo_fed.rl.device import resolve_device
 from grpo_fed.runs.folder import (
@@ -85,6 +86,7 @@ class FlowerEngine:
             raise ValueError("engine flower-sim needs Ray: pip install 'grpo-fed[simulation]'")
         if engine == "flower-sim" and superlink is not None:
             raise ValueError(f"engine flower-sim starts a SuperLink of its own: leave out superlink {superlink}")
+        refuse_collusion(scenario, f"the engine {engine}")
         if superlink is not None:
             check_connection(superlink)
         self.scenario, self.engine, self.superlink, self.resume = scenario, engine, superlink, resume

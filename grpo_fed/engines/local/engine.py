@@ -20,10 +20,12 @@ from typing import Any, Self, final
 from grpo_fed.engines.local.grid import make_local_grid
 from grpo_fed.engines.wire.transport import GridTransport
 from grpo_fed.federation.clients import Clients
+from grpo_fed.federation.hostile import ColludingTransport, colluding_clients
 from grpo_fed.federation.messages import Start
 from grpo_fed.federation.rounds import Federation
 from grpo_fed.federation.setup import FederationSetup
 from grpo_fed.federation.state_store import StateStore
+from grpo_fed.federation.transport import Transport
 from grpo_fed.rl.device import resolve_device
 from grpo_fed.runs.checkpoint import Checkpoint
 from grpo_fed.runs.folder import CLIENTS, check_usable, claim_folder, open_unfinished, read_engine_state, reclaim_folder
@@ -107,10 +109,13 @@ class LocalEngine:
             self.schedule = stack.enter_context(grid).schedule
             """Which clients are asked together, and for how many workers they were put into chunks."""
             shared_blocks = self.setup.shared_blocks
+            transport: Transport = GridTransport(grid, shared_blocks, scenario, grid.nodes)
+            if colluding_clients(scenario):
+                transport = ColludingTransport(transport, scenario, shared_blocks)
             self.federation = Federation(
                 scenario,
                 shared_blocks,
-                GridTransport(grid, shared_blocks, scenario, grid.nodes),
+                transport,
                 self.folder,
                 checkpoint,
                 client_files=self._client_files,
