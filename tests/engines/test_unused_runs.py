@@ -244,7 +244,11 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
     ),
     "nothing to cluster": (
         ["policy.shared=[]", *CLUSTERS],
-        {"merge.rule": "krum", "merge.byzantine": "0", "merge.keep": "2", "merge.most": "2", "merge.mix": "1"},
+        {"merge.rule": "krum", "merge.byzantine": "0", "merge.keep": "2", "merge.most": "2"},
+    ),
+    "nothing to mix": (
+        ["policy.shared=[]", "merge.rule=centred-clipping", "clients.0.count=3"],
+        {"merge.mix": "1", "merge.radius": "2.0"},
     ),
     "nothing for a rule of the user": (["policy.shared=[]", *OWN_RULE], {"merge.kwargs": "{ number = 1 }"}),
     "nothing to leave": (
