@@ -22,6 +22,7 @@ import numpy as np
 
 from grpo_fed.reports.charts import Drawing, make_drawing
 from grpo_fed.reports.figures.write import write_drawings
+from grpo_fed.reports.formatting import format_count
 from grpo_fed.runs.files import write_atomic
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import ClientSettings
@@ -207,7 +208,7 @@ def board_lines(board: AttackBoard) -> Iterator[str]:
         yield ""
         verdict = f"Within {1 - KEPT:.0%} of {board.clean:.4g}, the best return without an attack: "
         yield from textwrap.wrap(verdict + (", ".join(kept) or "none") + ".", 80, break_on_hyphens=False)
-    yield f"Mean final return of the honest clients over {len(board.seeds)} seeds."
+    yield f"Mean final return of the honest clients over {format_count(len(board.seeds), 'seed')}."
 
 
 def _line(name: str, cells: Sequence[str]) -> str:
@@ -228,7 +229,7 @@ def draw_board(board: AttackBoard) -> Drawing:
             colour = "black" if value > middle else "white"
             axes.text(column, row, f"{value:.4g}", ha="center", va="center", color=colour, size=8)
 
-    caption = f"Mean final return of the honest clients over {len(board.seeds)} seeds, for each attack and merge rule."
+    caption = f"Mean final return of the honest clients over {format_count(len(board.seeds), 'seed')}, for each attack and merge rule."
     alt = "; ".join(
         f"{rule} keeps {board.worst(rule) / board.clean:.0%}" for rule in board.rules if len(board.attacks) > 1
     )
