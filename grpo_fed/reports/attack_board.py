@@ -229,7 +229,8 @@ def draw_board(board: AttackBoard) -> Drawing:
             colour = "black" if value > middle else "white"
             axes.text(column, row, f"{value:.4g}", ha="center", va="center", color=colour, size=8)
 
-    caption = f"Mean final return of the honest clients over {format_count(len(board.seeds), 'seed')}, for each attack and merge rule."
+    seeds = format_count(len(board.seeds), "seed")
+    caption = f"Mean final return of the honest clients over {seeds}, for each attack and merge rule."
     alt = "; ".join(
         f"{rule} keeps {board.worst(rule) / board.clean:.0%}" for rule in board.rules if len(board.attacks) > 1
     )
