@@ -20,7 +20,19 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import deployment, federation, gpu_results, language, merges, scarce, structure, tabular, words
+from benchmarks import (
+    deployment,
+    deployment_nodes,
+    deployment_start,
+    federation,
+    gpu_results,
+    language,
+    merges,
+    scarce,
+    structure,
+    tabular,
+    words,
+)
 from benchmarks.learning import CASES, RESULTS, THRESHOLDS, Case
 from benchmarks.structure_runs import read_runs
 from grpo_fed.runs.statistics import Estimate, estimate, interquartile_mean, probability_of_improvement
@@ -61,6 +73,26 @@ CHAPTERS = {
         e23904b, with a SuperNode for each client and a process for each message. *Load* is the machine's when a run
         began, of other work: it was high and differed between the runs, so that ratios say more than seconds.""",
         "python -m benchmarks.deployment --repetitions 3",
+    ),
+    "deployment_start": (
+        "From a command to the first trained round",
+        """On one machine of two cores, each time with an empty configuration of Flower's; contestants take turns.
+        Flower starts its local SuperLink, a server's app and two clients on its simulation, none of which imports
+        torch; the clock stops at the first client's first message. Ours starts a SuperLink, a server's app and the
+        eight clients of the quickstart; it stops when all were evaluated and trained for a round. *As it was* is commit
+        8c1e745, which called `flwr` as processes, one after another. *Load* is the machine's when a run began, of
+        other work.""",
+        "python -m benchmarks.deployment_start --repetitions 5",
+    ),
+    "deployment_nodes": (
+        "Many nodes, and a network in between",
+        """A SuperLink with TLS and keys, a server's app that sends 100 KB to each node and waits for 100 KB from each,
+        again and again, and nodes that give back what they get, all on one machine of two cores. Between nodes and
+        SuperLink a proxy delays all bytes by the latency, in each direction. A trip is a message to each node and all
+        answers, the median of ten. The model is the trip without latency and two round trips: message and answer, and
+        what lies between an answer and the node's next request. The SuperLink's processor is divided by all messages
+        and answers.""",
+        "python -m benchmarks.deployment_nodes",
     ),
     "merges": (
         "What merging costs",
@@ -193,6 +225,8 @@ def format_chapters() -> str:
     chapters = {
         "federation": federation.format_tables(federation.read_measurements(federation.FILE)),
         "deployment": deployment.format_table(deployment.read_results()),
+        "deployment_nodes": deployment_nodes.format_table(deployment_nodes.read_results()),
+        "deployment_start": deployment_start.format_table(deployment_start.read_results()),
         "merges": iter(()) if merged is None else merges.format_tables(merged),
         "structure": structure.format_tables(read_runs(structure.FILE)),
         "tabular": tabular.format_table(json.loads(tabular.FILE.read_text())) if tabular.FILE.exists() else iter(()),

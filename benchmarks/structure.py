@@ -55,9 +55,10 @@ def plan_grid() -> Iterator[Trial]:
 
 
 def plan_epochs() -> Iterator[Trial]:
-    """Plan all rates and schedules with ten epochs, with one seed."""
-    cells = [Cell(case, rate, plan, 10) for rate in RATES for plan in SCHEDULES for case in CARTS]
-    yield from (Trial(cell, "grpo", FEW_SEEDS[0]) for cell in cells)
+    """Plan all rates and schedules with ten epochs."""
+    for seed in FEW_SEEDS:
+        cells = [Cell(case, rate, plan, 10) for rate in RATES for plan in SCHEDULES for case in CARTS]
+        yield from (Trial(cell, "grpo", seed) for cell in cells)
 
 
 def plan_peers() -> Iterator[Trial]:
@@ -162,6 +163,8 @@ def format_tables(runs: Sequence[StructureRun]) -> Iterator[str]:
     if long:
         yield ""
         yield from format_long(long)
+    yield ""
+    yield from format_low_returns([run for run in carts if run.cell.epochs == 4])
     missed = list(list_misses([run for run in runs if run.method == "grpo" and not run.cell.rounds]))
     yield ""
     yield f"**Cells that miss a target** ({FOUND:.0%} found, {WRONG:.0%} wrongly out, no honest client out in 99 %):"
@@ -236,6 +239,37 @@ def format_long(runs: Sequence[StructureRun]) -> Iterator[str]:
         f" and block ever left ({len(pairs) / total:.1%}), {returned} times a client came back; the worst final return"
         f" is {worst:.0f}; {played:.0f} episodes a run were played to compare."
     )
+
+
+def format_low_returns(runs: Sequence[StructureRun]) -> Iterator[str]:
+    """List where the returns of `grpo` are below those of the better of `local` and `fedavg`: intervals lie apart."""
+    methods, total, low = ("grpo", *PEERS[:2]), 0, list[str]()
+    for cell, of_cell in by_cell(runs).items():
+        seeds = set.intersection(*({run.seed for run in of_cell if run.method == method} for method in methods))
+        planted_of = {run.seed: run.planted for run in of_cell if run.method == "grpo"}
+        for planted in (False, True) if seeds else ():
+            found = {}
+            for method in methods:
+                scores = [
+                    [score for client, score in run.scores.items() if (client in planted_of[run.seed]) == planted]
+                    for run in of_cell
+                    if run.method == method and run.seed in seeds
+                ]
+                if scores[0]:
+                    found[method] = estimate(interquartile_mean, np.array(scores), generator=np.random.default_rng(0))
+            if not found:
+                continue
+            total += 1
+            if found["grpo"].high < max((found[method] for method in PEERS[:2]), key=lambda each: each.value).low:
+                texts = (f"{name} {each.value:.0f} [{each.low:.0f}, {each.high:.0f}]" for name, each in found.items())
+                who = "planted" if planted else "others"
+                low.append(f"- {cell.case}, rate {cell.rate:g}, {cell.schedule}, {who}: {', '.join(texts)}")
+    yield (
+        f"**Returns over the whole grid**, 4 epochs, seeds that all three have: in {total - len(low)} of {total} (cell,"
+        " kind of client) the interval of `grpo` reaches that of the better of `local` and `fedavg`. It lies below in"
+    )
+    yield ""
+    yield from low or ["- none"]
 
 
 def list_misses(runs: Sequence[StructureRun]) -> Iterator[str]:

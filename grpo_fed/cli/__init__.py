@@ -12,6 +12,7 @@
     scenarios.py    new, check, explain, list, config, schema
     deploy.py       deploy init, server, client, status
     tracking.py     ui, replay
+    replay_order.py replay-order
     knobs_table.py  all knobs as tables
 
 Begin with run.py. No module imports what a command does not need, so that `--help` does not import torch. Exit codes:
@@ -47,7 +48,7 @@ def main() -> None:
 
 def _load_app() -> Typer:
     """Import the application and every module of commands; each module registers its own."""
-    from grpo_fed.cli import attacks, compare, deploy, export, play, run, scenarios, tracking  # noqa: F401
+    from grpo_fed.cli import attacks, compare, deploy, export, play, replay_order, run, scenarios, tracking  # noqa: F401
     from grpo_fed.cli.application import app
 
     return app

@@ -29,6 +29,7 @@ COMMANDS = [
     "schema",
     "deploy",
     "replay",
+    "replay-order",
 ]
 """All commands in the order of the help, which begins with what a new user needs."""
 

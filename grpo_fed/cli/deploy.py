@@ -92,6 +92,15 @@ def client(
             "--state", metavar="DIR", help="Where the clients' states are saved; by default in the user's data folder."
         ),
     ] = None,
+    devices: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--device",
+            metavar="DEVICE",
+            help="What a client computes on, such as cuda:1, instead of the scenario's device; once for all clients, or"
+            " once for each --name in the same order.",
+        ),
+    ] = None,
     insecure: Insecure = False,
     debug: Debug = False,
 ) -> None:
@@ -103,7 +112,9 @@ def client(
             folder = _first_existing(*map(Path, names[:1]), DEPLOYMENT / "clients")
             if len(names) > 1 and folder == Path(names[0]):
                 folder = Path()
-        code = commands.client(names, superlink, folder, state=state, insecure=insecure, say=typer.echo)
+        code = commands.client(
+            names, superlink, folder, state=state, devices=devices or [], insecure=insecure, say=typer.echo
+        )
     raise typer.Exit(code)
 
 

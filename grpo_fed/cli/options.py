@@ -66,6 +66,14 @@ class RunOptions:
     resume: Annotated[
         Path | None, typer.Option("--resume", metavar="RUN", help="Continue a run that was stopped, by its folder.")
     ] = None
+    continued: Annotated[
+        Path | None,
+        typer.Option(
+            "--continue",
+            metavar="RUN",
+            help="Go on from the last checkpoint of a run, in a new folder; --set changes what may change.",
+        ),
+    ] = None
     track: Track = None
     tracking_from_run: TrackingFromRun = False
     figures: Annotated[bool, typer.Option("--figures/--no-figures", help="Draw figures at the end.")] = True

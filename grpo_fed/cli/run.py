@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 EngineName = Literal["local", "flower-sim", "flower"]
 """The same as `EngineName` of `engines/start.py`, which is not imported before it is needed."""
 
+INTERRUPTED_PATIENCE = 2.0
+"""Seconds that the end of an interrupted run waits for MLflow."""
+
 
 @dataclass(frozen=True)
 class Trainer:
@@ -87,6 +90,8 @@ def run(
     def resume(folder: Path) -> Engine:
         from grpo_fed.engines.start import resume_engine
 
+        if options.continued is not None and engine != "local":
+            raise ValueError(f"--continue is for --engine local; with {engine}, start from the run's policies instead")
         if workers is not None:
             raise ValueError("--resume uses the workers that the run was started with: leave out --workers")
         return resume_engine(folder, engine, superlink)
@@ -151,10 +156,14 @@ def _engine_and_folder(trainer: Trainer, options: RunOptions) -> tuple[Engine, P
     """Make the engine that the options ask for, and choose the run's folder."""
     if options.resume is not None:
         given = (options.scenario, options.overrides, options.seed, options.out, options.replace or None)
+        if options.continued is not None:
+            raise ValueError("--resume goes on with a run that was stopped, --continue with one that ended: use one")
         if any(value is not None for value in given):
             text = "leave out SCENARIO, --set, --seed, --out and --replace"
             raise ValueError(f"--resume continues a run as it was started: {text}")
         return trainer.resume(options.resume), options.resume
+    if options.continued is not None:
+        return _continue_run(trainer, options, options.continued)
     if options.scenario is None:
         command = trainer.command
         raise ValueError(f"{command} needs a SCENARIO, or --resume RUN; grpo-fed list names the scenarios that ship")
@@ -164,9 +173,35 @@ def _engine_and_folder(trainer: Trainer, options: RunOptions) -> tuple[Engine, P
     return _start_in_new_folder(trainer, scenario)
 
 
+def _continue_run(trainer: Trainer, options: RunOptions, run: Path) -> tuple[Engine, Path]:
+    """Make a folder that goes on from a run's latest checkpoint, and the engine for it."""
+    from grpo_fed.runs.continuation import prepare_continuation
+    from grpo_fed.runs.folder import FolderTakenError, candidate_folders, read_scenario, remove_run
+
+    if options.scenario is not None:
+        raise ValueError(f"--continue goes on with the scenario of {run}: leave out {options.scenario}")
+    if options.seed is not None:
+        raise ValueError(f"--continue goes on with the seed of {run}: leave out --seed")
+    overrides = options.overrides or []
+    for folder in [options.out] if options.out is not None else candidate_folders(read_scenario(run)):
+        try:
+            prepare_continuation(run, overrides, folder, new=not options.replace)
+        except FolderTakenError:
+            if options.out is not None:
+                raise
+            continue
+        try:
+            return trainer.resume(folder), folder
+        except BaseException:
+            remove_run(folder)
+            folder.rmdir()
+            raise
+    raise AssertionError("there is always another name")
+
+
 def _note_unused_keys(scenario: Scenario, options: RunOptions) -> None:
     """Say on stderr how many of the keys that the user wrote have no effect, and which command names them."""
-    if options.scenario is None:  # the run is resumed
+    if options.scenario is None:  # the run is resumed or continued
         return
     count = len(read_given_keys(options.scenario, options.overrides, options.seed).unused_lines(scenario))
     if count:
@@ -192,12 +227,15 @@ def _run_engine(
     trainer: Trainer, engine: Engine, folder: Path, display: Display, tracker: Tracker, options: RunOptions
 ) -> None:
     """Run the engine to its end; if something stops it, say where the results so far are."""
+    from grpo_fed.runs.continuation import read_earlier_lines
     from grpo_fed.runs.records import record_to_line
 
     def watch(record: RoundRecord) -> None:
         display.round(record)
         tracker.round(record_to_line(record))
 
+    for line in read_earlier_lines(folder) if options.continued is not None else ():
+        tracker.round(line)
     try:
         engine.run(watch)
     except KeyboardInterrupt:
@@ -297,9 +335,10 @@ def _finish_tracking(tracker: Tracker, engine: Engine, status: Status, display: 
     from grpo_fed.runs.tracking.tracker import PATIENCE
 
     document = None if engine.result is None else engine.result.to_json()
+    patience = INTERRUPTED_PATIENCE if status == "interrupted" else PATIENCE
     try:
         with display.busy("sending the rest to MLflow; Ctrl-C: do not wait"):
-            tracker.close(document, status, PATIENCE if wait else 0.0)
+            tracker.close(document, status, patience if wait else 0.0)
     except KeyboardInterrupt:
         wait = False
     if not wait and tracker.store is not None:

@@ -6,6 +6,7 @@
     exchange/  messages in the SuperLink's memory, through requests that wait
     resident/  one process for all clients of a machine
     deploy/   keys, certificates, a server and clients on several machines
+    replay_order.py  repeats a run whose rounds did not wait
     alone.py  the control: every client by itself, no federation
     wire/     messages as Flower's records, checked; a transport over any Flower grid
     workers/  worker processes, and how they are asked

@@ -31,8 +31,9 @@ Watch: TypeAlias = "Callable[[RoundRecord], None]"
 class Engine(Protocol):
     """Runs one federation: a context manager whose `run` is called once.
 
-    Making an engine raises ValueError for everything that can be found wrong before a process is started or a file is
-    written. Leaving its context stops its processes and closes its environments, whatever has happened.
+    Making an engine raises ValueError for everything that can be found wrong before a run is started or a file is
+    written; processes that it has started, so that they import meanwhile, are stopped then. Leaving its context stops
+    its processes and closes its environments, whatever has happened.
     """
 
     scenario: Scenario

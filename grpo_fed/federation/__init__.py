@@ -9,9 +9,15 @@
     client_reports.py parts of a client's answers, from what its learner reports
     loaded_client.py  LoadedClient: where a client starts, and what it remembers
     comparison.py     a client's choice between its own parameters and the shared ones
+    drift.py          what clients add to their steps so that they drift less apart
     learners.py       ClientLearners: a client's shared and personal learner
     state_store.py    StateStore: the clients' states between rounds
     participation.py  which clients take part
+    pace.py           virtual time
+    buffer.py         AnswerBuffer: rounds that do not wait for all clients
+    assignments.py    what clients work on meanwhile
+    arrivals.py       whose answers come next
+    trained_round.py  what clients have learned in a round
     round_merge.py    a round's merge, reply by reply
     server_step.py    a round's step, within budgets
     server_state.py   the server's state between two rounds

@@ -20,9 +20,10 @@ from torch import Tensor
 from grpo_fed.aggregation.proximity import StepFractions, interpolate
 from grpo_fed.federation.client_reports import reported_metrics, summarise
 from grpo_fed.federation.comparison import ReturnHistory, compare_by_playing
+from grpo_fed.federation.drift import RoundDrift
 from grpo_fed.federation.hostile import attacks_of, lie
 from grpo_fed.federation.learners import ClientLearners
-from grpo_fed.federation.loaded_client import LoadedClient
+from grpo_fed.federation.loaded_client import ROUND_SHARED, LoadedClient
 from grpo_fed.federation.messages import (
     Answer,
     Evaluate,
@@ -46,9 +47,6 @@ from grpo_fed.runs.policies import save_policy
 from grpo_fed.scenario.importing import describe_exception
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.task import Task
-
-ROUND_SHARED = "round.shared"
-"""The array in a client's state with the shared blocks [S] that the round began with."""
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +85,10 @@ class Clients:
             answers: dict[str, Answer]
             match next(iter(given.values())):
                 case Train():
-                    answers = dict(self._train(_all_of(Train, given)))
+                    rounds: dict[tuple[str, int, float, float], dict[str, Train]] = {}
+                    for name, each in _all_of(Train, given).items():
+                        rounds.setdefault(_round_of(each), {})[name] = each
+                    answers = {name: answer for each in rounds.values() for name, answer in self._train(each)}
                 case Measure():
                     answers = dict(self._measure(_all_of(Measure, given)))
                 case Evaluate():
@@ -119,7 +120,8 @@ class Clients:
     def _save_policy(self, folder: Path, client: LoadedClient, round: int) -> None:
         (parameters,), (state,) = self._evaluated_parameters([client]), self._evaluated_states([client])
         if bool(parameters.isfinite().all()):
-            moments, task = self.policies.observation_moments(state), self.tasks[client.name].at(round)
+            moments = self.policies.observation_moments(client.name, state)
+            task = self.tasks[client.name].at(round)
             save_policy(folder, task, self.policies.policy, parameters, moments, self.scenario.seed)
             write_examples(folder, client.name, self.policies.examples(client.name, parameters))
 
@@ -147,17 +149,20 @@ class Clients:
         clients, comparisons = self._compare(clients, {name: each.compare for name, each in instructions.items()})
         learners = self._learners_of(clients, round)
         learners.shared.parameters.copy_(self._with_shared_blocks(learners.shared.parameters, clients))
+        drift = RoundDrift(learners.shared, self.columns, clients)
         began = time.perf_counter()
         reports, personal_reports = learners.train(first, [client.stored is None for client in clients])
         seconds = time.perf_counter() - began
         fisher = learners.fisher(round) if self._needs_fisher else [None] * len(clients)
         for row, (client, report, personal) in enumerate(zip(clients, reports, personal_reports, strict=True)):
             history = ReturnHistory.read(client.state)
-            self._save(client, learners, row, history.after(report.mean_return, report.spread, report.floor))
+            point = learners.shared.parameters[row, self.columns].cpu().numpy()
+            kept = history.after(report.mean_return, report.spread, report.floor).arrays()
+            self._save(client, learners, row, {**kept, **drift.arrays(row, point)})
             yield (
                 client.name,
                 Trained(
-                    point=learners.shared.parameters[row, self.columns].cpu().numpy(),
+                    point=point,
                     steps=report.steps + personal.steps,
                     episodes=len(report.episodes) + len(personal.episodes),
                     gain=client.gain(report.mean_return),
@@ -200,9 +205,9 @@ class Clients:
         """The tasks that clients have in a round."""
         return [self.tasks[name].at(round) for name in names]
 
-    def _save(self, client: LoadedClient, learners: ClientLearners, row: int, history: ReturnHistory) -> None:
-        """Store a client's state after the round."""
-        state = learners.state(row) | {ROUND_SHARED: client.start.shared} | history.arrays()
+    def _save(self, client: LoadedClient, learners: ClientLearners, row: int, kept: Arrays) -> None:
+        """Store a client's state after the round, with what else it remembers."""
+        state = learners.state(row) | {ROUND_SHARED: client.start.shared} | dict(kept)
         stored = self.state_store.save(client.start.run, client.name, client.start.round, state)
         learners.mark_stored(row, stored)
 

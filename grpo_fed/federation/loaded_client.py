@@ -10,6 +10,9 @@ from grpo_fed.federation.comparison import ReturnHistory
 from grpo_fed.federation.messages import Start
 from grpo_fed.federation.state_store import Arrays, StoredState
 
+ROUND_SHARED = "round.shared"
+"""The array in a client's state with the shared blocks [S] that the round began with."""
+
 
 @dataclass(frozen=True, eq=False)
 class LoadedClient:

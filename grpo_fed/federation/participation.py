@@ -1,14 +1,16 @@
-"""Chooses the clients that take part in a round."""
+"""Chooses the clients that take part in a round, and ends a run in which too few do."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from grpo_fed.rl.rng import Purpose, generator
+from grpo_fed.runs.records import Failure
 from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.scenario.settings import RoundSettings
 from grpo_fed.scenario.toml.text import shorten
 
 PAUSE = 0.1
@@ -20,6 +22,10 @@ CURE = "start them with `grpo-fed deploy client`; `grpo-fed deploy status` shows
 """What to do about clients that are missing."""
 
 log = logging.getLogger(__name__)
+
+
+class QuorumLostError(RuntimeError):
+    """Too few clients answered in too many rounds in a row."""
 
 
 def wait_for_clients(
@@ -58,3 +64,17 @@ def sample_clients(scenario: Scenario, connected: tuple[str, ...], round: int) -
 def ceil_fraction(fraction: float, count: int) -> int:
     """Compute a fraction of a count, rounded up (but not for a rounding error), at least 1."""
     return max(1, math.ceil(fraction * count - 1e-9))
+
+
+def check_quorum(settings: RoundSettings, below: int, round: int, failures: Mapping[str, Failure]) -> None:
+    """QuorumLostError if the latest `below` rounds in a row were without a quorum, and that is too many."""
+    if below < settings.patience:
+        return
+    first, more = list(failures.items())[:3], len(failures) - 3
+    reasons = "; ".join(f"{name} {failure.kind}: {failure.reason}" for name, failure in first)
+    who = "a buffer's clients" if settings.mode == "buffered" else "the sampled clients"
+    raise QuorumLostError(
+        f"too few answers in rounds {round - below + 1} to {round}: round.quorum = {settings.quorum:g} of {who} must"
+        f" answer, and round.patience = {settings.patience} rounds have passed;"
+        f" {reasons}{f' and {more} more' if more > 0 else ''}"
+    )

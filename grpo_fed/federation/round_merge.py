@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import final
 
 import numpy as np
@@ -67,6 +68,18 @@ class MergeTarget:
     findings: Findings = field(default_factory=Findings)
     """With the rule `persistence`, what this merge found out about the clients."""
 
+    def shortened(self, shared_of: Callable[[str], Tensor], shared: Tensor, length: float) -> MergeTarget:
+        """Return the target at a part of the way from the present shared blocks; all of it is the same target."""
+        if length >= 1.0:
+            return self
+        part = partial(torch.lerp, weight=length)
+        return replace(
+            self,
+            point=part(shared, self.point),
+            points={client: part(shared_of(client), point) for client, point in self.points.items()},
+            absent={client: part(shared_of(client), point) for client, point in self.absent.items()},
+        )
+
 
 @final
 class RoundMerge:
@@ -97,6 +110,8 @@ class RoundMerge:
         self._weights: dict[str, float] = {}
         self._held: dict[str, Trained] = {}
         """Answers whose weights depend on those that are still to come."""
+        self._times: dict[str, float] = {}
+        """What their weights are multiplied by."""
         self._asked = scenario.steps if scenario.objective.advantage == "group" else math.inf
         """The steps that a client has weight for: with whole episodes it may do more, by the length of its episodes."""
         self._predicts = scenario.proximity.mode == "quadratic"
@@ -111,19 +126,19 @@ class RoundMerge:
         self._penalised = penalised_groups(scenario, shared_blocks)
         self._zeros = StreamingZeros(self._groups)
 
-    def add(self, client: str, trained: Trained) -> None:
-        """Add a client's answer.
+    def add(self, client: str, trained: Trained, times: float = 1.0) -> None:
+        """Add a client's answer, whose weight is multiplied by `times`.
 
         Answers come in the order of the clients' names, so that sums do not depend on which client is fastest. What
         they claim of their work is bounded: steps by what they were asked for, and with `merge.weights = "episodes"`,
         for which all answers are kept in memory, episodes by those of the others.
         """
         if self._settings.weights == "episodes":
-            self._held[client] = trained
+            self._held[client], self._times[client] = trained, times
             return
         steps = int(min(trained.steps, self._asked))
         work = ClientWork(steps, trained.episodes, trained.gain, trained.spread)
-        self._add(client, trained, client_weight(work, self._settings.weights))
+        self._add(client, trained, times * client_weight(work, self._settings.weights))
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -131,7 +146,8 @@ class RoundMerge:
         held, self._held = self._held, {}
         medians = medians_of_others({client: float(trained.episodes) for client, trained in held.items()})
         for client, trained in held.items():
-            self._add(client, trained, min(float(trained.episodes), MOST_EPISODES * medians[client]))
+            episodes = min(float(trained.episodes), MOST_EPISODES * medians[client])
+            self._add(client, trained, self._times[client] * episodes)
         return self._weights
 
     def _add(self, client: str, trained: Trained, share: float) -> None:

@@ -55,6 +55,12 @@ class RoundOutcome:
     """Mean return of each client's evaluation after the round; empty if there was none, or not yet."""
     notes: tuple[str, ...] = ()
     """Messages for a person, beside those of the aggregation."""
+    ages: Mapping[str, int] = field(default_factory=dict)
+    """For each answer, the merges since its client began; empty if the server waits for all."""
+    length: float | None = None
+    """The part of the way to the merge that the shared blocks might go; None if the server waits for all."""
+    virtual_seconds: float | None = None
+    """Virtual seconds since the run began; None where clients have no paces of their own."""
 
 
 def make_round_record(
@@ -87,6 +93,8 @@ def make_round_record(
             traffic.total,
             notes,
             rho_limit=PAYS if aggregation is not None and _has_rho(aggregation.findings) else None,
+            merge_length=outcome.length,
+            virtual_seconds=outcome.virtual_seconds,
         ),
     )
 
@@ -129,6 +137,7 @@ def _client_record(
         stayed=_name_values(findings.stayed.get(client, {}), shared_blocks),
         comparison=seen,
         failure=outcome.failures.get(client),
+        age=outcome.ages.get(client),
     )
 
 

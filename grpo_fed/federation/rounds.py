@@ -17,6 +17,8 @@ import numpy as np
 
 from grpo_fed.aggregation.outliers import medians_of_others
 from grpo_fed.aggregation.proximity import StepFractions
+from grpo_fed.federation.arrivals import Arrivals, RealTime
+from grpo_fed.federation.buffer import AnswerBuffer
 from grpo_fed.federation.hostile import ColludingTransport, refuse_collusion
 from grpo_fed.federation.messages import (
     Answer,
@@ -30,8 +32,8 @@ from grpo_fed.federation.messages import (
     Train,
     Trained,
 )
-from grpo_fed.federation.participation import ceil_fraction, sample_clients, wait_for_clients
-from grpo_fed.federation.round_merge import RoundMerge
+from grpo_fed.federation.pace import MICROSECONDS, Paces
+from grpo_fed.federation.participation import ceil_fraction, check_quorum, sample_clients, wait_for_clients
 from grpo_fed.federation.round_record import (
     RoundOutcome,
     Traffic,
@@ -43,6 +45,7 @@ from grpo_fed.federation.round_record import (
 from grpo_fed.federation.server import Aggregation, Server
 from grpo_fed.federation.server_state import ServerState
 from grpo_fed.federation.stopping import EarlyStopping
+from grpo_fed.federation.trained_round import TrainedRound
 from grpo_fed.federation.transport import Transport
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.checkpoint import Checkpoint
@@ -57,12 +60,7 @@ ClientFiles = Callable[[int], Mapping[str, Path]]
 """A function that finds every client's file with its state after a round; the file is never written to again."""
 ABSURD = 1e9
 """How many times the others' median size a mean return may have."""
-MERGED = np.zeros(0, np.float32)
-"""Replaces a vector that has been merged, so that its memory is freed."""
-
-
-class QuorumLostError(RuntimeError):
-    """Too few clients answered in too many rounds in a row."""
+UNREACHABLE = Failure("unreachable", "it was not connected when the round began")
 
 
 @final
@@ -81,6 +79,7 @@ class Federation:
         before_results: Callable[[Mapping[str, Start]], Mapping[str, str]] | None = None,
         engine: Mapping[str, Any] | None = None,
         device: str | None = None,
+        arrivals: Arrivals | None = None,
     ) -> None:
         """Prepare a new federation, or one that goes on `after` a checkpoint. Nothing is written yet.
 
@@ -92,6 +91,7 @@ class Federation:
             policies could not be saved, with the reason.
         engine: JSON that the engine finds again as `engine` in a checkpoint's parts.
         device: what the clients compute on, where that is known.
+        arrivals: whose answers come next with `round.mode = "buffered"`; by default as they come in real time.
         """
         if folder is not None:
             check_usable(folder)
@@ -102,6 +102,13 @@ class Federation:
         self.client_files, self.before_results, self.engine = client_files, before_results, dict(engine or {})
         self.server = Server(scenario, shared_blocks, after)
         self.recorder = Recorder(scenario, folder, device or scenario.device, scenario.method, after)
+        self.paces = Paces(scenario)
+        self._has_virtual_time = arrivals is not None and self.paces.matter
+        self._clock = 0 if after is None else after.part("clock", int)
+        self.buffer: AnswerBuffer | None = None
+        """The work of clients that the server does not wait for; None if it waits for all."""
+        if scenario.round.mode == "buffered":
+            self.buffer = AnswerBuffer(scenario, shared_blocks, arrivals or RealTime(transport), folder, after)
         self.stopping = EarlyStopping() if after is None else after.part("stopping", EarlyStopping)
         self.result: Result | None = None
         """What became of the run, once it has ended, however it ended."""
@@ -132,6 +139,8 @@ class Federation:
         """
         self.recorder.open(watch, self.shared_blocks.names)
         write_engine_state(self.folder, self.engine)
+        if self.buffer is not None:
+            self.buffer.open()
         try:
             if self.state.round == 0:
                 self._begin()
@@ -151,20 +160,28 @@ class Federation:
     def _round(self, round: int) -> None:
         """Train one round; without a quorum the shared blocks stay as they are."""
         failures: dict[str, Failure] = {}
-        clients = self._sample_clients(round, failures)
-        began = time.perf_counter()
-        merge, replies = self._train(round, clients, failures)
-        self._complete_last_round(replies)
-        last_kl = self.server.observe_last_step(replies, merge.weights)
+        trained = self._train(round, failures) if self.buffer is None else self._collect(self.buffer, round, failures)
+        self._refuse_absurd_returns(trained.replies, failures)
+        self._complete_last_round(trained.replies)
+        last_kl = self.server.observe_last_step(trained.replies, trained.merge.weights)
         aggregation: Aggregation | None = None
-        if self._has_quorum(len(replies), len(clients)):
-            aggregation = self.server.aggregate(merge, self._measure(round, failures))
+        if self._has_quorum(len(trained.replies), trained.expected):
+            aggregation = self.server.aggregate(trained.merge, self._measure(round, failures), trained.length)
         else:
             self.server.skip_merge()
+        if self.buffer is not None and trained.batch is not None:
+            self.buffer.finish(round, trained.batch, self.state.last_step, self.state.shared)
         self.state.round = round
         self._rounds_below_quorum = 0 if aggregation is not None else self._rounds_below_quorum + 1
-        self._finish_round(RoundOutcome(round, time.perf_counter() - began, replies, aggregation, last_kl, failures))
-        self._check_quorum(round, failures)
+        seconds = time.perf_counter() - trained.began
+        virtual_seconds = self._clock / MICROSECONDS if self._has_virtual_time else None
+        outcome = RoundOutcome(
+            round, seconds, trained.replies, aggregation, last_kl, failures, virtual_seconds=virtual_seconds
+        )
+        if trained.batch is not None:
+            outcome = replace(outcome, ages=trained.batch.ages, length=trained.length)
+        self._finish_round(outcome)
+        check_quorum(self.scenario.round, self._rounds_below_quorum, round, failures)
 
     def _finish_round(self, outcome: RoundOutcome) -> None:
         """Evaluate if it is time, and record the round: a checkpoint first, then its line."""
@@ -212,54 +229,65 @@ class Federation:
         """Choose the round's clients among those that can be reached; the others fail."""
         reachable = self._wait_for_clients()
         for name in sorted(set(self.shared_blocks.clients) - set(reachable)):
-            failure = Failure("unreachable", "it was not connected when the round began")
-            self._client_failed(round, name, failure, failures)
+            self._client_failed(round, name, UNREACHABLE, failures)
         return sample_clients(self.scenario, reachable, round)
 
     def _has_quorum(self, answers: int, sampled: int) -> bool:
         """Return whether the answers of the sampled clients are enough for a merge."""
         return answers >= ceil_fraction(self.scenario.round.quorum, sampled)
 
-    def _check_quorum(self, round: int, failures: Mapping[str, Failure]) -> None:
-        """QuorumLostError after too many rounds in a row below the quorum."""
-        settings = self.scenario.round
-        if self._rounds_below_quorum < settings.patience:
-            return
-        first, more = list(failures.items())[:3], len(failures) - 3
-        reasons = "; ".join(f"{name} {failure.kind}: {failure.reason}" for name, failure in first)
-        raise QuorumLostError(
-            f"too few answers in rounds {round - self._rounds_below_quorum + 1} to {round}: round.quorum ="
-            f" {settings.quorum:g} of the sampled clients must answer, and round.patience = {settings.patience} rounds"
-            f" have passed; {reasons}{f' and {more} more' if more > 0 else ''}"
-        )
-
     # What clients do -------------------------------------------------------------------------------------------------
 
-    def _train(
-        self, round: int, clients: Sequence[str], failures: dict[str, Failure]
-    ) -> tuple[RoundMerge, dict[str, Trained]]:
-        """Let clients train; their vectors go into the merge as they arrive, the rest of their answers is returned."""
+    def _train(self, round: int, failures: dict[str, Failure]) -> TrainedRound:
+        """Let sampled clients train, and wait for all; their vectors go into the merge as they arrive."""
+        clients = self._sample_clients(round, failures)
+        trained = TrainedRound(self.server.begin_merge(), len(clients))
         begin, end = (round - 1) / self.scenario.rounds, round / self.scenario.rounds
-        quadratic = self.scenario.proximity.mode == "quadratic"
-        measures = quadratic and self.state.last_step is not None and self.shared_blocks.size > 0
         plan = EvaluationPlan(round - 1) if self.recorder.waits else None
         asked = {} if self.state.evidence is None else self.state.evidence.asked
         instructions = {
-            name: Train(self.state.start(name, round), begin, end, measures, plan, asked.get(name, ()))
+            name: Train(self.state.start(name, round), begin, end, self._measures_last_step, plan, asked.get(name, ()))
             for name in clients
         }
-        merge, replies = self.server.begin_merge(), {}
         for name, answer in self._ask(round, instructions, failures):
             assert isinstance(answer, Trained)
-            merge.add(name, answer)
-            replies[name] = replace(answer, point=MERGED, fisher=None)
-            self._notes += note_lost_state(name, answer, round, self.state.trained.get(name, 0))
-            self.state.trained[name] = round
+            self._add(trained, name, answer, round)
+        self._clock += max((self.paces.duration(name, round) for name in trained.replies), default=0)
+        return trained
+
+    def _collect(self, buffer: AnswerBuffer, round: int, failures: dict[str, Failure]) -> TrainedRound:
+        """Give work to clients that have none, and wait until enough have answered; the others work on."""
+        reachable = self._wait_for_clients()
+        for name in sorted({*self.shared_blocks.clients} - {*reachable} - buffer.busy):
+            self._client_failed(round, name, UNREACHABLE, failures)
+        trained = TrainedRound(self.server.begin_merge(), buffer.size)
+        buffer.assign(round, self.state, reachable, self._measures_last_step, self.recorder.waits)
+        trained.batch = batch = buffer.gather(round, self.state)
+        for name, failure in batch.failures.items():
+            self._client_failed(round, name, failure, failures)
+        for each in batch.arrivals:
+            self._add(trained, each.client, each.answer, each.number, each.weight)
+        trained.length, self._clock = batch.length, buffer.work.state.clock
+        return trained
+
+    @property
+    def _measures_last_step(self) -> bool:
+        """Whether clients measure the KL of the last step before they train."""
+        quadratic = self.scenario.proximity.mode == "quadratic"
+        return quadratic and self.state.last_step is not None and self.shared_blocks.size > 0
+
+    def _add(self, trained: TrainedRound, name: str, answer: Trained, number: int, weight: float = 1.0) -> None:
+        """Add a client's answer to the merge, and keep the rest of it."""
+        trained.add(name, answer, weight)
+        self._notes += note_lost_state(name, answer, number, self.state.trained.get(name, 0))
+        self.state.trained[name] = number
+
+    def _refuse_absurd_returns(self, replies: dict[str, Trained], failures: dict[str, Failure]) -> None:
+        """Leave out mean returns of training that are of no scale that the others' have."""
         means = {name: reply.metrics.get(TRAINING_RETURN, 0.0) for name, reply in replies.items()}
         for name in means.keys() - self._refuse_absurd(means, failures).keys():
             others = {key: value for key, value in replies[name].metrics.items() if key != TRAINING_RETURN}
             replies[name] = replace(replies[name], metrics=others)
-        return merge, replies
 
     def _evaluate(self, plan: EvaluationPlan, failures: dict[str, Failure]) -> dict[str, float]:
         """Evaluate all reachable clients with their latest state; return their mean returns."""
@@ -287,7 +315,7 @@ class Federation:
             candidates: Mapping[str, np.ndarray], fractions: Sequence[StepFractions]
         ) -> Mapping[str, Sequence[float]]:
             instructions = {
-                name: Measure(self.state.start(name, round), candidate, tuple(fractions))
+                name: Measure(self.state.latest(name), candidate, tuple(fractions))
                 for name, candidate in candidates.items()
             }
             answers = self._ask(round, instructions, failures)
@@ -330,9 +358,11 @@ class Federation:
                 "stopping": self.stopping,
                 "rounds_below_quorum": self._rounds_below_quorum,
                 "engine": self.engine,
+                "clock": self._clock,
+                **({} if self.buffer is None else {"buffer": self.buffer.work.state}),
             },
             files={} if self.client_files is None else self.client_files(round),
-            shared=self.state.arrays(self.shared_blocks),
+            shared=self.state.arrays(self.shared_blocks) | ({} if self.buffer is None else self.buffer.work.arrays()),
             best=None if best is None else best[0],
         )
 

@@ -6,7 +6,7 @@ It knows no rounds and no transport, so rounds that wait for all clients and oth
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias, final
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from grpo_fed.aggregation.merge.persistence import Findings
 from grpo_fed.aggregation.merge.rules import check_rule
 from grpo_fed.aggregation.proximity import StepFractions, adapt_budgets, full_step, interpolate
+from grpo_fed.aggregation.server_optimiser import OptimiserState, step_towards
 from grpo_fed.federation.messages import Trained
 from grpo_fed.federation.round_merge import MergeTarget, RoundMerge
 from grpo_fed.federation.server_state import ServerState, deduplicate, first_evidence
@@ -57,17 +58,26 @@ class Server:
             self.state = ServerState.initial(scenario, shared_blocks, self.initial_budgets)
         else:
             self.state = ServerState.from_checkpoint(after, shared_blocks)
+            if not scenario.proximity.adaptive:  # a run that goes on with changed settings may have other ones
+                self.state.budgets = dict(self.initial_budgets)
             if type(self.state.evidence) is not type(first_evidence(scenario.merge.rule, shared_blocks)):
                 raise ValueError(f"{after.folder}: its evidence is not that of merge.rule = {scenario.merge.rule}")
+            first = OptimiserState.first(scenario.merge, shared_blocks.size)
+            if type(self.state.optimiser) is not type(first):
+                raise ValueError(f"{after.folder}: is not of a run with merge.optimiser = {scenario.merge.optimiser}")
 
     def begin_merge(self) -> RoundMerge:
         """Start a merge that answers are added to as they arrive."""
         return RoundMerge(self.scenario, self.shared_blocks, self.state.evidence, self.state.shared_of)
 
-    def aggregate(self, merge: RoundMerge, measure: MeasureCandidates) -> Aggregation:
-        """Move the shared blocks towards the merge's target within the KL budgets: s <- s + alpha (s* - s)."""
+    def aggregate(self, merge: RoundMerge, measure: MeasureCandidates, length: float = 1.0) -> Aggregation:
+        """Move the shared blocks towards the merge's target within the KL budgets: s <- s + alpha (s* - s).
+
+        length: the part of the way from the shared blocks to the merge at which the target s* is.
+        """
         state = self.state
-        target = merge.target(torch.from_numpy(state.shared))
+        shared = torch.from_numpy(state.shared)
+        target = self._optimise(merge.target(shared).shortened(state.shared_of, shared, length))
         state.departed |= target.departed
         state.clusters = dict(target.clusters) or state.clusters
         state.evidence = target.evidence if target.evidence is not None else state.evidence
@@ -96,6 +106,24 @@ class Server:
             return {}
         kl = {"joint": measured.joint, **{block.block: block.kl for block in measured.blocks}}
         return {name: value for name, value in kl.items() if value is not None}
+
+    def _optimise(self, target: MergeTarget) -> MergeTarget:
+        """Let the server's optimiser make another target of the merge's; a group that no client shares stays."""
+        state, settings, groups = self.state, self.scenario.merge, self.shared_blocks.groups.names
+        if (settings.optimiser, settings.rate) == ("sgd", 1.0) or not self.shared_blocks.size:
+            return target
+        departed = {name: {*target.departed.get(name, ())} for name, weight in target.weights.items() if weight}
+        shared = [group for group in range(len(groups)) if any(group not in left for left in departed.values())]
+        left = {group for name, now in departed.items() for group in now - {*state.departed.get(name, ())}}
+        point, state.optimiser = step_towards(
+            settings,
+            state.optimiser,
+            torch.from_numpy(state.shared),
+            target.point,
+            moving=self.shared_blocks.columns_of_groups(shared if target.departed else ()),
+            begins_anew=self.shared_blocks.columns_of_groups(sorted(left)),
+        )
+        return replace(target, point=point)
 
     def _choose_step(self, target: MergeTarget, measure: MeasureCandidates) -> ServerStep:
         """Choose how far to go: by the server's own arithmetic, or by asking the clients that answered."""

@@ -15,6 +15,7 @@ from grpo_fed.aggregation.merge.clustering import LABELS, ClusterEvidence, no_cl
 from grpo_fed.aggregation.merge.evidence import Evidence, no_evidence
 from grpo_fed.aggregation.merge.rules import RULES_WITH_EVIDENCE
 from grpo_fed.aggregation.proximity.records import AcceptedStep
+from grpo_fed.aggregation.server_optimiser import OptimiserState
 from grpo_fed.federation.messages import Start
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.checkpoint import Checkpoint
@@ -22,6 +23,8 @@ from grpo_fed.scenario.scenario import Scenario
 
 EVIDENCE = "evidence:"
 """In a checkpoint, the prefix of the arrays of a merge rule that remembers rounds."""
+OPTIMISER = "optimiser:"
+"""In a checkpoint, the prefix of the arrays of the server's optimiser."""
 CLIENT = "client:"
 """In a checkpoint, the prefix of the shared blocks of one client's clusters; no parameter's name has a colon."""
 
@@ -67,6 +70,9 @@ class ServerState:
     evidence: Evidence | ClusterEvidence | None = None
     """What the merge rules `persistence` and `clusters` know of the clients' updates; None with other rules."""
 
+    optimiser: OptimiserState | None = None
+    """What the server's optimiser remembers; None for one that remembers nothing."""
+
     @classmethod
     def initial(cls, scenario: Scenario, shared_blocks: SharedBlocks, budgets: Mapping[str, float]) -> ServerState:
         """Make the state before the first round, with a new name."""
@@ -75,6 +81,7 @@ class ServerState:
             shared_blocks.initial.numpy(),
             dict(budgets),
             evidence=first_evidence(scenario.merge.rule, shared_blocks),
+            optimiser=OptimiserState.first(scenario.merge, shared_blocks.size),
         )
 
     @classmethod
@@ -93,6 +100,7 @@ class ServerState:
             *(f"no {name}" for name in sizes if name not in flat),
             *_vector_problems({name: flat[name] for name in sizes if name in flat}, sizes),
             *_vector_problems(points, dict.fromkeys(points, shared_blocks.size)),
+            *_vector_problems(moments := _moments(flat), dict.fromkeys(moments, shared_blocks.size)),
             *_table_problems(saved, checkpoint.round, points, shared_blocks),
         ]
         if problems:
@@ -103,6 +111,7 @@ class ServerState:
             shared=np.concatenate([np.zeros(0, np.float32), *(flat[name] for name in sizes)]),
             evidence=_read_evidence(checkpoint, arrays, shared_blocks),
             cluster_points=points,
+            optimiser=_read_optimiser(flat, shared_blocks.size),
         )
 
     def to_json(self) -> SavedServerState:
@@ -115,6 +124,7 @@ class ServerState:
             **shared_blocks.layout.views(self.shared),
             **{f"{CLIENT}{name}": point for name, point in self.cluster_points.items()},
             **({} if self.evidence is None else _write_evidence(self.evidence)),
+            **({} if self.optimiser is None else _write_optimiser(self.optimiser)),
         }
 
     def shared_of(self, client: str) -> Tensor:
@@ -175,6 +185,23 @@ def first_evidence(rule: str, shared_blocks: SharedBlocks) -> Evidence | Cluster
 
 def _write_evidence(evidence: Evidence | ClusterEvidence) -> dict[str, np.ndarray]:
     return {f"{EVIDENCE}{name}": tensor.numpy() for name, tensor in evidence.arrays().items()}
+
+
+def _moments(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Pick the arrays of the server's optimiser from those of a checkpoint."""
+    return {name: array for name, array in arrays.items() if name.startswith(OPTIMISER)}
+
+
+def _read_optimiser(arrays: Mapping[str, np.ndarray], size: int) -> OptimiserState | None:
+    """Read the state of the server's optimiser, if the checkpoint has it."""
+    moments = {name.removeprefix(OPTIMISER): torch.from_numpy(array.copy()) for name, array in _moments(arrays).items()}
+    if not moments:
+        return None
+    return OptimiserState(**{name: moments.get(name, torch.zeros(size)) for name in ("mean", "square")})
+
+
+def _write_optimiser(state: OptimiserState) -> dict[str, np.ndarray]:
+    return {f"{OPTIMISER}{name}": tensor.numpy() for name, tensor in state.arrays().items()}
 
 
 def _read_evidence(

@@ -4,6 +4,7 @@
     groups.py         Groups: parameters that a penalty or a merge keeps or drops as one
     patterns.py       resolves patterns such as "torso.*" to names
     shared.py         SharedBlocks: the blocks that all clients of a scenario share
+    start_values.py   what policies begin with, from the files of another run
     shared_names.py   SharedNames: the names of the shared blocks and groups, as a run's folder keeps them
     base.py           Policy, the interface of any kind, and StackedPolicy, what the stacked learner trains
     actor_critic.py   our network, with its gradient written out

@@ -65,6 +65,8 @@ class Block:
     """Whether clients share the block; a private one stays with each client."""
     slots: tuple[Slot, ...]
     """The block's tensors, in the order of their columns."""
+    frozen: bool = False
+    """Whether the block stays as it begins; a frozen one is private."""
 
     @property
     def size(self) -> int:
@@ -104,18 +106,25 @@ class Layout:
             twice = sorted({name for name, _ in pairs if sum(name == other for other, _ in pairs) > 1})
             raise ValueError(f"policy.module: parameters {short_toml(twice)} are named twice; give each its own name")
         block_of = _regroup({name: (default_block or _module_block)(name) for name in shapes}, settings.blocks)
-        shared = _shared_names(tuple(dict.fromkeys(block_of.values())), settings)
+        names = tuple(dict.fromkeys(block_of.values()))
+        shared, frozen = _shared_names(names, settings), _frozen_names(names, settings)
         blocks: list[Block] = []
-        for block in dict.fromkeys(block_of.values()):
+        for block in names:
             start = blocks[-1].stop if blocks else 0
             slots = tuple(_slots([(name, shapes[name]) for name in shapes if block_of[name] == block], start, block))
-            blocks.append(Block(block, start, slots[-1].stop, block in shared, slots))
+            is_frozen = block in frozen
+            blocks.append(Block(block, start, slots[-1].stop, block in shared and not is_frozen, slots, is_frozen))
         return Layout(tuple(slot for block in blocks for slot in block.slots), tuple(blocks), blocks[-1].stop)
 
     @property
     def shared(self) -> tuple[Block, ...]:
         """The blocks that clients share."""
         return tuple(block for block in self.blocks if block.shared)
+
+    @property
+    def frozen(self) -> tuple[Slot, ...]:
+        """The tensors that stay as they begin."""
+        return tuple(slot for block in self.blocks if block.frozen for slot in block.slots)
 
     def select(self, patterns: Iterable[str], key: str = "blocks") -> tuple[Block, ...]:
         """Return the blocks whose names match a pattern, in the layout's order.
@@ -134,7 +143,7 @@ class Layout:
         for block in blocks:
             start = parts[-1].stop if parts else 0
             slots = tuple(_slots([(slot.name, slot.shape) for slot in block.slots], start, block.name))
-            parts.append(Block(block.name, start, start + block.size, block.shared, slots))
+            parts.append(Block(block.name, start, start + block.size, block.shared, slots, block.frozen))
         return Layout(
             tuple(slot for part in parts for slot in part.slots), tuple(parts), parts[-1].stop if parts else 0
         )
@@ -263,6 +272,16 @@ def _shared_names(blocks: Sequence[str], settings: PolicySettings) -> set[str]:
     if settings.shared == PolicySettings().shared:
         return {block for block in blocks for pattern in settings.shared if fnmatchcase(block, pattern)}
     return {block for pattern in settings.shared for block in match_names(pattern, blocks, "policy.shared", "block")}
+
+
+def _frozen_names(blocks: Sequence[str], settings: PolicySettings) -> set[str]:
+    """Return the names of the blocks that do not learn; ValueError if none is left that does."""
+    frozen = {block for pattern in settings.freeze for block in match_names(pattern, blocks, "policy.freeze", "block")}
+    if len(frozen) == len(blocks):
+        raise ValueError(
+            f"policy.freeze: {short_toml(settings.freeze)} leaves no block that learns; narrow the patterns"
+        )
+    return frozen
 
 
 def _slots(shapes: Iterable[tuple[str, tuple[int, ...]]], start: int, block: str) -> Iterator[Slot]:

@@ -22,6 +22,7 @@ from grpo_fed.policy.blocks import Block, Layout
 from grpo_fed.policy.groups import Groups, cut_groups
 from grpo_fed.policy.make import describe_shape, make_policy, make_policy_from_shape
 from grpo_fed.policy.shared_names import SharedNames
+from grpo_fed.policy.start_values import StartValues, read_server_start
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml.text import short_toml
 from grpo_fed.tasks.envs import episode_step_limit
@@ -182,14 +183,24 @@ def _share_common_blocks(
     """Share the blocks that the scenario shares and that are the same in all policies."""
     first = policies[0].policy
     common = [block for block in first.layout.shared if _is_common(block, policies, scenario)]
-    return _share_blocks(scenario, first, common, shapes)
+    return _share_blocks(scenario, first, common, shapes, read_server_start(scenario) if common else None)
 
 
 def _share_blocks(
-    scenario: Scenario, policy: Policy, blocks: Sequence[Block], shapes: Mapping[str, TaskShape]
+    scenario: Scenario,
+    policy: Policy,
+    blocks: Sequence[Block],
+    shapes: Mapping[str, TaskShape],
+    start: StartValues | None = None,
 ) -> SharedBlocks:
-    """Share these blocks of a policy. shapes: of the tasks by client, for the step limits of their episodes."""
+    """Share these blocks of a policy.
+
+    shapes: of the tasks by client, for the step limits of their episodes. start: what the blocks begin with; None for
+    new values.
+    """
     initial = policy.initial(scenario.seed)
+    if blocks and start is not None:
+        initial = start.place(policy.layout, initial)
     limits = (episode_step_limit(shape, _episode_limit(shape, scenario)) for shape in shapes.values())
     return SharedBlocks(
         clients=tuple(name for settings in scenario.clients for name in settings.names),

@@ -1,10 +1,20 @@
-"""The names of the shared blocks and parameter groups, as a run's folder keeps them; reading them needs no torch."""
+"""The names of the shared blocks and parameter groups, as a run's folder keeps them; reading them needs no torch.
+
+And the names of the files with parameters in that folder, which another run may start from.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+POLICIES, CHECKPOINTS = "policies", "checkpoints"
+"""The folders of a run with its clients' last policies, and with its checkpoints."""
+SHARED_BLOCKS_FILE = "shared.safetensors"
+"""The file of a checkpoint with the shared blocks."""
+NORMALISER = "normaliser:"
+"""In a policy's file, the prefix of the arrays of the observation normaliser; no parameter's name has a colon."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
     explain.py           a scenario in sentences, before it runs
     explain_merge.py     the sentences about its merge
     explain_language.py  the sentences about a language model
+    explain_setups.py    the sentences about what runs start from
     overview.py          a scenario in tables, before it runs: clients, policies, blocks, bytes
     progress.py          the progress of a run as records, and a round as a line of text
     displays.py          displays of a run that goes on: live table, lines, JSON, quiet

@@ -11,6 +11,7 @@ import numpy as np
 from grpo_fed.reports.film import LONG, FilmStyle, film
 from grpo_fed.rl.normalise import ObservationNormaliser
 from grpo_fed.rl.rng import client_seed
+from grpo_fed.rl.start import client_starts, first_parameters, load_first_moments, place_starts
 from grpo_fed.runs.history import History, read_history
 from grpo_fed.runs.policies import LoadedPolicy, load_network
 
@@ -85,7 +86,12 @@ def worst_and_best(history: History, without: Collection[str] = ()) -> tuple[str
 def first_policy(last: LoadedPolicy) -> LoadedPolicy:
     """Rebuild the policy that a client had before the first round, with the task that it had then."""
     scenario = last.scenario
-    seed = scenario.seed if scenario.policy.same_start else client_seed(scenario.seed, last.task.client)
-    size, clip = last.policy.observation_size, scenario.normalise.clip
-    normaliser = ObservationNormaliser(1, size, clip) if scenario.normalise.observations else None
-    return replace(last, task=last.first_task, parameters=last.policy.initial(seed)[None], normaliser=normaliser)
+    client, policy = last.task.client, last.policy
+    starts = client_starts(scenario, [client], policy)
+    first = first_parameters(policy, scenario, [client_seed(scenario.seed, client)])
+    normaliser = None
+    if scenario.normalise.observations:
+        normaliser = ObservationNormaliser(1, policy.observation_size, scenario.normalise.clip)
+        load_first_moments(normaliser, {0: starts[0]})
+    parameters = place_starts(policy, first, starts)
+    return replace(last, task=last.first_task, parameters=parameters, normaliser=normaliser)

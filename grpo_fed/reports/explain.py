@@ -12,6 +12,7 @@ from grpo_fed.policy.make import make_policy
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.reports.explain_language import explain_language
 from grpo_fed.reports.explain_merge import explain_merge
+from grpo_fed.reports.explain_setups import explain_optimiser, explain_rewards, explain_start
 from grpo_fed.reports.formatting import format_count, list_names
 from grpo_fed.scenario.methods import METHODS, Method
 from grpo_fed.scenario.presets import PRESETS, Preset
@@ -67,8 +68,11 @@ def explain_scenario(scenario: Scenario, given: GivenKeys | None = None) -> list
     parts = {
         "Clients and rounds": _explain_rounds(scenario),
         "Objective": _explain_objective(scenario),
-        "Shared and private blocks": _explain_blocks(scenario, shared, _private_blocks(setup)),
-        "Merge": explain_merge(scenario, shared),
+        "Shared and private blocks": (
+            *_explain_blocks(scenario, shared, _private_blocks(setup)),
+            *explain_start(scenario, _frozen_blocks(setup)),
+        ),
+        "Merge": (*explain_merge(scenario, shared), *explain_optimiser(scenario)),
         "Step of the server": _explain_step(scenario, budgets),
         "Evaluation and files": _explain_files(scenario),
         "Method and preset": _explain_sources(scenario),
@@ -84,6 +88,12 @@ def _private_blocks(setup: FederationSetup) -> list[str]:
     layouts = [make_policy(task, setup.scenario.policy).layout for task in policies.values()]
     names = dict.fromkeys(block.name for layout in layouts for block in layout.blocks)
     return [name for name in names if name not in setup.shared_blocks.blocks]
+
+
+def _frozen_blocks(setup: FederationSetup) -> list[str]:
+    """List the blocks that do not learn."""
+    layouts = [make_policy(tasks[0], setup.scenario.policy).layout for tasks in setup.tasks_by_policy]
+    return list(dict.fromkeys(slot.block for layout in layouts for slot in layout.frozen))
 
 
 def _explain_rounds(scenario: Scenario) -> Iterator[str]:
@@ -151,6 +161,7 @@ def _explain_objective(scenario: Scenario) -> Iterator[str]:
         yield f"Plus {_range(weights)} times the policy's entropy."
     for name, weight in objective.entropy_weights.items():
         yield f"The entropy of the actions {name} has the weight {weight:g} instead."
+    yield from explain_rewards(scenario)
     if scenario.trust.region != "none":
         yield _explain_trust_region(scenario.trust)
     if scenario.trust.stop is not None:

@@ -11,6 +11,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from grpo_fed.federation.participation import ceil_fraction
 from grpo_fed.policy.base import Policy, StackedPolicy
 from grpo_fed.policy.blocks import Block
 from grpo_fed.policy.groups import cut_groups
@@ -62,13 +63,20 @@ def _traffic(scenario: Scenario, shared: SharedBlocks, clients: int) -> str:
     """Say what a round sends: all shared parameters to each sampled client, and at most as much back."""
     if not shared.size:
         return "Nothing is shared: no parameters are sent."
-    sampled = max(1, round(scenario.round.fraction * clients))
+    part = scenario.round.buffer if scenario.round.mode == "buffered" else scenario.round.fraction
+    sampled = ceil_fraction(part, clients)
     groups = format_count(len(shared.groups.names), "group")
     who = "the one client" if sampled == 1 else f"each of {sampled:,} clients"
+    buffered = (
+        f" The server merges as soon as {format_count(sampled, 'client')} of {clients:,} have answered, and does not"
+        " wait for others; their answers come into a later merge."
+        if scenario.round.mode == "buffered"
+        else ""
+    )
     return (
         f"Shared by all: {', '.join(shared.blocks)}, in {groups}. In a round {who} receives {_bytes(shared.size)} and"
         f" sends at most {_bytes(shared.size)}: {_bytes(2 * sampled * shared.size)} in all, without the messages that"
-        " measure the step."
+        f" measure the step.{buffered}"
     )
 
 
@@ -158,8 +166,8 @@ def _blocks_table(learner: Learner, scenario: Scenario, shared: SharedBlocks) ->
     table.add_column("tensors", overflow="fold")
     for block in layout.blocks:
         is_shared = block.name in shared.blocks
-        roles = ["shared" if is_shared else "private"]
-        roles += ["penalised"] if has_penalty and block.name in penalised else []
+        roles = ["shared" if is_shared else "frozen" if block.frozen else "private"]
+        roles += ["penalised"] if has_penalty and block.name in penalised and not block.frozen else []
         roles += [f"KL <= {budgets[block.name]:g}"] if block.name in budgets else []
         table.add_row(
             block.name,

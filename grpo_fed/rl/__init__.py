@@ -15,6 +15,7 @@
     minibatches.py       a batch packed, and sampled in parts
     objective.py         surrogate, value loss, entropy, KL, and their gradients
     update.py            Adam over minibatches, or a natural-gradient step
+    inner_steps.py       gradients after a step on another minibatch
     losses.py            what an update reports
     adam.py              Adam for K stacked clients
     natural_gradient.py  conjugate gradients on the Fisher matrix, and a line search

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from grpo_fed.policy.base import Policy, StackedPolicy
-from grpo_fed.policy.blocks import Block
+from grpo_fed.policy.blocks import Block, Slot
 from grpo_fed.policy.groups import Groups, cut_groups
 from grpo_fed.rl.adam import Adam
 from grpo_fed.rl.trust_region import trust_budgets
@@ -42,13 +42,25 @@ class ClientTensors:
     """[K]."""
     proximal_weight: Tensor | None
     """[P]: see `ClientStack.proximal_weight`."""
+    frozen: Tensor | None = None
+    """[F] int64: the columns of the parameters that do not learn; None without any."""
+    drift: Tensor | None = None
+    """[K, P]: what is added after each step of Adam, with `merge.correct_drift`."""
 
     @classmethod
-    def start(cls, parameters: Tensor, scenario: Scenario, shared: Tensor, proximal_weight: float) -> ClientTensors:
+    def start(
+        cls,
+        parameters: Tensor,
+        scenario: Scenario,
+        shared: Tensor,
+        proximal_weight: float,
+        frozen: Sequence[Slot] = (),
+    ) -> ClientTensors:
         """The beginning of a run from parameters [K, P], which are used without a copy.
 
         shared: [S] int64, the columns of the parameters that clients share.
         proximal_weight: how strongly these are pulled to the anchor.
+        frozen: the tensors that do not learn.
         """
         settings, device = scenario.trust, parameters.device
         clients, size = parameters.shape
@@ -68,6 +80,8 @@ class ClientTensors:
             kl_coefficient=torch.full((clients,), settings.coefficient, device=device),
             kl_limit=torch.full((clients,), settings.target, device=device),
             proximal_weight=is_shared * proximal_weight if proximal_weight else None,
+            frozen=torch.cat([torch.arange(slot.start, slot.stop) for slot in frozen]).to(device) if frozen else None,
+            drift=torch.zeros_like(parameters) if scenario.merge.correct_drift else None,
         )
 
 
@@ -102,6 +116,10 @@ class ParameterStack:
     """KL budgets of blocks."""
     proximal_weight: Tensor | None = None
     """[P]: strength w of the pull 1/2 w (x - anchor)^2 on each parameter; None without any."""
+    frozen: Tensor | None = None
+    """[F] int64: the columns of the parameters that do not learn; None without any."""
+    drift: Tensor | None = None
+    """[K, P]: what is added to the parameters after each step of Adam; None for nothing."""
     first: Tensor | None = None
     """[K, P]: the parameters that the run began with, where the KL is measured to them; else None."""
     phase_optimisers: tuple[Adam, ...] = ()
@@ -145,7 +163,7 @@ class PenaltyGroups:
     def resolve(cls, policy: Policy, scenario: Scenario, device: torch.device) -> PenaltyGroups:
         """ValueError where a pattern of the scenario fits none of the policy's blocks."""
         layout = policy.layout
-        penalised = layout.select(scenario.penalty.blocks, "penalty.blocks")
+        penalised = [block for block in layout.select(scenario.penalty.blocks, "penalty.blocks") if not block.frozen]
         groups = cut_groups(layout, scenario.policy.groups, only=penalised).to(device)
         return cls(groups, trust_budgets(layout, scenario.trust.blocks))
 
@@ -161,6 +179,9 @@ def make_client_stack(
     first: Tensor | None = None,
 ) -> ClientStack:
     """A stack of the clients in these rows; tasks, seeds and first parameters are those of all clients."""
+    if scenario.objective.step == "natural" and policy.actor_parameters() <= {s.name for s in policy.layout.frozen}:
+        text = 'policy.freeze leaves no parameter of the policy to objective.step = "natural"; narrow its patterns'
+        raise ValueError(f"client {tasks[0].client}: {text}")
     own = _parameter_fields(scenario, tasks, seeds, tensors, groups, rows)
     entropy = [entropy_weights(task, policy, scenario) for task in tasks[rows]]
     return ClientStack(
@@ -207,6 +228,8 @@ def _parameter_fields(
         "groups": groups.groups,
         "budgets": groups.budgets,
         "proximal_weight": tensors.proximal_weight,
+        "frozen": tensors.frozen,
+        "drift": None if tensors.drift is None else tensors.drift[rows],
         "phase_optimisers": tuple(adam.rows(rows) for adam in tensors.phase_optimisers),
     }
 

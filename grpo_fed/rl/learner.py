@@ -48,6 +48,10 @@ class Learner(ABC):
     """[K, P]: the policies. The caller may write into it before `train`, to put shared blocks in place."""
     anchor: Tensor
     """[K, P]: the point that the last call of `train` penalised the distance to."""
+    drift: Tensor | None
+    """[K, P]: what each step of Adam has added, with `merge.correct_drift`; the caller may write into it."""
+    optimiser_steps: np.ndarray
+    """[K, 1]: how many steps of Adam each client has made."""
 
     @abstractmethod
     def skip_to(self, steps: int) -> None:
@@ -151,7 +155,7 @@ class ClientPolicies(ABC):
         """
 
     @abstractmethod
-    def observation_moments(self, state: State | None) -> State | None:
+    def observation_moments(self, client: str, state: State | None) -> State | None:
         """The running moments that a policy's observations are normalised with, as arrays; None without them."""
 
     @abstractmethod

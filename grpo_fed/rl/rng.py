@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     COMPARISON = 8
     PROMPTS = 9
     COMPLETIONS = 10
+    PACE = 11
     PARTICIPATION = 20
 
 

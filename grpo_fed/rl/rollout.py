@@ -62,6 +62,10 @@ class Collector:
     distribution: Distribution
     observation_normaliser: ObservationNormaliser | None
     reward_normaliser: RewardNormaliser | None
+    reward_scale: np.ndarray | None = None
+    """[L]: what each copy's rewards are multiplied by, to be learned from; None for 1."""
+    reward_clip: float | None = None
+    """The largest absolute value of a scaled reward; None for no limit."""
     observations: np.ndarray | None = None
     """[K, N, D]: the observations to act on next, as the policy sees them; None before the first step."""
     scores: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -270,7 +274,7 @@ class Collector:
         """The collected steps by client, with the episodes that finished and the truncations among them."""
         assert self.observations is not None
         episodes, cuts = self._finished_episodes(buffer, steps)
-        rewards = buffer.rewards if self.reward_normaliser is None else buffer.normalised
+        rewards = self._scaled(buffer.rewards) if self.reward_normaliser is None else buffer.normalised
         trajectories = Trajectories(
             observations=by_client(buffer.observations[:steps], *self.shape),
             actions=by_client(buffer.actions[:steps], *self.shape),
@@ -284,6 +288,11 @@ class Collector:
         )
         self._refuse_non_finite(trajectories)
         return trajectories
+
+    def _scaled(self, rewards: np.ndarray) -> np.ndarray:
+        """Raw rewards [T, L] as they are learned from, without a running normaliser."""
+        scaled = rewards if self.reward_scale is None else rewards * self.reward_scale
+        return scaled if self.reward_clip is None else np.clip(scaled, -self.reward_clip, self.reward_clip)
 
     def _refuse_non_finite(self, trajectories: Trajectories) -> None:
         """ValueError for a NaN or infinity in a reward, or in an observation that policy or critic are applied to."""

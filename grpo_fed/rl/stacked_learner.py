@@ -30,7 +30,14 @@ from grpo_fed.rl.normalise import ObservationNormaliser, RewardNormaliser
 from grpo_fed.rl.records import Episode, Evaluation, TrainingReport
 from grpo_fed.rl.rng import Purpose, client_seed, env_seeds, generator
 from grpo_fed.rl.rollout import Actor, Collector
-from grpo_fed.rl.start import first_parameters, first_parameters_in_federation, refers_to_start
+from grpo_fed.rl.start import (
+    client_starts,
+    first_parameters,
+    first_parameters_in_federation,
+    load_first_moments,
+    place_starts,
+    refers_to_start,
+)
 from grpo_fed.rl.trajectories import Trajectories
 from grpo_fed.rl.update import measure_penalty, update_clients
 from grpo_fed.scenario.scenario import Scenario
@@ -80,17 +87,20 @@ class StackedLearner(Learner):
         self.device = resolve_device(scenario.device)
         self.policy: StackedPolicy = make_policy(self.tasks[0], scenario.policy)
         self.max_episode_steps = episode_step_limits(self.tasks, scenario)
-        layout = self.policy.layout
+        layout, starts = self.policy.layout, client_starts(scenario, self.names, self.policy, shared)
         self._tensors = ClientTensors.start(
-            first_parameters(self.policy, scenario, self.seeds).to(self.device),
+            place_starts(self.policy, first_parameters(self.policy, scenario, self.seeds), starts).to(self.device),
             scenario,
             layout.mask(layout.shared).nonzero().squeeze(1) if shared is None else shared,
             scenario.penalty.squared if proximal_weight is None else proximal_weight,
+            layout.frozen,
         )
         self.parameters, self.anchor = self._tensors.parameters, self._tensors.anchor
+        self.drift, self.optimiser_steps = self._tensors.drift, self._tensors.adam.count
         self.stacks = self._make_stacks(shared)
         self.collector = make_collector(self.tasks, self.seeds, self.policy, scenario, env_cache)
         self.observation_normaliser = self.collector.observation_normaliser
+        load_first_moments(self.observation_normaliser, dict(enumerate(starts)))
         counts = np.zeros((len(tasks), 3), np.int64)
         self.steps_done, self.updates_done, self.steps_due = counts.T
         """[K] each: a batch may take a client beyond the steps that are due, and the next round has less to do then."""
@@ -340,6 +350,7 @@ def make_collector(
         )
     settings, clients = scenario.normalise, len(tasks)
     copies, gamma = scenario.rollout.num_envs, scenario.objective.gamma
+    scales = np.array([task.reward_scale for task in tasks])
     return Collector(
         envs,
         [task.client for task in tasks],
@@ -347,6 +358,8 @@ def make_collector(
         policy.distribution,
         ObservationNormaliser(clients, policy.observation_size, settings.clip) if settings.observations else None,
         RewardNormaliser(clients, copies, gamma, settings.clip) if settings.rewards else None,
+        scales.repeat(copies) if (scales != 1).any() else None,
+        scenario.rollout.reward_clip,
     )
 
 

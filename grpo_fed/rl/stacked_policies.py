@@ -26,7 +26,7 @@ from grpo_fed.rl.stacked_learner import (
     StackedLearner,
     make_scenario_envs,
 )
-from grpo_fed.rl.start import first_parameters
+from grpo_fed.rl.start import client_starts, first_parameters, load_first_moments, place_starts
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.envs import ClientEnvs, EnvCache
 from grpo_fed.tasks.gym_task import GymTask
@@ -67,7 +67,7 @@ class StackedPolicies(ClientPolicies):
     def parameters(self, clients: Sequence[str], states: Sequence[State | None]) -> Tensor:
         """The policies in these states, [K, P]; a client's first parameters where it has no state."""
         fresh = [name for name, state in zip(clients, states, strict=True) if state is None]
-        first = iter(first_parameters(self.policy, self.scenario, self._seeds(fresh)) if fresh else ())
+        first = iter(self._first_parameters(fresh) if fresh else ())
         rows = [next(first) if state is None else torch.from_numpy(np.array(state["parameters"])) for state in states]
         return torch.stack(rows).to(self.device)
 
@@ -86,7 +86,7 @@ class StackedPolicies(ClientPolicies):
         return evaluate(
             Actor(self.policy, parameters),
             self._envs_for([self.tasks[name].at(number) for name in clients]),
-            EvaluatedClients(clients, self._seeds(clients), self._normaliser(states)),
+            EvaluatedClients(clients, self._seeds(clients), self._normaliser(clients, states)),
             compared or settings.episodes,
             settings.step_limit,
             deterministic,
@@ -103,9 +103,9 @@ class StackedPolicies(ClientPolicies):
         observations = MeasurementStates.of([state[MEASUREMENT_STATES] for state in states], self.device)
         return mean_kl(self.policy, observations, old, new)
 
-    def observation_moments(self, state: State | None) -> State | None:
+    def observation_moments(self, client: str, state: State | None) -> State | None:
         """The moments that a policy's observations are normalised with, as arrays; None without them."""
-        normaliser = self._normaliser([state])
+        normaliser = self._normaliser([client], [state])
         return None if normaliser is None else normaliser.state(0)
 
     def examples(self, client: str, parameters: Tensor) -> Sequence[Example]:
@@ -123,6 +123,11 @@ class StackedPolicies(ClientPolicies):
     def _seeds(self, names: Sequence[str]) -> list[int]:
         return [client_seed(self.scenario.seed, name) for name in names]
 
+    def _first_parameters(self, clients: Sequence[str]) -> Tensor:
+        """The parameters that these clients begin with, [K, P]."""
+        starts = client_starts(self.scenario, clients, self.policy, self.columns)
+        return place_starts(self.policy, first_parameters(self.policy, self.scenario, self._seeds(clients)), starts)
+
     def _envs_for(self, tasks: list[GymTask]) -> ClientEnvs:
         """Environments to evaluate on; the last ones if they are of these tasks."""
         if self._evaluation_envs is None or self._evaluation_envs[0] != tasks:
@@ -132,12 +137,15 @@ class StackedPolicies(ClientPolicies):
             self._evaluation_envs = tasks, make_scenario_envs(tasks, self.scenario, self._env_caches["evaluate"])
         return self._evaluation_envs[1]
 
-    def _normaliser(self, states: Sequence[State | None]) -> ObservationNormaliser | None:
+    def _normaliser(self, clients: Sequence[str], states: Sequence[State | None]) -> ObservationNormaliser | None:
         settings = self.scenario.normalise
         if not settings.observations:
             return None
         normaliser = ObservationNormaliser(len(states), self.policy.observation_size, settings.clip)
-        for row, state in enumerate(states):
+        for row, (client, state) in enumerate(zip(clients, states, strict=True)):
             if state is not None:
                 normaliser.load(row, sub_state(state, OBSERVATION_NORMALISER))
+            else:
+                (start,) = client_starts(self.scenario, [client], self.policy, self.columns)
+                load_first_moments(normaliser, {row: start})
         return normaliser

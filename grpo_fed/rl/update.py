@@ -20,6 +20,7 @@ from grpo_fed.rl import trust_region as trust
 from grpo_fed.rl.adam import Adam, per_client
 from grpo_fed.rl.advantages import LearningTargets
 from grpo_fed.rl.client_stack import ClientStack, ParameterStack
+from grpo_fed.rl.inner_steps import InnerSteps
 from grpo_fed.rl.losses import Losses, Passes
 from grpo_fed.rl.minibatches import PackedBatch
 from grpo_fed.rl.natural_gradient import (
@@ -89,6 +90,7 @@ def adam_update(
     learning_rate = stack.learning_rate * scheduled(settings.schedule, progress)
     last_pass: deque[LossTerms] = deque(maxlen=settings.minibatches)
     stopped: list[tuple[Tensor, list[LossTerms]]] = []
+    inner = InnerSteps()
     for number, part in enumerate(packed.minibatches(stack.seeds, numbers, settings.epochs, settings.minibatches)):
         adam = optimiser_of_epoch(stack, number // settings.minibatches)
         output, pullback = stack.policy.vjp(stack.views, part.observations, settings.advantage == "gae")
@@ -106,12 +108,23 @@ def adam_update(
             if not going_on.any():
                 break
         pullback(gradients.distribution, gradients.values, stack.gradient_views)
-        add_proximal_gradient(stack, stack.proximal_weight)
-        limit = settings.max_grad_norm
-        left = 1.0 if limit is None else clip_gradient(stack.gradient, limit, adam.columns)
-        adam.step(stack.parameters, stack.gradient, learning_rate, active)
-        penalise_after_adam(stack, adam, learning_rate, left, active)
+        complete_gradient(stack, stack.proximal_weight)
+        take_step(stack, adam, learning_rate, active, inner)
     return [(None, last_pass), *stopped], None
+
+
+def take_step(
+    stack: ParameterStack, adam: Adam, learning_rate: np.ndarray, active: Tensor | None, inner: InnerSteps
+) -> None:
+    """Move the active clients along a minibatch's gradient: an inner step, or Adam's with all that comes after it."""
+    limit = stack.scenario.objective.max_grad_norm
+    left = 1.0 if limit is None else clip_gradient(stack.gradient, limit, adam.columns)
+    if inner.make(stack):
+        return
+    adam.step(stack.parameters, stack.gradient, learning_rate, active)
+    if stack.drift is not None:  # of `merge.correct_drift` (1910.06378, Algorithm 1)
+        stack.parameters.add_(stack.drift if active is None else stack.drift * active[:, None])
+    penalise_after_adam(stack, adam, learning_rate, left, active)
 
 
 def natural_update(
@@ -129,7 +142,7 @@ def natural_step(
 ) -> tuple[LossTerms, Tensor]:
     """Move the parameters that the actor uses; gives the terms before the step and its KL [K]. A limit may adapt."""
     settings, region = stack.scenario.objective, stack.scenario.trust
-    names = stack.policy.actor_parameters()
+    names = stack.policy.actor_parameters() - {slot.name for slot in stack.policy.layout.frozen}
     leaves = {name: view.detach().requires_grad_() for name, view in stack.views.items()}
     actor = {name: leaf for name, leaf in leaves.items() if name in names}
     coefficients = current_coefficients(stack, progress)
@@ -205,7 +218,7 @@ def fit_critic(
     for part in packed.minibatches(stack.seeds, numbers, settings.value_epochs, settings.minibatches):
         values, pullback = stack.policy.critic_vjp(stack.views, part.observations)
         pullback(objective.value_gradient(values, part, coefficients), stack.gradient_views)
-        add_proximal_gradient(stack, stack.critic_proximal_weight)
+        complete_gradient(stack, stack.critic_proximal_weight)
         if settings.max_grad_norm is not None:
             clip_gradient(stack.gradient, settings.max_grad_norm)
         stack.adam.step(stack.parameters, stack.gradient, learning_rate, active)
@@ -257,10 +270,15 @@ def optimiser_of_epoch(stack: ParameterStack, epoch: int) -> Adam:
     return private if epoch < private_epochs else shared
 
 
-def add_proximal_gradient(stack: ParameterStack, weight: Tensor | None) -> None:
-    """Add the gradient of 1/2 w (x - anchor)^2 with weight w [P] (1812.06127, equation 2); None adds nothing."""
+def complete_gradient(stack: ParameterStack, weight: Tensor | None) -> None:
+    """Add the gradient of 1/2 w (x - anchor)^2 with weight w [P] (1812.06127, equation 2); None adds nothing.
+
+    Parameters that do not learn get a gradient of exactly 0, with which Adam leaves every bit of them as it is.
+    """
     if weight is not None:
         stack.gradient.addcmul_(weight, stack.parameters - stack.anchor)
+    if stack.frozen is not None:
+        stack.gradient.index_fill_(1, stack.frozen, 0.0)
 
 
 def proximal_value(stack: ParameterStack) -> Tensor | float:

@@ -8,6 +8,8 @@
     folder.py         the run's folder: its names, and whether it may be used
     recorder.py       writes all of it while a run goes on
     checkpoint.py     state to go on from
+    merge_order.py    whose answers were in which merge, where rounds do not wait
+    continuation.py   a folder that goes on from a run's checkpoint with changed settings
     policies.py       policies on disk, and LoadedPolicy
     adapters.py       LoadedAdapters: a language model's adapters, which answer prompts
     examples.py       what clients wrote before and after training

@@ -20,12 +20,12 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from grpo_fed.policy.shared_names import CHECKPOINTS
+from grpo_fed.policy.shared_names import SHARED_BLOCKS_FILE as SHARED
 from grpo_fed.runs.files import link_or_copy, refuse_links, write_atomic
 from grpo_fed.runs.serialisation import Record, from_json, to_json
 
-CHECKPOINTS = "checkpoints"
 STATE = "state.json"
-SHARED = "shared.safetensors"
 CLIENTS = "clients"
 SUMS = "SHA256SUMS"
 """The file with the digests of all others."""
@@ -92,7 +92,8 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int, best: int | None = No
     written = {_client_file(client): _bytes(arrays) for client, arrays in checkpoint.clients.items()}
     if checkpoint.shared is not None:
         written[SHARED] = _bytes(checkpoint.shared)
-    origins = {client: file.name for client, file in checkpoint.files.items()}
+    is_copy = checkpoint.folder is not None
+    origins = checkpoint.original_names if is_copy else {name: file.name for name, file in checkpoint.files.items()}
     clients = [*checkpoint.clients, *checkpoint.files]
     state = {"round": checkpoint.round, "clients": clients, "origins": origins, "parts": checkpoint.parts}
     written[STATE] = (to_json(state) + "\n").encode()

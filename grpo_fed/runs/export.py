@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 
 from grpo_fed.policy.language.merged_folder import write_merged_folder
+from grpo_fed.policy.shared_names import POLICIES
 from grpo_fed.runs.adapters import LoadedAdapters
-from grpo_fed.runs.folder import POLICIES
 from grpo_fed.runs.policies import load_policy
 
 

@@ -18,10 +18,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self, final
 
-from grpo_fed.policy.shared_names import SharedNames
+from grpo_fed.policy.shared_names import CHECKPOINTS, POLICIES, SharedNames
 from grpo_fed.runs import checkpoint
-from grpo_fed.runs.checkpoint import CHECKPOINTS, Checkpoint
+from grpo_fed.runs.checkpoint import Checkpoint
 from grpo_fed.runs.files import refuse_links, write_atomic
+from grpo_fed.runs.merge_order import ORDER
 from grpo_fed.runs.results import RESULTS, read_results
 from grpo_fed.runs.serialisation import from_json, read_json
 from grpo_fed.scenario.importing import RUN_MARKS, refuse_imports_from
@@ -36,11 +37,11 @@ ENGINE = "engine.json"
 FAILURE = "failure.txt"
 """The traceback of what stopped a run."""
 SUMMARY, REPORT = "summary.md", "report.html"
-POLICIES, CLIENTS, FIGURES, EPISODES = "policies", "clients", "figures", "episodes"
+CLIENTS, FIGURES, EPISODES = "clients", "figures", "episodes"
 EXAMPLES = "examples"
 TRACKING, FLOWER_LOGS = "tracking", "flower"
 
-FILES = (SCENARIO, ROUNDS, RESULTS, SHARED, ENGINE, FAILURE, SUMMARY, REPORT)
+FILES = (SCENARIO, ROUNDS, RESULTS, SHARED, ENGINE, ORDER, FAILURE, SUMMARY, REPORT)
 FOLDERS = (POLICIES, CHECKPOINTS, CLIENTS, FIGURES, EPISODES, EXAMPLES, TRACKING, FLOWER_LOGS)
 
 

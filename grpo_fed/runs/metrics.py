@@ -22,6 +22,7 @@ EQUAL_GROUPS, CUT, TOKENS_PER_SECOND = "charts/equal_groups", "charts/cut", "cha
 REWARD_OF, KL_REFERENCE = "reward/", "losses/kl_reference"
 MB_UP, MB_DOWN, MB_TOTAL = "comm/MB_up", "comm/MB_down", "comm/MB_total"
 RHO_LIMIT = "fed/rho_limit"
+STALENESS, MERGE_LENGTH, VIRTUAL_SECONDS = "fed/staleness", "fed/merge_length", "time/virtual_s"
 COMPARISON_EPISODES = "fed/comparison_episodes"
 RHO_BY_GROUP, LEFT, RETURNED, STAYED = "rho_by_group", "left", "returned", "stayed"
 COMPARISON = "comparison"
@@ -48,6 +49,7 @@ TABLE = (
     Metric(ENV_STEPS, "Environment steps of all clients since the run began."),
     Metric(ROUND_SECONDS, "Seconds of the round's training and of the server's step.", timed=True),
     Metric(STEPS_PER_SECOND, "Environment steps a second.", timed=True),
+    Metric(VIRTUAL_SECONDS, "Virtual seconds since the run began, by the clients' `pace`."),
     Metric(EVALUATION_RETURN, "Mean return of a client's episodes with deterministic actions, after the round."),
     Metric(SCORE_IQM, "Interquartile mean of the clients' evaluation returns (2108.13264)."),
     Metric(SCORE_MIN, "The lowest of the clients' evaluation returns."),
@@ -86,6 +88,8 @@ TABLE = (
     ),
     Metric(CLIENTS_OK, "Clients that trained in the round."),
     Metric(CLIENTS_FAILED, "Clients that were asked and gave no valid answer."),
+    Metric(STALENESS, "Merges between a client's beginning and the one that its answer is in."),
+    Metric(MERGE_LENGTH, "Part of the way to the merge that a buffer's clients may move the shared blocks."),
     Metric(DEPARTED_GROUPS, "Shared parameter groups that clients have left."),
     Metric(MB_UP, "Megabytes from clients to the server in the round."),
     Metric(MB_DOWN, "Megabytes from the server to clients in the round."),

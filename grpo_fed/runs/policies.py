@@ -18,6 +18,7 @@ from grpo_fed.policy.base import Policy, StackedPolicy
 from grpo_fed.policy.language.adapters import AdapterPolicy
 from grpo_fed.policy.language.peft_folder import write_peft_folder
 from grpo_fed.policy.make import make_policy
+from grpo_fed.policy.shared_names import NORMALISER, POLICIES
 from grpo_fed.rl.evaluation import EvaluatedClients, evaluate
 from grpo_fed.rl.learner import Learner
 from grpo_fed.rl.normalise import ObservationNormaliser
@@ -27,7 +28,7 @@ from grpo_fed.rl.rollout import Actor
 from grpo_fed.rl.stacked_learner import StackedLearner
 from grpo_fed.runs.adapters import LoadedAdapters, load_adapters_of
 from grpo_fed.runs.files import refuse_links, write_atomic
-from grpo_fed.runs.folder import POLICIES, SCENARIO, read_scenario
+from grpo_fed.runs.folder import SCENARIO, read_scenario
 from grpo_fed.scenario.importing import describe_exception
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml.text import closest_match, did_you_mean, shorten
@@ -37,8 +38,6 @@ from grpo_fed.tasks.language_task import LanguageTask
 from grpo_fed.tasks.resolve import resolve_tasks
 from grpo_fed.tasks.task import Task
 
-NORMALISER = "normaliser:"
-"""Prefix of the names of the observation normaliser's arrays; no parameter's name has a colon."""
 TASK_SINCE = "task:since"
 """Name of an array [1]: the round from which the client had the task that the policy was saved with. It is left out for
 the task that the client began with."""

@@ -22,17 +22,20 @@ from grpo_fed.runs.metrics import (
     MB_DOWN,
     MB_TOTAL,
     MB_UP,
+    MERGE_LENGTH,
     RETURNED,
     RHO_BY_GROUP,
     RHO_LIMIT,
     ROUND_SECONDS,
     SCORE_IQM,
     SCORE_MIN,
+    STALENESS,
     STAYED,
     STEPS_PER_SECOND,
     TRAINING_EPISODES,
     TRAINING_LENGTH,
     TRAINING_RETURN,
+    VIRTUAL_SECONDS,
 )
 from grpo_fed.runs.statistics import iqm
 
@@ -85,6 +88,8 @@ class ClientRecord:
     comparison: Mapping[str, float] = field(default_factory=dict)
     """What it saw when it played with its own parameters and with the shared ones: the mean returns `own` and `shared`,
     the standard `error` of their difference, what the client has `learned`, and the number of `episodes`."""
+    age: int | None = None
+    """Merges between its beginning and the one that its answer is in; None if the server waits for all clients."""
 
     @property
     def mean(self) -> float | None:
@@ -110,6 +115,10 @@ class ServerRecord:
     """Messages for a person."""
     rho_limit: float | None = None
     """With the merge rule `persistence`, the rho above which a client may leave; None while there is no rho."""
+    merge_length: float | None = None
+    """The part of the way to the merge that a buffer's clients might move the shared blocks; None without a buffer."""
+    virtual_seconds: float | None = None
+    """Virtual seconds since the run began; None where clients have no paces of their own."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +203,8 @@ def record_to_line(record: RoundRecord) -> dict[str, Any]:
 def _client_metrics(record: ClientRecord) -> dict[str, float | None]:
     """Select the client's metrics that the line averages for the whole."""
     score = {EVALUATION_RETURN: record.score}
+    if record.age is not None:
+        score[STALENESS] = float(record.age)
     if not record.steps:
         return score
     training = {TRAINING_RETURN: None, TRAINING_LENGTH: None, TRAINING_EPISODES: record.episodes, **record.metrics}
@@ -223,6 +234,10 @@ def _server_metrics(server: ServerRecord, clients: Sequence[ClientRecord]) -> di
         line[f"clusters/{block}"] = len({client.clusters[block] for client in clients if client.clusters})
     if server.step is not None and server.step.blocks:
         line |= _step_metrics(server.step)
+    if server.merge_length is not None:
+        line[MERGE_LENGTH] = server.merge_length
+    if server.virtual_seconds is not None:
+        line[VIRTUAL_SECONDS] = server.virtual_seconds
     line |= {f"last_kl/{name}": _finite(kl) for name, kl in server.last_kl.items()}
     played = sum(client.comparison.get("episodes", 0) for client in clients)
     if server.rho_limit is not None:

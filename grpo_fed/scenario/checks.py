@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
+from grpo_fed.scenario.hostile_checks import hostile_contradictions
 from grpo_fed.scenario.language_checks import language_contradictions
 from grpo_fed.scenario.methods import KEYS_OF_METHODS, METHODS, Method
 from grpo_fed.scenario.presets import KEYS_OF_PRESETS, PRESETS, Preset
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from grpo_fed.scenario.scenario import Scenario
 
 
-RULES_THAT_TELL_CLIENTS_APART = ("persistence", "huber", "clusters", "fisher")
-"""Merge rules that go by how single clients differ, and so allow no mixing before them."""
 MOST_CLIENTS = 100_000
 """Clients that a federation may have: ten times as many as have been tried. More are a typing error."""
 
@@ -42,16 +41,20 @@ def contradictions(scenario: Scenario) -> Iterator[Mistake]:
     yield from _row_mistakes(scenario)
     yield from _policy_mistakes(scenario.policy)
     yield from _batch_mistakes(scenario)
+    yield from _reward_mistakes(scenario)
     yield from _objective_mistakes(scenario.objective)
     yield from _group_mistakes(scenario)
     yield from _trust_mistakes(scenario.trust, scenario.objective)
     yield from _penalty_mistakes(scenario.penalty)
     yield from _merge_mistakes(scenario)
+    yield from _optimiser_mistakes(scenario)
+    yield from _drift_mistakes(scenario)
+    yield from _round_mistakes(scenario)
     yield from _stop_mistakes(scenario)
     yield from _personal_mistakes(scenario)
     yield from _client_mistakes(scenario.clients)
     yield from _name_mistakes(scenario.clients)
-    for text, keys in language_contradictions(scenario):
+    for text, keys in (*hostile_contradictions(scenario), *language_contradictions(scenario)):
         yield _mistake(text, *keys)
 
 
@@ -141,6 +144,21 @@ def _batch_mistakes(scenario: Scenario) -> Iterator[Mistake]:
         yield _mistake(f"normalised advantages need 2 steps or more; {batch}", "objective.normalise_advantages", *sizes)
 
 
+def _reward_mistakes(scenario: Scenario) -> Iterator[Mistake]:
+    rollout, text = scenario.rollout, "normalise.rewards divides rewards by their running scale and clips them itself"
+    if not scenario.normalise.rewards:
+        return
+    for key, is_given in (
+        ("reward_scale", rollout.reward_scale != 1),
+        ("reward_clip", rollout.reward_clip is not None),
+    ):
+        if is_given:
+            yield _mistake(f"{text}; use one of the two", f"rollout.{key}", "normalise.rewards")
+    for number, client in enumerate(scenario.clients):
+        if client.reward_scale is not None:
+            yield _mistake(f"{text}; use one of the two", ("clients", number, "reward_scale"), "normalise.rewards")
+
+
 def _objective_mistakes(objective: ObjectiveSettings) -> Iterator[Mistake]:
     if objective.surrogate != "clip":
         text = f'needs objective.surrogate = "clip"; it is "{objective.surrogate}"'
@@ -218,16 +236,58 @@ def _merge_mistakes(scenario: Scenario) -> Iterator[Mistake]:
         )
         cure = 'leaves a group; merge.rule = "persistence" needs none'
         yield _mistake(f"{text} {cure}", "merge.threshold", "merge.rule")
-    if scenario.merge.mix and rule in RULES_THAT_TELL_CLIENTS_APART:
-        text = f'makes clients alike, whose differences merge.rule = "{rule}" needs; use "mean" or a robust rule'
-        yield _mistake(text, "merge.mix", "merge.rule")
-    count = sum(client.count for client in scenario.clients)
-    if scenario.merge.mix and 2 * scenario.merge.mix >= count:
-        text = f"must be less than half of the clients: at most {(count - 1) // 2} of {count}"
-        yield _mistake(text, "merge.mix")
     if rule not in RULES_WITH_THRESHOLD and scenario.merge.blocks:
         text = f'needs merge.rule = "huber"; it is "{rule}"'
         yield _mistake(text, "merge.blocks", "merge.rule")
+
+
+def _optimiser_mistakes(scenario: Scenario) -> Iterator[Mistake]:
+    merge, penalty = scenario.merge, scenario.penalty
+    key = "merge.optimiser" if merge.optimiser != "sgd" else "merge.rate"
+    if merge.optimiser == "sgd" and merge.rate == 1:
+        return
+    if merge.rule == "clusters":
+        text = 'steps of one server optimiser do not fit several clusters: use merge.optimiser = "sgd", merge.rate = 1'
+        yield _mistake(text, key, "merge.rule")
+    weights = [penalty.weight if client.penalty is None else client.penalty for client in scenario.clients]
+    if penalty.toward == "zero" and (any(weights) or penalty.l1 or penalty.outer):
+        text = 'a step beyond or short of the merge loses the exact zeros of penalty.toward = "zero"'
+        yield _mistake(f'{text}: use merge.optimiser = "sgd", merge.rate = 1', key, "penalty.toward")
+
+
+def _drift_mistakes(scenario: Scenario) -> Iterator[Mistake]:
+    """Check that a client can tell the mean step of all from how the shared blocks have moved."""
+    merge, objective = scenario.merge, scenario.objective
+    needed = {
+        'merge.rule = "mean"': ("merge.rule", merge.rule == "mean"),
+        "merge.mix = 0": ("merge.mix", merge.mix == 0),
+        'merge.optimiser = "sgd"': ("merge.optimiser", merge.optimiser == "sgd"),
+        "merge.rate = 1": ("merge.rate", merge.rate == 1),
+        'proximity.mode = "off"': ("proximity.mode", scenario.proximity.mode == "off"),
+        'round.mode = "sync"': ("round.mode", scenario.round.mode == "sync"),
+        "round.fraction = 1": ("round.fraction", scenario.round.fraction == 1),
+        'objective.step = "adam"': ("objective.step", objective.step == "adam"),
+        "personal.first = 0": ("personal.first", scenario.personal.first == 0),
+    }
+    for text, (key, is_met) in needed.items() if merge.correct_drift else ():
+        if not is_met:
+            yield _mistake(f"needs {text}", "merge.correct_drift", key)
+
+
+def _round_mistakes(scenario: Scenario) -> Iterator[Mistake]:
+    settings, proximity = scenario.round, scenario.proximity
+    if settings.mode != "buffered":
+        return
+    if settings.fraction < 1:
+        text = "the server gives work to whoever has none, so nobody is sampled; leave round.fraction out"
+        yield _mistake(text, "round.fraction", "round.mode")
+    if (
+        settings.staleness == "kl"
+        and scenario.policy.shared
+        and (proximity.mode == "off" or proximity.kl_joint is None)
+    ):
+        text = "needs the KL of the server's steps and its budget: set proximity.mode and proximity.kl_joint"
+        yield _mistake(text, "round.staleness", "proximity.mode", "proximity.kl_joint")
 
 
 def _stop_mistakes(scenario: Scenario) -> Iterator[Mistake]:
@@ -245,6 +305,7 @@ def _personal_mistakes(scenario: Scenario) -> Iterator[Mistake]:
     if personal.first and (objective.step != "adam" or objective.epochs < 2):
         text = 'divides the epochs of an update; use objective.step = "adam" and 2 epochs or more'
         yield _mistake(text, "personal.first", "objective.step", "objective.epochs")
+    yield from _inner_step_mistakes(scenario)
     samples = scenario.rollout.num_envs * scenario.rollout.horizon
     smaller_part = min(personal.steps, 1 - personal.steps)
     if personal.model and objective.advantage == "gae" and smaller_part * scenario.steps < samples:
@@ -253,6 +314,24 @@ def _personal_mistakes(scenario: Scenario) -> Iterator[Mistake]:
         )
         keys = ("personal.steps", "personal.model", "steps", "rollout.num_envs", "rollout.horizon")
         yield _mistake(f"{text} = {samples}", *keys)
+
+
+def _inner_step_mistakes(scenario: Scenario) -> Iterator[Mistake]:
+    """Check that minibatches come in pairs, one for the inner step and one for the gradient after it."""
+    personal, objective, trust = scenario.personal, scenario.objective, scenario.trust
+    if not personal.inner_rate:
+        return
+    if objective.step != "adam":
+        yield _mistake('needs objective.step = "adam"', "personal.inner_rate", "objective.step")
+    elif objective.epochs * objective.minibatches % 2:
+        text = "takes minibatches in pairs: objective.epochs x minibatches must be even"
+        yield _mistake(text, "personal.inner_rate", "objective.epochs", "objective.minibatches")
+    if trust.stop is not None:
+        text = "moves the policy to and fro, and trust.stop would measure either place; leave one of them out"
+        yield _mistake(text, "personal.inner_rate", "trust.stop")
+    if personal.first:
+        text = "an update either trains private blocks first or looks ahead with all, not both"
+        yield _mistake(text, "personal.inner_rate", "personal.first")
 
 
 def _count_mistakes(clients: Sequence[ClientSettings]) -> Iterator[Mistake]:

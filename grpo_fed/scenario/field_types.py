@@ -99,6 +99,8 @@ OwnPath = Annotated[ImportPath, Tag("own")]
 Named = Tag("named")
 NAMED_OR_OWN = Discriminator(_named_or_own)
 """Chooses between a name, `Annotated[Literal[...], Named]`, and the import path of an object of the user, `OwnPath`."""
+FilePath = Annotated[str, MinLen(1)]
+"""The path of a file or a folder; a relative one is below the folder in which a command is called."""
 Environment = Annotated[str, AfterValidator(_environment)]
 Device = Annotated[str, AfterValidator(_device)]
 Arguments = Annotated[dict[str, Any], AfterValidator(_arguments)]

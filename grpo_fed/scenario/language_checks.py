@@ -16,6 +16,10 @@ Contradiction = tuple[str, tuple[KeyPath, ...]]
 
 GROUP_PRESETS = '"grpo", "dr-grpo", "rloo", "dapo" or "gspo"'
 """The presets without a critic."""
+NO_START = (
+    "is for clients with env: a client with prompts starts from language.model, which may be the folder that"
+    " `grpo-fed export --merge` writes"
+)
 NETWORK_BLOCKS = frozenset(("torso.*", "actor"))
 """Patterns of `policy.shared` in the table of methods that no adapter matches."""
 
@@ -40,12 +44,14 @@ def _entry_mistakes(client: ClientSettings, path: KeyPath) -> Iterator[Contradic
     elif client.env is not None and client.prompts is not None:
         yield "a client has either env or prompts; leave one of them out", (prompts, env)
     elif client.prompts is not None:
-        for key in ("spread", "changes", "wrappers"):
+        for key in ("spread", "changes", "wrappers", "reward_scale"):
             if getattr(client, key):
                 yield "is for a client with env; this one has prompts", ((*path, key), prompts)
         if client.attack in ("negated-reward", "random-action"):
             text = f'"{client.attack}" is for a client with env; this one has prompts: use "sign-flip" or another'
             yield text, ((*path, "attack"), prompts)
+        if client.start is not None:
+            yield f"{NO_START}; this one has prompts", ((*path, "start"), prompts)
     else:
         for key in ("eval_prompts", "held_out", "rewards"):
             if getattr(client, key) != ClientSettings.model_fields[key].default:
@@ -71,6 +77,8 @@ def _mistakes_with_prompts(scenario: Scenario, prompts: KeyPath) -> Iterator[Con
     ):
         if is_given:
             yield "is for clients with env alone; leave it out, or the clients with prompts", ((section, key), prompts)
+    if policy.start is not None:
+        yield f"{NO_START}; leave it out, or the clients with prompts", (("policy", "start"), prompts)
     if scenario.steps < rollout.num_envs:
         text = f"steps = {scenario.steps} completions must be enough for one update: rollout.num_envs"
         yield f"{text} = {rollout.num_envs}", (("steps",), ("rollout", "num_envs"), prompts)

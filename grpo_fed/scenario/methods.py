@@ -67,6 +67,34 @@ METHODS: Mapping[str, Method] = {
         {**AVERAGE, "penalty": {"squared": 0.01}},
         "Like `fedavg`, where clients train long between two merges and drift apart.",
     ),
+    "fedadam": Method(
+        "averaging with Adam on the server",
+        "Reddi et al. 2021, 2003.00295: the clients' mean difference is the gradient of a step of Adam on the server, "
+        "beta 0.9 and 0.99, without bias correction; rate and epsilon from the paper's grid.",
+        {**AVERAGE, "merge": {"rule": "mean", "optimiser": "adam", "rate": 0.01, "epsilon": 0.001}},
+        "Like `fedavg`, where the mean moves slowly in some parameters, or to and fro from round to round.",
+    ),
+    "scaffold": Method(
+        "averaging with corrected drift",
+        "Karimireddy et al. 2020, 1910.06378, option II: each client adds to its steps the difference between the mean "
+        "step of all and its own; here by steps of Adam, and without sending control variates.",
+        {**AVERAGE, "merge": {"rule": "mean", "weights": "uniform", "correct_drift": True}},
+        "Where clients train long between two merges and drift apart, and all of them take part in every round.",
+    ),
+    "reptile": Method(
+        "an initialisation that is near to all clients' policies",
+        "Nichol et al. 2018, 1803.02999: the shared blocks go a fraction of the way to the mean of what clients have "
+        "learned from there; here at a constant rate, and clients keep their Adam's state.",
+        {**AVERAGE, "merge": {"rule": "mean", "weights": "uniform", "rate": 0.5}},
+        "Where what counts is how fast a client learns from the shared policy, see `evaluate.adapt`.",
+    ),
+    "perfedavg": Method(
+        "an initialisation that one step adapts",
+        "Fallah et al. 2020, 2002.07948, first-order: the gradient is taken after an inner step on another minibatch; "
+        "both are collected by the policy before that step.",
+        {**AVERAGE, "personal": {"inner_rate": 0.01}},
+        "Like `reptile`, for adaptation in few steps.",
+    ),
     "fedper": Method(
         "personal heads on averaged base layers",
         "Arivazhagan et al. 2019, 1912.00818: the torso is averaged, the actor and the critic stay private.",

@@ -18,6 +18,7 @@ from grpo_fed.scenario.field_types import (
     BoundedCount,
     Count,
     Environment,
+    FilePath,
     Fraction,
     GroupRule,
     ImportPath,
@@ -37,6 +38,8 @@ RULES_WITH_THRESHOLD = ("huber",)
 """The merge rules that compare the distance between clients with a threshold."""
 ATTACKS_WITH_STRENGTH = ("sign-flip", "scaled", "random", "weight", "kl", "fisher", "returns", "alie", "ipm")
 """The attacks that read `strength`."""
+COLLUDING_ATTACKS = ("alie", "ipm", "mimic", "min-max", "normalised", "stealth")
+"""The attacks that need what all honest clients of a round sent."""
 
 
 class Section(BaseModel):
@@ -83,6 +86,13 @@ class PolicySettings(Section):
     shared: list[Pattern] = ["torso.*", "actor", "layers.*"]
     """Patterns of the blocks that clients share; all others stay private. The adapters of a language model lie in
     `layers.*`."""
+    start: FilePath | None = None
+    """What policies begin with instead of new parameters: the folder of a run, whose clients of the same names give
+    private blocks and whose server gives the shared ones; the folder of one of its checkpoints, for the shared blocks
+    alone; or a `.safetensors` file with parameters by name."""
+    freeze: list[Pattern] = []
+    """Patterns of the blocks that do not learn: they stay as they begin, are not sent and not merged, whatever `shared`
+    says."""
 
 
 class LanguageSettings(Section):
@@ -132,6 +142,10 @@ class RolloutSettings(Section):
     """Steps of each copy between two updates; with `advantage = "group"` each copy runs one whole episode instead."""
     episode_limit: Annotated[int, Ge(0)] = 0
     """Truncate episodes after this many steps; 0 for no limit but the task's."""
+    reward_scale: Positive = 1.0
+    """What rewards are multiplied by before clients learn from them; returns are reported as they were."""
+    reward_clip: Limit = None
+    """Largest absolute value of a reward to learn from, after `reward_scale`; `inf` for no limit."""
 
 
 class NormaliseSettings(Section):
@@ -305,6 +319,9 @@ class PersonalSettings(Section):
     first: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Fraction of an update's epochs in which only private blocks learn, before only shared blocks do (FedRep); 0 for
     all blocks together."""
+    inner_rate: NotNegative = 0.0
+    """With a value above 0 every second minibatch gives a step of this length along its gradient, and the one after it
+    the gradient there, by which the parameters move from where they were (first-order Per-FedAvg, 2002.07948)."""
     model: bool = False
     """Whether a client trains a second, personal policy, which is pulled towards the shared one and is evaluated in its
     place (Ditto)."""
@@ -377,9 +394,22 @@ class MergeSettings(Section):
     mix: Annotated[int, Ge(0)] = 0
     """Number of clients that may be hostile, for a step before the rule: each client's parameters are replaced by the
     mean of those of its nearest clients, itself included, all but so many (nearest-neighbour mixing, 2302.01772); 0 for
-    no such step. It needs a rule with which no client departs."""
+    no such step. It needs a rule with which no client departs, and more than twice as many clients in a round."""
     most: Annotated[int, Ge(2)] = 8
     """Largest number of clusters of a block, with `rule = "clusters"`."""
+    optimiser: Literal["sgd", "momentum", "adam"] = "sgd"
+    """How the server steps towards what the merge asks for, before KL budgets limit the step (FedOpt, 2003.00295):
+    `"sgd"` by `rate` times the difference, `"momentum"` by a decaying sum of the differences, `"adam"` by Adam."""
+    rate: Positive = 1.0
+    """The server's learning rate: with `optimiser = "sgd"` the fraction of the way to the merge, 1 for all of it; with
+    `"adam"` about the length of a parameter's step."""
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
+    """What is left of the momentum in the next round, with `optimiser` `"momentum"` or `"adam"`."""
+    epsilon: Positive = 1e-3
+    """What is added to Adam's denominator, with `optimiser = "adam"`; a larger one adapts less."""
+    correct_drift: bool = False
+    """Whether a client adds to each of its steps the difference between all clients' mean step in the last round and
+    its own (SCAFFOLD, 1910.06378). Every client must take part, and the server go all the way to their mean."""
 
 
 class ProximitySettings(Section):
@@ -407,8 +437,23 @@ class ProximitySettings(Section):
 
 
 class RoundSettings(Section):
-    """Who takes part in a round, and how long it may take."""
+    """Who takes part in a round, how long it may take, and for whom the server waits."""
 
+    mode: Literal["sync", "buffered"] = "sync"
+    """`sync`: a round waits for all of its clients. `buffered`: the server merges as soon as `buffer` of them have
+    answered, and a round is such a merge; the others train on, and what they have learned is merged when it comes."""
+    buffer: Annotated[float, Gt(0), Le(1)] = 0.5
+    """With `buffered`, fraction of all clients whose answers make a merge, rounded up."""
+    staleness: Literal["none", "age", "kl"] = "age"
+    """With `buffered`, what an answer that is late weighs. `age`: (1 + merges since the client began)^(-1/2), as in
+    FedBuff (2106.06639); `kl`: sqrt(kl_joint / D) where D, the KL of the steps since the client began, is more than
+    `proximity.kl_joint`, so that nothing is discounted while the policy rests; `none`: as much as others."""
+    max_staleness: Annotated[int, Gt(0), Le(10_000)] = 32
+    """With `buffered`, merges since a client began after which its answer is refused."""
+    rate_fair: bool = True
+    """With `buffered`, weigh each answer by one over how often its client was in the last `max_staleness` merges, so
+    that fast clients move the shared blocks no further than slow ones (2509.24305); with false they do, as in
+    FedBuff."""
     fraction: Annotated[float, Gt(0), Le(1)] = 1.0
     """Fraction of the connected clients that is sampled for a round."""
     quorum: Annotated[float, Gt(0), Le(1)] = 0.5
@@ -521,7 +566,7 @@ class ClientSettings(Section):
         "stealth",
     ] = "none"
     """What a hostile client does, to try out how much a merge bears; docs/trust.md describes each. From `alie` on
-    clients collude: they know what all honest clients sent, so these need the local engine."""
+    clients collude: they know what all honest clients sent, so these need the local engine and rounds that wait."""
     strength: Positive | None = None
     """How strong the attack is, in place of the value in brackets: the multiple of the honest update for `sign-flip`
     (1), `scaled` (100), `random` (10) and `ipm` (0.5), of the standard deviation for `alie` (by the number of clients),
@@ -532,6 +577,15 @@ class ClientSettings(Section):
     """Weight of the entropy bonus instead of `objective.entropy`."""
     penalty: NotNegative | None = None
     """Weight of the group penalty instead of `penalty.weight`."""
+    reward_scale: Positive | None = None
+    """What its rewards are multiplied by instead of `rollout.reward_scale`."""
+    start: FilePath | None = None
+    """What its policy begins with instead of `policy.start`. Its shared blocks are nevertheless the server's."""
+    pace: Positive = 1.0
+    """Virtual seconds that 1,000 steps take on the local engine, which computes without waiting for them. With
+    `round.mode = "buffered"` they decide whose answers come first."""
+    jitter: NotNegative = 0.0
+    """How much the virtual time of a round varies around its mean: the standard deviation of its logarithm."""
 
     @property
     def task(self) -> str:

@@ -2,6 +2,8 @@
 
 A test changes every key of the table in a run that meets its condition, and expects the same bits. Another lists the
 keys that the table need not have, so whoever adds a key decides when it is used.
+
+Over 400 lines: it is one table, in which the first row that holds gives the reason, so its order is read as a whole.
 """
 
 from __future__ import annotations
@@ -354,6 +356,21 @@ UNUSED: tuple[Unused, ...] = (
     ),
     # run
     Unused(("round.fraction", "round.quorum"), _is_one_client, "there is one client"),
+    Unused(
+        ("round.buffer", "round.staleness", "round.max_staleness", "round.rate_fair"),
+        lambda scenario: scenario.round.mode == "sync",
+        'round.mode is "sync", and rounds wait for all of their clients',
+    ),
+    Unused(
+        ("clients.pace", "clients.jitter"),
+        lambda scenario: scenario.round.mode == "sync",
+        'round.mode is "sync": only the virtual times in the records change',
+    ),
+    Unused(
+        ("round.staleness", "round.rate_fair"),
+        _shares_nothing,
+        "policy.shared = [] leaves nothing to merge",
+    ),
     Unused(
         ("evaluate.every", "stop.target", "stop.patience"),
         _evaluates_at_the_ends,

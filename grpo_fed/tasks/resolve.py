@@ -167,6 +167,7 @@ def _own_settings(settings: ClientSettings, scenario: Scenario) -> dict[str, Any
         "learning_rate": _value_or_default(settings.learning_rate, scenario.objective.learning_rate),
         "entropy": _value_or_default(settings.entropy, scenario.objective.entropy),
         "penalty": _value_or_default(settings.penalty, scenario.penalty.weight),
+        "reward_scale": _value_or_default(settings.reward_scale, scenario.rollout.reward_scale),
     }
 
 

@@ -30,6 +30,8 @@ class Task(ABC):
     """Weight of the entropy bonus."""
     penalty: float
     """Weight of the group penalty."""
+    reward_scale: float
+    """What rewards are multiplied by before the client learns from them."""
 
     @property
     @abstractmethod

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import serialization
 
 from grpo_fed.engines.deploy import commands as deploy
 from grpo_fed.engines.flower.access import LocalOnlyMiddleware
-from grpo_fed.engines.flower.flwr_command import write_connection
+from grpo_fed.engines.flower.connections import SuperLinkAddress, read_connection, write_connection
 from grpo_fed.engines.flower.processes import SupervisedProcesses
 from grpo_fed.engines.flower.superlink import Restarter, make_flower_environment
 from grpo_fed.scenario.scenario import Scenario
@@ -125,7 +125,7 @@ def test_a_missing_key_names_the_command_that_makes_it(tmp_path: Path):
 
 def test_a_connection_is_added_to_flowers_configuration(tmp_path: Path):
     (tmp_path / "config.toml").write_text('[superlink]\ndefault = "lab"\n\n[superlink.lab]\naddress = "lab:1"\n')
-    write_connection(tmp_path, "field", "127.0.0.1:9092", Path("/somewhere/ca.pem"))
+    write_connection(tmp_path, "field", SuperLinkAddress("127.0.0.1:9092", Path("/somewhere/ca.pem")))
     assert tomllib.loads((tmp_path / "config.toml").read_text())["superlink"] == {
         "default": "lab",
         "lab": {"address": "lab:1"},
@@ -133,12 +133,32 @@ def test_a_connection_is_added_to_flowers_configuration(tmp_path: Path):
     }
 
 
+def test_a_connection_that_cannot_be_used_names_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    config = tmp_path / "config.toml"
+    config.write_text('[superlink.none]\n[superlink.bare]\naddress = "lab:1"\n[superlink.open]\naddress = "lab:2"\n')
+    with config.open("a") as file:
+        file.write('insecure = true\n[superlink.tls]\naddress = "lab:3"\nroot-certificates = "ca.pem"\n')
+    assert read_connection("open") == SuperLinkAddress("lab:2", None)
+    with pytest.raises(ValueError, match=r"superlink\.none has no address; add a line"):
+        read_connection("none")
+    with pytest.raises(ValueError, match=r"superlink\.bare has no root-certificates; add the path"):
+        read_connection("bare")
+    with pytest.raises(ValueError, match=r"ca\.pem: is missing; superlink\.tls in .*config\.toml names it"):
+        read_connection("tls")
+    (tmp_path / "ca.pem").touch()
+    assert read_connection("tls") == SuperLinkAddress("lab:3", tmp_path / "ca.pem")
+    with pytest.raises(ValueError, match="has no SuperLink lab, it has none, bare, open, tls"):
+        read_connection("lab")
+
+
 def test_the_documented_deployment_has_the_clients_of_its_scenario():
     page = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
-    (init,) = re.findall(r"^grpo-fed deploy init .*$", page, re.MULTILINE)
+    init, in_containers = re.findall(r"^grpo-fed deploy init .*$", page, re.MULTILINE)
     (text,) = re.findall(r'```toml\n(name = "lab"\n.*?)```', page, re.DOTALL)
     scenario = Scenario.loads(text)
-    assert re.findall(r"--client (\w+)", init) == [name for settings in scenario.clients for name in settings.names]
+    clients = [name for settings in scenario.clients for name in settings.names]
+    assert re.findall(r"--client (\w+)", init) == re.findall(r"--client (\w+)", in_containers) == clients
     assert "grpo-fed run lab.toml" in page
 
 

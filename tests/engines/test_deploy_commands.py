@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,7 @@ def test_users_see_what_is_missing_and_ctrl_c_ends_all(tmp_path: Path, monkeypat
         overrides = ["rounds=1", "round.deadline=30", "round.quorum=0.3"]
         scenario, lines = Scenario.loads(TINY, overrides=overrides), list[str]()
         result = FlowerEngine(scenario, tmp_path / "run", superlink="grpo-fed").run(say=lines.append)
+        second = FlowerEngine(scenario, tmp_path / "second", superlink="grpo-fed").run()
         status = subprocess.run(command("status"), capture_output=True, check=True, **here)  # type: ignore[call-overload]
     finally:
         began = time.monotonic()
@@ -55,10 +57,13 @@ def test_users_see_what_is_missing_and_ctrl_c_ends_all(tmp_path: Path, monkeypat
     assert any("waiting for" in line and "bee, cat; start them with `grpo-fed deploy client`" in line for line in lines)
     assert any("says that it is dog, and the scenario has no such client" in line for line in lines)
     takes_no_part = "client dog takes no part in the run of scenario tiny, which has ant, bee, cat"
-    assert client_log.read_text().count(takes_no_part) == 1
+    assert client_log.read_text().count(takes_no_part) == 2, "once for each run"
     rows = {line.split()[0]: line.split()[1] for line in status.stdout.splitlines() if len(line.split()) > 1}
     assert (rows["ant"], rows["dog"]) == ("resident", "resident")
-    assert "finished:completed" in status.stdout
+    assert (second.status, second.missing.keys()) == ("finished", {"bee", "cat"})
+    assert second.clients["ant"] == result.clients["ant"], "a run knows nothing of the one before"
+    assert status.stdout.count("finished:completed") == 2
+    assert f"cpu     {version('grpo-fed')}" in status.stdout
     assert codes == [130, 130]
     assert seconds < 30, "they wait for something"
     words = ("engines.flower", "engines/flower", "engines.resident", "flower-superexec")

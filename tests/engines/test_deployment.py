@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.network import Proxy
 from grpo_fed.engines.deploy import commands as deploy
 from grpo_fed.engines.flower.engine import FlowerEngine
 from grpo_fed.engines.flower.superlink import find_free_port
@@ -32,6 +33,8 @@ class Deployment:
     folder: Path
     server: subprocess.Popen[str]
     clients: dict[str, subprocess.Popen[str]]
+    network: Proxy
+    """Between bee and the server."""
 
 
 def start(function: str, log: Path, *arguments: str, packages: Path | None = None) -> subprocess.Popen[str]:
@@ -64,19 +67,20 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
     where = f"Path({str(folder)!r})"
 
     def client(key: str, name: str) -> subprocess.Popen[str]:
+        address = f"'127.0.0.1:{network.port if key == 'bee' else port}'"
         return start(
-            *("client", folder / f"{key}.log", repr([name]), f"'127.0.0.1:{port}'"),
+            *("client", folder / f"{key}.log", repr([name]), address),
             *(f"{where} / 'clients' / {key!r}", f"state={where} / 'state' / {key!r}"),
             packages=folder / "packages" if key == "cat" else None,
         )
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, Proxy(port) as network:
         patch.setenv("FLWR_HOME", str(folder / "home"))
         server = start("server", log, f"{where} / 'server'", f"port={port}", f"connection={CONNECTION!r}")
         clients = {name: client(name, name) for name in CLIENTS} | {"eve": client("eve", "cat")}
         try:
             until(lambda: "ready at" in log.read_text())
-            yield Deployment(folder, server, clients)
+            yield Deployment(folder, server, clients, network)
         finally:
             for process in (server, *clients.values()):
                 process.send_signal(signal.SIGTERM)
@@ -104,7 +108,9 @@ def count_connections(deployment: Deployment, client: str) -> int:
 
 
 @linux
-def test_a_deployment_survives_a_killed_superlink_and_a_killed_node(deployment: Deployment, tmp_path: Path):
+def test_a_deployment_survives_a_cut_network_a_killed_superlink_and_a_killed_node(
+    deployment: Deployment, tmp_path: Path
+):
     """Only cat's machine can make cat's task, and only a node with cat's key is accepted as cat."""
     scenario = Scenario.loads(TINY, overrides=["rounds=5", "checkpoint.keep=5", "round.quorum=0.6"])
     scenario = waiting(scenario, deployment, tmp_path, {"ant": [1, 3], "bee": [1], "cat": [1, 2]})
@@ -119,9 +125,18 @@ def test_a_deployment_survives_a_killed_superlink_and_a_killed_node(deployment: 
         (tmp_path / f"{client} goes after {round}").touch()
 
     def kill() -> None:
-        """Kill the SuperLink in the second round and a node in the third; the fourth ends when the node is back."""
+        """Cut bee off while it answers, kill the SuperLink, and a node in the next round.
+
+        The SuperLink is killed in the second round, the node in the third, and the fourth ends when the node is back.
+        """
         for client in CLIENTS:
             waits(client, 1)
+        deployment.network.cut()
+        before = count_connections(deployment, "bee")
+        goes("bee", 1)
+        until(lambda: "trying again" in (deployment.folder / "bee.log").read_text())
+        deployment.network.heal()
+        until(lambda: count_connections(deployment, "bee") > before)
         kill_descendant(deployment.server.pid, "grpo_fed.engines.flower.access")
         for client in CLIENTS:
             goes(client, 1)

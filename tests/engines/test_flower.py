@@ -14,11 +14,11 @@ import tomli_w
 from safetensors.numpy import load_file
 
 from grpo_fed.engines.flower.app_folder import scenario_from_config
+from grpo_fed.engines.flower.connections import write_connection
 from grpo_fed.engines.flower.engine import FlowerEngine, FlowerRunError
-from grpo_fed.engines.flower.flwr_command import find_script, write_connection
 from grpo_fed.engines.flower.log_channel import LogChannel
 from grpo_fed.engines.flower.processes import SupervisedProcesses
-from grpo_fed.engines.flower.superlink import STATE, SuperLink, find_free_port, make_flower_environment
+from grpo_fed.engines.flower.superlink import STATE, SuperLink, find_free_port, find_script, make_flower_environment
 from grpo_fed.engines.start import run
 from grpo_fed.runs.records import RoundRecord
 from grpo_fed.runs.results import ClientResult, Result
@@ -67,7 +67,7 @@ def test_language_models_on_a_superlink_end_like_on_the_local_engine(tmp_path: P
 
 def test_a_failed_run_raises_its_reason(tmp_path: Path):
     alone = tiny().model_copy(update={"clients": tiny().clients[:1]})
-    scenario = Scenario.loads(alone.dumps(), overrides=["round.deadline=0.1", "round.patience=1"])
+    scenario = Scenario.loads(alone.dumps(), overrides=["round.deadline=0.001", "round.patience=1"])
     federation = FlowerEngine(scenario, tmp_path / "run")
     with pytest.raises(FlowerRunError, match=r"^too few answers in rounds 1 to 1"):
         federation.run()
@@ -100,7 +100,7 @@ def superlink(tmp_path: Path) -> Iterator[dict[str, str]]:
         link = SuperLink(processes, tmp_path, find_free_port())
         link.start()
         processes.start("ant", stock_node_command("ant", link.address))
-        write_connection(tmp_path / "home", CONNECTION, link.address, None)
+        write_connection(tmp_path / "home", CONNECTION, link.connection)
         yield environment
 
 
@@ -150,8 +150,9 @@ def test_a_log_that_begins_again_reports_each_round_once():
     other_lines: list[str] = []
     channel = LogChannel(lambda record: rounds.append(record.round), other_lines.append)
     lines = [LogChannel.format_record(RoundRecord(number, 2, 0.5, 128 * number, ())) for number in range(3)]
-    channel.read(iter(["hello", lines[0], lines[1], None]))
-    channel.read(iter(["hello", lines[0], lines[1], lines[2], None]))
+    channel.read("\n".join(["hello", lines[0], lines[1][:40]]))
+    channel.read(lines[1][40:] + "\n")
+    channel.read("\n".join(["hello", *lines, ""]))
     assert rounds == [0, 1, 2]
     assert other_lines == ["hello", "hello"]
 
@@ -163,5 +164,5 @@ def test_a_result_survives_the_log():
         {"ant": [(1, "late", "no answer")]},
     )  # fmt: skip
     channel = LogChannel(lambda record: None, lambda line: None, Path("runs"))
-    channel.read(iter([LogChannel.format_result(result), None]))
+    channel.read(LogChannel.format_result(result) + "\n")
     assert channel.result == result

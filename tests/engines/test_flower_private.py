@@ -69,6 +69,25 @@ PARAMETERS = {
         "confirm_message_received_protobuf node run_id"
     ),
     "flwr.supercore.error:FlowerError.from_json": "value",
+    "flwr.cli.build:build_fab_from_disk": "app",
+    "flwr.common.serde:fab_to_proto": "fab",
+    "flwr.common.serde:user_config_to_proto": "user_config",
+    "flwr.supercore.fab:Fab": "hash_str content verifications",
+    "flwr.supercore.control:ControlHttpClient.from_server_address": (
+        "server_address insecure root_certificates interceptors retry_invoker"
+    ),
+    "flwr.supercore.control:ControlHttpClient.StartRun": "self request",
+    "flwr.supercore.control:ControlHttpClient.ListRuns": "self request",
+    "flwr.supercore.control:ControlHttpClient.StopRun": "self request",
+    "flwr.supercore.control:ControlHttpClient.StreamLogs": "self request",
+    "flwr.supercore.control:ControlHttpClient.ListNodes": "self request",
+    "flwr.supercore.control:ControlHttpClient.RegisterNode": "self request",
+    "flwr.supercore.control:ControlHttpClient.UnregisterNode": "self request",
+    "flwr.common.args:try_obtain_flwr_app_token": "args",
+    "flwr.supercore.tls:validate_and_resolve_root_certificates": "root_cert_path insecure",
+    "flwr.superlink.grid:HttpGrid": "runtime_api_address insecure root_certificates token",
+    "flwr.supercore.cli:flower_superexec": "",
+    "flwr.superlink.cli:flwr_serverapp": "",
     "flwr.superlink.extensions:get_middleware": "",
     "flwr.superlink.cli:flower_superlink": "",
     "flwr.superlink.routers.fleet.node_auth:authenticate_node": "request",
@@ -84,7 +103,9 @@ NAMES = [
     "flwr.supercore.constant:TASK_TOKEN_HEADER",
     "flwr.supercore.inflatable.inflatable_utils:ObjectPullError",
     "flwr.supercore.inflatable.inflatable_utils:ObjectPushError",
+    "flwr.common.constant:SubStatus.FAILED",
     "flwr.supercore.run:Run",
+    "flwr.supercore.superexec.executor:subprocess_executor",
     "flwr.superlink.grid.http_grid:pull_objects",
     "flwr.superlink.grid:HttpGrid._runtime_client",
 ]
@@ -135,6 +156,19 @@ def test_no_other_file_leans_on_what_flower_does_not_document():
 def _public(path: object) -> set[str]:
     """List the names that a file imports from Flower's public modules."""
     return {name for name in imported_names(path) if name.rpartition(".")[0] in PUBLIC or name in PUBLIC}  # type: ignore[arg-type]
+
+
+def test_the_superexec_starts_apps_as_processes_that_are_replaced():
+    from flwr.supercore.constant import TASK_TYPE_TO_COMMAND, TaskType
+    from flwr.supercore.superexec.executor import subprocess_executor
+
+    from grpo_fed.engines.wire.flower_private import SERVER_APP
+
+    assert TASK_TYPE_TO_COMMAND[TaskType.SERVER_APP] == SERVER_APP
+    assert subprocess_executor.subprocess.Popen
+    source = inspect.getsource(subprocess_executor.SubprocessExecutor.launch)
+    assert source.count("subprocess.Popen(") == 2
+    assert source.count("subprocess.") == 4, "it uses DEVNULL twice, and nothing else of that module"
 
 
 def test_the_superlink_puts_our_middleware_before_its_own():

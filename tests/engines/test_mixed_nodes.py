@@ -9,10 +9,11 @@ import pytest
 from grpo_fed.engines.deploy import commands as deploy
 from grpo_fed.engines.deploy.status import describe_deployment
 from grpo_fed.engines.flower import superlink as superlink_module
+from grpo_fed.engines.flower.connections import write_connection
+from grpo_fed.engines.flower.control import SuperLinkControl
 from grpo_fed.engines.flower.engine import FlowerEngine
-from grpo_fed.engines.flower.flwr_command import FlwrCommand, find_script, write_connection
 from grpo_fed.engines.flower.processes import SupervisedProcesses
-from grpo_fed.engines.flower.superlink import Identity, SuperLink, find_free_port, make_flower_environment
+from grpo_fed.engines.flower.superlink import Identity, SuperLink, find_free_port, find_script, make_flower_environment
 from grpo_fed.engines.resident.host import make_host_command
 from grpo_fed.engines.start import run
 from tests.support.small_federation import CLIENTS, CONNECTION, agree, stock_node_command, tiny, until
@@ -35,9 +36,11 @@ def test_nodes_of_both_kinds_serve_a_run(has_exchange: bool, tmp_path: Path, mon
         identity = Identity(authority, server / "server.pem", server / "server-key.pem")
         link = SuperLink(processes, tmp_path / "data", find_free_port(), identity=identity)
         link.start()
-        write_connection(tmp_path / "home", CONNECTION, link.address, authority)
-        flwr = FlwrCommand(CONNECTION, environment, tmp_path / "neutral")
-        registered = {flwr.register(server / "nodes" / f"{client}.pub", client): client for client in CLIENTS}
+        write_connection(tmp_path / "home", CONNECTION, link.connection)
+        with SuperLinkControl(link.connection) as control:
+            registered = {
+                str(control.register(server / "nodes" / f"{client}.pub", client)): client for client in CLIENTS
+            }
         keys = {client: clients / client / "node-key" for client in ("ant", "bee", "dog")}
         state = tmp_path / "state"
         processes.start("node", make_host_command(link.address, keys, authority, state / "node-keys", state))

@@ -127,7 +127,10 @@ def test_a_run_whose_app_is_killed_fails_and_goes_on_from_its_checkpoint(tmp_pat
 
     with ThreadPoolExecutor(1) as executor:
         killed = executor.submit(kill)
-        with pytest.raises(FlowerRunError), FlowerEngine(federation.scenario, federation.out) as engine:
+        with (
+            pytest.raises(FlowerRunError, match="ended by SIGKILL"),
+            FlowerEngine(federation.scenario, federation.out) as engine,
+        ):
             engine.run()
         killed.result(1)
     federation.release(1)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from grpo_fed.engines.start import run
 from grpo_fed.federation.server_state import EVIDENCE
@@ -17,6 +17,7 @@ from grpo_fed.federation.setup import FederationSetup
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.unused import unused_keys
 from grpo_fed.scenario.unused_language import WITH_PROMPTS_ALONE, WITHOUT_PROMPTS, WITHOUT_REDRAWS
+from grpo_fed.scenario.unused_setups import PROMPTS_UNUSED, SETUPS_UNUSED
 from grpo_fed.scenario.unused_table import UNUSED
 from tests.support.small_language import WORDS
 
@@ -62,7 +63,7 @@ env = "grpo_fed/CartPole-v1"
 count = 2
 """
 
-ROWS = (*UNUSED, WITHOUT_PROMPTS, WITHOUT_REDRAWS)
+ROWS = (*UNUSED, *SETUPS_UNUSED, WITHOUT_PROMPTS, WITHOUT_REDRAWS)
 """The rows that hold for clients with environments."""
 
 MODULE = ["policy.module=tests.scenario.test_knobs:UserModule", "policy.shared=['body.*']"]
@@ -75,6 +76,11 @@ ONE_CLIENT = ["clients=[{ name = 'only', env = 'tests.scenario.test_knobs:Reach-
 HUBER = ["merge.rule=huber", "merge.threshold=0.02"]
 CLUSTERS = ["merge.rule=clusters"]
 OWN_RULE = ["merge.rule=tests.engines.test_unused_runs:first_client"]
+
+FILES = TemporaryDirectory()
+TINY_START = f"{FILES.name}/start.safetensors"
+"""A file with what policies may begin with."""
+save_file({"actor.bias": np.array([0.5, -0.5], np.float32)}, TINY_START)
 
 RULE_KEYS = {
     "refit": "false",
@@ -132,6 +138,19 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
     "own learning rates": (
         [*HUBER, "clients.near.learning_rate=0.01", "clients.far.learning_rate=0.02"],
         {"objective.learning_rate": "0.5"},
+    ),
+    "own scales": (
+        ["clients.near.reward_scale=0.1", "clients.far.reward_scale=2.0"],
+        {"rollout.reward_scale": "4.0"},
+    ),
+    "scores without a scale": (GROUP, {"rollout.reward_scale": "2.0", "clients.0.reward_scale": "4.0"}),
+    "own starts": (
+        [
+            "policy.shared=[]",
+            f"clients.near.start={TINY_START}",
+            f"clients.far.start={TINY_START}",
+        ],
+        {"policy.start": "nowhere"},
     ),
     "own entropies": (["clients.near.entropy=0.1", "clients.far.entropy=0.0"], {"objective.entropy": "0.5"}),
     "own penalties": (["clients.near.penalty=0.1", "clients.far.penalty=0.0"], {"penalty.weight": "0.5"}),
@@ -250,6 +269,15 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
         ["policy.shared=[]", "merge.rule=centred-clipping", "clients.0.count=3"],
         {"merge.mix": "1", "merge.radius": "2.0"},
     ),
+    "nothing to step towards": (
+        ["policy.shared=[]", "merge.rule=mean"],
+        {"merge.optimiser": "adam", "merge.rate": "0.5", "merge.momentum": "0.1", "merge.epsilon": "0.1"},
+    ),
+    "nothing to drift from": (
+        ["policy.shared=[]", "merge.rule=mean", "proximity.mode=off"],
+        {"merge.correct_drift": "true"},
+    ),
+    "no momentum": ([], {"merge.momentum": "0.1", "merge.epsilon": "0.1"}),
     "nothing for a rule of the user": (["policy.shared=[]", *OWN_RULE], {"merge.kwargs": "{ number = 1 }"}),
     "nothing to leave": (
         ["policy.shared=[]", "merge.rule=persistence"],
@@ -307,6 +335,21 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
             "round.fraction": "0.3",
             "round.quorum": "1.0",
         },
+    ),
+    "rounds that wait": (
+        [],
+        {
+            "round.buffer": "0.3",
+            "round.staleness": "none",
+            "round.max_staleness": "2",
+            "round.rate_fair": "false",
+            "clients.0.pace": "3.0",
+            "clients.0.jitter": "0.2",
+        },
+    ),
+    "rounds that do not wait, without shared blocks": (
+        ["policy.shared=[]", "proximity.mode=off", "round.mode=buffered"],
+        {"round.staleness": "none", "round.rate_fair": "false"},
     ),
     "no budget to adapt": (["proximity.kl_block=inf"], {"proximity.adaptive": "true"}),
     "no evaluation between": (
@@ -369,6 +412,8 @@ LANGUAGE_CASES: dict[str, tuple[list[str], dict[str, str]]] = {
             "policy.log_std": "1.0",
             "policy.orthogonal": "false",
             "rollout.episode_limit": "1",
+            "rollout.reward_scale": "2.0",
+            "rollout.reward_clip": "0.5",
             "rollout.horizon": "3",
             "evaluate.step_limit": "1",
             "objective.gamma": "0.5",
@@ -441,7 +486,8 @@ def test_every_row_of_the_table_is_tested_with_each_of_its_keys():
         tested |= {(row.reason, key.replace("clients.0.", "clients.")) for row in rows for key in changes}
     assert {(row.reason, key) for row in ROWS for key in row.keys if row.task_condition is None} <= tested
     with_prompts = {key.replace("clients.0.", "clients.") for _, changes in LANGUAGE_CASES.values() for key in changes}
-    assert {key for row in WITH_PROMPTS_ALONE for key in row.keys} - {"objective.entropy_weights"} <= with_prompts
+    rows = (*WITH_PROMPTS_ALONE, *PROMPTS_UNUSED)
+    assert {key for row in rows for key in row.keys} - {"objective.entropy_weights"} <= with_prompts
 
 
 def _path(key: str) -> tuple[str | int, ...]:

@@ -17,7 +17,7 @@ from grpo_fed.federation.rounds import Federation
 from grpo_fed.policy.shared import SharedBlocks, resolve_shared_blocks
 from grpo_fed.runs.records import RoundRecord
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.scenario.settings import ATTACKS_WITH_STRENGTH, ClientSettings
+from grpo_fed.scenario.settings import ATTACKS_WITH_STRENGTH, COLLUDING_ATTACKS, ClientSettings
 from grpo_fed.scenario.toml.source import ScenarioError
 from tests.support.numeric_clients import BASE, NumericTransport, numeric_scenario
 
@@ -152,6 +152,27 @@ def test_clients_that_collude_are_refused_where_nobody_knows_the_others() -> Non
         FlowerEngine(scenario)
     with pytest.raises(ValueError, match="rounds that wait"):
         ColludingTransport(NumericTransport(shared_blocks), scenario, shared_blocks).submit({})
+
+
+def test_clients_that_collude_are_refused_in_rounds_that_do_not_wait() -> None:
+    with pytest.raises(ScenarioError, match=r'does not wait for them; use round.mode = "sync", or an attack such'):
+        hostile_scenario("mimic", "round.mode=buffered")
+    assert set(COLLUDING_ATTACKS) == set(COLLUDING)
+    assert hostile_scenario("sign-flip", "round.mode=buffered").round.mode == "buffered"
+
+
+def test_mixing_needs_twice_as_many_clients_in_a_round() -> None:
+    """Of seven clients three may be hostile, of the four of a merge one, of the two of a sample none."""
+    rule = "merge.rule=median"
+    assert hostile_scenario("alie", rule, "merge.mix=3").merge.mix == 3
+    with pytest.raises(ScenarioError, match="less than half of the clients of a round: at most 3 of 7"):
+        hostile_scenario("alie", rule, "merge.mix=4")
+    with pytest.raises(ScenarioError, match="round.buffer.*at most 1 of 4"):
+        hostile_scenario("scaled", rule, "merge.mix=2", "round.mode=buffered")
+    with pytest.raises(ScenarioError, match="round.fraction.*at most 0 of 2"):
+        hostile_scenario("scaled", rule, "merge.mix=1", "round.fraction=0.25")
+    with pytest.raises(ScenarioError, match=r'"persistence" needs; use "mean" or a robust rule'):
+        hostile_scenario("scaled", "merge.rule=persistence", "merge.mix=1")
 
 
 def test_attacks_by_a_task_are_refused_for_language_models() -> None:

@@ -193,11 +193,16 @@ SETTINGS = {
     "measured": ('proximity.mode="measured"', "proximity.adaptive=true"),
     "quadratic": ('merge.rule="fisher"', 'proximity.mode="quadratic"', "proximity.adaptive=true"),
     "clusters": ('merge.rule="clusters"', 'proximity.mode="quadratic"', "proximity.kl_block=0.5", "rounds=7"),
+    "adam": ('merge.optimiser="adam"', "merge.rate=0.1"),
+    "momentum": (
+        *('merge.rule="persistence"', "merge.rejoin=2", "rounds=8"),
+        *('merge.optimiser="momentum"', 'proximity.mode="quadratic"', "proximity.kl_block=0.5"),
+    ),
     "some": ("round.fraction=0.5",),
     "local": ('method="local"',),
     "early": ("stop.patience=1",),
 }
-CONTRARY = ("persistence", "evidence", "clusters")
+CONTRARY = ("persistence", "evidence", "clusters", "momentum")
 """The settings with which a client that wants the opposite of the others parts from them."""
 GAINS = {f"c-{number}": 1.0 + 0.1 * number for number in range(5)}
 

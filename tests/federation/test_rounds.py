@@ -15,8 +15,8 @@ import pytest
 
 from grpo_fed.aggregation.proximity import AcceptedBlock, AcceptedStep
 from grpo_fed.federation.messages import Evaluate, Instruction, Measure, Start, Train, Trained
-from grpo_fed.federation.participation import ceil_fraction
-from grpo_fed.federation.rounds import Federation, QuorumLostError
+from grpo_fed.federation.participation import QuorumLostError, ceil_fraction
+from grpo_fed.federation.rounds import Federation
 from grpo_fed.federation.server_step import with_measured_kl
 from grpo_fed.runs.records import Failure, RoundRecord, record_to_line
 from grpo_fed.runs.results import Result

@@ -57,6 +57,21 @@ def make_learner(given: Scenario) -> StackedLearner:
     return learner
 
 
+@pytest.mark.parametrize("advantage", ["gae", "group"])
+def test_rewards_are_scaled_and_clipped_to_learn_from_and_reported_raw(advantage: str) -> None:
+    """A cart gets 1 for each step: learned from are min(0.5 * 1, 0.4), min(0.25 * 1, 0.4) and 0.4."""
+    overrides = ["rollout.reward_scale=0.5", "rollout.reward_clip=0.4", f"objective.advantage={advantage}"]
+    given = scenario(SMALL, CLIENTS.format(count=3), *overrides, "group.size=2", "rollout.episode_limit=60")
+    scales = {1: 0.25, 2: 7.0}
+    tasks = [replace(task, reward_scale=scales.get(row, 0.5)) for row, task in enumerate(resolve_tasks(given))]
+    learner = StackedLearner(tasks, given)
+    trajectories, _ = learner.collect(np.ones(3, bool))
+    learner.close()
+    for row, expected in enumerate((0.4, 0.25, 0.4)):
+        assert np.unique(trajectories.rewards[row][trajectories.valid[row]]) == np.float32(expected)
+        assert all(episode.score == episode.length for episode in trajectories.episodes[row])
+
+
 OBJECTIVES = {
     "ppo": (),
     "normalised": ("normalise.observations=true", "normalise.rewards=true"),

@@ -103,9 +103,14 @@ def plain_network(values: Mapping[str, Tensor], tower: list[str]) -> nn.Sequenti
     return nn.Sequential(*layers[:-1])
 
 
-def test_adam_epochs_are_those_of_a_plain_ppo() -> None:
-    """Written out with torch.distributions, autograd, clip_grad_norm_ and torch.optim.Adam; batches are whole."""
-    given = scenario("[objective]\nepochs = 5\nminibatches = 1\nlearning_rate = 0.01\nentropy = 0.02\nclip = 0.1")
+@pytest.mark.parametrize("inner_rate", [0.0, 0.2])
+def test_adam_epochs_are_those_of_a_plain_ppo(inner_rate: float) -> None:
+    """Written out with torch.distributions, autograd, clip_grad_norm_ and torch.optim.Adam; batches are whole.
+
+    With an inner rate every second gradient is taken after a step along the one before (2002.07948, first-order).
+    """
+    epochs = "[objective]\nepochs = 6\nminibatches = 1\nlearning_rate = 0.01\nentropy = 0.02\nclip = 0.1"
+    given = scenario(f"{epochs}\n[personal]\ninner_rate = {inner_rate}")
     stack = stack_of(given)
     batch, judged = experience(stack)
     start = stack.policy.layout.unstack(stack.parameters.clone())
@@ -119,7 +124,7 @@ def test_adam_epochs_are_those_of_a_plain_ppo() -> None:
         actions, old = batch.actions[client].flatten(), batch.log_probs[client].flatten()
         advantages = judged.advantages[client].flatten()
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-        for _ in range(5):
+        for epoch in range(6):
             chosen = torch.distributions.Categorical(logits=actor(observations))
             ratio = (chosen.log_prob(actions) - old).exp()
             surrogate = torch.min(ratio * advantages, ratio.clamp(0.9, 1.1) * advantages).mean()
@@ -128,6 +133,14 @@ def test_adam_epochs_are_those_of_a_plain_ppo() -> None:
             adam.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(every, 0.5)
+            if inner_rate and epoch % 2 == 0:
+                before = [parameter.detach().clone() for parameter in every]
+                for parameter in every:
+                    assert parameter.grad is not None
+                    parameter.data -= inner_rate * parameter.grad
+                continue
+            for parameter, value in zip(every, before if inner_rate else [], strict=bool(inner_rate)):
+                parameter.data.copy_(value)
             adam.step()
         found = torch.cat([view[client].flatten() for view in stack.views.values()])
         torch.testing.assert_close(found, torch.cat([p.detach().flatten() for p in every]), rtol=1e-4, atol=2e-5)

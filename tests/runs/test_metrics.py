@@ -31,11 +31,13 @@ def full_record() -> RoundRecord:
             rho_by_group={"torso.0.weight": 0.7, "torso.0.bias": 0.123456},
             left={"torso.0.weight": 0.7},
             returned={"actor": 1.5},
+            age=2,
         ),
         ClientRecord("b", "carts", failure=Failure("late", "no answer in 5 s")),
     ]
     step = AcceptedStep((AcceptedBlock("torso.0", 0.1, 0.2, 0.5, 0.3),), 0.1, 0.4, 0.6, ("a",))
     server = ServerRecord(step, {"joint": 0.1, "torso.0": 0.2}, 1, 2, 3, ("krum: took a",), rho_limit=0.5)
+    server = dataclasses.replace(server, merge_length=0.5, virtual_seconds=1.5)
     return RoundRecord(2, 9, 0.5, 64, clients, server)
 
 

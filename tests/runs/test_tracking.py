@@ -247,6 +247,17 @@ def test_a_tracker_writes_nothing_before_the_first_round(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupted_run_leaves_no_process_and_its_records_to_replay(tmp_path: Path):
+    tracker = Tracker.open(f"sqlite:///{tmp_path}/x.db", tmp_path / "run", scenario())
+    tracker.round(line(scenario(), 1))
+    writer = tracker._writer
+    assert writer is not None
+    tracker.close(None, "interrupted", patience=0.0)  # before it has imported MLflow
+    assert writer.returncode == -signal.SIGKILL
+    assert f"grpo-fed replay {tmp_path / 'run'} sends it" in str(tracker.trouble)
+    assert tracker.spool.has_unsent
+
+
 def test_an_unwritable_folder_does_not_stop_the_run(tmp_path: Path):
     (tmp_path / "run").write_text("a file")
     tracker = Tracker.open(f"sqlite:///{tmp_path}/x.db", tmp_path / "run", scenario())

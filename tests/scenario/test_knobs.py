@@ -16,8 +16,8 @@ from grpo_fed.federation.clients import Clients
 from grpo_fed.federation.messages import Start, Train
 from grpo_fed.federation.state_store import StateStore
 from grpo_fed.policy.shared import resolve_shared_blocks
+from grpo_fed.policy.shared_names import POLICIES
 from grpo_fed.rl.make import make_learners
-from grpo_fed.runs.folder import POLICIES
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml.keys import all_keys
 from grpo_fed.tasks.resolve import resolve_tasks
@@ -107,10 +107,13 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "policy.module": (DEFAULT, "tests.scenario.test_knobs:UserModule"),
     "policy.kwargs": (["policy.module=tests.scenario.test_knobs:UserModule"], "{ width = 3 }"),
     "policy.blocks": (["trust.blocks={ '*' = 1e-4 }"], "{ all = ['*'] }"),
+    "policy.freeze": (DEFAULT, "['torso.*']"),
     "policy.groups": (PENALTY, "{ '*' = 'row' }"),
     "rollout.num_envs": (DEFAULT, "2"),
     "rollout.horizon": (DEFAULT, "8"),
     "rollout.episode_limit": (DEFAULT, "2"),
+    "rollout.reward_scale": (DEFAULT, "0.1"),
+    "rollout.reward_clip": (DEFAULT, "2.0"),
     "normalise.observations": (DEFAULT, "true"),
     "normalise.rewards": (DEFAULT, "true"),
     "normalise.clip": (["normalise.observations=true"], "0.5"),
@@ -166,6 +169,7 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "penalty.squared": (DEFAULT, "1.0"),
     "penalty.blocks": (PENALTY, "['actor']"),
     "personal.first": (DEFAULT, "0.5"),
+    "personal.inner_rate": (DEFAULT, "0.1"),
     "personal.model": (["steps=128"], "true"),
     "personal.pull": (PERSONAL, "0.0"),
     "personal.steps": (PERSONAL, "0.25"),
@@ -179,6 +183,7 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "clients.0.learning_rate": (DEFAULT, "0.01"),
     "clients.0.entropy": (DEFAULT, "0.1"),
     "clients.0.penalty": (DEFAULT, "0.05"),
+    "clients.0.reward_scale": (DEFAULT, "0.1"),
 }
 
 EXCEPTIONS = {
@@ -187,6 +192,8 @@ EXCEPTIONS = {
     "clients.count": "is the number of clients",
     "clients.attack": "changes what the server is sent",
     "clients.strength": "changes what the server is sent",
+    **{f"{section}.start": "names a file, see tests/policy/test_start.py" for section in ("policy", "clients")},
+    **{f"clients.{key}": "is virtual time, see tests/federation/test_buffer.py" for key in ("pace", "jitter")},
     "group.redraws": "is for clients with prompts",
     "trust.estimate": "is for clients with prompts",
     **{

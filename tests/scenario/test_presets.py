@@ -77,7 +77,13 @@ def test_one_preset_key_has_a_none_that_toml_cannot_write():
     without_spelling = {("objective", "clip_high"), ("stop", "target"), ("language", "alpha")}
     assert without_spelling & presets.KEYS_OF_PRESETS == {("objective", "clip_high")}
     empty = {path for path, info in all_keys(Scenario) if not info.is_required() and info.default is None}
-    written_as_inf_or_absent = {("objective", "value_clip"), ("trust", "stop"), ("policy", "module")}
+    written_as_inf_or_absent = {
+        ("objective", "value_clip"),
+        ("trust", "stop"),
+        ("policy", "module"),
+        ("policy", "start"),
+    }
+    written_as_inf_or_absent |= {("rollout", "reward_clip")}
     assert {path for path in empty if path[0] != "clients"} == without_spelling | written_as_inf_or_absent
 
 

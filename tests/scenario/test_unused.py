@@ -22,6 +22,7 @@ from grpo_fed.scenario.toml.source import ScenarioError
 from grpo_fed.scenario.unused import GivenKeys, unused_keys
 from grpo_fed.scenario.unused_language import LANGUAGE_UNUSED
 from grpo_fed.scenario.unused_rows import TaskFacts
+from grpo_fed.scenario.unused_setups import PROMPTS_UNUSED, SETUPS_UNUSED
 from grpo_fed.scenario.unused_table import UNUSED
 from tests.scenario.test_knobs import CHANGES, SMALL
 
@@ -41,13 +42,13 @@ count = 3
 ALWAYS_USED = {
     # the run itself
     *("name", "description", "method", "rounds", "steps", "seed", "device"),
-    *("round.deadline", "round.patience", "evaluate.episodes", "checkpoint.every"),
+    *("round.mode", "round.deadline", "round.patience", "evaluate.episodes", "checkpoint.every"),
     # whatever else is given, these are part of what is learned
-    *("policy.module", "policy.blocks", "policy.shared"),
+    *("policy.module", "policy.blocks", "policy.shared", "policy.freeze"),
     *("rollout.num_envs", "normalise.observations", "normalise.rewards"),
     *("objective.preset", "objective.advantage", "objective.surrogate", "objective.step"),
     *("objective.normalise_advantages", "objective.average"),
-    *("trust.blocks", "personal.first", "personal.model"),
+    *("trust.blocks", "personal.first", "personal.model", "personal.inner_rate"),
     *("clients.name", "clients.env", "clients.count", "clients.kwargs", "clients.wrappers"),
     *("clients.entropy", "clients.penalty", "clients.changes.round", "clients.changes.kwargs"),
     *("clients.prompts", "clients.eval_prompts", "clients.attack"),
@@ -208,7 +209,7 @@ def test_a_key_is_not_named_where_another_value_changes_what_is_learned(knob: st
 
 
 def test_every_key_is_in_the_table_or_always_used():
-    in_table = {key for row in (*UNUSED, *LANGUAGE_UNUSED) for key in row.keys}
+    in_table = {key for row in (*UNUSED, *LANGUAGE_UNUSED, *SETUPS_UNUSED, *PROMPTS_UNUSED) for key in row.keys}
     every = {".".join(map(str, path)) for path, _ in all_keys(Scenario)}
     assert in_table <= every
     assert not in_table & (ALWAYS_USED | REFUSED.keys())

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from grpo_fed.engines.flower.flwr_command import find_script
-from grpo_fed.engines.flower.superlink import find_free_port
+from grpo_fed.engines.flower.superlink import find_free_port, find_script
 from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
 

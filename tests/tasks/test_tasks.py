@@ -72,8 +72,11 @@ class PromptTask(Task):
 
 
 def test_a_task_needs_no_environment():
-    task = PromptTask("writer", learning_rate=0.5, entropy=0.0, penalty=0.25, prompts=("2 + 2 =", "3 + 5 ="))
+    task = PromptTask(
+        "writer", learning_rate=0.5, entropy=0.0, penalty=0.25, reward_scale=2.0, prompts=("2 + 2 =", "3 + 5 =")
+    )
     assert (task.client, task.learning_rate, task.entropy, task.penalty) == ("writer", 0.5, 0.0, 0.25)
+    assert task.reward_scale == 2.0
     assert (task.signature, task.description) == (("tokens", 32000), "2 prompts")
 
 

@@ -120,12 +120,13 @@ def find_split(between: Tensor, within: Tensor, weights: Tensor) -> Split | None
     first, second = _mean_weights(sides, weights), _mean_weights(~sides, weights)
     contrast = first - second
     b2, v = _form(between, contrast, contrast), _form(within, contrast, contrast)
-    merged = (weights / total).expand_as(first)
-    of_first, of_second = _form(between, first, merged), _form(between, second, merged)
+    step_of_first, step_of_second, merged = first @ between, second @ between, weights / total
+    of_first, of_second = (step_of_first * merged).sum(1), (step_of_second * merged).sum(1)
     # A side without weight moves nobody: it can be set back, but does not set back the other.
     set_back = of_first.minimum(of_second) < 0
-    lengths = _form(between, first, first).clamp(min=0).sqrt() * _form(between, second, second).clamp(min=0).sqrt()
-    opposed = _form(between, first, second) < -OPPOSED * lengths.clamp(min=TINY)
+    squares = (step_of_first * first).sum(1).clamp(min=0), (step_of_second * second).sum(1).clamp(min=0)
+    lengths = squares[0].sqrt() * squares[1].sqrt()
+    opposed = (step_of_first * second).sum(1) < -OPPOSED * lengths.clamp(min=TINY)
     pays = (set_back | opposed) & (v > TINY) & (b2 > PAYS * v)
     if not pays.any():
         return None

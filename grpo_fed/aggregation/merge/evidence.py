@@ -170,12 +170,13 @@ def add_round(panel: Panel, replies: Replies, updates: Updates, groups: Groups) 
         return panel
     rows, sizes = panel.rows(replies.clients), sketch_sizes(groups, len(panel.clients))
     scale = torch.where((updates.norms > TINY) & ~panel.departed[rows], 1 / updates.norms.clamp(min=TINY), 0.0)
-    units = updates.sketches.double() * scale.repeat_interleave(sizes, 1)
     sums, products, common = panel.sums.clone(), panel.products.clone(), panel.common.clone()
     waiting = panel.waiting.clone()
-    sums[rows] += units
+    units = updates.sketches.double()
     for group, part in enumerate(units.split(sizes.tolist(), 1)):
+        part *= scale[:, group, None]
         products[group, rows[:, None], rows] += part @ part.mT
+    sums.index_add_(0, rows, units)
     common[rows[:, None], rows] += 1
     waiting[rows] += 1
     return replace(panel, sums=sums, products=products, common=common, waiting=waiting)
@@ -301,14 +302,14 @@ def measure_updates(replies: Replies, shared: Tensor, groups: Groups, clients: i
         if layout.signs is None:
             sketch[:] = values
             continue
-        values *= layout.signs
         for part, numbers in zip(layout.places, layout.numbers, strict=True):
-            _fold(values[part], sketch[numbers])
+            _fold(values[part], layout.signs[part], sketch[numbers])
     return Updates(torch.from_numpy(np.sqrt(squares)), torch.from_numpy(sketches))
 
 
-def _fold(values: np.ndarray, sketch: np.ndarray) -> None:
-    """Add values [n] up in turn into the numbers of a sketch [m], which are 0."""
-    whole = len(values) // len(sketch) * len(sketch)
-    values[:whole].reshape(-1, len(sketch)).sum(0, out=sketch)
-    sketch[: len(values) - whole] += values[whole:]
+def _fold(values: np.ndarray, signs: np.ndarray, sketch: np.ndarray) -> None:
+    """Add values [n] times signs [n] up in turn into the numbers of a sketch [m], which are 0."""
+    width = len(sketch)
+    whole = len(values) // width * width
+    np.einsum("ij,ij->j", values[:whole].reshape(-1, width), signs[:whole].reshape(-1, width), out=sketch)
+    sketch[: len(values) - whole] += values[whole:] * signs[whole:]

@@ -1,4 +1,4 @@
-"""What `grpo-fed deploy` does: keys and certificates, the server, a client. Thin layers over Flower's own commands."""
+"""What `grpo-fed deploy` does: keys and certificates, the server, a client."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from grpo_fed.engines.deploy import certificates
 from grpo_fed.engines.deploy.status import describe_deployment, read_registered
-from grpo_fed.engines.flower.flwr_command import FlwrCommand, find_flower_home, write_connection
+from grpo_fed.engines.flower.connections import find_flower_home, write_connection
+from grpo_fed.engines.flower.control import SuperLinkControl
 from grpo_fed.engines.flower.processes import POLL, SupervisedProcesses
 from grpo_fed.engines.flower.superlink import (
     KEYS,
@@ -27,7 +28,7 @@ from grpo_fed.engines.flower.superlink import (
 )
 from grpo_fed.engines.resident.host import OWN_KEYS, make_host_command
 from grpo_fed.runs.files import write_atomic
-from grpo_fed.scenario.field_types import Name
+from grpo_fed.scenario.field_types import Device, Name
 
 PORT = 9092
 CONNECTION = "grpo-fed"
@@ -157,10 +158,10 @@ def server(
     with _stop_signals() as signals, SupervisedProcesses(data, environment) as processes:
         superlink = SuperLink(processes, data, port, host=host, identity=identity, open_to_all=open_to_all)
         superlink.start()
-        authority = None if identity is None else identity.authority
-        write_connection(find_flower_home(), connection, superlink.address, authority)
+        write_connection(find_flower_home(), connection, superlink.connection)
         if identity is not None:
-            _register_keys(FlwrCommand(connection, environment, data), folder / NODES, data / REGISTERED, say)
+            with SuperLinkControl(superlink.connection) as control:
+                _register_keys(control, folder / NODES, data / REGISTERED, say)
         say(f"ready at {host}:{port}; on this machine: grpo-fed run SCENARIO --engine flower --superlink {connection}")
         return _supervise(Restarter(processes, superlink.commands), signals, say)
 
@@ -177,7 +178,7 @@ def _check_file(path: Path) -> None:
         raise ValueError(f"{path}: is missing; make it with `grpo-fed deploy init`, or use --insecure")
 
 
-def _register_keys(flwr: FlwrCommand, keys: Path, path: Path, say: Say) -> None:
+def _register_keys(control: SuperLinkControl, keys: Path, path: Path, say: Say) -> None:
     """Register the clients' public keys in a folder, and remove the others.
 
     path: the file with what is registered, for which client and which node.
@@ -186,12 +187,12 @@ def _register_keys(flwr: FlwrCommand, keys: Path, path: Path, say: Say) -> None:
     wanted = {key.stem: key.read_text() for key in sorted(keys.glob("*.pub"))}
     for client, entry in list(registered.items()):
         if wanted.get(client) != entry["key"]:
-            flwr.unregister(entry["node"])
+            control.unregister(int(entry["node"]))
             del registered[client]
             say(f"client {client}: its key is no longer accepted")
     for client, key in wanted.items():
         if client not in registered:
-            registered[client] = {"key": key, "node": flwr.register(keys / f"{client}.pub", client)}
+            registered[client] = {"key": key, "node": str(control.register(keys / f"{client}.pub", client))}
             say(f"client {client}: its key is accepted")
         write_atomic(path, json.dumps(registered, indent=1))
     write_atomic(path, json.dumps(registered, indent=1))
@@ -214,6 +215,7 @@ def client(
     folder: Path | None,
     *,
     state: Path | None = None,
+    devices: Sequence[str] = (),
     insecure: bool = False,
     say: Say = print,
 ) -> int:
@@ -222,10 +224,12 @@ def client(
     superlink: HOST:PORT of the server.
     folder: what `init` made for the client, or a folder with that of each client; may be None with `insecure`.
     state: where the clients keep their states between rounds, by default a folder of the user's.
+    devices: the torch device of each client, in the order of the names, or one for all; by default the scenario's.
     insecure: no encryption and no keys.
     say: is called with a line at every event.
     """
     _check_names(names)
+    given = _match_devices(names, devices)
     authority, keys = None, dict[str, Path | None].fromkeys(names)
     if not insecure:
         if folder is None:
@@ -236,10 +240,25 @@ def client(
             _check_file(path)
     state = find_state_folder(state)
     with _stop_signals() as signals, SupervisedProcesses(Path.home(), make_flower_environment()) as processes:
-        command = make_host_command(superlink, keys, authority, state / OWN_KEYS, state)
+        command = make_host_command(superlink, keys, authority, state / OWN_KEYS, state, given)
         processes.start(NODE, command)
         say(f"{', '.join(names)}: served to {superlink}")
         return _supervise(Restarter(processes, {NODE: command}), signals, say)
+
+
+def _match_devices(names: Sequence[str], devices: Sequence[str]) -> dict[str, str]:
+    """Return each client's device; ValueError for one that torch has no name for, or for another number of them."""
+    for device in devices:
+        try:
+            TypeAdapter(Device).validate_python(device)
+        except ValidationError as error:
+            raise ValueError(f"--device {device}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+    if len(devices) not in (0, 1, len(names)):
+        raise ValueError(
+            f"--device is given {len(devices)} times for {len(names)} clients: give one for each --name, in the same"
+            " order, or one for all"
+        )
+    return {name: devices[min(place, len(devices) - 1)] for place, name in enumerate(names)} if devices else {}
 
 
 def _find_client_folders(folder: Path, names: Sequence[str]) -> dict[str, Path]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +10,8 @@ from typing import Any
 
 from grpo_fed.engines.exchange import protocol
 from grpo_fed.engines.exchange.exchange import SILENT_SECONDS
-from grpo_fed.engines.flower.flwr_command import FlwrCommand, check_connection, find_flower_home
-from grpo_fed.engines.flower.superlink import make_flower_environment
+from grpo_fed.engines.flower.connections import SuperLinkAddress, read_connection
+from grpo_fed.engines.flower.control import ListedNode, ListedRun, SuperLinkControl
 from grpo_fed.engines.wire.flower_private import NoConnectionError, RefusedError, send_request
 
 MOST_RUNS = 10
@@ -29,6 +27,8 @@ class NodeRow:
     state: str
     sign_of_life: str
     work: str
+    device: str
+    version: str
 
 
 def describe_deployment(connection: str, registered: Mapping[str, str]) -> list[str]:
@@ -37,44 +37,41 @@ def describe_deployment(connection: str, registered: Mapping[str, str]) -> list[
     connection: its name in Flower's configuration. registered: by node, the client for which its key was made.
     ValueError if there is no such connection, RuntimeError if its server does not answer.
     """
-    check_connection(connection)
-    config = tomllib.loads((find_flower_home() / "config.toml").read_text(encoding="utf-8"))["superlink"][connection]
-    authority = Path(config["root-certificates"]) if "root-certificates" in config else None
-    with tempfile.TemporaryDirectory() as folder:
-        flwr = FlwrCommand(connection, make_flower_environment(), Path(folder))
-        nodes, runs = flwr.list_nodes(), flwr.list_runs()
-    rows = make_rows(nodes, _ask_exchange(config["address"], authority), registered)
-    return [f"{connection} at {config['address']}", "", *_format_nodes(rows), "", *_format_runs(runs)]
+    link = read_connection(connection)
+    with SuperLinkControl(link) as control:
+        nodes, runs = control.list_nodes(), control.list_runs()
+    rows = make_rows(nodes, _ask_exchange(link), registered)
+    return [f"{connection} at {link.address}", "", *_format_nodes(rows), "", *_format_runs(runs)]
 
 
 def make_rows(
-    nodes: Sequence[Mapping[str, Any]], at_exchange: Sequence[Mapping[str, Any]], registered: Mapping[str, str]
+    nodes: Sequence[ListedNode], at_exchange: Sequence[Mapping[str, Any]], registered: Mapping[str, str]
 ) -> list[NodeRow]:
     """Join what Flower, the exchange and the keys say of each node.
 
-    nodes: Flower's, as `flwr supernode list` has them. at_exchange: those that were there, as `NodeStatus` has them.
+    nodes: Flower's. at_exchange: those that were there, as `NodeStatus` has them.
     """
     here = {str(entry["node"]): entry for entry in at_exchange}
     rows = []
     for node in nodes:
-        number, state = str(node["node-id"]), str(node["status"])
+        number, state = str(node.node), node.status
         entry = here.get(number)
         client = registered.get(number) or (str(entry["client"]) if entry else "") or "?"
         if entry is not None:
             seconds, working = float(entry["silent_seconds"]), int(entry["working"])
             is_here = seconds < SILENT_SECONDS
             state = "resident" if is_here else "missed"
-            rows.append(NodeRow(client, number, state, f"{seconds:.0f} s ago", f"{working}" if working else ""))
+            words = f"{seconds:.0f} s ago", f"{working}" if working else "", str(entry["device"]), str(entry["version"])
+            rows.append(NodeRow(client, number, state, *words))
         else:
-            when = str(node["online-at"] if state == "online" else node["offline-at"]) or "never"
-            rows.append(NodeRow(client, number, state, when, ""))
+            rows.append(NodeRow(client, number, state, node.since or "never", "", "", ""))
     return sorted(rows, key=lambda row: (row.client, row.node))
 
 
-def _ask_exchange(address: str, authority: Path | None) -> list[dict[str, Any]]:
+def _ask_exchange(link: SuperLinkAddress) -> list[dict[str, Any]]:
     """Return what the server's exchange knows of its nodes; nothing if it has none."""
     try:
-        answer = send_request(address, authority, protocol.STATUS, protocol.encode({}))
+        answer = send_request(link.address, link.authority, protocol.STATUS, protocol.encode({}))
     except (NoConnectionError, RefusedError):
         return []
     nodes: list[dict[str, Any]] = protocol.decode(answer)[0]["nodes"]
@@ -84,17 +81,16 @@ def _ask_exchange(address: str, authority: Path | None) -> list[dict[str, Any]]:
 def _format_nodes(rows: Sequence[NodeRow]) -> list[str]:
     if not rows:
         return ["no node is registered: start one with `grpo-fed deploy client`"]
-    table = [("client", "state", "last sign of life", "works on", "node")]
-    table += [(row.client, row.state, row.sign_of_life, row.work, row.node) for row in rows]
+    table = [("client", "state", "last sign of life", "works on", "device", "grpo_fed", "node")]
+    table += [(row.client, row.state, row.sign_of_life, row.work, row.device, row.version, row.node) for row in rows]
     return _align(table)
 
 
-def _format_runs(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+def _format_runs(runs: Sequence[ListedRun]) -> list[str]:
     if not runs:
         return ["no run yet: `grpo-fed run SCENARIO --engine flower --superlink NAME`"]
-    latest = sorted(runs, key=lambda run: str(run.get("created-at", "")))[-MOST_RUNS:]
     table = [("run", "status", "since")]
-    table += [(str(run["run-id"]), str(run["status"]), str(run.get("created-at", ""))) for run in latest]
+    table += [(str(run.run), str(run.status), run.since) for run in reversed(runs[:MOST_RUNS])]
     return _align(table)
 
 

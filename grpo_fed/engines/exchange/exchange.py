@@ -91,6 +91,10 @@ class NodeStatus:
     silent_seconds: float
     working: int
     """How many messages it works on."""
+    device: str
+    """What its client computes on; empty if the node does not say."""
+    version: str
+    """Of grpo_fed on its machine; empty if the node does not say."""
 
 
 @dataclass(eq=False)
@@ -103,6 +107,8 @@ class _Message:
 @dataclass(eq=False)
 class _Node:
     client: str = ""
+    device: str = ""
+    version: str = ""
     seen: float = 0.0
     working: tuple[str, ...] = ()
     ask_flower: bool = True
@@ -128,10 +134,11 @@ class Exchange:
 
     # For nodes
 
-    def arrive(self, node: int, client: str) -> None:
-        """Note a node and its client's name."""
+    def arrive(self, node: int, client: str, device: str = "", version: str = "") -> None:
+        """Note a node, its client's name, and what it says of its machine."""
         known = self._nodes.setdefault(node, _Node())
-        known.client, known.seen, known.ask_flower = client, self._clock(), True
+        known.client, known.device, known.version = client, device, version
+        known.seen, known.ask_flower = self._clock(), True
 
     async def next(self, node: int, working: Sequence[str], answered: Sequence[str], wait: float) -> Next:
         """Wait until there is something to tell a node, `wait` seconds at most."""
@@ -249,7 +256,8 @@ class Exchange:
         """What is known of each node, by the names of their clients."""
         now = self._clock()
         known = [
-            NodeStatus(number, node.client, now - node.seen, len(node.working)) for number, node in self._nodes.items()
+            NodeStatus(number, node.client, now - node.seen, len(node.working), node.device, node.version)
+            for number, node in self._nodes.items()
         ]
         return sorted(known, key=lambda node: (node.client, node.node))
 

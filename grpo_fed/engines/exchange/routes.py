@@ -113,7 +113,8 @@ class ExchangeRoutes:
         self._passes = {key: entry for key, entry in self._passes.items() if entry.until > now}
         self._passes[token] = _Pass(node, now + PASS_SECONDS)
         self._heartbeats[node] = now
-        self.exchange.arrive(node, str(document["client"])[:128])
+        words = (str(document.get(key, ""))[:128] for key in ("client", "device", "version"))
+        self.exchange.arrive(node, *words)
         return self._encode({"node": node, "pass": token})
 
     async def _next(self, scope: Scope, document: dict[str, Any], contents: list[bytes]) -> bytes:

@@ -4,7 +4,10 @@
     log_channel.py   LogChannel: round records and the result, through the log of a run
     app_folder.py    the Flower app, as a folder of its own
     superlink.py     a SuperLink, and restarting what ends
-    flwr_command.py  FlwrCommand: Flower's command line and its configuration
+    connections.py   the configuration of connections to SuperLinks, which `flwr` reads too
+    control.py       SuperLinkControl: starts, follows and stops runs, without `flwr`
+    launcher.py      forks the processes of a federation from one that has imported what they need
+    superexec.py     starts server apps, as forks too
     processes.py     SupervisedProcesses: processes that end with this one
     supervisor.py    the process that starts these and ends them
     access.py        which machines may ask a SuperLink for what

@@ -12,8 +12,9 @@ accepts everything from everywhere. In either case it has an exchange (`grpo_fed
 from __future__ import annotations
 
 import logging
+import socket
 import sys
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from ipaddress import IPv6Address, ip_address
 from typing import Any, TypeAlias, final
 
@@ -34,14 +35,17 @@ SHUTDOWN_SECONDS = 1
 """Seconds that requests have to end when the SuperLink is stopped."""
 
 
-def main() -> None:
-    """Run `flower-superlink` with the middleware; requests that wait are not logged, since they never end."""
+def main(arguments: Sequence[str], link: socket.socket | None = None) -> None:
+    """Run `flower-superlink` with the middleware; requests that wait are not logged, since they never end.
+
+    link: None, since it asks no launcher for anything.
+    """
     logging.getLogger("uvicorn.access").addFilter(lambda record: protocol.ROOT not in record.getMessage())
-    middleware: list[type[Any]] = [LocalOnlyMiddleware, ExchangeRoutes]
-    if OPEN_TO_ALL in sys.argv:
-        sys.argv.remove(OPEN_TO_ALL)
-        middleware.remove(LocalOnlyMiddleware)
+    middleware: list[type[Any]] = (
+        [ExchangeRoutes] if OPEN_TO_ALL in arguments else [LocalOnlyMiddleware, ExchangeRoutes]
+    )
     run_superlink(
+        [argument for argument in arguments if argument != OPEN_TO_ALL],
         middleware,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
@@ -79,4 +83,4 @@ def is_local(scope: Scope) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

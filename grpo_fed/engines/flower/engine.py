@@ -1,7 +1,8 @@
-"""A federation through `flwr run`: on Flower's simulation, on nodes of this machine, or on a deployment.
+"""A federation on Flower: on its simulation, on a node of this machine, or on a deployment.
 
-For the first two this machine gets a SuperLink of its own, with a node for each client or a simulation of them, while
-the run lasts. Then, as on a deployment, the server's app is started as a run of it, and its log is read until it ends.
+For the first two this machine gets a SuperLink of its own, with a node for all clients or a simulation of them, while
+the run lasts. Its processes start before this one imports torch, since all of them take seconds to import what they
+need. Then, as on a deployment, the server's app is started as a run of it, and its log is read until it ends.
 """
 
 from __future__ import annotations
@@ -9,29 +10,27 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import queue
 import re
 import shutil
 import tempfile
-import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
-from typing import Literal, Self, TypeAlias, final
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias, final
 
 from grpo_fed.engines.flower.app_folder import make_app_folder
-from grpo_fed.engines.flower.flwr_command import FlwrCommand, RunStatus, check_connection, write_connection
-from grpo_fed.engines.flower.log_channel import LogChannel, Say, Watch, follow_lines
-from grpo_fed.engines.flower.processes import POLL, SupervisedProcesses
+from grpo_fed.engines.flower.connections import read_connection
+from grpo_fed.engines.flower.log_channel import LogChannel, Say, Watch
+from grpo_fed.engines.flower.processes import POLL, SupervisedProcesses, remove_colours
 from grpo_fed.engines.flower.superlink import STATE, Restarter, SuperLink, find_free_port, make_flower_environment
 from grpo_fed.engines.resident.host import make_host_command
 from grpo_fed.federation.hostile import refuse_collusion
-from grpo_fed.policy.shared import resolve_shared_blocks
-from grpo_fed.rl.device import resolve_device
+from grpo_fed.policy.shared_names import POLICIES
 from grpo_fed.runs.folder import (
     CLAIMED,
     CLIENTS,
     FLOWER_LOGS,
-    POLICIES,
     check_usable,
     claim_folder,
     open_unfinished,
@@ -41,16 +40,17 @@ from grpo_fed.runs.results import RESULTS, Result
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.task import MissingPackageError
 
+if TYPE_CHECKING:
+    from grpo_fed.engines.flower.control import RunStatus, SuperLinkControl
+
 EngineName: TypeAlias = Literal["flower-sim", "flower"]
 
-CONNECTION = "grpo-fed"
-"""The name of the connection to a SuperLink that the engine starts."""
 NODES = "nodes"
 """The name of the process that serves the clients of this machine."""
 RUN_LOG = "run"
-"""The name of the process that prints the run's log, and of that log."""
-PATIENCE = 60.0
-"""Seconds for which a SuperLink may be out of reach during a run."""
+"""The name of the file with the run's log."""
+LAST_LINES = 15
+"""How many lines of the log are shown of a run that has failed."""
 
 
 class FlowerRunError(RuntimeError):
@@ -59,7 +59,7 @@ class FlowerRunError(RuntimeError):
 
 @final
 class FlowerEngine:
-    """A federation that is ready to begin: making one finds what is wrong before anything is started or written."""
+    """A federation that is ready to begin: making one finds what is wrong before a run is started or a file written."""
 
     @classmethod
     def resumed(cls, folder: str | Path, engine: EngineName = "flower", superlink: str | None = None) -> Self:
@@ -87,30 +87,40 @@ class FlowerEngine:
         if engine == "flower-sim" and superlink is not None:
             raise ValueError(f"engine flower-sim starts a SuperLink of its own: leave out superlink {superlink}")
         refuse_collusion(scenario, f"the engine {engine}")
-        if superlink is not None:
-            check_connection(superlink)
-        self.scenario, self.engine, self.superlink, self.resume = scenario, engine, superlink, resume
-        self.replace = replace
+        self._link = None if superlink is None else read_connection(superlink)
+        starts = [scenario.policy.start, *(entry.start for entry in scenario.clients)]
+        if superlink is None and any(start is not None for start in starts):
+            # The processes on this machine do not work in this folder; a deployment's paths are those of its machines.
+            from grpo_fed.policy.start_values import with_absolute_starts
+
+            scenario = with_absolute_starts(scenario)
+        self.scenario, self.engine, self.resume, self.replace = scenario, engine, resume, replace
         self.folder = None if out is None else Path(out).absolute()
         if self.folder is not None and superlink is None:
             check_usable(self.folder)
-        # The clients' machines of a deployment may have packages that this one lacks.
-        with nullcontext() if superlink is None else suppress(MissingPackageError):
-            resolve_shared_blocks(scenario)
-        self.device = scenario.device if superlink is not None else str(resolve_device(scenario.device))
         self.result: Result | None = None
         """What became of the run, as far as that is known here, once it has ended, however it ended."""
-        self._claim: AbstractContextManager[object] = nullcontext()
-        if self.folder is not None and superlink is None:
-            self._claim = reclaim_folder(self.folder) if resume else claim_folder(self.folder, replace)
+        with ExitStack() as started:
+            self._temporary = Path(
+                started.enter_context(tempfile.TemporaryDirectory(prefix="grpo-fed-", ignore_cleanup_errors=True))
+            )
+            self._run_folder = self._temporary / "run" if self.folder is None else self.folder
+            for part in ("logs", "neutral"):
+                (self._temporary / part).mkdir()
+            self._here = None if superlink is not None else started.enter_context(self._start_processes())
+            self.device = self._check_scenario()
+            self._claim: AbstractContextManager[object] = nullcontext()
+            if self.folder is not None and superlink is None:
+                self._claim = reclaim_folder(self.folder) if resume else claim_folder(self.folder, replace)
+            self._started = started.pop_all()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Release the run's folder; all processes have ended with `run`."""
+        """Stop all processes, and release the run's folder."""
         with self._claim:
-            pass
+            self._started.close()
 
     def run(self, watch: Watch = lambda record: None, say: Say = lambda line: None) -> Result:
         """Run the federation; if interrupted, stop it.
@@ -118,119 +128,155 @@ class FlowerEngine:
         watch: is called with every round's record. say: is called with every other line of the log. FlowerRunError if
         the run does not complete.
         """
-        with tempfile.TemporaryDirectory(prefix="grpo-fed-", ignore_cleanup_errors=True) as name:
-            temporary = Path(name)
-            folder = temporary / "run" if self.folder is None else self.folder
-            for part in ("logs", "neutral"):
-                (temporary / part).mkdir()
+        with self._started:
             try:
-                self.result = self._run(temporary, folder, LogChannel(watch, say, self.folder))
+                self.result = self._run(LogChannel(watch, say, self.folder))
             except BaseException:
-                if self.superlink is None and (folder / RESULTS).is_file():
-                    document = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-                    self.result = Result.from_json(document, self.folder)
+                if self._here is not None:
+                    self._here.close()  # the server's app writes the results of a run that is interrupted
+                    if (self._run_folder / RESULTS).is_file():
+                        document = json.loads((self._run_folder / RESULTS).read_text(encoding="utf-8"))
+                        self.result = Result.from_json(document, self.folder)
                 raise
             finally:
-                if folder.is_dir():
-                    shutil.copytree(temporary / "logs", folder / FLOWER_LOGS, dirs_exist_ok=True)
+                if self._run_folder.is_dir():
+                    shutil.copytree(self._temporary / "logs", self._run_folder / FLOWER_LOGS, dirs_exist_ok=True)
             return self.result
 
-    def _run(self, temporary: Path, folder: Path, channel: LogChannel) -> Result:
-        """Run the federation with all processes that this machine needs for it, and stop these in the end."""
+    def _start_processes(self) -> LocalSuperLink:
+        """Start a SuperLink, and a resident node for all clients unless they are simulated."""
+        more = {STATE: str(self._run_folder / CLIENTS), CLAIMED: str(self._run_folder)}
+        clients = [name for settings in self.scenario.clients for name in settings.names]
+        return LocalSuperLink(self._temporary, more, None if self.engine == "flower-sim" else clients)
+
+    def _check_scenario(self) -> str:
+        """Return the device that clients compute on; ValueError if the scenario cannot work.
+
+        This imports torch, and so do the processes meanwhile.
+        """
+        from grpo_fed.policy.shared import resolve_shared_blocks
+        from grpo_fed.rl.device import resolve_device
+
+        # The clients' machines of a deployment may have packages that this one lacks.
+        with nullcontext() if self._here is not None else suppress(MissingPackageError):
+            resolve_shared_blocks(self.scenario)
+        return self.scenario.device if self._here is None else str(resolve_device(self.scenario.device))
+
+    def _run(self, channel: LogChannel) -> Result:
+        """Run the federation; stop a run on a deployment if interrupted."""
+        from grpo_fed.engines.flower.control import ControlError, SuperLinkControl
+
+        here, folder = self._here, self._run_folder
         config = {"scenario": self.scenario.dumps(), "out": str(folder), "resume": self.resume, "replace": self.replace}
-        is_deployed = self.superlink is not None
-        home = None if is_deployed else temporary / "home"
-        here = {} if is_deployed else {STATE: str(folder / CLIENTS), CLAIMED: str(folder)}
-        environment = make_flower_environment(home, here)
-        if not is_deployed and not self.resume:
+        if here is not None and not self.resume:
             shutil.rmtree(folder / CLIENTS, ignore_errors=True)
-        app = make_app_folder(temporary / "app")
-        with SupervisedProcesses(temporary / "neutral", environment, temporary / "logs") as processes:
-            restarter = Restarter(processes, {})
-            federation: Sequence[str] = ()
-            if home is not None:
-                restarter = _start_superlink(processes, temporary, home, self.scenario, self.engine)
-                federation = _simulation_config(self.scenario) if self.engine == "flower-sim" else ()
-            flwr = FlwrCommand(self.superlink or CONNECTION, environment, temporary / "neutral")
-            run = flwr.start(app, config, federation)
+        app = make_app_folder(self._temporary / "app")
+        link = self._link if here is None else here.superlink.connection
+        assert link is not None
+        with SuperLinkControl(link) as control:
+            bundle = control.prepare(app)
+            if here is not None:
+                here.superlink.wait()
+            run = control.start(
+                bundle, config, _simulation_config(self.scenario) if self.engine == "flower-sim" else {}
+            )
             try:
-                status = _follow(flwr, run, processes, restarter, channel)
+                log = self._temporary / "logs" / f"{RUN_LOG}.log"
+                status = _follow(control, run, log, here, channel)
             except BaseException:
-                if is_deployed:
-                    with suppress(RuntimeError):
-                        flwr.stop(run)
+                if here is None:
+                    with suppress(ControlError):
+                        control.stop(run)
                 raise
-            result = _result(status, channel, processes)
-            if not is_deployed:
-                _copy_policies(folder)
-            return result
+        result = _result(status, channel, log)
+        if here is not None:
+            here.close()
+            _copy_policies(folder)
+        return result
 
 
-def _start_superlink(
-    processes: SupervisedProcesses, temporary: Path, home: Path, scenario: Scenario, engine: EngineName
-) -> Restarter:
-    """Start a SuperLink, and a resident node for all clients unless they are simulated."""
-    superlink = SuperLink(processes, temporary, find_free_port(), simulation=engine == "flower-sim")
-    if engine == "flower":
-        clients = {client: None for settings in scenario.clients for client in settings.names}
-        superlink.commands[NODES] = make_host_command(superlink.address, clients, own_keys=temporary / "keys")
-    superlink.start()
-    write_connection(home, CONNECTION, superlink.address, None)
-    return Restarter(processes, superlink.commands)
+@final
+class LocalSuperLink:
+    """A SuperLink on this machine for one run, with a resident node for the clients."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str], clients: Sequence[str] | None) -> None:
+        """Start the processes, which import what they need while this one does.
+
+        folder: a temporary one, with the folders `logs` and `neutral`. clients: those of the node; None for a
+        simulation.
+        """
+        self.processes = SupervisedProcesses(
+            folder / "neutral", make_flower_environment(folder / "home", environment), folder / "logs"
+        )
+        try:
+            self.superlink = SuperLink(self.processes, folder, find_free_port(), simulation=clients is None)
+            if clients is not None:
+                keys = dict.fromkeys(clients)
+                self.superlink.commands[NODES] = make_host_command(
+                    self.superlink.address, keys, own_keys=folder / "keys"
+                )
+            self.superlink.begin()
+            self.restarter = Restarter(self.processes, self.superlink.commands)
+        except BaseException:
+            self.processes.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop all processes."""
+        self.processes.close()
 
 
-def _simulation_config(scenario: Scenario) -> list[str]:
+def _simulation_config(scenario: Scenario) -> dict[str, float]:
     """Configure Flower's simulation for the scenario's clients, as many at a time as this machine has cores."""
     clients, cores = sum(settings.count for settings in scenario.clients), os.cpu_count() or 1
-    config: dict[str, float] = {"num-supernodes": clients, "client-resources-num-cpus": 1, "init-args-num-cpus": cores}
+    config: dict[str, float] = {"num_supernodes": clients, "client_resources_num_cpus": 1, "init_args_num_cpus": cores}
     if scenario.device != "cpu":
         import torch
 
         if torch.cuda.is_available():
-            config["client-resources-num-gpus"] = torch.cuda.device_count() / cores
-    return [f"{key}={value}" for key, value in config.items()]
+            config["client_resources_num_gpus"] = torch.cuda.device_count() / cores
+    return config
 
 
 def _follow(
-    flwr: FlwrCommand, run: str, processes: SupervisedProcesses, restarter: Restarter, channel: LogChannel
+    control: SuperLinkControl, run: int, log: Path, here: LocalSuperLink | None, channel: LogChannel
 ) -> RunStatus:
     """Read a run's log until the run ends, and restart processes that end meanwhile; return how the run ended."""
-    while True:
-        processes.log(RUN_LOG).unlink(missing_ok=True)
-        processes.start(RUN_LOG, flwr.log_command(run))
-        lines = follow_lines(processes.log(RUN_LOG))
-        while processes.exit_code(RUN_LOG) is None:
-            channel.read(lines)
-            restarter.restart_ended()
-            time.sleep(POLL)
-        channel.read(lines)
-        status = _status(flwr, run, restarter)
-        if status.stage == "finished":
-            return status
+    items = control.follow(run)
+    with log.open("a", encoding="utf-8") as file:
+        while True:
+            if here is not None:
+                here.restarter.restart_ended()
+            try:
+                item = items.get(timeout=POLL)
+            except queue.Empty:
+                continue
+            if isinstance(item, BaseException):
+                raise item
+            if not isinstance(item, str):
+                return item
+            file.write(item)
+            file.flush()
+            channel.read(item)
 
 
-def _status(flwr: FlwrCommand, run: str, restarter: Restarter) -> RunStatus:
-    """Return the status of a run, waiting for a SuperLink that was killed and is being restarted."""
-    until = time.monotonic() + PATIENCE
-    while True:
-        restarter.restart_ended()
-        try:
-            return flwr.status(run)
-        except RuntimeError:
-            if time.monotonic() > until:
-                raise
-        time.sleep(1)
-
-
-def _result(status: RunStatus, channel: LogChannel, processes: SupervisedProcesses) -> Result:
+def _result(status: RunStatus, channel: LogChannel, log: Path) -> Result:
     """Return the result of a run that has completed; FlowerRunError if it has not."""
-    log = f"the last lines of its log:\n{processes.tail(RUN_LOG)}"
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    last_lines = remove_colours("\n".join(text.splitlines()[-LAST_LINES:]))
+    end = f"the last lines of its log:\n{last_lines}"
     if status.outcome != "completed":
         details = re.sub(r"^(ServerApp|Simulation) failed with exception: ", "", status.details)
         reason = details if details not in ("", "N/A") else f"the run was {status.outcome}"
-        raise FlowerRunError(f"{reason}\n{log}")
+        raise FlowerRunError(f"{reason}\n{end}")
     if channel.result is None:
-        raise FlowerRunError(f"the run completed without a result\n{log}")
+        raise FlowerRunError(f"the run completed without a result\n{end}")
     return channel.result
 
 

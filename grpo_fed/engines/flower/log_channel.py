@@ -7,7 +7,7 @@ as lines that begin with a mark, and the engine sorts these from all other lines
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeAlias, final
@@ -37,7 +37,7 @@ class LogChannel:
         watch: is called with every round's record. say: is called with every other line. out: the folder of the result.
         """
         self._watch, self._say, self._out = watch, say, out
-        self._last_round = -1
+        self._last_round, self._rest = -1, ""
         self.result: Result | None = None
         """The result of the run, once its line was read."""
 
@@ -51,26 +51,19 @@ class LogChannel:
         """Format the run's result as a line of the log."""
         return RESULT_MARK + json.dumps(result.to_json())
 
-    def read(self, lines: Iterator[str | None]) -> None:
-        """Read the lines that are there now, up to the first None."""
-        while (line := next(lines)) is not None:
-            if line.startswith(RECORD_MARK):
-                record = from_json(RoundRecord, json.loads(line.removeprefix(RECORD_MARK)))
-                if record.round > self._last_round:
-                    self._last_round = record.round
-                    self._watch(record)
-            elif line.startswith(RESULT_MARK):
-                self.result = Result.from_json(json.loads(line.removeprefix(RESULT_MARK)), self._out)
-            else:
-                self._say(remove_colours(line))
+    def read(self, text: str) -> None:
+        """Read a further part of the log, which may end in the middle of a line."""
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._read_line(line)
 
-
-def follow_lines(path: Path) -> Iterator[str | None]:
-    """Yield the whole lines of a growing file; None whenever there is no further line yet."""
-    rest = ""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        while True:
-            rest += file.read()
-            *lines, rest = rest.split("\n")
-            yield from lines
-            yield None
+    def _read_line(self, line: str) -> None:
+        if line.startswith(RECORD_MARK):
+            record = from_json(RoundRecord, json.loads(line.removeprefix(RECORD_MARK)))
+            if record.round > self._last_round:
+                self._last_round = record.round
+                self._watch(record)
+        elif line.startswith(RESULT_MARK):
+            self.result = Result.from_json(json.loads(line.removeprefix(RESULT_MARK)), self._out)
+        else:
+            self._say(remove_colours(line))

@@ -54,7 +54,8 @@ class NodeHandler:
             return _hello(settings, config)
         name = find_client(settings, config)
         state = find_state_folder(Path(str(config["state"])) if config.get("state") else None)
-        codec, clients = self._load(settings, name, state, wire.read_shared_blocks(content))
+        device = None if config.get("device") is None else str(config["device"])
+        codec, clients = self._load(settings, name, state, wire.read_shared_blocks(content), device)
         instruction = codec.read_instruction(kind, content)
         run = clients.state_store.folder / instruction.start.run
         with _locked(run / name):
@@ -71,8 +72,13 @@ class NodeHandler:
             clients.close()
         self.loaded.clear()
 
-    def _load(self, scenario: Scenario, name: str, state: Path, blocks: tuple[str, ...]) -> tuple[Codec, Clients]:
-        """Load a client and the codec for its messages, without making any other client's task."""
+    def _load(
+        self, scenario: Scenario, name: str, state: Path, blocks: tuple[str, ...], device: str | None
+    ) -> tuple[Codec, Clients]:
+        """Load a client and the codec for its messages, without making any other client's task.
+
+        device: what the client's machine has for it, instead of the scenario's; None if it does not say.
+        """
         key = scenario.dumps(), name, state, blocks
         if key not in self.loaded:
             task = resolve_task(scenario, name)
@@ -80,7 +86,8 @@ class NodeHandler:
             while len(self.loaded) >= MAX_CLIENTS:
                 _, oldest = self.loaded.pop(next(iter(self.loaded)))
                 oldest.close()
-            clients = Clients(scenario, shared_blocks, [task], StateStore(state))
+            given = {} if device is None else {"device": device}
+            clients = Clients(scenario.model_copy(update=given), shared_blocks, [task], StateStore(state))
             self.loaded[key] = Codec(shared_blocks, scenario), clients
         return self.loaded[key]
 

@@ -15,6 +15,7 @@ from typing import Self, final
 
 from grpo_fed.engines.flower import supervisor
 
+LAUNCHER = "grpo_fed.engines.flower.launcher"
 POLL = 0.05
 """Seconds between two looks at whether a process has ended."""
 
@@ -60,9 +61,25 @@ class SupervisedProcesses:
             time.sleep(POLL / 10)
         return self._pids[name]
 
+    def launch(self, programs: Mapping[str, Sequence[str]]) -> None:
+        """Start programs of ours under names, forked from one process as soon as it has imported what they need.
+
+        programs: by name, the module of a program, as `launcher.py` lists them, and its arguments.
+        """
+        assert self.logs is not None, "a program that is launched writes to a log"
+        command, folder = [sys.executable, "-P", "-m", LAUNCHER], str(self.folder)
+        self._request(launcher=command, folder=folder, log=str(self.log("launcher")))
+        for name, (module, *arguments) in programs.items():
+            self._request(name=name, module=module, arguments=arguments, folder=folder, log=str(self.log(name)))
+        self._request(launched=True)
+
     def send(self, name: str, number: Signals) -> None:
         """Send a signal to the named process alone."""
         self._request(name=name, signal=int(number))
+
+    def pid(self, name: str) -> int | None:
+        """Return a process's id; None before it is known."""
+        return self._pids.get(name)
 
     def exit_code(self, name: str) -> int | None:
         """Return a process's exit code, negative for the signal that ended it; None while it runs."""
@@ -88,8 +105,10 @@ class SupervisedProcesses:
         return remove_colours("\n".join(text.splitlines()[-lines:]))
 
     def close(self) -> None:
-        """Stop all processes, and the processes that these have started."""
+        """Stop all processes, and the processes that these have started; a second call does nothing."""
         assert self._supervisor.stdin is not None
+        if self._supervisor.stdin.closed:
+            return
         self._supervisor.stdin.close()
         try:
             self._supervisor.wait(3 * supervisor.GRACE)

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from grpo_fed.engines.flower.flwr_command import find_script
+from grpo_fed.engines.flower.connections import SuperLinkAddress
 from grpo_fed.engines.flower.processes import POLL, SupervisedProcesses
+from grpo_fed.engines.workers.fork_server import is_possible
 
 STATE = "GRPO_FED_STATE"
 """The environment variable with the folder in which clients keep their states."""
@@ -38,10 +39,14 @@ POLL_INTERVAL = "0.25"
 
 SUPERLINK, SUPEREXEC = "superlink", "superexec"
 """Names of processes: the one that nodes connect to, and the one that starts apps for it."""
-PROGRAM = [sys.executable, "-P", "-m", "grpo_fed.engines.flower.access"]
+PYTHON = [sys.executable, "-P", "-m"]
+"""Begins the commands of our own programs."""
+PROGRAM = [*PYTHON, "grpo_fed.engines.flower.access"]
 """Starts a SuperLink; `flower-superlink` would start Flower's own."""
 OPEN_TO_ALL = "--open-to-all"
 """The one option that `PROGRAM` has beside Flower's."""
+APP_STARTER = [*PYTHON, "grpo_fed.engines.flower.superexec"]
+"""Starts what starts apps; `flower-superexec` would start Flower's own."""
 LOOPBACK = "127.0.0.1"
 START_DEADLINE = 60.0
 """Seconds that a SuperLink may take to listen after its start."""
@@ -150,7 +155,7 @@ class SuperLink:
             *([OPEN_TO_ALL] if open_to_all else []),
         ]
         self.commands[SUPEREXEC] = [
-            find_script("flower-superexec"),
+            *APP_STARTER,
             *("--runtime-api-address", f"{find_local_address(host)}:{port}"),
             *trust,
             *authentication,
@@ -159,12 +164,29 @@ class SuperLink:
     @property
     def address(self) -> str:
         """Where this machine reaches the SuperLink."""
-        return f"{LOOPBACK}:{self.port}"
+        return self.connection.address
+
+    @property
+    def connection(self) -> SuperLinkAddress:
+        """Where this machine reaches the SuperLink, and how it trusts it."""
+        authority = None if self.identity is None else self.identity.authority
+        return SuperLinkAddress(f"{LOOPBACK}:{self.port}", authority)
 
     def start(self) -> None:
         """Start the processes, and wait until the SuperLink listens."""
+        self.begin()
+        self.wait()
+
+    def begin(self) -> None:
+        """Start the processes: where that is possible, as forks of one that imports what they need."""
+        if is_possible() and self.processes.logs is not None and all(map(is_program, self.commands.values())):
+            self.processes.launch({name: command[len(PYTHON) :] for name, command in self.commands.items()})
+            return
         for name, command in self.commands.items():
             self.processes.start(name, command)
+
+    def wait(self) -> None:
+        """Wait until the SuperLink listens; RuntimeError with the end of its log if it ends or takes too long."""
         wait_until_listening(self.processes, self.port)
 
 
@@ -216,6 +238,19 @@ def wait_until_listening(processes: SupervisedProcesses, port: int) -> None:
             time.sleep(POLL)
         else:
             return
+
+
+def is_program(command: Sequence[str]) -> bool:
+    """Return whether a command starts a program of ours."""
+    return list(command[: len(PYTHON)]) == PYTHON
+
+
+def find_script(name: str) -> str:
+    """Find one of the commands that are installed with Flower; RuntimeError if it is missing."""
+    path = Path(sysconfig.get_path("scripts")) / name
+    if not path.exists():
+        raise RuntimeError(f"{path}: is missing; install flwr into this environment")
+    return str(path)
 
 
 def find_local_address(host: str) -> str:

@@ -3,6 +3,9 @@
 It runs as a script, on the standard library alone. Its input closes when its owner closes it or dies, even if killed
 with -9; then it stops the processes that it started, and those that they started: on Linux their orphans become its own
 children. A line of input is a request in JSON; a line of output reports a process that was started or has ended.
+
+A process may also be forked by a launcher (`launcher.py`), which is started at the first request for that. Then it is
+an orphan from its beginning, and so a child of this process.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-GRACE = 5.0
+GRACE = 4.0
 """Seconds between asking a process to stop and killing it."""
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -32,22 +36,88 @@ def main() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     names: dict[int, str] = {}
+    launcher = _Launcher()
     rest = b""
     while True:
-        ready, _, _ = select.select([0], [], [], 0.1)
-        if ready:
+        sources: list[Any] = [0, *launcher.sockets]
+        ready, _, _ = select.select(sources, [], [], 0.1)
+        if 0 in ready:
             data = os.read(0, 65536)
             if not data:
                 break
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
-                _serve(json.loads(line), names)
-        _reap(names)
+                _serve(json.loads(line), names, launcher)
+        if ready != [0]:
+            launcher.receive(names, ready)
+        _reap(names, launcher)
     _stop_all(names)
 
 
-def _serve(request: dict[str, Any], names: dict[int, str]) -> None:
-    """Start a command under a name, or send a signal to the process of that name."""
+class _Launcher:
+    """The process that forks others, once there is one."""
+
+    def __init__(self) -> None:
+        self.sockets: list[socket.socket] = []
+        self._pending: list[str] = []
+        """Names of processes that it was asked for."""
+        self._ended: dict[int, int] = {}
+        """By id, the exit codes of orphans that ended before it had reported them."""
+
+    def start(self, request: dict[str, Any]) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, Path(request["log"]).open("ab") as log:
+            child = subprocess.Popen(
+                request["launcher"],
+                stdin=theirs.fileno(),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=request["folder"],
+                start_new_session=True,
+            )
+        child.returncode = 0  # as below
+        self.sockets = [ours]
+
+    def send(self, request: dict[str, Any]) -> None:
+        if "module" in request:
+            self._pending.append(request["name"])
+        with suppress(OSError):  # that it has died is seen when it is read from
+            self.sockets[0].send(json.dumps(request).encode())
+
+    def receive(self, names: dict[int, str], ready: list[Any]) -> None:
+        """Note the processes that it has forked; if it has died, those that it has not forked have ended."""
+        for link in self.sockets if self.sockets and self.sockets[0] in ready else []:
+            answer = b""
+            with suppress(OSError):  # it has died with a request that it had not read
+                answer = link.recv(65536)
+            if not answer:
+                self.sockets = []
+                for name in self._pending:
+                    _report(name=name, exit_code=1)
+                self._pending = []
+                return
+            forked = json.loads(answer)
+            name, pid = forked["name"], forked["pid"]
+            self._pending.remove(name)
+            _report(name=name, pid=pid)
+            if pid in self._ended:
+                _report(name=name, exit_code=self._ended.pop(pid))
+            else:
+                names[pid] = name
+
+    def note_end(self, pid: int, exit_code: int) -> None:
+        if self._pending:
+            self._ended[pid] = exit_code
+
+
+def _serve(request: dict[str, Any], names: dict[int, str], launcher: _Launcher) -> None:
+    """Start a command under a name, or send a signal to the process of that name, or ask the launcher."""
+    if "launcher" in request:
+        launcher.start(request)
+        return
+    if "module" in request or "launched" in request:
+        launcher.send(request)
+        return
     name = request["name"]
     if "signal" in request:
         for pid in [pid for pid, process in names.items() if process == name]:
@@ -71,7 +141,7 @@ def _serve(request: dict[str, Any], names: dict[int, str]) -> None:
     _report(name=name, pid=child.pid)
 
 
-def _reap(names: dict[int, str]) -> bool:
+def _reap(names: dict[int, str], launcher: _Launcher | None = None) -> bool:
     """Reap the processes that have ended, and report them; return whether any is left."""
     while True:
         try:
@@ -82,6 +152,8 @@ def _reap(names: dict[int, str]) -> bool:
             return True
         if pid in names:
             _report(name=names.pop(pid), exit_code=os.waitstatus_to_exitcode(status))
+        elif launcher is not None:
+            launcher.note_end(pid, os.waitstatus_to_exitcode(status))
 
 
 def _stop_all(names: dict[int, str]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, Self, final
 
 from grpo_fed.engines.local.grid import make_local_grid
 from grpo_fed.engines.wire.transport import GridTransport
+from grpo_fed.federation.arrivals import Arrivals, VirtualTime
 from grpo_fed.federation.clients import Clients
 from grpo_fed.federation.hostile import ColludingTransport, colluding_clients
 from grpo_fed.federation.messages import Start
@@ -70,6 +71,8 @@ class LocalEngine:
         engine_state: Mapping[str, Any] | None = None,
         replace: bool = False,
         goes_on: bool = False,
+        arrivals: Callable[[Transport], Arrivals] | None = None,
+        alone: bool = False,
     ) -> None:
         """Make an engine for a new run, or for one that continues from a checkpoint.
 
@@ -78,6 +81,8 @@ class LocalEngine:
         engine_state: what the run saved of its schedule when it began, for a run without a checkpoint.
         replace: whether a run that `out` holds may be removed.
         goes_on: whether `out` holds this very run.
+        arrivals: makes the order in which answers come with `round.mode = "buffered"`; by default in virtual time.
+        alone: whether each client is computed by itself, with the bits that it has in a deployment.
         Raises ValueError for what is wrong with the scenario, the folder or the checkpoint.
         """
         self.scenario, self.checkpoint = scenario, checkpoint
@@ -105,7 +110,7 @@ class LocalEngine:
                 states = self.folder / CLIENTS
             self.state_store = StateStore(states, durable=False)
             workers, set_aside = _read_schedule(saved, workers, self.setup.clients)
-            grid = make_local_grid(self.setup, self.state_store, workers, set_aside)
+            grid = make_local_grid(self.setup, self.state_store, workers, set_aside, 1 if alone else None)
             self.schedule = stack.enter_context(grid).schedule
             """Which clients are asked together, and for how many workers they were put into chunks."""
             shared_blocks = self.setup.shared_blocks
@@ -122,6 +127,7 @@ class LocalEngine:
                 before_results=self._save_policies,
                 engine=self.schedule.state,
                 device=self.device,
+                arrivals=arrivals(transport) if arrivals else VirtualTime(transport, scenario.round.deadline),
             )
             self._claim: AbstractContextManager[object] = nullcontext()
             if self.folder is not None:

@@ -35,6 +35,7 @@ def make_local_grid(
     state_store: StateStore,
     workers: int | None = None,
     set_aside: Iterable[Sequence[str]] = (),
+    chunk: int | None = None,
 ) -> LocalGrid:
     """Make the grid of a scenario's clients.
 
@@ -43,6 +44,7 @@ def make_local_grid(
     a worker could not import the clients' environments. The number decides how clients are cut into chunks, and with
     that the last bits of what they learn.
     set_aside: the clients that a saved schedule had set aside.
+    chunk: the most clients that are computed together; by default what is fastest.
     Raises ValueError if workers are asked for and impossible.
     """
     factory = _worker_factory(setup, state_store, workers)
@@ -50,7 +52,7 @@ def make_local_grid(
     cores = 1 if on_gpu else len(os.sched_getaffinity(0))
     count = 0 if factory is None else workers or min(cores, len(setup.clients))
     groups = [[task.client for task in tasks] for tasks in setup.tasks_by_policy]
-    chunks = make_chunks(groups, count, len(setup.clients) if on_gpu else CHUNK)
+    chunks = make_chunks(groups, count, chunk or (len(setup.clients) if on_gpu else CHUNK))
     executor: Executor
     if factory is None:
         executor = InProcessExecutor(lambda names: _make_clients(setup, state_store, names))

@@ -11,11 +11,13 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TypeAlias, final
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
+from grpo_fed.engines.resident.devices import describe_device
 from grpo_fed.engines.resident.exchange_link import ExchangeLink
 from grpo_fed.engines.resident.fleet_link import GHOST_SECONDS, FleetLink, NotYetAcceptedError
 from grpo_fed.engines.resident.run_configs import RunConfigs
@@ -45,6 +47,8 @@ class Place:
     """Whether the node registers its key itself."""
     state: Path | None
     """The folder of the clients' states; None for the default."""
+    device: str | None = None
+    """The torch device that the client computes on; None for the scenario's."""
 
 
 @final
@@ -55,10 +59,16 @@ class ResidentClient:
         """say: is called with a line at every event, from several threads."""
         self._place, self._say_line = place, say
         self._connection = NodeConnection(place.superlink, place.authority, place.key)
-        config = {"client": place.client} | ({} if place.state is None else {"state": str(place.state)})
+        given = {"state": place.state, "device": place.device}
+        config = {"client": place.client} | {key: str(value) for key, value in given.items() if value is not None}
+        identity = {
+            "client": place.client,
+            "device": describe_device(place.device or "auto"),
+            "version": version("grpo-fed"),
+        }
         self._workers = ClientWorkers(config, self._answer)
         self._fleet = FleetLink(self._connection, self._workers, configs)
-        self._exchange = ExchangeLink(self._connection, place.client, self._workers, configs, self._fleet)
+        self._exchange = ExchangeLink(self._connection, identity, self._workers, configs, self._fleet)
         self._has_exchange = True
         self._stopping, self._said = threading.Event(), dict[str, float]()
         self._until = time.monotonic() + GHOST_SECONDS

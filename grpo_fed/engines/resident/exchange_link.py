@@ -30,10 +30,15 @@ class ExchangeLink:
     """Takes a client's messages from an exchange and sends the answers."""
 
     def __init__(
-        self, connection: NodeConnection, client: str, workers: ClientWorkers, configs: RunConfigs, fleet: FleetLink
+        self,
+        connection: NodeConnection,
+        identity: Mapping[str, str],
+        workers: ClientWorkers,
+        configs: RunConfigs,
+        fleet: FleetLink,
     ) -> None:
-        """fleet: takes the messages that went by Flower."""
-        self._connection, self._client, self._workers, self._configs = connection, client, workers, configs
+        """identity: what the node says of itself: client, device, version. fleet: takes what went by Flower."""
+        self._connection, self._identity, self._workers, self._configs = connection, identity, workers, configs
         self._fleet, self._lock = fleet, threading.Lock()
         self._pass, self._looked = "", 0.0
         self._answers: dict[str, Outcome] = {}
@@ -41,7 +46,7 @@ class ExchangeLink:
 
     def sign_on(self) -> bool:
         """Get the node's id and a pass; return False if its key is not registered. NoRouteError without an exchange."""
-        document, _ = self._request(protocol.WHO, {"client": self._client})
+        document, _ = self._request(protocol.WHO, self._identity)
         self._connection.node, self._pass = document["node"], document.get("pass", "")
         return bool(document["node"])
 

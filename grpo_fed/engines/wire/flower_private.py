@@ -1,11 +1,13 @@
 """The parts of Flower that it does not document: no other file of the package imports them.
 
 Flower may change these with any version, so `tests/engines/test_flower_private.py` names every one of them and fails if
-it is gone or takes other arguments. Three programs lean on them:
+it is gone or takes other arguments. Four programs lean on them:
 
 - all: a message's content as bytes, and messages outside of a run;
 - a client's node: Flower's Fleet API, and further requests that are signed like Flower's own;
-- the server: the SuperLink's keys and tokens for further requests, and the connection of a server's app.
+- the server: the SuperLink's keys and tokens for further requests, how server apps are started, and the connection of
+  such an app;
+- what starts a run: the Control API, which `flwr` calls too.
 
 What a program does not need is imported only where it is called.
 
@@ -16,11 +18,16 @@ from __future__ import annotations
 
 import copy
 import itertools
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 import numpy as np
@@ -338,8 +345,8 @@ def unwrap_body(body: bytes) -> bytes:
 # The SuperLink -------------------------------------------------------------------------------------------------------
 
 
-def run_superlink(middleware: list[type[Any]], **options: Any) -> None:
-    """Run `flower-superlink` with the arguments of this process, behind further middleware, outermost first.
+def run_superlink(arguments: Sequence[str], middleware: list[type[Any]], **options: Any) -> None:
+    """Run `flower-superlink` with these arguments in this process, behind further middleware, outermost first.
 
     options: further ones of `uvicorn.run`.
     """
@@ -352,7 +359,7 @@ def run_superlink(middleware: list[type[Any]], **options: Any) -> None:
     flowers_own, run = extensions.get_middleware, uvicorn.run
     extensions.get_middleware = lambda: (*map(make, middleware), *flowers_own())
     uvicorn.run = lambda *args, **kwargs: run(*args, **{**kwargs, **options})
-    sys.argv[0] = "flower-superlink"
+    sys.argv = ["flower-superlink", *arguments]
     flower_superlink()
 
 
@@ -403,6 +410,167 @@ class SuperLinkState:
         except FlowerError:
             return None
         return int(task.run_id)
+
+
+def run_superexec(arguments: Sequence[str], start_server_app: Callable[[Sequence[str]], object]) -> None:
+    """Run `flower-superexec` with these arguments in this process; server apps are started by a call.
+
+    start_server_app: is called with the arguments of `flwr-serverapp`. Flower starts the other kinds of apps.
+    """
+    from flwr.supercore.cli import flower_superexec
+    from flwr.supercore.superexec.executor import subprocess_executor
+
+    def start(command: Sequence[str], **options: Any) -> object:
+        if command[0] == SERVER_APP:
+            return start_server_app(command[1:])
+        return subprocess.Popen(command, **options)
+
+    replaced: Any = subprocess_executor
+    replaced.subprocess = SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL)
+    sys.argv = ["flower-superexec", *arguments]
+    flower_superexec()
+
+
+SERVER_APP = "flwr-serverapp"
+"""Flower's command that runs a server's app."""
+
+
+def run_server_app(arguments: Sequence[str]) -> None:
+    """Run `flwr-serverapp` with these arguments in this process."""
+    from flwr.superlink.cli import flwr_serverapp
+
+    sys.argv = [SERVER_APP, *arguments]
+    flwr_serverapp()
+
+
+def report_lost_app(arguments: Sequence[str], details: str) -> None:
+    """Tell the SuperLink that the run of an app has failed, whose process has ended without a word.
+
+    arguments: those of `flwr-serverapp`. NoConnectionError and RefusedError if the SuperLink does not take it; then it
+    finds out by itself, after a minute without a sign of life.
+    """
+    from flwr.common.args import try_obtain_flwr_app_token
+    from flwr.common.constant import SubStatus
+    from flwr.proto.runtime_pb2 import PushTaskOutputRequest
+    from flwr.supercore.tls import validate_and_resolve_root_certificates
+    from flwr.superlink.grid import HttpGrid
+
+    module = import_module("flwr.superlink.cli.flwr_serverapp")
+    given = module._parse_args_run_flwr_serverapp().parse_args(arguments)
+    grid = HttpGrid(
+        runtime_api_address=given.runtime_api_address,
+        insecure=given.insecure,
+        root_certificates=validate_and_resolve_root_certificates(given.root_certificates, given.insecure),
+        token=try_obtain_flwr_app_token(given),
+    )
+    try:
+        request = PushTaskOutputRequest(sub_status=SubStatus.FAILED, details=details)
+        client = copy.copy(grid._runtime_client)
+        client._retry_invoker = None
+        _call(lambda: client.PushTaskOutput(request))
+    finally:
+        grid.close()
+
+
+# What starts a run ---------------------------------------------------------------------------------------------------
+
+
+@final
+class ControlConnection:
+    """A connection to a SuperLink's Control API. The methods raise NoConnectionError and RefusedError."""
+
+    def __init__(self, superlink: str, authority: Path | None) -> None:
+        """superlink: HOST:PORT. authority: the certificate that signed the SuperLink's; None for no encryption."""
+        from flwr.supercore.control import ControlHttpClient
+        from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
+
+        self._client = ControlHttpClient.from_server_address(
+            superlink,
+            authority is None,
+            None if authority is None else authority.read_bytes(),
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+        )
+
+    def start_run(self, bundle: bytes, run_config: Mapping[str, Any], simulation: Mapping[str, float]) -> int:
+        """Start a run of an app, and return its id.
+
+        bundle: from `build_bundle`. simulation: settings of Flower's simulation; empty without one.
+        """
+        from flwr.common.serde import fab_to_proto, user_config_to_proto
+        from flwr.proto.control_pb2 import StartRunRequest
+        from flwr.proto.federation_config_pb2 import SimulationConfig
+        from flwr.supercore.fab import Fab
+
+        request = StartRunRequest(
+            fab=fab_to_proto(Fab(sha256(bundle).hexdigest(), bundle, {})),
+            override_config=user_config_to_proto(dict(run_config)),
+            override_federation_config=SimulationConfig(**dict[str, Any](simulation)) if simulation else None,
+        )
+        answer = _call(lambda: self._client.StartRun(request))
+        if not answer.HasField("run_id"):
+            raise RefusedError(f"no run was started: {answer.note or 'without a reason'}")
+        return int(answer.run_id)
+
+    def list_runs(self, run: int | None = None) -> list[Run]:
+        """Return the latest runs, or one."""
+        from flwr.common.serde import run_from_proto
+        from flwr.proto.control_pb2 import ListRunsRequest
+
+        answer = _call(lambda: self._client.ListRuns(ListRunsRequest(run_id=run)))
+        return [run_from_proto(entry) for entry in answer.run_dict.values()]
+
+    def stop_run(self, run: int) -> None:
+        """Stop a run."""
+        from flwr.proto.control_pb2 import StopRunRequest
+
+        if not _call(lambda: self._client.StopRun(StopRunRequest(run_id=run))).success:
+            raise RefusedError(f"run {run} could not be stopped")
+
+    def stream_log(self, run: int, after: float) -> Iterator[tuple[str, float]]:
+        """Yield the parts of a run's log, each with its time, until the run has ended.
+
+        after: the time of the last part that is known.
+        """
+        from flwr.proto.control_pb2 import StreamLogsRequest
+
+        parts = self._client.StreamLogs(StreamLogsRequest(run_id=run, after_timestamp=after))
+        while (part := _call(lambda: next(parts, None))) is not None:
+            yield part.log_output, part.latest_timestamp
+
+    def list_nodes(self) -> list[NodeInfo]:
+        """Return all nodes that were not unregistered."""
+        from flwr.proto.control_pb2 import ListNodesRequest
+
+        nodes = _call(lambda: self._client.ListNodes(ListNodesRequest())).nodes_info
+        return [node for node in nodes if node.status != "deleted"]
+
+    def register_node(self, public_key: bytes, name: str) -> int:
+        """Accept a node by its public key in the format of OpenSSH, and return its id."""
+        from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+        from flwr.proto.control_pb2 import RegisterNodeRequest
+        from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+
+        key: Any = load_ssh_public_key(public_key)
+        request = RegisterNodeRequest(public_key=public_key_to_bytes(key), name=name)
+        return int(_call(lambda: self._client.RegisterNode(request)).node_id)
+
+    def unregister_node(self, node: int) -> None:
+        """Accept a node no longer."""
+        from flwr.proto.control_pb2 import UnregisterNodeRequest
+
+        _call(lambda: self._client.UnregisterNode(UnregisterNodeRequest(node_id=node)))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+
+def build_bundle(app: Path) -> bytes:
+    """Return an app's folder as the archive that a SuperLink takes."""
+    from flwr.cli.build import build_fab_from_disk
+
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # it uses an old pattern of pathspec
+        return bytes(build_fab_from_disk(app))
 
 
 # A server's app ------------------------------------------------------------------------------------------------------

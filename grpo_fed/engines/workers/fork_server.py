@@ -16,6 +16,7 @@ import errno
 import gc
 import os
 import queue
+import select
 import signal
 import socket
 import struct
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from typing import Any, ClassVar, final
@@ -51,6 +52,11 @@ def preload() -> None:
     """Start the fork server now, so that it imports while this process imports too."""
     if is_possible():
         _ForkServer.running()
+
+
+def attach(link: socket.socket) -> None:
+    """Use a fork server that another process has started, by a socket at whose other end it calls `answer`."""
+    _ForkServer.attach(link)
 
 
 def is_possible() -> bool:
@@ -98,10 +104,21 @@ class _ForkServer:
             cls._running._close()
             cls._running = None
 
-    def __init__(self) -> None:
-        self._owner = os.getpid()
-        self._lock = threading.Lock()
-        self._control, server_end = socket.socketpair()
+    @classmethod
+    def attach(cls, control: socket.socket) -> None:
+        """Use one that runs already; if it dies, another one is started."""
+        cls._running = cls(control)
+
+    def __init__(self, control: socket.socket | None = None) -> None:
+        self._owner, self._lock = os.getpid(), threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        if control is not None:
+            self._control = control
+        else:
+            self._start()
+
+    def _start(self) -> None:
+        self._control, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # A blocked signal stays blocked in a new process, from its first instruction on.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -119,7 +136,12 @@ class _ForkServer:
     @property
     def is_alive(self) -> bool:
         """Whether it runs and belongs to this process, rather than to one that this process was forked from."""
-        return self._owner == os.getpid() and self._process.poll() is None
+        if self._owner != os.getpid():
+            return False
+        if self._process is not None:
+            return self._process.poll() is None
+        with self._lock:  # without a request, there is something to read only if the other end is closed
+            return not select.select([self._control], [], [], 0)[0]
 
     def fork(self, link: socket.socket) -> int:
         """Fork a worker at the other end of a socket, and return its process id."""
@@ -146,7 +168,7 @@ class _ForkServer:
     def _close(self) -> None:
         """Kill the process; the workers end by themselves when their sockets are closed."""
         self._control.close()
-        if self._owner == os.getpid():
+        if self._process is not None and self._owner == os.getpid():
             self._process.kill()
             self._process.wait()
 
@@ -155,7 +177,7 @@ class _ForkServer:
         with self._lock:
             try:
                 socket.send_fds(self._control, [REQUEST.pack(request, pid)], handles)
-                data = self._control.recv(REPLY.size, socket.MSG_WAITALL)
+                data = self._control.recv(REPLY.size)
             except OSError:
                 return None
         return None if len(data) < REPLY.size else int(REPLY.unpack(data)[0])
@@ -173,15 +195,27 @@ def serve(handle: int) -> None:
     import_module(PRELOADED)
     gc.collect()
     gc.freeze()  # otherwise a worker's garbage collection would copy every page that it shares with the others
-    while True:
-        data, handles, *_ = socket.recv_fds(control, REQUEST.size, 1)
-        if len(data) < REQUEST.size:
-            os._exit(0)
-        request, pid = REQUEST.unpack(data)
-        control.sendall(REPLY.pack(_fork(control, handles[0]) if request == FORK else _reap(pid)))
+    while answer(control, control.close):
+        pass
+    os._exit(0)
 
 
-def _fork(control: socket.socket, handle: int) -> int:
+def answer(control: socket.socket, close: Callable[[], object]) -> bool:
+    """Answer one request; return False if the other end is closed.
+
+    close: is called in a worker, to close what is not its own.
+    """
+    data, handles, *_ = socket.recv_fds(control, REQUEST.size, 1)
+    if len(data) < REQUEST.size:
+        return False
+    request, pid = REQUEST.unpack(data)
+    reply = _fork(close, handles[0]) if request == FORK else _reap(pid)
+    with suppress(BrokenPipeError):
+        control.send(REPLY.pack(reply))
+    return True
+
+
+def _fork(close: Callable[[], object], handle: int) -> int:
     """Fork a worker, and return its process id, or the error number below 0."""
     try:
         pid = os.fork()
@@ -189,7 +223,7 @@ def _fork(control: socket.socket, handle: int) -> int:
         return -(error.errno or errno.EAGAIN)
     if pid == 0:
         try:
-            control.close()
+            close()
             _work(socket.socket(fileno=handle))
         except BaseException:  # noqa: BLE001, a worker must never return into the loop of the fork server
             traceback.print_exc()

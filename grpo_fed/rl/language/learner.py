@@ -73,8 +73,10 @@ class LanguageLearner(Learner):
             scenario,
             layout.mask(layout.shared).nonzero().squeeze(1) if shared is None else shared,
             scenario.penalty.squared if proximal_weight is None else proximal_weight,
+            layout.frozen,
         )
         self.parameters, self.anchor = self._tensors.parameters, self._tensors.anchor
+        self.drift, self.optimiser_steps = self._tensors.drift, self._tensors.adam.count
         groups = PenaltyGroups.resolve(self.policy, scenario, self.model.device)
         self.stack = make_parameter_stack(scenario, self.tasks, self.seeds, self._tensors, groups)
         counts = np.zeros((len(tasks), 4), np.int64)

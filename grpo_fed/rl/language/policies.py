@@ -89,7 +89,7 @@ class LanguagePolicies(ClientPolicies):
         """The mean KL(old, new) of a token on each client's completions, [K, P], M of [K, P] -> [M, K]."""
         return completion_kl(self.model, [sub_state(state, MEASUREMENT_ROWS) for state in states], old, new)
 
-    def observation_moments(self, state: State | None) -> State | None:
+    def observation_moments(self, client: str, state: State | None) -> State | None:
         """None: tokens are not normalised."""
         return None
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from grpo_fed.rl import trust_region as trust
 from grpo_fed.rl.advantages import normalise_advantages
 from grpo_fed.rl.client_stack import ParameterStack
+from grpo_fed.rl.inner_steps import InnerSteps
 from grpo_fed.rl.language.batches import CompletionBatch
 from grpo_fed.rl.language.model import LanguageModel, TokenRows
 from grpo_fed.rl.language.objective import (
@@ -29,12 +30,11 @@ from grpo_fed.rl.language.objective import (
 from grpo_fed.rl.objective import Coefficients, Direction
 from grpo_fed.rl.rng import Purpose, generator
 from grpo_fed.rl.update import (
-    add_proximal_gradient,
-    clip_gradient,
+    complete_gradient,
     current_coefficients,
     optimiser_of_epoch,
-    penalise_after_adam,
     scheduled,
+    take_step,
 )
 from grpo_fed.scenario.settings import TrustSettings
 
@@ -98,6 +98,7 @@ def update_adapters(
     last_pass: deque[CompletionTerms] = deque(maxlen=settings.minibatches)
     stopped: list[tuple[Tensor, list[CompletionTerms]]] = []
     active: Tensor | None = None
+    inner = InnerSteps()
     for number, part in enumerate(_minibatches(stack, whole, numbers)):
         adam = optimiser_of_epoch(stack, number // settings.minibatches)
         terms = add_gradients(stack, model, part, reference, coefficients)
@@ -110,11 +111,8 @@ def update_adapters(
                 active = within if active is None else active & within
             if active is not None and not active.any():
                 break
-        add_proximal_gradient(stack, stack.proximal_weight)
-        limit = settings.max_grad_norm
-        left = 1.0 if limit is None else clip_gradient(stack.gradient, limit, adam.columns)
-        adam.step(stack.parameters, stack.gradient, learning_rate, active)
-        penalise_after_adam(stack, adam, learning_rate, left, active)
+        complete_gradient(stack, stack.proximal_weight)
+        take_step(stack, adam, learning_rate, active, inner)
     losses = _losses(list(last_pass), stopped)
 
     def measure_kl(parameters: Tensor) -> Tensor:

@@ -23,9 +23,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.store.db import utils as database
 
-from grpo_fed.runs.checkpoint import CHECKPOINTS
+from grpo_fed.policy.shared_names import CHECKPOINTS, POLICIES
 from grpo_fed.runs.colours import pick_colour
-from grpo_fed.runs.folder import EPISODES, FIGURES, POLICIES, ROUNDS, SCENARIO, SUMMARY
+from grpo_fed.runs.folder import EPISODES, FIGURES, ROUNDS, SCENARIO, SUMMARY
 from grpo_fed.runs.markdown import escape_markdown, plain
 from grpo_fed.runs.results import RESULTS
 from grpo_fed.runs.tracking import run_page

@@ -105,6 +105,8 @@ class Tracker:
     def close(self, document: Mapping[str, Any] | None, status: Status, patience: float = PATIENCE) -> None:
         """Track the end of the run, and wait until all records are sent, `patience` seconds at most.
 
+        After that the process that sends goes on by itself, but not for a run that was interrupted: that leaves nothing
+        behind, and records that are left wait for `replay`.
         document: the content of `results.json`, None if there is none. Everything else must be in the folder by now.
         """
         if self.store is None:
@@ -117,6 +119,9 @@ class Tracker:
             self.trouble = f"the end of the run is not tracked: {error}"
         if self._writer is not None:
             _wait(self._writer, patience)
+            if status == "interrupted" and self._writer.poll() is None:
+                self._writer.kill()
+                self._writer.wait()
             if self.spool.has_unsent:
                 before = "" if self.trouble is None else f"{self.trouble}; "
                 self.trouble = (

@@ -1,0 +1,63 @@
+"""Keys that have no effect beside other values: those of what runs start from, and of how rewards are scaled.
+
+It is a part of the table in unused_table.py, whose rows come first.
+"""
+
+from __future__ import annotations
+
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.scenario.unused_rows import Unused
+
+
+def _judges_by_scale_free_scores(scenario: Scenario) -> bool:
+    """Whether only the order or the spread of a group's returns counts, so that a common factor does not."""
+    is_free = scenario.objective.advantage == "group" and scenario.group.score in ("zscore", "rank")
+    return is_free and scenario.rollout.reward_clip is None
+
+
+def _has_prompts_alone(scenario: Scenario) -> bool:
+    return all(client.prompts is not None for client in scenario.clients)
+
+
+SETUPS_UNUSED: tuple[Unused, ...] = (
+    Unused(
+        ("rollout.reward_scale",),
+        lambda scenario: all(client.reward_scale is not None for client in scenario.clients),
+        "every client has its own reward_scale",
+    ),
+    Unused(
+        ("rollout.reward_scale", "clients.reward_scale"),
+        _judges_by_scale_free_scores,
+        'group.score is "{0.group.score}", which no common factor of the returns changes',
+    ),
+    Unused(
+        ("merge.momentum",),
+        lambda scenario: scenario.merge.optimiser == "sgd",
+        'merge.optimiser is "sgd", which has no momentum',
+    ),
+    Unused(
+        ("merge.epsilon",),
+        lambda scenario: scenario.merge.optimiser != "adam",
+        'merge.optimiser is "{0.merge.optimiser}", not "adam"',
+    ),
+    Unused(
+        ("policy.start",),
+        lambda scenario: all(client.start is not None for client in scenario.clients) and not scenario.policy.shared,
+        "every client has its own start, and no block is shared",
+    ),
+    Unused(
+        ("clients.start",),
+        lambda scenario: not scenario.normalise.observations,
+        "all blocks are shared, and the shared ones are the server's",
+        lambda tasks: not tasks.private_blocks,
+    ),
+)
+"""The rows."""
+PROMPTS_UNUSED: tuple[Unused, ...] = (
+    Unused(
+        ("rollout.reward_scale", "rollout.reward_clip"),
+        _has_prompts_alone,
+        "all clients have prompts, and each of their rewards has a weight",
+    ),
+)
+"""The rows for clients with prompts alone."""
