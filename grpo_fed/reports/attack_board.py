@@ -95,10 +95,32 @@ def play_attacks(
     jobs: int | None = None,
     watch: Callable[[BoardRun], None] = lambda run: None,
 ) -> AttackBoard:
-    """Make the runs that have no line yet, write the table and the figure, and return the board.
+    """Make the runs that have no line in the folder yet, write the table and the figure, and return the board.
 
-    scenario: a file or a name; the entries of `[[clients]]` with an attack are the hostile ones. jobs: processes; by
-    default one for each core. ValueError, before anything is run, for a mistake in the scenario or the names.
+    The arguments are those of `complete_board`.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    board = complete_board(scenario, attacks, rules, seeds, out / RUNS, overrides, jobs, watch)
+    write_atomic(out / f"{BOARD}.md", "```text\n" + "\n".join(board_lines(board)) + "\n```\n")
+    write_drawings(out, [draw_board(board)])
+    return board
+
+
+def complete_board(
+    scenario: str,
+    attacks: Sequence[str],
+    rules: Sequence[str],
+    seeds: Sequence[int],
+    file: Path,
+    overrides: Sequence[str] = (),
+    jobs: int | None = None,
+    watch: Callable[[BoardRun], None] = lambda run: None,
+) -> AttackBoard:
+    """Make the runs that have no line in a file yet, one seed after another, and return the board.
+
+    scenario: a file or a name; the entries of `[[clients]]` with an attack are the hostile ones. jobs: processes, 1 for
+    this one alone; by default one for each core. ValueError, before anything is run, for a mistake in the scenario or
+    the names.
     """
     attacks = ("none", *(attack for attack in dict.fromkeys(attacks) if attack != "none"))
     planned = [
@@ -109,31 +131,19 @@ def play_attacks(
     ]
     entries = Scenario.load(find_scenario(scenario), overrides).clients
     hostile = frozenset(name for entry in entries if entry.attack != "none" for name in entry.names)
-    out.mkdir(parents=True, exist_ok=True)
-    done = {run.settings: run for run in read_board_runs(out / RUNS)}
-    pending = [each for each in planned if digest(each[3]) not in done]
-    if pending:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(jobs or len(os.sched_getaffinity(0)), context) as workers:
-            futures = [
-                workers.submit(_play, attack, rule, seed, settings.dumps(), hostile)
-                for attack, rule, seed, settings in pending
-            ]
-            try:
-                for future in as_completed(futures):
-                    run = future.result()
-                    with (out / RUNS).open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(asdict(run)) + "\n")
-                    done[run.settings] = run
-                    watch(run)
-            except BaseException:
-                workers.shutdown(cancel_futures=True)
-                raise
+    done = {run.settings: run for run in read_board_runs(file)}
+    pending = [
+        (attack, rule, seed, settings.dumps(), hostile)
+        for attack, rule, seed, settings in planned
+        if digest(settings) not in done
+    ]
+    for run in _play_all(pending, jobs or len(os.sched_getaffinity(0))):
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(asdict(run)) + "\n")
+        done[run.settings] = run
+        watch(run)
     runs = tuple(done[digest(settings)] for *_, settings in planned)
-    board = AttackBoard(attacks, tuple(dict.fromkeys(rules)), tuple(dict.fromkeys(seeds)), runs)
-    write_atomic(out / f"{BOARD}.md", "```text\n" + "\n".join(board_lines(board)) + "\n```\n")
-    write_drawings(out, [draw_board(board)])
-    return board
+    return AttackBoard(attacks, tuple(dict.fromkeys(rules)), tuple(dict.fromkeys(seeds)), runs)
 
 
 def load_attacked(scenario: str, attack: str, rule: str, seed: int, overrides: Sequence[str] = ()) -> Scenario:
@@ -172,15 +182,34 @@ def read_board_runs(path: Path) -> list[BoardRun]:
     return runs
 
 
+def _play_all(pending: Sequence[tuple[str, str, int, str, frozenset[str]]], jobs: int) -> Iterator[BoardRun]:
+    """Make runs, and yield each as soon as it has ended."""
+    if jobs == 1 or len(pending) <= 1:
+        yield from (_play(*each) for each in pending)
+        return
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as workers:
+        futures = [workers.submit(_play, *each) for each in pending]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:
+            workers.shutdown(cancel_futures=True)
+            raise
+
+
 def _play(attack: str, rule: str, seed: int, text: str, hostile: frozenset[str]) -> BoardRun:
-    """Make a run in this process, which has one thread. hostile: the clients that do not count."""
+    """Make a run in this process, with one thread. hostile: the clients that do not count."""
     import torch
 
     from grpo_fed.engines.start import run
 
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    scenario = Scenario.loads(text)
-    result = run(scenario, workers=0)
+    try:
+        scenario = Scenario.loads(text)
+        result = run(scenario, workers=0)
+    finally:
+        torch.set_num_threads(threads)
     scores = [client.after for name, client in result.clients.items() if name not in hostile]
     known = [score for score in scores if score is not None]
     if not known:

@@ -20,7 +20,7 @@ def hostile_contradictions(scenario: Scenario) -> Iterator[Contradiction]:
     """List what contradicts a client's attack, or mixing: a text and the keys that it concerns."""
     yield from _mixing_contradictions(scenario)
     if scenario.round.mode == "buffered":
-        text = 'clients that collude need what all honest clients sent, and round.mode = "buffered" does not wait for them'
+        text = 'clients that collude need what all honest ones sent, and round.mode = "buffered" does not wait for them'
         cure = 'use round.mode = "sync", or an attack such as "sign-flip"'
         for number, client in enumerate(scenario.clients):
             if client.attack in COLLUDING_ATTACKS:
@@ -38,5 +38,6 @@ def _mixing_contradictions(scenario: Scenario) -> Iterator[Contradiction]:
     part = settings.buffer if settings.mode == "buffered" else settings.fraction
     count = math.ceil(part * sum(client.count for client in scenario.clients) - 1e-9)
     if 2 * mix >= count:
-        text = f"must be less than half of the clients of a round: at most {(count - 1) // 2} of {count}"
-        yield text, (("merge", "mix"), *([] if part == 1 else [("round", key)]))
+        part_of = "" if part == 1 else f" with round.{key} = {part:g}"
+        text = f"must be less than half of the clients of a round: at most {(count - 1) // 2} of {count}{part_of}"
+        yield text, (("merge", "mix"), ("round", key))
