@@ -122,16 +122,10 @@ def complete_board(
     this one alone; by default one for each core. ValueError, before anything is run, for a mistake in the scenario or
     the names.
     """
-    attacks = ("none", *(attack for attack in dict.fromkeys(attacks) if attack != "none"))
-    planned = [
-        (attack, rule, seed, load_attacked(scenario, attack, rule, seed, overrides))
-        for seed in dict.fromkeys(seeds)
-        for attack in attacks
-        for rule in dict.fromkeys(rules)
-    ]
+    planned = _plan(scenario, attacks, rules, seeds, overrides)
     entries = Scenario.load(find_scenario(scenario), overrides).clients
     hostile = frozenset(name for entry in entries if entry.attack != "none" for name in entry.names)
-    done = {run.settings: run for run in read_board_runs(file)}
+    done = {run.settings for run in read_board_runs(file)}
     pending = [
         (attack, rule, seed, settings.dumps(), hostile)
         for attack, rule, seed, settings in planned
@@ -140,10 +134,45 @@ def complete_board(
     for run in _play_all(pending, jobs or len(os.sched_getaffinity(0))):
         with file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(asdict(run)) + "\n")
-        done[run.settings] = run
         watch(run)
-    runs = tuple(done[digest(settings)] for *_, settings in planned)
-    return AttackBoard(attacks, tuple(dict.fromkeys(rules)), tuple(dict.fromkeys(seeds)), runs)
+    return board_from_lines(scenario, attacks, rules, seeds, file, overrides)
+
+
+def board_from_lines(
+    scenario: str,
+    attacks: Sequence[str],
+    rules: Sequence[str],
+    seeds: Sequence[int],
+    file: Path,
+    overrides: Sequence[str] = (),
+) -> AttackBoard:
+    """Read the board of those seeds of which all runs have a line; the arguments are those of `complete_board`."""
+    done = {run.settings: run for run in read_board_runs(file)}
+    runs: list[BoardRun] = []
+    finished: list[int] = []
+    for seed in dict.fromkeys(seeds):
+        found = [done.get(digest(settings)) for *_, settings in _plan(scenario, attacks, rules, [seed], overrides)]
+        if all(found):
+            runs += [run for run in found if run is not None]
+            finished.append(seed)
+    return AttackBoard(_with_none(attacks), tuple(dict.fromkeys(rules)), tuple(finished), tuple(runs))
+
+
+def _plan(
+    scenario: str, attacks: Sequence[str], rules: Sequence[str], seeds: Sequence[int], overrides: Sequence[str]
+) -> list[tuple[str, str, int, Scenario]]:
+    """List attack, rule, seed and settings of each run of a board."""
+    return [
+        (attack, rule, seed, load_attacked(scenario, attack, rule, seed, overrides))
+        for seed in dict.fromkeys(seeds)
+        for attack in _with_none(attacks)
+        for rule in dict.fromkeys(rules)
+    ]
+
+
+def _with_none(attacks: Sequence[str]) -> tuple[str, ...]:
+    """Put `none` before the attacks."""
+    return ("none", *(attack for attack in dict.fromkeys(attacks) if attack != "none"))
 
 
 def load_attacked(scenario: str, attack: str, rule: str, seed: int, overrides: Sequence[str] = ()) -> Scenario:
