@@ -18,7 +18,7 @@ import argparse
 import importlib
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,8 +56,6 @@ def main() -> None:
     for seed in range(draws):
         for rule, difference in differences(theirs, draw_points(seed)).items():
             largest[rule] = max(largest.get(rule, 0.0), difference)
-    for rule, difference in largest.items():
-        print(f"{rule:20}{difference:.1e}")
     record = {
         "byzfl": version("byzfl"),
         "clients": CLIENTS,
@@ -66,9 +64,20 @@ def main() -> None:
         "draws": draws,
         "largest": largest,
     }
+    print("\n".join(format_table(record)))
     FILE.write_text(json.dumps(record, indent=1) + "\n")
     if max(largest.values()) > BOUND:
         sys.exit(f"a rule differs by more than {BOUND:g}")
+
+
+def format_table(record: Mapping[str, Any]) -> Iterator[str]:
+    """Write the largest difference of each rule."""
+    yield f"ByzFL {record['byzfl']}, {record['parameters']} parameters, {record['draws']} draws."
+    yield ""
+    yield "| rule | largest difference |"
+    yield "| --- | --- |"
+    for rule, difference in record["largest"].items():
+        yield f"| `{rule}` | {difference:.1e} |"
 
 
 def load_byzfl() -> Callable[[str], Any]:
