@@ -12,8 +12,6 @@ PYTHONPATH, from the checkout, as the deployment's processes load the installed 
 
 from __future__ import annotations
 
-from benchmarks.trials import RESULTS  # isort: skip  # before torch, for which it sets the number of threads
-
 import argparse
 import json
 import time
@@ -21,8 +19,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-import torch
 
 from grpo_fed.engines.flower.engine import FlowerEngine
 from grpo_fed.engines.replay_order import replay_order
@@ -32,7 +28,7 @@ from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.shipped import find_scenario
 
 FIRST_SEED = 500
-FILE = RESULTS / "replays.jsonl"
+FILE = Path(__file__).parent / "results" / "replays.jsonl"
 CHANGES = ('round.mode="buffered"', "round.buffer=0.5", "rounds=20", "steps=1024", "evaluate.every=0", 'device="cpu"')
 
 
@@ -57,7 +53,6 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=20, help=f"seeds from {FIRST_SEED} on; default: 20")
     parser.add_argument("--results", type=Path, default=FILE)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # as in the clients' processes: sums in other orders have other bits
     done = {each.seed for each in read_results(arguments.results)}
     for seed in range(FIRST_SEED, FIRST_SEED + arguments.runs):
         if seed not in done:
