@@ -24,6 +24,7 @@ import numpy as np
 from benchmarks import (
     adaptation,
     attacks,
+    buffered,
     byzfl_peer,
     deployment,
     deployment_nodes,
@@ -32,6 +33,7 @@ from benchmarks import (
     gpu_results,
     language,
     merges,
+    replays,
     scarce,
     structure,
     tabular,
@@ -134,6 +136,25 @@ CHAPTERS = {
         between; differences are of pairs with the same seed, with 95 % bootstrap intervals. The scenario was
         chosen on the seeds 100 to 107; those here, 200 to 209, were fixed before the first run.""",
         "python -m benchmarks.scarce --seeds 10",
+    ),
+    "buffered": (
+        "Rounds that do not wait",
+        """Virtual time on the local engine: `clients.pace` says how long a client takes. *Poles* is the scenario
+        `paces`, eight half-poles of 0.1 to 0.9 m with paces of 1 to 10, and a buffer of two answers. *Two tasks* are
+        four carts with half-poles of 0.1 m and four with 1.5 m that are ten times as slow, merged by `fedavg`; *slow
+        backwards* is `contrary` with the backwards carts five times as slow; both with a buffer of half the clients.
+        All have 300 virtual seconds, in which a run that waits has 30 rounds. A time is when the mean over the clients,
+        and over the evaluations of ten virtual seconds, reaches 450; returns at the end are of the last 50 virtual
+        seconds, interquartile means over seeds with 95 % bootstrap intervals. The settings were chosen on the seeds
+        0 to 2; those here, from 500 on, were fixed before the first run.""",
+        "python -m benchmarks.buffered --seeds 10 --jobs 2",
+    ),
+    "replays": (
+        "Deployed runs that do not wait, repeated",
+        """Deployments on one machine, each with a SuperLink, a server's app and six clients on one node, of 20 merges
+        of the scenario `contrary` with a buffer of three answers. The local engine repeats each from its recorded order
+        of events.""",
+        "python -m benchmarks.replays --runs 20",
     ),
     "adaptation": (
         "Adaptation to tasks that took no part in training",
@@ -263,6 +284,8 @@ def format_chapters() -> str:
         "structure": structure.format_tables(read_runs(structure.FILE)),
         "tabular": tabular.format_table(json.loads(tabular.FILE.read_text())) if tabular.FILE.exists() else iter(()),
         "scarce": scarce.format_table(scarce.read_finished_runs()),
+        "buffered": buffered.format_tables(buffered.read_runs(buffered.FILE)),
+        "replays": replays.format_table(replays.read_results()),
         "adaptation": adaptation.format_table(adaptation.select_runs(adaptation.read_runs())),
         "attacks": attacks.read_tables(),
         "byzfl": byzfl_peer.format_table(json.loads(byzfl_peer.FILE.read_text())),
