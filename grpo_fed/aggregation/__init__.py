@@ -2,6 +2,7 @@
 
     merge/       where the shared blocks should go: merge rules, one a file
     proximity/   how far they may go: KL budgets for each block and for all together
+    attacks.py   what hostile clients send in place of their parameters
     buffering.py what answers weigh that come late
     server_optimiser.py  how the server steps towards a merge: a rate, momentum, Adam
     outliers.py  medians with which what one client says is compared with the others

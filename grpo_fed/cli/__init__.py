@@ -8,6 +8,7 @@
     play.py         play
     export.py       export
     compare.py      compare, report
+    attacks.py      attack-board
     scenarios.py    new, check, explain, list, config, schema
     deploy.py       deploy init, server, client, status
     tracking.py     ui, replay
@@ -47,7 +48,7 @@ def main() -> None:
 
 def _load_app() -> Typer:
     """Import the application and every module of commands; each module registers its own."""
-    from grpo_fed.cli import compare, deploy, export, play, replay_order, run, scenarios, tracking  # noqa: F401
+    from grpo_fed.cli import attacks, compare, deploy, export, play, replay_order, run, scenarios, tracking  # noqa: F401
     from grpo_fed.cli.application import app
 
     return app

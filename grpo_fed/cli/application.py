@@ -16,6 +16,7 @@ COMMANDS = [
     "run",
     "train",
     "compare",
+    "attack-board",
     "play",
     "export",
     "report",

@@ -4,6 +4,7 @@
     rounds.py         Federation: the server's loop
     server.py         Server: merges the answers, chooses the step, moves the shared blocks
     clients.py        Clients: carry out the instructions
+    hostile.py        answers of hostile clients, as `[[clients]] attack` has them
     setup.py          FederationSetup: tasks and shared blocks of a scenario, resolved once
     client_reports.py parts of a client's answers, from what its learner reports
     adaptation.py     how fast a policy adapts to its client's task, on a copy

@@ -22,6 +22,7 @@ from grpo_fed.federation.adaptation import adapted_returns
 from grpo_fed.federation.client_reports import reported_metrics, summarise
 from grpo_fed.federation.comparison import ReturnHistory, compare_by_playing
 from grpo_fed.federation.drift import RoundDrift
+from grpo_fed.federation.hostile import attacks_of, lie
 from grpo_fed.federation.learners import ClientLearners
 from grpo_fed.federation.loaded_client import ROUND_SHARED, LoadedClient
 from grpo_fed.federation.messages import (
@@ -69,6 +70,7 @@ class Clients:
         self.policies = make_client_policies(tasks, scenario, shared_blocks)
         self.columns = self.policies.columns
         self.slices = list(shared_blocks.slices.values())
+        self.attacks = attacks_of(scenario)
         self.learners: ClientLearners | None = None
         """The learners of the clients that were trained last."""
 
@@ -81,19 +83,24 @@ class Clients:
         assert given, "there is an instruction"
         assert len(given) == len(instructions), f"unknown clients among {sorted(instructions)}"
         try:
+            answers: dict[str, Answer]
             match next(iter(given.values())):
                 case Train():
                     rounds: dict[tuple[str, int, float, float], dict[str, Train]] = {}
                     for name, each in _all_of(Train, given).items():
                         rounds.setdefault(_round_of(each), {})[name] = each
-                    return {name: answer for each in rounds.values() for name, answer in self._train(each)}
+                    answers = {name: answer for each in rounds.values() for name, answer in self._train(each)}
                 case Measure():
-                    return dict(self._measure(_all_of(Measure, given)))
+                    answers = dict(self._measure(_all_of(Measure, given)))
                 case Evaluate():
-                    return dict(self._evaluate(_all_of(Evaluate, given)))
+                    answers = dict(self._evaluate(_all_of(Evaluate, given)))
         except BaseException:
             self.close()  # environments and parameters may be in any state; the files have that of the clients
             raise
+        hostile = self.attacks.keys() & answers.keys()
+        return answers | {
+            name: lie(name, given[name], answers[name], self.attacks[name], self.scenario) for name in hostile
+        }
 
     def save_policies(self, folder: Path, starts: Mapping[str, Start], round: int) -> dict[str, str]:
         """Write the policies that these clients are evaluated with to `folder/policies`, but not diverged ones.

@@ -103,6 +103,8 @@ class RoundMerge:
         self._evidence = evidence
         self._start_of = start_of if isinstance(evidence, ClusterEvidence) else None
         """Clients begin with different blocks where they are in clusters."""
+        self._streams = scenario.merge.rule in ("mean", "fisher") and not scenario.merge.mix
+        """Whether replies are added up as they come, and none is kept."""
         self._shares: dict[str, bool] = {}
         self._low: set[str] = set()
         self._weights: dict[str, float] = {}
@@ -164,11 +166,11 @@ class RoundMerge:
         if fisher is not None and self._predicts and share:
             self._scales[client] = float(fisher.double().mean())
             self._even_fisher.add(normalise_fisher(fisher).float(), share)
-        if self._penalised.any() and self._settings.rule in ("mean", "fisher"):
+        if self._penalised.any() and self._streams:
             self._zeros.add(point, share)
-        if self._settings.rule == "mean":
+        if self._streams and self._settings.rule == "mean":
             self._mean.add(point, share)
-        elif self._settings.rule == "fisher":
+        elif self._streams:
             assert fisher is not None, f"{client} sent no Fisher diagonal"
             self._by_fisher.add(point, share, fisher)
         else:
@@ -181,7 +183,7 @@ class RoundMerge:
             return MergeTarget(shared, self.weights, {})
         mean_fisher, fisher_notes = self._mean_fisher()
         no_departures: dict[str, tuple[int, ...]] = dict.fromkeys(self.weights, ())
-        if self._settings.rule in ("mean", "fisher"):
+        if self._streams:
             point = self._mean.result() if self._settings.rule == "mean" else self._by_fisher.result()
             if point is not None and self._penalised.any():
                 point = set_to_zero(point, self._zeros.result() & self._penalised, self._groups)

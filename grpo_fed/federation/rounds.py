@@ -18,6 +18,7 @@ from grpo_fed.aggregation.proximity import StepFractions
 from grpo_fed.federation.arrivals import Arrivals, RealTime
 from grpo_fed.federation.buffer import AnswerBuffer
 from grpo_fed.federation.evaluations import Evaluations, absurd_scores
+from grpo_fed.federation.hostile import ColludingTransport, refuse_collusion
 from grpo_fed.federation.messages import (
     Answer,
     Evaluate,
@@ -32,12 +33,7 @@ from grpo_fed.federation.messages import (
     Trained,
 )
 from grpo_fed.federation.pace import MICROSECONDS, Paces
-from grpo_fed.federation.participation import (
-    ceil_fraction,
-    check_quorum,
-    sample_clients,
-    wait_for_clients,
-)
+from grpo_fed.federation.participation import ceil_fraction, check_quorum, sample_clients, wait_for_clients
 from grpo_fed.federation.round_record import (
     RoundOutcome,
     Traffic,
@@ -97,6 +93,8 @@ class Federation:
         """
         if folder is not None:
             check_usable(folder)
+        if not isinstance(transport, ColludingTransport):
+            refuse_collusion(scenario, "this transport")
         self.scenario, self.shared_blocks, self.transport, self.folder = scenario, shared_blocks, transport, folder
         self.evaluate_with_next_round = evaluate_with_next_round
         self.client_files, self.before_results, self.engine = client_files, before_results, dict(engine or {})

@@ -15,7 +15,7 @@ from typing import Self, final
 from grpo_fed.policy.make import make_policy
 from grpo_fed.policy.shared import SharedBlocks, resolve_shared_blocks
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.scenario.unused_table import TaskFacts
+from grpo_fed.scenario.unused_rows import TaskFacts
 from grpo_fed.tasks.gym_task import GymTask
 from grpo_fed.tasks.resolve import group_by_policy_shape, resolve_tasks
 from grpo_fed.tasks.task import Task

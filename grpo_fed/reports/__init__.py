@@ -18,6 +18,7 @@
     sections.py          the parts of such a summary
     page.py              a run on one page: report.html
     comparison/          methods side by side, with intervals
+    attack_board.py      attacks against merge rules
 
 Begin with summary.py.
 """

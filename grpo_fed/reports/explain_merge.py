@@ -45,6 +45,12 @@ def explain_merge(scenario: Scenario, shared: SharedBlocks) -> Iterator[str]:
             f" {merge.fraction:.0%} of the weight at either end.",
             "krum": f"The server takes the mean of the {merge.keep} most similar clients, and tolerates up to"
             f" {merge.byzantine} hostile ones (Krum).",
+            "multi-krum": f"The server takes the mean of all clients but the {merge.byzantine} least similar ones"
+            " (multi-Krum).",
+            "geometric-median": "The server takes the geometric median of the clients: the point with the least sum of"
+            " distances from them.",
+            "centred-clipping": "The server takes the mean of the clients' updates, each cut to"
+            f" {merge.radius:g} times their median length.",
             "clusters": "The server learns clusters of clients and takes the mean of each, with up to"
             f" {merge.most} clusters for each block.",
         }[merge.rule]
@@ -53,6 +59,11 @@ def explain_merge(scenario: Scenario, shared: SharedBlocks) -> Iterator[str]:
                 "Clients leave a cluster together where their deviation from it repeats from round to round, rho >"
                 f" {_fraction(PAYS)}, and opposes it; from round {MIN_ROUNDS} on. Clusters stay apart."
             )
+    if merge.mix:
+        yield (
+            "Before that each client's parameters are replaced by the mean of those of its nearest clients, all but"
+            f" {merge.mix}, which hides a hostile client's among the others'."
+        )
     yield WEIGHTS[merge.weights].replace("steps", scenario.unit)
 
 

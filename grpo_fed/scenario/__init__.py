@@ -8,8 +8,10 @@
     importing.py    objects that a scenario names by `module:Name`
     field_types.py  types of values that settings take
     checks.py       contradictions between keys
+    hostile_checks.py contradictions of hostile clients and of mixing
     language_checks.py contradictions of clients with prompts
     unused.py       keys that were given and have no effect
+    unused_rows.py  what a row of that table says
     unused_table.py the combinations in which a key has none
     unused_language.py the same for clients with prompts
     unused_setups.py the same for what runs start from, and for scaled rewards

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
+from grpo_fed.scenario.hostile_checks import hostile_contradictions
 from grpo_fed.scenario.language_checks import language_contradictions
 from grpo_fed.scenario.methods import KEYS_OF_METHODS, METHODS, Method
 from grpo_fed.scenario.presets import KEYS_OF_PRESETS, PRESETS, Preset
@@ -56,7 +57,7 @@ def contradictions(scenario: Scenario) -> Iterator[Mistake]:
     if not any(client.trains for client in scenario.clients):
         places: list[KeyPath] = [("clients", number, "trains") for number in range(len(scenario.clients))]
         yield _mistake("no client takes part in training; leave trains out of one entry", *places)
-    for text, keys in language_contradictions(scenario):
+    for text, keys in (*hostile_contradictions(scenario), *language_contradictions(scenario)):
         yield _mistake(text, *keys)
 
 
@@ -262,6 +263,7 @@ def _drift_mistakes(scenario: Scenario) -> Iterator[Mistake]:
     merge, objective = scenario.merge, scenario.objective
     needed = {
         'merge.rule = "mean"': ("merge.rule", merge.rule == "mean"),
+        "merge.mix = 0": ("merge.mix", merge.mix == 0),
         'merge.optimiser = "sgd"': ("merge.optimiser", merge.optimiser == "sgd"),
         "merge.rate = 1": ("merge.rate", merge.rate == 1),
         'proximity.mode = "off"': ("proximity.mode", scenario.proximity.mode == "off"),

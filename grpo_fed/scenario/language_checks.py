@@ -47,6 +47,9 @@ def _entry_mistakes(client: ClientSettings, path: KeyPath) -> Iterator[Contradic
         for key in ("spread", "changes", "wrappers", "reward_scale"):
             if getattr(client, key):
                 yield "is for a client with env; this one has prompts", ((*path, key), prompts)
+        if client.attack in ("negated-reward", "random-action"):
+            text = f'"{client.attack}" is for a client with env; this one has prompts: use "sign-flip" or another'
+            yield text, ((*path, "attack"), prompts)
         if client.start is not None:
             yield f"{NO_START}; this one has prompts", ((*path, "start"), prompts)
     else:

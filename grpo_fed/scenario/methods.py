@@ -220,6 +220,25 @@ MERGE_RULES: Mapping[str, MergeRule] = {
         ("byzantine", "keep"),
         "Where f clients may be hostile in all their parameters; there must be 2 f + 3 clients or more.",
     ),
+    "multi-krum": MergeRule(
+        "mean of all clients but the f furthest from their neighbours",
+        "Blanchard et al. 2017, 1703.02757.",
+        ("byzantine",),
+        "As `krum`, with the mean of more clients, so that less is lost where nobody is hostile.",
+    ),
+    "geometric-median": MergeRule(
+        "point with the least sum of distances from the clients",
+        "Pillutla et al. 2019, 1912.13445.",
+        (),
+        "Where clients with less than half of the weight may be hostile in all their parameters together.",
+    ),
+    "centred-clipping": MergeRule(
+        "mean of the clients' updates, none longer than the median",
+        "Karimireddy et al. 2021, 2012.10333.",
+        ("radius",),
+        "Where hostile clients may send anything: none pulls further than the others. It differs little from the mean "
+        "where nobody is hostile.",
+    ),
     "clusters": MergeRule(
         "mean within learned clusters, for each block",
         "Sattler et al. 2019, 1910.01991.",
@@ -246,17 +265,17 @@ def fill_from_method(
     return dict(data) if row is None or not is_valid(row.values) else fill_missing(data, row.values)
 
 
-ROBUST_RULES = ("median", "trimmed-mean", "krum")
+ROBUST_RULES = ("median", "trimmed-mean", "krum", "multi-krum", "geometric-median", "centred-clipping")
 """Merge rules that tolerate hostile clients."""
 
 
 def fill_from_rule(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Add `proximity.over = "median"` to a scenario's tables with a robust merge rule, unless they have the key.
+    """Add `proximity.over = "median"` to a scenario's tables with a robust merge rule or mixing, unless they have it.
 
     A robust merge would be of no use if one client's KL could hold back every step towards it.
     """
     merge = data.get("merge")
-    is_robust = isinstance(merge, Mapping) and merge.get("rule") in ROBUST_RULES
+    is_robust = isinstance(merge, Mapping) and (merge.get("rule") in ROBUST_RULES or bool(merge.get("mix")))
     return fill_missing(data, {"proximity": {"over": "median"}}) if is_robust else dict(data)
 
 

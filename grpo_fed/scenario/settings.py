@@ -36,6 +36,10 @@ from grpo_fed.scenario.field_types import (
 
 RULES_WITH_THRESHOLD = ("huber",)
 """The merge rules that compare the distance between clients with a threshold."""
+ATTACKS_WITH_STRENGTH = ("sign-flip", "scaled", "random", "weight", "kl", "fisher", "returns", "alie", "ipm")
+"""The attacks that read `strength`."""
+COLLUDING_ATTACKS = ("alie", "ipm", "mimic", "min-max", "normalised", "stealth")
+"""The attacks that need what all honest clients of a round sent."""
 
 
 class Section(BaseModel):
@@ -332,16 +336,30 @@ class MergeSettings(Section):
 
     rule: Annotated[
         Annotated[
-            Literal["mean", "persistence", "huber", "fisher", "median", "trimmed-mean", "krum", "clusters"], Named
+            Literal[
+                "mean",
+                "persistence",
+                "huber",
+                "fisher",
+                "median",
+                "trimmed-mean",
+                "krum",
+                "multi-krum",
+                "geometric-median",
+                "centred-clipping",
+                "clusters",
+            ],
+            Named,
         ]
         | OwnPath,
         NAMED_OR_OWN,
     ] = "persistence"
     """How the server merges: `"mean"`, weighted; `"persistence"`, which lets a client leave a parameter group when its
     deviation from the others persists over rounds; `"huber"`, the group lasso between clients, which lets it leave
-    where it lies further away than a threshold; `"fisher"`, a mean by Fisher information; `"median"`, `"trimmed-mean"`
-    and `"krum"`, which tolerate hostile clients; `"clusters"`, means within learned clusters of clients, which part by
-    the same evidence as `"persistence"`; or `module:function` for a rule of your own."""
+    where it lies further away than a threshold; `"fisher"`, a mean by Fisher information; `"median"`,
+    `"trimmed-mean"`, `"krum"`, `"multi-krum"`, `"geometric-median"` and `"centred-clipping"`, which tolerate hostile
+    clients; `"clusters"`, means within learned clusters of clients, which part by the same evidence as
+    `"persistence"`; or `module:function` for a rule of your own."""
     kwargs: Arguments = {}
     """Keyword arguments for a rule of your own."""
     confirm: Literal["evidence", "returns"] = "returns"
@@ -367,9 +385,16 @@ class MergeSettings(Section):
     fraction: Annotated[float, Ge(0), Lt(0.5)] = 0.2
     """Fraction of the total weight that is cut off at each end, with `rule = "trimmed-mean"`."""
     byzantine: Annotated[int, Ge(0)] = 1
-    """Number of clients that may be hostile, with `rule = "krum"`."""
+    """Number of clients that may be hostile, with `rule = "krum"` or `rule = "multi-krum"`."""
     keep: Count = 1
     """Number of clients that are averaged, with `rule = "krum"`."""
+    radius: Positive = 1.0
+    """Length to which a client's update is cut, with `rule = "centred-clipping"`: so many times the median length of
+    the round's updates."""
+    mix: Annotated[int, Ge(0)] = 0
+    """Number of clients that may be hostile, for a step before the rule: each client's parameters are replaced by the
+    mean of those of its nearest clients, itself included, all but so many (nearest-neighbour mixing, 2302.01772); 0 for
+    no such step. It needs a rule with which no client departs, and more than twice as many clients in a round."""
     most: Annotated[int, Ge(2)] = 8
     """Largest number of clusters of a block, with `rule = "clusters"`."""
     optimiser: Literal["sgd", "momentum", "adam"] = "sgd"
@@ -402,8 +427,8 @@ class ProximitySettings(Section):
     over: Literal["mean", "median", "worst"] = "mean"
     """The KL that must stay within the budgets: the clients' weighted mean; `"median"`, which clients with half of the
     weight stay within, so that no few of them can stop the steps of all; or the largest of all clients. With
-    `merge.rule` `"median"`, `"trimmed-mean"` or `"krum"` it is `"median"` unless it is given. With `mode = "quadratic"`
-    the mean is predicted, and `over` concerns only the KL that clients measure afterwards."""
+    a robust `merge.rule` or with `merge.mix` it is `"median"` unless it is given. With `mode = "quadratic"` the mean is
+    predicted, and `over` concerns only the KL that clients measure afterwards."""
     adaptive: bool = False
     """Whether the budget of a block increases after steps by which clients gained return and decreases after steps by
     which they lost, within a factor of 10."""
@@ -525,6 +550,30 @@ class ClientSettings(Section):
     """Changes of the task during the run, in the order of their rounds."""
     wrappers: list[ImportPath] = []
     """Wrappers of the environment as import paths `module:Wrapper`, the innermost first."""
+    attack: Literal[
+        "none",
+        "sign-flip",
+        "scaled",
+        "random",
+        "negated-reward",
+        "random-action",
+        "weight",
+        "kl",
+        "fisher",
+        "returns",
+        "alie",
+        "ipm",
+        "mimic",
+        "min-max",
+        "normalised",
+        "stealth",
+    ] = "none"
+    """What a hostile client does, to try out how much a merge bears; docs/trust.md describes each. From `alie` on
+    clients collude: they know what all honest clients sent, so these need the local engine and rounds that wait."""
+    strength: Positive | None = None
+    """How strong the attack is, in place of the value in brackets: the multiple of the honest update for `sign-flip`
+    (1), `scaled` (100), `random` (10) and `ipm` (0.5), of the standard deviation for `alie` (by the number of clients),
+    and of the truth for `weight`, `fisher` and `returns` (1000); the KL that `kl` reports (1000)."""
     learning_rate: Positive | None = None
     """Learning rate instead of `objective.learning_rate`."""
     entropy: float | None = None

@@ -21,8 +21,9 @@ from grpo_fed.scenario.toml.mistakes import Mistake, mistake_lines
 from grpo_fed.scenario.toml.reading import read_source
 from grpo_fed.scenario.toml.source import Source, read_text
 from grpo_fed.scenario.unused_language import LANGUAGE_UNUSED
+from grpo_fed.scenario.unused_rows import TaskFacts
 from grpo_fed.scenario.unused_setups import PROMPTS_UNUSED, SETUPS_UNUSED
-from grpo_fed.scenario.unused_table import UNUSED, TaskFacts
+from grpo_fed.scenario.unused_table import UNUSED
 
 
 @dataclass(frozen=True)

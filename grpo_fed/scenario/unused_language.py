@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import LanguageSettings
-from grpo_fed.scenario.unused_table import Unused
+from grpo_fed.scenario.unused_rows import Unused
 
 
 def _has_no_prompts(scenario: Scenario) -> bool:

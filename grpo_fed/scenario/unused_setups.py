@@ -6,7 +6,7 @@ It is a part of the table in unused_table.py, whose rows come first.
 from __future__ import annotations
 
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.scenario.unused_table import Unused
+from grpo_fed.scenario.unused_rows import Unused
 
 
 def _judges_by_scale_free_scores(scenario: Scenario) -> bool:

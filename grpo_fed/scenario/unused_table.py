@@ -9,45 +9,15 @@ Over 400 lines: it is one table, in which the first row that holds gives the rea
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 
 from grpo_fed.scenario.methods import MERGE_RULES
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.scenario.settings import RULES_WITH_THRESHOLD, MergeSettings, ProximitySettings
+from grpo_fed.scenario.settings import ATTACKS_WITH_STRENGTH, RULES_WITH_THRESHOLD, MergeSettings, ProximitySettings
 from grpo_fed.scenario.tables import is_import_path
+from grpo_fed.scenario.unused_rows import Unused
 
 RULES_BY_GROUP = ("huber", "persistence")
 """The merge rules by which a client may leave single parameter groups."""
-
-
-@dataclass(frozen=True)
-class TaskFacts:
-    """What is known of a scenario once its environments and policies have been made."""
-
-    box_actions: bool
-    """Whether some client has a box of actions."""
-    private_blocks: bool
-    """Whether some client has a block that is not shared."""
-
-
-@dataclass(frozen=True)
-class Unused:
-    """A row of the table: keys that have no effect, but for rounding, under a condition."""
-
-    keys: tuple[str, ...]
-    """The keys, such as `merge.threshold`; those of a client are `clients.entropy`."""
-    condition: Callable[[Scenario], bool]
-    """Whether the keys have no effect in a scenario."""
-    reason: str
-    """Why; `{0}` stands for the scenario."""
-    task_condition: Callable[[TaskFacts], bool] | None = None
-    """A further condition on the tasks, for what a scenario alone does not tell."""
-
-    def holds(self, scenario: Scenario, tasks: TaskFacts | None) -> bool:
-        """Whether the keys have no effect; False if that depends on the tasks and these are not known."""
-        if self.task_condition is not None and (tasks is None or not self.task_condition(tasks)):
-            return False
-        return self.condition(scenario)
 
 
 # Conditions ----------------------------------------------------------------------------------------------------------
@@ -378,6 +348,12 @@ UNUSED: tuple[Unused, ...] = (
     ),
     Unused(("proximity.over", "proximity.adaptive"), _is_one_client, "one client alone takes part in training"),
     Unused(("proximity.adaptive",), _has_no_block_budget, "proximity.kl_block = inf leaves no budget to adapt"),
+    # hostile clients
+    Unused(
+        ("clients.strength",),
+        lambda scenario: all(entry.attack not in ATTACKS_WITH_STRENGTH for entry in scenario.clients),
+        "no client has an attack whose strength can be chosen",
+    ),
     # run
     Unused(("round.fraction", "round.quorum"), _is_one_client, "one client alone takes part in training"),
     Unused(

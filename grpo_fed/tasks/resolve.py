@@ -134,11 +134,12 @@ def _tasks_of_client(
     """
     client, env = settings.names[index], settings.env
     assert env is not None, "the entry's clients have environments"
+    wrappers = (*settings.wrappers, *HOSTILE_WRAPPERS.get(settings.attack, ()))
     for since in (0, *(change.round for change in settings.changes)):
         kwargs = kwargs_in_round(settings, index, since)
         where = f"client {client}: changes from round {since} on" if since else f"client {client}"
         limit = _take_episode_limit(where, find_registered_spec(client, env), kwargs)
-        config = EnvConfig(client, env, kwargs, tuple(settings.wrappers), limit)
+        config = EnvConfig(client, env, kwargs, wrappers, limit)
         if since not in known_spaces:
             known_spaces[since] = _find_spaces_after_change(config, since) if since else _find_spaces(config)
         observation_space, action_space = known_spaces[since]
@@ -151,6 +152,13 @@ def _tasks_of_client(
             **_own_settings(settings, scenario),
             since=since,
         )
+
+
+HOSTILE_WRAPPERS = {
+    "negated-reward": ("grpo_fed.tasks.wrappers:NegatedReward",),
+    "random-action": ("grpo_fed.tasks.wrappers:RandomAction",),
+}
+"""The wrapper with which a hostile client learns something else, by its attack."""
 
 
 def _own_settings(settings: ClientSettings, scenario: Scenario) -> dict[str, Any]:

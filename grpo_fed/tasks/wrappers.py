@@ -18,6 +18,19 @@ class NegatedReward(gymnasium.RewardWrapper[Any, Any]):
 
 
 @final
+class RandomAction(gymnasium.ActionWrapper[Any, Any, Any]):
+    """Replaces every action by a random one, so that a client learns nothing of its task: a hostile client."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if seed is not None:
+            self.action_space.seed(seed)
+        return self.env.reset(seed=seed, options=options)
+
+    def action(self, action: Any) -> Any:
+        return self.action_space.sample()
+
+
+@final
 class Moon(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Divides the gravity of a MuJoCo environment by six."""
 

@@ -26,6 +26,7 @@ from grpo_fed.aggregation.merge import (
     mean,
 )
 from grpo_fed.aggregation.merge.distances import distances
+from grpo_fed.aggregation.merge.mixing import with_mixing
 from grpo_fed.policy.groups import Groups
 from tests.support.merge_replies import GROUPS, P, bits, make_groups, make_replies, random_replies
 
@@ -33,7 +34,12 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 # What holds for every rule
 
-ALL = {**RULES, "multi-krum": partial(krum, byzantine=2, keep=3), "huber": partial(huber, threshold=0.7)}
+ALL = {
+    **RULES,
+    "krum 3": partial(krum, byzantine=2, keep=3),
+    "huber": partial(huber, threshold=0.7),
+    "mixed": with_mixing(mean, 2),
+}
 every_rule = pytest.mark.parametrize("rule", ALL.values(), ids=ALL.keys())
 Rule = Callable[[Replies, Tensor, Groups], Merged]
 

@@ -18,7 +18,7 @@ from tests.support.numeric_clients import numeric_scenario
 ROWS = 'policy.groups={ "*" = "row" }'
 TOWARD_ZERO = ('penalty={ toward = "zero", weight = 0.1 }', ROWS)
 THRESHOLD = ("merge.threshold=inf",)
-RULES = ["mean", "huber", "fisher", "median", "trimmed-mean", "krum", "clusters", "persistence"]
+RULES = ["mean", "huber", "fisher", "median", "trimmed-mean", "krum", "geometric-median", "clusters", "persistence"]
 SHARED = resolve_shared_blocks(numeric_scenario(ROWS))
 
 

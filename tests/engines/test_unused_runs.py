@@ -87,6 +87,7 @@ RULE_KEYS = {
     "fraction": "0.4",
     "byzantine": "0",
     "keep": "2",
+    "radius": "0.1",
     "most": "2",
     "confirm": "evidence",
     "rejoin": "0",
@@ -264,6 +265,10 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
         ["policy.shared=[]", *CLUSTERS],
         {"merge.rule": "krum", "merge.byzantine": "0", "merge.keep": "2", "merge.most": "2"},
     ),
+    "nothing to mix": (
+        ["policy.shared=[]", "merge.rule=centred-clipping", "clients.0.count=3"],
+        {"merge.mix": "1", "merge.radius": "2.0"},
+    ),
     "nothing to step towards": (
         ["policy.shared=[]", "merge.rule=mean"],
         {"merge.optimiser": "adam", "merge.rate": "0.5", "merge.momentum": "0.1", "merge.epsilon": "0.1"},
@@ -294,6 +299,7 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
             ("median", ["merge.rule=median"], ()),
             ("trimmed-mean", ["merge.rule=trimmed-mean"], ("fraction",)),
             ("krum", ["merge.rule=krum"], ("byzantine", "keep")),
+            ("centred-clipping", ["merge.rule=centred-clipping"], ("radius",)),
             ("clusters", CLUSTERS, ("most",)),
             ("a rule of the user", OWN_RULE, ()),
         ]
@@ -308,6 +314,7 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
         ["merge.rule=persistence", "merge.confirm=evidence", "merge.rejoin=0", "rounds=6"],
         {"merge.episodes": "2"},
     ),
+    "an attack without a strength": (["merge.rule=mean", "clients.0.attack=mimic"], {"clients.0.strength": "9.0"}),
     "no budgets": (
         ["proximity.mode=off"],
         {

@@ -15,6 +15,7 @@ from grpo_fed.federation.messages import Answer, Evaluated, EvaluationSummary, I
 from grpo_fed.federation.rounds import Federation
 from grpo_fed.federation.stopping import EarlyStopping
 from grpo_fed.runs.records import RoundRecord
+from grpo_fed.scenario.methods import ROBUST_RULES
 from grpo_fed.scenario.settings import StopSettings
 from tests.support.numeric_clients import NumericTransport, numeric_federation, numeric_scenario
 
@@ -66,10 +67,11 @@ def test_a_round_in_which_no_block_moves_has_a_note():
     assert any(note.startswith("no block moved") for note in server.notes)
 
 
-@pytest.mark.parametrize("rule", ["median", "trimmed-mean", "krum", "mean"])
+@pytest.mark.parametrize("rule", [*ROBUST_RULES, "mean"])
 def test_robust_rules_use_the_median_kl_unless_it_is_given(rule: str):
     assert numeric_scenario(f'merge.rule="{rule}"').proximity.over == ("mean" if rule == "mean" else "median")
     assert numeric_scenario(f'merge.rule="{rule}"', 'proximity.over="worst"').proximity.over == "worst"
+    assert numeric_scenario(f'merge.rule="{rule}"', "merge.mix=1").proximity.over == "median"
 
 
 # Work, Fisher matrices and returns -----------------------------------------------------------------------------------

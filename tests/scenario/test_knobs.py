@@ -190,6 +190,8 @@ EXCEPTIONS = {
     "policy.shared": "determines what a server merges",
     "penalty.kind": "is needed by penalty.l1 and penalty.outer",
     "clients.count": "is the number of clients",
+    "clients.attack": "changes what the server is sent",
+    "clients.strength": "changes what the server is sent",
     **{f"{section}.start": "names a file, see tests/policy/test_start.py" for section in ("policy", "clients")},
     **{f"clients.{key}": "is virtual time, see tests/federation/test_buffer.py" for key in ("pace", "jitter")},
     "clients.trains": "determines what a server merges, see tests/federation/test_adaptation.py",

@@ -88,7 +88,7 @@ def test_every_merge_rule_is_listed_with_the_keys_that_it_reads():
     named, _ = json_schema()["$defs"]["MergeSettings"]["properties"]["rule"]["oneOf"]
     assert set(named["enum"]) == set(MERGE_RULES)
     read_keys = {key for rule in MERGE_RULES.values() for key in rule.keys}
-    of_all_rules = {"rule", "kwargs", "weights", "optimiser", "rate", "momentum", "epsilon", "correct_drift"}
+    of_all_rules = {"rule", "kwargs", "weights", "optimiser", "rate", "momentum", "epsilon", "correct_drift", "mix"}
     assert read_keys == set(MergeSettings.model_fields) - of_all_rules
     for name, rule in MERGE_RULES.items():
         for key in rule.keys:

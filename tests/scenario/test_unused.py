@@ -21,8 +21,9 @@ from grpo_fed.scenario.toml.lines import KeyPath
 from grpo_fed.scenario.toml.source import ScenarioError
 from grpo_fed.scenario.unused import GivenKeys, unused_keys
 from grpo_fed.scenario.unused_language import LANGUAGE_UNUSED
+from grpo_fed.scenario.unused_rows import TaskFacts
 from grpo_fed.scenario.unused_setups import PROMPTS_UNUSED, SETUPS_UNUSED
-from grpo_fed.scenario.unused_table import UNUSED, TaskFacts
+from grpo_fed.scenario.unused_table import UNUSED
 from tests.scenario.test_knobs import CHANGES, SMALL
 
 CARTS = """\
@@ -50,7 +51,7 @@ ALWAYS_USED = {
     *("trust.blocks", "personal.first", "personal.model", "personal.inner_rate"),
     *("clients.name", "clients.env", "clients.count", "clients.kwargs", "clients.wrappers"),
     *("clients.trains", "clients.entropy", "clients.penalty", "clients.changes.round", "clients.changes.kwargs"),
-    *("clients.prompts", "clients.eval_prompts"),
+    *("clients.prompts", "clients.eval_prompts", "clients.attack"),
     *("clients.rewards.function", "clients.rewards.weight", "clients.rewards.kwargs"),
 }
 """Keys that the table of unused keys need not have."""

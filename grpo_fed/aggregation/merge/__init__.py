@@ -4,7 +4,8 @@
     weights.py      how much each client counts in a mean
     averages.py     `mean` (FedAvg) and `fisher`, also as streams that keep no reply
     group_lasso.py  `huber`: a client may depart from a parameter group
-    robust.py       `median`, `trimmed_mean` and `krum`: rules that tolerate hostile clients
+    robust.py       `median`, `trimmed_mean`, `krum` and others: rules that tolerate hostile clients
+    mixing.py       nearest-neighbour mixing of replies, before a rule
     evidence.py     what is remembered of the clients' updates over rounds, and what is systematic in them
     conflicts.py    the clients that a merge sets back, by the evidence
     persistence.py  `persistence`: clients leave groups in which they are in conflict, and come back
@@ -27,7 +28,14 @@ from types import MappingProxyType
 from grpo_fed.aggregation.merge.averages import StreamingFisher, StreamingMean, fisher, mean, merge_without_departures
 from grpo_fed.aggregation.merge.group_lasso import huber
 from grpo_fed.aggregation.merge.records import Clusters, Merged, Replies, Reply
-from grpo_fed.aggregation.merge.robust import krum, median, trimmed_mean
+from grpo_fed.aggregation.merge.robust import (
+    centred_clipping,
+    geometric_median,
+    krum,
+    median,
+    multi_krum,
+    trimmed_mean,
+)
 from grpo_fed.aggregation.merge.weights import ClientWork, Weighting, client_weight
 
 __all__ = [
@@ -40,13 +48,16 @@ __all__ = [
     "StreamingFisher",
     "StreamingMean",
     "Weighting",
+    "centred_clipping",
     "client_weight",
     "fisher",
+    "geometric_median",
     "huber",
     "krum",
     "mean",
     "median",
     "merge_without_departures",
+    "multi_krum",
     "trimmed_mean",
 ]
 
@@ -58,6 +69,9 @@ RULES: Mapping[str, Callable[..., Merged]] = MappingProxyType(
         "median": median,
         "trimmed-mean": trimmed_mean,
         "krum": krum,
+        "multi-krum": multi_krum,
+        "geometric-median": geometric_median,
+        "centred-clipping": centred_clipping,
     }
 )
 """Rules without evidence, by the names that scenarios use; `module:function` in a scenario is a user's own rule."""

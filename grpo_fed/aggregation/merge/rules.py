@@ -12,6 +12,7 @@ from grpo_fed.aggregation.merge import (
 )
 from grpo_fed.aggregation.merge.custom import custom_rule
 from grpo_fed.aggregation.merge.group_lasso import group_thresholds
+from grpo_fed.aggregation.merge.mixing import with_mixing
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.scenario.settings import MergeSettings
 from grpo_fed.scenario.tables import is_import_path
@@ -33,7 +34,15 @@ def check_rule(settings: MergeSettings, shared_blocks: SharedBlocks) -> None:
 
 
 def bind_rule(settings: MergeSettings) -> Callable[..., Merged]:
-    """Return the rule as a function of replies, shared vector and groups; ValueError if it cannot be imported."""
+    """Return the rule, with the mixing before it, as a function of replies, shared vector and groups.
+
+    ValueError if it cannot be imported.
+    """
+    return with_mixing(_bind_keys(settings), settings.mix)
+
+
+def _bind_keys(settings: MergeSettings) -> Callable[..., Merged]:
+    """Bind a rule to its own keys."""
     threshold = float("inf") if settings.threshold is None else settings.threshold
     match settings.rule:
         case "huber":
@@ -43,6 +52,10 @@ def bind_rule(settings: MergeSettings) -> Callable[..., Merged]:
             return partial(RULES["trimmed-mean"], fraction=settings.fraction)
         case "krum":
             return partial(RULES["krum"], byzantine=settings.byzantine, keep=settings.keep)
+        case "multi-krum":
+            return partial(RULES["multi-krum"], byzantine=settings.byzantine)
+        case "centred-clipping":
+            return partial(RULES["centred-clipping"], radius=settings.radius)
         case path if is_import_path(path):
             return custom_rule(settings)
         case rule:

@@ -25,6 +25,7 @@ from grpo_fed.engines.flower.log_channel import LogChannel, Say, Watch
 from grpo_fed.engines.flower.processes import POLL, SupervisedProcesses, remove_colours
 from grpo_fed.engines.flower.superlink import STATE, Restarter, SuperLink, find_free_port, make_flower_environment
 from grpo_fed.engines.resident.host import make_host_command
+from grpo_fed.federation.hostile import refuse_collusion
 from grpo_fed.policy.shared_names import POLICIES
 from grpo_fed.runs.folder import (
     CLAIMED,
@@ -85,6 +86,7 @@ class FlowerEngine:
             raise ValueError("engine flower-sim needs Ray: pip install 'grpo-fed[simulation]'")
         if engine == "flower-sim" and superlink is not None:
             raise ValueError(f"engine flower-sim starts a SuperLink of its own: leave out superlink {superlink}")
+        refuse_collusion(scenario, f"the engine {engine}")
         self._link = None if superlink is None else read_connection(superlink)
         starts = [scenario.policy.start, *(entry.start for entry in scenario.clients)]
         if superlink is None and any(start is not None for start in starts):

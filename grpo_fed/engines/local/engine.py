@@ -21,6 +21,7 @@ from grpo_fed.engines.local.grid import make_local_grid
 from grpo_fed.engines.wire.transport import GridTransport
 from grpo_fed.federation.arrivals import Arrivals, VirtualTime
 from grpo_fed.federation.clients import Clients
+from grpo_fed.federation.hostile import ColludingTransport, colluding_clients
 from grpo_fed.federation.messages import Start
 from grpo_fed.federation.rounds import Federation
 from grpo_fed.federation.setup import FederationSetup
@@ -113,7 +114,9 @@ class LocalEngine:
             self.schedule = stack.enter_context(grid).schedule
             """Which clients are asked together, and for how many workers they were put into chunks."""
             shared_blocks = self.setup.shared_blocks
-            transport = GridTransport(grid, shared_blocks, scenario, grid.nodes)
+            transport: Transport = GridTransport(grid, shared_blocks, scenario, grid.nodes)
+            if colluding_clients(scenario):
+                transport = ColludingTransport(transport, scenario, shared_blocks)
             self.federation = Federation(
                 scenario,
                 shared_blocks,
