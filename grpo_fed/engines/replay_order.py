@@ -7,9 +7,11 @@ scenario, so that the same shared blocks come out again.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from grpo_fed.engines.local.engine import LocalEngine
 from grpo_fed.federation.arrivals import RecordedOrder
@@ -33,6 +35,17 @@ class _OrderEnded(Exception):
     """The last recorded merge was repeated."""
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread, as the commands and the processes of a deployment do: more have other bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def replay_order(run: Path, out: Path, replace: bool, watch: Callable[[RoundRecord], None]) -> RepeatedOrder:
     """Repeat a run in a folder of its own, without the evaluations between rounds.
 
@@ -52,16 +65,17 @@ def replay_order(run: Path, out: Path, replace: bool, watch: Callable[[RoundReco
         if record.round == len(orders):
             raise _OrderEnded
 
-    engine = LocalEngine(
-        scenario,
-        out,
-        engine_state=state if is_local else None,
-        workers=None if is_local else 0,
-        replace=replace,
-        arrivals=lambda transport: RecordedOrder(transport, orders),
-        alone=not is_local,
-    )
-    with engine, contextlib.suppress(_OrderEnded):
+    with one_thread():
+        engine = LocalEngine(
+            scenario,
+            out,
+            engine_state=state if is_local else None,
+            workers=None if is_local else 0,
+            replace=replace,
+            arrivals=lambda transport: RecordedOrder(transport, orders),
+            alone=not is_local,
+        )
+    with engine, contextlib.suppress(_OrderEnded), one_thread():
         engine.run(stop_after_last)
     repeated = read_orders(out)
     differing = (merge for merge, order in orders.items() if repeated[merge].digest != order.digest)

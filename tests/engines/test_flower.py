@@ -19,7 +19,9 @@ from grpo_fed.engines.flower.engine import FlowerEngine, FlowerRunError
 from grpo_fed.engines.flower.log_channel import LogChannel
 from grpo_fed.engines.flower.processes import SupervisedProcesses
 from grpo_fed.engines.flower.superlink import STATE, SuperLink, find_free_port, find_script, make_flower_environment
+from grpo_fed.engines.replay_order import replay_order
 from grpo_fed.engines.start import run
+from grpo_fed.runs.merge_order import read_orders
 from grpo_fed.runs.records import RoundRecord
 from grpo_fed.runs.results import ClientResult, Result
 from grpo_fed.scenario.scenario import Scenario
@@ -63,6 +65,15 @@ def test_language_models_on_a_superlink_end_like_on_the_local_engine(tmp_path: P
         for name, array in wanted.items():
             np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-5)
         assert max(np.abs(array).max() for name, array in wanted.items() if "lora_B" in name) > 0.01
+
+
+def test_a_run_that_does_not_wait_is_repeated_to_the_same_bits(tmp_path: Path):
+    changes = ['round.mode="buffered"', "round.buffer=0.5", "rounds=6", "evaluate.every=3"]
+    scenario = Scenario.loads(tiny().dumps(), overrides=changes)
+    result = FlowerEngine(scenario, tmp_path / "run").run()
+    assert (result.status, len(read_orders(tmp_path / "run"))) == ("finished", 6)
+    repeated = replay_order(tmp_path / "run", tmp_path / "again", replace=False, watch=lambda record: None)
+    assert (repeated.merges, repeated.first_difference) == (6, None)
 
 
 def test_a_failed_run_raises_its_reason(tmp_path: Path):
