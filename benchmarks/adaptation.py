@@ -33,8 +33,14 @@ from grpo_fed.runs.statistics import Estimate, estimate, interquartile_mean
 SCENARIO = "newcomers"
 SEEDS = range(400, 410)
 FILE = RESULTS / "adaptation.jsonl"
-METHODS = ("reptile", "perfedavg", "fedavg")
-"""The methods that train the policy which newcomers begin with."""
+METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "reptile": ("reptile", ()),
+    "perfedavg": ("perfedavg", ()),
+    "fedavg": ("fedavg", ()),
+    "fedavg, 20 rounds": ("fedavg", ("rounds=20",)),
+}
+"""What trains the policy that newcomers begin with: method and overrides. The last is a control for `reptile`, which
+goes half of `fedavg`'s way in each of its rounds; it was added after the others had been run."""
 RANDOM, VETERAN = "random start", "veteran"
 VETERANS = ("evaluate.adapt=0", "clients.0.count=2", "clients.1.trains=true")
 """What makes newcomers train by themselves, with `method = "local"`. The others are too few to take long."""
@@ -49,7 +55,7 @@ class AdaptationRun:
     """One finished run: a line of the results file."""
 
     method: str
-    """One of `METHODS`, or `VETERAN`."""
+    """A key of `METHODS`, or `VETERAN`."""
     seed: int
     settings: str
     """`Trial.settings`."""
@@ -86,7 +92,8 @@ def plan_trials(seeds: Iterable[int] = SEEDS) -> Iterator[tuple[str, Trial]]:
     """List the runs, each with its name in the table."""
     for seed in seeds:
         yield VETERAN, Trial(SCENARIO, "local", seed, VETERANS, VETERAN)
-        yield from ((method, Trial(SCENARIO, method, seed)) for method in METHODS)
+        for name, (method, overrides) in METHODS.items():
+            yield name, Trial(SCENARIO, method, seed, overrides)
 
 
 def make_run(method: str, trial: Trial) -> AdaptationRun:
@@ -137,7 +144,7 @@ def curves_by_method(runs: Sequence[AdaptationRun]) -> tuple[dict[str, np.ndarra
     names = (*METHODS, VETERAN)
     seeds = [seed for seed in sorted({run.seed for run in runs}) if all((name, seed) in of for name in names)]
     curves = {method: np.array([list(of[method, seed].last.values()) for seed in seeds]) for method in METHODS}
-    curves[RANDOM] = np.array([list(of[METHODS[0], seed].first.values()) for seed in seeds])
+    curves[RANDOM] = np.array([list(of["fedavg", seed].first.values()) for seed in seeds])
     return curves, np.array([[score for (score,) in of[VETERAN, seed].last.values()] for seed in seeds])
 
 

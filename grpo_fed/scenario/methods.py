@@ -93,8 +93,8 @@ METHODS: Mapping[str, Method] = {
         "Fallah et al. 2020, 2002.07948, first-order: the gradient is taken after an inner step on another minibatch; "
         "both are collected by the policy before that step.",
         {**AVERAGE, "personal": {"inner_rate": 0.01}},
-        "Where few steps have to adapt a policy. On poles of lengths that it had not seen, in `newcomers`, `reptile` "
-        "was far better and `fedavg` no worse.",
+        "Where few steps have to adapt a policy. On poles of lengths that it had not seen, in `newcomers`, `fedavg` "
+        "was no worse.",
     ),
     "fedper": Method(
         "personal heads on averaged base layers",
