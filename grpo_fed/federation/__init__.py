@@ -10,6 +10,7 @@
     adaptation.py     how fast a policy adapts to its client's task, on a copy
     loaded_client.py  LoadedClient: where a client starts, and what it remembers
     comparison.py     a client's choice between its own parameters and the shared ones
+    compression.py    differences in half precision, with error feedback
     drift.py          what clients add to their steps so that they drift less apart
     learners.py       ClientLearners: a client's shared and personal learner
     state_store.py    StateStore: the clients' states between rounds

@@ -193,7 +193,7 @@ class AnswerBuffer:
             shared = state.start(name, assignment.number).shared
             point = rebase(answer.point, start, shared) if answer.point.size else answer.point
             kl = answer.kl if not ages[name] else None  # of a step that is not the latest
-            rebased = replace(answer, point=point, kl=kl)
+            rebased = replace(answer, point=point, kl=kl, difference=None)
             arrivals.append(Arrival(name, assignment.number, ages[name], rebased, weights[name]))
         return BufferedAnswers(arrivals, failures, length)
 

@@ -21,8 +21,9 @@ from grpo_fed.aggregation.proximity import StepFractions, interpolate
 from grpo_fed.federation.adaptation import adapted_returns
 from grpo_fed.federation.client_reports import reported_metrics, summarise
 from grpo_fed.federation.comparison import ReturnHistory, compare_by_playing
+from grpo_fed.federation.compression import compress
 from grpo_fed.federation.drift import RoundDrift
-from grpo_fed.federation.hostile import attacks_of, lie
+from grpo_fed.federation.hostile import attacks_of, lies
 from grpo_fed.federation.learners import ClientLearners
 from grpo_fed.federation.loaded_client import ROUND_SHARED, LoadedClient
 from grpo_fed.federation.messages import (
@@ -97,10 +98,7 @@ class Clients:
         except BaseException:
             self.close()  # environments and parameters may be in any state; the files have that of the clients
             raise
-        hostile = self.attacks.keys() & answers.keys()
-        return answers | {
-            name: lie(name, given[name], answers[name], self.attacks[name], self.scenario) for name in hostile
-        }
+        return answers | lies(given, answers, self.attacks, self.scenario)
 
     def save_policies(self, folder: Path, starts: Mapping[str, Start], round: int) -> dict[str, str]:
         """Write the policies that these clients are evaluated with to `folder/policies`, but not diverged ones.
@@ -159,11 +157,12 @@ class Clients:
             history = ReturnHistory.read(client.state)
             point = learners.shared.parameters[row, self.columns].cpu().numpy()
             kept = history.after(report.mean_return, report.spread, report.floor).arrays()
-            self._save(client, learners, row, {**kept, **drift.arrays(row, point)})
+            sent = compress(self.scenario, self.shared_blocks, client, point)
+            self._save(client, learners, row, {**kept, **drift.arrays(row, point), **sent.owed})
             yield (
                 client.name,
                 Trained(
-                    point=point,
+                    point=sent.point,
                     steps=report.steps + personal.steps,
                     episodes=len(report.episodes) + len(personal.episodes),
                     gain=client.gain(report.mean_return),
@@ -175,6 +174,7 @@ class Clients:
                     low=history.is_low(report.mean_return),
                     since=None if client.last_round == round - 1 else client.last_round,
                     comparison=comparisons.get(client.name),
+                    difference=sent.difference,
                 ),
             )
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from grpo_fed.aggregation.attacks import COLLUDING, HonestRound, random_step, reverse, scale
 from grpo_fed.aggregation.merge import Merged, Replies, Reply
 from grpo_fed.aggregation.merge.rules import RULES_WITH_EVIDENCE, bind_rule
+from grpo_fed.federation.compression import add_difference, round_difference
 from grpo_fed.federation.messages import Answer, Evaluated, EvaluationSummary, Instruction, Measured, Train, Trained
 from grpo_fed.federation.transport import Transport
 from grpo_fed.policy.shared import SharedBlocks
@@ -70,6 +71,19 @@ def refuse_collusion(scenario: Scenario, engine: str) -> None:
 # Alone ---------------------------------------------------------------------------------------------------------------
 
 
+def lies(
+    instructions: Mapping[str, Instruction],
+    answers: Mapping[str, Answer],
+    attacks: Mapping[str, ClientAttack],
+    scenario: Scenario,
+) -> dict[str, Answer]:
+    """Return what the hostile ones of some clients answer in place of their honest answers."""
+    return {
+        name: lie(name, instructions[name], answers[name], attacks[name], scenario)
+        for name in attacks.keys() & answers.keys()
+    }
+
+
 def lie(client: str, instruction: Instruction, answer: Answer, attack: ClientAttack, scenario: Scenario) -> Answer:
     """Return what a hostile client answers in place of its honest answer."""
     strength = DEFAULT_STRENGTH.get(attack.kind, LIE) if attack.strength is None else attack.strength
@@ -79,7 +93,11 @@ def lie(client: str, instruction: Instruction, answer: Answer, attack: ClientAtt
         return Evaluated(_boast(answer.summary, strength))
     if not isinstance(answer, Trained) or not isinstance(instruction, Train):
         return answer
-    return _lie_after_training(client, instruction, answer, attack.kind, strength, scenario)
+    lied = _lie_after_training(client, instruction, answer, attack.kind, strength, scenario)
+    if lied.difference is None:
+        return lied
+    difference, _ = round_difference(lied.point - instruction.start.shared)
+    return replace(lied, point=add_difference(instruction.start.shared, difference), difference=difference)
 
 
 def _lie_after_training(

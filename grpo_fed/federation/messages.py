@@ -145,6 +145,9 @@ class Trained:
     """The round of the state that it went on from, 0 if it began anew; None if that was the round before."""
     comparison: SharingComparison | None = None
     """The comparison that `compare` asked for; None too where the client has no parameters of its own yet."""
+    difference: np.ndarray | None = None
+    """[S] float16: what is sent in place of the point, with `wire.dtype = "float16"`; of the shared blocks that the
+    client began with, the point is this difference away."""
 
 
 @dataclass(frozen=True, eq=False)

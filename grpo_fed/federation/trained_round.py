@@ -34,4 +34,4 @@ class TrainedRound:
     def add(self, client: str, answer: Trained, weight: float = 1.0) -> None:
         """Add a client's answer to the merge, and keep the rest of it."""
         self.merge.add(client, answer, weight)
-        self.replies[client] = replace(answer, point=MERGED, fisher=None)
+        self.replies[client] = replace(answer, point=MERGED, fisher=None, difference=None)

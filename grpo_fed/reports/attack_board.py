@@ -196,8 +196,11 @@ def load_attacked(scenario: str, attack: str, rule: str, seed: int, overrides: S
 
 
 def digest(scenario: Scenario) -> str:
-    """Digest everything but the code that determines a run's result."""
-    return hashlib.sha256(scenario.dumps().encode()).hexdigest()[:16]
+    """Digest everything but the code that determines a run's result; settings at their defaults do not count, so that
+    a new version with more settings takes up an older board.
+    """
+    given = scenario.model_dump(mode="json", exclude_defaults=True, exclude={"description"})
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_board_runs(path: Path) -> list[BoardRun]:

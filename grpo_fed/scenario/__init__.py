@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         Section,
         StopSettings,
         TrustSettings,
+        WireSettings,
     )
     from grpo_fed.scenario.shipped import find_scenario, shipped_scenarios
     from grpo_fed.scenario.toml.source import ScenarioError
@@ -81,6 +82,7 @@ __all__ = [
     "Section",
     "StopSettings",
     "TrustSettings",
+    "WireSettings",
     "find_scenario",
     "shipped_scenarios",
 ]
@@ -111,6 +113,7 @@ MODULES = {
     "Section": "grpo_fed.scenario.settings",
     "StopSettings": "grpo_fed.scenario.settings",
     "TrustSettings": "grpo_fed.scenario.settings",
+    "WireSettings": "grpo_fed.scenario.settings",
     "find_scenario": "grpo_fed.scenario.shipped",
     "shipped_scenarios": "grpo_fed.scenario.shipped",
 }

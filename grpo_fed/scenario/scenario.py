@@ -38,6 +38,7 @@ from grpo_fed.scenario.settings import (
     Section,
     StopSettings,
     TrustSettings,
+    WireSettings,
 )
 from grpo_fed.scenario.tables import Values, is_complete
 from grpo_fed.scenario.toml.mistakes import section_errors
@@ -99,6 +100,7 @@ class Scenario(Section):
     merge: MergeSettings = MergeSettings()
     proximity: ProximitySettings = ProximitySettings()
     round: RoundSettings = RoundSettings()
+    wire: WireSettings = WireSettings()
     stop: StopSettings = StopSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()

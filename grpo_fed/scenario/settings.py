@@ -464,6 +464,14 @@ class RoundSettings(Section):
     """Consecutive rounds below the quorum after which the run fails."""
 
 
+class WireSettings(Section):
+    """How parameters travel between the server and its clients."""
+
+    dtype: Literal["float32", "float16"] = "float32"
+    """Numbers of the difference that a client has learned. `float16` halves what clients send; what rounding leaves out
+    is added to the client's next difference, so that over the rounds nothing is lost (1901.09847)."""
+
+
 class StopSettings(Section):
     """When a run ends before its last round."""
 

@@ -367,7 +367,7 @@ UNUSED: tuple[Unused, ...] = (
         'round.mode is "sync": only the virtual times in the records change',
     ),
     Unused(
-        ("round.staleness", "round.rate_fair"),
+        ("round.staleness", "round.rate_fair", "wire.dtype"),
         _shares_nothing,
         "policy.shared = [] leaves nothing to merge",
     ),

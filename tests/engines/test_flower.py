@@ -68,7 +68,7 @@ def test_language_models_on_a_superlink_end_like_on_the_local_engine(tmp_path: P
 
 
 def test_a_run_that_does_not_wait_is_repeated_to_the_same_bits(tmp_path: Path):
-    changes = ['round.mode="buffered"', "round.buffer=0.5", "rounds=6", "evaluate.every=3"]
+    changes = ['round.mode="buffered"', "round.buffer=0.5", "rounds=6", "evaluate.every=3", 'wire.dtype="float16"']
     scenario = Scenario.loads(tiny().dumps(), overrides=changes)
     result = FlowerEngine(scenario, tmp_path / "run").run()
     assert (result.status, len(read_orders(tmp_path / "run"))) == ("finished", 6)

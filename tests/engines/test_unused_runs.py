@@ -251,6 +251,7 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
             "merge.weights": "uniform",
             "merge.threshold": "0.5",
             "merge.refit": "false",
+            "wire.dtype": "float16",
             "merge.blocks": "{ '*' = 0.1 }",
             "proximity.mode": "quadratic",
             "proximity.kl_block": "1e-9",

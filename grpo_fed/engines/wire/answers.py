@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from grpo_fed.engines.wire.arrays import GroupSelection, check_finite, decode_vector, encode_vector
 from grpo_fed.engines.wire.validation import LARGEST, FieldReader, InvalidMessageError, check_records, show
 from grpo_fed.federation.comparison import TIMES
+from grpo_fed.federation.compression import add_difference
 from grpo_fed.federation.messages import (
     Answer,
     Evaluate,
@@ -45,7 +46,8 @@ MAX_DISTANCE = 100.0
 class AnswerCodec:
     """Encodes and decodes the answers of one federation's clients.
 
-    The answer to `Train` has the records `arrays` (the point, the Fisher diagonal), `selection` (the point's groups
+    The answer to `Train` has the records `arrays` (the point, or with `wire.dtype = "float16"` its difference; the
+    Fisher diagonal), `selection` (the point's groups
     that travel), `training` (counts, returns, KL) and `metrics`; to `Measure`, `measurement`; to `Evaluate`,
     `evaluation`, which the answer to `Train` has too where it was asked for, as it may have a `comparison`.
     """
@@ -86,7 +88,11 @@ class AnswerCodec:
     def _write_trained(self, shared: np.ndarray, trained: Trained) -> RecordDict:
         point = np.asarray(trained.point, np.float32)
         groups = self._groups.select_changed(point, shared)
-        arrays = {"point": encode_vector(self._groups.extract(point, groups))}
+        if self._scenario.wire.dtype == "float16":
+            assert trained.difference is not None, "clients round what they have learned"
+            arrays = {"difference": encode_vector(self._groups.extract(trained.difference, groups), "float16")}
+        else:
+            arrays = {"point": encode_vector(self._groups.extract(point, groups))}
         if trained.fisher is not None:
             arrays["fisher"] = encode_vector(trained.fisher)
         training = MetricRecord({"steps": int(trained.steps), "episodes": int(trained.episodes)})
@@ -143,14 +149,21 @@ class AnswerCodec:
     def _read_point(self, arrays: FieldReader, selection: FieldReader, shared: np.ndarray) -> np.ndarray:
         """Read a client's point [S]; the groups that did not travel are those of the shared blocks."""
         groups = self._groups.unpack("selection.groups", selection.take("groups", bytes))
-        values = decode_vector("arrays.point", arrays.take("point", Array), self._groups.count_columns(groups))
+        size, begin = self._groups.count_columns(groups), self._groups.extract(shared, groups)
         with np.errstate(over="ignore", invalid="ignore"):
-            step = values - self._groups.extract(shared, groups)
+            if self._scenario.wire.dtype == "float16":
+                name = "arrays.difference"
+                sent = decode_vector(name, arrays.take("difference", Array), size, "float16")
+                values, step = add_difference(begin, sent), sent.astype(np.float32)
+            else:
+                name = "arrays.point"
+                values = decode_vector(name, arrays.take("point", Array), size)
+                step = values - begin
             distance, limit = math.sqrt(step @ step), MAX_DISTANCE * (1 + math.sqrt(shared @ shared))
         if not distance <= limit or distance == math.inf:
-            check_finite("arrays.point", values)
+            check_finite(name, values)
             raise InvalidMessageError(
-                f"arrays.point is {distance:.3g} from the shared blocks; it has to be within {limit:.3g}"
+                f"{name} is {distance:.3g} from the shared blocks; it has to be within {limit:.3g}"
             )
         return self._groups.fill(values, groups, shared)
 

@@ -11,33 +11,36 @@ from flwr.app import Array
 
 from grpo_fed.engines.wire.validation import InvalidMessageError, show
 
-
-def encode_vector(vector: np.ndarray) -> Array:
-    """Encode a vector of float32 as `numpy.save` would, with the one header that `decode_vector` knows."""
-    vector = np.ascontiguousarray(vector, "<f4")
-    return Array("float32", vector.shape, "numpy.ndarray", b"".join((_header(vector.size), vector.data)))
+FORMATS = {"float32": "<f4", "float16": "<f2"}
+"""Numpy's names of the number formats that travel."""
 
 
-def decode_vector(name: str, array: Array, size: int) -> np.ndarray:
-    """Decode an array to [size] float32: a view of its bytes that cannot be written to.
+def encode_vector(vector: np.ndarray, dtype: str = "float32") -> Array:
+    """Encode a vector of floats as `numpy.save` would, with the one header that `decode_vector` knows."""
+    vector = np.ascontiguousarray(vector, FORMATS[dtype])
+    return Array(dtype, vector.shape, "numpy.ndarray", b"".join((_header(vector.size, dtype), vector.data)))
+
+
+def decode_vector(name: str, array: Array, size: int, dtype: str = "float32") -> np.ndarray:
+    """Decode an array to [size] of a dtype: a view of its bytes that cannot be written to.
 
     The header is compared, not parsed, so that no header can make numpy do anything else. name: where the array stands
     in the message, for InvalidMessageError if it is no such vector.
     """
-    if (array.dtype, array.shape, array.stype) != ("float32", (size,), "numpy.ndarray"):
+    if (array.dtype, array.shape, array.stype) != (dtype, (size,), "numpy.ndarray"):
         has = f"{show(array.dtype)} of shape {show(array.shape)} as {show(array.stype)}"
-        raise InvalidMessageError(f"{name} is {has}; it has to be float32 of shape ({size},) as numpy.ndarray")
-    header, data = _header(size), array.data
-    if type(data) is not bytes or len(data) != len(header) + 4 * size or not data.startswith(header):
-        raise InvalidMessageError(f"{name} claims to be float32 of shape ({size},), but its bytes are not")
-    vector: np.ndarray = np.frombuffer(data, "<f4", offset=len(header))
+        raise InvalidMessageError(f"{name} is {has}; it has to be {dtype} of shape ({size},) as numpy.ndarray")
+    header, data, width = _header(size, dtype), array.data, np.dtype(FORMATS[dtype]).itemsize
+    if type(data) is not bytes or len(data) != len(header) + width * size or not data.startswith(header):
+        raise InvalidMessageError(f"{name} claims to be {dtype} of shape ({size},), but its bytes are not")
+    vector: np.ndarray = np.frombuffer(data, FORMATS[dtype], offset=len(header))
     return vector
 
 
 @lru_cache(maxsize=256)
-def _header(size: int) -> bytes:
+def _header(size: int, dtype: str) -> bytes:
     """Return what stands before the values of a vector in version 1 of numpy's file format."""
-    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({size},), }}".encode()
+    text = f"{{'descr': '{FORMATS[dtype]}', 'fortran_order': False, 'shape': ({size},), }}".encode()
     text += b" " * (-(len(text) + 11) % 64) + b"\n"
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
 
