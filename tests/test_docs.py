@@ -95,7 +95,7 @@ ALGORITHM = (DOCS / "algorithm.md").read_text(encoding="utf-8")
 OBJECTIVE_KEYS = set(grpo_fed.Scenario.model_fields["objective"].default.__class__.model_fields)
 SETTINGS = {"penalty.toward", "penalty.squared", "trust.blocks", "proximity.adaptive", "normalise.observations"}
 SETTINGS |= {"round.mode", "round.buffer", "round.staleness", "round.rate_fair", "clients.pace", "clients.jitter"}
-SETTINGS |= {"merge.refit", "merge.episodes", "merge.rejoin", "merge.most", "evaluate.adapt"}
+SETTINGS |= {"merge.refit", "merge.episodes", "merge.rejoin", "merge.most", "evaluate.adapt", "wire.dtype"}
 SETTINGS |= {f"objective.{key}" for key in OBJECTIVE_KEYS}
 
 
