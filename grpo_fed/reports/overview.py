@@ -76,10 +76,11 @@ def _traffic(scenario: Scenario, shared: SharedBlocks, clients: int) -> str:
         if scenario.round.mode == "buffered"
         else ""
     )
+    up = 0.5 if scenario.wire.dtype == "float16" else 1.0
     return (
         f"Shared by all: {', '.join(shared.blocks)}, in {groups}. In a round {who} receives {_bytes(shared.size)} and"
-        f" sends at most {_bytes(shared.size)}: {_bytes(2 * sampled * shared.size)} in all, without the messages that"
-        f" measure the step.{buffered}"
+        f" sends at most {_bytes(up * shared.size)}: {_bytes((1 + up) * sampled * shared.size)} in all, without the"
+        f" messages that measure the step.{buffered}"
     )
 
 
@@ -192,7 +193,7 @@ def _shape(shape: tuple[Any, ...]) -> str:
     return "x".join(map(str, shape)) or "1"
 
 
-def _bytes(parameters: int) -> str:
-    """Write the size of a number of parameters."""
-    size = parameters * FLOAT_BYTES
+def _bytes(parameters: float) -> str:
+    """Write the size of a number of parameters in float32."""
+    size = round(parameters * FLOAT_BYTES)
     return f"{size:,} B" if size < 1_000 else f"{size / 1_000:,.1f} kB" if size < 1e6 else f"{size / 1e6:,.1f} MB"

@@ -148,3 +148,7 @@ def test_check_shows_the_bytes_of_a_round():
     # torso.0: 4 x 64 + 64, torso.1: 64 x 64 + 64, actor: 64 x 2 + 2; 4,610 floats, for 4 of 8 clients, both ways
     assert "Shared by all: torso.0, torso.1, actor, in 3 groups" in text
     assert "each of 4 clients receives 18.4 kB and sends at most 18.4 kB: 147.5 kB in all" in text
+    half = CliRunner().invoke(
+        app, ["check", "quickstart", "--set", "round.fraction=0.5", "--set", "wire.dtype=float16"]
+    )
+    assert "sends at most 9.2 kB: 110.6 kB in all" in " ".join(half.stdout.split())
