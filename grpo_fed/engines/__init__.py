@@ -7,6 +7,7 @@
     resident/  one process for all clients of a machine
     deploy/   keys, certificates, a server and clients on several machines
     replay_order.py  repeats a run whose rounds did not wait
+    threads.py  how many threads torch computes with
     alone.py  the control: every client by itself, no federation
     wire/     messages as Flower's records, checked; a transport over any Flower grid
     workers/  worker processes, and how they are asked

@@ -7,13 +7,12 @@ scenario, so that the same shared blocks come out again.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from grpo_fed.engines.local.engine import LocalEngine
+from grpo_fed.engines.threads import one_thread
 from grpo_fed.federation.arrivals import RecordedOrder
 from grpo_fed.runs.folder import SCENARIO, read_engine_state
 from grpo_fed.runs.merge_order import read_orders
@@ -33,17 +32,6 @@ class RepeatedOrder:
 
 class _OrderEnded(Exception):
     """The last recorded merge was repeated."""
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch use one thread, as the commands and the processes of a deployment do: more have other bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def replay_order(run: Path, out: Path, replace: bool, watch: Callable[[RoundRecord], None]) -> RepeatedOrder:

@@ -231,17 +231,12 @@ def _play_all(pending: Sequence[tuple[str, str, int, str, frozenset[str]]], jobs
 
 def _play(attack: str, rule: str, seed: int, text: str, hostile: frozenset[str]) -> BoardRun:
     """Make a run in this process, with one thread. hostile: the clients that do not count."""
-    import torch
-
     from grpo_fed.engines.start import run
+    from grpo_fed.engines.threads import one_thread
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         scenario = Scenario.loads(text)
         result = run(scenario, workers=0)
-    finally:
-        torch.set_num_threads(threads)
     scores = [client.after for name, client in result.clients.items() if name not in hostile]
     known = [score for score in scores if score is not None]
     if not known:

@@ -14,8 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, final
 
-import torch
-
+from grpo_fed.engines.threads import one_thread
 from grpo_fed.engines.workers.fork_server import Worker
 from grpo_fed.engines.workers.frames import make_request, receive, send
 from grpo_fed.engines.workers.handler import ClientFactory, MakeClients, RequestHandler
@@ -81,15 +80,12 @@ class InProcessExecutor:
                 yield job, self._run(job, {name: instructions[name] for name in job.names})
 
     def _run(self, job: Job, instructions: Mapping[str, Instruction]) -> JobResult:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # the matrices are small: more threads only wait for each other
         try:
-            return self._handler.answer(job.chunk, instructions)
+            with one_thread():
+                return self._handler.answer(job.chunk, instructions)
         except Exception as error:
             log.info("%s", job.names, exc_info=error)
             return Failure("raised", describe_exception(error))
-        finally:
-            torch.set_num_threads(threads)
 
     def close(self) -> None:
         """Close the clients."""
