@@ -48,7 +48,7 @@ MAY_CHANGE = frozenset(
         *(f"penalty.{key}" for key in PenaltySettings.model_fields),
         *(f"round.{key}" for key in RoundSettings.model_fields if key != "mode"),
         *(f"stop.{key}" for key in StopSettings.model_fields),
-        *(f"evaluate.{key}" for key in EvaluateSettings.model_fields),
+        *(f"evaluate.{key}" for key in EvaluateSettings.model_fields if key != "twins"),
         *(f"checkpoint.{key}" for key in CheckpointSettings.model_fields),
         *("rollout.reward_scale", "rollout.reward_clip", "personal.pull"),
         *(f"merge.{key}" for key in ("weights", "confirm", "rejoin", "episodes", "threshold", "blocks", "refit")),
