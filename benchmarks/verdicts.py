@@ -8,7 +8,7 @@ wired backwards and all average everything.
     python -m benchmarks.verdicts --jobs 2
 
 Every finished run appends a JSON line to benchmarks/results/verdicts.jsonl and is not repeated. The seeds, 1000 to
-1009, were fixed beforehand; the margin of the verdicts and the constant of their intervals were chosen on the seeds 0
+1009, were fixed beforehand; the margin of the verdicts and the stakes of their bets were chosen on the seeds 0
 and 1.
 """
 
@@ -172,8 +172,8 @@ def _format_entry(runs: Sequence[VerdictRun], entry: str) -> str:
     names = [(run, name) for run in runs for name in run.first if name.rsplit("-", 1)[0] == entry]
     warned = sorted(run.first[name]["costs"] for run, name in names if "costs" in run.first[name])
     soon = sum(round_ <= SOON for round_ in warned)
-    costs = sum(run.last[name][2] < -MARGIN for run, name in names)
-    pays = sum(run.last[name][1] > MARGIN for run, name in names)
+    costs = sum(run.last[name][2] <= -MARGIN for run, name in names)
+    pays = sum(run.last[name][1] >= MARGIN for run, name in names)
     gains = [100 * run.last[name][0] for run, name in names]
     span = f"{warned[0]} to {warned[-1]}" if warned else "-"
     return (

@@ -24,6 +24,11 @@ NOT_STORED = StateVersion("", 0, (0, 0, 0))
 """The version of a state that was trained on, and has not been stored since."""
 
 
+def has_twins(scenario: Scenario) -> bool:
+    """Decide whether clients have twins: where nothing is shared, every client learns alone anyway."""
+    return scenario.evaluate.twins and bool(scenario.policy.shared)
+
+
 @dataclass(frozen=True)
 class RoundReports:
     """What a client's learners report of a round."""
@@ -62,7 +67,7 @@ class ClientLearners:
         self.round = round
         self.shared = policies.make_learner(clients, round)
         self.personal = policies.make_learner(clients, round, "personal") if scenario.personal.model else None
-        self.twins = policies.make_learner(clients, round, "twin") if scenario.evaluate.twins else None
+        self.twins = policies.make_learner(clients, round, "twin") if has_twins(scenario) else None
         self._versions: list[StateVersion | None] = [None] * len(clients)
         """[K]: the stored states that the learners are in; None for a client at the beginning of the run."""
 

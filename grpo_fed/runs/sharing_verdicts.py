@@ -26,7 +26,7 @@ class SharingVerdict:
     gain: float
     """The mean over the rounds of what sharing brought, as a part of what the better of the two had learned."""
     low: float
-    """The lower end of the mean's interval, which holds at 95 % at any time."""
+    """The lower end of the mean's interval; each end holds at 95 % in all rounds together."""
     high: float
     """The upper end."""
 
