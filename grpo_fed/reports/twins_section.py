@@ -41,7 +41,8 @@ def sharing_section(history: History) -> Section | None:
     text = (
         f"{line[:1].upper()}{line[1:]}, as their twins tell, which learn the same tasks alone. What sharing brings is"
         " the mean over the rounds of the difference of the two training returns, as a part of what the better one has"
-        f" learned. It pays or costs where that is surely beyond {100 * MARGIN:.0f} %, at 95 % in all rounds together.{few}"
+        f" learned. It pays or costs where that is surely beyond {100 * MARGIN:.0f} %: at 95 %, in all rounds"
+        f" together.{few}"
     )
     return Section("Does sharing pay?", (text,), tables=(Table(HEAD, tuple(rows), ("verdict",)),))
 
