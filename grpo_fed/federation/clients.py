@@ -40,6 +40,7 @@ from grpo_fed.federation.messages import (
     Train,
     Trained,
 )
+from grpo_fed.federation.newcomers import play_unlearned
 from grpo_fed.federation.state_store import Arrays, StateStore
 from grpo_fed.federation.twins import compare_with_twin
 from grpo_fed.policy.shared import SharedBlocks
@@ -147,6 +148,7 @@ class Clients:
             evaluations = self._evaluate_clients(clients, first.evaluate_first)
 
         clients, comparisons = self._compare(clients, {name: each.compare for name, each in instructions.items()})
+        floors = play_unlearned(self.scenario, self.policies, clients, round)
         learners = self._learners_of(clients, round)
         learners.shared.parameters.copy_(self._with_shared_blocks(learners.shared.parameters, clients))
         drift = RoundDrift(learners.shared, self.columns, clients)
@@ -157,7 +159,8 @@ class Clients:
         for row, (client, reported) in enumerate(zip(clients, reports, strict=True)):
             report, history = reported.shared, ReturnHistory.read(client.state)
             point = learners.shared.parameters[row, self.columns].cpu().numpy()
-            kept = history.after(report.mean_return, report.spread, report.floor).arrays()
+            floor = floors.get(client.name, report.floor)
+            kept = history.after(report.mean_return, report.spread, floor).arrays()
             twin = compare_with_twin(client.state, round, reported)
             sent = compress(self.scenario, self.shared_blocks, client, point)
             self._save(client, learners, row, {**kept, **twin.arrays, **drift.arrays(row, point), **sent.owed})

@@ -66,6 +66,8 @@ class RunTotals:
     """With the merge rule `persistence`, when and why each client left the groups that it does not share now."""
     equal: dict[str, list[int]] = field(default_factory=dict)
     """The rounds in which clients could learn nothing, since every group of their completions was rewarded equally."""
+    joined: dict[str, int] = field(default_factory=dict)
+    """The rounds in which newcomers joined."""
     sharing: dict[str, SharingVerdict] = field(default_factory=dict)
     """What the clients' twins said latest."""
 
@@ -339,6 +341,7 @@ class Recorder:
                 adapted_last=totals.adapted_last.get(name, ()),
                 trains=settings.trains,
                 sharing=totals.sharing.get(name),
+                joined=totals.joined.get(name, 0),
             )
             for name, settings in entries.items()
         }

@@ -56,6 +56,8 @@ class ClientResult:
     """The same of the last policy."""
     trains: bool = True
     """Whether it took part in training; otherwise its `after` is that of the shared policy, and counts in no score."""
+    joined: int = 0
+    """The round in which it joined a run that had ended; 0 if it was there from the beginning."""
     sharing: SharingVerdict | None = None
     """With `evaluate.twins`, whether sharing paid for it; None without a comparison."""
 
@@ -188,6 +190,8 @@ def _client_to_json(client: ClientResult) -> dict[str, Any]:
         del document["unit"]
     if client.trains:
         del document["trains"]
+    if not client.joined:
+        del document["joined"]
     del document["sharing"]
     if client.sharing is not None:
         document["sharing"] = vars(client.sharing)
