@@ -137,7 +137,7 @@ def select_runs(runs: Sequence[JoiningRun]) -> list[JoiningRun]:
 
 def format_table(runs: Sequence[JoiningRun]) -> Iterator[str]:
     """Write a row for each newcomer, and one of the veterans."""
-    yield "| client | cannot share | shares all else, not that | not that | shares all | return, lowest | alone, lowest |"
+    yield "| client | cannot share | that alone out | that out | shares all | return, lowest | alone, lowest |"
     yield "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
     for name, planted in PLANTED.items() if runs else ():
         expected = () if planted == "nothing" else (planted,)
@@ -145,7 +145,8 @@ def format_table(runs: Sequence[JoiningRun]) -> Iterator[str]:
         without = sum(planted in run.out[name] for run in runs) if expected else exact
         shares = sum(not run.out[name] for run in runs)
         cells = [f"{exact} of {len(runs)}", f"{without} of {len(runs)}", f"{shares} of {len(runs)}"]
-        yield f"| {name} | {planted} | {' | '.join(cells)} | {_returns(runs, name)} | {_returns(runs, name, alone=True)} |"
+        returns = [_returns(runs, name), _returns(runs, name, alone=True)]
+        yield f"| {name} | {planted} | {' | '.join([*cells, *returns])} |"
     if runs:
         names = [name for name in runs[0].after if name not in PLANTED]
         out = sum(bool(run.left.get(name)) for run in runs for name in names)
