@@ -33,6 +33,8 @@ def print_outcome(console: Console, result: Result) -> None:
         console.print(Text.assemble(("warning: ", "bold red"), (line, "yellow")), soft_wrap=True)
     if line := equal_groups_line(result.equal):
         console.print(Text.assemble(("note: ", "bold"), (line, "yellow")), soft_wrap=True)
+    if joined := [f"{name} in round {client.joined}" for name, client in result.clients.items() if client.joined]:
+        console.print(Text.assemble(("joined: ", "bold"), format_names(joined)), soft_wrap=True)
     verdicts = {name: client.sharing for name, client in result.clients.items() if client.sharing is not None}
     if line := verdicts_line(verdicts):
         console.print(Text.assemble(("twins: ", "bold"), line), soft_wrap=True)
