@@ -34,7 +34,7 @@ from grpo_fed.flower.measurement import make_query, read_answer, to_arrays, to_r
 from grpo_fed.policy.groups import GroupKind
 from grpo_fed.policy.patterns import values_by_name
 from grpo_fed.scenario.settings import MergeSettings, ProximitySettings
-from grpo_fed.scenario.toml.text import shorten
+from grpo_fed.scenario.toml.text import short_toml, shorten
 
 NAME = "client-name"
 """The key of a reply's configuration by which a client names itself; a node without one is called by its number."""
@@ -122,8 +122,8 @@ class Grouped(Strategy):
         self.history: list[GroupedRound] = []
         """The rounds so far."""
         self._server: BlockServer | None = None
-        self._names: dict[str, str] = {}
-        """The names of the nodes that have named themselves."""
+        self._names: dict[int, str] = {}
+        """The names of the nodes that have answered."""
         self._grid: Grid | None = None
 
     @property
@@ -133,14 +133,11 @@ class Grouped(Strategy):
             return {}
         groups = self._server.shared_blocks.groups.names
         left = self._server.departed
-        return {
-            self._name(node): tuple(groups[group] for group in numbers) for node, numbers in left.items() if numbers
-        }
+        return {client: tuple(groups[group] for group in numbers) for client, numbers in left.items() if numbers}
 
     def arrays_of(self, client: str | int) -> ArrayRecord:
         """Return the model that a client would begin with now. client: its name, or the number of its node."""
-        node = next((node for node, name in self._names.items() if name == client), str(client))
-        return to_record(self._begun.arrays_of(node))
+        return to_record(self._begun.arrays_of(self._name(client) if isinstance(client, int) else client))
 
     def summary(self) -> None:
         """Log what the strategy does."""
@@ -190,26 +187,30 @@ class Grouped(Strategy):
     def _read_replies(
         self, replies: Iterable[Message], record: GroupedRound
     ) -> tuple[dict[str, ArraysReply], list[RecordDict]]:
-        """Read the valid replies by node, in the order of the nodes, and note why others are not."""
+        """Read the valid replies by client, in the order of their names, and note why others are not."""
         answers: dict[str, ArraysReply] = {}
-        contents: list[RecordDict] = []
+        contents: dict[str, RecordDict] = {}
         failures: dict[str, str] = {}
         for reply in sorted(replies, key=lambda reply: reply.metadata.src_node_id):
-            node = str(reply.metadata.src_node_id)
+            node = reply.metadata.src_node_id
             try:
-                answers[node] = self._read_reply(node, reply)
+                answer = self._read_reply(reply)
+                name = _read_name(reply) or str(node)
+                if name in answers:
+                    raise ValueError(f"another node is called {short_toml(name)} too; give each client its own name")
             except ValueError as error:
                 failures[self._name(node)] = shorten(str(error), 300)
                 log.info("\t> %s: %s", self._name(node), failures[self._name(node)])
                 continue
-            contents.append(reply.content)
-            record.train[self._name(node)] = _numbers(reply.content)
+            self._names[node] = name
+            answers[name], contents[name] = answer, reply.content
+            record.train[name] = _numbers(reply.content)
         record.failures = failures
         log.info("aggregate_train: %s results, %s failures", len(answers), len(failures))
-        return answers, contents
+        return {name: answers[name] for name in sorted(answers)}, [contents[name] for name in sorted(contents)]
 
-    def _read_reply(self, node: str, reply: Message) -> ArraysReply:
-        """Read a node's reply; ValueError saying why it cannot be merged."""
+    def _read_reply(self, reply: Message) -> ArraysReply:
+        """Read a reply; ValueError saying why it cannot be merged."""
         if reply.has_error():
             raise ValueError(reply.error.reason)
         content, key = reply.content, self.strategy.weighted_by_key
@@ -219,9 +220,6 @@ class Grouped(Strategy):
         weight = metrics[0].get(key)
         if weight is None or isinstance(weight, list):
             raise ValueError(f'its MetricRecord has no number "{key}", which is its weight')
-        for config in content.config_records.values():
-            if isinstance(name := config.get(NAME), str):
-                self._names[node] = name
         return self._begun.read_reply(to_arrays(arrays[0]), float(weight))
 
     # Evaluation ----------------------------------------------------------------------------------------------------
@@ -240,7 +238,7 @@ class Grouped(Strategy):
             of_round = self.history[-1].evaluate
             for reply in given:
                 if not reply.has_error():
-                    of_round[self._name(str(reply.metadata.src_node_id))] = _numbers(reply.content)
+                    of_round[self._name(reply.metadata.src_node_id)] = _numbers(reply.content)
         return self.strategy.aggregate_evaluate(server_round, given)
 
     # What both need ------------------------------------------------------------------------------------------------
@@ -271,7 +269,7 @@ class Grouped(Strategy):
     def _with_own_arrays(self, message: Message) -> Message:
         """Return a message with the model of its node."""
         metadata = message.metadata
-        arrays = to_record(self._begun.arrays_of(str(metadata.dst_node_id)))
+        arrays = to_record(self._begun.arrays_of(self._name(metadata.dst_node_id)))
         content = RecordDict({**message.content, self.strategy.arrayrecord_key: arrays})
         return _message(content, metadata.dst_node_id, metadata.message_type)
 
@@ -282,21 +280,22 @@ class Grouped(Strategy):
         """
         assert self._grid is not None, "Flower configures a round before it aggregates it"
         layout = self._begun.shared_blocks.layout
+        node_of = {name: node for node, name in self._names.items()}
         messages = [
-            _message(make_query(candidate, fractions, layout), int(node), MessageType.QUERY)
-            for node, candidate in candidates.items()
+            _message(make_query(candidate, fractions, layout), node_of[name], MessageType.QUERY)
+            for name, candidate in candidates.items()
         ]
         answers: dict[str, list[float]] = {}
         reasons: list[str] = []
         for reply in self._grid.send_and_receive(messages, timeout=self.measure_timeout):
-            node = str(reply.metadata.src_node_id)
+            name = self._name(reply.metadata.src_node_id)
             try:
                 if reply.has_error():
                     raise ValueError(reply.error.reason)
-                answers[node] = read_answer(reply.content, len(fractions))
+                answers[name] = read_answer(reply.content, len(fractions))
             except ValueError as error:
                 reasons.append(str(error))
-                log.info("\t> %s does not measure: %s", self._name(node), shorten(str(error), 300))
+                log.info("\t> %s does not measure: %s", name, shorten(str(error), 300))
         if not answers and reasons and all(NO_FUNCTION in reason for reason in reasons):
             raise ValueError(
                 "budget: no client measures KL; register grpo_fed.flower.answer_query as the app's query function, or"
@@ -308,20 +307,24 @@ class Grouped(Strategy):
         """Write what a merge came to into the round's record."""
         names = self._begun.shared_blocks.groups.names
         findings = merged.findings
-        record.weights = {self._name(node): answer.weight for node, answer in answers.items()}
+        record.weights = {client: answer.weight for client, answer in answers.items()}
         record.step, record.notes, record.departed = merged.step, merged.notes, self.departed
-        record.kl = {self._name(node): kl for node, kl in merged.kl.items()}
+        record.kl = merged.kl
         record.rho = {
-            self._name(node): {
-                group: value for group, value in zip(names, rho.tolist(), strict=True) if math.isfinite(value)
-            }
-            for node, rho in findings.rho.items()
+            client: {group: value for group, value in zip(names, rho.tolist(), strict=True) if math.isfinite(value)}
+            for client, rho in findings.rho.items()
         }
-        record.left = {self._name(node): tuple(names[group] for group in left) for node, left in findings.left.items()}
+        record.left = {client: tuple(names[group] for group in left) for client, left in findings.left.items()}
 
-    def _name(self, node: str) -> str:
+    def _name(self, node: int) -> str:
         """Return the name of a node's client."""
-        return self._names.get(node, node)
+        return self._names.get(node, str(node))
+
+
+def _read_name(reply: Message) -> str | None:
+    """Return the name that a client gives itself, if it does."""
+    names = (config.get(NAME) for config in reply.content.config_records.values())
+    return next((name for name in names if isinstance(name, str)), None)
 
 
 def _message(content: RecordDict, node: int, kind: str) -> Message:

@@ -248,6 +248,22 @@ def test_clients_are_called_by_the_names_that_they_give_themselves():
     assert to_arrays(strategy.arrays_of("bee")).keys() == ARRAYS.keys()
 
 
+def test_two_nodes_of_one_name_are_not_both_merged():
+    grid = InMemoryGrid({1: GoalClient(1, ALIKE, name="ant"), 2: GoalClient(2, ALIKE, name="ant")})
+    strategy = Grouped(blocks=BLOCKS)
+    run_rounds(strategy, grid, 1)
+    assert strategy.history[0].weights == {"ant": 1.0}
+    assert strategy.history[0].failures == {"2": 'another node is called "ant" too; give each client its own name'}
+
+
+def test_the_numbers_of_nodes_change_no_bit_of_clients_with_names():
+    def final(nodes: tuple[int, int, int]) -> bytes:
+        grid = InMemoryGrid({node: GoalClient(number, ALIKE, name=f"c{number}") for number, node in enumerate(nodes)})
+        return run_rounds(Grouped(blocks=BLOCKS), grid, 3).arrays["torso.weight"].numpy().tobytes()
+
+    assert final((5, 9, 7)) == final((1, 2, 3))
+
+
 def test_the_strategy_inside_chooses_nodes_and_configures_them():
     grid = make_grid([ALIKE] * 4)
     run_rounds(Grouped(FedProx(fraction_train=0.5, proximal_mu=0.1), blocks=BLOCKS, rule="mean"), grid, 1)
