@@ -14,14 +14,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg, Strategy
+from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
-from grpo_fed.aggregation.proximity import AcceptedStep, StepFractions
+from grpo_fed.aggregation.proximity import StepFractions
 from grpo_fed.flower.array_blocks import cut_array_blocks
 from grpo_fed.flower.block_server import (
     ArraysMerge,
@@ -30,9 +29,11 @@ from grpo_fed.flower.block_server import (
     Candidate,
     check_merge_settings,
 )
+from grpo_fed.flower.grouped_round import GroupedRound, tracked_numbers
 from grpo_fed.flower.measurement import make_query, read_answer, to_arrays, to_record
 from grpo_fed.policy.groups import GroupKind
 from grpo_fed.policy.patterns import values_by_name
+from grpo_fed.runs.tracking.nested_runs import NestedRuns
 from grpo_fed.scenario.settings import MergeSettings, ProximitySettings
 from grpo_fed.scenario.toml.text import short_toml, shorten
 
@@ -43,33 +44,6 @@ NO_FUNCTION = "No query function registered"
 """What Flower says of an app without a function for queries."""
 
 log = logging.getLogger("flwr")
-
-
-@dataclass(eq=False)
-class GroupedRound:
-    """What happened in a round, by the names of the clients."""
-
-    round: int
-    weights: Mapping[str, float] = field(default_factory=dict)
-    """The weight of each client that answered."""
-    failures: Mapping[str, str] = field(default_factory=dict)
-    """Why others did not, or were not understood."""
-    step: AcceptedStep | None = None
-    """How far each block went, and its KL; None for a round without an answer."""
-    kl: Mapping[str, float] = field(default_factory=dict)
-    """The KL of the step as each client measured it."""
-    rho: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """With the rule `persistence`, rho of each client and group, from the second round on."""
-    left: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """The groups that clients left in this round."""
-    departed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """All groups that clients are out of; only clients that are out of some."""
-    train: dict[str, Mapping[str, float]] = field(default_factory=dict)
-    """What each client reported of its training."""
-    evaluate: dict[str, Mapping[str, float]] = field(default_factory=dict)
-    """What each client reported of its evaluation."""
-    notes: tuple[str, ...] = ()
-    """Messages for a person."""
 
 
 @final
@@ -89,6 +63,8 @@ class Grouped(Strategy):
         over: Literal["mean", "median", "worst"] = "mean",
         measure: Literal["clients", "distance"] = "clients",
         measure_timeout: float = 600.0,
+        mlflow: str | None = None,
+        experiment: str = "grouped",
     ) -> None:
         """Merge by a rule, within budgets if some are given.
 
@@ -103,6 +79,7 @@ class Grouped(Strategy):
         measure: `clients` asks them for the KL of a step, and they answer by `answer_query`; `distance` takes half the
         squared distance in its place, which is the KL of a policy whose Fisher matrix is the identity.
         measure_timeout: seconds that such a question waits.
+        mlflow: a server or a database for a run with one for each client inside it, in the experiment of this name.
 
         ValueError for values that contradict each other.
         """
@@ -125,6 +102,8 @@ class Grouped(Strategy):
         self._names: dict[int, str] = {}
         """The names of the nodes that have answered."""
         self._grid: Grid | None = None
+        params = {"rule": self.rule.rule, "budget": budget, "joint_budget": joint_budget, "over": over}
+        self._tracked = None if mlflow is None else NestedRuns(mlflow, experiment, f"Grouped {self.rule.rule}", params)
 
     @property
     def departed(self) -> dict[str, tuple[str, ...]]:
@@ -148,6 +127,20 @@ class Grouped(Strategy):
         log.info("\t│\t├── Rule: %s", self.rule.rule)
         log.info("\t│\t├── Blocks: %s", "one for each module" if self.blocks is None else ", ".join(self.blocks))
         log.info("\t│\t└── Budgets: %s%s", budgets, unit)
+
+    def start(self, *args: Any, **kwargs: Any) -> Result:
+        """Run all rounds, as Flower's own strategies do, and end the runs of MLflow. The arguments are Flower's."""
+        status = "FAILED"
+        try:
+            result = super().start(*args, **kwargs)
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            if self._tracked is not None:
+                self._tracked.close(status)
+        return result
 
     # Training ------------------------------------------------------------------------------------------------------
 
@@ -239,6 +232,9 @@ class Grouped(Strategy):
             for reply in given:
                 if not reply.has_error():
                     of_round[self._name(reply.metadata.src_node_id)] = _numbers(reply.content)
+            if self._tracked is not None:
+                whole, clients = tracked_numbers(self.history[-1], self._begun.shared_blocks.names.block_of_group)
+                self._tracked.round(server_round, whole, clients)
         return self.strategy.aggregate_evaluate(server_round, given)
 
     # What both need ------------------------------------------------------------------------------------------------
