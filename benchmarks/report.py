@@ -1,9 +1,9 @@
 """Write benchmarks/RESULTS.md from the results of the other benchmarks.
 
 Learning beside stable-baselines3 comes first (learning.py, peers.py), then the federation (federation.py,
-deployment.py, merges.py, structure.py, sb3_federated.py, scarce.py, buffered.py, adaptation.py, attacks.py, byzfl_peer.py), language
-models (words.py, language.py) and a GPU (gpu.py). It can be called again whenever more runs are done; benchmarks
-without a run are left out:
+deployment.py, merges.py, structure.py, sb3_federated.py, scarce.py, buffered.py, adaptation.py, attacks.py,
+byzfl_peer.py), language models (words.py, language.py) and a GPU (gpu.py). It can be called again whenever more runs
+are done; benchmarks without a run are left out:
 
     python -m benchmarks.report
 
@@ -133,8 +133,8 @@ CHAPTERS = {
         "Learners of another library in our merge",
         """Six carts, two of them wired backwards, as in scenarios/contrary.toml, 30 rounds of 2,048 steps, with
         stable-baselines3's PPO, unchanged, as every client: over Flower's simulation with the strategy
-        `grpo_fed.flower.Grouped` and the scenario's KL budgets, 0.02 a block and 0.05 together, or with Flower's FedAvg;
-        without a server; and our own run of the scenario. *Found* are the backward clients that are out of the actor at
+        `grpo_fed.flower.Grouped` and the scenario's KL budgets, 0.02 a block and 0.05 together, or with Flower's
+        FedAvg; without a server; and our own run of the scenario. *Found* are the backward clients that are out of the actor at
         the end and of nothing else, *in rounds* when they left it, *out* the straight clients that are out of
         something, *KL* the largest of a round's step as the clients measured it. Returns are interquartile means over
         seeds and clients with 95 % bootstrap intervals, then the lowest and the highest; 20 episodes each with the
