@@ -103,6 +103,17 @@ def test_an_agent_of_the_page_is_a_client_and_measures_kl() -> None:
         assert all(numbers["return"] >= 8 for numbers in record.train.values())
 
 
+def test_an_actor_of_torchrl_is_a_client_and_measures_kl() -> None:
+    page = importlib.import_module("my_torchrl")
+    start = initial_arrays(page.make)
+    strategy = Grouped(FedAvg(fraction_evaluate=0.0), blocks={"actor": ["actor.*"]}, joint_budget=1e-3)
+    result = strategy.start(grid=make_grid(page.app, 2), initial_arrays=start, num_rounds=1)
+    (record,) = strategy.history
+    assert record.weights == {"client-0": 512.0, "client-1": 512.0}
+    assert 0.5e-3 < record.step.joint <= 1e-3
+    assert any((result.arrays[name].numpy() != start[name].numpy()).any() for name in start if name.startswith("actor"))
+
+
 def test_the_gaussian_of_the_page_has_the_agents_means_and_deviations() -> None:
     agent = nn.Module()
     agent.actor_mean, agent.actor_logstd = nn.Linear(1, 2), nn.Parameter(torch.zeros(1, 2))

@@ -27,6 +27,7 @@ APART |= {(room, inside) for room in ("engines", "reports", "cli") for inside in
 LIBRARIES = {
     "flwr": {"flower", "adapters", "engines", "cli"},
     "stable_baselines3": {"adapters.sb3"},
+    "tensordict": {"adapters.torchrl"},
     "mlflow": {"runs.tracking"},
     "matplotlib": {"reports"},
 }

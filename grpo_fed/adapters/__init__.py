@@ -5,6 +5,7 @@
     memory.py   what a client remembers between rounds: its optimiser, and the states that it measures KL on
     cleanrl.py  the action distribution of an agent in CleanRL's style
     sb3.py      sb3_learner: an on-policy algorithm of stable-baselines3
+    torchrl.py  the action distribution of an actor of TorchRL
 
 A learner's parameters are shared by their names, and the KL of a step is measured through its own policy. Begin with
 learner.py.
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from grpo_fed.adapters.client import ClientInfo, client_app, initial_arrays
     from grpo_fed.adapters.learner import LearnerReport, Memory, TorchLearner
     from grpo_fed.adapters.sb3 import sb3_learner
+    from grpo_fed.adapters.torchrl import torchrl_distribution
 
 __all__ = [
     "ClientInfo",
@@ -31,6 +33,7 @@ __all__ = [
     "discrete_distribution",
     "initial_arrays",
     "sb3_learner",
+    "torchrl_distribution",
 ]
 
 MODULES = {
@@ -42,6 +45,7 @@ MODULES = {
     "discrete_distribution": "grpo_fed.adapters.cleanrl",
     "initial_arrays": "grpo_fed.adapters.client",
     "sb3_learner": "grpo_fed.adapters.sb3",
+    "torchrl_distribution": "grpo_fed.adapters.torchrl",
 }
 
 __getattr__ = lazy_getattr(__name__, MODULES)
