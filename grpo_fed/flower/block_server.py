@@ -20,10 +20,18 @@ from grpo_fed.federation.server_step import Move, block_budgets, choose_step
 from grpo_fed.flower.array_blocks import Arrays, fill_arrays, join_arrays
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.scenario.settings import MergeSettings, ProximitySettings
+from grpo_fed.scenario.tables import is_import_path
 from grpo_fed.scenario.toml.text import short_toml
 
-RULE_KEYS = {"kwargs", "threshold", "blocks", "refit", "fraction", "byzantine", "keep", "radius", "mix"}
-"""The settings of a merge rule that need no scenario."""
+RULE_KEYS = {
+    "persistence": (),
+    "huber": ("threshold", "blocks", "refit"),
+    "trimmed-mean": ("fraction", "mix"),
+    "krum": ("byzantine", "keep", "mix"),
+    "multi-krum": ("byzantine", "mix"),
+    "centred-clipping": ("radius", "mix"),
+}
+"""The keys of `MergeSettings` that each rule reads; other rules of ours read `mix` alone."""
 REFUSED_RULES = {
     "fisher": "the clients of an app send no Fisher information",
     "clusters": "the model of an app is one, and clusters have several",
@@ -167,8 +175,12 @@ def check_merge_settings(settings: MergeSettings) -> None:
     """Refuse a rule, or a key of it, that has no effect on the clients of an app; ValueError with the cure."""
     if settings.rule in REFUSED_RULES:
         raise ValueError(f"rule = {short_toml(settings.rule)}: {REFUSED_RULES[settings.rule]}; use persistence or mean")
-    if idle := sorted(settings.model_fields_set - RULE_KEYS - {"rule"}):
-        raise ValueError(f"rule: {short_toml(idle)} have no effect on the clients of an app; leave them out")
+    keys = ("kwargs", "mix") if is_import_path(settings.rule) else RULE_KEYS.get(settings.rule, ("mix",))
+    if idle := sorted(settings.model_fields_set - {"rule", *keys}):
+        known = f"; it reads {short_toml(list(keys))}" if keys else ""
+        raise ValueError(
+            f"rule = {short_toml(settings.rule)}: {short_toml(idle)} has no effect here; leave it out{known}"
+        )
 
 
 def _departed(merged: Merged) -> dict[str, tuple[int, ...]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, final
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -35,6 +35,7 @@ from grpo_fed.policy.groups import GroupKind
 from grpo_fed.policy.patterns import values_by_name
 from grpo_fed.runs.tracking.nested_runs import NestedRuns
 from grpo_fed.scenario.settings import MergeSettings, ProximitySettings
+from grpo_fed.scenario.tables import is_import_path
 from grpo_fed.scenario.toml.text import short_toml, shorten
 
 NAME = "client-name"
@@ -92,16 +93,18 @@ class Grouped(Strategy):
         self.blocks, self.chains, self.groups = blocks, chains, groups
         self.rule = MergeSettings(rule=rule) if isinstance(rule, str) else rule
         check_merge_settings(self.rule)
-        if measure == "distance" and over != "mean":
-            raise ValueError(f'over = "{over}": nobody measures a distance, so leave it out or set measure="clients"')
         self.budget, self.joint_budget, self.over = budget, joint_budget, over
         self.measure, self.measure_timeout = measure, measure_timeout
+        for name, reason in self._idle_arguments():
+            raise ValueError(f"{name}: has no effect, {reason}; leave it out")
         self.history: list[GroupedRound] = []
         """The rounds so far."""
         self._server: BlockServer | None = None
         self._names: dict[int, str] = {}
         """The names of the nodes that have answered."""
         self._grid: Grid | None = None
+        self._asked: frozenset[int] = frozenset()
+        """The nodes that were asked to train in this round."""
         params = {"rule": self.rule.rule, "budget": budget, "joint_budget": joint_budget, "over": over}
         self._tracked = None if mlflow is None else NestedRuns(mlflow, experiment, f"Grouped {self.rule.rule}", params)
 
@@ -153,7 +156,8 @@ class Grouped(Strategy):
             self._server = self._begin(arrays)
         else:
             self._server.arrays = to_arrays(arrays)  # another strategy around this one may have changed them
-        messages = self.strategy.configure_train(server_round, arrays, config, grid)
+        messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        self._asked = frozenset(message.metadata.dst_node_id for message in messages)
         return [self._with_own_arrays(message) for message in messages]
 
     def aggregate_train(
@@ -183,8 +187,10 @@ class Grouped(Strategy):
         """Read the valid replies by client, in the order of their names, and note why others are not."""
         answers: dict[str, ArraysReply] = {}
         contents: dict[str, RecordDict] = {}
-        failures: dict[str, str] = {}
-        for reply in sorted(replies, key=lambda reply: reply.metadata.src_node_id):
+        given = sorted(replies, key=lambda reply: reply.metadata.src_node_id)
+        silent = self._asked - {reply.metadata.src_node_id for reply in given}
+        failures = {self._name(node): "it did not answer in time" for node in sorted(silent)}
+        for reply in given:
             node = reply.metadata.src_node_id
             try:
                 answer = self._read_reply(reply)
@@ -250,6 +256,18 @@ class Grouped(Strategy):
         if self.budget is None and self.joint_budget is None:
             return "off"
         return "measured" if self.measure == "clients" else "quadratic"
+
+    def _idle_arguments(self) -> Iterator[tuple[str, str]]:
+        """Name the arguments that are given and have no effect beside the others, with the reason."""
+        rule = self.rule.rule
+        if self.chains and rule != "persistence":
+            yield "chains", f'as only rule="persistence" asks which block comes first, and not "{rule}"'
+        if self.groups != "block" and rule not in ("persistence", "huber") and not is_import_path(rule):
+            yield "groups", f'as with rule="{rule}" no client leaves any'
+        if self._mode == "off" and self.measure != "clients":
+            yield "measure", "without a budget or a joint_budget"
+        if self._mode != "measured" and self.over != "mean":
+            yield "over", "where clients measure nothing"
 
     def _begin(self, arrays: ArrayRecord) -> BlockServer:
         """Cut the app's initial arrays into blocks; ValueError for settings that do not fit them."""

@@ -165,6 +165,12 @@ def test_clients_measure_the_kl_of_the_step_and_it_stays_within_the_budgets():
     assert set(strategy.history[0].kl) == {"11", "12", "13"}
 
 
+def test_a_budget_of_0_moves_nothing_and_asks_nobody():
+    grid = make_grid([ALIKE, ALIKE], kl=False)
+    result = run_rounds(Grouped(blocks=BLOCKS, rule="mean", budget=0.0), grid, 2)
+    assert not any(array.numpy().any() for name, array in result.arrays.items() if name != "steps")
+
+
 def test_clients_that_measure_suffice_if_others_do_not():
     grid = make_grid([ALIKE, ALIKE])
     grid.clients[13] = answering_errors_to(GoalClient(13, ALIKE, kl=False))
@@ -223,6 +229,32 @@ def test_replies_that_do_not_fit_are_left_out_with_the_reason():
     assert failures["5"] == 'its MetricRecord has no number "num-examples", which is its weight'
     assert failures["6"] == "it raised"
     assert strategy.history[0].weights == {"1": 1.0}
+
+
+def test_a_node_that_does_not_answer_in_time_is_named():
+    strategy = Grouped(blocks=BLOCKS, rule="mean")
+    grid = InMemoryGrid({1: None, 2: None})
+    first, _ = strategy.configure_train(1, to_record(ARRAYS), ConfigRecord(), grid)
+    strategy.aggregate_train(1, [reply_with(first, ARRAYS)])
+    answered = str(first.metadata.dst_node_id)
+    assert strategy.history[0].failures == {
+        node: "it did not answer in time" for node in ("1", "2") if node != answered
+    }
+
+
+def test_a_client_may_leave_by_the_group_lasso_as_far_as_its_row_is_away():
+    rule = MergeSettings(rule="huber", threshold=0.5)
+    strategy = Grouped(FedAvg(min_train_nodes=4, min_available_nodes=4), blocks=BLOCKS, groups="row", rule=rule)
+    messages = list(
+        strategy.configure_train(1, to_record(ARRAYS), ConfigRecord(), InMemoryGrid(dict.fromkeys(range(4))))
+    )
+    far = {**ARRAYS, "actor.weight": ARRAYS["actor.weight"].copy()}
+    far["actor.weight"][1] = 9.0
+    by_node = {message.metadata.dst_node_id: message for message in messages}
+    strategy.aggregate_train(1, [reply_with(by_node[node], far if node == 3 else ARRAYS) for node in range(4)])
+    assert strategy.departed == {"3": ("actor.weight:rows[1]",)}
+    assert to_arrays(strategy.arrays_of(3))["actor.weight"][:, 0].tolist() == [0, 9, 0]
+    assert not to_arrays(strategy.arrays_of(0))["actor.weight"].any()
 
 
 def test_a_round_without_a_valid_reply_leaves_the_model():
@@ -287,8 +319,25 @@ def test_a_strategy_around_it_may_change_the_shared_model():
         (lambda: Grouped(FedAdam()), "strategy: FedAdam merges arrays in its own way"),
         (lambda: Grouped(rule="fisher"), 'rule = "fisher": the clients of an app send no Fisher information'),
         (lambda: Grouped(rule="clusters"), 'rule = "clusters": the model of an app is one'),
-        (lambda: Grouped(rule=MergeSettings(rule="mean", rejoin=3)), r'rule: \["rejoin"\] have no effect'),
-        (lambda: Grouped(budget=1.0, measure="distance", over="worst"), 'over = "worst": nobody measures a distance'),
+        (
+            lambda: Grouped(rule=MergeSettings(rejoin=3)),
+            r'rule = "persistence": \["rejoin"\] has no effect here; leave it',
+        ),
+        (
+            lambda: Grouped(rule=MergeSettings(rule="mean", radius=3)),
+            r'\["radius"\] has no effect .* it reads \["mix"\]',
+        ),
+        (
+            lambda: Grouped(budget=1.0, measure="distance", over="worst"),
+            "over: has no effect, where clients measure nothing",
+        ),
+        (lambda: Grouped(over="worst"), "over: has no effect, where clients measure nothing; leave it out"),
+        (
+            lambda: Grouped(measure="distance"),
+            "measure: has no effect, without a budget or a joint_budget; leave it out",
+        ),
+        (lambda: Grouped(rule="mean", chains=[["a"]]), "chains: has no effect, as only rule=.persistence. asks"),
+        (lambda: Grouped(rule="median", groups="row"), "groups: has no effect, as with rule=.median. no client leaves"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_with_the_cure(make, text: str):
