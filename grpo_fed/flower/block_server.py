@@ -176,6 +176,8 @@ def check_merge_settings(settings: MergeSettings) -> None:
     if settings.rule in REFUSED_RULES:
         raise ValueError(f"rule = {short_toml(settings.rule)}: {REFUSED_RULES[settings.rule]}; use persistence or mean")
     keys = ("kwargs", "mix") if is_import_path(settings.rule) else RULE_KEYS.get(settings.rule, ("mix",))
+    if settings.rule == "huber" and "threshold" not in settings.model_fields_set:
+        raise ValueError('rule = "huber" needs a threshold: MergeSettings(rule="huber", threshold=...)')
     if idle := sorted(settings.model_fields_set - {"rule", *keys}):
         known = f"; it reads {short_toml(list(keys))}" if keys else ""
         raise ValueError(

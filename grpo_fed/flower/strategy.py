@@ -91,6 +91,9 @@ class Grouped(Strategy):
                 " choose a rule"
             )
         self.blocks, self.chains, self.groups = blocks, chains, groups
+        for name, value in _budgets(budget, joint_budget):
+            if not value >= 0:
+                raise ValueError(f"{name} = {value}: a budget is 0, which moves nothing, or more")
         self.rule = MergeSettings(rule=rule) if isinstance(rule, str) else rule
         check_merge_settings(self.rule)
         self.budget, self.joint_budget, self.over = budget, joint_budget, over
@@ -170,8 +173,9 @@ class Grouped(Strategy):
         if not answers:
             return None, None
         server = self._begun
+        before = self.departed
         merged = server.merge(answers, self._ask)
-        self._describe(record, merged, answers)
+        self._describe(record, merged, answers, before)
         for note in record.notes:
             log.info("\t> %s", note)
         for name, left in record.left.items():
@@ -194,14 +198,11 @@ class Grouped(Strategy):
             node = reply.metadata.src_node_id
             try:
                 answer = self._read_reply(reply)
-                name = _read_name(reply) or str(node)
-                if name in answers:
-                    raise ValueError(f"another node is called {short_toml(name)} too; give each client its own name")
             except ValueError as error:
                 failures[self._name(node)] = shorten(str(error), 300)
                 log.info("\t> %s: %s", self._name(node), failures[self._name(node)])
                 continue
-            self._names[node] = name
+            name = self._claim_name(node, _read_name(reply) or str(node))
             answers[name], contents[name] = answer, reply.content
             record.train[name] = _numbers(reply.content)
         record.failures = failures
@@ -317,22 +318,52 @@ class Grouped(Strategy):
             )
         return answers
 
-    def _describe(self, record: GroupedRound, merged: ArraysMerge, answers: Mapping[str, ArraysReply]) -> None:
-        """Write what a merge came to into the round's record."""
+    def _describe(
+        self,
+        record: GroupedRound,
+        merged: ArraysMerge,
+        answers: Mapping[str, ArraysReply],
+        before: Mapping[str, tuple[str, ...]],
+    ) -> None:
+        """Write what a merge came to into the round's record. before: the groups that clients were out of."""
         names = self._begun.shared_blocks.groups.names
-        findings = merged.findings
         record.weights = {client: answer.weight for client, answer in answers.items()}
         record.step, record.notes, record.departed = merged.step, merged.notes, self.departed
         record.kl = merged.kl
         record.rho = {
             client: {group: value for group, value in zip(names, rho.tolist(), strict=True) if math.isfinite(value)}
-            for client, rho in findings.rho.items()
+            for client, rho in merged.findings.rho.items()
         }
-        record.left = {client: tuple(names[group] for group in left) for client, left in findings.left.items()}
+        left = {
+            client: tuple(group for group in groups if group not in before.get(client, ()))
+            for client, groups in record.departed.items()
+        }
+        record.left = {client: groups for client, groups in left.items() if groups}
+
+    def _claim_name(self, node: int, name: str) -> str:
+        """Return the name of a node that has answered, as it gave it first.
+
+        A name belongs to the first node that has it, since another one would get that client's own parameters, and a
+        number to the node of this number.
+        """
+        if node not in self._names:
+            is_taken = name in self._names.values() or (name.isdigit() and name != str(node))
+            self._names[node] = f"{name}@{node}" if is_taken else name
+        return self._names[node]
 
     def _name(self, node: int) -> str:
         """Return the name of a node's client."""
         return self._names.get(node, str(node))
+
+
+def _budgets(budget: float | Mapping[str, float] | None, joint: float | None) -> Iterator[tuple[str, float]]:
+    """Yield each budget with its name."""
+    if isinstance(budget, Mapping):
+        yield from ((f"budget[{short_toml(pattern)}]", value) for pattern, value in budget.items())
+    elif budget is not None:
+        yield "budget", budget
+    if joint is not None:
+        yield "joint_budget", joint
 
 
 def _read_name(reply: Message) -> str | None:

@@ -280,12 +280,14 @@ def test_clients_are_called_by_the_names_that_they_give_themselves():
     assert to_arrays(strategy.arrays_of("bee")).keys() == ARRAYS.keys()
 
 
-def test_two_nodes_of_one_name_are_not_both_merged():
-    grid = InMemoryGrid({1: GoalClient(1, ALIKE, name="ant"), 2: GoalClient(2, ALIKE, name="ant")})
+def test_a_name_belongs_to_the_first_node_that_has_it_and_a_number_to_its_node():
+    names = {1: "ant", 2: "ant", 3: "4", 4: ""}
+    grid = InMemoryGrid({node: GoalClient(node, {"critic.weight": node}, name=name) for node, name in names.items()})
     strategy = Grouped(blocks=BLOCKS)
-    run_rounds(strategy, grid, 1)
-    assert strategy.history[0].weights == {"ant": 1.0}
-    assert strategy.history[0].failures == {"2": 'another node is called "ant" too; give each client its own name'}
+    run_rounds(strategy, grid, 2)
+    assert strategy.history[1].weights == {"4": 1.0, "4@3": 1.0, "ant": 1.0, "ant@2": 1.0}
+    for node in names:  # each gets its own critic back
+        assert grid.clients[node].received[1]["critic.weight"].mean() == pytest.approx(node / 4, abs=0.1)
 
 
 def test_the_numbers_of_nodes_change_no_bit_of_clients_with_names():
@@ -331,6 +333,9 @@ def test_a_strategy_around_it_may_change_the_shared_model():
             lambda: Grouped(budget=1.0, measure="distance", over="worst"),
             "over: has no effect, where clients measure nothing",
         ),
+        (lambda: Grouped(joint_budget=-1), "joint_budget = -1: a budget is 0, which moves nothing, or more"),
+        (lambda: Grouped(budget={"a": float("nan")}), r'budget\["a"\] = nan: a budget is 0'),
+        (lambda: Grouped(rule="huber"), 'rule = "huber" needs a threshold: MergeSettings'),
         (lambda: Grouped(over="worst"), "over: has no effect, where clients measure nothing; leave it out"),
         (
             lambda: Grouped(measure="distance"),
