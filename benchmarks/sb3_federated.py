@@ -1,9 +1,11 @@
 """Measure stable-baselines3's PPO, unchanged, in a federation by our merge over Flower's simulation.
 
 Six carts, two of them wired backwards, as in the scenario `contrary`: 30 rounds of 2,048 steps. A client is
-stable-baselines3's PPO with the settings of that scenario's clients; the server is Flower's, with the strategy
-`grpo_fed.flower.Grouped` or Flower's own FedAvg. Beside them the same clients without a server, and our own run of the
-scenario. Seeds are 800 to 802, fixed before the first run; the settings are the scenario's, and none was tuned here.
+stable-baselines3's PPO with that scenario's learning rate, epochs and minibatches, in four environments of 256 steps
+where ours has eight of 128, since a client's episodes begin anew with each round; the server is Flower's, with the
+strategy `grpo_fed.flower.Grouped` and the scenario's budgets, or Flower's own FedAvg. Beside them the same clients
+without a server, and our own run of the scenario. Seeds are 800 to 802, fixed before the first run; no setting was
+tuned here.
 
     python -m benchmarks.sb3_federated
 
