@@ -134,7 +134,7 @@ CHAPTERS = {
         """Six carts, two of them wired backwards, as in scenarios/contrary.toml, 30 rounds of 2,048 steps, with
         stable-baselines3's PPO, unchanged, as every client, at the scenario's learning rate, epochs and minibatches:
         over Flower's simulation with the strategy `grpo_fed.flower.Grouped` and the scenario's KL budgets, 0.02 a block
-        and 0.05 together, or with Flower's FedAvg; without a server; and our own run of the scenario. *Found* are the
+        and 0.05 together, or with Flower's FedAvg; and our own run of the scenario. *Found* are the
         backward clients that are out of the actor at the end and of nothing else, *in rounds* when they left it, *out*
         the straight clients that are out of something, *largest KL* that of a round's step as the clients measured it.
         Returns are interquartile means over seeds and clients with 95 % bootstrap intervals, then the lowest and the

@@ -3,9 +3,8 @@
 Six carts, two of them wired backwards, as in the scenario `contrary`: 30 rounds of 2,048 steps. A client is
 stable-baselines3's PPO with that scenario's learning rate, epochs and minibatches, in four environments of 256 steps
 where ours has eight of 128, since a client's episodes begin anew with each round; the server is Flower's, with the
-strategy `grpo_fed.flower.Grouped` and the scenario's budgets, or Flower's own FedAvg. Beside them the same clients
-without a server, and our own run of the scenario. Seeds are 800 to 802, fixed before the first run; no setting was
-tuned here.
+strategy `grpo_fed.flower.Grouped` and the scenario's budgets, or Flower's own FedAvg. Beside them is our own run of the
+scenario. Seeds are 800 to 802, fixed before the first run; no setting was tuned here.
 
     python -m benchmarks.sb3_federated
 
@@ -40,9 +39,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 import grpo_fed
 from grpo_fed.adapters import ClientInfo, TorchLearner, client_app, initial_arrays, sb3_learner
-from grpo_fed.adapters.learner import load_module, module_arrays
+from grpo_fed.adapters.learner import load_module
 from grpo_fed.flower import Grouped
-from grpo_fed.flower.measurement import to_arrays, to_record
+from grpo_fed.flower.measurement import to_arrays
 from grpo_fed.runs.records import RoundRecord
 from grpo_fed.runs.statistics import estimate, interquartile_mean
 from grpo_fed.scenario.scenario import Scenario
@@ -130,16 +129,6 @@ def run_fedavg(seed: int) -> Outcome:
     return Outcome([score(number, seed, arrays) for number in range(CLIENTS)], {}, {}, None)
 
 
-def run_alone(seed: int) -> Outcome:
-    """Train every client by itself, as stable-baselines3 is used without a server."""
-    scores = []
-    for number in range(CLIENTS):
-        model = make_model(ClientInfo(f"client-{number}", number, seed=100 * seed + number))
-        model.learn(ROUNDS * STEPS)
-        scores.append(score(number, seed, to_record(module_arrays(model.policy))))
-    return Outcome(scores, {}, {}, None)
-
-
 def run_ours(seed: int) -> Outcome:
     """Run our own scenario."""
     records: list[RoundRecord] = []
@@ -160,7 +149,7 @@ def run_ours(seed: int) -> Outcome:
     )
 
 
-METHODS = {"sb3 grouped": run_grouped, "grpo_fed": run_ours, "sb3 fedavg": run_fedavg, "sb3 local": run_alone}
+METHODS = {"sb3 grouped": run_grouped, "grpo_fed": run_ours, "sb3 fedavg": run_fedavg}
 """By name, what makes a run of a seed."""
 
 
@@ -199,13 +188,10 @@ def make_learner(seed: int, client: ClientInfo) -> TorchLearner:
 
 
 def make_model(client: ClientInfo) -> PPO:
-    """Make stable-baselines3's PPO on a cart, at the rate of the client's round; without a round, for a whole run."""
+    """Make stable-baselines3's PPO on a cart, at the learning rate of the client's round."""
 
     def make_env() -> gymnasium.Env:
         return Monitor(gymnasium.make("grpo_fed/CartPole-v1", swap_actions=client.number >= STRAIGHT))
-
-    def rate(progress: float) -> float:
-        return RATE * (1 - (client.round - 1) / ROUNDS if client.round else progress)
 
     return PPO(
         "MlpPolicy",
@@ -213,7 +199,7 @@ def make_model(client: ClientInfo) -> PPO:
         n_steps=256,
         batch_size=256,
         n_epochs=4,
-        learning_rate=rate,
+        learning_rate=RATE * (1 - max(0, client.round - 1) / ROUNDS),
         seed=client.seed,
         device="cpu",
     )

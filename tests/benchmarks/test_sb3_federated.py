@@ -35,19 +35,19 @@ RUNS = [
         ),
         50.0,
     ),
-    Sb3Run("sb3 local", 800, Outcome([500.0] * 6, {}, {}, None), 10.0),
+    Sb3Run("sb3 fedavg", 800, Outcome([500.0] * 6, {}, {}, None), 10.0),
 ]
 
 
 def test_found_are_backward_clients_that_are_out_of_the_actor_alone():
-    grouped, local = list(format_table(RUNS))[2:]
+    grouped, fedavg = list(format_table(RUNS))[2:]
     cells = grouped.strip("| ").split(" | ")
     assert cells[0] == "sb3 grouped"
     assert cells[1].startswith("250 [")  # the middle four of eight: 200, 200, 300 and 300
     assert cells[1].endswith(", 100 to 400")
     assert cells[2].endswith(", 9 to 500")
     assert cells[3:] == ["2 of 4", "4 to 6", "1 of 8", "0.020", "40", "2"]
-    assert local.endswith("|  |  |  |  | 10 | 1 |")
+    assert fedavg.endswith("|  |  |  |  | 10 | 1 |")
 
 
 def test_a_line_of_the_results_is_read_as_it_was_written():
