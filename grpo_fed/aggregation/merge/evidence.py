@@ -196,7 +196,7 @@ def _grown(panel: Panel, added: Sequence[str], groups: Groups) -> Panel:
     grown = new_panel(tuple(sorted({*panel.clients, *added})), groups)
     rows, before, after = grown.rows(panel.clients), panel.arrays(), grown.arrays()
     fits = before["sums"].shape[1] == after["sums"].shape[1]
-    for name in ("decisions", "departed", "asked", "rho", "waiting", "returns_tried", "fallen"):
+    for name in (name for name in TENSORS if name not in ("sums", "products", "common")):
         after[name] = after[name].index_copy(0, rows, before[name])
     if fits:
         pairs = rows[:, None], rows
