@@ -23,8 +23,8 @@ from grpo_fed.runs.checkpoint import Arrays, Checkpoint
 from grpo_fed.runs.departures import Departure, note_departures
 from grpo_fed.runs.files import append_line, write_atomic
 from grpo_fed.runs.folder import FAILURE, ROUNDS, SCENARIO, SHARED, remove_run
-from grpo_fed.runs.records import Failure, RoundRecord, record_to_line
-from grpo_fed.runs.results import RESULTS, ClientResult, Result, status_of
+from grpo_fed.runs.records import Failure, RoundRecord, SiteRecord, record_to_line
+from grpo_fed.runs.results import RESULTS, ClientResult, Result, SiteResult, status_of
 from grpo_fed.scenario.scenario import Scenario
 
 Watch: TypeAlias = Callable[[RoundRecord], None]
@@ -65,6 +65,8 @@ class RunTotals:
     """With the merge rule `persistence`, when and why each client left the groups that it does not share now."""
     equal: dict[str, list[int]] = field(default_factory=dict)
     """The rounds in which clients could learn nothing, since every group of their completions was rewarded equally."""
+    sites: dict[str, SiteResult] = field(default_factory=dict)
+    """What each site has left so far."""
 
     def add(self, record: RoundRecord) -> None:
         """Count a round."""
@@ -86,6 +88,17 @@ class RunTotals:
             self.comparison_episodes += int(client.comparison.get("episodes", 0))
             if client.left or client.returned:
                 note_departures(self.departures.setdefault(name, {}), record.round, client.left, client.returned)
+        for site in record.sites:
+            self.sites[site.site] = SiteResult(
+                site.clients, site.departed, self._departures_of_site(site, record.round)
+            )
+            self.comparison_episodes += int(site.comparison.get("episodes", 0))
+
+    def _departures_of_site(self, site: SiteRecord, round: int) -> dict[str, Departure]:
+        """Update when and why a site left the groups that it does not share now."""
+        departures = dict(self.sites[site.site].departures) if site.site in self.sites else {}
+        note_departures(departures, round, site.left, site.returned)
+        return departures
 
 
 @dataclass
@@ -353,4 +366,5 @@ class Recorder:
             comparison_episodes=totals.comparison_episodes,
             missing=totals.missing,
             equal=totals.equal,
+            sites=totals.sites,
         )
