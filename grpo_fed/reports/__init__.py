@@ -16,6 +16,8 @@
     episodes.py          which episodes of a run are filmed
     summary.py           a run in words: summary.md
     sections.py          the parts of such a summary
+    section_records.py   what such a part holds
+    site_sections.py     the part about sites
     page.py              a run on one page: report.html
     comparison/          methods side by side, with intervals
     attack_board.py      attacks against merge rules

@@ -6,7 +6,6 @@ Clients, what they share, missing answers, the server's steps, notes, time and t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,6 +18,8 @@ from grpo_fed.reports.formatting import (
     format_small,
     visible_text,
 )
+from grpo_fed.reports.section_records import Section, Table
+from grpo_fed.reports.site_sections import describe_sites
 from grpo_fed.reports.tables import LOWEST_ROWS, MAX_ROWS, QUANTILES
 from grpo_fed.runs.departures import by_round
 from grpo_fed.runs.equal_groups import describe_rounds, equal_groups_line
@@ -35,29 +36,6 @@ CURVE_WIDTH = 16
 """Characters of a client's curve."""
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table of text cells."""
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    text_columns: tuple[str, ...] = ()
-    """Columns of text beside the first; all others hold numbers."""
-    literal_columns: tuple[str, ...] = ()
-    """Of these, columns of texts that somebody or a model wrote: backticks in them mark nothing."""
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of a summary; backticks in its texts mark names."""
-
-    title: str
-    paragraphs: tuple[str, ...] = ()
-    points: tuple[str, ...] = ()
-    """A list below the paragraphs."""
-    tables: tuple[Table, ...] = ()
-
-
 def make_sections(history: History) -> Iterator[Section]:
     """Make the sections that have something to say."""
     if not history.lines:
@@ -68,6 +46,8 @@ def make_sections(history: History) -> Iterator[Section]:
     if examples := _examples(history):
         yield examples
     yield _sharing(history)
+    if history.sites:
+        yield describe_sites(history)
     if history.federated:
         yield _missing_answers(history)
     if history.blocks:
