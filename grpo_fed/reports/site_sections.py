@@ -19,7 +19,7 @@ def describe_sites(history: History) -> Section:
     }
     rows = []
     for site, clients in history.sites.items():
-        left = describe_departures(history.site_personal[site], history.site_departures[site])
+        left = _describe_departures(history.site_personal[site], history.site_departures[site])
         known = [after[name] for name in clients if name in after]
         mean = sum(known) / len(known) if known else None
         rows.append((site, format_count(len(clients), "client"), format_return(mean), left or "none"))
@@ -30,7 +30,7 @@ def describe_sites(history: History) -> Section:
     return Section("Sites", (text,), tables=(Table(HEAD, tuple(rows), ("clients", "departed groups")),))
 
 
-def describe_departures(groups: Sequence[str], departures: Mapping[str, Departure]) -> str:
+def _describe_departures(groups: Sequence[str], departures: Mapping[str, Departure]) -> str:
     """Name the groups that a site has left, since when and with which rho if that is known; empty if none."""
     return "; ".join(_describe(departed) for departed in by_round(groups, departures))
 

@@ -83,7 +83,8 @@ def unused_keys(scenario: Scenario, given: Iterable[KeyPath], tasks: TaskFacts |
                 ]
                 reason = reasons.get(f"{section}.{key}") if None not in inherited else None
             case _:
-                reason = reasons.get(".".join(part for part in path if isinstance(part, str)))
+                key = ".".join(part for part in path if isinstance(part, str))
+                reason = reasons.get(key) if all(key in each for each in of_sites) else None
         if reason is not None:
             yield UnusedKey(path, reason)
 
