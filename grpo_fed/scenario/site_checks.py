@@ -85,8 +85,8 @@ def _unsupported(scenario: Scenario) -> Iterator[Mistake]:
         text = f'sites merge all of their clients in a round: use round.mode = "sync", or {FLAT}'
         yield Mistake((("round", "mode"), ("sites",)), text)
     if scenario.merge.correct_drift:
-        text = "clients find the mean step of all in how the shared blocks move, which sites move in two steps"
-        yield Mistake((("merge", "correct_drift"), ("sites",), ("method",)), f"{text}; {FLAT}")
+        text = "merge.correct_drift finds the mean step of all in one server's step, and with sites there are two"
+        yield Mistake((("merge", "correct_drift"), ("method",), ("sites",)), f"{text}; {FLAT}")
     for number, entry in enumerate(scenario.clients):
         if entry.attack in COLLUDING_ATTACKS:
             text = f'clients of several sites cannot collude: use an attack such as "sign-flip", or {FLAT}'
