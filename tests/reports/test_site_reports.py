@@ -13,10 +13,12 @@ from rich.console import Console
 from grpo_fed.federation.rounds import Federation
 from grpo_fed.reports.explain import explain_scenario
 from grpo_fed.reports.figures.sharing import draw_sites
+from grpo_fed.reports.progress import server_line
 from grpo_fed.reports.sections import make_sections
 from grpo_fed.reports.tables import sites_table
 from grpo_fed.runs.history import read_history
 from grpo_fed.runs.metrics import TEXTS, is_tracked
+from grpo_fed.runs.records import ServerRecord, SiteRecord
 from grpo_fed.runs.results import Result, read_results
 from tests.support.numeric_clients import numeric_federation
 
@@ -94,6 +96,11 @@ def test_the_figure_shows_the_departure_from_its_round_on(run_folder: Path):
     drawing = draw_sites(history)
     assert drawing is not None
     assert drawing.alt == "At the end departed: far from actor."
+
+
+def test_the_line_of_a_round_names_the_sites_that_have_departed():
+    server, left = ServerRecord(None, {}, 500_000, 500_000, 0), SiteRecord("far", (), departed=("torso.0", "actor"))
+    assert server_line(server, [SiteRecord("near", ()), left]) == "1.00 MB  site far departed from torso.0, actor"
 
 
 def test_a_scenario_with_sites_is_explained():
