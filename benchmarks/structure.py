@@ -139,6 +139,12 @@ def format_tables(runs: Sequence[StructureRun]) -> Iterator[str]:
             yield f"**Carts, {epochs} epochs**: found % / wrongly out %, {seeds_of(grid)}"
             yield ""
             yield from format_grid(grid)
+    old = [run for run in carts if run.method == "huber" and run.cell.epochs == 4]
+    if old:
+        yield ""
+        yield f"**Carts, 4 epochs, the old rule `huber`**: found % / wrongly out %, {seeds_of(old)}"
+        yield ""
+        yield from format_grid(old)
     at_middle = [run for run in carts if run.cell.rate == MIDDLE and run.cell.epochs == 4]
     yield ""
     yield "**Returns of the carts** at the same settings, by method"
@@ -162,8 +168,9 @@ def format_tables(runs: Sequence[StructureRun]) -> Iterator[str]:
     if long:
         yield ""
         yield from format_long(long)
-    yield ""
-    yield from format_low_returns([run for run in carts if run.cell.epochs == 4])
+    for method in ("grpo", *PEERS[2:]):
+        yield ""
+        yield from format_low_returns([run for run in carts if run.cell.epochs == 4], method)
     missed = list(list_misses([run for run in runs if run.method == "grpo" and not run.cell.rounds]))
     yield ""
     yield f"**Cells that miss a target** ({FOUND:.0%} found, {WRONG:.0%} wrongly out, no honest client out in 99 %):"
@@ -240,12 +247,15 @@ def format_long(runs: Sequence[StructureRun]) -> Iterator[str]:
     )
 
 
-def format_low_returns(runs: Sequence[StructureRun]) -> Iterator[str]:
-    """List where the returns of `grpo` are below those of the better of `local` and `fedavg`: intervals lie apart."""
-    methods, total, low = ("grpo", *PEERS[:2]), 0, list[str]()
+def format_low_returns(runs: Sequence[StructureRun], ours: str) -> Iterator[str]:
+    """Count where the returns of a method are below those of the better of `local` and `fedavg`: intervals lie apart.
+
+    For `grpo` they are listed too.
+    """
+    methods, total, low = (ours, *PEERS[:2]), 0, list[str]()
     for cell, of_cell in by_cell(runs).items():
         seeds = set.intersection(*({run.seed for run in of_cell if run.method == method} for method in methods))
-        planted_of = {run.seed: run.planted for run in of_cell if run.method == "grpo"}
+        planted_of = {run.seed: run.planted for run in of_cell if run.method == ours}
         for planted in (False, True) if seeds else ():
             found = {}
             for method in methods:
@@ -259,16 +269,18 @@ def format_low_returns(runs: Sequence[StructureRun]) -> Iterator[str]:
             if not found:
                 continue
             total += 1
-            if found["grpo"].high < max((found[method] for method in PEERS[:2]), key=lambda each: each.value).low:
+            if found[ours].high < max((found[method] for method in PEERS[:2]), key=lambda each: each.value).low:
                 texts = (f"{name} {each.value:.0f} [{each.low:.0f}, {each.high:.0f}]" for name, each in found.items())
                 who = "planted" if planted else "others"
                 low.append(f"- {cell.case}, rate {cell.rate:g}, {cell.schedule}, {who}: {', '.join(texts)}")
     yield (
-        f"**Returns over the whole grid**, 4 epochs, seeds that all three have: in {total - len(low)} of {total} (cell,"
-        " kind of client) the interval of `grpo` reaches that of the better of `local` and `fedavg`. It lies below in"
+        f"**Returns of `{ours}` over the whole grid**, 4 epochs, seeds that all three have: in {total - len(low)} of"
+        f" {total} (cell, kind of client) its interval reaches that of the better of `local` and `fedavg`."
+        f"{' It lies below in' if low and ours == 'grpo' else ''}"
     )
-    yield ""
-    yield from low or ["- none"]
+    if low and ours == "grpo":
+        yield ""
+        yield from low
 
 
 def list_misses(runs: Sequence[StructureRun]) -> Iterator[str]:

@@ -96,8 +96,8 @@ OBJECTIVE_KEYS = set(grpo_fed.Scenario.model_fields["objective"].default.__class
 SETTINGS = {"penalty.toward", "penalty.squared", "trust.blocks", "proximity.adaptive", "normalise.observations"}
 SETTINGS |= {"round.mode", "round.buffer", "round.staleness", "round.rate_fair", "clients.pace", "clients.jitter"}
 SETTINGS |= {"merge.refit", "merge.episodes", "merge.rejoin", "merge.most", "evaluate.adapt", "wire.dtype"}
-SETTINGS |= {"merge.confirm", "merge.rule", "merge.mix", "merge.correct_drift", "proximity.mode", "proximity.states"}
-SETTINGS |= {"evaluate.episodes"}
+SETTINGS |= {"evaluate.twins", "personal.model", "merge.rule", "merge.confirm"}
+SETTINGS |= {"merge.mix", "merge.correct_drift", "proximity.mode", "proximity.states", "evaluate.episodes"}
 SETTINGS |= {f"objective.{key}" for key in OBJECTIVE_KEYS}
 
 

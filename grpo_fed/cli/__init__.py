@@ -5,6 +5,7 @@
     errors.py       messages and exit codes instead of tracebacks
     output.py       a stream that outlives its reader
     run.py          run, train
+    join.py         join
     play.py         play
     export.py       export
     compare.py      compare, report
@@ -48,7 +49,7 @@ def main() -> None:
 
 def _load_app() -> Typer:
     """Import the application and every module of commands; each module registers its own."""
-    from grpo_fed.cli import attacks, compare, deploy, export, play, replay_order, run, scenarios, tracking  # noqa: F401
+    from grpo_fed.cli import attacks, compare, deploy, export, join, play, replay_order, run, scenarios, tracking  # noqa: F401
     from grpo_fed.cli.application import app
 
     return app

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 COMMANDS = [
     "run",
     "train",
+    "join",
     "compare",
     "attack-board",
     "play",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from functools import wraps
@@ -91,9 +91,10 @@ class RunOptions:
     debug: Debug = False
 
 
-def with_run_options(command: Callable[..., None]) -> Callable[..., None]:
+def with_run_options(command: Callable[..., None], without: Collection[str] = ()) -> Callable[..., None]:
     """Add the fields of `RunOptions` to the options of a command, which gets them as one record.
 
+    without: fields that are no options of the command, and keep their defaults.
     command: takes the record first, then the options of its own. typer reads the options from the signature, so the
     returned function has one that lists all of them.
     """
@@ -103,6 +104,7 @@ def with_run_options(command: Callable[..., None]) -> Callable[..., None]:
             field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
         )
         for field in fields(RunOptions)
+        if field.name not in without
     }
     _, *own = inspect.signature(command, eval_str=True).parameters.values()
     own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]

@@ -62,6 +62,8 @@ class Trainer:
     """Makes the engine of a run that was stopped, from its folder."""
     federated: bool
     """Whether the clients are a federation."""
+    newcomers: tuple[str, ...] = ()
+    """Clients that join a run which goes on, as inline tables of TOML."""
 
 
 @app.command()
@@ -98,7 +100,7 @@ def run(
 
     command = "run" if engine == "local" else f"run --engine {engine}"
     command += "" if superlink is None else f" --superlink {superlink}"
-    _run_command(Trainer(command, start, resume, federated=True), options)
+    run_command(Trainer(command, start, resume, federated=True), options)
 
 
 @app.command()
@@ -116,10 +118,10 @@ def train(options: RunOptions) -> None:
 
         return AloneEngine.resumed(folder)
 
-    _run_command(Trainer("train", start, resume, federated=False), options)
+    run_command(Trainer("train", start, resume, federated=False), options)
 
 
-def _run_command(trainer: Trainer, options: RunOptions) -> None:
+def run_command(trainer: Trainer, options: RunOptions) -> None:
     """Start or resume a run, show it, and exit with a code if it does not finish."""
     stdout = UnbreakableStream(sys.stdout)
     with ExitStack() as stack:
@@ -175,6 +177,7 @@ def _engine_and_folder(trainer: Trainer, options: RunOptions) -> tuple[Engine, P
 
 def _continue_run(trainer: Trainer, options: RunOptions, run: Path) -> tuple[Engine, Path]:
     """Make a folder that goes on from a run's latest checkpoint, and the engine for it."""
+    from grpo_fed.federation.joining import prepare_joining
     from grpo_fed.runs.continuation import prepare_continuation
     from grpo_fed.runs.folder import FolderTakenError, candidate_folders, read_scenario, remove_run
 
@@ -185,7 +188,10 @@ def _continue_run(trainer: Trainer, options: RunOptions, run: Path) -> tuple[Eng
     overrides = options.overrides or []
     for folder in [options.out] if options.out is not None else candidate_folders(read_scenario(run)):
         try:
-            prepare_continuation(run, overrides, folder, new=not options.replace)
+            if trainer.newcomers:
+                prepare_joining(run, trainer.newcomers, overrides, folder, new=not options.replace)
+            else:
+                prepare_continuation(run, overrides, folder, new=not options.replace)
         except FolderTakenError:
             if options.out is not None:
                 raise

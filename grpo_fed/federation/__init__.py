@@ -14,7 +14,10 @@
     comparison.py     a client's choice between its own parameters and the shared ones
     compression.py    differences in half precision, with error feedback
     drift.py          what clients add to their steps so that they drift less apart
-    learners.py       ClientLearners: a client's shared and personal learner
+    learners.py       ClientLearners: the learners of a client's policies, shared, personal and twin
+    joining.py        newcomers in a run that goes on: its checkpoint
+    newcomers.py      what they must find out
+    twins.py          whether sharing pays for a client, beside a twin that learns alone
     state_store.py    StateStore: the clients' states between rounds
     participation.py  which clients take part
     pace.py           virtual time

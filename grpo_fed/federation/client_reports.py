@@ -5,11 +5,17 @@ from __future__ import annotations
 from grpo_fed.federation.messages import EvaluationSummary
 from grpo_fed.rl.records import Evaluation, TrainingReport
 from grpo_fed.runs.metrics import is_reported
+from grpo_fed.scenario.scenario import Scenario
 
 
 def reported_metrics(report: TrainingReport, seconds: float) -> dict[str, float]:
     """Select the metrics that a client reports to the server."""
     return {name: value for name, value in report.metrics(seconds).items() if is_reported(name)}
+
+
+def needs_fisher(scenario: Scenario) -> bool:
+    """Decide whether clients send the diagonals of their Fisher matrices."""
+    return scenario.merge.rule == "fisher" or scenario.proximity.mode == "quadratic"
 
 
 def summarise(evaluation: Evaluation, adapted: tuple[float, ...] = ()) -> EvaluationSummary:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from grpo_fed.aggregation.proximity import StepFractions, interpolate
 from grpo_fed.federation.adaptation import adapted_returns
-from grpo_fed.federation.client_reports import reported_metrics, summarise
+from grpo_fed.federation.client_reports import needs_fisher, reported_metrics, summarise
 from grpo_fed.federation.comparison import ReturnHistory, compare_by_playing
 from grpo_fed.federation.compression import compress
 from grpo_fed.federation.drift import RoundDrift
@@ -40,7 +40,9 @@ from grpo_fed.federation.messages import (
     Train,
     Trained,
 )
+from grpo_fed.federation.newcomers import play_unlearned
 from grpo_fed.federation.state_store import Arrays, StateStore
+from grpo_fed.federation.twins import compare_with_twin
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.rl.learner import PERSONAL, sub_state
 from grpo_fed.rl.make import make_client_policies
@@ -146,28 +148,31 @@ class Clients:
             evaluations = self._evaluate_clients(clients, first.evaluate_first)
 
         clients, comparisons = self._compare(clients, {name: each.compare for name, each in instructions.items()})
+        floors = play_unlearned(self.scenario, self.policies, clients, round)
         learners = self._learners_of(clients, round)
         learners.shared.parameters.copy_(self._with_shared_blocks(learners.shared.parameters, clients))
         drift = RoundDrift(learners.shared, self.columns, clients)
         began = time.perf_counter()
-        reports, personal_reports = learners.train(first, [client.stored is None for client in clients])
+        reports = learners.train(first, [client.stored is None for client in clients])
         seconds = time.perf_counter() - began
-        fisher = learners.fisher(round) if self._needs_fisher else [None] * len(clients)
-        for row, (client, report, personal) in enumerate(zip(clients, reports, personal_reports, strict=True)):
-            history = ReturnHistory.read(client.state)
+        fisher = learners.fisher(round) if needs_fisher(self.scenario) else [None] * len(clients)
+        for row, (client, reported) in enumerate(zip(clients, reports, strict=True)):
+            report, history = reported.shared, ReturnHistory.read(client.state)
             point = learners.shared.parameters[row, self.columns].cpu().numpy()
-            kept = history.after(report.mean_return, report.spread, report.floor).arrays()
+            floor = floors.get(client.name, report.floor)
+            kept = history.after(report.mean_return, report.spread, floor).arrays()
+            twin = compare_with_twin(client.state, round, reported)
             sent = compress(self.scenario, self.shared_blocks, client, point)
-            self._save(client, learners, row, {**kept, **drift.arrays(row, point), **sent.owed})
+            self._save(client, learners, row, {**kept, **twin.arrays, **drift.arrays(row, point), **sent.owed})
             yield (
                 client.name,
                 Trained(
                     point=sent.point,
-                    steps=report.steps + personal.steps,
-                    episodes=len(report.episodes) + len(personal.episodes),
+                    steps=reported.steps,
+                    episodes=reported.episodes,
                     gain=client.gain(report.mean_return),
                     spread=report.spread,
-                    metrics=reported_metrics(report, seconds),
+                    metrics={**reported_metrics(report, seconds), **twin.metrics},
                     fisher=fisher[row],
                     kl=last_step_kl.get(client.name),
                     evaluation=evaluations[row],
@@ -177,11 +182,6 @@ class Clients:
                     difference=sent.difference,
                 ),
             )
-
-    @property
-    def _needs_fisher(self) -> bool:
-        """Whether the server needs Fisher matrices."""
-        return self.scenario.merge.rule == "fisher" or self.scenario.proximity.mode == "quadratic"
 
     def _learners_of(self, clients: Sequence[LoadedClient], round: int) -> ClientLearners:
         """These clients' learners in the states that the clients remember; the last ones if they can be used.

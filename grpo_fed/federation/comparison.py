@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -71,7 +71,7 @@ class ReturnHistory:
         floor: the return of a policy that can do nothing, as far as the round told; NaN if it is unknown.
         """
         if not math.isfinite(mean):
-            return self
+            return replace(self, lowest=float(np.fmin(floor, self.lowest)))
         return ReturnHistory(
             float(np.nanmin([mean, floor, self.lowest])),
             max(mean, self.highest) if math.isfinite(self.highest) else mean,

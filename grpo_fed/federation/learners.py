@@ -1,21 +1,58 @@
-"""The learners of some clients: of the policy that they share and, with `personal.model`, of their second one."""
+"""The learners of some clients: of the policy that they share and, where the scenario has them, of their others.
+
+With `personal.model` a client has a second policy that is pulled to the shared one, and with `evaluate.twins` a twin
+that learns alone. Nothing that the shared policy does depends on them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import final
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from grpo_fed.federation.messages import Train
 from grpo_fed.federation.state_store import StateVersion, StoredState
-from grpo_fed.rl.learner import PERSONAL, ClientPolicies, join_states, sub_state
+from grpo_fed.rl.learner import PERSONAL, TWIN, ClientPolicies, Learner, join_states, sub_state
 from grpo_fed.rl.records import TrainingReport
 from grpo_fed.scenario.scenario import Scenario
 
 NOT_STORED = StateVersion("", 0, (0, 0, 0))
 """The version of a state that was trained on, and has not been stored since."""
+
+
+def has_twins(scenario: Scenario) -> bool:
+    """Decide whether clients have twins: where nothing is shared, every client learns alone anyway."""
+    return scenario.evaluate.twins and bool(scenario.policy.shared)
+
+
+@dataclass(frozen=True)
+class RoundReports:
+    """What a client's learners report of a round."""
+
+    shared: TrainingReport
+    personal: TrainingReport
+    """Of the second policy; an empty report where there is none."""
+    twin: TrainingReport | None
+    """Of the twin; None where there is none."""
+
+    @property
+    def steps(self) -> int:
+        """The steps that the client learned from; those of its twin are none of the federation's."""
+        return self.shared.steps + self.personal.steps
+
+    @property
+    def episodes(self) -> int:
+        """The training episodes that finished, without those of the twin."""
+        return len(self.shared.episodes) + len(self.personal.episodes)
+
+    @property
+    def evaluated(self) -> TrainingReport:
+        """The report of the policy that evaluations use."""
+        return self.personal if self.personal.steps else self.shared
 
 
 @final
@@ -29,7 +66,8 @@ class ClientLearners:
         self.names = list(clients)
         self.round = round
         self.shared = policies.make_learner(clients, round)
-        self.personal = policies.make_learner(clients, round, personal=True) if scenario.personal.model else None
+        self.personal = policies.make_learner(clients, round, "personal") if scenario.personal.model else None
+        self.twins = policies.make_learner(clients, round, "twin") if has_twins(scenario) else None
         self._versions: list[StateVersion | None] = [None] * len(clients)
         """[K]: the stored states that the learners are in; None for a client at the beginning of the run."""
 
@@ -44,47 +82,70 @@ class ClientLearners:
             return
         arrays = [self.state(row) if state is None else state.arrays for row, state in enumerate(states)]
         self.shared.load(arrays)
-        if self.personal is not None:
-            self.personal.load([sub_state(state, PERSONAL) for state in arrays])
+        for part, learner in self._others.items():
+            learner.load([sub_state(state, part) for state in arrays])
         self._versions = versions
 
     def mark_stored(self, row: int, state: StoredState) -> None:
         """Take note that a client's present state was stored."""
         self._versions[row] = state.version
 
-    def train(
-        self, instruction: Train, first_round: Sequence[bool]
-    ) -> tuple[list[TrainingReport], list[TrainingReport]]:
-        """Train both policies for a round; gives a report of each, an empty one where there is no second policy.
+    def train(self, instruction: Train, first_round: Sequence[bool]) -> list[RoundReports]:
+        """Train all policies for a round; gives each client's reports.
 
         first_round: [K], whether a client has not been trained before.
         """
-        self._versions = [NOT_STORED] * len(self.names)
-        rounds_before, settings = instruction.start.round - 1, self.scenario
-        personal_steps = round(settings.personal.steps * settings.steps) if self.personal is not None else 0
-        steps = settings.steps - personal_steps
-        self.shared.skip_to(rounds_before * steps)
-        reports = self.shared.train(steps, instruction.begin, instruction.end)
-        if self.personal is None:
-            return reports, [TrainingReport(name, 0, (), {}) for name in self.names]
         is_first = torch.tensor(first_round, device=self.columns.device)[:, None]
-        anchor = torch.where(is_first, self.shared.anchor, self.personal.parameters)
-        self.personal.parameters.copy_(anchor)  # a second policy begins where the first one does
+        shared = self._train_shared(instruction)
+        personal = [TrainingReport(name, 0, (), {}) for name in self.names]
+        if self.personal is not None:
+            personal = self._train_personal(self.personal, instruction, is_first)
+        twins: Sequence[TrainingReport | None] = [None] * len(self.names)
+        if self.twins is not None:
+            twins = self._train_twins(self.twins, instruction, is_first)
+        return [RoundReports(*reports) for reports in zip(shared, personal, twins, strict=True)]
+
+    @property
+    def _others(self) -> dict[str, Learner]:
+        """The learners beside that of the shared policies, by the name of their part of a client's state."""
+        learners = {PERSONAL: self.personal, TWIN: self.twins}
+        return {part: learner for part, learner in learners.items() if learner is not None}
+
+    @property
+    def _personal_steps(self) -> int:
+        """The steps of a round that are made with the second policy."""
+        settings = self.scenario
+        return round(settings.personal.steps * settings.steps) if self.personal is not None else 0
+
+    def _train_shared(self, instruction: Train) -> list[TrainingReport]:
+        self._versions = [NOT_STORED] * len(self.names)
+        steps = self.scenario.steps - self._personal_steps
+        self.shared.skip_to((instruction.start.round - 1) * steps)
+        return self.shared.train(steps, instruction.begin, instruction.end)
+
+    def _train_personal(self, learner: Learner, instruction: Train, is_first: Tensor) -> list[TrainingReport]:
+        """Train second policies; in its client's first round [K, 1] one begins where the shared one did."""
+        anchor = torch.where(is_first, self.shared.anchor, learner.parameters)
+        learner.parameters.copy_(anchor)
         anchor[:, self.columns] = self.shared.anchor[:, self.columns]
-        self.personal.skip_to(rounds_before * personal_steps)
-        return reports, self.personal.train(personal_steps, instruction.begin, instruction.end, anchor)
+        learner.skip_to((instruction.start.round - 1) * self._personal_steps)
+        return learner.train(self._personal_steps, instruction.begin, instruction.end, anchor)
+
+    def _train_twins(self, learner: Learner, instruction: Train, is_first: Tensor) -> list[TrainingReport]:
+        """Train twins on all of a round's steps; in its client's first round [K, 1] one begins where that one did."""
+        learner.parameters.copy_(torch.where(is_first, self.shared.anchor, learner.parameters))
+        learner.skip_to((instruction.start.round - 1) * self.scenario.steps)
+        return learner.train(self.scenario.steps, instruction.begin, instruction.end)
 
     def fisher(self, number: int) -> list[np.ndarray]:
         """The diagonal of the Fisher matrix of each client's shared blocks, [S] each."""
         return list(self.shared.fisher(number)[:, self.columns].cpu().numpy())
 
     def state(self, row: int) -> dict[str, np.ndarray]:
-        """What one client must remember of both policies."""
-        personal = {} if self.personal is None else join_states({PERSONAL: self.personal.state(row)})
-        return self.shared.state(row) | personal
+        """What one client must remember of its policies."""
+        return self.shared.state(row) | join_states({part: each.state(row) for part, each in self._others.items()})
 
     def close(self) -> None:
         """Close the environments."""
-        self.shared.close()
-        if self.personal is not None:
-            self.personal.close()
+        for learner in (self.shared, *self._others.values()):
+            learner.close()

@@ -135,7 +135,7 @@ class ServerState:
         return {
             **shared_blocks.layout.views(self.shared),
             **{f"{CLIENT}{name}": point for name, point in self.cluster_points.items()},
-            **({} if self.evidence is None else _write_evidence(self.evidence)),
+            **({} if self.evidence is None else evidence_arrays(self.evidence)),
             **({} if self.optimiser is None else _write_optimiser(self.optimiser)),
         }
 
@@ -195,7 +195,8 @@ def first_evidence(rule: str, shared_blocks: SharedBlocks) -> Evidence | Cluster
     return make(shared_blocks.training_clients, shared_blocks.groups)
 
 
-def _write_evidence(evidence: Evidence | ClusterEvidence) -> dict[str, np.ndarray]:
+def evidence_arrays(evidence: Evidence | ClusterEvidence) -> dict[str, np.ndarray]:
+    """Name the arrays of a merge rule's evidence in a checkpoint."""
     return {f"{EVIDENCE}{name}": tensor.numpy() for name, tensor in evidence.arrays().items()}
 
 

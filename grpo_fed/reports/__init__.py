@@ -16,7 +16,8 @@
     episodes.py          which episodes of a run are filmed
     summary.py           a run in words: summary.md
     sections.py          the parts of such a summary
-    section_records.py   what such a part holds
+    section.py           their form: paragraphs, lists, tables
+    twins_section.py     the part about whether sharing pays
     site_sections.py     the part about sites
     page.py              a run on one page: report.html
     comparison/          methods side by side, with intervals

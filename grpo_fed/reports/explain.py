@@ -12,7 +12,13 @@ from grpo_fed.policy.make import make_policy
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.reports.explain_language import explain_language
 from grpo_fed.reports.explain_merge import explain_merge, explain_sites
-from grpo_fed.reports.explain_setups import explain_adaptation, explain_optimiser, explain_rewards, explain_start
+from grpo_fed.reports.explain_setups import (
+    explain_adaptation,
+    explain_optimiser,
+    explain_rewards,
+    explain_start,
+    explain_twins,
+)
 from grpo_fed.reports.formatting import format_count, list_names
 from grpo_fed.scenario.methods import METHODS, Method
 from grpo_fed.scenario.presets import PRESETS, Preset
@@ -309,6 +315,7 @@ def _explain_files(scenario: Scenario) -> Iterator[str]:
     noun = "prompt" if scenario.unit == "completions" else "episode"
     yield f"Each client is evaluated on {format_count(scenario.evaluate.episodes, noun)} {when}."
     yield from explain_adaptation(scenario)
+    yield from explain_twins(scenario)
     yield "The run's folder gets a line for each round, results.json, summary.md, figures and every client's policy."
     if checkpoint.every:
         often = "each round" if checkpoint.every == 1 else f"every {checkpoint.every} rounds"

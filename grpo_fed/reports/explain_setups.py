@@ -38,6 +38,15 @@ def explain_adaptation(scenario: Scenario) -> Iterator[str]:
         )
 
 
+def explain_twins(scenario: Scenario) -> Iterator[str]:
+    """Explain how clients find out whether sharing pays for them."""
+    if scenario.evaluate.twins:
+        yield (
+            f"Each client also trains a twin on {scenario.steps:,} {scenario.unit} of its own a round, which begins as"
+            " it does and shares nothing; their returns in training say whether sharing pays for the client."
+        )
+
+
 def explain_optimiser(scenario: Scenario) -> Iterator[str]:
     """Explain how the server steps towards the merge, and what clients add to their own steps."""
     merge, inner_rate = scenario.merge, scenario.personal.inner_rate

@@ -12,6 +12,7 @@ from grpo_fed.reports.tables import lowest_clients, results_table, sites_table
 from grpo_fed.runs.equal_groups import equal_groups_line
 from grpo_fed.runs.examples import read_examples
 from grpo_fed.runs.results import Result, mean_adaptation
+from grpo_fed.runs.sharing_verdicts import verdicts_line
 
 MAX_MISSING = 5
 """How many clients without an answer have a warning of their own."""
@@ -34,6 +35,11 @@ def print_outcome(console: Console, result: Result) -> None:
         console.print(Text.assemble(("warning: ", "bold red"), (line, "yellow")), soft_wrap=True)
     if line := equal_groups_line(result.equal):
         console.print(Text.assemble(("note: ", "bold"), (line, "yellow")), soft_wrap=True)
+    if joined := [f"{name} in round {client.joined}" for name, client in result.clients.items() if client.joined]:
+        console.print(Text.assemble(("joined: ", "bold"), format_names(joined)), soft_wrap=True)
+    verdicts = {name: client.sharing for name, client in result.clients.items() if client.sharing is not None}
+    if line := verdicts_line(verdicts):
+        console.print(Text.assemble(("twins: ", "bold"), line), soft_wrap=True)
     if result.out is not None and result.status == "finished":
         console.print(Text.assemble(("next: ", "dim"), (next_command(result), "cyan")), soft_wrap=True)
 

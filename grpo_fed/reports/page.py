@@ -16,7 +16,7 @@ from PIL import Image
 from grpo_fed.reports.charts import DARK_COLOURS, inline_svg
 from grpo_fed.reports.episodes import EPISODES
 from grpo_fed.reports.figures.write import draw_all
-from grpo_fed.reports.section_records import Section, Table
+from grpo_fed.reports.section import Section, Table
 from grpo_fed.reports.sections import make_sections
 from grpo_fed.reports.summary import describe_run, headline
 from grpo_fed.runs.files import write_atomic

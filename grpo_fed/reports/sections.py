@@ -18,9 +18,10 @@ from grpo_fed.reports.formatting import (
     format_small,
     visible_text,
 )
-from grpo_fed.reports.section_records import Section, Table
+from grpo_fed.reports.section import Section, Table
 from grpo_fed.reports.site_sections import describe_sites
 from grpo_fed.reports.tables import LOWEST_ROWS, MAX_ROWS, QUANTILES
+from grpo_fed.reports.twins_section import sharing_section
 from grpo_fed.runs.departures import by_round
 from grpo_fed.runs.equal_groups import describe_rounds, equal_groups_line
 from grpo_fed.runs.examples import read_examples
@@ -43,6 +44,8 @@ def make_sections(history: History) -> Iterator[Section]:
     yield _clients(history)
     if adaptation := _adaptation(history):
         yield adaptation
+    if twins := sharing_section(history):
+        yield twins
     if examples := _examples(history):
         yield examples
     yield _sharing(history)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from grpo_fed.reports.formatting import format_count, format_names, format_return, is_finite
-from grpo_fed.reports.section_records import Section, Table
+from grpo_fed.reports.section import Section, Table
 from grpo_fed.runs.departures import DepartedGroups, Departure, by_round
 from grpo_fed.runs.history import History
 

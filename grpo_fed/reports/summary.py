@@ -9,7 +9,7 @@ import numpy as np
 
 from grpo_fed.reports.figures.write import FIGURES, ORDER
 from grpo_fed.reports.formatting import format_count, format_duration, format_names, format_return, short_task
-from grpo_fed.reports.section_records import Table
+from grpo_fed.reports.section import Table
 from grpo_fed.reports.sections import make_sections
 from grpo_fed.runs.files import write_atomic
 from grpo_fed.runs.history import History, read_history

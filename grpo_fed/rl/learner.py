@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeAlias
+from dataclasses import replace
+from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from grpo_fed.rl.records import Evaluation, Example, TrainingReport
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.task import Task
 
+AnyTask = TypeVar("AnyTask", bound=Task)
 State: TypeAlias = Mapping[str, np.ndarray]
 """Arrays of one client by name, from which a learner in any process goes on bit for bit."""
 
@@ -34,6 +36,11 @@ ADAPTED = "adapted"
 """Names the random streams of a client's policy that is adapted on a copy."""
 PERSONAL = "own"
 """Names what belongs to a client's second policy: its arrays in the client's state, and its random streams."""
+TWIN = "twin"
+"""Names what belongs to a client's twin, which learns alone: its arrays in the state, and its random streams."""
+Role: TypeAlias = Literal["shared", "personal", "twin"]
+"""Which of a client's policies: the one that it shares, its second one (`personal.model`), or its twin, which learns
+the same task without sharing (`evaluate.twins`)."""
 
 
 class Learner(ABC):
@@ -115,13 +122,13 @@ class ClientPolicies(ABC):
     device: torch.device
 
     @abstractmethod
-    def make_learner(self, clients: Sequence[str], round: int = 1, personal: bool = False) -> Learner:
+    def make_learner(self, clients: Sequence[str], round: int = 1, role: Role = "shared") -> Learner:
         """A learner of some clients, which begin with their first parameters.
 
         round: the clients learn the tasks that they have in this round. The learner can be used until one of these
         tasks changes; another one then goes on from its clients' states.
-        personal: learn the clients' second policies (`personal.model`), which have random streams of their own and are
-        pulled to the anchor by `personal.pull`.
+        role: which of the clients' policies learn. All but the shared ones have random streams of their own. Second
+        policies are pulled to the anchor by `personal.pull`; twins make plain updates, and nothing pulls them.
         """
 
     @abstractmethod
@@ -188,6 +195,19 @@ def plain_updates(scenario: Scenario) -> Scenario:
     merge = scenario.merge.model_copy(update={"correct_drift": False})
     personal = scenario.personal.model_copy(update={"inner_rate": 0.0})
     return scenario.model_copy(update={"merge": merge, "personal": personal})
+
+
+def without_sharing(scenario: Scenario, tasks: Sequence[AnyTask]) -> tuple[Scenario, list[AnyTask]]:
+    """The scenario and the tasks of clients that learn alone: with plain updates, and nothing refers to shared values.
+
+    A penalty toward zero stays as it is: it is a part of what a client minimises.
+    """
+    plain = plain_updates(scenario)
+    plain = plain.model_copy(update={"personal": plain.personal.model_copy(update={"first": 0.0})})
+    if scenario.penalty.toward == "zero":
+        return plain, list(tasks)
+    penalty = scenario.penalty.model_copy(update={"weight": 0.0, "l1": 0.0, "outer": 0.0})
+    return plain.model_copy(update={"penalty": penalty}), [replace(task, penalty=0.0) for task in tasks]
 
 
 def sub_state(state: State, part: str) -> dict[str, np.ndarray]:

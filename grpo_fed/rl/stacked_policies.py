@@ -14,7 +14,17 @@ from grpo_fed.policy.make import make_policy
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.rl.device import resolve_device
 from grpo_fed.rl.evaluation import EvaluatedClients, evaluate
-from grpo_fed.rl.learner import ADAPTED, PERSONAL, ClientPolicies, State, plain_updates, sub_state
+from grpo_fed.rl.learner import (
+    ADAPTED,
+    PERSONAL,
+    TWIN,
+    ClientPolicies,
+    Role,
+    State,
+    plain_updates,
+    sub_state,
+    without_sharing,
+)
 from grpo_fed.rl.measurement import MeasurementStates, mean_kl
 from grpo_fed.rl.normalise import ObservationNormaliser
 from grpo_fed.rl.records import Evaluation, Example
@@ -49,21 +59,23 @@ class StackedPolicies(ClientPolicies):
         self.policy = make_policy(tasks[0], scenario.policy)
         self.device = resolve_device(scenario.device)
         self.columns = shared_blocks.columns_in(self.policy.layout).to(self.device)
-        self._env_caches = {purpose: EnvCache() for purpose in ("train", PERSONAL, ADAPTED, "evaluate")}
+        self._env_caches = {purpose: EnvCache() for purpose in ("train", PERSONAL, TWIN, ADAPTED, "evaluate")}
         """Idle environments: some take long to be made."""
         self._evaluation_envs: tuple[list[GymTask], ClientEnvs] | None = None
         """The tasks that were evaluated last, and their environments."""
 
-    def make_learner(self, clients: Sequence[str], round: int = 1, personal: bool = False) -> StackedLearner:
+    def make_learner(self, clients: Sequence[str], round: int = 1, role: Role = "shared") -> StackedLearner:
         """A learner of some clients in the tasks of a round, which begin with their first parameters."""
-        return StackedLearner(
-            [self.tasks[name].at(round) for name in clients],
-            self.scenario,
-            self._seeds([f"{name} {PERSONAL}" for name in clients]) if personal else None,
-            self.columns,
-            self.scenario.personal.pull if personal else None,
-            self._env_caches[PERSONAL if personal else "train"],
-        )
+        tasks = [self.tasks[name].at(round) for name in clients]
+        if role == "shared":
+            return StackedLearner(tasks, self.scenario, None, self.columns, None, self._env_caches["train"])
+        part = PERSONAL if role == "personal" else TWIN
+        seeds, env_cache = self._seeds([f"{name} {part}" for name in clients]), self._env_caches[part]
+        if role == "personal":
+            pull = self.scenario.personal.pull
+            return StackedLearner(tasks, self.scenario, seeds, self.columns, pull, env_cache)
+        scenario, tasks = without_sharing(self.scenario, tasks)
+        return StackedLearner(tasks, scenario, seeds, self.columns, 0.0, env_cache)
 
     def make_adapting_learner(
         self, clients: Sequence[str], parameters: Tensor, states: Sequence[State | None], round: int

@@ -6,7 +6,8 @@ What a checkpoint depends on cannot change: who the clients are, what their poli
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from grpo_fed.scenario.settings import (
     StopSettings,
     TrustSettings,
 )
-from grpo_fed.scenario.toml.text import short_toml
+from grpo_fed.scenario.toml.text import short_toml, to_toml, toml_key
 
 STOPPING = "stopping"
 """The part of a federation's checkpoint that says whether the run ends early."""
@@ -48,7 +49,7 @@ MAY_CHANGE = frozenset(
         *(f"penalty.{key}" for key in PenaltySettings.model_fields),
         *(f"round.{key}" for key in RoundSettings.model_fields if key != "mode"),
         *(f"stop.{key}" for key in StopSettings.model_fields),
-        *(f"evaluate.{key}" for key in EvaluateSettings.model_fields),
+        *(f"evaluate.{key}" for key in EvaluateSettings.model_fields if key != "twins"),
         *(f"checkpoint.{key}" for key in CheckpointSettings.model_fields),
         *("rollout.reward_scale", "rollout.reward_clip", "personal.pull"),
         *(f"merge.{key}" for key in ("weights", "confirm", "rejoin", "episodes", "threshold", "blocks", "refit")),
@@ -62,10 +63,18 @@ CLIENTS_MAY_CHANGE = frozenset({"learning_rate", "entropy", "penalty", "reward_s
 """The keys of `[[clients]]` that it may change; a task that changed already stays as it was."""
 
 
-def prepare_continuation(run: Path, overrides: Sequence[str], folder: Path, new: bool = True) -> Scenario:
+def prepare_continuation(
+    run: Path,
+    overrides: Sequence[str],
+    folder: Path,
+    new: bool = True,
+    newcomers: Sequence[str] = (),
+    admit: Callable[[Checkpoint, Scenario], Checkpoint] | None = None,
+) -> Scenario:
     """Make a folder that goes on from the latest checkpoint of a run, with changes such as `rounds=200`.
 
-    new: False if a run that the folder holds may be removed. Return the scenario with its changes. ValueError, before
+    new: False if a run that the folder holds may be removed. newcomers: more entries of `[[clients]]`, as inline tables
+    of TOML. admit: what the checkpoint becomes with them. Return the scenario with its changes. ValueError, before
     anything is written, if the run has no checkpoint to go on from, or if a change does not fit it.
     """
     if folder.resolve() == run.resolve():
@@ -75,8 +84,10 @@ def prepare_continuation(run: Path, overrides: Sequence[str], folder: Path, new:
     after = checkpoint.latest(run)
     if after is None:
         raise ValueError(f"{run}: has no checkpoint to go on from; start from its policies with policy.start = {run}")
-    scenario = Scenario.load(run / SCENARIO, overrides)
-    _check_changes(run, after, before, scenario)
+    text = (run / SCENARIO).read_text(encoding="utf-8") + "".join(map(_entry, newcomers))
+    scenario = Scenario.loads(text, str(run / SCENARIO), overrides)
+    _check_changes(run, after, before, scenario, len(newcomers))
+    after = after if admit is None else admit(after, scenario)
     with claim_folder(folder, replace=not new):
         remove_run(folder)
         lines = (run / ROUNDS).read_text(encoding="utf-8").splitlines(keepends=True)
@@ -96,12 +107,24 @@ def read_earlier_lines(folder: Path) -> list[dict[str, Any]]:
     return [parse_json(line) for line in (folder / ROUNDS).read_text(encoding="utf-8").splitlines()]
 
 
-def _check_changes(run: Path, after: Checkpoint, before: Scenario, scenario: Scenario) -> None:
+def _entry(newcomer: str) -> str:
+    """Write an entry of `[[clients]]` from an inline table; ValueError if it is none."""
+    try:
+        table = tomllib.loads(f"newcomer = {newcomer}")["newcomer"]
+        if not isinstance(table, dict):
+            raise TypeError("it is no table")
+    except (tomllib.TOMLDecodeError, TypeError) as error:
+        example = '{ name = "new", env = "CartPole-v1" }'
+        raise ValueError(f"client {newcomer}: {error}; write an inline table of TOML, such as {example}") from None
+    return "\n[[clients]]\n" + "".join(f"{toml_key(key)} = {to_toml(value)}\n" for key, value in table.items())
+
+
+def _check_changes(run: Path, after: Checkpoint, before: Scenario, scenario: Scenario, newcomers: int) -> None:
     """ValueError for changes that a checkpoint does not allow."""
     cure = f"start a new run from its policies instead: policy.start = {short_toml(str(run))}"
     if after.shared is not None and not after.files:
         raise ValueError(f"{run}: its clients keep their states themselves, so it cannot be continued here; {cure}")
-    for key, old, new in _changes(before, scenario, after.round):
+    for key, old, new in _changes(before, scenario, after.round, newcomers):
         raise ValueError(
             f"{key} = {_show(new)}: {run} has {_show(old)}, and a run that goes on cannot change it; {cure}"
         )
@@ -117,17 +140,17 @@ def _check_changes(run: Path, after: Checkpoint, before: Scenario, scenario: Sce
         )
 
 
-def _changes(before: Scenario, scenario: Scenario, round: int) -> Iterator[tuple[str, Any, Any]]:
+def _changes(before: Scenario, scenario: Scenario, round: int, newcomers: int) -> Iterator[tuple[str, Any, Any]]:
     """Find the keys that a run which goes on after a round cannot change: the key, its old and its new value."""
     old, new = before.model_dump(), scenario.model_dump()
     old_clients, new_clients = old.pop("clients"), new.pop("clients")
     for key, values in _flat(old).items():
         if key not in MAY_CHANGE and values != _flat(new)[key]:
             yield key, values, _flat(new)[key]
-    if len(old_clients) != len(new_clients):
+    if len(old_clients) + newcomers != len(new_clients):
         yield "clients", [client["name"] for client in old_clients], [client["name"] for client in new_clients]
         return
-    for earlier, later in zip(before.clients, scenario.clients, strict=True):
+    for earlier, later in zip(before.clients, scenario.clients[: len(old_clients)], strict=True):
         for key in ClientSettings.model_fields:
             values = getattr(earlier, key), getattr(later, key)
             if key == "changes":

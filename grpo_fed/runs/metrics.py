@@ -28,6 +28,8 @@ RHO_BY_GROUP, LEFT, RETURNED, STAYED = "rho_by_group", "left", "returned", "stay
 COMPARISON = "comparison"
 SITE, SITES = "site/", "sites"
 ADAPTED_RETURN, ADAPTATION = "eval/adapted_return", "adaptation/"
+TWIN_RETURN, TWIN_VERDICT, TWIN_SINCE = "twin/episodic_return", "twin/verdict", "twin/since"
+TWIN_GAIN, TWIN_GAIN_LOW, TWIN_GAIN_HIGH = "twin/gain", "twin/gain_low", "twin/gain_high"
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,19 @@ TABLE = (
         "Norm of what is penalised in the block: its parameters, or their difference from the shared ones.",
         reported=True,
     ),
+    Metric(
+        TWIN_RETURN, "Mean return of the training episodes of the client's twin, which learns alone.", reported=True
+    ),
+    Metric(
+        TWIN_GAIN,
+        "Mean over the rounds so far of what sharing brings a client: its training return less its twin's, as a part of"
+        " what the better of the two has learned.",
+        reported=True,
+    ),
+    Metric(TWIN_GAIN_LOW, "Lower end of this mean's interval, which holds at 95 % at any time.", reported=True),
+    Metric(TWIN_GAIN_HIGH, "Upper end of this interval.", reported=True),
+    Metric(TWIN_VERDICT, "1 where sharing pays, -1 where it costs, 0 where that is open.", reported=True),
+    Metric(TWIN_SINCE, "The round since which the verdict has held; 0 while it is open.", reported=True),
     Metric(CLIENTS_OK, "Clients that trained in the round."),
     Metric(CLIENTS_FAILED, "Clients that were asked and gave no valid answer."),
     Metric(STALENESS, "Merges between a client's beginning and the one that its answer is in."),

@@ -25,6 +25,7 @@ from grpo_fed.runs.files import append_line, write_atomic
 from grpo_fed.runs.folder import FAILURE, ROUNDS, SCENARIO, SHARED, remove_run
 from grpo_fed.runs.records import Failure, RoundRecord, SiteRecord, record_to_line
 from grpo_fed.runs.results import RESULTS, ClientResult, Result, SiteResult, status_of
+from grpo_fed.runs.sharing_verdicts import SharingVerdict
 from grpo_fed.scenario.scenario import Scenario
 
 Watch: TypeAlias = Callable[[RoundRecord], None]
@@ -65,6 +66,10 @@ class RunTotals:
     """With the merge rule `persistence`, when and why each client left the groups that it does not share now."""
     equal: dict[str, list[int]] = field(default_factory=dict)
     """The rounds in which clients could learn nothing, since every group of their completions was rewarded equally."""
+    joined: dict[str, int] = field(default_factory=dict)
+    """The rounds in which newcomers joined."""
+    sharing: dict[str, SharingVerdict] = field(default_factory=dict)
+    """What the clients' twins said latest."""
     sites: dict[str, SiteResult] = field(default_factory=dict)
     """What each site has left so far."""
 
@@ -86,6 +91,8 @@ class RunTotals:
             if client.mean is not None:
                 self.best[name] = max(client.mean, self.best.get(name, client.mean))
             self.comparison_episodes += int(client.comparison.get("episodes", 0))
+            if verdict := SharingVerdict.of(client.metrics):
+                self.sharing[name] = verdict
             if client.left or client.returned:
                 note_departures(self.departures.setdefault(name, {}), record.round, client.left, client.returned)
         for site in record.sites:
@@ -346,6 +353,8 @@ class Recorder:
                 adapted_first=totals.adapted_first.get(name, ()),
                 adapted_last=totals.adapted_last.get(name, ()),
                 trains=settings.trains,
+                sharing=totals.sharing.get(name),
+                joined=totals.joined.get(name, 0),
             )
             for name, settings in entries.items()
         }

@@ -39,8 +39,10 @@ from grpo_fed.runs.metrics import (
     TRAINING_EPISODES,
     TRAINING_LENGTH,
     TRAINING_RETURN,
+    TWIN_SINCE,
     VIRTUAL_SECONDS,
 )
+from grpo_fed.runs.sharing_verdicts import note_costs
 from grpo_fed.runs.statistics import iqm
 
 MB = 1e6
@@ -196,9 +198,10 @@ class RoundRecord:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Messages for a person: the server's, and one about clients that could learn nothing."""
-        note = equal_groups_note(self.equal)
-        return (*(() if self.server is None else self.server.notes), *((note,) if note else ()))
+        """Messages for a person: the server's, on clients that could learn nothing, and on those that sharing costs."""
+        costs = note_costs(self.round, {record.client: record.metrics for record in self.clients})
+        more = (note for note in (equal_groups_note(self.equal), costs) if note)
+        return (*(() if self.server is None else self.server.notes), *more)
 
 
 def list_differences(departed: Sequence[str], clusters: Mapping[str, int]) -> list[str]:
@@ -263,8 +266,8 @@ def _adaptation(record: ClientRecord) -> dict[str, float | None]:
 
 
 def _mean_metrics(clients: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
-    """Average every metric over the clients that have it."""
-    keys = dict.fromkeys(key for metrics in clients for key in metrics)
+    """Average every metric over the clients that have it, but no numbers of rounds."""
+    keys = dict.fromkeys(key for metrics in clients for key in metrics if key != TWIN_SINCE)
     return {key: _mean(metrics.get(key) for metrics in clients) for key in keys}
 
 

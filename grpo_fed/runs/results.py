@@ -12,6 +12,7 @@ import numpy as np
 from grpo_fed.runs.departures import Departure
 from grpo_fed.runs.files import refuse_links
 from grpo_fed.runs.serialisation import from_json, read_json
+from grpo_fed.runs.sharing_verdicts import SharingVerdict
 from grpo_fed.runs.statistics import iqm
 from grpo_fed.scenario.toml.text import shorten
 
@@ -55,6 +56,10 @@ class ClientResult:
     """The same of the last policy."""
     trains: bool = True
     """Whether it took part in training; otherwise its `after` is that of the shared policy, and counts in no score."""
+    joined: int = 0
+    """The round in which it joined a run that had ended; 0 if it was there from the beginning."""
+    sharing: SharingVerdict | None = None
+    """With `evaluate.twins`, whether sharing paid for it; None without a comparison."""
 
     @property
     def latest(self) -> float | None:
@@ -209,6 +214,11 @@ def _client_to_json(client: ClientResult) -> dict[str, Any]:
         del document["unit"]
     if client.trains:
         del document["trains"]
+    if not client.joined:
+        del document["joined"]
+    del document["sharing"]
+    if client.sharing is not None:
+        document["sharing"] = vars(client.sharing)
     return document
 
 

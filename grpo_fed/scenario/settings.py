@@ -510,6 +510,9 @@ class EvaluateSettings(Section):
     adapt: Annotated[int, Ge(0), Le(1000)] = 0
     """Local updates, each on a new batch of the client's own task, after each of which the evaluation's episodes are
     played again; 0 for none. They are made on a copy, and nothing else depends on them."""
+    twins: bool = False
+    """Whether each client also trains a twin, which begins as it does and learns the same task alone, so that the run
+    says for which clients sharing pays. It makes as many steps again, and nothing else depends on it."""
 
 
 class CheckpointSettings(Section):

@@ -32,6 +32,11 @@ SETUPS_UNUSED: tuple[Unused, ...] = (
         'group.score is "{0.group.score}", which no common factor of the returns changes',
     ),
     Unused(
+        ("evaluate.twins",),
+        lambda scenario: not scenario.policy.shared,
+        "policy.shared = [] shares nothing, and every client learns alone",
+    ),
+    Unused(
         ("merge.momentum",),
         lambda scenario: scenario.merge.optimiser == "sgd",
         'merge.optimiser is "sgd", which has no momentum',

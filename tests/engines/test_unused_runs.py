@@ -245,6 +245,7 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
     "penalty after a natural step": ([*NATURAL, "penalty.weight=0.05"], {"penalty.step": "decoupled"}),
     "nested without outer": (["penalty.weight=0.05"], {"penalty.kind": "nested"}),
     "sparse groups without l1": (["penalty.weight=0.05"], {"penalty.kind": "sparse-group"}),
+    "nothing is shared, so no twin differs": (["policy.shared=[]"], {"evaluate.twins": "true"}),
     "no second policy": ([], {"personal.pull": "9.0", "personal.steps": "0.25"}),
     "nothing to be pulled to": (
         ["policy.shared=[]", "personal.model=true", "steps=64"],

@@ -92,7 +92,7 @@ count = 0
         ("objektive = { clip = 0.3 }", "objektive: unknown key; did you mean objective?"),
         (
             "evaluate.zzz = 1",
-            "evaluate.zzz = 1: unknown key; known here: episodes every step_limit adapt",
+            "evaluate.zzz = 1: unknown key; known here: episodes every step_limit adapt twins",
         ),
         ("objective.clip = true", "objective.clip = true: must be a number"),
         ("objective.clip = nan", "objective.clip = nan: must be a finite number"),

@@ -74,6 +74,8 @@ class Panel:
     """[K] int64: how often a client was asked to come back."""
     fallen: Tensor
     """[K] bool: whether a client's evidence began with a fall of its returns, which have not risen again."""
+    newcomers: Tensor
+    """[K] bool: whether a client has joined a run that went on, and has not been asked yet what fits it."""
 
     @property
     def rounds(self) -> Tensor:
@@ -161,6 +163,7 @@ def new_panel(clients: tuple[str, ...], groups: Groups) -> Panel:
         waiting=counts,
         returns_tried=counts,
         fallen=torch.zeros(count, dtype=torch.bool),
+        newcomers=torch.zeros(count, dtype=torch.bool),
     )
 
 

@@ -125,7 +125,8 @@ def judge(panel: Panel, weights: Tensor, present: Collection[str], groups: Group
 
     Clients are compared that took part in `MIN_ROUNDS` rounds; people who watch see a rho from the second round on. One
     may leave if it is present, is not asked already, took part in that many rounds, doubled with each decision about
-    it, and has enough evidence about the group. One with another task leaves everything.
+    it, and has enough evidence about the group. One with another task leaves everything, and a newcomer is asked
+    whether it has another one.
 
     weights: [K].
     """
@@ -143,6 +144,7 @@ def judge(panel: Panel, weights: Tensor, present: Collection[str], groups: Group
         early = rho_of_clients(between, within, weights, observed, (conflicts.sides > 0).any(1))
         rho = torch.where(rho.isnan(), early, rho)
     has_another_task = may_leave & panel.fallen & bool(2 * panel.fallen.sum() < len(panel.clients))
+    has_another_task |= may_leave & panel.newcomers
     return Conflicts(
         rho,
         conflicts.leaving | (has_another_task[:, None] & ~panel.departed),
@@ -174,13 +176,13 @@ def settle(panel: Panel, shares: Mapping[str, bool]) -> tuple[Panel, Findings]:
     returned: dict[str, Mapping[int, float]] = {}
     stayed: dict[str, Mapping[int, float]] = {}
     departed, asked, waiting = panel.departed.clone(), panel.asked.clone(), panel.waiting.clone()
-    rho, decided = panel.rho.clone(), []
+    rho, newcomers, decided = panel.rho.clone(), panel.newcomers.clone(), []
     for client in answered:
         row = panel.clients.index(client)
         groups = asked[row].clone()
         had_left = bool((departed[row] & groups).any())
         values = _values(rho[row], groups)
-        asked[row] = False
+        asked[row] = newcomers[row] = False
         if shares[client] or not had_left:
             decided.append(row)
         if not shares[client] and not had_left:
@@ -190,7 +192,7 @@ def settle(panel: Panel, shares: Mapping[str, bool]) -> tuple[Panel, Findings]:
             (returned if had_left else stayed)[client] = values
             departed[row] &= ~groups
             rho[row, groups] = torch.nan
-    panel = replace(panel, departed=departed, asked=asked, waiting=waiting, rho=rho)
+    panel = replace(panel, departed=departed, asked=asked, waiting=waiting, rho=rho, newcomers=newcomers)
     return _count_decisions(panel, decided), Findings({}, left, returned, stayed)
 
 

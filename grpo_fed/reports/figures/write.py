@@ -14,6 +14,7 @@ from grpo_fed.reports.figures.learning import draw_learning
 from grpo_fed.reports.figures.sharing import draw_clusters, draw_groups, draw_sites
 from grpo_fed.reports.figures.sparsity import draw_penalty
 from grpo_fed.reports.figures.stepping import draw_kl, draw_steps
+from grpo_fed.reports.figures.twins import draw_twins
 from grpo_fed.runs.files import write_atomic
 from grpo_fed.runs.history import History, read_history
 
@@ -22,6 +23,7 @@ FIGURES = "figures"
 ORDER = (
     "learning",
     "adaptation",
+    "twins",
     "completions",
     "groups",
     "sites",
@@ -68,6 +70,7 @@ def draw_all(history: History) -> Iterator[Drawing]:
     for draw in (
         draw_learning,
         draw_adaptation,
+        draw_twins,
         draw_completions,
         draw_groups,
         draw_sites,

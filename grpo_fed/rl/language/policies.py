@@ -15,7 +15,17 @@ from grpo_fed.rl.language.learner import MEASUREMENT_ROWS, LanguageLearner, eval
 from grpo_fed.rl.language.measurement import completion_kl
 from grpo_fed.rl.language.model import open_language_model
 from grpo_fed.rl.language.texts import ClientTexts
-from grpo_fed.rl.learner import ADAPTED, PERSONAL, ClientPolicies, State, plain_updates, sub_state
+from grpo_fed.rl.learner import (
+    ADAPTED,
+    PERSONAL,
+    TWIN,
+    ClientPolicies,
+    Role,
+    State,
+    plain_updates,
+    sub_state,
+    without_sharing,
+)
 from grpo_fed.rl.records import Evaluation, Example
 from grpo_fed.rl.rng import Purpose, client_seed
 from grpo_fed.rl.stacked_policies import MOST_BATCHES
@@ -37,18 +47,18 @@ class LanguagePolicies(ClientPolicies):
         self.columns = shared_blocks.columns_in(self.policy.layout).to(self.device)
         self._texts = dict(zip(self.tasks, open_texts(tasks, self.model, self._seeds(list(self.tasks))), strict=True))
 
-    def make_learner(self, clients: Sequence[str], round: int = 1, personal: bool = False) -> LanguageLearner:
+    def make_learner(self, clients: Sequence[str], round: int = 1, role: Role = "shared") -> LanguageLearner:
         """A learner of some clients, which begin with their first parameters."""
         tasks = [self.tasks[name] for name in clients]
-        seeds = self._seeds([f"{name} {PERSONAL}" for name in clients] if personal else clients)
+        if role == "shared":
+            texts, seeds = self._texts_of(clients), self._seeds(clients)
+            return LanguageLearner(tasks, self.scenario, self.model, texts, seeds, self.columns)
+        seeds = self._seeds([f"{name} {PERSONAL if role == 'personal' else TWIN}" for name in clients])
+        scenario, pull = self.scenario, self.scenario.personal.pull
+        if role == "twin":
+            (scenario, tasks), pull = without_sharing(scenario, tasks), 0.0
         return LanguageLearner(
-            tasks,
-            self.scenario,
-            self.model,
-            open_texts(tasks, self.model, seeds) if personal else self._texts_of(clients),
-            seeds,
-            self.columns,
-            self.scenario.personal.pull if personal else None,
+            tasks, scenario, self.model, open_texts(tasks, self.model, seeds), seeds, self.columns, pull
         )
 
     def make_adapting_learner(

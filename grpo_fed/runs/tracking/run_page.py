@@ -5,7 +5,7 @@ begin: the content of the spool's first record. line: a line of `rounds.jsonl`. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from grpo_fed.runs.markdown import escape_markdown, plain
 from grpo_fed.runs.metrics import SCORE_IQM, TRAINING_RETURN
 from grpo_fed.runs.records import list_differences
 from grpo_fed.runs.results import idle_clients, mean_adaptation
+from grpo_fed.runs.sharing_verdicts import SharingVerdict, verdicts_line
 
 if TYPE_CHECKING:
     from grpo_fed.rl.records import Example
@@ -83,8 +84,7 @@ def page_at_end(begin: Mapping[str, Any], document: Mapping[str, Any] | None, st
         )
     if len(idle) > ROWS:
         lines.append(f"**{len(idle) - ROWS} more clients learned nothing.**")
-    if line := equal_groups_line(document.get("equal", {})):
-        lines.append(f"**Note**: {line}.")
+    lines += _remarks(document)
     megabytes = (document.get("bytes_up", 0) + document.get("bytes_down", 0)) / 1e6
     clients = document["clients"].values()
     unit = "completions" if all(client.get("unit") == "completions" for client in clients) else "steps"
@@ -106,7 +106,8 @@ def client_page(client: Mapping[str, Any]) -> str:
     adapted = f" After {len(curve) - 1} local updates: {_cell(curve[-1])}." if curve else ""
     held_out = "" if client.get("trains", True) else " It takes no part in training."
     before = f"**Return {_cell(client['return'])}**, {_cell(client['return_before'])} before."
-    return f"{before}{adapted}{held_out} {kind}: {names}."
+    twin = "".join(f" Sharing {verdict.describe()}." for verdict in _verdicts({"": client}).values())
+    return f"{before}{adapted}{held_out} {kind}: {names}.{twin}"
 
 
 def make_tables(
@@ -192,6 +193,19 @@ def _table(clients: Mapping[str, Any]) -> str:
     ]
     more = [] if len(chosen) == len(clients) else [f"\nThe {ROWS} worst of {len(clients)}; all are in `clients.json`."]
     return "\n".join([head, *rows, *more])
+
+
+def _remarks(document: Mapping[str, Any]) -> Iterator[str]:
+    """Say for whom sharing pays, and which clients could learn nothing. document: the content of `results.json`."""
+    if line := verdicts_line(_verdicts(document["clients"])):
+        yield f"**{line.capitalize()}**, as their twins tell, which learn alone."
+    if line := equal_groups_line(document.get("equal", {})):
+        yield f"**Note**: {line}."
+
+
+def _verdicts(clients: Mapping[str, Mapping[str, Any]]) -> dict[str, SharingVerdict]:
+    """Read what the clients' twins say. clients: their parts of `results.json`."""
+    return {name: SharingVerdict(**client["sharing"]) for name, client in clients.items() if client.get("sharing")}
 
 
 def _adapted(client: Mapping[str, Any]) -> float | None:

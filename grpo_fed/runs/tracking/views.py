@@ -31,6 +31,10 @@ from grpo_fed.runs.metrics import (
     TOKENS_PER_SECOND,
     TRAINING_LENGTH,
     TRAINING_RETURN,
+    TWIN_GAIN,
+    TWIN_GAIN_HIGH,
+    TWIN_GAIN_LOW,
+    TWIN_RETURN,
 )
 
 TAG = "mlflow.sharedViewState."
@@ -116,6 +120,8 @@ def make_views(metrics: Sequence[str]) -> list[View]:
                     Chart((TRAINING_RETURN,)),
                     Chart((EVALUATION_RETURN,)),
                     Chart((f"{ADAPTATION}0", ADAPTED_RETURN)),
+                    Chart((TWIN_GAIN, TWIN_GAIN_LOW, TWIN_GAIN_HIGH)),
+                    Chart((TWIN_RETURN,)),
                 ),
                 "Completions": _completion_charts(
                     metrics, tuple(Chart((key,)) for key in _with_prefix(metrics, "reward/")[:MOST_REWARD_CHARTS])

@@ -1,4 +1,4 @@
-"""A part of a summary as data: texts, points and tables."""
+"""The form of a summary's parts: sections of paragraphs, lists and tables."""
 
 from __future__ import annotations
 

@@ -1,0 +1,106 @@
+"""Newcomers in a run that goes on: what a checkpoint must know of clients that were not there before.
+
+A newcomer begins with the shared blocks as they are. With the merge rule `persistence` it is asked after some rounds
+what fits it: it plays with what it has learned itself and with all that is shared. If its own is better, it leaves
+everything, as a client does whose task has changed, and comes back block by block where sharing is no worse. From then
+on the rule treats it as all others. The evidence about all clients begins anew, since it compares them with each other;
+what veterans have left stays left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from grpo_fed.aggregation.merge.evidence import Evidence
+from grpo_fed.federation.server_state import EVIDENCE, evidence_arrays, first_evidence
+from grpo_fed.federation.setup import FederationSetup
+from grpo_fed.policy.shared_names import SharedNames
+from grpo_fed.runs.checkpoint import Checkpoint
+from grpo_fed.runs.continuation import prepare_continuation
+from grpo_fed.runs.folder import read_shared_names
+from grpo_fed.scenario.scenario import Scenario
+
+
+def prepare_joining(
+    run: Path, newcomers: Sequence[str], overrides: Sequence[str], folder: Path, new: bool = True
+) -> Scenario:
+    """Make a folder that goes on from the latest checkpoint of a run with more clients.
+
+    newcomers: their entries of `[[clients]]` as inline tables of TOML. overrides: changes such as `rounds=60`. new:
+    False if a run that the folder holds may be removed. Return the scenario. ValueError, before anything is written, if
+    the run has no checkpoint to go on from, or if something does not fit it.
+    """
+    names = read_shared_names(run)
+    if names is None or not names.blocks:
+        raise ValueError(f"{run}: its clients share nothing that a newcomer could begin with")
+
+    def admit(checkpoint: Checkpoint, scenario: Scenario) -> Checkpoint:
+        return admit_newcomers(checkpoint, scenario, names)
+
+    return prepare_continuation(run, overrides, folder, new, newcomers, admit)
+
+
+def admit_newcomers(checkpoint: Checkpoint, scenario: Scenario, names: SharedNames) -> Checkpoint:
+    """Return a checkpoint of a federation with some clients more.
+
+    names: the shared blocks and groups that the run has. ValueError if a newcomer's policy has not these, or if the
+    federation cannot take newcomers.
+    """
+    _refuse(scenario)
+    shared_blocks = FederationSetup.of(scenario).shared_blocks
+    if tuple(shared_blocks.groups.names) != names.groups:
+        missing = [name for name in names.blocks if name not in shared_blocks.blocks] or list(names.blocks)
+        raise ValueError(
+            f"{checkpoint.folder}: its clients share {', '.join(names.blocks)}; with the newcomers' policies"
+            f" {', '.join(missing)} would not be the same for all: choose a task with such observations and actions"
+        )
+    evidence = first_evidence(scenario.merge.rule, shared_blocks)
+    departed: Mapping[str, Sequence[int]] = checkpoint.parts["server"]["departed"]
+    if isinstance(evidence, Evidence):
+        newcomers = () if scenario.merge.confirm == "evidence" else _newcomers(checkpoint, scenario)
+        evidence = _for_newcomers(evidence, departed, newcomers)
+    known = {name: array for name, array in (checkpoint.shared or {}).items() if not name.startswith(EVIDENCE)}
+    arrays = {**known, **({} if evidence is None else evidence_arrays(evidence))}
+    return replace(checkpoint, shared=arrays, parts={**checkpoint.parts, "recorder": _note(checkpoint, scenario)})
+
+
+def _refuse(scenario: Scenario) -> None:
+    """ValueError for federations whose state says more of each client than a newcomer could have."""
+    cure = "start a new run from its policies instead, with all clients and policy.start"
+    if scenario.merge.rule == "clusters":
+        raise ValueError(f'merge.rule = "clusters": newcomers would have no cluster; {cure}')
+    if scenario.sites:
+        raise ValueError(f"sites: the state of each is of the clients that it began with; {cure}")
+    if scenario.round.mode == "buffered":
+        raise ValueError(f'round.mode = "buffered": its order of events is of the clients that it began with; {cure}')
+
+
+def _newcomers(checkpoint: Checkpoint, scenario: Scenario) -> list[str]:
+    """List the clients that the run did not have."""
+    known = checkpoint.parts["recorder"]["totals"]["steps"]
+    return [name for entry in scenario.clients for name in entry.names if name not in known]
+
+
+def _for_newcomers(evidence: Evidence, departed: Mapping[str, Sequence[int]], newcomers: Collection[str]) -> Evidence:
+    """Let evidence that begins anew know which groups clients have left, and who is to be asked what fits it."""
+    panels = []
+    for panel in evidence.panels:
+        left = panel.departed.clone()
+        for row, client in enumerate(panel.clients):
+            left[row, torch.tensor(list(departed.get(client, ())), dtype=torch.int64)] = True
+        is_new = torch.tensor([client in newcomers for client in panel.clients])
+        panels.append(replace(panel, departed=left, newcomers=is_new))
+    return Evidence(tuple(panels))
+
+
+def _note(checkpoint: Checkpoint, scenario: Scenario) -> dict[str, Any]:
+    """Note in the recorder's state in which round newcomers join."""
+    recorder: dict[str, Any] = checkpoint.parts["recorder"]
+    totals = recorder["totals"]
+    joined = {**totals.get("joined", {}), **dict.fromkeys(_newcomers(checkpoint, scenario), checkpoint.round + 1)}
+    return {**recorder, "totals": {**totals, "joined": joined}}
