@@ -18,7 +18,7 @@ evaluated with the site's own blocks and with the server's.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, final
 
@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_fed.aggregation.merge.persistence import Findings
-from grpo_fed.aggregation.proximity import interpolate
+from grpo_fed.aggregation.merge.persistence import join_findings
+from grpo_fed.aggregation.proximity import StepFractions, interpolate
 from grpo_fed.aggregation.proximity.records import AcceptedStep
 from grpo_fed.federation.comparison import decide_sharing
 from grpo_fed.federation.messages import EvaluationSummary, SharingComparison, Start, Trained
@@ -222,12 +222,7 @@ class SiteTree:
         state.last_step = step.accepted
         self._hand_down()
         notes = (f"site {name}: {note}" for name, part in parts.items() for note in part.notes)
-        findings = Findings(
-            *(
-                {key: value for part in parts.values() for key, value in getattr(part.findings, kind).items()}
-                for kind in ("rho", "left", "returned", "stayed")
-            )
-        )
+        findings = join_findings(part.findings for part in parts.values())
         return Aggregation(step, findings, (*notes, *target.notes, *step.notes), target.findings)
 
     def skip_merge(self) -> None:
@@ -312,7 +307,9 @@ class SiteTree:
             if name in target.weights
         ]
 
-        def measure_clients(clients: Any, fractions: Any) -> Mapping[str, Any]:
+        def measure_clients(
+            clients: Sequence[str], fractions: Sequence[StepFractions]
+        ) -> Mapping[str, Sequence[float]]:
             return measure({client: ends[self.site_of[client]] for client in clients}, fractions)
 
         settings, budgets = self.top.scenario.proximity, self.state.budgets
