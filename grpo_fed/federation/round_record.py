@@ -145,9 +145,11 @@ def _client_record(
     )
 
 
-def _site_records(server: SiteTree, aggregation: Aggregation | None, shared_blocks: SharedBlocks) -> list[SiteRecord]:
+def _site_records(
+    server: SiteTree, aggregation: Aggregation | None, shared_blocks: SharedBlocks
+) -> tuple[SiteRecord, ...]:
     findings = Findings() if aggregation is None else aggregation.site_findings
-    return [
+    return tuple(
         SiteRecord(
             name,
             site.clients,
@@ -157,7 +159,7 @@ def _site_records(server: SiteTree, aggregation: Aggregation | None, shared_bloc
             **_moves(name, findings, site.comparison, shared_blocks),
         )
         for name, site in server.sites.items()
-    ]
+    )
 
 
 def _moves(

@@ -173,7 +173,7 @@ class RoundRecord:
     """All clients of which anything is known in this round."""
     server: ServerRecord | None = None
     """The server's part; None without a federation."""
-    sites: Sequence[SiteRecord] = ()
+    sites: tuple[SiteRecord, ...] = ()
     """All sites; empty where the server merges all clients."""
 
     @property

@@ -10,7 +10,7 @@ from grpo_fed.runs.records import SiteRecord
 
 def round_of(number: int, **changes: dict[str, float]) -> RoundRecord:
     client = ClientRecord("cart-0", "cart", returned={"torso.0": 3.0} if number == 3 else {})
-    return RoundRecord(number, 4, 1.0, 0, [client], sites=[SiteRecord("south", ("cart-0",), **changes)])
+    return RoundRecord(number, 4, 1.0, 0, [client], sites=(SiteRecord("south", ("cart-0",), **changes),))
 
 
 RECORDS = [round_of(1), round_of(2, left={"actor": 0.8}), round_of(3, returned={"actor": 2.0})]
