@@ -137,9 +137,11 @@ def select_runs(runs: Sequence[JoiningRun]) -> list[JoiningRun]:
 
 def format_table(runs: Sequence[JoiningRun]) -> Iterator[str]:
     """Write a row for each newcomer, and one of the veterans."""
+    if not runs:
+        return
     yield "| client | cannot share | that alone out | that out | shares all | return, lowest | alone, lowest |"
     yield "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
-    for name, planted in PLANTED.items() if runs else ():
+    for name, planted in PLANTED.items():
         expected = () if planted == "nothing" else (planted,)
         exact = sum(tuple(run.out[name]) == expected for run in runs)
         without = sum(planted in run.out[name] for run in runs) if expected else exact
@@ -147,16 +149,15 @@ def format_table(runs: Sequence[JoiningRun]) -> Iterator[str]:
         cells = [f"{exact} of {len(runs)}", f"{without} of {len(runs)}", f"{shares} of {len(runs)}"]
         returns = [_returns(runs, name), _returns(runs, name, alone=True)]
         yield f"| {name} | {planted} | {' | '.join([*cells, *returns])} |"
-    if runs:
-        names = [name for name in runs[0].after if name not in PLANTED]
-        out = sum(bool(run.left.get(name)) for run in runs for name in names)
-        after = [score for run in runs for name in names if (score := run.after[name]) is not None]
-        before = [score for run in runs for name in names if (score := run.veterans_before[name]) is not None]
-        total = len(runs) * len(names)
-        yield (
-            f"| veterans | nothing | {total - out} of {total} | | | {sum(after) / len(after):.0f}, {min(after):.0f} |"
-            f" before: {sum(before) / len(before):.0f}, {min(before):.0f} |"
-        )
+    names = [name for name in runs[0].after if name not in PLANTED]
+    out = sum(bool(run.left.get(name)) for run in runs for name in names)
+    after = [score for run in runs for name in names if (score := run.after[name]) is not None]
+    before = [score for run in runs for name in names if (score := run.veterans_before[name]) is not None]
+    total = len(runs) * len(names)
+    yield (
+        f"| veterans | nothing | {total - out} of {total} | | | {sum(after) / len(after):.0f}, {min(after):.0f} |"
+        f" before: {sum(before) / len(before):.0f}, {min(before):.0f} |"
+    )
 
 
 def _returns(runs: Sequence[JoiningRun], name: str, alone: bool = False) -> str:

@@ -148,6 +148,8 @@ def select_runs(runs: Sequence[VerdictRun]) -> list[VerdictRun]:
 
 def format_table(runs: Sequence[VerdictRun]) -> Iterator[str]:
     """Write a row for each scenario of clients that learn alone, then a row for each entry of the one that shares."""
+    if not runs:
+        return
     yield "| clients that learn alone | seeds | told that sharing costs, ever | that it pays, ever |"
     yield "| --- | ---: | ---: | ---: |"
     for name in NULLS:

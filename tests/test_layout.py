@@ -18,11 +18,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "grpo_fed"
 
-ROOMS = ["scenario", "tasks", "policy", "rl", "aggregation", "runs", "federation", "engines", "reports", "cli"]
+ROOMS = ["scenario", "tasks", "policy", "rl", "aggregation", "runs", "federation"]
+ROOMS += ["flower", "adapters", "engines", "reports", "cli"]
 """A module may import from its own room and from those before it."""
 APART = {("rl", "aggregation"), ("aggregation", "rl")}
+APART |= {(room, inside) for room in ("engines", "reports", "cli") for inside in ("flower", "adapters")}
 """Rooms that do not import from each other."""
-LIBRARIES = {"flwr": {"engines", "cli"}, "mlflow": {"runs.tracking"}, "matplotlib": {"reports"}}
+LIBRARIES = {
+    "flwr": {"flower", "adapters", "engines", "cli"},
+    "stable_baselines3": {"adapters.sb3"},
+    "tensordict": {"adapters.torchrl"},
+    "mlflow": {"runs.tracking"},
+    "matplotlib": {"reports"},
+}
 """Which rooms may import a library."""
 
 

@@ -20,6 +20,7 @@ import torch
 from gymnasium import spaces
 
 from grpo_fed.engines.alone import train
+from grpo_fed.flower import Grouped
 from grpo_fed.policy.make import make_policy
 from grpo_fed.reports.charts import PALETTE
 from grpo_fed.rl.normalise import ObservationNormaliser
@@ -41,6 +42,8 @@ from grpo_fed.runs.tracking.ui import open_pages
 from grpo_fed.runs.tracking.views import make_view_tags, make_views
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.resolve import resolve_tasks
+from tests.support.goal_app import GoalClient, run_rounds
+from tests.support.in_memory_grid import InMemoryGrid, enter_run
 from tests.support.tracking_runs import BLOCKS, Database, document, files_with_words, line, scenario
 
 ROOT = Path(__file__).parents[2]
@@ -306,6 +309,26 @@ def finished(database: Database, tmp_path_factory: pytest.TempPathFactory) -> Pa
     assert tracker.trouble is None
     assert tracker.run_id == database.runs("carts")["grpo seed 0"]
     return folder
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # in mlflow itself
+def test_clients_of_a_flower_strategy_have_child_runs(
+    finished: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+):
+    enter_run(monkeypatch)
+    clients = {node: GoalClient(node, {"torso.weight": 1.0}, name=name) for node, name in enumerate(("ant", "bee"), 1)}
+    strategy = Grouped(blocks={"torso": ["torso.*"]}, joint_budget=1.0, mlflow=database.uri, experiment="apps")
+    run_rounds(strategy, InMemoryGrid(clients), 2)
+    runs = database.runs("apps")
+    assert set(runs) == {"Grouped persistence", "ant", "bee"}
+    parent = runs.pop("Grouped persistence")
+    assert database.params(parent)["joint_budget"] == "1.0"
+    assert [(step, 0 < kl <= 1) for step, kl in database.metric(parent, "kl/joint")] == [(1, True), (2, True)]
+    for client, run in runs.items():
+        assert database.tags(run)["mlflow.parentRunId"] == parent
+        assert database.tags(run)["grpo_fed.client"] == client
+        assert database.metric(run, "train/loss") == [(1, 1.0), (2, 1.0)]
+    assert {database.status(run) for run in [parent, *runs.values()]} == {"FINISHED"}
 
 
 def test_clients_have_child_runs_of_the_federations_run(finished: Path, database: Database):

@@ -140,8 +140,7 @@ def no_evidence(clients: Collection[str], groups: Groups, most: int = PANEL) -> 
     most: the greatest number of clients that are compared with each other; fewer where there are many groups.
     """
     names = sorted(clients)
-    room = max(LEAST_PANEL, PRODUCTS // max(1, len(names) * len(groups.names)))
-    panels = -(-len(names) // min(most, room))
+    panels = -(-len(names) // min(most, _most_clients(len(names), groups)))
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0)).tolist()
     members = [sorted(names[place] for place in order[number::panels]) for number in range(panels)]
     return Evidence(tuple(new_panel(tuple(part), groups) for part in members))
@@ -165,6 +164,46 @@ def new_panel(clients: tuple[str, ...], groups: Groups) -> Panel:
         fallen=torch.zeros(count, dtype=torch.bool),
         newcomers=torch.zeros(count, dtype=torch.bool),
     )
+
+
+def _most_clients(clients: int, groups: Groups) -> int:
+    """How many of so many clients a panel has room for; fewer where there are many groups."""
+    return max(LEAST_PANEL, PRODUCTS // max(1, clients * len(groups.names)))
+
+
+def with_clients(evidence: Evidence, clients: Collection[str], groups: Groups, most: int = PANEL) -> Evidence:
+    """Add clients that nothing is known of: to the last panel as far as it has room, then to new ones.
+
+    most: clients of a panel at most. Where sketches become smaller with more clients, a panel's evidence begins anew;
+    what its clients have left stays left.
+    """
+    known = {client for panel in evidence.panels for client in panel.clients}
+    added = sorted(set(clients) - known)
+    if not added:
+        return evidence
+    if not known:
+        return no_evidence(added, groups, most)
+    panels, most = list(evidence.panels), min(most, _most_clients(len(known) + len(added), groups))
+    if (room := most - len(panels[-1].clients)) > 0:
+        panels[-1] = _grown(panels[-1], added[:room], groups)
+        added = added[room:]
+    panels += [new_panel(tuple(added[at : at + most]), groups) for at in range(0, len(added), most)]
+    return Evidence(tuple(panels))
+
+
+def _grown(panel: Panel, added: Sequence[str], groups: Groups) -> Panel:
+    """Return the panel with more clients, of which nothing is known."""
+    grown = new_panel(tuple(sorted({*panel.clients, *added})), groups)
+    rows, before, after = grown.rows(panel.clients), panel.arrays(), grown.arrays()
+    fits = before["sums"].shape[1] == after["sums"].shape[1]
+    for name in (name for name in TENSORS if name not in ("sums", "products", "common")):
+        after[name] = after[name].index_copy(0, rows, before[name])
+    if fits:
+        pairs = rows[:, None], rows
+        after["sums"].index_copy_(0, rows, before["sums"])
+        after["common"][pairs] = before["common"]
+        after["products"][:, pairs[0], pairs[1]] = before["products"]
+    return Panel(grown.clients, *(after[name] for name in TENSORS))
 
 
 def add_round(panel: Panel, replies: Replies, updates: Updates, groups: Groups) -> Panel:

@@ -4,6 +4,7 @@
     spool.py        Spool: the file, and how much of it has been sent
     writer.py       the process that reads the spool and sends it
     mlflow_runs.py  MlflowRuns: a run's records as runs of MLflow, one for the federation and one for each client
+    nested_runs.py  NestedRuns: runs of MLflow for a server that is not ours, sent by itself
     selection.py    which numbers of a round become metrics
     run_page.py     the text on a run's page
     views.py        charts that an experiment offers
@@ -12,7 +13,8 @@
     ui.py           shows MLflow's pages
 
 The run does not wait for the tracking server: what the server does not take stays in the run's folder, and `replay`
-sends it later. Only the writer's process imports mlflow. Begin with tracker.py.
+sends it later. Only the writer's process imports mlflow, and
+`nested_runs.py`, which has no folder. Begin with tracker.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Sends a run's records to MLflow: a run of MLflow for the federation and one for each client.
 
-No other module imports mlflow; `ui.py` starts its server as a command.
+Besides `nested_runs.py` no other module imports mlflow; `ui.py` starts its server as a command.
 """
 
 from __future__ import annotations

@@ -1,0 +1,52 @@
+"""What the benchmarks of twins and of newcomers count, by hand."""
+
+from __future__ import annotations
+
+from benchmarks import joining, verdicts
+from benchmarks.joining import JoiningRun
+from benchmarks.verdicts import VerdictRun
+
+
+def test_false_alarms_are_counted_by_client_and_warnings_by_round():
+    alone = {"cart-0": {"costs": 7}, "cart-1": {}, "cart-2": {"pays": 9, "costs": 30}, "cart-3": {}}
+    sharing = {"cart-0": {}, "backwards-0": {"costs": 8}, "backwards-1": {"costs": 11}}
+    last = {"cart-0": (0.05, -0.2, 0.3), "backwards-0": (-0.9, -1.0, -0.7), "backwards-1": (-0.5, -0.8, -0.05)}
+    runs = [
+        VerdictRun("cart", 1000, "", alone, {}, {}, 1.0),
+        VerdictRun("twins", 1000, "", sharing, last, {}, 1.0),
+    ]
+    rows = list(verdicts.format_table(runs))
+    assert "| cart | 1 | 2 of 4 (50.0%) | 1 of 4 (25.0%) |" in rows
+    assert "| cart | 0 of 1 | 0 | - | 0 | 0 | +5 to +5 % |" in rows
+    assert "| backwards | 2 of 2 | 1 | 8 to 11 | 1 | 0 | -90 to -50 % |" in rows
+    assert not list(verdicts.format_table([]))
+
+
+def test_every_planned_trial_has_a_file_and_settings_of_its_own():
+    trials = list(verdicts.plan_trials())
+    assert all(trial.path.is_file() for trial in trials)
+    assert len({trial.settings for trial in trials}) == len(trials) == 10 + 10 + 2 * 5
+
+
+def test_newcomers_are_right_if_they_share_all_but_what_they_cannot():
+    def run(seed: int, **out: tuple[str, ...]) -> JoiningRun:
+        names = ("cart-0", "long", "swapped", "permuted")
+        scores = dict.fromkeys(names, 500.0 - seed)
+        return JoiningRun(seed, "", {"cart-0": {"actor": [22]}} if seed else {}, out, scores, scores, scores, 1.0)
+
+    none: dict[str, tuple[str, ...]] = {"cart-0": ()}
+    rows = list(
+        joining.format_table(
+            [
+                run(0, long=(), swapped=("actor",), permuted=("torso.0", "actor"), **none),
+                run(1, long=("actor",), swapped=(), permuted=("torso.0",), **none),
+            ]
+        )
+    )
+    assert rows[2:] == [
+        "| long | nothing | 1 of 2 | 1 of 2 | 1 of 2 | 500, 499 | 500, 499 |",
+        "| swapped | actor | 1 of 2 | 1 of 2 | 1 of 2 | 500, 499 | 500, 499 |",
+        "| permuted | torso.0 | 1 of 2 | 2 of 2 | 0 of 2 | 500, 499 | 500, 499 |",
+        "| veterans | nothing | 1 of 2 | | | 500, 499 | before: 500, 499 |",
+    ]
+    assert not list(joining.format_table([]))
