@@ -97,6 +97,7 @@ SETTINGS = {"penalty.toward", "penalty.squared", "trust.blocks", "proximity.adap
 SETTINGS |= {"round.mode", "round.buffer", "round.staleness", "round.rate_fair", "clients.pace", "clients.jitter"}
 SETTINGS |= {"merge.refit", "merge.episodes", "merge.rejoin", "merge.most", "evaluate.adapt", "wire.dtype"}
 SETTINGS |= {"evaluate.twins", "personal.model", "merge.rule", "merge.confirm"}
+SETTINGS |= {"merge.mix", "merge.correct_drift", "proximity.mode", "proximity.states", "evaluate.episodes"}
 SETTINGS |= {f"objective.{key}" for key in OBJECTIVE_KEYS}
 
 

@@ -42,11 +42,13 @@ def check(scenario: ScenarioArgument, overrides: Overrides = None, seed: Seed = 
         from grpo_fed.federation.setup import FederationSetup
         from grpo_fed.reports.overview import scenario_overview
         from grpo_fed.rl.make import make_learner
+        from grpo_fed.scenario.sites import levels_of
 
         setup = FederationSetup.of(settings)
         learners, shared = [make_learner(tasks, settings) for tasks in setup.tasks_by_policy], setup.shared_blocks
-        check_rule(settings.merge, shared)
-        block_budgets(settings.proximity, shared)
+        for level in levels_of(settings):
+            check_rule(level.merge, shared)
+            block_budgets(level.proximity, shared)
         console = make_console()
         for part in scenario_overview(settings, learners, shared):
             console.print(part)

@@ -2,7 +2,9 @@
 
     messages.py       instructions and answers
     rounds.py         Federation: the server's loop
+    conversation.py   Conversation: sends instructions, and notes who gave no answer
     server.py         Server: merges the answers, chooses the step, moves the shared blocks
+    sites.py          SiteTree: a server that merges sites, and a server for each of them
     clients.py        Clients: carry out the instructions
     hostile.py        answers of hostile clients, as `[[clients]] attack` has them
     setup.py          FederationSetup: tasks and shared blocks of a scenario, resolved once

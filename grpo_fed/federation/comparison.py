@@ -120,19 +120,31 @@ def compare_returns(returns: np.ndarray, history: ReturnHistory, has_left: bool)
     has_left: whether the client has left the groups in question, or shares them.
     """
     own, shared = returns
-    gains = shared - own
-    error = _standard_error(gains)
-    least, most = float(gains.mean()) - CONFIDENCE * error, float(gains.mean()) + CONFIDENCE * error
-    learned = float(own.mean()) - history.lowest
-    has_learned = learned > LEARNED * _standard_error(own)
+    means = float(own.mean()), float(shared.mean())
+    errors = _standard_error(own), _standard_error(shared - own)
+    return decide_sharing(means, errors, history.lowest, has_left, len(own) + len(shared))
+
+
+def decide_sharing(
+    means: tuple[float, float], errors: tuple[float, float], lowest: float, has_left: bool, episodes: int
+) -> SharingComparison:
+    """Decide by the mean returns with own parameters and with the shared ones.
+
+    errors: standard errors of the mean return with own parameters, and of the difference of the two. lowest: the lowest
+    mean return of a round, NaN before the first. has_left: whether the groups in question are left or shared now.
+    """
+    (own, shared), (error_of_own, error) = means, errors
+    gain, learned = shared - own, own - lowest
+    least, most = gain - CONFIDENCE * error, gain + CONFIDENCE * error
+    has_learned = learned > LEARNED * error_of_own
     is_no_worse = least > 0 or (has_learned and least >= -MARGIN * learned)
     is_open = has_learned and not is_no_worse and most >= 0
     return SharingComparison(
-        own=float(own.mean()),
-        shared=float(shared.mean()),
+        own=own,
+        shared=shared,
         error=error,
         learned=learned if math.isfinite(learned) else 0.0,
-        episodes=len(own) + len(shared),
+        episodes=episodes,
         shares=is_no_worse or (is_open and not has_left),
         is_open=is_open,
     )

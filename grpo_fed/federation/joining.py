@@ -74,6 +74,8 @@ def _refuse(scenario: Scenario) -> None:
     cure = "start a new run from its policies instead, with all clients and policy.start"
     if scenario.merge.rule == "clusters":
         raise ValueError(f'merge.rule = "clusters": newcomers would have no cluster; {cure}')
+    if scenario.sites:
+        raise ValueError(f"sites: the state of each is of the clients that it began with; {cure}")
     if scenario.round.mode == "buffered":
         raise ValueError(f'round.mode = "buffered": its order of events is of the clients that it began with; {cure}')
 

@@ -138,7 +138,7 @@ class RoundMerge:
             return
         steps = int(min(trained.steps, self._asked))
         work = ClientWork(steps, trained.episodes, trained.gain, trained.spread)
-        self._add(client, trained, times * client_weight(work, self._settings.weights))
+        self.add_with_weight(client, trained, times * client_weight(work, self._settings.weights))
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -147,11 +147,11 @@ class RoundMerge:
         medians = medians_of_others({client: float(trained.episodes) for client, trained in held.items()})
         for client, trained in held.items():
             episodes = min(float(trained.episodes), MOST_EPISODES * medians[client])
-            self._add(client, trained, self._times[client] * episodes)
+            self.add_with_weight(client, trained, self._times[client] * episodes)
         return self._weights
 
-    def _add(self, client: str, trained: Trained, share: float) -> None:
-        """Add an answer with its weight."""
+    def add_with_weight(self, client: str, trained: Trained, share: float) -> None:
+        """Add an answer whose weight is known."""
         self._weights[client] = share
         if trained.comparison is not None:
             self._shares[client] = trained.comparison.shares

@@ -11,11 +11,12 @@ from torch import Tensor
 from grpo_fed.aggregation.merge.conflicts import PAYS
 from grpo_fed.aggregation.merge.persistence import Findings
 from grpo_fed.federation.evaluations import Evaluations
-from grpo_fed.federation.messages import Trained
-from grpo_fed.federation.server import Aggregation
+from grpo_fed.federation.messages import SharingComparison, Trained
+from grpo_fed.federation.server import Aggregation, Server
 from grpo_fed.federation.server_state import ServerState
+from grpo_fed.federation.sites import SiteTree
 from grpo_fed.policy.shared import SharedBlocks
-from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord
+from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord, SiteRecord
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import ClientSettings
 
@@ -69,13 +70,13 @@ def make_round_record(
     outcome: RoundOutcome,
     scenario: Scenario,
     shared_blocks: SharedBlocks,
-    state: ServerState,
+    server: Server | SiteTree,
     env_steps: int,
     traffic: Traffic,
 ) -> RoundRecord:
     """Make a round's record.
 
-    state: the server's state after the round. env_steps: environment steps of all clients before the round.
+    server: the server after the round. env_steps: environment steps of all clients before the round.
     """
     entries = {name: settings for settings in scenario.clients for name in settings.names}
     aggregation = outcome.aggregation
@@ -86,7 +87,10 @@ def make_round_record(
         rounds=scenario.rounds,
         seconds=outcome.seconds,
         env_steps=env_steps + sum(reply.steps for reply in outcome.replies.values()),
-        clients=[_client_record(name, entries[name], outcome, shared_blocks, state) for name in shared_blocks.clients],
+        clients=[
+            _client_record(name, entries[name], outcome, shared_blocks, server.state_of(name))
+            for name in shared_blocks.clients
+        ],
         server=ServerRecord(
             step,
             outcome.last_kl,
@@ -94,10 +98,11 @@ def make_round_record(
             traffic.down,
             traffic.total,
             notes,
-            rho_limit=PAYS if aggregation is not None and _has_rho(aggregation.findings) else None,
+            rho_limit=PAYS if aggregation is not None and _has_rho(aggregation) else None,
             merge_length=outcome.length,
             virtual_seconds=outcome.virtual_seconds,
         ),
+        sites=_site_records(server, aggregation, shared_blocks) if isinstance(server, SiteTree) else (),
     )
 
 
@@ -120,8 +125,6 @@ def _client_record(
     findings = Findings() if aggregation is None else aggregation.findings
     rho = _named_rho(findings.rho.get(client), shared_blocks)
     comparison = None if reply is None else reply.comparison
-    gain = 0.0 if comparison is None else comparison.shared - comparison.own
-    seen = {} if comparison is None else {name: getattr(comparison, name) for name in SEEN}
     return ClientRecord(
         client=client,
         task=entry.name,
@@ -134,10 +137,7 @@ def _client_record(
         clusters=name_clusters(shared_blocks, state.clusters.get(client)),
         rho=_greatest_by_block(rho, shared_blocks),
         rho_by_group=rho if _has_rho_by_group(shared_blocks) else {},
-        left=_name_values(findings.left.get(client, {}), shared_blocks),
-        returned=_name_values(dict.fromkeys(findings.returned.get(client, ()), gain), shared_blocks),
-        stayed=_name_values(findings.stayed.get(client, {}), shared_blocks),
-        comparison=seen,
+        **_moves(client, findings, comparison, shared_blocks),
         failure=outcome.failures.get(client),
         age=outcome.ages.get(client),
         adapted=outcome.evaluations.adapted.get(client, ()),
@@ -145,9 +145,40 @@ def _client_record(
     )
 
 
-def _has_rho(findings: Findings) -> bool:
-    """Decide whether some client was compared with others."""
-    return any(not bool(rho.isnan().all()) for rho in findings.rho.values())
+def _site_records(
+    server: SiteTree, aggregation: Aggregation | None, shared_blocks: SharedBlocks
+) -> tuple[SiteRecord, ...]:
+    findings = Findings() if aggregation is None else aggregation.site_findings
+    return tuple(
+        SiteRecord(
+            name,
+            site.clients,
+            site.step,
+            name_groups(shared_blocks, server.state.departed.get(name, ())),
+            _greatest_by_block(_named_rho(findings.rho.get(name), shared_blocks), shared_blocks),
+            **_moves(name, findings, site.comparison, shared_blocks),
+        )
+        for name, site in server.sites.items()
+    )
+
+
+def _moves(
+    name: str, findings: Findings, comparison: SharingComparison | None, shared_blocks: SharedBlocks
+) -> dict[str, dict[str, float]]:
+    """Name what a client or a site left, returned to or stayed in, and what it saw when it compared."""
+    gain = 0.0 if comparison is None else comparison.shared - comparison.own
+    return {
+        "left": _name_values(findings.left.get(name, {}), shared_blocks),
+        "returned": _name_values(dict.fromkeys(findings.returned.get(name, ()), gain), shared_blocks),
+        "stayed": _name_values(findings.stayed.get(name, {}), shared_blocks),
+        "comparison": {} if comparison is None else {each: getattr(comparison, each) for each in SEEN},
+    }
+
+
+def _has_rho(aggregation: Aggregation) -> bool:
+    """Decide whether some client or site was compared with others."""
+    each = (*aggregation.findings.rho.values(), *aggregation.site_findings.rho.values())
+    return any(not bool(rho.isnan().all()) for rho in each)
 
 
 def _named_rho(rho: Tensor | None, shared_blocks: SharedBlocks) -> dict[str, float]:

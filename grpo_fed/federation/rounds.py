@@ -7,27 +7,19 @@ evaluate, record the round.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
-
-from grpo_fed.aggregation.proximity import StepFractions
 from grpo_fed.federation.arrivals import Arrivals, RealTime
 from grpo_fed.federation.buffer import AnswerBuffer
+from grpo_fed.federation.conversation import Conversation
 from grpo_fed.federation.evaluations import Evaluations, absurd_scores
 from grpo_fed.federation.hostile import ColludingTransport, refuse_collusion
 from grpo_fed.federation.messages import (
-    Answer,
-    Evaluate,
-    Evaluated,
     EvaluationPlan,
     EvaluationSummary,
-    Instruction,
-    Measure,
-    Measured,
     Start,
     Train,
     Trained,
@@ -42,8 +34,9 @@ from grpo_fed.federation.round_record import (
     name_groups,
     note_lost_state,
 )
-from grpo_fed.federation.server import Aggregation, Server
+from grpo_fed.federation.server import Aggregation
 from grpo_fed.federation.server_state import ServerState
+from grpo_fed.federation.sites import SiteTree, make_server
 from grpo_fed.federation.stopping import EarlyStopping
 from grpo_fed.federation.trained_round import TrainedRound
 from grpo_fed.federation.transport import Transport
@@ -98,8 +91,9 @@ class Federation:
         self.scenario, self.shared_blocks, self.transport, self.folder = scenario, shared_blocks, transport, folder
         self.evaluate_with_next_round = evaluate_with_next_round
         self.client_files, self.before_results, self.engine = client_files, before_results, dict(engine or {})
-        self.server = Server(scenario, shared_blocks, after)
+        self.server = make_server(scenario, shared_blocks, after)
         self.recorder = Recorder(scenario, folder, device or scenario.device, scenario.method, after)
+        self.conversation = Conversation(transport, self.recorder, scenario.round.deadline)
         self.paces = Paces(scenario)
         self._has_virtual_time = arrivals is not None and self.paces.matter
         self._clock = 0 if after is None else after.part("clock", int)
@@ -126,7 +120,11 @@ class Federation:
     @property
     def starts(self) -> dict[str, Start]:
         """Every client's start with its latest state."""
-        return {name: self.state.latest(name) for name in self.shared_blocks.clients}
+        return {name: self._latest(name) for name in self.shared_blocks.clients}
+
+    def _latest(self, client: str) -> Start:
+        """Return a client's start with its latest state."""
+        return self.server.state_of(client).latest(client)
 
     # The story -------------------------------------------------------------------------------------------------------
 
@@ -158,13 +156,15 @@ class Federation:
     def _round(self, round: int) -> None:
         """Train one round; without a quorum the shared blocks stay as they are."""
         failures: dict[str, Failure] = {}
+        self._compare_sites(round, failures)
         trained = self._train(round, failures) if self.buffer is None else self._collect(self.buffer, round, failures)
         self._refuse_absurd_returns(trained.replies, failures)
         self._complete_last_round(trained.replies)
-        last_kl = self.server.observe_last_step(trained.replies, trained.merge.weights)
+        last_kl = self.server.observe_last_step(trained.replies, trained.merge)
         aggregation: Aggregation | None = None
         if self._has_quorum(len(trained.replies), trained.expected):
-            aggregation = self.server.aggregate(trained.merge, self._measure(round, failures), trained.length)
+            measure = self.conversation.measure(round, self._latest, failures)
+            aggregation = self.server.aggregate(trained.merge, measure, trained.length)
         else:
             self.server.skip_merge()
         if self.buffer is not None and trained.batch is not None:
@@ -194,7 +194,7 @@ class Federation:
         self._notes.clear()
         traffic = self._count_traffic()
         record = make_round_record(
-            outcome, self.scenario, self.shared_blocks, self.state, self.recorder.env_steps, traffic
+            outcome, self.scenario, self.shared_blocks, self.server, self.recorder.env_steps, traffic
         )
         self.recorder.round_finished(record, self._checkpoint_content, waits)
 
@@ -239,7 +239,7 @@ class Federation:
         """Choose the round's clients among those that can be reached; the others fail."""
         reachable = self._wait_for_clients()
         for name in sorted({*self.shared_blocks.training_clients} - {*reachable}):
-            self._client_failed(round, name, UNREACHABLE, failures)
+            self.conversation.client_failed(round, name, UNREACHABLE, failures)
         return sample_clients(self.scenario, reachable, round)
 
     def _has_quorum(self, answers: int, sampled: int) -> bool:
@@ -254,12 +254,12 @@ class Federation:
         trained = TrainedRound(self.server.begin_merge(), len(clients))
         begin, end = (round - 1) / self.scenario.rounds, round / self.scenario.rounds
         plan = EvaluationPlan(round - 1) if self.recorder.waits else None
-        asked = {} if self.state.evidence is None else self.state.evidence.asked
+        asked, starts = self.server.asked, {name: self.server.state_of(name).start(name, round) for name in clients}
         instructions = {
-            name: Train(self.state.start(name, round), begin, end, self._measures_last_step, plan, asked.get(name, ()))
-            for name in clients
+            name: Train(start, begin, end, self._measures_last_step, plan, asked.get(name, ()))
+            for name, start in starts.items()
         }
-        for name, answer in self._ask(round, instructions, failures):
+        for name, answer in self.conversation.ask(round, instructions, failures):
             assert isinstance(answer, Trained)
             self._add(trained, name, answer, round)
         self._clock += max((self.paces.duration(name, round) for name in trained.replies), default=0)
@@ -269,12 +269,12 @@ class Federation:
         """Give work to clients that have none, and wait until enough have answered; the others work on."""
         reachable = self._wait_for_clients()
         for name in sorted({*self.shared_blocks.training_clients} - {*reachable} - buffer.busy):
-            self._client_failed(round, name, UNREACHABLE, failures)
+            self.conversation.client_failed(round, name, UNREACHABLE, failures)
         trained = TrainedRound(self.server.begin_merge(), buffer.size)
         buffer.assign(round, self.state, reachable, self._measures_last_step, self.recorder.waits)
         trained.batch = batch = buffer.gather(round, self.state)
         for name, failure in batch.failures.items():
-            self._client_failed(round, name, failure, failures)
+            self.conversation.client_failed(round, name, failure, failures)
         for each in batch.arrivals:
             self._add(trained, each.client, each.answer, each.number, each.weight)
         trained.length, self._clock = batch.length, buffer.work.state.clock
@@ -288,8 +288,9 @@ class Federation:
 
     def _add(self, trained: TrainedRound, name: str, answer: Trained, number: int, weight: float = 1.0) -> None:
         trained.add(name, answer, weight)
-        self._notes += note_lost_state(name, answer, number, self.state.trained.get(name, 0))
-        self.state.trained[name] = number
+        trained_in = self.server.state_of(name).trained
+        self._notes += note_lost_state(name, answer, number, trained_in.get(name, 0))
+        trained_in[name] = number
 
     def _refuse_absurd_returns(self, replies: dict[str, Trained], failures: dict[str, Failure]) -> None:
         """Leave out mean returns of training that are of no scale that the others' have."""
@@ -305,9 +306,21 @@ class Federation:
     def _summaries(
         self, clients: Iterable[str], plan: EvaluationPlan, failures: dict[str, Failure]
     ) -> dict[str, EvaluationSummary]:
-        instructions = {name: Evaluate(self.state.latest(name), plan) for name in clients}
-        answers = self._ask(self.state.round, instructions, failures)
-        return {name: answer.summary for name, answer in answers if isinstance(answer, Evaluated)}
+        starts = {name: self._latest(name) for name in clients}
+        return self.conversation.evaluate(self.state.round, starts, plan, failures)
+
+    def _compare_sites(self, round: int, failures: dict[str, Failure]) -> None:
+        """Let sites that are to leave something, or to come back to it, compare by playing."""
+        if not isinstance(self.server, SiteTree):
+            return
+        plan = EvaluationPlan(round - 1, deterministic=False)
+
+        def play(starts: Mapping[str, Start]) -> Mapping[str, EvaluationSummary]:
+            reachable = {*self.transport.reachable()}
+            present = {name: start for name, start in starts.items() if name in reachable}
+            return self.conversation.evaluate(round, present, plan, failures)
+
+        self.server.begin_round(play)
 
     def _accept(self, summaries: Mapping[str, EvaluationSummary], failures: dict[str, Failure]) -> Evaluations:
         """Leave out evaluations of no scale that the others' have, before adaptation or after."""
@@ -318,41 +331,8 @@ class Federation:
         """Leave out mean returns that are of no scale that the others' have; their clients fail."""
         refused = absurd_scores(scores)
         for name, failure in refused.items():
-            self._client_failed(self.state.round, name, failure, failures)
+            self.conversation.client_failed(self.state.round, name, failure, failures)
         return {name: score for name, score in scores.items() if name not in refused}
-
-    def _measure(
-        self, round: int, failures: dict[str, Failure]
-    ) -> Callable[[Mapping[str, np.ndarray], Sequence[StepFractions]], Mapping[str, Sequence[float]]]:
-        """Make the function that asks clients for the KL of candidate steps in this round."""
-
-        def measure(
-            candidates: Mapping[str, np.ndarray], fractions: Sequence[StepFractions]
-        ) -> Mapping[str, Sequence[float]]:
-            instructions = {
-                name: Measure(self.state.latest(name), candidate, tuple(fractions))
-                for name, candidate in candidates.items()
-            }
-            answers = self._ask(round, instructions, failures)
-            return {name: answer.kl for name, answer in answers if isinstance(answer, Measured)}
-
-        return measure
-
-    def _ask(
-        self, round: int, instructions: Mapping[str, Instruction], failures: dict[str, Failure]
-    ) -> Iterator[tuple[str, Answer]]:
-        """Send instructions and yield the answers; a client without one is recorded as failed."""
-        if not instructions:
-            return
-        for name, answer in self.transport.send(instructions, self.scenario.round.deadline):
-            if isinstance(answer, Failure):
-                self._client_failed(round, name, answer, failures)
-            else:
-                yield name, answer
-
-    def _client_failed(self, round: int, name: str, failure: Failure, failures: dict[str, Failure]) -> None:
-        failures.setdefault(name, failure)
-        self.recorder.client_failed(round, name, failure)
 
     # What is recorded ------------------------------------------------------------------------------------------------
 
@@ -369,7 +349,7 @@ class Federation:
         best = self.stopping.best
         return CheckpointContent(
             parts={
-                "server": self.state.to_json(),
+                **self.server.parts(),
                 "stopping": self.stopping,
                 "rounds_below_quorum": self._rounds_below_quorum,
                 "engine": self.engine,
@@ -377,20 +357,24 @@ class Federation:
                 **({} if self.buffer is None else {"buffer": self.buffer.work.state}),
             },
             files={} if self.client_files is None else self.client_files(round),
-            shared=self.state.arrays(self.shared_blocks) | ({} if self.buffer is None else self.buffer.work.arrays()),
+            shared=self.server.arrays() | ({} if self.buffer is None else self.buffer.work.arrays()),
             best=None if best is None else best[0],
         )
 
     def _end(self, error: BaseException | None = None, sampled: Mapping[str, float] | None = None) -> Result:
         """Write the results, and return them."""
         self.recorder.count_bytes(self.transport.bytes_up, self.transport.bytes_down)
-        clients, state = self.shared_blocks.clients, self.state
+        states = {name: self.server.state_of(name) for name in self.shared_blocks.clients}
         before_results = self.before_results
         self.result = self.recorder.finish(
             error,
             sampled,
-            departed={name: name_groups(self.shared_blocks, state.departed.get(name, ())) for name in clients},
-            clusters={name: name_clusters(self.shared_blocks, state.clusters.get(name)) for name in clients},
+            departed={
+                name: name_groups(self.shared_blocks, state.departed.get(name, ())) for name, state in states.items()
+            },
+            clusters={
+                name: name_clusters(self.shared_blocks, state.clusters.get(name)) for name, state in states.items()
+            },
             before_results=dict if before_results is None else (lambda: before_results(self.starts)),
         )
         return self.result

@@ -6,8 +6,8 @@ It knows no rounds and no transport, so rounds that wait for all clients and oth
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeAlias, final
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeAlias, final
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from grpo_fed.aggregation.proximity import StepFractions, adapt_budgets, full_st
 from grpo_fed.aggregation.server_optimiser import OptimiserState, step_towards
 from grpo_fed.federation.messages import Trained
 from grpo_fed.federation.round_merge import MergeTarget, RoundMerge
-from grpo_fed.federation.server_state import ServerState, deduplicate, first_evidence
+from grpo_fed.federation.server_state import SavedServerState, ServerState, deduplicate, first_evidence
 from grpo_fed.federation.server_step import Move, ServerStep, block_budgets, choose_step, with_measured_kl
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.checkpoint import Checkpoint
@@ -31,6 +31,17 @@ MeasureCandidates: TypeAlias = Callable[
 -> the KL [M] of each client that answered."""
 
 
+class Merge(Protocol):
+    """A round's merge, of one server or of a tree of them."""
+
+    def add(self, client: str, trained: Trained, times: float = 1.0) -> None:
+        """Add a client's answer, whose weight is multiplied by `times`."""
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The weight of every client that answered; no answer may be added once this was read."""
+
+
 @dataclass(frozen=True)
 class Aggregation:
     """What a merge came to."""
@@ -40,14 +51,26 @@ class Aggregation:
     """With the rule `persistence`, what the merge found out about the clients."""
     notes: tuple[str, ...]
     """Messages for a person."""
+    site_findings: Findings = field(default_factory=Findings)
+    """The same about sites, by their names; empty without sites."""
 
 
 @final
 class Server:
     """Holds the shared blocks, and moves them as the clients' answers say."""
 
-    def __init__(self, scenario: Scenario, shared_blocks: SharedBlocks, after: Checkpoint | None = None) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        shared_blocks: SharedBlocks,
+        after: Checkpoint | None = None,
+        saved: SavedServerState | None = None,
+        prefix: str = "",
+    ) -> None:
         """Begin with the scenario's initial shared blocks, or with those of a checkpoint.
+
+        saved, prefix: of a server whose state is another part of the checkpoint, that part, and what the names of its
+            arrays begin with.
 
         ValueError for a merge rule or KL budgets that do not fit the shared blocks, or a checkpoint that does not.
         """
@@ -57,7 +80,7 @@ class Server:
         if after is None:
             self.state = ServerState.initial(scenario, shared_blocks, self.initial_budgets)
         else:
-            self.state = ServerState.from_checkpoint(after, shared_blocks)
+            self.state = ServerState.from_checkpoint(after, shared_blocks, saved, prefix)
             if not scenario.proximity.adaptive:  # a run that goes on with changed settings may have other ones
                 self.state.budgets = dict(self.initial_budgets)
             if type(self.state.evidence) is not type(first_evidence(scenario.merge.rule, shared_blocks)):
@@ -66,31 +89,53 @@ class Server:
             if type(self.state.optimiser) is not type(first):
                 raise ValueError(f"{after.folder}: is not of a run with merge.optimiser = {scenario.merge.optimiser}")
 
+    def state_of(self, client: str) -> ServerState:
+        """Return the state by which a client begins: that of the only server."""
+        return self.state
+
+    @property
+    def asked(self) -> Mapping[str, tuple[int, ...]]:
+        """The groups in which clients are to compare their own parameters with the shared ones."""
+        return {} if self.state.evidence is None else self.state.evidence.asked
+
+    def parts(self) -> dict[str, Any]:
+        """Make the parts of a checkpoint that are JSON."""
+        return {"server": self.state.to_json()}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Name the arrays of a checkpoint."""
+        return self.state.arrays(self.shared_blocks)
+
     def begin_merge(self) -> RoundMerge:
         """Start a merge that answers are added to as they arrive."""
         return RoundMerge(self.scenario, self.shared_blocks, self.state.evidence, self.state.shared_of)
 
-    def aggregate(self, merge: RoundMerge, measure: MeasureCandidates, length: float = 1.0) -> Aggregation:
+    def aggregate(self, merge: Merge, measure: MeasureCandidates, length: float = 1.0) -> Aggregation:
         """Move the shared blocks towards the merge's target within the KL budgets: s <- s + alpha (s* - s).
 
         length: the part of the way from the shared blocks to the merge at which the target s* is.
         """
-        state = self.state
-        shared = torch.from_numpy(state.shared)
-        target = self._optimise(merge.target(shared).shortened(state.shared_of, shared, length))
-        state.departed |= target.departed
-        state.clusters = dict(target.clusters) or state.clusters
-        state.evidence = target.evidence if target.evidence is not None else state.evidence
+        assert isinstance(merge, RoundMerge), "one server has one merge"
+        state, shared = self.state, torch.from_numpy(self.state.shared)
+        target = self.decide(merge.target(shared).shortened(state.shared_of, shared, length))
         step = self._choose_step(target, measure)
         self._move(target, step.accepted.alphas)
         state.last_step = step.accepted
         return Aggregation(step, target.findings, (*target.notes, *step.notes))
 
+    def decide(self, target: MergeTarget) -> MergeTarget:
+        """Note who has left what, and return the target of the server's optimiser."""
+        state, target = self.state, self._optimise(target)
+        state.departed |= target.departed
+        state.clusters = dict(target.clusters) or state.clusters
+        state.evidence = target.evidence if target.evidence is not None else state.evidence
+        return target
+
     def skip_merge(self) -> None:
         """Leave the shared blocks as they are, since too few clients answered."""
         self.state.last_step = None
 
-    def observe_last_step(self, replies: Mapping[str, Trained], weights: Mapping[str, float]) -> dict[str, float]:
+    def observe_last_step(self, replies: Mapping[str, Trained], merge: Merge) -> dict[str, float]:
         """Learn from the answers how the last step turned out, and adapt the budgets if the scenario says so.
 
         Return its KL as clients measured it afterwards, `joint` and for each block; empty if none did.
@@ -98,7 +143,7 @@ class Server:
         state, settings = self.state, self.scenario.proximity
         if state.last_step is None:
             return {}
-        measured = with_measured_kl(state.last_step, replies, weights, settings.over)
+        measured = with_measured_kl(state.last_step, replies, merge.weights, settings.over)
         if settings.adaptive:
             gains = [reply.gain / reply.spread for reply in replies.values() if reply.spread > 0]
             state.budgets = adapt_budgets(state.budgets, self.initial_budgets, measured or state.last_step, gains)

@@ -85,14 +85,26 @@ class ServerState:
         )
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, shared_blocks: SharedBlocks) -> ServerState:
-        """Read the state from a checkpoint; ValueError if it does not fit the scenario's shared blocks."""
-        arrays = checkpoint.shared
-        if arrays is None:
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        shared_blocks: SharedBlocks,
+        saved: SavedServerState | None = None,
+        prefix: str = "",
+    ) -> ServerState:
+        """Read the state from a checkpoint; ValueError if it does not fit the scenario's shared blocks.
+
+        saved: the part of the checkpoint that is JSON, by default that of the federation's server. prefix: what the
+        names of its arrays begin with.
+        """
+        if checkpoint.shared is None:
             raise ValueError(
                 f"{checkpoint.folder}: is of a run without federation; `grpo-fed train --resume` goes on with it"
             )
-        saved = checkpoint.part("server", SavedServerState)
+        arrays = {
+            name.removeprefix(prefix): array for name, array in checkpoint.shared.items() if name.startswith(prefix)
+        }
+        saved = checkpoint.part("server", SavedServerState) if saved is None else saved
         flat = {name: array.reshape(-1) for name, array in arrays.items()}
         points = {name.removeprefix(CLIENT): array for name, array in flat.items() if name.startswith(CLIENT)}
         sizes = {slot.name: slot.size for slot in shared_blocks.layout.slots}

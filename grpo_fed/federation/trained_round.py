@@ -9,7 +9,7 @@ import numpy as np
 
 from grpo_fed.federation.buffer import BufferedAnswers
 from grpo_fed.federation.messages import Trained
-from grpo_fed.federation.round_merge import RoundMerge
+from grpo_fed.federation.server import Merge
 
 MERGED = np.zeros(0, np.float32)
 """Replaces a vector that has been merged, so that its memory is freed."""
@@ -19,7 +19,7 @@ MERGED = np.zeros(0, np.float32)
 class TrainedRound:
     """Holds what clients have learned in a round."""
 
-    merge: RoundMerge
+    merge: Merge
     expected: int
     """How many answers there should be."""
     replies: dict[str, Trained] = field(default_factory=dict)

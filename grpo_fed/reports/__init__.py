@@ -18,6 +18,7 @@
     sections.py          the parts of such a summary
     section.py           their form: paragraphs, lists, tables
     twins_section.py     the part about whether sharing pays
+    site_sections.py     the part about sites
     page.py              a run on one page: report.html
     comparison/          methods side by side, with intervals
     attack_board.py      attacks against merge rules

@@ -11,7 +11,7 @@ from grpo_fed.federation.setup import FederationSetup
 from grpo_fed.policy.make import make_policy
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.reports.explain_language import explain_language
-from grpo_fed.reports.explain_merge import explain_merge
+from grpo_fed.reports.explain_merge import explain_merge, explain_sites
 from grpo_fed.reports.explain_setups import (
     explain_adaptation,
     explain_optimiser,
@@ -24,6 +24,7 @@ from grpo_fed.scenario.methods import METHODS, Method
 from grpo_fed.scenario.presets import PRESETS, Preset
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import ObjectiveSettings, TrustSettings
+from grpo_fed.scenario.sites import levels_of
 from grpo_fed.scenario.tables import TableRow, find_row_or_none
 from grpo_fed.scenario.toml.text import short_toml
 from grpo_fed.scenario.unused import GivenKeys
@@ -69,7 +70,9 @@ def explain_scenario(scenario: Scenario, given: GivenKeys | None = None) -> list
     """
     setup = FederationSetup.of(scenario)
     shared = setup.shared_blocks
-    check_rule(scenario.merge, shared)
+    for level in levels_of(scenario):
+        check_rule(level.merge, shared)
+        block_budgets(level.proximity, shared)
     budgets = block_budgets(scenario.proximity, shared)
     parts = {
         "Clients and rounds": _explain_rounds(scenario),
@@ -78,6 +81,7 @@ def explain_scenario(scenario: Scenario, given: GivenKeys | None = None) -> list
             *_explain_blocks(scenario, shared, _private_blocks(setup)),
             *explain_start(scenario, _frozen_blocks(setup)),
         ),
+        "Sites": explain_sites(scenario, shared),
         "Merge": (*explain_merge(scenario, shared), *explain_optimiser(scenario)),
         "Step of the server": _explain_step(scenario, budgets),
         "Evaluation and files": _explain_files(scenario),

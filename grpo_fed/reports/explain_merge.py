@@ -12,6 +12,7 @@ from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.reports.formatting import format_count, list_names
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import MergeSettings
+from grpo_fed.scenario.sites import clients_of_sites
 from grpo_fed.scenario.tables import is_import_path
 from grpo_fed.scenario.toml.text import short_toml
 
@@ -65,6 +66,29 @@ def explain_merge(scenario: Scenario, shared: SharedBlocks) -> Iterator[str]:
             f" {merge.mix}, which hides a hostile client's among the others'."
         )
     yield WEIGHTS[merge.weights].replace("steps", scenario.unit)
+
+
+def explain_sites(scenario: Scenario, shared: SharedBlocks) -> Iterator[str]:
+    """Explain which sites there are, and how each merges and steps where it has keys of its own."""
+    members = clients_of_sites(scenario)
+    if not members or not shared.size:
+        return
+    names = list_names([f"{name} with {format_count(len(clients), 'client')}" for name, clients in members.items()])
+    yield f"{format_count(len(members), 'site')}: {names}. A site merges its clients, and the server merges the sites."
+    yield (
+        "A site has the weight of all of its clients, and may leave a group as a client may: its clients then share the"
+        " site's own. Each of the two steps has KL budgets of its own."
+    )
+    if scenario.merge.rule == "persistence" and (scenario.merge.confirm == "returns" or scenario.merge.rejoin):
+        yield (
+            f"Where a site is to compare, its clients play {format_count(scenario.evaluate.episodes, 'episode')} each"
+            " with its own blocks and with the server's."
+        )
+    for site in scenario.sites:
+        own = {f"merge.{key}": value for key, value in site.merge.items()}
+        own |= {f"proximity.{key}": value for key, value in site.proximity.items()}
+        if own:
+            yield f"At {site.name}: {', '.join(f'{key} = {short_toml(value)}' for key, value in own.items())}."
 
 
 def _explain_departures(merge: MergeSettings) -> Iterator[str]:

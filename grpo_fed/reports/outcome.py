@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from grpo_fed.reports.formatting import format_count, format_duration, format_names, format_return
-from grpo_fed.reports.tables import lowest_clients, results_table
+from grpo_fed.reports.tables import lowest_clients, results_table, sites_table
 from grpo_fed.runs.equal_groups import equal_groups_line
 from grpo_fed.runs.examples import read_examples
 from grpo_fed.runs.results import Result, mean_adaptation
@@ -23,11 +23,13 @@ MAX_ROUNDS = 8
 
 
 def print_outcome(console: Console, result: Result) -> None:
-    """Print a table of the clients, the result in a line, a warning for each missing client, and the next command."""
+    """Print tables of clients and sites, the result in a line, a warning for each missing client, the next command."""
     if any(client.latest is not None or client.before is not None for client in result.clients.values()):
         table = results_table(result)
         is_too_wide = console.measure(table, options=console.options.update(max_width=1000)).minimum > console.width
         console.print(results_table(result, narrow=True) if is_too_wide else table)
+    if result.sites:
+        console.print(sites_table(result))
     print_line(console, result_line(result), "bold")
     for line in missing_lines(result):
         console.print(Text.assemble(("warning: ", "bold red"), (line, "yellow")), soft_wrap=True)

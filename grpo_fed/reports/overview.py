@@ -22,6 +22,7 @@ from grpo_fed.reports.tables import make_table
 from grpo_fed.rl.device import resolve_device
 from grpo_fed.rl.learner import Learner
 from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.scenario.sites import clients_of_sites
 from grpo_fed.scenario.toml.text import short_toml, shorten
 from grpo_fed.tasks.gym_task import GymTask
 from grpo_fed.tasks.language_task import LanguageTask
@@ -52,6 +53,9 @@ def scenario_overview(
         f": {steps:,} {unit}; {scenario.objective.preset} on {resolve_device(scenario.device)}, seed {scenario.seed}"
     )
     yield _clients_table(learners)
+    if sites := clients_of_sites(scenario):
+        named = ", ".join(f"{name} ({format_count(len(names), 'client')})" for name, names in sites.items())
+        yield Text(f"Sites, each of which merges its own clients: {named}.")
     changes = _changes(scenario)
     if changes:
         yield Text(f"Changes of tasks: {changes}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from grpo_fed.reports.formatting import (
 from grpo_fed.reports.tables import ClientProgress, TrainingColumn, training_columns
 from grpo_fed.runs.equal_groups import equal_groups_note
 from grpo_fed.runs.metrics import EQUAL_GROUPS
-from grpo_fed.runs.records import MB, RoundRecord, ServerRecord
+from grpo_fed.runs.records import MB, RoundRecord, ServerRecord, SiteRecord
 from grpo_fed.scenario.scenario import Scenario
 
 MAX_FAILURES = 5
@@ -103,7 +103,7 @@ class RunProgress:
         if record.seconds:
             self.speed = record.steps / record.seconds
         if record.server is not None:
-            self.server = server_line(record.server)
+            self.server = server_line(record.server, record.sites)
 
     @property
     def seconds_left(self) -> float | None:
@@ -128,7 +128,7 @@ def round_line(record: RoundRecord, progress: RunProgress) -> str:
     clients = progress.clients.values()
     parts += [f"{column.name} {_mean(map(column.value, clients), column)}" for column in training_columns(clients)]
     if record.server is not None:
-        parts.append(server_line(record.server))
+        parts.append(server_line(record.server, record.sites))
         failures = [f"{client.client} {client.failure.kind}" for client in record.clients if client.failure is not None]
         parts += failures[:MAX_FAILURES]
     parts += [f"{record.seconds:.2f} s", f"{progress.speed:,.0f} {progress.unit}/s"]
@@ -143,8 +143,8 @@ def _mean(values: Iterable[float | None], column: TrainingColumn) -> str:
     return column.format(float(np.mean(known)) if known else None)
 
 
-def server_line(server: ServerRecord) -> str:
-    """Write how far the shared blocks moved, the step's KL with its budget, and the bytes of the round."""
+def server_line(server: ServerRecord, sites: Sequence[SiteRecord] = ()) -> str:
+    """Write how far the shared blocks moved, the KL with its budget, the bytes, and what sites have departed from."""
     parts = []
     if server.step is not None and server.step.blocks:
         fractions = [block.alpha for block in server.step.blocks]
@@ -154,4 +154,5 @@ def server_line(server: ServerRecord) -> str:
             budget = f" of {server.step.joint_budget:g}" if is_finite(server.step.joint_budget) else ""
             parts.append(f"shared KL {format_small(server.step.joint)}{budget}")
     parts.append(f"{(server.bytes_up + server.bytes_down) / MB:.2f} MB")
+    parts += [f"site {site.site} departed from {format_names(site.departed)}" for site in sites if site.departed]
     return "  ".join(parts)

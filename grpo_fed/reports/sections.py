@@ -19,6 +19,7 @@ from grpo_fed.reports.formatting import (
     visible_text,
 )
 from grpo_fed.reports.section import Section, Table
+from grpo_fed.reports.site_sections import describe_sites
 from grpo_fed.reports.tables import LOWEST_ROWS, MAX_ROWS, QUANTILES
 from grpo_fed.reports.twins_section import sharing_section
 from grpo_fed.runs.departures import by_round
@@ -48,6 +49,8 @@ def make_sections(history: History) -> Iterator[Section]:
     if examples := _examples(history):
         yield examples
     yield _sharing(history)
+    if history.sites:
+        yield describe_sites(history)
     if history.federated:
         yield _missing_answers(history)
     if history.blocks:

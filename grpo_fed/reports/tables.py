@@ -23,7 +23,7 @@ from grpo_fed.reports.formatting import (
 )
 from grpo_fed.runs.departures import by_round
 from grpo_fed.runs.records import list_differences
-from grpo_fed.runs.results import ClientResult, Result
+from grpo_fed.runs.results import ClientResult, Result, SiteResult
 
 MAX_ROWS = 20
 """Of more clients a table shows those with the lowest returns, and quantiles of all."""
@@ -185,6 +185,26 @@ def results_table(result: Result, narrow: bool = False) -> RenderableType:
     return Group(_lowest_note(len(clients)), table, _quantiles_table(columns))
 
 
+def sites_table(result: Result) -> Table:
+    """Make the table of sites: the mean return of their clients before and after, and what each has departed from."""
+    table = make_table("site", "clients", "before", "after")
+    table.add_column("departed", justify="left", overflow="fold")
+    table.add_column("round", justify="right", no_wrap=True)
+    table.add_column("rho", justify="right", no_wrap=True)
+    for name, site in result.sites.items():
+        clients = [result.clients[client] for client in site.clients]
+        before, after = (_mean([getattr(each, key) for each in clients]) for key in ("before", "after"))
+        cells = [f"{len(clients):,}", format_return(before), format_return(after)]
+        _add_departures(table, name, cells, site)
+    return table
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Average the known values; None without any."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
 def make_table(first: str, *numbers: str) -> Table:
     """Make an empty table with a first column of names, and columns of numbers."""
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
@@ -211,8 +231,10 @@ def _difference_head(clients: Iterable[ClientProgress | ClientResult]) -> str:
     return "cluster" if any(client.clusters for client in clients) else "departed"
 
 
-def _add_departures(table: Table, name: str, cells: Sequence[RenderableType], client: ClientResult) -> None:
-    """Add a client's row, and a row for each further round in which it left groups: groups, round, lowest rho."""
+def _add_departures(
+    table: Table, name: str, cells: Sequence[RenderableType], client: ClientResult | SiteResult
+) -> None:
+    """Add the row of a client or a site, and one for each further round in which it left groups."""
     together = by_round(client.personal_groups, client.departures)
     if not together:
         table.add_row(name, *cells, "", "", "")

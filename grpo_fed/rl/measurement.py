@@ -14,6 +14,8 @@ from torch import Tensor
 
 from grpo_fed.policy.base import StackedPolicy
 from grpo_fed.rl.rng import Purpose, generator
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.scenario.sites import levels_of
 
 ENTRIES = 1 << 21
 """Numbers of single observations' gradients that are computed at a time."""
@@ -90,3 +92,8 @@ def _score_gradients(policy: StackedPolicy, parameters: Tensor, observations: Te
     output_gradient = by_distribution(torch.ones_like(output.distribution[..., 0]), None)
     pullback(output_gradient, None, policy.layout.views(gradient))
     return gradient
+
+
+def measures_steps(scenario: Scenario) -> bool:
+    """Whether clients measure KL or Fisher matrices, and have to keep observations for it."""
+    return scenario.merge.rule == "fisher" or any(level.proximity.mode != "off" for level in levels_of(scenario))

@@ -24,7 +24,7 @@ from grpo_fed.rl.device import resolve_device
 from grpo_fed.rl.episode_groups import episode_seeds, group_episodes
 from grpo_fed.rl.evaluation import EvaluatedClients, evaluate
 from grpo_fed.rl.learner import Learner, State, join_states, sub_state
-from grpo_fed.rl.measurement import MeasurementStates, fisher_diagonal
+from grpo_fed.rl.measurement import MeasurementStates, fisher_diagonal, measures_steps
 from grpo_fed.rl.memory import keep_freed_memory
 from grpo_fed.rl.normalise import ObservationNormaliser, RewardNormaliser
 from grpo_fed.rl.records import Episode, Evaluation, TrainingReport
@@ -362,11 +362,6 @@ def make_collector(
         scales.repeat(copies) if (scales != 1).any() else None,
         scenario.rollout.reward_clip,
     )
-
-
-def measures_steps(scenario: Scenario) -> bool:
-    """Whether clients measure KL or Fisher matrices, and have to keep observations for it."""
-    return scenario.proximity.mode != "off" or scenario.merge.rule == "fisher"
 
 
 def episode_step_limits(tasks: Sequence[GymTask], scenario: Scenario) -> np.ndarray:

@@ -21,6 +21,7 @@ from grpo_fed.runs.metrics import (
     EQUAL_GROUPS,
     LEFT,
     RETURNED,
+    SITES,
     TEXTS,
     TRAINING_EPISODES,
     TRAINING_RETURN,
@@ -28,6 +29,7 @@ from grpo_fed.runs.metrics import (
 from grpo_fed.runs.results import read_results
 from grpo_fed.runs.serialisation import parse_json
 from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.scenario.sites import clients_of_sites
 from grpo_fed.scenario.toml.text import shorten
 
 
@@ -173,15 +175,45 @@ class History:
     @cached_property
     def departed(self) -> np.ndarray:
         """[R, K, G] bool: the groups that each client has left; as in the round before if the line lacks the client."""
+        return self._departed(self.clients, "clients")
+
+    @cached_property
+    def sites(self) -> Mapping[str, tuple[str, ...]]:
+        """[I]: the clients of every site; empty where the server merges all clients."""
+        return clients_of_sites(self.scenario)
+
+    @cached_property
+    def site_departed(self) -> np.ndarray:
+        """[R, I, G] bool: the groups that each site has left."""
+        return self._departed(tuple(self.sites), SITES)
+
+    @cached_property
+    def site_personal(self) -> Mapping[str, tuple[str, ...]]:
+        """The parameter groups that each site has left in the last round that is recorded."""
+        last = self.lines[-1].get(SITES, {}) if self.lines else {}
+        return {name: tuple(_groups(last.get(name, {}))) for name in self.sites}
+
+    @cached_property
+    def site_departures(self) -> Mapping[str, Mapping[str, Departure]]:
+        """For each site, when and why it left the groups that it does not share at the end."""
+        departures: dict[str, dict[str, Departure]] = {name: {} for name in self.sites}
+        for line in self.lines:
+            for name, site in line.get(SITES, {}).items():
+                if name in departures:
+                    note_departures(departures[name], line["round"], site.get(LEFT, {}), site.get(RETURNED, ()))
+        return departures
+
+    def _departed(self, names: Sequence[str], key: str) -> np.ndarray:
+        """Read the groups that clients or sites have left from a part of the lines, [R, len(names), G] bool."""
         columns = {group: column for column, group in enumerate(self.block_of_group)}
-        departed = np.zeros((len(self.lines), len(self.clients), len(columns)), bool)
+        departed = np.zeros((len(self.lines), len(names), len(columns)), bool)
         for row, line in enumerate(self.lines):
             if row:
                 departed[row] = departed[row - 1]
-            for k, name in enumerate(self.clients):
-                if name in line["clients"]:
+            for k, name in enumerate(names):
+                if name in line.get(key, {}):
                     departed[row, k] = False
-                    departed[row, k, [columns[group] for group in _groups(line["clients"][name])]] = True
+                    departed[row, k, [columns[group] for group in _groups(line[key][name])]] = True
         return departed
 
     @cached_property
@@ -346,6 +378,9 @@ def _is_text(key: str, value: Any) -> bool:
         return isinstance(value, list) and all(isinstance(text, str) for text in value)
     if key == "failure":
         return isinstance(value, str)
+    if key == SITES:
+        parts = value.values() if isinstance(value, dict) else [None]
+        return all(isinstance(part, dict) and all(_is_text(*item) for item in part.items()) for part in parts)
     return isinstance(value, dict) and all(
         number is None or isinstance(number, int | float) for number in value.values()
     )

@@ -26,6 +26,7 @@ STALENESS, MERGE_LENGTH, VIRTUAL_SECONDS = "fed/staleness", "fed/merge_length", 
 COMPARISON_EPISODES = "fed/comparison_episodes"
 RHO_BY_GROUP, LEFT, RETURNED, STAYED = "rho_by_group", "left", "returned", "stayed"
 COMPARISON = "comparison"
+SITE, SITES = "site/", "sites"
 ADAPTED_RETURN, ADAPTATION = "eval/adapted_return", "adaptation/"
 TWIN_RETURN, TWIN_VERDICT, TWIN_SINCE = "twin/episodic_return", "twin/verdict", "twin/since"
 TWIN_GAIN, TWIN_GAIN_LOW, TWIN_GAIN_HIGH = "twin/gain", "twin/gain_low", "twin/gain_high"
@@ -127,6 +128,11 @@ TABLE = (
         COMPARISON_EPISODES,
         "Episodes that clients played to compare their own parameters with the shared ones; not learned from.",
     ),
+    Metric(
+        SITE,
+        "A metric of one site: mean returns of its clients, the KL, budgets and fractions of its own step, rho against"
+        " the other sites, and the shared parameter groups that it has left.",
+    ),
     Metric("clusters/", "How many clusters of clients the block is merged in."),
     Metric("cluster/", "The cluster that the client's block is merged in; 0 is the one with the greatest weight."),
 )
@@ -137,7 +143,9 @@ METRICS: Mapping[str, Metric] = {metric.key: metric for metric in TABLE}
 REPORTED = frozenset(metric.key for metric in TABLE if metric.reported)
 """Keys that a client may report about itself, and prefixes of families of such keys."""
 
-TEXTS = frozenset({"clients", "notes", "personal_groups", "failure", RHO_BY_GROUP, LEFT, RETURNED, STAYED, COMPARISON})
+TEXTS = frozenset(
+    {"clients", "notes", "personal_groups", "failure", RHO_BY_GROUP, LEFT, RETURNED, STAYED, COMPARISON, SITES}
+)
 """Keys of a line whose values are not numbers. Four are tables of a client by group: rho; the groups that it left or
 returned to in the round, with the rho or the gain that decided; and those in which it was in conflict and stayed. The
 last is what the client saw when it played with its own parameters and with the shared ones."""

@@ -23,8 +23,8 @@ from grpo_fed.runs.checkpoint import Arrays, Checkpoint
 from grpo_fed.runs.departures import Departure, note_departures
 from grpo_fed.runs.files import append_line, write_atomic
 from grpo_fed.runs.folder import FAILURE, ROUNDS, SCENARIO, SHARED, remove_run
-from grpo_fed.runs.records import Failure, RoundRecord, record_to_line
-from grpo_fed.runs.results import RESULTS, ClientResult, Result, status_of
+from grpo_fed.runs.records import Failure, RoundRecord, SiteRecord, record_to_line
+from grpo_fed.runs.results import RESULTS, ClientResult, Result, SiteResult, status_of
 from grpo_fed.runs.sharing_verdicts import SharingVerdict
 from grpo_fed.scenario.scenario import Scenario
 
@@ -70,6 +70,8 @@ class RunTotals:
     """The rounds in which newcomers joined."""
     sharing: dict[str, SharingVerdict] = field(default_factory=dict)
     """What the clients' twins said latest."""
+    sites: dict[str, SiteResult] = field(default_factory=dict)
+    """What each site has left so far."""
 
     def add(self, record: RoundRecord) -> None:
         """Count a round."""
@@ -93,6 +95,17 @@ class RunTotals:
                 self.sharing[name] = verdict
             if client.left or client.returned:
                 note_departures(self.departures.setdefault(name, {}), record.round, client.left, client.returned)
+        for site in record.sites:
+            self.sites[site.site] = SiteResult(
+                site.clients, site.departed, self._departures_of_site(site, record.round)
+            )
+            self.comparison_episodes += int(site.comparison.get("episodes", 0))
+
+    def _departures_of_site(self, site: SiteRecord, round: int) -> dict[str, Departure]:
+        """Update when and why a site left the groups that it does not share now."""
+        departures = dict(self.sites[site.site].departures) if site.site in self.sites else {}
+        note_departures(departures, round, site.left, site.returned)
+        return departures
 
 
 @dataclass
@@ -362,4 +375,5 @@ class Recorder:
             comparison_episodes=totals.comparison_episodes,
             missing=totals.missing,
             equal=totals.equal,
+            sites=totals.sites,
         )

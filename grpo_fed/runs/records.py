@@ -31,6 +31,8 @@ from grpo_fed.runs.metrics import (
     ROUND_SECONDS,
     SCORE_IQM,
     SCORE_MIN,
+    SITE,
+    SITES,
     STALENESS,
     STAYED,
     STEPS_PER_SECOND,
@@ -44,6 +46,8 @@ from grpo_fed.runs.sharing_verdicts import note_costs
 from grpo_fed.runs.statistics import iqm
 
 MB = 1e6
+SITE_MEANS = (EVALUATION_RETURN, TRAINING_RETURN)
+"""The metrics that a site has as the mean of its clients'."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,30 @@ class ServerRecord:
 
 
 @dataclass(frozen=True)
+class SiteRecord:
+    """Records what a site did in a round."""
+
+    site: str
+    clients: tuple[str, ...]
+    """The names of its clients."""
+    step: AcceptedStep | None = None
+    """The step of the site, from what its clients began with to its point; None in a round in which it merged
+    nothing."""
+    departed: tuple[str, ...] = ()
+    """The shared parameter groups that it has left, in order."""
+    rho: Mapping[str, float] = field(default_factory=dict)
+    """With the merge rule `persistence` over sites, each block's greatest rho."""
+    left: Mapping[str, float] = field(default_factory=dict)
+    """With this rule, the groups that it left in this round, with the rho that decided."""
+    returned: Mapping[str, float] = field(default_factory=dict)
+    """The groups that it returned to in this round, with the gain that decided."""
+    stayed: Mapping[str, float] = field(default_factory=dict)
+    """The groups in which it was in conflict and stays, since sharing is no worse, with the rho of the conflict."""
+    comparison: Mapping[str, float] = field(default_factory=dict)
+    """What its clients saw when they played with its own blocks and with the server's, as in a client's record."""
+
+
+@dataclass(frozen=True)
 class RoundRecord:
     """Records what happened in a round."""
 
@@ -145,6 +173,8 @@ class RoundRecord:
     """All clients of which anything is known in this round."""
     server: ServerRecord | None = None
     """The server's part; None without a federation."""
+    sites: tuple[SiteRecord, ...] = ()
+    """All sites; empty where the server merges all clients."""
 
     @property
     def steps(self) -> int:
@@ -202,7 +232,8 @@ def record_to_line(record: RoundRecord) -> dict[str, Any]:
         **_mean_metrics([clients[client.client] for client in trained]),
         **_mean_metrics([_adaptation(client) for client in adapted_clients(record.clients)]),
         **_task_metrics(record),
-        **({} if record.server is None else _server_metrics(record.server, record.clients)),
+        **({} if record.server is None else _server_metrics(record.server, record.clients, record.sites)),
+        **_site_lines(record.sites, clients),
         **({"notes": list(record.notes)} if record.notes else {}),
         "clients": clients
         if record.server is None
@@ -249,7 +280,9 @@ def _task_metrics(record: RoundRecord) -> dict[str, float | None]:
     return {f"task/{task}": _mean(values) for task, values in scores.items()}
 
 
-def _server_metrics(server: ServerRecord, clients: Sequence[ClientRecord]) -> dict[str, Any]:
+def _server_metrics(
+    server: ServerRecord, clients: Sequence[ClientRecord], sites: Sequence[SiteRecord]
+) -> dict[str, Any]:
     """Make the metrics of the whole in a federation."""
     line: dict[str, Any] = {
         CLIENTS_OK: sum(client.steps > 0 and client.failure is None for client in clients),
@@ -268,7 +301,8 @@ def _server_metrics(server: ServerRecord, clients: Sequence[ClientRecord]) -> di
     if server.virtual_seconds is not None:
         line[VIRTUAL_SECONDS] = server.virtual_seconds
     line |= {f"last_kl/{name}": _finite(kl) for name, kl in server.last_kl.items()}
-    played = sum(client.comparison.get("episodes", 0) for client in clients)
+    comparisons = [*(client.comparison for client in clients), *(site.comparison for site in sites)]
+    played = sum(comparison.get("episodes", 0) for comparison in comparisons)
     if server.rho_limit is not None:
         line[RHO_LIMIT] = server.rho_limit
     if server.rho_limit is not None or played:
@@ -292,15 +326,42 @@ def _step_metrics(step: AcceptedStep) -> dict[str, float | None]:
     return line | {"wanted/joint": _finite(step.joint_wanted)}
 
 
+def _site_lines(sites: Sequence[SiteRecord], clients: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
+    """Make the sites' part of the line: metrics of each under `site/NAME/`, and under `sites` what it left and why.
+
+    clients: every client's metrics, which are averaged over those of a site.
+    """
+    line: dict[str, Any] = {}
+    for record in sites:
+        of_site = [{key: clients[name].get(key) for key in SITE_MEANS} for name in record.clients if name in clients]
+        metrics: dict[str, float | None] = {
+            key: value for key, value in _mean_metrics(of_site).items() if value is not None
+        }
+        metrics |= {DEPARTED_GROUPS: len(record.departed)}
+        metrics |= {} if record.step is None else _step_metrics(record.step)
+        metrics |= {f"rho/{block}": _short(value) for block, value in record.rho.items()}
+        line |= {f"{SITE}{record.site}/{key}": value for key, value in metrics.items()}
+    texts = {record.site: _departure_lines(record) for record in sites}
+    return line | ({SITES: texts} if texts else {})
+
+
+def _departure_lines(record: ClientRecord | SiteRecord) -> dict[str, Any]:
+    """Make the part of the line that says what a client or a site has left, and why."""
+    line: dict[str, Any] = {"personal_groups": list(record.departed)} if record.departed else {}
+    tables = {LEFT: record.left, RETURNED: record.returned, STAYED: record.stayed, COMPARISON: record.comparison}
+    for key, values in tables.items():
+        line |= {key: {group: _short(value) for group, value in values.items()}} if values else {}
+    return line
+
+
 def _client_line(record: ClientRecord, metrics: Mapping[str, float | None]) -> dict[str, Any]:
     """Make a client's part of the line in a federation."""
-    line: dict[str, Any] = {**metrics, DEPARTED_GROUPS: len(record.departed)}
-    line |= {"personal_groups": list(record.departed)} if record.departed else {}
+    line: dict[str, Any] = {**metrics, DEPARTED_GROUPS: len(record.departed), **_departure_lines(record)}
     line |= {f"cluster/{block}": cluster for block, cluster in record.clusters.items()}
     line |= {f"rho/{block}": _short(value) for block, value in record.rho.items()}
-    tables = {RHO_BY_GROUP: record.rho_by_group, LEFT: record.left, RETURNED: record.returned, STAYED: record.stayed}
-    for key, values in {**tables, COMPARISON: record.comparison}.items():
-        line |= {key: {group: _short(value) for group, value in values.items()}} if values else {}
+    line |= (
+        {RHO_BY_GROUP: {name: _short(rho) for name, rho in record.rho_by_group.items()}} if record.rho_by_group else {}
+    )
     line |= {"kl/joint": _finite(record.kl)} if record.kl is not None else {}
     return line | ({"failure": record.failure.kind} if record.failure is not None else {})
 

@@ -68,6 +68,18 @@ class ClientResult:
 
 
 @dataclass(frozen=True)
+class SiteResult:
+    """Holds what a site shares at the end."""
+
+    clients: tuple[str, ...]
+    """The names of its clients."""
+    personal_groups: tuple[str, ...] = ()
+    """The shared parameter groups that it has left: its clients share the site's own there."""
+    departures: Mapping[str, Departure] = field(default_factory=dict)
+    """With the merge rule `persistence`, when and why it left each of them."""
+
+
+@dataclass(frozen=True)
 class Result:
     """Holds the results of a run."""
 
@@ -99,6 +111,8 @@ class Result:
     """For each client that failed: round, kind of failure and reason, one for each time."""
     equal: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """The rounds in which clients could learn nothing, since every group of their completions was rewarded equally."""
+    sites: Mapping[str, SiteResult] = field(default_factory=dict)
+    """What each site shares; empty where the server merges all clients."""
     notes: Sequence[str] = ()
     """Messages for a person: damaged checkpoints that were passed over, policies that could not be saved."""
 
@@ -151,6 +165,7 @@ class Result:
             "eval": {"score_iqm": self.score_iqm, "score_mean": self.score_mean, "score_min": self.score_min},
             "clients": {name: _client_to_json(client) for name, client in self.clients.items()},
             "missing": {name: [list(failure) for failure in failures] for name, failures in self.missing.items()},
+            **({"sites": {name: _site_to_json(site) for name, site in self.sites.items()}} if self.sites else {}),
             **({"equal": {name: list(rounds) for name, rounds in self.equal.items()}} if self.equal else {}),
             **({"notes": list(self.notes)} if self.notes else {}),
         }
@@ -172,15 +187,24 @@ class Result:
         return replace(result, out=out)
 
 
+def _site_to_json(site: SiteResult) -> dict[str, Any]:
+    """Make a site's part of `results.json`."""
+    document = {"clients": list(site.clients), "personal_groups": list(site.personal_groups)}
+    return document | ({"departures": _departures_to_json(site.departures)} if site.departures else {})
+
+
+def _departures_to_json(departures: Mapping[str, Departure]) -> dict[str, Any]:
+    return {
+        group: {"round": departure.round, "rho": round(departure.rho, 4)} for group, departure in departures.items()
+    }
+
+
 def _client_to_json(client: ClientResult) -> dict[str, Any]:
     """Make a client's part of `results.json`."""
     document = {CLIENT_KEYS.get(name, name): value for name, value in vars(client).items()}
     document["personal_groups"] = list(client.personal_groups)
     document["clusters"] = dict(client.clusters)
-    document["departures"] = {
-        group: {"round": departure.round, "rho": round(departure.rho, 4)}
-        for group, departure in client.departures.items()
-    }
+    document["departures"] = _departures_to_json(client.departures)
     for key in ("adapted_first", "adapted_last"):
         document[key] = list(document[key])
     for key in ("clusters", "departures", "adapted_first", "adapted_last"):

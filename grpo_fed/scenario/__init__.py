@@ -9,6 +9,8 @@
     field_types.py  types of values that settings take
     checks.py       contradictions between keys
     hostile_checks.py contradictions of hostile clients and of mixing
+    sites.py        which clients a site has, and the settings that it merges them by
+    site_checks.py  contradictions of sites
     language_checks.py contradictions of clients with prompts
     unused.py       keys that were given and have no effect
     unused_rows.py  what a row of that table says
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
         RolloutSettings,
         RoundSettings,
         Section,
+        SiteSettings,
         StopSettings,
         TrustSettings,
         WireSettings,
@@ -80,6 +83,7 @@ __all__ = [
     "Scenario",
     "ScenarioError",
     "Section",
+    "SiteSettings",
     "StopSettings",
     "TrustSettings",
     "WireSettings",
@@ -111,6 +115,7 @@ MODULES = {
     "Scenario": "grpo_fed.scenario.scenario",
     "ScenarioError": "grpo_fed.scenario.toml.source",
     "Section": "grpo_fed.scenario.settings",
+    "SiteSettings": "grpo_fed.scenario.settings",
     "StopSettings": "grpo_fed.scenario.settings",
     "TrustSettings": "grpo_fed.scenario.settings",
     "WireSettings": "grpo_fed.scenario.settings",

@@ -21,6 +21,7 @@ from grpo_fed.scenario.settings import (
     Section,
     TrustSettings,
 )
+from grpo_fed.scenario.site_checks import site_contradictions
 from grpo_fed.scenario.tables import AnyRow, find_row, is_complete, is_import_path
 from grpo_fed.scenario.toml.lines import KeyPath
 from grpo_fed.scenario.toml.mistakes import Mistake, section_errors
@@ -59,6 +60,7 @@ def contradictions(scenario: Scenario) -> Iterator[Mistake]:
         yield _mistake("no client takes part in training; leave trains out of one entry", *places)
     for text, keys in (*hostile_contradictions(scenario), *language_contradictions(scenario)):
         yield _mistake(text, *keys)
+    yield from site_contradictions(scenario, contradictions)
 
 
 def _mistake(text: str, *keys: str | KeyPath) -> Mistake:

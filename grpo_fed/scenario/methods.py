@@ -297,3 +297,6 @@ def clear_replaced_method(data: dict[str, Any], overrides: Sequence[str]) -> Non
         for section, values in row.values.items() if row else ():
             if isinstance(data.get(section), dict):
                 data[section] = {key: value for key, value in data[section].items() if key not in values}
+            for site in data["sites"] if isinstance(data.get("sites"), list) else ():
+                if isinstance(site, dict) and isinstance(site.get(section), dict):
+                    site[section] = {key: value for key, value in site[section].items() if key not in values}

@@ -103,7 +103,7 @@ def methods_markdown() -> str:
         _rows("Methods", "method", _ABOUT_METHODS, METHODS),
         _rows("Presets", "objective.preset", _ABOUT_PRESETS, PRESETS),
     )
-    return "\n".join([_METHODS, *parts, f"## Merge rules\n\n{_ABOUT_RULES}\n{rule_table}"])
+    return "\n".join([_METHODS, *parts, f"## Merge rules\n\n{_ABOUT_RULES}\n{rule_table}", _ABOUT_SITES])
 
 
 _METHODS = """\
@@ -129,6 +129,17 @@ Keys that a preset does not mention keep their default, which is PPO's. `inf` me
 _ABOUT_RULES = """\
 Most methods determine the rule; set it to change only that. Unless the last column says otherwise, the server holds all
 replies of a round in memory.
+"""
+
+
+_ABOUT_SITES = """\
+### Over sites
+
+With `[[sites]]` there is a tree of servers: each site merges its own clients, and the server merges the sites. It goes
+with every method and rule but `clusters`, `fisher` and `scaffold`, and `sites.merge` and `sites.proximity` give a site
+another rule or other budgets. Use it where clients belong together beforehand, as the lines of a factory do: a whole
+site may leave a block and go on sharing it within, which single clients that leave cannot. More in
+[algorithm.md](algorithm.md#sites).
 """
 
 

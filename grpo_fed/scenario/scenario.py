@@ -36,6 +36,7 @@ from grpo_fed.scenario.settings import (
     RolloutSettings,
     RoundSettings,
     Section,
+    SiteSettings,
     StopSettings,
     TrustSettings,
     WireSettings,
@@ -104,6 +105,8 @@ class Scenario(Section):
     stop: StopSettings = StopSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+    sites: Annotated[list[SiteSettings], Field(default_factory=list)]
+    """Servers between the server and the clients, a table for each; without any the server merges all clients."""
     clients: Annotated[list[ClientSettings], MinLen(1), Field(examples=[[{"name": "cart", "env": "CartPole-v1"}]])]
     """The clients, a table for each kind."""
 

@@ -436,6 +436,22 @@ class ProximitySettings(Section):
     """Number of states of its last batch that a client keeps, to measure the KL or Fisher information on."""
 
 
+class SiteSettings(Section):
+    """A site: a server that merges its own clients, before the federation's server merges the sites as if each were a
+    client with the weight of all of its clients. Every client is in one site. A site may leave a parameter group as a
+    client may; its clients then share the site's own.
+    """
+
+    name: Annotated[Name, Field(examples=["north"])]
+    """Name of the site in metrics, tables and errors."""
+    clients: Annotated[list[Pattern], MinLen(1), Field(examples=[["north-*"]])]
+    """Names of its clients, or patterns of them."""
+    merge: Arguments = {}
+    """Keys of `[merge]` that have other values for the site's merge of its clients, such as `{ rule = "mean" }`."""
+    proximity: Arguments = {}
+    """Keys of `[proximity]` that have other values for the step of the site, such as `{ kl_joint = 0.1 }`."""
+
+
 class RoundSettings(Section):
     """Who takes part in a round, how long it may take, and for whom the server waits."""
 

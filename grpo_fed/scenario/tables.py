@@ -74,7 +74,7 @@ def is_complete(model: type[BaseModel], tables: Mapping[str, Collection[str]]) -
 
     tables: section -> the keys that are given in it.
     """
-    keys = ((path, info) for path, info in all_keys(model) if len(path) == 2 and path[0] != "clients")
+    keys = ((path, info) for path, info in all_keys(model) if len(path) == 2 and path[0] not in ("clients", "sites"))
     return all(
         path[1] in tables.get(str(path[0]), ()) or info.default is None  # for which TOML may have no spelling
         for path, info in keys

@@ -14,6 +14,7 @@ from typing import Self
 
 from grpo_fed.scenario.methods import clear_replaced_method
 from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.scenario.sites import scenario_of_site
 from grpo_fed.scenario.tables import is_complete
 from grpo_fed.scenario.toml.keys import all_keys
 from grpo_fed.scenario.toml.lines import KeyPath
@@ -68,23 +69,46 @@ def unused_keys(scenario: Scenario, given: Iterable[KeyPath], tasks: TaskFacts |
 
     tasks: None if they have not been made; then keys that may depend on them are not found.
     """
+    reasons = _reasons(scenario, tasks)
+    of_sites = [_reasons(scenario_of_site(scenario, site), tasks) for site in scenario.sites]
+    for path in given:
+        match path:
+            case ("sites", int(number), ("merge" | "proximity") as section, str(key)):
+                reason = of_sites[number].get(f"{section}.{key}")
+            case (("merge" | "proximity") as section, str(key)):
+                inherited = [
+                    each.get(f"{section}.{key}")
+                    for each, site in zip(of_sites, scenario.sites, strict=True)
+                    if key not in getattr(site, section)
+                ]
+                reason = reasons.get(f"{section}.{key}") if None not in inherited else None
+            case _:
+                key = ".".join(part for part in path if isinstance(part, str))
+                reason = reasons.get(key) if all(key in each for each in of_sites) else None
+        if reason is not None:
+            yield UnusedKey(path, reason)
+
+
+def _reasons(scenario: Scenario, tasks: TaskFacts | None) -> dict[str, str]:
+    """Find the keys that have no effect for one server of a scenario, and why."""
     reasons: dict[str, str] = {}
     for row in (*UNUSED, *LANGUAGE_UNUSED, *SETUPS_UNUSED, *PROMPTS_UNUSED):
         if row.holds(scenario, tasks):
             for key in row.keys:
                 reasons.setdefault(key, row.reason.format(scenario))
-    for path in given:
-        key = ".".join(part for part in path if isinstance(part, str))
-        if key in reasons:
-            yield UnusedKey(path, reasons[key])
+    return reasons
 
 
 def _keys_in(source: Source) -> Iterator[KeyPath]:
-    """List the keys of a scenario that a source gives."""
-    clients = source.data.get("clients", [])
+    """List the keys of a scenario that a source gives, and the keys of tables in which a site gives other values."""
     for path, _ in all_keys(Scenario):
-        numbered = [("clients", number, path[-1]) for number in range(len(clients))] if path[0] == "clients" else [path]
-        yield from (key for key in numbered if source.has_key(key))
+        keys: list[KeyPath] = [path]
+        if path[0] in ("clients", "sites"):
+            keys = [(path[0], number, path[-1]) for number in range(len(source.data.get(path[0], [])))]
+        for key in keys:
+            if source.has_key(key):
+                is_table = path[0] == "sites" and path[-1] in ("merge", "proximity")
+                yield from ((*key, inner) for inner in source.value_at(key)) if is_table else (key,)
 
 
 def _is_override(source: Source, key: KeyPath) -> bool:

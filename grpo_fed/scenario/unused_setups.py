@@ -1,4 +1,5 @@
-"""Keys that have no effect beside other values: those of what runs start from, and of how rewards are scaled.
+"""Keys that have no effect beside other values: those of what runs start from, of how rewards are scaled, and
+of sites.
 
 It is a part of the table in unused_table.py, whose rows come first.
 """
@@ -44,6 +45,16 @@ SETUPS_UNUSED: tuple[Unused, ...] = (
         ("merge.epsilon",),
         lambda scenario: scenario.merge.optimiser != "adam",
         'merge.optimiser is "{0.merge.optimiser}", not "adam"',
+    ),
+    Unused(
+        ("merge.weights",),
+        lambda scenario: bool(scenario.sites),
+        "a site has the weight of all of its clients, and every site has its own weights",
+    ),
+    Unused(
+        ("merge.episodes",),
+        lambda scenario: bool(scenario.sites),
+        "no client plays to compare, and sites compare by evaluate.episodes",
     ),
     Unused(
         ("policy.start",),

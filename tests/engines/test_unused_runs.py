@@ -95,7 +95,12 @@ RULE_KEYS = {
 }
 """Another value than the default for each key of a single rule."""
 
+OWN_WEIGHTS = "merge = { rule = 'mean', weights = 'uniform' }"
+ONE, TWO = (f"{{ name = '{name}', clients = ['{name}'], {OWN_WEIGHTS} }}" for name in ("near", "far"))
+SITES = [f"sites=[{ONE}, {TWO}]"]
+
 CASES: dict[str, tuple[list[str], dict[str, str]]] = {
+    "what sites have of their own": (SITES, {"merge.weights": "uniform", "merge.episodes": "2"}),
     "own network": (
         MODULE,
         {

@@ -31,6 +31,7 @@ from tests.support.small_federation import TINY
 
 OVERRIDES = ['merge.rule="persistence"', 'proximity.mode="measured"', "checkpoint.keep=9"]
 DOE = '{ name = "doe", env = "grpo_fed/CartPole-v1", kwargs = { length = 0.3 } }'
+SITES = "sites=[{ name = 'one', clients = ['ant', 'd*'] }, { name = 'two', clients = ['bee', 'cat'] }]"
 VETERANS = ("ant", "bee", "cat")
 
 
@@ -191,6 +192,7 @@ def test_newcomers_that_do_not_fit_are_refused_before_anything_is_written(
     ("overrides", "words"),
     [
         (["merge.rule=clusters"], "newcomers would have no cluster"),
+        ([SITES], "the state of each is of the clients that it began with"),
         (["policy.shared=[]"], "share nothing that a newcomer could begin with"),
         (["checkpoint.every=0"], "has no checkpoint to go on from"),
     ],

@@ -179,8 +179,8 @@ def test_every_size_of_run_has_its_figures(tmp_path: Path, clients: int, rounds:
     )
     of = sample_scenario([("cart", clients, "CartPole-v1")], f"rounds = {rounds}")
     paths = draw_figures(write_run(tmp_path, of, half))
-    # these take clients with prompts, and `evaluate.adapt`
-    assert png_names(paths) == [name for name in ORDER if name not in ("completions", "adaptation")]
+    others = ("completions", "adaptation", "twins", "sites")  # of clients with prompts, adaptation, twins and sites
+    assert png_names(paths) == [name for name in ORDER if name not in others]
     for path in paths:
         if path.suffix == ".png":
             array = read_pixels(path)

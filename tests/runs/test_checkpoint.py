@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from grpo_fed.aggregation.proximity import AcceptedBlock, AcceptedStep
 from grpo_fed.runs import checkpoint
 from grpo_fed.runs.checkpoint import Checkpoint
-from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord
+from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord, SiteRecord
 
 
 def make_checkpoint(number: int) -> Checkpoint:
@@ -255,6 +255,7 @@ def test_records_in_a_checkpoint_are_read_back(tmp_path: Path) -> None:
             ClientRecord("y", "t"),
         ],
         ServerRecord(step, {"joint": 0.5}, 1, 2, 3, ("krum: kept x",)),
+        (SiteRecord("north", ("x", "y"), step, ("a",), {"actor": 0.7}, left={"a": 0.7}),),
     )
     checkpoint.write(tmp_path, Checkpoint(2, {"record": record, "step": step}), keep=1)
     latest = checkpoint.latest(tmp_path)

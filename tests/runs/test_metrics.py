@@ -10,8 +10,8 @@ import pytest
 
 from grpo_fed.aggregation.proximity import AcceptedBlock, AcceptedStep
 from grpo_fed.rl.objective import REPORTED_TERMS
-from grpo_fed.runs.metrics import METRICS, REPORTED, TEXTS, find_metric, is_timed, is_tracked
-from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord, record_to_line
+from grpo_fed.runs.metrics import METRICS, REPORTED, TEXTS, TRAINING_RETURN, find_metric, is_timed, is_tracked
+from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord, SiteRecord, record_to_line
 
 
 def full_record() -> RoundRecord:
@@ -39,7 +39,8 @@ def full_record() -> RoundRecord:
     step = AcceptedStep((AcceptedBlock("torso.0", 0.1, 0.2, 0.5, 0.3),), 0.1, 0.4, 0.6, ("a",))
     server = ServerRecord(step, {"joint": 0.1, "torso.0": 0.2}, 1, 2, 3, ("krum: took a",), rho_limit=0.5)
     server = dataclasses.replace(server, merge_length=0.5, virtual_seconds=1.5)
-    return RoundRecord(2, 9, 0.5, 64, clients, server)
+    site = SiteRecord("north", ("a", "b"), step, ("actor",), {"torso.0": 0.7}, {"actor": 0.7}, comparison={"own": 1.0})
+    return RoundRecord(2, 9, 0.5, 64, clients, server, (site,))
 
 
 def keys_of(line: Mapping[str, Any]) -> Iterator[str]:
@@ -68,6 +69,19 @@ def test_a_line_has_rho_by_group_and_what_was_left_and_returned_to():
     assert (client["left"], client["returned"]) == ({"torso.0.weight": 0.7}, {"actor": 1.5})
     assert (line["rho/torso.0"], line["fed/rho_limit"]) == (0.7, 0.5)
     assert not {"rho_by_group", "left", "returned"} & line["clients"]["b"].keys()
+
+
+def test_a_line_has_the_metrics_of_a_site_and_what_it_left():
+    line = record_to_line(full_record())
+    keys = {key.removeprefix("site/north/") for key in line if key.startswith("site/north/")}
+    step = {f"{kind}/torso.0" for kind in ("kl", "alpha", "budget", "wanted")} | {
+        f"{kind}/joint" for kind in ("kl", "budget", "wanted")
+    }
+    assert keys == {"eval/episodic_return", TRAINING_RETURN, "fed/personal_groups", "rho/torso.0", *step}
+    assert line["site/north/eval/episodic_return"] == 20.0
+    assert line["sites"] == {
+        "north": {"personal_groups": ["actor"], "left": {"actor": 0.7}, "comparison": {"own": 1.0}}
+    }
 
 
 def test_the_whole_has_the_greatest_rho_of_its_clients():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def test_the_page_of_methods_is_up_to_date():
 
 def test_the_page_of_methods_has_every_row_with_values_and_paper():
     _, tables = methods_markdown().split("## Methods")
-    for table, rows in zip(tables.split("## "), (METHODS, PRESETS, MERGE_RULES), strict=True):
+    for table, rows in zip(re.split("(?<!#)## ", tables), (METHODS, PRESETS, MERGE_RULES), strict=True):
         lines = {line.split("`")[1]: line for line in table.splitlines() if line.startswith("| `")}
         for name, row in rows.items():
             assert row.when

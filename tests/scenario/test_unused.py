@@ -52,6 +52,12 @@ ALWAYS_USED = {
     *("clients.name", "clients.env", "clients.count", "clients.kwargs", "clients.wrappers"),
     *("clients.trains", "clients.entropy", "clients.penalty", "clients.changes.round", "clients.changes.kwargs"),
     *("clients.prompts", "clients.eval_prompts", "clients.attack"),
+    *(
+        "sites.name",
+        "sites.clients",
+        "sites.merge",
+        "sites.proximity",
+    ),  # the keys in these tables are judged one by one
     *("clients.rewards.function", "clients.rewards.weight", "clients.rewards.kwargs"),
 }
 """Keys that the table of unused keys need not have."""
@@ -153,6 +159,54 @@ def test_the_same_start_has_no_effect_where_all_blocks_are_shared(tmp_path: Path
     assert unused_lines(tmp_path, CARTS, *overrides, tasks=TaskFacts(box_actions=False, private_blocks=True)) == []
     (line,) = unused_lines(tmp_path, CARTS, *overrides, tasks=TaskFacts(box_actions=False, private_blocks=False))
     assert line.startswith("--set policy.same_start=false: has no effect: all blocks are shared")
+
+
+SITES = """\
+[[sites]]
+name = "one"
+clients = ["cart-0"]
+merge = { rule = "mean", confirm = "evidence" }
+[[sites]]
+name = "two"
+clients = ["cart-1", "cart-2"]
+[sites.proximity]
+mode = "off"
+kl_joint = 0.1
+"""
+
+
+def test_keys_of_a_site_are_judged_by_the_sites_own_rule_and_budgets(tmp_path: Path):
+    text = CARTS.replace("[merge]\nthreshold = 0.1\n", "[merge]\nrejoin = 4\n") + SITES
+    confirm, joint = unused_lines(tmp_path, text)
+    assert confirm.startswith(
+        'carts.toml:14: sites.one.merge.confirm = "evidence": has no effect: merge.rule is "mean"'
+    )
+    assert joint == 'carts.toml:20: sites.two.proximity.kl_joint = 0.1: has no effect: proximity.mode is "off"'
+
+
+def test_a_key_for_all_has_an_effect_where_one_server_reads_it(tmp_path: Path):
+    text = CARTS.replace("[merge]\nthreshold = 0.1\n", '[merge]\nrule = "mean"\nrejoin = 4\nepisodes = 9\n') + SITES
+    (line, *rest) = unused_lines(tmp_path, text, "sites.two.proximity={}", "sites.one.merge={}")
+    assert line.startswith("carts.toml:7: merge.rejoin = 4")
+    assert len(rest) == 1
+    overrides = ["sites.one.merge={}", "sites.two.merge={ rule = 'persistence' }", "sites.two.proximity={}"]
+    assert unused_lines(tmp_path, text, *overrides) == []
+
+
+def test_groups_have_an_effect_where_a_site_merges_by_group(tmp_path: Path):
+    text = CARTS.replace("[merge]\nthreshold = 0.1\n", '[merge]\nrule = "mean"\n') + SITES
+    rows = ["policy.groups={ actor = 'row' }", "sites.two.proximity={}", "sites.one.merge={}"]
+    (line,) = unused_lines(tmp_path, text, *rows)
+    assert line.startswith("--set policy.groups")
+    assert unused_lines(tmp_path, text, *rows, "sites.two.merge={ rule = 'persistence' }") == []
+
+
+def test_sites_weigh_clients_by_their_own_weights(tmp_path: Path):
+    text = CARTS.replace("[merge]\nthreshold = 0.1\n", '[merge]\nweights = "uniform"\n') + SITES
+    own = ["sites.two.proximity={}", "sites.one.merge={ weights = 'steps' }"]
+    assert unused_lines(tmp_path, text, *own) == []
+    (line,) = unused_lines(tmp_path, text, *own, "sites.two.merge={ weights = 'steps' }")
+    assert "every site has its own weights" in line
 
 
 # What is not named ---------------------------------------------------------------------------------------------------

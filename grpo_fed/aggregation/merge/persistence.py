@@ -117,7 +117,7 @@ def persistence(
         rho = dict(zip(panel.clients, conflicts.rho, strict=True))
         all_findings.append(Findings(rho, {**settled.left, **left}, settled.returned, settled.stayed))
     evidence, all_norms = Evidence(tuple(panels)), torch.stack([norms[client] for client in replies.clients])
-    return _merge(replies, shared, groups, evidence, all_norms), evidence, _join(all_findings)
+    return _merge(replies, shared, groups, evidence, all_norms), evidence, join_findings(all_findings)
 
 
 def judge(panel: Panel, weights: Tensor, present: Collection[str], groups: Groups) -> Conflicts:
@@ -259,8 +259,8 @@ def _count_decisions(panel: Panel, rows: list[int]) -> Panel:
     return replace(begin_anew(panel, clients), decisions=decisions)
 
 
-def _join(parts: Iterable[Findings]) -> Findings:
-    """Join the findings of all panels."""
+def join_findings(parts: Iterable[Findings]) -> Findings:
+    """Join the findings about different clients."""
     joined = Findings()
     for part in parts:
         joined = Findings(

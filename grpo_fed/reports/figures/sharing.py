@@ -38,7 +38,7 @@ def draw_groups(history: History) -> Drawing | None:
     """
     if not history.departed.any() and not history.failed.any():
         return None
-    names, shares = _departed_shares(history)
+    names, shares = _departed_shares(history, history.departed)
     order = _client_order(history, shares)
     most_departed = sorted(range(len(names)), key=lambda panel: -shares[..., panel].mean())
     shown = sorted(most_departed[:MAX_PANELS])
@@ -98,21 +98,50 @@ def draw_clusters(history: History) -> Drawing | None:
     return make_drawing("clusters", title, caption, alt, _map_height(history, rows), paint)
 
 
+def draw_sites(history: History) -> Drawing | None:
+    """Draw which site has departed from which group of the shared blocks; None without sites, or if none has."""
+    if not history.site_departed.any():
+        return None
+    names, shares = _departed_shares(history, history.site_departed)
+    most_departed = sorted(range(len(names)), key=lambda panel: -shares[..., panel].mean())
+    shown = sorted(most_departed[:MAX_PANELS])
+    rows, columns = panel_grid(len(shown), 3)
+    sites = list(history.sites)
+    caption = "Blue: the site shares it with the others. Orange: it has departed, and its clients share its own."
+
+    def paint(figure: Figure) -> None:
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for index, (axes, panel) in enumerate(zip(panels, shown, strict=False)):
+            _paint_cells(axes, history, _share_colours(shares[..., panel]), "nearest")
+            axes.set_yticks(np.arange(len(sites)), labels=sites if index % columns == 0 else [""] * len(sites))
+            axes.tick_params(axis="y", length=0, labelsize=9)
+            set_round_axis(axes, history.rounds, label=index >= len(shown) - columns)
+            axes.set_title(names[panel], size=9.5)
+        for axes in panels[len(shown) :]:
+            axes.remove()
+
+    left = {name: groups for name, groups in history.site_personal.items() if groups}
+    parts = "; ".join(f"{name} from {format_names(groups, 4)}" for name, groups in left.items())
+    alt = f"At the end departed: {parts}." if parts else "At the end every site shares every group."
+    height = min(max(rows * (0.8 + 0.2 * len(sites)), 1.5), 11)
+    return make_drawing("sites", "Departures of sites, by round", caption, alt, height, paint)
+
+
 # Departures -----------------------------------------------------------------------------------------------------------
 
 
-def _departed_shares(history: History) -> tuple[list[str], np.ndarray]:
-    """Choose what has a panel, and compute the share of its groups that each client has departed from.
+def _departed_shares(history: History, departed: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Choose what has a panel, and compute the share of its groups that each client or site has departed from.
 
     The panels are the groups, or if there are many the blocks; the shares are [R, K, panels].
     """
-    if not history.departed.any():
-        return ["all shared blocks"], np.zeros((*history.departed.shape[:2], 1))
+    if not departed.any():
+        return ["all shared blocks"], np.zeros((*departed.shape[:2], 1))
     if len(history.block_of_group) <= MAX_PANELS:
-        return list(history.block_of_group), history.departed.astype(float)
+        return list(history.block_of_group), departed.astype(float)
     blocks = list(dict.fromkeys(history.block_of_group.values()))
     is_in = np.array([[home == block for block in blocks] for home in history.block_of_group.values()], float)
-    return blocks, history.departed @ (is_in / is_in.sum(axis=0))
+    return blocks, departed @ (is_in / is_in.sum(axis=0))
 
 
 def _client_order(history: History, shares: np.ndarray) -> np.ndarray:
@@ -219,10 +248,7 @@ def _paint_map(axes: Axes, history: History, cells: np.ndarray, order: np.ndarra
     failed = history.failed[:, order].T
     if not named_rows:
         cells[failed] = to_rgb(MUTED)
-    extent = (rounds[0] - 0.5, rounds[-1] + 0.5, clients - 0.5, -0.5)
-    axes.imshow(cells, aspect="auto", interpolation="nearest" if named_rows else "antialiased", extent=extent)
-    axes.set_xlim(*extent[:2])
-    axes.grid(False)
+    _paint_cells(axes, history, cells, "nearest" if named_rows else "antialiased")
     if not named_rows:
         axes.set_yticks([])
         if names:
@@ -235,4 +261,12 @@ def _paint_map(axes: Axes, history: History, cells: np.ndarray, order: np.ndarra
     axes.set_yticks(np.arange(clients), labels=[history.clients[k] for k in order] if names else [""] * clients)
     axes.tick_params(axis="y", length=0, labelsize=9 if clients <= 16 else 8)
     if len(rounds) <= 60:
-        axes.hlines(np.arange(clients - 1) + 0.5, *extent[:2], color="#ffffff", linewidth=0.8)
+        axes.hlines(np.arange(clients - 1) + 0.5, rounds[0] - 0.5, rounds[-1] + 0.5, color="#ffffff", linewidth=0.8)
+
+
+def _paint_cells(axes: Axes, history: History, cells: np.ndarray, interpolation: str) -> None:
+    """Paint colours [K, R, 3] as the cells of a map whose columns are rounds."""
+    extent = (history.rounds[0] - 0.5, history.rounds[-1] + 0.5, len(cells) - 0.5, -0.5)
+    axes.imshow(cells, aspect="auto", interpolation=interpolation, extent=extent)
+    axes.set_xlim(*extent[:2])
+    axes.grid(False)

@@ -11,7 +11,7 @@ from grpo_fed.reports.figures.completions import draw_completions
 from grpo_fed.reports.figures.cost import draw_time, draw_traffic
 from grpo_fed.reports.figures.evidence import draw_evidence
 from grpo_fed.reports.figures.learning import draw_learning
-from grpo_fed.reports.figures.sharing import draw_clusters, draw_groups
+from grpo_fed.reports.figures.sharing import draw_clusters, draw_groups, draw_sites
 from grpo_fed.reports.figures.sparsity import draw_penalty
 from grpo_fed.reports.figures.stepping import draw_kl, draw_steps
 from grpo_fed.reports.figures.twins import draw_twins
@@ -26,6 +26,7 @@ ORDER = (
     "twins",
     "completions",
     "groups",
+    "sites",
     "evidence",
     "clusters",
     "penalty",
@@ -72,6 +73,7 @@ def draw_all(history: History) -> Iterator[Drawing]:
         draw_twins,
         draw_completions,
         draw_groups,
+        draw_sites,
         draw_evidence,
         draw_clusters,
         draw_penalty,

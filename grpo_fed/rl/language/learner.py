@@ -29,9 +29,10 @@ from grpo_fed.rl.language.objective import completion_targets
 from grpo_fed.rl.language.texts import ClientTexts
 from grpo_fed.rl.language.update import update_adapters
 from grpo_fed.rl.learner import Learner, State, join_states, sub_state
+from grpo_fed.rl.measurement import measures_steps
 from grpo_fed.rl.records import Episode, Evaluation, TrainingReport
 from grpo_fed.rl.rng import Purpose, client_seed, generator
-from grpo_fed.rl.stacked_learner import DivergedError, measures_steps
+from grpo_fed.rl.stacked_learner import DivergedError
 from grpo_fed.rl.start import first_parameters
 from grpo_fed.rl.update import measure_penalty
 from grpo_fed.scenario.scenario import Scenario
