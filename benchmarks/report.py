@@ -1,7 +1,7 @@
 """Write benchmarks/RESULTS.md from the results of the other benchmarks.
 
 Learning beside stable-baselines3 comes first (learning.py, peers.py), then the federation (federation.py,
-deployment.py, merges.py, structure.py, sb3_federated.py, scarce.py, buffered.py, adaptation.py, joining.py,
+deployment.py, merges.py, structure.py, sb3_federated.py, scarce.py, sites.py, buffered.py, adaptation.py, joining.py,
 verdicts.py, attacks.py, byzfl_peer.py), language models (words.py, language.py) and a GPU (gpu.py). It can be called
 again whenever more runs are done; benchmarks without a run are left out:
 
@@ -37,6 +37,7 @@ from benchmarks import (
     replays,
     sb3_federated,
     scarce,
+    sites,
     structure,
     tabular,
     verdicts,
@@ -152,6 +153,14 @@ CHAPTERS = {
         between; differences are of pairs with the same seed, with 95 % bootstrap intervals. The scenario was
         chosen on the seeds 100 to 107; those here, 200 to 209, were fixed before the first run.""",
         "python -m benchmarks.scarce --seeds 10",
+    ),
+    "sites": (
+        "Sites",
+        """The scenario `sites`: three sites of four carts, of which the south is wired backwards, and the same without
+        anything planted. Seeds 700 to 704 were fixed before the first run. How many of five runs and in which rounds;
+        returns are interquartile means with 95 % bootstrap intervals, and the lowest to the highest. So the south left
+        as a whole in the round in which, without sites, each of its carts leaves alone.""",
+        "python -m benchmarks.sites",
     ),
     "buffered": (
         "Rounds that do not wait",
@@ -323,6 +332,7 @@ def format_chapters() -> str:
         "tabular": tabular.format_table(json.loads(tabular.FILE.read_text())) if tabular.FILE.exists() else iter(()),
         "sb3_federated": sb3_federated.format_table(sb3_federated.read_runs(sb3_federated.FILE)),
         "scarce": scarce.format_table(scarce.read_finished_runs()),
+        "sites": sites.format_table(sites.read_runs(sites.FILE)),
         "buffered": buffered.format_tables(buffered.read_runs(buffered.FILE)),
         "replays": replays.format_table(replays.read_results()),
         "adaptation": adaptation.format_table(adaptation.select_runs(adaptation.read_runs())),

@@ -128,6 +128,8 @@ def read_runs(results: Path) -> list[SiteRun]:
 
 def format_table(runs: Sequence[SiteRun]) -> Iterator[str]:
     """Write a line for each row, and for each entry of clients their returns."""
+    if not runs:
+        return
     yield "| | sites that left (runs; rounds) | clients that left (runs; rounds) | came back | returns |"
     yield "| --- | --- | --- | --- | --- |"
     for name in ROWS:
