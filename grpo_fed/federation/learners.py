@@ -52,14 +52,16 @@ class ClientLearners:
         """Take note that a client's present state was stored."""
         self._versions[row] = state.version
 
-    def train(
-        self, instruction: Train, first_round: Sequence[bool]
-    ) -> tuple[list[TrainingReport], list[TrainingReport]]:
+    def train(self, instructions: Sequence[Train]) -> tuple[list[TrainingReport], list[TrainingReport]]:
         """Train both policies for a round; gives a report of each, an empty one where there is no second policy.
 
-        first_round: [K], whether a client has not been trained before.
+        instructions: [K], of one round.
         """
+        first_round = [version is None for version in self._versions]
         self._versions = [NOT_STORED] * len(self.names)
+        instruction, *_ = instructions
+        for row, each in enumerate(instructions):
+            self._steer(row, each.curriculum)
         rounds_before, settings = instruction.start.round - 1, self.scenario
         personal_steps = round(settings.personal.steps * settings.steps) if self.personal is not None else 0
         steps = settings.steps - personal_steps
@@ -73,6 +75,25 @@ class ClientLearners:
         anchor[:, self.columns] = self.shared.anchor[:, self.columns]
         self.personal.skip_to(rounds_before * personal_steps)
         return reports, self.personal.train(personal_steps, instruction.begin, instruction.end, anchor)
+
+    def _steer(self, row: int, state: Sequence[float]) -> None:
+        """Take the state of a curriculum that the server steers; ValueError if it is not that of this client."""
+        states = {} if self.shared.levels is None else self.shared.levels.states
+        size = states[row].size if self.scenario.curriculum.by == "server" and row in states else 0
+        if len(state) != size:
+            raise ValueError(
+                f"client {self.names[row]}: the server steers a curriculum of {len(state)} numbers, and this client"
+                f" expects {size}; give both the same scenario"
+            )
+        if size:
+            states[row] = np.array(state, np.float64)
+
+    def evidence(self, row: int) -> tuple[float, ...]:
+        """What a client's returns in the last round say of its levels, for a server that steers; empty without one."""
+        levels = self.shared.levels
+        if levels is None or row not in levels.evidence or self.scenario.curriculum.by != "server":
+            return ()
+        return tuple(levels.evidence[row].ravel().tolist())
 
     def fisher(self, number: int) -> list[np.ndarray]:
         """The diagonal of the Fisher matrix of each client's shared blocks, [S] each."""

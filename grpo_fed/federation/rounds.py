@@ -161,6 +161,7 @@ class Federation:
         trained = self._train(round, failures) if self.buffer is None else self._collect(self.buffer, round, failures)
         self._refuse_absurd_returns(trained.replies, failures)
         self._complete_last_round(trained.replies)
+        self.server.steer(trained.replies)
         last_kl = self.server.observe_last_step(trained.replies, trained.merge.weights)
         aggregation: Aggregation | None = None
         if self._has_quorum(len(trained.replies), trained.expected):
@@ -255,8 +256,11 @@ class Federation:
         begin, end = (round - 1) / self.scenario.rounds, round / self.scenario.rounds
         plan = EvaluationPlan(round - 1) if self.recorder.waits else None
         asked = {} if self.state.evidence is None else self.state.evidence.asked
+        measures, levels = self._measures_last_step, self.server.curricula
         instructions = {
-            name: Train(self.state.start(name, round), begin, end, self._measures_last_step, plan, asked.get(name, ()))
+            name: Train(
+                self.state.start(name, round), begin, end, measures, plan, asked.get(name, ()), levels.get(name, ())
+            )
             for name in clients
         }
         for name, answer in self._ask(round, instructions, failures):

@@ -12,7 +12,13 @@ from grpo_fed.policy.make import make_policy
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.reports.explain_language import explain_language
 from grpo_fed.reports.explain_merge import explain_merge
-from grpo_fed.reports.explain_setups import explain_adaptation, explain_optimiser, explain_rewards, explain_start
+from grpo_fed.reports.explain_setups import (
+    explain_adaptation,
+    explain_levels,
+    explain_optimiser,
+    explain_rewards,
+    explain_start,
+)
 from grpo_fed.reports.formatting import format_count, list_names
 from grpo_fed.scenario.methods import METHODS, Method
 from grpo_fed.scenario.presets import PRESETS, Preset
@@ -109,6 +115,7 @@ def _explain_rounds(scenario: Scenario) -> Iterator[str]:
         )
     yield from explain_language(scenario)
     yield from _explain_changes(scenario)
+    yield from explain_levels(scenario)
     sampling, stop = scenario.round, scenario.stop
     who = "All" if sampling.fraction == 1 else f"A random {sampling.fraction:.0%} of the"
     deadline = (

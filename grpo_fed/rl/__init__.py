@@ -9,6 +9,7 @@
     stacked_policies.py  StackedPolicies: policies given as arrays, evaluated and measured
     client_stack.py      clients as rows of tensors, and the chunks of rows that an update works on
     records.py           Batch, Minibatch, Episode, TrainingReport, Evaluation
+    levels.py            the levels of a task that clients train on
     rollout.py           collecting experience
     trajectories.py      the collected steps
     batch.py             from experience to a batch, with the policy's and the critic's output

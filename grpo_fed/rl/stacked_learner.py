@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias, final
 
 import numpy as np
@@ -23,6 +24,7 @@ from grpo_fed.rl.device import resolve_device
 from grpo_fed.rl.episode_groups import episode_seeds, group_episodes
 from grpo_fed.rl.evaluation import EvaluatedClients, evaluate
 from grpo_fed.rl.learner import Learner, State, join_states, sub_state
+from grpo_fed.rl.levels import ClientLevels
 from grpo_fed.rl.measurement import MeasurementStates, fisher_diagonal
 from grpo_fed.rl.memory import keep_freed_memory
 from grpo_fed.rl.records import Evaluation, TrainingReport
@@ -47,6 +49,7 @@ from grpo_fed.tasks.gym_task import GymTask
 CHUNK = 16
 """Clients in one stack on a CPU: larger ones leave the cache."""
 MEASUREMENT_STATES = "measurement_states"
+CURRICULUM = "curriculum"
 OBSERVATION_NORMALISER, REWARD_NORMALISER = "observation_normaliser", "reward_normaliser"
 """Names in a client's state of an array and of parts that are read without a learner."""
 
@@ -61,6 +64,8 @@ class DivergedError(RuntimeError):
 @final
 class StackedLearner(Learner):
     """Trains K clients as rows of the same tensors."""
+
+    levels: ClientLevels
 
     def __init__(
         self,
@@ -99,6 +104,7 @@ class StackedLearner(Learner):
         self.drift, self.optimiser_steps = self._tensors.drift, self._tensors.adam.count
         self.stacks = self._make_stacks(shared)
         self.collector = make_collector(self.tasks, self.seeds, self.policy, scenario, env_cache)
+        self.levels = ClientLevels(self.tasks, self.seeds, scenario, self.collector)
         self.observation_normaliser = self.collector.observation_normaliser
         load_first_moments(self.observation_normaliser, dict(enumerate(starts)))
         counts = np.zeros((len(tasks), 3), np.int64)
@@ -135,6 +141,9 @@ class StackedLearner(Learner):
         self.anchor.copy_(self.parameters if anchor is None else anchor)
         self.steps_due += steps
         records = [TrainingRecord() for _ in self.tasks]
+        if self.levels.curricula:
+            self._begin_episodes()
+            self.levels.begin_round(self.updates_done, begin)
         while (behind := self.steps_done < self.steps_due).any():
             progress = begin + (end - begin) * (1 - (self.steps_due - self.steps_done).clip(0) / steps)
             trajectories, groups = self.collect(behind)
@@ -161,8 +170,12 @@ class StackedLearner(Learner):
             self.updates_done += behind
         self._sample_measurement_states([record.trajectories for record in records])
         penalties = [metrics for stack in self.stacks for metrics in measure_penalty(stack)]
-        return [
+        reports = [
             record.report(name, metrics) for record, name, metrics in zip(records, self.names, penalties, strict=True)
+        ]
+        return [
+            replace(report, more={**report.more, **self.levels.end_round(row, report.episodes, begin)})
+            for row, report in enumerate(reports)
         ]
 
     def collect(self, behind: np.ndarray) -> tuple[Trajectories, Tensor | None]:
@@ -173,8 +186,7 @@ class StackedLearner(Learner):
         settings, actor = self.scenario, Actor(self.policy, self.parameters)
         copies = settings.rollout.num_envs
         if settings.objective.advantage == "gae":
-            if self.collector.observations is None:
-                self.collector.begin(self._first_streams())
+            self._begin_episodes()
             return self.collector.collect_steps(actor, settings.rollout.horizon, self.updates_done), None
         seeds = episode_seeds(settings.group, self.seeds, copies, self.updates_done)
         trajectories = self.collector.collect_episodes(actor, self.max_episode_steps, self.updates_done, seeds, behind)
@@ -228,6 +240,7 @@ class StackedLearner(Learner):
         parts: dict[str, State] = {"rollout": self.collector.state(row)}
         parts |= {name: normaliser.state(row) for name, normaliser in self._normalisers.items()}
         arrays = {name: _read_row(rows, row) for name, rows in self._state_arrays.items()}
+        arrays |= {CURRICULUM: self.levels.states[row]} if row in self.levels.states else {}
         return {name: np.array(array) for name, array in (arrays | join_states(parts)).items()}
 
     def load(self, states: Sequence[State]) -> None:
@@ -235,6 +248,8 @@ class StackedLearner(Learner):
         for row, state in enumerate(states):
             for name, rows in self._state_arrays.items():
                 _write_row(rows, row, state[name])
+            if row in self.levels.states:
+                self.levels.states[row] = state[CURRICULUM]
             for name, normaliser in self._normalisers.items():
                 normaliser.load(row, sub_state(state, name))
         self.collector.load([sub_state(state, "rollout") for state in states], self._first_streams())
@@ -273,6 +288,11 @@ class StackedLearner(Learner):
             )
             for start in range(0, clients, chunk)
         ]
+
+    def _begin_episodes(self) -> None:
+        """Begin the first episodes, unless some run already or every batch begins its own."""
+        if self.collector.observations is None and self.scenario.objective.advantage == "gae":
+            self.collector.begin(self._first_streams())
 
     def _first_streams(self) -> np.ndarray:
         """Names of the streams of episodes that the copies begin their tasks with, [K * N] uint64.

@@ -26,6 +26,8 @@ STALENESS, MERGE_LENGTH, VIRTUAL_SECONDS = "fed/staleness", "fed/merge_length", 
 COMPARISON_EPISODES = "fed/comparison_episodes"
 RHO_BY_GROUP, LEFT, RETURNED, STAYED = "rho_by_group", "left", "returned", "stayed"
 COMPARISON = "comparison"
+CURRICULUM_SIZE, CURRICULUM_SOLVED, CURRICULUM_VISITED = "curriculum/size", "curriculum/solved", "curriculum/visited"
+CURRICULUM_LOW, CURRICULUM_HIGH = "curriculum_low/", "curriculum_high/"
 ADAPTED_RETURN, ADAPTATION = "eval/adapted_return", "adaptation/"
 
 
@@ -89,6 +91,13 @@ TABLE = (
         "Norm of what is penalised in the block: its parameters, or their difference from the shared ones.",
         reported=True,
     ),
+    Metric(
+        CURRICULUM_SIZE, "Part of the range of levels that training was in, a mean over the arguments.", reported=True
+    ),
+    Metric(CURRICULUM_LOW, "The lowest value of the argument that a level could have in training.", reported=True),
+    Metric(CURRICULUM_HIGH, "The highest value of the argument that a level could have in training.", reported=True),
+    Metric(CURRICULUM_SOLVED, "Part of the levels that succeed more often than not, by the estimate.", reported=True),
+    Metric(CURRICULUM_VISITED, "Part of the levels of which an episode has ended in training.", reported=True),
     Metric(CLIENTS_OK, "Clients that trained in the round."),
     Metric(CLIENTS_FAILED, "Clients that were asked and gave no valid answer."),
     Metric(STALENESS, "Merges between a client's beginning and the one that its answer is in."),

@@ -8,6 +8,7 @@
     importing.py    objects that a scenario names by `module:Name`
     field_types.py  types of values that settings take
     checks.py       contradictions between keys
+    curriculum_checks.py contradictions of levels, and of who moves them
     hostile_checks.py contradictions of hostile clients and of mixing
     language_checks.py contradictions of clients with prompts
     unused.py       keys that were given and have no effect

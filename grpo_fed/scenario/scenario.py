@@ -36,6 +36,7 @@ from grpo_fed.scenario.settings import (
     RolloutSettings,
     RoundSettings,
     Section,
+    SteeringSettings,
     StopSettings,
     TrustSettings,
     WireSettings,
@@ -101,6 +102,7 @@ class Scenario(Section):
     proximity: ProximitySettings = ProximitySettings()
     round: RoundSettings = RoundSettings()
     wire: WireSettings = WireSettings()
+    curriculum: SteeringSettings = SteeringSettings()
     stop: StopSettings = StopSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()

@@ -83,7 +83,9 @@ def _keys_in(source: Source) -> Iterator[KeyPath]:
     """List the keys of a scenario that a source gives."""
     clients = source.data.get("clients", [])
     for path, _ in all_keys(Scenario):
-        numbered = [("clients", number, path[-1]) for number in range(len(clients))] if path[0] == "clients" else [path]
+        numbered = (
+            [("clients", number, *path[1:]) for number in range(len(clients))] if path[0] == "clients" else [path]
+        )
         yield from (key for key in numbered if source.has_key(key))
 
 

@@ -5,6 +5,8 @@ It is a part of the table in unused_table.py, whose rows come first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.unused_rows import Unused
 
@@ -13,6 +15,16 @@ def _judges_by_scale_free_scores(scenario: Scenario) -> bool:
     """Whether only the order or the spread of a group's returns counts, so that a common factor does not."""
     is_free = scenario.objective.advantage == "group" and scenario.group.score in ("zscore", "rank")
     return is_free and scenario.rollout.reward_clip is None
+
+
+def kinds_of_curriculum(scenario: Scenario) -> set[str]:
+    """List the kinds of curriculum of the clients that train."""
+    return {entry.curriculum.kind for entry in scenario.clients if entry.trains and entry.curriculum is not None}
+
+
+def _has_no_curriculum(*kinds: str) -> Callable[[Scenario], bool]:
+    """Make the condition that no client which trains has a curriculum of one of these kinds."""
+    return lambda scenario: kinds_of_curriculum(scenario).isdisjoint(kinds)
 
 
 def _has_prompts_alone(scenario: Scenario) -> bool:
@@ -50,6 +62,41 @@ SETUPS_UNUSED: tuple[Unused, ...] = (
         lambda scenario: not scenario.normalise.observations,
         "all blocks are shared, and the shared ones are the server's",
         lambda tasks: not tasks.private_blocks,
+    ),
+    Unused(
+        ("curriculum.by",),
+        _has_no_curriculum("return", "expanding", "learnability"),
+        "no client that trains has a curriculum that returns move",
+    ),
+    Unused(
+        ("clients.curriculum.start",),
+        _has_no_curriculum("schedule", "return", "expanding"),
+        "no curriculum of a client that trains begins with a box",
+    ),
+    Unused(
+        ("clients.curriculum.until",),
+        _has_no_curriculum("schedule"),
+        'no client that trains has a curriculum of the kind "schedule"',
+    ),
+    Unused(
+        ("clients.curriculum.target",),
+        _has_no_curriculum("return", "expanding", "learnability"),
+        "no client that trains has a curriculum that returns move",
+    ),
+    Unused(
+        ("clients.curriculum.floor", "clients.curriculum.step", "clients.curriculum.episodes"),
+        _has_no_curriculum("return", "expanding"),
+        "no client that trains has a box that returns move",
+    ),
+    Unused(
+        ("clients.curriculum.edges",),
+        _has_no_curriculum("expanding"),
+        'no client that trains has a curriculum of the kind "expanding"',
+    ),
+    Unused(
+        ("clients.curriculum.levels", "clients.curriculum.explore", "clients.curriculum.fade"),
+        _has_no_curriculum("learnability"),
+        'no client that trains has a curriculum of the kind "learnability"',
     ),
 )
 """The rows."""

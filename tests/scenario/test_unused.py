@@ -50,6 +50,7 @@ ALWAYS_USED = {
     *("objective.normalise_advantages", "objective.average"),
     *("trust.blocks", "personal.first", "personal.model", "personal.inner_rate"),
     *("clients.name", "clients.env", "clients.count", "clients.kwargs", "clients.wrappers"),
+    *("clients.curriculum.kind", "clients.curriculum.ranges"),
     *("clients.trains", "clients.entropy", "clients.penalty", "clients.changes.round", "clients.changes.kwargs"),
     *("clients.prompts", "clients.eval_prompts", "clients.attack"),
     *("clients.rewards.function", "clients.rewards.weight", "clients.rewards.kwargs"),
@@ -74,7 +75,7 @@ def every_key(scenario: Scenario) -> Iterator[KeyPath]:
     """List every key, those of the clients for each of their tables."""
     for path, _ in all_keys(Scenario):
         if path[0] == "clients":
-            yield from (("clients", number, path[-1]) for number in range(len(scenario.clients)))
+            yield from (("clients", number, *path[1:]) for number in range(len(scenario.clients)))
         else:
             yield path
 
@@ -136,6 +137,21 @@ def test_a_client_is_named_by_its_table(tmp_path: Path):
     lines = unused_lines(tmp_path, CARTS, *overrides, "merge.rule=huber")
     assert [line.split(":")[0] for line in lines] == ["carts.toml", "--set clients.cart.learning_rate=0.1"]
     assert all("trust.target sets the length of the step" in line for line in lines)
+
+
+def test_keys_of_other_kinds_of_curriculum_have_no_effect(tmp_path: Path):
+    ranges = "ranges = { length = [0.1, 2.0] }, start = { length = [0.5, 0.5] }"
+    text = CARTS.replace("[merge]\nthreshold = 0.1\n", '[curriculum]\nby = "server"\n').replace(
+        "CartPole-v1", "grpo_fed/CartPole-v1"
+    )
+    text += f'curriculum = {{ kind = "schedule", {ranges}, until = 0.4, edges = 0.2 }}\n'
+    by, edges = unused_lines(tmp_path, text)
+    assert by.endswith('by = "server": has no effect: no client that trains has a curriculum that returns move')
+    assert edges.startswith("carts.toml:11: clients.cart.curriculum.edges = 0.2: has no effect: no client that trains")
+    (until,) = unused_lines(
+        tmp_path, text, "clients.cart.curriculum.kind=expanding", "clients.cart.curriculum.target=9"
+    )
+    assert "clients.cart.curriculum.until = 0.4: has no effect" in until
 
 
 def test_squash_has_no_effect_where_no_client_has_a_box_of_actions(tmp_path: Path):
