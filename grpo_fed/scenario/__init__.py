@@ -4,6 +4,7 @@
     scenario.py     Scenario: all sections together, from TOML and back
     presets.py      rows of values for what a client optimises: ppo, trpo, grpo, ...
     methods.py      rows of values for how clients share: fedavg, ditto, grpo, ...
+    curricula.py    how the levels of a client's task are chosen, in a table
     tables.py       what such rows are, and how a user's own is found
     importing.py    objects that a scenario names by `module:Name`
     field_types.py  types of values that settings take

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from grpo_fed.scenario.curricula import CURRICULA
 from grpo_fed.scenario.language_checks import Contradiction
 from grpo_fed.scenario.settings import ClientSettings, CurriculumSettings
 from grpo_fed.scenario.toml.lines import KeyPath
@@ -12,9 +13,9 @@ from grpo_fed.scenario.toml.lines import KeyPath
 if TYPE_CHECKING:
     from grpo_fed.scenario.scenario import Scenario
 
-KINDS_WITH_BOX = ("schedule", "return", "expanding")
+KINDS_WITH_BOX = tuple(name for name, kind in CURRICULA.items() if "start" in kind.keys)
 """The kinds of curriculum whose levels are drawn from a box that begins as `start`."""
-KINDS_BY_RETURNS = ("return", "expanding", "learnability")
+KINDS_BY_RETURNS = tuple(name for name, kind in CURRICULA.items() if kind.by_returns)
 """The kinds of curriculum that returns move."""
 NO_LEVELS = ("max_episode_steps", "render_mode")
 """Arguments that are gymnasium's, and not the environment's."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from grpo_fed.scenario.curricula import CURRICULA
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.unused_rows import Unused
 
@@ -17,14 +18,19 @@ def _judges_by_scale_free_scores(scenario: Scenario) -> bool:
     return is_free and scenario.rollout.reward_clip is None
 
 
-def kinds_of_curriculum(scenario: Scenario) -> set[str]:
+def _kinds_of_curriculum(scenario: Scenario) -> set[str]:
     """List the kinds of curriculum of the clients that train."""
     return {entry.curriculum.kind for entry in scenario.clients if entry.trains and entry.curriculum is not None}
 
 
 def _has_no_curriculum(*kinds: str) -> Callable[[Scenario], bool]:
     """Make the condition that no client which trains has a curriculum of one of these kinds."""
-    return lambda scenario: kinds_of_curriculum(scenario).isdisjoint(kinds)
+    return lambda scenario: _kinds_of_curriculum(scenario).isdisjoint(kinds)
+
+
+def _any_of(key: str) -> str:
+    """List the kinds of curriculum that read a key."""
+    return " or ".join(f'"{name}"' for name, kind in CURRICULA.items() if key in kind.keys)
 
 
 def _has_prompts_alone(scenario: Scenario) -> bool:
@@ -65,38 +71,16 @@ SETUPS_UNUSED: tuple[Unused, ...] = (
     ),
     Unused(
         ("curriculum.by",),
-        _has_no_curriculum("return", "expanding", "learnability"),
+        _has_no_curriculum(*(name for name, kind in CURRICULA.items() if kind.by_returns)),
         "no client that trains has a curriculum that returns move",
     ),
-    Unused(
-        ("clients.curriculum.start",),
-        _has_no_curriculum("schedule", "return", "expanding"),
-        "no curriculum of a client that trains begins with a box",
-    ),
-    Unused(
-        ("clients.curriculum.until",),
-        _has_no_curriculum("schedule"),
-        'no client that trains has a curriculum of the kind "schedule"',
-    ),
-    Unused(
-        ("clients.curriculum.target",),
-        _has_no_curriculum("return", "expanding", "learnability"),
-        "no client that trains has a curriculum that returns move",
-    ),
-    Unused(
-        ("clients.curriculum.floor", "clients.curriculum.step", "clients.curriculum.episodes"),
-        _has_no_curriculum("return", "expanding"),
-        "no client that trains has a box that returns move",
-    ),
-    Unused(
-        ("clients.curriculum.edges",),
-        _has_no_curriculum("expanding"),
-        'no client that trains has a curriculum of the kind "expanding"',
-    ),
-    Unused(
-        ("clients.curriculum.levels", "clients.curriculum.explore", "clients.curriculum.fade"),
-        _has_no_curriculum("learnability"),
-        'no client that trains has a curriculum of the kind "learnability"',
+    *(
+        Unused(
+            (f"clients.curriculum.{key}",),
+            _has_no_curriculum(*(name for name, kind in CURRICULA.items() if key in kind.keys)),
+            f"of the curricula of clients that train none is {_any_of(key)}",
+        )
+        for key in dict.fromkeys(key for kind in CURRICULA.values() for key in kind.keys)
     ),
 )
 """The rows."""

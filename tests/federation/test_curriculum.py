@@ -240,7 +240,7 @@ def test_a_state_of_another_curriculum_is_refused(tmp_path: Path):
     setup = FederationSetup.of(given)
     clients = Clients(given, setup.shared_blocks, list(setup.tasks_by_policy[0]), StateStore(tmp_path, durable=False))
     start = Start("run", 1, setup.shared_blocks.initial.numpy())
-    with pytest.raises(ValueError, match="client pole-0: the server steers a curriculum of 3 numbers.* expects 6"):
+    with pytest.raises(ValueError, match=r"client pole-0: the server steers a curriculum of 3 numbers.* expects 6"):
         clients.answer({"pole-0": Train(start, 0.0, 0.25, curriculum=(0.0, 0.0, 0.0))})
     clients.close()
 

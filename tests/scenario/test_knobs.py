@@ -93,8 +93,9 @@ PERSONAL = ["personal.model=true", "steps=256", "personal.steps=0.5"]
 SPARSE, NESTED = [*PENALTY, "penalty.kind=sparse-group"], [*PENALTY, "penalty.kind=nested"]
 CHANGED = ["clients.0.changes=[{ round = 2, kwargs = { scale = 2.0 } }]"]
 LEVELS = [
-    "clients.0.curriculum={ ranges = { scale = [0.5, 3.0] }, start = { scale = [0.9, 1.1] }, target = -20, levels = 4,"
-    " episodes = 1, step = 1.0 }"
+    "clients.0.curriculum.ranges={ scale = [0.5, 3.0] }",
+    *(f"clients.0.curriculum.{value}" for value in ("target=-20", "levels=4", "episodes=1", "step=1.0")),
+    "clients.0.curriculum.start={ scale = [0.9, 1.1] }",
 ]
 SCHEDULE, RETURN, EXPANDING, LEARNABILITY = (
     [*LEVELS, f"clients.0.curriculum.kind={kind}"] for kind in ("schedule", "return", "expanding", "learnability")
@@ -197,7 +198,6 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "clients.0.curriculum.episodes": (GROWN, "1_000"),
     "clients.0.curriculum.edges": (EXPANDING, "1.0"),
     "clients.0.curriculum.levels": (LEARNABILITY, "8"),
-    "clients.0.curriculum.explore": ([*LEARNABILITY, "clients.0.curriculum.levels=200"], "1.0"),
     "clients.0.wrappers": (DEFAULT, "['tests.scenario.test_knobs:halve_rewards']"),
     "clients.0.learning_rate": (DEFAULT, "0.01"),
     "clients.0.entropy": (DEFAULT, "0.1"),
@@ -209,6 +209,7 @@ EXCEPTIONS = {
     "policy.shared": "determines what a server merges",
     "penalty.kind": "is needed by penalty.l1 and penalty.outer",
     "clients.count": "is the number of clients",
+    "clients.curriculum.explore": "needs more than two rounds to tell levels apart, see tests/tasks/test_curriculum.py",
     "clients.curriculum.fade": "counts from the third round on, see tests/tasks/test_curriculum.py",
     "clients.attack": "changes what the server is sent",
     "clients.strength": "changes what the server is sent",
