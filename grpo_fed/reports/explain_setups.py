@@ -44,7 +44,8 @@ def explain_levels(scenario: Scenario) -> Iterator[str]:
     """Explain which levels tasks have, how those of training are chosen, and who moves them."""
     entries = [(entry, entry.curriculum) for entry in scenario.clients if entry.curriculum is not None]
     for entry, curriculum in entries:
-        yield f"Levels of {entry.name}: {_box_in_words(curriculum.ranges)}. {_draws_in_words(curriculum)}."
+        what = _box_in_words(curriculum.ranges) if curriculum.ranges else "the seeds of episodes"
+        yield f"Levels of {entry.name}: {what}. {_draws_in_words(curriculum)}."
     if not entries:
         return
     yield "Evaluations play levels that are spread evenly over all ranges."
@@ -84,6 +85,11 @@ def _draws_in_words(curriculum: CurriculumSettings) -> str:
             return (
                 f"Training draws from {curriculum.levels:,} levels, by how uncertain it is that an episode returns"
                 f" {curriculum.target:g} or more, and {curriculum.explore:.0%} of them alike"
+            )
+        case "replay":
+            return (
+                f"Training plays new seeds in {curriculum.explore:.0%} of the copies, and in the others again those of"
+                f" {curriculum.levels:,} seeds where the critic errs most"
             )
         case _:
             return "Training draws from all of this alike"

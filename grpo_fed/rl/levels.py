@@ -7,12 +7,14 @@ from typing import final
 
 import numpy as np
 
-from grpo_fed.rl.records import Episode
+from grpo_fed.rl.advantages import LearningTargets
+from grpo_fed.rl.records import Batch, Episode
 from grpo_fed.rl.rng import Purpose, generator
 from grpo_fed.rl.rollout import Collector
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.curriculum import advance, describe_state, draw_levels, first_state, gather_evidence
 from grpo_fed.tasks.gym_task import GymTask
+from grpo_fed.tasks.level_replay import remember_scores
 
 
 @final
@@ -33,6 +35,10 @@ class ClientLevels:
         """What each curriculum remembers, by the row of the client."""
         self.evidence: dict[int, np.ndarray] = {}
         """[2, S]: what the last round's episodes say, by the row of the client."""
+        self._errors: dict[int, dict[float, tuple[float, int]]] = {
+            row: {} for row, curriculum in self.curricula.items() if curriculum.settings.kind == "replay"
+        }
+        """By row of a client that replays levels: the sum of the critic's errors at each seed, and the steps there."""
         self._seeds, self._collector = seeds, collector
         self._is_steered = scenario.curriculum.by == "server"
         self._alike = scenario.group.size if scenario.objective.advantage == "group" else 1
@@ -53,16 +59,44 @@ class ClientLevels:
         if row not in self.curricula:
             return {}
         curriculum, state = self.curricula[row], self.states[row]
-        levels = np.array([episode.level for episode in episodes], np.float64).reshape(-1, len(curriculum.names))
+        if row in self._errors:
+            self.states[row] = self._replay(row)
+            return describe_state(curriculum, self.states[row], progress)
+        levels = np.array([episode.level for episode in episodes], np.float64).reshape(-1, len(curriculum.level_names))
         returns = np.array([episode.score for episode in episodes], np.float64)
         self.evidence[row] = gather_evidence(curriculum, state, progress, levels, returns)
         if not self._is_steered:
             self.states[row] = advance(curriculum, state, self.evidence[row])
         return describe_state(curriculum, state, progress)
 
+    def observe_errors(self, rows: slice, active: np.ndarray, batch: Batch, targets: LearningTargets) -> None:
+        """Add up how far the critic was off in the steps of a batch, by the levels that these were played at.
+
+        rows: of the clients in the batch. active: [K] bool, which of them learn from it.
+        """
+        replaying = [client for client in np.flatnonzero(active).tolist() if rows.start + client in self._errors]
+        if not replaying:
+            return
+        errors = (targets.returns - batch.values).abs().cpu().numpy().astype(np.float64)
+        ends, valid = batch.ends.cpu().numpy(), batch.valid.cpu().numpy()
+        for client in replaying:
+            row = rows.start + client
+            before, coming = self._collector.levels_before[row][:, 0], self._collector.coming_levels[row][:, 0]
+            seeds = np.where(np.cumsum(ends[client], 0) - ends[client] > 0, coming, before)
+            for seed in np.unique(seeds[valid[client]]).tolist():
+                of_level = errors[client][valid[client] & (seeds == seed)]
+                total, steps = self._errors[row].get(seed, (0.0, 0))
+                self._errors[row][seed] = total + float(of_level.sum()), steps + of_level.size
+
+    def _replay(self, row: int) -> np.ndarray:
+        """Score the levels that a client played in a round by their mean errors; return the state after it."""
+        errors, self._errors[row] = self._errors[row], {}
+        seeds, scores = np.array(list(errors)), np.array([total / steps for total, steps in errors.values()])
+        return remember_scores(self.curricula[row].settings, self.states[row], seeds, scores)
+
     def _set_levels(self, row: int, number: int, progress: float) -> None:
         """Draw a client's levels from the `number`-th stream of its own."""
         curriculum, copies = self.curricula[row], self._collector.shape[1]
         draws = generator(self._seeds[row], Purpose.LEVELS, number)
         levels = draw_levels(curriculum, self.states[row], progress, draws, copies // self._alike)
-        self._collector.set_levels(row, curriculum.names, levels.repeat(self._alike, axis=0))
+        self._collector.set_levels(row, curriculum.level_names, levels.repeat(self._alike, axis=0))

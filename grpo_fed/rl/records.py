@@ -75,7 +75,7 @@ class Episode:
     terminated: bool
     """True where the task ended it, False where it was truncated."""
     level: tuple[float, ...] = ()
-    """[P]: the level that it was played at; empty for a task without levels."""
+    """[Q]: the level that it was played at; empty for a task without levels."""
 
 
 @dataclass(frozen=True)

@@ -79,11 +79,13 @@ class Collector:
     action_log: ActionLog = field(default_factory=lambda: ActionLog(0, 0))
     """Actions of the running episodes, from which these can be replayed."""
     levels: dict[int, np.ndarray] = field(default_factory=dict)
-    """[N, P] by client: the levels of the running episodes, of a client whose task has levels."""
+    """[N, Q] by client: the levels of the running episodes, of a client whose task has levels."""
+    levels_before: dict[int, np.ndarray] = field(default_factory=dict)
+    """[N, Q] by client: the levels of the episodes that ran when the last steps were collected first."""
     coming_levels: dict[int, np.ndarray] = field(default_factory=dict)
-    """[N, P] by client: the levels of the episodes that its copies begin from now on."""
+    """[N, Q] by client: the levels of the episodes that its copies begin from now on."""
     level_names: dict[int, Sequence[str]] = field(default_factory=dict)
-    """[P] by client: the arguments that a level gives values to."""
+    """[Q] by client: what a level has values for."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -91,7 +93,7 @@ class Collector:
         return len(self.names), self.envs.size // len(self.names)
 
     def set_levels(self, client: int, names: Sequence[str], levels: np.ndarray) -> None:
-        """Set the levels of the episodes that a client's copies begin from now on, [N, P]. names: [P]."""
+        """Set the levels of the episodes that a client's copies begin from now on, [N, Q]. names: [Q]."""
         self.coming_levels[client], self.level_names[client] = levels, names
         self.envs.set_levels(name_levels(names, levels, client * self.shape[1]))
 
@@ -117,6 +119,7 @@ class Collector:
         assert self.observations is not None, "begin() comes first"
         observations, envs, distribution = self.observations, self.envs, self.distribution
         noise = self._noise(self._generators(numbers), horizon)
+        self.levels_before = {client: levels.copy() for client, levels in self.levels.items()}
         buffer = StepBuffer.empty(horizon, envs.size, envs.observation_size, distribution.action_size)
         for t in range(horizon):
             actions = distribution.sample(actor(observations), noise[t]).reshape(envs.size, -1)

@@ -154,6 +154,7 @@ class StackedLearner(Learner):
                 batch = make_batch(self.policy, stack.views, trajectories, rows, critic=groups is None)
                 longest = torch.from_numpy(self.max_episode_steps[rows]).to(self.device)
                 targets = learning_targets(batch, None if groups is None else groups[rows], longest, self.scenario)
+                self.levels.observe_errors(rows, behind[rows], batch, targets)
                 active = None if behind[rows].all() else torch.from_numpy(behind[rows]).to(self.device)
                 losses = update_clients(stack, batch, targets, active, self.updates_done[rows], progress[rows])
                 for client in np.flatnonzero(behind[rows]):

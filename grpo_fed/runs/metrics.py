@@ -27,6 +27,7 @@ COMPARISON_EPISODES = "fed/comparison_episodes"
 RHO_BY_GROUP, LEFT, RETURNED, STAYED = "rho_by_group", "left", "returned", "stayed"
 COMPARISON = "comparison"
 CURRICULUM_SIZE, CURRICULUM_SOLVED, CURRICULUM_VISITED = "curriculum/size", "curriculum/solved", "curriculum/visited"
+CURRICULUM_SCORE = "curriculum/score"
 CURRICULUM_LOW, CURRICULUM_HIGH = "curriculum_low/", "curriculum_high/"
 ADAPTED_RETURN, ADAPTATION = "eval/adapted_return", "adaptation/"
 
@@ -97,6 +98,7 @@ TABLE = (
     Metric(CURRICULUM_LOW, "The lowest value of the argument that a level could have in training.", reported=True),
     Metric(CURRICULUM_HIGH, "The highest value of the argument that a level could have in training.", reported=True),
     Metric(CURRICULUM_SOLVED, "Part of the levels that succeed more often than not, by the estimate.", reported=True),
+    Metric(CURRICULUM_SCORE, "Mean |advantage| of the levels that may be replayed.", reported=True),
     Metric(CURRICULUM_VISITED, "Part of the levels of which an episode has ended in training.", reported=True),
     Metric(CLIENTS_OK, "Clients that trained in the round."),
     Metric(CLIENTS_FAILED, "Clients that were asked and gave no valid answer."),

@@ -58,4 +58,11 @@ CURRICULA: Mapping[str, CurriculumKind] = {
         "Where you know no easy levels to begin with, and success is a return.",
         by_returns=True,
     ),
+    "replay": CurriculumKind(
+        "levels by seeds, replayed where the critic errs",
+        "Jiang et al. 2021, 2010.03934: prioritised level replay, by rank of the mean |advantage|.",
+        ("levels", "explore", "temperature", "staleness"),
+        "Where a seed decides more than any argument does, as in environments that are generated. Needs a critic.",
+        by_returns=False,
+    ),
 }

@@ -34,6 +34,8 @@ def curriculum_contradictions(scenario: Scenario) -> Iterator[Contradiction]:
         if scenario.objective.advantage == "group" and group.by != "start":
             text = 'episodes of one group must be of one level: use group.by = "start"'
             yield text, (path, ("group", "by"), ("objective", "advantage"))
+        if curriculum.kind == "replay":
+            yield from _replay_contradictions(scenario, path)
         if scenario.curriculum.by == "server" and curriculum.kind in KINDS_BY_RETURNS:
             yield from _steering_contradictions(scenario, path)
 
@@ -56,6 +58,9 @@ def _range_contradictions(curriculum: CurriculumSettings, path: KeyPath) -> Iter
 def _kind_contradictions(curriculum: CurriculumSettings, path: KeyPath) -> Iterator[Contradiction]:
     """Check that a kind has what it needs."""
     kind = (*path, "kind")
+    if not curriculum.ranges and curriculum.kind != "replay":
+        text = f'kind = "{curriculum.kind}" needs ranges, such as {{ length = [0.05, 2.0] }}'
+        yield text, ((*path, "ranges"), kind)
     if curriculum.kind in KINDS_WITH_BOX and not curriculum.start:
         text = f'kind = "{curriculum.kind}" needs start, the box of levels that it begins with'
         yield text, ((*path, "start"), kind)
@@ -85,6 +90,17 @@ def _argument_contradictions(
             if name in change.kwargs:
                 text = "is in both curriculum.ranges and changes; use one of them"
                 yield text, (key, (*entry, "changes", index, "kwargs", name))
+
+
+def _replay_contradictions(scenario: Scenario, path: KeyPath) -> Iterator[Contradiction]:
+    """Check that a client has a critic, and that nothing but its own errors decides."""
+    kind = (*path, "kind")
+    if scenario.objective.advantage != "gae":
+        text = '"replay" goes by the errors of the critic, and there is none: use objective.advantage = "gae"'
+        yield text, (kind, ("objective", "advantage"))
+    if scenario.curriculum.by == "server":
+        text = '"replay" goes by advantages, and a server steers by returns alone: use curriculum.by = "client"'
+        yield text, (kind, ("curriculum", "by"))
 
 
 def _steering_contradictions(scenario: Scenario, path: KeyPath) -> Iterator[Contradiction]:

@@ -535,12 +535,14 @@ class CurriculumSettings(Section):
     Evaluations play levels that are spread evenly over all `ranges`, whatever the kind; see docs/curriculum.md.
     """
 
-    kind: Literal["uniform", "schedule", "return", "expanding", "learnability"] = "uniform"
+    kind: Literal["uniform", "schedule", "return", "expanding", "learnability", "replay"] = "uniform"
     """How the levels of training are chosen. `uniform`: from all `ranges`. `schedule`: from a box that grows from
     `start` to `ranges` by progress; `return`: by the mean return. `expanding`: each edge of the box by the returns at
-    this edge (1910.07113). `learnability`: by p (1 - p), where p is how often a level succeeds (2408.15099)."""
-    ranges: Annotated[dict[str, Range], MinLen(1), MaxLen(11), Field(examples=[{"length": [0.05, 2.0]}])]
-    """Arguments of the environment, each with the lowest and the highest value of a level."""
+    this edge (1910.07113). `learnability`: by p (1 - p), where p is how often a level succeeds (2408.15099). `replay`:
+    seeds, those again where the critic errs most (2010.03934)."""
+    ranges: Annotated[dict[str, Range], MaxLen(11)] = {}
+    """Arguments of the environment, each with the lowest and the highest value of a level. Only `replay` can do without
+    any: then a level is the seed with which an episode begins."""
     start: dict[str, Range] = {}
     """The box of levels that `schedule`, `return` and `expanding` begin with; an argument that it does not have varies
     over all of its range from the beginning."""
@@ -558,11 +560,17 @@ class CurriculumSettings(Section):
     edges: Annotated[float, Gt(0), Le(1)] = 0.5
     """With `expanding`, fraction of the copies of the environment that play at an edge of the box."""
     levels: Annotated[int, Ge(2), Le(10_000)] = 64
-    """With `learnability`, number of levels, spread evenly over `ranges`."""
+    """With `learnability`, number of levels, spread evenly over `ranges`; with `replay`, most levels that may come
+    again."""
     explore: Fraction = 0.25
-    """With `learnability`, fraction of the copies whose levels are chosen with equal probabilities."""
+    """With `learnability`, fraction of the copies whose levels are chosen with equal probabilities; with `replay`, of
+    those that play new levels."""
     fade: Fraction = 0.9
     """With `learnability`, what the successes and failures of a level still count after a round."""
+    temperature: Positive = 0.1
+    """With `replay`, how little the rank of a level's score matters: chances go by (1 / rank)^(1 / temperature)."""
+    staleness: Fraction = 0.1
+    """With `replay`, part of a level's chance that goes by the rounds since it was played."""
 
 
 class RewardSettings(Section):

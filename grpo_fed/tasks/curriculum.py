@@ -1,14 +1,16 @@
 """Levels of a client's task, and how a curriculum chooses those that the client trains on.
 
-A level gives values to P arguments of the client's environment, so that it may differ from episode to episode. All that
-a curriculum remembers is its state, an array of floats, and all that happens to it are pure functions:
+A level gives values to P arguments of the client's environment, so that it may differ from episode to episode; with
+`replay` it also gives the seed that an episode begins with. All that a curriculum remembers is its state, an array of
+floats, and all that happens to it are pure functions:
 
     draw_levels(curriculum, state, progress, ...)    the levels of the episodes that begin in a round
     gather_evidence(curriculum, state, ...)          the returns of the episodes that ended in it, by slot
     advance(curriculum, state, evidence)             the state after the round
 
 What a slot is depends on the kind: all episodes for `return`, an edge of the box for `expanding`, a level for
-`learnability`. Evidence of several clients adds up, so a server that steers them needs nothing else of them.
+`learnability`. Evidence of several clients adds up, so a server that steers them needs nothing else of them. `replay`
+(level_replay.py) has no slots: what moves it are advantages, which stay with the client.
 
 N copies of a client's environment, E episodes that ended, S slots, M levels of `learnability`.
 """
@@ -22,9 +24,12 @@ from typing import final
 import numpy as np
 
 from grpo_fed.scenario.settings import CurriculumSettings
+from grpo_fed.tasks.level_replay import draw_seeds, no_seeds, values_of_seeds
 
 PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29)
 """Bases of the digits that spread levels in the second and further arguments, of which a scenario allows ten."""
+EPISODE_SEED = "episode seed"
+"""What the seed of an episode is called in a level; no argument has a space in its name."""
 PER_SLOT = 3
 """Numbers of a state for each slot."""
 DIGITS = 12
@@ -44,9 +49,14 @@ class Curriculum:
         return tuple(self.settings.ranges)
 
     @property
+    def level_names(self) -> tuple[str, ...]:
+        """[Q]: what a level of training has values for: the arguments, and with `replay` the seed before them."""
+        return (EPISODE_SEED, *self.names) if self.settings.kind == "replay" else self.names
+
+    @property
     def limits(self) -> np.ndarray:
         """[2, P]: the lowest and the highest values."""
-        return np.array(list(self.settings.ranges.values()), np.float64).T
+        return np.array(list(self.settings.ranges.values()), np.float64).reshape(-1, 2).T
 
     @property
     def first_box(self) -> np.ndarray:
@@ -75,8 +85,10 @@ def first_state(curriculum: Curriculum) -> np.ndarray:
 
     With a box that returns move: a fraction of the way to the limits for each slot, the number of episodes that wait to
     be judged there, and the sum of their returns. With `learnability`: faded successes and failures of each level, and
-    the number of all its episodes.
+    the number of all its episodes. With `replay`: as level_replay.py has it.
     """
+    if curriculum.settings.kind == "replay":
+        return no_seeds(curriculum.settings)
     return np.zeros(PER_SLOT * curriculum.slots)
 
 
@@ -131,7 +143,7 @@ def radical_inverse(numbers: np.ndarray, base: int) -> np.ndarray:
 def draw_levels(
     curriculum: Curriculum, state: np.ndarray, progress: float, generator: np.random.Generator, count: int
 ) -> np.ndarray:
-    """Draw the levels of the episodes that `count` copies begin in a round, [N, P].
+    """Draw the levels of the episodes that `count` copies begin in a round, [N, Q].
 
     progress: of the run, 0 to 1, where the round begins.
     """
@@ -139,6 +151,9 @@ def draw_levels(
         chances = level_chances(curriculum, state)
         return spread_levels(curriculum, len(chances))[generator.choice(len(chances), count, p=chances)]
     low, high = edges = box_edges(curriculum, state, progress)
+    if curriculum.settings.kind == "replay":
+        seeds = draw_seeds(curriculum.settings, state, generator, count)
+        return np.column_stack([seeds, values_of_seeds(seeds, low, high)])
     levels: np.ndarray = low + generator.random((count, len(low))) * (high - low)
     if curriculum.settings.kind == "expanding":
         moving = np.flatnonzero(_moves(curriculum, state))
@@ -222,10 +237,15 @@ def describe_state(curriculum: Curriculum, state: np.ndarray, progress: float) -
     The size is the mean over the arguments of the part of the range that is in the box.
     """
     edges, limits = box_edges(curriculum, state, progress), curriculum.limits
-    metrics = {"curriculum/size": float(((edges[1] - edges[0]) / (limits[1] - limits[0])).mean())}
+    metrics = dict[str, float]()
+    if curriculum.names:
+        metrics["curriculum/size"] = float(((edges[1] - edges[0]) / (limits[1] - limits[0])).mean())
     for name, low, high in zip(curriculum.names, *edges.tolist(), strict=True):
         metrics |= {f"curriculum_low/{name}": low, f"curriculum_high/{name}": high}
     if curriculum.settings.kind == "learnability":
         metrics["curriculum/solved"] = float((success_rates(curriculum, state) > 0.5).mean())
         metrics["curriculum/visited"] = float((state[2 * curriculum.slots :] > 0).mean())
+    if curriculum.settings.kind == "replay":
+        seeds, scores, _ = state.reshape(PER_SLOT, -1)
+        metrics |= {"curriculum/score": float(scores[seeds > 0].mean())} if seeds.any() else {}
     return metrics

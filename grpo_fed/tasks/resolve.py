@@ -161,7 +161,7 @@ def _tasks_of_client(
 
 def _check_levels(config: EnvConfig, levels: CurriculumSettings | None, spaces: tuple[Space, Space]) -> None:
     """Raise ValueError if an environment cannot have the levels of its curriculum, or has other spaces with them."""
-    if levels is None:
+    if levels is None or not (levels.ranges or levels.kind == "replay"):
         return
     where = f"client {config.client}: curriculum.ranges"
     if find_env_spec(config).entry_point is None:
@@ -173,7 +173,7 @@ def _check_levels(config: EnvConfig, levels: CurriculumSettings | None, spaces: 
     for name in levels.ranges:
         if family is not None and name not in family.parameters:
             raise ValueError(f"{where}: {name}: no number of {config.env}{suggest_name(name, family.parameters)}")
-    for corner in (0, 1):
+    for corner in (0, 1) if levels.ranges else ():
         level = {name: ends[corner] for name, ends in levels.ranges.items()}
         try:
             found = _find_spaces(replace(config, kwargs={**config.kwargs, **level}))

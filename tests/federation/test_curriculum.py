@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from grpo_fed.engines.alone import AloneEngine, train
@@ -18,6 +19,8 @@ from grpo_fed.federation.setup import FederationSetup
 from grpo_fed.federation.state_store import StateStore
 from grpo_fed.federation.steering import first_states, states_of_clients, steer
 from grpo_fed.reports.explain import explain_scenario
+from grpo_fed.rl.advantages import learning_targets
+from grpo_fed.rl.batch import make_batch
 from grpo_fed.rl.stacked_learner import StackedLearner
 from grpo_fed.runs.records import RoundRecord
 from grpo_fed.scenario.scenario import Scenario
@@ -61,6 +64,7 @@ KINDS = {
     "return": ["clients.pole.curriculum.kind=return"],
     "expanding": [],
     "learnability": ["clients.pole.curriculum.kind=learnability", "clients.pole.curriculum.levels=8"],
+    "replay": ["clients.pole.curriculum.kind=replay", "clients.pole.curriculum.levels=6", "normalise.rewards=true"],
     "server": [SERVER],
     "group": ["objective.preset=grpo", "group.size=2", "rollout.episode_limit=30"],
     "personal": ["personal.model=true", "steps=256"],
@@ -193,6 +197,32 @@ def test_an_episode_counts_for_the_level_that_it_began_with():
     assert curriculum.names == ("length",)
 
 
+def test_a_level_is_scored_by_the_errors_of_its_own_steps():
+    given = scenario("clients.pole.count=1", *KINDS["replay"], "clients.pole.curriculum.levels=20")
+    learner, other = (StackedLearner(resolve_gym_tasks(given)[:1], given) for _ in range(2))
+    learner.train(128)
+    other.collector.begin(other._first_streams())
+    playing = other.collector.levels[0][:, 0].tolist()
+    other.levels.begin_round(other.updates_done, 0.0)
+    trajectories, _ = other.collect(np.array([True]))
+    batch = make_batch(other.policy, other.stacks[0].views, trajectories, slice(0, 1), critic=True)
+    targets = learning_targets(batch, None, torch.tensor([500]), given)
+    errors: dict[float, list[float]] = {}
+    for copy in range(4):
+        for t in range(32):
+            error = float(targets.returns[0, t, copy]) - float(batch.values[0, t, copy])
+            errors.setdefault(playing[copy], []).append(abs(error))
+            if bool(batch.ends[0, t, copy]):
+                playing[copy] = float(other.collector.coming_levels[0][copy, 0])
+    seeds, scores, last = learner.levels.states[0].reshape(3, -1)
+    found = {seed - 1: score for seed, score in zip(seeds.tolist(), scores.tolist(), strict=True) if seed}
+    assert found == {seed: pytest.approx(np.mean(each), rel=1e-6) for seed, each in errors.items()}
+    assert len(found) > 4
+    assert set(last[seeds > 0].tolist()) == {1.0}
+    for each in (learner, other):
+        each.close()
+
+
 def test_episodes_of_one_group_are_of_one_level():
     given = scenario("clients.pole.count=1", *KINDS["group"], "clients.pole.curriculum.kind=uniform")
     learner = StackedLearner(resolve_gym_tasks(given)[:1], given)
@@ -254,6 +284,7 @@ def test_a_state_of_another_curriculum_is_refused(tmp_path: Path):
         ("uniform", "Levels of pole: length 0.05 to 2. Training draws from all of this alike."),
         ("schedule", "from a box that grows from length 0.4 to 0.6 to all of this by 50% of the run."),
         ("return", "to all of this, by 0.5 of the way whenever the mean return of 2 episodes is at least 15."),
+        ("replay", "and in the others again those of 64 seeds where the critic errs most."),
         ("expanding", "moves outwards by 0.5 of the way whenever the mean return of 2 episodes there is at least 15."),
         (
             "learnability",

@@ -210,6 +210,10 @@ EXCEPTIONS = {
     "penalty.kind": "is needed by penalty.l1 and penalty.outer",
     "clients.count": "is the number of clients",
     "clients.curriculum.explore": "needs more than two rounds to tell levels apart, see tests/tasks/test_curriculum.py",
+    **{
+        f"clients.curriculum.{key}": "needs several levels to replay, see tests/tasks/test_level_replay.py"
+        for key in ("temperature", "staleness")
+    },
     "clients.curriculum.fade": "counts from the third round on, see tests/tasks/test_curriculum.py",
     "clients.attack": "changes what the server is sent",
     "clients.strength": "changes what the server is sent",

@@ -13,13 +13,15 @@ from typing import Any, TypeAlias, final
 
 import numpy as np
 
+from grpo_fed.tasks.curriculum import EPISODE_SEED
 from grpo_fed.tasks.gym_task import GymTask
 from grpo_fed.tasks.task import TaskShape
 
 NEVER = 2**62
 
 Level: TypeAlias = Mapping[str, float]
-"""Values of some of an environment's arguments, in place of the task's (tasks/curriculum.py)."""
+"""Values of some of an environment's arguments, in place of the task's; and the seed of its episodes, if it has one
+(tasks/curriculum.py)."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,16 @@ def episode_seed(stream: int, episode: int) -> int:
 def episode_step_limit(task: GymTask | TaskShape, episode_limit: int) -> int:
     """Return the steps after which an episode is cut: the smaller of the task's limit and this one; 0 for never."""
     return min(task.episode_limit or NEVER, episode_limit or NEVER) % NEVER
+
+
+def take_seeds(levels: Mapping[int, Level]) -> dict[int, int]:
+    """Find the seeds of the episodes of env copies whose levels have one."""
+    return {copy: int(level[EPISODE_SEED]) for copy, level in levels.items() if EPISODE_SEED in level}
+
+
+def without_seed(level: Level) -> dict[str, float]:
+    """Return the arguments of a level alone."""
+    return {name: value for name, value in level.items() if name != EPISODE_SEED}
 
 
 @final

@@ -17,6 +17,8 @@ from grpo_fed.tasks.envs.base import (
     episode_step_limit,
     pad_actions,
     reset_info_values,
+    take_seeds,
+    without_seed,
 )
 from grpo_fed.tasks.envs.cache import EnvCache
 from grpo_fed.tasks.envs.conversion import ActionConverter, flattener
@@ -56,6 +58,8 @@ class LoopEnvs(ClientEnvs):
         self._limits = StepLimits(limits)
         self._coming_levels: dict[int, Level] = {}
         """Levels that copies get when they begin their next episodes, in environments that are made for them."""
+        self._seeds: dict[int, int] = {}
+        """The seed of the episodes of copies whose levels have one."""
         self._infos: list[dict[str, Any]] = [{} for _ in self.tasks]
         self._streams: list[int] = []
         self._episodes: list[int] = []
@@ -166,10 +170,12 @@ class LoopEnvs(ClientEnvs):
 
     def _begin(self, copy: int, observations: np.ndarray) -> None:
         """Begin a copy's next episode, and write its first observation into `observations`."""
-        seed = episode_seed(self._streams[copy], self._episodes[copy])
-        self._episodes[copy] += 1
         if copy in self._coming_levels:
             self._change_level(copy, self._coming_levels.pop(copy))
+        seed = self._seeds.get(copy)
+        if seed is None:
+            seed = episode_seed(self._streams[copy], self._episodes[copy])
+        self._episodes[copy] += 1
         try:
             seen, self._infos[copy] = self._resets[copy](seed=seed)
             if len(seen) != self.observation_size:
@@ -180,10 +186,13 @@ class LoopEnvs(ClientEnvs):
         self._limits.start(copy)
 
     def _change_level(self, copy: int, level: Level) -> None:
-        """Put an environment with other arguments in the place of a copy's."""
-        task = self.tasks[copy]
+        """Put an environment with other arguments in the place of a copy's, if the level has any."""
+        self._seeds |= take_seeds({copy: level})
+        arguments, task = without_seed(level), self.tasks[copy]
+        if not arguments:
+            return
         self._envs[copy].close()
-        self._envs[copy] = make_env(replace(task, kwargs={**task.kwargs, **level}), lean=True)
+        self._envs[copy] = make_env(replace(task, kwargs={**task.kwargs, **arguments}), lean=True)
         self._resets[copy], self._steps[copy] = _flat_functions(task, self._envs[copy])
 
     def _failure(self, copy: int, call: str, error: Exception, reward: Any = 0.0) -> TaskError:

@@ -58,7 +58,7 @@ def spread_over_copies(tasks: Sequence[GymTask], num_envs: int) -> dict[int, Lev
     """Spread levels over the copies of each task that has some: the level of each of these copies."""
     levels: dict[int, Level] = {}
     for client, task in enumerate(tasks):
-        if task.curriculum is not None:
+        if task.curriculum is not None and task.curriculum.names:
             rows = spread_levels(task.curriculum, num_envs)
             levels |= name_levels(task.curriculum.names, rows, client * num_envs)
     return levels

@@ -22,6 +22,8 @@ from grpo_fed.tasks.envs.base import (
     episode_step_limit,
     pad_actions,
     reset_info_values,
+    take_seeds,
+    without_seed,
 )
 from grpo_fed.tasks.envs.conversion import ActionConverter, batch_flattener, flattener
 from grpo_fed.tasks.families import FamilyVectorEnv
@@ -52,6 +54,8 @@ class VectorEnvs(ClientEnvs):
         self._last = np.zeros((self.size, self.observation_size), np.float32)
         self._coming_levels: dict[int, Level] = {}
         """Levels that copies get when they begin their next episodes."""
+        self._seeds: dict[int, int] = {}
+        """The seed of the episodes of copies whose levels have one."""
 
     def set_levels(self, levels: Mapping[int, Level]) -> None:
         assert self._env_sleeps or not levels, "of all vector environments, families alone have levels"
@@ -116,11 +120,13 @@ class VectorEnvs(ClientEnvs):
         """Begin the next episode of the copies in `mask`, [L] bool; observations [L, D] of all copies."""
         copies = np.flatnonzero(mask).tolist()
         seeds: list[int | None] = [None] * self.size
-        for copy in copies:
-            seeds[copy] = episode_seed(self._streams[copy], self._episodes[copy])
-            self._episodes[copy] += 1
         if began := {copy: self._coming_levels.pop(copy) for copy in copies if copy in self._coming_levels}:
-            self._env.set_parameters(began)
+            self._seeds |= take_seeds(began)
+            self._env.set_parameters({copy: without_seed(level) for copy, level in began.items()})
+        for copy in copies:
+            seed = self._seeds.get(copy)
+            seeds[copy] = episode_seed(self._streams[copy], self._episodes[copy]) if seed is None else seed
+            self._episodes[copy] += 1
         self._limits.start(mask)
         return self._env.reset(seeds, None if len(copies) == self.size else mask)
 
