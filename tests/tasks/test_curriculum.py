@@ -25,6 +25,7 @@ from grpo_fed.tasks.curriculum import (
     success_rates,
 )
 from grpo_fed.tasks.envs import EnvCache, make_client_envs
+from grpo_fed.tasks.families import FamilyVectorEnv
 from grpo_fed.tasks.resolve import resolve_gym_tasks
 
 
@@ -264,6 +265,17 @@ def test_a_level_begins_with_the_next_episode_of_its_copy():
         envs.close()
     finally:
         del gymnasium.registry["Paying-v0"]
+
+
+def test_a_family_refuses_values_that_a_copy_cannot_have():
+    env = FamilyVectorEnv("grpo_fed/CartPole-v1", 2)
+    env.set_parameters({1: {"length": 0.9}})
+    assert env.parameters["length"].tolist() == [0.5, 0.9]
+    assert env.constants["moment"].tolist() == [0.1 * 0.5, 0.1 * 0.9]
+    with pytest.raises(ValueError, match=r"length: 0\.0 is not from 0\.01 to 100"):
+        env.set_parameters({0: {"length": 0.0}})
+    with pytest.raises(ValueError, match="swap_actions: it cannot differ from episode to episode"):
+        env.set_parameters({0: {"swap_actions": 1.0}})
 
 
 @pytest.mark.parametrize("client", ["pole", "wrapped"])
