@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self, final
 
+from grpo_fed.federation.steering import steered_curricula
 from grpo_fed.rl.device import resolve_device
 from grpo_fed.rl.language.examples import make_examples
 from grpo_fed.rl.language.learner import LanguageLearner
@@ -192,6 +193,8 @@ def _check_set_up(scenario: Scenario) -> None:
     for entry in scenario.clients:
         if not entry.trains:
             raise ValueError(f"clients.{entry.name}.trains = false is for a federation; {cure}")
+    if steered_curricula(scenario):
+        raise ValueError(f'curriculum.by = "server" is for a federation; use curriculum.by = "client", or {cure}')
     if scenario.evaluate.adapt:
         raise ValueError(f"evaluate.adapt = {scenario.evaluate.adapt} is for a federation; {cure}")
 

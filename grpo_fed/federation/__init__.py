@@ -28,6 +28,7 @@
     evaluations.py    what clients scored, and which scores the server believes
     round_merge.py    a round's merge, reply by reply
     server_step.py    a round's step, within budgets
+    steering.py       the levels of clients that the server moves by their returns
     server_state.py   the server's state between two rounds
     round_record.py   a round as a record
     stopping.py       early stopping

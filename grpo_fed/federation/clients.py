@@ -153,7 +153,7 @@ class Clients:
         learners.shared.parameters.copy_(self._with_shared_blocks(learners.shared.parameters, clients))
         drift = RoundDrift(learners.shared, self.columns, clients)
         began = time.perf_counter()
-        reports = learners.train(first, [client.stored is None for client in clients])
+        reports = learners.train([*instructions.values()])
         seconds = time.perf_counter() - began
         fisher = learners.fisher(round) if needs_fisher(self.scenario) else [None] * len(clients)
         for row, (client, reported) in enumerate(zip(clients, reports, strict=True)):
@@ -180,6 +180,7 @@ class Clients:
                     since=None if client.last_round == round - 1 else client.last_round,
                     comparison=comparisons.get(client.name),
                     difference=sent.difference,
+                    evidence=learners.evidence(row),
                 ),
             )
 

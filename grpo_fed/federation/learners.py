@@ -90,11 +90,16 @@ class ClientLearners:
         """Take note that a client's present state was stored."""
         self._versions[row] = state.version
 
-    def train(self, instruction: Train, first_round: Sequence[bool]) -> list[RoundReports]:
+    def train(self, instructions: Sequence[Train]) -> list[RoundReports]:
         """Train all policies for a round; gives each client's reports.
 
-        first_round: [K], whether a client has not been trained before.
+        instructions: [K], of one round.
         """
+        first_round = [version is None for version in self._versions]
+        self._versions = [NOT_STORED] * len(self.names)
+        instruction, *_ = instructions
+        for row, each in enumerate(instructions):
+            self._steer(row, each.curriculum)
         is_first = torch.tensor(first_round, device=self.columns.device)[:, None]
         shared = self._train_shared(instruction)
         personal = [TrainingReport(name, 0, (), {}) for name in self.names]
@@ -118,7 +123,6 @@ class ClientLearners:
         return round(settings.personal.steps * settings.steps) if self.personal is not None else 0
 
     def _train_shared(self, instruction: Train) -> list[TrainingReport]:
-        self._versions = [NOT_STORED] * len(self.names)
         steps = self.scenario.steps - self._personal_steps
         self.shared.skip_to((instruction.start.round - 1) * steps)
         return self.shared.train(steps, instruction.begin, instruction.end)
@@ -136,6 +140,25 @@ class ClientLearners:
         learner.parameters.copy_(torch.where(is_first, self.shared.anchor, learner.parameters))
         learner.skip_to((instruction.start.round - 1) * self.scenario.steps)
         return learner.train(self.scenario.steps, instruction.begin, instruction.end)
+
+    def _steer(self, row: int, state: Sequence[float]) -> None:
+        """Take the state of a curriculum that the server steers; ValueError if it is not that of this client."""
+        states = {} if self.shared.levels is None else self.shared.levels.states
+        size = states[row].size if self.scenario.curriculum.by == "server" and row in states else 0
+        if len(state) != size:
+            raise ValueError(
+                f"client {self.names[row]}: the server steers a curriculum of {len(state)} numbers, and this client"
+                f" expects {size}; give both the same scenario"
+            )
+        if size:
+            states[row] = np.array(state, np.float64)
+
+    def evidence(self, row: int) -> tuple[float, ...]:
+        """What a client's returns in the last round say of its levels, for a server that steers; empty without one."""
+        levels = self.shared.levels
+        if levels is None or row not in levels.evidence or self.scenario.curriculum.by != "server":
+            return ()
+        return tuple(levels.evidence[row].ravel().tolist())
 
     def fisher(self, number: int) -> list[np.ndarray]:
         """The diagonal of the Fisher matrix of each client's shared blocks, [S] each."""

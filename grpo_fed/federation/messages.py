@@ -52,6 +52,8 @@ class Train:
     compare: tuple[int, ...] = ()
     """Parameter groups in which the client plays with its own parameters and with the shared ones before it learns, and
     then begins with the shared ones if they are no worse; 0 to G - 1 in order."""
+    curriculum: tuple[float, ...] = ()
+    """The state of the curriculum that the server steers; empty for a client that has none, or moves its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +150,9 @@ class Trained:
     difference: np.ndarray | None = None
     """[S] float16: what is sent in place of the point, with `wire.dtype = "float16"`; of the shared blocks that the
     client began with, the point is this difference away."""
+    evidence: tuple[float, ...] = ()
+    """[2 * S]: with a curriculum that the server steers, the episodes of each of its S slots, and then the sum of their
+    returns, or the successes among them (tasks/curriculum.py)."""
 
 
 @dataclass(frozen=True, eq=False)

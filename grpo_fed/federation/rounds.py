@@ -160,6 +160,7 @@ class Federation:
         trained = self._train(round, failures) if self.buffer is None else self._collect(self.buffer, round, failures)
         self._refuse_absurd_returns(trained.replies, failures)
         self._complete_last_round(trained.replies)
+        self.server.steer(trained.replies)
         last_kl = self.server.observe_last_step(trained.replies, trained.merge)
         aggregation: Aggregation | None = None
         if self._has_quorum(len(trained.replies), trained.expected):
@@ -254,9 +255,11 @@ class Federation:
         trained = TrainedRound(self.server.begin_merge(), len(clients))
         begin, end = (round - 1) / self.scenario.rounds, round / self.scenario.rounds
         plan = EvaluationPlan(round - 1) if self.recorder.waits else None
-        asked, starts = self.server.asked, {name: self.server.state_of(name).start(name, round) for name in clients}
+        asked, levels = self.server.asked, self.server.curricula
+        starts = {name: self.server.state_of(name).start(name, round) for name in clients}
+        measures = self._measures_last_step
         instructions = {
-            name: Train(start, begin, end, self._measures_last_step, plan, asked.get(name, ()))
+            name: Train(start, begin, end, measures, plan, asked.get(name, ()), levels.get(name, ()))
             for name, start in starts.items()
         }
         for name, answer in self.conversation.ask(round, instructions, failures):

@@ -20,6 +20,7 @@ from grpo_fed.federation.messages import Trained
 from grpo_fed.federation.round_merge import MergeTarget, RoundMerge
 from grpo_fed.federation.server_state import SavedServerState, ServerState, deduplicate, first_evidence
 from grpo_fed.federation.server_step import Move, ServerStep, block_budgets, choose_step, with_measured_kl
+from grpo_fed.federation.steering import first_states, states_of_clients, steer
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.checkpoint import Checkpoint
 from grpo_fed.scenario.scenario import Scenario
@@ -85,6 +86,12 @@ class Server:
                 self.state.budgets = dict(self.initial_budgets)
             if type(self.state.evidence) is not type(first_evidence(scenario.merge.rule, shared_blocks)):
                 raise ValueError(f"{after.folder}: its evidence is not that of merge.rule = {scenario.merge.rule}")
+            sizes = [
+                {name: len(each) for name, each in states.items()}
+                for states in (self.state.curricula, first_states(scenario))
+            ]
+            if sizes[0] != sizes[1]:
+                raise ValueError(f"{after.folder}: is of a run whose server steers other curricula")
             first = OptimiserState.first(scenario.merge, shared_blocks.size)
             if type(self.state.optimiser) is not type(first):
                 raise ValueError(f"{after.folder}: is not of a run with merge.optimiser = {scenario.merge.optimiser}")
@@ -151,6 +158,15 @@ class Server:
             return {}
         kl = {"joint": measured.joint, **{block.block: block.kl for block in measured.blocks}}
         return {name: value for name, value in kl.items() if value is not None}
+
+    @property
+    def curricula(self) -> Mapping[str, tuple[float, ...]]:
+        """The state of the curriculum of each client that the server steers."""
+        return states_of_clients(self.scenario, self.state.curricula)
+
+    def steer(self, replies: Mapping[str, Trained]) -> None:
+        """Move the levels of the clients that the server steers, by their returns in a round."""
+        self.state.curricula = steer(self.scenario, self.state.curricula, replies)
 
     def _optimise(self, target: MergeTarget) -> MergeTarget:
         """Let the server's optimiser make another target of the merge's; a group that no client shares stays."""

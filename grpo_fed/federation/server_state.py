@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from grpo_fed.aggregation.merge.rules import RULES_WITH_EVIDENCE
 from grpo_fed.aggregation.proximity.records import AcceptedStep
 from grpo_fed.aggregation.server_optimiser import OptimiserState
 from grpo_fed.federation.messages import Start
+from grpo_fed.federation.steering import first_states
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.checkpoint import Checkpoint
 from grpo_fed.scenario.scenario import Scenario
@@ -42,6 +43,7 @@ class SavedServerState:
     trained: dict[str, int]
     budgets: dict[str, float]
     last_step: AcceptedStep | None
+    curricula: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -67,6 +69,8 @@ class ServerState:
     """The last round that each client has answered for; its state of that round is the one that is evaluated."""
     last_step: AcceptedStep | None = None
     """The last round's step; None if it had none."""
+    curricula: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """The state of each curriculum that the server steers, by the name of the clients' entry."""
     evidence: Evidence | ClusterEvidence | None = None
     """What the merge rules `persistence` and `clusters` know of the clients' updates; None with other rules."""
 
@@ -82,6 +86,7 @@ class ServerState:
             dict(budgets),
             evidence=first_evidence(scenario.merge.rule, shared_blocks),
             optimiser=OptimiserState.first(scenario.merge, shared_blocks.size),
+            curricula=first_states(scenario),
         )
 
     @classmethod
@@ -128,7 +133,8 @@ class ServerState:
 
     def to_json(self) -> SavedServerState:
         """Make the part that a checkpoint holds as JSON."""
-        return SavedServerState(self.name, self.departed, self.clusters, self.trained, self.budgets, self.last_step)
+        saved = (field.name for field in fields(SavedServerState))
+        return SavedServerState(**{name: getattr(self, name) for name in saved})
 
     def arrays(self, shared_blocks: SharedBlocks) -> dict[str, np.ndarray]:
         """Name the arrays of a checkpoint: every shared tensor, and the shared blocks of each client in a cluster."""

@@ -167,6 +167,15 @@ class SiteTree:
         """The groups in which clients are to compare their own parameters with their site's."""
         return {client: groups for site in self.sites.values() for client, groups in site.server.asked.items()}
 
+    @property
+    def curricula(self) -> Mapping[str, tuple[float, ...]]:
+        """The state of the curriculum of each client that the server steers, whatever its site."""
+        return self.top.curricula
+
+    def steer(self, replies: Mapping[str, Trained]) -> None:
+        """Move the levels of the clients that the server steers, by their returns in a round."""
+        self.top.steer(replies)
+
     def begin_round(self, play: PlayStarts) -> None:
         """Let the sites that are to compare their own blocks with the server's play, and begin with what is better."""
         evidence, state = self.state.evidence, self.state

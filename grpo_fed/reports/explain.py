@@ -14,6 +14,7 @@ from grpo_fed.reports.explain_language import explain_language
 from grpo_fed.reports.explain_merge import explain_merge, explain_sites
 from grpo_fed.reports.explain_setups import (
     explain_adaptation,
+    explain_levels,
     explain_optimiser,
     explain_rewards,
     explain_start,
@@ -119,6 +120,7 @@ def _explain_rounds(scenario: Scenario) -> Iterator[str]:
         )
     yield from explain_language(scenario)
     yield from _explain_changes(scenario)
+    yield from explain_levels(scenario)
     sampling, stop = scenario.round, scenario.stop
     who = "All" if sampling.fraction == 1 else f"A random {sampling.fraction:.0%} of the"
     deadline = (

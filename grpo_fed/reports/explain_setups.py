@@ -1,11 +1,13 @@
-"""What a scenario starts from, what of it does not learn, and how it scales rewards, in sentences."""
+"""What a scenario starts from, which levels it trains on, what does not learn, and how it scales rewards, in words."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from grpo_fed.reports.formatting import format_count, list_names
 from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.scenario.settings import CurriculumSettings
+from grpo_fed.tasks.curriculum import Curriculum
 
 
 def explain_start(scenario: Scenario, frozen: Sequence[str]) -> Iterator[str]:
@@ -45,6 +47,61 @@ def explain_twins(scenario: Scenario) -> Iterator[str]:
             f"Each client also trains a twin on {scenario.steps:,} {scenario.unit} of its own a round, which begins as"
             " it does and shares nothing; their returns in training say whether sharing pays for the client."
         )
+
+
+def explain_levels(scenario: Scenario) -> Iterator[str]:
+    """Explain which levels tasks have, how those of training are chosen, and who moves them."""
+    entries = [(entry, entry.curriculum) for entry in scenario.clients if entry.curriculum is not None]
+    for entry, curriculum in entries:
+        what = _box_in_words(curriculum.ranges) if curriculum.ranges else "the seeds of episodes"
+        yield f"Levels of {entry.name}: {what}. {_draws_in_words(curriculum)}."
+    if not entries:
+        return
+    yield "Evaluations play levels that are spread evenly over all ranges."
+    if any(Curriculum(curriculum).slots for _, curriculum in entries):
+        yield (
+            "The server moves the levels of all clients of an entry by all their returns."
+            if scenario.curriculum.by == "server"
+            else "Each client moves its levels by its own returns."
+        )
+
+
+def _box_in_words(box: Mapping[str, Sequence[float]]) -> str:
+    return list_names([f"{name} {low:g} to {high:g}" for name, (low, high) in box.items()])
+
+
+def _draws_in_words(curriculum: CurriculumSettings) -> str:
+    """Explain how the levels of training are chosen."""
+    first, episodes = _box_in_words(curriculum.start), format_count(curriculum.episodes, "episode")
+    moves = f"by {curriculum.step:g} of the way whenever the mean return of {episodes}"
+    back = "" if curriculum.floor is None else f" and back whenever it is below {curriculum.floor:g}"
+    match curriculum.kind:
+        case "schedule":
+            return (
+                f"Training draws from a box that grows from {first} to all of this by {curriculum.until:.0%} of the run"
+            )
+        case "return":
+            return (
+                f"Training draws from a box that grows from {first} to all of this, {moves} is at least"
+                f" {curriculum.target:g}{back}"
+            )
+        case "expanding":
+            return (
+                f"Training draws from a box that begins with {first}, with {curriculum.edges:.0%} of the copies at its"
+                f" edges; an edge moves outwards {moves} there is at least {curriculum.target:g}{back}"
+            )
+        case "learnability":
+            return (
+                f"Training draws from {curriculum.levels:,} levels, by how uncertain it is that an episode returns"
+                f" {curriculum.target:g} or more, and {curriculum.explore:.0%} of them alike"
+            )
+        case "replay":
+            return (
+                f"Training plays new seeds in {curriculum.explore:.0%} of the copies, and in the others again those of"
+                f" {curriculum.levels:,} seeds where the critic errs most"
+            )
+        case _:
+            return "Training draws from all of this alike"
 
 
 def explain_optimiser(scenario: Scenario) -> Iterator[str]:

@@ -129,7 +129,9 @@ def _task_key(task: Task) -> tuple[str, str, int]:
         return settings.task, f"{arguments} rewarded by {rewards}".strip(), task.language.length
     assert isinstance(task, GymTask)
     wrappers = "".join(f" in {path}" for path in task.wrappers)
-    arguments = ", ".join(f"{key} = {short_toml(value)}" for key, value in task.kwargs.items())
+    ranges = {} if task.curriculum is None else task.curriculum.settings.ranges
+    levels = [f"{key} = {low:g} to {high:g}" for key, (low, high) in ranges.items()]
+    arguments = ", ".join([*(f"{key} = {short_toml(value)}" for key, value in task.kwargs.items()), *levels])
     return task.env, arguments + wrappers, task.episode_limit
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from grpo_fed.policy.base import Policy
+from grpo_fed.rl.levels import ClientLevels
 from grpo_fed.rl.records import Evaluation, Example, TrainingReport
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.task import Task
@@ -65,6 +66,8 @@ class Learner(ABC):
     """[K] int64: the steps that each client has learned from."""
     steps_due: np.ndarray
     """[K] int64: the steps that it had to, which a batch may go beyond."""
+    levels: ClientLevels | None
+    """What the clients with a curriculum train on; None for a kind of task that has no levels."""
 
     @abstractmethod
     def skip_to(self, steps: int) -> None:

@@ -74,6 +74,8 @@ class Episode:
     """Number of its steps."""
     terminated: bool
     """True where the task ended it, False where it was truncated."""
+    level: tuple[float, ...] = ()
+    """[Q]: the level that it was played at; empty for a task without levels."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, repeat
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from grpo_fed.rl.normalise import ObservationNormaliser, RewardNormaliser
 from grpo_fed.rl.records import Episode
 from grpo_fed.rl.rng import Purpose, generator
 from grpo_fed.rl.trajectories import StepBuffer, Trajectories, Truncation, by_client
-from grpo_fed.tasks.envs import ClientEnvs, check_finite, non_finite_error
+from grpo_fed.tasks.envs import ClientEnvs, check_finite, name_levels, non_finite_error
 from grpo_fed.tasks.envs.action_log import ActionLog
 from grpo_fed.tasks.envs.base import EnvStep
 
@@ -78,11 +78,24 @@ class Collector:
     """[L]: number of the running episode in its stream."""
     action_log: ActionLog = field(default_factory=lambda: ActionLog(0, 0))
     """Actions of the running episodes, from which these can be replayed."""
+    levels: dict[int, np.ndarray] = field(default_factory=dict)
+    """[N, Q] by client: the levels of the running episodes, of a client whose task has levels."""
+    levels_before: dict[int, np.ndarray] = field(default_factory=dict)
+    """[N, Q] by client: the levels of the episodes that ran when the last steps were collected first."""
+    coming_levels: dict[int, np.ndarray] = field(default_factory=dict)
+    """[N, Q] by client: the levels of the episodes that its copies begin from now on."""
+    level_names: dict[int, Sequence[str]] = field(default_factory=dict)
+    """[Q] by client: what a level has values for."""
 
     @property
     def shape(self) -> tuple[int, int]:
         """The numbers of clients and of copies of each, (K, N)."""
         return len(self.names), self.envs.size // len(self.names)
+
+    def set_levels(self, client: int, names: Sequence[str], levels: np.ndarray) -> None:
+        """Set the levels of the episodes that a client's copies begin from now on, [N, Q]. names: [Q]."""
+        self.coming_levels[client], self.level_names[client] = levels, names
+        self.envs.set_levels(name_levels(names, levels, client * self.shape[1]))
 
     def begin(self, seeds: np.ndarray, learn: bool = True) -> np.ndarray:
         """Start a new episode in every copy; gives the first raw observations, [L, D].
@@ -91,6 +104,7 @@ class Collector:
         learn: whether the normaliser takes the observations into account.
         """
         raw = self.envs.reset(seeds)
+        self.levels = {client: levels.copy() for client, levels in self.coming_levels.items()}
         self.observations = self._normalise_observations(raw, learn)
         self.scores, self.lengths = np.zeros(self.envs.size), np.zeros(self.envs.size, np.int64)
         self.streams, self.numbers = seeds, np.zeros(self.envs.size, np.int64)
@@ -105,6 +119,7 @@ class Collector:
         assert self.observations is not None, "begin() comes first"
         observations, envs, distribution = self.observations, self.envs, self.distribution
         noise = self._noise(self._generators(numbers), horizon)
+        self.levels_before = {client: levels.copy() for client, levels in self.levels.items()}
         buffer = StepBuffer.empty(horizon, envs.size, envs.observation_size, distribution.action_size)
         for t in range(horizon):
             actions = distribution.sample(actor(observations), noise[t]).reshape(envs.size, -1)
@@ -206,6 +221,7 @@ class Collector:
             "numbers": self.numbers[own],
             "actions": np.concatenate(actions),
             "made": np.array([len(each) for each in actions]),
+            **({"levels": self.levels[client]} if client in self.levels else {}),
         }
 
     def load(self, states: Sequence[Mapping[str, np.ndarray]], first: np.ndarray) -> None:
@@ -229,6 +245,7 @@ class Collector:
         def joint(name: str) -> np.ndarray:
             return np.concatenate([state[name] for state in complete])
 
+        self._resume_levels(states)
         self.streams, self.numbers = joint("streams"), joint("numbers")
         actions = np.split(joint("actions"), np.cumsum(joint("made"))[:-1])
         self.action_log = ActionLog.of(actions)
@@ -246,6 +263,13 @@ class Collector:
         else:
             self.observations = self._normalise_observations(raw, learn=False)
             self.scores, self.lengths = np.zeros(self.envs.size), np.zeros(self.envs.size, np.int64)
+
+    def _resume_levels(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
+        """Set the levels of the episodes that are continued, by client; others begin with those that come."""
+        for client, names in self.level_names.items():
+            if "levels" in states[client]:
+                self.set_levels(client, names, states[client]["levels"])
+        self.levels = {client: levels.copy() for client, levels in self.coming_levels.items()}
 
     def _without_cut_episodes(
         self, client: int, state: Mapping[str, np.ndarray], streams: np.ndarray
@@ -320,13 +344,26 @@ class Collector:
         length, self.lengths = split_sums(lengths, t, rows)
         clients, terminated = rows // copies, buffer.terminated[t, rows]
         order = np.argsort(clients, kind="stable")  # client by client, in order of time
-        finished = map(Episode, *(part[order].tolist() for part in (score, length, terminated)))
+        levels = self._levels_of(rows[order].tolist()) if self.levels else repeat(())
+        finished = map(Episode, *(part[order].tolist() for part in (score, length, terminated)), levels)
         counts = np.bincount(clients, minlength=len(self.names)).tolist()
         cuts = [
             Truncation(row // copies, step, row % copies, self._normalise_one(row // copies, buffer.finals[step][row]))
             for step, row in zip(t[~terminated].tolist(), rows[~terminated].tolist(), strict=True)
         ]
         return [list(islice(finished, count)) for count in counts], cuts
+
+    def _levels_of(self, rows: Sequence[int]) -> list[tuple[float, ...]]:
+        """The levels [E] of episodes that ended in these copies [E], in order of time; a copy's next one has begun."""
+        copies, levels = self.shape[1], list[tuple[float, ...]]()
+        for row in rows:
+            client, copy = divmod(row, copies)
+            if client not in self.levels:
+                levels.append(())
+                continue
+            levels.append(tuple(self.levels[client][copy].tolist()))
+            self.levels[client][copy] = self.coming_levels[client][copy]
+        return levels
 
     def _normalise_one(self, client: int, observation: np.ndarray) -> np.ndarray:
         """One raw observation [D] of a client as its policy sees it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import TypeAlias, final
 
 import numpy as np
@@ -24,12 +24,13 @@ from grpo_fed.rl.device import resolve_device
 from grpo_fed.rl.episode_groups import episode_seeds, group_episodes
 from grpo_fed.rl.evaluation import EvaluatedClients, evaluate
 from grpo_fed.rl.learner import Learner, State, join_states, sub_state
+from grpo_fed.rl.levels import ClientLevels
 from grpo_fed.rl.measurement import MeasurementStates, fisher_diagonal, measures_steps
 from grpo_fed.rl.memory import keep_freed_memory
-from grpo_fed.rl.normalise import ObservationNormaliser, RewardNormaliser
-from grpo_fed.rl.records import Episode, Evaluation, TrainingReport
+from grpo_fed.rl.records import Evaluation, TrainingReport
 from grpo_fed.rl.rng import Purpose, client_seed, env_seeds, generator
-from grpo_fed.rl.rollout import Actor, Collector
+from grpo_fed.rl.rollout import Actor
+from grpo_fed.rl.scenario_envs import episode_step_limits, make_collector, make_scenario_envs
 from grpo_fed.rl.start import (
     client_starts,
     first_parameters,
@@ -38,16 +39,17 @@ from grpo_fed.rl.start import (
     place_starts,
     refers_to_start,
 )
+from grpo_fed.rl.training_record import TrainingRecord
 from grpo_fed.rl.trajectories import Trajectories
 from grpo_fed.rl.update import measure_penalty, update_clients
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.envs import ClientEnvs, EnvCache, episode_step_limit, make_client_envs
-from grpo_fed.tasks.gym import find_env_spec
+from grpo_fed.tasks.envs import ClientEnvs, EnvCache
 from grpo_fed.tasks.gym_task import GymTask
 
 CHUNK = 16
 """Clients in one stack on a CPU: larger ones leave the cache."""
 MEASUREMENT_STATES = "measurement_states"
+CURRICULUM = "curriculum"
 OBSERVATION_NORMALISER, REWARD_NORMALISER = "observation_normaliser", "reward_normaliser"
 """Names in a client's state of an array and of parts that are read without a learner."""
 
@@ -62,6 +64,8 @@ class DivergedError(RuntimeError):
 @final
 class StackedLearner(Learner):
     """Trains K clients as rows of the same tensors."""
+
+    levels: ClientLevels
 
     def __init__(
         self,
@@ -100,6 +104,7 @@ class StackedLearner(Learner):
         self.drift, self.optimiser_steps = self._tensors.drift, self._tensors.adam.count
         self.stacks = self._make_stacks(shared)
         self.collector = make_collector(self.tasks, self.seeds, self.policy, scenario, env_cache)
+        self.levels = ClientLevels(self.tasks, self.seeds, scenario, self.collector)
         self.observation_normaliser = self.collector.observation_normaliser
         load_first_moments(self.observation_normaliser, dict(enumerate(starts)))
         counts = np.zeros((len(tasks), 3), np.int64)
@@ -135,7 +140,10 @@ class StackedLearner(Learner):
         """
         self.anchor.copy_(self.parameters if anchor is None else anchor)
         self.steps_due += steps
-        records = [_TrainingRecord() for _ in self.tasks]
+        records = [TrainingRecord() for _ in self.tasks]
+        if self.levels.curricula:
+            self._begin_episodes()
+            self.levels.begin_round(self.updates_done, begin)
         while (behind := self.steps_done < self.steps_due).any():
             progress = begin + (end - begin) * (1 - (self.steps_due - self.steps_done).clip(0) / steps)
             trajectories, groups = self.collect(behind)
@@ -146,6 +154,7 @@ class StackedLearner(Learner):
                 batch = make_batch(self.policy, stack.views, trajectories, rows, critic=groups is None)
                 longest = torch.from_numpy(self.max_episode_steps[rows]).to(self.device)
                 targets = learning_targets(batch, None if groups is None else groups[rows], longest, self.scenario)
+                self.levels.observe_errors(rows, behind[rows], batch, targets)
                 active = None if behind[rows].all() else torch.from_numpy(behind[rows]).to(self.device)
                 losses = update_clients(stack, batch, targets, active, self.updates_done[rows], progress[rows])
                 for client in np.flatnonzero(behind[rows]):
@@ -162,8 +171,12 @@ class StackedLearner(Learner):
             self.updates_done += behind
         self._sample_measurement_states([record.trajectories for record in records])
         penalties = [metrics for stack in self.stacks for metrics in measure_penalty(stack)]
-        return [
+        reports = [
             record.report(name, metrics) for record, name, metrics in zip(records, self.names, penalties, strict=True)
+        ]
+        return [
+            replace(report, more={**report.more, **self.levels.end_round(row, report.episodes, begin)})
+            for row, report in enumerate(reports)
         ]
 
     def collect(self, behind: np.ndarray) -> tuple[Trajectories, Tensor | None]:
@@ -174,8 +187,7 @@ class StackedLearner(Learner):
         settings, actor = self.scenario, Actor(self.policy, self.parameters)
         copies = settings.rollout.num_envs
         if settings.objective.advantage == "gae":
-            if self.collector.observations is None:
-                self.collector.begin(self._first_streams())
+            self._begin_episodes()
             return self.collector.collect_steps(actor, settings.rollout.horizon, self.updates_done), None
         seeds = episode_seeds(settings.group, self.seeds, copies, self.updates_done)
         trajectories = self.collector.collect_episodes(actor, self.max_episode_steps, self.updates_done, seeds, behind)
@@ -229,6 +241,7 @@ class StackedLearner(Learner):
         parts: dict[str, State] = {"rollout": self.collector.state(row)}
         parts |= {name: normaliser.state(row) for name, normaliser in self._normalisers.items()}
         arrays = {name: _read_row(rows, row) for name, rows in self._state_arrays.items()}
+        arrays |= {CURRICULUM: self.levels.states[row]} if row in self.levels.states else {}
         return {name: np.array(array) for name, array in (arrays | join_states(parts)).items()}
 
     def load(self, states: Sequence[State]) -> None:
@@ -236,6 +249,8 @@ class StackedLearner(Learner):
         for row, state in enumerate(states):
             for name, rows in self._state_arrays.items():
                 _write_row(rows, row, state[name])
+            if row in self.levels.states:
+                self.levels.states[row] = state[CURRICULUM]
             for name, normaliser in self._normalisers.items():
                 normaliser.load(row, sub_state(state, name))
         self.collector.load([sub_state(state, "rollout") for state in states], self._first_streams())
@@ -275,6 +290,11 @@ class StackedLearner(Learner):
             for start in range(0, clients, chunk)
         ]
 
+    def _begin_episodes(self) -> None:
+        """Begin the first episodes, unless some run already or every batch begins its own."""
+        if self.collector.observations is None and self.scenario.objective.advantage == "gae":
+            self.collector.begin(self._first_streams())
+
     def _first_streams(self) -> np.ndarray:
         """Names of the streams of episodes that the copies begin their tasks with, [K * N] uint64.
 
@@ -305,83 +325,6 @@ class StackedLearner(Learner):
             draws = generator(self.seeds[client], Purpose.STATES, int(self.updates_done[client]))
             count = min(self.scenario.proximity.states, len(observations))
             self.measurement_states[client] = observations[draws.choice(len(observations), count, replace=False)]
-
-
-@dataclass
-class _TrainingRecord:
-    """What one client does while it is trained."""
-
-    steps: int = 0
-    episodes: list[Episode] = field(default_factory=list)
-    losses: list[Mapping[str, float]] = field(default_factory=list)
-    trajectories: Trajectories | None = None
-    """Its last batch."""
-
-    def report(self, client: str, penalty: Mapping[str, float]) -> TrainingReport:
-        names = tuple(self.losses[0]) if self.losses else ()
-        losses = np.array([[loss[name] for loss in self.losses] for name in names])
-        means = dict(zip(names, losses.mean(axis=-1).tolist(), strict=True)) if names else {}
-        return TrainingReport(client, self.steps, tuple(self.episodes), means, penalty)
-
-
-def make_scenario_envs(tasks: Sequence[GymTask], scenario: Scenario, env_cache: EnvCache | None) -> ClientEnvs:
-    """`rollout.num_envs` copies of each client's environment."""
-    rollout = scenario.rollout
-    return make_client_envs(tasks, rollout.num_envs, scenario.policy.squash, rollout.episode_limit, env_cache)
-
-
-def make_collector(
-    tasks: Sequence[GymTask],
-    seeds: Sequence[int],
-    policy: StackedPolicy,
-    scenario: Scenario,
-    env_cache: EnvCache | None,
-) -> Collector:
-    """The clients' environments with the normalisers that the scenario wants.
-
-    ValueError where episodes must begin alike and an environment resets itself.
-    """
-    envs = make_scenario_envs(tasks, scenario, env_cache)
-    if scenario.objective.advantage == "group" and scenario.group.by == "start" and not envs.reproducible:
-        envs.close()
-        task = next(task for task in tasks if find_env_spec(task).entry_point is None)
-        raise ValueError(
-            f'client {task.client}: group.by = "start" needs episodes with a given start state, and {task.env} resets'
-            " itself: set another group.by, or give its vector environment AutoresetMode.DISABLED"
-        )
-    settings, clients = scenario.normalise, len(tasks)
-    copies, gamma = scenario.rollout.num_envs, scenario.objective.gamma
-    scales = np.array([task.reward_scale for task in tasks])
-    return Collector(
-        envs,
-        [task.client for task in tasks],
-        seeds,
-        policy.distribution,
-        ObservationNormaliser(clients, policy.observation_size, settings.clip) if settings.observations else None,
-        RewardNormaliser(clients, copies, gamma, settings.clip) if settings.rewards else None,
-        scales.repeat(copies) if (scales != 1).any() else None,
-        scenario.rollout.reward_clip,
-    )
-
-
-def episode_step_limits(tasks: Sequence[GymTask], scenario: Scenario) -> np.ndarray:
-    """The most steps of an episode of each client, [K]; 0 where nothing truncates episodes.
-
-    ValueError where there is no limit and the objective needs one.
-    """
-    limits = [episode_step_limit(task, scenario.rollout.episode_limit) for task in tasks]
-    settings = scenario.objective
-    if 0 in limits and (settings.advantage == "group" or settings.average == "total"):
-        task = tasks[limits.index(0)]
-        why = (
-            'advantage = "group" needs whole ones'
-            if settings.advantage == "group"
-            else 'average = "total" needs a limit'
-        )
-        raise ValueError(
-            f"client {task.client}: {task.env} may never end an episode, and objective.{why}: set rollout.episode_limit"
-        )
-    return np.array(limits)
 
 
 def _read_row(rows: Rows, row: int) -> np.ndarray:

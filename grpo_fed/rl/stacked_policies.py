@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import final
 
 import numpy as np
@@ -30,15 +31,16 @@ from grpo_fed.rl.normalise import ObservationNormaliser
 from grpo_fed.rl.records import Evaluation, Example
 from grpo_fed.rl.rng import Purpose, client_seed
 from grpo_fed.rl.rollout import Actor
+from grpo_fed.rl.scenario_envs import make_scenario_envs
 from grpo_fed.rl.stacked_learner import (
     MEASUREMENT_STATES,
     OBSERVATION_NORMALISER,
     REWARD_NORMALISER,
     StackedLearner,
-    make_scenario_envs,
 )
 from grpo_fed.rl.start import client_starts, first_parameters, load_first_moments, place_starts
 from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.curriculum import uniform_curriculum
 from grpo_fed.tasks.envs import ClientEnvs, EnvCache
 from grpo_fed.tasks.gym_task import GymTask
 
@@ -82,7 +84,7 @@ class StackedPolicies(ClientPolicies):
     ) -> StackedLearner:
         """A learner that begins with copies of these policies [K, P]; running episodes are not taken over."""
         learner = StackedLearner(
-            [self.tasks[name].at(round) for name in clients],
+            [_with_all_levels(self.tasks[name].at(round)) for name in clients],
             plain_updates(self.scenario),
             self._seeds([f"{name} {ADAPTED}" for name in clients]),
             self.columns,
@@ -183,3 +185,8 @@ class StackedPolicies(ClientPolicies):
                 (start,) = client_starts(self.scenario, [client], self.policy, self.columns)
                 load_first_moments(normaliser, {row: start})
         return normaliser
+
+
+def _with_all_levels(task: GymTask) -> GymTask:
+    """The task with levels from all ranges alike, as it is when a policy is adapted to it."""
+    return replace(task, curriculum=None if task.curriculum is None else uniform_curriculum(task.curriculum))

@@ -27,6 +27,9 @@ COMPARISON_EPISODES = "fed/comparison_episodes"
 RHO_BY_GROUP, LEFT, RETURNED, STAYED = "rho_by_group", "left", "returned", "stayed"
 COMPARISON = "comparison"
 SITE, SITES = "site/", "sites"
+CURRICULUM_SIZE, CURRICULUM_SOLVED, CURRICULUM_VISITED = "curriculum/size", "curriculum/solved", "curriculum/visited"
+CURRICULUM_SCORE = "curriculum/score"
+CURRICULUM_LOW, CURRICULUM_HIGH = "curriculum_low/", "curriculum_high/"
 ADAPTED_RETURN, ADAPTATION = "eval/adapted_return", "adaptation/"
 TWIN_RETURN, TWIN_VERDICT, TWIN_SINCE = "twin/episodic_return", "twin/verdict", "twin/since"
 TWIN_GAIN, TWIN_GAIN_LOW, TWIN_GAIN_HIGH = "twin/gain", "twin/gain_low", "twin/gain_high"
@@ -105,6 +108,14 @@ TABLE = (
     Metric(TWIN_GAIN_HIGH, "Upper end of this interval.", reported=True),
     Metric(TWIN_VERDICT, "1 where sharing pays, -1 where it costs, 0 where that is open.", reported=True),
     Metric(TWIN_SINCE, "The round since which the verdict has held; 0 while it is open.", reported=True),
+    Metric(
+        CURRICULUM_SIZE, "Part of the range of levels that training was in, a mean over the arguments.", reported=True
+    ),
+    Metric(CURRICULUM_LOW, "The lowest value of the argument that a level could have in training.", reported=True),
+    Metric(CURRICULUM_HIGH, "The highest value of the argument that a level could have in training.", reported=True),
+    Metric(CURRICULUM_SOLVED, "Part of the levels that succeed more often than not, by the estimate.", reported=True),
+    Metric(CURRICULUM_SCORE, "Mean |advantage| of the levels that may be replayed.", reported=True),
+    Metric(CURRICULUM_VISITED, "Part of the levels of which an episode has ended in training.", reported=True),
     Metric(CLIENTS_OK, "Clients that trained in the round."),
     Metric(CLIENTS_FAILED, "Clients that were asked and gave no valid answer."),
     Metric(STALENESS, "Merges between a client's beginning and the one that its answer is in."),

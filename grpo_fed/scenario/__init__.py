@@ -4,10 +4,12 @@
     scenario.py     Scenario: all sections together, from TOML and back
     presets.py      rows of values for what a client optimises: ppo, trpo, grpo, ...
     methods.py      rows of values for how clients share: fedavg, ditto, grpo, ...
+    curricula.py    how the levels of a client's task are chosen, in a table
     tables.py       what such rows are, and how a user's own is found
     importing.py    objects that a scenario names by `module:Name`
     field_types.py  types of values that settings take
     checks.py       contradictions between keys
+    curriculum_checks.py contradictions of levels, and of who moves them
     hostile_checks.py contradictions of hostile clients and of mixing
     sites.py        which clients a site has, and the settings that it merges them by
     site_checks.py  contradictions of sites
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from grpo_fed.scenario.settings import (
         CheckpointSettings,
         ClientSettings,
+        CurriculumSettings,
         EvaluateSettings,
         GroupSettings,
         MergeSettings,
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
         RoundSettings,
         Section,
         SiteSettings,
+        SteeringSettings,
         StopSettings,
         TrustSettings,
         WireSettings,
@@ -66,6 +70,7 @@ __all__ = [
     "PRESETS",
     "CheckpointSettings",
     "ClientSettings",
+    "CurriculumSettings",
     "EvaluateSettings",
     "GroupSettings",
     "MergeRule",
@@ -84,6 +89,7 @@ __all__ = [
     "ScenarioError",
     "Section",
     "SiteSettings",
+    "SteeringSettings",
     "StopSettings",
     "TrustSettings",
     "WireSettings",
@@ -95,6 +101,7 @@ MODULES = {
     "AVERAGE": "grpo_fed.scenario.methods",
     "CheckpointSettings": "grpo_fed.scenario.settings",
     "ClientSettings": "grpo_fed.scenario.settings",
+    "CurriculumSettings": "grpo_fed.scenario.settings",
     "EvaluateSettings": "grpo_fed.scenario.settings",
     "GroupSettings": "grpo_fed.scenario.settings",
     "MERGE_RULES": "grpo_fed.scenario.methods",
@@ -116,6 +123,7 @@ MODULES = {
     "ScenarioError": "grpo_fed.scenario.toml.source",
     "Section": "grpo_fed.scenario.settings",
     "SiteSettings": "grpo_fed.scenario.settings",
+    "SteeringSettings": "grpo_fed.scenario.settings",
     "StopSettings": "grpo_fed.scenario.settings",
     "TrustSettings": "grpo_fed.scenario.settings",
     "WireSettings": "grpo_fed.scenario.settings",

@@ -44,7 +44,7 @@ def _entry_mistakes(client: ClientSettings, path: KeyPath) -> Iterator[Contradic
     elif client.env is not None and client.prompts is not None:
         yield "a client has either env or prompts; leave one of them out", (prompts, env)
     elif client.prompts is not None:
-        for key in ("spread", "changes", "wrappers", "reward_scale"):
+        for key in ("spread", "changes", "curriculum", "wrappers", "reward_scale"):
             if getattr(client, key):
                 yield "is for a client with env; this one has prompts", ((*path, key), prompts)
         if client.attack in ("negated-reward", "random-action"):

@@ -19,6 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from grpo_fed.scenario.curricula import CURRICULA
 from grpo_fed.scenario.knobs import Knob, list_knobs
 from grpo_fed.scenario.methods import MERGE_RULES, METHODS, Method
 from grpo_fed.scenario.presets import PRESETS, Preset
@@ -103,7 +104,23 @@ def methods_markdown() -> str:
         _rows("Methods", "method", _ABOUT_METHODS, METHODS),
         _rows("Presets", "objective.preset", _ABOUT_PRESETS, PRESETS),
     )
-    return "\n".join([_METHODS, *parts, f"## Merge rules\n\n{_ABOUT_RULES}\n{rule_table}", _ABOUT_SITES])
+    return "\n".join([_METHODS, *parts, f"## Merge rules\n\n{_ABOUT_RULES}\n{rule_table}", _ABOUT_SITES, _curricula()])
+
+
+def _curricula() -> str:
+    """Write the section of curricula."""
+    defaults = {knob.key: knob.default for knob in list_knobs() if knob.section == "clients.curriculum"}
+    rows = [
+        (
+            f"`{name}`",
+            f"{kind.name}. {_with_links(kind.paper)}",
+            "<br>".join(f"`{key}{f' = {defaults[key]}' if defaults[key] else ''}`" for key in kind.keys),
+            kind.when,
+        )
+        for name, kind in CURRICULA.items()
+    ]
+    table = _table(("`kind =`", "is", "reads, with default", "when to use it"), rows)
+    return f"## Curricula\n\n{_ABOUT_CURRICULA}\n{table}"
 
 
 _METHODS = """\
@@ -112,7 +129,8 @@ _METHODS = """\
 # Methods, presets and merge rules
 
 Three choices are made by name, each in a line of TOML: `method` determines what clients share and how,
-`objective.preset` what a client optimises and how, and `merge.rule` how the server merges the clients' parameters.
+`objective.preset` what a client optimises and how, and `merge.rule` how the server merges the clients' parameters. A
+fourth is for clients whose tasks have levels: the `kind` of their `curriculum` determines on which of them they train.
 Methods and presets are rows of values for keys in [configuration.md](configuration.md) and have no code of their own,
 so you can change single values and make new combinations. [algorithm.md](algorithm.md) has the equations,
 [extending.md](extending.md) explains how to add a row or a rule of your own. The [README](../README.md) and
@@ -125,6 +143,10 @@ that `--set method=fedavg` has precedence over the file.
 """
 _ABOUT_PRESETS = """\
 Keys that a preset does not mention keep their default, which is PPO's. `inf` means no limit.
+"""
+_ABOUT_CURRICULA = """\
+How the levels of a client's task are chosen, by `kind` in its `curriculum`; [curriculum.md](curriculum.md) has an
+example, and what came out of comparing them.
 """
 _ABOUT_RULES = """\
 Most methods determine the rule; set it to change only that. Unless the last column says otherwise, the server holds all

@@ -37,6 +37,7 @@ from grpo_fed.scenario.settings import (
     RoundSettings,
     Section,
     SiteSettings,
+    SteeringSettings,
     StopSettings,
     TrustSettings,
     WireSettings,
@@ -102,6 +103,7 @@ class Scenario(Section):
     proximity: ProximitySettings = ProximitySettings()
     round: RoundSettings = RoundSettings()
     wire: WireSettings = WireSettings()
+    curriculum: SteeringSettings = SteeringSettings()
     stop: StopSettings = StopSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()

@@ -536,6 +536,62 @@ class TaskChange(Section):
     """Keyword arguments of the environment that change; all others stay as they were in the round before."""
 
 
+Range = Annotated[list[float], MinLen(2), MaxLen(2)]
+"""The lowest and the highest value of a number."""
+
+
+class SteeringSettings(Section):
+    """Who moves the levels of the clients that have a `curriculum`."""
+
+    by: Literal["client", "server"] = "client"
+    """`client`: each client by its own returns. `server`: the clients of an entry together, by the returns that all of
+    them report; needs `kind = "return"`, `"expanding"` or `"learnability"`, and rounds that wait."""
+
+
+class CurriculumSettings(Section):
+    """Levels of a client's task: values of its environment's arguments that change from episode to episode.
+
+    Evaluations play levels that are spread evenly over all `ranges`, whatever the kind; see docs/curriculum.md.
+    """
+
+    kind: Literal["uniform", "schedule", "return", "expanding", "learnability", "replay"] = "uniform"
+    """How the levels of training are chosen. `uniform`: from all `ranges`. `schedule`: from a box that grows from
+    `start` to `ranges` by progress; `return`: by the mean return. `expanding`: each edge of the box by the returns at
+    this edge (1910.07113). `learnability`: by p (1 - p), where p is how often a level succeeds (2408.15099). `replay`:
+    seeds, those again where the critic errs most (2010.03934)."""
+    ranges: Annotated[dict[str, Range], MaxLen(11)] = {}
+    """Arguments of the environment, each with the lowest and the highest value of a level. Only `replay` can do without
+    any: then a level is the seed with which an episode begins."""
+    start: dict[str, Range] = {}
+    """The box of levels that `schedule`, `return` and `expanding` begin with; an argument that it does not have varies
+    over all of its range from the beginning."""
+    until: Annotated[float, Gt(0), Le(1)] = 0.5
+    """With `schedule`, progress of the run at which the box has grown to `ranges`."""
+    target: float | None = None
+    """The return from which the box grows, and from which an episode is a success for `learnability`."""
+    floor: float | None = None
+    """With `return` and `expanding`, the mean return below which the box shrinks again; never without it."""
+    step: Annotated[float, Gt(0), Le(1)] = 0.1
+    """With `return` and `expanding`, part of the way from `start` to `ranges` by which the box, or an edge, moves."""
+    episodes: Count = 10
+    """With `return` and `expanding`, episodes that have to end before the mean of their returns moves the box, or an
+    edge; of all of the entry's clients if the server steers."""
+    edges: Annotated[float, Gt(0), Le(1)] = 0.5
+    """With `expanding`, fraction of the copies of the environment that play at an edge of the box."""
+    levels: Annotated[int, Ge(2), Le(10_000)] = 64
+    """With `learnability`, number of levels, spread evenly over `ranges`; with `replay`, most levels that may come
+    again."""
+    explore: Fraction = 0.25
+    """With `learnability`, fraction of the copies whose levels are chosen with equal probabilities; with `replay`, of
+    those that play new levels."""
+    fade: Fraction = 0.9
+    """With `learnability`, what the successes and failures of a level still count after a round."""
+    temperature: Positive = 0.1
+    """With `replay`, how little the rank of a level's score matters: chances go by (1 / rank)^(1 / temperature)."""
+    staleness: Fraction = 0.1
+    """With `replay`, part of a level's chance that goes by the rounds since it was played."""
+
+
 class RewardSettings(Section):
     """A reward of a completion, also written `rewards = [{ function = "exact" }]`."""
 
@@ -570,11 +626,13 @@ class ClientSettings(Section):
     """Number of clients."""
     kwargs: Arguments = {}
     """Keyword arguments for the environment, or for the function that makes prompts."""
-    spread: dict[str, Annotated[list[float], MinLen(2), MaxLen(2)]] = {}
+    spread: dict[str, Range] = {}
     """Arguments of the environment that vary evenly over the `count` clients, from a first to a last value, such as `{
     length = [0.1, 0.9] }`."""
     changes: list[TaskChange] = []
     """Changes of the task during the run, in the order of their rounds."""
+    curriculum: CurriculumSettings | None = None
+    """Levels of the task."""
     wrappers: list[ImportPath] = []
     """Wrappers of the environment as import paths `module:Wrapper`, the innermost first."""
     attack: Literal[

@@ -104,7 +104,7 @@ def _keys_in(source: Source) -> Iterator[KeyPath]:
     for path, _ in all_keys(Scenario):
         keys: list[KeyPath] = [path]
         if path[0] in ("clients", "sites"):
-            keys = [(path[0], number, path[-1]) for number in range(len(source.data.get(path[0], [])))]
+            keys = [(path[0], number, *path[1:]) for number in range(len(source.data.get(path[0], [])))]
         for key in keys:
             if source.has_key(key):
                 is_table = path[0] == "sites" and path[-1] in ("merge", "proximity")

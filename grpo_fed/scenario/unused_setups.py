@@ -6,6 +6,9 @@ It is a part of the table in unused_table.py, whose rows come first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from grpo_fed.scenario.curricula import CURRICULA
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.unused_rows import Unused
 
@@ -14,6 +17,21 @@ def _judges_by_scale_free_scores(scenario: Scenario) -> bool:
     """Whether only the order or the spread of a group's returns counts, so that a common factor does not."""
     is_free = scenario.objective.advantage == "group" and scenario.group.score in ("zscore", "rank")
     return is_free and scenario.rollout.reward_clip is None
+
+
+def _kinds_of_curriculum(scenario: Scenario) -> set[str]:
+    """List the kinds of curriculum of the clients that train."""
+    return {entry.curriculum.kind for entry in scenario.clients if entry.trains and entry.curriculum is not None}
+
+
+def _has_no_curriculum(*kinds: str) -> Callable[[Scenario], bool]:
+    """Make the condition that no client which trains has a curriculum of one of these kinds."""
+    return lambda scenario: _kinds_of_curriculum(scenario).isdisjoint(kinds)
+
+
+def _any_of(key: str) -> str:
+    """List the kinds of curriculum that read a key."""
+    return " or ".join(f'"{name}"' for name, kind in CURRICULA.items() if key in kind.keys)
 
 
 def _has_prompts_alone(scenario: Scenario) -> bool:
@@ -66,6 +84,19 @@ SETUPS_UNUSED: tuple[Unused, ...] = (
         lambda scenario: not scenario.normalise.observations,
         "all blocks are shared, and the shared ones are the server's",
         lambda tasks: not tasks.private_blocks,
+    ),
+    Unused(
+        ("curriculum.by",),
+        _has_no_curriculum(*(name for name, kind in CURRICULA.items() if kind.by_returns)),
+        "no client that trains has a curriculum that returns move",
+    ),
+    *(
+        Unused(
+            (f"clients.curriculum.{key}",),
+            _has_no_curriculum(*(name for name, kind in CURRICULA.items() if key in kind.keys)),
+            f"of the curricula of clients that train none is {_any_of(key)}",
+        )
+        for key in dict.fromkeys(key for kind in CURRICULA.values() for key in kind.keys)
     ),
 )
 """The rows."""

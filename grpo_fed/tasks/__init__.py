@@ -4,6 +4,8 @@
     resolve.py          from a scenario's [[clients]] to tasks
     gym_task.py         GymTask, a task that is a gymnasium environment
     gym.py              gymnasium: finding, making and wrapping environments, and what to say if that fails
+    curriculum.py       levels of a task, and how those that a client trains on are chosen
+    level_replay.py     levels that are named by seeds, and which of them come again
     envs/               ClientEnvs: N copies of each of K clients' tasks, stepped together
     families/           parametric tasks of our own, stepped in one vectorised call
     wrappers.py         environment wrappers for scenarios: other physics, hostile rewards, seeding

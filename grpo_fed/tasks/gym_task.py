@@ -1,7 +1,7 @@
 """GymTask: a task that is a gymnasium environment, and EnvConfig, what it takes to make that environment.
 
-A client's task may change during a run: `GymTask.at(round)` is the task of a round. Whatever makes environments asks
-for it, and nothing else has to know about changes.
+A client's task may have levels (curriculum.py), and it may change during a run: `GymTask.at(round)` is the task of a
+round. Whatever makes environments asks for it, and nothing else has to know about changes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Self, TypeAlias, final
 import gymnasium
 from gymnasium import vector
 
+from grpo_fed.tasks.curriculum import Curriculum
 from grpo_fed.tasks.task import ActionSpec, Task, TaskShape
 
 Env: TypeAlias = gymnasium.Env[Any, Any]
@@ -48,6 +49,8 @@ class GymTask(Task, EnvConfig):
     action_space: Space
     since: int = 0
     """The round from which the client has this task; 0 for the task that it begins with."""
+    curriculum: Curriculum | None = None
+    """The levels that the task has, and how those of training are chosen; None if all episodes have the same kwargs."""
     changes: tuple[GymTask, ...] = ()
     """The client's later tasks in the order of their rounds; they have the same signature, and no changes."""
 

@@ -13,7 +13,10 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces.utils import flatdim
 
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.scenario.settings import ClientSettings, PolicySettings
+from grpo_fed.scenario.settings import ClientSettings, CurriculumSettings, PolicySettings
+from grpo_fed.scenario.toml.text import suggest_name
+from grpo_fed.tasks.curriculum import Curriculum
+from grpo_fed.tasks.families import FAMILIES
 from grpo_fed.tasks.gym import find_env_spec, find_registered_spec, make_env, make_vector_env
 from grpo_fed.tasks.gym_task import EnvConfig, GymTask, Space
 from grpo_fed.tasks.language_task import LanguageTask
@@ -142,6 +145,7 @@ def _tasks_of_client(
         config = EnvConfig(client, env, kwargs, wrappers, limit)
         if since not in known_spaces:
             known_spaces[since] = _find_spaces_after_change(config, since) if since else _find_spaces(config)
+            _check_levels(config, settings.curriculum, known_spaces[since])
         observation_space, action_space = known_spaces[since]
         yield GymTask(
             **vars(config),
@@ -151,7 +155,35 @@ def _tasks_of_client(
             action_space=action_space,
             **_own_settings(settings, scenario),
             since=since,
+            curriculum=None if settings.curriculum is None else Curriculum(settings.curriculum),
         )
+
+
+def _check_levels(config: EnvConfig, levels: CurriculumSettings | None, spaces: tuple[Space, Space]) -> None:
+    """Raise ValueError if an environment cannot have the levels of its curriculum, or has other spaces with them."""
+    if levels is None or not (levels.ranges or levels.kind == "replay"):
+        return
+    where = f"client {config.client}: curriculum.ranges"
+    if find_env_spec(config).entry_point is None:
+        raise ValueError(
+            f"{where}: {config.env} is registered as a vector environment only, whose copies are all alike; leave"
+            " curriculum out, or register an entry_point for it"
+        )
+    family = FAMILIES.get(str(find_env_spec(config).kwargs.get("family")))
+    for name in levels.ranges:
+        if family is not None and name not in family.parameters:
+            raise ValueError(f"{where}: {name}: no number of {config.env}{suggest_name(name, family.parameters)}")
+    for corner in (0, 1) if levels.ranges else ():
+        level = {name: ends[corner] for name, ends in levels.ranges.items()}
+        try:
+            found = _find_spaces(replace(config, kwargs={**config.kwargs, **level}))
+        except ValueError as error:
+            raise type(error)(f"{error} (at {level} of curriculum.ranges)") from error
+        if found != spaces:
+            raise ValueError(
+                f"{where}: at {level} {config.env} has other spaces, and one policy cannot act in both; name only"
+                " arguments that leave the spaces as they are"
+            )
 
 
 HOSTILE_WRAPPERS = {

@@ -76,6 +76,31 @@ def test_a_run_that_does_not_wait_is_repeated_to_the_same_bits(tmp_path: Path):
     assert (repeated.merges, repeated.first_difference) == (6, None)
 
 
+def test_a_server_steers_levels_on_a_superlink_as_on_the_local_engine(tmp_path: Path):
+    ranges = "ranges = { length = [0.05, 2.0] }, start = { length = [0.4, 0.6] }"
+    curriculum = f"{{ kind = 'expanding', {ranges}, target = 5, episodes = 1, step = 0.4 }}"
+    changes = [
+        "curriculum.by=server",
+        "clients.1.kwargs={}",
+        *(f"clients.{number}.curriculum={curriculum}" for number in range(2)),
+    ]
+    scenario = Scenario.loads(
+        tiny().model_copy(update={"clients": tiny().clients[:2]}).dumps(), overrides=[*changes, "rounds=3"]
+    )
+    folders = tmp_path / "local", tmp_path / "flower"
+    run(scenario, folders[0], workers=0)
+    FlowerEngine(scenario, folders[1]).run()
+    states, shared = [], []
+    for folder in folders:
+        checkpoint = folder / "checkpoints" / "round-0003"
+        states.append(json.loads((checkpoint / "state.json").read_text())["parts"]["server"]["curricula"])
+        shared.append(load_file(checkpoint / "shared.safetensors"))
+    assert states[0] == states[1]
+    assert all(state[0] > 0 for state in states[0].values())
+    for name, array in shared[0].items():
+        np.testing.assert_allclose(array, shared[1][name], atol=2e-6)
+
+
 def test_a_failed_run_raises_its_reason(tmp_path: Path):
     alone = tiny().model_copy(update={"clients": tiny().clients[:1]})
     scenario = Scenario.loads(alone.dumps(), overrides=["round.deadline=0.001", "round.patience=1"])

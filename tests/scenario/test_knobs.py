@@ -92,6 +92,15 @@ ADAPTIVE, PENALTY = ["objective.preset=ppo-kl"], ["penalty.weight=0.05"]
 PERSONAL = ["personal.model=true", "steps=256", "personal.steps=0.5"]
 SPARSE, NESTED = [*PENALTY, "penalty.kind=sparse-group"], [*PENALTY, "penalty.kind=nested"]
 CHANGED = ["clients.0.changes=[{ round = 2, kwargs = { scale = 2.0 } }]"]
+LEVELS = [
+    "clients.0.curriculum.ranges={ scale = [0.5, 3.0] }",
+    *(f"clients.0.curriculum.{value}" for value in ("target=-20", "levels=4", "episodes=1", "step=1.0")),
+    "clients.0.curriculum.start={ scale = [0.9, 1.1] }",
+]
+SCHEDULE, RETURN, EXPANDING, LEARNABILITY = (
+    [*LEVELS, f"clients.0.curriculum.kind={kind}"] for kind in ("schedule", "return", "expanding", "learnability")
+)
+GROWN = [*EXPANDING, "clients.0.curriculum.target=-1e9"]
 
 CHANGES: dict[str, tuple[list[str], str]] = {
     "steps": (DEFAULT, "128"),
@@ -179,6 +188,16 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "clients.0.spread": (["clients.0.count=2"], "{ scale = [1.0, 2.0] }"),
     "clients.0.changes.0.round": (CHANGED, "3"),
     "clients.0.changes.0.kwargs": (CHANGED, "{ scale = 3.0 }"),
+    "clients.0.curriculum.kind": (LEVELS, "schedule"),
+    "clients.0.curriculum.ranges": (LEVELS, "{ scale = [0.5, 2.0] }"),
+    "clients.0.curriculum.start": (SCHEDULE, "{ scale = [1.0, 1.1] }"),
+    "clients.0.curriculum.until": (SCHEDULE, "1.0"),
+    "clients.0.curriculum.target": (RETURN, "1e9"),
+    "clients.0.curriculum.floor": (GROWN, "-1e10"),
+    "clients.0.curriculum.step": (GROWN, "0.5"),
+    "clients.0.curriculum.episodes": (GROWN, "1_000"),
+    "clients.0.curriculum.edges": (EXPANDING, "1.0"),
+    "clients.0.curriculum.levels": (LEARNABILITY, "8"),
     "clients.0.wrappers": (DEFAULT, "['tests.scenario.test_knobs:halve_rewards']"),
     "clients.0.learning_rate": (DEFAULT, "0.01"),
     "clients.0.entropy": (DEFAULT, "0.1"),
@@ -190,6 +209,12 @@ EXCEPTIONS = {
     "policy.shared": "determines what a server merges",
     "penalty.kind": "is needed by penalty.l1 and penalty.outer",
     "clients.count": "is the number of clients",
+    "clients.curriculum.explore": "needs more than two rounds to tell levels apart, see tests/tasks/test_curriculum.py",
+    **{
+        f"clients.curriculum.{key}": "needs several levels to replay, see tests/tasks/test_level_replay.py"
+        for key in ("temperature", "staleness")
+    },
+    "clients.curriculum.fade": "counts from the third round on, see tests/tasks/test_curriculum.py",
     "clients.attack": "changes what the server is sent",
     "clients.strength": "changes what the server is sent",
     **{f"{section}.start": "names a file, see tests/policy/test_start.py" for section in ("policy", "clients")},

@@ -10,6 +10,7 @@ import pytest
 
 from grpo_fed.aggregation.merge import RULES
 from grpo_fed.aggregation.merge.rules import RULES_WITH_EVIDENCE
+from grpo_fed.scenario.curricula import CURRICULA
 from grpo_fed.scenario.knobs import Knob, list_knobs
 from grpo_fed.scenario.methods import MERGE_RULES, METHODS
 from grpo_fed.scenario.presets import PRESETS
@@ -71,7 +72,7 @@ def test_the_page_of_methods_is_up_to_date():
 
 def test_the_page_of_methods_has_every_row_with_values_and_paper():
     _, tables = methods_markdown().split("## Methods")
-    for table, rows in zip(re.split("(?<!#)## ", tables), (METHODS, PRESETS, MERGE_RULES), strict=True):
+    for table, rows in zip(re.split("(?<!#)## ", tables), (METHODS, PRESETS, MERGE_RULES, CURRICULA), strict=True):
         lines = {line.split("`")[1]: line for line in table.splitlines() if line.startswith("| `")}
         for name, row in rows.items():
             assert row.when

@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from grpo_fed.scenario.curricula import CURRICULA
 from grpo_fed.scenario.methods import MERGE_RULES, METHODS
 from grpo_fed.scenario.presets import PRESETS
 from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.scenario.settings import CurriculumSettings
 from grpo_fed.scenario.shipped import shipped_scenarios
 from grpo_fed.scenario.template import create_project
 from grpo_fed.scenario.toml.keys import all_keys
@@ -50,6 +53,7 @@ ALWAYS_USED = {
     *("objective.normalise_advantages", "objective.average"),
     *("trust.blocks", "personal.first", "personal.model", "personal.inner_rate"),
     *("clients.name", "clients.env", "clients.count", "clients.kwargs", "clients.wrappers"),
+    *("clients.curriculum.kind", "clients.curriculum.ranges"),
     *("clients.trains", "clients.entropy", "clients.penalty", "clients.changes.round", "clients.changes.kwargs"),
     *("clients.prompts", "clients.eval_prompts", "clients.attack"),
     *(
@@ -80,7 +84,7 @@ def every_key(scenario: Scenario) -> Iterator[KeyPath]:
     """List every key, those of the clients for each of their tables."""
     for path, _ in all_keys(Scenario):
         if path[0] == "clients":
-            yield from (("clients", number, path[-1]) for number in range(len(scenario.clients)))
+            yield from (("clients", number, *path[1:]) for number in range(len(scenario.clients)))
         else:
             yield path
 
@@ -142,6 +146,21 @@ def test_a_client_is_named_by_its_table(tmp_path: Path):
     lines = unused_lines(tmp_path, CARTS, *overrides, "merge.rule=huber")
     assert [line.split(":")[0] for line in lines] == ["carts.toml", "--set clients.cart.learning_rate=0.1"]
     assert all("trust.target sets the length of the step" in line for line in lines)
+
+
+def test_keys_of_other_kinds_of_curriculum_have_no_effect(tmp_path: Path):
+    ranges = "ranges = { length = [0.1, 2.0] }, start = { length = [0.5, 0.5] }"
+    text = CARTS.replace("[merge]\nthreshold = 0.1\n", '[curriculum]\nby = "server"\n').replace(
+        "CartPole-v1", "grpo_fed/CartPole-v1"
+    )
+    text += f'curriculum = {{ kind = "schedule", {ranges}, until = 0.4, edges = 0.2 }}\n'
+    by, edges = unused_lines(tmp_path, text)
+    assert by.endswith('by = "server": has no effect: no client that trains has a curriculum that returns move')
+    assert edges.startswith("carts.toml:11: clients.cart.curriculum.edges = 0.2: has no effect: of the curricula of")
+    (until,) = unused_lines(
+        tmp_path, text, "clients.cart.curriculum.kind=expanding", "clients.cart.curriculum.target=9"
+    )
+    assert "clients.cart.curriculum.until = 0.4: has no effect" in until
 
 
 def test_squash_has_no_effect_where_no_client_has_a_box_of_actions(tmp_path: Path):
@@ -278,6 +297,22 @@ def test_a_rule_uses_the_keys_that_its_row_lists(rule: str):
     named = {dotted(unused.key) for unused in unused_keys(scenario, [("merge", key) for key in keys])}
     refused = {"blocks"}  # with a rule that has no threshold
     assert named == {f"merge.{key}" for key in keys - refused - set(MERGE_RULES[rule].keys)}
+
+
+@pytest.mark.parametrize("kind", CURRICULA)
+def test_a_curriculum_uses_the_keys_that_its_row_lists(kind: str):
+    values = {"ranges": {"length": [0.1, 2.0]}, "start": {"length": [0.5, 0.5]}, "target": 9.0, "kind": kind}
+    scenario = Scenario.loads(CARTS, overrides=["merge.rule=huber"])
+    entry = scenario.clients[0].model_copy(update={"curriculum": CurriculumSettings(**values)})
+    keys = {key for row in CURRICULA.values() for key in row.keys}
+    assert keys == CurriculumSettings.model_fields.keys() - {"kind", "ranges"}
+    given = [("clients", 0, "curriculum", key) for key in keys]
+    named = {unused.key[-1] for unused in unused_keys(scenario.model_copy(update={"clients": [entry]}), given)}
+    assert named == keys - set(CURRICULA[kind].keys)
+
+
+def test_the_kinds_of_curriculum_are_those_of_the_table():
+    assert list(CURRICULA) == list(get_args(CurriculumSettings.model_fields["kind"].annotation))
 
 
 # Clients with prompts ------------------------------------------------------------------------------------------------

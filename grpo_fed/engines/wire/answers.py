@@ -33,6 +33,7 @@ from grpo_fed.federation.messages import (
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.metrics import is_reported
 from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.curriculum import PER_SLOT
 
 MOST_METRICS = 10_000
 """Numbers that a client may report in an answer: names of blocks may be any."""
@@ -100,6 +101,8 @@ class AnswerCodec:
         training["low"] = int(trained.low)
         if trained.since is not None:
             training["since"] = int(trained.since)
+        if trained.evidence:
+            training["evidence"] = [float(value) for value in trained.evidence]
         if trained.kl is not None:
             training["kl"] = [float(kl) for kl in trained.kl]
         content = RecordDict(
@@ -129,10 +132,11 @@ class AnswerCodec:
         fields = FieldReader(content, "training", MetricRecord)
         steps = fields.take_count("steps", 0, self._max_steps(train.start.round))
         has_kl = train.measure_last_step and fields.has("kl")
+        episodes = fields.take_count("episodes", 0, steps)
         trained = Trained(
             point=point,
             steps=steps,
-            episodes=fields.take_count("episodes", 0, steps),
+            episodes=episodes,
             gain=fields.take_float("gain"),
             spread=fields.take_float("spread", 0),
             metrics=_read_metrics(content),
@@ -142,6 +146,7 @@ class AnswerCodec:
             low=bool(fields.take_count("low", 0, 1)),
             since=fields.take_count("since", 0, train.start.round - 2) if fields.has("since") else None,
             comparison=self._read_comparison(content) if "comparison" in more else None,
+            evidence=_read_evidence(fields, len(train.curriculum) // PER_SLOT, episodes) if train.curriculum else (),
         )
         fields.refuse_rest()
         return trained
@@ -264,6 +269,16 @@ def _write_comparison(comparison: SharingComparison) -> MetricRecord:
             "is_open": int(comparison.is_open),
         }
     )
+
+
+def _read_evidence(fields: FieldReader, slots: int, episodes: int) -> tuple[float, ...]:
+    """Read what a client's returns say of its levels: for each slot a number of episodes, and a sum."""
+    evidence = fields.take_floats("evidence", 2 * slots)
+    if not all(0 <= count <= episodes for count in evidence[:slots]):
+        raise InvalidMessageError(
+            f"training.evidence is {show(evidence)}; it has to begin with {slots} numbers of episodes, 0 to {episodes}"
+        )
+    return evidence
 
 
 def _read_metrics(content: RecordDict) -> Mapping[str, float]:

@@ -24,6 +24,9 @@ TRAIN, MEASURE, EVALUATE = "train", "query.measure", "evaluate"
 MAX_QUERIES = 64
 """How many sets of step fractions a `Measure` may have, times the number of blocks plus one."""
 
+MAX_CURRICULUM = 100_000
+"""How many numbers the state of a curriculum may have."""
+
 
 def message_type(instruction: Instruction) -> str:
     """Return the type of the Flower message that carries an instruction."""
@@ -74,6 +77,8 @@ class InstructionCodec:
                 fields["last_step"] = instruction.measure_last_step
                 if instruction.compare:
                     fields["compare"] = self._groups.pack_numbers(instruction.compare)
+                if instruction.curriculum:
+                    fields["curriculum"] = list(instruction.curriculum)
                 if instruction.evaluate_first is not None:
                     _write_plan(fields, instruction.evaluate_first)
             case Measure():
@@ -114,7 +119,8 @@ class InstructionCodec:
             end, measure_last_step = fields.take_float("end", begin, 1), fields.take("last_step", bool)
             plan = self._read_plan(fields) if fields.has("number") else None
             compare = self._read_groups(fields, "compare") if fields.has("compare") else ()
-            instruction = Train(start, begin, end, measure_last_step, plan, compare)
+            levels = fields.take_some_floats("curriculum", MAX_CURRICULUM) if fields.has("curriculum") else ()
+            instruction = Train(start, begin, end, measure_last_step, plan, compare, levels)
         elif kind == MEASURE:
             candidate = self._read_candidate(arrays, fields, start.shared)
             instruction = Measure(start, candidate, self._read_fractions(fields))

@@ -67,6 +67,11 @@ class FieldReader:
             raise InvalidMessageError(f"{self._name}.{name} is {show(values)}; it has to be {count} finite floats")
         return tuple(values)
 
+    def take_some_floats(self, name: str, most: int) -> tuple[float, ...]:
+        """Take a list of finite floats, one at least and not more than `most`."""
+        values = self._rest.get(name)
+        return self.take_floats(name, min(max(len(values), 1), most) if isinstance(values, list) else 1)
+
     def take_divergences(self, name: str, count: int) -> tuple[float, ...]:
         """Take a list of so many KL divergences: finite, and not negative but for rounding."""
         values = self.take(name, list)

@@ -82,6 +82,7 @@ class LanguageLearner(Learner):
         self.stack = make_parameter_stack(scenario, self.tasks, self.seeds, self._tensors, groups)
         counts = np.zeros((len(tasks), 4), np.int64)
         self.steps_done, self.updates_done, self.steps_due, self.draws_done = counts.T
+        self.levels = None
         """[K] each: a batch may take a client beyond the steps that are due, and the next round has less to do then."""
         self.measurement_rows: list[dict[str, np.ndarray]] = [{} for _ in tasks]
         """For each client some completions of its last batch, to measure server steps on; they stay with the client."""

@@ -114,8 +114,9 @@ def to_toml(value: Any, number: Callable[[float], str] = repr) -> str:
         case list() | tuple():
             return f"[{', '.join(to_toml(item, number) for item in value)}]"
         case dict() if value:
+            given = {key: item for key, item in value.items() if item is not None}  # TOML has no None
             return (
-                f"{{ {', '.join(f'{toml_key(str(key))} = {to_toml(item, number)}' for key, item in value.items())} }}"
+                f"{{ {', '.join(f'{toml_key(str(key))} = {to_toml(item, number)}' for key, item in given.items())} }}"
             )
         case dict():
             return "{}"

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     )
     from grpo_fed.tasks.envs.cache import EnvCache
     from grpo_fed.tasks.envs.conversion import ActionConverter, observation_flattener
-    from grpo_fed.tasks.envs.make import make_client_envs
+    from grpo_fed.tasks.envs.make import make_client_envs, name_levels
 
 __all__ = [
     "ActionConverter",
@@ -41,6 +41,7 @@ __all__ = [
     "episode_seed",
     "episode_step_limit",
     "make_client_envs",
+    "name_levels",
     "non_finite_error",
     "observation_flattener",
     "pad_actions",
@@ -55,6 +56,7 @@ MODULES = {
     "episode_seed": "grpo_fed.tasks.envs.base",
     "episode_step_limit": "grpo_fed.tasks.envs.base",
     "make_client_envs": "grpo_fed.tasks.envs.make",
+    "name_levels": "grpo_fed.tasks.envs.make",
     "non_finite_error": "grpo_fed.tasks.envs.base",
     "observation_flattener": "grpo_fed.tasks.envs.conversion",
     "pad_actions": "grpo_fed.tasks.envs.base",

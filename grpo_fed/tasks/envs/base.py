@@ -7,16 +7,21 @@ has the index k * N + n. D is the size of an observation, A that of an action.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import numpy as np
 
+from grpo_fed.tasks.curriculum import EPISODE_SEED
 from grpo_fed.tasks.gym_task import GymTask
 from grpo_fed.tasks.task import TaskShape
 
 NEVER = 2**62
+
+Level: TypeAlias = Mapping[str, float]
+"""Values of some of an environment's arguments, in place of the task's; and the seed of its episodes, if it has one
+(tasks/curriculum.py)."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class ClientEnvs(ABC):
 
     Each env copy has a stream of episodes, which the seed given to `reset` names. Episode e of a stream is reset with
     `episode_seed(stream, e)`, so an episode can be repeated from its stream and number, and no copy depends on another.
+    The copies of a task with levels begin with levels that are spread evenly over all of its ranges.
     """
 
     names: tuple[str, ...]
@@ -59,6 +65,10 @@ class ClientEnvs(ABC):
     @abstractmethod
     def reset(self, seeds: np.ndarray) -> np.ndarray:
         """Begin the first episode of the streams that seeds [L] uint64 name; first observations [L, D] float32."""
+
+    @abstractmethod
+    def set_levels(self, levels: Mapping[int, Level]) -> None:
+        """Set the level of all episodes that these env copies begin from now on; a running episode keeps its own."""
 
     @abstractmethod
     def resume(self, seeds: np.ndarray, episodes: np.ndarray, actions: Sequence[np.ndarray]) -> np.ndarray:
@@ -101,6 +111,16 @@ def episode_seed(stream: int, episode: int) -> int:
 def episode_step_limit(task: GymTask | TaskShape, episode_limit: int) -> int:
     """Return the steps after which an episode is cut: the smaller of the task's limit and this one; 0 for never."""
     return min(task.episode_limit or NEVER, episode_limit or NEVER) % NEVER
+
+
+def take_seeds(levels: Mapping[int, Level]) -> dict[int, int]:
+    """Find the seeds of the episodes of env copies whose levels have one."""
+    return {copy: int(level[EPISODE_SEED]) for copy, level in levels.items() if EPISODE_SEED in level}
+
+
+def without_seed(level: Level) -> dict[str, float]:
+    """Return the arguments of a level alone."""
+    return {name: value for name, value in level.items() if name != EPISODE_SEED}
 
 
 @final

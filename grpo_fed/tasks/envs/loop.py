@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, final
 
 import numpy as np
@@ -11,11 +11,14 @@ import numpy as np
 from grpo_fed.tasks.envs.base import (
     ClientEnvs,
     EnvStep,
+    Level,
     StepLimits,
     episode_seed,
     episode_step_limit,
     pad_actions,
     reset_info_values,
+    take_seeds,
+    without_seed,
 )
 from grpo_fed.tasks.envs.cache import EnvCache
 from grpo_fed.tasks.envs.conversion import ActionConverter, flattener
@@ -45,8 +48,7 @@ class LoopEnvs(ClientEnvs):
         self._num_envs = num_envs
         self._convert = ActionConverter(self.tasks, squash)
         self._cache = cache
-        make = partial(make_env, lean=True) if cache is None else cache.take
-        self._envs = [make(task) for task in self.tasks]
+        self._envs = [self._make(task) for task in self.tasks]
         functions = [_flat_functions(task, env) for task, env in zip(self.tasks, self._envs, strict=True)]
         self._resets = [reset for reset, _ in functions]
         self._steps = [step for _, step in functions]
@@ -54,11 +56,18 @@ class LoopEnvs(ClientEnvs):
         # those, is left to gymnasium's wrapper there
         limits = [episode_limit if is_wrapped(task) else episode_step_limit(task, episode_limit) for task in self.tasks]
         self._limits = StepLimits(limits)
+        self._coming_levels: dict[int, Level] = {}
+        """Levels that copies get when they begin their next episodes, in environments that are made for them."""
+        self._seeds: dict[int, int] = {}
+        """The seed of the episodes of copies whose levels have one."""
         self._infos: list[dict[str, Any]] = [{} for _ in self.tasks]
         self._streams: list[int] = []
         self._episodes: list[int] = []
         self._awake: list[tuple[int, Callable[[Any], Any]]] = []
         self._asleep: dict[int, np.ndarray] = {}
+
+    def set_levels(self, levels: Mapping[int, Level]) -> None:
+        self._coming_levels |= levels
 
     def reset(self, seeds: np.ndarray) -> np.ndarray:
         assert seeds.shape == (self.size,), "a seed for each env copy"
@@ -119,10 +128,16 @@ class LoopEnvs(ClientEnvs):
 
     def close(self) -> None:
         for task, env in zip(self.tasks, self._envs, strict=True):
-            if self._cache is None:
+            if self._cache is None or task.curriculum is not None:
                 env.close()
             else:
                 self._cache.put(task, env)
+
+    def _make(self, task: GymTask) -> Env:
+        """Make an environment, or take one from the cache; those of other levels are never in it."""
+        if self._cache is None or task.curriculum is not None:
+            return make_env(task, lean=True)
+        return self._cache.take(task)
 
     def _env_actions(self, actions: np.ndarray) -> list[Any]:
         """Convert actions [L, A] into one for each environment.
@@ -134,17 +149,20 @@ class LoopEnvs(ClientEnvs):
 
     def _begin_all(self) -> np.ndarray:
         """Wake all copies and begin their next episodes; first observations [L, D]."""
-        self._awake, self._asleep = list(enumerate(self._steps)), {}
         observations = np.empty((self.size, self.observation_size), np.float32)
         for copy in range(self.size):
             self._begin(copy, observations)
+        self._awake, self._asleep = list(enumerate(self._steps)), {}
         return observations
 
     def _begin_or_sleep(self, done: list[int], observations: np.ndarray, restart: bool) -> None:
         """Begin the next episodes of copies whose episodes ended, or let them sleep."""
         if restart:
+            has_levels = bool(self._coming_levels)
             for copy in done:
                 self._begin(copy, observations)
+            if has_levels:
+                self._awake = [(copy, self._steps[copy]) for copy, _ in self._awake]
             return
         self._asleep.update((copy, observations[copy].copy()) for copy in done)
         self._awake = [(copy, step) for copy, step in self._awake if copy not in self._asleep]
@@ -152,7 +170,11 @@ class LoopEnvs(ClientEnvs):
 
     def _begin(self, copy: int, observations: np.ndarray) -> None:
         """Begin a copy's next episode, and write its first observation into `observations`."""
-        seed = episode_seed(self._streams[copy], self._episodes[copy])
+        if copy in self._coming_levels:
+            self._change_level(copy, self._coming_levels.pop(copy))
+        seed = self._seeds.get(copy)
+        if seed is None:
+            seed = episode_seed(self._streams[copy], self._episodes[copy])
         self._episodes[copy] += 1
         try:
             seen, self._infos[copy] = self._resets[copy](seed=seed)
@@ -162,6 +184,16 @@ class LoopEnvs(ClientEnvs):
         except Exception as error:
             raise self._failure(copy, "reset", error) from error
         self._limits.start(copy)
+
+    def _change_level(self, copy: int, level: Level) -> None:
+        """Put an environment with other arguments in the place of a copy's, if the level has any."""
+        self._seeds |= take_seeds({copy: level})
+        arguments, task = without_seed(level), self.tasks[copy]
+        if not arguments:
+            return
+        self._envs[copy].close()
+        self._envs[copy] = make_env(replace(task, kwargs={**task.kwargs, **arguments}), lean=True)
+        self._resets[copy], self._steps[copy] = _flat_functions(task, self._envs[copy])
 
     def _failure(self, copy: int, call: str, error: Exception, reward: Any = 0.0) -> TaskError:
         """Return the error that says which client's environment failed, in which call and why."""

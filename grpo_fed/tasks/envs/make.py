@@ -9,7 +9,8 @@ from dataclasses import fields, replace
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from grpo_fed.tasks.envs.base import ClientEnvs, episode_step_limit
+from grpo_fed.tasks.curriculum import spread_levels
+from grpo_fed.tasks.envs.base import ClientEnvs, Level, episode_step_limit
 from grpo_fed.tasks.envs.cache import EnvCache
 from grpo_fed.tasks.envs.loop import LoopEnvs
 from grpo_fed.tasks.envs.mixed import MixedEnvs, copy_indices
@@ -48,7 +49,24 @@ def make_client_envs(
     for clients in clients_by_kind.values():
         envs = _make_part([tasks[client] for client in clients], num_envs, squash, episode_limit, cache)
         parts.append((envs, copy_indices(clients, num_envs)))
-    return parts[0][0] if len(parts) == 1 else MixedEnvs(parts)
+    made = parts[0][0] if len(parts) == 1 else MixedEnvs(parts)
+    made.set_levels(spread_over_copies(tasks, num_envs))
+    return made
+
+
+def spread_over_copies(tasks: Sequence[GymTask], num_envs: int) -> dict[int, Level]:
+    """Spread levels over the copies of each task that has some: the level of each of these copies."""
+    levels: dict[int, Level] = {}
+    for client, task in enumerate(tasks):
+        if task.curriculum is not None and task.curriculum.names:
+            rows = spread_levels(task.curriculum, num_envs)
+            levels |= name_levels(task.curriculum.names, rows, client * num_envs)
+    return levels
+
+
+def name_levels(names: Sequence[str], levels: np.ndarray, first: int) -> dict[int, Level]:
+    """Name the values of levels [N, P], which are those of the env copies from `first` on."""
+    return {first + copy: dict(zip(names, level, strict=True)) for copy, level in enumerate(levels.tolist())}
 
 
 def _check_same_signature(task: GymTask, first: GymTask) -> None:

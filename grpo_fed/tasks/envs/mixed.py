@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias, final
 
 import numpy as np
 
-from grpo_fed.tasks.envs.base import ClientEnvs, EnvStep
+from grpo_fed.tasks.envs.base import ClientEnvs, EnvStep, Level
 
 CopyIndices: TypeAlias = slice | np.ndarray
 
@@ -38,6 +38,12 @@ class MixedEnvs(ClientEnvs):
         for envs, indices in self.parts:
             observations[indices] = envs.reset(seeds[indices])
         return observations
+
+    def set_levels(self, levels: Mapping[int, Level]) -> None:
+        all_copies = np.arange(self.size)
+        for envs, indices in self.parts:
+            copies = enumerate(all_copies[indices].tolist())
+            envs.set_levels({inner: levels[copy] for inner, copy in copies if copy in levels})
 
     def resume(self, seeds: np.ndarray, episodes: np.ndarray, actions: Sequence[np.ndarray]) -> np.ndarray:
         observations = np.empty((self.size, self.observation_size), np.float32)

@@ -16,11 +16,14 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from grpo_fed.tasks.envs.base import (
     ClientEnvs,
     EnvStep,
+    Level,
     StepLimits,
     episode_seed,
     episode_step_limit,
     pad_actions,
     reset_info_values,
+    take_seeds,
+    without_seed,
 )
 from grpo_fed.tasks.envs.conversion import ActionConverter, batch_flattener, flattener
 from grpo_fed.tasks.families import FamilyVectorEnv
@@ -49,6 +52,14 @@ class VectorEnvs(ClientEnvs):
         self._asleep = np.zeros(self.size, bool)
         self._any_asleep = False
         self._last = np.zeros((self.size, self.observation_size), np.float32)
+        self._coming_levels: dict[int, Level] = {}
+        """Levels that copies get when they begin their next episodes."""
+        self._seeds: dict[int, int] = {}
+        """The seed of the episodes of copies whose levels have one."""
+
+    def set_levels(self, levels: Mapping[int, Level]) -> None:
+        assert self._env_sleeps or not levels, "of all vector environments, families alone have levels"
+        self._coming_levels |= levels
 
     def reset(self, seeds: np.ndarray) -> np.ndarray:
         assert seeds.shape == (self.size,), "a seed for each env copy"
@@ -109,8 +120,12 @@ class VectorEnvs(ClientEnvs):
         """Begin the next episode of the copies in `mask`, [L] bool; observations [L, D] of all copies."""
         copies = np.flatnonzero(mask).tolist()
         seeds: list[int | None] = [None] * self.size
+        if began := {copy: self._coming_levels.pop(copy) for copy in copies if copy in self._coming_levels}:
+            self._seeds |= take_seeds(began)
+            self._env.set_parameters({copy: without_seed(level) for copy, level in began.items()})
         for copy in copies:
-            seeds[copy] = episode_seed(self._streams[copy], self._episodes[copy])
+            seed = self._seeds.get(copy)
+            seeds[copy] = episode_seed(self._streams[copy], self._episodes[copy]) if seed is None else seed
             self._episodes[copy] += 1
         self._limits.start(mask)
         return self._env.reset(seeds, None if len(copies) == self.size else mask)
@@ -150,6 +165,9 @@ class AutoresetEnvs(ClientEnvs):
         self._resetting = np.zeros(self.size, bool)
         self._asleep = np.zeros(self.size, bool)
         self._last = np.zeros((self.size, self.observation_size), np.float32)
+
+    def set_levels(self, levels: Mapping[int, Level]) -> None:
+        assert not levels, "an environment that resets itself has no levels"
 
     def reset(self, seeds: np.ndarray) -> np.ndarray:
         assert seeds.shape == (self.size,), "a seed for each env copy"
@@ -233,6 +251,14 @@ class _FlatVectorEnv:
             raise self._failure("reset", error, cure) from error
         self.remember(infos, np.ones(len(self.tasks), bool) if mask is None else mask)
         return flat
+
+    def set_parameters(self, levels: Mapping[int, Level]) -> None:
+        """Give env copies of a family other parameters; they are reset before they are stepped again."""
+        assert isinstance(self.env.unwrapped, FamilyVectorEnv)
+        try:
+            self.env.unwrapped.set_parameters(levels)
+        except ValueError as error:
+            raise self._failure("reset", error) from error
 
     def final_observations(self, observations: np.ndarray, infos: Mapping[str, Any], done: np.ndarray) -> np.ndarray:
         """Return the observations with the last ones of the episodes that ended and were reset within the step."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, final
 
@@ -149,6 +149,23 @@ class FamilyVectorEnv(VectorEnv[Array, Array, Array]):
         self.generators[copy] = generator
         for noise in self._noise_streams:
             noise.restart(copy, generator)
+
+    def set_parameters(self, values: Mapping[int, Mapping[str, float]]) -> None:
+        """Give env copies other values of the family's own parameters, from their next episodes on.
+
+        values: for each copy a value by name. ValueError for a name that the family does not have, or a value outside
+        the parameter's limits.
+        """
+        for copy, row in values.items():
+            for name, value in row.items():
+                where, parameter = f"{type(self.family).__name__}: {name}", self.family.parameters.get(name)
+                if parameter is None or parameter.shape:
+                    raise ValueError(f"{where}: it cannot differ from episode to episode")
+                if not parameter.low <= value <= parameter.high:
+                    raise ValueError(f"{where}: {value!r} is not from {parameter.low:g} to {parameter.high:g}")
+                self.parameters[name][copy] = value
+        self.constants = self.family.prepare(self.parameters)
+        self._painters = []
 
     def _begin(self, copies: Array, seeds: Sequence[int | None] | Array | None) -> None:
         """Put some env copies into the first states of their next episodes."""
