@@ -68,6 +68,7 @@ KINDS = {
     "server": [SERVER],
     "group": ["objective.preset=grpo", "group.size=2", "rollout.episode_limit=30"],
     "personal": ["personal.model=true", "steps=256"],
+    "twins": ["evaluate.twins=true"],
 }
 
 
