@@ -4,6 +4,8 @@
     make.py              the implementation that fits some clients
     stacked_learner.py   StackedLearner.train: the loop. Collect, judge, update
     start.py             the policies that clients begin a run with
+    training_record.py   what a client does while it is trained
+    scenario_envs.py     the clients' environments as the scenario wants them
     stacked_policies.py  StackedPolicies: policies given as arrays, evaluated and measured
     client_stack.py      clients as rows of tensors, and the chunks of rows that an update works on
     records.py           Batch, Minibatch, Episode, TrainingReport, Evaluation

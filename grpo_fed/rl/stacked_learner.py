@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TypeAlias, final
 
 import numpy as np
@@ -26,10 +25,10 @@ from grpo_fed.rl.evaluation import EvaluatedClients, evaluate
 from grpo_fed.rl.learner import Learner, State, join_states, sub_state
 from grpo_fed.rl.measurement import MeasurementStates, fisher_diagonal
 from grpo_fed.rl.memory import keep_freed_memory
-from grpo_fed.rl.normalise import ObservationNormaliser, RewardNormaliser
-from grpo_fed.rl.records import Episode, Evaluation, TrainingReport
+from grpo_fed.rl.records import Evaluation, TrainingReport
 from grpo_fed.rl.rng import Purpose, client_seed, env_seeds, generator
-from grpo_fed.rl.rollout import Actor, Collector
+from grpo_fed.rl.rollout import Actor
+from grpo_fed.rl.scenario_envs import episode_step_limits, make_collector, make_scenario_envs
 from grpo_fed.rl.start import (
     client_starts,
     first_parameters,
@@ -38,11 +37,11 @@ from grpo_fed.rl.start import (
     place_starts,
     refers_to_start,
 )
+from grpo_fed.rl.training_record import TrainingRecord
 from grpo_fed.rl.trajectories import Trajectories
 from grpo_fed.rl.update import measure_penalty, update_clients
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.envs import ClientEnvs, EnvCache, episode_step_limit, make_client_envs
-from grpo_fed.tasks.gym import find_env_spec
+from grpo_fed.tasks.envs import ClientEnvs, EnvCache
 from grpo_fed.tasks.gym_task import GymTask
 
 CHUNK = 16
@@ -135,7 +134,7 @@ class StackedLearner(Learner):
         """
         self.anchor.copy_(self.parameters if anchor is None else anchor)
         self.steps_due += steps
-        records = [_TrainingRecord() for _ in self.tasks]
+        records = [TrainingRecord() for _ in self.tasks]
         while (behind := self.steps_done < self.steps_due).any():
             progress = begin + (end - begin) * (1 - (self.steps_due - self.steps_done).clip(0) / steps)
             trajectories, groups = self.collect(behind)
@@ -307,86 +306,9 @@ class StackedLearner(Learner):
             self.measurement_states[client] = observations[draws.choice(len(observations), count, replace=False)]
 
 
-@dataclass
-class _TrainingRecord:
-    """What one client does while it is trained."""
-
-    steps: int = 0
-    episodes: list[Episode] = field(default_factory=list)
-    losses: list[Mapping[str, float]] = field(default_factory=list)
-    trajectories: Trajectories | None = None
-    """Its last batch."""
-
-    def report(self, client: str, penalty: Mapping[str, float]) -> TrainingReport:
-        names = tuple(self.losses[0]) if self.losses else ()
-        losses = np.array([[loss[name] for loss in self.losses] for name in names])
-        means = dict(zip(names, losses.mean(axis=-1).tolist(), strict=True)) if names else {}
-        return TrainingReport(client, self.steps, tuple(self.episodes), means, penalty)
-
-
-def make_scenario_envs(tasks: Sequence[GymTask], scenario: Scenario, env_cache: EnvCache | None) -> ClientEnvs:
-    """`rollout.num_envs` copies of each client's environment."""
-    rollout = scenario.rollout
-    return make_client_envs(tasks, rollout.num_envs, scenario.policy.squash, rollout.episode_limit, env_cache)
-
-
-def make_collector(
-    tasks: Sequence[GymTask],
-    seeds: Sequence[int],
-    policy: StackedPolicy,
-    scenario: Scenario,
-    env_cache: EnvCache | None,
-) -> Collector:
-    """The clients' environments with the normalisers that the scenario wants.
-
-    ValueError where episodes must begin alike and an environment resets itself.
-    """
-    envs = make_scenario_envs(tasks, scenario, env_cache)
-    if scenario.objective.advantage == "group" and scenario.group.by == "start" and not envs.reproducible:
-        envs.close()
-        task = next(task for task in tasks if find_env_spec(task).entry_point is None)
-        raise ValueError(
-            f'client {task.client}: group.by = "start" needs episodes with a given start state, and {task.env} resets'
-            " itself: set another group.by, or give its vector environment AutoresetMode.DISABLED"
-        )
-    settings, clients = scenario.normalise, len(tasks)
-    copies, gamma = scenario.rollout.num_envs, scenario.objective.gamma
-    scales = np.array([task.reward_scale for task in tasks])
-    return Collector(
-        envs,
-        [task.client for task in tasks],
-        seeds,
-        policy.distribution,
-        ObservationNormaliser(clients, policy.observation_size, settings.clip) if settings.observations else None,
-        RewardNormaliser(clients, copies, gamma, settings.clip) if settings.rewards else None,
-        scales.repeat(copies) if (scales != 1).any() else None,
-        scenario.rollout.reward_clip,
-    )
-
-
 def measures_steps(scenario: Scenario) -> bool:
     """Whether clients measure KL or Fisher matrices, and have to keep observations for it."""
     return scenario.proximity.mode != "off" or scenario.merge.rule == "fisher"
-
-
-def episode_step_limits(tasks: Sequence[GymTask], scenario: Scenario) -> np.ndarray:
-    """The most steps of an episode of each client, [K]; 0 where nothing truncates episodes.
-
-    ValueError where there is no limit and the objective needs one.
-    """
-    limits = [episode_step_limit(task, scenario.rollout.episode_limit) for task in tasks]
-    settings = scenario.objective
-    if 0 in limits and (settings.advantage == "group" or settings.average == "total"):
-        task = tasks[limits.index(0)]
-        why = (
-            'advantage = "group" needs whole ones'
-            if settings.advantage == "group"
-            else 'average = "total" needs a limit'
-        )
-        raise ValueError(
-            f"client {task.client}: {task.env} may never end an episode, and objective.{why}: set rollout.episode_limit"
-        )
-    return np.array(limits)
 
 
 def _read_row(rows: Rows, row: int) -> np.ndarray:

@@ -20,12 +20,12 @@ from grpo_fed.rl.normalise import ObservationNormaliser
 from grpo_fed.rl.records import Evaluation, Example
 from grpo_fed.rl.rng import Purpose, client_seed
 from grpo_fed.rl.rollout import Actor
+from grpo_fed.rl.scenario_envs import make_scenario_envs
 from grpo_fed.rl.stacked_learner import (
     MEASUREMENT_STATES,
     OBSERVATION_NORMALISER,
     REWARD_NORMALISER,
     StackedLearner,
-    make_scenario_envs,
 )
 from grpo_fed.rl.start import client_starts, first_parameters, load_first_moments, place_starts
 from grpo_fed.scenario.scenario import Scenario
