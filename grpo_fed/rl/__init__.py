@@ -16,6 +16,8 @@
     advantages.py        GAE, and an episode against its group
     minibatches.py       a batch packed, and sampled in parts
     objective.py         surrogate, value loss, entropy, KL, and their gradients
+    constraints.py       multipliers that adapt before an update
+    entropy_target.py    weights of the entropy that adapt to a target
     update.py            Adam over minibatches, or a natural-gradient step
     inner_steps.py       gradients after a step on another minibatch
     losses.py            what an update reports

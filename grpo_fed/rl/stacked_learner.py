@@ -18,7 +18,15 @@ from grpo_fed.policy.base import StackedPolicy
 from grpo_fed.policy.make import make_policy
 from grpo_fed.rl.advantages import learning_targets
 from grpo_fed.rl.batch import make_batch
-from grpo_fed.rl.client_stack import ClientStack, ClientTensors, PenaltyGroups, make_client_stack
+from grpo_fed.rl.client_stack import (
+    BEGINS_LATE,
+    ENTROPY_WEIGHTS,
+    ClientStack,
+    ClientTensors,
+    PenaltyGroups,
+    entropy_weights,
+    make_client_stack,
+)
 from grpo_fed.rl.device import resolve_device
 from grpo_fed.rl.episode_groups import episode_seeds, group_episodes
 from grpo_fed.rl.evaluation import EvaluatedClients, evaluate
@@ -93,6 +101,7 @@ class StackedLearner(Learner):
             scenario,
             layout.mask(layout.shared).nonzero().squeeze(1) if shared is None else shared,
             scenario.penalty.squared if proximal_weight is None else proximal_weight,
+            entropy_weights(self.tasks, self.policy.distribution.components, scenario),
             layout.frozen,
         )
         self.parameters, self.anchor = self._tensors.parameters, self._tensors.anchor
@@ -115,6 +124,7 @@ class StackedLearner(Learner):
             "kl_limit": self._tensors.kl_limit[:, None],
             "progress": counts,
             **({"adam.turns": self._tensors.phase_counts} if scenario.personal.first else {}),
+            **({ENTROPY_WEIGHTS: self._tensors.entropy} if scenario.objective.entropy_target is not None else {}),
             **({MEASUREMENT_STATES: self.measurement_states} if measures_steps(scenario) else {}),
         }
         """A client's state is its row of each, and the states of its environments and normalisers."""
@@ -149,6 +159,7 @@ class StackedLearner(Learner):
                 losses = update_clients(stack, batch, targets, active, self.updates_done[rows], progress[rows])
                 for client in np.flatnonzero(behind[rows]):
                     records[rows.start + client].losses.append(losses.client(int(client)))
+                    records[rows.start + client].constraints.append(losses.client_constraints(int(client)))
             for client in np.flatnonzero(behind):
                 records[client].steps += int(trajectories.steps[client])
                 records[client].episodes.extend(trajectories.episodes[client])
@@ -234,10 +245,16 @@ class StackedLearner(Learner):
         """Go on from one state for each client, some of which may not have stepped yet."""
         for row, state in enumerate(states):
             for name, rows in self._state_arrays.items():
-                _write_row(rows, row, state[name])
+                if name in state or name not in BEGINS_LATE:
+                    _write_row(rows, row, state[name])
             for name, normaliser in self._normalisers.items():
                 normaliser.load(row, sub_state(state, name))
         self.collector.load([sub_state(state, "rollout") for state in states], self._first_streams())
+
+    def load_constraints(self, row: int, state: State) -> None:
+        """Go on from the constraints of a client's state alone: for a copy of its policy that is adapted."""
+        for name in BEGINS_LATE & self._state_arrays.keys() & state.keys():
+            _write_row(self._state_arrays[name], row, state[name])
 
     def client_parameters(self, client: int) -> dict[str, Tensor]:
         """One client's parameters by name, copied to the CPU."""

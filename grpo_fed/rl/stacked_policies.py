@@ -79,6 +79,8 @@ class StackedPolicies(ClientPolicies):
         learner.parameters.copy_(parameters)
         normaliser, rewards = learner.observation_normaliser, learner.collector.reward_normaliser
         for row, state in enumerate(states):
+            if state is not None:
+                learner.load_constraints(row, state)
             if state is not None and normaliser is not None:
                 normaliser.load(row, sub_state(state, OBSERVATION_NORMALISER))
             if state is not None and rewards is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,11 +18,18 @@ class TrainingRecord:
     steps: int = 0
     episodes: list[Episode] = field(default_factory=list)
     losses: list[Mapping[str, float]] = field(default_factory=list)
+    constraints: list[Mapping[str, float]] = field(default_factory=list)
     trajectories: Trajectories | None = None
     """Its last batch."""
 
     def report(self, client: str, penalty: Mapping[str, float]) -> TrainingReport:
-        names = tuple(self.losses[0]) if self.losses else ()
-        losses = np.array([[loss[name] for loss in self.losses] for name in names])
-        means = dict(zip(names, losses.mean(axis=-1).tolist(), strict=True)) if names else {}
-        return TrainingReport(client, self.steps, tuple(self.episodes), means, penalty)
+        """Make the client's report. penalty: the metrics of its group penalty."""
+        losses, constraints = mean_by_name(self.losses), mean_by_name(self.constraints)
+        return TrainingReport(client, self.steps, tuple(self.episodes), losses, penalty, constraints)
+
+
+def mean_by_name(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean over updates of each number; empty without an update."""
+    names = tuple(updates[0]) if updates else ()
+    numbers = np.array([[update[name] for update in updates] for name in names])
+    return dict(zip(names, numbers.mean(axis=-1).tolist(), strict=True)) if names else {}

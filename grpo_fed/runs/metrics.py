@@ -23,6 +23,7 @@ REWARD_OF, KL_REFERENCE = "reward/", "losses/kl_reference"
 MB_UP, MB_DOWN, MB_TOTAL = "comm/MB_up", "comm/MB_down", "comm/MB_total"
 RHO_LIMIT = "fed/rho_limit"
 STALENESS, MERGE_LENGTH, VIRTUAL_SECONDS = "fed/staleness", "fed/merge_length", "time/virtual_s"
+ENTROPY, ENTROPY_MULTIPLIER = "entropy/", "entropy_multiplier/"
 COMPARISON_EPISODES = "fed/comparison_episodes"
 RHO_BY_GROUP, LEFT, RETURNED, STAYED = "rho_by_group", "left", "returned", "stayed"
 COMPARISON = "comparison"
@@ -70,6 +71,12 @@ TABLE = (
     Metric(
         "losses/kl", "KL from the policy before the update to the one after, where something needs it.", reported=True
     ),
+    Metric(
+        ENTROPY,
+        "Mean entropy of a set of action components that has a target, `action` for the whole action.",
+        reported=True,
+    ),
+    Metric(ENTROPY_MULTIPLIER, "Weight of its entropy bonus, by which the target is reached.", reported=True),
     Metric(KL_REFERENCE, "KL from or to the reference, as `trust.region` penalises it.", reported=True),
     Metric(REWARD_OF, "Mean reward that the function gave to the round's completions.", reported=True),
     Metric(

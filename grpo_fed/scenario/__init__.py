@@ -8,12 +8,14 @@
     importing.py    objects that a scenario names by `module:Name`
     field_types.py  types of values that settings take
     checks.py       contradictions between keys
+    constraint_checks.py contradictions of the constraints that a client keeps
     hostile_checks.py contradictions of hostile clients and of mixing
     language_checks.py contradictions of clients with prompts
     unused.py       keys that were given and have no effect
     unused_rows.py  what a row of that table says
     unused_table.py the combinations in which a key has none
     unused_language.py the same for clients with prompts
+    unused_constraints.py the same for the constraints that a client keeps
     unused_setups.py the same for what runs start from, and for scaled rewards
     toml/           the strict TOML reader, which knows nothing of scenarios: positions, errors with a cure, writing
     shipped.py      the scenarios that ship

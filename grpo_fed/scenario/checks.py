@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
+from grpo_fed.scenario.constraint_checks import constraint_contradictions
 from grpo_fed.scenario.hostile_checks import hostile_contradictions
 from grpo_fed.scenario.language_checks import language_contradictions
 from grpo_fed.scenario.methods import KEYS_OF_METHODS, METHODS, Method
@@ -57,7 +58,8 @@ def contradictions(scenario: Scenario) -> Iterator[Mistake]:
     if not any(client.trains for client in scenario.clients):
         places: list[KeyPath] = [("clients", number, "trains") for number in range(len(scenario.clients))]
         yield _mistake("no client takes part in training; leave trains out of one entry", *places)
-    for text, keys in (*hostile_contradictions(scenario), *language_contradictions(scenario)):
+    found = (hostile_contradictions, language_contradictions, constraint_contradictions)
+    for text, keys in (contradiction for find in found for contradiction in find(scenario)):
         yield _mistake(text, *keys)
 
 

@@ -211,12 +211,20 @@ class ObjectiveSettings(Section):
     value_epochs: Count = 10
     """Adam's passes over the batch to train the critic, with `step = "natural"`."""
     entropy: float = 0.0
-    """Weight of the entropy bonus."""
+    """Weight of the entropy bonus; with `entropy_target` the weight that it begins with."""
     entropy_groups: dict[str, Indices] = {}
     """Named sets of components of a multi-discrete or box action, by their indices, to which `entropy_weights` gives
     weights. Sets must not overlap."""
     entropy_weights: dict[str, float] = {}
     """For single sets of `entropy_groups`, a weight instead of `entropy`."""
+    entropy_target: float | dict[str, float] | None = None
+    """An entropy, in nats, that the policy keeps: the weight of the entropy bonus rises while the entropy is below it
+    and falls while it is above. A number is for the whole action; a table gives single sets of `entropy_groups` targets
+    and weights of their own. The weights begin at `entropy` and `entropy_weights`, or at 0.01 where these are 0. If not
+    given, weights stay as they are."""
+    entropy_rate: Positive = 0.5
+    """Rate of dual ascent with `entropy_target`: in each update the logarithm of the weight changes by so many times
+    target - entropy."""
     normalise_advantages: Literal["off", "batch", "minibatch"] = "minibatch"
     """Whether advantages are normalised to mean 0 and variance 1, over each batch or each minibatch."""
     average: Literal["step", "episode", "total"] = "step"

@@ -47,6 +47,10 @@ def explanation(*overrides: str) -> str:
         ("penalty={ weight = 0.01, step = 'decoupled' }", "relative to the learning rate, not to the loss"),
         ("penalty={ weight = 0.01, toward = 'zero' }", "more than half of the weight have at zero is merged to zero"),
         ("objective.entropy=0.01", "Plus 0.01 times the policy's entropy."),
+        (
+            "objective.entropy_target=0.5",
+            "times a weight that begins at 0.01 and rises while it is below 0.5 nats, and falls while it is above.",
+        ),
         ("merge={ rule = 'huber', threshold = inf }", "no client departs from a group"),
         (
             "method=clusters",

@@ -141,6 +141,8 @@ CHANGES: dict[str, tuple[list[str], str]] = {
         "{ a = [1] }",
     ),
     "objective.entropy_weights": (["objective.entropy_groups={ first = [0] }"], "{ first = 1.0 }"),
+    "objective.entropy_target": (DEFAULT, "9.0"),
+    "objective.entropy_rate": (["objective.entropy_target=9"], "2.0"),
     "objective.normalise_advantages": (DEFAULT, "off"),
     "objective.average": (DEFAULT, "episode"),
     "objective.max_grad_norm": (DEFAULT, "0.01"),

@@ -1,0 +1,28 @@
+"""Keys that have no effect beside other values: those of the constraints that a client keeps.
+
+It is a part of the table in unused_table.py, whose rows come first.
+"""
+
+from __future__ import annotations
+
+from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.scenario.unused_rows import Unused
+
+
+def _has_one_target(scenario: Scenario) -> bool:
+    return isinstance(scenario.objective.entropy_target, float)
+
+
+CONSTRAINTS_UNUSED: tuple[Unused, ...] = (
+    Unused(
+        ("objective.entropy_rate",),
+        lambda scenario: scenario.objective.entropy_target is None,
+        "there is no objective.entropy_target, and weights of the entropy stay as they are",
+    ),
+    Unused(
+        ("objective.entropy_groups", "objective.entropy_weights"),
+        _has_one_target,
+        "objective.entropy_target is a number, and the whole action has one weight",
+    ),
+)
+"""The rows."""
