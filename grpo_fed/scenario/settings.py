@@ -159,6 +159,19 @@ class NormaliseSettings(Section):
     """Largest absolute value of a normalised observation or reward."""
 
 
+class CostSettings(Section):
+    """A limit on what a client's episodes cost, kept by a Lagrange multiplier; the environment reports the costs."""
+
+    limit: LimitOrZero = None
+    """Largest mean cost of an episode, the sum of its steps' costs; `inf` for no limit. While episodes cost more the
+    multiplier rises, and while they cost less it falls, not below 0."""
+    rate: Positive = 0.05
+    """Rate of dual ascent: in each update the multiplier, a price of cost in units of the rewards that clients learn
+    from, changes by so many times mean cost - limit."""
+    key: Annotated[str, MinLen(1)] = "cost"
+    """Key of a step's info that has its cost."""
+
+
 class ObjectiveSettings(Section):
     """What a client maximises: surrogate(A) - value_coefficient * value loss + entropy bonus."""
 
@@ -232,6 +245,7 @@ class ObjectiveSettings(Section):
     `"total"` as a sum divided by a constant (Dr. GRPO)."""
     max_grad_norm: Limit = 0.5
     """Largest norm of a client's gradient in a step of Adam; longer gradients are scaled down. `inf` for no limit."""
+    cost: CostSettings = CostSettings()
 
 
 class GroupSettings(Section):

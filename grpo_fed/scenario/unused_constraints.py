@@ -20,6 +20,11 @@ CONSTRAINTS_UNUSED: tuple[Unused, ...] = (
         "there is no objective.entropy_target, and weights of the entropy stay as they are",
     ),
     Unused(
+        ("objective.cost.rate", "objective.cost.key"),
+        lambda scenario: scenario.objective.cost.limit is None,
+        "objective.cost.limit = inf limits no cost, and none is read",
+    ),
+    Unused(
         ("objective.entropy_groups", "objective.entropy_weights"),
         _has_one_target,
         "objective.entropy_target is a number, and the whole action has one weight",
