@@ -10,7 +10,7 @@ from grpo_fed.federation.server_step import block_budgets
 from grpo_fed.federation.setup import FederationSetup
 from grpo_fed.policy.make import make_policy
 from grpo_fed.policy.shared import SharedBlocks
-from grpo_fed.reports.explain_constraints import explain_entropy
+from grpo_fed.reports.explain_constraints import explain_costs, explain_entropy, explain_rollback
 from grpo_fed.reports.explain_language import explain_language
 from grpo_fed.reports.explain_merge import explain_merge
 from grpo_fed.reports.explain_setups import explain_adaptation, explain_optimiser, explain_rewards, explain_start
@@ -159,11 +159,13 @@ def _explain_objective(scenario: Scenario) -> Iterator[str]:
     if objective.advantage == "gae" and objective.step == "adam":  # after a natural step the critic learns by itself
         yield f"Minus {objective.value_coefficient:g} times the critic's squared error."
     yield from explain_entropy(scenario)
+    yield from explain_costs(scenario)
     yield from explain_rewards(scenario)
     if scenario.trust.region != "none":
         yield _explain_trust_region(scenario.trust)
     if scenario.trust.stop is not None:
         yield f"An update ends as soon as the policy's KL exceeds {scenario.trust.stop:g}."
+    yield from explain_rollback(scenario)
     for pattern, limit in scenario.trust.blocks.items():
         yield f"After an update the change of {pattern} is shortened until it alone causes a KL of at most {limit:g}."
     yield from _explain_penalty(scenario)

@@ -1,4 +1,4 @@
-"""What holds a client's learning within bounds, in sentences: targets for the entropy."""
+"""What holds a client's learning within bounds, in sentences: targets for entropy, a limit on costs, rollbacks."""
 
 from __future__ import annotations
 
@@ -27,6 +27,33 @@ def explain_entropy(scenario: Scenario) -> Iterator[str]:
     for name, value in of_groups.items():
         first = format_range({objective.entropy_weights.get(name, weight) or FIRST for weight in weights})
         yield f"The entropy of the actions {name} has a weight that begins at {first} {_adapting(value)}."
+
+
+def explain_costs(scenario: Scenario) -> Iterator[str]:
+    """Explain the limit on costs."""
+    cost = scenario.objective.cost
+    if cost.limit is None:
+        return
+    of = "A is that of the return less a price times that of the costs"
+    if scenario.objective.advantage == "group":
+        of = "what is compared is the return less a price times the costs"
+    yield (
+        f"Episodes may cost {cost.limit:g} in the mean, the sum of info[{cost.key!r}]: {of}, divided by 1 + the price."
+        f" The price begins at 0, and each update adds {cost.rate:g} times what episodes cost above the limit, or less"
+        " where they cost less."
+    )
+    if scenario.objective.advantage == "gae":
+        yield "The costs have a critic of their own, which stays with the client."
+
+
+def explain_rollback(scenario: Scenario) -> Iterator[str]:
+    """Explain which updates are taken back."""
+    trust = scenario.trust
+    if trust.rollback is not None:
+        yield (
+            f"After an update the policies before and after it play {trust.rollback_episodes} episodes from the same"
+            f" start states; if the mean return has fallen by more than {trust.rollback:g}, the update is taken back."
+        )
 
 
 def _adapting(target: float) -> str:

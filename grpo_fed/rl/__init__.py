@@ -17,6 +17,7 @@
     minibatches.py       a batch packed, and sampled in parts
     objective.py         surrogate, value loss, entropy, KL, and their gradients
     constraints.py       multipliers that adapt before an update
+    cost_critic.py       what a policy still costs, for advantages of costs
     entropy_target.py    weights of the entropy that adapt to a target
     update.py            Adam over minibatches, or a natural-gradient step
     inner_steps.py       gradients after a step on another minibatch
@@ -25,6 +26,7 @@
     natural_gradient.py  conjugate gradients on the Fisher matrix, and a line search
     penalty.py           group penalties, as proximal steps
     preconditioned.py    the same steps in the metric of Adam's preconditioner
+    rollback.py          updates that are taken back, since the policy plays worse after them
     trust_region.py      KL coefficients and budgets
     evaluation.py        episodes without learning
     measurement.py       KL and Fisher diagonal on states that stay with the client

@@ -18,14 +18,16 @@ from grpo_fed.policy.base import Policy, StackedPolicy
 from grpo_fed.policy.blocks import Block, Slot
 from grpo_fed.policy.groups import Groups, cut_groups
 from grpo_fed.rl.adam import Adam
+from grpo_fed.rl.cost_critic import CostCritic
 from grpo_fed.rl.entropy_target import EntropyTargets, refuse_unreachable
 from grpo_fed.rl.trust_region import trust_budgets
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.gym_task import GymTask
 from grpo_fed.tasks.task import Task
 
-ENTROPY_WEIGHTS = "entropy"
-BEGINS_LATE = frozenset({ENTROPY_WEIGHTS})
+ENTROPY_WEIGHTS, COST_MULTIPLIER = "entropy", "cost_multiplier"
+COST_CRITIC = tuple(f"cost_critic.{part}" for part in ("parameters", "mean", "square", "count"))
+BEGINS_LATE = frozenset({ENTROPY_WEIGHTS, COST_MULTIPLIER, *COST_CRITIC})
 """Names in a client's state of what constraints adapt. A state of a run without the constraint has none, and a run that
 goes on from it with the constraint begins there."""
 
@@ -49,6 +51,8 @@ class ClientTensors:
     """[K]."""
     entropy: Tensor
     """[K, C]: weights of the action components' entropies."""
+    cost_multiplier: Tensor
+    """[K]: the price of costs."""
     proximal_weight: Tensor | None
     """[P]: see `ClientStack.proximal_weight`."""
     frozen: Tensor | None = None
@@ -92,6 +96,7 @@ class ClientTensors:
             kl_coefficient=torch.full((clients,), settings.coefficient, device=device),
             kl_limit=torch.full((clients,), settings.target, device=device),
             entropy=entropy.to(device),
+            cost_multiplier=torch.zeros(clients, device=device),
             proximal_weight=is_shared * proximal_weight if proximal_weight else None,
             frozen=torch.cat([torch.arange(slot.start, slot.stop) for slot in frozen]).to(device) if frozen else None,
             drift=torch.zeros_like(parameters) if scenario.merge.correct_drift else None,
@@ -129,6 +134,8 @@ class ParameterStack:
     """KL budgets of blocks."""
     entropy_targets: EntropyTargets | None = None
     """The groups of action components whose entropy has a target; None without any."""
+    cost_multiplier: Tensor | None = None
+    """[K]: the price of costs; adapts in place. None where costs have no limit."""
     proximal_weight: Tensor | None = None
     """[P]: strength w of the pull 1/2 w (x - anchor)^2 on each parameter; None without any."""
     frozen: Tensor | None = None
@@ -156,6 +163,8 @@ class ClientStack(ParameterStack):
     """The parameters' memory by name, [K, *shape] each, in the layout's order."""
     gradient_views: Mapping[str, Tensor]
     """The gradient's memory by name."""
+    cost_critic: CostCritic | None = None
+    """What gives advantages of costs; None where these have no limit, or without a critic."""
 
     @cached_property
     def critic_proximal_weight(self) -> Tensor | None:
@@ -192,6 +201,7 @@ def make_client_stack(
     groups: PenaltyGroups,
     rows: slice,
     first: Tensor | None = None,
+    cost_critic: CostCritic | None = None,
 ) -> ClientStack:
     """A stack of the clients in these rows; tasks, seeds and first parameters are those of all clients."""
     if scenario.objective.step == "natural" and policy.actor_parameters() <= {s.name for s in policy.layout.frozen}:
@@ -204,6 +214,7 @@ def make_client_stack(
         views=policy.layout.views(own["parameters"]),
         gradient_views=policy.layout.views(own["gradient"]),
         first=None if first is None else first[rows],
+        cost_critic=None if cost_critic is None else cost_critic.rows(rows),
     )
 
 
@@ -237,6 +248,7 @@ def _parameter_fields(
         "kl_coefficient": tensors.kl_coefficient[rows],
         "kl_limit": tensors.kl_limit[rows],
         "entropy": tensors.entropy[rows],
+        "cost_multiplier": None if scenario.objective.cost.limit is None else tensors.cost_multiplier[rows],
         "entropy_targets": EntropyTargets.of(scenario.objective, tensors.entropy.shape[1], parameters.device),
         "groups": groups.groups,
         "budgets": groups.budgets,

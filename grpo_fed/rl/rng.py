@@ -25,6 +25,7 @@ class Purpose(IntEnum):
     PROMPTS = 9
     COMPLETIONS = 10
     PACE = 11
+    ROLLBACK = 12
     PARTICIPATION = 20
 
 

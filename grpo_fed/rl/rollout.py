@@ -70,6 +70,8 @@ class Collector:
     """[K, N, D]: the observations to act on next, as the policy sees them; None before the first step."""
     scores: np.ndarray = field(default_factory=lambda: np.zeros(0))
     """[L]: sum of the raw rewards of each running episode."""
+    costs: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    """[L]: sum of its costs, where costs are read."""
     lengths: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """[L]: number of its steps."""
     streams: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
@@ -92,7 +94,7 @@ class Collector:
         """
         raw = self.envs.reset(seeds)
         self.observations = self._normalise_observations(raw, learn)
-        self.scores, self.lengths = np.zeros(self.envs.size), np.zeros(self.envs.size, np.int64)
+        self._begin_sums()
         self.streams, self.numbers = seeds, np.zeros(self.envs.size, np.int64)
         self.action_log = ActionLog(self.envs.size, self.distribution.action_size)
         return raw
@@ -105,7 +107,7 @@ class Collector:
         assert self.observations is not None, "begin() comes first"
         observations, envs, distribution = self.observations, self.envs, self.distribution
         noise = self._noise(self._generators(numbers), horizon)
-        buffer = StepBuffer.empty(horizon, envs.size, envs.observation_size, distribution.action_size)
+        buffer = self._buffer(horizon)
         for t in range(horizon):
             actions = distribution.sample(actor(observations), noise[t]).reshape(envs.size, -1)
             step = envs.step(actions)
@@ -134,7 +136,7 @@ class Collector:
         raw = self.begin(seeds, learn=False)
         generators = self._generators(numbers)
         limit = int(limits[active].max())
-        buffer = StepBuffer.empty(limit, envs.size, envs.observation_size, distribution.action_size)
+        buffer = self._buffer(limit)
         running, steps, every_raw, noise = active.repeat(self.shape[1]), 0, [], np.zeros(0)
         while running.any() and steps < limit:
             if steps % NOISE_BLOCK == 0:
@@ -157,6 +159,16 @@ class Collector:
             for client, valid in enumerate(trajectories.valid):
                 self.observation_normaliser.update_one(client, observations[client][valid])
         return trajectories
+
+    def _begin_sums(self) -> None:
+        """Begin the sums of new episodes in every copy."""
+        self.scores, self.costs = np.zeros(self.envs.size), np.zeros(self.envs.size)
+        self.lengths = np.zeros(self.envs.size, np.int64)
+
+    def _buffer(self, steps: int) -> StepBuffer:
+        envs = self.envs
+        costs = envs.cost_key is not None
+        return StepBuffer.empty(steps, envs.size, envs.observation_size, self.distribution.action_size, costs)
 
     def _refuse_endless(self, endless: np.ndarray, limits: np.ndarray) -> None:
         """ValueError for the first copy, if any, whose episode went on after its limit [K]; endless: [L] bool."""
@@ -202,6 +214,7 @@ class Collector:
             "observations": self.observations[client],
             "scores": self.scores[own],
             "lengths": self.lengths[own],
+            **({} if self.envs.cost_key is None else {"costs": self.costs[own]}),
             "streams": self.streams[own],
             "numbers": self.numbers[own],
             "actions": np.concatenate(actions),
@@ -243,9 +256,12 @@ class Collector:
                 for copy, observation in enumerate(observations):
                     self.observations[client, copy] = self._normalise_one(client, observation)
             self.scores, self.lengths = joint("scores"), joint("lengths")
+            # a run that goes on with a limit on costs has not read what its running episodes have cost so far
+            copies = np.zeros(self.shape[1])
+            self.costs = np.concatenate([state.get("costs", copies) for state in complete])
         else:
             self.observations = self._normalise_observations(raw, learn=False)
-            self.scores, self.lengths = np.zeros(self.envs.size), np.zeros(self.envs.size, np.int64)
+            self._begin_sums()
 
     def _without_cut_episodes(
         self, client: int, state: Mapping[str, np.ndarray], streams: np.ndarray
@@ -285,6 +301,7 @@ class Collector:
             last=self.observations,
             cuts=cuts,
             episodes=episodes,
+            costs=None if buffer.costs is None else by_client(buffer.costs[:steps].astype(np.float32), *self.shape),
         )
         self._refuse_non_finite(trajectories)
         return trajectories
@@ -298,6 +315,8 @@ class Collector:
         """ValueError for a NaN or infinity in a reward, or in an observation that policy or critic are applied to."""
         rewards = trajectories.rewards
         check_finite(trajectories.observations, rewards, self.names)
+        if trajectories.costs is not None:
+            check_finite(trajectories.observations[:, :0], trajectories.costs, self.names, reward="cost")
         check_finite(trajectories.last[:, None], rewards[:, :0], self.names, first=rewards.shape[1])
         for cut in trajectories.cuts:
             bad = np.flatnonzero(~np.isfinite(cut.observation))
@@ -319,8 +338,13 @@ class Collector:
         score, self.scores = split_sums(scores, t, rows)
         length, self.lengths = split_sums(lengths, t, rows)
         clients, terminated = rows // copies, buffer.terminated[t, rows]
+        sums = [score, length, terminated]
+        if buffer.costs is not None:
+            costs = self.costs + np.cumsum(np.where(valid, buffer.costs[:steps], 0.0), 0)
+            cost, self.costs = split_sums(costs, t, rows)
+            sums.append(cost)
         order = np.argsort(clients, kind="stable")  # client by client, in order of time
-        finished = map(Episode, *(part[order].tolist() for part in (score, length, terminated)))
+        finished = map(Episode, *(part[order].tolist() for part in sums))
         counts = np.bincount(clients, minlength=len(self.names)).tolist()
         cuts = [
             Truncation(row // copies, step, row % copies, self._normalise_one(row // copies, buffer.finals[step][row]))

@@ -9,6 +9,7 @@ import numpy as np
 
 from grpo_fed.rl.records import Episode, TrainingReport
 from grpo_fed.rl.trajectories import Trajectories
+from grpo_fed.scenario.scenario import Scenario
 
 
 @dataclass
@@ -19,13 +20,20 @@ class TrainingRecord:
     episodes: list[Episode] = field(default_factory=list)
     losses: list[Mapping[str, float]] = field(default_factory=list)
     constraints: list[Mapping[str, float]] = field(default_factory=list)
+    rollbacks: list[bool] = field(default_factory=list)
+    """Whether each update was taken back; empty where none may be."""
     trajectories: Trajectories | None = None
     """Its last batch."""
 
-    def report(self, client: str, penalty: Mapping[str, float]) -> TrainingReport:
+    def report(self, client: str, penalty: Mapping[str, float], scenario: Scenario) -> TrainingReport:
         """Make the client's report. penalty: the metrics of its group penalty."""
-        losses, constraints = mean_by_name(self.losses), mean_by_name(self.constraints)
-        return TrainingReport(client, self.steps, tuple(self.episodes), losses, penalty, constraints)
+        losses, more = mean_by_name(self.losses), mean_by_name(self.constraints)
+        if scenario.objective.cost.limit is not None:
+            more["charts/cost_limit"] = scenario.objective.cost.limit
+        if self.rollbacks:
+            more["trust/rollbacks"] = float(sum(self.rollbacks))
+            more["trust/rollback_episodes"] = 2.0 * scenario.trust.rollback_episodes * len(self.rollbacks)
+        return TrainingReport(client, self.steps, tuple(self.episodes), losses, penalty, more)
 
 
 def mean_by_name(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Finds contradictions of the constraints that a client keeps: targets for its entropy, a limit on its costs."""
+"""Finds contradictions of what bounds a client: targets for its entropy, a limit on its costs, rollbacks."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ def constraint_contradictions(scenario: Scenario) -> Iterator[Contradiction]:
     """Find contradictions between constraints and other keys."""
     if scenario.objective.entropy_target is not None:
         yield from _entropy_mistakes(scenario)
-    if scenario.objective.cost.limit is not None:
-        for number, client in enumerate(scenario.clients):
-            if client.prompts is not None:
-                text = "is for clients with env: completions cost nothing; leave it out, or the clients with prompts"
-                yield text, (("objective", "cost", "limit"), ("clients", number, "prompts"))
-                break
+    with_prompts = [number for number, client in enumerate(scenario.clients) if client.prompts is not None]
+    for key, is_given in (
+        (("objective", "cost", "limit"), scenario.objective.cost.limit is not None),
+        (("trust", "rollback"), scenario.trust.rollback is not None),
+    ):
+        if is_given and with_prompts:
+            text = "is for clients with env alone; leave it out, or the clients with prompts"
+            yield text, (key, ("clients", with_prompts[0], "prompts"))
 
 
 def _entropy_mistakes(scenario: Scenario) -> Iterator[Contradiction]:

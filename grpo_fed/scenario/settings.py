@@ -304,6 +304,13 @@ class TrustSettings(Section):
     """Conjugate-gradient iterations of a natural-gradient step."""
     cg_damping: NotNegative = 0.1
     """Damping that is added to the diagonal of the Fisher matrix."""
+    rollback: LimitOrZero = None
+    """Take an update back, with the optimiser's state, if the mean return falls by more than this: the policies before
+    and after it play the same `rollback_episodes` episodes, with the same start states and random numbers. `inf` for
+    never."""
+    rollback_episodes: Count = 16
+    """Episodes that each of the two policies plays for `rollback`; they are not learned from, and do not count as
+    steps."""
 
 
 class PenaltySettings(Section):

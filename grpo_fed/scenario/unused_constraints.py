@@ -20,6 +20,11 @@ CONSTRAINTS_UNUSED: tuple[Unused, ...] = (
         "there is no objective.entropy_target, and weights of the entropy stay as they are",
     ),
     Unused(
+        ("trust.rollback_episodes",),
+        lambda scenario: scenario.trust.rollback is None,
+        "trust.rollback = inf takes no update back",
+    ),
+    Unused(
         ("objective.cost.rate", "objective.cost.key"),
         lambda scenario: scenario.objective.cost.limit is None,
         "objective.cost.limit = inf limits no cost, and none is read",

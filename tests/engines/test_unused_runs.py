@@ -156,6 +156,8 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
     "own entropies": (["clients.near.entropy=0.1", "clients.far.entropy=0.0"], {"objective.entropy": "0.5"}),
     "own penalties": (["clients.near.penalty=0.1", "clients.far.penalty=0.0"], {"penalty.weight": "0.5"}),
     "no entropy weights": ([], {"objective.entropy_groups": "{ a = [0] }"}),
+    "no limit on costs": ([], {"objective.cost.rate": "9.0", "objective.cost.key": "other"}),
+    "no rollback": ([], {"trust.rollback_episodes": "3"}),
     "no entropy target": ([], {"objective.entropy_rate": "9.0"}),
     "a target for the whole action": (
         ["objective.entropy_target=0.5"],

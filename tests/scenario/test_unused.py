@@ -51,6 +51,7 @@ ALWAYS_USED = {
     *("rollout.num_envs", "normalise.observations", "normalise.rewards"),
     *("objective.preset", "objective.advantage", "objective.surrogate", "objective.step"),
     *("objective.normalise_advantages", "objective.average", "objective.entropy_target"),
+    *("objective.cost.limit", "trust.rollback"),
     *("trust.blocks", "personal.first", "personal.model", "personal.inner_rate"),
     *("clients.name", "clients.env", "clients.count", "clients.kwargs", "clients.wrappers"),
     *("clients.trains", "clients.entropy", "clients.penalty", "clients.changes.round", "clients.changes.kwargs"),

@@ -182,12 +182,14 @@ def missing_cost_error(key: str, found: Iterable[Any]) -> ValueError:
     )
 
 
-def check_finite(observations: np.ndarray, rewards: np.ndarray, names: Sequence[str], first: int = 0) -> None:
+def check_finite(
+    observations: np.ndarray, rewards: np.ndarray, names: Sequence[str], first: int = 0, reward: str = "reward"
+) -> None:
     """Raise ValueError for a NaN or infinity in observations [K, T, N, D] or rewards [K, T, N].
 
-    names: [K], the clients. first: the number of the first step, for the message.
+    names: [K], the clients. first: the number of the first step, for the message. reward: what it calls a reward.
     """
-    for what, values in (("observation", observations), ("reward", rewards)):
+    for what, values in (("observation", observations), (reward, rewards)):
         with np.errstate(over="ignore", invalid="ignore"):
             if np.isfinite(values.sum()):  # far cheaper than looking at each
                 continue
