@@ -8,6 +8,7 @@ from pathlib import Path
 from grpo_fed.reports.charts import Drawing
 from grpo_fed.reports.figures.adaptation import draw_adaptation
 from grpo_fed.reports.figures.completions import draw_completions
+from grpo_fed.reports.figures.constraints import draw_costs
 from grpo_fed.reports.figures.cost import draw_time, draw_traffic
 from grpo_fed.reports.figures.evidence import draw_evidence
 from grpo_fed.reports.figures.learning import draw_learning
@@ -23,6 +24,7 @@ ORDER = (
     "learning",
     "adaptation",
     "completions",
+    "costs",
     "groups",
     "evidence",
     "clusters",
@@ -68,6 +70,7 @@ def draw_all(history: History) -> Iterator[Drawing]:
         draw_learning,
         draw_adaptation,
         draw_completions,
+        draw_costs,
         draw_groups,
         draw_evidence,
         draw_clusters,
