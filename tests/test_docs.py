@@ -96,6 +96,7 @@ OBJECTIVE_KEYS = set(grpo_fed.Scenario.model_fields["objective"].default.__class
 SETTINGS = {"penalty.toward", "penalty.squared", "trust.blocks", "proximity.adaptive", "normalise.observations"}
 SETTINGS |= {"round.mode", "round.buffer", "round.staleness", "round.rate_fair", "clients.pace", "clients.jitter"}
 SETTINGS |= {"merge.refit", "merge.episodes", "merge.rejoin", "merge.most", "evaluate.adapt", "wire.dtype"}
+SETTINGS |= {"trust.rollback", "trust.rollback_episodes"}
 SETTINGS |= {f"objective.{key}" for key in OBJECTIVE_KEYS}
 
 
