@@ -1,10 +1,11 @@
 """Measure what the headers of the shipped scenarios and the README say of them: final returns, and who left what.
 
 A row is a shipped scenario, as its file has it or with a few keys changed. Every row runs with the same five seeds, 200
-to 204, which were fixed before any of these runs. The table shows, for each entry of `[[clients]]`, the lowest and the
-highest final return over its clients and the seeds, and the interquartile mean with its 95 % bootstrap interval; which
-groups its clients left, how many of them in all seeds together and in which rounds; which they had left when the run
-ended; and how often one came back.
+to 204, those of the scenario with a limit on costs with 900 to 902; they were fixed before any of these runs. The table
+shows, for each entry of `[[clients]]`, the lowest and the highest final return over its clients and the seeds, and the
+interquartile mean with its 95 % bootstrap interval; which groups its clients left, how many of them in all seeds
+together and in which rounds; which they had left when the run ended; how often one came back; and, where costs have a
+limit, the mean cost of training episodes over the last five rounds, with the lowest and the highest.
 
     python -m benchmarks.headers
 
@@ -21,7 +22,7 @@ import json
 import time
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,16 @@ import numpy as np
 import torch
 
 import grpo_fed
+from grpo_fed.runs.metrics import TRAINING_COST
 from grpo_fed.runs.records import RoundRecord
 from grpo_fed.runs.statistics import estimate, interquartile_mean
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.shipped import find_scenario
 
 SEEDS = range(200, 205)
+SAFETY_SEEDS = range(900, 903)
+LAST = 5
+"""Rounds at the end of a run over which the mean cost of training episodes is taken."""
 FILE = RESULTS / "headers.jsonl"
 FEDAVG = "method=fedavg"
 PERSISTENCE = 'merge.rule="persistence"'
@@ -48,6 +53,7 @@ class Row:
 
     scenario: str
     overrides: tuple[str, ...] = ()
+    seeds: Sequence[int] = SEEDS
 
     def load(self, seed: int) -> Scenario:
         """Load the scenario with a seed."""
@@ -78,6 +84,7 @@ ROWS = (
     Row("tabular"),
     Row("goals"),
     Row("poles"),
+    *(Row("detours", overrides, SAFETY_SEEDS) for overrides in ((), ("objective.cost.limit=1e6",))),
 )
 
 
@@ -113,6 +120,8 @@ class HeaderRun:
     clusters: Mapping[str, Mapping[str, int]]
     """Every client's cluster in each block when the run ended; empty without clusters."""
     seconds: float
+    costs: Mapping[str, float] = field(default_factory=dict)
+    """Every client's mean cost of a training episode over the last rounds; empty where costs have no limit."""
 
 
 def main() -> None:
@@ -124,7 +133,7 @@ def main() -> None:
     chosen = arguments.scenarios.split(",") if arguments.scenarios else {row.scenario for row in ROWS}
     rows = [row for row in ROWS if row.scenario in chosen]
     for row in rows:
-        for seed in SEEDS:
+        for seed in row.seeds:
             if row.settings(seed) not in {run.settings for run in read_runs(arguments.results)}:
                 run = make_run(row, seed)
                 with arguments.results.open("a") as file:
@@ -153,7 +162,18 @@ def make_run(row: Row, seed: int) -> HeaderRun:
         departed={record.client: list(record.departed) for record in last},
         clusters={record.client: dict(record.clusters) for record in last if record.clusters},
         seconds=round(seconds, 1),
+        costs=last_costs(records),
     )
+
+
+def last_costs(records: Sequence[RoundRecord]) -> dict[str, float]:
+    """Average each client's mean cost of a training episode over the last rounds, if it has any."""
+    costs: dict[str, list[float]] = {}
+    for record in records[-LAST:]:
+        for client in record.clients:
+            if TRAINING_COST in client.metrics:
+                costs.setdefault(client.client, []).append(client.metrics[TRAINING_COST])
+    return {name: float(np.mean(values)) for name, values in costs.items()}
 
 
 def list_changes(records: Iterable[RoundRecord], kind: str) -> Iterator[Change]:
@@ -193,10 +213,12 @@ def _read_run(line: dict[str, Any]) -> HeaderRun:
 def format_table(rows: Iterable[Row], runs: Sequence[HeaderRun]) -> Iterator[str]:
     """Write a line for each row and entry of clients."""
     by_settings = {run.settings: run for run in runs}
-    yield "| scenario | changed | clients | final return | mean | left (clients; rounds) | out at the end | back |"
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    heads = ("scenario", "changed", "clients", "final return", "mean", "left (clients; rounds)", "out at the end")
+    heads = (*heads, "back", "cost")
+    yield f"| {' | '.join(heads)} |"
+    yield f"| {' | '.join('---' for _ in heads)} |"
     for row in rows:
-        finished = [by_settings[row.settings(seed)] for seed in SEEDS if row.settings(seed) in by_settings]
+        finished = [by_settings[row.settings(seed)] for seed in row.seeds if row.settings(seed) in by_settings]
         for task in dict.fromkeys(task for run in finished for task in run.tasks.values()):
             scores = [score for run in finished for name, score in run.scores.items() if run.tasks[name] == task]
             known = [score for score in scores if score is not None]
@@ -206,7 +228,8 @@ def format_table(rows: Iterable[Row], runs: Sequence[HeaderRun]) -> Iterator[str
                 f"| {row.scenario} | {changed} | {len(scores)} {task} | {min(known):.4g} to {max(known):.4g}"
                 f" | {_describe_mean(by_seed)}"
                 f" | {_describe_left(finished, task)} | {_describe_out(finished, task)}"
-                f" | {sum(run.tasks[change.client] == task for run in finished for change in run.returned)} |"
+                f" | {sum(run.tasks[change.client] == task for run in finished for change in run.returned)}"
+                f" | {_describe_costs(finished, task)} |"
             )
 
 
@@ -214,6 +237,11 @@ def _describe_mean(scores: Sequence[Sequence[float | None]]) -> str:
     array = np.array(scores, dtype=float)
     result = estimate(interquartile_mean, array, generator=np.random.default_rng(0))
     return f"{result.value:.4g} [{result.low:.4g}, {result.high:.4g}]"
+
+
+def _describe_costs(runs: Sequence[HeaderRun], task: str) -> str:
+    costs = [cost for run in runs for name, cost in run.costs.items() if run.tasks[name] == task]
+    return f"{np.mean(costs):.2g}, {min(costs):.2g} to {max(costs):.2g}" if costs else ""
 
 
 def _describe_left(runs: Sequence[HeaderRun], task: str) -> str:

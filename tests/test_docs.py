@@ -98,6 +98,7 @@ SETTINGS |= {"round.mode", "round.buffer", "round.staleness", "round.rate_fair",
 SETTINGS |= {"merge.refit", "merge.episodes", "merge.rejoin", "merge.most", "evaluate.adapt", "wire.dtype"}
 SETTINGS |= {"evaluate.twins", "personal.model", "merge.rule", "merge.confirm"}
 SETTINGS |= {"merge.mix", "merge.correct_drift", "proximity.mode", "proximity.states", "evaluate.episodes"}
+SETTINGS |= {"trust.rollback", "trust.rollback_episodes"}
 SETTINGS |= {f"objective.{key}" for key in OBJECTIVE_KEYS}
 
 

@@ -2,6 +2,7 @@
 
     explain.py           a scenario in sentences, before it runs
     explain_merge.py     the sentences about its merge
+    explain_constraints.py the sentences about a client's constraints
     explain_language.py  the sentences about a language model
     explain_setups.py    the sentences about what runs start from
     overview.py          a scenario in tables, before it runs: clients, policies, blocks, bytes

@@ -10,6 +10,7 @@ from grpo_fed.federation.server_step import block_budgets
 from grpo_fed.federation.setup import FederationSetup
 from grpo_fed.policy.make import make_policy
 from grpo_fed.policy.shared import SharedBlocks
+from grpo_fed.reports.explain_constraints import explain_costs, explain_entropy, explain_rollback
 from grpo_fed.reports.explain_language import explain_language
 from grpo_fed.reports.explain_merge import explain_merge, explain_sites
 from grpo_fed.reports.explain_setups import (
@@ -20,7 +21,7 @@ from grpo_fed.reports.explain_setups import (
     explain_start,
     explain_twins,
 )
-from grpo_fed.reports.formatting import format_count, list_names
+from grpo_fed.reports.formatting import format_count, format_range, list_names
 from grpo_fed.scenario.methods import METHODS, Method
 from grpo_fed.scenario.presets import PRESETS, Preset
 from grpo_fed.scenario.scenario import Scenario
@@ -169,16 +170,14 @@ def _explain_objective(scenario: Scenario) -> Iterator[str]:
     yield _explain_advantage(scenario)
     if objective.advantage == "gae" and objective.step == "adam":  # after a natural step the critic learns by itself
         yield f"Minus {objective.value_coefficient:g} times the critic's squared error."
-    weights = {objective.entropy if entry.entropy is None else entry.entropy for entry in scenario.clients}
-    if weights != {0.0}:
-        yield f"Plus {_range(weights)} times the policy's entropy."
-    for name, weight in objective.entropy_weights.items():
-        yield f"The entropy of the actions {name} has the weight {weight:g} instead."
+    yield from explain_entropy(scenario)
+    yield from explain_costs(scenario)
     yield from explain_rewards(scenario)
     if scenario.trust.region != "none":
         yield _explain_trust_region(scenario.trust)
     if scenario.trust.stop is not None:
         yield f"An update ends as soon as the policy's KL exceeds {scenario.trust.stop:g}."
+    yield from explain_rollback(scenario)
     for pattern, limit in scenario.trust.blocks.items():
         yield f"After an update the change of {pattern} is shortened until it alone causes a KL of at most {limit:g}."
     yield from _explain_penalty(scenario)
@@ -194,7 +193,7 @@ def _explain_penalty(scenario: Scenario) -> Iterator[str]:
         extra = f", and {penalty.l1:g} times their absolute values" if penalty.l1 else ""
         extra += f", and {penalty.outer:g} times the norms of whole blocks" if penalty.outer else ""
         yield (
-            f"Minus {_range(weights)} times the norms of the groups of {', '.join(penalty.blocks)}{extra}:"
+            f"Minus {format_range(weights)} times the norms of the groups of {', '.join(penalty.blocks)}{extra}:"
             f" their {values} can become exactly zero."
         )
         if objective.step == "natural" or penalty.step == "decoupled":
@@ -209,12 +208,6 @@ def _explain_penalty(scenario: Scenario) -> Iterator[str]:
             f"Minus {penalty.squared:g}/2 ||x - s||^2, which pulls the shared blocks towards s, their values at the"
             " start of the round."
         )
-
-
-def _range(weights: set[float]) -> str:
-    """Write the weights of the clients: one number, or a range."""
-    low, high = min(weights), max(weights)
-    return f"{low:g}" if low == high else f"{low:g} to {high:g} (by client)"
 
 
 def _explain_advantage(scenario: Scenario) -> str:

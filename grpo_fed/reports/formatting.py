@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TypeGuard
 
 import numpy as np
@@ -108,3 +108,9 @@ def draw_curve(values: Sequence[float], width: int = CURVE_WIDTH) -> str:
 def list_names(names: Iterable[str]) -> str:
     """Write names in a sentence, shortened if they are many."""
     return shorten(", ".join(names), MAX_LETTERS)
+
+
+def format_range(weights: Collection[float]) -> str:
+    """Write the weights of the clients: one number, or a range."""
+    low, high = min(weights), max(weights)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g} (by client)"

@@ -10,6 +10,7 @@
     client_stack.py      clients as rows of tensors, and the chunks of rows that an update works on
     records.py           Batch, Minibatch, Episode, TrainingReport, Evaluation
     levels.py            the levels of a task that clients train on
+    actor.py             acting with all policies of a stack
     rollout.py           collecting experience
     trajectories.py      the collected steps
     batch.py             from experience to a batch, with the policy's and the critic's output
@@ -17,6 +18,9 @@
     advantages.py        GAE, and an episode against its group
     minibatches.py       a batch packed, and sampled in parts
     objective.py         surrogate, value loss, entropy, KL, and their gradients
+    constraints.py       multipliers that adapt before an update
+    cost_critic.py       what a policy still costs, for advantages of costs
+    entropy_target.py    weights of the entropy that adapt to a target
     update.py            Adam over minibatches, or a natural-gradient step
     inner_steps.py       gradients after a step on another minibatch
     losses.py            what an update reports
@@ -24,6 +28,7 @@
     natural_gradient.py  conjugate gradients on the Fisher matrix, and a line search
     penalty.py           group penalties, as proximal steps
     preconditioned.py    the same steps in the metric of Adam's preconditioner
+    rollback.py          updates that are taken back, since the policy plays worse after them
     trust_region.py      KL coefficients and budgets
     evaluation.py        episodes without learning
     measurement.py       KL and Fisher diagonal on states that stay with the client

@@ -154,15 +154,21 @@ class LearningTargets:
     """Targets of the critic."""
     weights: Tensor
     """Weight of each step in the mean; 0 for steps that must not be learned from."""
+    cost_returns: Tensor | None = None
+    """Targets of the cost critic; None without one."""
 
 
-def learning_targets(batch: Batch, groups: Tensor | None, longest: Tensor, scenario: Scenario) -> LearningTargets:
+def learning_targets(
+    batch: Batch, groups: Tensor | None, longest: Tensor, scenario: Scenario, price: Tensor | None = None
+) -> LearningTargets:
     """Advantages, critic's targets and weights of a batch: by the critic, or each episode against its group.
 
     groups: [K, E] int64, the group of each episode, -1 for none; None with a critic.
     longest: [K], the most steps that an episode may have.
+    price: [K], the multiplier of each client's costs; None where costs have no limit. What is normalised or scored is
+        the sum of reward and cost at this price, so neither changes what a unit of cost is worth.
     """
-    settings, learned = scenario.objective, batch.valid
+    settings, learned, cost_returns = scenario.objective, batch.valid, None
     if settings.advantage == "gae":
         advantages = gae(
             batch.rewards,
@@ -174,9 +180,28 @@ def learning_targets(batch: Batch, groups: Tensor | None, longest: Tensor, scena
             settings.gae_lambda,
         )
         returns = advantages + batch.values
+        if price is not None:
+            assert batch.costs is not None
+            assert batch.cost_values is not None
+            assert batch.next_cost_values is not None
+            of_costs = gae(
+                batch.costs,
+                batch.cost_values,
+                batch.next_cost_values,
+                batch.ends,
+                batch.valid,
+                settings.gamma,
+                settings.gae_lambda,
+            )
+            cost_returns = of_costs + batch.cost_values
+            advantages = with_costs(advantages, of_costs, price)
     else:
         assert groups is not None
         scores = episode_returns(batch.rewards, batch.episodes, batch.valid, settings.gamma, groups.shape[1])
+        if price is not None:
+            assert batch.costs is not None
+            costs = episode_returns(batch.costs, batch.episodes, batch.valid, settings.gamma, groups.shape[1])
+            scores = with_costs(scores, costs, price)
         of_episodes = group_advantages(scores, groups, scenario.group.score)
         of_steps = of_episodes.gather(1, batch.episodes.flatten(1))
         advantages = of_steps.view_as(batch.rewards) * batch.valid
@@ -187,7 +212,17 @@ def learning_targets(batch: Batch, groups: Tensor | None, longest: Tensor, scena
     weights = step_weights(batch.episodes, learned, settings.average, longest)
     if settings.normalise_advantages == "batch":
         advantages = normalise_advantages(advantages.flatten(1), weights.flatten(1)).view_as(advantages)
-    return LearningTargets(advantages, returns, weights)
+    return LearningTargets(advantages, returns, weights, cost_returns)
+
+
+def with_costs(values: Tensor, costs: Tensor, price: Tensor) -> Tensor:
+    """Value less cost at a price, (A - price C) / (1 + price), [K, ...], [K, ...], [K] -> [K, ...].
+
+    The Lagrangian of PPO-Lagrangian (Ray, Achiam and Amodei 2019), whose scale stays that of the larger part however
+    high the price is.
+    """
+    price = price.view(-1, *[1] * (values.ndim - 1))
+    return (values - price * costs) / (1 + price)
 
 
 def normalise_advantages(advantages: Tensor, weights: Tensor) -> Tensor:

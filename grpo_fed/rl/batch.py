@@ -11,19 +11,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_fed.policy.base import Parameters, PolicyOutput, StackedPolicy
+from grpo_fed.policy.base import Parameters, StackedPolicy
+from grpo_fed.rl.cost_critic import CostCritic
 from grpo_fed.rl.records import Batch
 from grpo_fed.rl.trajectories import Trajectories, Truncation
 
 
 def make_batch(
-    policy: StackedPolicy, parameters: Parameters, trajectories: Trajectories, rows: slice, critic: bool
+    policy: StackedPolicy,
+    parameters: Parameters,
+    trajectories: Trajectories,
+    rows: slice,
+    critic: bool,
+    cost_critic: CostCritic | None = None,
 ) -> Batch:
     """The trajectories of some clients as a batch.
 
     parameters: of these clients' policies, by name.
     rows: the clients' rows in the trajectories.
     critic: whether values are needed; without it they are 0.
+    cost_critic: gives the costs' values, beside a critic; None for none.
     """
     clients, steps, copies, size = trajectories.observations[rows].shape
     device = next(iter(parameters.values())).device
@@ -33,13 +40,18 @@ def make_batch(
 
     observations, actions = tensor(trajectories.observations), tensor(trajectories.actions)
     inputs = observations.view(clients, steps * copies, size)
+    costs: dict[str, Tensor] = {} if trajectories.costs is None else {"costs": tensor(trajectories.costs)}
     with torch.no_grad():
         if critic:
             every_row = range(*rows.indices(len(trajectories.observations)))
             indices, cut_observations = _pad_truncations(trajectories.cuts, every_row, size)
             every_input = torch.cat([inputs, tensor(trajectories.last), cut_observations.to(device)], 1)
             output = policy.forward(parameters, every_input)
-            values, next_values = _values(output, trajectories, rows, (clients, steps, copies), indices)
+            shape = (clients, steps, copies)
+            values, next_values = _values(output.values, trajectories, rows, shape, indices)
+            if cost_critic is not None:
+                of_costs = _values(cost_critic.values(every_input), trajectories, rows, shape, indices)
+                costs |= dict(zip(("cost_values", "next_cost_values"), of_costs, strict=True))
             flat = output.distribution[:, : steps * copies]
         else:
             flat = policy.act(parameters, inputs)
@@ -60,6 +72,7 @@ def make_batch(
         ends=torch.from_numpy(ends).to(device),
         valid=tensor(trajectories.valid),
         episodes=torch.from_numpy(np.where(valid, ends_before * copies + np.arange(copies), 0)).to(device),
+        **costs,
     )
 
 
@@ -84,7 +97,7 @@ def _pad_truncations(
 
 
 def _values(
-    output: PolicyOutput,
+    output: Tensor,
     trajectories: Trajectories,
     rows: slice,
     shape: tuple[int, int, int],
@@ -92,14 +105,14 @@ def _values(
 ) -> tuple[Tensor, Tensor]:
     """Values of the observations and of those that came after, [K, T, N] each.
 
-    output: of all steps, then of the last observations, then of those that episodes were truncated at.
+    output: [K, X], values of all steps, then of the last observations, then of those that episodes were truncated at.
     truncations: the indices (k, t, n, x) of the latter.
     """
     clients, steps, copies = shape
-    every = output.values[:, : (steps + 1) * copies].view(clients, steps + 1, copies)
+    every = output[:, : (steps + 1) * copies].view(clients, steps + 1, copies)
     values, next_values = every[:, :-1], every[:, 1:].clone()
     if truncations:
         k, t, n, x = torch.tensor(truncations, device=values.device).T
-        next_values[k, t, n] = output.values[:, (steps + 1) * copies :][k, x]
+        next_values[k, t, n] = output[:, (steps + 1) * copies :][k, x]
     terminated = torch.from_numpy(np.ascontiguousarray(trajectories.terminated[rows])).to(values.device)
     return values, next_values.masked_fill_(terminated, 0.0)

@@ -18,9 +18,18 @@ from grpo_fed.policy.base import Policy, StackedPolicy
 from grpo_fed.policy.blocks import Block, Slot
 from grpo_fed.policy.groups import Groups, cut_groups
 from grpo_fed.rl.adam import Adam
+from grpo_fed.rl.cost_critic import CostCritic
+from grpo_fed.rl.entropy_target import EntropyTargets, refuse_unreachable
 from grpo_fed.rl.trust_region import trust_budgets
 from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.gym_task import GymTask
 from grpo_fed.tasks.task import Task
+
+ENTROPY_WEIGHTS, COST_MULTIPLIER = "entropy", "cost_multiplier"
+COST_CRITIC = tuple(f"cost_critic.{part}" for part in ("parameters", "mean", "square", "count"))
+BEGINS_LATE = frozenset({ENTROPY_WEIGHTS, COST_MULTIPLIER, *COST_CRITIC})
+"""Names in a client's state of what constraints adapt. A state of a run without the constraint has none, and a run that
+goes on from it with the constraint begins there."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,10 @@ class ClientTensors:
     """[K]."""
     kl_limit: Tensor
     """[K]."""
+    entropy: Tensor
+    """[K, C]: weights of the action components' entropies."""
+    cost_multiplier: Tensor
+    """[K]: the price of costs."""
     proximal_weight: Tensor | None
     """[P]: see `ClientStack.proximal_weight`."""
     frozen: Tensor | None = None
@@ -54,9 +67,12 @@ class ClientTensors:
         scenario: Scenario,
         shared: Tensor,
         proximal_weight: float,
+        entropy: Tensor,
         frozen: Sequence[Slot] = (),
     ) -> ClientTensors:
         """The beginning of a run from parameters [K, P], which are used without a copy.
+
+        entropy: [K, C], the first weights of the entropies.
 
         shared: [S] int64, the columns of the parameters that clients share.
         proximal_weight: how strongly these are pulled to the anchor.
@@ -79,6 +95,8 @@ class ClientTensors:
             ),
             kl_coefficient=torch.full((clients,), settings.coefficient, device=device),
             kl_limit=torch.full((clients,), settings.target, device=device),
+            entropy=entropy.to(device),
+            cost_multiplier=torch.zeros(clients, device=device),
             proximal_weight=is_shared * proximal_weight if proximal_weight else None,
             frozen=torch.cat([torch.arange(slot.start, slot.stop) for slot in frozen]).to(device) if frozen else None,
             drift=torch.zeros_like(parameters) if scenario.merge.correct_drift else None,
@@ -103,7 +121,7 @@ class ParameterStack:
     learning_rate: np.ndarray
     """[K, 1]."""
     entropy: Tensor
-    """[K, C]: weights of the action components' entropies."""
+    """[K, C]: weights of the action components' entropies; adapts in place where there is a target."""
     penalty: Tensor
     """[K, 1]: weight of the group penalty."""
     kl_coefficient: Tensor
@@ -114,6 +132,10 @@ class ParameterStack:
     """The parameters' groups in the penalty."""
     budgets: Sequence[tuple[Block, float]]
     """KL budgets of blocks."""
+    entropy_targets: EntropyTargets | None = None
+    """The groups of action components whose entropy has a target; None without any."""
+    cost_multiplier: Tensor | None = None
+    """[K]: the price of costs; adapts in place. None where costs have no limit."""
     proximal_weight: Tensor | None = None
     """[P]: strength w of the pull 1/2 w (x - anchor)^2 on each parameter; None without any."""
     frozen: Tensor | None = None
@@ -141,6 +163,8 @@ class ClientStack(ParameterStack):
     """The parameters' memory by name, [K, *shape] each, in the layout's order."""
     gradient_views: Mapping[str, Tensor]
     """The gradient's memory by name."""
+    cost_critic: CostCritic | None = None
+    """What gives advantages of costs; None where these have no limit, or without a critic."""
 
     @cached_property
     def critic_proximal_weight(self) -> Tensor | None:
@@ -177,30 +201,28 @@ def make_client_stack(
     groups: PenaltyGroups,
     rows: slice,
     first: Tensor | None = None,
+    cost_critic: CostCritic | None = None,
 ) -> ClientStack:
     """A stack of the clients in these rows; tasks, seeds and first parameters are those of all clients."""
     if scenario.objective.step == "natural" and policy.actor_parameters() <= {s.name for s in policy.layout.frozen}:
         text = 'policy.freeze leaves no parameter of the policy to objective.step = "natural"; narrow its patterns'
         raise ValueError(f"client {tasks[0].client}: {text}")
     own = _parameter_fields(scenario, tasks, seeds, tensors, groups, rows)
-    entropy = [entropy_weights(task, policy, scenario) for task in tasks[rows]]
     return ClientStack(
         **own,
         policy=policy,
-        entropy=torch.stack(entropy).to(tensors.parameters.device),
         views=policy.layout.views(own["parameters"]),
         gradient_views=policy.layout.views(own["gradient"]),
         first=None if first is None else first[rows],
+        cost_critic=None if cost_critic is None else cost_critic.rows(rows),
     )
 
 
 def make_parameter_stack(
     scenario: Scenario, tasks: Sequence[Task], seeds: Sequence[int], tensors: ClientTensors, groups: PenaltyGroups
 ) -> ParameterStack:
-    """A stack of all clients, whose actions have one component."""
-    entropy = torch.tensor([[task.entropy] for task in tasks]).to(tensors.parameters.device)
-    rows = slice(0, len(tasks))
-    return ParameterStack(**_parameter_fields(scenario, tasks, seeds, tensors, groups, rows), entropy=entropy)
+    """A stack of all clients."""
+    return ParameterStack(**_parameter_fields(scenario, tasks, seeds, tensors, groups, slice(0, len(tasks))))
 
 
 def _parameter_fields(
@@ -211,7 +233,7 @@ def _parameter_fields(
     groups: PenaltyGroups,
     rows: slice,
 ) -> dict[str, Any]:
-    """The fields of a `ParameterStack` for these rows, but for the entropy's weights."""
+    """The fields of a `ParameterStack` for these rows."""
     parameters, tasks = tensors.parameters[rows], tasks[rows]
     return {
         "scenario": scenario,
@@ -225,6 +247,9 @@ def _parameter_fields(
         "penalty": torch.tensor([[task.penalty] for task in tasks]).to(parameters.device),
         "kl_coefficient": tensors.kl_coefficient[rows],
         "kl_limit": tensors.kl_limit[rows],
+        "entropy": tensors.entropy[rows],
+        "cost_multiplier": None if scenario.objective.cost.limit is None else tensors.cost_multiplier[rows],
+        "entropy_targets": EntropyTargets.of(scenario.objective, tensors.entropy.shape[1], parameters.device),
         "groups": groups.groups,
         "budgets": groups.budgets,
         "proximal_weight": tensors.proximal_weight,
@@ -234,21 +259,32 @@ def _parameter_fields(
     }
 
 
-def entropy_weights(task: Task, policy: StackedPolicy, scenario: Scenario) -> Tensor:
-    """The weight of each action component's entropy for one client, [C].
+def entropy_weights(tasks: Sequence[Task], components: int, scenario: Scenario) -> Tensor:
+    """The weights of the action components' entropies with which clients begin, [K, C].
 
-    ValueError where `objective.entropy_groups` names a component that the client's actions do not have.
+    components: C, of the clients' actions. ValueError where `objective.entropy_groups` names a component that the
+    actions do not have, or where a target cannot be reached.
     """
     settings = scenario.objective
-    components = policy.distribution.components
-    weights = torch.full((components,), task.entropy)
+    weights = torch.tensor([[task.entropy] * components for task in tasks])
     for name, members in settings.entropy_groups.items():
         beyond = [member for member in members if not 0 <= member < components]
         if beyond:
             raise ValueError(
-                f"client {task.client}: objective.entropy_groups.{name} = {members}: {task.description} has action"
-                f" components 0 to {components - 1}; leave out {beyond}"
+                f"client {tasks[0].client}: objective.entropy_groups.{name} = {members}: {tasks[0].description} has"
+                f" action components 0 to {components - 1}; leave out {beyond}"
             )
-        if name in settings.entropy_weights:
-            weights[members] = settings.entropy_weights[name]
-    return weights
+        if name in settings.entropy_weights and not isinstance(settings.entropy_target, float):
+            weights[:, members] = settings.entropy_weights[name]
+    for task in tasks:
+        if isinstance(task, GymTask) and task.action.kind != "gaussian":
+            refuse_unreachable(settings, task.client, task.action.sizes)
+    targets = EntropyTargets.of(settings, components, weights.device)
+    return weights if targets is None else targets.first_weights(weights)
+
+
+def token_entropy_weights(tasks: Sequence[Task], scenario: Scenario) -> Tensor:
+    """The same for clients with language models, whose actions are tokens, [K, 1]; `entropy_groups` has no effect."""
+    weights = torch.tensor([[task.entropy] for task in tasks])
+    targets = EntropyTargets.of(scenario.objective, 1, weights.device)
+    return weights if targets is None else targets.first_weights(weights)

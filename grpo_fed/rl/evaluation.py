@@ -7,11 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from grpo_fed.rl.actor import Actor
 from grpo_fed.rl.normalise import ObservationNormaliser
 from grpo_fed.rl.records import Evaluation
 from grpo_fed.rl.rng import Purpose, env_seeds, generator
-from grpo_fed.rl.rollout import NOISE_BLOCK, Actor
+from grpo_fed.rl.rollout import NOISE_BLOCK
 from grpo_fed.tasks.envs import ClientEnvs
+
+ACTION_STREAMS = {Purpose.EVALUATION: 1, Purpose.COMPARISON: 2, Purpose.ROLLBACK: 3}
+"""Where the numbers of actions' streams begin, in steps of 2**32; those of training begin at 0."""
 
 
 @dataclass(frozen=True)
@@ -32,23 +36,25 @@ def evaluate(
     episodes: int,
     step_limit: int,
     deterministic: bool,
-    number: int = 0,
+    number: int | Sequence[int] = 0,
     purpose: Purpose = Purpose.EVALUATION,
 ) -> list[Evaluation]:
     """Play `episodes` of every client, in waves of one for each copy, so that long episodes are not left out.
 
     step_limit: steps after which an episode counts as it is.
-    number, purpose: name the episodes, which depend on them and on the client's seed alone.
+    number, purpose: name the episodes, which depend on them and on the client's seed alone; a number for each client,
+        or one for all.
     """
     count = len(clients.names)
     copies = envs.size // count
     waves = -(-episodes // copies)
+    numbers = [number] * count if isinstance(number, int) else number
     scores, lengths = np.zeros((waves, count, copies)), np.zeros((waves, count, copies), np.int64)
     for wave in range(waves):
-        stream = number * 1_000_000 + wave
-        seeds = np.concatenate([env_seeds(seed, purpose, copies, stream) for seed in clients.seeds])
-        first = (2 if purpose == Purpose.COMPARISON else 1) * 2**32
-        draws = [generator(seed, Purpose.ACTIONS, first + stream) for seed in clients.seeds]
+        streams = [(each, of_client * 1_000_000 + wave) for each, of_client in zip(clients.seeds, numbers, strict=True)]
+        seeds = np.concatenate([env_seeds(seed, purpose, copies, stream) for seed, stream in streams])
+        first = ACTION_STREAMS[purpose] * 2**32
+        draws = [generator(seed, Purpose.ACTIONS, first + stream) for seed, stream in streams]
         scores[wave], lengths[wave] = _play_wave(
             actor, envs, clients.normaliser, seeds, draws, step_limit, deterministic
         )

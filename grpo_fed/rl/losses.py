@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeAlias
 
@@ -24,6 +24,8 @@ class Losses:
     values: Mapping[str, Tensor]
     """[K] each, by name: the `REPORTED_TERMS`, means over the minibatches of the last pass; `explained_variance`; and
     `kl`, KL(old, new) after the update, NaN if it was not measured."""
+    constraints: Mapping[str, Tensor] = field(default_factory=dict)
+    """[K] each, by the metrics' keys: what is constrained, and the constraints' multipliers in this update."""
 
     @classmethod
     def of(cls, passes: Passes, explained_variance: Tensor) -> Losses:
@@ -44,9 +46,17 @@ class Losses:
         """Set the KL [K] that was measured after the update."""
         return replace(self, values={**self.values, "kl": kl})
 
+    def with_constraints(self, constraints: Mapping[str, Tensor]) -> Losses:
+        """Add what is constrained, and multipliers, [K] each by the metrics' keys."""
+        return replace(self, constraints={**self.constraints, **constraints})
+
     def client(self, row: int) -> dict[str, float]:
         """One client's losses by name."""
         return dict(zip(self.values, self._rows[row], strict=True))
+
+    def client_constraints(self, row: int) -> dict[str, float]:
+        """One client's constraints by the metrics' keys."""
+        return {key: float(value[row]) for key, value in self.constraints.items()}
 
     @cached_property
     def _rows(self) -> list[list[float]]:

@@ -38,6 +38,12 @@ class Batch:
     """[K, T, N] bool: False for steps that must not be learned from."""
     episodes: Tensor
     """[K, T, N] int64: which of the client's episodes in this batch a step belongs to, from 0."""
+    costs: Tensor | None = None
+    """[K, T, N]: what the actions cost; None where costs have no limit."""
+    cost_values: Tensor | None = None
+    """[K, T, N]: the cost critic's values of the observations; None without one."""
+    next_cost_values: Tensor | None = None
+    """[K, T, N]: its values of the observations that the actions led to; 0 where terminated."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,8 @@ class Episode:
     """Number of its steps."""
     terminated: bool
     """True where the task ended it, False where it was truncated."""
+    cost: float = math.nan
+    """Sum of what its steps cost; NaN where no cost is read."""
     level: tuple[float, ...] = ()
     """[Q]: the level that it was played at; empty for a task without levels."""
 
@@ -104,6 +112,11 @@ class TrainingReport:
         return _mean([episode.score for episode in self.episodes])
 
     @property
+    def mean_cost(self) -> float:
+        """Mean cost of the finished episodes; NaN where none has finished, or no cost is read."""
+        return _mean([episode.cost for episode in self.episodes])
+
+    @property
     def spread(self) -> float:
         """Standard deviation of the returns; 0 where no episode has finished."""
         return float(np.std([episode.score for episode in self.episodes])) if self.episodes else 0.0
@@ -115,6 +128,7 @@ class TrainingReport:
         """
         metrics = {
             "charts/episodic_return": self.mean_return,
+            "charts/episodic_cost": self.mean_cost,
             "charts/episodic_length": _mean([episode.length for episode in self.episodes]),
             "charts/seconds": math.nan if seconds is None else seconds,
             "charts/tokens_per_second": self.tokens / seconds if self.tokens and seconds else math.nan,

@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     COMPLETIONS = 10
     PACE = 11
     LEVELS = 12
+    ROLLBACK = 13
     PARTICIPATION = 20
 
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, repeat
+from math import nan
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from grpo_fed.policy.base import StackedPolicy
 from grpo_fed.policy.distributions import Distribution
+from grpo_fed.rl.actor import Actor
 from grpo_fed.rl.normalise import ObservationNormaliser, RewardNormaliser
 from grpo_fed.rl.records import Episode
 from grpo_fed.rl.rng import Purpose, generator
@@ -26,28 +25,6 @@ from grpo_fed.tasks.envs.base import EnvStep
 
 NOISE_BLOCK = 64
 """Steps of action noise that are drawn at once where the length of an episode is not known."""
-
-
-class Actor:
-    """Acts for K clients: numpy in, numpy out, on the parameters' own memory where they are on the CPU."""
-
-    def __init__(self, policy: StackedPolicy, parameters: Tensor) -> None:
-        self.policy = policy
-        if parameters.device.type == "cpu":
-            self.act = policy.numpy_actor(policy.layout.views(parameters.numpy()))
-        else:
-            self.act = self._on_device
-            self.views, self.device = policy.layout.views(parameters), parameters.device
-
-    def __call__(self, observations: np.ndarray) -> np.ndarray:
-        """The action distributions of K clients, [K, N, D] -> [K, N, M]."""
-        return self.act(observations)
-
-    def _on_device(self, observations: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            output = self.policy.act(self.views, torch.from_numpy(observations).to(self.device))
-        array: np.ndarray = output.cpu().numpy()
-        return array
 
 
 @dataclass
@@ -70,6 +47,8 @@ class Collector:
     """[K, N, D]: the observations to act on next, as the policy sees them; None before the first step."""
     scores: np.ndarray = field(default_factory=lambda: np.zeros(0))
     """[L]: sum of the raw rewards of each running episode."""
+    costs: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    """[L]: sum of its costs, where costs are read."""
     lengths: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """[L]: number of its steps."""
     streams: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
@@ -106,7 +85,7 @@ class Collector:
         raw = self.envs.reset(seeds)
         self.levels = {client: levels.copy() for client, levels in self.coming_levels.items()}
         self.observations = self._normalise_observations(raw, learn)
-        self.scores, self.lengths = np.zeros(self.envs.size), np.zeros(self.envs.size, np.int64)
+        self._begin_sums()
         self.streams, self.numbers = seeds, np.zeros(self.envs.size, np.int64)
         self.action_log = ActionLog(self.envs.size, self.distribution.action_size)
         return raw
@@ -120,7 +99,7 @@ class Collector:
         observations, envs, distribution = self.observations, self.envs, self.distribution
         noise = self._noise(self._generators(numbers), horizon)
         self.levels_before = {client: levels.copy() for client, levels in self.levels.items()}
-        buffer = StepBuffer.empty(horizon, envs.size, envs.observation_size, distribution.action_size)
+        buffer = self._buffer(horizon)
         for t in range(horizon):
             actions = distribution.sample(actor(observations), noise[t]).reshape(envs.size, -1)
             step = envs.step(actions)
@@ -149,7 +128,7 @@ class Collector:
         raw = self.begin(seeds, learn=False)
         generators = self._generators(numbers)
         limit = int(limits[active].max())
-        buffer = StepBuffer.empty(limit, envs.size, envs.observation_size, distribution.action_size)
+        buffer = self._buffer(limit)
         running, steps, every_raw, noise = active.repeat(self.shape[1]), 0, [], np.zeros(0)
         while running.any() and steps < limit:
             if steps % NOISE_BLOCK == 0:
@@ -172,6 +151,16 @@ class Collector:
             for client, valid in enumerate(trajectories.valid):
                 self.observation_normaliser.update_one(client, observations[client][valid])
         return trajectories
+
+    def _begin_sums(self) -> None:
+        """Begin the sums of new episodes in every copy."""
+        self.scores, self.costs = np.zeros(self.envs.size), np.zeros(self.envs.size)
+        self.lengths = np.zeros(self.envs.size, np.int64)
+
+    def _buffer(self, steps: int) -> StepBuffer:
+        envs = self.envs
+        costs = envs.cost_key is not None
+        return StepBuffer.empty(steps, envs.size, envs.observation_size, self.distribution.action_size, costs)
 
     def _refuse_endless(self, endless: np.ndarray, limits: np.ndarray) -> None:
         """ValueError for the first copy, if any, whose episode went on after its limit [K]; endless: [L] bool."""
@@ -217,6 +206,7 @@ class Collector:
             "observations": self.observations[client],
             "scores": self.scores[own],
             "lengths": self.lengths[own],
+            **({} if self.envs.cost_key is None else {"costs": self.costs[own]}),
             "streams": self.streams[own],
             "numbers": self.numbers[own],
             "actions": np.concatenate(actions),
@@ -260,9 +250,12 @@ class Collector:
                 for copy, observation in enumerate(observations):
                     self.observations[client, copy] = self._normalise_one(client, observation)
             self.scores, self.lengths = joint("scores"), joint("lengths")
+            # a run that goes on with a limit on costs has not read what its running episodes have cost so far
+            copies = np.zeros(self.shape[1])
+            self.costs = np.concatenate([state.get("costs", copies) for state in complete])
         else:
             self.observations = self._normalise_observations(raw, learn=False)
-            self.scores, self.lengths = np.zeros(self.envs.size), np.zeros(self.envs.size, np.int64)
+            self._begin_sums()
 
     def _resume_levels(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
         """Set the levels of the episodes that are continued, by client; others begin with those that come."""
@@ -309,6 +302,7 @@ class Collector:
             last=self.observations,
             cuts=cuts,
             episodes=episodes,
+            costs=None if buffer.costs is None else by_client(buffer.costs[:steps].astype(np.float32), *self.shape),
         )
         self._refuse_non_finite(trajectories)
         return trajectories
@@ -322,6 +316,8 @@ class Collector:
         """ValueError for a NaN or infinity in a reward, or in an observation that policy or critic are applied to."""
         rewards = trajectories.rewards
         check_finite(trajectories.observations, rewards, self.names)
+        if trajectories.costs is not None:
+            check_finite(trajectories.observations[:, :0], trajectories.costs, self.names, reward="cost")
         check_finite(trajectories.last[:, None], rewards[:, :0], self.names, first=rewards.shape[1])
         for cut in trajectories.cuts:
             bad = np.flatnonzero(~np.isfinite(cut.observation))
@@ -343,9 +339,15 @@ class Collector:
         score, self.scores = split_sums(scores, t, rows)
         length, self.lengths = split_sums(lengths, t, rows)
         clients, terminated = rows // copies, buffer.terminated[t, rows]
+        sums = [score, length, terminated]
+        if buffer.costs is not None:
+            costs = self.costs + np.cumsum(np.where(valid, buffer.costs[:steps], 0.0), 0)
+            cost, self.costs = split_sums(costs, t, rows)
+            sums.append(cost)
         order = np.argsort(clients, kind="stable")  # client by client, in order of time
         levels = self._levels_of(rows[order].tolist()) if self.levels else repeat(())
-        finished = map(Episode, *(part[order].tolist() for part in (score, length, terminated)), levels)
+        columns = [part[order].tolist() for part in sums]
+        finished = map(Episode, *columns, *([] if buffer.costs is not None else [repeat(nan)]), levels)
         counts = np.bincount(clients, minlength=len(self.names)).tolist()
         cuts = [
             Truncation(row // copies, step, row % copies, self._normalise_one(row // copies, buffer.finals[step][row]))

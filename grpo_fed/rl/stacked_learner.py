@@ -17,9 +17,22 @@ from torch import Tensor
 
 from grpo_fed.policy.base import StackedPolicy
 from grpo_fed.policy.make import make_policy
+from grpo_fed.rl.actor import Actor
 from grpo_fed.rl.advantages import learning_targets
 from grpo_fed.rl.batch import make_batch
-from grpo_fed.rl.client_stack import ClientStack, ClientTensors, PenaltyGroups, make_client_stack
+from grpo_fed.rl.client_stack import (
+    BEGINS_LATE,
+    COST_CRITIC,
+    COST_MULTIPLIER,
+    ENTROPY_WEIGHTS,
+    ClientStack,
+    ClientTensors,
+    PenaltyGroups,
+    entropy_weights,
+    make_client_stack,
+)
+from grpo_fed.rl.constraints import adapt_costs
+from grpo_fed.rl.cost_critic import CostCritic
 from grpo_fed.rl.device import resolve_device
 from grpo_fed.rl.episode_groups import episode_seeds, group_episodes
 from grpo_fed.rl.evaluation import EvaluatedClients, evaluate
@@ -29,7 +42,7 @@ from grpo_fed.rl.measurement import MeasurementStates, fisher_diagonal, measures
 from grpo_fed.rl.memory import keep_freed_memory
 from grpo_fed.rl.records import Evaluation, TrainingReport
 from grpo_fed.rl.rng import Purpose, client_seed, env_seeds, generator
-from grpo_fed.rl.rollout import Actor
+from grpo_fed.rl.rollback import BeforeUpdate, Rollback
 from grpo_fed.rl.scenario_envs import episode_step_limits, make_collector, make_scenario_envs
 from grpo_fed.rl.start import (
     client_starts,
@@ -98,15 +111,21 @@ class StackedLearner(Learner):
             scenario,
             layout.mask(layout.shared).nonzero().squeeze(1) if shared is None else shared,
             scenario.penalty.squared if proximal_weight is None else proximal_weight,
+            entropy_weights(self.tasks, self.policy.distribution.components, scenario),
             layout.frozen,
         )
         self.parameters, self.anchor = self._tensors.parameters, self._tensors.anchor
         self.drift, self.optimiser_steps = self._tensors.drift, self._tensors.adam.count
+        self.cost_critic = self._make_cost_critic()
         self.stacks = self._make_stacks(shared)
         self.collector = make_collector(self.tasks, self.seeds, self.policy, scenario, env_cache)
         self.levels = ClientLevels(self.tasks, self.seeds, scenario, self.collector)
         self.observation_normaliser = self.collector.observation_normaliser
         load_first_moments(self.observation_normaliser, dict(enumerate(starts)))
+        self.evaluated = EvaluatedClients(self.names, self.seeds, self.observation_normaliser)
+        self.rollback = None
+        if scenario.trust.rollback is not None:
+            self.rollback = Rollback(scenario, self.tasks, self.policy, self.evaluated, self._tensors)
         counts = np.zeros((len(tasks), 3), np.int64)
         self.steps_done, self.updates_done, self.steps_due = counts.T
         """[K] each: a batch may take a client beyond the steps that are due, and the next round has less to do then."""
@@ -121,6 +140,8 @@ class StackedLearner(Learner):
             "kl_limit": self._tensors.kl_limit[:, None],
             "progress": counts,
             **({"adam.turns": self._tensors.phase_counts} if scenario.personal.first else {}),
+            **({ENTROPY_WEIGHTS: self._tensors.entropy} if scenario.objective.entropy_target is not None else {}),
+            **self._cost_arrays(),
             **({MEASUREMENT_STATES: self.measurement_states} if measures_steps(scenario) else {}),
         }
         """A client's state is its row of each, and the states of its environments and normalisers."""
@@ -147,22 +168,34 @@ class StackedLearner(Learner):
         while (behind := self.steps_done < self.steps_due).any():
             progress = begin + (end - begin) * (1 - (self.steps_due - self.steps_done).clip(0) / steps)
             trajectories, groups = self.collect(behind)
+            if self.scenario.objective.cost.limit is not None:
+                multiplier, settings = self._tensors.cost_multiplier, self.scenario.objective.cost
+                adapt_costs(multiplier, trajectories.episodes, behind, settings)
+            before = None if self.rollback is None else BeforeUpdate.of(self._tensors)
             for stack in self.stacks:
                 rows = stack.rows
                 if not behind[rows].any():
                     continue
-                batch = make_batch(self.policy, stack.views, trajectories, rows, critic=groups is None)
+                batch = make_batch(
+                    self.policy, stack.views, trajectories, rows, groups is None, cost_critic=stack.cost_critic
+                )
                 longest = torch.from_numpy(self.max_episode_steps[rows]).to(self.device)
-                targets = learning_targets(batch, None if groups is None else groups[rows], longest, self.scenario)
+                of_stack = None if groups is None else groups[rows]
+                targets = learning_targets(batch, of_stack, longest, self.scenario, stack.cost_multiplier)
                 self.levels.observe_errors(rows, behind[rows], batch, targets)
                 active = None if behind[rows].all() else torch.from_numpy(behind[rows]).to(self.device)
                 losses = update_clients(stack, batch, targets, active, self.updates_done[rows], progress[rows])
                 for client in np.flatnonzero(behind[rows]):
                     records[rows.start + client].losses.append(losses.client(int(client)))
+                    records[rows.start + client].constraints.append(losses.client_constraints(int(client)))
             for client in np.flatnonzero(behind):
                 records[client].steps += int(trajectories.steps[client])
                 records[client].episodes.extend(trajectories.episodes[client])
                 records[client].trajectories = trajectories
+            if self.rollback is not None and before is not None:
+                taken_back = self.rollback.take_back(before, behind, self.updates_done)
+                for client in np.flatnonzero(behind):
+                    records[client].rollbacks.append(bool(taken_back[client]))
             self._refuse_divergence()
             # a segment is as long for all clients, and includes the steps in which an environment only resets itself:
             # were these not counted, other clients' environments would be stepped on while they wait for this one
@@ -172,7 +205,8 @@ class StackedLearner(Learner):
         self._sample_measurement_states([record.trajectories for record in records])
         penalties = [metrics for stack in self.stacks for metrics in measure_penalty(stack)]
         reports = [
-            record.report(name, metrics) for record, name, metrics in zip(records, self.names, penalties, strict=True)
+            record.report(name, metrics, self.scenario)
+            for record, name, metrics in zip(records, self.names, penalties, strict=True)
         ]
         return [
             replace(report, more={**report.more, **self.levels.end_round(row, report.episodes, begin)})
@@ -214,7 +248,7 @@ class StackedLearner(Learner):
         return evaluate(
             Actor(self.policy, self.parameters),
             self._evaluation_envs,
-            EvaluatedClients(self.names, self.seeds, self.observation_normaliser),
+            self.evaluated,
             episodes or settings.episodes,
             settings.step_limit,
             deterministic,
@@ -248,12 +282,18 @@ class StackedLearner(Learner):
         """Go on from one state for each client, some of which may not have stepped yet."""
         for row, state in enumerate(states):
             for name, rows in self._state_arrays.items():
-                _write_row(rows, row, state[name])
+                if name in state or name not in BEGINS_LATE:
+                    _write_row(rows, row, state[name])
             if row in self.levels.states:
                 self.levels.states[row] = state[CURRICULUM]
             for name, normaliser in self._normalisers.items():
                 normaliser.load(row, sub_state(state, name))
         self.collector.load([sub_state(state, "rollout") for state in states], self._first_streams())
+
+    def load_constraints(self, row: int, state: State) -> None:
+        """Go on from the constraints of a client's state alone: for a copy of its policy that is adapted."""
+        for name in BEGINS_LATE & self._state_arrays.keys() & state.keys():
+            _write_row(self._state_arrays[name], row, state[name])
 
     def client_parameters(self, client: int) -> dict[str, Tensor]:
         """One client's parameters by name, copied to the CPU."""
@@ -262,6 +302,8 @@ class StackedLearner(Learner):
     def close(self) -> None:
         """Close the environments."""
         self.collector.envs.close()
+        if self.rollback is not None:
+            self.rollback.close()
         if self._evaluation_envs is not None:
             self._evaluation_envs.close()
 
@@ -286,6 +328,7 @@ class StackedLearner(Learner):
                 groups,
                 slice(start, min(start + chunk, clients)),
                 first,
+                self.cost_critic,
             )
             for start in range(0, clients, chunk)
         ]
@@ -294,6 +337,22 @@ class StackedLearner(Learner):
         """Begin the first episodes, unless some run already or every batch begins its own."""
         if self.collector.observations is None and self.scenario.objective.advantage == "gae":
             self.collector.begin(self._first_streams())
+
+    def _make_cost_critic(self) -> CostCritic | None:
+        """The critic of the costs; None where these have no limit, and without a critic of returns."""
+        objective = self.scenario.objective
+        if objective.cost.limit is None or objective.advantage != "gae":
+            return None
+        return CostCritic.start(self.scenario, self.seeds, self.policy.observation_size, self.device)
+
+    def _cost_arrays(self) -> dict[str, Rows]:
+        """What a client's state has of a limit on its costs."""
+        critic = self.cost_critic
+        own = () if critic is None else (critic.parameters, critic.adam.mean, critic.adam.square, critic.adam.count)
+        arrays: dict[str, Rows] = dict(zip(COST_CRITIC, own, strict=False))
+        if self.scenario.objective.cost.limit is not None:
+            arrays[COST_MULTIPLIER] = self._tensors.cost_multiplier[:, None]
+        return arrays
 
     def _first_streams(self) -> np.ndarray:
         """Names of the streams of episodes that the copies begin their tasks with, [K * N] uint64.

@@ -13,6 +13,7 @@ from torch import Tensor
 from grpo_fed.policy.base import StackedPolicy
 from grpo_fed.policy.make import make_policy
 from grpo_fed.policy.shared import SharedBlocks
+from grpo_fed.rl.actor import Actor
 from grpo_fed.rl.device import resolve_device
 from grpo_fed.rl.evaluation import EvaluatedClients, evaluate
 from grpo_fed.rl.learner import (
@@ -30,7 +31,6 @@ from grpo_fed.rl.measurement import MeasurementStates, mean_kl
 from grpo_fed.rl.normalise import ObservationNormaliser
 from grpo_fed.rl.records import Evaluation, Example
 from grpo_fed.rl.rng import Purpose, client_seed
-from grpo_fed.rl.rollout import Actor
 from grpo_fed.rl.scenario_envs import make_scenario_envs
 from grpo_fed.rl.stacked_learner import (
     MEASUREMENT_STATES,
@@ -93,6 +93,8 @@ class StackedPolicies(ClientPolicies):
         learner.parameters.copy_(parameters)
         normaliser, rewards = learner.observation_normaliser, learner.collector.reward_normaliser
         for row, state in enumerate(states):
+            if state is not None:
+                learner.load_constraints(row, state)
             if state is not None and normaliser is not None:
                 normaliser.load(row, sub_state(state, OBSERVATION_NORMALISER))
             if state is not None and rewards is not None:

@@ -51,6 +51,8 @@ class Trajectories:
     """Where episodes were truncated."""
     episodes: list[list[Episode]]
     """The finished episodes of each client."""
+    costs: np.ndarray | None = None
+    """[K, T, N] float32: what the actions cost; None where no cost is read."""
 
     @cached_property
     def steps(self) -> np.ndarray:
@@ -73,10 +75,15 @@ class StepBuffer:
     valid: np.ndarray
     finals: list[np.ndarray]
     """[L, D] for each step: the raw observations that it led to, also at the end of an episode."""
+    costs: np.ndarray | None
+    """What the actions cost; None where no cost is read."""
 
     @classmethod
-    def empty(cls, steps: int, copies: int, observation: int, action: int) -> StepBuffer:
-        """Arrays for steps of `copies` = L copies, with these numbers of observation and action entries."""
+    def empty(cls, steps: int, copies: int, observation: int, action: int, costs: bool = False) -> StepBuffer:
+        """Arrays for steps of `copies` = L copies, with these numbers of observation and action entries.
+
+        costs: whether costs are read.
+        """
         shape = (steps, copies)
         return cls(
             observations=np.empty((*shape, observation), np.float32),
@@ -87,6 +94,7 @@ class StepBuffer:
             truncated=np.empty(shape, bool),
             valid=np.empty(shape, bool),
             finals=[],
+            costs=np.empty(shape) if costs else None,
         )
 
     def write(self, t: int, observations: np.ndarray, actions: np.ndarray, step: EnvStep) -> None:
@@ -97,6 +105,8 @@ class StepBuffer:
         self.truncated[t] = step.truncated
         self.valid[t] = step.valid
         self.finals.append(step.final_observations)
+        if self.costs is not None:
+            self.costs[t] = step.costs
 
 
 def by_client(array: np.ndarray, clients: int, copies: int) -> np.ndarray:

@@ -20,6 +20,7 @@ from grpo_fed.rl import trust_region as trust
 from grpo_fed.rl.adam import Adam, per_client
 from grpo_fed.rl.advantages import LearningTargets
 from grpo_fed.rl.client_stack import ClientStack, ParameterStack
+from grpo_fed.rl.constraints import adapt_entropy, fit_cost_critic, mean_entropies
 from grpo_fed.rl.inner_steps import InnerSteps
 from grpo_fed.rl.losses import Losses, Passes
 from grpo_fed.rl.minibatches import PackedBatch
@@ -49,11 +50,18 @@ def update_clients(
     progress: [K], progress of the run, 0 to 1, that schedules go by.
     """
     settings, region = stack.scenario.objective, stack.scenario.trust
+    constraints = adapt_entropy(stack, lambda: mean_entropies(stack.policy, batch), active)
     packed = PackedBatch.of(batch, targets, reference_distributions(stack, batch), settings.ratio == "episode")
     before = stack.parameters.clone()
+    fit_cost_critic(
+        stack, batch, targets, active, numbers, stack.learning_rate * scheduled(settings.schedule, progress)
+    )
     step = adam_update if settings.step == "adam" else natural_update
     passes, step_kl = step(stack, packed, active, numbers, progress)
     losses = Losses.of(passes, objective.explained_variance(targets.returns, batch.values, batch.valid))
+    if stack.cost_multiplier is not None:
+        constraints["charts/cost_multiplier"] = stack.cost_multiplier.clone()
+    losses = losses.with_constraints(constraints)
     if stack.budgets:
         measure_kl = kl_from_batch(stack, batch)
         shortened, _ = trust.shorten_to_budgets(measure_kl, before, stack.parameters, stack.budgets)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 TRAINING_RETURN, TRAINING_LENGTH = "charts/episodic_return", "charts/episodic_length"
+TRAINING_COST, COST_LIMIT, COST_MULTIPLIER = "charts/episodic_cost", "charts/cost_limit", "charts/cost_multiplier"
 TRAINING_EPISODES, TRAINING_SECONDS, STEPS_PER_SECOND = "charts/episodes", "charts/seconds", "charts/SPS"
 EVALUATION_RETURN, SCORE_IQM, SCORE_MIN = "eval/episodic_return", "eval/score_iqm", "eval/score_min"
 ROUND_SECONDS, ENV_STEPS = "time/round_s", "global_step"
@@ -23,6 +24,8 @@ REWARD_OF, KL_REFERENCE = "reward/", "losses/kl_reference"
 MB_UP, MB_DOWN, MB_TOTAL = "comm/MB_up", "comm/MB_down", "comm/MB_total"
 RHO_LIMIT = "fed/rho_limit"
 STALENESS, MERGE_LENGTH, VIRTUAL_SECONDS = "fed/staleness", "fed/merge_length", "time/virtual_s"
+ENTROPY, ENTROPY_MULTIPLIER = "entropy/", "entropy_multiplier/"
+ROLLBACKS, ROLLBACK_EPISODES = "trust/rollbacks", "trust/rollback_episodes"
 COMPARISON_EPISODES = "fed/comparison_episodes"
 RHO_BY_GROUP, LEFT, RETURNED, STAYED = "rho_by_group", "left", "returned", "stayed"
 COMPARISON = "comparison"
@@ -64,6 +67,9 @@ TABLE = (
     Metric(SCORE_MIN, "The lowest of the clients' evaluation returns."),
     Metric("task/", "Mean evaluation return of the clients of one entry of the scenario."),
     Metric(TRAINING_RETURN, "Mean return of the training episodes that ended in the round.", reported=True),
+    Metric(TRAINING_COST, "Mean cost of these episodes, where `objective.cost.limit` limits it.", reported=True),
+    Metric(COST_LIMIT, "The limit.", reported=True),
+    Metric(COST_MULTIPLIER, "Price of costs in the objective, by which the limit is kept.", reported=True),
     Metric(TRAINING_LENGTH, "Mean length of these episodes in steps.", reported=True),
     Metric(TRAINING_EPISODES, "How many training episodes ended in the round."),
     Metric(TRAINING_SECONDS, "Seconds that the client trained.", reported=True, timed=True),
@@ -76,6 +82,12 @@ TABLE = (
     Metric(
         "losses/kl", "KL from the policy before the update to the one after, where something needs it.", reported=True
     ),
+    Metric(
+        ENTROPY,
+        "Mean entropy of a set of action components that has a target, `action` for the whole action.",
+        reported=True,
+    ),
+    Metric(ENTROPY_MULTIPLIER, "Weight of its entropy bonus, by which the target is reached.", reported=True),
     Metric(KL_REFERENCE, "KL from or to the reference, as `trust.region` penalises it.", reported=True),
     Metric(REWARD_OF, "Mean reward that the function gave to the round's completions.", reported=True),
     Metric(
@@ -83,6 +95,12 @@ TABLE = (
     ),
     Metric(CUT, "Share of completions that were cut off at `language.length`.", reported=True),
     Metric(TOKENS_PER_SECOND, "Tokens that the client wrote in a second of training.", reported=True, timed=True),
+    Metric(ROLLBACKS, "Updates of the round that were taken back, by `trust.rollback`.", reported=True),
+    Metric(
+        ROLLBACK_EPISODES,
+        "Episodes that were played to compare policies before and after updates; not learned from.",
+        reported=True,
+    ),
     Metric(PENALTY_VALUE, "The client's group penalty, with its weights, at the end of its training.", reported=True),
     Metric(
         PENALTY_ZEROS,

@@ -19,12 +19,12 @@ from grpo_fed.policy.language.adapters import AdapterPolicy
 from grpo_fed.policy.language.peft_folder import write_peft_folder
 from grpo_fed.policy.make import make_policy
 from grpo_fed.policy.shared_names import NORMALISER, POLICIES
+from grpo_fed.rl.actor import Actor
 from grpo_fed.rl.evaluation import EvaluatedClients, evaluate
 from grpo_fed.rl.learner import Learner
 from grpo_fed.rl.normalise import ObservationNormaliser
 from grpo_fed.rl.records import Evaluation
 from grpo_fed.rl.rng import client_seed
-from grpo_fed.rl.rollout import Actor
 from grpo_fed.rl.stacked_learner import StackedLearner
 from grpo_fed.runs.adapters import LoadedAdapters, load_adapters_of
 from grpo_fed.runs.files import refuse_links, write_atomic

@@ -10,6 +10,7 @@
     field_types.py  types of values that settings take
     checks.py       contradictions between keys
     curriculum_checks.py contradictions of levels, and of who moves them
+    constraint_checks.py contradictions of the constraints that a client keeps
     hostile_checks.py contradictions of hostile clients and of mixing
     sites.py        which clients a site has, and the settings that it merges them by
     site_checks.py  contradictions of sites
@@ -18,6 +19,7 @@
     unused_rows.py  what a row of that table says
     unused_table.py the combinations in which a key has none
     unused_language.py the same for clients with prompts
+    unused_constraints.py the same for the constraints that a client keeps
     unused_setups.py the same for what runs start from, and for scaled rewards
     toml/           the strict TOML reader, which knows nothing of scenarios: positions, errors with a cure, writing
     shipped.py      the scenarios that ship

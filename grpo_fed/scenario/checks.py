@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
+from grpo_fed.scenario.constraint_checks import constraint_contradictions
 from grpo_fed.scenario.curriculum_checks import curriculum_contradictions
 from grpo_fed.scenario.hostile_checks import hostile_contradictions
 from grpo_fed.scenario.language_checks import language_contradictions
@@ -59,7 +60,7 @@ def contradictions(scenario: Scenario) -> Iterator[Mistake]:
     if not any(client.trains for client in scenario.clients):
         places: list[KeyPath] = [("clients", number, "trains") for number in range(len(scenario.clients))]
         yield _mistake("no client takes part in training; leave trains out of one entry", *places)
-    checks = (hostile_contradictions, language_contradictions, curriculum_contradictions)
+    checks = (hostile_contradictions, language_contradictions, curriculum_contradictions, constraint_contradictions)
     for text, keys in (contradiction for check in checks for contradiction in check(scenario)):
         yield _mistake(text, *keys)
     yield from site_contradictions(scenario, contradictions)

@@ -159,6 +159,19 @@ class NormaliseSettings(Section):
     """Largest absolute value of a normalised observation or reward."""
 
 
+class CostSettings(Section):
+    """A limit on what a client's episodes cost, kept by a Lagrange multiplier; the environment reports the costs."""
+
+    limit: LimitOrZero = None
+    """Largest mean cost of an episode, the sum of its steps' costs; `inf` for no limit. While episodes cost more the
+    multiplier rises, and while they cost less it falls, not below 0."""
+    rate: Positive = 0.05
+    """Rate of dual ascent: in each update the multiplier, a price of cost in units of the rewards that clients learn
+    from, changes by so many times mean cost - limit."""
+    key: Annotated[str, MinLen(1)] = "cost"
+    """Key of a step's info that has its cost."""
+
+
 class ObjectiveSettings(Section):
     """What a client maximises: surrogate(A) - value_coefficient * value loss + entropy bonus."""
 
@@ -211,12 +224,20 @@ class ObjectiveSettings(Section):
     value_epochs: Count = 10
     """Adam's passes over the batch to train the critic, with `step = "natural"`."""
     entropy: float = 0.0
-    """Weight of the entropy bonus."""
+    """Weight of the entropy bonus; with `entropy_target` the weight that it begins with."""
     entropy_groups: dict[str, Indices] = {}
     """Named sets of components of a multi-discrete or box action, by their indices, to which `entropy_weights` gives
     weights. Sets must not overlap."""
     entropy_weights: dict[str, float] = {}
     """For single sets of `entropy_groups`, a weight instead of `entropy`."""
+    entropy_target: float | dict[str, float] | None = None
+    """An entropy, in nats, that the policy keeps: the weight of the entropy bonus rises while the entropy is below it
+    and falls while it is above. A number is for the whole action; a table gives single sets of `entropy_groups` targets
+    and weights of their own. The weights begin at `entropy` and `entropy_weights`, or at 0.01 where these are 0. If not
+    given, weights stay as they are."""
+    entropy_rate: Positive = 0.5
+    """Rate of dual ascent with `entropy_target`: in each update the logarithm of the weight changes by so many times
+    target - entropy."""
     normalise_advantages: Literal["off", "batch", "minibatch"] = "minibatch"
     """Whether advantages are normalised to mean 0 and variance 1, over each batch or each minibatch."""
     average: Literal["step", "episode", "total"] = "step"
@@ -224,6 +245,7 @@ class ObjectiveSettings(Section):
     `"total"` as a sum divided by a constant (Dr. GRPO)."""
     max_grad_norm: Limit = 0.5
     """Largest norm of a client's gradient in a step of Adam; longer gradients are scaled down. `inf` for no limit."""
+    cost: CostSettings = CostSettings()
 
 
 class GroupSettings(Section):
@@ -282,6 +304,13 @@ class TrustSettings(Section):
     """Conjugate-gradient iterations of a natural-gradient step."""
     cg_damping: NotNegative = 0.1
     """Damping that is added to the diagonal of the Fisher matrix."""
+    rollback: LimitOrZero = None
+    """Take an update back, with the optimiser's state, if the mean return falls by more than this: the policies before
+    and after it play the same `rollback_episodes` episodes, with the same start states and random numbers. `inf` for
+    never."""
+    rollback_episodes: Count = 16
+    """Episodes that each of the two policies plays for `rollback`; they are not learned from, and do not count as
+    steps."""
 
 
 class PenaltySettings(Section):

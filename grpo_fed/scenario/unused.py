@@ -2,7 +2,7 @@
 
 Such a key is allowed, unlike a contradiction (checks.py), since a file is also run with other methods and presets. But
 who gave it probably expects something of it. Only keys that the user wrote are named, not those that a method or a
-preset fills in. unused_table.py, unused_language.py and unused_setups.py have the combinations.
+preset fills in. unused_table.py, unused_language.py, unused_setups.py and unused_constraints.py have the combinations.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from grpo_fed.scenario.toml.lines import KeyPath
 from grpo_fed.scenario.toml.mistakes import Mistake, mistake_lines
 from grpo_fed.scenario.toml.reading import read_source
 from grpo_fed.scenario.toml.source import Source, read_text
+from grpo_fed.scenario.unused_constraints import CONSTRAINTS_UNUSED
 from grpo_fed.scenario.unused_language import LANGUAGE_UNUSED
 from grpo_fed.scenario.unused_rows import TaskFacts
 from grpo_fed.scenario.unused_setups import PROMPTS_UNUSED, SETUPS_UNUSED
@@ -92,7 +93,7 @@ def unused_keys(scenario: Scenario, given: Iterable[KeyPath], tasks: TaskFacts |
 def _reasons(scenario: Scenario, tasks: TaskFacts | None) -> dict[str, str]:
     """Find the keys that have no effect for one server of a scenario, and why."""
     reasons: dict[str, str] = {}
-    for row in (*UNUSED, *LANGUAGE_UNUSED, *SETUPS_UNUSED, *PROMPTS_UNUSED):
+    for row in (*UNUSED, *LANGUAGE_UNUSED, *SETUPS_UNUSED, *CONSTRAINTS_UNUSED, *PROMPTS_UNUSED):
         if row.holds(scenario, tasks):
             for key in row.keys:
                 reasons.setdefault(key, row.reason.format(scenario))

@@ -213,7 +213,9 @@ UNUSED: tuple[Unused, ...] = (
     Unused(("objective.entropy",), _all_clients_have("entropy"), "every client has its own entropy"),
     Unused(
         ("objective.entropy_groups",),
-        lambda scenario: not scenario.objective.entropy_weights,
+        lambda scenario: (
+            not scenario.objective.entropy_weights and not isinstance(scenario.objective.entropy_target, dict)
+        ),
         "objective.entropy_weights gives none of them a weight",
     ),
     Unused(

@@ -16,9 +16,10 @@ from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import ClientSettings, CurriculumSettings, PolicySettings
 from grpo_fed.scenario.toml.text import suggest_name
 from grpo_fed.tasks.curriculum import Curriculum
+from grpo_fed.tasks.envs.base import missing_cost_error
 from grpo_fed.tasks.families import FAMILIES
 from grpo_fed.tasks.gym import find_env_spec, find_registered_spec, make_env, make_vector_env
-from grpo_fed.tasks.gym_task import EnvConfig, GymTask, Space
+from grpo_fed.tasks.gym_task import Env, EnvConfig, GymTask, Space, VectorEnv
 from grpo_fed.tasks.language_task import LanguageTask
 from grpo_fed.tasks.prompts import open_prompts
 from grpo_fed.tasks.rewards import open_rewards
@@ -144,7 +145,7 @@ def _tasks_of_client(
         limit = _take_episode_limit(where, find_registered_spec(client, env), kwargs)
         config = EnvConfig(client, env, kwargs, wrappers, limit)
         if since not in known_spaces:
-            known_spaces[since] = _find_spaces_after_change(config, since) if since else _find_spaces(config)
+            known_spaces[since] = _find_spaces_in_round(config, since, cost_key(scenario))
             _check_levels(config, settings.curriculum, known_spaces[since])
         observation_space, action_space = known_spaces[since]
         yield GymTask(
@@ -203,11 +204,22 @@ def _own_settings(settings: ClientSettings, scenario: Scenario) -> dict[str, Any
     }
 
 
-def _find_spaces_after_change(config: EnvConfig, round: int) -> tuple[Space, Space]:
-    """Return the spaces of an environment after a change; an error names the round of the change."""
+def cost_key(scenario: Scenario) -> str | None:
+    """Return the key of infos with the cost of a step; None in a scenario that limits none."""
+    cost = scenario.objective.cost
+    return None if cost.limit is None else cost.key
+
+
+def _find_spaces_in_round(config: EnvConfig, round: int, cost: str | None) -> tuple[Space, Space]:
+    """Return the spaces of an environment; an error names the round of a change, 0 for none.
+
+    cost: the key of infos whose presence is checked too; None for none.
+    """
     try:
-        return _find_spaces(config)
+        return _find_spaces(config, cost)
     except ValueError as error:
+        if not round:
+            raise
         raise type(error)(f"{error} (changes, from round {round} on)") from error
 
 
@@ -256,15 +268,36 @@ def _take_episode_limit(where: str, spec: EnvSpec, kwargs: dict[str, Any]) -> in
 # The spaces of a task ------------------------------------------------------------------------------------------------
 
 
-def _find_spaces(config: EnvConfig) -> tuple[Space, Space]:
-    """Return an environment's observation and action space; one copy is made for this, and closed."""
+def _find_spaces(config: EnvConfig, cost: str | None = None) -> tuple[Space, Space]:
+    """Return an environment's observation and action space; one copy is made for this, and closed.
+
+    cost: the key of infos that a step of it must have; None to make no step.
+    """
     if find_env_spec(config).entry_point is None:
         vector = make_vector_env(config, 1, config.episode_limit)
+        if cost is not None:
+            _check_cost(config, vector, cost)
         vector.close()
         return vector.single_observation_space, vector.single_action_space
     env = make_env(config)
+    if cost is not None:
+        _check_cost(config, env, cost)
     env.close()
     return env.observation_space, env.action_space
+
+
+def _check_cost(config: EnvConfig, env: Env | VectorEnv, key: str) -> None:
+    """Raise ValueError unless the info of a first step has a cost; the environment is closed then."""
+    try:
+        env.reset(seed=0)
+        env.action_space.seed(0)
+        info = env.step(env.action_space.sample())[-1]
+        if key not in info:
+            raise missing_cost_error(key, (name for name in info if not str(name).startswith("_")))
+    except Exception as error:
+        env.close()
+        text = "" if isinstance(error, ValueError) else "cannot be stepped to look for a cost: "
+        raise ValueError(f"client {config.client}: {config.env}: {text}{error}") from error
 
 
 def _observation_size(where: str, space: Space) -> int:

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from benchmarks.headers import ROWS, SEEDS, Change, HeaderRun, Row, format_table, list_changes, list_departures
+from benchmarks.headers import (
+    ROWS,
+    Change,
+    HeaderRun,
+    Row,
+    format_table,
+    last_costs,
+    list_changes,
+    list_departures,
+)
 from grpo_fed.runs import ClientRecord, RoundRecord
+from grpo_fed.runs.metrics import TRAINING_COST
 
 
 def round_of(number: int, departed: tuple[str, ...] = (), **changes: dict[str, float]) -> RoundRecord:
@@ -29,8 +39,9 @@ def test_a_client_that_comes_back_is_listed_with_the_round():
 
 
 def test_every_row_is_a_scenario_that_loads_with_every_seed():
-    assert all(row.load(seed).seed == seed for row in ROWS for seed in SEEDS)
-    assert len({row.settings(seed) for row in ROWS for seed in SEEDS}) == len(ROWS) * len(SEEDS)
+    given = [(row, seed) for row in ROWS for seed in row.seeds]
+    assert all(row.load(seed).seed == seed for row, seed in given)
+    assert len({row.settings(seed) for row, seed in given}) == len(given)
 
 
 def test_the_table_gives_the_range_of_returns_and_counts_clients_over_seeds():
@@ -57,3 +68,12 @@ def test_the_table_gives_the_range_of_returns_and_counts_clients_over_seeds():
     assert cells[:4] == ["contrary", "", "4 cart", "200 to 500"]
     assert cells[4].startswith("350.5 [")  # of 200, 201, 500 and 500 the middle two
     assert cells[5:] == ["actor: 2; 5 to 6", "actor: 1", "1"]
+
+
+def test_the_cost_is_the_mean_over_the_last_five_rounds():
+    """Rounds 1 to 6 cost 1 to 6: the last five cost 4 in the mean. A round in which no episode ended counts nothing."""
+    points = [ClientRecord("point", "point", metrics={TRAINING_COST: float(number)}) for number in range(1, 7)]
+    records = [RoundRecord(1, 7, 1.0, 0, [point]) for point in points]
+    assert last_costs(records) == {"point": 4.0}
+    assert last_costs([*records, RoundRecord(7, 7, 1.0, 0, [ClientRecord("point", "point")])]) == {"point": 4.5}
+    assert last_costs(RECORDS) == {}

@@ -16,6 +16,7 @@ from grpo_fed.federation.server_state import EVIDENCE
 from grpo_fed.federation.setup import FederationSetup
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.unused import unused_keys
+from grpo_fed.scenario.unused_constraints import CONSTRAINTS_UNUSED
 from grpo_fed.scenario.unused_language import WITH_PROMPTS_ALONE, WITHOUT_PROMPTS, WITHOUT_REDRAWS
 from grpo_fed.scenario.unused_setups import PROMPTS_UNUSED, SETUPS_UNUSED
 from grpo_fed.scenario.unused_table import UNUSED
@@ -63,7 +64,7 @@ env = "grpo_fed/CartPole-v1"
 count = 2
 """
 
-ROWS = (*UNUSED, *SETUPS_UNUSED, WITHOUT_PROMPTS, WITHOUT_REDRAWS)
+ROWS = (*UNUSED, *SETUPS_UNUSED, *CONSTRAINTS_UNUSED, WITHOUT_PROMPTS, WITHOUT_REDRAWS)
 """The rows that hold for clients with environments."""
 
 MODULE = ["policy.module=tests.scenario.test_knobs:UserModule", "policy.shared=['body.*']"]
@@ -160,6 +161,13 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
     "own entropies": (["clients.near.entropy=0.1", "clients.far.entropy=0.0"], {"objective.entropy": "0.5"}),
     "own penalties": (["clients.near.penalty=0.1", "clients.far.penalty=0.0"], {"penalty.weight": "0.5"}),
     "no entropy weights": ([], {"objective.entropy_groups": "{ a = [0] }"}),
+    "no limit on costs": ([], {"objective.cost.rate": "9.0", "objective.cost.key": "other"}),
+    "no rollback": ([], {"trust.rollback_episodes": "3"}),
+    "no entropy target": ([], {"objective.entropy_rate": "9.0"}),
+    "a target for the whole action": (
+        ["objective.entropy_target=0.5"],
+        {"objective.entropy_groups": "{ a = [0] }", "objective.entropy_weights": "{ a = 0.5 }"},
+    ),
     "score": (
         [*GROUP, "objective.minibatches=1", "objective.surrogate=score"],
         {"objective.ratio": "episode"},

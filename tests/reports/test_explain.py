@@ -47,6 +47,11 @@ def explanation(*overrides: str) -> str:
         ("penalty={ weight = 0.01, step = 'decoupled' }", "relative to the learning rate, not to the loss"),
         ("penalty={ weight = 0.01, toward = 'zero' }", "more than half of the weight have at zero is merged to zero"),
         ("objective.entropy=0.01", "Plus 0.01 times the policy's entropy."),
+        ("trust.rollback=5", "if the mean return has fallen by more than 5, the update is taken back"),
+        (
+            "objective.entropy_target=0.5",
+            "times a weight that begins at 0.01 and rises while it is below 0.5 nats, and falls while it is above.",
+        ),
         ("merge={ rule = 'huber', threshold = inf }", "no client departs from a group"),
         (
             "method=clusters",
@@ -108,6 +113,16 @@ def test_persistence_says_when_clients_play_to_compare():
     neither = explanation(PERSISTENCE, "merge.confirm=evidence", "merge.rejoin=0")
     assert "plays" not in neither
     assert "It does not come back." in neither
+
+
+def test_a_limit_on_costs_says_what_its_price_does():
+    point = "clients=[{ name = 'point', env = 'grpo_fed/PointMass-v0' }]"
+    text = explanation(point, "objective.cost.limit=0.5")
+    assert "Episodes may cost 0.5 in the mean, the sum of info['cost']: A is that of the return less a price" in text
+    assert "The costs have a critic of their own" in text
+    text = explanation(point, "objective.cost.limit=0.5", "objective.preset=grpo")
+    assert "what is compared is the return less a price times the costs" in text
+    assert "critic of their own" not in text
 
 
 def test_a_term_that_is_off_is_not_mentioned():

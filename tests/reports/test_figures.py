@@ -28,6 +28,7 @@ from grpo_fed.reports.charts import (
     make_drawing,
     spread_positions,
 )
+from grpo_fed.reports.figures.constraints import draw_costs
 from grpo_fed.reports.figures.cost import draw_traffic
 from grpo_fed.reports.figures.evidence import draw_evidence
 from grpo_fed.reports.figures.learning import draw_learning
@@ -179,7 +180,8 @@ def test_every_size_of_run_has_its_figures(tmp_path: Path, clients: int, rounds:
     )
     of = sample_scenario([("cart", clients, "CartPole-v1")], f"rounds = {rounds}")
     paths = draw_figures(write_run(tmp_path, of, half))
-    others = ("completions", "adaptation", "twins", "sites")  # of clients with prompts, adaptation, twins and sites
+    # these take clients with prompts, a limit on costs, `evaluate.adapt`, twins and sites
+    others = ("completions", "costs", "adaptation", "twins", "sites")
     assert png_names(paths) == [name for name in ORDER if name not in others]
     for path in paths:
         if path.suffix == ".png":
@@ -251,6 +253,21 @@ def test_the_figure_of_the_penalty_tells_zeros_and_norms(tmp_path: Path):
     (alt,) = [drawing.alt for drawing in draw_all(read_history(folder)) if drawing.name == "penalty"]
     assert alt.startswith("At the end 20 % of the penalised groups are exactly at zero.")
     assert alt.endswith("torso.0 0.1, torso.1 0.1, actor 0.1.")
+
+
+def test_the_figure_of_costs_has_the_limit_as_a_line_and_tells_who_keeps_it(tmp_path: Path):
+    # Costs 1 and 3 in the last of 3 rounds: one of them within 1.5, 2 in the mean.
+    made = SampleRun(cost=lambda number, client: number * (1 + 2 * client) / 3)
+    limited = sample_scenario([("point", 2, "grpo_fed/PointMass-v0")], "rounds = 3\nobjective.cost.limit = 1.5")
+    history = read_history(write_run(tmp_path / "limited", limited, made))
+    drawing = draw_costs(history)
+    assert drawing is not None
+    assert drawing.alt == (
+        "At the end 1 of 2 clients cost no more than the limit of 1.5; the mean cost is 2, at most 3."
+    )
+    assert "price of costs" in texts(drawing)
+    free = sample_scenario([("point", 2, "grpo_fed/PointMass-v0")], "rounds = 3")
+    assert draw_costs(read_history(write_run(tmp_path / "free", free))) is None
 
 
 def test_the_map_has_a_cell_for_each_departure(tmp_path: Path):

@@ -207,9 +207,11 @@ def test_a_client_that_stops_early_reports_its_losses_at_the_stop() -> None:
     alone.learning_rate[:] = 0.5
     alone.parameters.copy_(together.parameters[:1])
     batch, judged = experience(together)
-    first = {field.name: getattr(batch, field.name)[:1] for field in fields(batch)}
-    mine = LearningTargets(*(getattr(judged, field.name)[:1] for field in fields(judged)))
-    both, one = run(together, batch, judged), run(alone, Batch(**first), mine)
+    first, mine = (
+        {field.name: value[:1] for field in fields(record) if (value := getattr(record, field.name)) is not None}
+        for record in (batch, judged)
+    )
+    both, one = run(together, batch, judged), run(alone, Batch(**first), LearningTargets(**mine))
     assert together.adam.count.flatten().tolist() == [1.0, 8.0]
     torch.testing.assert_close(together.parameters[:1], alone.parameters, rtol=1e-3, atol=1e-3)
     assert both["approx_kl"] > 0.01

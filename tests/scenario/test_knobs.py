@@ -59,7 +59,8 @@ class Reach(gymnasium.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.steps += 1
         ended = self.steps == 5 or self.np_random.random() < 0.2
-        return self.goal + self.steps, -float(np.abs(self.goal - action).sum()), ended, False, {}
+        costs = {"cost": float(action[0] > 0), "heat": float(np.square(action).sum())}
+        return self.goal + self.steps, -float(np.abs(self.goal - action).sum()), ended, False, costs
 
 
 gymnasium.register("Reach-v0", Reach, max_episode_steps=6)
@@ -150,6 +151,11 @@ CHANGES: dict[str, tuple[list[str], str]] = {
         "{ a = [1] }",
     ),
     "objective.entropy_weights": (["objective.entropy_groups={ first = [0] }"], "{ first = 1.0 }"),
+    "objective.entropy_target": (DEFAULT, "9.0"),
+    "objective.entropy_rate": (["objective.entropy_target=9"], "2.0"),
+    "objective.cost.limit": (["objective.cost.limit=0.5"], "0.1"),
+    "objective.cost.rate": (["objective.cost.limit=0.5"], "0.5"),
+    "objective.cost.key": (["objective.cost.limit=0.5"], "heat"),
     "objective.normalise_advantages": (DEFAULT, "off"),
     "objective.average": (DEFAULT, "episode"),
     "objective.max_grad_norm": (DEFAULT, "0.01"),
@@ -165,6 +171,8 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "trust.coefficient": (ADAPTIVE, "9.0"),
     "trust.target": (ADAPTIVE, "1.0"),
     "trust.adaptive_target": (NATURAL, "true"),
+    "trust.rollback": (["objective.learning_rate=0.5"], "0.0"),
+    "trust.rollback_episodes": (["objective.learning_rate=0.5", "trust.rollback=0", "steps=256"], "1"),
     "trust.stop": (DEFAULT, "1e-4"),
     "trust.blocks": (DEFAULT, "{ actor = 1e-5 }"),
     "trust.line_search": ([*NATURAL, "trust.cg_damping=1e-3", "trust.target=1.0"], "false"),

@@ -156,6 +156,18 @@ def test_a_scenario_cannot_be_changed():
             "objective.entropy_weights.arm = 0.1: objective.entropy_groups has no arm; it has leg",
         ),
         (
+            "objective.entropy_groups = { leg = [0] }\nobjective.entropy_target = { arm = 0.1 }",
+            "objective.entropy_target.arm = 0.1: objective.entropy_groups has no arm; it has leg",
+        ),
+        (
+            "objective.entropy_target = {}",
+            "objective.entropy_target: gives no set of objective.entropy_groups a target; leave it out",
+        ),
+        (
+            "objective.entropy = -0.1\nobjective.entropy_target = 1",
+            "objective.entropy = -0.1: is the weight that objective.entropy_target begins with; it must be 0 or more",
+        ),
+        (
             "objective.entropy_groups = { leg = [0, 1], arm = [1] }",
             "objective.entropy_groups.arm = [1]: component 1 is also in leg; groups must not overlap",
         ),

@@ -23,6 +23,7 @@ from grpo_fed.scenario.toml.keys import all_keys
 from grpo_fed.scenario.toml.lines import KeyPath
 from grpo_fed.scenario.toml.source import ScenarioError
 from grpo_fed.scenario.unused import GivenKeys, unused_keys
+from grpo_fed.scenario.unused_constraints import CONSTRAINTS_UNUSED
 from grpo_fed.scenario.unused_language import LANGUAGE_UNUSED
 from grpo_fed.scenario.unused_rows import TaskFacts
 from grpo_fed.scenario.unused_setups import PROMPTS_UNUSED, SETUPS_UNUSED
@@ -42,6 +43,8 @@ env = "CartPole-v1"
 count = 3
 """
 
+TABLE = (*UNUSED, *LANGUAGE_UNUSED, *SETUPS_UNUSED, *CONSTRAINTS_UNUSED, *PROMPTS_UNUSED)
+"""All rows."""
 ALWAYS_USED = {
     # the run itself
     *("name", "description", "method", "rounds", "steps", "seed", "device"),
@@ -50,7 +53,8 @@ ALWAYS_USED = {
     *("policy.module", "policy.blocks", "policy.shared", "policy.freeze"),
     *("rollout.num_envs", "normalise.observations", "normalise.rewards"),
     *("objective.preset", "objective.advantage", "objective.surrogate", "objective.step"),
-    *("objective.normalise_advantages", "objective.average"),
+    *("objective.normalise_advantages", "objective.average", "objective.entropy_target"),
+    *("objective.cost.limit", "trust.rollback"),
     *("trust.blocks", "personal.first", "personal.model", "personal.inner_rate"),
     *("clients.name", "clients.env", "clients.count", "clients.kwargs", "clients.wrappers"),
     *("clients.curriculum.kind", "clients.curriculum.ranges"),
@@ -282,7 +286,7 @@ def test_a_key_is_not_named_where_another_value_changes_what_is_learned(knob: st
 
 
 def test_every_key_is_in_the_table_or_always_used():
-    in_table = {key for row in (*UNUSED, *LANGUAGE_UNUSED, *SETUPS_UNUSED, *PROMPTS_UNUSED) for key in row.keys}
+    in_table = {key for row in TABLE for key in row.keys}
     every = {".".join(map(str, path)) for path, _ in all_keys(Scenario)}
     assert in_table <= every
     assert not in_table & (ALWAYS_USED | REFUSED.keys())

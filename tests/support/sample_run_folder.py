@@ -10,7 +10,7 @@ from typing import Any
 from grpo_fed.aggregation.proximity import AcceptedBlock, AcceptedStep
 from grpo_fed.policy.shared import resolve_shared_blocks
 from grpo_fed.policy.shared_names import SharedNames
-from grpo_fed.runs.metrics import PENALTY_NORM, PENALTY_ZEROS, TRAINING_RETURN
+from grpo_fed.runs.metrics import COST_MULTIPLIER, PENALTY_NORM, PENALTY_ZEROS, TRAINING_COST, TRAINING_RETURN
 from grpo_fed.runs.recorder import Recorder
 from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord
 from grpo_fed.scenario.scenario import Scenario
@@ -51,6 +51,8 @@ class SampleRun:
     """KL of each block's step in a round; that of all together is twice as high."""
     zeros: Callable[[int, int], float] | None = None
     """Share of groups at zero under a penalty, which leaves half of it as the norm of each block; None without one."""
+    cost: Callable[[int, int], float] | None = None
+    """Mean cost of the training episodes; None without a limit."""
     budget: float = 0.02
     alpha: float = 0.5
     federated: bool = True
@@ -85,6 +87,8 @@ def write_run(folder: Path, scenario: Scenario, run: SampleRun = SampleRun()) ->
                 if run.zeros is not None:
                     share = run.zeros(round_, k)
                     metrics |= {PENALTY_ZEROS: share, **{f"{PENALTY_NORM}{block}": share / 2 for block in BLOCKS}}
+                if run.cost is not None:
+                    metrics |= {TRAINING_COST: run.cost(round_, k), COST_MULTIPLIER: run.cost(round_, k) / 10}
                 clients.append(ClientRecord(name, task, 100, 4, metrics, score, **sharing))
         server = _server_record(run, round_, len(names)) if run.federated else None
         if server is not None and any(client.rho for client in clients):

@@ -20,7 +20,10 @@ from grpo_fed.tasks.resolve import resolve_tasks
 
 
 class CountingEnv(gymnasium.Env[Any, Any]):
-    """Observes (seed, steps of the episode, last action); each episode terminates in step `last`."""
+    """Observes (seed, steps of the episode, last action); each episode terminates in step `last`.
+
+    Step n is rewarded with n, and costs n / 2: the `toll` in its info.
+    """
 
     observation_space: spaces.Space[Any] = spaces.Box(-np.inf, np.inf, (3,), np.float64)
 
@@ -45,7 +48,7 @@ class CountingEnv(gymnasium.Env[Any, Any]):
                 raise ZeroDivisionError("wheels came off")
             seen = seen[:1] if self.fault == "shape" else seen
             reward = np.array([1.0]) if self.fault == "reward" else reward
-        return seen, reward, self.steps == self.last, False, {"map": "of a step"}
+        return seen, reward, self.steps == self.last, False, {"map": "of a step", "toll": 0.5 * self.steps}
 
 
 class SamplingEnv(gymnasium.Env[Any, Any]):
@@ -180,4 +183,8 @@ def roll_out(envs: ClientEnvs, actions: np.ndarray, seeds: np.ndarray) -> tuple[
 def assert_equal_steps(step: EnvStep, reference: EnvStep, rows: Any = slice(None)) -> None:
     """Assert that a step equals some rows of a reference, bit for bit."""
     for name, values in vars(step).items():
-        np.testing.assert_array_equal(values, getattr(reference, name)[rows], name)
+        expected = getattr(reference, name)
+        if values is None:
+            assert expected is None, name
+        else:
+            np.testing.assert_array_equal(values, expected[rows], name)

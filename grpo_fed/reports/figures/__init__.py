@@ -4,6 +4,7 @@
     adaptation.py  returns by local update, of policies that adapt to their tasks
     completions.py  of language models: rewards by function, equal groups, completions cut off
     twins.py     what sharing brings each client, as its twin tells
+    constraints.py  costs beside their limit, and their prices
     sharing.py   departures from groups, and clusters of clients
     sparsity.py  what a group penalty leaves
     evidence.py  rho of the merge rule `persistence`, and who left a block on it

@@ -8,6 +8,7 @@ from pathlib import Path
 from grpo_fed.reports.charts import Drawing
 from grpo_fed.reports.figures.adaptation import draw_adaptation
 from grpo_fed.reports.figures.completions import draw_completions
+from grpo_fed.reports.figures.constraints import draw_costs
 from grpo_fed.reports.figures.cost import draw_time, draw_traffic
 from grpo_fed.reports.figures.evidence import draw_evidence
 from grpo_fed.reports.figures.learning import draw_learning
@@ -25,6 +26,7 @@ ORDER = (
     "adaptation",
     "twins",
     "completions",
+    "costs",
     "groups",
     "sites",
     "evidence",
@@ -72,6 +74,7 @@ def draw_all(history: History) -> Iterator[Drawing]:
         draw_adaptation,
         draw_twins,
         draw_completions,
+        draw_costs,
         draw_groups,
         draw_sites,
         draw_evidence,

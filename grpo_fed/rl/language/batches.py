@@ -146,3 +146,13 @@ def _same_width(first: TokenRows, second: TokenRows) -> tuple[TokenRows, TokenRo
 def _pad(values: Tensor, width: int) -> Tensor:
     """Fill up with zeros on the right."""
     return torch.nn.functional.pad(values, (0, width - values.shape[-1]))
+
+
+def sampled_entropies(batch: CompletionBatch) -> Tensor:
+    """The mean over each client's tokens of -log pi, [K, 1]: an estimate of the entropy of the policy that wrote them.
+
+    Its mean over what might have been sampled is the entropy itself, and it needs no distribution.
+    """
+    valid = batch.rows.valid
+    total = batch.log_probs.masked_fill(~valid, 0.0).sum((1, 2))
+    return -(total / valid.sum((1, 2))).unsqueeze(1)

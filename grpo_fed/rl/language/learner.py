@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import final
 
 import numpy as np
@@ -16,11 +17,20 @@ import torch
 from torch import Tensor
 
 from grpo_fed.rl.advantages import equal_groups
-from grpo_fed.rl.client_stack import ClientTensors, PenaltyGroups, make_parameter_stack
+from grpo_fed.rl.client_stack import (
+    BEGINS_LATE,
+    ENTROPY_WEIGHTS,
+    ClientTensors,
+    PenaltyGroups,
+    make_parameter_stack,
+    token_entropy_weights,
+)
+from grpo_fed.rl.constraints import adapt_entropy
 from grpo_fed.rl.language.batches import (
     CompletionBatch,
     completion_groups,
     replace_equal_groups,
+    sampled_entropies,
     write_completions,
 )
 from grpo_fed.rl.language.measurement import completion_fisher
@@ -34,6 +44,7 @@ from grpo_fed.rl.records import Episode, Evaluation, TrainingReport
 from grpo_fed.rl.rng import Purpose, client_seed, generator
 from grpo_fed.rl.stacked_learner import DivergedError
 from grpo_fed.rl.start import first_parameters
+from grpo_fed.rl.training_record import mean_by_name
 from grpo_fed.rl.update import measure_penalty
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.language_task import LanguageTask
@@ -74,6 +85,7 @@ class LanguageLearner(Learner):
             scenario,
             layout.mask(layout.shared).nonzero().squeeze(1) if shared is None else shared,
             scenario.penalty.squared if proximal_weight is None else proximal_weight,
+            token_entropy_weights(self.tasks, scenario),
             layout.frozen,
         )
         self.parameters, self.anchor = self._tensors.parameters, self._tensors.anchor
@@ -94,6 +106,7 @@ class LanguageLearner(Learner):
             "kl_coefficient": self._tensors.kl_coefficient[:, None],
             "progress": counts,
             **({"adam.turns": self._tensors.phase_counts} if scenario.personal.first else {}),
+            **({ENTROPY_WEIGHTS: self._tensors.entropy} if scenario.objective.entropy_target is not None else {}),
         }
         """A client's state is its row of each, and its measurement rows."""
 
@@ -115,9 +128,11 @@ class LanguageLearner(Learner):
             targets = completion_targets(
                 batch.rewards, self._groups(batch.rewards), batch.rows.valid, ~batch.ended, self.scenario
             )
+            constraints = adapt_entropy(self.stack, partial(sampled_entropies, batch))
             losses = update_adapters(self.stack, self.model, batch, targets, self.updates_done, progress)
             for client, record in enumerate(records):
                 record.add(batch, client, losses[client], equal[client])
+                record.constraints.append({key: float(value[client]) for key, value in constraints.items()})
             self._refuse_divergence()
             self.steps_done += batch.rewards.shape[1]
             self.updates_done += 1
@@ -177,11 +192,18 @@ class LanguageLearner(Learner):
         """Go on from one state for each client, some of which may not have learned yet."""
         for row, state in enumerate(states):
             for name, rows in self._state_arrays.items():
+                if name in BEGINS_LATE and name not in state:
+                    continue
                 if isinstance(rows, Tensor):
                     rows[row] = torch.from_numpy(np.array(state[name]))
                 else:
                     rows[row] = state[name]
             self.measurement_rows[row] = sub_state(state, MEASUREMENT_ROWS)
+
+    def load_constraints(self, row: int, state: State) -> None:
+        """Go on from the constraints of a client's state alone."""
+        for name in BEGINS_LATE & self._state_arrays.keys() & state.keys():
+            self._state_arrays[name][row] = torch.from_numpy(np.array(state[name]))
 
     def close(self) -> None:
         """Nothing is open: the model stays in the process."""
@@ -267,6 +289,7 @@ class _TrainingRecord:
     tokens: int = 0
     episodes: list[Episode] = field(default_factory=list)
     losses: list[Mapping[str, float]] = field(default_factory=list)
+    constraints: list[Mapping[str, float]] = field(default_factory=list)
     parts: list[Mapping[str, float]] = field(default_factory=list)
     equal: list[float] = field(default_factory=list)
 
@@ -290,6 +313,7 @@ class _TrainingRecord:
             return TrainingReport(client, 0, (), {}, penalty)
         means = {name: float(np.mean([losses[name] for losses in self.losses])) for name in self.losses[0]}
         more = {f"reward/{name}": _mean_of_finite([part[name] for part in self.parts]) for name in self.parts[0]}
+        more |= mean_by_name(self.constraints)
         more["charts/equal_groups"] = float(np.mean(self.equal))
         if self.episodes:
             more["charts/cut"] = float(np.mean([not episode.terminated for episode in self.episodes]))

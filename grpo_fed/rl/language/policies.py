@@ -69,6 +69,9 @@ class LanguagePolicies(ClientPolicies):
         texts = open_texts(tasks, self.model, seeds)
         learner = LanguageLearner(tasks, plain_updates(self.scenario), self.model, texts, seeds, self.columns)
         learner.parameters.copy_(parameters)
+        for row, state in enumerate(states):
+            if state is not None:
+                learner.load_constraints(row, state)
         return learner
 
     def parameters(self, clients: Sequence[str], states: Sequence[State | None]) -> Tensor:

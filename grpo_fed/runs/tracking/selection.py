@@ -7,7 +7,15 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from grpo_fed.runs.metrics import CLIENTS_FAILED, EQUAL_GROUPS, EVALUATION_RETURN, TRAINING_RETURN, is_timed, is_tracked
+from grpo_fed.runs.metrics import (
+    CLIENTS_FAILED,
+    EQUAL_GROUPS,
+    EVALUATION_RETURN,
+    TRAINING_COST,
+    TRAINING_RETURN,
+    is_timed,
+    is_tracked,
+)
 
 MOST_CLIENTS = 64
 """Clients that may have runs of their own; with more, the federation's run has quantiles over the clients instead."""
@@ -18,6 +26,7 @@ QUANTILE_METRICS = (
     "losses/entropy",
     "kl/joint",
     EQUAL_GROUPS,
+    TRAINING_COST,
 )
 """The metrics that a federation of many clients has quantiles of."""
 _REFUSED_IN_NAMES = re.compile(r"[^\w. :/-]", re.ASCII)

@@ -16,19 +16,25 @@ from grpo_fed.runs.metrics import (
     ADAPTED_RETURN,
     CLIENTS_FAILED,
     CLIENTS_OK,
+    COST_LIMIT,
+    COST_MULTIPLIER,
     CUT,
     DEPARTED_GROUPS,
+    ENTROPY,
+    ENTROPY_MULTIPLIER,
     ENV_STEPS,
     EQUAL_GROUPS,
     EVALUATION_RETURN,
     KL_REFERENCE,
     MB_TOTAL,
     RHO_LIMIT,
+    ROLLBACKS,
     ROUND_SECONDS,
     SCORE_IQM,
     SCORE_MIN,
     STEPS_PER_SECOND,
     TOKENS_PER_SECOND,
+    TRAINING_COST,
     TRAINING_LENGTH,
     TRAINING_RETURN,
     TWIN_GAIN,
@@ -94,6 +100,7 @@ def make_views(metrics: Sequence[str]) -> list[View]:
                     Chart((f"{ADAPTATION}0", ADAPTED_RETURN)),
                     Chart(_with_prefix(metrics, "task/")),
                 ),
+                "Constraints": _constraint_charts(metrics),
                 "Completions": _completion_charts(metrics, (Chart(_with_prefix(metrics, "reward/")),)),
                 "Steps of the shared blocks": (
                     Chart(_with_prefix(metrics, "kl/")),
@@ -126,6 +133,7 @@ def make_views(metrics: Sequence[str]) -> list[View]:
                 "Completions": _completion_charts(
                     metrics, tuple(Chart((key,)) for key in _with_prefix(metrics, "reward/")[:MOST_REWARD_CHARTS])
                 ),
+                "Constraints": _constraint_charts(metrics),
                 "Policy": (
                     Chart(("kl/joint",)),
                     Chart((DEPARTED_GROUPS,)),
@@ -187,6 +195,17 @@ def _completion_charts(metrics: Sequence[str], rewards: tuple[Chart, ...]) -> tu
         return ()
     keys = (TRAINING_LENGTH, EQUAL_GROUPS, CUT, KL_REFERENCE, TOKENS_PER_SECOND)
     return (*rewards, *(Chart((key,)) for key in keys))
+
+
+def _constraint_charts(metrics: Sequence[str]) -> tuple[Chart, ...]:
+    """Make the charts of costs beside their limit, of entropies that have a target, and of updates taken back."""
+    return (
+        Chart((TRAINING_COST, COST_LIMIT)),
+        Chart((COST_MULTIPLIER,)),
+        Chart(_with_prefix(metrics, ENTROPY)),
+        Chart(_with_prefix(metrics, ENTROPY_MULTIPLIER)),
+        Chart((ROLLBACKS,)),
+    )
 
 
 def _with_prefix(metrics: Sequence[str], prefix: str) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ has the index k * N + n. D is the size of an observation, A that of an action.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, final
 
@@ -40,6 +40,8 @@ class EnvStep:
     """[L] bool: the episode was cut; more would have come."""
     valid: np.ndarray
     """[L] bool: False where the action was not used (a reset step of an environment that resets itself late)."""
+    costs: np.ndarray | None = None
+    """[L] float64: what each action cost, 0 where it was not used; None where no cost is read."""
 
 
 class ClientEnvs(ABC):
@@ -54,6 +56,8 @@ class ClientEnvs(ABC):
     """[L]: the client of each env copy."""
     observation_size: int
     """D."""
+    cost_key: str | None
+    """The key of a step's info that has its cost; None where no cost is read."""
     reproducible: bool
     """Whether episodes have these seeds; an environment that resets itself begins its episodes without them."""
 
@@ -179,12 +183,33 @@ def reset_info_values(key: str, infos: Sequence[Any], names: Sequence[str]) -> n
     return values
 
 
-def check_finite(observations: np.ndarray, rewards: np.ndarray, names: Sequence[str], first: int = 0) -> None:
+def read_cost(info: Mapping[str, Any], key: str) -> float:
+    """Read a step's cost from its info; ValueError with a cure if it has none, or if it is not a number."""
+    if key not in info:
+        raise missing_cost_error(key, info)
+    value = info[key]
+    if np.ndim(value) or not isinstance(value, float | int | np.number | np.ndarray | np.bool_):
+        raise ValueError(f"objective.cost.key = {key!r}: a cost must be a number; here it is a {type(value).__name__}")
+    return float(value)
+
+
+def missing_cost_error(key: str, found: Iterable[Any]) -> ValueError:
+    """Return the error for a step without a cost. found: the keys that its info has."""
+    keys = ", ".join(map(str, found))
+    return ValueError(
+        f"objective.cost.key = {key!r}: the info of a step has no such key, it {f'has {keys}' if keys else 'is empty'};"
+        " set the key of the cost, or put a wrapper around the environment that adds it to every info"
+    )
+
+
+def check_finite(
+    observations: np.ndarray, rewards: np.ndarray, names: Sequence[str], first: int = 0, reward: str = "reward"
+) -> None:
     """Raise ValueError for a NaN or infinity in observations [K, T, N, D] or rewards [K, T, N].
 
-    names: [K], the clients. first: the number of the first step, for the message.
+    names: [K], the clients. first: the number of the first step, for the message. reward: what it calls a reward.
     """
-    for what, values in (("observation", observations), ("reward", rewards)):
+    for what, values in (("observation", observations), (reward, rewards)):
         with np.errstate(over="ignore", invalid="ignore"):
             if np.isfinite(values.sum()):  # far cheaper than looking at each
                 continue

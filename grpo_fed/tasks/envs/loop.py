@@ -16,6 +16,7 @@ from grpo_fed.tasks.envs.base import (
     episode_seed,
     episode_step_limit,
     pad_actions,
+    read_cost,
     reset_info_values,
     take_seeds,
     without_seed,
@@ -40,8 +41,10 @@ class LoopEnvs(ClientEnvs):
         squash: bool,
         episode_limit: int,
         cache: EnvCache | None = None,
+        cost_key: str | None = None,
     ) -> None:
         """tasks: their actions have one shape and type. cache: takes the place of making and closing environments."""
+        self.cost_key = cost_key
         self.tasks = [task for task in tasks for _ in range(num_envs)]
         self.names = tuple(task.client for task in self.tasks)
         self.observation_size = tasks[0].observation_size
@@ -93,18 +96,20 @@ class LoopEnvs(ClientEnvs):
         assert self._streams, "reset() comes first"
         size, width = self.size, self.observation_size
         observations = np.empty((size, width), np.float32)
-        rewards = np.zeros(size)
+        rewards, costs = np.zeros(size), None if self.cost_key is None else np.zeros(size)
         terminated, truncated = np.zeros(size, bool), np.zeros(size, bool)
         done: list[int] = []
         converted = self._env_actions(actions)
         copy, reward = 0, 0.0
         try:
             for copy, step in self._awake:
-                seen, reward, ended, cut, _ = step(converted[copy])
+                seen, reward, ended, cut, info = step(converted[copy])
                 if len(seen) != width:
                     raise ValueError(_explain_shape(seen, width))
                 observations[copy] = seen
                 rewards[copy] = reward
+                if costs is not None and self.cost_key is not None:
+                    costs[copy] = read_cost(info, self.cost_key)
                 if ended or cut:
                     terminated[copy], truncated[copy] = ended, cut
                     done.append(copy)
@@ -121,7 +126,7 @@ class LoopEnvs(ClientEnvs):
         if done:
             final = observations.copy()
             self._begin_or_sleep(done, observations, restart)
-        return EnvStep(observations, final, rewards, terminated, truncated, valid)
+        return EnvStep(observations, final, rewards, terminated, truncated, valid, costs)
 
     def reset_infos(self, key: str) -> np.ndarray:
         return reset_info_values(key, self._infos, self.names)

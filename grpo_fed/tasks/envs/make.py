@@ -30,12 +30,13 @@ def make_client_envs(
     squash: bool = False,
     episode_limit: int = 0,
     cache: EnvCache | None = None,
+    cost_key: str | None = None,
 ) -> ClientEnvs:
     """Make `num_envs` copies of each task, to be stepped together.
 
     squash: map actions onto their box by tanh. episode_limit: steps after which episodes are truncated, besides the
     tasks' own limits; 0 for none. cache: where single environments are taken from, and put when the result is closed;
-    the caller closes the cache.
+    the caller closes the cache. cost_key: the key of a step's info with its cost; None to read no cost.
 
     ValueError if the tasks do not have one signature, or an action cannot be squashed.
     """
@@ -47,7 +48,7 @@ def make_client_envs(
         clients_by_kind[_stepping_kind(task)].append(client)
     parts = []
     for clients in clients_by_kind.values():
-        envs = _make_part([tasks[client] for client in clients], num_envs, squash, episode_limit, cache)
+        envs = _make_part([tasks[client] for client in clients], num_envs, squash, episode_limit, cache, cost_key)
         parts.append((envs, copy_indices(clients, num_envs)))
     made = parts[0][0] if len(parts) == 1 else MixedEnvs(parts)
     made.set_levels(spread_over_copies(tasks, num_envs))
@@ -103,20 +104,25 @@ def _stepping_kind(task: GymTask) -> Hashable:
 
 
 def _make_part(
-    tasks: Sequence[GymTask], num_envs: int, squash: bool, episode_limit: int, cache: EnvCache | None
+    tasks: Sequence[GymTask],
+    num_envs: int,
+    squash: bool,
+    episode_limit: int,
+    cache: EnvCache | None,
+    cost_key: str | None,
 ) -> ClientEnvs:
     """Make the env copies of tasks of one kind."""
     first = tasks[0]
     if _is_plain_family(first):
-        return VectorEnvs(_make_family_env(tasks, num_envs), tasks, squash, episode_limit)
+        return VectorEnvs(_make_family_env(tasks, num_envs), tasks, squash, episode_limit, cost_key)
     if find_env_spec(first).entry_point is not None:
-        return LoopEnvs(tasks, num_envs, squash, episode_limit, cache)
+        return LoopEnvs(tasks, num_envs, squash, episode_limit, cache, cost_key)
     env = make_vector_env(first, num_envs, episode_step_limit(first, episode_limit))
     mode = env.metadata.get("autoreset_mode")
     if mode == AutoresetMode.DISABLED:
-        return VectorEnvs(env, tasks, squash, episode_limit)
+        return VectorEnvs(env, tasks, squash, episode_limit, cost_key)
     if mode in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
-        return AutoresetEnvs(env, first, squash)
+        return AutoresetEnvs(env, first, squash, cost_key)
     raise ValueError(
         f"client {first.client}: {first.env}: metadata['autoreset_mode'] of its vector environment is {mode!r}; it must"
         " be a gymnasium.vector.AutoresetMode"

@@ -24,9 +24,10 @@ class MixedEnvs(ClientEnvs):
     """Joins several ClientEnvs, each of which steps some of the env copies."""
 
     def __init__(self, parts: Sequence[tuple[ClientEnvs, CopyIndices]]) -> None:
-        """parts: each with the indices of its copies; together they are all copies."""
+        """parts: each with the indices of its copies; together they are all copies. All read the same cost, or none."""
         self.parts = parts
         self.observation_size = parts[0][0].observation_size
+        self.cost_key = parts[0][0].cost_key
         self.reproducible = all(envs.reproducible for envs, _ in parts)
         names = np.empty(sum(envs.size for envs, _ in parts), object)
         for envs, indices in parts:
@@ -59,12 +60,16 @@ class MixedEnvs(ClientEnvs):
             np.empty(shape, np.float32),
             np.empty(shape, np.float32),
             np.empty(self.size),
-            *(np.empty(self.size, bool) for _ in range(3)),
+            np.empty(self.size, bool),
+            np.empty(self.size, bool),
+            np.empty(self.size, bool),
+            None if self.cost_key is None else np.empty(self.size),
         )
         for envs, indices in self.parts:
             step = envs.step(actions[indices], restart)
             for name, values in vars(step).items():
-                getattr(joint, name)[indices] = values
+                if values is not None:
+                    getattr(joint, name)[indices] = values
         return joint
 
     def reset_infos(self, key: str) -> np.ndarray:

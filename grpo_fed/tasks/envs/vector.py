@@ -20,6 +20,7 @@ from grpo_fed.tasks.envs.base import (
     StepLimits,
     episode_seed,
     episode_step_limit,
+    missing_cost_error,
     pad_actions,
     reset_info_values,
     take_seeds,
@@ -37,8 +38,16 @@ class VectorEnvs(ClientEnvs):
 
     reproducible = True
 
-    def __init__(self, env: VectorEnv, tasks: Sequence[GymTask], squash: bool, episode_limit: int) -> None:
+    def __init__(
+        self,
+        env: VectorEnv,
+        tasks: Sequence[GymTask],
+        squash: bool,
+        episode_limit: int,
+        cost_key: str | None = None,
+    ) -> None:
         """env: has the same number of copies for each task, those of a task next to each other."""
+        self.cost_key = cost_key
         num_envs = env.num_envs // len(tasks)
         self.tasks = [task for task in tasks for _ in range(num_envs)]
         self.names = tuple(task.client for task in self.tasks)
@@ -90,10 +99,11 @@ class VectorEnvs(ClientEnvs):
 
     def step(self, actions: np.ndarray, restart: bool = True) -> EnvStep:
         assert self._streams, "reset() comes first"
-        final, rewards, terminated, truncated, _ = self._env.step(actions)
+        final, rewards, terminated, truncated, infos = self._env.step(actions)
         if due := self._limits.tick():
             truncated[due] = True
         valid = ~self._asleep
+        costs = None if self.cost_key is None else self._env.step_costs(infos, self.cost_key, valid)
         if self._any_asleep:
             self._reset_sleeping(terminated | truncated)
             final[self._asleep] = self._last[self._asleep]
@@ -108,7 +118,7 @@ class VectorEnvs(ClientEnvs):
                 observations[done] = self._begin(done)[done]
             else:
                 self._put_to_sleep(done, final)
-        return EnvStep(observations, final, rewards, terminated, truncated, valid)
+        return EnvStep(observations, final, rewards, terminated, truncated, valid, costs)
 
     def reset_infos(self, key: str) -> np.ndarray:
         return reset_info_values(key, self._env.infos, self.names)
@@ -155,8 +165,9 @@ class AutoresetEnvs(ClientEnvs):
 
     reproducible = False
 
-    def __init__(self, env: VectorEnv, task: GymTask, squash: bool) -> None:
+    def __init__(self, env: VectorEnv, task: GymTask, squash: bool, cost_key: str | None = None) -> None:
         """env: truncates the episodes itself. task: that of all copies."""
+        self.cost_key = cost_key
         self.names = (task.client,) * env.num_envs
         self.observation_size = task.observation_size
         self._env = _FlatVectorEnv(env, [task] * env.num_envs, ActionConverter(task, squash))
@@ -195,6 +206,7 @@ class AutoresetEnvs(ClientEnvs):
         else:
             valid = ~(self._asleep | self._resetting)
             began, self._resetting = self._resetting, done
+        costs = None if self.cost_key is None else self._env.step_costs(infos, self.cost_key, valid)
         self._env.remember(infos, began & ~self._asleep)
         rewards[~valid] = 0.0
         terminated &= valid
@@ -204,7 +216,7 @@ class AutoresetEnvs(ClientEnvs):
             observations[self._asleep] = final[self._asleep] = self._last[self._asleep]
         if not restart:
             self._put_to_sleep(terminated | truncated, observations, final)
-        return EnvStep(observations, final, rewards, terminated, truncated, valid)
+        return EnvStep(observations, final, rewards, terminated, truncated, valid, costs)
 
     def reset_infos(self, key: str) -> np.ndarray:
         return reset_info_values(key, self._env.infos, self.names)
@@ -271,6 +283,19 @@ class _FlatVectorEnv:
             text = "with AutoresetMode.SAME_STEP, infos['final_obs'] must hold the last observations"
             raise self._failure("step", error, text) from error
         return final
+
+    def step_costs(self, infos: Mapping[str, Any], key: str, valid: np.ndarray) -> np.ndarray:
+        """Read the costs [L] of a step from its infos; 0 for copies whose step is not valid [L] bool."""
+        costs, known = np.zeros(len(self.tasks)), np.zeros(len(self.tasks), bool)
+        for part in (infos, infos.get("final_info", {})):  # the latter of episodes that were reset within the step
+            if key in part:
+                mask = part.get(f"_{key}", np.ones(len(self.tasks), bool))
+                costs[mask], known = np.asarray(part[key], np.float64)[mask], known | mask
+        if not known[valid].all():
+            others = (name for name in infos if not name.startswith("_") and name != key)
+            raise self._failure("step", missing_cost_error(key, others))
+        costs[~valid] = 0.0
+        return costs
 
     def remember(self, infos: Mapping[str, Any], mask: np.ndarray) -> None:
         """Store the infos of the resets of some copies, which gymnasium gives for all copies together."""

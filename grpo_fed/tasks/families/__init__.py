@@ -1,6 +1,6 @@
 """Parametric tasks that step many env copies in one vectorised call. Importing this registers them with gymnasium.
 
-    base.py          Family, the interface, and Parameter
+    base.py          Family, CostlyFamily, the interfaces, and Parameter
     environments.py  FamilyVectorEnv, FamilyEnv: any family as a gymnasium environment
     generators.py    random generators of many episodes, made at once
     noise.py         NoiseStreams: random numbers for many env copies

@@ -91,6 +91,14 @@ class Family(ABC):
         """Make the function that draws a state [S] of one env copy as a picture [H, W, 3], from its parameters."""
 
 
+class CostlyFamily(Family):
+    """A family whose steps cost something beside what they are rewarded for; infos have it as `cost`."""
+
+    @abstractmethod
+    def costs(self, state: Floats, constants: Constants) -> Floats:
+        """Compute the costs [L] of steps that led to states [L, S]."""
+
+
 def sample_uniform(
     generators: Sequence[np.random.Generator], size: int, low: float | Floats, high: float | Floats
 ) -> Floats:

@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, create_empty_array
 
 from grpo_fed.scenario.toml.text import suggest_name
-from grpo_fed.tasks.families.base import Array, Family, Flags, Floats, Painter, Picture, read_parameters
+from grpo_fed.tasks.families.base import Array, CostlyFamily, Family, Flags, Floats, Painter, Picture, read_parameters
 from grpo_fed.tasks.families.catalogue import FAMILIES
 from grpo_fed.tasks.families.generators import make_generators
 from grpo_fed.tasks.families.noise import NoiseStreams
@@ -84,6 +84,7 @@ class FamilyVectorEnv(VectorEnv[Array, Array, Array]):
         self._flags = (np.zeros(num_envs, dtype=np.bool_), np.zeros(num_envs, dtype=np.bool_))
         self._any_ended = True
         self._painters: list[Painter] = []
+        self._costs_of = self.family.costs if isinstance(self.family, CostlyFamily) else None
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
         """Step all copies: actions [L] or [L, A] -> observations, rewards, terminated and truncated [L], infos."""
@@ -105,17 +106,20 @@ class FamilyVectorEnv(VectorEnv[Array, Array, Array]):
             else:
                 terminated[ended] = truncated[ended] = False
         self.state = state
+        infos: dict[str, Any] = {}
+        if self._costs_of is not None:
+            costs = self._costs_of(state, self.constants)
+            infos = _cost_infos(costs, np.ones(self.num_envs, dtype=np.bool_) if ended is None else ~ended)
         if ended is not None and self.autoreset_mode is not AutoresetMode.DISABLED:
             self._begin(np.flatnonzero(ended), None)
             awake = self._all
         self._observations = self._observe(awake)
         self._ended = terminated | truncated
         self._any_ended = bool(np.count_nonzero(self._ended))
-        infos: dict[str, Any] = {}
         if self._any_ended:
             self._flags = (terminated.copy(), truncated.copy())
             if self.autoreset_mode is AutoresetMode.SAME_STEP:
-                infos = self._begin_in_same_step(np.flatnonzero(self._ended))
+                infos = self._begin_in_same_step(np.flatnonzero(self._ended), infos)
         return self._observations.copy(), rewards, terminated, truncated, infos
 
     def reset(
@@ -178,11 +182,16 @@ class FamilyVectorEnv(VectorEnv[Array, Array, Array]):
         self.state[copies] = self.family.start(generators)
         self._steps[copies] = 0
 
-    def _begin_in_same_step(self, copies: Array) -> dict[str, Any]:
-        """Begin the next episodes of copies whose episodes ended; infos with the last observations of these."""
-        infos: dict[str, Any] = {}
+    def _begin_in_same_step(self, copies: Array, infos: dict[str, Any]) -> dict[str, Any]:
+        """Begin the next episodes of copies whose episodes ended; infos with what these ended with.
+
+        infos: of the step; its costs are then those of the other copies.
+        """
+        costs = infos.get("cost")
+        infos = {} if costs is None else _cost_infos(costs.copy(), ~self._ended)
         for copy in copies.tolist():
-            infos = self._add_info(infos, {"final_obs": self._observations[copy], "final_info": {}}, copy)
+            final = {} if costs is None else {"cost": costs[copy]}
+            infos = self._add_info(infos, {"final_obs": self._observations[copy], "final_info": final}, copy)
         self._begin(copies, None)
         self._ended[copies] = False
         self._any_ended = False
@@ -218,8 +227,9 @@ class FamilyEnv(gymnasium.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         if isinstance(self.action_space, spaces.Discrete) and action not in self.action_space:
             raise ValueError(f"{self}: action {action!r} is not in {self.action_space}")
-        observations, rewards, terminated, _, _ = self.vector.step(np.asarray(action)[None])
-        return observations[0], float(rewards[0]), bool(terminated[0]), False, {}
+        observations, rewards, terminated, _, infos = self.vector.step(np.asarray(action)[None])
+        info = {"cost": float(infos["cost"][0])} if "cost" in infos else {}
+        return observations[0], float(rewards[0]), bool(terminated[0]), False, info
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
@@ -238,6 +248,12 @@ def make_family_vector_env(
 ) -> FamilyVectorEnv:
     """Make a FamilyVectorEnv for `gymnasium.make_vec`: with autoreset NEXT_STEP by default, as gymnasium's own."""
     return FamilyVectorEnv(family, num_envs, autoreset_mode=autoreset_mode, **kwargs)
+
+
+def _cost_infos(costs: Floats, mask: Flags) -> dict[str, Any]:
+    """Make the infos of a step in gymnasium's form, with the costs [L] of the copies in the mask [L] bool, if any."""
+    costs[~mask] = 0.0
+    return {"cost": costs, "_cost": mask} if mask.any() else {}
 
 
 def _make_family(name: str, given: dict[str, Any]) -> Family:

@@ -12,7 +12,7 @@ import numpy as np
 from grpo_fed.tasks.families.base import (
     Array,
     Constants,
-    Family,
+    CostlyFamily,
     Flags,
     Floats,
     Painter,
@@ -28,12 +28,13 @@ PIXELS = 256
 
 @final
 @dataclass(frozen=True)
-class PointMass(Family):
+class PointMass(CostlyFamily):
     """State: x, y and their velocities. Action: a force in both directions. The reward is minus the distance to the
     goal, within `radius` of which the episode ends.
 
     2-D navigation as in Finn, Abbeel and Levine (2017), "Model-agnostic meta-learning", section 5.3, with a mass: each
-    client has a goal of its own, which it has to discover unless `observe_goal` shows it.
+    client has a goal of its own, which it has to discover unless `observe_goal` shows it. A step that leads into the
+    hazard, a disc of radius `hazard_radius`, costs 1; nothing stops the point there, and it does not see it.
     """
 
     observe_goal: bool = False
@@ -44,6 +45,8 @@ class PointMass(Family):
         "radius": Parameter(0.1, "distance from the goal at which an episode ends, m", 0.01, 1),
         "power": Parameter(1.0, "acceleration of a full push, m/s^2", 0, 10),
         "drag": Parameter(0.1, "share of the velocity lost per second", 0, 10),
+        "hazard": Parameter((0.25, 0.25), "centre of the hazard", -WALL, WALL, (2,)),
+        "hazard_radius": Parameter(0.0, "radius of the hazard, m; 0 for none", 0, 1),
     }
     episode_limit = 100
     reward_threshold = None
@@ -80,6 +83,13 @@ class PointMass(Family):
         seen = np.concatenate((state, constants["goal"]), axis=1) if self.observe_goal else state
         return seen.astype(np.float32)
 
+    def costs(self, state: Floats, constants: Constants) -> Floats:
+        radius = constants["hazard_radius"]
+        if not radius.any():
+            return np.zeros(len(state))
+        offset = state[:, :2] - constants["hazard"]
+        return (np.hypot(offset[:, 0], offset[:, 1]) < radius).astype(np.float64)
+
     def painter(self, parameters: Mapping[str, Floats]) -> Painter:
         x = np.linspace(-1.1, 1.1, PIXELS)
         grid = np.stack((np.broadcast_to(x, (PIXELS, PIXELS)), np.broadcast_to(-x[:, None], (PIXELS, PIXELS))), axis=2)
@@ -87,6 +97,8 @@ class PointMass(Family):
         def paint(state: Floats) -> Picture:
             picture = np.full((PIXELS, PIXELS, 3), 255, dtype=np.uint8)
             picture[np.abs(grid).max(axis=2) > WALL] = 90
+            hazard = np.hypot(*np.moveaxis(grid - parameters["hazard"], 2, 0)) < parameters["hazard_radius"]
+            picture[hazard] = (240, 190, 180)
             picture[np.hypot(*np.moveaxis(grid - parameters["goal"], 2, 0)) <= parameters["radius"]] = (90, 190, 90)
             picture[np.hypot(*np.moveaxis(grid - state[:2], 2, 0)) <= 0.04] = (40, 80, 200)
             return picture
