@@ -24,11 +24,11 @@ from benchmarks.gpu_report import (
     synchronize,
 )
 from grpo_fed.rl import objective
+from grpo_fed.rl.actor import Actor
 from grpo_fed.rl.advantages import learning_targets
 from grpo_fed.rl.batch import make_batch
 from grpo_fed.rl.minibatches import PackedBatch
 from grpo_fed.rl.records import Minibatch
-from grpo_fed.rl.rollout import Actor
 from grpo_fed.rl.stacked_learner import StackedLearner
 from grpo_fed.rl.update import ClientStack, adam_update, clip_gradient, current_coefficients
 

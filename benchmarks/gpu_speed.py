@@ -23,8 +23,9 @@ from benchmarks.gpu_report import (
     time_call,
 )
 from grpo_fed.rl import stacked_learner
-from grpo_fed.rl.rollout import Actor, Trajectories
+from grpo_fed.rl.actor import Actor
 from grpo_fed.rl.stacked_learner import StackedLearner
+from grpo_fed.rl.trajectories import Trajectories
 
 
 def measure_numbers(report: Report, extent: Extent, device: torch.device) -> None:

@@ -32,8 +32,8 @@ import numpy as np
 import torch
 
 from grpo_fed.policy.base import Policy
+from grpo_fed.rl.actor import Actor
 from grpo_fed.rl.rng import Purpose, generator
-from grpo_fed.rl.rollout import Actor
 from grpo_fed.rl.stacked_learner import StackedLearner
 from grpo_fed.scenario.presets import PRESETS
 from grpo_fed.scenario.scenario import Scenario
