@@ -37,7 +37,7 @@ from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.shipped import find_scenario
 
 SEEDS = range(200, 205)
-SAFETY_SEEDS = range(900, 903)
+SAFETY_SEEDS = range(910, 915)
 LAST = 5
 """Rounds at the end of a run over which the mean cost of training episodes is taken."""
 FILE = RESULTS / "headers.jsonl"

@@ -10,7 +10,7 @@ import pytest
 
 from tests.test_layout import ROOT, SOURCES, imported_names
 
-PUBLIC = ("flwr.app", "flwr.serverapp", "flwr.clientapp")
+PUBLIC = ("flwr.app", "flwr.serverapp", "flwr.serverapp.strategy", "flwr.clientapp")
 
 PARAMETERS = {
     "flwr.common.serde:recorddict_to_proto": "recorddict",
