@@ -1,7 +1,7 @@
 """Measure what the headers of the shipped scenarios and the README say of them: final returns, and who left what.
 
 A row is a shipped scenario, as its file has it or with a few keys changed. Every row runs with the same five seeds, 200
-to 204, those of the scenario with a limit on costs with 900 to 902; they were fixed before any of these runs. The table
+to 204, those of the scenario with a limit on costs with 910 to 914; they were fixed before any of these runs. The table
 shows, for each entry of `[[clients]]`, the lowest and the highest final return over its clients and the seeds, and the
 interquartile mean with its 95 % bootstrap interval; which groups its clients left, how many of them in all seeds
 together and in which rounds; which they had left when the run ended; how often one came back; and, where costs have a
