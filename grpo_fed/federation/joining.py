@@ -3,8 +3,7 @@
 A newcomer begins with the shared blocks as they are. With the merge rule `persistence` it is asked after some rounds
 what fits it: it plays with what it has learned itself and with all that is shared. If its own is better, it leaves
 everything, as a client does whose task has changed, and comes back block by block where sharing is no worse. From then
-on the rule treats it as all others. The evidence about all clients begins anew, since it compares them with each other;
-what veterans have left stays left.
+on the rule treats it as all others. What is known of veterans, and what they have left, is kept.
 """
 
 from __future__ import annotations
@@ -16,9 +15,10 @@ from typing import Any
 
 import torch
 
-from grpo_fed.aggregation.merge.evidence import Evidence
-from grpo_fed.federation.server_state import EVIDENCE, evidence_arrays, first_evidence
+from grpo_fed.aggregation.merge.evidence import Evidence, with_clients
+from grpo_fed.federation.server_state import EVIDENCE, evidence_arrays, first_evidence, read_evidence
 from grpo_fed.federation.setup import FederationSetup
+from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.policy.shared_names import SharedNames
 from grpo_fed.runs.checkpoint import Checkpoint
 from grpo_fed.runs.continuation import prepare_continuation
@@ -59,11 +59,7 @@ def admit_newcomers(checkpoint: Checkpoint, scenario: Scenario, names: SharedNam
             f"{checkpoint.folder}: its clients share {', '.join(names.blocks)}; with the newcomers' policies"
             f" {', '.join(missing)} would not be the same for all: choose a task with such observations and actions"
         )
-    evidence = first_evidence(scenario.merge.rule, shared_blocks)
-    departed: Mapping[str, Sequence[int]] = checkpoint.parts["server"]["departed"]
-    if isinstance(evidence, Evidence):
-        newcomers = () if scenario.merge.confirm == "evidence" else _newcomers(checkpoint, scenario)
-        evidence = _for_newcomers(evidence, departed, newcomers)
+    evidence = _evidence(checkpoint, scenario, shared_blocks)
     known = {name: array for name, array in (checkpoint.shared or {}).items() if not name.startswith(EVIDENCE)}
     arrays = {**known, **({} if evidence is None else evidence_arrays(evidence))}
     return replace(checkpoint, shared=arrays, parts={**checkpoint.parts, "recorder": _note(checkpoint, scenario)})
@@ -86,15 +82,37 @@ def _newcomers(checkpoint: Checkpoint, scenario: Scenario) -> list[str]:
     return [name for entry in scenario.clients for name in entry.names if name not in known]
 
 
+def _evidence(checkpoint: Checkpoint, scenario: Scenario, shared_blocks: SharedBlocks) -> Evidence | None:
+    """Make the evidence about all clients; None with merge rules that have none.
+
+    What is known of veterans is kept where all clients are compared with each other, in one panel. With several it
+    begins anew, since a run that goes on divides its clients into panels as if it began with all of them.
+    """
+    evidence = first_evidence(scenario.merge.rule, shared_blocks)
+    if not isinstance(evidence, Evidence):
+        return None
+    newcomers = _newcomers(checkpoint, scenario)
+    veterans = replace(
+        shared_blocks,
+        clients=tuple(name for name in shared_blocks.clients if name not in newcomers),
+        held_out=tuple(name for name in shared_blocks.held_out if name not in newcomers),
+    )
+    before = read_evidence(checkpoint, checkpoint.shared or {}, veterans)
+    if isinstance(before, Evidence) and len(evidence.panels) == 1:
+        evidence = with_clients(before, shared_blocks.training_clients, shared_blocks.groups)
+    asked = () if scenario.merge.confirm == "evidence" else newcomers
+    return _for_newcomers(evidence, checkpoint.parts["server"]["departed"], asked)
+
+
 def _for_newcomers(evidence: Evidence, departed: Mapping[str, Sequence[int]], newcomers: Collection[str]) -> Evidence:
-    """Let evidence that begins anew know which groups clients have left, and who is to be asked what fits it."""
+    """Let evidence know which groups clients have left, and who is to be asked what fits it."""
     panels = []
     for panel in evidence.panels:
         left = panel.departed.clone()
         for row, client in enumerate(panel.clients):
             left[row, torch.tensor(list(departed.get(client, ())), dtype=torch.int64)] = True
         is_new = torch.tensor([client in newcomers for client in panel.clients])
-        panels.append(replace(panel, departed=left, newcomers=is_new))
+        panels.append(replace(panel, departed=left, newcomers=panel.newcomers | is_new))
     return Evidence(tuple(panels))
 
 

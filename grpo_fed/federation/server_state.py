@@ -126,7 +126,7 @@ class ServerState:
             **vars(saved),
             round=checkpoint.round,
             shared=np.concatenate([np.zeros(0, np.float32), *(flat[name] for name in sizes)]),
-            evidence=_read_evidence(checkpoint, arrays, shared_blocks),
+            evidence=read_evidence(checkpoint, arrays, shared_blocks),
             cluster_points=points,
             optimiser=_read_optimiser(flat, shared_blocks.size),
         )
@@ -223,7 +223,7 @@ def _write_optimiser(state: OptimiserState) -> dict[str, np.ndarray]:
     return {f"{OPTIMISER}{name}": tensor.numpy() for name, tensor in state.arrays().items()}
 
 
-def _read_evidence(
+def read_evidence(
     checkpoint: Checkpoint, arrays: Mapping[str, np.ndarray], shared_blocks: SharedBlocks
 ) -> Evidence | ClusterEvidence | None:
     """Read a merge rule's evidence, if the checkpoint has it; ValueError if it does not fit."""

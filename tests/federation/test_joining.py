@@ -116,7 +116,7 @@ def test_the_floor_of_a_round_without_episodes_is_kept():
     assert np.isnan(ReturnHistory().after(float("nan"), 0.0).lowest)
 
 
-def test_a_checkpoint_with_newcomers_keeps_departures_and_begins_the_evidence_anew(ended: Path, joined: Path):
+def test_a_checkpoint_with_newcomers_keeps_what_is_known_of_veterans(ended: Path, joined: Path):
     latest, names = checkpoint.latest(ended), read_shared_names(ended)
     assert latest is not None
     assert latest.shared is not None
@@ -127,8 +127,11 @@ def test_a_checkpoint_with_newcomers_keeps_departures_and_begins_the_evidence_an
     assert admitted["evidence:0.departed"].sum(axis=1).tolist() == [0, 0, 1, 0]
     assert admitted["evidence:0.departed"][2, 1]
     assert admitted["evidence:0.newcomers"].tolist() == [False, False, False, True]
-    assert not admitted["evidence:0.common"].any()
-    assert latest.shared["evidence:0.common"].any()
+    before = latest.shared["evidence:0.common"]
+    assert before.any()
+    assert np.array_equal(admitted["evidence:0.common"][:3, :3], before)
+    assert not admitted["evidence:0.common"][3].any()
+    assert np.array_equal(admitted["evidence:0.sums"][:3], latest.shared["evidence:0.sums"])
     kept = {name for name in latest.shared if not name.startswith("evidence:")}
     assert all(np.array_equal(admitted[name], latest.shared[name]) for name in kept)
 
