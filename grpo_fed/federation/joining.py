@@ -18,11 +18,12 @@ import torch
 from grpo_fed.aggregation.merge.evidence import Evidence, with_clients
 from grpo_fed.federation.server_state import EVIDENCE, evidence_arrays, first_evidence, read_evidence
 from grpo_fed.federation.setup import FederationSetup
+from grpo_fed.federation.steering import steered_curricula
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.policy.shared_names import SharedNames
 from grpo_fed.runs.checkpoint import Checkpoint
 from grpo_fed.runs.continuation import prepare_continuation
-from grpo_fed.runs.folder import read_shared_names
+from grpo_fed.runs.folder import read_scenario, read_shared_names
 from grpo_fed.scenario.scenario import Scenario
 
 
@@ -35,6 +36,7 @@ def prepare_joining(
     False if a run that the folder holds may be removed. Return the scenario. ValueError, before anything is written, if
     the run has no checkpoint to go on from, or if something does not fit it.
     """
+    read_scenario(run)  # a folder without a run is said to be one
     names = read_shared_names(run)
     if names is None or not names.blocks:
         raise ValueError(f"{run}: its clients share nothing that a newcomer could begin with")
@@ -51,7 +53,7 @@ def admit_newcomers(checkpoint: Checkpoint, scenario: Scenario, names: SharedNam
     names: the shared blocks and groups that the run has. ValueError if a newcomer's policy has not these, or if the
     federation cannot take newcomers.
     """
-    _refuse(scenario)
+    _refuse(scenario, _newcomers(checkpoint, scenario))
     shared_blocks = FederationSetup.of(scenario).shared_blocks
     if tuple(shared_blocks.groups.names) != names.groups:
         missing = [name for name in names.blocks if name not in shared_blocks.blocks] or list(names.blocks)
@@ -65,8 +67,12 @@ def admit_newcomers(checkpoint: Checkpoint, scenario: Scenario, names: SharedNam
     return replace(checkpoint, shared=arrays, parts={**checkpoint.parts, "recorder": _note(checkpoint, scenario)})
 
 
-def _refuse(scenario: Scenario) -> None:
+def _refuse(scenario: Scenario, newcomers: Collection[str]) -> None:
     """ValueError for federations whose state says more of each client than a newcomer could have."""
+    steered = steered_curricula(scenario)
+    if new := [entry.name for entry in scenario.clients if entry.name in steered and {*entry.names} & {*newcomers}]:
+        text = 'curriculum.by = "server", and the server of the run steers no levels of it'
+        raise ValueError(f"client {new[0]}: {text}; leave its curriculum out, or start a new run with all clients")
     cure = "start a new run from its policies instead, with all clients and policy.start"
     if scenario.merge.rule == "clusters":
         raise ValueError(f'merge.rule = "clusters": newcomers would have no cluster; {cure}')

@@ -206,6 +206,15 @@ def test_runs_that_cannot_take_newcomers_are_refused(overrides: list[str], words
         prepare_joining(tmp_path / "run", [DOE], ["rounds=4"], tmp_path / "next")
 
 
+def test_a_newcomer_with_levels_that_the_server_would_steer_is_refused(tmp_path: Path):
+    run(Scenario.loads(TINY, overrides=[*OVERRIDES, "curriculum.by=server"]), tmp_path / "run", workers=0)
+    levels = "{ kind = 'return', ranges = { length = [0.3, 0.9] }, start = { length = [0.4, 0.5] }, target = 50 }"
+    doe = f'{{ name = "doe", env = "grpo_fed/CartPole-v1", curriculum = {levels} }}'
+    with pytest.raises(ValueError, match=r"client doe: .*the server of the run steers no levels of it; leave"):
+        prepare_joining(tmp_path / "run", [doe], ["rounds=4"], tmp_path / "next")
+    assert not (tmp_path / "next").exists()
+
+
 def test_a_newcomer_without_the_shared_blocks_is_refused(tmp_path: Path):
     """With `*` the blocks are shared that are alike, and with a pendulum these are fewer."""
     overrides = [*OVERRIDES, 'policy.shared=["*"]', 'objective.preset="ppo"']
@@ -213,6 +222,11 @@ def test_a_newcomer_without_the_shared_blocks_is_refused(tmp_path: Path):
     pendulum = '{ name = "doe", env = "Pendulum-v1" }'
     with pytest.raises(ValueError, match=r"share torso.0, .* with the newcomers' policies torso.0, .* would not be"):
         prepare_joining(tmp_path / "run", [pendulum], ["rounds=4"], tmp_path / "next")
+
+
+def test_a_folder_without_a_run_is_said_to_be_one(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"nothing: .*run"):
+        prepare_joining(tmp_path / "nothing", [DOE], ["rounds=4"], tmp_path / "next")
 
 
 def test_more_clients_are_no_change_of_a_setting(ended: Path, tmp_path: Path):
