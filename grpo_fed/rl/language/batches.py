@@ -77,8 +77,9 @@ def write_completions(
     rewards = np.stack([each.rewards for each in rewarded]).astype(np.float32)
     return CompletionBatch(
         TokenRows(
-            written.prompts.repeat_interleave(group, 1),
-            written.prompt_valid.repeat_interleave(group, 1),
+            written.prompts,
+            written.prompt_valid,
+            torch.arange(count, device=written.tokens.device).repeat_interleave(group).repeat(len(texts), 1),
             written.tokens,
             written.valid,
         ),
@@ -113,7 +114,11 @@ def replace_equal_groups(
         index[client, places[: len(others)]] = others + count
     rows, more_rows = _same_width(batch.rows, other.rows)
     joined = TokenRows(
-        *(torch.cat([getattr(rows, name), getattr(more_rows, name)], 1) for name in TokenRows.__dataclass_fields__)
+        torch.cat([rows.prompts, more_rows.prompts], 1),
+        torch.cat([rows.prompt_valid, more_rows.prompt_valid], 1),
+        torch.cat([rows.prompt_of, more_rows.prompt_of + rows.prompts.shape[1]], 1),
+        torch.cat([rows.tokens, more_rows.tokens], 1),
+        torch.cat([rows.valid, more_rows.valid], 1),
     )
 
     def choose(first: Tensor, second: Tensor) -> Tensor:
@@ -123,7 +128,7 @@ def replace_equal_groups(
     log_probs = torch.cat([_pad(batch.log_probs, width), _pad(other.log_probs, width)], 1)
     return replace(
         batch,
-        rows=joined.take(index),
+        rows=joined.take(index).trimmed(),
         log_probs=log_probs.gather(1, index.unsqueeze(-1).expand(-1, -1, width)),
         ended=choose(batch.ended, other.ended),
         rewards=choose(batch.rewards, other.rewards),
@@ -138,7 +143,8 @@ def _same_width(first: TokenRows, second: TokenRows) -> tuple[TokenRows, TokenRo
     def widen(rows: TokenRows) -> TokenRows:
         left = before - rows.prompts.shape[2]
         prompts, prompt_valid = (torch.nn.functional.pad(each, (left, 0)) for each in (rows.prompts, rows.prompt_valid))
-        return TokenRows(prompts, prompt_valid, _pad(rows.tokens, after), _pad(rows.valid, after))
+        tokens, valid = _pad(rows.tokens, after), _pad(rows.valid, after)
+        return TokenRows(prompts, prompt_valid, rows.prompt_of, tokens, valid)
 
     return widen(first), widen(second)
 
