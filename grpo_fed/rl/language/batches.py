@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -99,20 +99,24 @@ def completion_groups(rewards: Tensor, settings: GroupSettings) -> Tensor:
 
 
 def replace_equal_groups(
-    batch: CompletionBatch, equal: Tensor, other: CompletionBatch, differs: Tensor
+    batch: CompletionBatch, equal: Tensor, other: CompletionBatch, differs: Tensor, clients: np.ndarray
 ) -> CompletionBatch:
     """Put completions of another batch where a client's groups are equal, as far as it has groups that differ.
 
-    equal: [K, N] bool, completions of a group with equal rewards. differs: [K, N] bool, completions of the other batch
-    that may take their place. Both come in whole groups of the same size.
+    equal: [K, N] bool, completions of a group with equal rewards. other: what some clients, rows of the batch, have
+    written to replace them. differs: [len(clients), N] bool, its completions that may take their place. Both come in
+    whole groups of the same size.
     """
     index = torch.arange(batch.rewards.shape[1], device=equal.device).repeat(len(equal), 1)
     count = index.shape[1]
-    for client in range(len(equal)):
+    row_of = torch.zeros(len(equal), dtype=torch.int64, device=equal.device)  # whoever wrote nothing takes nothing
+    for row, client in enumerate(clients.tolist()):
+        row_of[client] = row
         places = equal[client].nonzero().squeeze(1)
-        others = differs[client].nonzero().squeeze(1)[: len(places)]
+        others = differs[row].nonzero().squeeze(1)[: len(places)]
         index[client, places[: len(others)]] = others + count
-    rows, more_rows = _same_width(batch.rows, other.rows)
+    more = TokenRows(*(getattr(other.rows, each.name)[row_of] for each in fields(TokenRows)))
+    rows, more_rows = _same_width(batch.rows, more)
     joined = TokenRows(
         torch.cat([rows.prompts, more_rows.prompts], 1),
         torch.cat([rows.prompt_valid, more_rows.prompt_valid], 1),
@@ -125,13 +129,13 @@ def replace_equal_groups(
         return torch.cat([first, second], 1).gather(1, index)
 
     width = rows.tokens.shape[2]
-    log_probs = torch.cat([_pad(batch.log_probs, width), _pad(other.log_probs, width)], 1)
+    log_probs = torch.cat([_pad(batch.log_probs, width), _pad(other.log_probs[row_of], width)], 1)
     return replace(
         batch,
         rows=joined.take(index).trimmed(),
         log_probs=log_probs.gather(1, index.unsqueeze(-1).expand(-1, -1, width)),
-        ended=choose(batch.ended, other.ended),
-        rewards=choose(batch.rewards, other.rewards),
+        ended=choose(batch.ended, other.ended[row_of]),
+        rewards=choose(batch.rewards, other.rewards[row_of]),
     )
 
 
