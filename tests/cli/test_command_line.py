@@ -410,7 +410,8 @@ def test_check_shows_clients_blocks_and_sizes(work_folder: Path):
     done = call("check", "tiny.toml", "--set", 'policy.groups={"torso.0"="row"}', "--set", "penalty.weight=0.1",
                 "--set", 'trust.blocks={"actor"=0.01}')  # fmt: skip
     assert done.exit_code == 0, done.output
-    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.split()}
+    lines = [line for line in done.stdout.splitlines() if line.split()]
+    rows = {line.split()[0]: line for line in reversed(lines)}  # long texts have a table of their own below
     assert rows["2"].startswith("2 clients, 2 rounds of 64 steps each: 256 steps; ppo on cpu, seed 0")
     assert rows["cart-0"].split()[:3] == ["cart-0", "to", "cart-1"]
     # 4 inputs, 8 units: weight 8x4 and bias 8, a group for each unit
