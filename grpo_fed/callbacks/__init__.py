@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from grpo_fed.callbacks.calls import CallbackError, CallbackList
     from grpo_fed.callbacks.control import RunControl
     from grpo_fed.callbacks.keep_best import KeepBest
-    from grpo_fed.callbacks.moments import Callback, ClientWork, MergedRound
+    from grpo_fed.callbacks.moments import Callback, MergedRound, TrainedClient
     from grpo_fed.callbacks.plateau import StopOnPlateau
     from grpo_fed.callbacks.tensorboard import TensorBoard
 
@@ -29,19 +29,19 @@ __all__ = [
     "Callback",
     "CallbackError",
     "CallbackList",
-    "ClientWork",
     "KeepBest",
     "MergedRound",
     "RunControl",
     "StopOnPlateau",
     "TensorBoard",
+    "TrainedClient",
 ]
 
 MODULES = {
     "Callback": "grpo_fed.callbacks.moments",
     "CallbackError": "grpo_fed.callbacks.calls",
     "CallbackList": "grpo_fed.callbacks.calls",
-    "ClientWork": "grpo_fed.callbacks.moments",
+    "TrainedClient": "grpo_fed.callbacks.moments",
     "KeepBest": "grpo_fed.callbacks.keep_best",
     "MergedRound": "grpo_fed.callbacks.moments",
     "RunControl": "grpo_fed.callbacks.control",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 from grpo_fed.callbacks.control import RunControl
-from grpo_fed.callbacks.moments import ClientWork, MergedRound
+from grpo_fed.callbacks.moments import MergedRound, TrainedClient
 from grpo_fed.runs.checkpoint import Checkpoint
 from grpo_fed.runs.continuation import CALLBACKS
 from grpo_fed.runs.records import ClientRecord, RoundRecord
@@ -117,7 +117,7 @@ class CallbackList:
         """Call on_round_start."""
         self._call_all("on_round_start", run, run)
 
-    def clients_trained(self, run: RunControl, works: Sequence[ClientWork]) -> None:
+    def clients_trained(self, run: RunControl, works: Sequence[TrainedClient]) -> None:
         """Call on_client_trained for each client."""
         for work in works:
             self._call_all("on_client_trained", run, run, work)

@@ -22,7 +22,7 @@ from grpo_fed.runs.results import Result
 
 
 @dataclass(frozen=True)
-class ClientWork:
+class TrainedClient:
     """What a client did in a round."""
 
     client: str
@@ -65,7 +65,7 @@ class Callback(Protocol):
     def on_round_start(self, run: RunControl) -> None:
         """Called before clients are sampled and given work."""
 
-    def on_client_trained(self, run: RunControl, work: ClientWork) -> None:
+    def on_client_trained(self, run: RunControl, work: TrainedClient) -> None:
         """Called for each client whose answer counts, in the order of their names, once all answers have come."""
 
     def on_merge(self, run: RunControl, merged: MergedRound) -> None:

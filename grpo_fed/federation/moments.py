@@ -10,7 +10,7 @@ import numpy as np
 
 from grpo_fed.callbacks.calls import CallbackList, SavedCallbacks
 from grpo_fed.callbacks.control import RunControl, SavePolicies
-from grpo_fed.callbacks.moments import ClientWork, MergedRound
+from grpo_fed.callbacks.moments import MergedRound, TrainedClient
 from grpo_fed.federation.messages import Trained
 from grpo_fed.federation.round_record import name_groups
 from grpo_fed.federation.server import Aggregation, Server
@@ -112,5 +112,5 @@ class RunMoments:
         self.callbacks.run_end(self.control, result, error)
 
 
-def _work_of(client: str, reply: Trained, age: int | None) -> ClientWork:
-    return ClientWork(client, reply.steps, reply.episodes, reply.metrics, age)
+def _work_of(client: str, reply: Trained, age: int | None) -> TrainedClient:
+    return TrainedClient(client, reply.steps, reply.episodes, reply.metrics, age)
