@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from grpo_fed.aggregation.merge import (
+    ClientWork,
     Merged,
     Replies,
     Reply,
     StreamingFisher,
     StreamingMean,
-    TrainedClient,
     client_weight,
 )
 from grpo_fed.aggregation.merge.averages import normalise_fisher
@@ -137,7 +137,7 @@ class RoundMerge:
             self._held[client], self._times[client] = trained, times
             return
         steps = int(min(trained.steps, self._asked))
-        work = TrainedClient(steps, trained.episodes, trained.gain, trained.spread)
+        work = ClientWork(steps, trained.episodes, trained.gain, trained.spread)
         self.add_with_weight(client, trained, times * client_weight(work, self._settings.weights))
 
     @property

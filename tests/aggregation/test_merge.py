@@ -13,12 +13,12 @@ from torch import Tensor
 
 from grpo_fed.aggregation.merge import (
     RULES,
+    ClientWork,
     Merged,
     Replies,
     Reply,
     StreamingFisher,
     StreamingMean,
-    TrainedClient,
     client_weight,
     fisher,
     huber,
@@ -237,7 +237,7 @@ def test_the_fisher_mean_minimises_the_clients_quadratic_forms() -> None:
 
 
 def test_weights_by_hand() -> None:
-    work = TrainedClient(steps=2048, episodes=31, gain=3.0, spread=1.5)
+    work = ClientWork(steps=2048, episodes=31, gain=3.0, spread=1.5)
     assert client_weight(work, "uniform") == 1.0
     assert client_weight(work, "steps") == 2048.0
     assert client_weight(work, "episodes") == 31.0
@@ -246,7 +246,7 @@ def test_weights_by_hand() -> None:
 
 def test_progress_is_scaled_by_the_spread_and_bounded() -> None:
     def progress(gain: float, spread: float) -> float:
-        return client_weight(TrainedClient(1, 1, gain, spread), "progress")
+        return client_weight(ClientWork(1, 1, gain, spread), "progress")
 
     assert progress(30.0, 15.0) == pytest.approx(progress(3.0, 1.5))
     assert progress(0.0, 1.0) == progress(0.0, 0.0) == 0.5

@@ -17,7 +17,7 @@ import pytest
 
 from grpo_fed.engines.flower.node import NodeHandler
 from grpo_fed.engines.resident import workers as workers_module
-from grpo_fed.engines.resident.workers import Outcome, ReceivedMessage, TrainedClienters, read_thread_count
+from grpo_fed.engines.resident.workers import ClientWorkers, Outcome, ReceivedMessage, read_thread_count
 from grpo_fed.engines.wire import Codec, write_shared_blocks
 from grpo_fed.engines.wire.flower_private import pack, unpack
 from grpo_fed.engines.workers.fork_server import is_possible, preload
@@ -77,7 +77,7 @@ class Client:
         self.pid_file.unlink(missing_ok=True)  # resolving the shared blocks made an environment in this process
         self.config = {"client": "cart", "state": str(folder / "state")}
         self.outcomes: queue.SimpleQueue[tuple[ReceivedMessage, Outcome]] = queue.SimpleQueue()
-        self.workers = TrainedClienters(self.config, lambda task, outcome: self.outcomes.put((task, outcome)))
+        self.workers = ClientWorkers(self.config, lambda task, outcome: self.outcomes.put((task, outcome)))
         self.numbers = count()
 
     def task(self, round: int, run: int = RUN) -> tuple[Train, ReceivedMessage]:

@@ -36,17 +36,17 @@ from grpo_fed.aggregation.merge.robust import (
     multi_krum,
     trimmed_mean,
 )
-from grpo_fed.aggregation.merge.weights import TrainedClient, Weighting, client_weight
+from grpo_fed.aggregation.merge.weights import ClientWork, Weighting, client_weight
 
 __all__ = [
     "RULES",
+    "ClientWork",
     "Clusters",
     "Merged",
     "Replies",
     "Reply",
     "StreamingFisher",
     "StreamingMean",
-    "TrainedClient",
     "Weighting",
     "centred_clipping",
     "client_weight",

@@ -10,7 +10,7 @@ Weighting: TypeAlias = Literal["uniform", "steps", "episodes", "progress"]
 
 
 @dataclass(frozen=True)
-class TrainedClient:
+class ClientWork:
     """What a client reports of its own work in a round."""
 
     steps: int
@@ -23,7 +23,7 @@ class TrainedClient:
     """The standard deviation of the client's returns: the unit in which tasks with different rewards compare."""
 
 
-def client_weight(work: TrainedClient, weighting: Weighting) -> float:
+def client_weight(work: ClientWork, weighting: Weighting) -> float:
     """Compute a client's weight in a mean: 0 or more, and relative to other clients' weights.
 
     - `uniform`: 1.

@@ -4,7 +4,7 @@
     client.py       ResidentClient: takes a client's messages and sends its answers
     exchange_link.py  ExchangeLink: through requests that wait at the SuperLink
     fleet_link.py   FleetLink: through Flower's Fleet API
-    workers.py      TrainedClienters: a client's worker, which stays warm for a run
+    workers.py      ClientWorkers: a client's worker, which stays warm for a run
     run_configs.py  RunConfigs: the scenarios of runs
     identity.py     a node's key
     devices.py      what a node says of its client's device

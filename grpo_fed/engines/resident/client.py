@@ -21,7 +21,7 @@ from grpo_fed.engines.resident.devices import describe_device
 from grpo_fed.engines.resident.exchange_link import ExchangeLink
 from grpo_fed.engines.resident.fleet_link import GHOST_SECONDS, FleetLink, NotYetAcceptedError
 from grpo_fed.engines.resident.run_configs import RunConfigs
-from grpo_fed.engines.resident.workers import Outcome, ReceivedMessage, TrainedClienters
+from grpo_fed.engines.resident.workers import ClientWorkers, Outcome, ReceivedMessage
 from grpo_fed.engines.wire.flower_private import NoConnectionError, NodeConnection, NoRouteError, RefusedError
 from grpo_fed.engines.wire.grids import to_one_line
 
@@ -66,7 +66,7 @@ class ResidentClient:
             "device": describe_device(place.device or "auto"),
             "version": version("grpo-fed"),
         }
-        self._workers = TrainedClienters(config, self._answer)
+        self._workers = ClientWorkers(config, self._answer)
         self._fleet = FleetLink(self._connection, self._workers, configs)
         self._exchange = ExchangeLink(self._connection, identity, self._workers, configs, self._fleet)
         self._has_exchange = True

@@ -16,7 +16,7 @@ import numpy as np
 from grpo_fed.engines.exchange import protocol
 from grpo_fed.engines.resident.fleet_link import DIED, RAISED, FleetLink
 from grpo_fed.engines.resident.run_configs import RunConfigs
-from grpo_fed.engines.resident.workers import Outcome, ReceivedMessage, TrainedClienters
+from grpo_fed.engines.resident.workers import ClientWorkers, Outcome, ReceivedMessage
 from grpo_fed.engines.wire.flower_private import NodeConnection, RefusedError, RunOverError
 
 UNAUTHORISED = 401
@@ -33,7 +33,7 @@ class ExchangeLink:
         self,
         connection: NodeConnection,
         identity: Mapping[str, str],
-        workers: TrainedClienters,
+        workers: ClientWorkers,
         configs: RunConfigs,
         fleet: FleetLink,
     ) -> None:

@@ -12,7 +12,7 @@ from typing import final
 from flwr.app import Error, Message
 
 from grpo_fed.engines.resident.run_configs import RunConfigs
-from grpo_fed.engines.resident.workers import Outcome, ReceivedMessage, TrainedClienters
+from grpo_fed.engines.resident.workers import ClientWorkers, Outcome, ReceivedMessage
 from grpo_fed.engines.wire.flower_private import (
     HEARTBEAT,
     NoConnectionError,
@@ -44,7 +44,7 @@ class NotYetAcceptedError(NoConnectionError):
 class FleetLink:
     """Takes a client's messages from Flower and sends the replies."""
 
-    def __init__(self, connection: NodeConnection, workers: TrainedClienters, configs: RunConfigs) -> None:
+    def __init__(self, connection: NodeConnection, workers: ClientWorkers, configs: RunConfigs) -> None:
         self._connection, self._workers, self._configs = connection, workers, configs
         self._messages: dict[str, Message] = {}
         """By id, the messages without a reply yet."""

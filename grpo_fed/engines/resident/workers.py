@@ -81,7 +81,7 @@ class _IdleWorker:
 
 
 @final
-class TrainedClienters:
+class ClientWorkers:
     """Answers a client's tasks in worker processes; on a system without them, in this process."""
 
     def __init__(self, config: Mapping[str, Any], report: Report) -> None:
