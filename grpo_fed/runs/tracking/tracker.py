@@ -9,12 +9,14 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, final
 
 from grpo_fed.runs.called_as import called_as
 from grpo_fed.runs.folder import refuse_all_links
 from grpo_fed.runs.results import ENDED, Status
+from grpo_fed.runs.tracking.groups import RunGroup
 from grpo_fed.runs.tracking.spool import SendState, Spool
 from grpo_fed.runs.tracking.store import HIDDEN, Store, resolve_store
 from grpo_fed.scenario.scenario import Scenario
@@ -51,6 +53,7 @@ class Tracker:
         resumed: bool = False,
         models: bool = True,
         from_run: bool = False,
+        group: RunGroup | None = None,
     ) -> Tracker:
         """Track a run to `uri`, else MLFLOW_TRACKING_URI, else `runs/mlflow.db`; "off" tracks nothing.
 
@@ -58,17 +61,27 @@ class Tracker:
 
         folder: the run's folder. resumed: whether to go on with the MLflow runs that the folder names. models: whether
         the clients' policies are logged when the run has finished. from_run: whether a store that the folder alone
-        names may be used, as for `store_of_run`. ValueError for a URI that names no store, or another than the folder.
+        names may be used, as for `store_of_run`. group: of a sweep or a comparison that the run belongs to. ValueError
+        for a URI that names no store, or another than the folder.
         """
         spool = Spool(folder)
         store = resolve_store(uri)
         if resumed and store is not None and spool.sent_path.is_file():
             store = store_of_run(store, uri, spool, from_run)
-        return cls(store, spool, scenario, resumed, models)
+        return cls(store, spool, scenario, resumed, models, group)
 
-    def __init__(self, store: Store | None, spool: Spool, scenario: Scenario, resumed: bool, models: bool) -> None:
+    def __init__(
+        self,
+        store: Store | None,
+        spool: Spool,
+        scenario: Scenario,
+        resumed: bool,
+        models: bool,
+        group: RunGroup | None = None,
+    ) -> None:
         """Prepare to track; see `open`, which makes the store and the spool."""
         self.store, self.spool, self.scenario, self.models = store, spool, scenario, models
+        self._group = group
         self.trouble: str | None = None
         """A message about what was not tracked, for a person; None if all was."""
         self._resumed = resumed
@@ -146,7 +159,9 @@ class Tracker:
             self.spool.save_state(SendState(self.store.uri))
         if not self.spool.path.is_file():
             run = self.spool.load_state("").run if self._resumed else None
-            self.spool.append("begin", _begin_content(self.scenario, self.spool.folder.absolute().parent.name, run))
+            content = _begin_content(self.scenario, self.spool.folder.absolute().parent.name, run)
+            group = {} if self._group is None else {"group": asdict(self._group)}
+            self.spool.append("begin", {**content, **group})
         elif self._resumed:
             self.spool.append("resume", {})
         self._writer = start_writer(self.spool, self.store)
