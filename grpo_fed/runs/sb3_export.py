@@ -110,8 +110,8 @@ def _save_normaliser(normaliser: ObservationNormaliser, env: VecEnv, gamma: floa
     wrapped = VecNormalize(
         env, training=False, norm_reward=False, clip_obs=normaliser.clip, gamma=gamma, epsilon=EPSILON
     )
-    moments, shape, theirs = normaliser.moments, env.observation_space.shape, wrapped.obs_rms
-    assert not isinstance(theirs, dict), "observations of several parts are refused"
+    moments, shape = normaliser.moments, env.observation_space.shape
+    theirs: Any = wrapped.obs_rms  # a table of them for observations of several parts, which are refused
     theirs.mean, theirs.var = moments.mean[0].reshape(shape), moments.variance[0].reshape(shape)
     theirs.count = float(moments.count[0])
     wrapped.save(str(path))
