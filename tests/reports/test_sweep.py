@@ -348,6 +348,7 @@ def test_the_view_of_a_group_shows_its_runs_alone():
     assert [chart["metricKey"] for chart in state["compareRunCharts"]] == ["eval/score_iqm"]
 
 
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # in mlflow itself
 def test_the_runs_of_a_group_have_one_parent_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from grpo_fed.runs.tracking.mlflow_runs import MlflowRuns
 
