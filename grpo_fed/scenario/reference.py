@@ -152,7 +152,7 @@ _CONSTRAINTS = (
     (
         "objective.cost.limit",
         "a limit on what an episode costs",
-        "Ray et al. 2019, Benchmarking Safe Exploration: a Lagrange multiplier by dual ascent, and advantages of costs.",
+        "Ray et al. 2019, PPO-Lagrangian: a multiplier by projected dual ascent, and advantages of costs.",
         ("objective.cost.rate", "objective.cost.key"),
         "Where the environment reports costs and some of them are acceptable. It is kept in the mean, after learning.",
     ),
