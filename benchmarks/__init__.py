@@ -1,5 +1,1 @@
-"""What is measured: each module is a command, `python -m benchmarks.MODULE --help`.
-
-This file lets `benchmarks` be the repository's own also where packages such as torchrl and opacus install one of that
-name.
-"""
+"""Commands that measure speed and learning; `report` writes RESULTS.md from what they have found."""

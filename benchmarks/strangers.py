@@ -1,7 +1,7 @@
 """What a stranger costs a SuperLink: `python -m benchmarks.strangers` throws 800 MB and many connections at one.
 
 A server of `grpo-fed deploy server`, with TLS and keys, is started on this machine. Strangers without a key send it
-long bodies, with and without a declared length, heads without an end, and connections that say nothing. What is printed:
+long bodies, with and without a declared length, heads without an end, and connections without a word. What is printed:
 the memory of the SuperLink before, at its peak and after, and how each attempt was answered.
 """
 
