@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from grpo_fed.reports.sweep.page import SweepResult, summarise, write_sweep
+from grpo_fed.reports.sweep.page import SweepResult, rank_points, write_sweep
 from grpo_fed.reports.sweep.points import SweptRun, folder_name, make_run
 from grpo_fed.reports.sweep.pool import WorkerPool, count_processes
 from grpo_fed.reports.sweep.values import Axis, check_keys
@@ -81,7 +81,7 @@ def sweep(
 
     with WorkerPool(count_processes(workers, len(plan.runs)), plan.out / LOG) as pool:
         runs = pool.train_all(plan.runs, track, group_of, watch)
-    result = SweepResult(plan.runs[0].scenario, summarise(runs), tuple(runs), plan.out)
+    result = SweepResult(plan.runs[0].scenario, rank_points(runs), tuple(runs), plan.out)
     write_sweep(result)
     if group is not None and store is not None:
         result = result.with_note(finish_group(group, store, plan.out, result.page(), result.metrics()))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, final
 
 from grpo_fed.reports.sweep.grid import LOG, Watch, check_folder
-from grpo_fed.reports.sweep.page import SweepResult, summarise, write_sweep
+from grpo_fed.reports.sweep.page import SweepResult, rank_points, write_sweep
 from grpo_fed.reports.sweep.points import SweptRun, make_run
 from grpo_fed.reports.sweep.pool import WorkerPool, WorkerProcess, count_processes
 from grpo_fed.reports.sweep.values import Axis, Space, check_keys
@@ -70,7 +70,7 @@ def search(
         study.open()
         pool.work(lambda worker: study.train_one(worker, track, group, watch))
     runs = study.runs()
-    result = SweepResult(study.example.scenario, summarise(runs), tuple(runs), folder)
+    result = SweepResult(study.example.scenario, rank_points(runs), tuple(runs), folder)
     write_sweep(result)
     if group is not None and store is not None:
         result = result.with_note(finish_group(group, store, folder, result.page(), result.metrics()))
