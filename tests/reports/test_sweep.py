@@ -17,7 +17,7 @@ from grpo_fed.reports.comparison.compare import run_locally
 from grpo_fed.reports.sweep.grid import SweepPlan, sweep
 from grpo_fed.reports.sweep.page import SweepResult, rank_points
 from grpo_fed.reports.sweep.points import SweptRun, folder_name
-from grpo_fed.reports.sweep.pool import WorkerPool
+from grpo_fed.reports.sweep.pool import RunPool
 from grpo_fed.reports.sweep.search import PRUNED, Study, search
 from grpo_fed.reports.sweep.values import Axis, Space
 from grpo_fed.runs.tracking.groups import main as finish
@@ -214,7 +214,7 @@ def test_a_run_that_another_process_writes_is_waited_for(source: Path, tmp_path:
                 return replace(run, status="taken")
             return super().train(run, track, group)
 
-    worker, pool = Sharing(), WorkerPool(0, tmp_path / "workers.log")
+    worker, pool = Sharing(), RunPool(0, tmp_path / "workers.log")
     pool.workers = [worker]  # type: ignore[list-item]
     plan = SweepPlan.make(source, [Axis.parse("seed=0..1")], [], tmp_path / "out")
     runs = pool.train_all(plan.runs, None, lambda run: None, lambda run: None)

@@ -17,7 +17,7 @@ from typing import Any, final
 from grpo_fed.reports.sweep.grid import LOG, Watch, check_folder
 from grpo_fed.reports.sweep.page import SweepResult, rank_points, write_sweep
 from grpo_fed.reports.sweep.points import SweptRun, make_run
-from grpo_fed.reports.sweep.pool import WorkerPool, WorkerProcess, count_processes
+from grpo_fed.reports.sweep.pool import RunPool, WorkerProcess, count_processes
 from grpo_fed.reports.sweep.values import Axis, Space, check_keys
 from grpo_fed.runs.tracking.groups import RunGroup, finish_group, open_group
 from grpo_fed.runs.tracking.spool import hold_lock
@@ -66,7 +66,7 @@ def search(
     study = Study(scenario, trials, spaces, axes[0].values if axes else (None,), overrides, folder, prune)
     store = resolve_store(track)
     group = open_group(folder, "sweep", study.example.scenario.name) if store is not None else None
-    with WorkerPool(count_processes(workers, trials), folder / LOG) as pool:
+    with RunPool(count_processes(workers, trials), folder / LOG) as pool:
         study.open()
         pool.work(lambda worker: study.train_one(worker, track, group, watch))
     runs = study.runs()
