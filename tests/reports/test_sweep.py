@@ -15,9 +15,9 @@ import pytest
 
 from grpo_fed.reports.comparison.compare import run_locally
 from grpo_fed.reports.sweep.grid import SweepPlan, sweep
-from grpo_fed.reports.sweep.page import SweepResult, summarise
+from grpo_fed.reports.sweep.page import SweepResult, rank_points
 from grpo_fed.reports.sweep.points import SweptRun, folder_name
-from grpo_fed.reports.sweep.pool import WorkerPool
+from grpo_fed.reports.sweep.pool import RunPool
 from grpo_fed.reports.sweep.search import PRUNED, Study, search
 from grpo_fed.reports.sweep.values import Axis, Space
 from grpo_fed.runs.tracking.groups import main as finish
@@ -160,7 +160,7 @@ def test_the_table_is_sorted_by_the_mean_over_seeds_with_its_standard_deviation(
         made("0.3", 0, 99.0, "stopped", "pruned"),
         made("0.4", 0, None, "failed", "it diverged"),
     ]
-    result = SweepResult(tiny(), summarise(runs), tuple(runs), Path("out"))
+    result = SweepResult(tiny(), rank_points(runs), tuple(runs), Path("out"))
     # means 15 and 18; deviations sqrt(50) and sqrt(72); runs that were stopped early do not count
     assert [(point.name, point.mean) for point in result.points] == [
         ("objective.clip = 0.2", 18.0),
@@ -214,7 +214,7 @@ def test_a_run_that_another_process_writes_is_waited_for(source: Path, tmp_path:
                 return replace(run, status="taken")
             return super().train(run, track, group)
 
-    worker, pool = Sharing(), WorkerPool(0, tmp_path / "workers.log")
+    worker, pool = Sharing(), RunPool(0, tmp_path / "workers.log")
     pool.workers = [worker]  # type: ignore[list-item]
     plan = SweepPlan.make(source, [Axis.parse("seed=0..1")], [], tmp_path / "out")
     runs = pool.train_all(plan.runs, None, lambda run: None, lambda run: None)
@@ -286,7 +286,7 @@ def test_optuna_chooses_values_and_prunes_by_rounds(source: Path, tmp_path: Path
         before = rates[: rates.index(rate)]
         assert rate < sorted(before)[len(before) // 2]
         assert (rate, 1) not in worker.trained
-    result = summarise(runs)
+    result = rank_points(runs)
     assert result[0].mean == pytest.approx(max(rates) + 0.5)
     assert not make_study(source, tmp_path).train_one(worker, None, None, seen.append)  # type: ignore[arg-type]
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from grpo_fed.reports.sweep.page import SweepResult, summarise, write_sweep
+from grpo_fed.reports.sweep.page import SweepResult, rank_points, write_sweep
 from grpo_fed.reports.sweep.points import SweptRun, folder_name, make_run
-from grpo_fed.reports.sweep.pool import WorkerPool, count_processes
+from grpo_fed.reports.sweep.pool import RunPool, count_processes
 from grpo_fed.reports.sweep.values import Axis, check_keys
 from grpo_fed.runs.tracking.groups import GROUP_FILE, RunGroup, finish_group, open_group
 from grpo_fed.runs.tracking.store import resolve_store
@@ -79,9 +79,9 @@ def sweep(
     def group_of(run: SweptRun) -> RunGroup | None:
         return None if group is None else group.with_label(run.label)
 
-    with WorkerPool(count_processes(workers, len(plan.runs)), plan.out / LOG) as pool:
+    with RunPool(count_processes(workers, len(plan.runs)), plan.out / LOG) as pool:
         runs = pool.train_all(plan.runs, track, group_of, watch)
-    result = SweepResult(plan.runs[0].scenario, summarise(runs), tuple(runs), plan.out)
+    result = SweepResult(plan.runs[0].scenario, rank_points(runs), tuple(runs), plan.out)
     write_sweep(result)
     if group is not None and store is not None:
         result = result.with_note(finish_group(group, store, plan.out, result.page(), result.metrics()))

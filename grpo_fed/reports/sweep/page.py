@@ -153,7 +153,7 @@ def _short(value: str) -> str:
         return value
 
 
-def summarise(runs: Sequence[SweptRun]) -> tuple[SweptPoint, ...]:
+def rank_points(runs: Sequence[SweptRun]) -> tuple[SweptPoint, ...]:
     """Put the runs with the same values together, and sort them by their mean scores, best first."""
     points: dict[tuple[tuple[str, str], ...], list[SweptRun]] = {}
     for run in runs:

@@ -106,7 +106,7 @@ class WorkerProcess:
 
 
 @final
-class WorkerPool:
+class RunPool:
     """Trains runs, as many side by side as there are processes."""
 
     def __init__(self, processes: int, log: Path) -> None:

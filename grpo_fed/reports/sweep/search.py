@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, final
 
 from grpo_fed.reports.sweep.grid import LOG, Watch, check_folder
-from grpo_fed.reports.sweep.page import SweepResult, summarise, write_sweep
+from grpo_fed.reports.sweep.page import SweepResult, rank_points, write_sweep
 from grpo_fed.reports.sweep.points import SweptRun, make_run
-from grpo_fed.reports.sweep.pool import WorkerPool, WorkerProcess, count_processes
+from grpo_fed.reports.sweep.pool import RunPool, WorkerProcess, count_processes
 from grpo_fed.reports.sweep.values import Axis, Space, check_keys
 from grpo_fed.runs.tracking.groups import RunGroup, finish_group, open_group
 from grpo_fed.runs.tracking.spool import hold_lock
@@ -66,11 +66,11 @@ def search(
     study = Study(scenario, trials, spaces, axes[0].values if axes else (None,), overrides, folder, prune)
     store = resolve_store(track)
     group = open_group(folder, "sweep", study.example.scenario.name) if store is not None else None
-    with WorkerPool(count_processes(workers, trials), folder / LOG) as pool:
+    with RunPool(count_processes(workers, trials), folder / LOG) as pool:
         study.open()
         pool.work(lambda worker: study.train_one(worker, track, group, watch))
     runs = study.runs()
-    result = SweepResult(study.example.scenario, summarise(runs), tuple(runs), folder)
+    result = SweepResult(study.example.scenario, rank_points(runs), tuple(runs), folder)
     write_sweep(result)
     if group is not None and store is not None:
         result = result.with_note(finish_group(group, store, folder, result.page(), result.metrics()))

@@ -21,6 +21,7 @@ from grpo_fed.runs.files import write_atomic
 from grpo_fed.runs.serialisation import from_json, read_json
 from grpo_fed.runs.tracking.spool import hold_lock
 from grpo_fed.runs.tracking.store import Store
+from grpo_fed.runs.tracking.tracker import QUIET
 from grpo_fed.runs.tracking.views import GROUP, ROLE, make_group_view, make_view_tags
 
 if TYPE_CHECKING:
@@ -96,8 +97,6 @@ def finish_group(group: RunGroup, store: Store, folder: Path, page: str, metrics
 
     folder: has the files to send, `*.json` and `*.md`. The same call sends all of it again.
     """
-    from grpo_fed.runs.tracking.tracker import QUIET
-
     content = {"group": asdict(group), "page": page, "metrics": dict(metrics), "folder": str(folder)}
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")]))
     try:

@@ -11,15 +11,17 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from grpo_fed.runs.called_as import called_as
 from grpo_fed.runs.folder import refuse_all_links
 from grpo_fed.runs.results import ENDED, Status
-from grpo_fed.runs.tracking.groups import RunGroup
 from grpo_fed.runs.tracking.spool import SendState, Spool
 from grpo_fed.runs.tracking.store import HIDDEN, Store, resolve_store
 from grpo_fed.scenario.scenario import Scenario
+
+if TYPE_CHECKING:
+    from grpo_fed.runs.tracking.groups import RunGroup
 
 PATIENCE = 120.0
 """Seconds that the end of a run waits until all records are sent."""
