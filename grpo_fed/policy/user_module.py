@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol, final
 
-import numpy as np
 import torch
 from gymnasium import Space
 from torch import Tensor, nn
 
-from grpo_fed.policy.base import CriticPullback, Parameters, PolicyOutput, Pullback, StackedPolicy
+from grpo_fed.policy.autograd import AutogradPolicy
+from grpo_fed.policy.base import Parameters, PolicyOutput
 from grpo_fed.policy.blocks import Layout
 from grpo_fed.policy.distributions import Distribution
 from grpo_fed.scenario.importing import import_object
@@ -30,12 +30,12 @@ class UserModule(Protocol):
     """The interface of `policy.module`: a torch module, built from the task's spaces, with two outputs."""
 
     def __call__(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute distribution parameters [B, M] and values [B] from flattened observations [B, D]."""
+        """Compute distribution parameters [B, M] and values [B] from flattened observations [B, D] float32."""
         ...
 
 
 @final
-class UserModulePolicy(StackedPolicy):
+class UserModulePolicy(AutogradPolicy):
     """Runs one instance of a user's torch module, the template, with the parameters of K clients."""
 
     def __init__(
@@ -58,7 +58,6 @@ class UserModulePolicy(StackedPolicy):
             )
         self.layout = Layout.from_shapes(self.template, settings)
         self.trainable = {name for name, value in self.template.named_parameters() if value.requires_grad}
-        """Names of the parameters that learn; the module may have frozen the others."""
         self._check()
 
     def _build_module(self, seed: int) -> nn.Module:
@@ -123,7 +122,7 @@ class UserModulePolicy(StackedPolicy):
             )
             return outputs
 
-        distribution, values = torch.func.vmap(forward_client)(parameters, observations)
+        distribution, values = torch.func.vmap(forward_client)(parameters, observations.float())
         return PolicyOutput(distribution, values)
 
     def chain_of(self, parameter: str) -> str:
@@ -132,55 +131,6 @@ class UserModulePolicy(StackedPolicy):
     def act(self, parameters: Parameters, observations: Tensor) -> Tensor:
         return self.forward(parameters, observations).distribution
 
-    def numpy_actor(self, parameters: Mapping[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-        tensors = {name: torch.from_numpy(value) for name, value in parameters.items()}
-
-        def act(observations: np.ndarray) -> np.ndarray:
-            with torch.inference_mode():
-                array: np.ndarray = self.act(tensors, torch.from_numpy(observations)).numpy()
-            return array
-
-        return act
-
-    def vjp(self, parameters: Parameters, observations: Tensor, critic: bool = True) -> tuple[PolicyOutput, Pullback]:
-        output, leaves = self._forward_recorded(parameters, observations, self.trainable)
-
-        def pullback(by_distribution: Tensor, by_values: Tensor | None, gradient: Parameters) -> None:
-            for name in parameters.keys() - leaves.keys():
-                gradient[name].zero_()
-            outputs, gradients = [output.distribution], [by_distribution]
-            if by_values is not None and output.values.requires_grad:
-                outputs, gradients = [*outputs, output.values], [*gradients, by_values]
-            _backward(outputs, gradients, leaves, gradient)
-
-        return PolicyOutput(output.distribution.detach(), output.values.detach()), pullback
-
-    def critic_vjp(self, parameters: Parameters, observations: Tensor) -> tuple[Tensor, CriticPullback]:
-        output, leaves = self._forward_recorded(parameters, observations, self.trainable - self.actor_parameters())
-
-        def pullback(by_values: Tensor, gradient: Parameters) -> None:
-            if leaves and output.values.requires_grad:
-                _backward([output.values], [by_values], leaves, gradient)
-
-        return output.values.detach(), pullback
-
-    def _forward_recorded(
-        self, parameters: Parameters, observations: Tensor, names: Collection[str]
-    ) -> tuple[PolicyOutput, dict[str, Tensor]]:
-        """Return `forward`, recorded for autograd, and its leaves: the parameters with these names."""
-        leaves = {name: parameters[name].detach().requires_grad_() for name in parameters if name in names}
-        with torch.enable_grad():
-            return self.forward({**parameters, **leaves}, observations), leaves
-
     def features(self, parameters: Parameters, observations: Tensor) -> Tensor:
         """Return the distribution parameters, as a user's module names no features."""
         return self.act(parameters, observations)
-
-
-def _backward(
-    outputs: Sequence[Tensor], by_outputs: Sequence[Tensor], leaves: Mapping[str, Tensor], gradient: Parameters
-) -> None:
-    """Write the gradient by every leaf; 0 for a leaf that no output depends on."""
-    parts = torch.autograd.grad(outputs, list(leaves.values()), by_outputs, materialize_grads=True)
-    for name, part in zip(leaves, parts, strict=True):
-        gradient[name].copy_(part)

@@ -140,7 +140,8 @@ def _inputs_and_actions(task: Task, policy: Policy) -> tuple[str, str]:
     if isinstance(policy, AdapterPolicy):
         return f"{policy.shape.context:,}", f"1 of {policy.shape.vocabulary:,}"
     assert isinstance(task, GymTask)
-    return str(task.observation_size), _actions(task.action)
+    size = f"{_shape(task.picture)} uint8" if task.picture else str(task.observation_size)
+    return size, _actions(task.action)
 
 
 def _actions(action: ActionSpec) -> str:

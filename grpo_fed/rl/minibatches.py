@@ -27,6 +27,8 @@ class PackedBatch:
     """Number of columns of each field, in the order of `_split`."""
     valid: np.ndarray | None
     """[K, S] bool, or None where all steps are."""
+    pictures: Tensor | None = None
+    """[K, S, D] uint8: observations that are pictures, apart from the floats; else None."""
 
     @classmethod
     def of(
@@ -39,19 +41,22 @@ class PackedBatch:
         """
         clients, steps = batch.values.shape[0], batch.values[0].numel()
         scalars = [batch.log_probs, targets.advantages, targets.returns, batch.values, targets.weights]
-        fields = [batch.observations.reshape(clients, steps, -1), batch.actions.reshape(clients, steps, -1)]
+        observations = batch.observations.reshape(clients, steps, -1)
+        pictures = observations if observations.dtype == torch.uint8 else None
+        fields = [observations] if pictures is None else [batch.rewards.new_zeros(clients, steps, 0)]
+        fields.append(batch.actions.reshape(clients, steps, -1))
         fields.extend([] if reference is None else [reference])
         fields.extend([batch.episodes.reshape(clients, steps, 1).to(batch.rewards.dtype)] if episodes else [])
         fields.append(torch.stack([scalar.reshape(clients, steps) for scalar in scalars], -1))
         parameters = 0 if reference is None else reference.shape[-1]
         sizes = (fields[0].shape[-1], fields[1].shape[-1], parameters, int(episodes), *[1] * 5)
         valid = None if bool(batch.valid.all()) else batch.valid.reshape(clients, steps).cpu().numpy()
-        return cls(torch.cat(fields, -1), sizes, valid)
+        return cls(torch.cat(fields, -1), sizes, valid, pictures)
 
     @property
     def whole(self) -> Minibatch:
         """All steps as one minibatch."""
-        return self._split(self.packed)
+        return self._split(self.packed, self.pictures)
 
     def minibatches(self, seeds: Sequence[int], numbers: np.ndarray, epochs: int, count: int) -> Iterator[Minibatch]:
         """Make `epochs` passes in `count` parts, every client's steps in an order of its own.
@@ -70,8 +75,9 @@ class PackedBatch:
             rows = self.packed.view(clients * steps, fields).index_select(0, index)
             rows = rows.view(clients, count, -1, fields)
             rows[..., -1] *= float(count) if is_step is None else torch.from_numpy(is_step * count).to(rows)
+            index = index.view(clients, count, -1)
             for part in range(count):
-                yield self._split(rows[:, part])
+                yield self._split(rows[:, part], self._pictures_at(index[:, part]))
 
     def _order(self, generators: Sequence[np.random.Generator], count: int) -> tuple[np.ndarray, np.ndarray | None]:
         """The steps of each part, [K, count, W], and a mask, 0 for padding, or None where there is none."""
@@ -90,8 +96,13 @@ class PackedBatch:
                 is_step[client, number, : len(part)] = 1.0
         return order, is_step
 
-    def _split(self, rows: Tensor) -> Minibatch:
-        observations, actions, distribution, number, *scalars = rows.split(self.sizes, -1)
+    def _pictures_at(self, index: Tensor) -> Tensor | None:
+        """Gather pictures, [K, W] of all clients' steps -> [K, W, D]; None without pictures."""
+        return None if self.pictures is None else self.pictures.flatten(0, 1)[index]
+
+    def _split(self, rows: Tensor, pictures: Tensor | None) -> Minibatch:
+        numbers, actions, distribution, number, *scalars = rows.split(self.sizes, -1)
         log_probs, advantages, returns, values, weights = (scalar.squeeze(-1) for scalar in scalars)
         episodes = number.squeeze(-1).long() if number.shape[-1] else None
+        observations = numbers if pictures is None else pictures
         return Minibatch(observations, actions, log_probs, distribution, advantages, returns, values, weights, episodes)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, repeat
 from math import nan
+from typing import Any
 
 import numpy as np
 
@@ -157,10 +158,14 @@ class Collector:
         self.scores, self.costs = np.zeros(self.envs.size), np.zeros(self.envs.size)
         self.lengths = np.zeros(self.envs.size, np.int64)
 
+    @property
+    def observation_dtype(self) -> np.dtype[Any]:
+        """The type of the observations that the policy sees."""
+        return np.dtype(np.float32) if self.observation_normaliser is not None else self.envs.observation_dtype
+
     def _buffer(self, steps: int) -> StepBuffer:
-        envs = self.envs
-        costs = envs.cost_key is not None
-        return StepBuffer.empty(steps, envs.size, envs.observation_size, self.distribution.action_size, costs)
+        such = np.zeros((self.envs.size, self.envs.observation_size), self.observation_dtype)
+        return StepBuffer.empty(steps, such, self.distribution.action_size, self.envs.cost_key is not None)
 
     def _refuse_endless(self, endless: np.ndarray, limits: np.ndarray) -> None:
         """ValueError for the first copy, if any, whose episode went on after its limit [K]; endless: [L] bool."""
@@ -278,7 +283,7 @@ class Collector:
         """The `state` of a client before its first step, with 0 for its observations."""
         copies, action = self.shape[1], self.distribution.action_size
         return {
-            "observations": np.zeros((copies, self.envs.observation_size), np.float32),
+            "observations": np.zeros((copies, self.envs.observation_size), self.observation_dtype),
             "scores": np.zeros(copies),
             "lengths": np.zeros(copies, np.int64),
             "streams": streams,

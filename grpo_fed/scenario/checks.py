@@ -111,6 +111,9 @@ def _policy_mistakes(policy: PolicySettings) -> Iterator[Mistake]:
     if policy.adapter and policy.module is not None:
         text = "a module of your own has its own first layer; leave policy.adapter out"
         yield _mistake(text, "policy.adapter", "policy.module")
+    if policy.adapter and policy.kind == "cnn":
+        text = "a network for pictures begins with its encoder; leave policy.adapter out"
+        yield _mistake(text, "policy.adapter", "policy.kind")
     for pattern, rule in policy.groups.items():
         sets: dict[str, dict[str, list[int]]] = {}
         for name, parts in rule.items() if isinstance(rule, dict) else ():

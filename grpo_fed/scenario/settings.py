@@ -53,8 +53,15 @@ class Section(BaseModel):
 class PolicySettings(Section):
     """The network of every client, and how its parameters are divided into blocks and groups."""
 
+    kind: Literal["mlp", "cnn"] = "mlp"
+    """`"mlp"`: hidden layers on flat observations. `"cnn"`: an encoder of pictures before them, which are boxes of
+    uint8 with two or three axes."""
+    encoder: Literal["nature", "impala"] = "nature"
+    """The convolutions of `kind = "cnn"`: `"nature"`, three with large steps (Mnih et al. 2015), or `"impala"`, fifteen
+    in residual blocks (1802.01561)."""
     hidden: list[Size] = [64, 64]
-    """Units of each hidden layer; with `torso = "separate"` the critic has its own layers of the same sizes."""
+    """Units of each hidden layer, behind the encoder if there is one; with `torso = "separate"` the critic has its own
+    layers of the same sizes, and an encoder of its own."""
     activation: Literal["tanh", "relu", "elu"] = "tanh"
     """Activation function of the hidden layers."""
     torso: Literal["separate", "shared"] = "separate"

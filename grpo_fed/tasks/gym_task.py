@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Self, TypeAlias, final
 
 import gymnasium
+import numpy as np
 from gymnasium import vector
 
 from grpo_fed.tasks.curriculum import Curriculum
+from grpo_fed.tasks.pictures import PictureShape, picture_shape
 from grpo_fed.tasks.task import ActionSpec, Task, TaskShape
 
 Env: TypeAlias = gymnasium.Env[Any, Any]
@@ -59,11 +61,21 @@ class GymTask(Task, EnvConfig):
         return next((task for task in reversed(self.changes) if task.since <= round), self)
 
     @property
+    def picture(self) -> PictureShape:
+        """The shape of an observation that is a picture; () for others."""
+        return picture_shape(self.observation_space)
+
+    @property
+    def observation_dtype(self) -> np.dtype[Any]:
+        """The type of a flattened observation: uint8 for a picture, float32 for others."""
+        return np.dtype(np.uint8 if self.picture else np.float32)
+
+    @property
     def shape(self) -> TaskShape:
         """The facts that determine the task's policy, with the largest step limit of the task and its changes."""
         limits = [task.episode_limit for task in (self, *self.changes)]
         limit = 0 if 0 in limits else max(limits)
-        return TaskShape(self.observation_size, self.action.kind, self.action.sizes, limit)
+        return TaskShape(self.observation_size, self.action.kind, self.action.sizes, limit, picture=self.picture)
 
     @property
     def signature(self) -> Hashable:

@@ -105,6 +105,8 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
     "own network": (
         MODULE,
         {
+            "policy.kind": "cnn",
+            "policy.encoder": "impala",
             "policy.hidden": "[9]",
             "policy.activation": "relu",
             "policy.torso": "shared",
@@ -113,6 +115,7 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
             "policy.orthogonal": "false",
         },
     ),
+    "no pictures": ([], {"policy.encoder": "impala"}),
     "no layers": (NO_LAYERS, {"policy.activation": "relu", "policy.torso": "shared"}),
     "groups of a mean": (["merge.rule=mean"], {"policy.groups": "{ '*' = 'row' }"}),
     "groups of clusters": (CLUSTERS, {"policy.groups": "{ '*' = 'row' }"}),
@@ -438,6 +441,8 @@ LANGUAGE_CASES: dict[str, tuple[list[str], dict[str, str]]] = {
     "a model in place of a network": (
         [],
         {
+            "policy.kind": "cnn",
+            "policy.encoder": "impala",
             "policy.hidden": "[9]",
             "policy.activation": "relu",
             "policy.torso": "shared",

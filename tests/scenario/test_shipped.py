@@ -18,6 +18,7 @@ BLOCKS = {"adapter", "torso", "actor", "critic", "log_std"}
 MODELS = ("reasoning", "smollm")
 SMALLER = {
     "lunar": ["steps=2048", "rollout.horizon=128", "objective.minibatches=8"],
+    "catch": ["steps=128", "rollout.num_envs=2", "rollout.episode_limit=40"],
     "newcomers": ["evaluate.adapt=2"],
     "thousand": ["clients.cart.count=30"],
 }

@@ -142,7 +142,7 @@ def test_a_clients_settings_replace_those_of_the_scenario():
 def test_a_task_has_the_sizes_of_its_spaces(env: str, size: int, action: ActionSpec):
     task = make_task(env)
     assert (task.observation_size, task.action) == (size, action)
-    assert task.signature == (size, action.kind, action.sizes)
+    assert task.signature == (size, action.kind, action.sizes, *task.picture)
 
 
 def test_an_action_has_an_entry_for_each_choice_or_number():

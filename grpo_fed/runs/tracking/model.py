@@ -17,7 +17,7 @@ from grpo_fed.runs.policies import LoadedPolicy, load_network
 
 @final
 class Predictor(nn.Module):
-    """Computes the likeliest actions [B, ...] for observations [B, D] float32 as the environment gives them, but flat.
+    """Computes the likeliest actions [B, ...] for observations [B, D] as the environment gives them, but flat.
 
     It consists of operations that `torch.export` supports, so that it can be saved and loaded without our code.
     """
@@ -72,7 +72,7 @@ class Predictor(nn.Module):
     def _outputs(self, inputs: Tensor) -> Tensor:
         """Compute the parameters of the action distribution, [B, D] -> [B, M]."""
         if self.module is not None:
-            outputs: Tensor = self.module(inputs)[0]
+            outputs: Tensor = self.module(inputs.float())[0]
             return outputs
         parameters = {name: self.get_parameter(attribute) for name, attribute in self.names.items()}
         return self.policy.act(parameters, inputs[None])[0]
@@ -99,7 +99,8 @@ def export_policy(folder: Path, client: str, path: Path) -> None:
 
     saved = load_network(folder, client)
     policy = Predictor(saved).eval()
-    example = torch.zeros(2, saved.task.observation_size)  # the export would fix a batch size of 1
+    pixels = torch.uint8 if saved.task.picture else torch.float32
+    example = torch.zeros(2, saved.task.observation_size, dtype=pixels)  # the export would fix a batch size of 1
     with torch.no_grad():
         signature = infer_signature(example.numpy(), policy(example).numpy())
     mlflow.pytorch.save_model(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from grpo_fed.tasks.families.acrobot import Acrobot
 from grpo_fed.tasks.families.base import Family
 from grpo_fed.tasks.families.cartpole import CartPole
+from grpo_fed.tasks.families.catch import Catch
 from grpo_fed.tasks.families.mountain_car import MountainCar, MountainCarContinuous
 from grpo_fed.tasks.families.pendulum import Pendulum
 from grpo_fed.tasks.families.point_mass import PointMass
@@ -18,4 +19,5 @@ FAMILIES: dict[str, type[Family]] = {
     "grpo_fed/MountainCarContinuous-v0": MountainCarContinuous,
     "grpo_fed/PointMass-v0": PointMass,
     "grpo_fed/RandomMDP-v0": RandomMDP,
+    "grpo_fed/Catch-v0": Catch,
 }
