@@ -50,7 +50,7 @@ ALWAYS_USED = {
     *("name", "description", "method", "rounds", "steps", "seed", "device"),
     *("round.mode", "round.deadline", "round.patience", "evaluate.episodes", "evaluate.adapt", "checkpoint.every"),
     # whatever else is given, these are part of what is learned
-    *("policy.module", "policy.kind", "policy.blocks", "policy.shared", "policy.freeze"),
+    *("policy.module", "policy.blocks", "policy.shared", "policy.freeze"),
     *("rollout.num_envs", "normalise.observations", "normalise.rewards"),
     *("objective.preset", "objective.advantage", "objective.surrogate", "objective.step"),
     *("objective.normalise_advantages", "objective.average", "objective.entropy_target"),
