@@ -9,6 +9,7 @@
     base.py           Policy, the interface of any kind, and StackedPolicy, what the stacked learner trains
     actor_critic.py   our network, with its gradient written out
     cnn.py            our network for pictures
+    recurrent.py      our network with a memory, a GRU or an LSTM
     encoders.py       the convolutions that it begins with
     layers.py         layers of stacked networks, and first values of parameters
     autograd.py       AutogradPolicy, what follows from a network by autograd

@@ -13,7 +13,7 @@ from grpo_fed.policy.base import Parameters, PolicyOutput
 from grpo_fed.policy.blocks import Layout
 from grpo_fed.policy.distributions import Distribution
 from grpo_fed.policy.encoders import ENCODERS, scale_pictures
-from grpo_fed.policy.layers import apply_heads, apply_linear, initial_tensor
+from grpo_fed.policy.layers import apply_heads, apply_linear, initial_tensor, linear_shapes
 from grpo_fed.scenario.settings import PolicySettings
 from grpo_fed.tasks.pictures import PictureShape, channels_height_width, has_channels_first
 
@@ -48,15 +48,15 @@ class CnnPolicy(AutogradPolicy):
             yield from ((f"{chain}.{name}", shape) for name, shape in self.encoder.shapes())
             inputs = self.encoder.features
             for number, units in enumerate(self.settings.hidden, self.encoder.layers):
-                yield from _linear_shapes(f"{chain}.{number}", inputs, units)
+                yield from linear_shapes(f"{chain}.{number}", inputs, units)
                 inputs = units
             if chain == "torso":
                 continuous, distribution = self.distribution.continuous, self.distribution
                 outputs = distribution.action_size if continuous else distribution.parameter_size
-                yield from _linear_shapes("actor", width, outputs)
+                yield from linear_shapes("actor", width, outputs)
                 if continuous:
                     yield "actor.log_std", (outputs,)
-        yield from _linear_shapes("critic.head", width, 1)
+        yield from linear_shapes("critic.head", width, 1)
 
     def initial(self, seed: int) -> Tensor:
         settings = self.settings
@@ -99,8 +99,3 @@ class CnnPolicy(AutogradPolicy):
         for number in range(self.encoder.layers, self.encoder.layers + len(self.settings.hidden)):
             hidden = self.activation.forward(apply_linear(parameters, f"{chain}.{number}", hidden))
         return hidden
-
-
-def _linear_shapes(name: str, inputs: int, outputs: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{name}.weight", (outputs, inputs)
-    yield f"{name}.bias", (outputs,)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 
 import torch
@@ -64,7 +64,7 @@ def initial_tensor(
     value = torch.empty(tuple(shapes[name]))
     if name == "actor.log_std":
         return value.fill_(log_std)
-    generator = torch.Generator().manual_seed(seed ^ zlib.crc32(f"{name}{tuple(value.shape)}".encode()))
+    generator = parameter_generator(name, shapes[name], seed)
     is_weight = name.endswith("weight")
     if orthogonal:
         gain = GAINS.get(name, 2**0.5)
@@ -72,3 +72,14 @@ def initial_tensor(
     weight = shapes[name] if is_weight else shapes[name.removesuffix("bias") + "weight"]
     bound = prod(weight[1:]) ** -0.5
     return nn.init.uniform_(value, -bound, bound, generator=generator)
+
+
+def parameter_generator(name: str, shape: Sequence[int], seed: int) -> torch.Generator:
+    """Make the generator of a tensor's first values, which depends on the seed, the name and the shape."""
+    return torch.Generator().manual_seed(seed ^ zlib.crc32(f"{name}{tuple(shape)}".encode()))
+
+
+def linear_shapes(name: str, inputs: int, outputs: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """List the names and shapes of a linear layer's parameters; weights are [out, in]."""
+    yield f"{name}.weight", (outputs, inputs)
+    yield f"{name}.bias", (outputs,)

@@ -11,6 +11,7 @@ from grpo_fed.policy.distributions import Categorical, Distribution, Gaussian, M
 from grpo_fed.policy.language.adapters import AdapterPolicy
 from grpo_fed.policy.language.base import read_base_facts
 from grpo_fed.policy.language.shape import ModelShape
+from grpo_fed.policy.recurrent import RecurrentPolicy
 from grpo_fed.policy.user_module import UserModulePolicy, import_module_class
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import PolicySettings
@@ -88,6 +89,8 @@ def _make_network(shape: TaskShape, distribution: Distribution, settings: Policy
             f'observations are pictures, {" x ".join(map(str, shape.picture))} of uint8: set policy.kind = "cnn", or'
             ' make them flat by wrappers = ["gymnasium.wrappers:FlattenObservation"]'
         )
+    if settings.memory != "none":
+        return RecurrentPolicy(shape.observation_size, distribution, settings)
     return ActorCritic(shape.observation_size, distribution, settings)
 
 

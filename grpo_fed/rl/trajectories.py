@@ -75,6 +75,8 @@ class StepBuffer:
     valid: np.ndarray
     finals: list[np.ndarray]
     """[L, D] for each step: the raw observations that it led to, also at the end of an episode."""
+    memories: list[np.ndarray]
+    """[K, N, H] for each step: what the policies remember after it."""
     costs: np.ndarray | None
     """What the actions cost; None where no cost is read."""
 
@@ -95,10 +97,12 @@ class StepBuffer:
             truncated=np.empty(shape, bool),
             valid=np.empty(shape, bool),
             finals=[],
+            memories=[],
             costs=np.empty(shape) if costs else None,
         )
 
-    def write(self, t: int, observations: np.ndarray, actions: np.ndarray, step: EnvStep) -> None:
+    def write(self, t: int, observations: np.ndarray, actions: np.ndarray, step: EnvStep, memory: np.ndarray) -> None:
+        """Write a step of all copies. memory: [K, N, H], after it."""
         self.observations[t] = observations.reshape(actions.shape[0], -1)
         self.actions[t] = actions
         self.rewards[t] = step.rewards
@@ -106,6 +110,7 @@ class StepBuffer:
         self.truncated[t] = step.truncated
         self.valid[t] = step.valid
         self.finals.append(step.final_observations)
+        self.memories.append(memory)
         if self.costs is not None:
             self.costs[t] = step.costs
 

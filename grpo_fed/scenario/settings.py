@@ -59,6 +59,11 @@ class PolicySettings(Section):
     encoder: Literal["nature", "impala"] = "nature"
     """The convolutions of `kind = "cnn"`: `"nature"`, three with large steps (Mnih et al. 2015), or `"impala"`, fifteen
     in residual blocks (1802.01561)."""
+    memory: Literal["none", "gru", "lstm"] = "none"
+    """A cell behind the hidden layers that remembers what was seen in an episode, with `kind = "mlp"`; the critic has
+    one of its own with `torso = "separate"`. Minibatches are whole sequences then, one of each copy of the task."""
+    units: Size = 64
+    """Units of the cell of `memory`."""
     hidden: list[Size] = [64, 64]
     """Units of each hidden layer, behind the encoder if there is one; with `torso = "separate"` the critic has its own
     layers of the same sizes, and an encoder of its own."""

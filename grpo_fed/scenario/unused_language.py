@@ -34,7 +34,18 @@ WITH_PROMPTS_ALONE = (
     Unused(
         tuple(
             f"policy.{key}"
-            for key in ("kind", "encoder", "hidden", "activation", "torso", "squash", "log_std", "orthogonal")
+            for key in (
+                "kind",
+                "encoder",
+                "memory",
+                "units",
+                "hidden",
+                "activation",
+                "torso",
+                "squash",
+                "log_std",
+                "orthogonal",
+            )
         ),
         _has_prompts_alone,
         "all clients have prompts, and their policy is the model of [language]",

@@ -37,7 +37,8 @@ def _has_no_layers(scenario: Scenario) -> bool:
 
 
 def _has_no_torso(scenario: Scenario) -> bool:
-    return _has_no_layers(scenario) and scenario.policy.kind == "mlp"
+    policy = scenario.policy
+    return _has_no_layers(scenario) and policy.kind == "mlp" and policy.memory == "none"
 
 
 def _has_no_critic(scenario: Scenario) -> bool:
@@ -152,11 +153,15 @@ def _rule_rows() -> Iterator[Unused]:
 UNUSED: tuple[Unused, ...] = (
     # policy
     Unused(
-        _keys_of("policy", ("kind", "encoder", "hidden", "activation", "torso", "adapter", "log_std", "orthogonal")),
+        _keys_of(
+            "policy",
+            ("kind", "encoder", "memory", "units", "hidden", "activation", "torso", "adapter", "log_std", "orthogonal"),
+        ),
         _has_own_network,
         "policy.module is a network of your own, with its own layers and first parameters",
     ),
     Unused(("policy.encoder",), lambda scenario: scenario.policy.kind != "cnn", 'policy.kind is "{0.policy.kind}"'),
+    Unused(("policy.units",), lambda scenario: scenario.policy.memory == "none", 'policy.memory is "none"'),
     Unused(("policy.activation",), _has_no_layers, "policy.hidden = [] leaves no hidden layer"),
     Unused(
         ("policy.torso",),

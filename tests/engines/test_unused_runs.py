@@ -107,6 +107,8 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
         {
             "policy.kind": "cnn",
             "policy.encoder": "impala",
+            "policy.memory": "gru",
+            "policy.units": "9",
             "policy.hidden": "[9]",
             "policy.activation": "relu",
             "policy.torso": "shared",
@@ -116,6 +118,7 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
         },
     ),
     "no pictures": ([], {"policy.encoder": "impala"}),
+    "no memory": ([], {"policy.units": "9"}),
     "no layers": (NO_LAYERS, {"policy.activation": "relu", "policy.torso": "shared"}),
     "groups of a mean": (["merge.rule=mean"], {"policy.groups": "{ '*' = 'row' }"}),
     "groups of clusters": (CLUSTERS, {"policy.groups": "{ '*' = 'row' }"}),
@@ -443,6 +446,8 @@ LANGUAGE_CASES: dict[str, tuple[list[str], dict[str, str]]] = {
         {
             "policy.kind": "cnn",
             "policy.encoder": "impala",
+            "policy.memory": "gru",
+            "policy.units": "9",
             "policy.hidden": "[9]",
             "policy.activation": "relu",
             "policy.torso": "shared",

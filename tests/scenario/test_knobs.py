@@ -107,6 +107,8 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "steps": (DEFAULT, "128"),
     "seed": (DEFAULT, "1"),
     "policy.encoder": (["policy.kind=cnn", "clients.0.env=grpo_fed/Catch-v0"], "impala"),
+    "policy.memory": (DEFAULT, "gru"),
+    "policy.units": (["policy.memory=lstm"], "5"),
     "policy.hidden": (DEFAULT, "[5]"),
     "policy.activation": (DEFAULT, "relu"),
     "policy.torso": (DEFAULT, "shared"),

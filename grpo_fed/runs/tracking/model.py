@@ -98,6 +98,8 @@ def export_policy(folder: Path, client: str, path: Path) -> None:
     from mlflow.models import infer_signature
 
     saved = load_network(folder, client)
+    if saved.policy.memory_size:
+        raise ValueError("a policy with memory is no function of an observation; use grpo_fed.load_policy")
     policy = Predictor(saved).eval()
     pixels = torch.uint8 if saved.task.picture else torch.float32
     example = torch.zeros(2, saved.task.observation_size, dtype=pixels)  # the export would fix a batch size of 1

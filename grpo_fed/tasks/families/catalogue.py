@@ -10,6 +10,7 @@ from grpo_fed.tasks.families.mountain_car import MountainCar, MountainCarContinu
 from grpo_fed.tasks.families.pendulum import Pendulum
 from grpo_fed.tasks.families.point_mass import PointMass
 from grpo_fed.tasks.families.random_mdp import RandomMDP
+from grpo_fed.tasks.families.recall import Recall
 
 FAMILIES: dict[str, type[Family]] = {
     "grpo_fed/CartPole-v1": CartPole,
@@ -20,4 +21,5 @@ FAMILIES: dict[str, type[Family]] = {
     "grpo_fed/PointMass-v0": PointMass,
     "grpo_fed/RandomMDP-v0": RandomMDP,
     "grpo_fed/Catch-v0": Catch,
+    "grpo_fed/Recall-v0": Recall,
 }
