@@ -14,6 +14,7 @@
     layers.py         layers of stacked networks, and first values of parameters
     autograd.py       AutogradPolicy, what follows from a network by autograd
     user_module.py    a user's own torch module
+    own_shapes.py     the shapes in which a module of the user's sees observations
     distributions/    action distributions: choices and Gaussians
     activations.py    activation functions and their gradients
     make.py           makes the policy that fits a task

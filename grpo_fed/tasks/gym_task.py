@@ -7,7 +7,7 @@ round. Whatever makes environments asks for it, and nothing else has to know abo
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self, TypeAlias, final
 
 import gymnasium
@@ -24,17 +24,31 @@ Space: TypeAlias = gymnasium.Space[Any]
 
 
 @dataclass(frozen=True)
+class EnvWrapper:
+    """A wrapper that is put around an environment."""
+
+    path: str
+    """Its import path."""
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments that it is called with, behind the environment."""
+
+    def __str__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.kwargs.items())
+        return f"{self.path}({arguments})" if arguments else self.path
+
+
+@dataclass(frozen=True)
 class EnvConfig:
     """What it takes to make a client's environment."""
 
     client: str
     """The client's name."""
     env: str
-    """A gymnasium id, or `module:EnvId`."""
+    """A gymnasium id, `module:EnvId`, or `module:function`."""
     kwargs: Mapping[str, Any]
     """Arguments of the environment."""
-    wrappers: tuple[str, ...]
-    """Import paths of the wrappers, innermost first."""
+    wrappers: tuple[EnvWrapper, ...]
+    """The wrappers, innermost first."""
     episode_limit: int
     """Steps after which the task itself truncates an episode; 0 for never."""
 

@@ -71,8 +71,8 @@ class Predictor(nn.Module):
 
     def _outputs(self, inputs: Tensor) -> Tensor:
         """Compute the parameters of the action distribution, [B, D] -> [B, M]."""
-        if self.module is not None:
-            outputs: Tensor = self.module(inputs.float())[0]
+        if self.module is not None and isinstance(self.policy, UserModulePolicy):
+            outputs: Tensor = self.module(self.policy.in_own_shape(inputs))[0]
             return outputs
         parameters = {name: self.get_parameter(attribute) for name, attribute in self.names.items()}
         return self.policy.act(parameters, inputs[None])[0]
