@@ -90,8 +90,8 @@ class CnnPolicy(AutogradPolicy):
         channels, height, width = self.sizes
         scaled = scale_pictures(observations)
         if len(self.picture) == 2 or has_channels_first(self.picture):
-            return scaled.unflatten(-1, (channels, height, width))
-        return scaled.unflatten(-1, (height, width, channels)).movedim(-1, 2)
+            return scaled.view(*scaled.shape[:-1], channels, height, width)
+        return scaled.view(*scaled.shape[:-1], height, width, channels).movedim(-1, 2)
 
     def _hidden(self, parameters: Parameters, chain: str, pictures: Tensor) -> Tensor:
         """Compute the last hidden layer of a chain, [K, B, C, H, W] -> [K, B, F]."""

@@ -43,7 +43,7 @@ def convolve_together(pictures: Tensor, weight: Tensor, bias: Tensor, stride: in
     """
     together = pictures.transpose(0, 1).flatten(1, 2)
     output = conv2d(together, weight.flatten(0, 1), bias.flatten(), stride, padding, groups=len(pictures))
-    return output.unflatten(1, (len(pictures), -1)).transpose(0, 1)
+    return output.view(len(output), len(pictures), -1, *output.shape[2:]).transpose(0, 1)
 
 
 def apply_heads(parameters: Parameters, features: Tensor, distribution: Distribution) -> Tensor:

@@ -20,7 +20,7 @@ def unflatten_observations(space: Space[Any], flat: Tensor) -> Shaped:
     choices stay vectors with a 1 at what was chosen.
     """
     if isinstance(space, spaces.Box | spaces.MultiBinary):
-        return flat.unflatten(-1, space.shape) if space.shape else flat.squeeze(-1)
+        return flat.reshape(*flat.shape[:-1], *space.shape)
     if isinstance(space, spaces.Dict):
         parts = flat.split([flatdim(part) for part in space.values()], -1)
         return {name: unflatten_observations(space[name], part) for name, part in zip(space, parts, strict=True)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ class Actor:
         self.memory = np.zeros((len(parameters), 0, policy.memory_size), np.float32)
         """[K, N, H]: what the policies remember after the last call; [K, 0, H] before the first."""
         self.views, self.device = policy.layout.views(parameters), parameters.device
+        self.act: Callable[[np.ndarray], np.ndarray]
         if isinstance(policy, RecurrentPolicy):
             self.act = self._remember
         elif parameters.device.type == "cpu":
