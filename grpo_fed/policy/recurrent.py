@@ -11,7 +11,7 @@ K clients, B steps, W sequences of T steps, D entries of an observation, H of a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import final
 
 import torch
@@ -96,43 +96,47 @@ class RecurrentPolicy(AutogradPolicy):
         return apply_heads(parameters, self.features(parameters, observations), self.distribution)
 
     def forward(self, parameters: Parameters, observations: Tensor) -> PolicyOutput:
-        features, _ = self._run(parameters, "torso", observations)
-        last = self._run(parameters, "critic", observations)[0] if self.separate else features
-        values = apply_linear(parameters, "critic.head", last).squeeze(-1)
-        return PolicyOutput(apply_heads(parameters, features, self.distribution), values)
+        outputs, _ = self._run(parameters, self.chains, observations)
+        values = apply_linear(parameters, "critic.head", outputs[-1]).squeeze(-1)
+        return PolicyOutput(apply_heads(parameters, outputs[0], self.distribution), values)
 
     def features(self, parameters: Parameters, observations: Tensor) -> Tensor:
-        return self._run(parameters, "torso", observations)[0]
+        return self._run(parameters, self.chains[:1], observations)[0][0]
 
     def act_and_remember(self, parameters: Parameters, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Compute distribution parameters [K, B, M] and the memories [K, B, H] after single steps."""
-        runs = [self._run(parameters, chain, observations) for chain in self.chains]
-        return apply_heads(parameters, runs[0][0], self.distribution), torch.cat([memory for _, memory in runs], -1)
+        outputs, memories = self._run(parameters, self.chains, observations)
+        return apply_heads(parameters, outputs[0], self.distribution), torch.cat(memories, -1)
 
-    def _run(self, parameters: Parameters, chain: str, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def _run(self, parameters: Parameters, chains: Sequence[str], inputs: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Go through steps [K, B, D + H + 1], or through sequences [K, W, T, D + H + 1].
 
-        Returns the cell's outputs, [K, B or W * T, U], and the memories after the last steps, [K, B or W, H of a cell].
+        The cells of both chains take their steps together, as if they were those of twice as many clients. Returns for
+        each chain the cell's outputs, [K, B or W * T, U], and the memories after the last steps, [K, B or W, ...].
         """
         sequences = inputs if inputs.ndim == 4 else inputs.unsqueeze(2)
         _, count, steps, _ = sequences.shape
-        hidden = sequences[..., : self.observation_size].flatten(1, 2)
-        for name in self._layers(chain):
-            hidden = self.activation.forward(apply_linear(parameters, name, hidden))
-        weight, bias = parameters[f"{chain}.memory.weight_ih"], parameters[f"{chain}.memory.bias_ih"]
-        driven = torch.baddbmm(bias.unsqueeze(1), hidden, weight.transpose(1, 2)).unflatten(1, (count, steps))
-        first = self.observation_size + self.chains.index(chain) * self.memory_of_cell
-        memory = sequences[:, :, 0, first : first + self.memory_of_cell]
-        weight, bias = parameters[f"{chain}.memory.weight_hh"].transpose(1, 2), parameters[f"{chain}.memory.bias_hh"]
-        begins = sequences[..., -1:]
+        driven, memories = [], []
+        for chain in chains:
+            hidden = sequences[..., : self.observation_size].flatten(1, 2)
+            for name in self._layers(chain):
+                hidden = self.activation.forward(apply_linear(parameters, name, hidden))
+            weight, bias = parameters[f"{chain}.memory.weight_ih"], parameters[f"{chain}.memory.bias_ih"]
+            driven.append(torch.baddbmm(bias.unsqueeze(1), hidden, weight.transpose(1, 2)))
+            first = self.observation_size + self.chains.index(chain) * self.memory_of_cell
+            memories.append(sequences[:, :, 0, first : first + self.memory_of_cell])
+        by_step = torch.cat(driven).unflatten(1, (count, steps)).unbind(2)
+        goes_on = (1 - sequences[..., -1:]).repeat(len(chains), 1, 1, 1).unbind(2)
+        weight = torch.cat([parameters[f"{chain}.memory.weight_hh"] for chain in chains]).transpose(1, 2)
+        bias = torch.cat([parameters[f"{chain}.memory.bias_hh"] for chain in chains]).unsqueeze(1)
+        memory = torch.cat(memories)
         advance = _advance_gru if self.kind == "gru" else _advance_lstm
         outputs = []
-        for t in range(steps):
-            if t:
-                memory = memory * (1 - begins[:, :, t])
-            memory = advance(driven[:, :, t], memory, weight, bias.unsqueeze(1))
-            outputs.append(memory[..., : self.settings.units])
-        return torch.stack(outputs, 2).flatten(1, 2), memory
+        for t, driven_now in enumerate(by_step):
+            memory = advance(driven_now, memory * goes_on[t] if t else memory, weight, bias)
+            outputs.append(memory)
+        through = torch.stack(outputs, 2)[..., : self.settings.units].flatten(1, 2)
+        return list(through.chunk(len(chains))), list(memory.chunk(len(chains)))
 
     def _layers(self, chain: str) -> list[str]:
         """List the names of the layers before a chain's cell."""
@@ -145,11 +149,11 @@ def _advance_gru(driven: Tensor, memory: Tensor, weight: Tensor, bias: Tensor) -
 
     weight: [K, U, 3 U]. bias: [K, 1, 3 U].
     """
-    reset_in, update_in, new_in = driven.chunk(3, -1)
-    reset_back, update_back, new_back = torch.baddbmm(bias, memory, weight).chunk(3, -1)
-    update = torch.sigmoid(update_in + update_back)
-    new = torch.tanh(new_in + torch.sigmoid(reset_in + reset_back) * new_back)
-    return new + update * (memory - new)
+    units = memory.shape[-1]
+    gates_in, new_in = driven.split([2 * units, units], -1)
+    gates_back, new_back = torch.baddbmm(bias, memory, weight).split([2 * units, units], -1)
+    reset, update = torch.sigmoid(gates_in + gates_back).chunk(2, -1)
+    return torch.lerp(torch.tanh(torch.addcmul(new_in, reset, new_back)), memory, update)
 
 
 def _advance_lstm(driven: Tensor, memory: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -158,6 +162,6 @@ def _advance_lstm(driven: Tensor, memory: Tensor, weight: Tensor, bias: Tensor) 
     memory: outputs and inner states. weight: [K, U, 4 U]. bias: [K, 1, 4 U].
     """
     output, inner = memory.chunk(2, -1)
-    into, forget, new, out = (driven + torch.baddbmm(bias, output, weight)).chunk(4, -1)
-    inner = torch.sigmoid(forget) * inner + torch.sigmoid(into) * torch.tanh(new)
+    into, forget, new, out = torch.baddbmm(driven + bias, output, weight).chunk(4, -1)
+    inner = torch.addcmul(torch.sigmoid(forget) * inner, torch.sigmoid(into), torch.tanh(new))
     return torch.cat([torch.sigmoid(out) * torch.tanh(inner), inner], -1)
