@@ -130,8 +130,7 @@ class StackedLearner(Learner):
         counts = np.zeros((len(tasks), 3), np.int64)
         self.steps_done, self.updates_done, self.steps_due = counts.T
         """[K] each: a batch may take a client beyond the steps that are due, and the next round has less to do then."""
-        none = np.zeros((0, self.policy.input_size), self.collector.observation_dtype)
-        self.measurement_states = [none] * len(tasks)
+        self.measurement_states = [np.zeros((0, self.policy.input_size), self.collector.observation_dtype)] * len(tasks)
         """For each client observations of its last batch, [n, D] as its policy saw them, to measure server steps on."""
         self._state_arrays: Mapping[str, Rows] = {
             "parameters": self.parameters,
