@@ -77,6 +77,8 @@ class ClientRecord:
     """Mean return of its evaluation episodes after the round; None if it was not evaluated."""
     kl: float | None = None
     """KL of the server's step on this client's own states; None if it did not measure it."""
+    last_kl: Mapping[str, float] = field(default_factory=dict)
+    """KL of the last round's step on these, as `ServerRecord.last_kl`."""
     departed: tuple[str, ...] = ()
     """The shared parameter groups that it has left, in order."""
     clusters: Mapping[str, int] = field(default_factory=dict)
@@ -363,6 +365,7 @@ def _client_line(record: ClientRecord, metrics: Mapping[str, float | None]) -> d
         {RHO_BY_GROUP: {name: _short(rho) for name, rho in record.rho_by_group.items()}} if record.rho_by_group else {}
     )
     line |= {"kl/joint": _finite(record.kl)} if record.kl is not None else {}
+    line |= {f"last_kl/{name}": _finite(kl) for name, kl in record.last_kl.items()}
     return line | ({"failure": record.failure.kind} if record.failure is not None else {})
 
 
