@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import signal
 import subprocess
 import sys
@@ -148,6 +147,4 @@ def test_a_guarded_command_ends_with_the_process_that_started_it():
         assert process.stdout.readline() == b"1\n"
         process.stdin.close()
         assert process.stdout.read() == b""  # the innermost process, which holds the pipe too, has ended
-        assert process.wait(30) in (-signal.SIGKILL, -signal.SIGTERM, 0)
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+        assert process.wait(30) == -signal.SIGKILL

@@ -341,7 +341,7 @@ def test_clients_have_child_runs_of_the_federations_run(finished: Path, database
         assert database.tags(run)["mlflow.parentRunId"] == parent
         assert database.tags(run)["mlflow.runColor"] == PALETTE[k]
         assert database.params(run)["env"] == "grpo_fed/CartPole-v1"
-        assert database.keys(run) - database.keys(parent) <= {"losses/entropy"}
+        assert database.keys(run) - database.keys(parent) <= {"losses/entropy", "model/return", "model/return_before"}
     assert database.params(runs["backwards"])["kwargs.swap_actions"] == "True"
     assert database.tags(runs["backwards"])["personal_groups"] == "actor"
     assert database.tags(parent)["mlflow.note.content"].startswith("**Return 21.0**")

@@ -19,11 +19,17 @@ PATIENCE = 5.0
 
 
 def main(command: Sequence[str]) -> int:
-    """Run the command; return its exit code."""
+    """Run the command; return its exit code, if it ends by itself."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # those that it is sent to are the others of the session
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_accept_sigterm)
-    threading.Thread(target=_end_with_input, args=(process,), daemon=True).start()
-    return process.wait()
+    ending = threading.Event()
+    thread = threading.Thread(target=_end_with_input, args=(process, ending), daemon=True)
+    thread.start()
+    code = process.wait()
+    if ending.is_set():
+        thread.join()  # it ends us, too
+    os.killpg(0, signal.SIGTERM)
+    return code if code >= 0 else 128 - code
 
 
 def _accept_sigterm() -> None:
@@ -31,10 +37,11 @@ def _accept_sigterm() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _end_with_input(process: subprocess.Popen[bytes]) -> None:
+def _end_with_input(process: subprocess.Popen[bytes], ending: threading.Event) -> None:
     """Wait for the end of the input, then end the whole session."""
     while os.read(sys.stdin.fileno(), 1):
         pass
+    ending.set()
     os.killpg(0, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(PATIENCE)
