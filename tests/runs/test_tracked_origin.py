@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from grpo_fed.runs.called_as import called_as
 from grpo_fed.runs.tracking import Tracker, resolve_store
 from grpo_fed.runs.tracking.machine import MachineSampler, parse_gpus
 from grpo_fed.runs.tracking.origin import RunOrigin, find_commit, origin_tags, run_name
@@ -98,8 +99,8 @@ def test_trouble_with_a_server_is_said_in_a_phrase(tmp_path: Path, monkeypatch: 
 def test_a_tracker_says_what_comes_of_the_trouble(tmp_path: Path):
     away = Tracker.open("http://127.0.0.1:9", tmp_path / "run", scenario())
     assert away.find_trouble() == (
-        "MLflow: http://127.0.0.1:9 does not answer (connection refused); the run goes on, and what is not sent by its"
-        f" end, grpo-fed replay {tmp_path / 'run'} sends later"
+        "MLflow: http://127.0.0.1:9 does not answer (connection refused); the run goes on, and"
+        f" {called_as()} replay {tmp_path / 'run'} sends later what is left at its end"
     )
     assert Tracker.open("off", tmp_path / "run", scenario()).find_trouble() is None
     with pytest.raises(ValueError, match="--register needs a store"):

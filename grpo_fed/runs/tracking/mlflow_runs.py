@@ -24,7 +24,7 @@ from grpo_fed.policy.shared_names import CHECKPOINTS
 from grpo_fed.runs.colours import pick_colour
 from grpo_fed.runs.folder import EPISODES, FIGURES, REPORT, ROUNDS, SCENARIO, SUMMARY
 from grpo_fed.runs.markdown import escape_markdown, plain
-from grpo_fed.runs.results import RESULTS
+from grpo_fed.runs.results import ENDED, RESULTS
 from grpo_fed.runs.tracking import run_page
 from grpo_fed.runs.tracking.inputs import task_inputs
 from grpo_fed.runs.tracking.machine import MachineSample
@@ -50,7 +50,7 @@ CLIENT_NAME = "grpo_fed.client"
 """The tag with the client's name."""
 PAGE = "mlflow.note.content"
 """MLflow's tag with the text on a run's page."""
-STATUS = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
+STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 FILES = (SCENARIO, RESULTS, ROUNDS, SUMMARY, REPORT)
 FOLDERS = (FIGURES, EPISODES, CHECKPOINTS)
 MAX_FOLDER_BYTES = 200_000_000
@@ -284,7 +284,7 @@ class MlflowRuns:
             sender = ModelSender(self.client, self.spool, self.sent, self.begin["scenario"], register)
             sender.send(results, rounds, record.time)
         self._for_each_run(lambda run: self.client.set_terminated(run, STATUS[status], record.time))
-        self.sent.done = status == "finished"
+        self.sent.done = status in ENDED
 
     def _send_files(self, document: Mapping[str, Any] | None) -> None:
         """Send the files of the run's folder, and tables: of examples, and of the clients if they have no runs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -11,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, final
 
+from grpo_fed.runs.called_as import called_as
 from grpo_fed.runs.folder import refuse_all_links
-from grpo_fed.runs.results import Status
+from grpo_fed.runs.results import ENDED, Status
 from grpo_fed.runs.tracking.origin import RunOrigin, origin_tags, run_name
 from grpo_fed.runs.tracking.probe import find_trouble
 from grpo_fed.runs.tracking.spool import SendState, Spool
@@ -104,7 +106,7 @@ class Tracker:
         """A server's address or a command that shows the run once it has begun; empty with tracking off."""
         if self.store is None:
             return ""
-        return self.store.page or f"grpo-fed ui {self.spool.folder.parent}"
+        return self.store.page or f"{called_as()} ui {shlex.quote(str(self.spool.folder.parent))}"
 
     def find_trouble(self) -> str | None:
         """Say in a line why the store does not take records now, if it is a server; None if it does."""
@@ -112,10 +114,8 @@ class Tracker:
         if trouble is None:
             return None
         assert self.store is not None
-        return (
-            f"MLflow: {self.store.uri} {trouble}; the run goes on, and what is not sent by its end, grpo-fed replay"
-            f" {self.spool.folder.parent} sends later"
-        )
+        command = f"{called_as()} replay {shlex.quote(str(self.spool.folder.parent))}"
+        return f"MLflow: {self.store.uri} {trouble}; the run goes on, and {command} sends later what is left at its end"
 
     def round(self, line: Mapping[str, Any]) -> None:
         """Track a round. line: as in `rounds.jsonl`; round 0 too, if there is one."""
@@ -138,12 +138,8 @@ class Tracker:
             return
         try:
             self._begin()
-            content = {
-                "status": status,
-                "document": document,
-                "models": self.models,
-                "register": self.origin.register and status == "finished",
-            }
+            content = {"status": status, "document": document, "models": self.models and status in ENDED}
+            content["register"] = self.origin.register
             self.spool.append("end", content)
         except (OSError, ValueError, TypeError) as error:
             self.trouble = f"the end of the run is not tracked: {error}"
@@ -154,9 +150,10 @@ class Tracker:
                 self._writer.wait()
             if self.spool.has_unsent:
                 before = "" if self.trouble is None else f"{self.trouble}; "
+                command = f"{called_as()} replay {shlex.quote(str(self.spool.folder.parent))}"
                 self.trouble = (
-                    f"{before}{self.store.uri} did not take all records; the rest is in {self.spool.path}, and grpo-fed"
-                    f" replay {self.spool.folder.parent} sends it ({self.spool.log} has the errors)"
+                    f"{before}{self.store.uri} did not take all records; the rest is in {self.spool.path}, and"
+                    f" {command} sends it ({self.spool.log} has the errors)"
                 )
 
     def _begin(self) -> None:
