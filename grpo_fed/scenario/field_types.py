@@ -131,11 +131,11 @@ CallbackEntry = Annotated[
 """The import path of a callback's class, alone or with the arguments that it is made with."""
 Indices = Annotated[list[Annotated[int, Ge(0)]], MinLen(1)]
 GroupRule = Annotated[
-    Annotated[Literal["block", "tensor", "row", "column"], Tag("kind")]
+    Annotated[Literal["block", "tensor", "row", "column", "learned"], Tag("kind")]
     | Annotated[dict[str, dict[Annotated[str, AfterValidator(_index_set)], Indices]], Tag("sets")],
     Discriminator(
         _group_kind,
         custom_error_type="group_rule",
-        custom_error_message='must be one of "block" "tensor" "row" "column", or a table of index sets',
+        custom_error_message='must be one of "block" "tensor" "row" "column" "learned", or a table of index sets',
     ),
 ]
