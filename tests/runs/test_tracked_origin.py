@@ -17,7 +17,7 @@ import pytest
 
 from grpo_fed.runs.called_as import called_as
 from grpo_fed.runs.tracking import Tracker, resolve_store
-from grpo_fed.runs.tracking.machine import MachineSampler, parse_gpus
+from grpo_fed.runs.tracking.machine import MachineSampler, read_gpu_lines
 from grpo_fed.runs.tracking.origin import RunOrigin, find_commit, origin_tags, run_name
 from grpo_fed.runs.tracking.probe import find_trouble
 from tests.support.tracking_runs import scenario
@@ -111,7 +111,7 @@ def test_a_tracker_says_what_comes_of_the_trouble(tmp_path: Path):
 
 
 def test_each_gpu_has_its_use_and_its_memory():
-    assert parse_gpus("37, 1000, 80000\n[N/A], 5, 10\n0, 0, 80000\n") == {
+    assert read_gpu_lines("37, 1000, 80000\n[N/A], 5, 10\n0, 0, 80000\n") == {
         "system/gpu_0_utilization_percentage": 37.0,
         "system/gpu_0_memory_usage_megabytes": pytest.approx(1048.576),
         "system/gpu_0_memory_usage_percentage": 1.25,

@@ -94,10 +94,10 @@ def gpu_values() -> dict[str, float]:
         )
     except (OSError, subprocess.SubprocessError):
         return {}
-    return parse_gpus(done.stdout)
+    return read_gpu_lines(done.stdout)
 
 
-def parse_gpus(text: str) -> dict[str, float]:
+def read_gpu_lines(text: str) -> dict[str, float]:
     """Read a line for each GPU: percent of the time that it computed, MiB of memory used and in all."""
     values = {}
     for number, line in enumerate(text.splitlines()):
