@@ -77,8 +77,6 @@ class ClientRecord:
     """Mean return of its evaluation episodes after the round; None if it was not evaluated."""
     kl: float | None = None
     """KL of the server's step on this client's own states; None if it did not measure it."""
-    last_kl: Mapping[str, float] = field(default_factory=dict)
-    """KL of the last round's step on these, as `ServerRecord.last_kl`."""
     departed: tuple[str, ...] = ()
     """The shared parameter groups that it has left, in order."""
     clusters: Mapping[str, int] = field(default_factory=dict)
@@ -104,6 +102,8 @@ class ClientRecord:
     """Mean return of its evaluation episodes after each of `evaluate.adapt` local updates; empty without any."""
     trains: bool = True
     """Whether it takes part in training; otherwise it counts in no metric of the whole but those of adaptation."""
+    last_kl: Mapping[str, float] = field(default_factory=dict)
+    """KL of the last round's step on its own states, as `ServerRecord.last_kl`; empty if it did not measure it."""
     logged: Mapping[str, float] = field(default_factory=dict)
     """What callbacks have logged of it, by key."""
 

@@ -335,6 +335,8 @@ def test_clients_have_child_runs_of_the_federations_run(finished: Path, database
     assert database.metric(parent, "eval/score_iqm") == [(0, 1.0), (1, 11.0), (2, 21.0)]
     assert database.metric(parent, "kl/actor") == [(0, 0.02), (1, 0.02), (2, 0.02)]
     assert {"global_step", "comm/MB_total", "task/cart", "fed/clients_ok"} <= database.keys(parent)
+    assert min(database.keys(parent)) == "achieved/evaluation_return"  # MLflow's pages sort charts by name
+    assert database.metric(parent, "achieved/training_return") == database.metric(parent, "charts/episodic_return")
     for k, client in enumerate(["cart-0", "cart-1", "backwards"]):
         run = runs[client]
         assert database.metric(run, "eval/episodic_return") == [(0, k), (1, 10 + k), (2, 20 + k)]

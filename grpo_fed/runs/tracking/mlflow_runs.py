@@ -38,6 +38,7 @@ from grpo_fed.runs.tracking.selection import (
     metric_keys,
     param_name,
     tracked_metrics,
+    with_first_charts,
 )
 from grpo_fed.runs.tracking.spool import SendState, Spool, SpoolRecord, hold_lock
 from grpo_fed.runs.tracking.store import Store, resolve_store
@@ -230,12 +231,14 @@ class MlflowRuns:
         metrics: dict[str, list[Metric]] = {}
         for record in new:
             line = record.content["line"]
-            whole = tracked_metrics(line) | (client_quantiles(line) if not self.sent.clients else {})
+            whole = with_first_charts(tracked_metrics(line)) | (client_quantiles(line) if not self.sent.clients else {})
             metrics.setdefault(self._parent, []).extend(_make_metrics(whole, record.time, line["round"]))
             for client, values in client_metrics(line):
                 if client in self.sent.clients:
                     run = self.sent.clients[client]
-                    metrics.setdefault(run, []).extend(_make_metrics(values, record.time, line["round"]))
+                    metrics.setdefault(run, []).extend(
+                        _make_metrics(with_first_charts(values), record.time, line["round"])
+                    )
         for run, points in metrics.items():
             for start in range(0, len(points), BATCH):
                 with log_if_refused(f"metrics of run {run}"):
