@@ -143,6 +143,13 @@ def test_names_of_folders_are_short_safe_and_unlike():
     assert all(len(name) < 140 and re.fullmatch(r"[\w.,=+-]+", name) for name in names)
 
 
+def test_names_in_mlflow_have_the_last_parts_of_keys_where_these_are_unlike():
+    short = SweptRun((("objective.clip", "0.1"), ("policy.hidden", "[8]")), 3, tiny(), Path("out"))
+    assert short.short_label == "clip=0.1 hidden=[8] seed=3"
+    alike = SweptRun((("merge.rule", "mean"), ("sites.rule", "mean")), 3, tiny(), Path("out"))
+    assert alike.short_label == "merge.rule=mean sites.rule=mean seed=3"
+
+
 # The table -----------------------------------------------------------------------------------------------------------
 
 
@@ -362,7 +369,10 @@ def test_the_runs_of_a_group_have_one_parent_in_mlflow(tmp_path: Path, monkeypat
         spool = Spool(folder)
         spool.folder.mkdir(parents=True)
         begin = {"run": f"run-{seed}", "scenario": "carts", "description": "", "folder": folder.name}
-        begin |= {"params": {"method": "grpo", "seed": seed, "rounds": 4}, "clients": {"cart": {"task": "cart"}}}
+        begin |= {
+            "params": {"method": "grpo", "seed": seed, "rounds": 4},
+            "clients": {"cart": {"task": "cart", "env": "CartPole-v1"}},
+        }
         spool.append("begin", {**begin, "group": asdict(group.with_label(f"seed={seed}"))})
         spool.append("round", {"line": line(given, 1)})
         runs = MlflowRuns(spool, store.uri)

@@ -77,7 +77,7 @@ def sweep(
     group = open_group(plan.out, "sweep", plan.runs[0].scenario.name) if store is not None else None
 
     def group_of(run: SweptRun) -> RunGroup | None:
-        return None if group is None else group.with_label(run.label)
+        return None if group is None else group.with_label(run.short_label)
 
     with RunPool(count_processes(workers, len(plan.runs)), plan.out / LOG) as pool:
         runs = pool.train_all(plan.runs, track, group_of, watch)

@@ -41,6 +41,14 @@ class SweptRun:
         """Its values and its seed, for people."""
         return " ".join([*(f"{key}={value}" for key, value in self.values), f"seed={self.seed}"])
 
+    @property
+    def short_label(self) -> str:
+        """The same with the last parts of the keys, where these are unlike, for MLflow's narrow columns."""
+        parts = [key.rpartition(".")[2] for key, _ in self.values]
+        keys = parts if len({*parts}) == len(parts) else [key for key, _ in self.values]
+        values = [f"{key}={value}" for key, (_, value) in zip(keys, self.values, strict=True)]
+        return " ".join([*values, f"seed={self.seed}"])
+
     def read(self) -> SweptRun:
         """Return it with what its folder says of it."""
         document = read_results(self.folder) if self.folder.is_dir() else None

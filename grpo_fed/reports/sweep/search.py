@@ -131,7 +131,7 @@ class Study:
             scores = []
             for index, run in enumerate(self._runs_of(trial)):
                 decide = self._decide(trial) if index == 0 and self._prune else None
-                named = None if group is None else group.with_label(f"trial {trial.number} {run.label}")
+                named = None if group is None else group.with_label(f"trial {trial.number} {run.short_label}")
                 ended = run.read()
                 if not ended.has_ended:
                     ended = worker.train(run, track, named, decide)
