@@ -118,8 +118,11 @@ def kill_one_after_another(folder: Path) -> None:
     assert not left_behind()
 
 
-def test_a_run_whose_app_is_killed_fails_and_goes_on_from_its_checkpoint(tmp_path: Path):
-    federation = Waiting(tmp_path, (1,), 2)
+def test_a_run_whose_app_is_killed_goes_on_from_its_checkpoint_and_an_interrupted_one_leaves_no_process(
+    tmp_path: Path, request: pytest.FixtureRequest
+):
+    """The app is killed in the second round, and the run that goes on is interrupted in the third."""
+    federation = Waiting(tmp_path, (1, 2), 3)
 
     def kill() -> None:
         federation.wait(1)
@@ -134,19 +137,11 @@ def test_a_run_whose_app_is_killed_fails_and_goes_on_from_its_checkpoint(tmp_pat
             engine.run()
         killed.result(1)
     federation.release(1)
-    with FlowerEngine.resumed(federation.out) as engine:
-        result = engine.run()
-    assert (result.status, result.rounds, result.missing) == ("finished", 2, {})
-    federation.agrees(2)
-
-
-def test_an_interrupted_run_ends_and_leaves_no_process(tmp_path: Path, request: pytest.FixtureRequest):
-    federation = Waiting(tmp_path, (1,), 2)
     ended = threading.Event()
 
     def interrupt() -> None:
         try:
-            federation.wait(1)
+            federation.wait(2)
         finally:  # else the test would wait for ever
             os.kill(os.getpid(), signal.SIGINT)
         assert ended.wait(60), "it waits for its clients"
@@ -156,11 +151,15 @@ def test_an_interrupted_run_ends_and_leaves_no_process(tmp_path: Path, request: 
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, handler))
     with ThreadPoolExecutor(1) as executor:
         interrupted = executor.submit(interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            FlowerEngine(federation.scenario, federation.out).run()
+        engine = FlowerEngine.resumed(federation.out)
+        with pytest.raises(KeyboardInterrupt), engine:
+            engine.run()
         ended.set()
         interrupted.result(1)
     assert not left_behind()
     for client in CLIENTS:
-        (pid,) = federation.processes(client, 1)
+        (pid,) = federation.processes(client, 2)
         assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text()
+    assert engine.result is not None
+    assert (engine.result.status, engine.result.rounds, engine.result.missing) == ("interrupted", 2, {})
+    federation.agrees(2)

@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from grpo_fed.runs.tracking.ui import open_pages
 from grpo_fed.runs.tracking.views import make_view_tags, make_views
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.resolve import resolve_tasks
+from tests.support.forked_writer import ForkedWriter
 from tests.support.goal_app import GoalClient, run_rounds
 from tests.support.in_memory_grid import InMemoryGrid, enter_run
 from tests.support.tracking_runs import BLOCKS, Database, document, files_with_words, line, scenario
@@ -52,6 +54,14 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Database:
     return Database(tmp_path_factory.mktemp("store") / "mlflow.db")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forked_writers() -> Iterator[None]:
+    """Import MLflow once for all writers of this process; that of the run that is killed is a command of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("grpo_fed.runs.tracking.tracker.start_writer", ForkedWriter)
+        yield
 
 
 def track_rounds(
