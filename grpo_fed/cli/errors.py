@@ -6,8 +6,9 @@ import os
 import signal
 import tempfile
 import threading
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -33,6 +34,38 @@ def stop_when_terminated() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def time_interruption() -> Iterator[Callable[[], float]]:
+    """Give a function that returns the seconds since Ctrl-C or SIGTERM; 0 if there was none.
+
+    What ends a run takes its time before the exception arrives at whoever has to know how much is left.
+    """
+    signalled: list[float] = []
+
+    def seconds() -> float:
+        return time.monotonic() - signalled[0] if signalled else 0.0
+
+    if threading.current_thread() is not threading.main_thread():
+        yield seconds
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        signalled.append(time.monotonic())
+        handler = before[signal.Signals(number)]
+        assert callable(handler), "no other is replaced"
+        handler(number, frame)
+
+    replaced = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in replaced:
+        signal.signal(number, note)
+    try:
+        yield seconds
+    finally:
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
