@@ -26,7 +26,7 @@ APART |= {(room, inside) for room in ("engines", "reports", "cli") for inside in
 """Rooms that do not import from each other."""
 LIBRARIES = {
     "flwr": {"flower", "adapters", "engines", "cli"},
-    "stable_baselines3": {"adapters.sb3"},
+    "stable_baselines3": {"adapters.sb3", "runs.sb3_export"},
     "tensordict": {"adapters.torchrl"},
     "mlflow": {"runs.tracking"},
     "matplotlib": {"reports"},

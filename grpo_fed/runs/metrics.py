@@ -93,6 +93,11 @@ TABLE = (
     Metric(
         EQUAL_GROUPS, "Share of groups of completions that were rewarded equally; they teach nothing.", reported=True
     ),
+    Metric(
+        "charts/completions_written",
+        "Completions written where groups were drawn again, with those that were replaced.",
+        reported=True,
+    ),
     Metric(CUT, "Share of completions that were cut off at `language.length`.", reported=True),
     Metric(TOKENS_PER_SECOND, "Tokens that the client wrote in a second of training.", reported=True, timed=True),
     Metric(ROLLBACKS, "Updates of the round that were taken back, by `trust.rollback`.", reported=True),

@@ -268,7 +268,8 @@ class GroupSettings(Section):
     the averages of the loss, `"skip"` leaves them out, `"redraw"` draws other prompts in their place (DAPO,
     2503.14476) and leaves out what is equal then."""
     redraws: Annotated[int, Gt(0), Le(100)] = 3
-    """How often prompts are drawn again for one batch, with `equal = "redraw"`."""
+    """How often prompts are drawn again for one batch, with `equal = "redraw"`. `steps` counts the completions that are
+    learned from; all that were written are the metric `charts/completions_written`."""
 
 
 class TrustSettings(Section):

@@ -49,6 +49,21 @@ def make_env(config: EnvConfig, render_mode: str | None = None, lean: bool = Fal
     return env
 
 
+def gives_pictures(env: str) -> bool | None:
+    """Return whether an environment says that it gives pictures; None if it does not say, or cannot be found here.
+
+    env: an id, as in a scenario. The environment is not made.
+    """
+    try:
+        spec = find_registered_spec("", env)
+        entry_point = spec.entry_point
+        creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+    except Exception:  # noqa: BLE001, the module of a user's environment may raise anything
+        return None
+    modes = getattr(creator, "metadata", {}).get("render_modes")
+    return None if modes is None else "rgb_array" in modes
+
+
 def make_vector_env(config: EnvConfig, num_envs: int, limit: int | None) -> VectorEnv:
     """Make `num_envs` copies of a client's environment as the vector environment that its id is registered with.
 

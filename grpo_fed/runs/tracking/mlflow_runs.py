@@ -352,10 +352,10 @@ def _export(folder: Path, client: str, path: Path) -> bool:
 
     Returns False for a policy that cannot be exported, as a user's own module may be; the log has the reason.
     """
-    from grpo_fed.runs.tracking.model import export_policy
+    from grpo_fed.runs.tracking.model import save_model
 
     try:
-        export_policy(folder, client, path)
+        save_model(folder, client, path)
     except Exception as error:  # noqa: BLE001, a user's module may fail in any way
         _log_left_out(f"model of {client}", error)
         return False
