@@ -176,6 +176,7 @@ def test_a_run_that_does_not_wait_survives_kills_and_an_interrupted_one_leaves_n
     assert not [pid for pid in pids if is_running(pid)]
     assert engine.result is not None
     assert (engine.result.status, engine.result.missing) == ("interrupted", {})
+    federation.release(3)  # the repeated run has the same environments
     again = replay_order(federation.out, tmp_path / "again", replace=False, watch=lambda record: None)
     assert again.merges > before
     assert again.first_difference is None
