@@ -9,6 +9,7 @@ import pytest
 
 from grpo_fed.engines.local.engine import LocalEngine
 from grpo_fed.engines.replay_order import replay_order
+from grpo_fed.engines.start import run as run_scenario
 from grpo_fed.federation.arrivals import VirtualTime
 from grpo_fed.federation.combined_answer import combine_answers
 from grpo_fed.federation.messages import EvaluationSummary, Train, Trained
@@ -18,6 +19,7 @@ from grpo_fed.runs.records import Failure, RoundRecord
 from grpo_fed.scenario.toml.source import ScenarioError
 from tests.federation.test_buffer import PACES, all_arrays, run
 from tests.support.numeric_clients import NumericTransport, numeric_federation, numeric_scenario
+from tests.support.small_language import words
 
 AT_ONCE = ('round.again="at-once"', 'proximity.mode="quadratic"')
 THREE = "clients=[{ name = 'fast', env = 'CartPole-v1' }, { name = 'mid', env = 'CartPole-v1', pace = 3 }, { name ="
@@ -140,6 +142,17 @@ def test_answers_that_are_refused_for_their_age_are_part_of_the_order(tmp_path: 
     assert all(order.failed == {} for order in orders.values())
     again = replay_order(tmp_path / "run", tmp_path / "again", replace=False, watch=lambda record: None)
     assert (again.merges, again.first_difference) == (12, None)
+
+
+def test_language_models_do_not_wait_either(tmp_path: Path):
+    changes = ("round.buffer=1.0", "clients.0.pace=3", "rounds=2", "evaluate.episodes=2", "evaluate.every=0")
+    scenario = words('round.mode="buffered"', *AT_ONCE, *changes, clients=("up", "down"))
+    result = run_scenario(scenario, tmp_path / "run", workers=0)
+    assert (result.status, result.missing) == ("finished", {})
+    assert [name for name, *_ in read_orders(tmp_path / "run")[1].came] == ["down", "down", "up"]
+    assert result.clients["down"].env_steps == 2 * result.clients["up"].env_steps
+    again = replay_order(tmp_path / "run", tmp_path / "again", replace=False, watch=lambda record: None)
+    assert (again.merges, again.first_difference) == (2, None)
 
 
 def test_clients_that_train_on_cannot_measure():
