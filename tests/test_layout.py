@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "grpo_fed"
 
-ROOMS = ["scenario", "tasks", "policy", "rl", "aggregation", "runs", "federation"]
+ROOMS = ["scenario", "tasks", "policy", "rl", "aggregation", "runs", "callbacks", "federation"]
 ROOMS += ["flower", "adapters", "engines", "reports", "cli"]
 """A module may import from its own room and from those before it."""
 APART = {("rl", "aggregation"), ("aggregation", "rl")}

@@ -27,6 +27,7 @@
     combined_answer.py  one answer of several that a client gave
     trained_round.py  TrainedRound: what clients have learned in a round
     evaluations.py    what clients scored, and which scores the server believes
+    moments.py        RunMoments: calls the callbacks
     round_merge.py    a round's merge, reply by reply
     server_step.py    a round's step, within budgets
     steering.py       the levels of clients that the server moves by their returns

@@ -90,6 +90,7 @@ class _Work:
     state: ServerState
     measures: bool
     evaluates: bool
+    rate: float
 
 
 @final
@@ -130,10 +131,19 @@ class AnswerBuffer:
         """The clients with work."""
         return frozenset(self.work.state.work)
 
-    def assign(self, merge: int, state: ServerState, reachable: Sequence[str], measures: bool, evaluates: bool) -> None:
+    def assign(
+        self,
+        merge: int,
+        state: ServerState,
+        reachable: Sequence[str],
+        measures: bool,
+        evaluates: bool,
+        rate: float = 1.0,
+    ) -> None:
         """Give work to all clients that have none and can be reached, but not to those that are held out.
 
         measures: whether clients that were in the latest merge measure its step. evaluates: whether they are evaluated.
+        rate: what they multiply their learning rates by.
         """
         held, run = self.work, state.name
         if not self._is_handed_over:
@@ -141,7 +151,7 @@ class AnswerBuffer:
             self._is_handed_over = True
         idle = [name for name in sorted({*self._clients}.intersection(reachable)) if name not in held.state.work]
         self._told = tuple(self._arrivals.choose(merge, idle))
-        self._work = _Work(merge, state, measures, evaluates)
+        self._work = _Work(merge, state, measures, evaluates, rate)
         for name in self._told:
             self._give(name, self._work)
         self._arrivals.begin({name: held.instruction(name, run, self._scenario.rounds) for name in self._told})
@@ -162,6 +172,7 @@ class AnswerBuffer:
             compare=asked.get(name, ()),
             measures=given.measures and began == version - 1 and has_answered,
             evaluates=version if given.evaluates and began != version else None,
+            rate=given.rate,
         )
         held.add(name, assignment, state.start(name, number).shared)
 

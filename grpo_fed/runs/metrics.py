@@ -30,6 +30,7 @@ COMPARISON_EPISODES = "fed/comparison_episodes"
 RHO_BY_GROUP, LEFT, RETURNED, STAYED = "rho_by_group", "left", "returned", "stayed"
 COMPARISON = "comparison"
 SITE, SITES = "site/", "sites"
+CALLBACK = "callback/"
 CURRICULUM_SIZE, CURRICULUM_SOLVED, CURRICULUM_VISITED = "curriculum/size", "curriculum/solved", "curriculum/visited"
 CURRICULUM_SCORE = "curriculum/score"
 CURRICULUM_LOW, CURRICULUM_HIGH = "curriculum_low/", "curriculum_high/"
@@ -167,6 +168,7 @@ TABLE = (
         "A metric of one site: mean returns of its clients, the KL, budgets and fractions of its own step, rho against"
         " the other sites, and the shared parameter groups that it has left.",
     ),
+    Metric(CALLBACK, "A metric that a callback logs, under this prefix and its name."),
     Metric("clusters/", "How many clusters of clients the block is merged in."),
     Metric("cluster/", "The cluster that the client's block is merged in; 0 is the one with the greatest weight."),
 )

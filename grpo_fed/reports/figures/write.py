@@ -7,6 +7,7 @@ from pathlib import Path
 
 from grpo_fed.reports.charts import Drawing
 from grpo_fed.reports.figures.adaptation import draw_adaptation
+from grpo_fed.reports.figures.callbacks import draw_callbacks
 from grpo_fed.reports.figures.completions import draw_completions
 from grpo_fed.reports.figures.constraints import draw_costs
 from grpo_fed.reports.figures.cost import draw_time, draw_traffic
@@ -34,6 +35,7 @@ ORDER = (
     "penalty",
     "kl",
     "steps",
+    "callbacks",
     "bytes",
     "time",
 )
@@ -82,6 +84,7 @@ def draw_all(history: History) -> Iterator[Drawing]:
         draw_penalty,
         draw_kl,
         draw_steps,
+        draw_callbacks,
         draw_traffic,
         draw_time,
     ):

@@ -23,6 +23,7 @@ from grpo_fed.rl.client_stack import (
     ClientTensors,
     PenaltyGroups,
     make_parameter_stack,
+    own_learning_rates,
     token_entropy_weights,
 )
 from grpo_fed.rl.constraints import adapt_entropy
@@ -140,6 +141,10 @@ class LanguageLearner(Learner):
             self._keep_measurement_rows(batch)
         penalties = measure_penalty(self.stack)
         return [record.report(name, more) for record, name, more in zip(records, self.names, penalties, strict=True)]
+
+    def scale_learning_rates(self, factors: np.ndarray) -> None:
+        """Multiply the clients' own learning rates by factors [K] from now on."""
+        self.stack.learning_rate[:] = own_learning_rates(self.tasks) * factors[:, None]
 
     def collect(self) -> tuple[CompletionBatch, Drawn]:
         """Write a batch of completions; gives also what was drawn for it.
