@@ -164,9 +164,9 @@ def test_a_run_that_does_not_wait_survives_kills_and_an_interrupted_one_leaves_n
     # a shell that starts the tests in the background lets them ignore the signal
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, handler))
+    engine = FlowerEngine.resumed(federation.out)
     with ThreadPoolExecutor(1) as executor:
         interrupted = executor.submit(interrupt)
-        engine = FlowerEngine.resumed(federation.out)
         with pytest.raises(KeyboardInterrupt), engine:
             engine.run(lambda record: merges.append(record.round))
         ended.set()
