@@ -17,6 +17,7 @@ import torch
 
 from grpo_fed.runs.policies import LoadedPolicy
 from grpo_fed.runs.predictor import DistributionPredictor, Predictor
+from grpo_fed.scenario.extras import write_install_command
 from grpo_fed.scenario.importing import describe_exception
 
 OBSERVATION = "observation"
@@ -30,7 +31,7 @@ def export_graph(saved: LoadedPolicy, path: Path, form: str) -> None:
     ValueError if a package is missing, or the policy, which may be a user's module, cannot be written in this form.
     """
     if form == "onnx" and any(importlib.util.find_spec(package) is None for package in ONNX_PACKAGES):
-        raise ValueError("--to onnx needs the packages onnx and onnxscript: pip install 'grpo-fed[onnx]'")
+        raise ValueError(f"--to onnx needs the packages onnx and onnxscript: {write_install_command('onnx')}")
     policy = DistributionPredictor(Predictor(saved).eval()).eval()
     example = torch.zeros(2, saved.task.observation_size)  # with one observation the batch would be fixed to 1
     # with gradients the activations are torch's own; without, they may write over their arguments by way of numpy

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from grpo_fed.policy.actor_critic import ActorCritic
 from grpo_fed.rl.normalise import EPSILON, ObservationNormaliser
 from grpo_fed.runs.policies import LoadedPolicy
+from grpo_fed.scenario.extras import write_install_command
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
@@ -33,7 +34,7 @@ def export_to_sb3(saved: LoadedPolicy, folder: Path) -> None:
         from stable_baselines3 import PPO
         from stable_baselines3.common.vec_env import DummyVecEnv
     except ImportError as error:
-        raise ValueError("--to sb3 needs stable-baselines3: pip install 'grpo-fed[sb3]'") from error
+        raise ValueError(f"--to sb3 needs stable-baselines3: {write_install_command('sb3')}") from error
     if problem := _find_problem(saved):
         raise ValueError(f"client {saved.task.client}: {problem}; use --to onnx or torch-export")
     policy, settings = saved.policy, saved.scenario

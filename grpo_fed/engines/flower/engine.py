@@ -38,6 +38,7 @@ from grpo_fed.runs.folder import (
     reclaim_folder,
 )
 from grpo_fed.runs.results import RESULTS, Result
+from grpo_fed.scenario.extras import write_install_command
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.task import MissingPackageError
 
@@ -84,7 +85,7 @@ class FlowerEngine:
         replace: whether a run that `out` holds may be removed.
         """
         if engine == "flower-sim" and importlib.util.find_spec("ray") is None:
-            raise ValueError("engine flower-sim needs Ray: pip install 'grpo-fed[simulation]'")
+            raise ValueError(f"engine flower-sim needs Ray: {write_install_command('simulation')}")
         if engine == "flower-sim" and superlink is not None:
             raise ValueError(f"engine flower-sim starts a SuperLink of its own: leave out superlink {superlink}")
         refuse_collusion(scenario, f"the engine {engine}")
