@@ -21,12 +21,12 @@ from grpo_fed.runs.tracking.tracker import make_writer_environment
 class ForkedWriter:
     """Has what the tracker uses of a `subprocess.Popen`."""
 
-    def __init__(self, spool: Spool, store: Store) -> None:
+    def __init__(self, spool: Spool, store: Store, samples: bool = False) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["grpo_fed.runs.tracking.mlflow_runs"])
         reader, self.stdin = context.Pipe(duplex=False)
         place, environment = (str(spool.folder.parent), store.uri), make_writer_environment(store)
-        arguments = (reader, str(spool.log), str(Path.cwd()), environment, *place)
+        arguments = (reader, str(spool.log), str(Path.cwd()), environment, *place, samples)
         self._process = context.Process(target=send_records, args=arguments, daemon=True)
         self._process.start()
         reader.close()
@@ -51,7 +51,13 @@ class ForkedWriter:
 
 
 def send_records(
-    stdin: Connection, log: str, working_folder: str, environment: Mapping[str, str], folder: str, store: str
+    stdin: Connection,
+    log: str,
+    working_folder: str,
+    environment: Mapping[str, str],
+    folder: str,
+    store: str,
+    samples: bool,
 ) -> None:
     """Do in a fork what the writer does as a command."""
     os.setsid()
@@ -62,4 +68,4 @@ def send_records(
     os.environ.clear()
     os.environ.update(environment)
     sys.stdin, sys.stderr = open(0, closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-    writer.run_process(Path(folder), store)
+    writer.run_process(Path(folder), store, samples)
