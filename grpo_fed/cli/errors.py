@@ -17,6 +17,8 @@ import typer
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
 """Exit codes: a run failed, the scenario or the call is wrong, Ctrl-C."""
+INTERRUPTED_PATIENCE, END_SECONDS = 2.0, 3.0
+"""Seconds that the end of an interrupted run waits for MLflow, and since Ctrl-C at most."""
 
 
 @contextmanager
@@ -66,6 +68,11 @@ def time_interruption() -> Iterator[Callable[[], float]]:
     finally:
         for number, handler in replaced.items():
             signal.signal(number, handler)
+
+
+def patience_after(seconds: float) -> float:
+    """Return the seconds to wait for MLflow, so many seconds after Ctrl-C."""
+    return max(0.0, min(INTERRUPTED_PATIENCE, END_SECONDS - seconds))
 
 
 @contextmanager

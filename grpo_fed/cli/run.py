@@ -18,6 +18,7 @@ from grpo_fed.cli.errors import (
     FAILED,
     INTERRUPTED,
     message_for_user,
+    patience_after,
     print_error,
     report_errors,
     save_traceback,
@@ -47,9 +48,6 @@ if TYPE_CHECKING:
 
 EngineName = Literal["local", "flower-sim", "flower"]
 """The same as `EngineName` of `engines/start.py`, which is not imported before it is needed."""
-
-INTERRUPTED_PATIENCE, END_SECONDS = 2.0, 3.0
-"""Seconds that the end of an interrupted run waits for MLflow, and since Ctrl-C at most."""
 
 
 @dataclass(frozen=True)
@@ -364,11 +362,6 @@ def _film(folder: Path, display: Display) -> None:
         return
     if filmed.paths:
         display.say(f"films: {filmed.paths[0].parent}/, the worst and the best client before and after training")
-
-
-def patience_after(seconds: float) -> float:
-    """Return the seconds to wait for MLflow, so many seconds after Ctrl-C."""
-    return max(0.0, min(INTERRUPTED_PATIENCE, END_SECONDS - seconds))
 
 
 def _finish_tracking(

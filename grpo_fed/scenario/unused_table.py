@@ -369,16 +369,6 @@ UNUSED: tuple[Unused, ...] = (
     # run
     Unused(("round.fraction", "round.quorum"), _is_one_client, "one client alone takes part in training"),
     Unused(
-        ("round.buffer", "round.staleness", "round.max_staleness", "round.rate_fair", "round.again"),
-        lambda scenario: scenario.round.mode == "sync",
-        'round.mode is "sync", and rounds wait for all of their clients',
-    ),
-    Unused(
-        ("round.again",),
-        lambda scenario: scenario.round.buffer * _count(scenario) <= 1,
-        "with round.buffer = {0.round.buffer} one answer makes a merge",
-    ),
-    Unused(
         ("clients.pace", "clients.jitter"),
         lambda scenario: scenario.round.mode == "sync",
         'round.mode is "sync": only the virtual times in the records change',

@@ -8,8 +8,7 @@ import time
 
 import pytest
 
-from grpo_fed.cli.errors import time_interruption
-from grpo_fed.cli.run import patience_after
+from grpo_fed.cli.errors import patience_after, time_interruption
 
 
 @pytest.mark.parametrize(("seconds", "patience"), [(0.0, 2.0), (0.5, 2.0), (2.25, 0.75), (3.0, 0.0), (60.0, 0.0)])
