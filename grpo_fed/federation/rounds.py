@@ -44,6 +44,7 @@ from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.checkpoint import Checkpoint
 from grpo_fed.runs.folder import check_usable, write_engine_state
 from grpo_fed.runs.metrics import TRAINING_RETURN
+from grpo_fed.runs.privacy import note_spent_budget
 from grpo_fed.runs.recorder import CheckpointContent, Recorder, Watch
 from grpo_fed.runs.records import Failure
 from grpo_fed.runs.results import Result
@@ -106,6 +107,8 @@ class Federation:
         """What became of the run, once it has ended, however it ended."""
         self._notes = [] if after is None else [*after.passed_over]
         """Messages for a person that the next record gets."""
+        self._end_notes: list[str] = []
+        """Messages for a person that the results get."""
         self._has_begun = False
         """Whether the federation has waited for its clients once."""
         self._rounds_below_quorum = 0 if after is None else after.part("rounds_below_quorum", int)
@@ -168,6 +171,7 @@ class Federation:
             aggregation = self.server.aggregate(trained.merge, measure, trained.length)
         else:
             self.server.skip_merge()
+        self._note_spent_budget(round)
         if self.buffer is not None and trained.batch is not None:
             self.buffer.finish(round, trained.batch, self.state.last_step, self.state.shared)
         self.state.round = round
@@ -224,7 +228,14 @@ class Federation:
 
     @property
     def _is_over(self) -> bool:
-        return self.state.round == self.scenario.rounds or self.stopping.is_due
+        return self.state.round == self.scenario.rounds or self.stopping.is_due or not self.server.allows_merge
+
+    def _note_spent_budget(self, round: int) -> None:
+        """Note that the run ends before its last round, if another merge would exceed its privacy budget."""
+        cost = self.server.privacy
+        if cost is not None and not self.server.allows_merge and round < self.scenario.rounds:
+            self._end_notes = [note_spent_budget(cost, round, self.scenario.rounds)]
+            self._notes += self._end_notes
 
     # Who takes part --------------------------------------------------------------------------------------------------
 
@@ -244,8 +255,9 @@ class Federation:
         return sample_clients(self.scenario, reachable, round)
 
     def _has_quorum(self, answers: int, sampled: int) -> bool:
-        """Return whether the answers of the sampled clients are enough for a merge."""
-        return answers >= ceil_fraction(self.scenario.round.quorum, sampled)
+        """Return whether the answers of the sampled clients are enough for a merge: of none, with a privacy budget."""
+        is_noise_alone = not sampled and self.server.privacy is not None
+        return is_noise_alone or answers >= ceil_fraction(self.scenario.round.quorum, sampled)
 
     # What clients do -------------------------------------------------------------------------------------------------
 
@@ -379,5 +391,7 @@ class Federation:
                 name: name_clusters(self.shared_blocks, state.clusters.get(name)) for name, state in states.items()
             },
             before_results=dict if before_results is None else (lambda: before_results(self.starts)),
+            notes=self._end_notes,
+            privacy=self.server.privacy,
         )
         return self.result

@@ -23,6 +23,7 @@ from grpo_fed.runs.checkpoint import Arrays, Checkpoint
 from grpo_fed.runs.departures import Departure, note_departures
 from grpo_fed.runs.files import append_line, write_atomic
 from grpo_fed.runs.folder import FAILURE, ROUNDS, SCENARIO, SHARED, remove_run
+from grpo_fed.runs.privacy import PrivacyCost
 from grpo_fed.runs.records import Failure, RoundRecord, SiteRecord, record_to_line
 from grpo_fed.runs.results import RESULTS, ClientResult, Result, SiteResult, status_of
 from grpo_fed.runs.sharing_verdicts import SharingVerdict
@@ -271,21 +272,26 @@ class Recorder:
         departed: Mapping[str, Sequence[str]] | None = None,
         clusters: Mapping[str, Mapping[str, int]] | None = None,
         before_results: Callable[[], Mapping[str, str]] = dict,
+        notes: Sequence[str] = (),
+        privacy: PrivacyCost | None = None,
     ) -> Result:
         """Write the results, last of all, so that a folder with results is complete.
 
         error: what stopped the run. sampled: each client's mean return with sampled actions. departed, clusters: the
         groups that each client has left and its clusters, at the end. before_results: writes all other files, and
         returns the clients whose policies could not be saved, with the reason. Whatever it raises, there are results.
+        notes: messages for a person. privacy: what was spent of the privacy budget.
         """
         self._write_pending()
-        notes, interruption = [] if self.after is None else [*self.after.passed_over], None
+        passed_over = [] if self.after is None else self.after.passed_over
+        all_notes, interruption = [*passed_over, *notes], None
         try:
-            notes += (f"the policy of {name} could not be saved: {why}" for name, why in before_results().items())
+            all_notes += (f"the policy of {name} could not be saved: {why}" for name, why in before_results().items())
         except BaseException as failure:  # noqa: BLE001, noted below, and raised if it is no error
-            notes.append(f"the policies could not be saved: {type(failure).__name__}: {failure}".rstrip(": "))
+            all_notes.append(f"the policies could not be saved: {type(failure).__name__}: {failure}".rstrip(": "))
             interruption = None if isinstance(failure, Exception) else failure
-        result = replace(self._result(error, sampled or {}, departed or {}, clusters or {}), notes=tuple(notes))
+        result = self._result(error, sampled or {}, departed or {}, clusters or {})
+        result = replace(result, notes=tuple(all_notes), privacy=privacy)
         if self.folder is not None:
             write_atomic(self.folder / RESULTS, json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n")
         if interruption is not None:

@@ -25,6 +25,8 @@ from grpo_fed.runs.metrics import (
     MB_TOTAL,
     MB_UP,
     MERGE_LENGTH,
+    PRIVACY_BOUND,
+    PRIVACY_EPSILON,
     RETURNED,
     RHO_BY_GROUP,
     RHO_LIMIT,
@@ -42,6 +44,7 @@ from grpo_fed.runs.metrics import (
     TWIN_SINCE,
     VIRTUAL_SECONDS,
 )
+from grpo_fed.runs.privacy import PrivacyCost
 from grpo_fed.runs.sharing_verdicts import note_costs
 from grpo_fed.runs.statistics import iqm
 
@@ -131,6 +134,8 @@ class ServerRecord:
     """The part of the way to the merge that a buffer's clients might move the shared blocks; None without a buffer."""
     virtual_seconds: float | None = None
     """Virtual seconds since the run began; None where clients have no paces of their own."""
+    privacy: PrivacyCost | None = None
+    """What was spent of the privacy budget; None without one."""
 
 
 @dataclass(frozen=True)
@@ -300,6 +305,9 @@ def _server_metrics(
         line[MERGE_LENGTH] = server.merge_length
     if server.virtual_seconds is not None:
         line[VIRTUAL_SECONDS] = server.virtual_seconds
+    if server.privacy is not None:
+        line[PRIVACY_EPSILON] = server.privacy.epsilon
+        line |= {f"{PRIVACY_BOUND}{block}": bound for block, bound in server.privacy.bounds.items()}
     line |= {f"last_kl/{name}": _finite(kl) for name, kl in server.last_kl.items()}
     comparisons = [*(client.comparison for client in clients), *(site.comparison for site in sites)]
     played = sum(comparison.get("episodes", 0) for comparison in comparisons)

@@ -12,6 +12,7 @@
     curriculum_checks.py contradictions of levels, and of who moves them
     constraint_checks.py contradictions of the constraints that a client keeps
     hostile_checks.py contradictions of hostile clients and of mixing
+    privacy_checks.py what a private run may not compute from single clients
     sites.py        which clients a site has, and the settings that it merges them by
     site_checks.py  contradictions of sites
     language_checks.py contradictions of clients with prompts
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
         PenaltySettings,
         PersonalSettings,
         PolicySettings,
+        PrivacySettings,
         ProximitySettings,
         RolloutSettings,
         RoundSettings,
@@ -84,6 +86,7 @@ __all__ = [
     "PersonalSettings",
     "PolicySettings",
     "Preset",
+    "PrivacySettings",
     "ProximitySettings",
     "RolloutSettings",
     "RoundSettings",
@@ -118,6 +121,7 @@ MODULES = {
     "PersonalSettings": "grpo_fed.scenario.settings",
     "PolicySettings": "grpo_fed.scenario.settings",
     "Preset": "grpo_fed.scenario.presets",
+    "PrivacySettings": "grpo_fed.scenario.settings",
     "ProximitySettings": "grpo_fed.scenario.settings",
     "RolloutSettings": "grpo_fed.scenario.settings",
     "RoundSettings": "grpo_fed.scenario.settings",

@@ -1,0 +1,41 @@
+"""What a run has spent of its privacy budget, in its records and its results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class PrivacyCost:
+    """Holds what the merges so far cost."""
+
+    epsilon: float
+    delta: float
+    budget: float
+    """Epsilon at which the run ends."""
+    merges: int
+    """Merges that count; with local noise rounds in which clients were asked."""
+    noise: str
+    """Who adds the noise: `central` or `local`."""
+    price: float
+    """The expected length of the noise in the mean, by that of a difference at its bounds."""
+    bounds: Mapping[str, float] = field(default_factory=dict)
+    """By block, the length to which a client's difference will be cut in the next round."""
+
+    @property
+    def line(self) -> str:
+        """The cost in a sentence."""
+        who = "towards whoever sees the shared blocks" if self.noise == "central" else "towards the server too"
+        return (
+            f"epsilon {self.epsilon:.3g} of {self.budget:g} with delta {self.delta:g}, {who}, after {self.merges}"
+            f" noised merge{'s' if self.merges != 1 else ''}"
+        )
+
+
+def note_spent_budget(cost: PrivacyCost, round: int, rounds: int) -> str:
+    """Explain why a run ends before its last round."""
+    return (
+        f"the privacy budget is spent: the run ends after round {round} of {rounds}, with epsilon {cost.epsilon:.3g},"
+        f" since one merge more would exceed privacy.epsilon = {cost.budget:g}"
+    )
