@@ -21,6 +21,7 @@ from grpo_fed.cli.options import (
     prepare_process,
     use_no_display,
 )
+from grpo_fed.runs.called_as import called_as
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -123,7 +124,7 @@ def compare(
         console.print(_table(comparison, wide=console.width >= WIDE))
         typer.echo(f"{folder / COMPARISON}.md and .json; curves in {folder / 'figures'}/")
         if resolve_store(track) is not None:
-            typer.echo("MLflow: grpo-fed ui; the view By method shows all runs")
+            typer.echo(f"MLflow: {called_as()} ui; the view By method shows all runs")
 
 
 def _count_line(done: int, runs: int) -> str:

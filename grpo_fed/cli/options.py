@@ -144,9 +144,12 @@ def prepare_process() -> None:
     """Set up the process before torch and numpy are imported.
 
     One thread each, since the matrices are small; user modules are imported from the current folder too, unless it is
-    that of a run.
+    that of a run. Warnings of libraries are shown once.
     """
+    from grpo_fed.runs.library_warnings import show_warnings_once
     from grpo_fed.scenario.importing import import_from_working_folder
+
+    show_warnings_once()
 
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")

@@ -33,6 +33,7 @@ from grpo_fed.cli.options import (
     with_run_options,
 )
 from grpo_fed.cli.output import UnbreakableStream
+from grpo_fed.runs.called_as import called_as
 
 if TYPE_CHECKING:
     from grpo_fed.engines.start import Engine
@@ -213,8 +214,8 @@ def _note_unused_keys(scenario: Scenario, options: RunOptions) -> None:
     if count:
         changes = [word for override in options.overrides or [] for word in ("--set", override)]
         what = "1 key that you set has" if count == 1 else f"{count} keys that you set have"
-        command = shlex.join(["grpo-fed", "check", options.scenario, *changes])
-        print_error(f"{what} no effect; {command} says why", label="note: ")
+        command = shlex.join(["check", options.scenario, *changes])
+        print_error(f"{what} no effect; {called_as()} {command} says why", label="note: ")
 
 
 def _start_in_new_folder(trainer: Trainer, scenario: Scenario) -> tuple[Engine, Path]:
@@ -246,7 +247,7 @@ def _run_engine(
         engine.run(watch)
     except KeyboardInterrupt:
         _show_outcome(engine, display)
-        how_to_resume = f"to continue: grpo-fed {trainer.command} --resume {folder}"
+        how_to_resume = f"to continue: {called_as()} {trainer.command} --resume {shlex.quote(str(folder))}"
         if options.track and tracker.store is not None:  # the address in the folder is not trusted
             how_to_resume += f" --track {tracker.store.uri}"
         print_error(
@@ -266,7 +267,7 @@ def _run_engine(
     assert engine.result is not None
     _show_outcome(engine, display)
     completed = _draw(folder, options, display)
-    completed = _finish_tracking(tracker, engine, "finished", display, wait=completed) and completed
+    completed = _finish_tracking(tracker, engine, engine.result.status, display, wait=completed) and completed
     if tracker.store is not None and tracker.trouble is None:
         display.say(f"MLflow: {tracker.link or tracker.place}")
     if not completed:
@@ -298,7 +299,8 @@ def _draw(folder: Path, options: RunOptions, display: Display) -> bool:
             with display.busy("filming"):
                 _film(folder, display)
     except KeyboardInterrupt:
-        message = f"the run has finished; grpo-fed report {folder} draws its figures and films"
+        command = f"{called_as()} report {shlex.quote(str(folder))}"
+        message = f"the run has finished; {command} draws its figures and films"
         print_error(message, label="interrupted: ")
         return False
     return True
@@ -315,7 +317,8 @@ def _draw_figures(folder: Path, display: Display) -> None:
         print_error(f"no figures were drawn: {message_for_user(error)}", label="note: ")
         return
     if figures:
-        display.say(f"figures: {figures[0].parent}/; grpo-fed report {folder} puts them on one page")
+        command = f"{called_as()} report {shlex.quote(str(folder))}"
+        display.say(f"figures: {figures[0].parent}/; {command} puts them on one page")
 
 
 def _film(folder: Path, display: Display) -> None:
@@ -350,7 +353,8 @@ def _finish_tracking(tracker: Tracker, engine: Engine, status: Status, display: 
     if not wait and tracker.store is not None:
         message = "all results are saved, and the rest is still being sent to MLflow; if it does not arrive,"
         folder = tracker.spool.folder.parent
-        print_error(f"{message} grpo-fed replay {folder} sends it", label="interrupted: ")
+        command = f"{called_as()} replay {shlex.quote(str(folder))}"
+        print_error(f"{message} {command} sends it", label="interrupted: ")
         return False
     if tracker.trouble is not None:
         print_error(tracker.trouble, label="note: ")

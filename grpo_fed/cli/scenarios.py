@@ -21,9 +21,7 @@ from grpo_fed.cli.options import (
     prepare_process,
     read_given_keys,
 )
-
-MAX_WIDTH = 98
-"""Columns of a scenario's description on a wide terminal."""
+from grpo_fed.runs.called_as import called_as
 
 
 @app.command()
@@ -38,12 +36,14 @@ def check(scenario: ScenarioArgument, overrides: Overrides = None, seed: Seed = 
         from rich.text import Text
 
         from grpo_fed.aggregation.merge.rules import check_rule
+        from grpo_fed.callbacks.calls import CallbackList
         from grpo_fed.federation.server_step import block_budgets
         from grpo_fed.federation.setup import FederationSetup
         from grpo_fed.reports.overview import scenario_overview
         from grpo_fed.rl.make import make_learner
         from grpo_fed.scenario.sites import levels_of
 
+        CallbackList(settings)
         setup = FederationSetup.of(settings)
         learners, shared = [make_learner(tasks, settings) for tasks in setup.tasks_by_policy], setup.shared_blocks
         for level in levels_of(settings):
@@ -51,7 +51,7 @@ def check(scenario: ScenarioArgument, overrides: Overrides = None, seed: Seed = 
             block_budgets(level.proximity, shared)
         console = make_console()
         for part in scenario_overview(settings, learners, shared):
-            console.print(part)
+            console.print(part, soft_wrap=isinstance(part, Text) and not console.is_terminal)
         for line in read_given_keys(scenario, overrides, seed).unused_lines(settings, setup.task_facts):
             console.print(Text.assemble(("note: ", "bold"), line), soft_wrap=True)
         for learner in learners:
@@ -90,7 +90,7 @@ def new(
         typer.echo(f"{scenario}: the scenario: clients, objective, merge")
         typer.echo(f"{task}: the task, a gymnasium environment")
         typer.echo(f"{policy}: the policy, a torch module")
-        typer.echo(f"next: cd {shlex.quote(str(folder))} && grpo-fed run scenario.toml")
+        typer.echo(f"next: cd {shlex.quote(str(folder))} && {called_as(anywhere=True)} run scenario.toml")
 
 
 @app.command()
@@ -127,16 +127,31 @@ def schema() -> None:
 
 
 @app.command(name="list")
-def list_scenarios() -> None:
-    """List the scenarios that ship."""
+def list_scenarios(
+    long: Annotated[
+        bool, typer.Option("--long", help="Print what each scenario shows and what to expect, as its file says.")
+    ] = False,
+) -> None:
+    """List the scenarios that ship, one a line."""
     with report_errors():
         from rich.text import Text
 
         from grpo_fed.scenario.shipped import shipped_scenarios
 
-        console = make_console()
-        for scenario in shipped_scenarios():
-            console.print(Text(scenario.name, style="bold cyan"))
-            console.print(Text(scenario.header), width=min(console.width - 2, MAX_WIDTH))
-            console.print()
-        console.print(Text("grpo-fed check NAME shows a scenario, grpo-fed run NAME trains it.", style="dim"))
+        console, scenarios = make_console(), shipped_scenarios()
+        width = max(len(scenario.name) for scenario in scenarios)
+        for scenario in scenarios:
+            name = Text(scenario.name.ljust(0 if long else width), style="bold cyan")
+            if long:
+                console.print(name)
+                console.print(Text(scenario.header), soft_wrap=True)
+                console.print()
+                continue
+            line = Text.assemble(name, "  ", scenario.description)
+            if console.is_terminal:  # in a pipe nothing is cut
+                line.truncate(console.width, overflow="ellipsis")
+            console.print(line, soft_wrap=True)
+        if console.is_terminal:
+            program = called_as()
+            more = "" if long else f"; {program} list --long tells more of each"
+            console.print(Text(f"{program} check NAME shows one, {program} run NAME trains it{more}.", style="dim"))

@@ -7,23 +7,19 @@ evaluate, record the round.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
+from grpo_fed.callbacks.control import SavePolicies
 from grpo_fed.federation.arrivals import Arrivals, RealTime
 from grpo_fed.federation.buffer import AnswerBuffer
 from grpo_fed.federation.conversation import Conversation
 from grpo_fed.federation.evaluations import Evaluations, absurd_scores
 from grpo_fed.federation.hostile import ColludingTransport, refuse_collusion
-from grpo_fed.federation.messages import (
-    EvaluationPlan,
-    EvaluationSummary,
-    Start,
-    Train,
-    Trained,
-)
+from grpo_fed.federation.messages import EvaluationPlan, EvaluationSummary, Start, Train, Trained
+from grpo_fed.federation.moments import RunMoments
 from grpo_fed.federation.pace import MICROSECONDS, Paces
 from grpo_fed.federation.participation import ceil_fraction, check_quorum, sample_clients, wait_for_clients
 from grpo_fed.federation.round_record import (
@@ -42,10 +38,11 @@ from grpo_fed.federation.trained_round import TrainedRound
 from grpo_fed.federation.transport import Transport
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.checkpoint import Checkpoint
+from grpo_fed.runs.continuation import CALLBACKS
 from grpo_fed.runs.folder import check_usable, write_engine_state
 from grpo_fed.runs.metrics import TRAINING_RETURN
-from grpo_fed.runs.privacy import note_spent_budget
-from grpo_fed.runs.recorder import CheckpointContent, Recorder, Watch
+from grpo_fed.runs.privacy import explain_spent_budget
+from grpo_fed.runs.recorder import CheckpointContent, Recorder, Watch, with_scores
 from grpo_fed.runs.records import Failure
 from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
@@ -72,6 +69,8 @@ class Federation:
         engine: Mapping[str, Any] | None = None,
         device: str | None = None,
         arrivals: Arrivals | None = None,
+        callbacks: Sequence[object] = (),
+        save_policies: SavePolicies | None = None,
     ) -> None:
         """Prepare a new federation, or one that goes on `after` a checkpoint. Nothing is written yet.
 
@@ -84,6 +83,7 @@ class Federation:
         engine: JSON that the engine finds again as `engine` in a checkpoint's parts.
         device: what the clients compute on, where that is known.
         arrivals: whose answers come next with `round.mode = "buffered"`; by default as they come in real time.
+        callbacks: objects beside those that the scenario names. save_policies: as for `callbacks.RunControl`.
         """
         if folder is not None:
             check_usable(folder)
@@ -93,6 +93,7 @@ class Federation:
         self.evaluate_with_next_round = evaluate_with_next_round
         self.client_files, self.before_results, self.engine = client_files, before_results, dict(engine or {})
         self.server = make_server(scenario, shared_blocks, after)
+        self.moments = RunMoments(scenario, shared_blocks, self.server, folder, callbacks, save_policies, after)
         self.recorder = Recorder(scenario, folder, device or scenario.device, scenario.method, after)
         self.conversation = Conversation(transport, self.recorder, scenario.round.deadline)
         self.paces = Paces(scenario)
@@ -107,8 +108,6 @@ class Federation:
         """What became of the run, once it has ended, however it ended."""
         self._notes = [] if after is None else [*after.passed_over]
         """Messages for a person that the next record gets."""
-        self._end_notes: list[str] = []
-        """Messages for a person that the results get."""
         self._has_begun = False
         """Whether the federation has waited for its clients once."""
         self._rounds_below_quorum = 0 if after is None else after.part("rounds_below_quorum", int)
@@ -141,6 +140,7 @@ class Federation:
         if self.buffer is not None:
             self.buffer.open()
         try:
+            self.moments.run_start()
             if self.state.round == 0:
                 self._begin()
             while not self._is_over:
@@ -159,19 +159,21 @@ class Federation:
     def _round(self, round: int) -> None:
         """Train one round; without a quorum the shared blocks stay as they are."""
         failures: dict[str, Failure] = {}
+        self.moments.round_start(round)
         self._compare_sites(round, failures)
         trained = self._train(round, failures) if self.buffer is None else self._collect(self.buffer, round, failures)
         self._refuse_absurd_returns(trained.replies, failures)
         self._complete_last_round(trained.replies)
+        self.moments.clients_trained(trained)
         self.server.steer(trained.replies)
         last_kl = self.server.observe_last_step(trained.replies, trained.merge)
         aggregation: Aggregation | None = None
         if self._has_quorum(len(trained.replies), trained.expected):
             measure = self.conversation.measure(round, self._latest, failures)
             aggregation = self.server.aggregate(trained.merge, measure, trained.length)
+            self.moments.merged(trained, aggregation)
         else:
             self.server.skip_merge()
-        self._note_spent_budget(round)
         if self.buffer is not None and trained.batch is not None:
             self.buffer.finish(round, trained.batch, self.state.last_step, self.state.shared)
         self.state.round = round
@@ -201,6 +203,10 @@ class Federation:
         record = make_round_record(
             outcome, self.scenario, self.shared_blocks, self.server, self.recorder.env_steps, traffic
         )
+        record = self.moments.round_waits(record) if waits else self.moments.round_end(record)
+        if self._is_over and not is_evaluated:  # a callback has ended the run with this very round
+            evaluations = self._evaluate(EvaluationPlan(outcome.round), {})
+            record = with_scores(record, evaluations.scores, evaluations.adapted)
         self.recorder.round_finished(record, self._checkpoint_content, waits)
 
     def _complete_last_round(self, replies: Mapping[str, Trained]) -> None:
@@ -213,7 +219,7 @@ class Federation:
             held_out = set(self.shared_blocks.held_out).intersection(self.transport.reachable())
             summaries |= self._summaries(sorted(held_out), EvaluationPlan(self.state.round), {})
             evaluations = self._accept(summaries, {})
-            record = self.recorder.scores_arrived(evaluations.scores, evaluations.adapted)
+            record = self.recorder.scores_arrived(evaluations.scores, evaluations.adapted, self.moments.round_end)
             self._observe_scores(record.round, record.scores)
 
     def _observe_scores(self, round: int, scores: Mapping[str, float]) -> None:
@@ -228,14 +234,13 @@ class Federation:
 
     @property
     def _is_over(self) -> bool:
-        return self.state.round == self.scenario.rounds or self.stopping.is_due or not self.server.allows_merge
+        is_stopped = self.stopping.is_due or self._stop_reason is not None
+        return self.state.round == self.scenario.rounds or is_stopped
 
-    def _note_spent_budget(self, round: int) -> None:
-        """Note that the run ends before its last round, if another merge would exceed its privacy budget."""
-        cost = self.server.privacy
-        if cost is not None and not self.server.allows_merge and round < self.scenario.rounds:
-            self._end_notes = [note_spent_budget(cost, round, self.scenario.rounds)]
-            self._notes += self._end_notes
+    @property
+    def _stop_reason(self) -> str | None:
+        """Why the run ends before its last round, by a callback or by its privacy budget; None if it does not."""
+        return self.moments.stop_reason or explain_spent_budget(self.server.privacy)
 
     # Who takes part --------------------------------------------------------------------------------------------------
 
@@ -256,8 +261,9 @@ class Federation:
 
     def _has_quorum(self, answers: int, sampled: int) -> bool:
         """Return whether the answers of the sampled clients are enough for a merge: of none, with a privacy budget."""
-        is_noise_alone = not sampled and self.server.privacy is not None
-        return is_noise_alone or answers >= ceil_fraction(self.scenario.round.quorum, sampled)
+        return (not sampled and self.server.privacy is not None) or answers >= ceil_fraction(
+            self.scenario.round.quorum, sampled
+        )
 
     # What clients do -------------------------------------------------------------------------------------------------
 
@@ -271,7 +277,7 @@ class Federation:
         starts = {name: self.server.state_of(name).start(name, round) for name in clients}
         measures = self._measures_last_step
         instructions = {
-            name: Train(start, begin, end, measures, plan, asked.get(name, ()), levels.get(name, ()))
+            name: Train(start, begin, end, measures, plan, asked.get(name, ()), levels.get(name, ()), self.moments.rate)
             for name, start in starts.items()
         }
         for name, answer in self.conversation.ask(round, instructions, failures):
@@ -286,7 +292,7 @@ class Federation:
         for name in sorted({*self.shared_blocks.training_clients} - {*reachable} - buffer.busy):
             self.conversation.client_failed(round, name, UNREACHABLE, failures)
         trained = TrainedRound(self.server.begin_merge(), buffer.size)
-        buffer.assign(round, self.state, reachable, self._measures_last_step, self.recorder.waits)
+        buffer.assign(round, self.state, reachable, self._measures_last_step, self.recorder.waits, self.moments.rate)
         trained.batch = batch = buffer.gather(round, self.state)
         for name, failure in batch.failures.items():
             self.conversation.client_failed(round, name, failure, failures)
@@ -369,6 +375,7 @@ class Federation:
                 "rounds_below_quorum": self._rounds_below_quorum,
                 "engine": self.engine,
                 "clock": self._clock,
+                CALLBACKS: self.moments.saved,
                 **({} if self.buffer is None else {"buffer": self.buffer.work.state}),
             },
             files={} if self.client_files is None else self.client_files(round),
@@ -391,7 +398,8 @@ class Federation:
                 name: name_clusters(self.shared_blocks, state.clusters.get(name)) for name, state in states.items()
             },
             before_results=dict if before_results is None else (lambda: before_results(self.starts)),
-            notes=self._end_notes,
+            reason=self._stop_reason,
             privacy=self.server.privacy,
         )
+        self.moments.run_end(self.result, error)
         return self.result

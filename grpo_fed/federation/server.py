@@ -185,13 +185,8 @@ class Server:
             noise=self.scenario.privacy.noise,
             price=mechanism.price_of(state.bounds),
             bounds=mechanism.bounds_of_blocks(state.bounds),
+            is_spent=not mechanism.allows(state.after_merge(mechanism).spent),
         )
-
-    @property
-    def allows_merge(self) -> bool:
-        """Whether another merge stays within the privacy budget; True without one."""
-        state, mechanism = self.state.privacy, self.mechanism
-        return state is None or mechanism is None or mechanism.allows(state.after_merge(mechanism).spent)
 
     def skip_merge(self) -> None:
         """Leave the shared blocks as they are, since too few clients answered."""

@@ -164,11 +164,6 @@ class SiteTree:
         """What was spent of the privacy budget: none, since sites have no privacy."""
         return self.top.privacy
 
-    @property
-    def allows_merge(self) -> bool:
-        """Whether another merge stays within the privacy budget."""
-        return self.top.allows_merge
-
     def state_of(self, client: str) -> ServerState:
         """Return the state of a client's site, by which the client begins."""
         return self.sites[self.site_of[client]].server.state

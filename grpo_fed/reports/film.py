@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from grpo_fed.rl.rng import Purpose, client_seed, env_seeds, generator
 from grpo_fed.runs.policies import LoadedPolicy
 from grpo_fed.tasks.envs import episode_seed
-from grpo_fed.tasks.gym import make_env
+from grpo_fed.tasks.gym import gives_pictures, make_env
 from grpo_fed.tasks.gym_task import Env
 
 MIN_WIDTH = 240
@@ -70,6 +70,9 @@ def film(
     """
     check_path(path)
     task, scenario = policy.task, policy.scenario
+    if gives_pictures(task.env) is False:
+        cure = 'its metadata must name the render mode "rgb_array"'
+        raise ValueError(f"client {task.client}: {task.env} cannot be drawn: {cure}")
     env = make_env(task, render_mode="rgb_array")
     task_seed = client_seed(scenario.seed if seed is None else seed, task.client)
     rate = float(env.metadata.get("render_fps") or 30)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
 from grpo_fed.reports.formatting import format_count, format_duration, format_names, format_return
-from grpo_fed.reports.tables import lowest_clients, results_table, sites_table
+from grpo_fed.reports.tables import lowest_clients, results_table, sites_table, taking_part
+from grpo_fed.runs.called_as import called_as
 from grpo_fed.runs.equal_groups import equal_groups_line
 from grpo_fed.runs.examples import read_examples
-from grpo_fed.runs.results import Result, mean_adaptation
+from grpo_fed.runs.results import ENDED, Result, mean_adaptation
 from grpo_fed.runs.sharing_verdicts import verdicts_line
 
 MAX_MISSING = 5
@@ -42,7 +44,9 @@ def print_outcome(console: Console, result: Result) -> None:
         console.print(Text.assemble(("twins: ", "bold"), line), soft_wrap=True)
     if result.privacy is not None:
         console.print(Text.assemble(("privacy: ", "bold"), result.privacy.line), soft_wrap=True)
-    if result.out is not None and result.status == "finished":
+    if result.reason is not None:
+        console.print(Text.assemble(("stopped: ", "bold"), result.reason), soft_wrap=True)
+    if result.out is not None and result.status in ENDED:
         console.print(Text.assemble(("next: ", "dim"), (next_command(result), "cyan")), soft_wrap=True)
 
 
@@ -84,15 +88,15 @@ def missing_lines(result: Result) -> list[str]:
 
 
 def next_command(result: Result) -> str:
-    """Write the command that films a client, or gives it a prompt: the one with the lowest return."""
-    latest = {name: client.latest for name, client in result.clients.items()}
-    known = {name: value for name, value in latest.items() if value is not None}
-    (name,) = lowest_clients(known or latest, 1)
-    client = f" --client {name}" if len(result.clients) > 1 else ""
-    command = f"grpo-fed play {result.out}{client}"
-    if result.clients[name].unit == "steps":
-        return f"{command} --gif {name}.gif"
-    return f"{command} --prompt {_first_prompt(result.out, name)}"
+    """Write the command that shows the client with the lowest return: films it, plays it, or gives it a prompt."""
+    (name,) = lowest_clients({name: result.clients[name].latest for name in taking_part(result)}, 1)
+    command = f"{called_as()} play {shlex.quote(str(result.out))}"
+    command += f" --client {name}" if len(result.clients) > 1 else ""
+    if result.clients[name].unit == "completions":
+        return f"{command} --prompt {_first_prompt(result.out, name)}"
+    from grpo_fed.tasks.gym import gives_pictures
+
+    return f"{command} --gif {name}.gif" if gives_pictures(result.clients[name].env) else command
 
 
 def _first_prompt(folder: Path | None, client: str) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeGuard, final
 
-from rich.console import RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -52,7 +52,7 @@ def scenario_overview(
         f"{who}, {format_count(scenario.rounds, 'round')} of {scenario.steps:,} {unit} each"
         f": {steps:,} {unit}; {scenario.objective.preset} on {resolve_device(scenario.device)}, seed {scenario.seed}"
     )
-    yield _clients_table(learners)
+    yield _clients_table(scenario, learners)
     if sites := clients_of_sites(scenario):
         named = ", ".join(f"{name} ({format_count(len(names), 'client')})" for name, names in sites.items())
         yield Text(f"Sites, each of which merges its own clients: {named}.")
@@ -60,7 +60,7 @@ def scenario_overview(
     if changes:
         yield Text(f"Changes of tasks: {changes}.")
     for learner in learners:
-        names = shorten(", ".join(learner.names), MAX_LETTERS)
+        names = shorten(", ".join(_entries_of(scenario, learner.names)), MAX_LETTERS)
         yield Text.assemble("Policy of ", (names, "bold"), f": {_sizes(learner, shared)}")
         yield _blocks_table(learner, scenario, shared)
     yield Text(_traffic(scenario, shared, trained))
@@ -88,26 +88,69 @@ def _traffic(scenario: Scenario, shared: SharedBlocks, clients: int) -> str:
     )
 
 
-def _clients_table(learners: Sequence[Learner]) -> Table:
-    """Make a row for each client, or for neighbouring clients with the same task."""
-    numbers = ("obs", "actions", "envs", "limit")
-    if all(isinstance(task, LanguageTask) for learner in learners for task in learner.tasks):
-        numbers = ("context", "tokens", "batch", "length")
-    table = make_table("client", *numbers)
-    table.add_column("task", overflow="fold")
+@final
+class FittingTable:
+    """A table whose last column has long texts; where it would break words, they have a table of their own below."""
+
+    def __init__(self, *head: str, left: Collection[str] = ()) -> None:
+        """head: the names of the columns. left: those between the first and the last that hold words."""
+        self.head, self.left = head, left
+        self.rows: list[Sequence[RenderableType]] = []
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        numbers = self._table(len(self.head) - 1)
+        width = console.measure(numbers, options=options.update(max_width=1000)).maximum
+        word = max((len(word) for row in self.rows for word in str(row[-1]).split()), default=0)
+        if width + max(word, len(self.head[-1])) + 3 <= options.max_width:  # 3: between the columns
+            yield self._table(len(self.head))
+        else:
+            yield numbers
+            table = make_table(self.head[0])
+            table.add_column(self.head[-1], overflow="fold")
+            for row in self.rows:
+                table.add_row(row[0], row[-1])
+            yield table
+
+    def _table(self, columns: int) -> Table:
+        """Make a table of the first columns."""
+        table = make_table(self.head[0])
+        for name in self.head[1:columns]:
+            if name == self.head[-1]:
+                table.add_column(name, overflow="fold")
+            else:
+                table.add_column(name, justify="left" if name in self.left else "right", no_wrap=True)
+        for row in self.rows:
+            table.add_row(*row[:columns])
+        return table
+
+
+def _clients_table(scenario: Scenario, learners: Sequence[Learner]) -> FittingTable:
+    """Make a row for each client, or for neighbouring clients of an entry with tasks that differ in numbers alone."""
+    entry_of = {name: entry.name for entry in scenario.clients for name in entry.names}
+    answers = all(isinstance(task, LanguageTask) for learner in learners for task in learner.tasks)
+    numbers = ("context", "tokens", "batch", "length") if answers else ("obs", "actions", "envs", "limit")
+    table = FittingTable("client", *numbers, "task")
     for learner in learners:
-        for (name, arguments, limit), same in groupby(learner.tasks, key=_task_key):
-            names = [task.client for task in same]
-            task = learner.tasks[learner.names.index(names[0])]
+        for (_, kind), group in groupby(learner.tasks, key=lambda task: (entry_of[task.client], _task_kind(task))):
+            alike = list(group)
+            first, last, limit = alike[0], alike[-1], kind[-1]
             limits = [steps for steps in (limit, learner.scenario.rollout.episode_limit) if steps]
-            table.add_row(
-                names[0] if len(names) == 1 else f"{names[0]} to {names[-1]} ({len(names)})",
-                *_inputs_and_actions(task, learner.policy),
-                str(learner.scenario.rollout.num_envs),
-                f"{min(limits):,}" if limits else "none",
-                f"{name} {arguments}",
+            table.rows.append(
+                (
+                    first.client if len(alike) == 1 else f"{first.client} to {last.client} ({len(alike):,})",
+                    *_inputs_and_actions(first, learner.policy),
+                    str(learner.scenario.rollout.num_envs),
+                    f"{min(limits):,}" if limits else "none",
+                    _task_text(alike),
+                )
             )
     return table
+
+
+def _entries_of(scenario: Scenario, names: Sequence[str]) -> list[str]:
+    """Name the entries of these clients, with how many of them each has."""
+    counts = {entry.name: len(set(entry.names) & set(names)) for entry in scenario.clients}
+    return [name if name in names else f"{name} ({count:,})" for name, count in counts.items() if count]
 
 
 def _changes(scenario: Scenario) -> str:
@@ -120,19 +163,42 @@ def _changes(scenario: Scenario) -> str:
     )
 
 
-def _task_key(task: Task) -> tuple[str, str, int]:
-    """Describe what tells the rows of the clients' table apart: the task, what it is made with, and its limit."""
+def _task_kind(task: Task) -> tuple[str, str, str, int]:
+    """Describe what tells the rows of an entry apart: the task, its arguments but for numbers, the rest, its limit."""
+    name, arguments, rest, limit = _task_parts(task)
+    kinds = {key: None if _is_number(value) else value for key, value in arguments.items()}
+    return name, repr(kinds), rest, limit
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _task_text(alike: Sequence[Task]) -> str:
+    """Write the task of clients that differ in numbers alone, each of these as a range."""
+    name, arguments, rest, _ = _task_parts(alike[0])
+    texts = []
+    for key, value in arguments.items():
+        text = short_toml(value)
+        if _is_number(value):
+            values = [_task_parts(task)[1][key] for task in alike]
+            low, high = min(values), max(values)
+            text = short_toml(value) if low == high else f"{short_toml(low)} to {short_toml(high)}"
+        texts.append(f"{key} = {text}")
+    return f"{name} {', '.join(texts)}{rest}".strip() if texts else f"{name}{rest}"
+
+
+def _task_parts(task: Task) -> tuple[str, Mapping[str, Any], str, int]:
+    """Take a task apart: its name, its arguments, its rewards or its levels and wrappers in words, and its limit."""
     if isinstance(task, LanguageTask):
         settings = task.settings
-        arguments = ", ".join(f"{key} = {short_toml(value)}" for key, value in settings.kwargs.items())
         rewards = " and ".join(reward.function for reward in settings.rewards) or "the task itself"
-        return settings.task, f"{arguments} rewarded by {rewards}".strip(), task.language.length
+        return settings.task, settings.kwargs, f" rewarded by {rewards}", task.language.length
     assert isinstance(task, GymTask)
     wrappers = "".join(f" in {path}" for path in task.wrappers)
     ranges = {} if task.curriculum is None else task.curriculum.settings.ranges
-    levels = [f"{key} = {low:g} to {high:g}" for key, (low, high) in ranges.items()]
-    arguments = ", ".join([*(f"{key} = {short_toml(value)}" for key, value in task.kwargs.items()), *levels])
-    return task.env, arguments + wrappers, task.episode_limit
+    levels = "".join(f", level {key} = {low:g} to {high:g}" for key, (low, high) in ranges.items())
+    return task.env, task.kwargs, levels + wrappers, task.episode_limit
 
 
 def _inputs_and_actions(task: Task, policy: Policy) -> tuple[str, str]:
@@ -162,7 +228,7 @@ def _sizes(learner: Learner, shared: SharedBlocks) -> str:
     return f"{text} adapters of {learner.scenario.language.model}, sha256 {shared.base[:12]}"
 
 
-def _blocks_table(learner: Learner, scenario: Scenario, shared: SharedBlocks) -> Table:
+def _blocks_table(learner: Learner, scenario: Scenario, shared: SharedBlocks) -> FittingTable:
     """Make a row for each block of a policy."""
     layout = learner.policy.layout
     groups = Counter(cut_groups(layout, scenario.policy.groups).blocks)
@@ -171,21 +237,21 @@ def _blocks_table(learner: Learner, scenario: Scenario, shared: SharedBlocks) ->
         block.name: limit for pattern, limit in scenario.trust.blocks.items() for block in layout.select([pattern])
     }
     has_penalty = any(task.penalty for task in learner.tasks) or scenario.penalty.l1 or scenario.penalty.outer
-    table = make_table("block", "parameters", "bytes", "groups")
-    table.add_column("role", no_wrap=True)
-    table.add_column("tensors", overflow="fold")
+    table = FittingTable("block", "parameters", "bytes", "groups", "role", "tensors", left=("role",))
     for block in layout.blocks:
         is_shared = block.name in shared.blocks
         roles = ["shared" if is_shared else "frozen" if block.frozen else "private"]
         roles += ["penalised"] if has_penalty and block.name in penalised and not block.frozen else []
         roles += [f"KL <= {budgets[block.name]:g}"] if block.name in budgets else []
-        table.add_row(
-            block.name,
-            f"{block.size:,}",
-            _bytes(block.size),
-            f"{groups[block.name]:,}",
-            Text(", ".join(roles), style="green" if is_shared else ""),
-            _tensors(block),
+        table.rows.append(
+            (
+                block.name,
+                f"{block.size:,}",
+                _bytes(block.size),
+                f"{groups[block.name]:,}",
+                Text(", ".join(roles), style="green" if is_shared else ""),
+                _tensors(block),
+            )
         )
     return table
 

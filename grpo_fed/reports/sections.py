@@ -70,11 +70,13 @@ def _clients(history: History) -> Section:
     """Make a row for each client, or of many clients for the lowest and the highest, with quantiles of all."""
     clients = history.clients
     latest = np.where(np.isfinite(history.after), history.after, history.returns[-1])
-    shown = list(range(len(clients)))
-    if len(clients) > MAX_ROWS:
-        order = np.argsort(np.where(np.isfinite(latest), latest, -np.inf), kind="stable")
-        shown = [int(k) for k in (*order[:LOWEST_ROWS], *order[-LOWEST_ROWS:])]
     training = history.client_series("charts/episodic_return")
+    shown, took_part = list(range(len(clients))), history.trained.any(axis=0)
+    if len(clients) > MAX_ROWS:
+        took_part = took_part if (took_part & np.isfinite(latest)).any() else np.ones(len(clients), bool)
+        known = np.flatnonzero(took_part & np.isfinite(latest))
+        order = known[np.argsort(latest[known], kind="stable")]
+        shown = list(dict.fromkeys(int(k) for k in (*order[:LOWEST_ROWS], *order[-LOWEST_ROWS:])))
     differences_head = "clusters" if history.clustered else "departed groups"
     head = ["client", "before", "after", "training", "by round"]
     head += [differences_head, "rounds missed"] if history.federated else []
@@ -90,8 +92,10 @@ def _clients(history: History) -> Section:
     table = Table(tuple(head), tuple(rows), ("by round", differences_head))
     if len(shown) == len(clients):
         return Section("Clients", tables=(table,))
-    text = f"The {LOWEST_ROWS} lowest and the {LOWEST_ROWS} highest of {format_count(len(clients), 'client')}, and"
-    return Section("Clients", (f"{text} quantiles of all.",), tables=(table, _quantiles(history)))
+    count = format_count(len(clients), "client")
+    who = count if took_part.all() else f"{took_part.sum():,} that took part, of {count}"
+    text = f"The {LOWEST_ROWS} lowest and the {LOWEST_ROWS} highest of {who}, and quantiles of all."
+    return Section("Clients", (text,), tables=(table, _quantiles(history)))
 
 
 def _adaptation(history: History) -> Section | None:

@@ -138,7 +138,8 @@ def progress_table(
         _Column("best", [client.best for client in clients.values()]),
         *(_Column(each.name, [each.value(client) for client in clients.values()], each.format) for each in training),
     ]
-    return Group(_lowest_note(len(clients)), table, _quantiles_table(columns))
+    took_part = sum(client.latest is not None for client in clients.values())
+    return Group(_lowest_note(len(clients), took_part), table, _quantiles_table(columns))
 
 
 def results_table(result: Result, narrow: bool = False) -> RenderableType:
@@ -148,7 +149,9 @@ def results_table(result: Result, narrow: bool = False) -> RenderableType:
     round of each departure and the rho that decided. narrow: leave out the column `best`.
     """
     clients = result.clients
-    shown = _shown_clients({name: client.latest for name, client in clients.items()}, MAX_ROWS)
+    shown = list(clients)
+    if len(clients) > MAX_ROWS:
+        shown = lowest_clients({name: clients[name].latest for name in taking_part(result)}, LOWEST_ROWS)
     federated = any(client.personal_groups or client.clusters for client in clients.values())
     has_evidence = any(client.departures for client in clients.values())
     is_adapted = any(client.adapted_last for client in clients.values())
@@ -176,13 +179,19 @@ def results_table(result: Result, narrow: bool = False) -> RenderableType:
         table.add_row(name, *cells)
     if len(shown) == len(clients):
         return table
+    note = _lowest_note(len(clients), len(taking_part(result)))
     columns = [
         _Column("before", [client.before for client in clients.values()]),
         _Column("after", [client.after for client in clients.values()]),
         _Column("sampled", [client.sampled for client in clients.values()]),
         _Column("best", [client.best for client in clients.values()]),
     ]
-    return Group(_lowest_note(len(clients)), table, _quantiles_table(columns))
+    return Group(note, table, _quantiles_table(columns))
+
+
+def taking_part(result: Result) -> list[str]:
+    """List the clients that learned in some round; all clients if none did."""
+    return [name for name, client in result.clients.items() if client.env_steps] or list(result.clients)
 
 
 def sites_table(result: Result) -> Table:
@@ -215,12 +224,13 @@ def make_table(first: str, *numbers: str) -> Table:
 
 
 def lowest_clients(returns: Mapping[str, float | None], count: int) -> list[str]:
-    """Choose the `count` clients with the lowest returns; clients without a return come first."""
-    return sorted(returns, key=lambda name: -np.inf if (value := returns[name]) is None else value)[:count]
+    """Choose the `count` clients with the lowest returns, of those that have one; if there are none, the first."""
+    known = {name: value for name, value in returns.items() if value is not None}
+    return sorted(known, key=lambda name: known[name])[:count] or list(returns)[:count]
 
 
 def _shown_clients(returns: Mapping[str, float | None], max_rows: int) -> list[str]:
-    """Choose all clients, or of more than `max_rows` those with the lowest returns."""
+    """Choose all clients, or of more than `max_rows` those with the lowest returns that are known."""
     if len(returns) <= max(max_rows, LOWEST_ROWS):
         return list(returns)
     return lowest_clients(returns, LOWEST_ROWS)
@@ -266,9 +276,10 @@ def _after_cell(client: ClientResult) -> Text:
     return Text(format_return(client.after), style="bold green" if client.after > client.before else "bold red")
 
 
-def _lowest_note(clients: int) -> Text:
-    text = f"The {LOWEST_ROWS} clients with the lowest returns of {clients:,}; below them the quantiles of all."
-    return Text(text, style="dim")
+def _lowest_note(clients: int, took_part: int) -> Text:
+    """Say which clients a table shows. took_part: how many of all clients have learned so far."""
+    who = f"{clients:,}" if took_part == clients else f"{took_part:,} that took part, of {clients:,}"
+    return Text(f"The {LOWEST_ROWS} clients with the lowest returns of {who}; below them the quantiles of all.", "dim")
 
 
 def _quantiles_table(columns: Sequence[_Column]) -> Table:

@@ -22,6 +22,8 @@ class PrivacyCost:
     """The expected length of the noise in the mean, by that of a difference at its bounds."""
     bounds: Mapping[str, float] = field(default_factory=dict)
     """By block, the length to which a client's difference will be cut in the next round."""
+    is_spent: bool = False
+    """Whether one merge more would exceed the budget."""
 
     @property
     def line(self) -> str:
@@ -33,9 +35,11 @@ class PrivacyCost:
         )
 
 
-def note_spent_budget(cost: PrivacyCost, round: int, rounds: int) -> str:
-    """Explain why a run ends before its last round."""
+def explain_spent_budget(cost: PrivacyCost | None) -> str | None:
+    """Explain why no other merge is made; None if one may be."""
+    if cost is None or not cost.is_spent:
+        return None
     return (
-        f"the privacy budget is spent: the run ends after round {round} of {rounds}, with epsilon {cost.epsilon:.3g},"
-        f" since one merge more would exceed privacy.epsilon = {cost.budget:g}"
+        f"the privacy budget is spent: epsilon is {cost.epsilon:.3g} after {cost.merges} merges, and one more would"
+        f" exceed privacy.epsilon = {cost.budget:g}"
     )

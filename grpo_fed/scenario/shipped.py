@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +17,21 @@ class ShippedScenario:
     name: str
     """Name of its file without `.toml`, which is what a user types."""
     path: Path
+    description: str
+    """What it is, in a sentence."""
     header: str
-    """The comment at the top of the file: what the scenario shows and what to expect."""
+    """The comment at the top of the file, in its lines: what the scenario shows and what to expect."""
 
 
 def shipped_scenarios() -> list[ShippedScenario]:
     """List the scenarios that ship, in the order of their names."""
-    paths = sorted(_folder().glob("*.toml"))
-    return [ShippedScenario(path.stem, path, _header(path.read_text(encoding="utf-8"))) for path in paths]
+    return [_shipped(path) for path in sorted(_folder().glob("*.toml"))]
+
+
+def _shipped(path: Path) -> ShippedScenario:
+    """Read a file as far as a list of scenarios needs it."""
+    text = path.read_text(encoding="utf-8")
+    return ShippedScenario(path.stem, path, str(tomllib.loads(text).get("description", "")), _header(text))
 
 
 def find_scenario(scenario: str) -> Path:
@@ -53,12 +61,12 @@ def _folder() -> Path:
 
 
 def _header(text: str) -> str:
-    """Join the first comment of a file into one line, without the `#:` lines that are meant for editors."""
+    """Return the first comment of a file, without the `#:` lines that are meant for editors."""
     lines = []
     for line in text.splitlines():
         if line.startswith("#:"):
             continue
         if not line.startswith("#"):
             break
-        lines.append(line.lstrip("# ").rstrip())
-    return " ".join(line for line in lines if line)
+        lines.append(line.removeprefix("#").removeprefix(" ").rstrip())
+    return "\n".join(lines)

@@ -59,11 +59,12 @@ from gymnasium import spaces
 class Target(gymnasium.Env):
     """Move to a target on a line, in steps of at most one, against a wind that is not observed."""
 
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
     observation_space = spaces.Box(-20, 20, (2,), np.float32)
     action_space = spaces.Box(-1, 1, (1,), np.float32)
 
-    def __init__(self, wind: float = 0.0):
-        self.wind = wind
+    def __init__(self, wind: float = 0.0, render_mode: str | None = None):
+        self.wind, self.render_mode = wind, render_mode
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)  # take all random numbers from self.np_random
@@ -73,6 +74,14 @@ class Target(gymnasium.Env):
     def step(self, action):
         self.position = np.clip(self.position + float(action[0]) + self.wind, -20, 20)
         return self._observation(), -abs(self.position - self.target), False, False, {}
+
+    def render(self):
+        """Draw the target in green and the position in blue; only films need this."""
+        picture = np.full((60, 410, 3), 255, np.uint8)
+        for place, colour in ((self.target, (0, 140, 90)), (self.position, (0, 90, 180))):
+            column = round(205 + 10 * float(place))
+            picture[20:40, max(0, column - 4) : column + 5] = colour
+        return picture
 
     def _observation(self):
         return np.array([self.position, self.target], np.float32)

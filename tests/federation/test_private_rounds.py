@@ -188,11 +188,13 @@ def test_a_run_ends_before_the_merge_that_would_exceed_its_budget_and_says_so(tm
     assert mechanism is not None
     assert 1 <= result.rounds < 30
     assert mechanism.epsilon <= 8
-    assert not federation.server.allows_merge
-    assert result.status == "finished"
-    (note,) = result.notes
-    assert note.startswith(f"the privacy budget is spent: the run ends after round {result.rounds} of 30")
-    assert note in json.loads((tmp_path / "rounds.jsonl").read_text().splitlines()[-1])["notes"]
+    assert mechanism.is_spent
+    assert result.status == "stopped"
+    note = result.reason
+    assert note is not None
+    assert note.startswith("the privacy budget is spent: epsilon is ")
+    assert note.endswith(f"after {result.rounds} merges, and one more would exceed privacy.epsilon = 8")
+    assert json.loads((tmp_path / "results.json").read_text())["reason"] == note
     assert result.score_mean is not None  # it was evaluated at its end
 
 

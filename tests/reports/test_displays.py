@@ -77,7 +77,8 @@ def test_above_twenty_clients_a_table_has_the_worst_five_and_quantiles():
     clients = {f"c{i}": ClientProgress(1.0, [float(i)], 0.25, None) for i in range(21)}
     clients["c20"].returns.clear()
     rows = [row for row in printed_words(progress_table(clients)) if row]
-    assert [row[0] for row in rows if re.fullmatch(r"c\d+", row[0])] == ["c20", "c0", "c1", "c2", "c3"]
+    assert [row[0] for row in rows if re.fullmatch(r"c\d+", row[0])] == ["c0", "c1", "c2", "c3", "c4"]
+    assert " ".join(rows[0]).startswith("The 5 clients with the lowest returns of 20 that took part, of 21;")
     quantiles = {row[0]: row[-4] for row in rows if row[0] in ("highest", "75", "median", "25", "lowest")}
     # of the returns 0 to 19
     assert quantiles == {"highest": "19.0", "75": "14.2", "median": "9.50", "25": "4.75", "lowest": "0.00"}
@@ -87,6 +88,12 @@ def test_above_twenty_clients_a_table_has_the_worst_five_and_quantiles():
     rows = [row for row in printed_words(results_table(many_results)) if row]
     assert [row[0] for row in rows if re.fullmatch(r"c\d+", row[0])] == ["c0", "c1", "c2", "c3", "c4"]
     assert ["median", "10.0", "14.5", "14.5", "20.0"] in rows
+
+    idle = {name: replace(client, env_steps=0) for name, client in many_results.clients.items() if name in ("c0", "c2")}
+    rows = [
+        row for row in printed_words(results_table(replace(many_results, clients=many_results.clients | idle))) if row
+    ]
+    assert [row[0] for row in rows if re.fullmatch(r"c\d+", row[0])] == ["c1", "c3", "c4", "c5", "c6"]
 
 
 def test_each_round_is_printed_in_a_line():
@@ -151,6 +158,14 @@ def test_an_interrupted_run_has_a_status_and_no_return():
 @pytest.mark.parametrize(("scores", "worst"), [({"x": 3.0, "y": 1.0}, "y"), ({"x": None, "y": 1.0}, "y")])
 def test_the_next_command_films_the_client_with_the_lowest_return(scores: dict[str, float | None], worst: str):
     assert f"--client {worst} " in next_command(make_result(scores))
+
+
+def test_the_next_command_of_an_environment_without_pictures_plays_it():
+    drawn = make_result({"a": 1.0, "b": 2.0})
+    blind = {name: replace(client, env="grpo_fed_tests/NoPictures-v0") for name, client in drawn.clients.items()}
+    assert next_command(replace(drawn, clients=blind, out=Path("my runs/a"))) == (
+        "grpo-fed play 'my runs/a' --client a"
+    )
 
 
 def server_record(alphas: dict[str, float], joint: float | None, budget: float) -> ServerRecord:

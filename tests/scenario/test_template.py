@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import gymnasium
 import pytest
 from typer.testing import CliRunner
 
 from grpo_fed.cli import app
 from grpo_fed.engines.start import run
 from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.gym import gives_pictures
 
 
 def test_a_new_project_can_be_trained_without_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -26,6 +28,11 @@ def test_a_new_project_can_be_trained_without_changes(tmp_path: Path, monkeypatc
     assert (result.scenario, result.status, len(result.clients)) == ("my-own", "finished", 6)
     assert all(client.after is not None and client.after < 0 for client in result.clients.values())
     assert result.bytes_up > 0
+    assert gives_pictures("my_tasks:WindyTarget-v0")
+    env = gymnasium.make("my_tasks:WindyTarget-v0", wind=0.1, render_mode="rgb_array")
+    env.reset(seed=0)
+    picture = env.render()
+    assert [int((picture == colour).all(axis=2).sum()) for colour in ([0, 140, 90], [0, 90, 180])] == [180, 180]
 
 
 def test_a_folder_that_is_not_empty_stays_unchanged(tmp_path: Path):

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from grpo_fed.engines.workers import fork_server
+from grpo_fed.runs.library_warnings import join_process
 
 PROGRAMS = {
     "grpo_fed.engines.flower.access": ("flwr.superlink.cli", "flwr.superlink.main"),
@@ -61,6 +62,7 @@ SERVER_APP = "flwr-serverapp"
 def main() -> None:
     """Fork the process that forks workers and apps, and programs, until the supervisor says that these were all."""
     control = socket.socket(fileno=os.dup(0))
+    join_process()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(fork_server.ONE_THREAD)
     links, ends = make_links("grpo_fed.engines.flower.superexec", "grpo_fed.engines.resident.host")

@@ -191,7 +191,10 @@ atexit.register(_ForkServer.stop)
 
 def serve(handle: int) -> None:
     """Import everything, then fork and reap workers on request: the main function of the fork server."""
+    from grpo_fed.runs.library_warnings import join_process
+
     control = socket.socket(fileno=handle)
+    join_process()
     import_module(PRELOADED)
     gc.collect()
     gc.freeze()  # otherwise a worker's garbage collection would copy every page that it shares with the others

@@ -11,6 +11,7 @@
     stepping.py  the server's steps: KL against budgets, and the fractions that were taken
     privacy.py   epsilon beside its budget, and the bounds of differences
     cost.py      bytes and time
+    callbacks.py metrics that callbacks have logged
     write.py     draws all figures of a run and writes their files
 
 Begin with write.py.

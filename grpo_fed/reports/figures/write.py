@@ -7,6 +7,7 @@ from pathlib import Path
 
 from grpo_fed.reports.charts import Drawing
 from grpo_fed.reports.figures.adaptation import draw_adaptation
+from grpo_fed.reports.figures.callbacks import draw_callbacks
 from grpo_fed.reports.figures.completions import draw_completions
 from grpo_fed.reports.figures.constraints import draw_costs
 from grpo_fed.reports.figures.cost import draw_time, draw_traffic
@@ -36,6 +37,7 @@ ORDER = (
     "kl",
     "steps",
     "privacy",
+    "callbacks",
     "bytes",
     "time",
 )
@@ -85,6 +87,7 @@ def draw_all(history: History) -> Iterator[Drawing]:
         draw_kl,
         draw_steps,
         draw_privacy,
+        draw_callbacks,
         draw_traffic,
         draw_time,
     ):

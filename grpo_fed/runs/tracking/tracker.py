@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -11,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, final
 
+from grpo_fed.runs.called_as import called_as
 from grpo_fed.runs.folder import refuse_all_links
-from grpo_fed.runs.results import Status
+from grpo_fed.runs.results import ENDED, Status
 from grpo_fed.runs.tracking.spool import SendState, Spool
 from grpo_fed.runs.tracking.store import HIDDEN, Store, resolve_store
 from grpo_fed.scenario.scenario import Scenario
@@ -90,7 +92,7 @@ class Tracker:
         """A server's address or a command that shows the run once it has begun; empty with tracking off."""
         if self.store is None:
             return ""
-        return self.store.page or f"grpo-fed ui {self.spool.folder.parent}"
+        return self.store.page or f"{called_as()} ui {shlex.quote(str(self.spool.folder.parent))}"
 
     def round(self, line: Mapping[str, Any]) -> None:
         """Track a round. line: as in `rounds.jsonl`; round 0 too, if there is one."""
@@ -113,7 +115,7 @@ class Tracker:
             return
         try:
             self._begin()
-            content = {"status": status, "document": document, "models": self.models and status == "finished"}
+            content = {"status": status, "document": document, "models": self.models and status in ENDED}
             self.spool.append("end", content)
         except (OSError, ValueError, TypeError) as error:
             self.trouble = f"the end of the run is not tracked: {error}"
@@ -124,9 +126,10 @@ class Tracker:
                 self._writer.wait()
             if self.spool.has_unsent:
                 before = "" if self.trouble is None else f"{self.trouble}; "
+                command = f"{called_as()} replay {shlex.quote(str(self.spool.folder.parent))}"
                 self.trouble = (
-                    f"{before}{self.store.uri} did not take all records; the rest is in {self.spool.path}, and grpo-fed"
-                    f" replay {self.spool.folder.parent} sends it ({self.spool.log} has the errors)"
+                    f"{before}{self.store.uri} did not take all records; the rest is in {self.spool.path}, and"
+                    f" {command} sends it ({self.spool.log} has the errors)"
                 )
 
     def _begin(self) -> None:
