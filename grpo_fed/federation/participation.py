@@ -82,6 +82,16 @@ def ceil_fraction(fraction: float, count: int) -> int:
     return max(1, math.ceil(fraction * count - 1e-9))
 
 
+def has_quorum(scenario: Scenario, answers: int, sampled: int) -> bool:
+    """Return whether the answers of the sampled clients are enough for a merge.
+
+    With a privacy budget a round for which nobody was drawn is merged too, as noise alone: otherwise it would tell that
+    nobody was.
+    """
+    is_noise_alone = not sampled and scenario.privacy.epsilon is not None
+    return is_noise_alone or answers >= ceil_fraction(scenario.round.quorum, sampled)
+
+
 def check_quorum(settings: RoundSettings, below: int, round: int, failures: Mapping[str, Failure]) -> None:
     """QuorumLostError if the latest `below` rounds in a row were without a quorum, and that is too many."""
     if below < settings.patience:

@@ -21,7 +21,7 @@ from grpo_fed.federation.hostile import ColludingTransport, refuse_collusion
 from grpo_fed.federation.messages import EvaluationPlan, EvaluationSummary, Start, Train, Trained
 from grpo_fed.federation.moments import RunMoments
 from grpo_fed.federation.pace import MICROSECONDS, Paces
-from grpo_fed.federation.participation import ceil_fraction, check_quorum, sample_clients, wait_for_clients
+from grpo_fed.federation.participation import ceil_fraction, check_quorum, has_quorum, sample_clients, wait_for_clients
 from grpo_fed.federation.round_record import (
     RoundOutcome,
     Traffic,
@@ -168,7 +168,7 @@ class Federation:
         self.server.steer(trained.replies)
         last_kl = self.server.observe_last_step(trained.replies, trained.merge)
         aggregation: Aggregation | None = None
-        if self._has_quorum(len(trained.replies), trained.expected):
+        if has_quorum(self.scenario, len(trained.replies), trained.expected):
             measure = self.conversation.measure(round, self._latest, failures)
             aggregation = self.server.aggregate(trained.merge, measure, trained.length)
             self.moments.merged(trained, aggregation)
@@ -234,8 +234,7 @@ class Federation:
 
     @property
     def _is_over(self) -> bool:
-        is_stopped = self.stopping.is_due or self._stop_reason is not None
-        return self.state.round == self.scenario.rounds or is_stopped
+        return self.state.round == self.scenario.rounds or self.stopping.is_due or self._stop_reason is not None
 
     @property
     def _stop_reason(self) -> str | None:
@@ -258,12 +257,6 @@ class Federation:
         for name in sorted({*self.shared_blocks.training_clients} - {*reachable}):
             self.conversation.client_failed(round, name, UNREACHABLE, failures)
         return sample_clients(self.scenario, reachable, round)
-
-    def _has_quorum(self, answers: int, sampled: int) -> bool:
-        """Return whether the answers of the sampled clients are enough for a merge: of none, with a privacy budget."""
-        return (not sampled and self.server.privacy is not None) or answers >= ceil_fraction(
-            self.scenario.round.quorum, sampled
-        )
 
     # What clients do -------------------------------------------------------------------------------------------------
 
