@@ -40,6 +40,7 @@ from benchmarks import (
     sb3_federated,
     scarce,
     sites,
+    strangers,
     structure,
     tabular,
     verdicts,
@@ -105,6 +106,14 @@ CHAPTERS = {
         what lies between an answer and the node's next request. The SuperLink's processor is divided by all messages
         and answers.""",
         "python -m benchmarks.deployment_nodes",
+    ),
+    "strangers": (
+        "A stranger at a SuperLink",
+        """Somebody without a key throws 800 MB at a SuperLink of `grpo-fed deploy server` with TLS, as bodies with and
+        without a declared length, on eight connections each, then bodies of 100 GB, heads without an end, and 400
+        connections that say nothing. What he sends he sends for 15 seconds. *Without* is commit 4285d09. Memory is the
+        SuperLink's resident set.""",
+        "python -m benchmarks.strangers",
     ),
     "merges": (
         "What merging costs",
@@ -351,6 +360,7 @@ def format_chapters() -> str:
         "deployment": deployment.format_table(deployment.read_results()),
         "deployment_nodes": deployment_nodes.format_table(deployment_nodes.read_results()),
         "deployment_start": deployment_start.format_table(deployment_start.read_results()),
+        "strangers": strangers.format_table(strangers.read_results()),
         "merges": iter(()) if merged is None else merges.format_tables(merged),
         "structure": structure.format_tables(read_runs(structure.FILE)),
         "tabular": tabular.format_table(json.loads(tabular.FILE.read_text())) if tabular.FILE.exists() else iter(()),
