@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from grpo_fed.runs.metrics import PRIVACY_BOUND, PRIVACY_EPSILON
+
 
 @dataclass(frozen=True)
 class PrivacyCost:
@@ -24,6 +26,11 @@ class PrivacyCost:
     """By block, the length to which a client's difference will be cut in the next round."""
     is_spent: bool = False
     """Whether one merge more would exceed the budget."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Make the metrics of a round: epsilon, and the bound of each block."""
+        return {PRIVACY_EPSILON: self.epsilon, **{f"{PRIVACY_BOUND}{name}": each for name, each in self.bounds.items()}}
 
     @property
     def line(self) -> str:

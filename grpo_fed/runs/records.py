@@ -25,8 +25,6 @@ from grpo_fed.runs.metrics import (
     MB_TOTAL,
     MB_UP,
     MERGE_LENGTH,
-    PRIVACY_BOUND,
-    PRIVACY_EPSILON,
     RETURNED,
     RHO_BY_GROUP,
     RHO_LIMIT,
@@ -313,8 +311,7 @@ def _server_metrics(
     if server.virtual_seconds is not None:
         line[VIRTUAL_SECONDS] = server.virtual_seconds
     if server.privacy is not None:
-        line[PRIVACY_EPSILON] = server.privacy.epsilon
-        line |= {f"{PRIVACY_BOUND}{block}": bound for block, bound in server.privacy.bounds.items()}
+        line |= server.privacy.metrics
     line |= {f"last_kl/{name}": _finite(kl) for name, kl in server.last_kl.items()}
     comparisons = [*(client.comparison for client in clients), *(site.comparison for site in sites)]
     played = sum(comparison.get("episodes", 0) for comparison in comparisons)
