@@ -94,8 +94,10 @@ def rotate(folder: Path, clients: Sequence[str], server: bool = False) -> list[s
         write_atomic(folder / CLIENTS / client / CA, (folder / AUTHORITY / CA).read_bytes())
         lines += [
             f"client {client}: copy {folder / CLIENTS / client}/ to its machine and restart the client there;",
-            f"  copy {folder / SERVER / NODES}/{client}.pub to the server's {NODES}/ and restart the server, which then"
-            " refuses the old key",
+            (
+                f"  copy {folder / SERVER / NODES}/{client}.pub to the server's {NODES}/ and restart the server,"
+                " which then refuses the old key"
+            ),
         ]
     if server:
         certificate = folder / SERVER / CERTIFICATE
@@ -103,8 +105,10 @@ def rotate(folder: Path, clients: Sequence[str], server: bool = False) -> list[s
         certificate.unlink(missing_ok=True)
         _certify_server(folder / AUTHORITY, folder / SERVER, hosts)
         lines += [
-            f"server: copy {certificate} and {folder / SERVER / KEY} to the server and restart it; the clients keep"
-            " their files",
+            (
+                f"server: copy {certificate} and {folder / SERVER / KEY} to the server and restart it; the clients keep"
+                " their files"
+            ),
         ]
     return lines
 
@@ -220,7 +224,7 @@ def server(
 
 @contextmanager
 def only_one(data: Path) -> Iterator[None]:
-    """Hold a lock on the server's data, which the system releases however the process ends; ValueError if it is held."""
+    """Hold a lock on the data, which the system releases however the process ends; ValueError if it is held."""
     handle = os.open(data / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:

@@ -52,13 +52,13 @@ def register_keys(control: NodeRegistry, keys: Path, path: Path, say: Say) -> No
             say(f"client {client}: its key is no longer accepted")
     if is_lost:
         bodies = set(map(_key_body, wanted.values()))
-        for key, node in accepted.items():
-            if _key_body(key.decode()) not in bodies:
+        for public, node in accepted.items():
+            if _key_body(public.decode()) not in bodies:
                 control.unregister(node)
                 say(
                     f"node {node}: its key is no longer accepted: {path.name} is lost, and {keys.name}/ has no such key"
                 )
-    by_key = {_key_body(key.decode()): node for key, node in accepted.items()}
+    by_key = {_key_body(public.decode()): node for public, node in accepted.items()}
     for client, key in wanted.items():
         if client in registered:
             continue
