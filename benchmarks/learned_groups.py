@@ -21,9 +21,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import grpo_fed
+from grpo_fed.runs.statistics import estimate
 
 SEEDS = range(1600, 1610)
 FILE = RESULTS / "learned_groups.jsonl"
@@ -126,6 +128,14 @@ def format_table(runs: Sequence[GroupsRun]) -> Iterator[str]:
         carts = sum(name.startswith("cart") for run in chosen for name in run.after)
         wrong = f"{count_wrong(chosen)} of {carts}"
         yield f"| {kind} | {' | '.join([*counts, wrong, *returns])} |"
+    gains = differences(runs)
+    if len(gains) > 1:
+        gain = estimate(_mean, gains[:, None], generator=np.random.default_rng(0))
+        yield ""
+        yield (
+            f"The rewired carts' return with learned groups less that with blocks, by seed: {gain.value:+.0f}"
+            f" [{gain.low:+.0f}, {gain.high:+.0f}], in {int((gains < 0).sum())} of {len(gains)} seeds below 0."
+        )
 
 
 def judge(left: Iterable[str]) -> str:
@@ -140,9 +150,25 @@ def judge(left: Iterable[str]) -> str:
     return "part" if left & planted else "other"
 
 
+def differences(runs: Sequence[GroupsRun]) -> np.ndarray:
+    """Compute, seed by seed, the mean return of the rewired carts with learned groups less that with blocks, [S]."""
+    means = {
+        (run.kind, run.seed): float(
+            np.mean([score for name, score in run.after.items() if score is not None and name.startswith("rewired")])
+        )
+        for run in runs
+    }
+    seeds = sorted(seed for kind, seed in means if kind == "learned" and ("block", seed) in means)
+    return np.array([means["learned", seed] - means["block", seed] for seed in seeds])
+
+
 def count_wrong(runs: Sequence[GroupsRun]) -> int:
     """Count the straight carts that have left something at the end."""
     return sum(bool(run.left.get(name)) for run in runs for name in run.after if name.startswith("cart"))
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    return np.asarray(values.mean((-2, -1)))
 
 
 def _returns(runs: Sequence[GroupsRun], prefix: str) -> str:

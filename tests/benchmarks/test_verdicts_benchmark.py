@@ -1,4 +1,4 @@
-"""What the benchmarks of twins, of newcomers and of learned groups count, by hand."""
+"""What the benchmarks of twins, newcomers and learned groups count, by hand."""
 
 from __future__ import annotations
 
@@ -68,3 +68,10 @@ def test_rewired_carts_are_counted_by_what_they_have_left():
     rows = list(learned_groups.format_table([GroupsRun("learned", 1600, "", gone, scores, 1.0)]))
     assert rows[3] == "| learned | 1 | 0 | 0 | 0 | 1 | 1 of 2 | 450, 400 | 200, 100 |"
     assert not list(learned_groups.format_table([]))
+    pairs = [
+        GroupsRun(kind, seed, "", {}, scores | {"rewired-0": own}, 1.0)
+        for seed, block, learned in ((1600, 300.0, 500.0), (1601, 100.0, 50.0))
+        for kind, own in (("block", block), ("learned", learned))
+    ]
+    assert learned_groups.differences(pairs).tolist() == [100.0, -25.0]
+    assert "blocks, by seed: +38 [-25, +100], in 1 of 2 seeds below 0." in list(learned_groups.format_table(pairs))[-1]
