@@ -131,6 +131,7 @@ ALIKE = {
     "enroll": "the command that calls the function of this name",
     "server": "the command that calls the function of this name",
     "client": "the command that calls the function of this name",
+    "sweep": "the command that calls the function of this name",
     "status": "the command that calls the function of this name",
     "run": "the command that calls the function of this name",
     "train": "the command that calls the function of this name",
