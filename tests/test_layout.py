@@ -129,6 +129,7 @@ ALIKE = {
     "init": "the command that calls the function of this name",
     "server": "the command that calls the function of this name",
     "client": "the command that calls the function of this name",
+    "sweep": "the command that calls the function of this name",
     "status": "the command that calls the function of this name",
     "run": "the command that calls the function of this name",
     "train": "the command that calls the function of this name",

@@ -9,6 +9,7 @@
     play.py         play
     export.py       export
     compare.py      compare, report
+    sweep.py        sweep
     attacks.py      attack-board
     scenarios.py    new, check, explain, list, config, schema
     deploy.py       deploy init, server, client, status
@@ -22,6 +23,7 @@ Begin with run.py. No module imports what a command does not need, so that `--he
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -45,11 +47,25 @@ def main() -> None:
         loaded(prog_name="grpo-fed")
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    finally:
+        gc.freeze()  # else the interpreter looks through all that torch has made before it ends, most of a second
 
 
 def _load_app() -> Typer:
     """Import the application and every module of commands; each module registers its own."""
-    from grpo_fed.cli import attacks, compare, deploy, export, join, play, replay_order, run, scenarios, tracking  # noqa: F401
+    from grpo_fed.cli import (  # noqa: F401
+        attacks,
+        compare,
+        deploy,
+        export,
+        join,
+        play,
+        replay_order,
+        run,
+        scenarios,
+        sweep,
+        tracking,
+    )
     from grpo_fed.cli.application import app
 
     return app

@@ -22,6 +22,7 @@
     site_sections.py     the part about sites
     page.py              a run on one page: report.html
     comparison/          methods side by side, with intervals
+    sweep/               one scenario with many values
     attack_board.py      attacks against merge rules
 
 Begin with summary.py.
