@@ -241,7 +241,6 @@ class Federation:
 
     @property
     def _stop_reason(self) -> str | None:
-        """Why the run ends before its last round, by a callback or by its privacy budget; None if it does not."""
         return self.moments.stop_reason or explain_spent_budget(self.server.privacy)
 
     # Who takes part --------------------------------------------------------------------------------------------------

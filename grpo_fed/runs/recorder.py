@@ -280,10 +280,9 @@ class Recorder:
     ) -> Result:
         """Write the results, last of all, so that a folder with results is complete.
 
-        error: what ended the run. reason: why it was stopped. sampled: each client's mean return with sampled
-        actions. departed, clusters: the groups that each client has left and its clusters, at the end. before_results:
-        writes all other files, and returns the clients whose policies could not be saved, with the reason. Whatever it
-        raises, there are results. privacy: what was spent of the privacy budget.
+        error: what ended the run. reason: why it was stopped. sampled: each client's mean return with sampled actions.
+        departed, clusters: each client's at the end. before_results: writes all other files, and returns why policies
+        could not be saved, by client; whatever it raises, there are results. privacy: what was spent of the budget.
         """
         self._write_pending()
         notes, interruption = [] if self.after is None else [*self.after.passed_over], None
