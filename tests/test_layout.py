@@ -127,6 +127,8 @@ ALIKE = {
     "main": "the entry of a process, called by `python -m` alone",
     "compare": "the command that calls the function of this name",
     "init": "the command that calls the function of this name",
+    "rotate": "the command that calls the function of this name",
+    "enroll": "the command that calls the function of this name",
     "server": "the command that calls the function of this name",
     "client": "the command that calls the function of this name",
     "sweep": "the command that calls the function of this name",

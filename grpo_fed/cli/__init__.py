@@ -12,7 +12,7 @@
     sweep.py        sweep
     attacks.py      attack-board
     scenarios.py    new, check, explain, list, config, schema
-    deploy.py       deploy init, server, client, status
+    deploy.py       deploy init, rotate, enroll, server, client, status
     tracking.py     ui, replay
     replay_order.py replay-order
     knobs_table.py  all knobs as tables
