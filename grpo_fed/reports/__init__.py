@@ -11,6 +11,7 @@
     outcome.py           the outcome of a run on the terminal
     tables.py            tables of clients on the terminal
     formatting.py        numbers, counts and lists of names as people read them
+    axis.py              what their horizontal axis counts
     charts.py            what all figures share: style, colours, labels
     figures/             the figures of a run
     film.py              an episode as a film
@@ -20,7 +21,11 @@
     section.py           their form: paragraphs, lists, tables
     twins_section.py     the part about whether sharing pays
     site_sections.py     the part about sites
+    beside.py            what is done in a process beside this one
     page.py              a run on one page: report.html
+    reproduction_section.py the part about how to make the run again
+    paper.py             figures for a paper: PDF, PGF, captions
+    latex.py             text and tables as LaTeX
     comparison/          methods side by side, with intervals
     attack_board.py      attacks against merge rules
 

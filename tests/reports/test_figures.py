@@ -470,7 +470,9 @@ import grpo_fed.reports.comparison.compare, grpo_fed.reports.page
 from grpo_fed.reports.figures.stepping import draw_steps
 from grpo_fed.runs.history import read_history
 assert "matplotlib" not in sys.modules
-draw_steps(read_history({str(tmp_path)!r}))
+drawing = draw_steps(read_history({str(tmp_path)!r}))
+assert "matplotlib" not in sys.modules
+assert drawing.png
 assert "matplotlib" in sys.modules
 assert "matplotlib.pyplot" not in sys.modules
 """
