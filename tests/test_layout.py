@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "grpo_fed"
 
-ROOMS = ["scenario", "tasks", "policy", "rl", "aggregation", "runs", "federation"]
+ROOMS = ["scenario", "tasks", "policy", "rl", "aggregation", "runs", "callbacks", "federation"]
 ROOMS += ["flower", "adapters", "engines", "reports", "cli"]
 """A module may import from its own room and from those before it."""
 APART = {("rl", "aggregation"), ("aggregation", "rl")}
@@ -26,7 +26,7 @@ APART |= {(room, inside) for room in ("engines", "reports", "cli") for inside in
 """Rooms that do not import from each other."""
 LIBRARIES = {
     "flwr": {"flower", "adapters", "engines", "cli"},
-    "stable_baselines3": {"adapters.sb3"},
+    "stable_baselines3": {"adapters.sb3", "runs.sb3_export"},
     "tensordict": {"adapters.torchrl"},
     "mlflow": {"runs.tracking"},
     "matplotlib": {"reports"},

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from grpo_fed.adapters.learner import LearnerReport, Memory, Policies, TorchLearner
+from grpo_fed.scenario.extras import write_install_command
 
 if TYPE_CHECKING:
     from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -30,7 +31,7 @@ def sb3_learner(model: OnPolicyAlgorithm, steps: int, episodes: int = 10) -> Tor
     try:
         from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
     except ImportError as error:
-        raise ImportError("stable-baselines3 is not installed: pip install 'grpo-fed[sb3]'") from error
+        raise ImportError(f"stable-baselines3 is not installed: {write_install_command('sb3')}") from error
     if not isinstance(model, OnPolicyAlgorithm):
         raise ValueError(
             f"{type(model).__name__} keeps a replay buffer, which a client does not send or keep; use an on-policy"

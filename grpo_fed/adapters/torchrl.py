@@ -8,6 +8,8 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.distributions import Distribution
 
+from grpo_fed.scenario.extras import write_install_command
+
 
 class TensorDictActor(Protocol):
     """An actor such as TorchRL's `ProbabilisticActor`."""
@@ -22,7 +24,7 @@ def torchrl_distribution(actor: TensorDictActor, key: str = "observation") -> Ca
     try:
         from tensordict import TensorDict  # type: ignore[import-untyped]
     except ImportError as error:
-        raise ImportError("TorchRL is not installed: pip install 'grpo-fed[torchrl]'") from error
+        raise ImportError(f"TorchRL is not installed: {write_install_command('torchrl')}") from error
 
     def distribution(observations: Tensor) -> Distribution:
         return actor.get_dist(TensorDict({key: observations}, [len(observations)]))

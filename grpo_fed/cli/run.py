@@ -271,7 +271,7 @@ def _run_engine(
     assert engine.result is not None
     _show_outcome(engine, display)
     completed = _draw(folder, options, display)
-    completed = _finish_tracking(tracker, engine, "finished", display, wait=completed) and completed
+    completed = _finish_tracking(tracker, engine, engine.result.status, display, wait=completed) and completed
     if tracker.store is not None and tracker.trouble is None:
         display.say(f"MLflow: {tracker.link or tracker.place}")
     if not completed:

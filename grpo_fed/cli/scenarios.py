@@ -36,12 +36,14 @@ def check(scenario: ScenarioArgument, overrides: Overrides = None, seed: Seed = 
         from rich.text import Text
 
         from grpo_fed.aggregation.merge.rules import check_rule
+        from grpo_fed.callbacks.calls import CallbackList
         from grpo_fed.federation.server_step import block_budgets
         from grpo_fed.federation.setup import FederationSetup
         from grpo_fed.reports.overview import scenario_overview
         from grpo_fed.rl.make import make_learner
         from grpo_fed.scenario.sites import levels_of
 
+        CallbackList(settings)
         setup = FederationSetup.of(settings)
         learners, shared = [make_learner(tasks, settings) for tasks in setup.tasks_by_policy], setup.shared_blocks
         for level in levels_of(settings):

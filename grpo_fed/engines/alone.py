@@ -195,6 +195,8 @@ def _check_set_up(scenario: Scenario) -> None:
             raise ValueError(f"clients.{entry.name}.trains = false is for a federation; {cure}")
     if steered_curricula(scenario):
         raise ValueError(f'curriculum.by = "server" is for a federation; use curriculum.by = "client", or {cure}')
+    if scenario.callbacks:
+        raise ValueError(f"callbacks are called by a federation's server; {cure}")
     if scenario.evaluate.adapt:
         raise ValueError(f"evaluate.adapt = {scenario.evaluate.adapt} is for a federation; {cure}")
 

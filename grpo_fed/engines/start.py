@@ -11,7 +11,8 @@ Nothing here imports torch before the fork server of the worker processes has be
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeAlias, get_args
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from grpo_fed.runs.records import RoundRecord
     from grpo_fed.runs.results import Result
     from grpo_fed.scenario.scenario import Scenario
+
+log = logging.getLogger(__name__)
 
 EngineName: TypeAlias = Literal["local", "flower-sim", "flower"]
 """This machine's processes; Flower's simulation; or a Flower deployment of a SuperLink and nodes."""
@@ -68,6 +71,8 @@ def run(
     superlink: str | None = None,
     workers: int | None = None,
     replace: bool = False,
+    callbacks: Sequence[object] = (),
+    tracking: str | bool = False,
 ) -> Result:
     """Train a federation.
 
@@ -76,11 +81,14 @@ def run(
     superlink: the name of a deployment's connection, for the engine `flower`.
     workers: the number of worker processes, for the engine `local`; by default one for each core.
     replace: whether a run that `out` holds may be removed.
+    callbacks: objects with methods of `grpo_fed.callbacks.Callback`, beside those that the scenario names; for the
+        engine `local`.
+    tracking: where MLflow keeps the run: True for MLFLOW_TRACKING_URI, or else `runs/mlflow.db`; or an address.
     Raises ValueError for what is wrong with the scenario or the call, before anything is written. Whatever stops the
     run after that, KeyboardInterrupt too, is raised after what has been learned is saved.
     """
-    with make_engine(scenario, out, engine, superlink, workers, replace) as federation:
-        return federation.run(watch)
+    with make_engine(scenario, out, engine, superlink, workers, replace, callbacks) as federation:
+        return _run_tracked(federation, out, watch, tracking)
 
 
 def resume(
@@ -88,14 +96,16 @@ def resume(
     watch: Watch = lambda record: None,
     engine: EngineName = "local",
     superlink: str | None = None,
+    callbacks: Sequence[object] = (),
+    tracking: str | bool = False,
 ) -> Result:
     """Continue a federation that was stopped, from its latest checkpoint, to the same end as without the stop.
 
     folder: the folder of the run. The other arguments are those of `run`.
     Raises ValueError if the folder holds no unfinished run.
     """
-    with resume_engine(folder, engine, superlink) as federation:
-        return federation.run(watch)
+    with resume_engine(folder, engine, superlink, callbacks) as federation:
+        return _run_tracked(federation, folder, watch, tracking, resumed=True)
 
 
 def make_engine(
@@ -105,6 +115,7 @@ def make_engine(
     superlink: str | None = None,
     workers: int | None = None,
     replace: bool = False,
+    callbacks: Sequence[object] = (),
 ) -> Engine:
     """Make an engine for a new run; the arguments are those of `run`.
 
@@ -118,7 +129,8 @@ def make_engine(
             preload()
         from grpo_fed.engines.local.engine import LocalEngine
 
-        return LocalEngine(scenario, out, workers=workers, replace=replace)
+        return LocalEngine(scenario, out, workers=workers, replace=replace, callbacks=callbacks)
+    _refuse_objects(callbacks, engine)
     if workers is not None:
         raise ValueError(f"workers = {workers}: only the local engine has workers; this engine is {engine}")
     from grpo_fed.engines.flower.engine import FlowerEngine
@@ -126,7 +138,12 @@ def make_engine(
     return FlowerEngine(scenario, out, engine, superlink, replace=replace)
 
 
-def resume_engine(folder: str | Path, engine: EngineName = "local", superlink: str | None = None) -> Engine:
+def resume_engine(
+    folder: str | Path,
+    engine: EngineName = "local",
+    superlink: str | None = None,
+    callbacks: Sequence[object] = (),
+) -> Engine:
     """Make an engine for the unfinished run in a folder; the arguments are those of `resume`.
 
     Raises ValueError if the folder holds no such run.
@@ -136,7 +153,8 @@ def resume_engine(folder: str | Path, engine: EngineName = "local", superlink: s
         preload()
         from grpo_fed.engines.local.engine import LocalEngine
 
-        return LocalEngine.resumed(folder)
+        return LocalEngine.resumed(folder, callbacks)
+    _refuse_objects(callbacks, engine)
     from grpo_fed.engines.flower.engine import FlowerEngine
 
     return FlowerEngine.resumed(folder, engine, superlink)
@@ -145,3 +163,45 @@ def resume_engine(folder: str | Path, engine: EngineName = "local", superlink: s
 def _check_superlink(engine: EngineName, superlink: str | None) -> None:
     if superlink is not None and engine != "flower":
         raise ValueError(f"superlink = {superlink}: only the engine flower has a SuperLink; this engine is {engine}")
+
+
+def _refuse_objects(callbacks: Sequence[object], engine: EngineName) -> None:
+    """ValueError for callbacks that would have to be called in another process."""
+    if callbacks:
+        names = ", ".join(f"{type(each).__module__}:{type(each).__qualname__}" for each in callbacks)
+        raise ValueError(
+            f"callbacks: the server of the engine {engine} is another process, which objects cannot reach; name"
+            f" {names} in the scenario, as callbacks = [...]"
+        )
+
+
+def _run_tracked(
+    engine: Engine, out: str | Path | None, watch: Watch, tracking: str | bool, resumed: bool = False
+) -> Result:
+    """Run an engine and track it to MLflow, if asked; as on the command line, the run does not wait for the store."""
+    if tracking is False:
+        return engine.run(watch)
+    if out is None:
+        raise ValueError(f"tracking = {tracking!r}: needs out, the folder in which records wait until they are sent")
+    from grpo_fed.runs.records import record_to_line
+    from grpo_fed.runs.results import status_of
+    from grpo_fed.runs.tracking import Tracker
+
+    tracker = Tracker.open(None if tracking is True else tracking, Path(out), engine.scenario, resumed)
+
+    def watch_and_track(record: RoundRecord) -> None:
+        tracker.round(record_to_line(record))
+        watch(record)
+
+    error: BaseException | None = None
+    try:
+        return engine.run(watch_and_track)
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        result = engine.result
+        status = status_of(error) if result is None else result.status
+        tracker.close(None if result is None else result.to_json(), status)
+        if tracker.trouble is not None:
+            log.warning(tracker.trouble)

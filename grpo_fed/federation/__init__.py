@@ -26,6 +26,7 @@
     arrivals.py       whose answers come next
     trained_round.py  TrainedRound: what clients have learned in a round
     evaluations.py    what clients scored, and which scores the server believes
+    moments.py        RunMoments: calls the callbacks
     round_merge.py    a round's merge, reply by reply
     server_step.py    a round's step, within budgets
     steering.py       the levels of clients that the server moves by their returns

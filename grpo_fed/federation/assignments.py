@@ -32,6 +32,8 @@ class Assignment:
     """Whether it measures the KL of the latest merge's step first."""
     evaluates: int | None
     """The number of the evaluation that it plays first."""
+    rate: float = 1.0
+    """What it multiplies its learning rate by."""
 
 
 @dataclass
@@ -103,6 +105,7 @@ class WorkInProgress:
             work.measures,
             None if work.evaluates is None else EvaluationPlan(work.evaluates),
             work.compare,
+            rate=work.rate,
         )
 
     def instructions(self, run: str, rounds: int) -> Mapping[str, Train]:

@@ -97,10 +97,19 @@ class AnswerBuffer:
         """The clients with work."""
         return frozenset(self.work.state.work)
 
-    def assign(self, merge: int, state: ServerState, reachable: Sequence[str], measures: bool, evaluates: bool) -> None:
+    def assign(
+        self,
+        merge: int,
+        state: ServerState,
+        reachable: Sequence[str],
+        measures: bool,
+        evaluates: bool,
+        rate: float = 1.0,
+    ) -> None:
         """Give work to all clients that have none and can be reached, but not to those that are held out.
 
         measures: whether clients that were in the latest merge measure its step. evaluates: whether they are evaluated.
+        rate: what they multiply their learning rates by.
         """
         held, version, run = self.work, merge - 1, state.name
         if not self._is_handed_over:
@@ -122,6 +131,7 @@ class AnswerBuffer:
                 compare=asked.get(name, ()),
                 measures=sees_step,
                 evaluates=version if evaluates else None,
+                rate=rate,
             )
             held.add(name, assignment, state.start(name, number).shared)
         self._arrivals.begin({name: held.instruction(name, run, self._scenario.rounds) for name in self._told})

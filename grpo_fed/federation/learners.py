@@ -100,6 +100,8 @@ class ClientLearners:
         instruction, *_ = instructions
         for row, each in enumerate(instructions):
             self._steer(row, each.curriculum)
+        for learner in (self.shared, *self._others.values()):
+            learner.scale_learning_rates(np.array([each.rate for each in instructions]))
         is_first = torch.tensor(first_round, device=self.columns.device)[:, None]
         shared = self._train_shared(instruction)
         personal = [TrainingReport(name, 0, (), {}) for name in self.names]

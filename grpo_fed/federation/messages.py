@@ -54,6 +54,8 @@ class Train:
     then begins with the shared ones if they are no worse; 0 to G - 1 in order."""
     curriculum: tuple[float, ...] = ()
     """The state of the curriculum that the server steers; empty for a client that has none, or moves its own."""
+    rate: float = 1.0
+    """What the client multiplies its learning rate by in this round."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,23 +7,19 @@ evaluate, record the round.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
+from grpo_fed.callbacks.control import SavePolicies
 from grpo_fed.federation.arrivals import Arrivals, RealTime
 from grpo_fed.federation.buffer import AnswerBuffer
 from grpo_fed.federation.conversation import Conversation
 from grpo_fed.federation.evaluations import Evaluations, absurd_scores
 from grpo_fed.federation.hostile import ColludingTransport, refuse_collusion
-from grpo_fed.federation.messages import (
-    EvaluationPlan,
-    EvaluationSummary,
-    Start,
-    Train,
-    Trained,
-)
+from grpo_fed.federation.messages import EvaluationPlan, EvaluationSummary, Start, Train, Trained
+from grpo_fed.federation.moments import RunMoments
 from grpo_fed.federation.pace import MICROSECONDS, Paces
 from grpo_fed.federation.participation import ceil_fraction, check_quorum, sample_clients, wait_for_clients
 from grpo_fed.federation.round_record import (
@@ -42,9 +38,10 @@ from grpo_fed.federation.trained_round import TrainedRound
 from grpo_fed.federation.transport import Transport
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.checkpoint import Checkpoint
+from grpo_fed.runs.continuation import CALLBACKS
 from grpo_fed.runs.folder import check_usable, write_engine_state
 from grpo_fed.runs.metrics import TRAINING_RETURN
-from grpo_fed.runs.recorder import CheckpointContent, Recorder, Watch
+from grpo_fed.runs.recorder import CheckpointContent, Recorder, Watch, with_scores
 from grpo_fed.runs.records import Failure
 from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
@@ -71,6 +68,8 @@ class Federation:
         engine: Mapping[str, Any] | None = None,
         device: str | None = None,
         arrivals: Arrivals | None = None,
+        callbacks: Sequence[object] = (),
+        save_policies: SavePolicies | None = None,
     ) -> None:
         """Prepare a new federation, or one that goes on `after` a checkpoint. Nothing is written yet.
 
@@ -83,6 +82,7 @@ class Federation:
         engine: JSON that the engine finds again as `engine` in a checkpoint's parts.
         device: what the clients compute on, where that is known.
         arrivals: whose answers come next with `round.mode = "buffered"`; by default as they come in real time.
+        callbacks: objects beside those that the scenario names. save_policies: as for `callbacks.RunControl`.
         """
         if folder is not None:
             check_usable(folder)
@@ -92,6 +92,7 @@ class Federation:
         self.evaluate_with_next_round = evaluate_with_next_round
         self.client_files, self.before_results, self.engine = client_files, before_results, dict(engine or {})
         self.server = make_server(scenario, shared_blocks, after)
+        self.moments = RunMoments(scenario, shared_blocks, self.server, folder, callbacks, save_policies, after)
         self.recorder = Recorder(scenario, folder, device or scenario.device, scenario.method, after)
         self.conversation = Conversation(transport, self.recorder, scenario.round.deadline)
         self.paces = Paces(scenario)
@@ -138,6 +139,7 @@ class Federation:
         if self.buffer is not None:
             self.buffer.open()
         try:
+            self.moments.run_start()
             if self.state.round == 0:
                 self._begin()
             while not self._is_over:
@@ -156,16 +158,19 @@ class Federation:
     def _round(self, round: int) -> None:
         """Train one round; without a quorum the shared blocks stay as they are."""
         failures: dict[str, Failure] = {}
+        self.moments.round_start(round)
         self._compare_sites(round, failures)
         trained = self._train(round, failures) if self.buffer is None else self._collect(self.buffer, round, failures)
         self._refuse_absurd_returns(trained.replies, failures)
         self._complete_last_round(trained.replies)
+        self.moments.clients_trained(trained)
         self.server.steer(trained.replies)
         last_kl = self.server.observe_last_step(trained.replies, trained.merge)
         aggregation: Aggregation | None = None
         if self._has_quorum(len(trained.replies), trained.expected):
             measure = self.conversation.measure(round, self._latest, failures)
             aggregation = self.server.aggregate(trained.merge, measure, trained.length)
+            self.moments.merged(trained, aggregation)
         else:
             self.server.skip_merge()
         if self.buffer is not None and trained.batch is not None:
@@ -197,6 +202,10 @@ class Federation:
         record = make_round_record(
             outcome, self.scenario, self.shared_blocks, self.server, self.recorder.env_steps, traffic
         )
+        record = self.moments.round_waits(record) if waits else self.moments.round_end(record)
+        if self._is_over and not is_evaluated:  # a callback has ended the run with this very round
+            evaluations = self._evaluate(EvaluationPlan(outcome.round), {})
+            record = with_scores(record, evaluations.scores, evaluations.adapted)
         self.recorder.round_finished(record, self._checkpoint_content, waits)
 
     def _complete_last_round(self, replies: Mapping[str, Trained]) -> None:
@@ -209,7 +218,7 @@ class Federation:
             held_out = set(self.shared_blocks.held_out).intersection(self.transport.reachable())
             summaries |= self._summaries(sorted(held_out), EvaluationPlan(self.state.round), {})
             evaluations = self._accept(summaries, {})
-            record = self.recorder.scores_arrived(evaluations.scores, evaluations.adapted)
+            record = self.recorder.scores_arrived(evaluations.scores, evaluations.adapted, self.moments.round_end)
             self._observe_scores(record.round, record.scores)
 
     def _observe_scores(self, round: int, scores: Mapping[str, float]) -> None:
@@ -224,7 +233,8 @@ class Federation:
 
     @property
     def _is_over(self) -> bool:
-        return self.state.round == self.scenario.rounds or self.stopping.is_due
+        is_stopped = self.stopping.is_due or self.moments.stop_reason is not None
+        return self.state.round == self.scenario.rounds or is_stopped
 
     # Who takes part --------------------------------------------------------------------------------------------------
 
@@ -259,7 +269,7 @@ class Federation:
         starts = {name: self.server.state_of(name).start(name, round) for name in clients}
         measures = self._measures_last_step
         instructions = {
-            name: Train(start, begin, end, measures, plan, asked.get(name, ()), levels.get(name, ()))
+            name: Train(start, begin, end, measures, plan, asked.get(name, ()), levels.get(name, ()), self.moments.rate)
             for name, start in starts.items()
         }
         for name, answer in self.conversation.ask(round, instructions, failures):
@@ -274,7 +284,7 @@ class Federation:
         for name in sorted({*self.shared_blocks.training_clients} - {*reachable} - buffer.busy):
             self.conversation.client_failed(round, name, UNREACHABLE, failures)
         trained = TrainedRound(self.server.begin_merge(), buffer.size)
-        buffer.assign(round, self.state, reachable, self._measures_last_step, self.recorder.waits)
+        buffer.assign(round, self.state, reachable, self._measures_last_step, self.recorder.waits, self.moments.rate)
         trained.batch = batch = buffer.gather(round, self.state)
         for name, failure in batch.failures.items():
             self.conversation.client_failed(round, name, failure, failures)
@@ -357,6 +367,7 @@ class Federation:
                 "rounds_below_quorum": self._rounds_below_quorum,
                 "engine": self.engine,
                 "clock": self._clock,
+                CALLBACKS: self.moments.saved,
                 **({} if self.buffer is None else {"buffer": self.buffer.work.state}),
             },
             files={} if self.client_files is None else self.client_files(round),
@@ -379,5 +390,7 @@ class Federation:
                 name: name_clusters(self.shared_blocks, state.clusters.get(name)) for name, state in states.items()
             },
             before_results=dict if before_results is None else (lambda: before_results(self.starts)),
+            reason=self.moments.stop_reason,
         )
+        self.moments.run_end(self.result, error)
         return self.result

@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from grpo_fed.runs.files import link_or_copy, write_atomic
+from grpo_fed.runs.files import link_or_copy, make_private_folder, write_atomic
 
 KEEP = 3
 """Rounds of a client that stay: a server that goes on from its last checkpoint may ask for one again."""
@@ -78,11 +78,11 @@ class StateStore:
         States of later rounds are removed, since they follow from a state that is replaced, and so are old ones.
         """
         path = self.path(run, client, round)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._make_folder(path.parent)
         contiguous = {name: np.array(array, order="C", copy=None) for name, array in arrays.items()}
         content = save(contiguous)
         if self.durable:
-            write_atomic(path, content)
+            write_atomic(path, content, private=True)
         else:
             _write(path, content)
         stored = StoredState(round, contiguous, StateVersion(run, round, _file_version(path)))
@@ -123,7 +123,7 @@ class StateStore:
         if not FILE_NAME.fullmatch(name):
             raise ValueError(f"{name!r:.100} is no name of a client's state")
         folder = self._folder_of(run, client)
-        folder.mkdir(parents=True, exist_ok=True)
+        self._make_folder(folder)
         link_or_copy(file, folder / name)
 
     def _first_whole(self, run: str, client: str, rounds: Iterable[int]) -> StoredState | None:
@@ -143,6 +143,14 @@ class StateStore:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
                 raise ValueError(f"{kind} {name!r}: it names a folder: use letters, digits and _ . - only")
         return self.folder / run / client
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a client's folder, where its observations lie: only its owner may enter it."""
+        if not folder.is_dir():
+            if not self.folder.is_dir():
+                make_private_folder(self.folder)
+            for each in (folder.parent, folder):
+                make_private_folder(each)
 
     def _rounds(self, run: str, client: str) -> list[int]:
         """All rounds that a client has a state of, in order."""

@@ -20,7 +20,7 @@ from grpo_fed.policy.blocks import Block, Layout, Slot
 from grpo_fed.policy.patterns import values_by_name
 from grpo_fed.scenario.toml.text import short_toml, suggest_name, toml_key
 
-GroupKind: TypeAlias = Literal["block", "tensor", "row", "column"]
+GroupKind: TypeAlias = Literal["block", "tensor", "row", "column", "learned"]
 IndexSets: TypeAlias = Mapping[str, Mapping[str, Sequence[int]]]
 """Named index sets: the set's name -> `<parameter>:rows`, `:columns` or `:entries` -> indices."""
 NamedColumns: TypeAlias = tuple[str, np.ndarray]
@@ -48,10 +48,12 @@ class Groups:
     chains: tuple[str, ...] = ()
     """[G]: the name of the chain of layers that each group lies in; blocks of a chain follow each other from input to
     output. Empty if no two blocks are in an order."""
+    learned: frozenset[str] = frozenset()
+    """Names of the blocks whose groups are only units, of which a merge that remembers its clients makes groups."""
 
     def to(self, device: torch.device | str) -> Groups:
         """Copy the groups to a device."""
-        return Groups(self.names, self.ids.to(device), self.sizes.to(device), self.blocks, self.chains)
+        return Groups(self.names, self.ids.to(device), self.sizes.to(device), self.blocks, self.chains, self.learned)
 
     @cached_property
     def as_blocks(self) -> Groups:
@@ -132,6 +134,8 @@ def cut_groups(
     - `row`: a group is one output unit or action: row i of a weight with element i of the same module's bias (or
       log_std, ...). A tensor that is no weight and belongs to none is a group.
     - `column`: a group is one input or sensor: column i of a weight. A tensor that is no weight is a group.
+    - `learned`: units of which the merge learns groups. A weight is cut into its rows or its columns, whichever are
+      fewer and so have more parameters each, rows where they are as many; a row has its bias.
     - index sets: each set is a group; for each tensor, the entries that no set names are one more.
 
     settings: `policy.groups`, by pattern of blocks. default: for blocks that no pattern matches. only: the blocks to
@@ -143,8 +147,12 @@ def cut_groups(
     chosen = {block.name for block in (layout.blocks if only is None else only)}
     ids = np.full(layout.size, -1, np.int64)
     blocks: dict[str, str] = {}
+    learned: set[str] = set()
     for block in layout.blocks:
-        for name, columns in cutters.get(block.name, _CUTTERS[default])(block):
+        cutter = cutters.get(block.name, _CUTTERS[default])
+        if cutter is _cut_units:
+            learned.add(block.name)
+        for name, columns in cutter(block):
             if block.name not in chosen or not columns.size:
                 continue
             if name in blocks:
@@ -152,7 +160,13 @@ def cut_groups(
             ids[columns] = len(blocks)
             blocks[name] = block.name
     sizes = np.bincount(ids[ids >= 0], minlength=len(blocks)).astype(np.float32)
-    return Groups(tuple(blocks), torch.from_numpy(ids), torch.from_numpy(sizes), tuple(blocks.values()))
+    return Groups(
+        names=tuple(blocks),
+        ids=torch.from_numpy(ids),
+        sizes=torch.from_numpy(sizes),
+        blocks=tuple(blocks.values()),
+        learned=frozenset(learned & set(blocks.values())),
+    )
 
 
 def _cutters(layout: Layout, settings: Mapping[str, GroupKind | IndexSets]) -> dict[str, Cutter]:
@@ -257,30 +271,56 @@ def _cut_tensors(block: Block) -> Iterator[NamedColumns]:
 
 
 def _cut_rows(block: Block) -> Iterator[NamedColumns]:
-    weights = [slot for slot in block.slots if len(slot.shape) > 1]
-    beside: dict[str, list[Slot]] = {}
-    """For each weight, the vectors with one element for each of its rows."""
-    for slot in block.slots:
-        fits = [weight for weight in weights if weight.module == slot.module and weight.shape[:1] == slot.shape]
-        if len(fits) == 1:  # with two such weights in a module the bias could be either's
-            beside.setdefault(fits[0].name, []).append(slot)
+    beside = _vectors_of_rows(block)
     in_rows = {slot.name for slots in beside.values() for slot in slots}
     for slot in block.slots:
         if len(slot.shape) > 1:
-            tensors = [slot, *beside.get(slot.name, [])]
-            columns = [np.arange(t.start, t.stop).reshape(slot.shape[0], -1 if t.size else 0) for t in tensors]
-            yield from ((f"{slot.name}:rows[{i}]", row) for i, row in enumerate(np.concatenate(columns, axis=1)))
+            yield from _rows(slot, beside.get(slot.name, []))
         elif slot.name not in in_rows:
             yield slot.name, np.arange(slot.start, slot.stop)
 
 
 def _cut_columns(block: Block) -> Iterator[NamedColumns]:
     for slot in block.slots:
-        columns = np.arange(slot.start, slot.stop).reshape(slot.shape)
-        if columns.ndim > 1:
-            yield from ((f"{slot.name}:columns[{i}]", columns[:, i].reshape(-1)) for i in range(slot.shape[1]))
-        else:
-            yield slot.name, columns.reshape(-1)
+        yield from _columns(slot)
+
+
+def _cut_units(block: Block) -> Iterator[NamedColumns]:
+    beside = _vectors_of_rows(block)
+    by_rows = {slot.name for slot in block.slots if len(slot.shape) > 1 and slot.shape[0] <= slot.shape[1]}
+    in_rows = {slot.name for weight in by_rows for slot in beside.get(weight, [])}
+    for slot in block.slots:
+        if slot.name in by_rows:
+            yield from _rows(slot, beside.get(slot.name, []))
+        elif slot.name not in in_rows:
+            yield from _columns(slot)
+
+
+def _vectors_of_rows(block: Block) -> dict[str, list[Slot]]:
+    """Find the vectors with one element for each row of a weight, by the weight's name."""
+    weights = [slot for slot in block.slots if len(slot.shape) > 1]
+    beside: dict[str, list[Slot]] = {}
+    for slot in block.slots:
+        fits = [weight for weight in weights if weight.module == slot.module and weight.shape[:1] == slot.shape]
+        if len(fits) == 1:  # with two such weights in a module the bias could be either's
+            beside.setdefault(fits[0].name, []).append(slot)
+    return beside
+
+
+def _rows(weight: Slot, beside: Sequence[Slot]) -> Iterator[NamedColumns]:
+    """Cut a weight into rows, each with its elements of the vectors beside it."""
+    tensors = [weight, *beside]
+    columns = [np.arange(t.start, t.stop).reshape(weight.shape[0], -1 if t.size else 0) for t in tensors]
+    yield from ((f"{weight.name}:rows[{i}]", row) for i, row in enumerate(np.concatenate(columns, axis=1)))
+
+
+def _columns(slot: Slot) -> Iterator[NamedColumns]:
+    """Cut a weight into columns; a tensor that is no weight is left whole."""
+    columns = np.arange(slot.start, slot.stop).reshape(slot.shape)
+    if columns.ndim > 1:
+        yield from ((f"{slot.name}:columns[{i}]", columns[:, i].reshape(-1)) for i in range(slot.shape[1]))
+    else:
+        yield slot.name, columns.reshape(-1)
 
 
 _CUTTERS: dict[GroupKind, Cutter] = {
@@ -288,4 +328,5 @@ _CUTTERS: dict[GroupKind, Cutter] = {
     "tensor": _cut_tensors,
     "row": _cut_rows,
     "column": _cut_columns,
+    "learned": _cut_units,
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -248,7 +248,7 @@ def _cut_groups(policy: Policy, blocks: Sequence[Block], scenario: Scenario) -> 
     groups = cut_groups(policy.layout, scenario.policy.groups, only=blocks)
     chain_of = {block.name: policy.chain_of(block.slots[0].name) for block in blocks}
     chains = tuple(chain_of[block] for block in groups.blocks)
-    return Groups(groups.names, groups.ids[policy.layout.mask(blocks)], groups.sizes, groups.blocks, chains)
+    return replace(groups, ids=groups.ids[policy.layout.mask(blocks)], chains=chains)
 
 
 def _is_common(block: Block, policies: Sequence[_ClientPolicy], scenario: Scenario) -> bool:

@@ -121,8 +121,18 @@ def _explain_persistence(scenario: Scenario, shared: SharedBlocks) -> Iterator[s
         " is the part of a client's deviation from the others that repeats from round to round, 0 by chance and 1 if it"
         f" is always the same. A client leaves a group if rho > {_fraction(PAYS)} and its updates oppose the others'."
     )
+    if groups.learned:
+        yield (
+            f"The groups of {list_names(sorted(groups.learned))} are learned: the units, rows or columns of weights, on"
+            " which clients differ alike are compared as one group, and a client leaves all units of it."
+        )
     first = {
-        name: rounds_of_evidence(int(size)) for name, size in zip(groups.names, groups.sizes.tolist(), strict=True)
+        name: rounds_of_evidence(int(size))
+        for name, size, block in zip(groups.names, groups.sizes.tolist(), groups.blocks, strict=True)
+        if block not in groups.learned
+    } | {
+        block: rounds_of_evidence(int(groups.as_blocks.sizes[groups.as_blocks.names.index(block)]))
+        for block in groups.learned
     }
     soonest = min(first.values())
     if scenario.rounds < soonest:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from grpo_fed.reports.formatting import format_count, list_names
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import CurriculumSettings
+from grpo_fed.scenario.toml.text import short_toml
 from grpo_fed.tasks.curriculum import Curriculum
 
 
@@ -38,6 +39,17 @@ def explain_adaptation(scenario: Scenario) -> Iterator[str]:
             f"In an evaluation with the likeliest actions each client makes {format_count(updates, 'local update')}"
             f"{steps} on a copy of its policy, and is evaluated after each; nothing else depends on them."
         )
+
+
+def explain_callbacks(scenario: Scenario) -> Iterator[str]:
+    """Explain which callbacks the server calls."""
+    names = []
+    for entry in scenario.callbacks:
+        path, kwargs = (entry, {}) if isinstance(entry, str) else (entry["path"], entry["kwargs"])
+        given = ", ".join(f"{key} = {short_toml(value)}" for key, value in kwargs.items())
+        names.append(f"{path} ({given})" if given else path)
+    if names:
+        yield f"The server calls {list_names(names)} while the run goes on; a callback may end the run early."
 
 
 def explain_twins(scenario: Scenario) -> Iterator[str]:

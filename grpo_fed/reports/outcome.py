@@ -13,7 +13,7 @@ from grpo_fed.reports.tables import lowest_clients, results_table, sites_table, 
 from grpo_fed.runs.called_as import called_as
 from grpo_fed.runs.equal_groups import equal_groups_line
 from grpo_fed.runs.examples import read_examples
-from grpo_fed.runs.results import Result, mean_adaptation
+from grpo_fed.runs.results import ENDED, Result, mean_adaptation
 from grpo_fed.runs.sharing_verdicts import verdicts_line
 
 MAX_MISSING = 5
@@ -42,7 +42,9 @@ def print_outcome(console: Console, result: Result) -> None:
     verdicts = {name: client.sharing for name, client in result.clients.items() if client.sharing is not None}
     if line := verdicts_line(verdicts):
         console.print(Text.assemble(("twins: ", "bold"), line), soft_wrap=True)
-    if result.out is not None and result.status == "finished":
+    if result.reason is not None:
+        console.print(Text.assemble(("stopped: ", "bold"), result.reason), soft_wrap=True)
+    if result.out is not None and result.status in ENDED:
         console.print(Text.assemble(("next: ", "dim"), (next_command(result), "cyan")), soft_wrap=True)
 
 

@@ -243,7 +243,7 @@ def _parameter_fields(
         "gradient": torch.zeros_like(parameters),
         "anchor": tensors.anchor[rows],
         "adam": tensors.adam.rows(rows),
-        "learning_rate": np.array([[task.learning_rate] for task in tasks]),
+        "learning_rate": own_learning_rates(tasks),
         "penalty": torch.tensor([[task.penalty] for task in tasks]).to(parameters.device),
         "kl_coefficient": tensors.kl_coefficient[rows],
         "kl_limit": tensors.kl_limit[rows],
@@ -257,6 +257,11 @@ def _parameter_fields(
         "drift": None if tensors.drift is None else tensors.drift[rows],
         "phase_optimisers": tuple(adam.rows(rows) for adam in tensors.phase_optimisers),
     }
+
+
+def own_learning_rates(tasks: Sequence[Task]) -> np.ndarray:
+    """The learning rates of clients as the scenario has them, [K, 1]."""
+    return np.array([[task.learning_rate] for task in tasks])
 
 
 def entropy_weights(tasks: Sequence[Task], components: int, scenario: Scenario) -> Tensor:

@@ -88,6 +88,10 @@ class Learner(ABC):
         """
 
     @abstractmethod
+    def scale_learning_rates(self, factors: np.ndarray) -> None:
+        """Multiply the clients' own learning rates by factors [K] from now on."""
+
+    @abstractmethod
     def evaluate(self, episodes: int | None = None, deterministic: bool = True, number: int = 0) -> list[Evaluation]:
         """Play episodes of every client without learning.
 

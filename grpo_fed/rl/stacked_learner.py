@@ -30,6 +30,7 @@ from grpo_fed.rl.client_stack import (
     PenaltyGroups,
     entropy_weights,
     make_client_stack,
+    own_learning_rates,
 )
 from grpo_fed.rl.constraints import adapt_costs
 from grpo_fed.rl.cost_critic import CostCritic
@@ -155,10 +156,7 @@ class StackedLearner(Learner):
     def train(
         self, steps: int, begin: float = 0.0, end: float = 0.0, anchor: Tensor | None = None
     ) -> list[TrainingReport]:
-        """Train every client on `steps` more steps of its task; schedules go from progress `begin` to `end`.
-
-        anchor: [K, P], the point that penalties and KL are measured from; by default the parameters at the start.
-        """
+        """Train every client on `steps` more steps of its task; schedules go from progress `begin` to `end`."""
         self.anchor.copy_(self.parameters if anchor is None else anchor)
         self.steps_due += steps
         records = [TrainingRecord() for _ in self.tasks]
@@ -235,6 +233,11 @@ class StackedLearner(Learner):
             self.updates_done,
         )
         return trajectories, groups
+
+    def scale_learning_rates(self, factors: np.ndarray) -> None:
+        """Multiply the clients' own learning rates by factors [K] from now on."""
+        for stack in self.stacks:
+            stack.learning_rate[:] = own_learning_rates(self.tasks[stack.rows]) * factors[stack.rows, None]
 
     def evaluate(self, episodes: int | None = None, deterministic: bool = True, number: int = 0) -> list[Evaluation]:
         """Play episodes of every client without learning.

@@ -15,6 +15,9 @@
     adapters.py       LoadedAdapters: a language model's adapters, which answer prompts
     examples.py       what clients wrote before and after training
     export.py         a client's policy for other programs
+    predictor.py      a client's policy as a torch module that needs none of our code
+    graph_export.py   a network as ONNX, TorchScript or PyTorch's exported form
+    sb3_export.py     a network as a PPO of stable-baselines3
     history.py        History: a run as arrays
     statistics.py     interquartile mean, bootstrap intervals
     colours.py        a client's and a method's colour, in figures and in MLflow

@@ -22,7 +22,7 @@ from safetensors.numpy import load, save
 
 from grpo_fed.policy.shared_names import CHECKPOINTS
 from grpo_fed.policy.shared_names import SHARED_BLOCKS_FILE as SHARED
-from grpo_fed.runs.files import link_or_copy, refuse_links, write_atomic
+from grpo_fed.runs.files import link_or_copy, make_private_folder, refuse_links, write_atomic
 from grpo_fed.runs.serialisation import Record, from_json, to_json
 
 STATE = "state.json"
@@ -88,7 +88,7 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int, best: int | None = No
     partial, final = checkpoints / f"{PARTIAL}{name}", checkpoints / name
     for old in (partial, final):
         shutil.rmtree(old, ignore_errors=True)
-    (partial / CLIENTS).mkdir(parents=True)
+    make_private_folder(partial / CLIENTS)
     written = {_client_file(client): _bytes(arrays) for client, arrays in checkpoint.clients.items()}
     if checkpoint.shared is not None:
         written[SHARED] = _bytes(checkpoint.shared)
@@ -102,7 +102,7 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int, best: int | None = No
         link_or_copy(file, partial / _client_file(client))
         digests[_client_file(client)] = _digest(file)
     for path, content in written.items():
-        write_atomic(partial / path, content)
+        write_atomic(partial / path, content, private=path.startswith(f"{CLIENTS}/"))
     write_atomic(partial / SUMS, "".join(f"{digest}  {path}\n" for path, digest in sorted(digests.items())))
     _flush(partial / CLIENTS)
     _flush(partial)

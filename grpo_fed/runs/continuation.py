@@ -41,9 +41,11 @@ from grpo_fed.scenario.toml.text import short_toml, to_toml, toml_key
 
 STOPPING = "stopping"
 """The part of a federation's checkpoint that says whether the run ends early."""
+CALLBACKS = "callbacks"
+"""The part with the states of callbacks."""
 MAY_CHANGE = frozenset(
     {
-        *("description", "rounds", "steps", "device"),
+        *("description", "rounds", "steps", "device", "callbacks"),
         *(f"objective.{key}" for key in ObjectiveSettings.model_fields if key not in ("preset", "advantage")),
         *(f"trust.{key}" for key in TrustSettings.model_fields),
         *(f"penalty.{key}" for key in PenaltySettings.model_fields),
@@ -98,6 +100,8 @@ def prepare_continuation(
         parts = {**after.parts}
         if isinstance(parts.get(STOPPING), Mapping):
             parts[STOPPING] = {**parts[STOPPING], "is_due": False}
+        if isinstance(parts.get(CALLBACKS), Mapping):
+            parts[CALLBACKS] = {**parts[CALLBACKS], "stop_reason": None, "labels": None}
         checkpoint.write(folder, replace(after, parts=parts), keep=1)
     return scenario
 

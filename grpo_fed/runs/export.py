@@ -2,39 +2,67 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
 
+from grpo_fed.policy.actor_critic import ActorCritic
 from grpo_fed.policy.language.merged_folder import write_merged_folder
-from grpo_fed.policy.shared_names import POLICIES
+from grpo_fed.policy.shared_names import NORMALISER, POLICIES
+from grpo_fed.rl.normalise import EPSILON
 from grpo_fed.runs.adapters import LoadedAdapters
-from grpo_fed.runs.policies import load_policy
+from grpo_fed.runs.policies import LoadedPolicy, load_policy
+
+Form: TypeAlias = Literal["safetensors", "onnx", "torchscript", "torch-export", "sb3"]
+FORMS: tuple[Form, ...] = get_args(Form)
+"""Forms in which a network can be written."""
+SUFFIXES: dict[str, str] = {"onnx": "onnx", "torchscript": "pt", "torch-export": "pt2"}
+"""Suffixes of graphs, by their form."""
+DESCRIPTION = "policy.json"
+"""The file that says what a network's file takes and returns."""
 
 
-def export_policy(folder: str | Path, out: str | Path, client: str | None = None, merge: bool = False) -> list[Path]:
+def export_policy(
+    folder: str | Path,
+    out: str | Path,
+    client: str | None = None,
+    merge: bool = False,
+    form: Form | None = None,
+) -> list[Path]:
     """Write a client's policy to the folder `out`, and return its files.
 
     Adapters of a language model become a folder for `PeftModel.from_pretrained`, or, with `merge`, a whole model for
     `AutoModelForCausalLM.from_pretrained`: the base with the adapters added, in the type `language.dtype`. A network
-    becomes a safetensors file with its parameters by name.
+    is written in a form of `FORMS`, by default as a safetensors file with its parameters by name, beside `policy.json`,
+    which says what it takes and returns.
 
     client: may be left out if the run has only one. ValueError if the run has no such policy, `out` is not empty, or
-    there is nothing to merge.
+    the policy cannot be written like this.
     """
     folder, out = Path(folder), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out}: is not empty; name a folder that does not exist yet")
+    if form is not None and form not in FORMS:
+        raise ValueError(f"--to {form}: is no form of a policy; there are {', '.join(FORMS)}")
     policy = load_policy(folder, client)
     name = policy.task.client
     if merge and not isinstance(policy, LoadedAdapters):
         raise ValueError(f"client {name}: has a network and no adapters that could be merged; leave out --merge")
+    if form is not None and isinstance(policy, LoadedAdapters):
+        raise ValueError(
+            f"client {name}: has adapters of a language model, and --to {form} is for networks; leave out --to for"
+            " adapters that peft opens, or use --merge for a whole model"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
         target = Path(temporary) / "policy"
         target.mkdir()
         if not isinstance(policy, LoadedAdapters):
-            shutil.copyfile(folder / POLICIES / f"{name}.safetensors", target / f"{name}.safetensors")
+            _write_network(policy, folder / POLICIES / f"{name}.safetensors", target, form or "safetensors")
         elif merge:
             language, seed = policy.scenario.language, policy.scenario.seed
             factors = policy.policy.frozen_factors(seed)
@@ -44,3 +72,51 @@ def export_policy(folder: str | Path, out: str | Path, client: str | None = None
                 shutil.copyfile(path, target / path.name)
         target.replace(out)
     return sorted(out.iterdir())
+
+
+def _write_network(policy: LoadedPolicy, source: Path, target: Path, form: Form) -> None:
+    """Write a network and its description to a folder. source: its file in the run's folder."""
+    if form == "sb3":
+        from grpo_fed.runs.sb3_export import export_to_sb3
+
+        export_to_sb3(policy, target)
+    elif form == "safetensors":
+        shutil.copyfile(source, target / source.name)
+    else:
+        from grpo_fed.runs.graph_export import export_graph
+
+        export_graph(policy, target / f"{policy.task.client}.{SUFFIXES[form]}", form)
+    (target / DESCRIPTION).write_text(json.dumps(_describe(policy, form), indent=1) + "\n", encoding="utf-8")
+
+
+def _describe(policy: LoadedPolicy, form: Form) -> dict[str, Any]:
+    """Describe what a network takes and returns, so that it can be used without grpo_fed."""
+    task, settings = policy.task, policy.scenario
+    is_choice = task.action.kind != "gaussian"
+    action: dict[str, Any] = {"space": str(task.action_space), "kind": task.action.kind, "sizes": task.action.sizes}
+    if is_choice:
+        action["start"] = task.action.start
+    else:
+        action |= {"low": _finite(task.action.low), "high": _finite(task.action.high), "squash": settings.policy.squash}
+    normaliser = None
+    if policy.normaliser is not None:
+        normaliser = {"prefix": NORMALISER, "clip": policy.normaliser.clip, "epsilon": EPSILON}
+    network: dict[str, Any] = {"module": settings.policy.module}
+    if isinstance(policy.policy, ActorCritic):
+        network = {"layers": [*policy.policy.torso, "actor"], "activation": settings.policy.activation}
+    return {
+        "client": task.client,
+        "env": task.env,
+        "scenario": settings.name,
+        "form": form,
+        "observation": {"space": str(task.observation_space), "size": task.observation_size, "type": "float32"},
+        "outputs": ["action", "logits"] if is_choice else ["action", "mean", "log_std"],
+        "action": action,
+        "normaliser": normaliser,
+        "network": network,
+    }
+
+
+def _finite(bounds: Sequence[float]) -> list[float | None]:
+    """Replace infinite bounds by None, since JSON has no infinity."""
+    return [bound if math.isfinite(bound) else None for bound in bounds]

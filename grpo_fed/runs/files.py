@@ -10,8 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write a temporary file and move it to `path`: a reader sees the old file or the new one, never a part of it."""
+def make_private_folder(folder: Path) -> None:
+    """Make a folder that only its owner may enter, and those above it; one that exists is closed to others."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_mode & 0o077:
+        folder.chmod(0o700)
+
+
+def write_atomic(path: Path, data: str | bytes, private: bool = False) -> None:
+    """Write a temporary file and move it to `path`: a reader sees the old file or the new one, never a part of it.
+
+    private: only the file's owner may read it, whatever the process's mask.
+    """
     content = data.encode() if isinstance(data, str) else data
     with _name_file_in_errors(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
@@ -21,7 +31,7 @@ def write_atomic(path: Path, data: str | bytes) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.chmod(0o666 & ~_umask())  # mkstemp gives its files to their owner alone
+            temporary.chmod(0o600 if private else 0o666 & ~_umask())  # mkstemp gives its files to their owner alone
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -40,7 +50,7 @@ def link_or_copy(source: Path, target: Path) -> None:
     except OSError:
         if target.is_symlink() or target.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
-        write_atomic(target, source.read_bytes())
+        write_atomic(target, source.read_bytes(), private=not source.stat().st_mode & 0o077)
 
 
 def refuse_links(folder: Path, path: Path) -> None:

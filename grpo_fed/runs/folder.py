@@ -45,9 +45,11 @@ PAPER = "paper"
 CLIENTS, FIGURES, EPISODES = "clients", "figures", "episodes"
 EXAMPLES = "examples"
 TRACKING, FLOWER_LOGS = "tracking", "flower"
+BEST, TENSORBOARD = "best", "tensorboard"
+"""The folders of the callbacks that ship."""
 
 FILES = (SCENARIO, ROUNDS, RESULTS, SHARED, ENGINE, ORDER, FAILURE, SUMMARY, REPORT, PROVENANCE, *CSV_FILES)
-FOLDERS = (POLICIES, CHECKPOINTS, CLIENTS, FIGURES, PAPER, EPISODES, EXAMPLES, TRACKING, FLOWER_LOGS)
+FOLDERS = (POLICIES, CHECKPOINTS, CLIENTS, FIGURES, PAPER, EPISODES, EXAMPLES, TRACKING, FLOWER_LOGS, BEST, TENSORBOARD)
 
 
 CLAIMED = "GRPO_FED_CLAIMED_FOLDER"
@@ -217,8 +219,11 @@ def open_unfinished(folder: Path) -> tuple[Scenario, Checkpoint | None]:
 
 
 def check_unfinished(folder: Path) -> None:
-    """ValueError for a run that has finished."""
+    """ValueError for a run that has finished, or that a callback has stopped."""
     results = read_results(folder)
+    if results is not None and results["status"] == "stopped":
+        cure = f"go on with changes in a new folder: grpo-fed run --continue {folder}"
+        raise ValueError(f"{folder}: was stopped by a callback: {results['reason']}; {cure}")
     if results is not None and results["status"] == "finished":
         raise ValueError(f"{folder}: has finished, there is nothing to go on with; start a new run to train longer")
 

@@ -30,6 +30,7 @@ COMPARISON_EPISODES = "fed/comparison_episodes"
 RHO_BY_GROUP, LEFT, RETURNED, STAYED = "rho_by_group", "left", "returned", "stayed"
 COMPARISON = "comparison"
 SITE, SITES = "site/", "sites"
+CALLBACK = "callback/"
 CURRICULUM_SIZE, CURRICULUM_SOLVED, CURRICULUM_VISITED = "curriculum/size", "curriculum/solved", "curriculum/visited"
 CURRICULUM_SCORE = "curriculum/score"
 CURRICULUM_LOW, CURRICULUM_HIGH = "curriculum_low/", "curriculum_high/"
@@ -92,6 +93,11 @@ TABLE = (
     Metric(REWARD_OF, "Mean reward that the function gave to the round's completions.", reported=True),
     Metric(
         EQUAL_GROUPS, "Share of groups of completions that were rewarded equally; they teach nothing.", reported=True
+    ),
+    Metric(
+        "charts/completions_written",
+        "Completions written where groups were drawn again, with those that were replaced.",
+        reported=True,
     ),
     Metric(CUT, "Share of completions that were cut off at `language.length`.", reported=True),
     Metric(TOKENS_PER_SECOND, "Tokens that the client wrote in a second of training.", reported=True, timed=True),
@@ -162,6 +168,7 @@ TABLE = (
         "A metric of one site: mean returns of its clients, the KL, budgets and fractions of its own step, rho against"
         " the other sites, and the shared parameter groups that it has left.",
     ),
+    Metric(CALLBACK, "A metric that a callback logs, under this prefix and its name."),
     Metric("clusters/", "How many clusters of clients the block is merged in."),
     Metric("cluster/", "The cluster that the client's block is merged in; 0 is the one with the greatest weight."),
 )

@@ -24,7 +24,7 @@ from grpo_fed.runs.departures import Departure, note_departures
 from grpo_fed.runs.files import append_line, write_atomic
 from grpo_fed.runs.folder import FAILURE, ROUNDS, SCENARIO, SHARED, remove_run
 from grpo_fed.runs.records import Failure, RoundRecord, SiteRecord, record_to_line
-from grpo_fed.runs.results import RESULTS, ClientResult, Result, SiteResult, status_of
+from grpo_fed.runs.results import ENDED, RESULTS, ClientResult, Result, SiteResult, status_of
 from grpo_fed.runs.sharing_verdicts import SharingVerdict
 from grpo_fed.scenario.scenario import Scenario
 
@@ -247,19 +247,17 @@ class Recorder:
             self._write_and_notify()
 
     def scores_arrived(
-        self, scores: Mapping[str, float], adapted: Mapping[str, tuple[float, ...]] | None = None
+        self,
+        scores: Mapping[str, float],
+        adapted: Mapping[str, tuple[float, ...]] | None = None,
+        amend: Callable[[RoundRecord], RoundRecord] = lambda record: record,
     ) -> RoundRecord:
         """Complete the record that waited with the clients' scores, write its line and call `watch`.
 
-        adapted: the clients' scores after each of some local updates.
+        adapted: the clients' scores after each of some local updates. amend: adds to the complete record.
         """
         assert self.state.pending is not None, "a record waits"
-        curves = adapted or {}
-        clients = [
-            replace(client, score=scores.get(client.client), adapted=curves.get(client.client, ()))
-            for client in self.state.pending.clients
-        ]
-        record = self.state.pending = replace(self.state.pending, clients=clients)
+        record = self.state.pending = amend(with_scores(self.state.pending, scores, adapted or {}))
         self.state.waits = False
         self._write_and_notify()
         return record
@@ -271,12 +269,14 @@ class Recorder:
         departed: Mapping[str, Sequence[str]] | None = None,
         clusters: Mapping[str, Mapping[str, int]] | None = None,
         before_results: Callable[[], Mapping[str, str]] = dict,
+        reason: str | None = None,
     ) -> Result:
         """Write the results, last of all, so that a folder with results is complete.
 
-        error: what stopped the run. sampled: each client's mean return with sampled actions. departed, clusters: the
-        groups that each client has left and its clusters, at the end. before_results: writes all other files, and
-        returns the clients whose policies could not be saved, with the reason. Whatever it raises, there are results.
+        error: what ended the run. reason: why a callback stopped it. sampled: each client's mean return with sampled
+        actions. departed, clusters: the groups that each client has left and its clusters, at the end. before_results:
+        writes all other files, and returns the clients whose policies could not be saved, with the reason. Whatever it
+        raises, there are results.
         """
         self._write_pending()
         notes, interruption = [] if self.after is None else [*self.after.passed_over], None
@@ -285,7 +285,9 @@ class Recorder:
         except BaseException as failure:  # noqa: BLE001, noted below, and raised if it is no error
             notes.append(f"the policies could not be saved: {type(failure).__name__}: {failure}".rstrip(": "))
             interruption = None if isinstance(failure, Exception) else failure
-        result = replace(self._result(error, sampled or {}, departed or {}, clusters or {}), notes=tuple(notes))
+        reason = None if error is not None or self.totals.rounds == self.scenario.rounds else reason
+        result = self._result(error, reason, sampled or {}, departed or {}, clusters or {})
+        result = replace(result, notes=tuple(notes))
         if self.folder is not None:
             write_atomic(self.folder / RESULTS, json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n")
         if interruption is not None:
@@ -329,12 +331,13 @@ class Recorder:
     def _result(
         self,
         error: BaseException | None,
+        reason: str | None,
         sampled: Mapping[str, float],
         departed: Mapping[str, Sequence[str]],
         clusters: Mapping[str, Mapping[str, int]],
     ) -> Result:
-        totals, status = self.totals, status_of(error)
-        is_complete = status == "finished" or totals.rounds == self.scenario.rounds
+        totals, status = self.totals, status_of(error, reason)
+        is_complete = status in ENDED or totals.rounds == self.scenario.rounds
         after = totals.last if is_complete else {}  # otherwise clients have learned since their last evaluation
         entries = {name: settings for settings in self.scenario.clients for name in settings.names}
         clients = {
@@ -376,4 +379,16 @@ class Recorder:
             missing=totals.missing,
             equal=totals.equal,
             sites=totals.sites,
+            reason=reason,
         )
+
+
+def with_scores(
+    record: RoundRecord, scores: Mapping[str, float], adapted: Mapping[str, tuple[float, ...]]
+) -> RoundRecord:
+    """Give the clients of a record their scores of the evaluation after the round, and those after local updates."""
+    clients = [
+        replace(client, score=scores.get(client.client), adapted=adapted.get(client.client, ()))
+        for client in record.clients
+    ]
+    return replace(record, clients=clients)

@@ -102,6 +102,8 @@ class ClientRecord:
     """Mean return of its evaluation episodes after each of `evaluate.adapt` local updates; empty without any."""
     trains: bool = True
     """Whether it takes part in training; otherwise it counts in no metric of the whole but those of adaptation."""
+    logged: Mapping[str, float] = field(default_factory=dict)
+    """What callbacks have logged of it, by key."""
 
     @property
     def mean(self) -> float | None:
@@ -175,6 +177,8 @@ class RoundRecord:
     """The server's part; None without a federation."""
     sites: tuple[SiteRecord, ...] = ()
     """All sites; empty where the server merges all clients."""
+    logged: Mapping[str, float] = field(default_factory=dict)
+    """What callbacks have logged of the whole, by key."""
 
     @property
     def steps(self) -> int:
@@ -234,6 +238,7 @@ def record_to_line(record: RoundRecord) -> dict[str, Any]:
         **_task_metrics(record),
         **({} if record.server is None else _server_metrics(record.server, record.clients, record.sites)),
         **_site_lines(record.sites, clients),
+        **_finite_values(record.logged),
         **({"notes": list(record.notes)} if record.notes else {}),
         "clients": clients
         if record.server is None
@@ -243,7 +248,7 @@ def record_to_line(record: RoundRecord) -> dict[str, Any]:
 
 def _client_metrics(record: ClientRecord) -> dict[str, float | None]:
     """Select the client's metrics that the line averages for the whole."""
-    score = {EVALUATION_RETURN: record.score, **_adaptation(record)}
+    score = {EVALUATION_RETURN: record.score, **_adaptation(record), **_finite_values(record.logged)}
     if record.age is not None:
         score[STALENESS] = float(record.age)
     if not record.steps:
@@ -379,3 +384,7 @@ def _short(value: float) -> float | None:
 def _finite(value: float | None) -> float | None:
     """Return the number, or None for NaN and infinity, which JSON does not have."""
     return None if value is None or not np.isfinite(value) else value
+
+
+def _finite_values(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    return {key: _finite(value) for key, value in metrics.items()}

@@ -22,7 +22,9 @@ RESULTS = "results.json"
 CLIENT_KEYS = {"before": "return_before", "after": "return", "sampled": "return_sampled", "best": "return_best"}
 """A client's keys in `results.json` that differ from the names of the record's fields."""
 
-Status: TypeAlias = Literal["finished", "interrupted", "failed"]
+Status: TypeAlias = Literal["finished", "stopped", "interrupted", "failed"]
+ENDED = frozenset({"finished", "stopped"})
+"""What a run has come to that has nothing left to do: all rounds, or an end that a callback has chosen."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Result:
     device: str
     status: Status
     error: str | None
-    """The exception that ended the run; None if it finished."""
+    """The exception that ended the run; None if none did."""
     rounds: int
     """How many rounds were trained."""
     seconds: float
@@ -116,6 +118,8 @@ class Result:
     """What each site shares; empty where the server merges all clients."""
     notes: Sequence[str] = ()
     """Messages for a person: damaged checkpoints that were passed over, policies that could not be saved."""
+    reason: str | None = None
+    """Why a callback stopped the run; None if none did."""
 
     @property
     def unit(self) -> str:
@@ -167,6 +171,7 @@ class Result:
             "device": self.device,
             "status": self.status,
             **({} if self.error is None else {"error": self.error}),
+            **({} if self.reason is None else {"reason": self.reason}),
             "rounds": self.rounds,
             "seconds": round(self.seconds, 3),
             "env_steps": self.env_steps,
@@ -233,10 +238,10 @@ def _client_to_json(client: ClientResult) -> dict[str, Any]:
     return document
 
 
-def status_of(error: BaseException | None) -> Status:
-    """Name how a run ended, from the exception that stopped it."""
+def status_of(error: BaseException | None, reason: str | None = None) -> Status:
+    """Name how a run ended, from the exception that ended it, or the reason of a callback that stopped it."""
     if error is None:
-        return "finished"
+        return "finished" if reason is None else "stopped"
     return "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
 
 

@@ -7,6 +7,7 @@
     curricula.py    how the levels of a client's task are chosen, in a table
     tables.py       what such rows are, and how a user's own is found
     importing.py    objects that a scenario names by `module:Name`
+    extras.py       how to install the packages that only some users need
     field_types.py  types of values that settings take
     checks.py       contradictions between keys
     curriculum_checks.py contradictions of levels, and of who moves them

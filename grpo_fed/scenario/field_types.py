@@ -66,6 +66,22 @@ def _toml_value(value: Any, key: str) -> Any:
     return value
 
 
+def _callback(table: dict[str, Any]) -> dict[str, Any]:
+    """Check a table that names a callback."""
+    if unknown := [key for key in table if key not in ("path", "kwargs")]:
+        raise ValueError(f"has {unknown[0]}: unknown key; known here: path kwargs")
+    if not isinstance(table.get("path"), str):
+        raise ValueError('must have a path: { path = "package.module:Name" }')
+    kwargs = table.get("kwargs", {})
+    if not isinstance(kwargs, dict):
+        raise ValueError("must have a table of kwargs: { patience = 5 }")
+    return {"path": _import_path(table["path"]), "kwargs": _arguments(kwargs)}
+
+
+def _callback_kind(value: Any) -> str | None:
+    return "path" if isinstance(value, str) else "table" if isinstance(value, dict) else None
+
+
 def _index_set(key: str) -> str:
     if not re.fullmatch(r"[^\s:]+:(rows|columns|entries)", key):
         raise ValueError('must be "PARAMETER:rows", "PARAMETER:columns" or "PARAMETER:entries"')
@@ -104,13 +120,22 @@ FilePath = Annotated[str, MinLen(1)]
 Environment = Annotated[str, AfterValidator(_environment)]
 Device = Annotated[str, AfterValidator(_device)]
 Arguments = Annotated[dict[str, Any], AfterValidator(_arguments)]
+CallbackEntry = Annotated[
+    Annotated[ImportPath, Tag("path")] | Annotated[dict[str, Any], AfterValidator(_callback), Tag("table")],
+    Discriminator(
+        _callback_kind,
+        custom_error_type="callback",
+        custom_error_message='must be "package.module:Name", or a table of path and kwargs',
+    ),
+]
+"""The import path of a callback's class, alone or with the arguments that it is made with."""
 Indices = Annotated[list[Annotated[int, Ge(0)]], MinLen(1)]
 GroupRule = Annotated[
-    Annotated[Literal["block", "tensor", "row", "column"], Tag("kind")]
+    Annotated[Literal["block", "tensor", "row", "column", "learned"], Tag("kind")]
     | Annotated[dict[str, dict[Annotated[str, AfterValidator(_index_set)], Indices]], Tag("sets")],
     Discriminator(
         _group_kind,
         custom_error_type="group_rule",
-        custom_error_message='must be one of "block" "tensor" "row" "column", or a table of index sets',
+        custom_error_message='must be one of "block" "tensor" "row" "column" "learned", or a table of index sets',
     ),
 ]

@@ -104,7 +104,16 @@ def methods_markdown() -> str:
         _rows("Methods", "method", _ABOUT_METHODS, METHODS),
         _rows("Presets", "objective.preset", _ABOUT_PRESETS, PRESETS),
     )
-    return "\n".join([_METHODS, *parts, f"## Merge rules\n\n{_ABOUT_RULES}\n{rule_table}", _ABOUT_SITES, _curricula()])
+    return "\n".join(
+        [
+            _METHODS,
+            *parts,
+            f"## Merge rules\n\n{_ABOUT_RULES}\n{rule_table}",
+            _ABOUT_SITES,
+            _curricula(),
+            _constraints(),
+        ]
+    )
 
 
 def _curricula() -> str:
@@ -122,6 +131,47 @@ def _curricula() -> str:
     table = _table(("`kind =`", "is", "reads, with default", "when to use it"), rows)
     return f"## Curricula\n\n{_ABOUT_CURRICULA}\n{table}"
 
+
+def _constraints() -> str:
+    """Write the section of constraints."""
+    defaults = {f"{knob.section}.{knob.key}": knob.default for knob in list_knobs()}
+    rows = [
+        (
+            f"`{key}`",
+            f"{name}. {_with_links(paper)}",
+            "<br>".join(f"`{other} = {defaults[other]}`" for other in others),
+            when,
+        )
+        for key, name, paper, others, when in _CONSTRAINTS
+    ]
+    table = _table(("key", "is", "reads too, with default", "when to use it"), rows)
+    return f"## Constraints\n\n{_ABOUT_CONSTRAINTS}\n{table}"
+
+
+_CONSTRAINTS = (
+    (
+        "objective.cost.limit",
+        "a limit on what an episode costs",
+        "Ray et al. 2019, PPO-Lagrangian: a multiplier by projected dual ascent, and advantages of costs.",
+        ("objective.cost.rate", "objective.cost.key"),
+        "Where the environment reports costs and some of them are acceptable. It is kept in the mean, after learning.",
+    ),
+    (
+        "objective.entropy_target",
+        "an entropy that the policy keeps",
+        "Haarnoja et al. 2018, 1812.05905, section 5, for on-policy learning and for sets of components.",
+        ("objective.entropy_rate", "objective.entropy_groups"),
+        "Where a policy stops exploring too early, and no fixed weight of the entropy is right throughout.",
+    ),
+    (
+        "trust.rollback",
+        "updates that made it worse are taken back",
+        "Ours.",
+        ("trust.rollback_episodes",),
+        "Where a bad policy does harm even for a round. It costs episodes after every update.",
+    ),
+)
+"""Key, name, source, other keys, and when to use it."""
 
 _METHODS = """\
 <!-- Generated from grpo_fed/scenario/methods.py and presets.py; change it there and run
@@ -147,6 +197,10 @@ Keys that a preset does not mention keep their default, which is PPO's. `inf` me
 _ABOUT_CURRICULA = """\
 How the levels of a client's task are chosen, by `kind` in its `curriculum`; [curriculum.md](curriculum.md) has an
 example, and what came out of comparing them.
+"""
+_ABOUT_CONSTRAINTS = """\
+What a policy has to keep while it learns. They go with every method and merge rule, each client keeps its own, and
+without the key there is none. [algorithm.md](algorithm.md#constraints) has the equations.
 """
 _ABOUT_RULES = """\
 Most methods determine the rule; set it to change only that. Unless the last column says otherwise, the server holds all

@@ -17,7 +17,7 @@ from annotated_types import Ge, Lt, MinLen
 from pydantic import Field, ValidationInfo, model_validator
 
 from grpo_fed.scenario.checks import contradictions
-from grpo_fed.scenario.field_types import NAMED_OR_OWN, Count, Device, Name, Named, OwnPath
+from grpo_fed.scenario.field_types import NAMED_OR_OWN, CallbackEntry, Count, Device, Name, Named, OwnPath
 from grpo_fed.scenario.methods import clear_replaced_method, fill_from_method, fill_from_rule
 from grpo_fed.scenario.presets import fill_from_preset
 from grpo_fed.scenario.settings import (
@@ -90,6 +90,9 @@ class Scenario(Section):
     """Seed of all random numbers; those of a client depend on the seed and its name alone."""
     device: Device = "auto"
     """Device of the computation: `cpu`, `cuda`, `cuda:1`, or `auto` for CUDA where it is available."""
+    callbacks: Annotated[list[CallbackEntry], Field(default_factory=list)]
+    """Code of your own that the server calls while the run goes on: import paths `module:Class`, or tables such as
+    `{ path = "my_module:Early", kwargs = { patience = 5 } }`, whose `kwargs` the class is made with."""
     policy: PolicySettings = PolicySettings()
     language: LanguageSettings = LanguageSettings()
     rollout: RolloutSettings = RolloutSettings()

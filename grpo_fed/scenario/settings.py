@@ -82,7 +82,9 @@ class PolicySettings(Section):
     stays in its default block."""
     groups: dict[Pattern, GroupRule] = {}
     """For each pattern of blocks, what forms a group there, or named index sets such as
-    `{ lidar = { "torso.0.weight:columns" = [0, 1] } }`. A block that matches no pattern is one group."""
+    `{ lidar = { "torso.0.weight:columns" = [0, 1] } }`. A block that matches no pattern is one group. With `"learned"`
+    the rule `persistence` makes groups of rows or columns by how clients differ on them; for all else, each of these is
+    a group."""
     shared: list[Pattern] = ["torso.*", "actor", "layers.*"]
     """Patterns of the blocks that clients share; all others stay private. The adapters of a language model lie in
     `layers.*`."""
@@ -268,7 +270,8 @@ class GroupSettings(Section):
     the averages of the loss, `"skip"` leaves them out, `"redraw"` draws other prompts in their place (DAPO,
     2503.14476) and leaves out what is equal then."""
     redraws: Annotated[int, Gt(0), Le(100)] = 3
-    """How often prompts are drawn again for one batch, with `equal = "redraw"`."""
+    """How often prompts are drawn again for one batch, with `equal = "redraw"`. `steps` counts the completions that are
+    learned from; all that were written are the metric `charts/completions_written`."""
 
 
 class TrustSettings(Section):

@@ -15,12 +15,13 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator, parse_env_id
 from gymnasium.error import DependencyNotInstalled
 
 import grpo_fed.tasks.families  # noqa: F401, importing it registers `grpo_fed/CartPole-v1` and its like
+from grpo_fed.scenario.extras import write_install_command
 from grpo_fed.scenario.importing import describe_exception, import_object
 from grpo_fed.tasks.gym_task import Env, EnvConfig, VectorEnv
 from grpo_fed.tasks.task import NO_STEP_LIMIT, MissingPackageError
 
 EXTRAS = ("box2d", "mujoco", "metaworld")
-"""Packages with environments that `pip install 'grpo-fed[...]'` installs."""
+"""Extras with packages of environments."""
 
 
 # Making environments -------------------------------------------------------------------------------------------------
@@ -134,7 +135,7 @@ def find_registered_spec(client: str, env: str) -> EnvSpec:
             importlib.import_module(module)
         except Exception as error:
             absent = isinstance(error, ModuleNotFoundError) and error.name == module
-            cure = f": pip install 'grpo-fed[{module}]'" if absent and module in EXTRAS else ""
+            cure = f": {write_install_command(module)}" if absent and module in EXTRAS else ""
             text = f"{module} cannot be imported: {describe_exception(error)}{cure}"
             raise _error_type(error)(f"{where}: {text}") from error
     spec = gymnasium.registry.get(name)
@@ -177,7 +178,7 @@ def _explain_failure(config: EnvConfig, kwargs: Mapping[str, Any], entry_point: 
     if isinstance(error, DependencyNotInstalled | ModuleNotFoundError):
         module = entry_point if isinstance(entry_point, str) else ""
         extra = next((name for name in EXTRAS if module.startswith(f"gymnasium.envs.{name}")), None)
-        cure = f"pip install 'grpo-fed[{extra}]'" if extra else "install what is missing"
+        cure = write_install_command(extra) if extra else "install what is missing"
         return MissingPackageError(f"{where}: needs a package that is not installed: {cure} ({error})")
     inner = error.__cause__ if isinstance(error.__cause__, TypeError) else error  # gymnasium wraps a TypeError in one
     text = f"{type(inner).__name__}: {inner}{_suggest_arguments(kwargs, entry_point)}"

@@ -23,6 +23,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from grpo_fed.scenario.extras import write_install_command
 from grpo_fed.scenario.field_types import IMPORT_PATH
 from grpo_fed.scenario.importing import describe_exception, import_object
 from grpo_fed.scenario.settings import ClientSettings
@@ -308,7 +309,7 @@ def _check_reasoning_task(where: str, task: str, kwargs: Mapping[str, Any]) -> N
     try:
         gym = _reasoning_gym()
     except ModuleNotFoundError as error:
-        cure = 'pip install "grpo-fed[reasoning]"'
+        cure = write_install_command("reasoning")
         raise MissingPackageError(f"{where}: needs a package that is not installed: {cure} ({error})") from error
     known = list(gym.factory.DATASETS)
     if task not in known:

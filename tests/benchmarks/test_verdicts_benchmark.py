@@ -1,9 +1,10 @@
-"""What the benchmarks of twins and of newcomers count, by hand."""
+"""What the benchmarks of twins, newcomers and learned groups count, by hand."""
 
 from __future__ import annotations
 
-from benchmarks import joining, verdicts
+from benchmarks import joining, learned_groups, verdicts
 from benchmarks.joining import JoiningRun
+from benchmarks.learned_groups import SENSORS, GroupsRun
 from benchmarks.verdicts import VerdictRun
 
 
@@ -50,3 +51,27 @@ def test_newcomers_are_right_if_they_share_all_but_what_they_cannot():
         "| veterans | nothing | 1 of 2 | | | 500, 499 | before: 500, 499 |",
     ]
     assert not list(joining.format_table([]))
+
+
+def test_rewired_carts_are_counted_by_what_they_have_left():
+    left = {
+        "exactly": dict.fromkeys(SENSORS, 5),
+        "more": {**dict.fromkeys(SENSORS, 5), "torso.0.bias": 5},
+        "part": {SENSORS[0]: 9},
+        "other": {"actor.weight:rows[0]": 5},
+        "none": {},
+    }
+    assert {word: learned_groups.judge(groups) for word, groups in left.items()} == {word: word for word in left}
+    assert learned_groups.judge({"torso.0": 5}) == "more"
+    scores = {"cart-0": 500.0, "cart-1": 400.0, "rewired-0": 300.0, "rewired-1": 100.0}
+    gone = {"cart-1": {"actor": 8}, "rewired-0": left["exactly"]}
+    rows = list(learned_groups.format_table([GroupsRun("learned", 1600, "", gone, scores, 1.0)]))
+    assert rows[3] == "| learned | 1 | 0 | 0 | 0 | 1 | 1 of 2 | 450, 400 | 200, 100 |"
+    assert not list(learned_groups.format_table([]))
+    pairs = [
+        GroupsRun(kind, seed, "", {}, scores | {"rewired-0": own}, 1.0)
+        for seed, block, learned in ((1600, 300.0, 500.0), (1601, 100.0, 50.0))
+        for kind, own in (("block", block), ("learned", learned))
+    ]
+    assert learned_groups.differences(pairs).tolist() == [100.0, -25.0]
+    assert "blocks, by seed: +38 [-25, +100], in 1 of 2 seeds below 0." in list(learned_groups.format_table(pairs))[-1]

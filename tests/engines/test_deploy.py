@@ -14,15 +14,19 @@ import tomllib
 from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import uvicorn
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from grpo_fed.engines.deploy import commands as deploy
+from grpo_fed.engines.flower import access
 from grpo_fed.engines.flower.access import LocalOnlyMiddleware
 from grpo_fed.engines.flower.connections import SuperLinkAddress, read_connection, write_connection
+from grpo_fed.engines.flower.limits import CONNECTION
 from grpo_fed.engines.flower.processes import SupervisedProcesses
 from grpo_fed.engines.flower.superlink import Restarter, make_flower_environment
 from grpo_fed.scenario.scenario import Scenario
@@ -165,8 +169,14 @@ def test_the_documented_deployment_has_the_clients_of_its_scenario():
 # Access --------------------------------------------------------------------------------------------------------------
 
 
-def status_of(path: str, client: tuple[str, int] | None, server: tuple[str, int] = ("192.0.2.7", 9092)) -> int:
-    """Return the status that a request gets; 200 if it was passed on."""
+def status_of(
+    path: str,
+    client: tuple[str, int] | None,
+    server: tuple[str, int] = ("192.0.2.7", 9092),
+    uid: int | None = os.geteuid(),
+    is_private: bool = False,
+) -> int:
+    """Return the status that a request gets; 200 if it was passed on. uid: the account that it comes from."""
     sent: list[dict[str, Any]] = []
 
     async def inside(scope: Any, receive: Any, send: Any) -> None:
@@ -178,8 +188,9 @@ def status_of(path: str, client: tuple[str, int] | None, server: tuple[str, int]
     async def receive() -> Any:
         raise AssertionError("the middleware reads no request")
 
-    scope = {"type": "http", "path": path, "client": client, "server": server}
-    asyncio.run(LocalOnlyMiddleware(inside)(scope, receive, send))
+    extensions = {CONNECTION: SimpleNamespace(peer_uid=uid)}
+    scope = {"type": "http", "path": path, "client": client, "server": server, "extensions": extensions}
+    asyncio.run(LocalOnlyMiddleware(inside, is_private)(scope, receive, send))
     return int(sent[0]["status"])
 
 
@@ -199,6 +210,31 @@ def test_other_machines_may_not_start_runs_or_register_nodes(path: str):
 def test_nodes_have_access_from_any_machine():
     assert status_of("/v1/fleet/pull-messages", ("198.51.100.3", 5000)) == 200
     assert status_of("/v1/control/../fleet/x", ("198.51.100.3", 5000)) == 403
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say whose connection it is")
+def test_other_accounts_of_the_machine_may_not_start_runs():
+    here, control, fleet = ("127.0.0.1", 5000), "/v1/control/start-run", "/v1/fleet/pull-messages"
+    another = os.geteuid() + 1000
+    assert status_of(control, here, uid=another) == status_of(control, here, uid=None) == 403
+    assert status_of(control, here, uid=0) == status_of(control, here) == 200
+    assert status_of(fleet, here, uid=another) == 200, "nodes have keys"
+    assert status_of(fleet, here, uid=another, is_private=True) == 403, "a SuperLink for one run has no keys"
+    assert status_of(fleet, here, is_private=True) == 200
+
+
+def test_the_environment_does_not_open_the_superlink(monkeypatch: pytest.MonkeyPatch):
+    for name in ("FORWARDED_ALLOW_IPS", "FLWR_INTERNAL_GRPC_CONTROL_API", "SSLKEYLOGFILE"):
+        monkeypatch.setenv(name, "*")
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(access, "run_superlink", lambda arguments, middleware, **options: given.update(options))
+    access.main(["--insecure", "--host", "127.0.0.1"])
+    config = uvicorn.Config("app:app", **given)
+    assert config.forwarded_allow_ips == ["127.0.0.1", "::1"]
+    environment = make_flower_environment()
+    assert environment["FORWARDED_ALLOW_IPS"] == "127.0.0.1"
+    assert environment["FLWR_INTERNAL_GRPC_CONTROL_API"] == "0"
+    assert "SSLKEYLOGFILE" not in environment
 
 
 # Processes -----------------------------------------------------------------------------------------------------------
@@ -234,6 +270,7 @@ STUBBORN = "trap '' TERM; setsid sleep 60 & echo $! > orphan; echo $$ > stubborn
 LEAVES = """
 import os, sys
 from pathlib import Path
+from grpo_fed.engines.flower.limits import CONNECTION
 from grpo_fed.engines.flower.processes import SupervisedProcesses
 here = Path(sys.argv[1])
 processes = SupervisedProcesses(here, os.environ, here)

@@ -76,6 +76,14 @@ def test_the_line_has_rho_of_each_group_where_a_block_has_several(tmp_path: Path
     assert client["rho_by_group"]["torso.0"] == client["rho/torso.0"]
 
 
+def test_a_client_leaves_learned_groups_unit_by_unit(tmp_path: Path):
+    federation(tmp_path, 'policy.groups={ "*"="learned" }')[0].run()
+    lines = read_lines(tmp_path)
+    client = lines[MIN_ROUNDS - 1]["clients"]["c-0"]
+    assert client["rho_by_group"]["actor.weight:rows[0]"] == client["rho_by_group"]["actor.weight:rows[1]"]
+    assert {*lines[LEAVES - 1]["clients"]["c-3"]["left"]} == {f"actor.weight:rows[{row}]" for row in range(2)}
+
+
 def test_the_line_has_rho_of_blocks_alone_where_there_are_many_groups(tmp_path: Path):
     many = MOST_RHO // 4  # rows of the first layer, for four clients; with the actor they are more than MOST_RHO
     scenario = [f"policy.hidden=[{many}]", 'policy.groups={ "torso.0"="row" }', f"rounds={MIN_ROUNDS}"]

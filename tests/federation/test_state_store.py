@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,33 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from grpo_fed.federation.state_store import StateStore
+from grpo_fed.runs import checkpoint
+from grpo_fed.runs.checkpoint import Checkpoint
+from grpo_fed.runs.files import link_or_copy
 
 
 def state_with(value: float) -> dict[str, np.ndarray]:
     return {"x": np.array([value])}
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_states_are_readable_by_their_owner_alone(tmp_path: Path, durable: bool) -> None:
+    """Whatever the process's mask, and wherever they are copied to: they hold observations."""
+    before = os.umask(0)
+    try:
+        store = StateStore(tmp_path / "clients", durable)
+        store.save("run", "cart-0", 1, state_with(1.0))
+        path = store.path("run", "cart-0", 1)
+        link_or_copy(path, tmp_path / "copy")
+        checkpoint.write(tmp_path, Checkpoint(1, {}, {}, files={"cart-0": path}), keep=1)
+    finally:
+        os.umask(before)
+    saved = {file: file.stat().st_mode & 0o777 for file in tmp_path.rglob("*.safetensors")}
+    assert len(saved) == 2
+    assert set(saved.values()) == {0o600}
+    assert (tmp_path / "copy").stat().st_mode & 0o777 == 0o600
+    folders = {file.parent for file in saved} | {path.parent.parent, tmp_path / "clients"}
+    assert {folder.stat().st_mode & 0o777 for folder in folders} == {0o700}
 
 
 @pytest.mark.parametrize("durable", [True, False])

@@ -90,6 +90,22 @@ def test_a_column_is_an_input_and_other_tensors_are_groups() -> None:
     }
 
 
+def test_learned_blocks_are_cut_into_rows_or_columns_whichever_are_fewer() -> None:
+    groups = cut_groups(cut(), {"torso.*": "learned", "actor": "learned"})
+    assert columns_by_name(groups) == {
+        "torso.0.weight:columns[0]": [0, 2, 4],
+        "torso.0.weight:columns[1]": [1, 3, 5],
+        "torso.0.bias": [6, 7, 8],
+        "actor.weight:rows[0]": [9, 10, 11, 15, 17],
+        "actor.weight:rows[1]": [12, 13, 14, 16, 18],
+        "critic": [*range(19, 23)],
+    }
+    assert groups.learned == {"torso.0", "actor"}
+    assert groups.to("cpu").learned == groups.learned
+    assert groups.as_blocks.learned == frozenset()
+    assert list(columns_by_name(cut_groups(cut({"w": (2, 2)}), {"*": "learned"}))) == ["w:rows[0]", "w:rows[1]"]
+
+
 def test_vectors_without_a_single_weight_are_groups_of_their_own() -> None:
     shapes = {"norm.weight": (2,), "norm.bias": (2,), "gru.ih": (2, 1), "gru.hh": (2, 2), "gru.b": (2,), "gain": ()}
     assert columns_by_name(cut_groups(cut(shapes), {}, default="row")) == {
@@ -291,7 +307,7 @@ any_shapes = st.dictionaries(
 
 
 @settings(deadline=None, max_examples=80)
-@given(any_shapes, st.sampled_from(["block", "tensor", "row", "column"]), st.data())
+@given(any_shapes, st.sampled_from(["block", "tensor", "row", "column", "learned"]), st.data())
 def test_groups_partition_the_chosen_blocks_of_any_layout(
     shapes: dict[str, tuple[int, ...]], kind: GroupKind, data: st.DataObject
 ) -> None:

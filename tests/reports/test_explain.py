@@ -105,6 +105,13 @@ def test_persistence_says_whether_the_blocks_have_an_order():
     assert "A client leaves all groups at once in which both hold." in unordered
 
 
+def test_persistence_says_which_groups_are_learned():
+    text = explanation(PERSISTENCE, 'policy.groups={ "torso.0" = "learned" }')
+    assert "The groups of torso.0 are learned: the units, rows or columns of weights" in text
+    assert "smaller groups take more" not in text
+    assert "are learned" not in explanation(PERSISTENCE)
+
+
 def test_persistence_says_when_clients_play_to_compare():
     before, after = "Before it leaves it plays 16 to 64 episodes", "5 rounds after it has left, and so on, it plays"
     both = explanation(PERSISTENCE)

@@ -63,11 +63,11 @@ def test_an_incomplete_checkpoint_is_ignored(tmp_path: Path, monkeypatch: pytest
     for count in range(4):
         remaining = [count]
 
-        def write_some(path: Path, data: str | bytes, remaining: list[int] = remaining) -> None:
+        def write_some(path: Path, data: str | bytes, private: bool = False, remaining: list[int] = remaining) -> None:
             if remaining[0] == 0:
                 raise KeyboardInterrupt
             remaining[0] -= 1
-            write_atomic(path, data)
+            write_atomic(path, data, private)
 
         monkeypatch.setattr(checkpoint, "write_atomic", write_some)
         with pytest.raises(KeyboardInterrupt):

@@ -68,9 +68,9 @@ def test_transformers_opens_a_merged_model_alone(trained: Path, tmp_path: Path):
 
 def test_a_network_is_exported_by_its_parameters_names(tmp_path: Path):
     train(tiny(), tmp_path / "run")
-    (path,) = export_policy(tmp_path / "run", tmp_path / "out", "ant")
+    path, description = export_policy(tmp_path / "run", tmp_path / "out", "ant")
     loaded = load_policy(tmp_path / "run", "ant")
-    assert path.name == "ant.safetensors"
+    assert (path.name, description.name) == ("ant.safetensors", "policy.json")
     assert set(load_file(path)) == {slot.name for slot in loaded.policy.layout.slots}
     with pytest.raises(ValueError, match="client ant: has a network and no adapters that could be merged"):
         export_policy(tmp_path / "run", tmp_path / "merged", "ant", merge=True)

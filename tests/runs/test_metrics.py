@@ -33,6 +33,7 @@ def full_record() -> RoundRecord:
             returned={"actor": 1.5},
             age=2,
             adapted=(21.0, 22.5),
+            logged={"callback/heat": 2.0},
         ),
         ClientRecord("b", "carts", failure=Failure("late", "no answer in 5 s")),
     ]
@@ -40,7 +41,7 @@ def full_record() -> RoundRecord:
     server = ServerRecord(step, {"joint": 0.1, "torso.0": 0.2}, 1, 2, 3, ("krum: took a",), rho_limit=0.5)
     server = dataclasses.replace(server, merge_length=0.5, virtual_seconds=1.5)
     site = SiteRecord("north", ("a", "b"), step, ("actor",), {"torso.0": 0.7}, {"actor": 0.7}, comparison={"own": 1.0})
-    return RoundRecord(2, 9, 0.5, 64, clients, server, (site,))
+    return RoundRecord(2, 9, 0.5, 64, clients, server, (site,), {"callback/heat": 3.0})
 
 
 def keys_of(line: Mapping[str, Any]) -> Iterator[str]:

@@ -13,21 +13,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
-import torch
-from gymnasium import spaces
 
 from grpo_fed.engines.alone import train
 from grpo_fed.flower import Grouped
-from grpo_fed.policy.make import make_policy
 from grpo_fed.reports.charts import PALETTE
-from grpo_fed.rl.normalise import ObservationNormaliser
 from grpo_fed.runs.colours import pick_colour
-from grpo_fed.runs.policies import LoadedPolicy, load_policy
+from grpo_fed.runs.policies import load_policy
 from grpo_fed.runs.tracking import Tracker, default_store, replay, resolve_store
-from grpo_fed.runs.tracking.model import Predictor
 from grpo_fed.runs.tracking.run_page import client_page, clients_table, page_at_end
 from grpo_fed.runs.tracking.selection import (
     client_metrics,
@@ -41,7 +35,6 @@ from grpo_fed.runs.tracking.store import find_secrets
 from grpo_fed.runs.tracking.ui import open_pages
 from grpo_fed.runs.tracking.views import make_view_tags, make_views
 from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.tasks.resolve import resolve_tasks
 from tests.support.goal_app import GoalClient, run_rounds
 from tests.support.in_memory_grid import InMemoryGrid, enter_run
 from tests.support.tracking_runs import BLOCKS, Database, document, files_with_words, line, scenario
@@ -421,7 +414,7 @@ import os, signal, sys
 sys.path.insert(0, {str(ROOT / "tests")!r})
 from pathlib import Path
 from tests.support.tracking_runs import line, scenario
-from grpo_fed.runs.policies import LoadedPolicy, load_policy
+from grpo_fed.runs.policies import load_policy
 from grpo_fed.runs.tracking import Tracker
 given = scenario("killed", carts=1)
 tracker = Tracker.open({database.uri!r}, Path("."), given)
@@ -538,50 +531,3 @@ def test_a_deleted_run_does_not_stop_the_others(database: Database, tmp_path: Pa
     assert tracker.trouble is None
     assert [step for step, _ in database.metric(runs["backwards"], "eval/episodic_return")] == [0, 1, 2, 3]
     assert "left out" in (tmp_path / "run" / "tracking" / "writer.log").read_text()
-
-
-# Policies -------------------------------------------------------------------------------------------------------------
-
-KINDS = {
-    "choice": (spaces.Discrete(4, start=7), "squash = false"),
-    "choices": (spaces.MultiDiscrete([2, 3], start=[0, 4]), "squash = false"),
-    "box": (spaces.Box(-1, 2, (2,)), "squash = false"),
-    "squashed": (spaces.Box(-1, 2, (2,)), "squash = true"),
-    "unbounded": (spaces.Box(-np.inf, np.inf, (1, 2)), "squash = false"),
-    "whole": (spaces.Box(0, 9, (1, 2), np.int64), "squash = false"),
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("normalised", [True, False], ids=["normalised", "raw"])
-def test_an_exported_module_acts_as_the_policy(kind: str, normalised: bool, monkeypatch: pytest.MonkeyPatch):
-    space, more = KINDS[kind]
-
-    class Still(gymnasium.Env[Any, Any]):
-        observation_space, action_space = spaces.Box(-5, 5, (3,)), space
-
-    monkeypatch.setitem(
-        gymnasium.registry, "still/Still-v0", gymnasium.envs.registration.EnvSpec("still/Still-v0", Still)
-    )
-    given = Scenario.loads(f"""
-    name = "still"
-    policy = {{ hidden = [8], orthogonal = false, {more} }}
-    normalise = {{ observations = {str(normalised).lower()}, clip = 1.5 }}
-    [[clients]]
-    name = "one"
-    env = "still/Still-v0"
-    """)
-    (task,) = resolve_tasks(given)
-    policy = make_policy(task, given.policy)
-    parameters = 3 * policy.initial(1)[None]
-    normaliser = ObservationNormaliser(1, 3, 1.5) if normalised else None
-    draws = np.random.default_rng(3)
-    if normaliser is not None:
-        normaliser.update(draws.normal(1.0, 2.0, (1, 100, 3)))
-    ours = LoadedPolicy(given, task, task, policy, parameters, normaliser)
-    observations = draws.uniform(-5, 5, (40, 3)).astype(np.float32)
-    actions = Predictor(ours)(torch.from_numpy(observations)).numpy()
-    expected = np.stack([np.asarray(ours.predict(observation)) for observation in observations])
-    assert actions.dtype == expected.dtype
-    assert np.ptp(expected.reshape(40, -1), 0).any()
-    np.testing.assert_allclose(actions, expected, rtol=1e-5, atol=1e-6)

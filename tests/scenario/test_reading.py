@@ -24,6 +24,9 @@ env = "CartPole-v1"
 """
 
 
+GROUP_KINDS = '"block" "tensor" "row" "column" "learned"'
+
+
 def error_lines(text: str, *overrides: str) -> list[str]:
     """List the lines of the error that a text causes."""
     with pytest.raises(ScenarioError) as caught:
@@ -109,11 +112,11 @@ count = 0
         ("policy.shared = ['']", 'policy.shared.0 = "": must be a pattern such as "torso.*"'),
         (
             "policy.groups.actor = 'rows'",
-            'policy.groups.actor = "rows": must be one of "block" "tensor" "row" "column"; did you mean "row"?',
+            f'policy.groups.actor = "rows": must be one of {GROUP_KINDS}; did you mean "row"?',
         ),
         (
             "policy.groups.actor = 3",
-            'policy.groups.actor = 3: must be one of "block" "tensor" "row" "column", or a table of index sets',
+            f"policy.groups.actor = 3: must be one of {GROUP_KINDS}, or a table of index sets",
         ),
         (
             "policy.groups.'torso.*' = { lidar = { 'torso.0.weight:columns' = [-1] } }",

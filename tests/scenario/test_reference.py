@@ -71,7 +71,7 @@ def test_the_page_of_methods_is_up_to_date():
 
 
 def test_the_page_of_methods_has_every_row_with_values_and_paper():
-    _, tables = methods_markdown().split("## Methods")
+    tables = methods_markdown().split("## Methods")[1].split("## Constraints")[0]
     for table, rows in zip(re.split("(?<!#)## ", tables), (METHODS, PRESETS, MERGE_RULES, CURRICULA), strict=True):
         lines = {line.split("`")[1]: line for line in table.splitlines() if line.startswith("| `")}
         for name, row in rows.items():
@@ -82,6 +82,17 @@ def test_the_page_of_methods_has_every_row_with_values_and_paper():
     assert "`trust.line_search = true`" in tables
     assert "[1602.05629](https://arxiv.org/abs/1602.05629): every block" in tables
     assert '`merge.confirm = "returns"`<br>`merge.rejoin = 5`<br>`merge.episodes = 16`' in tables
+
+
+def test_the_page_of_methods_has_every_constraint_with_the_keys_that_it_reads():
+    rows = [line.split(" | ") for line in methods_markdown().split("## Constraints")[1].splitlines() if "| `" in line]
+    assert [row[0] for row in rows] == [
+        "| `objective.cost.limit`",
+        "| `objective.entropy_target`",
+        "| `trust.rollback`",
+    ]
+    assert rows[2][2] == "`trust.rollback_episodes = 16`"
+    assert {row[0].strip("| `") for row in rows} <= BY_KEY.keys()
 
 
 def test_every_merge_rule_is_listed_with_the_keys_that_it_reads():

@@ -177,13 +177,13 @@ def completions_of(batch: CompletionBatch, client: int) -> list[PlainCompletion]
     rows = batch.rows
     return [
         PlainCompletion(
-            rows.prompts[client, n][rows.prompt_valid[client, n]].tolist(),
+            rows.prompts[client, prompt][rows.prompt_valid[client, prompt]].tolist(),
             rows.tokens[client, n][rows.valid[client, n]].tolist(),
             batch.log_probs[client, n][rows.valid[client, n]],
             float(batch.rewards[client, n]),
             bool(batch.ended[client, n]),
         )
-        for n in range(rows.tokens.shape[1])
+        for n, prompt in enumerate(rows.prompt_of[client].tolist())
     ]
 
 

@@ -312,7 +312,7 @@ def test_a_function_that_cannot_be_imported_is_named(source, error_type, problem
 
 def test_reasoning_gym_that_is_not_installed_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    cure = re.escape('needs a package that is not installed: pip install "grpo-fed[reasoning]" (')
+    cure = re.escape("needs a package that is not installed: pip install 'reasoning-gym<0.2,>=0.1.25' (")
     with pytest.raises(MissingPackageError, match=f"^client up-0: prompts: reasoning_gym:chain_sum: {cure}"):
         open_prompts("up-0", client(prompts="reasoning_gym:chain_sum"))
 

@@ -256,7 +256,7 @@ def test_a_missing_package_is_reported_with_its_extra(monkeypatch: pytest.Monkey
     for name in [name for name in sys.modules if name.startswith("gymnasium.envs.box2d")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "Box2D", None)
-    with pytest.raises(ValueError, match=r"LunarLander-v3: needs a package .*pip install 'grpo-fed\[box2d\]'"):
+    with pytest.raises(ValueError, match=r"LunarLander-v3: needs a package .*pip install 'gymnasium\[box2d\]"):
         make_task("LunarLander-v3")
 
 

@@ -8,6 +8,7 @@
     mixing.py       nearest-neighbour mixing of replies, before a rule
     evidence.py     what is remembered of the clients' updates over rounds, and what is systematic in them
     conflicts.py    the clients that a merge sets back, by the evidence
+    learned_groups.py  which rows or columns of a block are one group, by the evidence
     persistence.py  `persistence`: clients leave groups in which they are in conflict, and come back
     clustering.py   `clusters`: clients in conflict share means of their own, block by block
     zeros.py        groups that most clients have at zero, after any rule

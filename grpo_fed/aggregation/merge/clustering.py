@@ -25,6 +25,7 @@ from grpo_fed.aggregation.merge.evidence import (
     least_pairs,
     measure_updates,
     new_panel,
+    sketch_sizes,
     systematic,
 )
 from grpo_fed.aggregation.merge.persistence import MIN_ROUNDS, MOST_ROUNDS, average_weight
@@ -97,7 +98,8 @@ def _part(evidence: ClusterEvidence, replies: Replies, blocks: Groups, most: int
     weights[panel.rows(replies.clients)] = torch.tensor([reply.weight for reply in replies.all], dtype=torch.float64)
     is_compared = (panel.rounds >= MIN_ROUNDS)[:, None] & members
     needed = (MIN_ROUNDS * 2.0**panel.decisions).clamp(max=MOST_ROUNDS)
-    has_evidence = (panel.rounds * (panel.rounds - 1))[:, None] >= least_pairs(blocks, len(panel.clients))[of_pairs]
+    least = least_pairs(sketch_sizes(blocks, len(panel.clients)))[of_pairs]
+    has_evidence = (panel.rounds * (panel.rounds - 1))[:, None] >= least
     has_room = torch.tensor([int(labels[:, block].unique().numel()) < most for block, _ in pairs])
     may_leave = (present & (panel.rounds >= needed))[:, None] & has_room
     between, within = systematic(panel, blocks)

@@ -180,14 +180,27 @@ def _compare_each(between: Tensor, within: Tensor, others: Tensor, compared: Ten
 
     others: [K], the weights of those that clients are compared with.
     """
-    rest = others.sum() - others
-    has_others = compared & (rest > TINY)
-    average = (others - torch.diag(others)) / rest.clamp(min=TINY)[:, None]
-    average.fill_diagonal_(0.0)
-    contrast = torch.eye(len(others), dtype=others.dtype) - average
-    b2, v = _form(between, contrast, contrast), _form(within, contrast, contrast)
+    has_others = compared & (others.sum() - others > TINY)
+    average = _mean_of_others(others)
+    b2, v = contrasts(between, within, others)
     rho = torch.where(has_others, b2 / v.clamp(min=TINY), torch.nan)
     return rho, has_others & ((average * between).sum(1) < 0)
+
+
+def contrasts(between: Tensor, within: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute b2 and v, [K] each, of each client against the weighted mean of the others.
+
+    between, within: M and V, [K, K]. others: [K], the weights of those that clients are compared with.
+    """
+    contrast = torch.eye(len(others), dtype=others.dtype) - _mean_of_others(others)
+    return _form(between, contrast, contrast), _form(within, contrast, contrast)
+
+
+def _mean_of_others(others: Tensor) -> Tensor:
+    """The weights of the mean of the others, for each client, [K, K]."""
+    rest = others.sum() - others
+    average = (others - torch.diag(others)) / rest.clamp(min=TINY)[:, None]
+    return average.fill_diagonal_(0.0)
 
 
 def _blame(conflict: Tensor, rho: Tensor, groups: Groups) -> Tensor:

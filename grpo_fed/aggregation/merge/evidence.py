@@ -211,7 +211,8 @@ def add_round(panel: Panel, replies: Replies, updates: Updates, groups: Groups) 
     if not replies.all:
         return panel
     rows, sizes = panel.rows(replies.clients), sketch_sizes(groups, len(panel.clients))
-    scale = torch.where((updates.norms > TINY) & ~panel.departed[rows], 1 / updates.norms.clamp(min=TINY), 0.0)
+    norms = _norms_of_units(updates.norms, ~panel.departed[rows], groups)
+    scale = torch.where((norms > TINY) & ~panel.departed[rows], 1 / norms.clamp(min=TINY), 0.0)
     sums, products, common = panel.sums.clone(), panel.products.clone(), panel.common.clone()
     waiting = panel.waiting.clone()
     units = updates.sketches.double()
@@ -222,6 +223,19 @@ def add_round(panel: Panel, replies: Replies, updates: Updates, groups: Groups) 
     common[rows[:, None], rows] += 1
     waiting[rows] += 1
     return replace(panel, sums=sums, products=products, common=common, waiting=waiting)
+
+
+def _norms_of_units(norms: Tensor, shares: Tensor, groups: Groups) -> Tensor:
+    """Replace the norms [n, G] in blocks with learned groups by the norm of all that a client shares of the block.
+
+    shares: [n, G] bool.
+    """
+    if not groups.learned:
+        return norms
+    blocks = groups.block_of_group
+    squares = norms.new_zeros(len(norms), len(groups.as_blocks.names))
+    whole = squares.index_add_(1, blocks, norms.square() * shares).sqrt()[:, blocks]
+    return torch.where(torch.tensor([block in groups.learned for block in groups.blocks]), whole, norms)
 
 
 def begin_anew(panel: Panel, clients: Tensor) -> Panel:
@@ -258,9 +272,12 @@ def parts_of(evidence: Evidence, replies: Replies) -> Iterator[tuple[Panel, Repl
         yield panel, Replies(tuple(part))
 
 
-def least_pairs(groups: Groups, clients: int) -> Tensor:
-    """[G] int64: the pairs of different rounds after which there is enough evidence about each group."""
-    return -(-LEAST_EVIDENCE // sketch_sizes(groups, clients))
+def least_pairs(numbers: Tensor) -> Tensor:
+    """[G] int64: the pairs of different rounds after which there is enough evidence about each group.
+
+    numbers: [G] int64, those that are kept of each group.
+    """
+    return -(-LEAST_EVIDENCE // numbers)
 
 
 # Sketches ------------------------------------------------------------------------------------------------------------

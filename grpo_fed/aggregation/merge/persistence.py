@@ -36,8 +36,10 @@ from grpo_fed.aggregation.merge.evidence import (
     least_pairs,
     measure_updates,
     parts_of,
+    sketch_sizes,
     systematic,
 )
+from grpo_fed.aggregation.merge.learned_groups import LearnedGroups, UnitEvidence, learn_groups
 from grpo_fed.aggregation.merge.records import Merged, Replies
 from grpo_fed.policy.groups import Groups
 
@@ -130,26 +132,44 @@ def judge(panel: Panel, weights: Tensor, present: Collection[str], groups: Group
 
     weights: [K].
     """
-    is_compared = (panel.rounds >= MIN_ROUNDS)[:, None] & ~panel.departed
     needed = (MIN_ROUNDS * 2.0**panel.decisions).clamp(max=MOST_ROUNDS)
     is_present = torch.tensor([client in set(present) for client in panel.clients])
     may_leave = is_present & (panel.rounds >= needed) & ~panel.asked.any(1)
-    has_evidence = (panel.rounds * (panel.rounds - 1))[:, None] >= least_pairs(groups, len(panel.clients))
     between, within = systematic(panel, groups)
-    may_leave_each = may_leave[:, None].expand_as(is_compared)
-    conflicts = find_conflicts(between, within, weights, is_compared, has_evidence, may_leave_each, groups)
-    observed = (panel.rounds >= 2)[:, None] & ~panel.departed
-    rho = conflicts.rho
-    if bool((observed & ~is_compared).any()):
-        early = rho_of_clients(between, within, weights, observed, (conflicts.sides > 0).any(1))
-        rho = torch.where(rho.isnan(), early, rho)
+    pairs, numbers = panel.rounds * (panel.rounds - 1), sketch_sizes(groups, len(panel.clients))
+    units = UnitEvidence(between, within, ~panel.departed, panel.rounds >= MIN_ROUNDS, pairs, numbers)
+    learned = learn_groups(units, weights, groups)
+    conflicts, rho = _judge_groups(panel, learned, weights, may_leave)
     has_another_task = may_leave & panel.fallen & bool(2 * panel.fallen.sum() < len(panel.clients))
     has_another_task |= may_leave & panel.newcomers
     return Conflicts(
-        rho,
-        conflicts.leaving | (has_another_task[:, None] & ~panel.departed),
-        conflicts.sides,
+        rho[:, learned.group_of_unit],
+        conflicts.leaving[:, learned.group_of_unit] & ~panel.departed | (has_another_task[:, None] & ~panel.departed),
+        conflicts.sides[:, learned.group_of_unit],
     )
+
+
+def _judge_groups(panel: Panel, learned: LearnedGroups, weights: Tensor, may_leave: Tensor) -> tuple[Conflicts, Tensor]:
+    """Find the conflicts in learned groups, and rho [K, L] with that of clients that are not compared yet.
+
+    may_leave: [K] bool.
+    """
+    units = learned.evidence
+    is_compared, observed = units.compared, (panel.rounds >= 2)[:, None] & units.shares
+    conflicts = find_conflicts(
+        units.between,
+        units.within,
+        weights,
+        is_compared,
+        units.pairs[:, None] >= least_pairs(units.numbers),
+        may_leave[:, None].expand_as(is_compared),
+        learned.groups,
+    )
+    rho = conflicts.rho
+    if bool((observed & ~is_compared).any()):
+        early = rho_of_clients(units.between, units.within, weights, observed, (conflicts.sides > 0).any(1))
+        rho = torch.where(rho.isnan(), early, rho)
+    return conflicts, rho
 
 
 def average_weight(replies: Replies) -> float:

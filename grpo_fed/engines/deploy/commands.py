@@ -27,7 +27,7 @@ from grpo_fed.engines.flower.superlink import (
     write_secret,
 )
 from grpo_fed.engines.resident.host import OWN_KEYS, make_host_command
-from grpo_fed.runs.files import write_atomic
+from grpo_fed.runs.files import make_private_folder, write_atomic
 from grpo_fed.scenario.field_types import Device, Name
 
 PORT = 9092
@@ -56,9 +56,9 @@ def init(folder: Path, hosts: Sequence[str], clients: Sequence[str]) -> list[str
     """
     _check_names(clients)
     authority, server = folder / AUTHORITY, folder / SERVER
-    for path in (authority, server / NODES, folder / CLIENTS):
-        path.mkdir(parents=True, exist_ok=True)
-    authority.chmod(0o700)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in (authority, server, server / NODES, folder / CLIENTS):
+        make_private_folder(path)
     if not (authority / CA).exists():
         certificate, key = certificates.make_authority()
         write_secret(authority / CA_KEY, key)
@@ -95,8 +95,7 @@ def _certify_server(authority: Path, server: Path, hosts: Sequence[str]) -> None
 
 def _add_client(authority: Path, server: Path, folder: Path, client: str) -> None:
     """Make a client's folder, with a key unless it has one."""
-    folder.mkdir(exist_ok=True)
-    folder.chmod(0o700)
+    make_private_folder(folder)
     write_atomic(folder / CA, (authority / CA).read_bytes())
     if not (folder / NODE_KEY).exists():
         private, public = certificates.make_node_key()
@@ -152,8 +151,7 @@ def server(
     folder = folder.absolute()
     identity = None if insecure else _identity(folder)
     data = folder / DATA
-    data.mkdir(parents=True, exist_ok=True)
-    data.chmod(0o700)
+    make_private_folder(data)
     environment = make_flower_environment(more={} if identity is None else {KEYS: str(data / REGISTERED)})
     with _stop_signals() as signals, SupervisedProcesses(data, environment) as processes:
         superlink = SuperLink(processes, data, port, host=host, identity=identity, open_to_all=open_to_all)
@@ -239,6 +237,8 @@ def client(
         for path in (authority, *(folder / NODE_KEY for folder in folders.values())):
             _check_file(path)
     state = find_state_folder(state)
+    if not state.is_dir():
+        make_private_folder(state)
     with _stop_signals() as signals, SupervisedProcesses(Path.home(), make_flower_environment()) as processes:
         command = make_host_command(superlink, keys, authority, state / OWN_KEYS, state, given)
         processes.start(NODE, command)

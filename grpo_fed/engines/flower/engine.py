@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias, final
 
+from grpo_fed.callbacks.calls import CallbackList
 from grpo_fed.engines.flower.app_folder import make_app_folder
 from grpo_fed.engines.flower.connections import read_connection
 from grpo_fed.engines.flower.log_channel import LogChannel, Say, Watch
@@ -37,6 +38,7 @@ from grpo_fed.runs.folder import (
     reclaim_folder,
 )
 from grpo_fed.runs.results import RESULTS, Result
+from grpo_fed.scenario.extras import write_install_command
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.task import MissingPackageError
 
@@ -83,11 +85,12 @@ class FlowerEngine:
         replace: whether a run that `out` holds may be removed.
         """
         if engine == "flower-sim" and importlib.util.find_spec("ray") is None:
-            raise ValueError("engine flower-sim needs Ray: pip install 'grpo-fed[simulation]'")
+            raise ValueError(f"engine flower-sim needs Ray: {write_install_command('simulation')}")
         if engine == "flower-sim" and superlink is not None:
             raise ValueError(f"engine flower-sim starts a SuperLink of its own: leave out superlink {superlink}")
         refuse_collusion(scenario, f"the engine {engine}")
         self._link = None if superlink is None else read_connection(superlink)
+        CallbackList(scenario)  # finds what cannot be imported; the server's app makes its own
         starts = [scenario.policy.start, *(entry.start for entry in scenario.clients)]
         if superlink is None and any(start is not None for start in starts):
             # The processes on this machine do not work in this folder; a deployment's paths are those of its machines.

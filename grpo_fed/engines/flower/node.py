@@ -28,7 +28,7 @@ from grpo_fed.federation.messages import Evaluate
 from grpo_fed.federation.state_store import StateStore
 from grpo_fed.policy.make import describe_shape
 from grpo_fed.policy.shared import resolve_client_shared_blocks
-from grpo_fed.runs.files import write_atomic
+from grpo_fed.runs.files import make_private_folder, write_atomic
 from grpo_fed.runs.folder import SCENARIO
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.resolve import resolve_task
@@ -127,7 +127,8 @@ def _hello(scenario: Scenario, config: Config) -> RecordDict:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold a lock, so that a message waits while another process still works on the client's last one."""
-    folder.mkdir(parents=True, exist_ok=True)
+    for each in (folder.parent, folder):
+        make_private_folder(each)
     with (folder / "lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -22,6 +22,7 @@ from grpo_fed.engines.flower.connections import SuperLinkAddress
 from grpo_fed.engines.flower.processes import POLL, SupervisedProcesses
 from grpo_fed.engines.workers.fork_server import is_possible
 
+LOOPBACK = "127.0.0.1"
 STATE = "GRPO_FED_STATE"
 """The environment variable with the folder in which clients keep their states."""
 KEYS = "GRPO_FED_KEYS"
@@ -33,6 +34,16 @@ OFFLINE = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # it would install torch again for every run
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+CLOSED = {
+    "FORWARDED_ALLOW_IPS": LOOPBACK,  # "*", usual in containers, lets everyone pose as this machine by a header
+    "FLWR_INTERNAL_GRPC_CONTROL_API": "0",  # these two open further ports, without the gate of access.py
+    "FLWR_INTERNAL_GRPC_FLEET_API": "0",
+    "FLWR_OIDC_ENABLED": "0",
+    "FLWR_TRACING_ENABLED": "0",
+}
+"""What the environment must not change about who is let in."""
+REMOVED = ("SSLKEYLOGFILE", "WEB_CONCURRENCY", "FLWR_DATABASE")
+"""Variables that Flower's processes do not get: the first writes the keys of connections to a file."""
 
 POLL_INTERVAL = "0.25"
 """Seconds between two looks for an app to start: at 0.05 an idle node takes an eighth of a core, at 1 rounds drag."""
@@ -43,11 +54,12 @@ PYTHON = [sys.executable, "-P", "-m"]
 """Begins the commands of our own programs."""
 PROGRAM = [*PYTHON, "grpo_fed.engines.flower.access"]
 """Starts a SuperLink; `flower-superlink` would start Flower's own."""
+NEEDS_KEYS = "--enable-supernode-auth"
+"""Flower's option for nodes with registered keys alone."""
 OPEN_TO_ALL = "--open-to-all"
 """The one option that `PROGRAM` has beside Flower's."""
 APP_STARTER = [*PYTHON, "grpo_fed.engines.flower.superexec"]
 """Starts what starts apps; `flower-superexec` would start Flower's own."""
-LOOPBACK = "127.0.0.1"
 START_DEADLINE = 60.0
 """Seconds that a SuperLink may take to listen after its start."""
 STABLE_AFTER, LONGEST_PAUSE = 60.0, 10.0
@@ -74,8 +86,9 @@ def make_flower_environment(home: Path | None = None, more: Mapping[str, str] | 
     modules = [os.environ.get("PYTHONPATH", ""), str(Path.cwd())]
     no_proxy = [os.environ.get("NO_PROXY", os.environ.get("no_proxy", "")), f"{LOOPBACK},localhost"]
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in REMOVED},
         **OFFLINE,
+        **CLOSED,
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": POLL_INTERVAL,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         "OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS", "1"),
@@ -141,7 +154,7 @@ class SuperLink:
         if identity is not None:
             trust = ["--root-certificates", str(identity.authority)]
             certificates = ["--ssl-ca-certfile", str(identity.authority), "--ssl-certfile", str(identity.certificate)]
-            certificates += ["--ssl-keyfile", str(identity.key), "--enable-supernode-auth"]
+            certificates += ["--ssl-keyfile", str(identity.key), NEEDS_KEYS]
         authentication = ["--superexec-auth-secret-file", str(secret)]
         # Apps are not children of the SuperLink: they survive one that is killed, and find the next one by its port.
         isolation = ["--isolation", "process", "--database", str(folder / "state.db")]

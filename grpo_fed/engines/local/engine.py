@@ -53,14 +53,16 @@ class LocalEngine:
     """
 
     @classmethod
-    def resumed(cls, folder: str | Path) -> Self:
+    def resumed(cls, folder: str | Path, callbacks: Sequence[object] = ()) -> Self:
         """Make an engine for the unfinished run in a folder, from its latest checkpoint or, without one, its start.
 
-        Raises ValueError if the folder holds no such run.
+        callbacks: those that the run was started with, beside those of its scenario. Raises ValueError if the folder
+        holds no such run.
         """
         folder = Path(folder)
         scenario, checkpoint = open_unfinished(folder)
-        return cls(scenario, folder, checkpoint, engine_state=read_engine_state(folder), goes_on=True)
+        saved = read_engine_state(folder)
+        return cls(scenario, folder, checkpoint, engine_state=saved, goes_on=True, callbacks=callbacks)
 
     def __init__(
         self,
@@ -73,6 +75,7 @@ class LocalEngine:
         goes_on: bool = False,
         arrivals: Callable[[Transport], Arrivals] | None = None,
         alone: bool = False,
+        callbacks: Sequence[object] = (),
     ) -> None:
         """Make an engine for a new run, or for one that continues from a checkpoint.
 
@@ -83,6 +86,7 @@ class LocalEngine:
         goes_on: whether `out` holds this very run.
         arrivals: makes the order in which answers come with `round.mode = "buffered"`; by default in virtual time.
         alone: whether each client is computed by itself, with the bits that it has in a deployment.
+        callbacks: objects beside those that the scenario names.
         Raises ValueError for what is wrong with the scenario, the folder or the checkpoint.
         """
         self.scenario, self.checkpoint = scenario, checkpoint
@@ -124,10 +128,12 @@ class LocalEngine:
                 self.folder,
                 checkpoint,
                 client_files=self._client_files,
-                before_results=self._save_policies,
+                before_results=lambda starts: {} if self.folder is None else self._save_policies(starts, self.folder),
                 engine=self.schedule.state,
                 device=self.device,
                 arrivals=arrivals(transport) if arrivals else VirtualTime(transport, scenario.round.deadline),
+                callbacks=callbacks,
+                save_policies=lambda folder: self._save_policies(self.federation.starts, folder),
             )
             self._claim: AbstractContextManager[object] = nullcontext()
             if self.folder is not None:
@@ -169,21 +175,20 @@ class LocalEngine:
             _flush_to_disk(file)
         return files
 
-    def _save_policies(self, starts: Mapping[str, Start]) -> dict[str, str]:
-        """Write the policies that clients are evaluated with to the run's folder, a chunk at a time to save memory.
+    def _save_policies(self, starts: Mapping[str, Start], folder: Path) -> dict[str, str]:
+        """Write the policies that clients are evaluated with to a folder, a chunk at a time to save memory.
 
         Return the clients whose policies could not be saved, with the reason.
         """
         problems: dict[str, str] = {}
-        for chunk in self.schedule.chunks if self.folder is not None else ():
-            assert self.folder is not None, "there is a folder to write to"
+        for chunk in self.schedule.chunks:
             tasks = [self.setup.tasks[name] for name in chunk]
             try:
                 clients = Clients(self.scenario, self.setup.shared_blocks, tasks, self.state_store)
             except Exception as error:  # noqa: BLE001, a user's module may fail in any way
                 problems |= dict.fromkeys(chunk, describe_exception(error))
                 continue
-            problems |= clients.save_policies(self.folder, starts, self.federation.state.round)
+            problems |= clients.save_policies(folder, starts, self.federation.state.round)
         return problems
 
 

@@ -10,6 +10,8 @@ from typing import IO
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePrivateKey, generate_private_key
 
+from grpo_fed.runs.files import make_private_folder
+
 _locks: dict[Path, IO[bytes]] = {}
 """Held as long as this process lives."""
 
@@ -30,7 +32,7 @@ def find_own_key(path: Path) -> EllipticCurvePrivateKey:
 
     Of two nodes that would use the same file at the same time, the second one gets a key that is not saved.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private_folder(path.parent)
     file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

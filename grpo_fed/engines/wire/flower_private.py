@@ -345,7 +345,7 @@ def unwrap_body(body: bytes) -> bytes:
 # The SuperLink -------------------------------------------------------------------------------------------------------
 
 
-def run_superlink(arguments: Sequence[str], middleware: list[type[Any]], **options: Any) -> None:
+def run_superlink(arguments: Sequence[str], middleware: Sequence[Callable[..., Any]], **options: Any) -> None:
     """Run `flower-superlink` with these arguments in this process, behind further middleware, outermost first.
 
     options: further ones of `uvicorn.run`.

@@ -24,6 +24,8 @@ TRAIN, MEASURE, EVALUATE = "train", "query.measure", "evaluate"
 MAX_QUERIES = 64
 """How many sets of step fractions a `Measure` may have, times the number of blocks plus one."""
 
+MAX_RATE = 1e9
+"""What a client may be told to multiply its learning rate by."""
 MAX_CURRICULUM = 100_000
 """How many numbers the state of a curriculum may have."""
 
@@ -79,6 +81,8 @@ class InstructionCodec:
                     fields["compare"] = self._groups.pack_numbers(instruction.compare)
                 if instruction.curriculum:
                     fields["curriculum"] = list(instruction.curriculum)
+                if instruction.rate != 1.0:
+                    fields["rate"] = float(instruction.rate)
                 if instruction.evaluate_first is not None:
                     _write_plan(fields, instruction.evaluate_first)
             case Measure():
@@ -120,7 +124,8 @@ class InstructionCodec:
             plan = self._read_plan(fields) if fields.has("number") else None
             compare = self._read_groups(fields, "compare") if fields.has("compare") else ()
             levels = fields.take_some_floats("curriculum", MAX_CURRICULUM) if fields.has("curriculum") else ()
-            instruction = Train(start, begin, end, measure_last_step, plan, compare, levels)
+            rate = fields.take_float("rate", 0, MAX_RATE) if fields.has("rate") else 1.0
+            instruction = Train(start, begin, end, measure_last_step, plan, compare, levels, rate)
         elif kind == MEASURE:
             candidate = self._read_candidate(arrays, fields, start.shared)
             instruction = Measure(start, candidate, self._read_fractions(fields))

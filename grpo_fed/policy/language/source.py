@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from grpo_fed.policy.language.shape import ModelShape, parse_config, shape_from_config, shape_from_gguf
+from grpo_fed.scenario.extras import write_install_command
 from grpo_fed.scenario.toml.text import short_toml
 
 TINY = Path(__file__).parent / "tiny"
@@ -102,7 +103,7 @@ def import_extra(package: str, purpose: str) -> ModuleType:
         return importlib.import_module(package)
     except ModuleNotFoundError:
         raise ValueError(
-            f'language.model: {purpose} needs the package {package}: pip install "grpo-fed[language]"'
+            f"language.model: {purpose} needs the package {package}: {write_install_command('language')}"
         ) from None
 
 

@@ -6,7 +6,7 @@ one matrix product over the rows of all clients; the adapters' are one batched p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,6 +22,10 @@ from grpo_fed.policy.language.shape import MAPS, module_of
 
 Adapters = Mapping[str, Tensor]
 """The learned factors of K clients by name, [K, out, rank] and [K, rank, in]: `policy.layout.views(flat)`."""
+
+Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""Attention in a layer, from its number, queries [K, R, heads * head_width], and keys and values [K, R, kv_heads *
+head_width], to [K, R, heads * head_width]; R are the tokens of all of a client's sequences."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +96,51 @@ class Transformer:
         """
         clients, rows, length = tokens.shape
         places = self._places(clients * rows, length, None if valid is None else valid.flatten(0, 1), cache)
-        states = F.embedding(tokens.reshape(clients, rows * length), self._embedding)
-        for number, layer in enumerate(self._layers):
-            compute = partial(self._apply_layer, number, layer, adapters, places, cache, length)
-            states = checkpoint(compute, states, use_reentrant=False) if recompute else compute(states)
+        attend = partial(self._attend, places, cache)
+        states = self._apply_layers(adapters, tokens.reshape(clients, rows * length), attend, recompute)
         if cache is not None:
             cache.advance(length)
-        return _normalise(states, self._norm, self.shape.norm_epsilon).view(clients, rows, length, -1)
+        return states.view(clients, rows, length, -1)
+
+    def hidden_after_prompts(
+        self,
+        adapters: Adapters | None,
+        prompts: Tensor,
+        prompt_valid: Tensor,
+        prompt_of: Tensor,
+        tokens: Tensor,
+        recompute: bool = False,
+    ) -> Tensor:
+        """Compute the hidden states that predict the tokens of completions, [K, N, C, width].
+
+        Each prompt is computed once, however many completions follow it: its keys and values are those of all of them,
+        and their gradients add up.
+
+        prompts: [K, Q, T] int64, padded on the left where prompt_valid, [K, Q, T] bool, is False. prompt_of: [K, N]
+        int64, the prompt of each completion. tokens: [K, N, C] int64, padded on the right.
+        """
+        (clients, count, longest), (_, rows, length) = prompts.shape, tokens.shape
+        flat = prompt_of + count * torch.arange(clients, device=self.device)[:, None]
+        span = count * longest
+        valid = None if bool(prompt_valid.all()) else prompt_valid.flatten(0, 1)
+        of_prompts = self._places(clients * count, longest, valid, None)
+        of_completions = self._places_after(longest, length - 1, None if valid is None else valid[flat.flatten()])
+
+        def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            first = self._split([each[:, :span] for each in (queries, keys, values)], of_prompts)
+            attended = self._mix(*first, of_prompts.mask).reshape(clients, span, -1)
+            if length == 1:
+                return attended
+            q, k, v = self._split([each[:, span:] for each in (queries, keys, values)], of_completions)
+            before = [each.index_select(0, flat.flatten()) for each in first[1:]]
+            k, v = (torch.cat(each, 2) for each in zip(before, (k, v), strict=True))
+            rest = self._mix(q, k, v, of_completions.mask)
+            return torch.cat([attended, rest.reshape(clients, rows * (length - 1), -1)], 1)
+
+        every = torch.cat([prompts.flatten(1), tokens[..., :-1].flatten(1)], 1)
+        states = self._apply_layers(adapters, every, attend, recompute)
+        last = states[:, longest - 1 : span : longest].flatten(0, 1)[flat]
+        return torch.cat([last[:, :, None], states[:, span:].unflatten(1, (rows, length - 1))], 2)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Compute logits, [..., V] float32, from hidden states [..., width]."""
@@ -116,12 +158,19 @@ class Transformer:
             {name: factor.to(self.device).T.contiguous() for name, factor in frozen.items() if factor is not None},
         )
 
+    def _apply_layers(self, adapters: Adapters | None, tokens: Tensor, attend: Attention, recompute: bool) -> Tensor:
+        """Compute the last layer's normalised outputs, [K, R, width], from tokens [K, R]."""
+        states = F.embedding(tokens, self._embedding)
+        for number, layer in enumerate(self._layers):
+            compute = partial(self._apply_layer, number, layer, adapters, attend)
+            states = checkpoint(compute, states, use_reentrant=False) if recompute else compute(states)
+        return _normalise(states, self._norm, self.shape.norm_epsilon)
+
     def _places(self, rows: int, length: int, valid: Tensor | None, cache: Cache | None) -> _Places:
         """Work out rotations and masks of tokens. valid: [K * B, T], None for all."""
         before = 0 if cache is None else cache.filled
         seen = valid if cache is None else cache.see(rows, length, valid)
-        if before + length > len(self._cosines):
-            self._cosines, self._sines = self._rotations(2 * (before + length))
+        self._extend_rotations(before + length)
         if seen is None:
             cosines, sines = (table[None, before : before + length] for table in (self._cosines, self._sines))
         else:
@@ -132,6 +181,24 @@ class Transformer:
             sines[:, None],
             None if seen is None and (before == 0 or length == 1) else self._mask(before, length, seen),
         )
+
+    def _places_after(self, before: int, length: int, valid: Tensor | None) -> _Places:
+        """Work out rotations and masks of tokens that follow a prompt. valid: [K * B, before], None for all."""
+        self._extend_rotations(before + length)
+        steps = torch.arange(length, device=self.device)
+        mask = torch.ones(length, before + length, dtype=torch.bool, device=self.device).tril(before)[None, None]
+        if valid is None:
+            positions = (steps + before)[None]
+        else:
+            positions = valid.sum(1, keepdim=True) + steps
+            of_prompt = valid[:, None, None].expand(-1, -1, length, -1)
+            mask = torch.cat([of_prompt, mask[..., before:].expand(len(valid), -1, -1, -1)], -1)
+        return _Places(self._cosines[positions][:, None], self._sines[positions][:, None], mask)
+
+    def _extend_rotations(self, length: int) -> None:
+        """Prepare the rotations of at least so many positions."""
+        if length > len(self._cosines):
+            self._cosines, self._sines = self._rotations(2 * length)
 
     def _rotations(self, length: int) -> tuple[Tensor, Tensor]:
         """Compute the cosines and signed sines of the first positions, [length, head_width]."""
@@ -157,16 +224,9 @@ class Transformer:
         return ((earlier & seen[:, None, :]) | (of_key == of_query))[:, None]
 
     def _apply_layer(
-        self,
-        number: int,
-        layer: _Layer,
-        adapters: Adapters | None,
-        places: _Places,
-        cache: Cache | None,
-        length: int,
-        states: Tensor,
+        self, number: int, layer: _Layer, adapters: Adapters | None, attend: Attention, states: Tensor
     ) -> Tensor:
-        """Compute a layer, [K, B * T, width] -> [K, B * T, width]."""
+        """Compute a layer, [K, R, width] -> [K, R, width]."""
 
         def linear(name: str, inputs: Tensor) -> Tensor:
             outputs = F.linear(inputs, layer.weights[name], layer.biases.get(name))
@@ -176,8 +236,7 @@ class Transformer:
 
         inputs = _normalise(states, layer.attention_norm, self.shape.norm_epsilon)
         queries, keys, values = (linear(name, inputs) for name in ("q_proj", "k_proj", "v_proj"))
-        attended = self._attend(queries, keys, values, number, places, cache, length)
-        states = states + linear("o_proj", attended)
+        states = states + linear("o_proj", attend(number, queries, keys, values))
         inputs = _normalise(states, layer.inner_norm, self.shape.norm_epsilon)
         return states + linear("down_proj", F.silu(linear("gate_proj", inputs)) * linear("up_proj", inputs))
 
@@ -193,32 +252,40 @@ class Transformer:
         return outputs + (torch.bmm(features, output_factor) * self.policy.scale).to(outputs.dtype)
 
     def _attend(
-        self,
-        queries: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        number: int,
-        places: _Places,
-        cache: Cache | None,
-        length: int,
+        self, places: _Places, cache: Cache | None, number: int, queries: Tensor, keys: Tensor, values: Tensor
     ) -> Tensor:
-        """Compute attention from queries [K, B * T, heads * head_width], keys and values [K, B * T, kv_heads * ...]."""
-        clients, rows, _ = queries.shape
-        split = (clients * rows // length, length, -1, self.shape.head_width)
-        q = _rotate(queries.view(split).transpose(1, 2), places)
-        k = _rotate(keys.view(split).transpose(1, 2), places)
-        v = values.view(split).transpose(1, 2)
+        """Compute the attention of sequences of equal length, after the keys and values of a cache."""
+        q, k, v = self._split([queries, keys, values], places)
         if cache is not None:
             k, v = cache.append(number, k, v)
-        shared = self.shape.heads // self.shape.kv_heads
-        if length == 1:  # the heads that share keys are then like further tokens that attend to the same ones
-            q = q.reshape(len(q), self.shape.kv_heads, shared, -1)
-            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=places.mask)
-            return attended.reshape(queries.shape)
-        if shared > 1:
-            k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=places.mask, is_causal=places.mask is None)
-        return attended.transpose(1, 2).reshape(queries.shape)
+        return self._mix(q, k, v, places.mask).reshape(queries.shape)
+
+    def _split(self, projections: Sequence[Tensor], places: _Places) -> tuple[Tensor, Tensor, Tensor]:
+        """Split queries, keys and values [K, B * T, heads * head_width] into rotated heads, [K * B, heads, T, ...]."""
+        length, width = places.cosines.shape[2], self.shape.head_width
+        queries, keys, values = (
+            each.reshape(-1, length, each.shape[-1] // width, width).transpose(1, 2) for each in projections
+        )
+        return _rotate(queries, places), _rotate(keys, places), values
+
+    def _mix(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Compute attention, [N, heads, T, w] with [N, kv_heads, S, w] -> [N, T, heads * w]; causal without a mask.
+
+        With a mask, or for a single token, heads that share keys are computed as further tokens that attend to the same
+        ones, so that keys need not be repeated.
+        """
+        count, heads, length, width = queries.shape
+        shared = heads // keys.shape[1]
+        if length == 1 or (mask is not None and shared > 1):
+            queries = queries.reshape(count, -1, shared * length, width)
+            if mask is not None and length > 1:
+                mask = mask.repeat(1, 1, shared, 1)
+            attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        else:
+            if shared > 1:
+                keys, values = keys.repeat_interleave(shared, 1), values.repeat_interleave(shared, 1)
+            attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=mask is None)
+        return attended.reshape(count, heads, length, width).transpose(1, 2).flatten(2)
 
 
 def _normalise(states: Tensor, weight: Tensor, epsilon: float) -> Tensor:

@@ -28,7 +28,7 @@ from grpo_fed.runs.files import write_atomic
 from grpo_fed.runs.folder import PAPER, SCENARIO
 from grpo_fed.runs.history import read_history
 from grpo_fed.runs.records import record_to_line
-from grpo_fed.runs.results import Result, Status, read_results
+from grpo_fed.runs.results import ENDED, Result, Status, read_results
 from grpo_fed.runs.tracking import Tracker
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.shipped import find_scenario
@@ -114,7 +114,7 @@ def run_locally(scenario: Scenario, folder: Path, workers: int | None = None, tr
     ):
         try:
             result = engine.run(lambda record: tracker.round(record_to_line(record)))
-            status = "finished"
+            status = result.status
             return result
         except KeyboardInterrupt:
             status = "interrupted"
@@ -149,7 +149,7 @@ def _check_same_scenario(scenario: Scenario, folder: Path) -> None:
 
 def _has_finished(folder: Path) -> bool:
     results = read_results(folder)
-    return results is not None and results["status"] == "finished"
+    return results is not None and results["status"] in ENDED
 
 
 def _try_run(run: Run, scenario: Scenario, folder: Path) -> str:

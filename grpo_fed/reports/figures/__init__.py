@@ -10,6 +10,7 @@
     evidence.py  rho of the merge rule `persistence`, and who left a block on it
     stepping.py  the server's steps: KL against budgets, and the fractions that were taken
     cost.py      bytes and time
+    callbacks.py metrics that callbacks have logged
     write.py     draws all figures of a run and writes their files
 
 Begin with write.py.

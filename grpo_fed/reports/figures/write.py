@@ -8,6 +8,7 @@ from typing import Literal
 
 from grpo_fed.reports.charts import Drawing
 from grpo_fed.reports.figures.adaptation import draw_adaptation
+from grpo_fed.reports.figures.callbacks import draw_callbacks
 from grpo_fed.reports.figures.completions import draw_completions
 from grpo_fed.reports.figures.constraints import draw_costs
 from grpo_fed.reports.figures.cost import draw_time, draw_traffic
@@ -37,6 +38,7 @@ ORDER = (
     "penalty",
     "kl",
     "steps",
+    "callbacks",
     "bytes",
     "time",
 )
@@ -87,6 +89,7 @@ def draw_all(history: History) -> Iterator[Drawing]:
         draw_penalty,
         draw_kl,
         draw_steps,
+        draw_callbacks,
         draw_traffic,
         draw_time,
     ):

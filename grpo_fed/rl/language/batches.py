@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -77,8 +77,9 @@ def write_completions(
     rewards = np.stack([each.rewards for each in rewarded]).astype(np.float32)
     return CompletionBatch(
         TokenRows(
-            written.prompts.repeat_interleave(group, 1),
-            written.prompt_valid.repeat_interleave(group, 1),
+            written.prompts,
+            written.prompt_valid,
+            torch.arange(count, device=written.tokens.device).repeat_interleave(group).repeat(len(texts), 1),
             written.tokens,
             written.valid,
         ),
@@ -98,35 +99,43 @@ def completion_groups(rewards: Tensor, settings: GroupSettings) -> Tensor:
 
 
 def replace_equal_groups(
-    batch: CompletionBatch, equal: Tensor, other: CompletionBatch, differs: Tensor
+    batch: CompletionBatch, equal: Tensor, other: CompletionBatch, differs: Tensor, clients: np.ndarray
 ) -> CompletionBatch:
     """Put completions of another batch where a client's groups are equal, as far as it has groups that differ.
 
-    equal: [K, N] bool, completions of a group with equal rewards. differs: [K, N] bool, completions of the other batch
-    that may take their place. Both come in whole groups of the same size.
+    equal: [K, N] bool, completions of a group with equal rewards. other: what some clients, rows of the batch, have
+    written to replace them. differs: [len(clients), N] bool, its completions that may take their place. Both come in
+    whole groups of the same size.
     """
     index = torch.arange(batch.rewards.shape[1], device=equal.device).repeat(len(equal), 1)
     count = index.shape[1]
-    for client in range(len(equal)):
+    row_of = torch.zeros(len(equal), dtype=torch.int64, device=equal.device)  # whoever wrote nothing takes nothing
+    for row, client in enumerate(clients.tolist()):
+        row_of[client] = row
         places = equal[client].nonzero().squeeze(1)
-        others = differs[client].nonzero().squeeze(1)[: len(places)]
+        others = differs[row].nonzero().squeeze(1)[: len(places)]
         index[client, places[: len(others)]] = others + count
-    rows, more_rows = _same_width(batch.rows, other.rows)
+    more = TokenRows(*(getattr(other.rows, each.name)[row_of] for each in fields(TokenRows)))
+    rows, more_rows = _same_width(batch.rows, more)
     joined = TokenRows(
-        *(torch.cat([getattr(rows, name), getattr(more_rows, name)], 1) for name in TokenRows.__dataclass_fields__)
+        torch.cat([rows.prompts, more_rows.prompts], 1),
+        torch.cat([rows.prompt_valid, more_rows.prompt_valid], 1),
+        torch.cat([rows.prompt_of, more_rows.prompt_of + rows.prompts.shape[1]], 1),
+        torch.cat([rows.tokens, more_rows.tokens], 1),
+        torch.cat([rows.valid, more_rows.valid], 1),
     )
 
     def choose(first: Tensor, second: Tensor) -> Tensor:
         return torch.cat([first, second], 1).gather(1, index)
 
     width = rows.tokens.shape[2]
-    log_probs = torch.cat([_pad(batch.log_probs, width), _pad(other.log_probs, width)], 1)
+    log_probs = torch.cat([_pad(batch.log_probs, width), _pad(other.log_probs[row_of], width)], 1)
     return replace(
         batch,
-        rows=joined.take(index),
+        rows=joined.take(index).trimmed(),
         log_probs=log_probs.gather(1, index.unsqueeze(-1).expand(-1, -1, width)),
-        ended=choose(batch.ended, other.ended),
-        rewards=choose(batch.rewards, other.rewards),
+        ended=choose(batch.ended, other.ended[row_of]),
+        rewards=choose(batch.rewards, other.rewards[row_of]),
     )
 
 
@@ -138,7 +147,8 @@ def _same_width(first: TokenRows, second: TokenRows) -> tuple[TokenRows, TokenRo
     def widen(rows: TokenRows) -> TokenRows:
         left = before - rows.prompts.shape[2]
         prompts, prompt_valid = (torch.nn.functional.pad(each, (left, 0)) for each in (rows.prompts, rows.prompt_valid))
-        return TokenRows(prompts, prompt_valid, _pad(rows.tokens, after), _pad(rows.valid, after))
+        tokens, valid = _pad(rows.tokens, after), _pad(rows.valid, after)
+        return TokenRows(prompts, prompt_valid, rows.prompt_of, tokens, valid)
 
     return widen(first), widen(second)
 

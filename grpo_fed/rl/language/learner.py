@@ -23,6 +23,7 @@ from grpo_fed.rl.client_stack import (
     ClientTensors,
     PenaltyGroups,
     make_parameter_stack,
+    own_learning_rates,
     token_entropy_weights,
 )
 from grpo_fed.rl.constraints import adapt_entropy
@@ -124,14 +125,14 @@ class LanguageLearner(Learner):
         # batches are equally large, so all clients need the same number of them
         while (self.steps_done < self.steps_due).any():
             progress = begin + (end - begin) * (1 - (self.steps_due - self.steps_done).clip(0) / steps)
-            batch, equal = self.collect()
+            batch, drawn = self.collect()
             targets = completion_targets(
                 batch.rewards, self._groups(batch.rewards), batch.rows.valid, ~batch.ended, self.scenario
             )
             constraints = adapt_entropy(self.stack, partial(sampled_entropies, batch))
             losses = update_adapters(self.stack, self.model, batch, targets, self.updates_done, progress)
             for client, record in enumerate(records):
-                record.add(batch, client, losses[client], equal[client])
+                record.add(batch, client, losses[client], drawn)
                 record.constraints.append({key: float(value[client]) for key, value in constraints.items()})
             self._refuse_divergence()
             self.steps_done += batch.rewards.shape[1]
@@ -141,22 +142,31 @@ class LanguageLearner(Learner):
         penalties = measure_penalty(self.stack)
         return [record.report(name, more) for record, name, more in zip(records, self.names, penalties, strict=True)]
 
-    def collect(self) -> tuple[CompletionBatch, np.ndarray]:
-        """Write a batch of completions; gives also the share of groups with equal rewards that each client drew, [K].
+    def scale_learning_rates(self, factors: np.ndarray) -> None:
+        """Multiply the clients' own learning rates by factors [K] from now on."""
+        self.stack.learning_rate[:] = own_learning_rates(self.tasks) * factors[:, None]
 
-        With `group.equal = "redraw"` groups with equal rewards are replaced by others, as far as these differ.
+    def collect(self) -> tuple[CompletionBatch, Drawn]:
+        """Write a batch of completions; gives also what was drawn for it.
+
+        With `group.equal = "redraw"` a client replaces its groups with equal rewards by others, as far as these differ.
         """
-        settings = self.scenario.group
-        batch = self._write()
+        settings, everyone = self.scenario.group, np.arange(len(self.tasks))
+        batch = self._write(everyone)
         equal = self._equal(batch.rewards)
-        share = equal.float().mean(1).cpu().numpy()
+        drawn = Drawn(
+            equal.float().mean(1).cpu().numpy(), np.zeros(len(self.tasks), int), np.zeros(len(self.tasks), int)
+        )
+        drawn.count(batch, everyone)
         for _ in range(settings.redraws if settings.equal == "redraw" else 0):
-            if not equal.any():
+            clients = equal.any(1).cpu().numpy().nonzero()[0]
+            if not len(clients):
                 break
-            other = self._write()
-            batch = replace_equal_groups(batch, equal, other, ~self._equal(other.rewards))
+            other = self._write(clients)
+            drawn.count(other, clients)
+            batch = replace_equal_groups(batch, equal, other, ~self._equal(other.rewards), clients)
             equal = self._equal(batch.rewards)
-        return batch, share
+        return batch, drawn
 
     def evaluate(self, episodes: int | None = None, deterministic: bool = True, number: int = 0) -> list[Evaluation]:
         """Answer prompts for evaluation; `number` names them, and they are the same for any policy."""
@@ -208,19 +218,20 @@ class LanguageLearner(Learner):
     def close(self) -> None:
         """Nothing is open: the model stays in the process."""
 
-    def _write(self) -> CompletionBatch:
+    def _write(self, clients: np.ndarray) -> CompletionBatch:
+        """Let some clients, rows of the stack, write a batch."""
         settings, completions = self.scenario.group, self.scenario.rollout.num_envs
         group = settings.size if settings.by == "start" else 1
         batch = write_completions(
             self.model,
-            self.texts,
-            self.parameters,
+            [self.texts[client] for client in clients],
+            self.parameters[torch.from_numpy(clients).to(self.parameters.device)],
             Purpose.PROMPTS,
-            self.draws_done.tolist(),
+            self.draws_done[clients].tolist(),
             completions // group,
             group,
         )
-        self.draws_done += 1
+        self.draws_done[clients] += 1
         return batch
 
     def _groups(self, rewards: Tensor) -> Tensor:
@@ -281,11 +292,29 @@ def evaluate_completions(
     ]
 
 
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """What K clients have drawn and written for a batch."""
+
+    equal: np.ndarray
+    """[K]: share of the groups drawn first whose rewards are equal."""
+    completions: np.ndarray
+    """[K] int: completions written, with those of groups that were drawn again."""
+    tokens: np.ndarray
+    """[K] int: their tokens."""
+
+    def count(self, batch: CompletionBatch, clients: np.ndarray) -> None:
+        """Count a batch that some clients have written."""
+        self.completions[clients] += batch.rewards.shape[1]
+        self.tokens[clients] += batch.rows.valid.sum((1, 2)).cpu().numpy()
+
+
 @dataclass
 class _TrainingRecord:
     """What one client does while it is trained."""
 
     steps: int = 0
+    written: int = 0
     tokens: int = 0
     episodes: list[Episode] = field(default_factory=list)
     losses: list[Mapping[str, float]] = field(default_factory=list)
@@ -293,12 +322,13 @@ class _TrainingRecord:
     parts: list[Mapping[str, float]] = field(default_factory=list)
     equal: list[float] = field(default_factory=list)
 
-    def add(self, batch: CompletionBatch, client: int, losses: Mapping[str, float], equal: float) -> None:
-        """Add a batch and the losses of its update. equal: the share of groups with equal rewards that were drawn."""
+    def add(self, batch: CompletionBatch, client: int, losses: Mapping[str, float], drawn: Drawn) -> None:
+        """Add a batch, what was drawn for it, and the losses of its update."""
         lengths = batch.rows.valid[client].sum(-1).tolist()
         rewards, ended = batch.rewards[client].tolist(), batch.ended[client].tolist()
         self.steps += len(rewards)
-        self.tokens += sum(lengths)
+        self.written += int(drawn.completions[client])
+        self.tokens += int(drawn.tokens[client])
         self.episodes += [
             Episode(reward, length, end)
             for reward, length, end in zip(rewards, lengths, ended, strict=True)
@@ -306,7 +336,7 @@ class _TrainingRecord:
         ]
         self.losses.append(losses)
         self.parts.append(batch.parts[client])
-        self.equal.append(float(equal))
+        self.equal.append(float(drawn.equal[client]))
 
     def report(self, client: str, penalty: Mapping[str, float]) -> TrainingReport:
         if not self.losses:
@@ -315,6 +345,8 @@ class _TrainingRecord:
         more = {f"reward/{name}": _mean_of_finite([part[name] for part in self.parts]) for name in self.parts[0]}
         more |= mean_by_name(self.constraints)
         more["charts/equal_groups"] = float(np.mean(self.equal))
+        if self.written > self.steps:
+            more["charts/completions_written"] = float(self.written)
         if self.episodes:
             more["charts/cut"] = float(np.mean([not episode.terminated for episode in self.episodes]))
         floor = min((episode.score for episode in self.episodes), default=math.nan)

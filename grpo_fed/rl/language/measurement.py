@@ -52,10 +52,22 @@ def completion_fisher(model: LanguageModel, packed: Sequence[Mapping[str, np.nda
         count = rows.tokens.shape[1]
         for begin in range(0, count, size):
             part = rows.part(slice(begin, min(begin + size, count)))
-            single = TokenRows(*(getattr(part, name).transpose(0, 1) for name in TokenRows.__dataclass_fields__))
+            single = _one_by_one(part)
             leaf = parameters[client].detach().expand(len(single.tokens), -1).clone().requires_grad_()
             score = (model.log_probs(leaf, single) * single.valid).sum()
             (gradient,) = torch.autograd.grad(score, leaf)
             fisher[client] += gradient.square().sum(0)
         fisher[client] /= count
     return fisher
+
+
+def _one_by_one(rows: TokenRows) -> TokenRows:
+    """The N completions of one client as those of N clients with one each."""
+    of = rows.prompt_of[0]
+    return TokenRows(
+        rows.prompts[0, of, None],
+        rows.prompt_valid[0, of, None],
+        torch.zeros_like(of)[:, None],
+        rows.tokens.transpose(0, 1),
+        rows.valid.transpose(0, 1),
+    )

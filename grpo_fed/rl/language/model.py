@@ -6,8 +6,9 @@ machine share them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
@@ -27,35 +28,51 @@ LOGITS = 1 << 25
 
 @dataclass(frozen=True, eq=False)
 class TokenRows:
-    """Prompts with their completions, N of each of K clients."""
+    """Q prompts and N completions of each of K clients."""
 
     prompts: Tensor
-    """[K, N, T] int64: filled up on the left."""
+    """[K, Q, T] int64: padded on the left."""
     prompt_valid: Tensor
-    """[K, N, T] bool: False for what they are filled up with."""
+    """[K, Q, T] bool: False for padding."""
+    prompt_of: Tensor
+    """[K, N] int64: the prompt that each completion follows; those of a group follow the same one."""
     tokens: Tensor
-    """[K, N, C] int64: the completions, filled up on the right."""
+    """[K, N, C] int64: the completions, padded on the right."""
     valid: Tensor
     """[K, N, C] bool: the tokens of a completion, with the one that ends it."""
 
     def part(self, rows: slice) -> TokenRows:
-        """Some rows of every client."""
-        return TokenRows(
-            self.prompts[:, rows], self.prompt_valid[:, rows], self.tokens[:, rows], self.valid[:, rows]
+        """Some completions of every client, with the prompts that they follow."""
+        return replace(
+            self, prompt_of=self.prompt_of[:, rows], tokens=self.tokens[:, rows], valid=self.valid[:, rows]
         ).trimmed()
 
     def take(self, index: Tensor) -> TokenRows:
-        """Rows of every client in an order of its own, [K, B] int64."""
-
-        def of(rows: Tensor) -> Tensor:
-            return rows.gather(1, index.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
-
-        return TokenRows(of(self.prompts), of(self.prompt_valid), of(self.tokens), of(self.valid))
+        """Completions of every client in an order of its own, [K, B] int64."""
+        wide = index.unsqueeze(-1).expand(-1, -1, self.tokens.shape[2])
+        return replace(
+            self,
+            prompt_of=self.prompt_of.gather(1, index),
+            tokens=self.tokens.gather(1, wide),
+            valid=self.valid.gather(1, wide),
+        )
 
     def trimmed(self) -> TokenRows:
-        """The same without columns that are filled up for all; [K, N, C] stays as wide as the longest completion."""
-        begin = int(self.prompt_valid.flatten(0, 1).any(0).int().argmax())
-        return TokenRows(self.prompts[..., begin:], self.prompt_valid[..., begin:], self.tokens, self.valid)
+        """The same without prompts that no completion follows, and without columns that are padding for all.
+
+        [K, N, C] stays as wide as the longest completion. A client that uses fewer prompts than others keeps some that
+        it does not use.
+        """
+        used = torch.zeros_like(self.prompt_valid[..., 0]).scatter_(1, self.prompt_of, True)
+        count = int(used.sum(1).max())
+        prompts, valid, prompt_of = self.prompts, self.prompt_valid, self.prompt_of
+        if count < used.shape[1]:
+            chosen = used.int().argsort(dim=1, descending=True, stable=True)[:, :count, None]
+            chosen = chosen.expand(-1, -1, prompts.shape[2])
+            prompts, valid = prompts.gather(1, chosen), valid.gather(1, chosen)
+            prompt_of = (used.cumsum(1) - 1).gather(1, prompt_of)
+        begin = int(valid.flatten(0, 1).any(0).int().argmax())
+        return TokenRows(prompts[..., begin:], valid[..., begin:], prompt_of, self.tokens, self.valid)
 
 
 @final
@@ -78,7 +95,7 @@ class LanguageModel:
     def parts(self, rows: TokenRows) -> Iterator[slice]:
         """The rows in parts that are computed at a time."""
         clients, count, length = rows.tokens.shape
-        width = rows.prompts.shape[2] + length
+        width = length + math.ceil(rows.prompts.shape[1] * rows.prompts.shape[2] / count)
         by_tokens = self.settings.tokens // (clients * width)
         by_logits = LOGITS // (clients * length * self.policy.shape.vocabulary)
         size = max(1, min(by_tokens, by_logits))
@@ -103,12 +120,14 @@ class LanguageModel:
 
     def _hidden(self, parameters: Tensor | None, rows: TokenRows) -> Tensor:
         """The last layer's output where each token of the completions is predicted, [K, N, C, width]."""
-        tokens = torch.cat([rows.prompts, rows.tokens[..., :-1]], -1)
-        valid = torch.cat([rows.prompt_valid, rows.valid[..., :-1]], -1)
-        hidden = self.transformer.hidden(
-            self.adapters(parameters), tokens, valid, recompute=self.settings.recompute and torch.is_grad_enabled()
+        return self.transformer.hidden_after_prompts(
+            self.adapters(parameters),
+            rows.prompts,
+            rows.prompt_valid,
+            rows.prompt_of,
+            rows.tokens,
+            recompute=self.settings.recompute and torch.is_grad_enabled(),
         )
-        return hidden[..., rows.prompts.shape[2] - 1 :, :]
 
 
 def open_language_model(scenario: Scenario) -> LanguageModel:
@@ -128,10 +147,11 @@ _opened: list[tuple[object, LanguageModel]] = []
 
 def pack_rows(rows: TokenRows, client: int, chosen: np.ndarray) -> dict[str, np.ndarray]:
     """Arrays of some of a client's rows: tokens [n, T + C] int32, and the lengths of prompt and completion [n, 2]."""
-    prompts, tokens = rows.prompts[client].cpu().numpy()[chosen], rows.tokens[client].cpu().numpy()[chosen]
-    lengths = [rows.prompt_valid[client].sum(-1), rows.valid[client].sum(-1)]
+    of = rows.prompt_of[client].cpu().numpy()[chosen]
+    prompts, tokens = rows.prompts[client].cpu().numpy()[of], rows.tokens[client].cpu().numpy()[chosen]
     packed = np.concatenate([prompts, tokens], 1).astype(np.int32)
-    spans = np.stack([each.cpu().numpy()[chosen] for each in lengths], 1).astype(np.int32)
+    lengths = [rows.prompt_valid[client].sum(-1).cpu().numpy()[of], rows.valid[client].sum(-1).cpu().numpy()[chosen]]
+    spans = np.stack(lengths, 1).astype(np.int32)
     return {"tokens": packed, "lengths": spans, "width": np.array([prompts.shape[1]])}
 
 
@@ -156,5 +176,6 @@ def unpack_rows(packed: Sequence[Mapping[str, np.ndarray]], device: torch.device
             valid[client, row, :after] = True
             real[client, row] = True
         prompt_valid[client, len(each["tokens"]) :, -1] = True  # a row must have a token to attend to
-    arrays = (torch.from_numpy(array).to(device) for array in (prompts, prompt_valid, tokens, valid))
+    prompt_of = np.tile(np.arange(most), (clients, 1))
+    arrays = (torch.from_numpy(array).to(device) for array in (prompts, prompt_valid, prompt_of, tokens, valid))
     return TokenRows(*arrays), torch.from_numpy(real).to(device)

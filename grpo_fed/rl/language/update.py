@@ -57,7 +57,7 @@ class _Minibatch:
         """Completions of every client in an order of its own, [K, B] int64, with their weights multiplied."""
         wide = index.unsqueeze(-1).expand(-1, -1, self.log_probs.shape[2])
         return _Minibatch(
-            self.rows.take(index),
+            self.rows.take(index).trimmed(),
             self.log_probs.gather(1, wide),
             self.advantages.gather(1, index),
             self.weights.gather(1, wide) * times,

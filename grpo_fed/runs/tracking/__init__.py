@@ -8,7 +8,7 @@
     selection.py    which numbers of a round become metrics
     run_page.py     the text on a run's page
     views.py        charts that an experiment offers
-    model.py        a client's policy as a torch module that needs none of our code
+    model.py        a client's policy as a model of MLflow
     store.py        Store: where tracked runs go, and how to name it without its password
     ui.py           shows MLflow's pages
 

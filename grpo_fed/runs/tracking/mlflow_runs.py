@@ -27,7 +27,7 @@ from grpo_fed.policy.shared_names import CHECKPOINTS, POLICIES
 from grpo_fed.runs.colours import pick_colour
 from grpo_fed.runs.folder import EPISODES, FIGURES, ROUNDS, SCENARIO, SUMMARY
 from grpo_fed.runs.markdown import escape_markdown, plain
-from grpo_fed.runs.results import RESULTS
+from grpo_fed.runs.results import ENDED, RESULTS
 from grpo_fed.runs.tracking import run_page
 from grpo_fed.runs.tracking.selection import (
     MOST_CLIENTS,
@@ -49,7 +49,7 @@ CLIENT_NAME = "grpo_fed.client"
 """The tag with the client's name."""
 PAGE = "mlflow.note.content"
 """MLflow's tag with the text on a run's page."""
-STATUS = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
+STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 FILES = (SCENARIO, RESULTS, ROUNDS, SUMMARY)
 FOLDERS = (FIGURES, EPISODES, CHECKPOINTS)
 MAX_FOLDER_BYTES = 200_000_000
@@ -264,7 +264,7 @@ class MlflowRuns:
         if record.content["models"] and self.sent.clients:
             self._send_models(len(self.lines))
         self._for_each_run(lambda run: self.client.set_terminated(run, STATUS[status], record.time))
-        self.sent.done = status == "finished"
+        self.sent.done = status in ENDED
 
     def _send_files(self, document: Mapping[str, Any] | None) -> None:
         """Send the files of the run's folder, and tables: of examples, and of the clients if they have no runs."""
@@ -352,10 +352,10 @@ def _export(folder: Path, client: str, path: Path) -> bool:
 
     Returns False for a policy that cannot be exported, as a user's own module may be; the log has the reason.
     """
-    from grpo_fed.runs.tracking.model import export_policy
+    from grpo_fed.runs.tracking.model import save_model
 
     try:
-        export_policy(folder, client, path)
+        save_model(folder, client, path)
     except Exception as error:  # noqa: BLE001, a user's module may fail in any way
         _log_left_out(f"model of {client}", error)
         return False

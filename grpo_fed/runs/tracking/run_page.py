@@ -60,7 +60,8 @@ def page_at_end(begin: Mapping[str, Any], document: Mapping[str, Any] | None, st
     has_held_out = len(trained) < len(document["clients"])
     lines = []
     if status != "finished":
-        reason = f": {_foreign(document['error'])}" if document.get("error") else ""
+        why = document.get("error") or document.get("reason")
+        reason = f": {_foreign(why)}" if why else ""
         lines.append(
             f"**{status.capitalize()} after {document['rounds']} of {begin['params']['rounds']} rounds**{reason}."
         )

@@ -14,7 +14,7 @@ from typing import Any, final
 
 from grpo_fed.runs.called_as import called_as
 from grpo_fed.runs.folder import refuse_all_links
-from grpo_fed.runs.results import Status
+from grpo_fed.runs.results import ENDED, Status
 from grpo_fed.runs.tracking.spool import SendState, Spool
 from grpo_fed.runs.tracking.store import HIDDEN, Store, resolve_store
 from grpo_fed.scenario.scenario import Scenario
@@ -115,7 +115,7 @@ class Tracker:
             return
         try:
             self._begin()
-            content = {"status": status, "document": document, "models": self.models and status == "finished"}
+            content = {"status": status, "document": document, "models": self.models and status in ENDED}
             self.spool.append("end", content)
         except (OSError, ValueError, TypeError) as error:
             self.trouble = f"the end of the run is not tracked: {error}"

@@ -14,6 +14,7 @@ from typing import Any
 from grpo_fed.runs.metrics import (
     ADAPTATION,
     ADAPTED_RETURN,
+    CALLBACK,
     CLIENTS_FAILED,
     CLIENTS_OK,
     COST_LIMIT,
@@ -107,6 +108,7 @@ def make_views(metrics: Sequence[str]) -> list[View]:
                     Chart(_with_prefix(metrics, "budget/")),
                     Chart(_with_prefix(metrics, "alpha/")),
                 ),
+                "Callbacks": tuple(Chart((key,)) for key in _with_prefix(metrics, CALLBACK)),
                 "Federation": (
                     Chart((CLIENTS_OK, CLIENTS_FAILED)),
                     Chart((DEPARTED_GROUPS,)),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from grpo_fed.policy.language.cache import Cache
-from grpo_fed.policy.language.transformer import Transformer
+from grpo_fed.policy.language.transformer import Adapters, Transformer
 from tests.support.language_models import open_model, random_adapters, write_model
 
 KINDS = {
@@ -129,6 +129,40 @@ def test_activations_that_are_computed_again_give_the_same_gradient(tmp_path: Pa
         ours.hidden(ours.policy.layout.views(flat), tokens, valid, recompute=recompute).square().sum().backward()
         gradients.append(flat.grad)
     assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("kind", ["llama", "one key for each head"])
+@pytest.mark.parametrize("length", [1, 4])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_prompt_that_is_computed_once_for_its_completions_gives_the_same_as_whole_sequences(
+    tmp_path: Path, kind: str, length: int, padded: bool
+):
+    ours = open_model(write_model(tmp_path, **KINDS[kind]))
+    prompts, valid = some_tokens(rows=2, length=5)
+    valid = valid if padded else torch.ones_like(valid)
+    of = torch.tensor([[0, 0, 1], [1, 0, 1], [1, 1, 1]])  # in any order, and one client uses one prompt alone
+    tokens = torch.randint(0, 31, (3, 3, length), generator=torch.Generator().manual_seed(8))
+    weights = torch.randn(3, 3, length, ours.shape.width, generator=torch.Generator().manual_seed(9))
+
+    def whole(adapters: Adapters) -> Tensor:
+        wide = of[..., None].expand(-1, -1, 5)
+        every = torch.cat([prompts.gather(1, wide), tokens[..., :-1]], -1)
+        is_valid = torch.cat([valid.gather(1, wide), torch.ones(3, 3, length - 1, dtype=torch.bool)], -1)
+        return ours.hidden(adapters, every, is_valid)[:, :, 4:]
+
+    computed, gradients = [], []
+    for compute in (
+        whole,
+        lambda adapters: ours.hidden_after_prompts(adapters, prompts, valid, of, tokens),
+        lambda adapters: ours.hidden_after_prompts(adapters, prompts, valid, of, tokens, recompute=True),
+    ):
+        flat = random_adapters(ours.policy, 3).requires_grad_()
+        computed.append(compute(ours.policy.layout.views(flat)))
+        (gradient,) = torch.autograd.grad((computed[-1] * weights).sum(), flat)
+        gradients.append(gradient)
+    torch.testing.assert_close(computed[1], computed[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=1e-5 * float(gradients[0].abs().max()))
+    assert torch.equal(gradients[2], gradients[1])
 
 
 def test_adapters_of_a_part_of_the_maps_leave_the_others_alone(tmp_path: Path):

@@ -209,6 +209,10 @@ STACKED = {
     "budgets": ("trust.blocks={ 'layers.*' = 1e-4 }",),
     "stop": ("trust.stop=0.002", "objective.epochs=4"),
     "redraw": ("group.equal=redraw",),
+    "one alone draws again": (
+        "group.equal=redraw",
+        "clients.back.rewards=[{ function = 'tests.support.small_language:always' }]",
+    ),
     "both factors": ("language.learn=AB",),
 }
 
@@ -447,7 +451,7 @@ def test_equal_groups_are_replaced_by_prompts_that_are_drawn_again():
     plain = make_learner(words(*EASY, clients=ONE))
     draws = [plain.collect()[0] for _ in range(4)]
     learner = make_learner(words(*EASY, "group.equal=redraw", "group.redraws=3", clients=ONE))
-    batch, share = learner.collect()
+    batch, drawn = learner.collect()
 
     def groups(batch: CompletionBatch) -> list[list[PlainCompletion]]:
         single = completions_of(batch, 0)
@@ -457,7 +461,7 @@ def test_equal_groups_are_replaced_by_prompts_that_are_drawn_again():
         return group[0].reward != group[1].reward
 
     expected = groups(draws[0])
-    assert share.tolist() == [1 - np.mean([differs(group) for group in expected])]
+    assert drawn.equal.tolist() == [1 - np.mean([differs(group) for group in expected])]
     used = 0
     for other in draws[1:]:
         if all(differs(group) for group in expected):
@@ -466,6 +470,9 @@ def test_equal_groups_are_replaced_by_prompts_that_are_drawn_again():
         fresh = iter([group for group in groups(other) if differs(group)])
         expected = [group if differs(group) else next(fresh, group) for group in expected]
     assert used == int(learner.draws_done[0]) - 1 > 0
+    assert drawn.completions.tolist() == [8 * (1 + used)]
+    tokens = [len(each.tokens) for one in draws[: 1 + used] for each in completions_of(one, 0)]
+    assert drawn.tokens.tolist() == [sum(tokens)]
     for group, wanted in zip(groups(batch), expected, strict=True):
         for one, other in zip(group, wanted, strict=True):
             assert (one.prompt, one.tokens, one.reward, one.ended) == (
