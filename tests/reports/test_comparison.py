@@ -255,8 +255,8 @@ def test_profiles_improvement_and_a_table_of_latex_are_written(source: Path, tmp
     assert profiles is not None
     assert profiles.alt == "Performance profiles; half of the returns are above: local 5.5, fedavg 6.5."
     rows = (tmp_path / "out" / "comparison.tex").read_text().splitlines()
-    assert rows[1] == r"\begin{tabular}{lrrrlr}"
-    assert rows[6].startswith(r"fedavg & 6.50 [6.00, 7.00] & 0.88 [")
+    assert rows[1] == r"\begin{tabular}{lrrrrrlr}"
+    assert rows[6].startswith(r"fedavg & 6.50 [6.00, 7.00] & 6.50 & 6.50 & 0.88 [")
     assert rows[6].endswith(r" & 2 \\")
     assert "figures/profiles.png" in (tmp_path / "out" / "comparison.md").read_text()
 
