@@ -76,6 +76,9 @@ class RunOptions:
     ] = None
     track: Track = None
     tracking_from_run: TrackingFromRun = False
+    register: Annotated[
+        bool, typer.Option("--register", help="Register the clients' models in MLflow, each as SCENARIO-CLIENT.")
+    ] = False
     figures: Annotated[bool, typer.Option("--figures/--no-figures", help="Draw figures at the end.")] = True
     films: Annotated[
         bool,

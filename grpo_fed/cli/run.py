@@ -63,6 +63,8 @@ class Trainer:
     """Makes the engine of a run that was stopped, from its folder."""
     federated: bool
     """Whether the clients are a federation."""
+    engine: str = "local"
+    """The engine's name."""
     newcomers: tuple[str, ...] = ()
     """Clients that join a run which goes on, as inline tables of TOML."""
 
@@ -101,7 +103,7 @@ def run(
 
     command = "run" if engine == "local" else f"run --engine {engine}"
     command += "" if superlink is None else f" --superlink {superlink}"
-    run_command(Trainer(command, start, resume, federated=True), options)
+    run_command(Trainer(command, start, resume, federated=True, engine=engine), options)
 
 
 @app.command()
@@ -135,17 +137,21 @@ def run_command(trainer: Trainer, options: RunOptions) -> None:
             from grpo_fed.reports.displays import display_for
             from grpo_fed.reports.progress import RunHeader
             from grpo_fed.runs.tracking import Tracker
+            from grpo_fed.runs.tracking.origin import RunOrigin
 
             scenario = engine.scenario
             is_resumed, from_run = options.resume is not None, options.tracking_from_run
             if from_run and not is_resumed:
                 raise ValueError("--tracking-from-run is for a run that goes on: leave it out, or give --resume RUN")
-            tracker = Tracker.open(options.track, folder, scenario, is_resumed, from_run=from_run)
+            origin = RunOrigin(trainer.engine, tuple(options.overrides or ()), options.register)
+            tracker = Tracker.open(options.track, folder, scenario, is_resumed, from_run=from_run, origin=origin)
             method = scenario.method if trainer.federated else ""
             header = RunHeader(scenario, engine.device, folder, method, tracker.place)
             display = display_for(cast("TextIO", stdout), options.as_json, options.quiet)
         if not (options.as_json or options.quiet):
             _note_unused_keys(scenario, options)
+        if trouble := tracker.find_trouble():
+            print_error(trouble, label="note: ")
         display.begin(header)
         _run_engine(trainer, engine, folder, display, tracker, options)
     stdout.flush()
@@ -270,7 +276,7 @@ def _run_engine(
         raise typer.Exit(FAILED) from None
     assert engine.result is not None
     _show_outcome(engine, display)
-    completed = _draw(folder, options, display)
+    completed = _draw(folder, options, display, with_page=tracker.store is not None)
     completed = _finish_tracking(tracker, engine, engine.result.status, display, wait=completed) and completed
     if tracker.store is not None and tracker.trouble is None:
         display.say(f"MLflow: {tracker.link or tracker.place}")
@@ -289,10 +295,10 @@ def _show_outcome(engine: Engine, display: Display) -> None:
 # After the run --------------------------------------------------------------------------------------------------------
 
 
-def _draw(folder: Path, options: RunOptions, display: Display) -> bool:
+def _draw(folder: Path, options: RunOptions, display: Display, with_page: bool) -> bool:
     """Draw figures, a summary and films of a run that has finished; return False after Ctrl-C.
 
-    The run counts as finished even if nothing can be drawn.
+    The run counts as finished even if nothing can be drawn. with_page: whether to write the run's page too.
     """
     if not options.figures:
         return True
@@ -305,6 +311,9 @@ def _draw(folder: Path, options: RunOptions, display: Display) -> bool:
         if films is not None:
             with display.busy("filming"):
                 _say_films(films, display)
+        if with_page:
+            with display.busy("writing the page for MLflow"):
+                _write_page(folder)
     except KeyboardInterrupt:
         command = f"{called_as()} report {shlex.quote(str(folder))}"
         message = f"the run has finished; {command} draws its figures and films"
@@ -326,6 +335,16 @@ def _draw_figures(folder: Path, display: Display) -> None:
     if figures:
         command = f"{called_as()} report {shlex.quote(str(folder))}"
         display.say(f"figures: {figures[0].parent}/; {command} draws all of them, and puts them on one page")
+
+
+def _write_page(folder: Path) -> None:
+    """Write the run's page, which MLflow gets with the other files."""
+    try:
+        from grpo_fed.reports.page import write_page
+
+        write_page(folder)
+    except Exception as error:  # noqa: BLE001, the results are saved
+        print_error(f"no page was written: {message_for_user(error)}", label="note: ")
 
 
 def _film(folder: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from grpo_fed.cli.application import app
-from grpo_fed.cli.errors import FAILED, report_errors
+from grpo_fed.cli.errors import FAILED, report_errors, stop_when_terminated
 from grpo_fed.cli.options import Debug, RunArgument, Track, TrackingFromRun, make_console
 
 
@@ -24,7 +24,7 @@ def ui(
     debug: Debug = False,
 ) -> None:
     """Show runs in MLflow's pages, on this machine, until Ctrl-C."""
-    with report_errors(debug, FAILED):
+    with stop_when_terminated(), report_errors(debug, FAILED):
         from grpo_fed.runs.tracking.ui import serve
 
         with make_console().status("starting MLflow, which takes some seconds") as status:

@@ -133,6 +133,7 @@ def _client_record(
         metrics={} if reply is None else dict(reply.metrics),
         score=outcome.evaluations.scores.get(client),
         kl=None if aggregation is None else aggregation.step.kl.get(client),
+        last_kl=_named_kl(reply, shared_blocks),
         departed=name_groups(shared_blocks, state.departed.get(client, ())),
         clusters=name_clusters(shared_blocks, state.clusters.get(client)),
         rho=_greatest_by_block(rho, shared_blocks),
@@ -143,6 +144,12 @@ def _client_record(
         adapted=outcome.evaluations.adapted.get(client, ()),
         trains=entry.trains,
     )
+
+
+def _named_kl(reply: Trained | None, shared_blocks: SharedBlocks) -> dict[str, float]:
+    """Name the KL [1 + B] of the last round's step that a client has measured; empty if it has not."""
+    kl = () if reply is None or reply.kl is None else reply.kl
+    return dict(zip(("joint", *shared_blocks.groups.as_blocks.names), kl, strict=True)) if kl else {}
 
 
 def _site_records(

@@ -8,7 +8,13 @@
     shared_names.py   SharedNames: the names of the shared blocks and groups, as a run's folder keeps them
     base.py           Policy, the interface of any kind, and StackedPolicy, what the stacked learner trains
     actor_critic.py   our network, with its gradient written out
+    cnn.py            our network for pictures
+    recurrent.py      our network with a memory, a GRU or an LSTM
+    encoders.py       the convolutions that it begins with
+    layers.py         layers of stacked networks, and first values of parameters
+    autograd.py       AutogradPolicy, what follows from a network by autograd
     user_module.py    a user's own torch module
+    own_shapes.py     the shapes in which a module of the user's sees observations
     distributions/    action distributions: choices and Gaussians
     activations.py    activation functions and their gradients
     make.py           makes the policy that fits a task

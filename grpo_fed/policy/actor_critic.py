@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from grpo_fed.policy.activations import ACTIVATIONS
 from grpo_fed.policy.base import CriticPullback, Parameters, PolicyOutput, Pullback, StackedPolicy
 from grpo_fed.policy.blocks import Layout
 from grpo_fed.policy.distributions import Distribution
+from grpo_fed.policy.layers import apply_heads, apply_linear, initial_tensor
 from grpo_fed.scenario.settings import PolicySettings
 
 
@@ -39,22 +39,12 @@ class ActorCritic(StackedPolicy):
         """Names of the parameters that only the critic uses."""
 
     def initial(self, seed: int) -> Tensor:
-        values = {name: self._initial(name, seed)[None] for name in self.shapes}
+        settings = self.settings
+        values = {
+            name: initial_tensor(name, self.shapes, seed, settings.orthogonal, settings.log_std)[None]
+            for name in self.shapes
+        }
         return self.layout.flatten(values)[0]
-
-    def _initial(self, name: str, seed: int) -> Tensor:
-        """Return one tensor's initial value: orthogonal (PPO's usual gains), or uniform as in `nn.Linear`."""
-        value = torch.empty(self.shapes[name])
-        if name == "actor.log_std":
-            return value.fill_(self.settings.log_std)
-        generator = torch.Generator().manual_seed(seed ^ zlib.crc32(f"{name}{tuple(value.shape)}".encode()))
-        is_weight = name.endswith("weight")
-        if self.settings.orthogonal:
-            gain = {"actor.weight": 0.01, "critic.head.weight": 1.0}.get(name, 2**0.5)
-            return nn.init.orthogonal_(value, gain, generator=generator) if is_weight else value.zero_()
-        inputs = value.shape[1] if is_weight else self.shapes[name.removesuffix("bias") + "weight"][1]
-        bound = inputs**-0.5
-        return nn.init.uniform_(value, -bound, bound, generator=generator)
 
     def actor_parameters(self) -> frozenset[str]:
         return frozenset(self.shapes) - frozenset(self.critic_names)
@@ -62,10 +52,13 @@ class ActorCritic(StackedPolicy):
     def forward(self, parameters: Parameters, observations: Tensor) -> PolicyOutput:
         features = self.features(parameters, observations)
         last = self._layers(parameters, self.critic, observations)[-1] if self.separate else features
-        return PolicyOutput(self._head(parameters, features), _linear(parameters, "critic.head", last).squeeze(-1))
+        return PolicyOutput(
+            apply_heads(parameters, features, self.distribution),
+            apply_linear(parameters, "critic.head", last).squeeze(-1),
+        )
 
     def act(self, parameters: Parameters, observations: Tensor) -> Tensor:
-        return self._head(parameters, self.features(parameters, observations))
+        return apply_heads(parameters, self.features(parameters, observations), self.distribution)
 
     def chain_of(self, parameter: str) -> str:
         return "critic" if self.separate and parameter in self.critic_names else "actor"
@@ -77,15 +70,8 @@ class ActorCritic(StackedPolicy):
         """Return the inputs and the output of each layer, [K, B, ...], as the backward pass needs them."""
         values = [inputs]
         for name in names:
-            values.append(self.activation.forward(_linear(parameters, name, values[-1])))
+            values.append(self.activation.forward(apply_linear(parameters, name, values[-1])))
         return values
-
-    def _head(self, parameters: Parameters, features: Tensor) -> Tensor:
-        """Compute distribution parameters [K, B, M] from features [K, B, F]."""
-        mean = _linear(parameters, "actor", features)
-        if not self.distribution.continuous:
-            return mean
-        return torch.cat([mean, parameters["actor.log_std"].unsqueeze(1).expand_as(mean)], -1)
 
     @torch.no_grad()
     def vjp(self, parameters: Parameters, observations: Tensor, critic: bool = True) -> tuple[PolicyOutput, Pullback]:
@@ -93,7 +79,7 @@ class ActorCritic(StackedPolicy):
         torso = self._layers(parameters, self.torso, observations)
         if critic:
             layers = self._layers(parameters, self.critic, observations) if self.separate else torso[-1:]
-            values = _linear(parameters, "critic.head", layers[-1]).squeeze(-1)
+            values = apply_linear(parameters, "critic.head", layers[-1]).squeeze(-1)
         else:
             layers, values = [], observations.new_zeros(observations.shape[:2])
 
@@ -115,7 +101,7 @@ class ActorCritic(StackedPolicy):
                     gradient[name].zero_()
             self._layers_backward(parameters, gradient, self.torso, torso, by_features)
 
-        return PolicyOutput(self._head(parameters, torso[-1]), values), pullback
+        return PolicyOutput(apply_heads(parameters, torso[-1], self.distribution), values), pullback
 
     @torch.no_grad()
     def critic_vjp(self, parameters: Parameters, observations: Tensor) -> tuple[Tensor, CriticPullback]:
@@ -128,7 +114,7 @@ class ActorCritic(StackedPolicy):
             if self.separate:
                 self._layers_backward(parameters, gradient, self.critic, layers, by_last)
 
-        return _linear(parameters, "critic.head", layers[-1]).squeeze(-1), pullback
+        return apply_linear(parameters, "critic.head", layers[-1]).squeeze(-1), pullback
 
     def _layers_backward(
         self,
@@ -194,12 +180,6 @@ def _shapes(
             width = linear(f"critic.{layer}", width, units)
     linear("critic.head", width, 1)
     return shapes
-
-
-def _linear(parameters: Parameters, name: str, inputs: Tensor) -> Tensor:
-    """Apply a linear layer, [K, B, in] -> [K, B, out]."""
-    weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
-    return torch.baddbmm(bias.unsqueeze(1), inputs, weight.transpose(1, 2))
 
 
 FEW_INPUTS = 16

@@ -59,7 +59,14 @@ class StackedPolicy(Policy):
     distribution: Distribution
     """What actions are sampled from, given M distribution parameters."""
     observation_size: int
-    """D, the number of floats in a flattened observation."""
+    """D, the number of entries in a flattened observation."""
+    memory_size: int = 0
+    """H, the numbers that the policy remembers from step to step; 0 for a policy without memory."""
+
+    @property
+    def input_size(self) -> int:
+        """The entries of what the policy sees: an observation and, of one with memory, this and a mark [D + H + 1]."""
+        return self.observation_size + (self.memory_size + 1 if self.memory_size else 0)
 
     @abstractmethod
     def act(self, parameters: Parameters, observations: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Makes the policy that fits a task: our network, a user's own module, or the adapters of a language model."""
+"""Makes the policy that fits a task: our networks, a user's own module, or the adapters of a language model."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from typing import overload
 
 from grpo_fed.policy.actor_critic import ActorCritic
 from grpo_fed.policy.base import Policy, StackedPolicy
+from grpo_fed.policy.cnn import CnnPolicy
 from grpo_fed.policy.distributions import Categorical, Distribution, Gaussian, MultiCategorical, SquashedGaussian
 from grpo_fed.policy.language.adapters import AdapterPolicy
 from grpo_fed.policy.language.base import read_base_facts
 from grpo_fed.policy.language.shape import ModelShape
+from grpo_fed.policy.recurrent import RecurrentPolicy
 from grpo_fed.policy.user_module import UserModulePolicy, import_module_class
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import PolicySettings
@@ -51,7 +53,7 @@ def make_policy(task: Task, settings: PolicySettings) -> Policy:
     distribution = make_distribution(task.action, settings.squash)
     try:
         if settings.module is None:
-            return ActorCritic(task.observation_size, distribution, settings)
+            return _make_network(task.shape, distribution, settings)
         spaces = task.observation_space, task.action_space
         return UserModulePolicy(
             import_module_class(settings.module), spaces, task.observation_size, distribution, settings
@@ -70,7 +72,26 @@ def make_policy_from_shape(shape: TaskShape, scenario: Scenario) -> Policy:
         return AdapterPolicy(ModelShape.from_sizes(shape.sizes), scenario.language, scenario.policy)
     assert scenario.policy.module is None, "a user's module needs the task"
     distribution = make_distribution(ActionSpec(shape.kind, shape.sizes), scenario.policy.squash)
-    return ActorCritic(shape.observation_size, distribution, scenario.policy)
+    return _make_network(shape, distribution, scenario.policy)
+
+
+def _make_network(shape: TaskShape, distribution: Distribution, settings: PolicySettings) -> StackedPolicy:
+    """Make a network of ours; ValueError with a cure where the kind of policy does not fit the observations."""
+    if settings.kind == "cnn":
+        if not shape.picture:
+            raise ValueError(
+                'policy.kind = "cnn" is for pictures, boxes of uint8 with two or three axes, and observations here have'
+                f' {shape.observation_size} numbers; use policy.kind = "mlp"'
+            )
+        return CnnPolicy(shape.picture, distribution, settings)
+    if shape.picture:
+        raise ValueError(
+            f'observations are pictures, {" x ".join(map(str, shape.picture))} of uint8: set policy.kind = "cnn", or'
+            ' make them flat by wrappers = ["gymnasium.wrappers:FlattenObservation"]'
+        )
+    if settings.memory != "none":
+        return RecurrentPolicy(shape.observation_size, distribution, settings)
+    return ActorCritic(shape.observation_size, distribution, settings)
 
 
 def describe_shape(task: Task) -> TaskShape:

@@ -164,10 +164,11 @@ def read_task_shapes(engine_state: Mapping[str, Any]) -> dict[str, TaskShape]:
     """
     try:
         shapes = {
-            name: TaskShape(**{**shape, "sizes": tuple(shape["sizes"])})
+            name: TaskShape(**{**shape, "sizes": tuple(shape["sizes"]), "picture": tuple(shape.get("picture", ()))})
             for name, shape in engine_state.get(TASK_SHAPES, {}).items()
         }
-        numbers = [number for shape in shapes.values() for number in (shape.observation_size, *shape.sizes)]
+        parts = [(shape.observation_size, *shape.sizes, *shape.picture) for shape in shapes.values()]
+        numbers = [number for part in parts for number in part]
         if not all(type(number) is int and number > 0 for number in numbers):
             raise TypeError("the sizes are no counts")
     except (AttributeError, KeyError, TypeError) as error:
@@ -265,10 +266,12 @@ def _is_common(block: Block, policies: Sequence[_ClientPolicy], scenario: Scenar
         if ALL in scenario.policy.shared:
             return False
         has = "no such block" if other_shapes is None else f"shapes {short_toml(other_shapes)}"
-        adapt = ", or set policy.adapter so that the layers behind different observations have one shape"
+        adapt = ""
+        if other_shapes and scenario.policy.kind == "mlp":
+            adapt = ", or set policy.adapter so that the layers behind different observations have one shape"
         raise ValueError(
             f"policy.shared matches block {block.name}, of shapes {short_toml(shapes)} for client {policies[0].client}"
-            f" but {has} for client {other.client} ({other.task}): leave it out{adapt if other_shapes else ''};"
+            f" but {has} for client {other.client} ({other.task}): leave it out{adapt};"
             ' "*" shares all blocks that are alike'
         )
     return True

@@ -1,18 +1,19 @@
-"""Makes a policy of a user's own torch module: K clients of it are stacked by `torch.func`."""
+"""Makes a policy of a user's own torch module: K clients of it are stacked by `torch.func`, or computed one by one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol, final
 
-import numpy as np
 import torch
 from gymnasium import Space
 from torch import Tensor, nn
 
-from grpo_fed.policy.base import CriticPullback, Parameters, PolicyOutput, Pullback, StackedPolicy
+from grpo_fed.policy.autograd import AutogradPolicy
+from grpo_fed.policy.base import Parameters, PolicyOutput
 from grpo_fed.policy.blocks import Layout
 from grpo_fed.policy.distributions import Distribution
+from grpo_fed.policy.own_shapes import Shaped, clients_of, unflatten_observations
 from grpo_fed.scenario.importing import import_object
 from grpo_fed.scenario.settings import PolicySettings
 
@@ -29,13 +30,17 @@ def import_module_class(path: str) -> Callable[..., nn.Module]:
 class UserModule(Protocol):
     """The interface of `policy.module`: a torch module, built from the task's spaces, with two outputs."""
 
-    def __call__(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute distribution parameters [B, M] and values [B] from flattened observations [B, D]."""
+    def __call__(self, observations: Shaped) -> tuple[Tensor, Tensor]:
+        """Compute distribution parameters [B, M] and values [B] from B observations.
+
+        observations: float32 in the space's own shape, [B, *shape] for a Box, and a dict or a tuple of tensors for a
+        Dict or a Tuple (policy/own_shapes.py).
+        """
         ...
 
 
 @final
-class UserModulePolicy(StackedPolicy):
+class UserModulePolicy(AutogradPolicy):
     """Runs one instance of a user's torch module, the template, with the parameters of K clients."""
 
     def __init__(
@@ -48,6 +53,7 @@ class UserModulePolicy(StackedPolicy):
     ) -> None:
         self.build: Callable[[], nn.Module] = lambda: build(*spaces, **settings.kwargs)
         self.observation_size = observation_size
+        self.observation_space = spaces[0]
         self.distribution = distribution
         self.settings = settings
         self.template = self._build_module(0)
@@ -58,7 +64,8 @@ class UserModulePolicy(StackedPolicy):
             )
         self.layout = Layout.from_shapes(self.template, settings)
         self.trainable = {name for name, value in self.template.named_parameters() if value.requires_grad}
-        """Names of the parameters that learn; the module may have frozen the others."""
+        self.not_stacked = ""
+        """Why clients are computed one by one; empty where `torch.func` can stack them."""
         self._check()
 
     def _build_module(self, seed: int) -> nn.Module:
@@ -77,17 +84,18 @@ class UserModulePolicy(StackedPolicy):
         return module
 
     def _check(self) -> None:
-        """Check on two zero observations that the module fits its task and can be stacked."""
+        """Check on two zero observations that the module fits its task, and whether it can be stacked."""
         where = f"policy.module = {self.settings.module}"
-        observations = torch.zeros(2, self.observation_size)
+        flat = torch.zeros(2, self.observation_size)
+        observations = self.in_own_shape(flat)
         stacked = {name: value.detach()[None] for name, value in self.template.named_parameters()}
         try:
             with torch.no_grad():
                 distribution, values = self.template(observations)
                 shapes = tuple(distribution.shape), tuple(values.shape)
         except Exception as error:
-            shape = tuple(observations.shape)
-            raise ValueError(f"{where}: it fails on observations of shape {shape}: {error}") from error
+            shapes_text = _describe(observations)
+            raise ValueError(f"{where}: it fails on observations of shape {shapes_text}: {error}") from error
         wanted = (2, self.distribution.parameter_size), (2,)
         if shapes != wanted:
             raise ValueError(
@@ -96,9 +104,9 @@ class UserModulePolicy(StackedPolicy):
             )
         try:
             with torch.no_grad():
-                self.forward(stacked, observations[None])
-        except Exception as error:
-            raise ValueError(f"{where}: torch.func.vmap cannot stack clients of it: {error}") from error
+                self.forward(stacked, flat[None])
+        except Exception as error:  # noqa: BLE001, whatever a module does that cannot be stacked
+            self.not_stacked = f"{type(error).__name__}: {error}".splitlines()[0]
         if not self.actor_parameters():
             raise ValueError(f"{where}: its distribution parameters depend on no parameter that requires a gradient")
 
@@ -109,22 +117,33 @@ class UserModulePolicy(StackedPolicy):
     def actor_parameters(self) -> frozenset[str]:
         """Return the parameters through which autograd reaches the distribution parameters."""
         named = {name: value for name, value in self.template.named_parameters() if name in self.trainable}
-        distribution, _ = self.template(torch.zeros(2, self.observation_size))
+        distribution, _ = self.template(self.in_own_shape(torch.zeros(2, self.observation_size)))
         if not distribution.requires_grad:
             return frozenset()
         leaves = list(named.values())
         gradients: tuple[Tensor | None, ...] = torch.autograd.grad(distribution.sum(), leaves, allow_unused=True)
         return frozenset(name for name, gradient in zip(named, gradients, strict=True) if gradient is not None)
 
+    def in_own_shape(self, observations: Tensor) -> Shaped:
+        """Give flat observations [..., D] the shape in which the module takes them, as float32."""
+        return unflatten_observations(self.observation_space, observations.float())
+
     def forward(self, parameters: Parameters, observations: Tensor) -> PolicyOutput:
-        def forward_client(client_parameters: Parameters, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        def forward_client(client_parameters: Parameters, inputs: Shaped) -> tuple[Tensor, Tensor]:
             outputs: tuple[Tensor, Tensor] = torch.func.functional_call(
                 self.template, dict(client_parameters), (inputs,)
             )
             return outputs
 
-        distribution, values = torch.func.vmap(forward_client)(parameters, observations)
-        return PolicyOutput(distribution, values)
+        inputs = self.in_own_shape(observations)
+        if not self.not_stacked:
+            distribution, values = torch.func.vmap(forward_client)(parameters, inputs)
+            return PolicyOutput(distribution, values)
+        outputs = [
+            forward_client({name: value[client] for name, value in parameters.items()}, of_client)
+            for client, of_client in enumerate(clients_of(inputs, len(observations)))
+        ]
+        return PolicyOutput(torch.stack([each[0] for each in outputs]), torch.stack([each[1] for each in outputs]))
 
     def chain_of(self, parameter: str) -> str:
         return parameter
@@ -132,55 +151,15 @@ class UserModulePolicy(StackedPolicy):
     def act(self, parameters: Parameters, observations: Tensor) -> Tensor:
         return self.forward(parameters, observations).distribution
 
-    def numpy_actor(self, parameters: Mapping[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-        tensors = {name: torch.from_numpy(value) for name, value in parameters.items()}
-
-        def act(observations: np.ndarray) -> np.ndarray:
-            with torch.inference_mode():
-                array: np.ndarray = self.act(tensors, torch.from_numpy(observations)).numpy()
-            return array
-
-        return act
-
-    def vjp(self, parameters: Parameters, observations: Tensor, critic: bool = True) -> tuple[PolicyOutput, Pullback]:
-        output, leaves = self._forward_recorded(parameters, observations, self.trainable)
-
-        def pullback(by_distribution: Tensor, by_values: Tensor | None, gradient: Parameters) -> None:
-            for name in parameters.keys() - leaves.keys():
-                gradient[name].zero_()
-            outputs, gradients = [output.distribution], [by_distribution]
-            if by_values is not None and output.values.requires_grad:
-                outputs, gradients = [*outputs, output.values], [*gradients, by_values]
-            _backward(outputs, gradients, leaves, gradient)
-
-        return PolicyOutput(output.distribution.detach(), output.values.detach()), pullback
-
-    def critic_vjp(self, parameters: Parameters, observations: Tensor) -> tuple[Tensor, CriticPullback]:
-        output, leaves = self._forward_recorded(parameters, observations, self.trainable - self.actor_parameters())
-
-        def pullback(by_values: Tensor, gradient: Parameters) -> None:
-            if leaves and output.values.requires_grad:
-                _backward([output.values], [by_values], leaves, gradient)
-
-        return output.values.detach(), pullback
-
-    def _forward_recorded(
-        self, parameters: Parameters, observations: Tensor, names: Collection[str]
-    ) -> tuple[PolicyOutput, dict[str, Tensor]]:
-        """Return `forward`, recorded for autograd, and its leaves: the parameters with these names."""
-        leaves = {name: parameters[name].detach().requires_grad_() for name in parameters if name in names}
-        with torch.enable_grad():
-            return self.forward({**parameters, **leaves}, observations), leaves
-
     def features(self, parameters: Parameters, observations: Tensor) -> Tensor:
         """Return the distribution parameters, as a user's module names no features."""
         return self.act(parameters, observations)
 
 
-def _backward(
-    outputs: Sequence[Tensor], by_outputs: Sequence[Tensor], leaves: Mapping[str, Tensor], gradient: Parameters
-) -> None:
-    """Write the gradient by every leaf; 0 for a leaf that no output depends on."""
-    parts = torch.autograd.grad(outputs, list(leaves.values()), by_outputs, materialize_grads=True)
-    for name, part in zip(leaves, parts, strict=True):
-        gradient[name].copy_(part)
+def _describe(observations: Shaped) -> str:
+    """Write the shapes of observations."""
+    if isinstance(observations, Tensor):
+        return str(tuple(observations.shape))
+    if isinstance(observations, dict):
+        return "{" + ", ".join(f"{name}: {_describe(part)}" for name, part in observations.items()) + "}"
+    return "(" + ", ".join(map(_describe, observations)) + ")"

@@ -85,6 +85,7 @@ def film(
     try:
         env_seed = env_seeds(task_seed, Purpose.EVALUATION, scenario.rollout.num_envs)[0]
         observation, _ = env.reset(seed=episode_seed(int(env_seed), 0))
+        policy.forget()
         while True:
             done = done or step >= limit
             due = step % stride == 0 and len(pictures) < style.max_pictures

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from grpo_fed.policy.shared_names import POLICIES
 from grpo_fed.reports.formatting import format_count, format_duration, format_names, format_return
 from grpo_fed.reports.tables import lowest_clients, results_table, sites_table, taking_part
 from grpo_fed.runs.called_as import called_as
@@ -86,7 +87,12 @@ def missing_lines(result: Result) -> list[str]:
 
 
 def next_command(result: Result) -> str:
-    """Write the command that shows the client with the lowest return: films it, plays it, or gives it a prompt."""
+    """Write the command that shows the client with the lowest return: films it, plays it, or gives it a prompt.
+
+    The clients of a deployment keep their policies, so of its run it is the command that writes the page.
+    """
+    if result.out is not None and result.out.is_dir() and not (result.out / POLICIES).is_dir():
+        return f"{called_as()} report {shlex.quote(str(result.out))}"
     (name,) = lowest_clients({name: result.clients[name].latest for name in taking_part(result)}, 1)
     command = f"{called_as()} play {shlex.quote(str(result.out))}"
     command += f" --client {name}" if len(result.clients) > 1 else ""

@@ -195,7 +195,7 @@ def _task_parts(task: Task) -> tuple[str, Mapping[str, Any], str, int]:
         rewards = " and ".join(reward.function for reward in settings.rewards) or "the task itself"
         return settings.task, settings.kwargs, f" rewarded by {rewards}", task.language.length
     assert isinstance(task, GymTask)
-    wrappers = "".join(f" in {path}" for path in task.wrappers)
+    wrappers = "".join(f" in {wrapper}" for wrapper in task.wrappers)
     ranges = {} if task.curriculum is None else task.curriculum.settings.ranges
     levels = "".join(f", level {key} = {low:g} to {high:g}" for key, (low, high) in ranges.items())
     return task.env, task.kwargs, levels + wrappers, task.episode_limit
@@ -206,7 +206,8 @@ def _inputs_and_actions(task: Task, policy: Policy) -> tuple[str, str]:
     if isinstance(policy, AdapterPolicy):
         return f"{policy.shape.context:,}", f"1 of {policy.shape.vocabulary:,}"
     assert isinstance(task, GymTask)
-    return str(task.observation_size), _actions(task.action)
+    size = f"{_shape(task.picture)} uint8" if task.picture else str(task.observation_size)
+    return size, _actions(task.action)
 
 
 def _actions(action: ActionSpec) -> str:
@@ -224,7 +225,9 @@ def _sizes(learner: Learner, shared: SharedBlocks) -> str:
     policy, layout = learner.policy, learner.policy.layout
     text = f"{layout.size:,} parameters, {_bytes(layout.size)}; shared {shared.size:,}, {_bytes(shared.size)};"
     if isinstance(policy, StackedPolicy):
-        return f"{text} {type(policy.distribution).__name__}"
+        alone = getattr(policy, "not_stacked", "")
+        note = f"; clients are computed one by one, as torch.func cannot stack the module ({alone})" if alone else ""
+        return f"{text} {type(policy.distribution).__name__}{note}"
     return f"{text} adapters of {learner.scenario.language.model}, sha256 {shared.base[:12]}"
 
 

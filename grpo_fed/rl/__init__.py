@@ -14,6 +14,8 @@
     rollout.py           collecting experience
     trajectories.py      the collected steps
     batch.py             from experience to a batch, with the policy's and the critic's output
+    episode_sums.py      sums over the steps of episodes
+    recurrence.py        what a policy with memory sees
     episode_groups.py    which episodes are judged against each other
     advantages.py        GAE, and an episode against its group
     minibatches.py       a batch packed, and sampled in parts

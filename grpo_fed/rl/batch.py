@@ -44,7 +44,7 @@ def make_batch(
     with torch.no_grad():
         if critic:
             every_row = range(*rows.indices(len(trajectories.observations)))
-            indices, cut_observations = _pad_truncations(trajectories.cuts, every_row, size)
+            indices, cut_observations = _pad_truncations(trajectories.cuts, every_row, trajectories.last)
             every_input = torch.cat([inputs, tensor(trajectories.last), cut_observations.to(device)], 1)
             output = policy.forward(parameters, every_input)
             shape = (clients, steps, copies)
@@ -77,11 +77,11 @@ def make_batch(
 
 
 def _pad_truncations(
-    truncations: Sequence[Truncation], rows: range, size: int
+    truncations: Sequence[Truncation], rows: range, last: np.ndarray
 ) -> tuple[list[tuple[int, int, int, int]], Tensor]:
     """The observations that these clients' episodes were truncated at, [K, X, D] with zeros as padding.
 
-    Gives first the indices (k, t, n, x) of each.
+    last: [K, N, D], observations of the same size and type. Gives first the indices (k, t, n, x) of each.
     """
     chosen = [truncation for truncation in truncations if truncation.client in rows]
     counts = [0] * len(rows)
@@ -90,7 +90,7 @@ def _pad_truncations(
         row = truncation.client - rows.start
         indices.append((row, truncation.t, truncation.copy, counts[row]))
         counts[row] += 1
-    padded = np.zeros((len(rows), max(counts), size), np.float32)
+    padded = np.zeros((len(rows), max(counts), last.shape[-1]), last.dtype)
     for (row, _, _, x), truncation in zip(indices, chosen, strict=True):
         padded[row, x] = truncation.observation
     return indices, torch.from_numpy(padded)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from grpo_fed.policy.activations import ACTIVATIONS
+from grpo_fed.policy.encoders import scale_pictures
 from grpo_fed.rl.adam import Adam
 from grpo_fed.rl.records import Minibatch
 from grpo_fed.scenario.scenario import Scenario
@@ -69,7 +70,7 @@ class CostCritic:
 
     def _forward(self, parameters: Tensor, observations: Tensor) -> Tensor:
         """Apply the layers, [K, P], [K, B, D] -> [K, B]."""
-        activate, hidden, start = ACTIVATIONS[self.activation].forward, observations, 0
+        activate, hidden, start = ACTIVATIONS[self.activation].forward, scale_pictures(observations), 0
         for inputs, outputs in pairwise(self.sizes):
             end = start + inputs * outputs
             weight = parameters[:, start:end].reshape(-1, inputs, outputs)

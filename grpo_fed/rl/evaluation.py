@@ -10,6 +10,7 @@ import numpy as np
 from grpo_fed.rl.actor import Actor
 from grpo_fed.rl.normalise import ObservationNormaliser
 from grpo_fed.rl.records import Evaluation
+from grpo_fed.rl.recurrence import with_memory
 from grpo_fed.rl.rng import Purpose, env_seeds, generator
 from grpo_fed.rl.rollout import NOISE_BLOCK
 from grpo_fed.tasks.envs import ClientEnvs
@@ -80,7 +81,8 @@ def _play_wave(
     noise = np.zeros(0)
     for t in range(step_limit):
         inputs = observations.reshape(clients, copies, -1)
-        outputs = actor(inputs if normaliser is None else normaliser.apply(inputs))
+        inputs = inputs if normaliser is None else normaliser.apply(inputs)
+        outputs = actor(with_memory(inputs, actor, begins=t == 0))
         if deterministic:
             actions = distribution.mode(outputs)
         else:

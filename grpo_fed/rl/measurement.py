@@ -34,7 +34,7 @@ class MeasurementStates:
     def of(cls, observations: Sequence[np.ndarray], device: torch.device) -> MeasurementStates:
         """Pad each client's observations, [n, D] with at least one row."""
         longest, size = max(len(rows) for rows in observations), observations[0].shape[1]
-        padded = np.zeros((len(observations), longest, size), np.float32)
+        padded = np.zeros((len(observations), longest, size), observations[0].dtype)
         weights = np.zeros((len(observations), longest), np.float32)
         for client, rows in enumerate(observations):
             padded[client, : len(rows)] = rows

@@ -51,7 +51,7 @@ class Minibatch:
     """A part of a batch with everything that the objective needs."""
 
     observations: Tensor
-    """[K, B, D]."""
+    """[K, B, D]; of a policy with memory, W sequences of T steps, [K, W, T, D + H + 1] with W * T = B."""
     actions: Tensor
     """[K, B, A]."""
     log_probs: Tensor

@@ -10,13 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, repeat
 from math import nan
+from typing import Any
 
 import numpy as np
 
 from grpo_fed.policy.distributions import Distribution
 from grpo_fed.rl.actor import Actor
+from grpo_fed.rl.episode_sums import split_sums
 from grpo_fed.rl.normalise import ObservationNormaliser, RewardNormaliser
 from grpo_fed.rl.records import Episode
+from grpo_fed.rl.recurrence import attach_first, attach_memory, with_memory
 from grpo_fed.rl.rng import Purpose, generator
 from grpo_fed.rl.trajectories import StepBuffer, Trajectories, Truncation, by_client
 from grpo_fed.tasks.envs import ClientEnvs, check_finite, name_levels, non_finite_error
@@ -39,12 +42,15 @@ class Collector:
     distribution: Distribution
     observation_normaliser: ObservationNormaliser | None
     reward_normaliser: RewardNormaliser | None
+    memory_size: int = 0
+    """H: numbers that the policies remember from step to step."""
     reward_scale: np.ndarray | None = None
     """[L]: what each copy's rewards are multiplied by, to be learned from; None for 1."""
     reward_clip: float | None = None
     """The largest absolute value of a scaled reward; None for no limit."""
     observations: np.ndarray | None = None
-    """[K, N, D]: the observations to act on next, as the policy sees them; None before the first step."""
+    """[K, N, D]: the observations to act on next, as the policy sees them, with its memory if it has one; None before
+    the first step."""
     scores: np.ndarray = field(default_factory=lambda: np.zeros(0))
     """[L]: sum of the raw rewards of each running episode."""
     costs: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -84,7 +90,7 @@ class Collector:
         """
         raw = self.envs.reset(seeds)
         self.levels = {client: levels.copy() for client, levels in self.coming_levels.items()}
-        self.observations = self._normalise_observations(raw, learn)
+        self.observations = attach_first(self._normalise_observations(raw, learn), self.memory_size)
         self._begin_sums()
         self.streams, self.numbers = seeds, np.zeros(self.envs.size, np.int64)
         self.action_log = ActionLog(self.envs.size, self.distribution.action_size)
@@ -103,10 +109,13 @@ class Collector:
         for t in range(horizon):
             actions = distribution.sample(actor(observations), noise[t]).reshape(envs.size, -1)
             step = envs.step(actions)
-            buffer.write(t, observations, actions, step)
+            buffer.write(t, observations, actions, step, actor.memory)
             if self.reward_normaliser is not None:
                 buffer.normalised[t] = self._normalise_rewards(step)
             observations = self._normalise_observations(step.observations, learn=True)
+            if self.memory_size:
+                begins = (step.terminated | step.truncated | ~step.valid).reshape(self.shape)
+                observations = attach_memory(observations, actor.memory, begins)
         self.observations = observations
         self.numbers += (buffer.terminated | buffer.truncated).sum(0)
         self.action_log.add(buffer.actions, buffer.terminated | buffer.truncated)
@@ -133,10 +142,10 @@ class Collector:
         while running.any() and steps < limit:
             if steps % NOISE_BLOCK == 0:
                 noise = self._noise(generators, NOISE_BLOCK)
-            observations = self._normalise_observations(raw, learn=False)
+            observations = with_memory(self._normalise_observations(raw, learn=False), actor, begins=steps == 0)
             actions = distribution.sample(actor(observations), noise[steps % NOISE_BLOCK]).reshape(envs.size, -1)
             step = envs.step(actions, restart=False)
-            buffer.write(steps, observations, actions, replace(step, valid=step.valid & running))
+            buffer.write(steps, observations, actions, replace(step, valid=step.valid & running), actor.memory)
             every_raw.append(raw)
             raw, running, steps = step.observations, running & ~(step.terminated | step.truncated), steps + 1
         self._refuse_endless(running | (buffer.valid[:steps].sum(0) > limits.repeat(self.shape[1])), limits)
@@ -147,9 +156,8 @@ class Collector:
         trajectories = self._finish(buffer, steps)
         self.observations = None  # the next batch begins with new episodes
         if self.observation_normaliser is not None:
-            observations = by_client(np.stack(every_raw), *self.shape)
-            for client, valid in enumerate(trajectories.valid):
-                self.observation_normaliser.update_one(client, observations[client][valid])
+            for client, seen in enumerate(by_client(np.stack(every_raw), *self.shape)):
+                self.observation_normaliser.update_one(client, seen[trajectories.valid[client]])
         return trajectories
 
     def _begin_sums(self) -> None:
@@ -157,10 +165,19 @@ class Collector:
         self.scores, self.costs = np.zeros(self.envs.size), np.zeros(self.envs.size)
         self.lengths = np.zeros(self.envs.size, np.int64)
 
+    @property
+    def observation_dtype(self) -> np.dtype[Any]:
+        """The type of what the policy sees."""
+        return np.dtype(np.float32) if self.observation_normaliser is not None else self.envs.observation_dtype
+
+    @property
+    def _input_size(self) -> int:
+        """Entries of what the policy sees."""
+        return self.envs.observation_size + (self.memory_size + 1 if self.memory_size else 0)
+
     def _buffer(self, steps: int) -> StepBuffer:
-        envs = self.envs
-        costs = envs.cost_key is not None
-        return StepBuffer.empty(steps, envs.size, envs.observation_size, self.distribution.action_size, costs)
+        such = np.zeros((self.envs.size, self._input_size), self.observation_dtype)
+        return StepBuffer.empty(steps, such, self.distribution.action_size, self.envs.cost_key is not None)
 
     def _refuse_endless(self, endless: np.ndarray, limits: np.ndarray) -> None:
         """ValueError for the first copy, if any, whose episode went on after its limit [K]; endless: [L] bool."""
@@ -248,13 +265,14 @@ class Collector:
             self.observations = np.stack([state["observations"] for state in complete])
             for client, observations in first_raw.items():
                 for copy, observation in enumerate(observations):
-                    self.observations[client, copy] = self._normalise_one(client, observation)
+                    seen = self._normalise_one(client, observation)
+                    self.observations[client, copy] = attach_first(seen, self.memory_size)
             self.scores, self.lengths = joint("scores"), joint("lengths")
             # a run that goes on with a limit on costs has not read what its running episodes have cost so far
             copies = np.zeros(self.shape[1])
             self.costs = np.concatenate([state.get("costs", copies) for state in complete])
         else:
-            self.observations = self._normalise_observations(raw, learn=False)
+            self.observations = attach_first(self._normalise_observations(raw, learn=False), self.memory_size)
             self._begin_sums()
 
     def _resume_levels(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
@@ -278,7 +296,7 @@ class Collector:
         """The `state` of a client before its first step, with 0 for its observations."""
         copies, action = self.shape[1], self.distribution.action_size
         return {
-            "observations": np.zeros((copies, self.envs.observation_size), np.float32),
+            "observations": np.zeros((copies, self._input_size), self.observation_dtype),
             "scores": np.zeros(copies),
             "lengths": np.zeros(copies, np.int64),
             "streams": streams,
@@ -350,10 +368,18 @@ class Collector:
         finished = map(Episode, *columns, *([] if buffer.costs is not None else [repeat(nan)]), levels)
         counts = np.bincount(clients, minlength=len(self.names)).tolist()
         cuts = [
-            Truncation(row // copies, step, row % copies, self._normalise_one(row // copies, buffer.finals[step][row]))
+            Truncation(row // copies, step, row % copies, self._final_input(buffer, step, row))
             for step, row in zip(t[~terminated].tolist(), rows[~terminated].tolist(), strict=True)
         ]
         return [list(islice(finished, count)) for count in counts], cuts
+
+    def _final_input(self, buffer: StepBuffer, step: int, row: int) -> np.ndarray:
+        """What a copy's policy sees after a step that ended an episode, with what it remembers of it."""
+        client, copy = divmod(row, self.shape[1])
+        seen = self._normalise_one(client, buffer.finals[step][row])
+        if not self.memory_size:
+            return seen
+        return attach_memory(seen, buffer.memories[step][client, copy], np.zeros((), bool))
 
     def _levels_of(self, rows: Sequence[int]) -> list[tuple[float, ...]]:
         """The levels [E] of episodes that ended in these copies [E], in order of time; a copy's next one has begun."""
@@ -372,19 +398,3 @@ class Collector:
         if self.observation_normaliser is None:
             return observation
         return self.observation_normaliser.apply_one(client, observation)
-
-
-def split_sums(sums: np.ndarray, t: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Split sums over the steps of each copy at the E ends of episodes: each episode's part, and the running one's.
-
-    sums: [T, L]. t, rows: [E], the steps and copies of the ends, in order of time.
-
-    Returns the sums of the episodes [E], and of the steps after each copy's last end [L].
-    """
-    order = np.argsort(rows, kind="stable")  # copy by copy, in order of time
-    copies, at_end = rows[order], sums[t, rows][order]
-    is_first, is_last = np.diff(copies, prepend=-1) != 0, np.diff(copies, append=-1) != 0
-    episodes, running = np.empty_like(at_end), sums[-1].copy()
-    episodes[order] = at_end - np.where(is_first, 0, np.roll(at_end, 1))
-    running[copies[is_last]] -= at_end[is_last]
-    return episodes, running

@@ -53,6 +53,7 @@ def make_collector(
         policy.distribution,
         ObservationNormaliser(clients, policy.observation_size, settings.clip) if settings.observations else None,
         RewardNormaliser(clients, copies, gamma, settings.clip) if settings.rewards else None,
+        policy.memory_size,
         scales.repeat(copies) if (scales != 1).any() else None,
         scenario.rollout.reward_clip,
     )

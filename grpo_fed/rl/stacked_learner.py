@@ -130,7 +130,7 @@ class StackedLearner(Learner):
         counts = np.zeros((len(tasks), 3), np.int64)
         self.steps_done, self.updates_done, self.steps_due = counts.T
         """[K] each: a batch may take a client beyond the steps that are due, and the next round has less to do then."""
-        self.measurement_states = [np.zeros((0, self.policy.observation_size), np.float32) for _ in tasks]
+        self.measurement_states = [np.zeros((0, self.policy.input_size), self.collector.observation_dtype)] * len(tasks)
         """For each client observations of its last batch, [n, D] as its policy saw them, to measure server steps on."""
         self._state_arrays: Mapping[str, Rows] = {
             "parameters": self.parameters,
@@ -346,7 +346,7 @@ class StackedLearner(Learner):
         objective = self.scenario.objective
         if objective.cost.limit is None or objective.advantage != "gae":
             return None
-        return CostCritic.start(self.scenario, self.seeds, self.policy.observation_size, self.device)
+        return CostCritic.start(self.scenario, self.seeds, self.policy.input_size, self.device)
 
     def _cost_arrays(self) -> dict[str, Rows]:
         """What a client's state has of a limit on its costs."""

@@ -26,7 +26,7 @@ class Truncation:
     copy: int
     """Copy of the client's environment, 0 to N - 1."""
     observation: np.ndarray
-    """[D] float32: the last observation, as the policy sees it."""
+    """[D]: the last observation, as the policy sees it."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Trajectories:
     """Collected steps, before the critic judges them."""
 
     observations: np.ndarray
-    """[K, T, N, D] float32: as the policy saw them."""
+    """[K, T, N, D] float32, or uint8 of pictures: as the policy saw them."""
     actions: np.ndarray
     """[K, T, N, A] float32."""
     rewards: np.ndarray
@@ -46,7 +46,7 @@ class Trajectories:
     valid: np.ndarray
     """[K, T, N] bool: False for steps that must not be learned from."""
     last: np.ndarray
-    """[K, N, D] float32: the observations after the last step; with whole episodes, those that they began with."""
+    """[K, N, D]: the observations after the last step; with whole episodes, those that they began with."""
     cuts: list[Truncation]
     """Where episodes were truncated."""
     episodes: list[list[Episode]]
@@ -75,18 +75,21 @@ class StepBuffer:
     valid: np.ndarray
     finals: list[np.ndarray]
     """[L, D] for each step: the raw observations that it led to, also at the end of an episode."""
+    memories: list[np.ndarray]
+    """[K, N, H] for each step: what the policies remember after it."""
     costs: np.ndarray | None
     """What the actions cost; None where no cost is read."""
 
     @classmethod
-    def empty(cls, steps: int, copies: int, observation: int, action: int, costs: bool = False) -> StepBuffer:
-        """Arrays for steps of `copies` = L copies, with these numbers of observation and action entries.
+    def empty(cls, steps: int, observations: np.ndarray, action: int, costs: bool = False) -> StepBuffer:
+        """Arrays for steps of L copies, with this number of action entries.
 
-        costs: whether costs are read.
+        observations: [L, D] such as come. costs: whether costs are read.
         """
+        copies, size = observations.shape
         shape = (steps, copies)
         return cls(
-            observations=np.empty((*shape, observation), np.float32),
+            observations=np.empty((*shape, size), observations.dtype),
             actions=np.empty((*shape, action), np.float32),
             rewards=np.empty(shape),
             normalised=np.empty(shape, np.float32),
@@ -94,10 +97,12 @@ class StepBuffer:
             truncated=np.empty(shape, bool),
             valid=np.empty(shape, bool),
             finals=[],
+            memories=[],
             costs=np.empty(shape) if costs else None,
         )
 
-    def write(self, t: int, observations: np.ndarray, actions: np.ndarray, step: EnvStep) -> None:
+    def write(self, t: int, observations: np.ndarray, actions: np.ndarray, step: EnvStep, memory: np.ndarray) -> None:
+        """Write a step of all copies. memory: [K, N, H], after it."""
         self.observations[t] = observations.reshape(actions.shape[0], -1)
         self.actions[t] = actions
         self.rewards[t] = step.rewards
@@ -105,6 +110,7 @@ class StepBuffer:
         self.truncated[t] = step.truncated
         self.valid[t] = step.valid
         self.finals.append(step.final_observations)
+        self.memories.append(memory)
         if self.costs is not None:
             self.costs[t] = step.costs
 

@@ -51,7 +51,8 @@ def update_clients(
     """
     settings, region = stack.scenario.objective, stack.scenario.trust
     constraints = adapt_entropy(stack, lambda: mean_entropies(stack.policy, batch), active)
-    packed = PackedBatch.of(batch, targets, reference_distributions(stack, batch), settings.ratio == "episode")
+    by_episode, remembers = settings.ratio == "episode", stack.policy.memory_size > 0
+    packed = PackedBatch.of(batch, targets, reference_distributions(stack, batch), by_episode, remembers)
     before = stack.parameters.clone()
     fit_cost_critic(
         stack, batch, targets, active, numbers, stack.learning_rate * scheduled(settings.schedule, progress)

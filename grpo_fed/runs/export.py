@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from grpo_fed.policy.actor_critic import ActorCritic
+from grpo_fed.policy.cnn import CnnPolicy
 from grpo_fed.policy.language.merged_folder import write_merged_folder
 from grpo_fed.policy.shared_names import NORMALISER, POLICIES
 from grpo_fed.rl.normalise import EPSILON
@@ -104,12 +105,19 @@ def _describe(policy: LoadedPolicy, form: Form) -> dict[str, Any]:
     network: dict[str, Any] = {"module": settings.policy.module}
     if isinstance(policy.policy, ActorCritic):
         network = {"layers": [*policy.policy.torso, "actor"], "activation": settings.policy.activation}
+    elif isinstance(policy.policy, CnnPolicy):
+        network = {"encoder": settings.policy.encoder, "hidden": settings.policy.hidden, "scale": 1 / 255}
+        network["activation"] = settings.policy.activation
     return {
         "client": task.client,
         "env": task.env,
         "scenario": settings.name,
         "form": form,
-        "observation": {"space": str(task.observation_space), "size": task.observation_size, "type": "float32"},
+        "observation": {
+            "space": str(task.observation_space),
+            "size": task.observation_size,
+            "type": str(task.observation_dtype),
+        },
         "outputs": ["action", "logits"] if is_choice else ["action", "mean", "log_std"],
         "action": action,
         "normaliser": normaliser,

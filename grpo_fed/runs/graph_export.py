@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from grpo_fed.runs.policies import LoadedPolicy
-from grpo_fed.runs.predictor import DistributionPredictor, Predictor
+from grpo_fed.runs.predictor import DistributionPredictor, Predictor, example_observations
 from grpo_fed.scenario.extras import write_install_command
 from grpo_fed.scenario.importing import describe_exception
 
@@ -33,7 +33,7 @@ def export_graph(saved: LoadedPolicy, path: Path, form: str) -> None:
     if form == "onnx" and any(importlib.util.find_spec(package) is None for package in ONNX_PACKAGES):
         raise ValueError(f"--to onnx needs the packages onnx and onnxscript: {write_install_command('onnx')}")
     policy = DistributionPredictor(Predictor(saved).eval()).eval()
-    example = torch.zeros(2, saved.task.observation_size)  # with one observation the batch would be fixed to 1
+    example = example_observations(saved.task)
     # with gradients the activations are torch's own; without, they may write over their arguments by way of numpy
     with torch.enable_grad(), _quiet():
         try:

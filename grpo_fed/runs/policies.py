@@ -24,6 +24,7 @@ from grpo_fed.rl.evaluation import EvaluatedClients, evaluate
 from grpo_fed.rl.learner import Learner
 from grpo_fed.rl.normalise import ObservationNormaliser
 from grpo_fed.rl.records import Evaluation
+from grpo_fed.rl.recurrence import with_memory
 from grpo_fed.rl.rng import client_seed
 from grpo_fed.rl.stacked_learner import StackedLearner
 from grpo_fed.runs.adapters import LoadedAdapters, load_adapters_of
@@ -113,12 +114,14 @@ class LoadedPolicy:
     ) -> Any:
         """Choose an action for an observation: the likeliest one, or one that is sampled with `generator`.
 
+        A policy with memory remembers the observations since `forget` was called, or since it was loaded.
         ValueError for a value that is no observation of the environment.
         """
         inputs = self._flatten(observation)
         if self.normaliser is not None:
             inputs = self.normaliser.apply_one(0, inputs)
-        outputs = self._actor(inputs[None, None])
+        begins = self._actor.memory.shape[1] == 0
+        outputs = self._actor(with_memory(inputs[None, None], self._actor, begins))
         distribution = self.policy.distribution
         if deterministic:
             action = distribution.mode(outputs)
@@ -126,6 +129,10 @@ class LoadedPolicy:
             noise = distribution.draw_noise(generator or np.random.default_rng(), (1, 1))
             action = distribution.sample(outputs, noise)
         return self._converter(action[0])[0]
+
+    def forget(self) -> None:
+        """Forget what a policy with memory has seen, where another episode begins; others have nothing to forget."""
+        self._actor.forget()
 
     def play(self, episodes: int | None = None, deterministic: bool = True, seed: int | None = None) -> Evaluation:
         """Evaluate the policy; with the run's seed and number of episodes this repeats the run's own evaluation."""
@@ -136,7 +143,8 @@ class LoadedPolicy:
         clients = EvaluatedClients([self.task.client], seeds, self.normaliser)
         count = settings.evaluate.episodes if episodes is None else episodes
         try:
-            (evaluation,) = evaluate(self._actor, envs, clients, count, settings.evaluate.step_limit, deterministic)
+            actor = Actor(self.policy, self.parameters)
+            (evaluation,) = evaluate(actor, envs, clients, count, settings.evaluate.step_limit, deterministic)
         finally:
             envs.close()
         return evaluation

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from grpo_fed.policy.user_module import UserModulePolicy
 from grpo_fed.rl.normalise import EPSILON
 from grpo_fed.runs.policies import LoadedPolicy
+from grpo_fed.tasks.gym_task import GymTask
 
 
 @final
 class Predictor(nn.Module):
-    """Computes the likeliest actions [B, ...] for observations [B, D] float32 as the environment gives them, but flat.
+    """Computes the likeliest actions [B, ...] for observations [B, D] as the environment gives them, but flat.
 
     It consists of operations that `torch.export` supports, so that it can be saved and loaded without our code.
     """
@@ -28,8 +29,16 @@ class Predictor(nn.Module):
     high: Tensor
 
     def __init__(self, saved: LoadedPolicy) -> None:
-        """Copy the network, the normaliser's moments and the action space of a client's policy."""
+        """Copy the network, the normaliser's moments and the action space of a client's policy.
+
+        ValueError for a policy with memory, which is no function of an observation.
+        """
         super().__init__()
+        if saved.policy.memory_size:
+            raise ValueError(
+                f"client {saved.task.client}: a policy with memory is no function of an observation; use"
+                " grpo_fed.load_policy, or export its parameters as safetensors"
+            )
         self.policy = saved.policy
         self.names = {name: name.replace(".", "__") for name in saved.policy.layout.views(saved.parameters)}
         views = saved.policy.layout.views(saved.parameters)
@@ -69,8 +78,8 @@ class Predictor(nn.Module):
         inputs = observations
         if self.is_normalised:
             inputs = ((inputs.double() - self.mean) / self.scale).clamp(-self.clip, self.clip).float()
-        if self.module is not None:
-            outputs: Tensor = self.module(inputs)[0]
+        if self.module is not None and isinstance(self.policy, UserModulePolicy):
+            outputs: Tensor = self.module(self.policy.in_own_shape(inputs))[0]
             return outputs
         parameters = {name: self.get_parameter(attribute) for name, attribute in self.names.items()}
         return self.policy.act(parameters, inputs[None])[0]
@@ -89,6 +98,11 @@ class Predictor(nn.Module):
         else:
             clipped = torch.minimum(torch.maximum(clipped, self.low), self.high)
         return (clipped.round() if self.is_integer else clipped).to(self.dtype)
+
+
+def example_observations(task: GymTask) -> Tensor:
+    """Return two flat observations of zeros, of the type that the policy takes; with one an export fixes the batch."""
+    return torch.zeros(2, task.observation_size, dtype=torch.uint8 if task.picture else torch.float32)
 
 
 @final

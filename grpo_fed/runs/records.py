@@ -102,6 +102,8 @@ class ClientRecord:
     """Mean return of its evaluation episodes after each of `evaluate.adapt` local updates; empty without any."""
     trains: bool = True
     """Whether it takes part in training; otherwise it counts in no metric of the whole but those of adaptation."""
+    last_kl: Mapping[str, float] = field(default_factory=dict)
+    """KL of the last round's step on its own states, as `ServerRecord.last_kl`; empty if it did not measure it."""
     logged: Mapping[str, float] = field(default_factory=dict)
     """What callbacks have logged of it, by key."""
 
@@ -368,6 +370,7 @@ def _client_line(record: ClientRecord, metrics: Mapping[str, float | None]) -> d
         {RHO_BY_GROUP: {name: _short(rho) for name, rho in record.rho_by_group.items()}} if record.rho_by_group else {}
     )
     line |= {"kl/joint": _finite(record.kl)} if record.kl is not None else {}
+    line |= {f"last_kl/{name}": _finite(kl) for name, kl in record.last_kl.items()}
     return line | ({"failure": record.failure.kind} if record.failure is not None else {})
 
 

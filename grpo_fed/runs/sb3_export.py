@@ -65,7 +65,8 @@ def _find_problem(saved: LoadedPolicy) -> str | None:
     """Say why stable-baselines3 has no policy that does the same; None if it has."""
     seen, action, kind = saved.task.observation_space, saved.task.action_space, saved.task.action.kind
     if not isinstance(saved.policy, ActorCritic):
-        return "its policy is a module of your own, of which stable-baselines3 has no counterpart"
+        own = "a module of your own" if saved.scenario.policy.module else "a network for pictures or with a memory"
+        return f"its policy is {own}, of which stable-baselines3 has no counterpart here"
     if not isinstance(seen, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         return f"stable-baselines3 has no MlpPolicy for observations from {seen}"
     if saved.normaliser is not None and not isinstance(seen, spaces.Box):

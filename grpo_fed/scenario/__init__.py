@@ -11,6 +11,7 @@
     field_types.py  types of values that settings take
     checks.py       contradictions between keys
     curriculum_checks.py contradictions of levels, and of who moves them
+    network_checks.py    contradictions between a network, its memory and how it learns
     constraint_checks.py contradictions of the constraints that a client keeps
     hostile_checks.py contradictions of hostile clients and of mixing
     sites.py        which clients a site has, and the settings that it merges them by

@@ -13,6 +13,7 @@ from grpo_fed.scenario.curriculum_checks import curriculum_contradictions
 from grpo_fed.scenario.hostile_checks import hostile_contradictions
 from grpo_fed.scenario.language_checks import language_contradictions
 from grpo_fed.scenario.methods import KEYS_OF_METHODS, METHODS, Method
+from grpo_fed.scenario.network_checks import network_contradictions
 from grpo_fed.scenario.presets import KEYS_OF_PRESETS, PRESETS, Preset
 from grpo_fed.scenario.settings import (
     RULES_WITH_THRESHOLD,
@@ -60,7 +61,13 @@ def contradictions(scenario: Scenario) -> Iterator[Mistake]:
     if not any(client.trains for client in scenario.clients):
         places: list[KeyPath] = [("clients", number, "trains") for number in range(len(scenario.clients))]
         yield _mistake("no client takes part in training; leave trains out of one entry", *places)
-    checks = (hostile_contradictions, language_contradictions, curriculum_contradictions, constraint_contradictions)
+    checks = (
+        hostile_contradictions,
+        language_contradictions,
+        curriculum_contradictions,
+        constraint_contradictions,
+        network_contradictions,
+    )
     for text, keys in (contradiction for check in checks for contradiction in check(scenario)):
         yield _mistake(text, *keys)
     yield from site_contradictions(scenario, contradictions)

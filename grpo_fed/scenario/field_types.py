@@ -8,7 +8,7 @@ from datetime import date, time
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
-from pydantic import AfterValidator, BeforeValidator, Discriminator, PlainSerializer, Tag, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Discriminator, PlainSerializer, Tag, WithJsonSchema
 
 IMPORT_PATH = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*"
 """Regular expression of an import path, `package.module:Name`."""
@@ -88,6 +88,12 @@ def _index_set(key: str) -> str:
     return key
 
 
+def _wrapper_form(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "path"
+    return "table" if isinstance(value, dict | BaseModel) else None
+
+
 def _group_kind(value: Any) -> str | None:
     return "kind" if isinstance(value, str) else "sets" if isinstance(value, dict) else None
 
@@ -113,6 +119,12 @@ ImportPath = Annotated[
 ]
 OwnPath = Annotated[ImportPath, Tag("own")]
 Named = Tag("named")
+PATH_OR_TABLE = Discriminator(
+    _wrapper_form,
+    custom_error_type="wrapper",
+    custom_error_message='must be "module:Wrapper", or a table { path = "module:Wrapper", kwargs = {} }',
+)
+"""Chooses between an import path, `Annotated[ImportPath, Tag("path")]`, and a table with it and arguments."""
 NAMED_OR_OWN = Discriminator(_named_or_own)
 """Chooses between a name, `Annotated[Literal[...], Named]`, and the import path of an object of the user, `OwnPath`."""
 FilePath = Annotated[str, MinLen(1)]

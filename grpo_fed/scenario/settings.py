@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, Tag
 
 from grpo_fed.scenario.field_types import (
     NAMED_OR_OWN,
+    PATH_OR_TABLE,
     Arguments,
     BoundedCount,
     Count,
@@ -53,8 +54,20 @@ class Section(BaseModel):
 class PolicySettings(Section):
     """The network of every client, and how its parameters are divided into blocks and groups."""
 
+    kind: Literal["mlp", "cnn"] = "mlp"
+    """`"mlp"`: hidden layers on flat observations. `"cnn"`: an encoder of pictures before them, which are boxes of
+    uint8 with two or three axes."""
+    encoder: Literal["nature", "impala"] = "nature"
+    """The convolutions of `kind = "cnn"`: `"nature"`, three with large steps (Mnih et al. 2015), or `"impala"`, fifteen
+    in residual blocks (1802.01561)."""
+    memory: Literal["none", "gru", "lstm"] = "none"
+    """A cell behind the hidden layers that remembers what was seen in an episode, with `kind = "mlp"`; the critic has
+    one of its own with `torso = "separate"`. Minibatches are whole sequences then, one of each copy of the task."""
+    units: Size = 64
+    """Units of the cell of `memory`."""
     hidden: list[Size] = [64, 64]
-    """Units of each hidden layer; with `torso = "separate"` the critic has its own layers of the same sizes."""
+    """Units of each hidden layer, behind the encoder if there is one; with `torso = "separate"` the critic has its own
+    layers of the same sizes, and an encoder of its own."""
     activation: Literal["tanh", "relu", "elu"] = "tanh"
     """Activation function of the hidden layers."""
     torso: Literal["separate", "shared"] = "separate"
@@ -638,13 +651,23 @@ class RewardSettings(Section):
     """More keyword arguments of the function."""
 
 
+class WrapperSettings(Section):
+    """A wrapper of an environment with arguments, `{ path = "module:Wrapper", kwargs = { width = 3 } }`."""
+
+    path: ImportPath
+    """The wrapper's import path; it is called with the environment and the arguments."""
+    kwargs: Arguments = {}
+    """Keyword arguments of the wrapper."""
+
+
 class ClientSettings(Section):
     """A client, or `count` clients of the same kind."""
 
     name: Annotated[Name, Field(examples=["cart"])]
     """Name in metrics, files and errors; with `count` above 1 the clients are called name-0, name-1, ..."""
     env: Annotated[Environment | None, Field(examples=["CartPole-v1"])] = None
-    """The environment: a gymnasium id, or `module:EnvId` to import a module first. A client has this or `prompts`."""
+    """The environment: a gymnasium id, `module:EnvId` to import a module first, or `module:function` that makes one. A
+    client has this or `prompts`."""
     prompts: Annotated[str, MinLen(1)] | None = None
     """Prompts of a language model: `module:function`, called with a numpy generator, a count and `kwargs`, which
     returns rows with a key `prompt`; a file `.jsonl` or `.parquet` with a column `prompt`; or `reasoning_gym:NAME`."""
@@ -665,8 +688,11 @@ class ClientSettings(Section):
     """Changes of the task during the run, in the order of their rounds."""
     curriculum: CurriculumSettings | None = None
     """Levels of the task."""
-    wrappers: list[ImportPath] = []
-    """Wrappers of the environment as import paths `module:Wrapper`, the innermost first."""
+    wrappers: list[
+        Annotated[Annotated[ImportPath, Tag("path")] | Annotated[WrapperSettings, Tag("table")], PATH_OR_TABLE]
+    ] = []
+    """Wrappers of the environment, the innermost first: import paths `module:Wrapper`, or with arguments, such as `{
+    path = "gymnasium.wrappers:RescaleAction", kwargs = { min_action = -1.0, max_action = 1.0 } }`."""
     attack: Literal[
         "none",
         "sign-flip",

@@ -32,7 +32,21 @@ WITHOUT_PROMPTS = Unused(
 )
 WITH_PROMPTS_ALONE = (
     Unused(
-        tuple(f"policy.{key}" for key in ("hidden", "activation", "torso", "squash", "log_std", "orthogonal")),
+        tuple(
+            f"policy.{key}"
+            for key in (
+                "kind",
+                "encoder",
+                "memory",
+                "units",
+                "hidden",
+                "activation",
+                "torso",
+                "squash",
+                "log_std",
+                "orthogonal",
+            )
+        ),
         _has_prompts_alone,
         "all clients have prompts, and their policy is the model of [language]",
     ),

@@ -36,6 +36,11 @@ def _has_no_layers(scenario: Scenario) -> bool:
     return policy.module is None and not policy.hidden and not policy.adapter
 
 
+def _has_no_torso(scenario: Scenario) -> bool:
+    policy = scenario.policy
+    return _has_no_layers(scenario) and policy.kind == "mlp" and policy.memory == "none"
+
+
 def _has_no_critic(scenario: Scenario) -> bool:
     return scenario.objective.advantage == "group"
 
@@ -148,14 +153,19 @@ def _rule_rows() -> Iterator[Unused]:
 UNUSED: tuple[Unused, ...] = (
     # policy
     Unused(
-        _keys_of("policy", ("hidden", "activation", "torso", "adapter", "log_std", "orthogonal")),
+        _keys_of(
+            "policy",
+            ("kind", "encoder", "memory", "units", "hidden", "activation", "torso", "adapter", "log_std", "orthogonal"),
+        ),
         _has_own_network,
         "policy.module is a network of your own, with its own layers and first parameters",
     ),
+    Unused(("policy.encoder",), lambda scenario: scenario.policy.kind != "cnn", 'policy.kind is "{0.policy.kind}"'),
+    Unused(("policy.units",), lambda scenario: scenario.policy.memory == "none", 'policy.memory is "none"'),
     Unused(("policy.activation",), _has_no_layers, "policy.hidden = [] leaves no hidden layer"),
     Unused(
         ("policy.torso",),
-        lambda scenario: _has_no_layers(scenario) and scenario.merge.rule not in ("persistence", "clusters"),
+        lambda scenario: _has_no_torso(scenario) and scenario.merge.rule not in ("persistence", "clusters"),
         "policy.hidden = [] leaves no hidden layer",
     ),
     Unused(

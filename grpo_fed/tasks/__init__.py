@@ -3,6 +3,7 @@
     task.py             Task, what every kind of task has, and its parts, as records
     resolve.py          from a scenario's [[clients]] to tasks
     gym_task.py         GymTask, a task that is a gymnasium environment
+    pictures.py         observations that are pictures
     gym.py              gymnasium: finding, making and wrapping environments, and what to say if that fails
     curriculum.py       levels of a task, and how those that a client trains on are chosen
     level_replay.py     levels that are named by seeds, and which of them come again

@@ -7,7 +7,8 @@ import difflib
 import importlib
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import gymnasium
@@ -17,7 +18,7 @@ from gymnasium.error import DependencyNotInstalled
 import grpo_fed.tasks.families  # noqa: F401, importing it registers `grpo_fed/CartPole-v1` and its like
 from grpo_fed.scenario.extras import write_install_command
 from grpo_fed.scenario.importing import describe_exception, import_object
-from grpo_fed.tasks.gym_task import Env, EnvConfig, VectorEnv
+from grpo_fed.tasks.gym_task import Env, EnvConfig, EnvWrapper, VectorEnv
 from grpo_fed.tasks.task import NO_STEP_LIMIT, MissingPackageError
 
 EXTRAS = ("box2d", "mujoco", "metaworld")
@@ -45,8 +46,8 @@ def make_env(config: EnvConfig, render_mode: str | None = None, lean: bool = Fal
         env: Env = gymnasium.make(spec, max_episode_steps=limit or -1, disable_env_checker=True, **kwargs)
     except Exception as error:
         raise _explain_failure(config, kwargs, spec.entry_point, error) from error
-    for path in config.wrappers:
-        env = _wrap(config.client, path, env)
+    for wrapper in config.wrappers:
+        env = _wrap(config.client, wrapper, env)
     return env
 
 
@@ -75,8 +76,8 @@ def make_vector_env(config: EnvConfig, num_envs: int, limit: int | None) -> Vect
     spec, where = find_env_spec(config), f"client {config.client}: {config.env}"
     if config.wrappers:
         raise ValueError(
-            f"{where}: wrappers = {list(config.wrappers)}: it is registered as a vector environment only, and wrappers"
-            " need a single environment; leave wrappers out, or register an entry_point for it"
+            f"{where}: wrappers = {list(map(str, config.wrappers))}: it is registered as a vector environment only, and"
+            " wrappers need a single environment; leave wrappers out, or register an entry_point for it"
         )
     kwargs = dict(config.kwargs)
     if limit is not None and limit != (spec.max_episode_steps or 0):
@@ -90,17 +91,18 @@ def make_vector_env(config: EnvConfig, num_envs: int, limit: int | None) -> Vect
     return env
 
 
-def _wrap(client: str, path: str, env: Env) -> Env:
-    """Put the wrapper with the import path `path` around an environment."""
-    where = f"client {client}: wrappers: {path}"
+def _wrap(client: str, given: EnvWrapper, env: Env) -> Env:
+    """Put a wrapper around an environment."""
+    where = f"client {client}: wrappers: {given.path}"
     try:
-        wrapper = import_object(path)
+        wrapper = import_object(given.path)
     except ValueError as error:
         raise _error_type(error.__cause__)(f"{where}: {error}") from error
     try:
-        wrapped: Env = wrapper(env)
+        wrapped: Env = wrapper(env, **given.kwargs)
     except Exception as error:
-        raise _error_type(error)(f"{where}: {describe_exception(error)}") from error
+        with_kwargs = f" with kwargs = {dict(given.kwargs)}" if given.kwargs else ""
+        raise _error_type(error)(f"{where}{with_kwargs}: {describe_exception(error)}") from error
     if not isinstance(wrapped, gymnasium.Env):
         raise ValueError(f"{where}: makes {type(wrapped).__name__}, which is no gymnasium.Env")
     return wrapped
@@ -122,7 +124,8 @@ def is_wrapped(config: EnvConfig) -> bool:
 def find_registered_spec(client: str, env: str) -> EnvSpec:
     """Find the specification that gymnasium has of an environment id.
 
-    env: `module:EnvId` imports the module first. An id without -vN stands for its latest version.
+    env: `module:EnvId` imports the module first. An id without -vN stands for its latest version. For
+    `module:function`, or a class, where no such id is registered, a specification is made that calls it.
 
     ValueError with a cure if the module cannot be imported or no such id is registered.
     """
@@ -139,6 +142,8 @@ def find_registered_spec(client: str, env: str) -> EnvSpec:
             text = f"{module} cannot be imported: {describe_exception(error)}{cure}"
             raise _error_type(error)(f"{where}: {text}") from error
     spec = gymnasium.registry.get(name)
+    if spec is None and colon and callable(function := getattr(sys.modules[module], name, None)):
+        return _spec_of_function(env, name, function)
     if spec is None:
         try:
             namespace, base_name, version = parse_env_id(name)
@@ -153,6 +158,12 @@ def find_registered_spec(client: str, env: str) -> EnvSpec:
             raise error_type(f"{where}: no such task is registered{_similar_ids(name)}")
         spec = max(versions, key=lambda spec: spec.version or 0)
     return spec
+
+
+@cache
+def _spec_of_function(env: str, name: str, function: Callable[..., Env]) -> EnvSpec:
+    """Make the specification of environments that a function makes, `module:function`; it is registered nowhere."""
+    return EnvSpec(id=name, entry_point=function)
 
 
 def _similar_ids(name: str) -> str:

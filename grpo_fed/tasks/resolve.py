@@ -19,7 +19,7 @@ from grpo_fed.tasks.curriculum import Curriculum
 from grpo_fed.tasks.envs.base import missing_cost_error
 from grpo_fed.tasks.families import FAMILIES
 from grpo_fed.tasks.gym import find_env_spec, find_registered_spec, make_env, make_vector_env
-from grpo_fed.tasks.gym_task import Env, EnvConfig, GymTask, Space, VectorEnv
+from grpo_fed.tasks.gym_task import Env, EnvConfig, EnvWrapper, GymTask, Space, VectorEnv
 from grpo_fed.tasks.language_task import LanguageTask
 from grpo_fed.tasks.prompts import open_prompts
 from grpo_fed.tasks.rewards import open_rewards
@@ -138,7 +138,10 @@ def _tasks_of_client(
     """
     client, env = settings.names[index], settings.env
     assert env is not None, "the entry's clients have environments"
-    wrappers = (*settings.wrappers, *HOSTILE_WRAPPERS.get(settings.attack, ()))
+    given = [
+        EnvWrapper(each) if isinstance(each, str) else EnvWrapper(each.path, each.kwargs) for each in settings.wrappers
+    ]
+    wrappers = (*given, *HOSTILE_WRAPPERS.get(settings.attack, ()))
     for since in (0, *(change.round for change in settings.changes)):
         kwargs = kwargs_in_round(settings, index, since)
         where = f"client {client}: changes from round {since} on" if since else f"client {client}"
@@ -188,8 +191,8 @@ def _check_levels(config: EnvConfig, levels: CurriculumSettings | None, spaces: 
 
 
 HOSTILE_WRAPPERS = {
-    "negated-reward": ("grpo_fed.tasks.wrappers:NegatedReward",),
-    "random-action": ("grpo_fed.tasks.wrappers:RandomAction",),
+    "negated-reward": (EnvWrapper("grpo_fed.tasks.wrappers:NegatedReward"),),
+    "random-action": (EnvWrapper("grpo_fed.tasks.wrappers:RandomAction"),),
 }
 """The wrapper with which a hostile client learns something else, by its attack."""
 

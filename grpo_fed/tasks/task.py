@@ -62,11 +62,13 @@ class TaskShape:
     """Steps after which the task itself truncates an episode; 0 for never."""
     base: str = ""
     """The digest of a language model's frozen base; all clients must have the same."""
+    picture: tuple[int, ...] = ()
+    """The shape of an observation that is a picture; () for others."""
 
     @property
     def signature(self) -> Hashable:
         """Equal for tasks that policies with the same parameter shapes can learn, as `Task.signature`."""
-        return self.observation_size, self.kind, self.sizes
+        return self.observation_size, self.kind, self.sizes, *self.picture
 
 
 @dataclass(frozen=True)

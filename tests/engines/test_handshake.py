@@ -10,7 +10,8 @@ from grpo_fed.tasks.task import TaskShape
 
 
 def test_a_nodes_client_and_task_shape_survive_encoding():
-    for shape in (None, TaskShape(4, "categorical", (2,), 500), TaskShape(1, "multi-categorical", (2, 3), 0)):
+    pictures = TaskShape(60, "categorical", (2,), 500, picture=(4, 5, 3))
+    for shape in (None, TaskShape(4, "categorical", (2,), 500), TaskShape(1, "multi-categorical", (2, 3), 0), pictures):
         assert read_hello(write_hello(Hello("cart-1", shape))) == Hello("cart-1", shape)
     with pytest.raises(InvalidMessageError, match=r"hello\.client is 1; it has to be a str"):
         read_hello(RecordDict({"hello": ConfigRecord({"client": 1})}))
@@ -34,6 +35,9 @@ FIELDS = {"observation_size": 4, "kind": "categorical", "sizes": [2], "episode_l
         ({"sizes": [2**18 + 1]}, r"hello\.sizes is \[262145\]"),
         ({"sizes": [2.0]}, r"hello\.sizes is \[2\.0\]"),
         ({"episode_limit": -1}, r"hello\.episode_limit is -1"),
+        ({"picture": [2, 3]}, r"hello\.picture is \[2, 3\]; it has to be two or three sizes whose product is 4"),
+        ({"picture": [4]}, r"hello\.picture is \[4\]"),
+        ({"picture": [2.0, 2.0]}, r"hello\.picture is \[2\.0, 2\.0\]"),
         ({"more": 1}, r"hello has \['more'\], which is not part of this message"),
     ],
 )

@@ -105,6 +105,10 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
     "own network": (
         MODULE,
         {
+            "policy.kind": "cnn",
+            "policy.encoder": "impala",
+            "policy.memory": "gru",
+            "policy.units": "9",
             "policy.hidden": "[9]",
             "policy.activation": "relu",
             "policy.torso": "shared",
@@ -113,6 +117,8 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
             "policy.orthogonal": "false",
         },
     ),
+    "no pictures": ([], {"policy.encoder": "impala"}),
+    "no memory": ([], {"policy.units": "9"}),
     "no layers": (NO_LAYERS, {"policy.activation": "relu", "policy.torso": "shared"}),
     "groups of a mean": (["merge.rule=mean"], {"policy.groups": "{ '*' = 'row' }"}),
     "groups of clusters": (CLUSTERS, {"policy.groups": "{ '*' = 'row' }"}),
@@ -438,6 +444,10 @@ LANGUAGE_CASES: dict[str, tuple[list[str], dict[str, str]]] = {
     "a model in place of a network": (
         [],
         {
+            "policy.kind": "cnn",
+            "policy.encoder": "impala",
+            "policy.memory": "gru",
+            "policy.units": "9",
             "policy.hidden": "[9]",
             "policy.activation": "relu",
             "policy.torso": "shared",

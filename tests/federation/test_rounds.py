@@ -370,6 +370,8 @@ def test_a_predicted_step_is_measured_with_the_next_training():
     line = record_to_line(records[2])
     assert line["last_kl/joint"] == pytest.approx(mean_kl(transport, 1, old, new), rel=1e-5)
     assert line["last_kl/actor"] == pytest.approx(mean_kl(transport, 1, old, new, "actor"), rel=1e-5)
+    by_client = [client["last_kl/actor"] for client in line["clients"].values()]
+    assert np.mean(by_client) == pytest.approx(line["last_kl/actor"], rel=1e-5)
     assert "last_kl/joint" not in record_to_line(records[1])
 
 

@@ -160,6 +160,13 @@ def test_the_next_command_films_the_client_with_the_lowest_return(scores: dict[s
     assert f"--client {worst} " in next_command(make_result(scores))
 
 
+def test_the_next_command_of_a_run_whose_clients_keep_their_policies_writes_its_page(tmp_path: Path):
+    deployed = replace(make_result({"cart": 1.0}), out=tmp_path)
+    assert next_command(deployed) == f"grpo-fed report {tmp_path}"
+    (tmp_path / "policies").mkdir()
+    assert next_command(deployed).startswith(f"grpo-fed play {tmp_path} --gif cart.gif")
+
+
 def test_the_next_command_of_an_environment_without_pictures_plays_it():
     drawn = make_result({"a": 1.0, "b": 2.0})
     blind = {name: replace(client, env="grpo_fed_tests/NoPictures-v0") for name, client in drawn.clients.items()}

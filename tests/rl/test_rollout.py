@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from grpo_fed.rl.rollout import split_sums
+from grpo_fed.rl.episode_sums import split_sums
 
 
 def split_by_loop(sums: np.ndarray, ends: np.ndarray) -> tuple[list[float], list[float]]:

@@ -27,6 +27,7 @@ def full_record() -> RoundRecord:
             0.1,
             ("actor",),
             {"torso.0": 1},
+            last_kl={"joint": 0.1, "torso.0": 0.2},
             rho={"torso.0": 0.7},
             rho_by_group={"torso.0.weight": 0.7, "torso.0.bias": 0.123456},
             left={"torso.0.weight": 0.7},

@@ -22,6 +22,7 @@ from grpo_fed.reports.charts import PALETTE
 from grpo_fed.runs.colours import pick_colour
 from grpo_fed.runs.policies import load_policy
 from grpo_fed.runs.tracking import Tracker, default_store, replay, resolve_store
+from grpo_fed.runs.tracking.origin import RunOrigin
 from grpo_fed.runs.tracking.run_page import client_page, clients_table, page_at_end
 from grpo_fed.runs.tracking.selection import (
     client_metrics,
@@ -40,6 +41,8 @@ from tests.support.in_memory_grid import InMemoryGrid, enter_run
 from tests.support.tracking_runs import BLOCKS, Database, document, files_with_words, line, scenario
 
 ROOT = Path(__file__).parents[2]
+NAME = "grpo seed 0, objective.clip=0.2, flower"
+"""The name of the run of `finished`."""
 
 
 @pytest.fixture(scope="module")
@@ -294,13 +297,14 @@ def test_a_partial_line_is_skipped_and_the_next_one_is_read(tmp_path: Path):
 def finished(database: Database, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train and track a run that has figures."""
     folder, given = tmp_path_factory.mktemp("runs") / "carts-0", scenario(rounds=2)
-    tracker = Tracker.open(database.uri, folder, given)
+    origin = RunOrigin("flower", ("seed=0", "objective.clip=0.2"), register=True)
+    tracker = Tracker.open(database.uri, folder, given, origin=origin)
     train(given, folder, lambda record: tracker.round(line(given, record.round)))
     (folder / "figures").mkdir()
     (folder / "figures" / "returns.svg").write_text("<svg/>")
     tracker.close(document(given, 2), "finished")
     assert tracker.trouble is None
-    assert tracker.run_id == database.runs("carts")["grpo seed 0"]
+    assert tracker.run_id == database.runs("carts")[NAME]
     return folder
 
 
@@ -326,27 +330,31 @@ def test_clients_of_a_flower_strategy_have_child_runs(
 
 def test_clients_have_child_runs_of_the_federations_run(finished: Path, database: Database):
     runs = database.runs("carts")
-    assert set(runs) == {"grpo seed 0", "cart-0", "cart-1", "backwards"}
-    parent = runs.pop("grpo seed 0")
+    assert set(runs) == {NAME, "cart-0", "cart-1", "backwards"}
+    parent = runs.pop(NAME)
     assert database.metric(parent, "eval/score_iqm") == [(0, 1.0), (1, 11.0), (2, 21.0)]
     assert database.metric(parent, "kl/actor") == [(0, 0.02), (1, 0.02), (2, 0.02)]
     assert {"global_step", "comm/MB_total", "task/cart", "fed/clients_ok"} <= database.keys(parent)
+    assert min(database.keys(parent)) == "achieved/evaluation_return"  # MLflow's pages sort charts by name
+    assert database.metric(parent, "achieved/training_return") == database.metric(parent, "charts/episodic_return")
     for k, client in enumerate(["cart-0", "cart-1", "backwards"]):
         run = runs[client]
         assert database.metric(run, "eval/episodic_return") == [(0, k), (1, 10 + k), (2, 20 + k)]
         assert database.tags(run)["mlflow.parentRunId"] == parent
         assert database.tags(run)["mlflow.runColor"] == PALETTE[k]
         assert database.params(run)["env"] == "grpo_fed/CartPole-v1"
-        assert database.keys(run) - database.keys(parent) <= {"losses/entropy"}
+        assert database.keys(run) - database.keys(parent) <= {"losses/entropy", "model/return", "model/return_before"}
     assert database.params(runs["backwards"])["kwargs.swap_actions"] == "True"
     assert database.tags(runs["backwards"])["personal_groups"] == "actor"
     assert database.tags(parent)["mlflow.note.content"].startswith("**Return 21.0**")
     assert database.params(parent)["objective.clip"] == "0.2"
+    assert {"engine": "flower", "version.mlflow": "3.17.2"}.items() <= database.tags(parent).items()
+    assert database.metric(parent, "system/system_memory_usage_megabytes")
     assert {database.status(run) for run in [parent, *runs.values()]} == {"FINISHED"}
 
 
 def test_files_of_a_run_are_sent(finished: Path, database: Database):
-    kept = database.artifacts(database.runs("carts")["grpo seed 0"])
+    kept = database.artifacts(database.runs("carts")[NAME])
     assert kept.is_relative_to(database.path.parent / "mlartifacts" / "carts")
     for name in ("scenario.toml", "results.json", "rounds.jsonl", "figures/returns.svg"):
         assert (kept / name).read_bytes() == (finished / name).read_bytes()
@@ -370,7 +378,7 @@ def test_a_clients_model_predicts_without_our_code(finished: Path, database: Dat
     code = f"""
 import sys, numpy, torch, mlflow.pytorch
 mlflow.set_tracking_uri({database.uri!r})
-model = mlflow.pytorch.load_model("runs:/{run}/policy")
+model = mlflow.pytorch.load_model("runs:/{run}/carts-backwards")
 numpy.save("actions.npy", model(torch.from_numpy(numpy.load("observations.npy"))).numpy())
 assert "grpo_fed" not in sys.modules
 """
@@ -379,6 +387,24 @@ assert "grpo_fed" not in sys.modules
     expected = [ours.predict(observation) for observation in observations]
     assert len(set(map(int, expected))) == 2
     np.testing.assert_array_equal(np.load(tmp_path / "actions.npy"), expected)
+
+
+def test_models_and_tasks_have_names_and_models_their_returns_and_a_registered_version(
+    finished: Path, database: Database
+):
+    runs, names = database.runs("carts"), ["carts-backwards", "carts-cart-0", "carts-cart-1"]
+    models = dict(database.rows("select name, model_id from logged_models order by name"))
+    assert list(models) == names
+    versions = "select name, version, source, run_id from model_versions order by name"
+    sources = [(name, 1, f"models:/{models[name]}", runs[name.removeprefix("carts-")]) for name in names]
+    assert database.rows(versions) == sources
+    query = "select metric_name, metric_step, metric_value from logged_model_metrics where model_id = ? order by 1"
+    returns = [("model/return", 2, 22.0), ("model/return_before", 2, 1.0)]
+    assert database.rows(query, models["carts-backwards"]) == returns
+    query = "select d.name from inputs i join datasets d on d.dataset_uuid = i.source_id where i.destination_id = ?"
+    carts = [("grpo_fed/CartPole-v1",), ("grpo_fed/CartPole-v1(swap_actions=True)",)]
+    assert sorted(database.rows(query, runs[NAME])) == carts
+    assert database.rows(query, runs["backwards"]) == carts[1:]
 
 
 def test_a_run_that_reached_no_store_may_go_to_another(database: Database, tmp_path: Path):

@@ -106,6 +106,9 @@ GROWN = [*EXPANDING, "clients.0.curriculum.target=-1e9"]
 CHANGES: dict[str, tuple[list[str], str]] = {
     "steps": (DEFAULT, "128"),
     "seed": (DEFAULT, "1"),
+    "policy.encoder": (["policy.kind=cnn", "clients.0.env=grpo_fed/Catch-v0"], "impala"),
+    "policy.memory": (DEFAULT, "gru"),
+    "policy.units": (["policy.memory=lstm"], "5"),
     "policy.hidden": (DEFAULT, "[5]"),
     "policy.activation": (DEFAULT, "relu"),
     "policy.torso": (DEFAULT, "shared"),
@@ -228,6 +231,7 @@ EXCEPTIONS = {
     **{f"{section}.start": "names a file, see tests/policy/test_start.py" for section in ("policy", "clients")},
     **{f"clients.{key}": "is virtual time, see tests/federation/test_buffer.py" for key in ("pace", "jitter")},
     "clients.trains": "determines what a server merges, see tests/federation/test_adaptation.py",
+    "policy.kind": "follows from the observations, see tests/policy/test_cnn.py",
     "group.redraws": "is for clients with prompts",
     "trust.estimate": "is for clients with prompts",
     **{

@@ -304,6 +304,18 @@ def test_a_contradiction_is_reported_at_a_key_that_the_user_wrote(settings: str,
             '{ name = "a", env = "X-v0", wrappers = ["gym.Wrapper"] }',
             'clients.a.wrappers.0 = "gym.Wrapper": must be "package.module:Name"',
         ),
+        (
+            '{ name = "a", env = "X-v0", wrappers = [{ path = "gym.Wrapper" }] }',
+            'clients.a.wrappers.0.path = "gym.Wrapper": must be "package.module:Name"',
+        ),
+        (
+            '{ name = "a", env = "X-v0", wrappers = [{ path = "m:W", args = {} }] }',
+            "clients.a.wrappers.0.args: unknown key; remove it",
+        ),
+        (
+            '{ name = "a", env = "X-v0", wrappers = [3] }',
+            'clients.a.wrappers.0 = 3: must be "module:Wrapper", or a table { path = "module:Wrapper", kwargs = {} }',
+        ),
     ],
 )
 def test_a_mistake_in_a_client_names_the_client(clients: str, error: str):
@@ -403,7 +415,7 @@ CLIENT = st.fixed_dictionaries(
     optional={
         "count": st.integers(1, 3),
         "kwargs": ARGUMENTS,
-        "wrappers": st.just(["my_envs:Wrapper"]),
+        "wrappers": st.just(["my_envs:Wrapper", {"path": "my_envs:Other", "kwargs": {"width": 3}}]),
         "learning_rate": POSITIVE,
         "entropy": st.floats(-1, 1),
         "penalty": st.floats(0, 1),

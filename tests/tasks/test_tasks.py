@@ -142,7 +142,7 @@ def test_a_clients_settings_replace_those_of_the_scenario():
 def test_a_task_has_the_sizes_of_its_spaces(env: str, size: int, action: ActionSpec):
     task = make_task(env)
     assert (task.observation_size, task.action) == (size, action)
-    assert task.signature == (size, action.kind, action.sizes)
+    assert task.signature == (size, action.kind, action.sizes, *task.picture)
 
 
 def test_an_action_has_an_entry_for_each_choice_or_number():
@@ -155,6 +155,41 @@ def test_kwargs_may_replace_the_registered_step_limit():
     assert [(task.episode_limit, dict(task.kwargs)) for task in tasks] == [(500, {}), (7, {}), (0, {})]
     assert "TimeLimit" in str(make_env(tasks[1]))
     assert str(make_env(tasks[0], lean=True)) == "<CartPoleEnv<CartPole-v1>>"
+
+
+def make_pendulum(limit: int = 0, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
+    """Make an environment as a function of a user does, without registering it."""
+    made: gymnasium.Env[Any, Any] = gymnasium.make("Pendulum-v1", max_episode_steps=limit or None)
+    return made
+
+
+def test_a_function_that_makes_an_environment_needs_no_registration():
+    task = make_task(f"{__name__}:make_pendulum", kwargs={"limit": 7, "max_episode_steps": 3})
+    assert (task.observation_size, task.episode_limit) == (3, 3)
+    env = make_env(task)
+    env.reset(seed=0)
+    assert [env.step(np.zeros(1, np.float32))[3] for _ in range(3)] == [False, False, True]
+    with pytest.raises(ValueError, match=r"make_pendulum: cannot be made with kwargs = .*limt: did you mean limit"):
+        make_task(f"{__name__}:make_pendulum", kwargs={"limt": 7})
+    with pytest.raises(ValueError, match="no such task is registered"):
+        make_task(f"{__name__}:make_nothing")
+
+
+@pytest.mark.filterwarnings("ignore:.*precision lowered by casting")
+def test_a_wrapper_takes_arguments():
+    """Actions from -1 to 1 are stretched to -2 to 2, and observations of two steps are shown at once."""
+    rescale = {"path": "gymnasium.wrappers:RescaleAction", "kwargs": {"min_action": -1.0, "max_action": 1.0}}
+    stack = {"path": "gymnasium.wrappers:FrameStackObservation", "kwargs": {"stack_size": 2}}
+    task = make_task("Pendulum-v1", wrappers=[rescale, stack, "gymnasium.wrappers:FlattenObservation"])
+    assert (task.action.low, task.action.high, task.observation_size) == ((-1.0,), (1.0,), 6)
+    assert list(map(str, task.wrappers)) == [
+        "gymnasium.wrappers:RescaleAction(min_action=-1.0, max_action=1.0)",
+        "gymnasium.wrappers:FrameStackObservation(stack_size=2)",
+        "gymnasium.wrappers:FlattenObservation",
+    ]
+    wrong = {"path": "gymnasium.wrappers:FrameStackObservation", "kwargs": {"size": 2}}
+    with pytest.raises(ValueError, match=r"FrameStackObservation with kwargs = {'size': 2}: TypeError: .*'size'"):
+        make_task("Pendulum-v1", wrappers=[wrong])
 
 
 # Finding and wrapping environments -----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from math import prod
 
 from flwr.app import ConfigRecord, RecordDict
 
@@ -38,6 +39,8 @@ def write_hello(hello: Hello) -> RecordDict:
         fields["sizes"], fields["episode_limit"] = list(hello.shape.sizes), hello.shape.episode_limit
         if hello.shape.base:
             fields["base"] = hello.shape.base
+        if hello.shape.picture:
+            fields["picture"] = list(hello.shape.picture)
     return RecordDict({"hello": fields})
 
 
@@ -63,7 +66,20 @@ def _read_shape(fields: FieldReader) -> TaskShape:
         raise InvalidMessageError(
             f"hello.sizes is {show(sizes)}; they have to be the sizes of a {kind} action, at most {MAX_SIZE} together"
         )
-    return TaskShape(observation_size, kind, tuple(sizes), fields.take_count("episode_limit", 0, NO_STEP_LIMIT))
+    limit = fields.take_count("episode_limit", 0, NO_STEP_LIMIT)
+    return TaskShape(observation_size, kind, tuple(sizes), limit, picture=_read_picture(fields, observation_size))
+
+
+def _read_picture(fields: FieldReader, observation_size: int) -> tuple[int, ...]:
+    """Read the shape of an observation that is a picture; () without one."""
+    if not fields.has("picture"):
+        return ()
+    shape = fields.take("picture", list)
+    if len(shape) not in (2, 3) or any(type(size) is not int for size in shape) or prod(shape) != observation_size:
+        raise InvalidMessageError(
+            f"hello.picture is {show(shape)}; it has to be two or three sizes whose product is {observation_size}"
+        )
+    return tuple(shape)
 
 
 def _read_model_shape(fields: FieldReader, context: int, sizes: list[int], are_counts: bool) -> TaskShape:

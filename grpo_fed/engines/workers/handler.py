@@ -107,7 +107,8 @@ def clients_factory(setup: FederationSetup, state_store: StateStore) -> ClientFa
     Raises ValueError if an environment, a wrapper or a network is defined where another process cannot import it.
     """
     tasks = [task for task in setup.tasks.values() if isinstance(task, GymTask)]
-    paths = [setup.scenario.policy.module or "", *(path for task in tasks for path in (task.env, *task.wrappers))]
+    paths = [setup.scenario.policy.module or "", *(task.env for task in tasks)]
+    paths += [wrapper.path for task in tasks for wrapper in task.wrappers]
     for entry in setup.scenario.clients:
         paths += [entry.prompts or "", entry.eval_prompts or "", *(reward.function for reward in entry.rewards)]
     specs = {task.env: find_env_spec(task) for task in tasks}.values()

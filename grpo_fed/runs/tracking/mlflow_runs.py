@@ -1,16 +1,15 @@
 """Sends a run's records to MLflow: a run of MLflow for the federation and one for each client.
 
-Besides `nested_runs.py` no other module imports mlflow; `ui.py` starts its server as a command.
+`model_sender.py`, `inputs.py` and `refusals.py` are parts of it. Besides these and `nested_runs.py` no module imports
+mlflow; `ui.py` starts its server as a command.
 """
 
 from __future__ import annotations
 
 import json
-import sys
-import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,17 +17,19 @@ from typing import Any, final
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
-from mlflow.models import Model
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.store.db import utils as database
 
-from grpo_fed.policy.shared_names import CHECKPOINTS, POLICIES
+from grpo_fed.policy.shared_names import CHECKPOINTS
 from grpo_fed.runs.colours import pick_colour
-from grpo_fed.runs.folder import EPISODES, FIGURES, ROUNDS, SCENARIO, SUMMARY
+from grpo_fed.runs.folder import EPISODES, FIGURES, REPORT, ROUNDS, SCENARIO, SUMMARY
 from grpo_fed.runs.markdown import escape_markdown, plain
 from grpo_fed.runs.results import ENDED, RESULTS
 from grpo_fed.runs.tracking import run_page
+from grpo_fed.runs.tracking.inputs import task_inputs
+from grpo_fed.runs.tracking.machine import MachineSample
+from grpo_fed.runs.tracking.model_sender import ModelSender
+from grpo_fed.runs.tracking.refusals import log_if_refused, log_left_out
 from grpo_fed.runs.tracking.selection import (
     MOST_CLIENTS,
     client_metrics,
@@ -37,6 +38,7 @@ from grpo_fed.runs.tracking.selection import (
     metric_keys,
     param_name,
     tracked_metrics,
+    with_first_charts,
 )
 from grpo_fed.runs.tracking.spool import SendState, Spool, SpoolRecord, hold_lock
 from grpo_fed.runs.tracking.store import Store, resolve_store
@@ -50,16 +52,10 @@ CLIENT_NAME = "grpo_fed.client"
 PAGE = "mlflow.note.content"
 """MLflow's tag with the text on a run's page."""
 STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
-FILES = (SCENARIO, RESULTS, ROUNDS, SUMMARY)
+FILES = (SCENARIO, RESULTS, ROUNDS, SUMMARY, REPORT)
 FOLDERS = (FIGURES, EPISODES, CHECKPOINTS)
 MAX_FOLDER_BYTES = 200_000_000
 """The size up to which a folder is sent: checkpoints of large policies are not."""
-MODEL = "policy"
-"""The name of a client's model: `runs:/<client's run>/policy`."""
-ADAPTERS = "adapters"
-"""The folder of a client's adapters, among the files of its run."""
-REFUSED = {400, 404, 413, 422}
-"""HTTP codes of a server that will never take a record; after others it may take it later."""
 BATCH, PARAMS = 1000, 100
 """Metrics and parameters that one request may hold."""
 database.MAX_RETRY_COUNT = 0
@@ -83,6 +79,8 @@ class MlflowRuns:
             self.client.search_experiments(max_results=1)  # creates a new database's tables; raises without a server
         first = next(spool.read(), None)
         self.begin: Mapping[str, Any] = {} if first is None else first.content
+        self.began = 0 if first is None else first.time
+        """When the run began, in milliseconds since 1970."""
         self.sent = spool.load_state(shown)
         if self.sent.run not in (None, self.begin.get("run", self.sent.run)):
             self.sent = SendState(shown)
@@ -117,6 +115,17 @@ class MlflowRuns:
         for record in records:
             self._remember(record)
 
+    def send_machine(self, samples: Sequence[MachineSample]) -> None:
+        """Send how busy the machine was, by seconds since the run began."""
+        metrics = [
+            Metric(key, value, sample.time, max(0, (sample.time - self.began) // 1000))
+            for sample in samples
+            for key, value in sample.values.items()
+        ]
+        for start in range(0, len(metrics), BATCH):
+            with log_if_refused(f"system metrics of run {self._parent}"):
+                self.client.log_batch(self._parent, metrics=metrics[start : start + BATCH])
+
     def close(self) -> None:
         """Finish, when no record will follow: a run without a record of its end was killed."""
         if self.sent.parent is not None and not self.has_ended and not self.sent.done:
@@ -139,19 +148,21 @@ class MlflowRuns:
 
     def _send_begin(self, record: SpoolRecord) -> None:
         """Create the experiment and the runs that do not exist yet."""
-        begin = self.begin = record.content
+        begin, self.began = record.content, record.time
+        self.begin = begin
         self.sent.run, self.sent.done = begin["run"], False
         self.sent.experiment = self._find_experiment(begin)
         existing = self._existing_runs(begin["run"])
         params = begin["params"]
         is_new = self.sent.parent is None
         if self.sent.parent is None:
-            name = f"{params['method']} seed {params['seed']}"
+            name = begin.get("name") or f"{params['method']} seed {params['seed']}"
             colour = pick_colour(_colour_index(params["method"]))  # since federations are compared by their methods
             self.sent.parent = existing.get("") or self._create_run(record.time, name, FEDERATION, "", colour)
         self.spool.save_state(self.sent)
         self._log_params(self._parent, {**params, "folder": begin["folder"]})
-        self._set_tags(self._parent, {PAGE: run_page.page_while_running(begin, None)})
+        self._set_tags(self._parent, {**begin.get("tags", {}), PAGE: run_page.page_while_running(begin, None)})
+        self._log_inputs(self._parent, begin["clients"].values())
         if len(begin["clients"]) <= MOST_CLIENTS:
             for index, (client, task) in enumerate(begin["clients"].items()):
                 if client not in self.sent.clients:
@@ -160,6 +171,7 @@ class MlflowRuns:
                     )
                     self.sent.clients[client] = run
                 self._log_params(self.sent.clients[client], {"client": client, "method": params["method"], **task})
+                self._log_inputs(self.sent.clients[client], [task])
             self.spool.save_state(self.sent)
         if not is_new:
             self._for_each_run(lambda run: self.client.update_run(run, status="RUNNING"))
@@ -203,8 +215,13 @@ class MlflowRuns:
         """Log a run's parameters."""
         entries = [Param(*each) for each in {param_name(key): str(value) for key, value in params.items()}.items()]
         for start in range(0, len(entries), PARAMS):
-            with _log_if_refused(f"parameters of run {run}"):
+            with log_if_refused(f"parameters of run {run}"):
                 self.client.log_batch(run, params=entries[start : start + PARAMS])
+
+    def _log_inputs(self, run: str, tasks: Iterable[Mapping[str, Any]]) -> None:
+        """Log tasks as a run's datasets."""
+        with log_if_refused(f"tasks of run {run}"):
+            self.client.log_inputs(run, datasets=task_inputs(tasks))
 
     # Rounds --------------------------------------------------------------------------------------------------------
 
@@ -214,15 +231,17 @@ class MlflowRuns:
         metrics: dict[str, list[Metric]] = {}
         for record in new:
             line = record.content["line"]
-            whole = tracked_metrics(line) | (client_quantiles(line) if not self.sent.clients else {})
+            whole = with_first_charts(tracked_metrics(line)) | (client_quantiles(line) if not self.sent.clients else {})
             metrics.setdefault(self._parent, []).extend(_make_metrics(whole, record.time, line["round"]))
             for client, values in client_metrics(line):
                 if client in self.sent.clients:
                     run = self.sent.clients[client]
-                    metrics.setdefault(run, []).extend(_make_metrics(values, record.time, line["round"]))
+                    metrics.setdefault(run, []).extend(
+                        _make_metrics(with_first_charts(values), record.time, line["round"])
+                    )
         for run, points in metrics.items():
             for start in range(0, len(points), BATCH):
-                with _log_if_refused(f"metrics of run {run}"):
+                with log_if_refused(f"metrics of run {run}"):
                     self.client.log_batch(run, metrics=points[start : start + BATCH])
         if new:
             line = new[-1].content["line"]
@@ -242,7 +261,7 @@ class MlflowRuns:
         existing = self.client.get_experiment(self.sent.experiment).tags
         for key, value in make_view_tags(make_views(sorted(metrics)), time.time_ns() // 1_000_000).items():
             if key not in existing or has_fewer_charts(existing[key], value):
-                with _log_if_refused(f"saved view {key}"):
+                with log_if_refused(f"saved view {key}"):
                     self.client.set_experiment_tag(self.sent.experiment, key, value)
 
     # The end -------------------------------------------------------------------------------------------------------
@@ -262,7 +281,11 @@ class MlflowRuns:
                     self._set_tags(self.sent.clients[client], {**tags, PAGE: run_page.client_page(result)})
         self._send_files(document)
         if record.content["models"] and self.sent.clients:
-            self._send_models(len(self.lines))
+            results = {} if document is None else document["clients"]
+            rounds = max(self.lines, default=0)
+            register = bool(record.content.get("register"))
+            sender = ModelSender(self.client, self.spool, self.sent, self.begin["scenario"], register)
+            sender.send(results, rounds, record.time)
         self._for_each_run(lambda run: self.client.set_terminated(run, STATUS[status], record.time))
         self.sent.done = status in ENDED
 
@@ -273,15 +296,15 @@ class MlflowRuns:
             self._send_file(folder / name)
         for name in FOLDERS:
             if any(path.is_symlink() for path in (folder / name, *(folder / name).rglob("*"))):
-                _log_left_out(f"{folder / name}", ValueError("there are links in it, which are not followed"))
+                log_left_out(f"{folder / name}", ValueError("there are links in it, which are not followed"))
                 continue
             files = [path for path in (folder / name).rglob("*") if path.is_file()]
             if files and sum(path.stat().st_size for path in files) <= MAX_FOLDER_BYTES:
-                with _log_if_refused(f"{folder / name}"):
+                with log_if_refused(f"{folder / name}"):
                     self.client.log_artifacts(self._parent, str(folder / name), name)
         tables = run_page.make_tables(folder, self.begin, document if not self.sent.clients else None)
         for name, table in tables.items():
-            with _log_if_refused(name):  # mlflow's log_table would append to what was sent before
+            with log_if_refused(name):  # mlflow's log_table would append to what was sent before
                 self.client.log_text(self._parent, json.dumps(table), name)
         if tables:
             tag = json.dumps([{"path": name, "type": "table"} for name in tables])
@@ -289,51 +312,21 @@ class MlflowRuns:
 
     def _send_file(self, path: Path) -> None:
         if path.is_symlink():
-            _log_left_out(str(path), ValueError("it is a link, which is not followed"))
+            log_left_out(str(path), ValueError("it is a link, which is not followed"))
         elif path.is_file():
-            with _log_if_refused(str(path)):
+            with log_if_refused(str(path)):
                 self.client.log_artifact(self._parent, str(path))
-
-    def _send_models(self, step: int) -> None:
-        """Send every client's policy as a model, or as a folder of adapters. step: the number of rounds."""
-        for client, run in self.sent.clients.items():
-            adapters = self.spool.folder.parent / POLICIES / client
-            if client not in self.sent.models and adapters.is_dir():
-                with _log_if_refused(str(adapters)):
-                    self.client.log_artifacts(run, str(adapters), ADAPTERS)
-                    self.sent.models[client] = ADAPTERS
-                self.spool.save_state(self.sent)
-            elif client not in self.sent.models:
-                with tempfile.TemporaryDirectory() as folder:
-                    if _export(self.spool.folder.parent, client, Path(folder, "model")):
-                        self.sent.models[client] = self._send_model(Path(folder, "model"), client, run, step)
-                self.spool.save_state(self.sent)
-
-    def _send_model(self, path: Path, client: str, run: str, step: int) -> str:
-        """Send a model from its folder to the store, and return its id."""
-        assert self.sent.experiment is not None
-        model = self.client.create_logged_model(
-            self.sent.experiment, MODEL, run, params={"client": client}, model_type="policy"
-        )
-        description = Model.load(str(path))
-        description.run_id, description.model_uuid, description.model_id = run, model.model_id, model.model_id
-        description.artifact_path = model.artifact_location
-        description.save(str(path / "MLmodel"))
-        self.client.log_model_artifacts(model.model_id, str(path))
-        self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-        self.client.log_outputs(run, [LoggedModelOutput(model.model_id, step)])
-        return str(model.model_id)
 
     # All runs ------------------------------------------------------------------------------------------------------
 
     def _for_each_run(self, do: Callable[[str], Any]) -> None:
         """Call `do` with the id of the federation's run and of each client's."""
         for run in [self._parent, *self.sent.clients.values()]:
-            with _log_if_refused(f"run {run}"):
+            with log_if_refused(f"run {run}"):
                 do(run)
 
     def _set_tags(self, run: str, tags: Mapping[str, str]) -> None:
-        with _log_if_refused(f"tags of run {run}"):
+        with log_if_refused(f"tags of run {run}"):
             self.client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
@@ -345,37 +338,6 @@ def _colour_index(method: str) -> int:
 
 def _make_metrics(values: Mapping[str, float], timestamp: int, step: int) -> list[Metric]:
     return [Metric(name, value, timestamp, step) for name, value in values.items()]
-
-
-def _export(folder: Path, client: str, path: Path) -> bool:
-    """Save a client's policy in PyTorch's exported form.
-
-    Returns False for a policy that cannot be exported, as a user's own module may be; the log has the reason.
-    """
-    from grpo_fed.runs.tracking.model import save_model
-
-    try:
-        save_model(folder, client, path)
-    except Exception as error:  # noqa: BLE001, a user's module may fail in any way
-        _log_left_out(f"model of {client}", error)
-        return False
-    return True
-
-
-@contextmanager
-def _log_if_refused(what: str) -> Iterator[None]:
-    """Log what the store will never take; raise all other errors, so that the writer sends again."""
-    try:
-        yield
-    except MlflowException as error:
-        code: int = error.get_http_status_code()  # type: ignore[no-untyped-call]
-        if code not in REFUSED:
-            raise
-        _log_left_out(what, error)
-
-
-def _log_left_out(what: str, error: Exception) -> None:
-    print(f"left out: {what}: {type(error).__name__}: {error}", file=sys.stderr)
 
 
 @contextmanager

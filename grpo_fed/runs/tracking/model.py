@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from grpo_fed.runs.policies import load_network
-from grpo_fed.runs.predictor import Predictor
+from grpo_fed.runs.predictor import Predictor, example_observations
 
 
 def save_model(folder: Path, client: str, path: Path) -> None:
@@ -20,7 +20,7 @@ def save_model(folder: Path, client: str, path: Path) -> None:
 
     saved = load_network(folder, client)
     policy = Predictor(saved).eval()
-    example = torch.zeros(2, saved.task.observation_size)  # the export would fix a batch size of 1
+    example = example_observations(saved.task)
     with torch.no_grad():
         signature = infer_signature(example.numpy(), policy(example).numpy())
     mlflow.pytorch.save_model(

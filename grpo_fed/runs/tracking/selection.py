@@ -30,12 +30,20 @@ QUANTILE_METRICS = (
 )
 """The metrics that a federation of many clients has quantiles of."""
 _REFUSED_IN_NAMES = re.compile(r"[^\w. :/-]", re.ASCII)
+FIRST_CHARTS = {TRAINING_RETURN: "achieved/training_return", EVALUATION_RETURN: "achieved/evaluation_return"}
+"""Metrics that MLflow gets a second time: its pages sort charts by the part of the name before `/`, so these are shown
+before `alpha/`, whose lines are mostly flat."""
 QUANTILES = {"min": 0.0, "p10": 0.1, "p50": 0.5, "p90": 0.9, "max": 1.0}
 
 
 def tracked_metrics(line: Mapping[str, Any]) -> dict[str, float]:
     """Select the tracked numbers of a round's line, or of one client's part of it."""
     return {key: float(value) for key, value in line.items() if is_tracked(key) and _is_number(value)}
+
+
+def with_first_charts(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Add the metrics that MLflow's pages show first."""
+    return {**{name: metrics[key] for key, name in FIRST_CHARTS.items() if key in metrics}, **metrics}
 
 
 def client_metrics(line: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:

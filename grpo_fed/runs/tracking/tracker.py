@@ -15,6 +15,8 @@ from typing import Any, final
 from grpo_fed.runs.called_as import called_as
 from grpo_fed.runs.folder import refuse_all_links
 from grpo_fed.runs.results import ENDED, Status
+from grpo_fed.runs.tracking.origin import RunOrigin, origin_tags, run_name
+from grpo_fed.runs.tracking.probe import find_trouble
 from grpo_fed.runs.tracking.spool import SendState, Spool
 from grpo_fed.runs.tracking.store import HIDDEN, Store, resolve_store
 from grpo_fed.scenario.scenario import Scenario
@@ -25,6 +27,9 @@ GRACE = 5.0
 """Seconds without success after which the writer gives up if the run has ended; `replay` sends the rest."""
 TIMEOUT = 10
 """Seconds that one request to a server may take."""
+SAMPLE = "--sample"
+"""The writer's argument to send how busy the machine is."""
+LOCAL = RunOrigin()
 QUIET = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": str(TIMEOUT),
@@ -51,6 +56,7 @@ class Tracker:
         resumed: bool = False,
         models: bool = True,
         from_run: bool = False,
+        origin: RunOrigin = LOCAL,
     ) -> Tracker:
         """Track a run to `uri`, else MLFLOW_TRACKING_URI, else `runs/mlflow.db`; "off" tracks nothing.
 
@@ -58,17 +64,25 @@ class Tracker:
 
         folder: the run's folder. resumed: whether to go on with the MLflow runs that the folder names. models: whether
         the clients' policies are logged when the run has finished. from_run: whether a store that the folder alone
-        names may be used, as for `store_of_run`. ValueError for a URI that names no store, or another than the folder.
+        names may be used, as for `store_of_run`. origin: what the run was started with. ValueError for a URI that names
+        no store, or another than the folder, and if models are to be registered nowhere.
         """
         spool = Spool(folder)
         store = resolve_store(uri)
+        if origin.register and store is None:
+            raise ValueError(
+                "--register needs a store to register models in, and tracking is off: leave one of both out"
+            )
         if resumed and store is not None and spool.sent_path.is_file():
             store = store_of_run(store, uri, spool, from_run)
-        return cls(store, spool, scenario, resumed, models)
+        return cls(store, spool, scenario, resumed, models, origin)
 
-    def __init__(self, store: Store | None, spool: Spool, scenario: Scenario, resumed: bool, models: bool) -> None:
+    def __init__(
+        self, store: Store | None, spool: Spool, scenario: Scenario, resumed: bool, models: bool, origin: RunOrigin
+    ) -> None:
         """Prepare to track; see `open`, which makes the store and the spool."""
         self.store, self.spool, self.scenario, self.models = store, spool, scenario, models
+        self.origin = origin
         self.trouble: str | None = None
         """A message about what was not tracked, for a person; None if all was."""
         self._resumed = resumed
@@ -94,6 +108,15 @@ class Tracker:
             return ""
         return self.store.page or f"{called_as()} ui {shlex.quote(str(self.spool.folder.parent))}"
 
+    def find_trouble(self) -> str | None:
+        """Say in a line why the store does not take records now, if it is a server; None if it does."""
+        trouble = None if self.store is None else find_trouble(self.store)
+        if trouble is None:
+            return None
+        assert self.store is not None
+        command = f"{called_as()} replay {shlex.quote(str(self.spool.folder.parent))}"
+        return f"MLflow: {self.store.uri} {trouble}; the run goes on, and {command} sends later what is left at its end"
+
     def round(self, line: Mapping[str, Any]) -> None:
         """Track a round. line: as in `rounds.jsonl`; round 0 too, if there is one."""
         if self.store is None:
@@ -116,6 +139,7 @@ class Tracker:
         try:
             self._begin()
             content = {"status": status, "document": document, "models": self.models and status in ENDED}
+            content["register"] = self.origin.register
             self.spool.append("end", content)
         except (OSError, ValueError, TypeError) as error:
             self.trouble = f"the end of the run is not tracked: {error}"
@@ -146,10 +170,12 @@ class Tracker:
             self.spool.save_state(SendState(self.store.uri))
         if not self.spool.path.is_file():
             run = self.spool.load_state("").run if self._resumed else None
-            self.spool.append("begin", _begin_content(self.scenario, self.spool.folder.absolute().parent.name, run))
+            self.spool.append(
+                "begin", _begin_content(self.scenario, self.spool.folder.absolute().parent.name, run, self.origin)
+            )
         elif self._resumed:
             self.spool.append("resume", {})
-        self._writer = start_writer(self.spool, self.store)
+        self._writer = start_writer(self.spool, self.store, samples=True)
 
 
 def replay(folder: str | Path, uri: str | None = None, patience: float = PATIENCE, from_run: bool = False) -> int:
@@ -182,13 +208,16 @@ def _count_unsent(spool: Spool) -> int:
     return sum(1 for _ in spool.read(spool.load_state("").position, sys.maxsize))
 
 
-def start_writer(spool: Spool, store: Store) -> subprocess.Popen[bytes]:
+def start_writer(spool: Spool, store: Store, samples: bool = False) -> subprocess.Popen[bytes]:
     """Start the process that sends; it ends when its input is closed and all records are sent.
+
+    samples: whether it sends how busy the machine is, too, while its input is open.
 
     It has a session of its own, so that Ctrl-C in the terminal does not stop it.
     """
     # -P: without it, modules of the current folder, which may be a run's, would come before all others
     command = [sys.executable, "-P", "-m", "grpo_fed.runs.tracking.writer", str(spool.folder.parent), store.uri]
+    command += [SAMPLE] if samples else []
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, **QUIET, **store.environment, "PYTHONPATH": path}
     with spool.log.open("ab") as log:
@@ -244,7 +273,7 @@ def store_of_run(store: Store | None, given: str | None, spool: Spool, from_run:
     return original
 
 
-def _begin_content(scenario: Scenario, folder: str, run: str | None) -> dict[str, Any]:
+def _begin_content(scenario: Scenario, folder: str, run: str | None, origin: RunOrigin) -> dict[str, Any]:
     """Make the first record: what MLflow's runs are created from. run: the unique name of a run that goes on."""
     settings = scenario.model_dump(mode="json", exclude={"clients", "description"})
     clients = {
@@ -263,6 +292,8 @@ def _begin_content(scenario: Scenario, folder: str, run: str | None) -> dict[str
     }
     return {
         "run": run or uuid.uuid4().hex,
+        "name": run_name(scenario.method, scenario.seed, origin),
+        "tags": origin_tags(origin),
         "scenario": scenario.name,
         "description": scenario.description,
         "folder": folder,

@@ -28,6 +28,9 @@ from grpo_fed.runs.metrics import (
     EVALUATION_RETURN,
     KL_REFERENCE,
     MB_TOTAL,
+    PENALTY_NORM,
+    PENALTY_VALUE,
+    PENALTY_ZEROS,
     RHO_LIMIT,
     ROLLBACKS,
     ROUND_SECONDS,
@@ -108,6 +111,7 @@ def make_views(metrics: Sequence[str]) -> list[View]:
                     Chart(_with_prefix(metrics, "budget/")),
                     Chart(_with_prefix(metrics, "alpha/")),
                 ),
+                "Penalty": _penalty_charts(metrics),
                 "Callbacks": tuple(Chart((key,)) for key in _with_prefix(metrics, CALLBACK)),
                 "Federation": (
                     Chart((CLIENTS_OK, CLIENTS_FAILED)),
@@ -138,6 +142,7 @@ def make_views(metrics: Sequence[str]) -> list[View]:
                 "Constraints": _constraint_charts(metrics),
                 "Policy": (
                     Chart(("kl/joint",)),
+                    Chart(_with_prefix(metrics, "last_kl/")),
                     Chart((DEPARTED_GROUPS,)),
                     *(Chart((key,)) for key in _with_prefix(metrics, "rho/")[:MOST_RHO_CHARTS]),
                     Chart(_with_prefix(metrics, "cluster/")),
@@ -145,6 +150,7 @@ def make_views(metrics: Sequence[str]) -> list[View]:
                     Chart(("losses/approx_kl",)),
                     Chart(("losses/explained_variance",)),
                 ),
+                "Penalty": _penalty_charts(metrics),
             },
             sort=("tags.`mlflow.runName`", True),  # sorted by their start, they would be folded under their parents
         ),
@@ -208,6 +214,11 @@ def _constraint_charts(metrics: Sequence[str]) -> tuple[Chart, ...]:
         Chart(_with_prefix(metrics, ENTROPY_MULTIPLIER)),
         Chart((ROLLBACKS,)),
     )
+
+
+def _penalty_charts(metrics: Sequence[str]) -> tuple[Chart, ...]:
+    """Make the charts of a group penalty: its value, the share of exact zeros, and what it penalises in each block."""
+    return (Chart((PENALTY_VALUE,)), Chart((PENALTY_ZEROS,)), Chart(_with_prefix(metrics, PENALTY_NORM)))
 
 
 def _with_prefix(metrics: Sequence[str], prefix: str) -> tuple[str, ...]:

@@ -1,4 +1,5 @@
-"""The process that sends a run's spool to MLflow; `python -m grpo_fed.runs.tracking.writer RUN STORE` by the tracker.
+"""The process that sends a run's spool to MLflow; `python -m grpo_fed.runs.tracking.writer RUN STORE [--sample]` by
+the tracker.
 
 It runs as long as its standard input is open, then until all records are sent. Records that the store does not take
 now are sent again later. Those that it will never take, such as those of a deleted run, are left out with a line in the
@@ -19,9 +20,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, final
 
+from grpo_fed.runs.tracking.machine import MachineSampler
 from grpo_fed.runs.tracking.spool import Spool, SpoolRecord
 from grpo_fed.runs.tracking.store import HIDDEN, find_secrets
-from grpo_fed.runs.tracking.tracker import GRACE
+from grpo_fed.runs.tracking.tracker import GRACE, SAMPLE
 from grpo_fed.scenario.importing import import_from_working_folder
 
 if TYPE_CHECKING:
@@ -35,15 +37,18 @@ LOCK_PATIENCE = 3 * GRACE
 """Seconds after which an older writer of the same run has ended, even if its store does not answer."""
 
 
-def main(folder: Path, store: str) -> int:
-    """Send the spool of a run's folder; return the exit code, 0 if all records were sent. store: as `Store.uri`."""
+def main(folder: Path, store: str, samples: bool = False) -> int:
+    """Send the spool of a run's folder; return the exit code, 0 if all records were sent.
+
+    store: as `Store.uri`. samples: whether to send how busy the machine is.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(5)  # training comes first
     import_from_working_folder()
     spool = Spool(folder)
     try:
         with spool.locked(LOCK_PATIENCE):
-            return Writer(spool, store).run()
+            return Writer(spool, store, MachineSampler() if samples else None).run()
     except TimeoutError as error:
         _log(f"{folder}: {error}")
         return 1
@@ -53,8 +58,9 @@ def main(folder: Path, store: str) -> int:
 class Writer:
     """Reads the spool, sends its records, and stores how far it has come."""
 
-    def __init__(self, spool: Spool, store: str) -> None:
+    def __init__(self, spool: Spool, store: str, sampler: MachineSampler | None = None) -> None:
         """Prepare to send; mlflow is imported with the first record. store: as `Store.uri`."""
+        self.sampler = sampler
         self.spool = spool
         self.store = store
         self.runs: MlflowRuns | None = None
@@ -93,9 +99,20 @@ class Writer:
             runs.send(batch)
             runs.sent.position = batch[-1].end
             self.spool.save_state(runs.sent)
+        self._send_samples(runs)
         if not records and not self.is_run_alive:
             runs.close()
         return bool(records)
+
+    def _send_samples(self, runs: MlflowRuns) -> None:
+        """Send how busy the machine was, once the run is there; the last sample is taken when the run has ended."""
+        if self.sampler is None or runs.sent.parent is None:
+            return
+        if not self.is_run_alive:
+            self.sampler.stop()
+        if samples := self.sampler.waiting():
+            runs.send_machine(samples)
+            self.sampler.drop(samples)
 
     def _connected(self) -> MlflowRuns:
         """Connect to the store, with the import of mlflow, which takes seconds."""
@@ -154,7 +171,7 @@ if __name__ == "__main__":
     code = 1
     with contextlib.suppress(BrokenPipeError):
         try:
-            code = main(Path(sys.argv[1]), sys.argv[2])
+            code = main(Path(sys.argv[1]), sys.argv[2], SAMPLE in sys.argv[3:])
         except Exception:  # noqa: BLE001, so that the traceback goes through the stream above too
             traceback.print_exc()
     sys.stderr.flush()

@@ -87,7 +87,8 @@ def _explain_unknown_key(model: type[BaseModel], path: KeyPath) -> str:
     suggestion = suggest_key(model, path)
     if suggestion is None:
         section = section_at(model, path[:-1])
-        return f"unknown key; known here: {' '.join(section.model_fields if section else ())}"
+        known = f"known here: {' '.join(section.model_fields)}" if section else "remove it"
+        return f"unknown key; {known}"
     if suggestion[:-1] == path[:-1]:
         return f"unknown key; did you mean {suggestion[-1]}?"
     if len(suggestion) == 1:

@@ -29,9 +29,10 @@ class EnvStep:
     """The results of one step of every env copy. A copy whose episode ends begins the next one in the same step."""
 
     observations: np.ndarray
-    """[L, D] float32: what to act on next; where an episode ended, the first observation of the next one."""
+    """[L, D] float32, or uint8 of pictures: what to act on next; where an episode ended, the first observation of the
+    next one."""
     final_observations: np.ndarray
-    """[L, D] float32: what the action led to; equal to `observations` where no episode ended."""
+    """[L, D]: what the action led to; equal to `observations` where no episode ended."""
     rewards: np.ndarray
     """[L] float64."""
     terminated: np.ndarray
@@ -56,6 +57,8 @@ class ClientEnvs(ABC):
     """[L]: the client of each env copy."""
     observation_size: int
     """D."""
+    observation_dtype: np.dtype[Any]
+    """The type of observations: uint8 for pictures, float32 for others."""
     cost_key: str | None
     """The key of a step's info that has its cost; None where no cost is read."""
     reproducible: bool
@@ -68,7 +71,7 @@ class ClientEnvs(ABC):
 
     @abstractmethod
     def reset(self, seeds: np.ndarray) -> np.ndarray:
-        """Begin the first episode of the streams that seeds [L] uint64 name; first observations [L, D] float32."""
+        """Begin the first episode of the streams that seeds [L] uint64 name; first observations [L, D]."""
 
     @abstractmethod
     def set_levels(self, levels: Mapping[int, Level]) -> None:
@@ -210,6 +213,8 @@ def check_finite(
     names: [K], the clients. first: the number of the first step, for the message. reward: what it calls a reward.
     """
     for what, values in (("observation", observations), (reward, rewards)):
+        if values.dtype.kind == "u":
+            continue
         with np.errstate(over="ignore", invalid="ignore"):
             if np.isfinite(values.sum()):  # far cheaper than looking at each
                 continue

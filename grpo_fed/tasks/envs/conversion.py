@@ -11,6 +11,7 @@ from gymnasium.spaces.utils import flatten
 from gymnasium.vector.utils import iterate
 
 from grpo_fed.tasks.gym_task import GymTask, Space
+from grpo_fed.tasks.pictures import picture_shape
 
 
 @final
@@ -59,9 +60,9 @@ class ActionConverter:
 
 
 def observation_flattener(task: GymTask) -> Callable[[Any], np.ndarray]:
-    """Make the function that turns an observation of a task into what its policy takes, [D] float32."""
-    flatten_one = flattener(task.observation_space)
-    return lambda seen: np.array(seen if flatten_one is None else flatten_one(seen), np.float32)
+    """Make the function that turns an observation of a task into what its policy takes, [D] uint8 or float32."""
+    flatten_one, dtype = flattener(task.observation_space), task.observation_dtype
+    return lambda seen: np.array(seen if flatten_one is None else flatten_one(seen), dtype)
 
 
 def flattener(space: Space) -> Callable[[Any], np.ndarray] | None:
@@ -70,10 +71,12 @@ def flattener(space: Space) -> Callable[[Any], np.ndarray] | None:
         case spaces.Box() if len(space.shape) == 1:
             return None
         case spaces.Box():
-            shape = space.shape
+            shape, is_picture = space.shape, bool(picture_shape(space))
 
             def ravel(seen: Any) -> np.ndarray:
                 seen = np.asarray(seen)
+                if is_picture and seen.dtype.kind == "f":
+                    raise ValueError(f"an observation is {seen.dtype}; its space is uint8")
                 if seen.shape != shape:
                     raise ValueError(f"an observation has shape {seen.shape}; its space has {shape}")
                 return np.ravel(seen)
@@ -93,16 +96,16 @@ def _non_negative(index: int) -> int:
 
 
 def batch_flattener(space: Space, batch: Space) -> Callable[[Any], np.ndarray]:
-    """Make the function that flattens the observations of all env copies, -> [L, D] float32 and new.
+    """Make the function that flattens the observations of all env copies, -> new [L, D], uint8 of pictures, or float32.
 
     space: that of one observation. batch: that of all copies' observations together.
     """
     match space:
         case spaces.Box():
-            shape = space.shape
+            shape, dtype = space.shape, np.uint8 if picture_shape(space) else np.float32
 
             def ravel(seen: Any) -> np.ndarray:
-                flat = np.array(seen, np.float32)
+                flat = np.array(seen, dtype)
                 if flat.shape[1:] != shape:
                     raise ValueError(f"observations have shape {flat.shape}; their space has (copies, {shape})")
                 return flat.reshape(len(flat), -1)

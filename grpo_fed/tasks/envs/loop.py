@@ -47,7 +47,7 @@ class LoopEnvs(ClientEnvs):
         self.cost_key = cost_key
         self.tasks = [task for task in tasks for _ in range(num_envs)]
         self.names = tuple(task.client for task in self.tasks)
-        self.observation_size = tasks[0].observation_size
+        self.observation_size, self.observation_dtype = tasks[0].observation_size, tasks[0].observation_dtype
         self._num_envs = num_envs
         self._convert = ActionConverter(self.tasks, squash)
         self._cache = cache
@@ -95,7 +95,7 @@ class LoopEnvs(ClientEnvs):
     def step(self, actions: np.ndarray, restart: bool = True) -> EnvStep:
         assert self._streams, "reset() comes first"
         size, width = self.size, self.observation_size
-        observations = np.empty((size, width), np.float32)
+        observations = np.empty((size, width), self.observation_dtype)
         rewards, costs = np.zeros(size), None if self.cost_key is None else np.zeros(size)
         terminated, truncated = np.zeros(size, bool), np.zeros(size, bool)
         done: list[int] = []
@@ -154,7 +154,7 @@ class LoopEnvs(ClientEnvs):
 
     def _begin_all(self) -> np.ndarray:
         """Wake all copies and begin their next episodes; first observations [L, D]."""
-        observations = np.empty((self.size, self.observation_size), np.float32)
+        observations = np.empty((self.size, self.observation_size), self.observation_dtype)
         for copy in range(self.size):
             self._begin(copy, observations)
         self._awake, self._asleep = list(enumerate(self._steps)), {}

@@ -26,7 +26,7 @@ class MixedEnvs(ClientEnvs):
     def __init__(self, parts: Sequence[tuple[ClientEnvs, CopyIndices]]) -> None:
         """parts: each with the indices of its copies; together they are all copies. All read the same cost, or none."""
         self.parts = parts
-        self.observation_size = parts[0][0].observation_size
+        self.observation_size, self.observation_dtype = parts[0][0].observation_size, parts[0][0].observation_dtype
         self.cost_key = parts[0][0].cost_key
         self.reproducible = all(envs.reproducible for envs, _ in parts)
         names = np.empty(sum(envs.size for envs, _ in parts), object)
@@ -35,7 +35,7 @@ class MixedEnvs(ClientEnvs):
         self.names = tuple(names)
 
     def reset(self, seeds: np.ndarray) -> np.ndarray:
-        observations = np.empty((self.size, self.observation_size), np.float32)
+        observations = np.empty((self.size, self.observation_size), self.observation_dtype)
         for envs, indices in self.parts:
             observations[indices] = envs.reset(seeds[indices])
         return observations
@@ -47,7 +47,7 @@ class MixedEnvs(ClientEnvs):
             envs.set_levels({inner: levels[copy] for inner, copy in copies if copy in levels})
 
     def resume(self, seeds: np.ndarray, episodes: np.ndarray, actions: Sequence[np.ndarray]) -> np.ndarray:
-        observations = np.empty((self.size, self.observation_size), np.float32)
+        observations = np.empty((self.size, self.observation_size), self.observation_dtype)
         all_copies = np.arange(self.size)
         for envs, indices in self.parts:
             actions_of_part = [actions[copy] for copy in all_copies[indices].tolist()]
@@ -57,8 +57,8 @@ class MixedEnvs(ClientEnvs):
     def step(self, actions: np.ndarray, restart: bool = True) -> EnvStep:
         shape = (self.size, self.observation_size)
         joint = EnvStep(
-            np.empty(shape, np.float32),
-            np.empty(shape, np.float32),
+            np.empty(shape, self.observation_dtype),
+            np.empty(shape, self.observation_dtype),
             np.empty(self.size),
             np.empty(self.size, bool),
             np.empty(self.size, bool),

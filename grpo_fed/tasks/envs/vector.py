@@ -51,7 +51,7 @@ class VectorEnvs(ClientEnvs):
         num_envs = env.num_envs // len(tasks)
         self.tasks = [task for task in tasks for _ in range(num_envs)]
         self.names = tuple(task.client for task in self.tasks)
-        self.observation_size = tasks[0].observation_size
+        self.observation_size, self.observation_dtype = tasks[0].observation_size, tasks[0].observation_dtype
         self._env = _FlatVectorEnv(env, self.tasks, ActionConverter(self.tasks, squash))
         self._env_sleeps = isinstance(env.unwrapped, FamilyVectorEnv)
         """Whether the environment itself lets a copy sleep whose episode ended, and need not be kept from failing."""
@@ -60,7 +60,7 @@ class VectorEnvs(ClientEnvs):
         self._episodes = [0] * self.size
         self._asleep = np.zeros(self.size, bool)
         self._any_asleep = False
-        self._last = np.zeros((self.size, self.observation_size), np.float32)
+        self._last = np.zeros((self.size, self.observation_size), self.observation_dtype)
         self._coming_levels: dict[int, Level] = {}
         """Levels that copies get when they begin their next episodes."""
         self._seeds: dict[int, int] = {}
@@ -169,13 +169,13 @@ class AutoresetEnvs(ClientEnvs):
         """env: truncates the episodes itself. task: that of all copies."""
         self.cost_key = cost_key
         self.names = (task.client,) * env.num_envs
-        self.observation_size = task.observation_size
+        self.observation_size, self.observation_dtype = task.observation_size, task.observation_dtype
         self._env = _FlatVectorEnv(env, [task] * env.num_envs, ActionConverter(task, squash))
         self._resets_in_same_step = env.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
         self._takes_many_seeds = isinstance(env.unwrapped, SyncVectorEnv | AsyncVectorEnv)
         self._resetting = np.zeros(self.size, bool)
         self._asleep = np.zeros(self.size, bool)
-        self._last = np.zeros((self.size, self.observation_size), np.float32)
+        self._last = np.zeros((self.size, self.observation_size), self.observation_dtype)
 
     def set_levels(self, levels: Mapping[int, Level]) -> None:
         assert not levels, "an environment that resets itself has no levels"

@@ -5,7 +5,7 @@
     generators.py    random generators of many episodes, made at once
     noise.py         NoiseStreams: random numbers for many env copies
     catalogue.py     FAMILIES: all families, by gymnasium id
-    cartpole.py, pendulum.py, acrobot.py, mountain_car.py, point_mass.py, random_mdp.py: the families
+    cartpole.py, pendulum.py, acrobot.py, mountain_car.py, point_mass.py, random_mdp.py, catch.py, recall.py
 
 A family is registered under `grpo_fed/`, for example as `grpo_fed/CartPole-v1`. Begin with base.py.
 """

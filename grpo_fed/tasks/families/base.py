@@ -17,6 +17,7 @@ import numpy.typing as npt
 from gymnasium.spaces.utils import flatdim
 
 from grpo_fed.scenario.toml.text import suggest_name
+from grpo_fed.tasks.pictures import picture_shape
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -60,7 +61,7 @@ class Family(ABC):
     @property
     @abstractmethod
     def observation_space(self) -> gymnasium.Space[Any]:
-        """The observation space of one env copy: a flat Box or a Discrete."""
+        """The observation space of one env copy: a flat Box, a Discrete, or pictures."""
 
     @property
     @abstractmethod
@@ -84,7 +85,10 @@ class Family(ABC):
 
     @abstractmethod
     def observe(self, state: Floats, constants: Constants) -> Array:
-        """Compute the observations of states [L, S]: [L, O] float32, or [L] int64 for a Discrete space."""
+        """Compute the observations of states [L, S]: [L, O] float32, or pictures [L, C, H, W] uint8.
+
+        For a Discrete space, [L] int64.
+        """
 
     @abstractmethod
     def painter(self, parameters: Mapping[str, Floats]) -> Painter:
@@ -123,11 +127,16 @@ def gymnasium_painter(original: gymnasium.Env[Any, Any]) -> Painter:
 
 
 def all_parameters(family: Family) -> dict[str, Parameter]:
-    """Return the family's own parameters and those that every family has."""
-    entries = flatdim(family.observation_space)
-    return {
+    """Return the family's own parameters and those that every family has, the last two unless it shows pictures."""
+    own = {
         **family.parameters,
         "swap_actions": Parameter(False, "whether actions are mirrored about the middle of their space", 0, 1),
+    }
+    if picture_shape(family.observation_space):
+        return own
+    entries = flatdim(family.observation_space)
+    return {
+        **own,
         "permute": Parameter(
             tuple(range(entries)), "entry i of the observation is entry permute[i]", 0, entries - 1, (entries,)
         ),
@@ -151,10 +160,11 @@ def read_parameters(family: Family, given: Mapping[str, Any], num_envs: int) -> 
         name: _read_values(f"{where}: {name}", parameter, given.get(name), num_envs)
         for name, parameter in parameters.items()
     }
-    for row in values["permute"]:
+    for row in values.get("permute", ()):
         if sorted(row) != list(range(len(row))):
             raise ValueError(f"{where}: permute: {row.astype(int).tolist()} must hold each of 0 to {len(row) - 1} once")
-    if values["sensor_noise"].any() and not isinstance(family.observation_space, gymnasium.spaces.Box):
+    has_noise = "sensor_noise" in values and values["sensor_noise"].any()
+    if has_noise and not isinstance(family.observation_space, gymnasium.spaces.Box):
         raise ValueError(f"{where}: sensor_noise: a {family.observation_space} observation has no noise; leave it at 0")
     return values
 

@@ -38,6 +38,9 @@ class CartPole(Family):
     gymnasium's order, so the numbers equal gymnasium's to the last bit.
     """
 
+    hide_velocities: bool = False
+    """Show position and angle alone, so that a policy has to remember them to know how fast they change."""
+
     parameters: ClassVar = {
         "length": Parameter(0.5, "half the pole's length, m", 0.01, 100),
         "masscart": Parameter(1.0, "mass of the cart, kg", 0.01, 100),
@@ -52,6 +55,7 @@ class CartPole(Family):
     @property
     def observation_space(self) -> gymnasium.spaces.Box:
         high = np.array([2 * TRACK, np.inf, 2 * TILT, np.inf], dtype=np.float32)
+        high = high[::2] if self.hide_velocities else high
         return gymnasium.spaces.Box(-high, high, dtype=np.float32)
 
     @property
@@ -83,7 +87,7 @@ class CartPole(Family):
         return state, np.ones(len(state)), beyond[:, 0] | beyond[:, 1]
 
     def observe(self, state: Floats, constants: Constants) -> Array:
-        return state.astype(np.float32)
+        return (state[:, ::2] if self.hide_velocities else state).astype(np.float32)
 
     def painter(self, parameters: Mapping[str, Floats]) -> Painter:
         original = CartPoleEnv(render_mode="rgb_array")

@@ -65,10 +65,12 @@ class FamilyVectorEnv(VectorEnv[Array, Array, Array]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
 
         self._mirror = _action_mirror(self.single_action_space, self.parameters["swap_actions"] > 0)
-        self._sources = _entry_sources(self.single_observation_space, self.parameters["permute"].astype(np.int64))
-        self._deviations = self.parameters["sensor_noise"][:, None]
+        self._sources = None
+        if "permute" in self.parameters:
+            self._sources = _entry_sources(self.single_observation_space, self.parameters["permute"].astype(np.int64))
+        self._deviations = self.parameters.get("sensor_noise", np.zeros(num_envs))[:, None]
         self._sensor_noise, self._transition_noise = None, None
-        if self.parameters["sensor_noise"].any():
+        if self._deviations.any():
             entries = self.parameters["permute"].shape[1]
             self._sensor_noise = NoiseStreams(num_envs, entries, np.random.Generator.standard_normal)
         if self.family.noise_size:
@@ -306,7 +308,7 @@ def _entry_sources(space: gymnasium.Space[Any], permute: Array) -> Array | None:
 
 def _seen_space(space: gymnasium.Space[Any], parameters: dict[str, Floats]) -> gymnasium.Space[Any]:
     """Return the smallest space of what any env copy may see: permuted, and without bounds if there is noise."""
-    if not isinstance(space, spaces.Box):
+    if "permute" not in parameters or not isinstance(space, spaces.Box):
         return space
     permute = parameters["permute"].astype(np.int64)
     low, high = space.low[permute].min(axis=0), space.high[permute].max(axis=0)
