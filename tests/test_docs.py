@@ -94,7 +94,8 @@ CODE_LINKS = sorted({(name, path.as_posix()) for name, path in code_links()})
 ALGORITHM = (DOCS / "algorithm.md").read_text(encoding="utf-8")
 OBJECTIVE_KEYS = set(grpo_fed.Scenario.model_fields["objective"].default.__class__.model_fields)
 SETTINGS = {"penalty.toward", "penalty.squared", "trust.blocks", "proximity.adaptive", "normalise.observations"}
-SETTINGS |= {"round.mode", "round.buffer", "round.staleness", "round.rate_fair", "clients.pace", "clients.jitter"}
+SETTINGS |= {"round.mode", "round.buffer", "round.staleness", "round.rate_fair", "round.again", "clients.pace"}
+SETTINGS |= {"clients.jitter"}
 SETTINGS |= {"merge.refit", "merge.episodes", "merge.rejoin", "merge.most", "evaluate.adapt", "wire.dtype"}
 SETTINGS |= {"evaluate.twins", "personal.model", "merge.rule", "merge.confirm"}
 SETTINGS |= {"merge.mix", "merge.correct_drift", "proximity.mode", "proximity.states", "evaluate.episodes"}

@@ -22,6 +22,7 @@ Begin with run.py. No module imports what a command does not need, so that `--he
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,8 @@ def main() -> None:
         loaded(prog_name="grpo-fed")
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    finally:
+        gc.freeze()  # else the interpreter looks through all that torch has made before it ends, most of a second
 
 
 def _load_app() -> Typer:

@@ -6,8 +6,9 @@ import os
 import signal
 import tempfile
 import threading
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -16,6 +17,8 @@ import typer
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
 """Exit codes: a run failed, the scenario or the call is wrong, Ctrl-C."""
+INTERRUPTED_PATIENCE, END_SECONDS = 2.0, 3.0
+"""Seconds that the end of an interrupted run waits for MLflow, and since Ctrl-C at most."""
 
 
 @contextmanager
@@ -33,6 +36,43 @@ def stop_when_terminated() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def time_interruption() -> Iterator[Callable[[], float]]:
+    """Give a function that returns the seconds since Ctrl-C or SIGTERM; 0 if there was none.
+
+    What ends a run takes its time before the exception arrives at whoever has to know how much is left.
+    """
+    signalled: list[float] = []
+
+    def seconds() -> float:
+        return time.monotonic() - signalled[0] if signalled else 0.0
+
+    if threading.current_thread() is not threading.main_thread():
+        yield seconds
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        signalled.append(time.monotonic())
+        handler = before[signal.Signals(number)]
+        assert callable(handler), "no other is replaced"
+        handler(number, frame)
+
+    replaced = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in replaced:
+        signal.signal(number, note)
+    try:
+        yield seconds
+    finally:
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
+
+
+def patience_after(seconds: float) -> float:
+    """Return the seconds to wait for MLflow, so many seconds after Ctrl-C."""
+    return max(0.0, min(INTERRUPTED_PATIENCE, END_SECONDS - seconds))
 
 
 @contextmanager

@@ -18,10 +18,12 @@ from grpo_fed.cli.errors import (
     FAILED,
     INTERRUPTED,
     message_for_user,
+    patience_after,
     print_error,
     report_errors,
     save_traceback,
     stop_when_terminated,
+    time_interruption,
 )
 from grpo_fed.cli.options import (
     RunOptions,
@@ -46,9 +48,6 @@ if TYPE_CHECKING:
 
 EngineName = Literal["local", "flower-sim", "flower"]
 """The same as `EngineName` of `engines/start.py`, which is not imported before it is needed."""
-
-INTERRUPTED_PATIENCE = 2.0
-"""Seconds that the end of an interrupted run waits for MLflow."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +128,7 @@ def run_command(trainer: Trainer, options: RunOptions) -> None:
     stdout = UnbreakableStream(sys.stdout)
     with ExitStack() as stack:
         stack.enter_context(stop_when_terminated())
+        since_interruption = stack.enter_context(time_interruption())
         stack.enter_context(redirect_stdout(sys.stderr if options.as_json else stdout))  # an environment may print
         with report_errors(options.debug), startup_status(not (options.as_json or options.quiet)):
             prepare_process()
@@ -153,7 +153,7 @@ def run_command(trainer: Trainer, options: RunOptions) -> None:
         if trouble := tracker.find_trouble():
             print_error(trouble, label="note: ")
         display.begin(header)
-        _run_engine(trainer, engine, folder, display, tracker, options)
+        _run_engine(trainer, engine, folder, display, tracker, options, since_interruption)
     stdout.flush()
     if stdout.failure is not None:
         message = f"stdout could not be written: {stdout.failure}; the run went on, and its results are in {folder}/"
@@ -237,9 +237,18 @@ def _start_in_new_folder(trainer: Trainer, scenario: Scenario) -> tuple[Engine, 
 
 
 def _run_engine(
-    trainer: Trainer, engine: Engine, folder: Path, display: Display, tracker: Tracker, options: RunOptions
+    trainer: Trainer,
+    engine: Engine,
+    folder: Path,
+    display: Display,
+    tracker: Tracker,
+    options: RunOptions,
+    since_interruption: Callable[[], float],
 ) -> None:
-    """Run the engine to its end; if something stops it, say where the results so far are."""
+    """Run the engine to its end; if something stops it, say where the results so far are.
+
+    since_interruption: returns the seconds since Ctrl-C.
+    """
     from grpo_fed.runs.continuation import read_earlier_lines
     from grpo_fed.runs.provenance import Provenance, write_provenance
     from grpo_fed.runs.records import record_to_line
@@ -265,7 +274,7 @@ def _run_engine(
             *([how_to_resume] if engine.scenario.checkpoint.every else []),
             label="interrupted: ",
         )
-        _finish_tracking(tracker, engine, "interrupted", display)
+        _finish_tracking(tracker, engine, "interrupted", display, patience=patience_after(since_interruption()))
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:  # noqa: BLE001, no traceback reaches a user
         _show_outcome(engine, display)
@@ -370,15 +379,22 @@ def _say_films(films: Callable[[], str], display: Display) -> None:
         display.say(line)
 
 
-def _finish_tracking(tracker: Tracker, engine: Engine, status: Status, display: Display, wait: bool = True) -> bool:
+def _finish_tracking(
+    tracker: Tracker,
+    engine: Engine,
+    status: Status,
+    display: Display,
+    wait: bool = True,
+    patience: float | None = None,
+) -> bool:
     """Send the remaining records to MLflow and wait a while; return False if Ctrl-C stopped the waiting.
 
-    wait: False to leave the rest to the process that sends it.
+    wait: False to leave the rest to the process that sends it. patience: seconds to wait; None for the tracker's own.
     """
     from grpo_fed.runs.tracking.tracker import PATIENCE
 
     document = None if engine.result is None else engine.result.to_json()
-    patience = INTERRUPTED_PATIENCE if status == "interrupted" else PATIENCE
+    patience = PATIENCE if patience is None else patience
     try:
         with display.busy("sending the rest to MLflow; Ctrl-C: do not wait"):
             tracker.close(document, status, patience if wait else 0.0)

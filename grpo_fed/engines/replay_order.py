@@ -60,7 +60,7 @@ def replay_order(run: Path, out: Path, replace: bool, watch: Callable[[RoundReco
             engine_state=state if is_local else None,
             workers=None if is_local else 0,
             replace=replace,
-            arrivals=lambda transport: RecordedOrder(transport, orders),
+            arrivals=lambda transport: RecordedOrder(transport, orders, scenario.round),
             alone=not is_local,
         )
     with engine, contextlib.suppress(_OrderEnded), one_thread():

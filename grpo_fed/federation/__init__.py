@@ -24,6 +24,7 @@
     buffer.py         AnswerBuffer: rounds that do not wait for all clients
     assignments.py    what clients work on meanwhile
     arrivals.py       whose answers come next
+    combined_answer.py  one answer of several that a client gave
     trained_round.py  TrainedRound: what clients have learned in a round
     evaluations.py    what clients scored, and which scores the server believes
     moments.py        RunMoments: calls the callbacks

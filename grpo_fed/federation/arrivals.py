@@ -16,6 +16,7 @@ from grpo_fed.federation.messages import Answer, Train
 from grpo_fed.federation.transport import Transport
 from grpo_fed.runs.merge_order import MergeOrder
 from grpo_fed.runs.records import Failure
+from grpo_fed.scenario.settings import RoundSettings
 
 Arrived = tuple[str, Answer | Failure]
 """A client, and its answer or why there is none."""
@@ -37,7 +38,8 @@ class Arrivals(Protocol):
     ) -> Iterable[Arrived]:
         """Return answers of a merge that still needs `count` of them: at least one, but none if time is up.
 
-        work: what all clients do at present, with its instructions. until: the time of `time.monotonic` to wait for.
+        work: what all clients do at present, with its instructions; it changes as the answers are taken. until: the
+        time of `time.monotonic` to wait for.
         """
 
 
@@ -90,11 +92,15 @@ class VirtualTime:
 class RecordedOrder:
     """Answers come in the order of another run."""
 
-    def __init__(self, transport: Transport, orders: Mapping[int, MergeOrder]) -> None:
-        """orders: by merge."""
-        self._transport, self._orders = transport, orders
+    def __init__(self, transport: Transport, orders: Mapping[int, MergeOrder], settings: RoundSettings) -> None:
+        """orders: by merge. settings: those of the run."""
+        self._transport, self._orders, self._settings = transport, orders, settings
+        self._instructions: dict[str, Train] = {}
+        """By client, the latest work."""
         self._last = 0
         """The merge whose answers were returned last."""
+        self._rest: Sequence[tuple[str, int, int]] = ()
+        """Its answers that were not returned yet."""
 
     def choose(self, merge: int, idle: Sequence[str]) -> Collection[str]:
         """Choose those that were given work; ValueError if one of them could not be."""
@@ -104,22 +110,45 @@ class RecordedOrder:
         return told
 
     def begin(self, instructions: Mapping[str, Train]) -> None:
-        """Do nothing yet."""
+        """Remember the work."""
+        self._instructions |= instructions
 
     def wait(
         self, merge: int, work: Mapping[str, Assignment], instructions: Mapping[str, Train], count: int, until: float
     ) -> Iterable[Arrived]:
-        """Have the work done that was in this merge; what had failed fails again."""
+        """Have the work done that was in this merge; what had failed fails again, after what its client did before."""
         order = self._of(merge)
-        if merge == self._last:  # it went on with fewer answers than it could have had
-            return []
-        self._last = merge
-        for client, version, number in order.came:
-            if client not in work or (work[client].version, work[client].number) != (version, number):
-                raise ValueError(f"merge {merge} of the recorded order has work of {client} that it was not given")
-        failed = {client: Failure(kind, "as it was recorded") for client, kind in order.failed.items()}
-        came = {client: instructions[client] for client, *_ in order.came}
-        return [*failed.items(), *(self._transport.send(came, None) if came else ())]
+        if merge != self._last:
+            self._last, self._rest = merge, order.came
+        elif not self._rest:  # it went on with fewer answers than it could have had
+            return
+        if self._settings.again == "at-once":
+            while self._rest:
+                (event, *self._rest) = self._rest
+                client = self._check(merge, event, work)
+                yield from self._transport.send({client: self._instructions[client]}, None)
+        else:
+            together = self._take(merge, count)
+            clients = [self._check(merge, event, work) for event in together]
+            if clients:
+                yield from self._transport.send({client: self._instructions[client] for client in clients}, None)
+        if not self._rest:
+            yield from ((client, Failure(kind, "as it was recorded")) for client, kind in order.failed.items())
+
+    def _take(self, merge: int, count: int) -> Sequence[tuple[str, int, int]]:
+        """Take the answers that were computed together: so many, or all if these make the merge."""
+        first = self._rest[:count]
+        makes_merge = all(merge - 1 - version <= self._settings.max_staleness for _, version, _ in first)
+        taken = self._rest if makes_merge else first
+        self._rest = self._rest[len(taken) :]
+        return taken
+
+    def _check(self, merge: int, event: tuple[str, int, int], work: Mapping[str, Assignment]) -> str:
+        """Return the client of an event; ValueError if it has other work."""
+        client, version, number = event
+        if client not in work or (work[client].version, work[client].number) != (version, number):
+            raise ValueError(f"merge {merge} of the recorded order has work of {client} that it was not given")
+        return client
 
     def _of(self, merge: int) -> MergeOrder:
         if merge not in self._orders:

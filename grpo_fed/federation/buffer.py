@@ -3,6 +3,9 @@
 A client trains on fresh experience from the blocks that it was given. What ages is not that experience but the
 difference that it has learned, and that is put onto the blocks there are when it comes. So all merge rules, departures
 and KL budgets stay as they are: they see clients that began with the present shared blocks.
+
+With `round.again = "at-once"` a client that has answered does not wait for the merge. What it answers until then is
+combined into one answer, since each client has one say in a merge.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import final
 
@@ -20,10 +23,12 @@ from grpo_fed.aggregation.buffering import rebase, weigh_by_age, weigh_by_kl, we
 from grpo_fed.aggregation.proximity import AcceptedStep
 from grpo_fed.federation.arrivals import Arrivals
 from grpo_fed.federation.assignments import Assignment, WorkInProgress
-from grpo_fed.federation.messages import Answer, Trained
+from grpo_fed.federation.combined_answer import combine_answers
+from grpo_fed.federation.messages import EvaluationSummary, Trained
 from grpo_fed.federation.pace import Paces
 from grpo_fed.federation.participation import ceil_fraction
 from grpo_fed.federation.server_state import ServerState
+from grpo_fed.federation.state_store import MOST_ANSWERS
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.checkpoint import Checkpoint
 from grpo_fed.runs.merge_order import MergeOrder, append_order, cut_orders, digest_shared
@@ -33,13 +38,13 @@ from grpo_fed.scenario.scenario import Scenario
 
 @dataclass(frozen=True, eq=False)
 class Arrival:
-    """An answer for a merge, as if its client had begun with the present shared blocks."""
+    """A client's answer for a merge, as if it had begun with the present shared blocks."""
 
     client: str
     number: int
-    """The number of the client's work."""
+    """The number of the client's latest work in it."""
     age: int
-    """Merges since the client began."""
+    """Merges since the client began, with several answers with the first of them."""
     answer: Trained
     weight: float
     """What it weighs, beside the weight of its steps: by its age and by how rarely its client answers."""
@@ -51,14 +56,41 @@ class BufferedAnswers:
 
     arrivals: Sequence[Arrival]
     """In the order of the clients' names."""
-    failures: Mapping[str, Failure]
-    length: float
+    failures: Mapping[str, Failure] = field(default_factory=dict)
+    length: float = 1.0
     """The part of the way to the merge that the shared blocks may go."""
+    first_evaluations: Mapping[str, EvaluationSummary] = field(default_factory=dict)
+    """By client, the evaluations before the first round of those whose first work is not in the first merge."""
+    came: Sequence[tuple[str, int, int]] = ()
+    """As `MergeOrder` has it."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """As `MergeOrder` has it: `failures` has answers that were refused for their age, too."""
 
     @property
     def ages(self) -> dict[str, int]:
         """By client, the merges since it began."""
         return {each.client: each.age for each in self.arrivals}
+
+
+@dataclass(frozen=True, eq=False)
+class _Came:
+    """An answer that came to a client's work."""
+
+    assignment: Assignment
+    start: np.ndarray
+    """[S]: the shared blocks that it began with."""
+    answer: Trained
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """What the work until a merge is like."""
+
+    merge: int
+    state: ServerState
+    measures: bool
+    evaluates: bool
+    rate: float
 
 
 @final
@@ -85,6 +117,8 @@ class AnswerBuffer:
         self.work = WorkInProgress() if after is None else WorkInProgress.from_checkpoint(after, shared_blocks.size)
         self._is_handed_over = after is None
         self._told: tuple[str, ...] = ()
+        self._is_at_once = scenario.round.again == "at-once"
+        self._work: _Work | None = None
         self._after = after
 
     def open(self) -> None:
@@ -111,52 +145,76 @@ class AnswerBuffer:
         measures: whether clients that were in the latest merge measure its step. evaluates: whether they are evaluated.
         rate: what they multiply their learning rates by.
         """
-        held, version, run = self.work, merge - 1, state.name
+        held, run = self.work, state.name
         if not self._is_handed_over:
             self._arrivals.begin(held.instructions(run, self._scenario.rounds))
             self._is_handed_over = True
         idle = [name for name in sorted({*self._clients}.intersection(reachable)) if name not in held.state.work]
         self._told = tuple(self._arrivals.choose(merge, idle))
-        asked = {} if state.evidence is None else state.evidence.asked
+        self._work = _Work(merge, state, measures, evaluates, rate)
         for name in self._told:
-            number = held.state.numbers.get(name, 0) + 1
-            # Its last work began before the latest merge and is in it, so what it measures is that merge's step.
-            began = held.state.began.get(name)
-            sees_step = measures and began == version - 1 and state.trained.get(name) == number - 1
-            assignment = Assignment(
-                version,
-                number,
-                held.state.clock + self.paces.duration(name, number),
-                departed=state.departed.get(name, ()),
-                compare=asked.get(name, ()),
-                measures=sees_step,
-                evaluates=version if evaluates else None,
-                rate=rate,
-            )
-            held.add(name, assignment, state.start(name, number).shared)
+            self._give(name, self._work)
         self._arrivals.begin({name: held.instruction(name, run, self._scenario.rounds) for name in self._told})
+
+    def _give(self, name: str, given: _Work, answered: int = 0) -> None:
+        """Give a client work. answered: the number of its latest work, if its answer waits for the merge."""
+        held, state, version = self.work, given.state, given.merge - 1
+        number = held.state.numbers.get(name, 0) + 1
+        began = held.state.began.get(name)
+        # Its last work began before the latest merge and it has answered it, so what it measures is that merge's step.
+        has_answered = number - 1 in (state.trained.get(name), answered)
+        asked = {} if state.evidence is None or began == version else state.evidence.asked
+        assignment = Assignment(
+            version,
+            number,
+            held.state.clock + self.paces.duration(name, number),
+            departed=state.departed.get(name, ()),
+            compare=asked.get(name, ()),
+            measures=given.measures and began == version - 1 and has_answered,
+            evaluates=version if given.evaluates and began != version else None,
+            rate=given.rate,
+        )
+        held.add(name, assignment, state.start(name, number).shared)
 
     def gather(self, merge: int, state: ServerState) -> BufferedAnswers:
         """Wait for the answers of a merge: until there are enough, no client has work, or the deadline has passed."""
         settings, held = self._scenario.round, self.work
         until = time.monotonic() + (math.inf if settings.deadline is None else settings.deadline)
-        came: dict[str, tuple[Assignment, np.ndarray, Trained]] = {}
-        failures: dict[str, Failure] = {}
+        came: dict[str, list[_Came]] = {}
+        failures, refused = dict[str, Failure](), dict[str, Failure]()
+        order: list[tuple[str, int, int]] = []
         while len(came) < self.size and held.state.work:
-            work, instructions = dict(held.state.work), held.instructions(state.name, self._scenario.rounds)
+            instructions = held.instructions(state.name, self._scenario.rounds)
+            count = 1 if self._is_at_once else self.size - len(came)
             answered = False
-            for name, answer in self._arrivals.wait(merge, work, instructions, self.size - len(came), until):
+            for name, answer in self._arrivals.wait(merge, held.state.work, instructions, count, until):
                 answered = True
                 assignment, start = held.pop(name)
                 held.state.clock = max(held.state.clock, assignment.due)
-                checked = self._check_age(merge, assignment, answer)
-                if isinstance(checked, Failure):
-                    failures[name] = checked
+                if isinstance(answer, Failure):
+                    failures[name] = answer
+                    continue
+                assert isinstance(answer, Trained)
+                order.append((name, assignment.version, assignment.number))
+                if refusal := self._refuse_age(merge, assignment):
+                    refused[name] = refusal
                 else:
-                    came[name] = assignment, start, checked
+                    came.setdefault(name, []).append(_Came(assignment, start, answer))
+                if self._is_at_once and len(came) < self.size:
+                    self._give_again(name, assignment.number, order)
             if not answered:
                 break
-        return self._weigh(merge, state, dict(sorted(came.items())), failures)
+        batch = self._weigh(merge, state, dict(sorted(came.items())))
+        failed = {name: failure.kind for name, failure in failures.items()}
+        return replace(batch, failures={**refused, **failures}, came=order, failed=failed)
+
+    def _give_again(self, name: str, number: int, order: Sequence[tuple[str, int, int]]) -> None:
+        """Give a client work at once that has answered, unless it has done so too often before the merge."""
+        if sum(client == name for client, *_ in order) < MOST_ANSWERS:
+            assert self._work is not None, "work was given before any was answered"
+            self._give(name, self._work, number)
+            instruction = self.work.instruction(name, self._work.state.name, self._scenario.rounds)
+            self._arrivals.begin({name: instruction})
 
     def finish(self, merge: int, batch: BufferedAnswers, step: AcceptedStep | None, shared: np.ndarray) -> None:
         """Remember a merge: its clients, its step, and the order of events. shared: [S] after it."""
@@ -166,46 +224,47 @@ class AnswerBuffer:
         kl = 0.0 if step is None else unknown if step.joint is None else step.joint
         state.steps = [*state.steps, kl][-most:]
         if self._folder is not None:
-            came = tuple((each.client, merge - 1 - each.age, each.number) for each in batch.arrivals)
-            failed = {name: failure.kind for name, failure in batch.failures.items()}
-            append_order(self._folder, MergeOrder(merge, self._told, came, failed, digest_shared(shared)))
+            order = MergeOrder(merge, self._told, tuple(batch.came), batch.failed, digest_shared(shared))
+            append_order(self._folder, order)
 
-    def _check_age(self, merge: int, assignment: Assignment, answer: Answer | Failure) -> Trained | Failure:
+    def _refuse_age(self, merge: int, assignment: Assignment) -> Failure | None:
         """Refuse an answer to work that began too long ago."""
         age, most = merge - 1 - assignment.version, self._scenario.round.max_staleness
-        if isinstance(answer, Failure):
-            return answer
-        assert isinstance(answer, Trained)
-        if age > most:
-            return Failure("late", f"it began {age} merges ago, and round.max_staleness is {most}")
-        return answer
+        if age <= most:
+            return None
+        return Failure("late", f"it began {age} merges ago, and round.max_staleness is {most}")
 
-    def _weigh(
-        self,
-        merge: int,
-        state: ServerState,
-        came: Mapping[str, tuple[Assignment, np.ndarray, Trained]],
-        failures: Mapping[str, Failure],
-    ) -> BufferedAnswers:
-        """Put the answers onto the present shared blocks, and weigh them."""
-        ages = {name: merge - 1 - assignment.version for name, (assignment, *_) in came.items()}
-        weights = {name: self._staleness(age) for name, age in ages.items()}
+    def _weigh(self, merge: int, state: ServerState, came: Mapping[str, Sequence[_Came]]) -> BufferedAnswers:
+        """Put the answers onto the present shared blocks, combine each client's, and weigh them."""
+        ages = {name: [merge - 1 - each.assignment.version for each in answers] for name, answers in came.items()}
+        single = {name: [self._staleness(age) for age in each] for name, each in ages.items()}
+        weights = {name: math.fsum(each) / len(each) for name, each in single.items()}
         recent, settings = self.work.state.recent, self._scenario.round
         recent[:] = [*recent, weights][-(settings.max_staleness + 1) :]
         if not came:
-            return BufferedAnswers((), failures, 1.0)
+            return BufferedAnswers(())
         length = math.fsum(weights.values()) / len(weights)
         if settings.rate_fair:
             known = {name for of_merge in recent for name in of_merge}
             weights, length = weigh_fairly(recent, len(self.busy - known), len(self._clients))
-        arrivals = []
-        for name, (assignment, start, answer) in came.items():
-            shared = state.start(name, assignment.number).shared
-            point = rebase(answer.point, start, shared) if answer.point.size else answer.point
-            kl = answer.kl if not ages[name] else None  # of a step that is not the latest
-            rebased = replace(answer, point=point, kl=kl, difference=None)
-            arrivals.append(Arrival(name, assignment.number, ages[name], rebased, weights[name]))
-        return BufferedAnswers(arrivals, failures, length)
+        arrivals, first_evaluations = [], dict[str, EvaluationSummary]()
+        for name, answers in came.items():
+            rebased = []
+            for each, age in zip(answers, ages[name], strict=True):
+                evaluation = each.answer.evaluation
+                if evaluation is not None and each.assignment.evaluates == 0 and age:
+                    first_evaluations[name], evaluation = evaluation, None
+                kl = None if age else each.answer.kl  # of a step that is not the latest
+                point = self._rebase(each, state.start(name, each.assignment.number).shared)
+                rebased.append(replace(each.answer, point=point, kl=kl, evaluation=evaluation, difference=None))
+            answer, number = combine_answers(rebased, single[name]), answers[-1].assignment.number
+            arrivals.append(Arrival(name, number, ages[name][0], answer, weights[name]))
+        return BufferedAnswers(arrivals, length=length, first_evaluations=first_evaluations)
+
+    def _rebase(self, came: _Came, shared: np.ndarray) -> np.ndarray:
+        """Put a point onto the present shared blocks."""
+        point = came.answer.point
+        return rebase(point, came.start, shared) if point.size else point
 
     def _staleness(self, age: int) -> float:
         """Weigh an answer by its age, as the scenario says."""

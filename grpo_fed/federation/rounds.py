@@ -163,6 +163,9 @@ class Federation:
         trained = self._train(round, failures) if self.buffer is None else self._collect(self.buffer, round, failures)
         self._refuse_absurd_returns(trained.replies, failures)
         self._complete_last_round(trained.replies)
+        if trained.batch is not None and trained.batch.first_evaluations:
+            first = self._accept(trained.batch.first_evaluations, {})
+            self.recorder.first_scores_arrived(first.scores, first.adapted)
         self.moments.clients_trained(trained)
         self.server.steer(trained.replies)
         last_kl = self.server.observe_last_step(trained.replies, trained.merge)

@@ -17,6 +17,7 @@ from grpo_fed.aggregation.merge.rules import RULES_WITH_EVIDENCE
 from grpo_fed.aggregation.proximity.records import AcceptedStep
 from grpo_fed.aggregation.server_optimiser import OptimiserState
 from grpo_fed.federation.messages import Start
+from grpo_fed.federation.state_store import MOST_ANSWERS
 from grpo_fed.federation.steering import first_states
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.checkpoint import Checkpoint
@@ -184,8 +185,8 @@ def _table_problems(
         yield "it has a budget below 0"
     if saved.last_step is not None and [step.block for step in saved.last_step.blocks] != list(shared_blocks.blocks):
         yield "it has a last step of other blocks"
-    if not all(0 <= last <= round for last in saved.trained.values()):
-        yield f"clients were trained in rounds other than 1 to {round}"
+    if not all(0 <= last <= MOST_ANSWERS * round for last in saved.trained.values()):
+        yield f"clients have trained oftener than {MOST_ANSWERS} times in each of {round} rounds"
     groups, blocks = len(shared_blocks.groups.names), len(shared_blocks.blocks)
     if not all(list(left) == sorted({*left} & {*range(groups)}) for left in saved.departed.values()):
         yield f"clients have left groups other than the {groups} that there are"

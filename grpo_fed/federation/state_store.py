@@ -23,6 +23,8 @@ from grpo_fed.runs.files import link_or_copy, make_private_folder, write_atomic
 
 KEEP = 3
 """Rounds of a client that stay: a server that goes on from its last checkpoint may ask for one again."""
+MOST_ANSWERS = KEEP - 1
+"""The most times that a client trains in a round, with `round.again = "at-once"`: it could not repeat more of them."""
 FILE_NAME = re.compile(r"round-(\d+)\.safetensors")
 
 log = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from grpo_fed.federation.client_reports import needs_fisher
 from grpo_fed.federation.participation import ceil_fraction
 from grpo_fed.policy.base import Policy, StackedPolicy
 from grpo_fed.policy.blocks import Block
@@ -74,17 +75,21 @@ def _traffic(scenario: Scenario, shared: SharedBlocks, clients: int) -> str:
     sampled = ceil_fraction(part, clients)
     groups = format_count(len(shared.groups.names), "group")
     who = "the one client" if sampled == 1 else f"each of {sampled:,} clients"
+    rests = " A client rests after two answers." if scenario.round.again == "at-once" else ""
     buffered = (
         f" The server merges as soon as {format_count(sampled, 'client')} of {clients:,} have answered, and does not"
-        " wait for others; their answers come into a later merge."
+        f" wait for others; their answers come into a later merge.{rests}"
         if scenario.round.mode == "buffered"
         else ""
     )
     up = 0.5 if scenario.wire.dtype == "float16" else 1.0
+    up += needs_fisher(scenario)
+    fisher = ", the diagonal of its Fisher matrix included" if needs_fisher(scenario) else ""
+    both = _bytes((1 + up) * sampled * shared.size)
     return (
         f"Shared by all: {', '.join(shared.blocks)}, in {groups}. In a round {who} receives {_bytes(shared.size)} and"
-        f" sends at most {_bytes(up * shared.size)}: {_bytes((1 + up) * sampled * shared.size)} in all, without the"
-        f" messages that measure the step.{buffered}"
+        f" sends at most {_bytes(up * shared.size)}{fisher}: {both} in all, without the messages that measure the"
+        f" step.{buffered}"
     )
 
 

@@ -23,10 +23,11 @@ class MergeOrder:
     merge: int
     """From 1."""
     told: tuple[str, ...]
-    """The clients that were given work."""
+    """The clients that were given work since the merge before; with `round.again = "at-once"`, those that had waited
+    for that merge."""
     came: tuple[tuple[str, int, int], ...]
-    """The answers that were merged: the client, the number of merges when it was given the work, and the number of its
-    work, from 1 for each client."""
+    """The answers that came, in their order: the client, the number of merges when it was given the work, and the
+    number of its work, from 1 for each client. One that began too long ago was refused."""
     failed: Mapping[str, str] = field(default_factory=dict)
     """The clients whose work had no valid answer, with the kind of the failure."""
     digest: str = ""

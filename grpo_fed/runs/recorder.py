@@ -262,6 +262,11 @@ class Recorder:
         self._write_and_notify()
         return record
 
+    def first_scores_arrived(self, scores: Mapping[str, float], adapted: Mapping[str, tuple[float, ...]]) -> None:
+        """Count the scores before the first round of clients that answered later than others; see `RunTotals`."""
+        self.totals.first = {**scores, **self.totals.first}
+        self.totals.adapted_first = {**adapted, **self.totals.adapted_first}
+
     def finish(
         self,
         error: BaseException | None = None,

@@ -296,6 +296,9 @@ def _round_mistakes(scenario: Scenario) -> Iterator[Mistake]:
     if settings.fraction < 1:
         text = "the server gives work to whoever has none, so nobody is sampled; leave round.fraction out"
         yield _mistake(text, "round.fraction", "round.mode")
+    if settings.again == "at-once" and proximity.mode == "measured" and scenario.policy.shared:
+        text = 'clients that train on cannot measure the step; set proximity.mode = "quadratic", or round.again'
+        yield _mistake(text, "round.again", "proximity.mode")
     if (
         settings.staleness == "kl"
         and scenario.policy.shared

@@ -515,6 +515,10 @@ class RoundSettings(Section):
     """With `buffered`, weigh each answer by one over how often its client was in the last `max_staleness` merges, so
     that fast clients move the shared blocks no further than slow ones (2509.24305); with false they do, as in
     FedBuff."""
+    again: Literal["after-merge", "at-once"] = "after-merge"
+    """With `buffered`, when a client that has answered is given work again: after the merge, from the blocks that come
+    of it, or at once, until it has answered twice. Its answers are averaged then, so that it still has one say. Clients
+    that train on cannot measure, so `proximity.mode` has to be `quadratic` or `off`."""
     fraction: Annotated[float, Gt(0), Le(1)] = 1.0
     """Fraction of the connected clients that is sampled for a round."""
     quorum: Annotated[float, Gt(0), Le(1)] = 0.5

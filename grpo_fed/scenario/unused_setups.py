@@ -1,5 +1,5 @@
-"""Keys that have no effect beside other values: those of what runs start from, of how rewards are scaled, and
-of sites.
+"""Keys that have no effect beside other values: those of what runs start from, of how rewards are scaled, of sites, and
+of rounds that do not wait.
 
 It is a part of the table in unused_table.py, whose rows come first.
 """
@@ -38,7 +38,22 @@ def _has_prompts_alone(scenario: Scenario) -> bool:
     return all(client.prompts is not None for client in scenario.clients)
 
 
+def _count_training(scenario: Scenario) -> int:
+    """Count the clients that take part in training."""
+    return sum(entry.count for entry in scenario.clients if entry.trains)
+
+
 SETUPS_UNUSED: tuple[Unused, ...] = (
+    Unused(
+        ("round.buffer", "round.staleness", "round.max_staleness", "round.rate_fair", "round.again"),
+        lambda scenario: scenario.round.mode == "sync",
+        'round.mode is "sync", and rounds wait for all of their clients',
+    ),
+    Unused(
+        ("round.again",),
+        lambda scenario: scenario.round.buffer * _count_training(scenario) <= 1,
+        "with round.buffer = {0.round.buffer} one answer makes a merge",
+    ),
     Unused(
         ("rollout.reward_scale",),
         lambda scenario: all(client.reward_scale is not None for client in scenario.clients),

@@ -369,11 +369,6 @@ UNUSED: tuple[Unused, ...] = (
     # run
     Unused(("round.fraction", "round.quorum"), _is_one_client, "one client alone takes part in training"),
     Unused(
-        ("round.buffer", "round.staleness", "round.max_staleness", "round.rate_fair"),
-        lambda scenario: scenario.round.mode == "sync",
-        'round.mode is "sync", and rounds wait for all of their clients',
-    ),
-    Unused(
         ("clients.pace", "clients.jitter"),
         lambda scenario: scenario.round.mode == "sync",
         'round.mode is "sync": only the virtual times in the records change',

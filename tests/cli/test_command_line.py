@@ -22,6 +22,7 @@ from grpo_fed.cli import app
 from grpo_fed.scenario.knobs import list_knobs
 from grpo_fed.scenario.reference import knobs_markdown
 from grpo_fed.scenario.shipped import find_scenario, shipped_scenarios
+from tests.support.processes import find_processes_in
 
 ROOT = Path(__file__).parents[2]
 TINY: dict[str, Any] = {
@@ -350,15 +351,18 @@ def test_debug_shows_the_traceback():
     assert 'raise RuntimeError("out of coal")' in result.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_save_policies_and_results(work_folder: Path, number: signal.Signals):
-    running = start_process("train", "tiny.toml", "--set", "rounds=1000000", "--out", "run")
+@pytest.mark.parametrize(("number", "store"), [(signal.SIGINT, "sqlite:///mlflow.db"), (signal.SIGTERM, "off")])
+def test_ctrl_c_and_sigterm_save_policies_and_results(work_folder: Path, number: signal.Signals, store: str):
+    running = start_process("train", "tiny.toml", "--set", "rounds=1000000", "--out", "run", "--track", store)
     journal = work_folder / "run" / "rounds.jsonl"
     deadline = time.monotonic() + 60
     while not (journal.exists() and journal.read_text().count("\n") > 3) and time.monotonic() < deadline:
         time.sleep(0.02)
     running.send_signal(number)
+    began = time.monotonic()
     out, err = running.communicate(timeout=60)
+    assert time.monotonic() - began < 30, "it waits for something"
+    assert not find_processes_in(work_folder), "what sends to MLflow has ended, too"
     assert running.returncode == 130, err
     assert "Traceback" not in err
     assert "interrupted: the latest policies and results.json are in run/" in err

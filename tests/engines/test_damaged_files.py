@@ -174,7 +174,7 @@ def reseal(checkpoint: Path) -> None:
     ("keys", "value", "what"),
     [
         (("parts", "server"), None, "it has no server"),
-        (("parts", "server", "trained", "cart-0"), 99, "trained in rounds other than"),
+        (("parts", "server", "trained", "cart-0"), 99, "trained oftener than"),
         (("parts", "server", "trained", "nobody"), 1, "it has a client nobody"),
         (("parts", "server", "budgets"), {}, "it has budgets of no block"),
         (("parts", "server", "departed"), {"cart-0": [77]}, "groups other than"),

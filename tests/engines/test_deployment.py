@@ -20,7 +20,7 @@ from grpo_fed.engines.flower.superlink import find_free_port
 from grpo_fed.engines.start import run
 from grpo_fed.runs.records import RoundRecord
 from grpo_fed.scenario.scenario import Scenario
-from tests.support.processes import kill_descendant
+from tests.support.processes import is_running, kill_descendant
 from tests.support.small_federation import CLIENTS, CONNECTION, ROOT, TINY, agree, until
 
 # A deployment on this machine ----------------------------------------------------------------------------------------
@@ -172,3 +172,26 @@ def test_a_deployment_survives_a_cut_network_a_killed_superlink_and_a_killed_nod
     assert later == [(4, "unreachable", "it was not connected when the round began")]
     rest = {"ant", "bee"}
     assert trained == {0: set(), 1: {*CLIENTS}, 2: {*CLIENTS}, 3: rest, 4: rest, 5: {*CLIENTS}}
+
+
+@linux
+def test_a_client_that_hangs_gives_way_to_its_next_message(deployment: Deployment, tmp_path: Path):
+    """Bee hangs in the second round, for which the run waits until the deadline, and is well in the third."""
+    scenario = Scenario.loads(TINY, overrides=["rounds=3", "round.deadline=20", "round.quorum=0.3"])
+    state = {"state": str(deployment.folder / "state" / "bee"), "folder": str(tmp_path)}
+    kwargs = {"client": "bee", "rounds": [1], "once": True, **state}
+    ant, bee, cat = scenario.clients
+    bee = bee.model_copy(update={"env": "tests.support.failing_envs:Waiting-v0", "kwargs": kwargs})
+    scenario = scenario.model_copy(update={"clients": [ant, bee, cat]})
+    trained: dict[int, set[str]] = {}
+
+    def watch(record: RoundRecord) -> None:
+        trained[record.round] = {client.client for client in record.clients if client.steps}
+
+    result = FlowerEngine(scenario, tmp_path / "run", superlink=CONNECTION).run(watch)
+    assert (result.status, result.rounds) == ("finished", 3)
+    assert [(number, kind) for number, kind, _ in result.missing["bee"]] == [(2, "late")]
+    assert "bee" in trained[1]
+    assert "bee" in trained[3]
+    (hung,) = map(int, (tmp_path / "bee waits after 1").read_text().split())
+    assert not is_running(hung), "its process is ended with the next message"

@@ -14,11 +14,13 @@ import pytest
 from safetensors.numpy import load_file
 
 from grpo_fed.engines.flower.engine import FlowerEngine, FlowerRunError
+from grpo_fed.engines.replay_order import replay_order
 from grpo_fed.engines.start import run
 from grpo_fed.runs.folder import CLIENTS as STATES
+from grpo_fed.runs.merge_order import read_orders
 from grpo_fed.runs.records import RoundRecord
 from grpo_fed.scenario.scenario import Scenario
-from tests.support.processes import find_descendants, kill_descendant
+from tests.support.processes import find_descendants, is_running, kill_descendant
 from tests.support.small_federation import CLIENTS, TINY, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
@@ -27,10 +29,10 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes
 class Waiting:
     """A federation whose clients wait after given rounds until the test lets them go on."""
 
-    def __init__(self, folder: Path, rounds: tuple[int, ...], total: int) -> None:
+    def __init__(self, folder: Path, rounds: tuple[int, ...], total: int, *overrides: str) -> None:
         self.folder, self.out = folder, folder / "run"
         clients = []
-        scenario = Scenario.loads(TINY, overrides=[f"rounds={total}", "checkpoint.keep=9"])
+        scenario = Scenario.loads(TINY, overrides=[f"rounds={total}", "checkpoint.keep=9", *overrides])
         for settings in scenario.clients:
             kwargs = {
                 "client": settings.name, "state": str(self.out / STATES), "rounds": rounds, "folder": str(folder)
@@ -38,7 +40,6 @@ class Waiting:
             env = "tests.support.failing_envs:Waiting-v0"
             clients.append(settings.model_copy(update={"env": env, "kwargs": kwargs}))
         self.scenario = scenario.model_copy(update={"clients": clients})
-        run(self.scenario, folder / "expected", workers=len(CLIENTS))  # a client each, as its node has it
 
     def processes(self, client: str, round: int) -> list[int]:
         """The processes that began a client's training after this round, one after another."""
@@ -79,6 +80,7 @@ def test_nothing_is_lost_when_a_superlink_a_node_or_a_worker_is_killed(tmp_path:
 def kill_one_after_another(folder: Path) -> None:
     folder.mkdir()
     federation = Waiting(folder, (1, 2, 3), 5)
+    run(federation.scenario, folder / "expected", workers=len(CLIENTS))  # a client each, as its node has it
 
     def kill() -> None:
         federation.wait(1)
@@ -118,35 +120,43 @@ def kill_one_after_another(folder: Path) -> None:
     assert not left_behind()
 
 
-def test_a_run_whose_app_is_killed_fails_and_goes_on_from_its_checkpoint(tmp_path: Path):
-    federation = Waiting(tmp_path, (1,), 2)
+def test_a_run_that_does_not_wait_survives_kills_and_an_interrupted_one_leaves_no_process(
+    tmp_path: Path, request: pytest.FixtureRequest
+):
+    """Kill the SuperLink in everybody's second work and the app in the third, go on, and press Ctrl-C after a merge.
+
+    Two of three clients make a merge, and clients work on until it comes. However far the run came, its order of events
+    is repeated to the same bits.
+    """
+    changes = ('round.mode="buffered"', 'round.again="at-once"', "round.buffer=0.6")
+    federation = Waiting(tmp_path, (1, 2, 3), 9, *changes)
 
     def kill() -> None:
         federation.wait(1)
+        kill_descendant(os.getpid(), "grpo_fed.engines.flower.access")
+        federation.release(1)
+        federation.wait(2)
         kill_descendant(os.getpid(), "flwr-serverapp")
 
+    merges: list[int] = []
     with ThreadPoolExecutor(1) as executor:
         killed = executor.submit(kill)
         with (
             pytest.raises(FlowerRunError, match="ended by SIGKILL"),
             FlowerEngine(federation.scenario, federation.out) as engine,
         ):
-            engine.run()
+            engine.run(lambda record: merges.append(record.round))
         killed.result(1)
-    federation.release(1)
-    with FlowerEngine.resumed(federation.out) as engine:
-        result = engine.run()
-    assert (result.status, result.rounds, result.missing) == ("finished", 2, {})
-    federation.agrees(2)
-
-
-def test_an_interrupted_run_ends_and_leaves_no_process(tmp_path: Path, request: pytest.FixtureRequest):
-    federation = Waiting(tmp_path, (1,), 2)
-    ended = threading.Event()
+    for client in CLIENTS:
+        assert len(federation.processes(client, 1)) == 1, "the SuperLink's end made nobody train twice"
+    before, ended = len(read_orders(federation.out)), threading.Event()
+    assert before >= 2
 
     def interrupt() -> None:
         try:
-            federation.wait(1)
+            federation.wait(2, count=2)
+            federation.release(2)
+            until(lambda: max(merges) > before)
         finally:  # else the test would wait for ever
             os.kill(os.getpid(), signal.SIGINT)
         assert ended.wait(60), "it waits for its clients"
@@ -154,13 +164,19 @@ def test_an_interrupted_run_ends_and_leaves_no_process(tmp_path: Path, request: 
     # a shell that starts the tests in the background lets them ignore the signal
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, handler))
+    engine = FlowerEngine.resumed(federation.out)
     with ThreadPoolExecutor(1) as executor:
         interrupted = executor.submit(interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            FlowerEngine(federation.scenario, federation.out).run()
+        with pytest.raises(KeyboardInterrupt), engine:
+            engine.run(lambda record: merges.append(record.round))
         ended.set()
         interrupted.result(1)
     assert not left_behind()
-    for client in CLIENTS:
-        (pid,) = federation.processes(client, 1)
-        assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text()
+    pids = [pid for client in CLIENTS for number in (1, 2, 3) for pid in federation.processes(client, number)]
+    assert not [pid for pid in pids if is_running(pid)]
+    assert engine.result is not None
+    assert (engine.result.status, engine.result.missing) == ("interrupted", {})
+    federation.release(3)  # the repeated run has the same environments
+    again = replay_order(federation.out, tmp_path / "again", replace=False, watch=lambda record: None)
+    assert again.merges > before
+    assert again.first_difference is None

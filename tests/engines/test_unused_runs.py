@@ -382,9 +382,14 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
             "round.staleness": "none",
             "round.max_staleness": "2",
             "round.rate_fair": "false",
+            "round.again": "at-once",
             "clients.0.pace": "3.0",
             "clients.0.jitter": "0.2",
         },
+    ),
+    "merges of one answer": (
+        ["round.mode=buffered", "round.buffer=0.5", "proximity.mode=quadratic", "clients.0.pace=2.5"],
+        {"round.again": "at-once"},
     ),
     "rounds that do not wait, without shared blocks": (
         ["policy.shared=[]", "proximity.mode=off", "round.mode=buffered"],

@@ -12,7 +12,9 @@ from safetensors.numpy import load_file
 
 from grpo_fed.engines.local.engine import LocalEngine
 from grpo_fed.engines.replay_order import replay_order
+from grpo_fed.federation.arrivals import VirtualTime
 from grpo_fed.federation.pace import Paces
+from grpo_fed.federation.rounds import Federation
 from grpo_fed.runs.continuation import prepare_continuation
 from grpo_fed.runs.merge_order import ORDER, read_orders
 from grpo_fed.runs.recorder import Watch
@@ -20,6 +22,7 @@ from grpo_fed.runs.records import RoundRecord
 from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml.source import ScenarioError
+from tests.support.numeric_clients import numeric_federation
 
 TEXT = """
 name = "paces"
@@ -243,6 +246,21 @@ def test_with_staleness_by_kl_nothing_is_discounted_while_the_policy_rests(tmp_p
     records, _ = run(tmp_path / "moving", *PACES, *moving)
     lengths = [record.server.merge_length for record in records[1:] if record.server is not None]
     assert min(length for length in lengths if length is not None) < 1.0
+
+
+def test_clients_whose_first_answer_comes_late_have_a_score_before_training():
+    """Their evaluation before the first round comes with that answer, and counts for no later round."""
+    slow = "clients=[{ name = 'c', count = 2, env = 'CartPole-v1' }, { name = 'd', env = 'CartPole-v1', pace = 3.5 }]"
+    scenario, shared_blocks, transport = numeric_federation(BUFFERED, slow, "evaluate.every=1", "rounds=5")
+    begin = shared_blocks.initial.numpy().astype(np.float64)
+    expected = {name: -((begin - transport.goal(name)) ** 2).sum() for name in shared_blocks.clients}
+    lines: list[RoundRecord] = []
+    result = Federation(
+        scenario, shared_blocks, transport, evaluate_with_next_round=True, arrivals=VirtualTime(transport, None)
+    ).run(lines.append)
+    assert {name: client.before for name, client in result.clients.items()} == pytest.approx(expected)
+    assert lines[0].scores.keys() == {"c-0", "c-1"}
+    assert all(record.scores.get("d") != expected["d"] for record in lines)
 
 
 def test_settings_that_do_not_fit_are_refused():

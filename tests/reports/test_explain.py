@@ -174,3 +174,9 @@ def test_check_shows_the_bytes_of_a_round():
         app, ["check", "quickstart", "--set", "round.fraction=0.5", "--set", "wire.dtype=float16"]
     )
     assert "sends at most 9.2 kB: 110.6 kB in all" in " ".join(half.stdout.split())
+    # with the diagonal of the Fisher matrix, a float for each parameter, whatever the parameters are sent as
+    fisher = CliRunner().invoke(
+        app, ["check", "quickstart", "--set", "round.fraction=0.5", "--set", "proximity.mode=quadratic"]
+    )
+    both = "sends at most 36.9 kB, the diagonal of its Fisher matrix included: 221.3 kB in all"
+    assert both in " ".join(fisher.stdout.split())

@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from grpo_fed.runs.tracking.store import find_secrets
 from grpo_fed.runs.tracking.ui import open_pages
 from grpo_fed.runs.tracking.views import make_view_tags, make_views
 from grpo_fed.scenario.scenario import Scenario
+from tests.support.forked_writer import ForkedWriter
 from tests.support.goal_app import GoalClient, run_rounds
 from tests.support.in_memory_grid import InMemoryGrid, enter_run
 from tests.support.tracking_runs import BLOCKS, Database, document, files_with_words, line, scenario
@@ -48,6 +50,14 @@ NAME = "grpo seed 0, objective.clip=0.2, flower"
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Database:
     return Database(tmp_path_factory.mktemp("store") / "mlflow.db")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forked_writers() -> Iterator[None]:
+    """Import MLflow once for all writers of this process; that of the run that is killed is a command of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("grpo_fed.runs.tracking.tracker.start_writer", ForkedWriter)
+        yield
 
 
 def track_rounds(

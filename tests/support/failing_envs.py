@@ -48,22 +48,31 @@ class PidLoggingCartPole(FailingCartPole):
 class WaitingCartPole(CartPoleEnv):
     """Waits for a file in `folder`, in its first step after its client's state of each of `rounds` is written.
 
-    Each process that begins to wait appends its id to a file.
+    Each process that begins to wait appends its id to a file. once: only the first process waits.
     """
 
     def __init__(
-        self, client: str, state: str, rounds: Sequence[int], folder: str, render_mode: str | None = None
+        self,
+        client: str,
+        state: str,
+        rounds: Sequence[int],
+        folder: str,
+        once: bool = False,
+        render_mode: str | None = None,
     ) -> None:
         super().__init__(render_mode=render_mode)
         self.client = client
         self.state_folder = Path(state)
         self.rounds = rounds
+        self.once = once
         self.folder = Path(folder)
 
     def step(self, action: Any) -> Any:
         for number in self.rounds:
             waits, go = (self.folder / f"{self.client} {what} after {number}" for what in ("waits", "goes"))
-            if not go.exists() and any(self.state_folder.glob(f"*/{self.client}/round-{number:04d}.safetensors")):
+            if go.exists() or (self.once and waits.exists()):
+                continue
+            if any(self.state_folder.glob(f"*/{self.client}/round-{number:04d}.safetensors")):
                 with waits.open("a") as file:
                     print(os.getpid(), file=file, flush=True)
                 while not go.exists():

@@ -30,3 +30,24 @@ def kill_descendant(pid: int, words: str) -> None:
     """Kill -9 the one descendant of a process whose command contains these words."""
     (victim,) = find_descendants(pid, words)
     os.kill(victim, signal.SIGKILL)
+
+
+def is_running(pid: int) -> bool:
+    """Return whether there is a process with this id that has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def find_processes_in(folder: Path) -> list[int]:
+    """List the processes whose current folder is this one, this process excepted; none on other systems than Linux."""
+    found = []
+    for entry in Path("/proc").iterdir() if Path("/proc/self/cwd").exists() else ():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                if (entry / "cwd").readlink() == folder:
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found

@@ -60,7 +60,7 @@ OPEN_TO_ALL = "--open-to-all"
 """The one option that `PROGRAM` has beside Flower's."""
 APP_STARTER = [*PYTHON, "grpo_fed.engines.flower.superexec"]
 """Starts what starts apps; `flower-superexec` would start Flower's own."""
-START_DEADLINE = 60.0
+START_DEADLINE = 180.0
 """Seconds that a SuperLink may take to listen after its start."""
 STABLE_AFTER, LONGEST_PAUSE = 60.0, 10.0
 """Seconds after which a restarted process counts as stable; the longest pause before it is restarted again."""

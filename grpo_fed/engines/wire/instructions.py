@@ -15,6 +15,7 @@ from grpo_fed.engines.wire.validation import FieldReader, InvalidMessageError, c
 from grpo_fed.engines.wire.vector_cache import VectorCache
 from grpo_fed.federation.messages import Evaluate, EvaluationPlan, Instruction, Measure, Start, Train
 from grpo_fed.federation.server_state import RUN_NAME
+from grpo_fed.federation.state_store import MOST_ANSWERS
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.scenario.scenario import Scenario
 
@@ -60,6 +61,8 @@ class InstructionCodec:
 
     def __init__(self, shared_blocks: SharedBlocks, scenario: Scenario, groups: GroupSelection) -> None:
         self._digest, self._rounds, self._groups = shared_blocks.digest, scenario.rounds, groups
+        self._most_work = scenario.rounds * (MOST_ANSWERS if scenario.round.again == "at-once" else 1)
+        """The highest number of a client's work: with `round.again = "at-once"` it may do some in a round."""
         self._base = shared_blocks.base
         self._size, self._blocks = shared_blocks.size, len(shared_blocks.blocks)
         self._encoded: VectorCache[EncodedVectors] = VectorCache()
@@ -160,7 +163,7 @@ class InstructionCodec:
             raise InvalidMessageError(
                 f"instruction.run is {show(run)}; it names a folder here, of letters, digits, dots, - and _"
             )
-        round = fields.take_count("round", 0 if kind == EVALUATE else 1, self._rounds)
+        round = fields.take_count("round", 0 if kind == EVALUATE else 1, self._most_work)
         departed = self._read_groups(fields, "departed")
         return Start(run, round, self._decode_shared(arrays.take("shared", Array)), departed)
 

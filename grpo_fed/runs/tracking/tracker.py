@@ -219,7 +219,7 @@ def start_writer(spool: Spool, store: Store, samples: bool = False) -> subproces
     command = [sys.executable, "-P", "-m", "grpo_fed.runs.tracking.writer", str(spool.folder.parent), store.uri]
     command += [SAMPLE] if samples else []
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, **QUIET, **store.environment, "PYTHONPATH": path}
+    environment = {**make_writer_environment(store), "PYTHONPATH": path}
     with spool.log.open("ab") as log:
         return subprocess.Popen(
             command,
@@ -229,6 +229,11 @@ def start_writer(spool: Spool, store: Store, samples: bool = False) -> subproces
             env=environment,
             start_new_session=True,
         )
+
+
+def make_writer_environment(store: Store) -> dict[str, str]:
+    """Return the environment variables of a process that sends: the store's address, and its password."""
+    return {**os.environ, **QUIET, **store.environment}
 
 
 def page_link(address: str, sent: SendState) -> str | None:

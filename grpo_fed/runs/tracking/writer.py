@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, final
+from typing import TYPE_CHECKING, NoReturn, TextIO, final
 
 from grpo_fed.runs.tracking.machine import MachineSampler
 from grpo_fed.runs.tracking.spool import Spool, SpoolRecord
@@ -166,13 +166,18 @@ def _log(text: str) -> None:
     print(time.strftime("%Y-%m-%d %H:%M:%S"), " ".join(text.split()), file=sys.stderr)
 
 
-if __name__ == "__main__":
+def run_process(folder: Path, store: str, samples: bool) -> NoReturn:
+    """Send in a process that has nothing else to do, and end it; what it prints is without secrets. As for `main`."""
     sys.stderr = RedactedStream(sys.stderr, find_secrets(os.environ))
     code = 1
     with contextlib.suppress(BrokenPipeError):
         try:
-            code = main(Path(sys.argv[1]), sys.argv[2], SAMPLE in sys.argv[3:])
+            code = main(folder, store, samples)
         except Exception:  # noqa: BLE001, so that the traceback goes through the stream above too
             traceback.print_exc()
     sys.stderr.flush()
     os._exit(code)  # without waiting for mlflow's own threads
+
+
+if __name__ == "__main__":
+    run_process(Path(sys.argv[1]), sys.argv[2], SAMPLE in sys.argv[3:])
