@@ -9,9 +9,10 @@
     play.py         play
     export.py       export
     compare.py      compare, report
+    sweep.py        sweep
     attacks.py      attack-board
     scenarios.py    new, check, explain, list, config, schema
-    deploy.py       deploy init, server, client, status
+    deploy.py       deploy init, rotate, enroll, server, client, status
     tracking.py     ui, replay
     replay_order.py replay-order
     knobs_table.py  all knobs as tables
@@ -52,7 +53,19 @@ def main() -> None:
 
 def _load_app() -> Typer:
     """Import the application and every module of commands; each module registers its own."""
-    from grpo_fed.cli import attacks, compare, deploy, export, join, play, replay_order, run, scenarios, tracking  # noqa: F401
+    from grpo_fed.cli import (  # noqa: F401
+        attacks,
+        compare,
+        deploy,
+        export,
+        join,
+        play,
+        replay_order,
+        run,
+        scenarios,
+        sweep,
+        tracking,
+    )
     from grpo_fed.cli.application import app
 
     return app

@@ -17,6 +17,7 @@ COMMANDS = [
     "train",
     "join",
     "compare",
+    "sweep",
     "attack-board",
     "play",
     "export",

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from grpo_fed.cli.application import app
-from grpo_fed.cli.errors import FAILED, report_errors, stop_when_terminated
+from grpo_fed.cli.errors import FAILED, print_error, report_errors, stop_when_terminated
 from grpo_fed.cli.options import (
     Debug,
     Overrides,
     RunArgument,
     ScenarioArgument,
     Track,
+    load_scenario,
     make_console,
     prepare_process,
     use_no_display,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from grpo_fed.reports.comparison.verdicts import Comparison
+    from grpo_fed.scenario.scenario import Scenario
 
 
 XOption = Annotated[
@@ -140,13 +141,20 @@ def compare(
         from grpo_fed.reports.comparison.verdicts import ComparedRun
         from grpo_fed.reports.paper import find_paper
         from grpo_fed.runs.tracking import resolve_store
+        from grpo_fed.runs.tracking.groups import finish_group, open_group
 
         folder = out or Path("runs") / f"compare-{Path(scenario).stem}"
         names = [name.strip() for name in methods.split(",") if name.strip()]
         console = make_console()
 
         style = None if paper is None else find_paper(paper)
-        run, done = partial(run_locally, workers=workers, track=track), itertools.count(1)
+        store, experiment = resolve_store(track), load_scenario(scenario, overrides, None).name
+        done = itertools.count(1)
+
+        def run(settings: Scenario, run_folder: Path) -> object:
+            group = None if store is None else open_group(folder, "compare", experiment)
+            return run_locally(settings, run_folder, workers, track, group)
+
         with console.status(_count_line(0, len(names) * seeds)) as status:
 
             def watch(compared_run: ComparedRun) -> None:
@@ -160,8 +168,13 @@ def compare(
     with report_errors(debug, FAILED):
         console.print(_table(comparison, wide=console.width >= WIDE))
         typer.echo(f"{folder / COMPARISON}.md, .tex and .json; curves and profiles in {folder / 'figures'}/")
-        if resolve_store(track) is not None:
-            typer.echo(f"MLflow: {called_as()} ui; the view By method shows all runs")
+        if store is not None:
+            group = open_group(folder, "compare", experiment)
+            page = (folder / f"{COMPARISON}.md").read_text(encoding="utf-8")
+            if note := finish_group(group, store, folder, page, {}):
+                print_error(note, label="note: ")
+            else:
+                typer.echo(f"MLflow: {called_as()} ui; the view {group.name} shows these runs alone")
 
 
 def _count_line(done: int, runs: int) -> str:

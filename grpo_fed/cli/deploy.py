@@ -1,4 +1,4 @@
-"""The commands that put a federation on several machines: deploy init, server, client and status."""
+"""The commands that put a federation on several machines: deploy init, rotate, enroll, server, client and status."""
 
 from __future__ import annotations
 
@@ -45,6 +45,44 @@ def init(
         from grpo_fed.engines.deploy import commands
 
         for line in commands.init(folder, hosts or [], clients):
+            typer.echo(line)
+
+
+@group.command()
+def rotate(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that `init` made.")] = DEPLOYMENT,
+    clients: Annotated[
+        list[str] | None,
+        typer.Option("--client", metavar="NAME", help="A client that gets another key; may be repeated."),
+    ] = None,
+    server: Annotated[
+        bool, typer.Option("--server", help="Make the server another certificate and key, for the same hosts.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Make new keys and certificates for old ones, and say which files to copy where."""
+    with report_errors(debug):
+        from grpo_fed.engines.deploy import commands
+
+        for line in commands.rotate(folder, clients or [], server):
+            typer.echo(line)
+
+
+@group.command()
+def enroll(
+    name: Annotated[
+        str, typer.Option("--name", metavar="NAME", help="The client of this machine, as the scenario names it.")
+    ],
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="FOLDER", help="The client's folder; by default NAME.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Make a client's key on its own machine, and say what to do with its public half."""
+    with report_errors(debug):
+        from grpo_fed.engines.deploy import commands
+
+        for line in commands.enroll(folder or Path(name), name):
             typer.echo(line)
 
 

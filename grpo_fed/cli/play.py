@@ -27,6 +27,14 @@ MOST_EXAMPLES = 2
 def play(
     run: RunArgument,
     client: Annotated[str | None, typer.Option(metavar="NAME", help="One client; by default all.")] = None,
+    shared: Annotated[
+        str | None,
+        typer.Option("--shared", metavar="ENV", help="Play what is shared, as a client that was never there, in ENV."),
+    ] = None,
+    moments_of: Annotated[
+        str | None,
+        typer.Option("--moments-of", metavar="NAME", help="With --shared, the client whose moments normalise."),
+    ] = None,
     episodes: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Episodes of each client; by default as in the scenario.")
     ] = None,
@@ -52,8 +60,14 @@ def play(
         use_no_display()
         from grpo_fed.runs.folder import read_client_names
         from grpo_fed.runs.policies import load_policy
+        from grpo_fed.runs.shared_policy import NEWCOMER, load_shared_policy
 
+        if shared is None and moments_of is not None:
+            raise ValueError(f"--moments-of {moments_of}: is for --shared ENV")
+        if shared is not None and client is not None:
+            raise ValueError(f"--shared {shared}: plays as a client that was never there; leave out --client {client}")
         names = read_client_names(run) if client is None else [client]
+        names = names if shared is None else [NEWCOMER]
         if gif is not None:
             from grpo_fed.reports.film import check_path
 
@@ -65,7 +79,11 @@ def play(
             raise ValueError("--prompt and --prompts play no episodes: leave out --episodes and --gif")
         if given and seed is not None and not sampled:
             raise ValueError("--seed names the stream that tokens are sampled from: add --sampled")
-        policies = [load_policy(run, name) for name in names]
+        policies: list[LoadedPolicy | LoadedAdapters]
+        if shared is None:
+            policies = [load_policy(run, name) for name in names]
+        else:
+            policies = [load_shared_policy(run, shared, moments_of=moments_of)]
         answering, filmed = _answering(policies, bool(given)), _filmed(policies, gif)
     with report_errors(debug, FAILED):
         console = make_console()

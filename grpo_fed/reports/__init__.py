@@ -27,6 +27,7 @@
     paper.py             figures for a paper: PDF, PGF, captions
     latex.py             text and tables as LaTeX
     comparison/          methods side by side, with intervals
+    sweep/               one scenario with many values
     attack_board.py      attacks against merge rules
 
 Begin with summary.py.

@@ -137,7 +137,7 @@ def _data_url(kind: str, content: bytes) -> str:
 
 def _figure(drawing: Drawing) -> str:
     """Put a picture beside its title and caption, which are text of the page."""
-    caption = f"<figcaption><b>{_text(drawing.title)}.</b> {_text(drawing.caption)}</figcaption>"
+    caption = f"<figcaption><strong>{_text(drawing.title)}.</strong> {_text(drawing.caption)}</figcaption>"
     return f'<figure id="{drawing.name}">{inline_svg(drawing)}{caption}</figure>'
 
 

@@ -12,6 +12,7 @@
     merge_order.py    whose answers were in which merge, where rounds do not wait
     continuation.py   a folder that goes on from a run's checkpoint with changed settings
     policies.py       policies on disk, and LoadedPolicy
+    shared_policy.py  what a run shares, as the policy of a client that was never there
     adapters.py       LoadedAdapters: a language model's adapters, which answer prompts
     examples.py       what clients wrote before and after training
     export.py         a client's policy for other programs

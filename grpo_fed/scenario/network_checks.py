@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def network_contradictions(scenario: Scenario) -> Iterator[Contradiction]:
     """Find what is wrong with networks of ours, in words, and the keys that it concerns."""
     policy, objective, copies = scenario.policy, scenario.objective, scenario.rollout.num_envs
-    if policy.module is not None:
+    if policy.module is not None or all(client.env is None for client in scenario.clients):
         return
     if policy.adapter and policy.kind == "cnn":
         text = "a network for pictures begins with its encoder; leave policy.adapter out"
@@ -27,7 +27,7 @@ def network_contradictions(scenario: Scenario) -> Iterator[Contradiction]:
             ' gymnasium.wrappers:FrameStackObservation does, or use policy.kind = "mlp"'
         )
         yield text, (("policy", "memory"), ("policy", "kind"))
-    if objective.minibatches > copies and objective.step == "adam":
+    if objective.minibatches > copies and (objective.step == "adam" or objective.advantage == "gae"):
         text = (
             f"with policy.memory a minibatch is whole sequences, one of each of rollout.num_envs = {copies} copies:"
             f" objective.minibatches = {objective.minibatches} must be at most {copies}"

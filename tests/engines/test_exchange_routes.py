@@ -16,6 +16,8 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.client import ProtobufRequestContext
 from flwr.superlink.federation import NoOpFederationManager
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from grpo_fed.engines.exchange import protocol
 from grpo_fed.engines.exchange import routes as module
@@ -139,3 +141,49 @@ def test_a_request_that_is_too_large_is_refused(superlink: SuperLink, monkeypatc
 def test_other_requests_are_flowers(superlink: SuperLink):
     assert superlink.post("/v1/fleet/pull-messages", b"")[0] == 404
     assert superlink.post(f"{protocol.NODE}unknown", b"")[0] == 404
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = st.sampled_from(("working", "answered", "wait", "id", "code", "reason", "client", "device", "version"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(path=st.sampled_from((protocol.NEXT, protocol.ANSWER, protocol.WHO)), changes=st.dictionaries(FIELDS, JSON))
+def test_whatever_a_node_with_a_key_sends_is_answered_or_refused(path: str, changes: dict[str, Any]):
+    superlink, key = SuperLink(), new_key()
+    superlink.register(key)
+    _, answer = superlink.ask(protocol.WHO, {"client": "ant"}, sign(key))
+    document = {**NEXT, "wait": 0.0, "id": "a", "code": 0, "reason": "", "client": "ant", **changes}
+    if not isinstance(document["wait"], str | list | dict | type(None)) and document["wait"] > 0:
+        document["wait"] = -document["wait"]  # what waits is another test's matter
+    status, _ = superlink.ask(path, {**document, "pass": answer["pass"]}, sign(key))
+    assert status in (200, 400)
+
+
+@settings(max_examples=200, deadline=None)
+@given(body=st.binary(max_size=64), path=st.sampled_from((protocol.NEXT, protocol.ASK, protocol.WHO)))
+def test_any_bytes_are_answered_or_refused(body: bytes, path: str):
+    status, _ = SuperLink().post(path, body)
+    assert status in (400, 401)
+    status, _ = SuperLink().post(path, wrap_body(body))
+    assert status in (400, 401)
+
+
+@pytest.mark.parametrize("change", [{"wait": float("nan")}, {"wait": "soon"}, {"wait": None}])
+def test_a_wait_that_is_no_number_is_refused(superlink: SuperLink, change: dict[str, Any]):
+    key = new_key()
+    superlink.register(key)
+    _, answer = superlink.ask(protocol.WHO, {"client": "ant"}, sign(key))
+    assert superlink.ask(protocol.NEXT, {**NEXT, "pass": answer["pass"], **change})[0] == 400
+
+
+def test_a_code_beyond_all_numbers_is_refused(superlink: SuperLink):
+    key = new_key()
+    superlink.register(key)
+    _, answer = superlink.ask(protocol.WHO, {"client": "ant"}, sign(key))
+    document = {"id": "a", "code": float("inf"), "reason": "", "pass": answer["pass"]}
+    assert superlink.ask(protocol.ANSWER, document)[0] == 400

@@ -22,6 +22,7 @@ PARAMETERS = {
     "flwr.app.message:remove_content_from_message": "message",
     "flwr.supercore.interceptors.http.runtime_version:RuntimeVersionHttpInterceptor": "component_name",
     "flwr.supercore.primitives.asymmetric:public_key_to_bytes": "public_key",
+    "flwr.supercore.primitives.asymmetric:bytes_to_public_key": "public_key_bytes",
     "flwr.supernode.node_auth_http_interceptor:NodeAuthHttpInterceptor": "private_key public_key",
     "flwr.supernode.fleet_http_client:FleetHttpClient.from_server_address": (
         "server_address insecure root_certificates interceptors retry_invoker"

@@ -232,7 +232,10 @@ def test_the_same_folder_gives_the_same_files_to_the_byte(tmp_path: Path):
         tmp_path, sample_scenario(more="rounds = 6"), SampleRun(departed=lambda number, client: ("actor",))
     )
     for draw in (draw_learning, draw_groups):
-        assert draw(read_history(folder)) == draw(read_history(folder))
+        first, second = draw(read_history(folder)), draw(read_history(folder))
+        assert first is not None
+        assert second is not None
+        assert (first.png, first.svg, first.bare_svg) == (second.png, second.svg, second.bare_svg)
 
 
 def test_the_alternative_text_has_the_numbers(tmp_path: Path):

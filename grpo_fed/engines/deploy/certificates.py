@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -13,6 +14,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 AUTHORITY_DAYS, SERVER_DAYS = 3650, 825
 """Days for which certificates are valid."""
+WARNING_DAYS = 30
+"""Days before its end from which a certificate is warned of."""
 CLOCK_DIFFERENCE = timedelta(hours=1)
 """Certificates are valid from so long ago, since the clocks of machines differ."""
 
@@ -62,6 +65,36 @@ def read_hosts(certificate: bytes) -> tuple[str, ...]:
     extensions = x509.load_pem_x509_certificate(certificate).extensions
     hosts = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return tuple(str(host.value) for host in hosts)
+
+
+def check_validity(*files: Path, now: datetime | None = None) -> list[str]:
+    """Warn of certificates that expire within `WARNING_DAYS`; ValueError for one that has expired or is not valid yet.
+
+    now: the time, by default this machine's.
+    """
+    now, lines = now or datetime.now(UTC), []
+    for file in files:
+        try:
+            certificate = x509.load_pem_x509_certificate(file.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{file}: is no certificate: {error}") from None
+        until, since = certificate.not_valid_after_utc, certificate.not_valid_before_utc
+        cure = (
+            "make another one with `grpo-fed deploy rotate FOLDER --server`, copy it, and restart the server"
+            if not _is_authority(certificate)
+            else "make a new deployment with `grpo-fed deploy init`, since all clients trust this one"
+        )
+        if now >= until:
+            raise ValueError(f"{file}: expired on {until:%Y-%m-%d}; {cure}")
+        if now < since:
+            raise ValueError(f"{file}: is not valid before {since:%Y-%m-%d %H:%M} UTC; check this machine's clock")
+        if now > until - timedelta(days=WARNING_DAYS):
+            lines.append(f"{file}: expires in {(until - now).days} days, on {until:%Y-%m-%d}; {cure}")
+    return lines
+
+
+def _is_authority(certificate: x509.Certificate) -> bool:
+    return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
 
 
 def make_node_key() -> tuple[bytes, bytes]:

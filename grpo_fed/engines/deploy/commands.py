@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import fcntl
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ from types import FrameType
 from pydantic import TypeAdapter, ValidationError
 
 from grpo_fed.engines.deploy import certificates
+from grpo_fed.engines.deploy.keys import make_own_key, register_keys, replace_key
 from grpo_fed.engines.deploy.status import describe_deployment, read_registered
 from grpo_fed.engines.flower.connections import find_flower_home, write_connection
 from grpo_fed.engines.flower.control import SuperLinkControl
@@ -38,7 +40,7 @@ AUTHORITY, SERVER, CLIENTS = "authority", "server", "clients"
 NODES, DATA = "nodes", "kept"
 """Folders in the server's folder: the clients' public keys; the SuperLink's data."""
 CA, CA_KEY, CERTIFICATE, KEY, NODE_KEY = "ca.pem", "ca-key.pem", "server.pem", "server-key.pem", "node-key"
-REGISTERED = "registered.json"
+REGISTERED, LOCK = "registered.json", "lock"
 NODE = "node"
 """The name of the process that serves the clients of a machine."""
 LOCAL_HOSTS = ("localhost", "127.0.0.1")
@@ -68,6 +70,59 @@ def init(folder: Path, hosts: Sequence[str], clients: Sequence[str]) -> list[str
         _add_client(authority, server, folder / CLIENTS / client, client)
     all_clients = sorted(path.name for path in (folder / CLIENTS).iterdir())
     return _checklist(folder, certificates.read_hosts((server / CERTIFICATE).read_bytes()), all_clients)
+
+
+def rotate(folder: Path, clients: Sequence[str], server: bool = False) -> list[str]:
+    """Make clients other keys, or the server another certificate and key; return what to copy where, line by line.
+
+    folder: what `init` made. ValueError for a client that it has not, before anything is made.
+    """
+    has = folder / AUTHORITY / CA_KEY, folder / SERVER / NODES
+    if not has[0].is_file() or not has[1].is_dir():
+        raise ValueError(
+            f"{folder}: is no folder of `grpo-fed deploy init`: {AUTHORITY}/ or {SERVER}/ is missing in it"
+        )
+    known = sorted(path.stem for path in has[1].glob("*.pub"))
+    for client in clients:
+        if client not in known:
+            raise ValueError(f"client {client}: {folder / SERVER / NODES} has no key of it, it has {', '.join(known)}")
+    if not clients and not server:
+        raise ValueError("rotate makes nothing: name --client NAME, or --server")
+    lines = []
+    for client in clients:
+        replace_key(folder / CLIENTS / client, client, NODE_KEY, folder / SERVER / NODES)
+        write_atomic(folder / CLIENTS / client / CA, (folder / AUTHORITY / CA).read_bytes())
+        lines += [
+            f"client {client}: copy {folder / CLIENTS / client}/ to its machine and restart the client there;",
+            (
+                f"  copy {folder / SERVER / NODES}/{client}.pub to the server's {NODES}/ and restart the server,"
+                " which then refuses the old key"
+            ),
+        ]
+    if server:
+        certificate = folder / SERVER / CERTIFICATE
+        hosts = certificates.read_hosts(certificate.read_bytes()) if certificate.is_file() else ()
+        certificate.unlink(missing_ok=True)
+        _certify_server(folder / AUTHORITY, folder / SERVER, hosts)
+        lines += [
+            (
+                f"server: copy {certificate} and {folder / SERVER / KEY} to the server and restart it; the clients keep"
+                " their files"
+            ),
+        ]
+    return lines
+
+
+def enroll(folder: Path, name: str) -> list[str]:
+    """Make a client's key on its own machine, and return what to do with its public half, line by line."""
+    _check_names([name])
+    public = make_own_key(folder, name, NODE_KEY)
+    return [
+        f"1. Send {public} to whoever runs the server; the private key stays in {folder / NODE_KEY}.",
+        f"2. On the server: copy it to {SERVER}/{NODES}/{name}.pub, and restart the server.",
+        f"3. Get the server's {CA} and put it at {folder / CA}.",
+        f"4. Start the client: grpo-fed deploy client {folder} --name {name} --superlink HOST:{PORT}",
+    ]
 
 
 def _check_names(clients: Sequence[str]) -> None:
@@ -150,18 +205,38 @@ def server(
         raise ValueError("deploy server needs the folder that `grpo-fed deploy init` made for it, or --insecure")
     folder = folder.absolute()
     identity = None if insecure else _identity(folder)
+    if identity is not None:
+        for line in certificates.check_validity(identity.certificate, identity.authority):
+            say(line)
     data = folder / DATA
     make_private_folder(data)
     environment = make_flower_environment(more={} if identity is None else {KEYS: str(data / REGISTERED)})
-    with _stop_signals() as signals, SupervisedProcesses(data, environment) as processes:
+    with only_one(data), _stop_signals() as signals, SupervisedProcesses(data, environment) as processes:
         superlink = SuperLink(processes, data, port, host=host, identity=identity, open_to_all=open_to_all)
         superlink.start()
         write_connection(find_flower_home(), connection, superlink.connection)
         if identity is not None:
             with SuperLinkControl(superlink.connection) as control:
-                _register_keys(control, folder / NODES, data / REGISTERED, say)
+                register_keys(control, folder / NODES, data / REGISTERED, say)
         say(f"ready at {host}:{port}; on this machine: grpo-fed run SCENARIO --engine flower --superlink {connection}")
         return _supervise(Restarter(processes, superlink.commands), signals, say)
+
+
+@contextmanager
+def only_one(data: Path) -> Iterator[None]:
+    """Hold a lock on the data, which the system releases however the process ends; ValueError if it is held."""
+    handle = os.open(data / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(
+                f"{data.parent}: another `grpo-fed deploy server` runs from this folder; stop it, or give this one a"
+                " folder of its own"
+            ) from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def _identity(folder: Path) -> Identity:
@@ -174,26 +249,6 @@ def _identity(folder: Path) -> Identity:
 def _check_file(path: Path) -> None:
     if not path.is_file():
         raise ValueError(f"{path}: is missing; make it with `grpo-fed deploy init`, or use --insecure")
-
-
-def _register_keys(control: SuperLinkControl, keys: Path, path: Path, say: Say) -> None:
-    """Register the clients' public keys in a folder, and remove the others.
-
-    path: the file with what is registered, for which client and which node.
-    """
-    registered: dict[str, dict[str, str]] = json.loads(path.read_text()) if path.is_file() else {}
-    wanted = {key.stem: key.read_text() for key in sorted(keys.glob("*.pub"))}
-    for client, entry in list(registered.items()):
-        if wanted.get(client) != entry["key"]:
-            control.unregister(int(entry["node"]))
-            del registered[client]
-            say(f"client {client}: its key is no longer accepted")
-    for client, key in wanted.items():
-        if client not in registered:
-            registered[client] = {"key": key, "node": str(control.register(keys / f"{client}.pub", client))}
-            say(f"client {client}: its key is accepted")
-        write_atomic(path, json.dumps(registered, indent=1))
-    write_atomic(path, json.dumps(registered, indent=1))
 
 
 def status(connection: str = CONNECTION, folder: Path | None = None) -> list[str]:
@@ -236,6 +291,8 @@ def client(
         authority, keys = folders[names[0]] / CA, {name: folders[name] / NODE_KEY for name in names}
         for path in (authority, *(folder / NODE_KEY for folder in folders.values())):
             _check_file(path)
+        for line in certificates.check_validity(authority):
+            say(line)
     state = find_state_folder(state)
     if not state.is_dir():
         make_private_folder(state)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequence
@@ -90,7 +91,7 @@ class ExchangeRoutes:
             status, body = 200, wrap_body(await route(scope, document, contents))
         except _Refusal as refusal:
             status, body = refusal.status, str(refusal).encode()
-        except (InvalidBodyError, KeyError, TypeError, ValueError) as error:
+        except (InvalidBodyError, LookupError, TypeError, ValueError, OverflowError) as error:
             status, body = 400, f"{type(error).__name__}: {error}".encode()
         headers = [(b"content-type", MEDIA_TYPE if status == 200 else b"text/plain")]
         headers.append((b"content-length", str(len(body)).encode()))
@@ -120,7 +121,7 @@ class ExchangeRoutes:
     async def _next(self, scope: Scope, document: dict[str, Any], contents: list[bytes]) -> bytes:
         node = self._find_node(document)
         self._note_sign_of_life(scope, node)
-        wait = min(float(document["wait"]), protocol.WAIT)
+        wait = _seconds(document["wait"])
         working, answered = _texts(document["working"]), _texts(document["answered"])
         found = await self.exchange.next(node, working, answered, wait)
         reply = {"drop": found.drop, "again": found.again, "ask_flower": found.ask_flower}
@@ -166,7 +167,7 @@ class ExchangeRoutes:
     async def _hear(self, scope: Scope, document: dict[str, Any], contents: list[bytes]) -> bytes:
         run = await self._find_run(scope)
         self.exchange.end(run, _texts(document["end"]))
-        heard = await self.exchange.hear(run, _texts(document["ids"]), min(float(document["wait"]), protocol.WAIT))
+        heard = await self.exchange.hear(run, _texts(document["ids"]), _seconds(document["wait"]))
         answers = [
             {"id": answer.id, "code": answer.code, "reason": answer.reason, "has_content": answer.content is not None}
             for answer in heard.answers
@@ -229,6 +230,14 @@ async def _read(receive: Receive) -> bytes:
         if size > MOST_BODY:
             raise _Refusal(413, "the request is too large")
     return b"".join(parts)
+
+
+def _seconds(value: Any) -> float:
+    """Return for how long a request waits; ValueError if that is no number."""
+    seconds = float(value)
+    if math.isnan(seconds):
+        raise ValueError("wait is no number")
+    return max(0.0, min(seconds, protocol.WAIT))
 
 
 def _texts(values: Any) -> list[str]:

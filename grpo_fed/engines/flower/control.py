@@ -116,6 +116,11 @@ class SuperLinkControl:
                 for node in self._connection.list_nodes()
             ]
 
+    def list_keys(self) -> dict[bytes, int]:
+        """Return the ids of the accepted nodes by their public keys, in the format of OpenSSH."""
+        with self._words("list its keys"):
+            return self._connection.list_keys()
+
     def register(self, key: Path, client: str) -> int:
         """Accept a client's node by the file with its public key, and return the node's id."""
         with self._words(f"accept the key of {client}"):

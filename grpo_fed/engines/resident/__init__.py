@@ -7,6 +7,7 @@
     workers.py      ClientWorkers: a client's worker, which stays warm for a run
     run_configs.py  RunConfigs: the scenarios of runs
     identity.py     a node's key
+    problems.py     why there is no connection, in plain words
     devices.py      what a node says of its client's device
 
 Begin with client.py.

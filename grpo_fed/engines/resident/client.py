@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from grpo_fed.engines.resident.devices import describe_device
 from grpo_fed.engines.resident.exchange_link import ExchangeLink
 from grpo_fed.engines.resident.fleet_link import GHOST_SECONDS, FleetLink, NotYetAcceptedError
+from grpo_fed.engines.resident.problems import explain_problem
 from grpo_fed.engines.resident.run_configs import RunConfigs
 from grpo_fed.engines.resident.workers import ClientWorkers, Outcome, ReceivedMessage
 from grpo_fed.engines.wire.flower_private import NoConnectionError, NodeConnection, NoRouteError, RefusedError
@@ -89,7 +90,9 @@ class ResidentClient:
                         self._stopping.wait(self._fleet.serve())
                     self._workers.end_idle()
             except NoConnectionError as error:
-                problem = f"client {self._place.client}: {self._place.superlink}: {error}; trying again"
+                problem = (
+                    f"client {self._place.client}: {self._place.superlink}: {explain_problem(error)}; trying again"
+                )
                 if not isinstance(error, NotYetAcceptedError):
                     self._until = time.monotonic() + GHOST_SECONDS
                 self._say(problem)

@@ -542,7 +542,16 @@ class ControlConnection:
         from flwr.proto.control_pb2 import ListNodesRequest
 
         nodes = _call(lambda: self._client.ListNodes(ListNodesRequest())).nodes_info
-        return [node for node in nodes if node.status != "deleted"]
+        return [node for node in nodes if node.status not in ("deleted", "unregistered")]
+
+    def list_keys(self) -> dict[bytes, int]:
+        """Return the ids of these nodes by their public keys, in the format of OpenSSH."""
+        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+        from flwr.supercore.primitives.asymmetric import bytes_to_public_key
+
+        form = Encoding.OpenSSH, PublicFormat.OpenSSH
+        nodes = [node for node in self.list_nodes() if node.public_key]
+        return {bytes_to_public_key(node.public_key).public_bytes(*form): node.node_id for node in nodes}
 
     def register_node(self, public_key: bytes, name: str) -> int:
         """Accept a node by its public key in the format of OpenSSH, and return its id."""

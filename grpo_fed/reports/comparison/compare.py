@@ -30,6 +30,7 @@ from grpo_fed.runs.history import read_history
 from grpo_fed.runs.records import record_to_line
 from grpo_fed.runs.results import ENDED, Result, Status, read_results
 from grpo_fed.runs.tracking import Tracker
+from grpo_fed.runs.tracking.groups import RunGroup
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.shipped import find_scenario
 
@@ -97,15 +98,22 @@ def compare(
     return comparison
 
 
-def run_locally(scenario: Scenario, folder: Path, workers: int | None = None, track: str | None = "off") -> Result:
+def run_locally(
+    scenario: Scenario,
+    folder: Path,
+    workers: int | None = None,
+    track: str | None = "off",
+    group: RunGroup | None = None,
+) -> Result:
     """Run a scenario on the local engine, or resume the run in the folder.
 
-    track: where MLflow keeps the run; `off` for nowhere.
+    track: where MLflow keeps the run; `off` for nowhere. group: the comparison that it belongs to there.
     """
     from grpo_fed.engines.local.engine import LocalEngine
 
     resumed = checkpoint.latest(folder) is not None
-    tracker = Tracker.open(track, folder, scenario, resumed=resumed, models=False)
+    named = None if group is None else group.with_label(f"{scenario.method} seed {scenario.seed}")
+    tracker = Tracker.open(track, folder, scenario, resumed=resumed, models=False, group=named)
     status: Status = "failed"
     with (
         LocalEngine.resumed(folder)

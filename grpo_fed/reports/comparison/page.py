@@ -276,6 +276,8 @@ def method_curve(comparison: Comparison, method: MethodResult, axis: AxisName = 
 
 def _mean_places(axes: Sequence[XAxis], rounds: int) -> XAxis:
     """Average where each round is over the seeds; a run that stopped early stays at its end."""
+    if axes[0].name == "rounds":
+        return replace(axes[0], values=np.arange(1, rounds + 1))
     values = np.full((rounds, len(axes)), np.nan)
     for index, axis in enumerate(axes):
         values[: len(axis.values), index] = axis.values

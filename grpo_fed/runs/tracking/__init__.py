@@ -8,6 +8,7 @@
     machine.py      how busy the machine is
     mlflow_runs.py  MlflowRuns: a run's records as runs of MLflow, one for the federation and one for each client
     nested_runs.py  NestedRuns: runs of MLflow for a server that is not ours, sent by itself
+    groups.py       RunGroup: the parent run of a sweep or a comparison, and the view of its runs
     selection.py    which numbers of a round become metrics
     run_page.py     the text on a run's page
     views.py        charts that an experiment offers

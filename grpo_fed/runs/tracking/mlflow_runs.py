@@ -25,7 +25,9 @@ from grpo_fed.runs.colours import pick_colour
 from grpo_fed.runs.folder import EPISODES, FIGURES, REPORT, ROUNDS, SCENARIO, SUMMARY
 from grpo_fed.runs.markdown import escape_markdown, plain
 from grpo_fed.runs.results import ENDED, RESULTS
+from grpo_fed.runs.serialisation import from_json
 from grpo_fed.runs.tracking import run_page
+from grpo_fed.runs.tracking.groups import RunGroup, find_parent
 from grpo_fed.runs.tracking.inputs import task_inputs
 from grpo_fed.runs.tracking.machine import MachineSample
 from grpo_fed.runs.tracking.model_sender import ModelSender
@@ -42,7 +44,7 @@ from grpo_fed.runs.tracking.selection import (
 )
 from grpo_fed.runs.tracking.spool import SendState, Spool, SpoolRecord, hold_lock
 from grpo_fed.runs.tracking.store import Store, resolve_store
-from grpo_fed.runs.tracking.views import CLIENT, FEDERATION, ROLE, has_fewer_charts, make_view_tags, make_views
+from grpo_fed.runs.tracking.views import CLIENT, FEDERATION, GROUP, ROLE, has_fewer_charts, make_view_tags, make_views
 from grpo_fed.scenario.methods import METHODS
 
 RUN = "grpo_fed.run"
@@ -157,8 +159,11 @@ class MlflowRuns:
         is_new = self.sent.parent is None
         if self.sent.parent is None:
             name = begin.get("name") or f"{params['method']} seed {params['seed']}"
+            group = None if begin.get("group") is None else from_json(RunGroup, begin["group"])
             colour = pick_colour(_colour_index(params["method"]))  # since federations are compared by their methods
-            self.sent.parent = existing.get("") or self._create_run(record.time, name, FEDERATION, "", colour)
+            self.sent.parent = existing.get("") or self._create_run(
+                record.time, (group and group.label) or name, FEDERATION, "", colour, group
+            )
         self.spool.save_state(self.sent)
         self._log_params(self._parent, {**params, "folder": begin["folder"]})
         self._set_tags(self._parent, {**begin.get("tags", {}), PAGE: run_page.page_while_running(begin, None)})
@@ -203,9 +208,14 @@ class MlflowRuns:
             if not (token := page.token):
                 return runs
 
-    def _create_run(self, began: int, name: str, role: str, client: str, colour: str) -> str:
-        """Create a run and return its id. began: milliseconds since 1970."""
+    def _create_run(
+        self, began: int, name: str, role: str, client: str, colour: str, group: RunGroup | None = None
+    ) -> str:
+        """Create a run and return its id. began: milliseconds since 1970. group: whose parent it is below."""
         tags = {RUN: self.begin["run"], ROLE: role, "mlflow.runColor": colour}
+        if group is not None:
+            assert self.sent.experiment is not None, "the experiment was found"
+            tags |= {GROUP: group.unique, "mlflow.parentRunId": find_parent(self.client, self.sent.experiment, group)}
         if role == CLIENT:
             tags |= {CLIENT_NAME: client, "mlflow.parentRunId": self._parent}
         assert self.sent.experiment is not None

@@ -9,8 +9,9 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from grpo_fed.runs.called_as import called_as
 from grpo_fed.runs.folder import refuse_all_links
@@ -20,6 +21,9 @@ from grpo_fed.runs.tracking.probe import find_trouble
 from grpo_fed.runs.tracking.spool import SendState, Spool
 from grpo_fed.runs.tracking.store import HIDDEN, Store, resolve_store
 from grpo_fed.scenario.scenario import Scenario
+
+if TYPE_CHECKING:
+    from grpo_fed.runs.tracking.groups import RunGroup
 
 PATIENCE = 120.0
 """Seconds that the end of a run waits until all records are sent."""
@@ -57,6 +61,7 @@ class Tracker:
         models: bool = True,
         from_run: bool = False,
         origin: RunOrigin = LOCAL,
+        group: RunGroup | None = None,
     ) -> Tracker:
         """Track a run to `uri`, else MLFLOW_TRACKING_URI, else `runs/mlflow.db`; "off" tracks nothing.
 
@@ -64,8 +69,9 @@ class Tracker:
 
         folder: the run's folder. resumed: whether to go on with the MLflow runs that the folder names. models: whether
         the clients' policies are logged when the run has finished. from_run: whether a store that the folder alone
-        names may be used, as for `store_of_run`. origin: what the run was started with. ValueError for a URI that names
-        no store, or another than the folder, and if models are to be registered nowhere.
+        names may be used, as for `store_of_run`. origin: what the run was started with. group: of a sweep or a
+        comparison that the run belongs to. ValueError for a URI that names no store, or another than the folder, and if
+        models are to be registered nowhere.
         """
         spool = Spool(folder)
         store = resolve_store(uri)
@@ -75,14 +81,21 @@ class Tracker:
             )
         if resumed and store is not None and spool.sent_path.is_file():
             store = store_of_run(store, uri, spool, from_run)
-        return cls(store, spool, scenario, resumed, models, origin)
+        return cls(store, spool, scenario, resumed, models, origin, group)
 
     def __init__(
-        self, store: Store | None, spool: Spool, scenario: Scenario, resumed: bool, models: bool, origin: RunOrigin
+        self,
+        store: Store | None,
+        spool: Spool,
+        scenario: Scenario,
+        resumed: bool,
+        models: bool,
+        origin: RunOrigin,
+        group: RunGroup | None = None,
     ) -> None:
         """Prepare to track; see `open`, which makes the store and the spool."""
         self.store, self.spool, self.scenario, self.models = store, spool, scenario, models
-        self.origin = origin
+        self.origin, self._group = origin, group
         self.trouble: str | None = None
         """A message about what was not tracked, for a person; None if all was."""
         self._resumed = resumed
@@ -170,9 +183,9 @@ class Tracker:
             self.spool.save_state(SendState(self.store.uri))
         if not self.spool.path.is_file():
             run = self.spool.load_state("").run if self._resumed else None
-            self.spool.append(
-                "begin", _begin_content(self.scenario, self.spool.folder.absolute().parent.name, run, self.origin)
-            )
+            name = self.spool.folder.absolute().parent.name
+            group = {} if self._group is None else {"group": asdict(self._group)}
+            self.spool.append("begin", {**_begin_content(self.scenario, name, run, self.origin), **group})
         elif self._resumed:
             self.spool.append("resume", {})
         self._writer = start_writer(self.spool, self.store, samples=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from grpo_fed.runs.metrics import (
@@ -48,6 +48,8 @@ from grpo_fed.runs.metrics import (
 )
 
 TAG = "mlflow.sharedViewState."
+GROUP = "grpo_fed.group"
+"""The tag with the unique name of the group that a run belongs to."""
 ROLE = "grpo_fed.role"
 FEDERATION, CLIENT = "federation", "client"
 MOST_RHO_CHARTS = 8
@@ -86,6 +88,8 @@ class View:
     """The parameter by which runs are averaged; None to show each run."""
     sort: tuple[str, bool] = ("attributes.start_time", False)
     """The column that runs are sorted by, and whether the lowest value comes first."""
+    of_group: str | None = None
+    """The group whose runs alone are shown; None for those of all."""
 
 
 def make_views(metrics: Sequence[str]) -> list[View]:
@@ -177,6 +181,21 @@ def make_views(metrics: Sequence[str]) -> list[View]:
     return [_with_data(view, set(metrics)) for view in views]
 
 
+def make_group_view(unique: str, name: str, metrics: Sequence[str]) -> View:
+    """Make the view that shows the runs of a sweep or a comparison alone, best first.
+
+    unique: the group's unique name. metrics: as for `make_views`.
+    """
+    sections = {
+        "Return": (Chart((TRAINING_RETURN,)), Chart((SCORE_IQM,)), Chart((SCORE_MIN,))),
+        "Cost": (Chart((MB_TOTAL,)), Chart((ENV_STEPS,)), Chart((ROUND_SECONDS,))),
+    }
+    sort = (f"metrics.`{SCORE_IQM}`", False)
+    return _with_data(
+        View(f"{name.split()[0]}-{unique[:8]}", name, FEDERATION, sections, sort=sort, of_group=unique), set(metrics)
+    )
+
+
 def make_view_tags(views: Sequence[View], now: int) -> dict[str, str]:
     """Make the experiment's tags that hold the views. now: milliseconds since 1970."""
     tags = {}
@@ -232,7 +251,7 @@ def _with_data(view: View, metrics: set[str]) -> View:
         present = (Chart(tuple(key for key in chart.metrics if key in metrics)) for chart in charts)
         if filled := tuple(chart for chart in present if chart.metrics):
             sections[title] = filled
-    return View(view.key, view.name, view.role, sections, view.group, view.sort)
+    return replace(view, sections=sections)
 
 
 def _state(view: View) -> dict[str, Any]:
@@ -246,8 +265,9 @@ def _state(view: View) -> dict[str, Any]:
     if view.group is not None:
         keys = [{"mode": "param", "groupByData": view.group}]
         group = {"aggregateFunction": "average", "groupByKeys": keys}
+    of_group = "" if view.of_group is None else f" and tags.`{GROUP}` = '{view.of_group}'"
     return {
-        "searchFilter": f"tags.`{ROLE}` = '{view.role}'",
+        "searchFilter": f"tags.`{ROLE}` = '{view.role}'{of_group}",
         "orderByKey": view.sort[0],
         "orderByAsc": view.sort[1],
         "runsHiddenMode": "SHOW_ALL",
