@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint types bench clean
+.PHONY: help install run test lint types bench docs wheel clean
 
 help:  ## Say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -36,6 +36,13 @@ types: .venv/installed  ## Check types, strictly
 bench: .venv/installed  ## Measure, beside others: make bench BENCH=peers ARGS=--help
 	.venv/bin/python -m benchmarks.$(BENCH) $(ARGS)
 
+docs: .venv/docs  ## Write the site of the documentation to build/site; links are checked
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --quiet
+	@echo "build/site/index.html"
+
+wheel: .venv/installed  ## Build a wheel, to be installed by pip install dist/grpo_fed-....whl
+	.venv/bin/python -c 'from hatchling.build import build_wheel; print("dist/" + build_wheel("dist"))'
+
 clean:  ## Remove .venv and caches
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
@@ -46,4 +53,8 @@ clean:  ## Remove .venv and caches
 	test -x .venv/bin/pip || $(PYTHON) -m venv .venv || { rm -rf .venv && $(PYTHON) -m venv --without-pip .venv && \
 		$(PYTHON) -m pip --python .venv/bin/python install --quiet pip; }
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@
+
+.venv/docs: .venv/installed
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[docs]' -c constraints.txt
 	@touch $@

@@ -146,7 +146,9 @@ def test_a_table_of_the_python_page_lists_every_field(record: type) -> None:
     table = PYTHON.split(f"| field of a `{record.__name__}` |")[1].split("\n\n")[0]
     listed = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)(?:\(\))?`", row.split("|")[1])}
     public = {name for name in dir(record) if isinstance(getattr(record, name), property)}
-    public |= {field.name for field in dataclasses.fields(record)} | ({"to_json"} if record is Result else set())
+    public |= {field.name for field in dataclasses.fields(record)} | (
+        {"to_json", "to_pandas"} if record is Result else set()
+    )
     assert listed == public
 
 

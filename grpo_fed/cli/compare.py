@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -30,6 +31,19 @@ if TYPE_CHECKING:
     from grpo_fed.scenario.scenario import Scenario
 
 
+XOption = Annotated[
+    Literal["rounds", "steps", "bytes"],
+    typer.Option("--x", help="What the horizontal axis counts: rounds, steps or bytes of all clients."),
+]
+PaperOption = Annotated[
+    str | None,
+    typer.Option(
+        "--paper",
+        metavar="NAME",
+        help="Also write figures for a paper, as PDF and PGF with captions apart: article, neurips, iclr, icml, ieee,"
+        " acm, jmlr; icml-wide, ieee-wide and acm-wide go over both columns.",
+    ),
+]
 WIDE = 100
 """Columns of a terminal that has room for the returns of the scenario's entries."""
 
@@ -44,27 +58,46 @@ def report(
         bool,
         typer.Option("--episodes/--no-episodes", help="Film the worst and the best client before and after training."),
     ] = True,
+    x: XOption = "rounds",
+    paper: PaperOption = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Also write rounds.csv and clients.csv.")] = False,
     debug: Debug = False,
 ) -> None:
     """Draw the figures and films of a run, and put them on one page that can be read without a network."""
     with report_errors(debug):
         prepare_process()
         use_no_display()
+        from grpo_fed.reports.axis import x_axis
         from grpo_fed.reports.episodes import film_episodes
         from grpo_fed.reports.figures.write import draw_figures
+        from grpo_fed.reports.formatting import format_count
         from grpo_fed.reports.page import write_page
+        from grpo_fed.reports.paper import find_paper, write_paper
         from grpo_fed.reports.summary import write_summary
+        from grpo_fed.runs.csv_tables import write_csv
+        from grpo_fed.runs.history import read_history
 
+        style = None if paper is None else find_paper(paper)
+        history = replace(read_history(run), axis=x)
+        x_axis(history)
         console = make_console()
         with console.status("drawing figures"):
-            figures = {path.stem for path in draw_figures(run)}
+            figures = {path.stem for path in draw_figures(history)}
+        if style is not None:
+            with console.status("drawing figures for a paper"):
+                written = write_paper(history, style)
+            typer.echo(f"{written[0].parent}/: {len(figures)} figures as PDF and PGF; {written[-1]} has their captions")
+        for path in write_csv(run) if as_csv else ():
+            typer.echo(str(path))
         if episodes:
             with console.status("filming"):
                 filmed = film_episodes(run)
             for problem in filmed.problems:
                 typer.echo(problem, err=True)
         write_summary(run)
-        typer.echo(f"{write_page(run, out)}: a page with {len(figures)} figures; their files are in {run / 'figures'}/")
+        page = write_page(history, out)
+        count = format_count(len(figures), "figure")
+        typer.echo(f"{page}: a page with {count}; their files are in {run / 'figures'}/")
 
 
 @app.command()
@@ -94,6 +127,8 @@ def compare(
     workers: Annotated[
         int | None, typer.Option("--workers", metavar="N", min=0, help="Processes; by default one for each core.")
     ] = None,
+    x: XOption = "rounds",
+    paper: PaperOption = None,
     track: Track = None,
     debug: Debug = False,
 ) -> None:
@@ -104,6 +139,7 @@ def compare(
         from grpo_fed.reports.comparison.compare import run_locally
         from grpo_fed.reports.comparison.page import COMPARISON
         from grpo_fed.reports.comparison.verdicts import ComparedRun
+        from grpo_fed.reports.paper import find_paper
         from grpo_fed.runs.tracking import resolve_store
         from grpo_fed.runs.tracking.groups import finish_group, open_group
 
@@ -111,6 +147,7 @@ def compare(
         names = [name.strip() for name in methods.split(",") if name.strip()]
         console = make_console()
 
+        style = None if paper is None else find_paper(paper)
         store, experiment = resolve_store(track), load_scenario(scenario, overrides, None).name
         done = itertools.count(1)
 
@@ -126,11 +163,11 @@ def compare(
                 console.print(f"{compared_run.method} seed {compared_run.seed}: {outcome}", soft_wrap=True)
 
             comparison = compare_methods(
-                scenario, names, range(seeds), folder, run, overrides or [], baseline, watch=watch
+                scenario, names, range(seeds), folder, run, overrides or [], baseline, watch, x, style
             )
     with report_errors(debug, FAILED):
         console.print(_table(comparison, wide=console.width >= WIDE))
-        typer.echo(f"{folder / COMPARISON}.md and .json; curves in {folder / 'figures'}/")
+        typer.echo(f"{folder / COMPARISON}.md, .tex and .json; curves and profiles in {folder / 'figures'}/")
         if store is not None:
             group = open_group(folder, "compare", experiment)
             page = (folder / f"{COMPARISON}.md").read_text(encoding="utf-8")

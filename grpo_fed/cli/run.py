@@ -250,9 +250,13 @@ def _run_engine(
     since_interruption: returns the seconds since Ctrl-C.
     """
     from grpo_fed.runs.continuation import read_earlier_lines
+    from grpo_fed.runs.provenance import Provenance, write_provenance
     from grpo_fed.runs.records import record_to_line
 
+    provenance = Provenance.of_process()
+
     def watch(record: RoundRecord) -> None:
+        write_provenance(folder, provenance)
         display.round(record)
         tracker.round(record_to_line(record))
 
@@ -307,12 +311,15 @@ def _draw(folder: Path, options: RunOptions, display: Display, with_page: bool) 
     """
     if not options.figures:
         return True
+    from grpo_fed.reports.beside import begin_beside
+
     try:
+        films = begin_beside(lambda: _film(folder)) if options.films else None
         with display.busy("drawing figures"):
             _draw_figures(folder, display)
-        if options.films:
+        if films is not None:
             with display.busy("filming"):
-                _film(folder, display)
+                _say_films(films, display)
         if with_page:
             with display.busy("writing the page for MLflow"):
                 _write_page(folder)
@@ -326,17 +333,17 @@ def _draw(folder: Path, options: RunOptions, display: Display, with_page: bool) 
 
 def _draw_figures(folder: Path, display: Display) -> None:
     try:
-        from grpo_fed.reports.figures.write import draw_figures
+        from grpo_fed.reports.figures.write import FIRST, draw_figures
         from grpo_fed.reports.summary import write_summary
 
-        figures = draw_figures(folder)
+        figures = draw_figures(folder, FIRST)
         write_summary(folder)
     except Exception as error:  # noqa: BLE001, the results are saved
         print_error(f"no figures were drawn: {message_for_user(error)}", label="note: ")
         return
     if figures:
         command = f"{called_as()} report {shlex.quote(str(folder))}"
-        display.say(f"figures: {figures[0].parent}/; {command} puts them on one page")
+        display.say(f"figures: {figures[0].parent}/; {command} draws all of them, and puts them on one page")
 
 
 def _write_page(folder: Path) -> None:
@@ -349,19 +356,27 @@ def _write_page(folder: Path) -> None:
         print_error(f"no page was written: {message_for_user(error)}", label="note: ")
 
 
-def _film(folder: Path, display: Display) -> None:
-    """Make short films; `grpo-fed report` names the clients that cannot be drawn."""
-    try:
-        use_no_display()
-        from grpo_fed.reports.episodes import film_episodes
-        from grpo_fed.reports.film import SHORT
+def _film(folder: Path) -> str:
+    """Make short films, and return a line about them; `grpo-fed report` names the clients that cannot be drawn."""
+    use_no_display()
+    from grpo_fed.reports.episodes import film_episodes
+    from grpo_fed.reports.film import SHORT
 
-        filmed = film_episodes(folder, style=SHORT)
+    filmed = film_episodes(folder, style=SHORT)
+    if not filmed.paths:
+        return ""
+    return f"films: {filmed.paths[0].parent}/, the worst and the best client before and after training"
+
+
+def _say_films(films: Callable[[], str], display: Display) -> None:
+    """Wait for the films, and say where they are."""
+    try:
+        line = films()
     except Exception as error:  # noqa: BLE001, an environment may fail in any way, and the results are saved
         print_error(f"no films were made: {message_for_user(error)}", label="note: ")
         return
-    if filmed.paths:
-        display.say(f"films: {filmed.paths[0].parent}/, the worst and the best client before and after training")
+    if line:
+        display.say(line)
 
 
 def _finish_tracking(

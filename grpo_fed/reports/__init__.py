@@ -12,6 +12,7 @@
     outcome.py           the outcome of a run on the terminal
     tables.py            tables of clients on the terminal
     formatting.py        numbers, counts and lists of names as people read them
+    axis.py              what their horizontal axis counts
     charts.py            what all figures share: style, colours, labels
     figures/             the figures of a run
     film.py              an episode as a film
@@ -22,7 +23,11 @@
     twins_section.py     the part about whether sharing pays
     privacy_section.py   the part about what was spent of a privacy budget
     site_sections.py     the part about sites
+    beside.py            what is done in a process beside this one
     page.py              a run on one page: report.html
+    reproduction_section.py the part about how to make the run again
+    paper.py             figures for a paper: PDF, PGF, captions
+    latex.py             text and tables as LaTeX
     comparison/          methods side by side, with intervals
     sweep/               one scenario with many values
     attack_board.py      attacks against merge rules

@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,51 +92,92 @@ LABEL_GAP = 11.5
 FONTS = "'DejaVu Sans', Verdana, sans-serif"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Drawing:
-    """A figure, ready to be written to files or put into a page."""
+    """A figure that is drawn when its picture is asked for."""
 
     name: str
     """Name of its files, without the ending."""
     title: str
+    caption: str
+    """How to read the figure."""
     alt: str
     """Alternative text: what the figure shows, with its main numbers."""
-    png: bytes
-    svg: str
+    height: float
+    """Inches, without title and caption."""
+    paint: Callable[[Figure], None]
+    """Draws the axes."""
+
+    @cached_property
+    def png(self) -> bytes:
+        """The picture with its title and caption."""
+        with self.laid_out() as figure:
+            return _to_png(figure)
+
+    @cached_property
+    def svg(self) -> str:
+        """The same as vectors."""
+        with self.laid_out() as figure:
+            return _to_svg(figure)
+
+    @cached_property
+    def bare_svg(self) -> str:
+        """The picture alone, for a page that has the title and the caption as its own text."""
+        with self.laid_out(headed=False) as figure:
+            return _to_svg(figure)
+
+    @contextmanager
+    def laid_out(
+        self, headed: bool = True, width: float = FIGURE_WIDTH, height: float | None = None, **changes: Any
+    ) -> Iterator[Figure]:
+        """Give the figure with everything in its place, while matplotlib has our style.
+
+        headed: with title and caption. width, height: inches; the height without title and caption. changes: to the
+        style.
+        """
+        from matplotlib import rc_context, rcParamsDefault
+        from matplotlib.figure import Figure
+
+        lines = list(_wrap(self.caption)) if headed else []
+        head = TITLE_HEIGHT + LINE_HEIGHT * len(lines) + 0.1 if headed else 0.0
+        full_height = (self.height if height is None else height) + head
+        backend = ("backend", "backend_fallback", "interactive", "toolbar")
+        defaults = {key: value for key, value in rcParamsDefault.items() if key not in backend}
+        style: Any = {**defaults, **STYLE, "svg.hashsalt": self.name, **changes}
+        with rc_context(style):
+            figure = Figure(figsize=(width, full_height))
+            figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - head / full_height), h_pad=0.06, w_pad=0.06)
+            left = 0.08 / width
+            if headed:
+                figure.text(left, 1 - 0.08 / full_height, self.title, size=12.5, weight="bold", va="top")
+            for index, line in enumerate(lines):
+                top = 1 - (TITLE_HEIGHT + LINE_HEIGHT * index + 0.03) / full_height
+                figure.text(left, top, line, size=9, color=MUTED, va="top")
+            self.paint(figure)
+            engine = figure.get_layout_engine()
+            assert engine is not None
+            engine.execute(figure)
+            figure.set_layout_engine("none")  # a second pass would move the axes away from the labels placed now
+            for axes in figure.axes:
+                _spread_labels(axes)
+            yield figure
 
 
 def make_drawing(
     name: str, title: str, caption: str, alt: str, height: float, paint: Callable[[Figure], None]
 ) -> Drawing:
-    """Draw a figure with a title and a caption.
+    """Make a figure with a title and a caption.
 
     caption: how to read the figure. height: inches, without title and caption. paint: draws the axes.
     """
-    from matplotlib import rc_context, rcParamsDefault
-    from matplotlib.figure import Figure
+    return Drawing(name, title, caption, alt, height, paint)
 
-    lines = list(_wrap(caption))
-    head = TITLE_HEIGHT + LINE_HEIGHT * len(lines) + 0.1
-    full_height = height + head
-    backend = ("backend", "backend_fallback", "interactive", "toolbar")
-    defaults = {key: value for key, value in rcParamsDefault.items() if key not in backend}
-    style: Any = {**defaults, **STYLE, "svg.hashsalt": name}
-    with rc_context(style):
-        figure = Figure(figsize=(FIGURE_WIDTH, full_height))
-        figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - head / full_height), h_pad=0.06, w_pad=0.06)
-        left = 0.08 / FIGURE_WIDTH
-        figure.text(left, 1 - 0.08 / full_height, title, size=12.5, weight="bold", va="top")
-        for index, line in enumerate(lines):
-            top = 1 - (TITLE_HEIGHT + LINE_HEIGHT * index + 0.03) / full_height
-            figure.text(left, top, line, size=9, color=MUTED, va="top")
-        paint(figure)
-        engine = figure.get_layout_engine()
-        assert engine is not None
-        engine.execute(figure)
-        figure.set_layout_engine("none")  # a second pass would move the axes away from the labels placed now
-        for axes in figure.axes:
-            _spread_labels(axes)
-        return Drawing(name, title, alt, _to_png(figure), _to_svg(figure))
+
+def scaled(size: float) -> float:
+    """Scale points, of letters or between them, that suit a page to the letters of the figure that is being drawn."""
+    from matplotlib import rcParams
+
+    return size * float(rcParams["font.size"]) / float(STYLE["font.size"])
 
 
 def _wrap(text: str) -> Iterator[str]:
@@ -154,7 +197,9 @@ def _to_png(figure: Figure) -> bytes:
 
     file = io.BytesIO()
     canvas: Any = FigureCanvasAgg(figure)
-    canvas.print_png(file, metadata={"Software": None})  # savefig would draw everything twice
+    canvas.print_png(
+        file, metadata={"Software": None}, pil_kwargs={"compress_level": 4}
+    )  # savefig would draw everything twice
     return file.getvalue()
 
 
@@ -171,8 +216,8 @@ def _to_svg(figure: Figure) -> str:
 
 
 def inline_svg(drawing: Drawing) -> str:
-    """Make the SVG an element of a page, with the page's colours and with ids that no other figure has."""
-    text = drawing.svg[drawing.svg.index("<svg") :]
+    """Make the bare SVG an element of a page, with the page's colours and with ids that no other figure has."""
+    text = drawing.bare_svg[drawing.bare_svg.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{drawing.name}-", text)
     for colour, (name, _) in DARK_COLOURS.items():
@@ -218,7 +263,7 @@ def label_line(axes: Axes, y: float, text: str, colour: str, weight: str = "norm
         va="center",
         color=colour,
         weight=weight,
-        size=9,
+        size=scaled(9),
         annotation_clip=False,
     )
     label.set_gid("end")
@@ -234,7 +279,7 @@ def _spread_labels(axes: Axes) -> None:
     dpi = axes.get_figure(root=True).dpi  # type: ignore[union-attr]
     box = axes.get_window_extent()
     wanted = [float(axes.transData.transform((0, label.xy[1]))[1]) for label in labels]
-    chosen = spread_positions(wanted, LABEL_GAP * dpi / 72, box.y0, box.y1)
+    chosen = spread_positions(wanted, scaled(LABEL_GAP) * dpi / 72, box.y0, box.y1)
     for label, old, new in zip(labels, wanted, chosen, strict=True):
         label.set_position((5, (new - old) * 72 / dpi))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from grpo_fed.reports.charts import DARK_COLOURS, inline_svg
+from grpo_fed.reports.charts import DARK_COLOURS, Drawing, inline_svg
 from grpo_fed.reports.episodes import EPISODES
 from grpo_fed.reports.figures.write import draw_all
 from grpo_fed.reports.section import Section, Table
@@ -24,15 +24,13 @@ from grpo_fed.runs.history import History, read_history
 
 PAGE = "report.html"
 """The page's name in a run's folder."""
-TOP_FIGURES = ("learning", "completions", "groups", "evidence")
-"""Figures above the tables: how clients learned, what they are rewarded for, what they share, and why."""
 
 
-def write_page(folder: str | Path, out: str | Path | None = None) -> Path:
+def write_page(run: str | Path | History, out: str | Path | None = None) -> Path:
     """Write the page of a run, to `report.html` in its folder or to `out`; ValueError if the folder holds no run."""
-    folder = Path(folder)
-    path = folder / PAGE if out is None else Path(out)
-    write_atomic(path, page_html(read_history(folder)))
+    history = run if isinstance(run, History) else read_history(run)
+    path = history.folder / PAGE if out is None else Path(out)
+    write_atomic(path, page_html(history))
     return path
 
 
@@ -41,12 +39,10 @@ def page_html(history: History) -> str:
     name, result = html.escape(history.scenario.name), headline(history)
     parts = [f"<header><h1>{name}</h1>", f'<p class="result">{_text(result[:1].upper() + result[1:])}</p>']
     parts += [f"<p>{_text(describe_run(history))}</p></header>", "<main>"]
-    drawings = draw_all(history)
-    figures = {drawing.name: f'<figure id="{drawing.name}">{inline_svg(drawing)}</figure>' for drawing in drawings}
-    parts += [figures.pop(name, "") for name in TOP_FIGURES]
-    parts += [_episodes(history.folder)]
-    parts += [_section(section) for section in make_sections(history)]
-    parts += figures.values()
+    figures = {drawing.name: _figure(drawing) for drawing in draw_all(history)}
+    sections = [_section(section, figures) for section in make_sections(history)]
+    sections.insert(1, _episodes(history.folder))
+    parts += [*sections, *figures.values()]
     scenario = html.escape(history.scenario.dumps())
     parts += [f"<details><summary>The scenario with all values</summary><pre>{scenario}</pre></details>", "</main>"]
     body = "\n".join(part for part in parts if part)
@@ -139,8 +135,16 @@ def _data_url(kind: str, content: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _section(section: Section) -> str:
+def _figure(drawing: Drawing) -> str:
+    """Put a picture beside its title and caption, which are text of the page."""
+    caption = f"<figcaption><strong>{_text(drawing.title)}.</strong> {_text(drawing.caption)}</figcaption>"
+    return f'<figure id="{drawing.name}">{inline_svg(drawing)}{caption}</figure>'
+
+
+def _section(section: Section, figures: dict[str, str]) -> str:
+    """Write a section; its figures are taken out of those that are left."""
     parts = [f"<h2>{_text(section.title)}</h2>", *(f"<p>{_text(text)}</p>" for text in section.paragraphs)]
+    parts += [figures.pop(name) for name in section.figures if name in figures]
     if section.points:
         parts.append(f"<ul>{''.join(f'<li>{_text(point)}</li>' for point in section.points)}</ul>")
     parts += [_table(table) for table in section.tables]

@@ -26,3 +26,5 @@ class Section:
     points: tuple[str, ...] = ()
     """A list below the paragraphs."""
     tables: tuple[Table, ...] = ()
+    figures: tuple[str, ...] = ()
+    """Names of the figures that belong here; those that a run does not have are left out."""

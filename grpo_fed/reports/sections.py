@@ -19,6 +19,7 @@ from grpo_fed.reports.formatting import (
     visible_text,
 )
 from grpo_fed.reports.privacy_section import privacy_section
+from grpo_fed.reports.reproduction_section import reproduction_section
 from grpo_fed.reports.section import Section, Table
 from grpo_fed.reports.site_sections import describe_sites
 from grpo_fed.reports.tables import LOWEST_ROWS, MAX_ROWS, QUANTILES
@@ -34,6 +35,8 @@ MAX_NAMES = 8
 """How many clients, or spans of missed rounds, a sentence names; more clients are counted by entry."""
 SHOWN_UPDATES = (0.1, 0.25, 0.5)
 """The parts of an adaptation after which a table has the return, beside its beginning and its end."""
+CLIENT_FIGURES = ("learning", "costs")
+"""The figures of what clients have reached."""
 CURVE_WIDTH = 16
 """Characters of a client's curve."""
 
@@ -49,18 +52,20 @@ def make_sections(history: History) -> Iterator[Section]:
         yield twins
     if examples := _examples(history):
         yield examples
-    yield _sharing(history)
+    if history.block_of_group:
+        yield _sharing(history)
     if history.sites:
         yield describe_sites(history)
     if privacy := privacy_section(history):
         yield privacy
-    if history.federated:
+    if history.missing:
         yield _missing_answers(history)
-    if history.blocks:
+    if history.blocks and history.scenario.proximity.mode != "off":
         yield _server_steps(history)
     if any("notes" in line for line in history.lines):
         yield _notes(history)
     yield _cost(history)
+    yield reproduction_section(history)
 
 
 # Clients --------------------------------------------------------------------------------------------------------------
@@ -91,11 +96,11 @@ def _clients(history: History) -> Section:
         rows.append(tuple(cells))
     table = Table(tuple(head), tuple(rows), ("by round", differences_head))
     if len(shown) == len(clients):
-        return Section("Clients", tables=(table,))
+        return Section("Clients", tables=(table,), figures=CLIENT_FIGURES)
     count = format_count(len(clients), "client")
     who = count if took_part.all() else f"{took_part.sum():,} that took part, of {count}"
     text = f"The {LOWEST_ROWS} lowest and the {LOWEST_ROWS} highest of {who}, and quantiles of all."
-    return Section("Clients", (text,), tables=(table, _quantiles(history)))
+    return Section("Clients", (text,), tables=(table, _quantiles(history)), figures=CLIENT_FIGURES)
 
 
 def _adaptation(history: History) -> Section | None:
@@ -124,7 +129,7 @@ def _adaptation(history: History) -> Section | None:
     who = "Clients that took no part in training" if not history.trains.all() else "All clients"
     few = f"; shown are the {MAX_ROWS} lowest of {len(known):,}" if len(known) > MAX_ROWS else ""
     text = f"{who} adapt the last policy to their own tasks, on copies: returns before, and after local updates{few}."
-    return Section("Adaptation", (text,), tables=(table,))
+    return Section("Adaptation", (text,), tables=(table,), figures=("adaptation",))
 
 
 def _quantiles(history: History) -> Table:
@@ -174,7 +179,9 @@ def _examples(history: History) -> Section | None:
     texts = ("prompt", "before", "after")
     more = " `examples/` has all of them." if len(rows) < sum(map(len, kept.values())) else ""
     text = f"The likeliest completions of the first and of the last policy.{more}"
-    return Section("Prompts and completions", (text,), tables=(Table(head, tuple(rows), texts, texts),))
+    return Section(
+        "Prompts and completions", (text,), tables=(Table(head, tuple(rows), texts, texts),), figures=("completions",)
+    )
 
 
 # What clients share ---------------------------------------------------------------------------------------------------
@@ -182,22 +189,18 @@ def _examples(history: History) -> Section | None:
 
 def _sharing(history: History) -> Section:
     """Name the shared blocks, and the clients that have departed from their groups or form clusters."""
-    title = "Shared blocks"
-    if not history.federated:
-        return Section(title, ("No block is shared: every client learned alone.",))
-    if not history.block_of_group:
-        return Section(title, (f"Method `{history.scenario.method}` shares no block.",))
+    title, figures = "Shared blocks", ("groups", "evidence", "clusters", "penalty")
     blocks = list(dict.fromkeys(history.block_of_group.values()))
     text = f"Shared: {_code(blocks)}. All other blocks are private to each client."
     if history.clustered:
         text += " Clusters are those of the latest merge." if np.isnan(history.clusters[-1]).any() else ""
-        return Section(title, (text,), tuple(_cluster_points(history)))
+        return Section(title, (text,), tuple(_cluster_points(history)), figures=figures)
     if not history.departed[-1].any():
         end = "At the end no" if history.departed.any() else "No"
-        return Section(
-            title, (text, f"{end} client has departed from any of their groups."), tuple(_return_points(history))
-        )
-    return Section(title, (text,), (*_departure_points(history, blocks), *_return_points(history)))
+        texts = (text, f"{end} client has departed from any of their groups.")
+        return Section(title, texts, tuple(_return_points(history)), figures=figures)
+    points = (*_departure_points(history, blocks), *_return_points(history))
+    return Section(title, (text,), points, figures=figures)
 
 
 def _departure_points(history: History, blocks: Sequence[str]) -> Iterator[str]:
@@ -278,8 +281,6 @@ def _describe_clients(history: History, clients: Sequence[int]) -> str:
 def _missing_answers(history: History) -> Section:
     """Name the clients that failed to answer, with rounds and reasons; of many the ones that failed most often."""
     title = "Missing answers"
-    if not history.missing:
-        return Section(title, ("None: every client answered every time.",))
     most_first = sorted(history.missing.items(), key=lambda item: -len(item[1]))
     shown = most_first[: MAX_ROWS if len(most_first) <= MAX_ROWS else LOWEST_ROWS]
     points = [f"`{name}`: {_describe_failures(failures)}." for name, failures in shown]
@@ -335,8 +336,6 @@ def _capitalise(text: str) -> str:
 def _server_steps(history: History) -> Section:
     """Make a table with KL, budget and alpha of each block."""
     title, mode = "Steps of the server", history.scenario.proximity.mode
-    if mode == "off":
-        return Section(title, ("Every step went all the way to the merge: `proximity.mode` is off.",))
     head = ("block", "highest KL", "budget", "mean alpha", "rounds shortened")
     rows = []
     for name in (*history.blocks, "joint"):
@@ -348,7 +347,7 @@ def _server_steps(history: History) -> Section:
     measured = "measured by the clients on their own states"
     source = "predicted from Fisher information" if mode == "quadratic" else measured
     text = f"KL of the accepted steps, {source}. Alpha is the fraction of the way to the merge."
-    return Section(title, (text,), tables=(Table(head, tuple(rows)),))
+    return Section(title, (text,), tables=(Table(head, tuple(rows)),), figures=("kl", "steps"))
 
 
 def _highest(values: np.ndarray) -> str:
@@ -372,7 +371,7 @@ def _cost(history: History) -> Section:
     up, down = run_traffic(history) or of_rounds
     if up or down:
         text += f" The clients sent {format_megabytes(up)} to the server and received {format_megabytes(down)}."
-    return Section("Time and traffic", (text,))
+    return Section("Time and traffic", (text,), figures=("bytes", "time"))
 
 
 def _short_names(names: Sequence[str]) -> str:

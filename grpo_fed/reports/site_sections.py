@@ -27,7 +27,9 @@ def describe_sites(history: History) -> Section:
         "The server merges the sites. A site that has departed from a group keeps a block of its own there, which its"
         " clients share."
     )
-    return Section("Sites", (text,), tables=(Table(HEAD, tuple(rows), ("clients", "departed groups")),))
+    return Section(
+        "Sites", (text,), tables=(Table(HEAD, tuple(rows), ("clients", "departed groups")),), figures=("sites",)
+    )
 
 
 def _describe_departures(groups: Sequence[str], departures: Mapping[str, Departure]) -> str:

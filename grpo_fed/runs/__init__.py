@@ -26,6 +26,8 @@
     markdown.py       words of clients and scenarios in summaries
     serialisation.py  records to JSON and back
     files.py          atomic writes
+    provenance.py     command, commit and versions of a run
+    csv_tables.py     a run as tables for other programs: CSV, pandas
     called_as.py      how the program was called, for commands in messages
     library_warnings.py  warnings of libraries, each shown once
     tracking/         MLflow: a spool in the folder, and a process that sends it

@@ -23,6 +23,7 @@ from grpo_fed.runs import checkpoint
 from grpo_fed.runs.checkpoint import Checkpoint
 from grpo_fed.runs.files import refuse_links, write_atomic
 from grpo_fed.runs.merge_order import ORDER
+from grpo_fed.runs.provenance import PROVENANCE
 from grpo_fed.runs.results import RESULTS, read_results
 from grpo_fed.runs.serialisation import from_json, read_json
 from grpo_fed.scenario.importing import RUN_MARKS, refuse_imports_from
@@ -37,14 +38,18 @@ ENGINE = "engine.json"
 FAILURE = "failure.txt"
 """The traceback of what stopped a run."""
 SUMMARY, REPORT = "summary.md", "report.html"
+CSV_FILES = ("rounds.csv", "clients.csv")
+"""A run as tables: a row for each client and round, and a row for each client."""
+PAPER = "paper"
+"""Figures for a paper."""
 CLIENTS, FIGURES, EPISODES = "clients", "figures", "episodes"
 EXAMPLES = "examples"
 TRACKING, FLOWER_LOGS = "tracking", "flower"
 BEST, TENSORBOARD = "best", "tensorboard"
 """The folders of the callbacks that ship."""
 
-FILES = (SCENARIO, ROUNDS, RESULTS, SHARED, ENGINE, ORDER, FAILURE, SUMMARY, REPORT)
-FOLDERS = (POLICIES, CHECKPOINTS, CLIENTS, FIGURES, EPISODES, EXAMPLES, TRACKING, FLOWER_LOGS, BEST, TENSORBOARD)
+FILES = (SCENARIO, ROUNDS, RESULTS, SHARED, ENGINE, ORDER, FAILURE, SUMMARY, REPORT, PROVENANCE, *CSV_FILES)
+FOLDERS = (POLICIES, CHECKPOINTS, CLIENTS, FIGURES, PAPER, EPISODES, EXAMPLES, TRACKING, FLOWER_LOGS, BEST, TENSORBOARD)
 
 
 CLAIMED = "GRPO_FED_CLAIMED_FOLDER"

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -73,6 +73,8 @@ class History:
     """[R]: the lines of `rounds.jsonl`."""
     results: Mapping[str, Any] | None
     """The content of `results.json`; None if there is none yet."""
+    axis: Literal["rounds", "steps", "bytes"] = "rounds"
+    """What the horizontal axis of its figures counts."""
 
     @property
     def status(self) -> str:

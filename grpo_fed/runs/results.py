@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -154,6 +155,16 @@ class Result:
     def idle(self) -> tuple[str, ...]:
         """Clients that were asked to train and learned nothing."""
         return idle_clients(self.to_json())
+
+    def to_pandas(self, by: Literal["round", "client"] = "round") -> Any:
+        """Read the run's folder as a table of pandas; ValueError if the run has no folder.
+
+        by: `round` for a row for each client and round, `client` for a row for each client.
+        """
+        if self.out is None:
+            raise ValueError("the run has no folder to read its rounds from: give it one with out=")
+        # by name, since what reads a folder imports this module
+        return import_module("grpo_fed.runs.csv_tables").read_pandas(self.out, by)
 
     def to_json(self) -> dict[str, Any]:
         """Make the content of `results.json`."""

@@ -67,6 +67,15 @@ def probability_of_improvement(ours: np.ndarray, theirs: np.ndarray) -> np.ndarr
     return np.asarray(wins.mean(axis=(-3, -2, -1)))
 
 
+def performance_profile(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Compute which part of all seeds and tasks has a score above each threshold, [..., S, T] and [H] -> [..., H].
+
+    Every task has the same weight. This is the run-score distribution of the paper.
+    """
+    above = scores[..., None] > thresholds
+    return np.asarray(above.mean(axis=(-3, -2)))
+
+
 def stratified_resamples(scores: np.ndarray, generator: np.random.Generator, resamples: int) -> np.ndarray:
     """Sample seeds with replacement for each task on its own, [S, T] -> [resamples, S, T]."""
     rows = generator.integers(len(scores), size=(resamples, *scores.shape))

@@ -231,7 +231,7 @@ def test_a_run_needs_no_stdout():
 
 
 def test_ctrl_c_while_figures_are_drawn_leaves_a_finished_run(monkeypatch: pytest.MonkeyPatch):
-    def impatient(folder: Path) -> None:
+    def impatient(folder: Path, only: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("grpo_fed.reports.figures.write.draw_figures", impatient)

@@ -12,7 +12,11 @@ import pytest
 
 from grpo_fed import train
 from grpo_fed.reports.comparison.compare import compare
+from grpo_fed.reports.comparison.page import method_curve
+from grpo_fed.reports.comparison.profiles import draw_improvement, draw_profiles
 from grpo_fed.reports.comparison.verdicts import ComparedRun, Comparison, decide_verdict
+from grpo_fed.reports.paper import PAPERS
+from grpo_fed.runs.history import read_history
 from grpo_fed.runs.results import RESULTS
 from grpo_fed.runs.statistics import Estimate, estimate, probability_of_improvement
 from grpo_fed.scenario.scenario import Scenario
@@ -237,6 +241,36 @@ def test_all_methods_are_in_one_figure(source: Path, tmp_path: Path):
     assert (tmp_path / "out" / "figures" / "comparison.png").stat().st_size > 20_000
 
 
+def test_profiles_improvement_and_a_table_of_latex_are_written(source: Path, tmp_path: Path):
+    runner = Runner(lambda method, seed, client: float(len(method) + seed))
+    comparison = compare(source, ["local", "fedavg"], [0, 1], tmp_path / "out", runner, paper=PAPERS["icml"])
+    names = {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")}
+    assert names == {"comparison", "profiles", "improvement"}
+    assert {path.stem for path in (tmp_path / "out" / "paper").glob("*.pdf")} == names
+    drawing = draw_improvement(comparison)
+    assert drawing is not None
+    # fedavg ends at 6 and 7, local at 5 and 6: of four pairs three are won and one is a tie
+    assert drawing.alt.startswith("Probability of improvement over local: fedavg 0.88, ")
+    profiles = draw_profiles(comparison)
+    assert profiles is not None
+    assert profiles.alt == "Performance profiles; half of the returns are above: local 5.5, fedavg 6.5."
+    rows = (tmp_path / "out" / "comparison.tex").read_text().splitlines()
+    assert rows[1] == r"\begin{tabular}{lrrrrrlr}"
+    assert rows[6].startswith(r"fedavg & 6.50 [6.00, 7.00] & 6.50 & 6.50 & 0.88 [")
+    assert rows[6].endswith(r" & 2 \\")
+    assert "figures/profiles.png" in (tmp_path / "out" / "comparison.md").read_text()
+
+
+def test_curves_may_count_bytes(source: Path, tmp_path: Path):
+    runner = Runner(lambda method, seed, client: 3.0)
+    comparison = compare(source, ["local", "fedavg"], [0], tmp_path / "out", runner, axis="bytes")
+    history = read_history(tmp_path / "out" / "fedavg" / "seed-0")
+    sent = np.cumsum([line["comm/MB_up"] + line["comm/MB_down"] for line in history.lines])
+    assert method_curve(comparison, comparison.methods[1], "bytes").rounds.tolist() == pytest.approx(sent.tolist())
+    svg = (tmp_path / "out" / "figures" / "comparison.svg").read_text()
+    assert ">MB sent by all<" in svg
+
+
 def test_the_curve_of_a_shorter_run_keeps_its_last_return(source: Path, tmp_path: Path):
     def run(scenario: Scenario, folder: Path) -> None:
         Runner(lambda method, seed, client: 3.0)(scenario, folder)
@@ -245,8 +279,6 @@ def test_the_curve_of_a_shorter_run_keeps_its_last_return(source: Path, tmp_path
             (folder / "rounds.jsonl").write_text("".join(lines[:1]))
 
     comparison = compare(source, ["local"], [0, 1], tmp_path / "out", run)
-    from grpo_fed.reports.comparison.page import method_curve
-
     # Seed 0 has 1, 2, 3 by round and seed 1 stays at 1: of 1, 1, 1, 3, 3, 3 the middle four.
     curve = method_curve(comparison, comparison.methods[0])
     assert curve.rounds.tolist() == [1, 2, 3]

@@ -232,7 +232,10 @@ def test_the_same_folder_gives_the_same_files_to_the_byte(tmp_path: Path):
         tmp_path, sample_scenario(more="rounds = 6"), SampleRun(departed=lambda number, client: ("actor",))
     )
     for draw in (draw_learning, draw_groups):
-        assert draw(read_history(folder)) == draw(read_history(folder))
+        first, second = draw(read_history(folder)), draw(read_history(folder))
+        assert first is not None
+        assert second is not None
+        assert (first.png, first.svg, first.bare_svg) == (second.png, second.svg, second.bare_svg)
 
 
 def test_the_alternative_text_has_the_numbers(tmp_path: Path):
@@ -456,9 +459,13 @@ def test_figures_and_other_programs_do_not_share_a_style(tmp_path: Path):
     folder = write_run(tmp_path, sample_scenario(more="rounds = 2"))
     history = read_history(folder)
     first = draw_learning(history)
+    assert first is not None
+    picture = first.png
     with matplotlib.rc_context({"lines.linewidth": 9.0, "font.size": 30.0, "axes.facecolor": "black"}):
         before = dict(matplotlib.rcParams)
-        assert draw_learning(history) == first
+        again = draw_learning(history)
+        assert again is not None
+        assert again.png == picture
         assert dict(matplotlib.rcParams) == before
 
 
@@ -470,7 +477,9 @@ import grpo_fed.reports.comparison.compare, grpo_fed.reports.page
 from grpo_fed.reports.figures.stepping import draw_steps
 from grpo_fed.runs.history import read_history
 assert "matplotlib" not in sys.modules
-draw_steps(read_history({str(tmp_path)!r}))
+drawing = draw_steps(read_history({str(tmp_path)!r}))
+assert "matplotlib" not in sys.modules
+assert drawing.png
 assert "matplotlib" in sys.modules
 assert "matplotlib.pyplot" not in sys.modules
 """

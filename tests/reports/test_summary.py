@@ -8,6 +8,7 @@ from pathlib import Path
 
 from grpo_fed.reports.summary import headline, summary_markdown, write_summary
 from grpo_fed.runs.history import read_history
+from grpo_fed.runs.provenance import Provenance, write_provenance
 from grpo_fed.runs.records import Failure
 from tests.support.sample_run_folder import SampleRun, sample_scenario, write_run
 
@@ -148,9 +149,25 @@ def test_the_headline_names_clients_that_learned_nothing(tmp_path: Path):
     assert summary_of(folder).splitlines()[0].endswith("; cart-1 learned nothing")
 
 
-def test_a_run_without_missing_answers_says_so(tmp_path: Path):
+def test_a_summary_has_no_section_without_something_to_say(tmp_path: Path):
     text = summary_of(write_run(tmp_path, sample_scenario(more="rounds = 2")))
-    assert "None: every client answered every time." in section(text, "Missing answers")
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == [
+        "Clients",
+        "Shared blocks",
+        "Steps of the server",
+        "Time and traffic",
+        "How to reproduce",
+    ]
+
+
+def test_the_summary_says_how_to_make_the_run_again(tmp_path: Path):
+    folder = write_run(tmp_path, sample_scenario(more="rounds = 2"))
+    again = "`grpo-fed run scenario.toml`, with the file of this folder, repeats it"
+    assert again in section(summary_of(folder), "How to reproduce")
+    write_provenance(folder, Provenance("grpo-fed run made --seed 3", "0123abc", {"torch": "2.13.0"}))
+    text = section(summary_of(folder), "How to reproduce")
+    assert "Made by `grpo-fed run made --seed 3` with commit 0123abc, torch 2.13.0." in text
+    assert again in text
 
 
 def test_the_table_of_steps_has_their_budgets(tmp_path: Path):
@@ -163,7 +180,7 @@ def test_the_table_of_steps_has_their_budgets(tmp_path: Path):
 def test_the_summary_of_a_local_run_has_no_federation(tmp_path: Path):
     of = sample_scenario(more='method = "local"\nrounds = 2')
     text = summary_of(write_run(tmp_path, of, SampleRun(federated=False)))
-    assert "No block is shared: every client learned alone." in text
+    assert "`grpo-fed train scenario.toml`" in text
     assert not re.search("missing|missed|server|MB", text)
 
 

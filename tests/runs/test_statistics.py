@@ -9,6 +9,7 @@ from scipy import stats
 from grpo_fed.runs.statistics import (
     estimate,
     interquartile_mean,
+    performance_profile,
     probability_of_improvement,
     stratified_resamples,
     whole_resamples,
@@ -60,6 +61,22 @@ def test_probability_of_improvement_agrees_with_the_mann_whitney_statistic():
     expected = np.mean([stats.mannwhitneyu(ours[:, t], theirs[:, t]).statistic / 70 for t in range(3)])
     np.testing.assert_allclose(probability_of_improvement(ours, theirs), expected, rtol=1e-12)
     np.testing.assert_allclose(probability_of_improvement(theirs, ours), 1 - expected, rtol=1e-12)
+
+
+def test_a_performance_profile_counts_the_scores_above_each_threshold():
+    scores = np.array([[1.0, 4.0], [3.0, 4.0]])
+    # above 0: 4 of 4; above 1: 3, as 1 is not above 1; above 3: 2; above 4: none
+    assert performance_profile(scores, np.array([0.0, 1.0, 3.0, 4.0])).tolist() == [1.0, 0.75, 0.5, 0.0]
+
+
+def test_a_performance_profile_agrees_with_scipys_distribution_function():
+    scores = np.random.default_rng(3).normal(size=(5, 4)).round(1)
+    thresholds = np.linspace(-2, 2, 9)
+    expected = stats.ecdf(scores.ravel()).sf.evaluate(thresholds)
+    assert np.allclose(performance_profile(scores, thresholds), expected)
+    stacked = performance_profile(np.stack([scores, scores + 1]), thresholds)
+    assert np.allclose(stacked[0], expected)
+    assert np.allclose(stacked[1], stats.ecdf(scores.ravel() + 1).sf.evaluate(thresholds))
 
 
 def test_a_resample_takes_each_task_from_its_own_scores():

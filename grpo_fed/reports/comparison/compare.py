@@ -5,17 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from grpo_fed.reports.comparison.page import COMPARISON, comparison_markdown, draw_adaptations, draw_comparison
+from grpo_fed.reports.axis import AxisName
+from grpo_fed.reports.comparison.page import (
+    COMPARISON,
+    comparison_latex,
+    comparison_markdown,
+    draw_adaptations,
+    draw_comparison,
+)
+from grpo_fed.reports.comparison.profiles import draw_improvement, draw_profiles
 from grpo_fed.reports.comparison.verdicts import ComparedRun, Comparison, method_results
 from grpo_fed.reports.figures.write import FIGURES, write_drawings
 from grpo_fed.reports.formatting import format_names
+from grpo_fed.reports.paper import PaperStyle, write_paper_figures
 from grpo_fed.runs import checkpoint
 from grpo_fed.runs.files import write_atomic
-from grpo_fed.runs.folder import SCENARIO
+from grpo_fed.runs.folder import PAPER, SCENARIO
 from grpo_fed.runs.history import read_history
 from grpo_fed.runs.records import record_to_line
 from grpo_fed.runs.results import ENDED, Result, Status, read_results
@@ -40,6 +50,8 @@ def compare(
     overrides: Sequence[str] = (),
     baseline: str | None = None,
     watch: Callable[[ComparedRun], None] = lambda compared_run: None,
+    axis: AxisName = "rounds",
+    paper: PaperStyle | None = None,
 ) -> Comparison:
     """Run every method with every seed, each in `out/<method>/seed-<n>/`, and write the comparison to `out`.
 
@@ -49,6 +61,8 @@ def compare(
     scenario: a file, or the name of a scenario that ships. run: runs one of the runs, by default on the local engine,
     which also resumes. overrides: changes for every run, such as "rounds=5". baseline: the method that the others are
     compared with, by default `local` if it is among them, else the first. watch: called with every run when it ends.
+    axis: what the horizontal axis of the curves counts. paper: write the figures for a paper too.
+
     ValueError, before anything is run, for a mistake in a scenario, or a folder that holds a run of another one.
     """
     out, run = Path(out), run or run_locally
@@ -71,10 +85,15 @@ def compare(
     results = tuple(method_results(runs, methods, baseline))
     comparison = Comparison(planned[0][0], baseline, tuple(seeds), results, tuple(runs), out)
     write_atomic(out / f"{COMPARISON}.json", json.dumps(comparison.document(), indent=2, allow_nan=False) + "\n")
-    figures = [figure for draw in (draw_comparison, draw_adaptations) if (figure := draw(comparison)) is not None]
+    draws = (partial(draw_comparison, axis=axis), draw_profiles, draw_improvement, draw_adaptations)
+    figures = [figure for draw in draws if (figure := draw(comparison)) is not None]
     if figures:
         (out / FIGURES).mkdir(exist_ok=True)
         write_drawings(out / FIGURES, figures)
+    if paper is not None:
+        (out / PAPER).mkdir(exist_ok=True)
+        write_paper_figures(out / PAPER, figures, paper)
+    write_atomic(out / f"{COMPARISON}.tex", comparison_latex(comparison))
     write_atomic(out / f"{COMPARISON}.md", comparison_markdown(comparison))
     return comparison
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from grpo_fed.reports.axis import AxisName, XAxis, x_axis
 from grpo_fed.reports.charts import (
     Drawing,
     label_line,
@@ -15,11 +16,12 @@ from grpo_fed.reports.charts import (
     line_dashes,
     make_drawing,
     marker_style,
-    set_round_axis,
 )
+from grpo_fed.reports.comparison.profiles import IMPROVEMENT, PROFILES
 from grpo_fed.reports.comparison.verdicts import Comparison, MethodResult
 from grpo_fed.reports.figures.write import FIGURES
 from grpo_fed.reports.formatting import format_count, format_return
+from grpo_fed.reports.latex import tabular
 from grpo_fed.runs.colours import INK, PAPER
 from grpo_fed.runs.history import fill_forward, read_history
 from grpo_fed.runs.statistics import Estimate, estimate, interquartile_mean, stratified_resamples
@@ -71,9 +73,17 @@ def comparison_markdown(comparison: Comparison) -> str:
     left_out = [f"- `{run.method}`, seed {run.seed}: {run.problem}" for run in comparison.runs if run.problem]
     if left_out:
         parts.append("## Left out\n\n" + "\n".join(left_out))
-    figures = [f"{FIGURES}/{name}.png" for name in (COMPARISON, ADAPTATION)]
+    figures = [f"{FIGURES}/{name}.png" for name in (COMPARISON, PROFILES, IMPROVEMENT, ADAPTATION)]
     parts += [f"![curves]({figure})" for figure in figures if (comparison.out / figure).is_file()]
     return "\n\n".join(parts) + "\n"
+
+
+def comparison_latex(comparison: Comparison) -> str:
+    """Write the table as LaTeX, which needs the package booktabs."""
+    head, _, *rows = _table(comparison)
+    columns = "l" + "r" * (len(head) - 3) + "lr"
+    table = tabular(head, [[cell.replace("`", "") for cell in row] for row in rows], columns)
+    return f"% needs \\usepackage{{booktabs}}; {comparison.out.name}/{COMPARISON}.md says how to read it\n{table}"
 
 
 def _table(comparison: Comparison) -> Iterator[Sequence[str]]:
@@ -145,22 +155,28 @@ class Curve:
     """Lower end of the 95 % stratified bootstrap interval."""
     high: np.ndarray
     """Upper end."""
+    axis: XAxis
+    """The axis with these rounds as its values."""
 
 
-def draw_comparison(comparison: Comparison) -> Drawing | None:
-    """Draw the training returns of all methods by round, and the final returns; None if no method has scores."""
+def draw_comparison(comparison: Comparison, axis: AxisName = "rounds") -> Drawing | None:
+    """Draw the training returns of all methods by round, and the final returns; None if no method has scores.
+
+    axis: what the horizontal axis counts; methods send unlike numbers of bytes in a round.
+    """
     scored = [(index, method) for index, method in enumerate(comparison.methods) if method.iqm is not None]
     if not scored:
         return None
-    curves = {index: method_curve(comparison, method) for index, method in scored}
-    caption = "Left: training returns by round, interquartile mean over clients and seeds, with its 95 % stratified"
-    caption += " bootstrap interval. Right: the final policies with their likeliest actions."
+    curves = {index: method_curve(comparison, method, axis) for index, method in scored}
+    longest = max(curves.values(), key=lambda curve: float(curve.rounds[-1]) if len(curve.rounds) else 0.0)
+    caption = f"Left: training returns by {longest.axis.short}, interquartile mean over clients and seeds, with its"
+    caption += " 95 % stratified bootstrap interval. Right: the final policies with their likeliest actions."
 
     def paint(figure: Figure) -> None:
         left, right = figure.subplots(1, 2, width_ratios=[1.7, 1])
         for index, method in scored:
             _paint_curve(left, curves[index], method.method, index)
-        set_round_axis(left, max((curve.rounds for curve in curves.values()), key=len))
+        longest.axis.place(left)
         left.set_ylabel("return")
         _paint_final_returns(right, scored)
 
@@ -213,7 +229,7 @@ def draw_adaptations(comparison: Comparison) -> Drawing | None:
         axes = figure.subplots()
         for index, name, curve in curves:
             _paint_curve(axes, curve, name, index)
-        set_round_axis(axes, curves[0][2].rounds)
+        curves[0][2].axis.place(axes)
         axes.set_xlabel("local updates")
         axes.set_ylabel("return")
 
@@ -230,11 +246,15 @@ def adaptation_curve(returns: np.ndarray) -> Curve:
         for each in scores
     ]
     mean, low, high = np.array([(each.value, each.low, each.high) for each in estimates]).T
-    return Curve(np.arange(returns.shape[2]), mean, low, high)
+    updates = np.arange(returns.shape[2])
+    return Curve(updates, mean, low, high, XAxis("rounds", updates, "local updates", "local update"))
 
 
-def method_curve(comparison: Comparison, method: MethodResult) -> Curve:
-    """Compute a method's curve; a run that stopped early keeps its last returns."""
+def method_curve(comparison: Comparison, method: MethodResult, axis: AxisName = "rounds") -> Curve:
+    """Compute a method's curve; a run that stopped early keeps its last returns.
+
+    A round is at the mean of what its seeds have counted until then; a method that sends no bytes is at 0 throughout.
+    """
     folders = {run.seed: run.folder for run in comparison.runs if run.method == method.method}
     histories = [read_history(folders[seed]) for seed in method.seeds]
     rounds = max(len(history.lines) for history in histories)
@@ -250,4 +270,15 @@ def method_curve(comparison: Comparison, method: MethodResult) -> Curve:
         for r in known
     ]
     low, high = np.array(bands).reshape(-1, 2).T
-    return Curve(known + 1, mean, low, high)
+    places = _mean_places([x_axis(history, axis, in_megabytes=True) for history in histories], rounds)
+    return Curve(places.values[known], mean, low, high, replace(places, values=places.values[known]))
+
+
+def _mean_places(axes: Sequence[XAxis], rounds: int) -> XAxis:
+    """Average where each round is over the seeds; a run that stopped early stays at its end."""
+    if axes[0].name == "rounds":
+        return replace(axes[0], values=np.arange(1, rounds + 1))
+    values = np.full((rounds, len(axes)), np.nan)
+    for index, axis in enumerate(axes):
+        values[: len(axis.values), index] = axis.values
+    return replace(axes[0], values=fill_forward(values).mean(axis=1))

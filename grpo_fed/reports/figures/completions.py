@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from grpo_fed.reports.charts import MAX_PANELS, Drawing, make_drawing, panel_grid, set_round_axis
+from grpo_fed.reports.axis import x_axis
+from grpo_fed.reports.charts import MAX_PANELS, Drawing, make_drawing, panel_grid
 from grpo_fed.reports.figures.learning import paint_clients
 from grpo_fed.reports.formatting import format_share
 from grpo_fed.runs.history import History, fill_forward
@@ -39,7 +40,7 @@ def draw_completions(history: History) -> Drawing | None:
         for index, (axes, (title, series)) in enumerate(zip(axes_of, panels.items(), strict=False)):
             paint_clients(axes, history, fill_forward(series), answering)  # all, so that colours are those of clients
             axes.set_title(title)
-            set_round_axis(axes, history.rounds, label=index >= len(panels) - columns)
+            x_axis(history).place(axes, label=index >= len(panels) - columns)
             if title in SHARES.values():
                 axes.set_ylim(-0.04, 1.04)
                 axes.yaxis.set_major_formatter(lambda value, _: format_share(value))
@@ -48,7 +49,7 @@ def draw_completions(history: History) -> Drawing | None:
 
     ends = [f"{title} {_mean_at_the_end(series)}" for title, series in panels.items()]
     alt = f"Completions by round; means over clients at the end: {', '.join(ends)}."
-    return make_drawing("completions", "Completions by round", caption, alt, 2.5 * rows, paint)
+    return make_drawing("completions", f"Completions by {x_axis(history).short}", caption, alt, 2.5 * rows, paint)
 
 
 def _panels(history: History) -> Mapping[str, np.ndarray]:

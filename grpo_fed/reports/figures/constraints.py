@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from grpo_fed.reports.charts import Drawing, make_drawing, set_round_axis
+from grpo_fed.reports.axis import x_axis
+from grpo_fed.reports.charts import Drawing, make_drawing
 from grpo_fed.reports.figures.learning import paint_clients
 from grpo_fed.reports.formatting import format_count
 from grpo_fed.runs.colours import MUTED
@@ -34,7 +35,7 @@ def draw_costs(history: History) -> Drawing | None:
         right.set_title("price of costs")
         for axes in (left, right):
             axes.set_ylim(bottom=0)
-            set_round_axis(axes, history.rounds)
+            x_axis(history).place(axes)
 
     known = [costs[np.isfinite(costs[:, client]), client] for client in selected]
     last = np.array([series[-1] for series in known])

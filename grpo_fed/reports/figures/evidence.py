@@ -17,6 +17,7 @@ from grpo_fed.reports.charts import (
     line_dashes,
     make_drawing,
     panel_grid,
+    scaled,
     set_round_axis,
 )
 from grpo_fed.reports.formatting import format_count, format_names
@@ -198,7 +199,7 @@ def _name_departures(axes: Axes, history: History, left: dict[int, dict[int, flo
             textcoords="offset points",
             ha="right" if right else "left",
             va="center",
-            size=8,
+            size=scaled(8),
             bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 0.8},
             zorder=4,
             color=line_colour(colours.pop()) if len(colours) == 1 and kinds.labels else INK,
@@ -220,7 +221,7 @@ def _paint_legend(figure: Figure, kinds: _Kinds) -> None:
             loc="outside lower center",
             ncols=min(len(kinds.labels), 5),
             frameon=False,
-            fontsize=9,
+            fontsize=scaled(9),
             handlelength=1.6,
         )
 

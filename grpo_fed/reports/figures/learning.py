@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from grpo_fed.reports.axis import x_axis
 from grpo_fed.reports.charts import (
     MAX_LABELS,
     MAX_PANELS,
@@ -18,7 +19,6 @@ from grpo_fed.reports.charts import (
     make_drawing,
     marker_style,
     panel_grid,
-    set_round_axis,
 )
 from grpo_fed.reports.formatting import format_count, format_return, short_task
 from grpo_fed.runs.colours import INK, MUTED, PAPER
@@ -45,13 +45,13 @@ def draw_learning(history: History) -> Drawing | None:
         return None
     shown = envs[:MAX_PANELS]
     rows, columns = panel_grid(len(shown))
-    axis = np.array([0, *history.rounds]) if np.isfinite(history.before).any() else history.rounds
+    axis, with_start = x_axis(history), bool(np.isfinite(history.before).any())
 
     def paint(figure: Figure) -> None:
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for index, (axes, env) in enumerate(zip(panels, shown, strict=False)):
             _paint_env(axes, history, env, single=len(shown) == 1)
-            set_round_axis(axes, axis, label=index >= len(shown) - columns)
+            axis.place(axes, with_start, label=index >= len(shown) - columns)
             if len(shown) > 1:
                 axes.set_title(short_task(env))
             if index % columns == 0:
@@ -64,7 +64,7 @@ def draw_learning(history: History) -> Drawing | None:
     clients, rounds = format_count(len(history.clients), "client"), format_count(len(history.lines), "round")
     alt = f"Return by round of {clients} over {rounds}; {'; '.join(ends)}."
     caption = " ".join(_caption(history, shown, len(envs)))
-    return make_drawing("learning", "Return by round", caption, alt, 3.7 if rows == 1 else 2.6 * rows, paint)
+    return make_drawing("learning", f"Return by {axis.short}", caption, alt, 3.7 if rows == 1 else 2.6 * rows, paint)
 
 
 def _caption(history: History, shown: Sequence[str], envs: int) -> Iterator[str]:
@@ -117,7 +117,7 @@ def _paint_env(axes: Axes, history: History, env: str, single: bool) -> None:
 
 def paint_clients(axes: Axes, history: History, series: np.ndarray, selected: Sequence[int] | np.ndarray) -> None:
     """Paint a number of each selected client by round, with names beside the lines. series: [R, K]."""
-    returns, rounds = series[:, selected], history.rounds
+    returns, rounds = series[:, selected], x_axis(history).values
     names = [history.clients[k] for k in selected]
     entry_of_client = [history.entries[k] for k in selected]
     entries = list(dict.fromkeys(entry_of_client))
@@ -179,7 +179,7 @@ def _paint_mean(axes: Axes, history: History, selected: np.ndarray, single: bool
     """Paint the interquartile mean of the selected clients' training returns with its band; not for one or two."""
     if len(selected) <= 2:
         return
-    returns, rounds = history.returns[:, selected], history.rounds
+    returns, rounds = history.returns[:, selected], x_axis(history).values
     known = np.isfinite(returns).any(axis=1)
     mean, low, high = _bootstrap_band(returns[known])
     axes.fill_between(rounds[known], low, high, color=MUTED, alpha=0.3, linewidth=0)
@@ -192,7 +192,7 @@ def _paint_evaluations(axes: Axes, history: History, selected: np.ndarray) -> No
     """Paint the evaluations as diamonds: their interquartile mean, or of one or two clients each by itself."""
     returns = np.vstack([history.before[selected], history.client_series(EVALUATION_RETURN)[:, selected]])
     returns[-1] = np.where(np.isfinite(returns[-1]), returns[-1], history.after[selected])
-    rounds = np.array([0, *history.rounds])
+    rounds = x_axis(history).with_start
     parts = [(returns, INK)]
     if len(selected) <= 2:
         parts = [(returns[:, [k]], line_colour(k)) for k in range(len(selected))]

@@ -14,6 +14,7 @@ from grpo_fed.reports.charts import (
     Drawing,
     make_drawing,
     panel_grid,
+    scaled,
     set_round_axis,
 )
 from grpo_fed.reports.formatting import format_count, format_names
@@ -58,7 +59,7 @@ def draw_groups(history: History) -> Drawing | None:
             _paint_map(axes, history, _share_colours(shares[:, order, panel]), order, index % columns == 0)
             set_round_axis(axes, history.rounds, label=index >= len(shown) - columns)
             count = format_count(list(history.block_of_group.values()).count(names[panel]), "group")
-            axes.set_title(f"{names[panel]} ({count})" if by_block else names[panel], size=9.5)
+            axes.set_title(f"{names[panel]} ({count})" if by_block else names[panel], size=scaled(9.5))
         for axes in panels[len(shown) :]:
             axes.remove()
 
@@ -88,7 +89,7 @@ def draw_clusters(history: History) -> Drawing | None:
             cluster_of_client = clusters[:, order, index]
             _paint_map(axes, history, _cluster_colours(cluster_of_client), order, index % columns == 0)
             set_round_axis(axes, history.rounds, label=index >= len(blocks) - columns)
-            axes.set_title(block, size=9.5)
+            axes.set_title(block, size=scaled(9.5))
             if named_rows:
                 _number_rows(axes, cluster_of_client[-1])
         for axes in panels[len(blocks) :]:
@@ -114,9 +115,9 @@ def draw_sites(history: History) -> Drawing | None:
         for index, (axes, panel) in enumerate(zip(panels, shown, strict=False)):
             _paint_cells(axes, history, _share_colours(shares[..., panel]), "nearest")
             axes.set_yticks(np.arange(len(sites)), labels=sites if index % columns == 0 else [""] * len(sites))
-            axes.tick_params(axis="y", length=0, labelsize=9)
+            axes.tick_params(axis="y", length=0, labelsize=scaled(9))
             set_round_axis(axes, history.rounds, label=index >= len(shown) - columns)
-            axes.set_title(names[panel], size=9.5)
+            axes.set_title(names[panel], size=scaled(9.5))
         for axes in panels[len(shown) :]:
             axes.remove()
 
@@ -194,7 +195,7 @@ def _number_rows(axes: Axes, clusters: np.ndarray) -> None:
     """Write each client's cluster [K] at the right end of its row, so that colour alone never tells two apart."""
     for row in np.flatnonzero(np.isfinite(clusters)):
         position, text = (1.0, float(row)), f"{clusters[row]:.0f}"
-        axes.annotate(text, position, (3, 0), ("axes fraction", "data"), "offset points", va="center", size=8)
+        axes.annotate(text, position, (3, 0), ("axes fraction", "data"), "offset points", va="center", size=scaled(8))
 
 
 def _describe_clusters(history: History) -> str:
@@ -259,7 +260,7 @@ def _paint_map(axes: Axes, history: History, cells: np.ndarray, order: np.ndarra
         rows, columns = np.nonzero(marked)
         axes.plot(rounds[columns], rows, marker, color=MARK_COLOUR, markersize=size, linestyle="")
     axes.set_yticks(np.arange(clients), labels=[history.clients[k] for k in order] if names else [""] * clients)
-    axes.tick_params(axis="y", length=0, labelsize=9 if clients <= 16 else 8)
+    axes.tick_params(axis="y", length=0, labelsize=scaled(9 if clients <= 16 else 8))
     if len(rounds) <= 60:
         axes.hlines(np.arange(clients - 1) + 0.5, rounds[0] - 0.5, rounds[-1] + 0.5, color="#ffffff", linewidth=0.8)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from grpo_fed.reports.axis import x_axis
 from grpo_fed.reports.charts import (
     MAX_LABELS,
     Drawing,
@@ -14,7 +15,6 @@ from grpo_fed.reports.charts import (
     line_dashes,
     make_drawing,
     marker_style,
-    set_round_axis,
 )
 from grpo_fed.runs.history import History
 from grpo_fed.runs.metrics import PENALTY_NORM, PENALTY_ZEROS
@@ -37,19 +37,19 @@ def draw_penalty(history: History) -> Drawing | None:
 
     def paint(figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
-        known = np.isfinite(zeros)
-        left.plot(history.rounds[known], zeros[known], color=line_colour(0), **marker_style(len(zeros)), clip_on=False)
+        known, x = np.isfinite(zeros), x_axis(history).values
+        left.plot(x[known], zeros[known], color=line_colour(0), **marker_style(len(zeros)), clip_on=False)
         left.set_ylim(0, 1.02)
         left.set_title("share of groups at exactly zero")
         for index, block in enumerate(shown):
             row, style = series[block], {"color": line_colour(index), "linestyle": line_dashes(index)}
             known = np.isfinite(row)
-            right.plot(history.rounds[known], row[known], **style, **marker_style(len(row)))
+            right.plot(x[known], row[known], **style, **marker_style(len(row)))
             label_line(right, row[known][-1], block, line_colour(index))
         right.set_ylim(bottom=0)
         right.set_title("norms of the blocks")
         for axes in (left, right):
-            set_round_axis(axes, history.rounds)
+            x_axis(history).place(axes)
 
     toward_zero = history.scenario.penalty.toward == "zero"
     what = "parameters" if toward_zero else "difference from the shared ones"

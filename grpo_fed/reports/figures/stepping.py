@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from grpo_fed.reports.axis import x_axis
 from grpo_fed.reports.charts import (
     MAX_LABELS,
     MAX_PANELS,
@@ -17,6 +18,7 @@ from grpo_fed.reports.charts import (
     make_drawing,
     marker_style,
     panel_grid,
+    scaled,
     set_round_axis,
 )
 from grpo_fed.reports.formatting import format_count, format_names
@@ -48,7 +50,7 @@ def draw_kl(history: History) -> Drawing | None:
         for index, (axes, name) in enumerate(zip(panels, names, strict=False)):
             _paint_kl(axes, history, name)
             axes.set_title(_title(name))
-            set_round_axis(axes, history.rounds, label=index >= len(names) - columns)
+            x_axis(history).place(axes, label=index >= len(names) - columns)
             if index % columns == 0:
                 axes.set_ylabel("KL")
         for axes in panels[len(names) :]:
@@ -91,7 +93,8 @@ def _measured_later(history: History, name: str) -> np.ndarray:
 
 def _paint_kl(axes: Axes, history: History, name: str) -> None:
     """Paint one block's KL and budget."""
-    rounds = history.rounds
+    axis = x_axis(history)
+    rounds = axis.values
     kl, budget = history.server_series(f"kl/{name}"), fill_forward(history.server_series(f"budget/{name}"))
     whole_step_kl, later = history.server_series(f"wanted/{name}"), _measured_later(history, name)
     beyond = whole_step_kl > budget
@@ -100,8 +103,8 @@ def _paint_kl(axes: Axes, history: History, name: str) -> None:
     axes.fill_between(rounds[known], 0, kl[known], color=line_colour(0), alpha=0.15, linewidth=0)
     top = float(np.nanmax([np.nanmax(kl), *budget, *later])) * 1.25 or 1e-6
     if np.isfinite(budget).any():
-        edges = np.array([rounds[0] - 0.5, *rounds[1:], rounds[-1] + 0.5])  # visible in a run of one round too
-        axes.plot(edges, np.append(budget, budget[-1]), color=line_colour(1), linestyle=(0, (4, 2)), linewidth=1.4)
+        # the edges make it visible in a run of one round too
+        axes.plot(axis.edges, np.append(budget, budget[-1]), color=line_colour(1), linestyle=(0, (4, 2)), linewidth=1.4)
     if beyond.any():
         # a triangle at the top means more than that; a higher axis would flatten the line
         axes.plot(rounds[beyond], np.minimum(whole_step_kl[beyond], top), "^", color=MUTED, alpha=0.6, markersize=3.5)
@@ -149,12 +152,12 @@ def draw_steps(history: History) -> Drawing | None:
             known = np.isfinite(row)
             if known.any():
                 style = {"color": line_colour(index), "linestyle": line_dashes(index)}
-                axes.plot(history.rounds[known], row[known], **style, **marker_style(len(row)), clip_on=False)
+                axes.plot(x_axis(history).values[known], row[known], **style, **marker_style(len(row)), clip_on=False)
                 whole = len(blocks) == len(history.blocks) > 1
                 label_line(axes, row[known][-1], JOINT if whole else format_names(blocks, 2), line_colour(index))
         axes.set_ylim(0, 1.02)
         axes.set_ylabel("alpha")
-        set_round_axis(axes, history.rounds)
+        x_axis(history).place(axes)
 
     return make_drawing("steps", title, caption, alt, 2.6, paint)
 
@@ -182,7 +185,7 @@ def _draw_map(
         axes.grid(False)
         stride = -(-len(labels) // 40)
         axes.set_yticks(np.arange(0, len(labels), stride), labels=labels[::stride])
-        axes.tick_params(axis="y", length=0, labelsize=8)
+        axes.tick_params(axis="y", length=0, labelsize=scaled(8))
         set_round_axis(axes, rounds)
         axes.set_xlim(*extent[:2])
         figure.colorbar(image, ax=axes, fraction=0.03, pad=0.01).outline.set_visible(False)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from grpo_fed.federation.twins import MARGIN
+from grpo_fed.reports.axis import x_axis
 from grpo_fed.reports.charts import (
     MAX_LABELS,
     MAX_SINGLE_CLIENTS,
@@ -16,7 +17,6 @@ from grpo_fed.reports.charts import (
     line_dashes,
     make_drawing,
     marker_style,
-    set_round_axis,
 )
 from grpo_fed.reports.formatting import format_count
 from grpo_fed.reports.twins_section import latest_verdicts
@@ -43,19 +43,19 @@ def draw_twins(history: History) -> Drawing | None:
     shown = sorted(sorted(shown, key=lambda k: float(gains[-1, k]))[:MAX_SINGLE_CLIENTS])
 
     def paint(figure: Figure) -> None:
-        axes = figure.subplots()
+        axes, axis = figure.subplots(), x_axis(history)
         axes.axhspan(-100 * MARGIN, 100 * MARGIN, color=MUTED, alpha=0.15, linewidth=0)
         for index, k in enumerate(shown):
             style = {"color": line_colour(index), "linestyle": line_dashes(index), "linewidth": 1.5}
-            axes.plot(history.rounds, gains[:, k], **style, **marker_style(len(history.rounds)))
+            axes.plot(axis.values, gains[:, k], **style, **marker_style(len(axis.values)))
             if len(shown) <= MAX_BANDS:
                 axes.fill_between(
-                    history.rounds, lows[:, k], highs[:, k], color=line_colour(index), alpha=0.12, linewidth=0
+                    axis.values, lows[:, k], highs[:, k], color=line_colour(index), alpha=0.12, linewidth=0
                 )
             if len(shown) <= MAX_LABELS:
                 label_line(axes, float(gains[-1, k]), history.clients[k], line_colour(index))
         axes.set_ylim(-105, 105)
-        set_round_axis(axes, history.rounds)
+        axis.place(axes)
         axes.set_ylabel("sharing brings, %")
 
     caption = (
@@ -68,4 +68,4 @@ def draw_twins(history: History) -> Drawing | None:
         caption += f" Shown are the {len(shown)} of {format_count(len(verdicts), 'client')} to which it brings least."
     low, high = np.nanmin(gains[-1, shown]), np.nanmax(gains[-1, shown])
     alt = f"{verdicts_line(verdicts).capitalize()}; it brings {low:+.0f} % to {high:+.0f} %."
-    return make_drawing("twins", "What sharing brings, by round", caption, alt, 3.4, paint)
+    return make_drawing("twins", f"What sharing brings, by {x_axis(history).short}", caption, alt, 3.4, paint)

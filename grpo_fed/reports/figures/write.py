@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 from grpo_fed.reports.charts import Drawing
 from grpo_fed.reports.figures.adaptation import draw_adaptation
@@ -23,6 +24,8 @@ from grpo_fed.runs.history import History, read_history
 
 FIGURES = "figures"
 """The folder of figures in a run's folder."""
+FIRST = ("learning", "completions", "groups")
+"""The figures that are drawn when a run ends: how clients learned, what they are rewarded for, what they share."""
 ORDER = (
     "learning",
     "adaptation",
@@ -44,28 +47,30 @@ ORDER = (
 """The names of all figures, in the order in which they are shown."""
 
 
-def draw_figures(folder: str | Path) -> list[Path]:
+def draw_figures(run: str | Path | History, only: Collection[str] = ()) -> list[Path]:
     """Write `figures/*.png` and `.svg` of a run's folder, whether the run has finished or not.
 
-    Figures that would be empty are left out, and those of an earlier call are removed. ValueError if `folder` holds no
-    run.
+    Figures that would be empty are left out, and those of an earlier call are removed. only: names of figures, of which
+    PNG alone is written; by default all. ValueError if the folder holds no run.
     """
-    folder = Path(folder)
-    drawings = list(draw_all(read_history(folder)))
-    target = folder / FIGURES
+    history = run if isinstance(run, History) else read_history(run)
+    drawings = [drawing for drawing in draw_all(history) if not only or drawing.name in only]
+    target = history.folder / FIGURES
     target.mkdir(exist_ok=True)
     for old in [*target.glob("*.png"), *target.glob("*.svg")]:
         old.unlink()
-    return write_drawings(target, drawings)
+    return write_drawings(target, drawings, ("png",) if only else ("png", "svg"))
 
 
-def write_drawings(folder: Path, drawings: Sequence[Drawing]) -> list[Path]:
-    """Write a PNG and an SVG of each drawing."""
+def write_drawings(
+    folder: Path, drawings: Sequence[Drawing], endings: Sequence[Literal["png", "svg"]] = ("png", "svg")
+) -> list[Path]:
+    """Write a PNG and an SVG of each drawing, or one of them."""
     paths = []
     for drawing in drawings:
-        write_atomic(folder / f"{drawing.name}.png", drawing.png)
-        write_atomic(folder / f"{drawing.name}.svg", drawing.svg)
-        paths += [folder / f"{drawing.name}.png", folder / f"{drawing.name}.svg"]
+        for ending in endings:
+            paths.append(folder / f"{drawing.name}.{ending}")
+            write_atomic(paths[-1], getattr(drawing, ending))
     return paths
 
 
