@@ -280,9 +280,9 @@ CHAPTERS = {
         """One client on one core, with the same hyperparameters, budget (24,576 steps) and vector environment as its
         peer. Pictures: `grpo_fed/Catch-v0`, 42 x 42 uint8, our `policy.kind = "cnn"` beside PPO's `CnnPolicy`, both
         with the Nature encoder; an episode's return is between -5 and 5. Memory: `grpo_fed/CartPole-v1` without
-        velocities, our `policy.memory = "gru"` beside the LSTMs of sb3-contrib's RecurrentPPO. Scores are means of 100 episodes
-        with the likeliest actions; processor seconds are of the training alone, contestants taking turns. The seeds
-        1400 to 1404 were fixed beforehand.""",
+        velocities, our `policy.memory = "gru"` beside the LSTMs of sb3-contrib's RecurrentPPO. Scores are means of
+        100 episodes with the likeliest actions; processor seconds are of the training alone, contestants taking turns.
+        The seeds 1400 to 1404 were fixed beforehand.""",
         "python -m benchmarks.pixels",
     ),
     "words": (
