@@ -12,7 +12,7 @@
     adaptation.py     how fast a policy adapts to its client's task, on a copy
     loaded_client.py  LoadedClient: where a client starts, and what it remembers
     comparison.py     a client's choice between its own parameters and the shared ones
-    compression.py    differences in half precision, with error feedback
+    compression.py    differences in half precision, with error feedback, and what a client sends of them
     drift.py          what clients add to their steps so that they drift less apart
     learners.py       ClientLearners: the learners of a client's policies, shared, personal and twin
     joining.py        newcomers in a run that goes on: its checkpoint
@@ -29,6 +29,7 @@
     evaluations.py    what clients scored, and which scores the server believes
     moments.py        RunMoments: calls the callbacks
     round_merge.py    a round's merge, reply by reply
+    private_merge.py  the same with differential privacy
     server_step.py    a round's step, within budgets
     steering.py       the levels of clients that the server moves by their returns
     server_state.py   the server's state between two rounds

@@ -21,7 +21,7 @@ from grpo_fed.aggregation.proximity import StepFractions, interpolate
 from grpo_fed.federation.adaptation import adapted_returns
 from grpo_fed.federation.client_reports import needs_fisher, reported_metrics, summarise
 from grpo_fed.federation.comparison import ReturnHistory, compare_by_playing
-from grpo_fed.federation.compression import compress
+from grpo_fed.federation.compression import prepare_point
 from grpo_fed.federation.drift import RoundDrift
 from grpo_fed.federation.hostile import attacks_of, lies
 from grpo_fed.federation.learners import ClientLearners
@@ -162,7 +162,7 @@ class Clients:
             floor = floors.get(client.name, report.floor)
             kept = history.after(report.mean_return, report.spread, floor).arrays()
             twin = compare_with_twin(client.state, round, reported)
-            sent = compress(self.scenario, self.shared_blocks, client, point)
+            sent = prepare_point(self.scenario, self.shared_blocks, client, point)
             self._save(client, learners, row, {**kept, **twin.arrays, **drift.arrays(row, point), **sent.owed})
             yield (
                 client.name,

@@ -1,7 +1,9 @@
-"""Differences in half precision, with error feedback (1-bit SGD, 2014; 1901.09847).
+"""What a client sends of its difference: with local privacy noised, and in half precision with error feedback (1-bit
+SGD, 2014; 1901.09847).
 
-A client sends the difference that it has learned as float16. What rounding leaves out it remembers, and adds to its
-next difference: so over the rounds nothing is lost, and updates too small for float16 come through once they add up.
+With `wire.dtype = "float16"` a client sends the difference that it has learned as float16. What rounding leaves out it
+remembers, and adds to its next difference: so over the rounds nothing is lost, and updates too small for float16 come
+through once they add up.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from grpo_fed.federation.loaded_client import LoadedClient
+from grpo_fed.federation.private_merge import add_local_noise
 from grpo_fed.policy.shared import SharedBlocks
+from grpo_fed.rl.rng import client_seed
 from grpo_fed.scenario.scenario import Scenario
 
 RESIDUAL = "round.residual"
@@ -48,11 +52,13 @@ class Sent:
     """The array of its state with what it did not send."""
 
 
-def compress(scenario: Scenario, shared_blocks: SharedBlocks, client: LoadedClient, point: np.ndarray) -> Sent:
-    """Round what a client has learned and what it owes from before, if the scenario says so.
+def prepare_point(scenario: Scenario, shared_blocks: SharedBlocks, client: LoadedClient, point: np.ndarray) -> Sent:
+    """Noise what a client has learned, and round it with what it owes from before, if the scenario says so.
 
     point: [S], where its training ended. About groups that it has left it owes nothing.
     """
+    seed = client_seed(scenario.seed, client.name)
+    point = add_local_noise(scenario, shared_blocks, seed, client.start, point)
     if scenario.wire.dtype == "float32":
         return Sent(point)
     shared, none = client.start.shared, np.zeros_like(point)

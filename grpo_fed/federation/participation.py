@@ -7,6 +7,9 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 
+import numpy as np
+
+from grpo_fed.aggregation.privacy.noise import system_uniform
 from grpo_fed.rl.rng import Purpose, generator
 from grpo_fed.runs.records import Failure
 from grpo_fed.scenario.scenario import Scenario
@@ -52,20 +55,41 @@ def sample_clients(scenario: Scenario, connected: tuple[str, ...], round: int) -
 
     connected: all clients that can be reached now; those with `trains = false` take no part. With `round.fraction`
     below 1 a part of the others is sampled from the round's own random stream, so the choice depends on the seed and
-    the round's number alone.
+    the round's number alone. With a privacy budget each client takes part with this probability, whoever else does,
+    as the accountant assumes (Poisson sampling).
     """
     trained = {name for settings in scenario.clients if settings.trains for name in settings.names}
     ordered = sorted(trained.intersection(connected))
     if scenario.round.fraction == 1 or not ordered:
         return ordered
+    if scenario.privacy.epsilon is not None:
+        takes_part = dict(zip(sorted(trained), _private_draws(scenario, len(trained), round), strict=True))
+        return [name for name in ordered if takes_part[name] < scenario.round.fraction]
     stream = generator(scenario.seed, Purpose.PARTICIPATION, round)
     chosen = stream.choice(len(ordered), ceil_fraction(scenario.round.fraction, len(ordered)), replace=False)
     return [ordered[index] for index in sorted(chosen.tolist())]
 
 
+def _private_draws(scenario: Scenario, clients: int, round: int) -> np.ndarray:
+    """Draw a number from 0 to below 1 for each client, [K]."""
+    if scenario.privacy.source == "system":
+        return system_uniform(clients)
+    return generator(scenario.seed, Purpose.PARTICIPATION, round).random(clients)
+
+
 def ceil_fraction(fraction: float, count: int) -> int:
     """Compute a fraction of a count, rounded up (but not for a rounding error), at least 1."""
     return max(1, math.ceil(fraction * count - 1e-9))
+
+
+def has_quorum(scenario: Scenario, answers: int, sampled: int) -> bool:
+    """Return whether the answers of the sampled clients are enough for a merge.
+
+    With a privacy budget a round for which nobody was drawn is merged too, as noise alone: otherwise it would tell that
+    nobody was.
+    """
+    is_noise_alone = not sampled and scenario.privacy.epsilon is not None
+    return is_noise_alone or answers >= ceil_fraction(scenario.round.quorum, sampled)
 
 
 def check_quorum(settings: RoundSettings, below: int, round: int, failures: Mapping[str, Failure]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ from grpo_fed.aggregation.outliers import medians_of_others, weighted_median
 from grpo_fed.federation.messages import Trained
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.scenario.scenario import Scenario
+
+if TYPE_CHECKING:
+    from grpo_fed.federation.private_merge import PrivacyState
 
 MOST_EPISODES = 10.0
 """How many times the others' median number of episodes a client has weight for."""
@@ -67,6 +70,8 @@ class MergeTarget:
     """With the rules `persistence` and `clusters`, the evidence up to this round."""
     findings: Findings = field(default_factory=Findings)
     """With the rule `persistence`, what this merge found out about the clients."""
+    privacy: PrivacyState | None = None
+    """With a privacy budget, the state after this merge, whose noise moves every group, even if no client answered."""
 
     def shortened(self, shared_of: Callable[[str], Tensor], shared: Tensor, length: float) -> MergeTarget:
         """Return the target at a part of the way from the present shared blocks; all of it is the same target."""

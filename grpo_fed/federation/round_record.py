@@ -101,6 +101,7 @@ def make_round_record(
             rho_limit=PAYS if aggregation is not None and _has_rho(aggregation) else None,
             merge_length=outcome.length,
             virtual_seconds=outcome.virtual_seconds,
+            privacy=server.privacy,
         ),
         sites=_site_records(server, aggregation, shared_blocks) if isinstance(server, SiteTree) else (),
     )

@@ -21,7 +21,7 @@ from grpo_fed.federation.hostile import ColludingTransport, refuse_collusion
 from grpo_fed.federation.messages import EvaluationPlan, EvaluationSummary, Start, Train, Trained
 from grpo_fed.federation.moments import RunMoments
 from grpo_fed.federation.pace import MICROSECONDS, Paces
-from grpo_fed.federation.participation import ceil_fraction, check_quorum, sample_clients, wait_for_clients
+from grpo_fed.federation.participation import ceil_fraction, check_quorum, has_quorum, sample_clients, wait_for_clients
 from grpo_fed.federation.round_record import (
     RoundOutcome,
     Traffic,
@@ -41,6 +41,7 @@ from grpo_fed.runs.checkpoint import Checkpoint
 from grpo_fed.runs.continuation import CALLBACKS
 from grpo_fed.runs.folder import check_usable, write_engine_state
 from grpo_fed.runs.metrics import TRAINING_RETURN
+from grpo_fed.runs.privacy import explain_spent_budget
 from grpo_fed.runs.recorder import CheckpointContent, Recorder, Watch, with_scores
 from grpo_fed.runs.records import Failure
 from grpo_fed.runs.results import Result
@@ -170,7 +171,7 @@ class Federation:
         self.server.steer(trained.replies)
         last_kl = self.server.observe_last_step(trained.replies, trained.merge)
         aggregation: Aggregation | None = None
-        if self._has_quorum(len(trained.replies), trained.expected):
+        if has_quorum(self.scenario, len(trained.replies), trained.expected):
             measure = self.conversation.measure(round, self._latest, failures)
             aggregation = self.server.aggregate(trained.merge, measure, trained.length)
             self.moments.merged(trained, aggregation)
@@ -236,8 +237,11 @@ class Federation:
 
     @property
     def _is_over(self) -> bool:
-        is_stopped = self.stopping.is_due or self.moments.stop_reason is not None
-        return self.state.round == self.scenario.rounds or is_stopped
+        return self.state.round == self.scenario.rounds or self.stopping.is_due or self._stop_reason is not None
+
+    @property
+    def _stop_reason(self) -> str | None:
+        return self.moments.stop_reason or explain_spent_budget(self.server.privacy)
 
     # Who takes part --------------------------------------------------------------------------------------------------
 
@@ -255,10 +259,6 @@ class Federation:
         for name in sorted({*self.shared_blocks.training_clients} - {*reachable}):
             self.conversation.client_failed(round, name, UNREACHABLE, failures)
         return sample_clients(self.scenario, reachable, round)
-
-    def _has_quorum(self, answers: int, sampled: int) -> bool:
-        """Return whether the answers of the sampled clients are enough for a merge."""
-        return answers >= ceil_fraction(self.scenario.round.quorum, sampled)
 
     # What clients do -------------------------------------------------------------------------------------------------
 
@@ -393,7 +393,8 @@ class Federation:
                 name: name_clusters(self.shared_blocks, state.clusters.get(name)) for name, state in states.items()
             },
             before_results=dict if before_results is None else (lambda: before_results(self.starts)),
-            reason=self.moments.stop_reason,
+            reason=self._stop_reason,
+            privacy=self.server.privacy,
         )
         self.moments.run_end(self.result, error)
         return self.result

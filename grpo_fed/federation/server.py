@@ -17,12 +17,14 @@ from grpo_fed.aggregation.merge.rules import check_rule
 from grpo_fed.aggregation.proximity import StepFractions, adapt_budgets, full_step, interpolate
 from grpo_fed.aggregation.server_optimiser import OptimiserState, step_towards
 from grpo_fed.federation.messages import Trained
+from grpo_fed.federation.private_merge import PrivacyState, PrivateMerge, mechanism_of
 from grpo_fed.federation.round_merge import MergeTarget, RoundMerge
 from grpo_fed.federation.server_state import SavedServerState, ServerState, deduplicate, first_evidence
 from grpo_fed.federation.server_step import Move, ServerStep, block_budgets, choose_step, with_measured_kl
 from grpo_fed.federation.steering import first_states, states_of_clients, steer
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.checkpoint import Checkpoint
+from grpo_fed.runs.privacy import PrivacyCost
 from grpo_fed.scenario.scenario import Scenario
 
 MeasureCandidates: TypeAlias = Callable[
@@ -78,6 +80,7 @@ class Server:
         check_rule(scenario.merge, shared_blocks)
         self.scenario, self.shared_blocks = scenario, shared_blocks
         self.initial_budgets = block_budgets(scenario.proximity, shared_blocks)
+        self.mechanism = mechanism_of(scenario, shared_blocks)
         if after is None:
             self.state = ServerState.initial(scenario, shared_blocks, self.initial_budgets)
         else:
@@ -95,6 +98,26 @@ class Server:
             first = OptimiserState.first(scenario.merge, shared_blocks.size)
             if type(self.state.optimiser) is not type(first):
                 raise ValueError(f"{after.folder}: is not of a run with merge.optimiser = {scenario.merge.optimiser}")
+        self.state.privacy = self._privacy_state(after)
+
+    def _privacy_state(self, after: Checkpoint | None) -> PrivacyState | None:
+        """Return what is known of privacy before the next round; ValueError if earlier rounds were without it."""
+        mechanism, state = self.mechanism, self.state.privacy
+        if mechanism is None:
+            return None
+        if after is None or (state is None and self.state.round == 0):
+            return PrivacyState.first(mechanism)
+        if state is None:
+            raise ValueError(
+                f"{after.folder}: its {self.state.round} rounds were without privacy, so no privacy.epsilon holds for"
+                " what follows; begin anew, or leave privacy.epsilon out"
+            )
+        if len(state.bounds) != len(mechanism.bounds):
+            raise ValueError(f"{after.folder}: its state does not fit the scenario: it has {len(state.bounds)} bounds")
+        if np.isinf(mechanism.of_counts):  # a run that goes on with changed settings may have other ones
+            state = replace(state, bounds=tuple(mechanism.bounds.tolist()))
+        # the round after the checkpoint may have been merged before, with noise that nobody can draw again
+        return state.after_merge(mechanism) if self.scenario.privacy.source == "system" else state
 
     def state_of(self, client: str) -> ServerState:
         """Return the state by which a client begins: that of the only server."""
@@ -113,8 +136,17 @@ class Server:
         """Name the arrays of a checkpoint."""
         return self.state.arrays(self.shared_blocks)
 
-    def begin_merge(self) -> RoundMerge:
+    def begin_merge(self) -> RoundMerge | PrivateMerge:
         """Start a merge that answers are added to as they arrive."""
+        state, mechanism = self.state, self.mechanism
+        if mechanism is None or state.privacy is None:
+            return self.begin_open_merge()
+        if mechanism.is_local:
+            state.privacy = state.privacy.after_merge(mechanism)
+        return PrivateMerge(mechanism, state.privacy, state.shared, self.scenario, state.round + 1)
+
+    def begin_open_merge(self) -> RoundMerge:
+        """Start a merge without privacy."""
         return RoundMerge(self.scenario, self.shared_blocks, self.state.evidence, self.state.shared_of)
 
     def aggregate(self, merge: Merge, measure: MeasureCandidates, length: float = 1.0) -> Aggregation:
@@ -122,7 +154,7 @@ class Server:
 
         length: the part of the way from the shared blocks to the merge at which the target s* is.
         """
-        assert isinstance(merge, RoundMerge), "one server has one merge"
+        assert isinstance(merge, RoundMerge | PrivateMerge), "one server has one merge"
         state, shared = self.state, torch.from_numpy(self.state.shared)
         target = self.decide(merge.target(shared).shortened(state.shared_of, shared, length))
         step = self._choose_step(target, measure)
@@ -136,7 +168,25 @@ class Server:
         state.departed |= target.departed
         state.clusters = dict(target.clusters) or state.clusters
         state.evidence = target.evidence if target.evidence is not None else state.evidence
+        state.privacy = target.privacy or state.privacy
         return target
+
+    @property
+    def privacy(self) -> PrivacyCost | None:
+        """What was spent so far of the privacy budget; None without one."""
+        state, mechanism = self.state.privacy, self.mechanism
+        if state is None or mechanism is None:
+            return None
+        return PrivacyCost(
+            epsilon=mechanism.epsilon(state.spent),
+            delta=mechanism.delta,
+            budget=mechanism.budget,
+            merges=sum(each.merges for each in state.spent),
+            noise=self.scenario.privacy.noise,
+            price=mechanism.price_of(state.bounds),
+            bounds=mechanism.bounds_of_blocks(state.bounds),
+            is_spent=not mechanism.allows(state.after_merge(mechanism).spent),
+        )
 
     def skip_merge(self) -> None:
         """Leave the shared blocks as they are, since too few clients answered."""
@@ -181,7 +231,9 @@ class Server:
             state.optimiser,
             torch.from_numpy(state.shared),
             target.point,
-            moving=self.shared_blocks.columns_of_groups(shared if target.departed else ()),
+            moving=self.shared_blocks.columns_of_groups(
+                range(len(groups)) if target.privacy is not None else shared if target.departed else ()
+            ),
             begins_anew=self.shared_blocks.columns_of_groups(sorted(left)),
         )
         return replace(target, point=point)

@@ -17,6 +17,7 @@ from grpo_fed.aggregation.merge.rules import RULES_WITH_EVIDENCE
 from grpo_fed.aggregation.proximity.records import AcceptedStep
 from grpo_fed.aggregation.server_optimiser import OptimiserState
 from grpo_fed.federation.messages import Start
+from grpo_fed.federation.private_merge import PrivacyState
 from grpo_fed.federation.state_store import MOST_ANSWERS
 from grpo_fed.federation.steering import first_states
 from grpo_fed.policy.shared import SharedBlocks
@@ -45,6 +46,7 @@ class SavedServerState:
     budgets: dict[str, float]
     last_step: AcceptedStep | None
     curricula: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    privacy: PrivacyState | None = None
 
 
 @dataclass(eq=False)
@@ -72,6 +74,8 @@ class ServerState:
     """The last round's step; None if it had none."""
     curricula: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """The state of each curriculum that the server steers, by the name of the clients' entry."""
+    privacy: PrivacyState | None = None
+    """With a privacy budget, what was spent of it, and the bounds of differences."""
     evidence: Evidence | ClusterEvidence | None = None
     """What the merge rules `persistence` and `clusters` know of the clients' updates; None with other rules."""
 

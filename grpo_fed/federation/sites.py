@@ -38,6 +38,7 @@ from grpo_fed.federation.server_step import Move, ServerStep, choose_step
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.checkpoint import Checkpoint
 from grpo_fed.runs.metrics import TRAINING_RETURN
+from grpo_fed.runs.privacy import PrivacyCost
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.sites import clients_of_sites, scenario_of_site
 
@@ -158,6 +159,11 @@ class SiteTree:
         """The state of the server above the sites."""
         return self.top.state
 
+    @property
+    def privacy(self) -> PrivacyCost | None:
+        """What was spent of the privacy budget: none, since sites have no privacy."""
+        return self.top.privacy
+
     def state_of(self, client: str) -> ServerState:
         """Return the state of a client's site, by which the client begins."""
         return self.sites[self.site_of[client]].server.state
@@ -196,7 +202,7 @@ class SiteTree:
 
     def begin_merge(self) -> SitesMerge:
         """Start a merge that answers are added to as they arrive."""
-        return SitesMerge({name: site.server.begin_merge() for name, site in self.sites.items()}, self.site_of)
+        return SitesMerge({name: site.server.begin_open_merge() for name, site in self.sites.items()}, self.site_of)
 
     def observe_last_step(self, replies: Mapping[str, Trained], merge: Merge) -> dict[str, float]:
         """Adapt the budgets of all servers if the scenario says so; return the KL measured afterwards: none with sites.
@@ -221,7 +227,7 @@ class SiteTree:
                 site.server.skip_merge()
                 site.step = None
         parts = {name: self._merge_site(name, merge, measure) for name in self.sites if merge.parts[name].weights}
-        above = self.top.begin_merge()
+        above = self.top.begin_open_merge()
         for name in sorted(parts):
             above.add_with_weight(name, self._answer(name, merge), sum(merge.parts[name].weights.values()))
         target = self.top.decide(above.target(shared).shortened(state.shared_of, shared, length))

@@ -4,6 +4,7 @@
     explain_merge.py     the sentences about its merge
     explain_constraints.py the sentences about a client's constraints
     explain_language.py  the sentences about a language model
+    explain_privacy.py   the sentences about privacy and its price
     explain_setups.py    the sentences about what runs start from
     overview.py          a scenario in tables, before it runs: clients, policies, blocks, bytes
     progress.py          the progress of a run as records, and a round as a line of text
@@ -20,6 +21,7 @@
     sections.py          the parts of such a summary
     section.py           their form: paragraphs, lists, tables
     twins_section.py     the part about whether sharing pays
+    privacy_section.py   the part about what was spent of a privacy budget
     site_sections.py     the part about sites
     beside.py            what is done in a process beside this one
     page.py              a run on one page: report.html

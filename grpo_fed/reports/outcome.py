@@ -43,6 +43,8 @@ def print_outcome(console: Console, result: Result) -> None:
     verdicts = {name: client.sharing for name, client in result.clients.items() if client.sharing is not None}
     if line := verdicts_line(verdicts):
         console.print(Text.assemble(("twins: ", "bold"), line), soft_wrap=True)
+    if result.privacy is not None:
+        console.print(Text.assemble(("privacy: ", "bold"), result.privacy.line), soft_wrap=True)
     if result.reason is not None:
         console.print(Text.assemble(("stopped: ", "bold"), result.reason), soft_wrap=True)
     if result.out is not None and result.status in ENDED:

@@ -18,6 +18,7 @@ from grpo_fed.reports.formatting import (
     format_small,
     visible_text,
 )
+from grpo_fed.reports.privacy_section import privacy_section
 from grpo_fed.reports.reproduction_section import reproduction_section
 from grpo_fed.reports.section import Section, Table
 from grpo_fed.reports.site_sections import describe_sites
@@ -55,6 +56,8 @@ def make_sections(history: History) -> Iterator[Section]:
         yield _sharing(history)
     if history.sites:
         yield describe_sites(history)
+    if privacy := privacy_section(history):
+        yield privacy
     if history.missing:
         yield _missing_answers(history)
     if history.blocks and history.scenario.proximity.mode != "off":

@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     LEVELS = 12
     ROLLBACK = 13
     PARTICIPATION = 20
+    PRIVACY = 21
 
 
 def client_seed(seed: int, client: str) -> int:

@@ -4,6 +4,7 @@
     records.py        RoundRecord: what happened in a round, and its line in rounds.jsonl
     equal_groups.py   words about rounds in which clients could learn nothing
     sharing_verdicts.py  for which clients sharing pays
+    privacy.py        what was spent of a privacy budget
     departures.py     since when a client has left a parameter group, and on which evidence
     results.py        Result: results.json
     folder.py         the run's folder: its names, and whether it may be used

@@ -23,6 +23,7 @@ EQUAL_GROUPS, CUT, TOKENS_PER_SECOND = "charts/equal_groups", "charts/cut", "cha
 REWARD_OF, KL_REFERENCE = "reward/", "losses/kl_reference"
 MB_UP, MB_DOWN, MB_TOTAL = "comm/MB_up", "comm/MB_down", "comm/MB_total"
 RHO_LIMIT = "fed/rho_limit"
+PRIVACY_EPSILON, PRIVACY_BOUND = "privacy/epsilon", "privacy_bound/"
 STALENESS, MERGE_LENGTH, VIRTUAL_SECONDS = "fed/staleness", "fed/merge_length", "time/virtual_s"
 ENTROPY, ENTROPY_MULTIPLIER = "entropy/", "entropy_multiplier/"
 ROLLBACKS, ROLLBACK_EPISODES = "trust/rollbacks", "trust/rollback_episodes"
@@ -148,6 +149,8 @@ TABLE = (
     Metric(MB_UP, "Megabytes from clients to the server in the round."),
     Metric(MB_DOWN, "Megabytes from the server to clients in the round."),
     Metric(MB_TOTAL, "Megabytes both ways since the run began."),
+    Metric(PRIVACY_EPSILON, "What the merges so far have spent of `privacy.epsilon`."),
+    Metric(PRIVACY_BOUND, "Length to which a client's difference in the block is cut in the next round."),
     Metric("kl/", "KL of the server's step: `kl/joint` with all blocks moved, else with this block moved alone."),
     Metric("last_kl/", "KL of the last round's step, as clients measured it afterwards."),
     Metric("alpha/", "Fraction of the distance to the merge that the block moves."),

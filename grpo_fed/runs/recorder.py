@@ -23,6 +23,7 @@ from grpo_fed.runs.checkpoint import Arrays, Checkpoint
 from grpo_fed.runs.departures import Departure, note_departures
 from grpo_fed.runs.files import append_line, write_atomic
 from grpo_fed.runs.folder import FAILURE, ROUNDS, SCENARIO, SHARED, remove_run
+from grpo_fed.runs.privacy import PrivacyCost
 from grpo_fed.runs.records import Failure, RoundRecord, SiteRecord, record_to_line
 from grpo_fed.runs.results import ENDED, RESULTS, ClientResult, Result, SiteResult, status_of
 from grpo_fed.runs.sharing_verdicts import SharingVerdict
@@ -275,13 +276,13 @@ class Recorder:
         clusters: Mapping[str, Mapping[str, int]] | None = None,
         before_results: Callable[[], Mapping[str, str]] = dict,
         reason: str | None = None,
+        privacy: PrivacyCost | None = None,
     ) -> Result:
         """Write the results, last of all, so that a folder with results is complete.
 
-        error: what ended the run. reason: why a callback stopped it. sampled: each client's mean return with sampled
-        actions. departed, clusters: the groups that each client has left and its clusters, at the end. before_results:
-        writes all other files, and returns the clients whose policies could not be saved, with the reason. Whatever it
-        raises, there are results.
+        error: what ended the run. reason: why it was stopped. sampled: each client's mean return with sampled actions.
+        departed, clusters: each client's at the end. before_results: writes all other files, and returns why policies
+        could not be saved, by client; whatever it raises, there are results. privacy: what was spent of the budget.
         """
         self._write_pending()
         notes, interruption = [] if self.after is None else [*self.after.passed_over], None
@@ -292,7 +293,7 @@ class Recorder:
             interruption = None if isinstance(failure, Exception) else failure
         reason = None if error is not None or self.totals.rounds == self.scenario.rounds else reason
         result = self._result(error, reason, sampled or {}, departed or {}, clusters or {})
-        result = replace(result, notes=tuple(notes))
+        result = replace(result, notes=tuple(notes), privacy=privacy)
         if self.folder is not None:
             write_atomic(self.folder / RESULTS, json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n")
         if interruption is not None:

@@ -42,6 +42,7 @@ from grpo_fed.runs.metrics import (
     TWIN_SINCE,
     VIRTUAL_SECONDS,
 )
+from grpo_fed.runs.privacy import PrivacyCost
 from grpo_fed.runs.sharing_verdicts import note_costs
 from grpo_fed.runs.statistics import iqm
 
@@ -135,6 +136,8 @@ class ServerRecord:
     """The part of the way to the merge that a buffer's clients might move the shared blocks; None without a buffer."""
     virtual_seconds: float | None = None
     """Virtual seconds since the run began; None where clients have no paces of their own."""
+    privacy: PrivacyCost | None = None
+    """What was spent of the privacy budget; None without one."""
 
 
 @dataclass(frozen=True)
@@ -307,6 +310,8 @@ def _server_metrics(
         line[MERGE_LENGTH] = server.merge_length
     if server.virtual_seconds is not None:
         line[VIRTUAL_SECONDS] = server.virtual_seconds
+    if server.privacy is not None:
+        line |= server.privacy.metrics
     line |= {f"last_kl/{name}": _finite(kl) for name, kl in server.last_kl.items()}
     comparisons = [*(client.comparison for client in clients), *(site.comparison for site in sites)]
     played = sum(comparison.get("episodes", 0) for comparison in comparisons)

@@ -12,6 +12,7 @@ import numpy as np
 
 from grpo_fed.runs.departures import Departure
 from grpo_fed.runs.files import refuse_links
+from grpo_fed.runs.privacy import PrivacyCost
 from grpo_fed.runs.serialisation import from_json, read_json
 from grpo_fed.runs.sharing_verdicts import SharingVerdict
 from grpo_fed.runs.statistics import iqm
@@ -121,6 +122,9 @@ class Result:
     reason: str | None = None
     """Why a callback stopped the run; None if none did."""
 
+    privacy: PrivacyCost | None = None
+    """With a privacy budget, what was spent of it."""
+
     @property
     def unit(self) -> str:
         """What `env_steps` counts: `completions` if all clients have prompts, else `steps`."""
@@ -183,6 +187,7 @@ class Result:
             "missing": {name: [list(failure) for failure in failures] for name, failures in self.missing.items()},
             **({"sites": {name: _site_to_json(site) for name, site in self.sites.items()}} if self.sites else {}),
             **({"equal": {name: list(rounds) for name, rounds in self.equal.items()}} if self.equal else {}),
+            **({"privacy": vars(self.privacy)} if self.privacy is not None else {}),
             **({"notes": list(self.notes)} if self.notes else {}),
         }
 

@@ -14,6 +14,7 @@
     network_checks.py    contradictions between a network, its memory and how it learns
     constraint_checks.py contradictions of the constraints that a client keeps
     hostile_checks.py contradictions of hostile clients and of mixing
+    privacy_checks.py what a private run may not compute from single clients
     sites.py        which clients a site has, and the settings that it merges them by
     site_checks.py  contradictions of sites
     language_checks.py contradictions of clients with prompts
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
         PenaltySettings,
         PersonalSettings,
         PolicySettings,
+        PrivacySettings,
         ProximitySettings,
         RolloutSettings,
         RoundSettings,
@@ -86,6 +88,7 @@ __all__ = [
     "PersonalSettings",
     "PolicySettings",
     "Preset",
+    "PrivacySettings",
     "ProximitySettings",
     "RolloutSettings",
     "RoundSettings",
@@ -120,6 +123,7 @@ MODULES = {
     "PersonalSettings": "grpo_fed.scenario.settings",
     "PolicySettings": "grpo_fed.scenario.settings",
     "Preset": "grpo_fed.scenario.presets",
+    "PrivacySettings": "grpo_fed.scenario.settings",
     "ProximitySettings": "grpo_fed.scenario.settings",
     "RolloutSettings": "grpo_fed.scenario.settings",
     "RoundSettings": "grpo_fed.scenario.settings",

@@ -15,6 +15,7 @@ from grpo_fed.scenario.language_checks import language_contradictions
 from grpo_fed.scenario.methods import KEYS_OF_METHODS, METHODS, Method
 from grpo_fed.scenario.network_checks import network_contradictions
 from grpo_fed.scenario.presets import KEYS_OF_PRESETS, PRESETS, Preset
+from grpo_fed.scenario.privacy_checks import privacy_contradictions
 from grpo_fed.scenario.settings import (
     RULES_WITH_THRESHOLD,
     ClientSettings,
@@ -66,6 +67,7 @@ def contradictions(scenario: Scenario) -> Iterator[Mistake]:
         language_contradictions,
         curriculum_contradictions,
         constraint_contradictions,
+        privacy_contradictions,
         network_contradictions,
     )
     for text, keys in (contradiction for check in checks for contradiction in check(scenario)):

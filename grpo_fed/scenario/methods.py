@@ -7,6 +7,7 @@ then ignored. A scenario may name a row of the user's own instead, by `module:NA
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -270,13 +271,17 @@ ROBUST_RULES = ("median", "trimmed-mean", "krum", "multi-krum", "geometric-media
 
 
 def fill_from_rule(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Add `proximity.over = "median"` to a scenario's tables with a robust merge rule or mixing, unless they have it.
+    """Add `proximity.over = "median"` to a scenario's tables with a robust merge rule or mixing, unless they have it,
+    and `merge.weights = "uniform"` with a privacy budget.
 
-    A robust merge would be of no use if one client's KL could hold back every step towards it.
+    A robust merge would be of no use if one client's KL could hold back every step towards it, and a private one would
+    need more noise for clients of more weight.
     """
-    merge = data.get("merge")
+    merge, privacy = data.get("merge"), data.get("privacy")
     is_robust = isinstance(merge, Mapping) and (merge.get("rule") in ROBUST_RULES or bool(merge.get("mix")))
-    return fill_missing(data, {"proximity": {"over": "median"}}) if is_robust else dict(data)
+    filled = fill_missing(data, {"proximity": {"over": "median"}}) if is_robust else dict(data)
+    is_private = isinstance(privacy, Mapping) and privacy.get("epsilon") not in (None, math.inf)
+    return fill_missing(filled, {"merge": {"weights": "uniform"}}) if is_private else filled
 
 
 def clear_replaced_method(data: dict[str, Any], overrides: Sequence[str]) -> None:

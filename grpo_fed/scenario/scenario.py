@@ -32,6 +32,7 @@ from grpo_fed.scenario.settings import (
     PenaltySettings,
     PersonalSettings,
     PolicySettings,
+    PrivacySettings,
     ProximitySettings,
     RolloutSettings,
     RoundSettings,
@@ -106,6 +107,7 @@ class Scenario(Section):
     proximity: ProximitySettings = ProximitySettings()
     round: RoundSettings = RoundSettings()
     wire: WireSettings = WireSettings()
+    privacy: PrivacySettings = PrivacySettings()
     curriculum: SteeringSettings = SteeringSettings()
     stop: StopSettings = StopSettings()
     evaluate: EvaluateSettings = EvaluateSettings()

@@ -537,6 +537,44 @@ class WireSettings(Section):
     is added to the client's next difference, so that over the rounds nothing is lost (1901.09847)."""
 
 
+class PrivacySettings(Section):
+    """Differential privacy of what each client contributes to the shared blocks; docs/privacy.md says what it covers.
+
+    Each parameter group of a client's difference from the shared blocks is cut to a bound of its own, and Gaussian
+    noise is added that is as long as these bounds ask for. All clients have the same weight. With `round.fraction`
+    below 1 each client takes part in a round with this probability, independently of the others.
+    """
+
+    epsilon: Limit = None
+    """The budget, for one client more or less: the run ends before a merge that would exceed it. `inf` for no
+    privacy."""
+    delta: Annotated[float, Gt(0), Lt(1)] | None = None
+    """Probability with which epsilon may be exceeded. If not given, the largest power of ten that is a tenth of one
+    over the number of clients at most: 1e-4 for 1,000 clients."""
+    noise: Literal["central", "local"] = "central"
+    """Who adds the noise: `"central"` the server, once to the sum, which needs less of it and trust in the server;
+    `"local"` each client to what it sends, so that epsilon holds against the server too."""
+    multiplier: Annotated[float, Ge(0.2)] | None = None
+    """Standard deviation of the noise, by what one client can change. If not given, as much as makes the budget last
+    for all rounds."""
+    clip: Positive = 0.1
+    """Length to which each parameter group of a difference is cut; with adaptive bounds that which they begin with."""
+    blocks: dict[Pattern, Positive] = {}
+    """For patterns of blocks, lengths instead of `clip`."""
+    rate: Annotated[float, Ge(0), Le(2)] = 0.2
+    """How fast bounds follow the clients' lengths, with central noise: after a merge in which a fraction b of the
+    clients was within its bound, that is multiplied by exp(-rate (b - quantile)) (1905.03871); 0 for bounds that
+    stay."""
+    quantile: Annotated[float, Gt(0), Lt(1)] = 0.5
+    """The fraction of clients that is to be within its bound."""
+    share: Annotated[float, Gt(0), Lt(1)] = 0.05
+    """The part of a merge's budget, as 1 / multiplier^2, that the noised numbers of clients within bounds spend."""
+    source: Literal["seed", "system"] = "seed"
+    """Where noise and sampling come from: `"seed"` the run's own streams, for research, since who knows the seed can
+    take the noise away; `"system"` the operating system's random numbers, for deployments. Then no run ends with the
+    same bits as another."""
+
+
 class StopSettings(Section):
     """When a run ends before its last round."""
 

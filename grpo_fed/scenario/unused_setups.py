@@ -1,5 +1,5 @@
-"""Keys that have no effect beside other values: those of what runs start from, of how rewards are scaled, of sites, and
-of rounds that do not wait.
+"""Keys that have no effect beside other values: those of what runs start from, of how rewards are scaled, of sites, of
+privacy, and of rounds that do not wait.
 
 It is a part of the table in unused_table.py, whose rows come first.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from grpo_fed.scenario.curricula import CURRICULA
 from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.scenario.settings import PrivacySettings
 from grpo_fed.scenario.unused_rows import Unused
 
 
@@ -32,6 +33,15 @@ def _has_no_curriculum(*kinds: str) -> Callable[[Scenario], bool]:
 def _any_of(key: str) -> str:
     """List the kinds of curriculum that read a key."""
     return " or ".join(f'"{name}"' for name, kind in CURRICULA.items() if key in kind.keys)
+
+
+def _is_not_private(scenario: Scenario) -> bool:
+    return scenario.privacy.epsilon is None
+
+
+def _has_fixed_bounds(scenario: Scenario) -> bool:
+    """Whether no bound of a difference follows the clients' lengths."""
+    return scenario.privacy.noise == "local" or not scenario.privacy.rate
 
 
 def _has_prompts_alone(scenario: Scenario) -> bool:
@@ -88,6 +98,21 @@ SETUPS_UNUSED: tuple[Unused, ...] = (
         ("merge.episodes",),
         lambda scenario: bool(scenario.sites),
         "no client plays to compare, and sites compare by evaluate.episodes",
+    ),
+    Unused(
+        tuple(f"privacy.{key}" for key in PrivacySettings.model_fields if key != "epsilon"),
+        _is_not_private,
+        "privacy.epsilon = inf asks for no privacy",
+    ),
+    Unused(
+        ("privacy.rate",),
+        lambda scenario: scenario.privacy.noise == "local",
+        'privacy.noise is "local", with which bounds stay as they are',
+    ),
+    Unused(
+        ("privacy.quantile", "privacy.share"),
+        _has_fixed_bounds,
+        'bounds stay as they are, with privacy.rate = 0 or privacy.noise = "local"',
     ),
     Unused(
         ("policy.start",),

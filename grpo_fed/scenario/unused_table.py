@@ -91,7 +91,7 @@ def _penalises_groups(scenario: Scenario) -> bool:
 def _ignores_groups(scenario: Scenario) -> bool:
     rule = scenario.merge.rule
     merges_by_group = not _shares_nothing(scenario) and (rule in RULES_BY_GROUP or is_import_path(rule))
-    return not merges_by_group and not _penalises_groups(scenario)
+    return not merges_by_group and not _penalises_groups(scenario) and scenario.privacy.epsilon is None
 
 
 def _all_clients_have(key: str) -> Callable[[Scenario], bool]:

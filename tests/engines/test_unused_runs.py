@@ -74,6 +74,7 @@ NATURAL = ["objective.preset=trpo"]
 NATURAL_GROUP = ["objective.preset=trpo", "objective.advantage=group", "group.size=2"]
 ONE_STEP = ["objective.epochs=1", "objective.minibatches=1"]
 ONE_CLIENT = ["clients=[{ name = 'only', env = 'tests.scenario.test_knobs:Reach-v0' }]"]
+PRIVATE = ["method=fedavg", "privacy.epsilon=8"]
 HUBER = ["merge.rule=huber", "merge.threshold=0.02"]
 CLUSTERS = ["merge.rule=clusters"]
 OWN_RULE = ["merge.rule=tests.engines.test_unused_runs:first_client"]
@@ -315,6 +316,24 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
     "nothing to drift from": (
         ["policy.shared=[]", "merge.rule=mean", "proximity.mode=off"],
         {"merge.correct_drift": "true"},
+    ),
+    "no privacy": (
+        [],
+        {
+            "privacy.delta": "1e-3",
+            "privacy.noise": "local",
+            "privacy.multiplier": "9.0",
+            "privacy.clip": "0.5",
+            "privacy.blocks": "{ actor = 0.3 }",
+            "privacy.rate": "0.5",
+            "privacy.quantile": "0.9",
+            "privacy.share": "0.5",
+            "privacy.source": "system",
+        },
+    ),
+    "bounds that stay with local noise": (
+        [*PRIVATE, "privacy.noise=local"],
+        {"privacy.rate": "0.5", "privacy.quantile": "0.9", "privacy.share": "0.5"},
     ),
     "no momentum": ([], {"merge.momentum": "0.1", "merge.epsilon": "0.1"}),
     "nothing for a rule of the user": (["policy.shared=[]", *OWN_RULE], {"merge.kwargs": "{ number = 1 }"}),

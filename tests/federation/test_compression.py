@@ -9,7 +9,7 @@ import pytest
 
 from grpo_fed.engines.local.engine import LocalEngine
 from grpo_fed.engines.wire import Codec, InvalidMessageError, content_size
-from grpo_fed.federation.compression import RESIDUAL, add_difference, compress, round_difference
+from grpo_fed.federation.compression import RESIDUAL, add_difference, prepare_point, round_difference
 from grpo_fed.federation.hostile import ClientAttack, lie
 from grpo_fed.federation.loaded_client import LoadedClient
 from grpo_fed.federation.messages import Start, Train, Trained
@@ -38,7 +38,7 @@ def test_over_many_rounds_all_of_a_difference_is_sent():
     client = LoadedClient("ant", Start("run", 1, shared), None)
     total, plain = np.zeros(len(shared)), np.zeros(len(shared))
     for number, step in enumerate(steps, 1):
-        result = compress(scenario, shared_blocks, client, shared + step)
+        result = prepare_point(scenario, shared_blocks, client, shared + step)
         assert result.difference is not None
         assert np.array_equal(result.point, add_difference(shared, result.difference))
         total += result.difference.astype(np.float64)
@@ -57,7 +57,7 @@ def test_nothing_is_owed_about_what_a_client_has_left():
     actor = shared_blocks.groups.names.index("actor")
     shared, owed = shared_blocks.initial.numpy(), np.full(shared_blocks.size, 1e-3, np.float32)
     client = LoadedClient("ant", Start("run", 2, shared, (actor,)), StoredState(1, {RESIDUAL: owed}, ""))
-    result = compress(scenario, shared_blocks, client, shared.copy())
+    result = prepare_point(scenario, shared_blocks, client, shared.copy())
     left = shared_blocks.columns_of_groups((actor,)).numpy()
     assert result.difference is not None
     assert (result.difference[left] == 0).all()

@@ -180,8 +180,8 @@ def test_every_size_of_run_has_its_figures(tmp_path: Path, clients: int, rounds:
     )
     of = sample_scenario([("cart", clients, "CartPole-v1")], f"rounds = {rounds}")
     paths = draw_figures(write_run(tmp_path, of, half))
-    # these take clients with prompts, a limit on costs, `evaluate.adapt`, twins, sites and callbacks
-    others = ("completions", "costs", "adaptation", "twins", "sites", "callbacks")
+    # these take prompts, a limit on costs, `evaluate.adapt`, twins, sites, a privacy budget and callbacks
+    others = ("completions", "costs", "adaptation", "twins", "sites", "privacy", "callbacks")
     assert png_names(paths) == [name for name in ORDER if name not in others]
     for path in paths:
         if path.suffix == ".png":

@@ -11,6 +11,7 @@ import pytest
 from grpo_fed.aggregation.proximity import AcceptedBlock, AcceptedStep
 from grpo_fed.rl.objective import REPORTED_TERMS
 from grpo_fed.runs.metrics import METRICS, REPORTED, TEXTS, TRAINING_RETURN, find_metric, is_timed, is_tracked
+from grpo_fed.runs.privacy import PrivacyCost
 from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord, SiteRecord, record_to_line
 
 
@@ -40,7 +41,8 @@ def full_record() -> RoundRecord:
     ]
     step = AcceptedStep((AcceptedBlock("torso.0", 0.1, 0.2, 0.5, 0.3),), 0.1, 0.4, 0.6, ("a",))
     server = ServerRecord(step, {"joint": 0.1, "torso.0": 0.2}, 1, 2, 3, ("krum: took a",), rho_limit=0.5)
-    server = dataclasses.replace(server, merge_length=0.5, virtual_seconds=1.5)
+    cost = PrivacyCost(1.5, 1e-3, 8.0, 4, "central", 0.5, {"torso.0": 0.1})
+    server = dataclasses.replace(server, merge_length=0.5, virtual_seconds=1.5, privacy=cost)
     site = SiteRecord("north", ("a", "b"), step, ("actor",), {"torso.0": 0.7}, {"actor": 0.7}, comparison={"own": 1.0})
     return RoundRecord(2, 9, 0.5, 64, clients, server, (site,), {"callback/heat": 3.0})
 

@@ -75,7 +75,7 @@ def test_the_default_preset_has_the_default_settings():
 def test_one_preset_key_has_a_none_that_toml_cannot_write():
     # A saved file leaves out a None. It has all other keys, so that no preset fills in a value when the file is read.
     without_spelling = {("objective", "clip_high"), ("stop", "target"), ("language", "alpha")}
-    without_spelling |= {("objective", "entropy_target")}
+    without_spelling |= {("objective", "entropy_target"), ("privacy", "delta"), ("privacy", "multiplier")}
     in_a_table_of_its_own = {("objective", "cost", "limit")}
     assert without_spelling & presets.KEYS_OF_PRESETS == {("objective", "clip_high")}
     empty = {path for path, info in all_keys(Scenario) if not info.is_required() and info.default is None}
@@ -86,7 +86,7 @@ def test_one_preset_key_has_a_none_that_toml_cannot_write():
         ("policy", "module"),
         ("policy", "start"),
     }
-    written_as_inf_or_absent |= {("rollout", "reward_clip")}
+    written_as_inf_or_absent |= {("rollout", "reward_clip"), ("privacy", "epsilon")}
     assert {
         path for path in empty if path[0] != "clients"
     } == without_spelling | written_as_inf_or_absent | in_a_table_of_its_own

@@ -9,6 +9,7 @@
     sparsity.py  what a group penalty leaves
     evidence.py  rho of the merge rule `persistence`, and who left a block on it
     stepping.py  the server's steps: KL against budgets, and the fractions that were taken
+    privacy.py   epsilon beside its budget, and the bounds of differences
     cost.py      bytes and time
     callbacks.py metrics that callbacks have logged
     write.py     draws all figures of a run and writes their files

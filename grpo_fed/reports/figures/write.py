@@ -14,6 +14,7 @@ from grpo_fed.reports.figures.constraints import draw_costs
 from grpo_fed.reports.figures.cost import draw_time, draw_traffic
 from grpo_fed.reports.figures.evidence import draw_evidence
 from grpo_fed.reports.figures.learning import draw_learning
+from grpo_fed.reports.figures.privacy import draw_privacy
 from grpo_fed.reports.figures.sharing import draw_clusters, draw_groups, draw_sites
 from grpo_fed.reports.figures.sparsity import draw_penalty
 from grpo_fed.reports.figures.stepping import draw_kl, draw_steps
@@ -38,6 +39,7 @@ ORDER = (
     "penalty",
     "kl",
     "steps",
+    "privacy",
     "callbacks",
     "bytes",
     "time",
@@ -89,6 +91,7 @@ def draw_all(history: History) -> Iterator[Drawing]:
         draw_penalty,
         draw_kl,
         draw_steps,
+        draw_privacy,
         draw_callbacks,
         draw_traffic,
         draw_time,

@@ -80,9 +80,13 @@ def train_job(job: dict[str, Any], channel: Channel) -> dict[str, Any]:
         )
     except FolderTakenError:
         return {"status": TAKEN}
-    with engine:
+    except ValueError:
         if (found := read_results(folder)) is not None and found["status"] in ENDED:
             return {"status": found["status"]}  # another process has ended it in between
+        raise
+    with engine:
+        if (found := read_results(folder)) is not None and found["status"] in ENDED:
+            return {"status": found["status"]}
         group = None if job["group"] is None else RunGroup(**job["group"])
         tracker = Tracker.open(job["track"], folder, scenario, resumed=resumed, models=False, group=group)
 

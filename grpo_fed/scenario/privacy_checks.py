@@ -1,0 +1,74 @@
+"""Contradictions of differential privacy: what the server may not compute from single clients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from grpo_fed.scenario.language_checks import Contradiction
+from grpo_fed.scenario.toml.lines import KeyPath
+
+if TYPE_CHECKING:
+    from grpo_fed.scenario.scenario import Scenario
+
+EPSILON: KeyPath = ("privacy", "epsilon")
+
+
+def privacy_contradictions(scenario: Scenario) -> Iterator[Contradiction]:
+    """List what reads more of single clients than noise covers: a text and the keys that it concerns."""
+    if scenario.privacy.epsilon is None:
+        return
+    for text, key in (*_unprotected_merges(scenario), *_unprotected_rounds(scenario)):
+        yield f"with privacy.epsilon {text}", (key, EPSILON)
+    if scenario.privacy.source == "system" and scenario.checkpoint.every > 1:
+        text = (
+            'privacy.source = "system" draws other noise for rounds that a resumed run makes again, which nobody'
+            " counts: use checkpoint.every = 1, or 0"
+        )
+        yield text, (("checkpoint", "every"), ("privacy", "source"))
+
+
+def _unprotected_merges(scenario: Scenario) -> Iterator[tuple[str, KeyPath]]:
+    """List what has to be otherwise in a private merge and step, and the key."""
+    merge, penalty = scenario.merge, scenario.penalty
+    if not scenario.policy.shared:
+        yield (
+            "there is nothing to protect where nothing is shared: leave it out, or share a block",
+            ("policy", "shared"),
+        )
+    if merge.rule != "mean":
+        text = f'merge.rule = "{merge.rule}" compares single clients without noise'
+        yield f'{text}: use merge.rule = "mean", as method = "fedavg" or "lg" do', ("merge", "rule")
+    if merge.weights != "uniform":
+        text = f'merge.weights = "{merge.weights}" depends on what clients did, and lets one move the mean further'
+        yield f'{text}: use "uniform", or leave it out', ("merge", "weights")
+    if merge.mix:
+        yield "merge.mix compares single clients without noise: leave it out", ("merge", "mix")
+    if merge.correct_drift:
+        yield (
+            "merge.correct_drift takes the noise for the other clients' steps: leave it out",
+            ("merge", "correct_drift"),
+        )
+    if scenario.proximity.mode != "off":
+        text = f'proximity.mode = "{scenario.proximity.mode}" goes by what clients measure on their own states'
+        yield f'{text}: use "off"', ("proximity", "mode")
+    weights = [penalty.weight if client.penalty is None else client.penalty for client in scenario.clients]
+    if penalty.toward == "zero" and (any(weights) or penalty.l1 or penalty.outer):
+        text = 'penalty.toward = "zero" sets groups to zero by a vote of clients without noise: use "shared"'
+        yield text, ("penalty", "toward")
+
+
+def _unprotected_rounds(scenario: Scenario) -> Iterator[tuple[str, KeyPath]]:
+    """List what has to be otherwise in who takes part and for how long, and the key."""
+    if scenario.round.mode != "sync":
+        yield 'answers that come when they come are no sample: use round.mode = "sync"', ("round", "mode")
+    if scenario.sites:
+        yield "sites would each need noise of their own: leave [[sites]] out", ("sites",)
+    if scenario.curriculum.by == "server" and any(client.curriculum is not None for client in scenario.clients):
+        yield (
+            'the server would steer levels by returns without noise: use curriculum.by = "client"',
+            ("curriculum", "by"),
+        )
+    for key, is_set in (("target", scenario.stop.target is not None), ("patience", scenario.stop.patience > 0)):
+        if is_set:
+            yield "the end of the run would tell returns without noise: leave it out", ("stop", key)
