@@ -46,12 +46,9 @@ def make_sections(history: History) -> Iterator[Section]:
     if not history.lines:
         return
     yield _clients(history)
-    if adaptation := _adaptation(history):
-        yield adaptation
-    if twins := sharing_section(history):
-        yield twins
-    if examples := _examples(history):
-        yield examples
+    for section in (_adaptation(history), sharing_section(history), _examples(history)):
+        if section is not None:
+            yield section
     if history.block_of_group:
         yield _sharing(history)
     if history.sites:
