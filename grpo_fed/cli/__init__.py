@@ -5,7 +5,7 @@
     errors.py       messages and exit codes instead of tracebacks
     output.py       a stream that outlives its reader
     run.py          run, train
-    after_run.py    the figures and films of a run that has finished
+    drawing.py      figures, a summary, films and the page of a run that has finished
     join.py         join
     play.py         play
     export.py       export

@@ -15,6 +15,7 @@ import typer
 
 from grpo_fed.cli.after_run import draw_after_run
 from grpo_fed.cli.application import app
+from grpo_fed.cli.drawing import draw_run
 from grpo_fed.cli.errors import (
     FAILED,
     INTERRUPTED,
@@ -285,7 +286,7 @@ def _run_engine(
         raise typer.Exit(FAILED) from None
     assert engine.result is not None
     _show_outcome(engine, display)
-    completed = draw_after_run(folder, options, display, with_page=tracker.store is not None)
+    completed = draw_run(folder, options, display, with_page=tracker.store is not None)
     completed = _finish_tracking(tracker, engine, engine.result.status, display, wait=completed) and completed
     if tracker.store is not None and tracker.trouble is None:
         display.say(f"MLflow: {tracker.link or tracker.place}")
@@ -299,9 +300,6 @@ def _show_outcome(engine: Engine, display: Display) -> None:
         display.end(engine.result)
         for note in engine.result.notes:
             print_error(note, label="note: ")
-
-
-# After the run --------------------------------------------------------------------------------------------------------
 
 
 def _finish_tracking(

@@ -46,21 +46,18 @@ def make_sections(history: History) -> Iterator[Section]:
     if not history.lines:
         return
     yield _clients(history)
-    for section in (_adaptation(history), sharing_section(history), _examples(history)):
-        if section is not None:
-            yield section
-    if history.block_of_group:
-        yield _sharing(history)
-    if history.sites:
-        yield describe_sites(history)
-    if privacy := privacy_section(history):
-        yield privacy
-    if history.missing:
-        yield _missing_answers(history)
-    if history.blocks and history.scenario.proximity.mode != "off":
-        yield _server_steps(history)
-    if any("notes" in line for line in history.lines):
-        yield _notes(history)
+    optional = (
+        _adaptation(history),
+        sharing_section(history),
+        _examples(history),
+        _sharing(history) if history.block_of_group else None,
+        describe_sites(history) if history.sites else None,
+        privacy_section(history),
+        _missing_answers(history) if history.missing else None,
+        _server_steps(history) if history.blocks and history.scenario.proximity.mode != "off" else None,
+        _notes(history) if any("notes" in line for line in history.lines) else None,
+    )
+    yield from (section for section in optional if section)
     yield _cost(history)
     yield reproduction_section(history)
 
