@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO, cast
 
 import typer
 
-from grpo_fed.cli.after_run import draw_after_run
 from grpo_fed.cli.application import app
 from grpo_fed.cli.drawing import draw_run
 from grpo_fed.cli.errors import (
