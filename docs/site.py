@@ -11,6 +11,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
@@ -21,8 +22,8 @@ ORIGINS = {
     "results.md": "benchmarks/RESULTS.md",
 }
 """Pages of the site that are not in docs/, and their files."""
-ROOMS = ("scenario", "tasks", "policy", "rl", "aggregation", "runs", "federation", "flower", "adapters", "engines")
-ROOMS += ("reports",)
+ROOMS = ("scenario", "tasks", "policy", "rl", "aggregation", "runs", "federation", "flower", "adapters", "callbacks")
+ROOMS += ("engines", "reports")
 """The packages of the reference; the command line has its own help."""
 LINK = re.compile(r"\[((?:[^\[\]]|\[[^\[\]]*\])+)\]\(([^()\s]+)\)")
 
@@ -49,6 +50,13 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     return LINK.sub(lambda match: _link(match[1], match[2], PurePosixPath(path), origin), markdown)
 
 
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Refuse a page with a link to code that the reference does not have."""
+    if broken := re.findall(r"\]\[(grpo_fed\.[\w.]+)\]", output):
+        raise PluginError(f"{page.file.src_uri}: the reference has no {', '.join(broken)}")
+    return output
+
+
 def _link(text: str, target: str, page: PurePosixPath, origin: PurePosixPath) -> str:
     """Write a link of the site for one of the repository. page, origin: where it stands there and here."""
     if target.startswith(("https://", "http://", "#")):
@@ -62,6 +70,8 @@ def _link(text: str, target: str, page: PurePosixPath, origin: PurePosixPath) ->
         return f"[{text}]({there}{'#' if anchor else ''}{anchor})"
     symbol = text.strip("`")
     if file.startswith("grpo_fed/") and file.endswith(".py") and re.fullmatch(r"`[\w.]+`", text):
+        if symbol.rpartition(".")[2].startswith("_"):  # the reference has public names alone
+            return text
         module = file.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
         return f"[{text}][{module}.{symbol.removeprefix(module.rpartition('.')[2] + '.')}]"
     return text

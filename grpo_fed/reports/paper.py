@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 CAPTIONS = "figures.tex"
 """The file with a figure environment for each figure, with its caption."""
-TIMES, COMPUTER_MODERN = ["STIXGeneral"], ["cmr10"]
-"""Fonts of matplotlib's own that look like those of the papers."""
+FONT = "STIXGeneral"
+"""The letters of a PDF, like Times: matplotlib's only serif font with all signs. A PGF has the letters of the paper."""
 
 
 @dataclass(frozen=True)
@@ -36,23 +36,21 @@ class PaperStyle:
     """Inches of a column, or of the text."""
     points: float
     """Size of letters."""
-    fonts: list[str]
-    """Serif fonts of a PDF; a PGF has those of the paper."""
     environment: str = "figure"
     """`figure*` goes over both columns."""
 
 
 PAPERS = {
-    "article": PaperStyle(4.77, 9, COMPUTER_MODERN),
-    "neurips": PaperStyle(5.5, 9, TIMES),
-    "iclr": PaperStyle(5.5, 9, TIMES),
-    "icml": PaperStyle(3.25, 8, TIMES),
-    "icml-wide": PaperStyle(6.75, 8, TIMES, "figure*"),
-    "ieee": PaperStyle(3.49, 8, TIMES),
-    "ieee-wide": PaperStyle(7.16, 8, TIMES, "figure*"),
-    "acm": PaperStyle(3.33, 8, TIMES),
-    "acm-wide": PaperStyle(7.0, 8, TIMES, "figure*"),
-    "jmlr": PaperStyle(6.0, 9, COMPUTER_MODERN),
+    "article": PaperStyle(4.77, 9),
+    "neurips": PaperStyle(5.5, 9),
+    "iclr": PaperStyle(5.5, 9),
+    "icml": PaperStyle(3.25, 8),
+    "icml-wide": PaperStyle(6.75, 8, "figure*"),
+    "ieee": PaperStyle(3.49, 8),
+    "ieee-wide": PaperStyle(7.16, 8, "figure*"),
+    "acm": PaperStyle(3.33, 8),
+    "acm-wide": PaperStyle(7.0, 8, "figure*"),
+    "jmlr": PaperStyle(6.0, 9),
 }
 """Widths of columns and of the text, in inches, and letters a little smaller than the text's."""
 
@@ -93,14 +91,12 @@ def _style(paper: PaperStyle) -> dict[str, Any]:
     """Make the changes to matplotlib's settings: letters of one size, thinner lines, fonts that a printer has."""
     return {
         "font.family": "serif",
-        "font.serif": paper.fonts,
+        "font.serif": [FONT],
         "font.size": paper.points,
         "axes.labelsize": paper.points,
         "axes.titlesize": paper.points,
         "xtick.labelsize": 0.9 * paper.points,
         "ytick.labelsize": 0.9 * paper.points,
-        "axes.unicode_minus": paper.fonts is TIMES,  # Computer Modern has no such sign
-        "axes.formatter.use_mathtext": True,
         "figure.facecolor": "none",
         "lines.linewidth": 1.2,
         "pdf.fonttype": 42,
@@ -173,7 +169,8 @@ def write_pgf(path: Path, figure: Figure) -> None:
             print(f"{line}%", file=file)
         corner = rf"\pgfqpoint{{{width:f}in}}{{{height:f}in}}"
         print(rf"\pgfpathrectangle{{\pgfpointorigin}}{{{corner}}}%", file=file)
-        print(r"\pgfusepath{use as bounding box, clip}%", file=file)
+        # nothing is clipped: the paper's letters may be wider than those that were measured
+        print(r"\pgfusepath{use as bounding box}%", file=file)
         renderer: Any = MixedModeRenderer(figure, width, height, figure.dpi, Renderer(figure, file))
         figure.draw(renderer)
         for line in (r"\end{pgfpicture}", r"\makeatother", r"\endgroup"):

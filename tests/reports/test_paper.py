@@ -48,6 +48,8 @@ def test_a_drawing_is_written_without_latex_as_wide_as_a_column(tmp_path: Path):
     assert "Signs of 50" not in pgf
     assert r"\pgfqpoint{3.250000in}" in pgf
     assert r"{\includegraphics" in pgf
+    assert "mathdefault" not in pgf  # numbers are text like all others, since names may have a dollar in them
+    assert "}0.5}}%" in pgf
     assert (tmp_path / "signs-img0.png").is_file()
 
 
