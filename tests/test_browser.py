@@ -63,7 +63,7 @@ def test_the_page_of_a_client_has_its_model(shown: MlflowPages, browser: Browser
     sent = Spool(run).load_state("")
     assert sent.parent is not None
     browser.open(shown.link.replace(sent.parent, sent.clients["backwards"]))
-    browser.wait_for("backwards", "Return 22.0", "Parent run", "policy")
+    browser.wait_for("backwards", "Return 22.0", "Parent run", "carts-backwards")
 
 
 @pytest.mark.parametrize(

@@ -68,15 +68,6 @@ class Wide(torch.nn.Module):
         return self.layer(seen), seen[:, 0]
 
 
-class Branch(torch.nn.Module):
-    def __init__(self, sees, does):
-        super().__init__()
-        self.layer = torch.nn.Linear(4, 2)
-
-    def forward(self, seen):
-        return self.layer(seen) if seen.sum() > 1 else -self.layer(seen), seen[:, 0]
-
-
 gymnasium.register("Mill-v0", Mill)
 """
 
@@ -254,10 +245,6 @@ WRONG = {
     "module's arguments": (
         "check tiny.toml --set policy.module=their_mill:Wide --set policy.kwargs.size=3",
         "policy.module = their_mill:Wide: cannot be built with policy.kwargs = {'size': 3}: TypeError:",
-    ),
-    "a branch in a module": (
-        "check tiny.toml --set policy.module=their_mill:Branch",
-        "policy.module = their_mill:Branch: torch.func.vmap cannot stack clients of it",
     ),
     "no module of torch": (
         "check tiny.toml --set policy.module=their_mill:Mill.reset",
