@@ -127,7 +127,7 @@ def explain_optimiser(scenario: Scenario) -> Iterator[str]:
             "momentum": f"The server steps towards it with momentum {merge.momentum:g} and rate {merge.rate:g}",
             "adam": f"The server steps towards it by Adam with rate {merge.rate:g}",
         }[merge.optimiser]
-        yield f"{how}; KL budgets limit this step."
+        yield f"{how}{'' if scenario.proximity.mode == 'off' else '; KL budgets limit this step'}."
     if merge.correct_drift:
         yield "Each client adds to its steps what all clients' mean step in the last round had more than its own."
     if inner_rate:

@@ -21,6 +21,7 @@ SMALLER = {
     "catch": ["steps=128", "rollout.num_envs=2", "rollout.episode_limit=40"],
     "newcomers": ["evaluate.adapt=2"],
     "thousand": ["clients.cart.count=30"],
+    "private": ["clients.cart.count=30"],
 }
 
 
