@@ -302,8 +302,9 @@ def format_tables(results: Mapping[str, Any]) -> list[str]:
     ]
     for name, trl in (("the tiny model", results["trl"]), ("SmolLM2-135M", results.get("trl_smollm"))):
         if trl is not None:
+            updates = "1 update" if trl["updates"] == 1 else f"{trl['updates']} updates"
             lines.append(
-                f"| {trl['updates']} updates of {trl['completions']} completions beside TRL's GRPOTrainer, {name} |"
+                f"| {updates} of {trl['completions']} completions beside TRL's GRPOTrainer, {name} |"
                 f" {trl['seconds']['ours']:.2f} s | {trl['seconds']['TRL']:.2f} s |"
                 f" {trl['seconds']['TRL'] / trl['seconds']['ours']:.2f} |"
             )

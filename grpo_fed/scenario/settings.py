@@ -498,7 +498,7 @@ class SiteSettings(Section):
 
 
 class RoundSettings(Section):
-    """Who takes part in a round, how long it may take, and for whom the server waits."""
+    """How a round samples clients, how long it may take, and for which answers the server waits."""
 
     mode: Literal["sync", "buffered"] = "sync"
     """`sync`: a round waits for all of its clients. `buffered`: the server merges as soon as `buffer` of them have
@@ -628,7 +628,7 @@ Range = Annotated[list[float], MinLen(2), MaxLen(2)]
 
 
 class SteeringSettings(Section):
-    """Who moves the levels of the clients that have a `curriculum`."""
+    """Whether the server or each client chooses the levels of clients with a `curriculum`."""
 
     by: Literal["client", "server"] = "client"
     """`client`: each client by its own returns. `server`: the clients of an entry together, by the returns that all of
