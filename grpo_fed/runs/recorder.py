@@ -24,10 +24,11 @@ from grpo_fed.runs.departures import Departure, note_departures
 from grpo_fed.runs.files import append_line, write_atomic
 from grpo_fed.runs.folder import FAILURE, ROUNDS, SCENARIO, SHARED, remove_run
 from grpo_fed.runs.privacy import PrivacyCost
-from grpo_fed.runs.records import Failure, RoundRecord, SiteRecord, record_to_line
+from grpo_fed.runs.records import Failure, RoundRecord, SiteRecord, record_to_line, with_scores
 from grpo_fed.runs.results import ENDED, RESULTS, ClientResult, Result, SiteResult, status_of
 from grpo_fed.runs.sharing_verdicts import SharingVerdict
 from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.scores import scales_of
 
 Watch: TypeAlias = Callable[[RoundRecord], None]
 """A function that is called with every round's record, the first being 0."""
@@ -346,6 +347,7 @@ class Recorder:
         is_complete = status in ENDED or totals.rounds == self.scenario.rounds
         after = totals.last if is_complete else {}  # otherwise clients have learned since their last evaluation
         entries = {name: settings for settings in self.scenario.clients for name in settings.names}
+        scales = scales_of(self.scenario)
         clients = {
             name: ClientResult(
                 env=settings.task,
@@ -364,6 +366,7 @@ class Recorder:
                 trains=settings.trains,
                 sharing=totals.sharing.get(name),
                 joined=totals.joined.get(name, 0),
+                scale=scales.get(settings.name),
             )
             for name, settings in entries.items()
         }
@@ -387,14 +390,3 @@ class Recorder:
             sites=totals.sites,
             reason=reason,
         )
-
-
-def with_scores(
-    record: RoundRecord, scores: Mapping[str, float], adapted: Mapping[str, tuple[float, ...]]
-) -> RoundRecord:
-    """Give the clients of a record their scores of the evaluation after the round, and those after local updates."""
-    clients = [
-        replace(client, score=scores.get(client.client), adapted=adapted.get(client.client, ()))
-        for client in record.clients
-    ]
-    return replace(record, clients=clients)
