@@ -30,6 +30,7 @@ def to_mathml(formula: str, is_block: bool) -> str:
         )
     except Exception as error:
         raise ValueError(f"{formula.strip()}: cannot be written as MathML: {error!r}") from error
+    written = written.replace("<mo>&#x02016;</mo>", '<mo stretchy="false">&#x02016;</mo>')  # norms, as high as a line
     if unknown := re.findall(r"\\[A-Za-z]+", html.unescape(written)):
         raise ValueError(f"{formula.strip()}: MathML has no {', '.join(unknown)}")
     return written

@@ -42,8 +42,8 @@ from grpo_fed.runs.continuation import CALLBACKS
 from grpo_fed.runs.folder import check_usable, write_engine_state
 from grpo_fed.runs.metrics import TRAINING_RETURN
 from grpo_fed.runs.privacy import explain_spent_budget
-from grpo_fed.runs.recorder import CheckpointContent, Recorder, Watch, with_scores
-from grpo_fed.runs.records import Failure
+from grpo_fed.runs.recorder import CheckpointContent, Recorder, Watch
+from grpo_fed.runs.records import Failure, with_scores
 from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
 

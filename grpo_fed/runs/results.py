@@ -149,17 +149,20 @@ class Result:
     @property
     def score_mean(self) -> float | None:
         """Mean return over the clients; None if no last policy was evaluated, or if environments are unlike."""
-        return None if self._scores is None else self._scores.mean
+        scores = _scores_of(self)
+        return None if scores is None else scores.mean
 
     @property
     def score_min(self) -> float | None:
         """Return of the worst client; None as for `score_mean`."""
-        return None if self._scores is None else self._scores.min
+        scores = _scores_of(self)
+        return None if scores is None else scores.min
 
     @property
     def score_iqm(self) -> float | None:
         """Interquartile mean of the clients' returns (2108.13264); None as for `score_mean`."""
-        return None if self._scores is None else self._scores.iqm
+        scores = _scores_of(self)
+        return None if scores is None else scores.iqm
 
     @property
     def normalised(self) -> MeanReturns | None:
@@ -167,28 +170,20 @@ class Result:
         is not known, or if all clients have one environment.
         """
         scales = [client.scale for client in self.clients.values() if client.scale is not None]
-        return MeanReturns.of(normalised_returns(self._scaled, scales))
+        return MeanReturns.of(normalised_returns(_scaled_returns(self), scales))
 
     @property
     def by_environment(self) -> dict[str, MeanReturns]:
         """Returns of unlike environments, each by itself; empty if all clients have one."""
-        grouped = {label: MeanReturns.of(values) for label, values in returns_by_environment(self._scaled).items()}
+        grouped = {
+            label: MeanReturns.of(values) for label, values in returns_by_environment(_scaled_returns(self)).items()
+        }
         return {label: found for label, found in grouped.items() if found is not None}
 
     @property
     def is_mixed(self) -> bool:
         """Whether clients have unlike environments, whose returns have no common mean."""
         return any(client.scale is not None for client in self.clients.values())
-
-    @property
-    def _scores(self) -> MeanReturns | None:
-        return None if self.is_mixed else MeanReturns.of(self.returns.tolist())
-
-    @property
-    def _scaled(self) -> list[tuple[ReturnScale, float]]:
-        """The last policies' returns with their scales, in a run of unlike environments."""
-        trained = [client for client in self.clients.values() if client.trains]
-        return [(each.scale, each.after) for each in trained if each.scale is not None and each.after is not None]
 
     @property
     def idle(self) -> tuple[str, ...]:
@@ -245,6 +240,17 @@ class Result:
         if not isinstance(scores, Mapping):
             raise ValueError("it has no eval")
         return replace(result, out=out)
+
+
+def _scores_of(result: Result) -> MeanReturns | None:
+    """Summarise the returns of clients with one environment."""
+    return None if result.is_mixed else MeanReturns.of(result.returns.tolist())
+
+
+def _scaled_returns(result: Result) -> list[tuple[ReturnScale, float]]:
+    """List the last policies' returns with their scales, in a run of unlike environments."""
+    trained = [client for client in result.clients.values() if client.trains]
+    return [(each.scale, each.after) for each in trained if each.scale is not None and each.after is not None]
 
 
 def _scores_to_json(result: Result) -> dict[str, Any]:

@@ -59,7 +59,8 @@ def test_what_is_shared_is_exported_and_acts_as_it_is_played(trained: Path, tmp_
     policy = load_shared_policy(trained, "grpo_fed/CartPole-v1", moments_of="bee")
     folder = tmp_path / "graph"
     export_policy(trained, folder, form="torchscript", shared="grpo_fed/CartPole-v1", moments_of="bee")
-    graph = torch.jit.load(folder / "newcomer.pt")
+    with pytest.warns(DeprecationWarning, match="jit.load"):
+        graph = torch.jit.load(folder / "newcomer.pt")
     seen = np.random.default_rng(3).normal(0, 0.2, (20, 4)).astype(np.float32)
     actions, _ = graph(torch.from_numpy(seen))
     assert actions.tolist() == [policy.predict(each) for each in seen]

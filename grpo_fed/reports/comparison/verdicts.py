@@ -126,8 +126,8 @@ def method_results(runs: Sequence[ComparedRun], methods: Sequence[str], baseline
                 entries[entry] = float(returns[method][:, entry_of_client == entry].mean())
             if histories[method][0].scenario.evaluate.adapt:
                 adapts = histories[method][0].adapts
-                curves = np.array([history.adapted_last[adapts].T for history in histories[method]])  # [S, U + 1, H]
-                curves = normalise_clients(histories[method][0], curves, adapts)
+                returns_by_update = np.array([history.adapted_last[adapts].T for history in histories[method]])
+                curves = normalise_clients(histories[method][0], returns_by_update, adapts)  # [S, U + 1, H]
                 adaptation = None if curves is None else curves.transpose(0, 2, 1)
         if method != baseline and len(ours) and len(theirs):
             better = _estimate_improvement(ours, theirs, whole_seeds=False)
