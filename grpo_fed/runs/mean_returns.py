@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from grpo_fed.runs.line_numbers import mean_of_known
 from grpo_fed.runs.metrics import (
     ADAPTATION,
     ADAPTED_RETURN,
@@ -89,10 +90,3 @@ def mean_metrics(clients: Sequence[Metrics], with_returns: bool = True) -> dict[
     keys = dict.fromkeys(key for metrics in clients for key in metrics if key != TWIN_SINCE)
     kept = [key for key in keys if with_returns or not (key in RETURNS or key.startswith(ADAPTATION))]
     return {key: mean_of_known(metrics.get(key) for metrics in clients) for key in kept}
-
-
-def mean_of_known(values: Iterable[float | None]) -> float | None:
-    """Average the values that are known; None without any, or if the mean is not finite."""
-    known = [value for value in values if value is not None]
-    mean = float(np.mean(known)) if known else None
-    return mean if mean is not None and np.isfinite(mean) else None

@@ -18,6 +18,7 @@ TRAINING_EPISODES, TRAINING_SECONDS, STEPS_PER_SECOND = "charts/episodes", "char
 EVALUATION_RETURN, SCORE_IQM, SCORE_MIN = "eval/episodic_return", "eval/score_iqm", "eval/score_min"
 NORMALISED_IQM, NORMALISED_MIN = "eval/normalised_iqm", "eval/normalised_min"
 NORMALISED_TRAINING, OF_ENVIRONMENT = "charts/normalised_return", "env/"
+EVALUATION_COST = "eval/episodic_cost"
 ROUND_SECONDS, ENV_STEPS = "time/round_s", "global_step"
 CLIENTS_OK, CLIENTS_FAILED, DEPARTED_GROUPS = "fed/clients_ok", "fed/clients_failed", "fed/personal_groups"
 PENALTY_VALUE, PENALTY_ZEROS, PENALTY_NORM = "penalty/value", "penalty/zeros", "penalty_norm/"
@@ -65,6 +66,7 @@ TABLE = (
     Metric(STEPS_PER_SECOND, "Environment steps a second.", timed=True),
     Metric(VIRTUAL_SECONDS, "Virtual seconds since the run began, by the clients' `pace`."),
     Metric(EVALUATION_RETURN, "Mean return of a client's episodes with deterministic actions, after the round."),
+    Metric(EVALUATION_COST, "Mean cost of these episodes, where `objective.cost.limit` limits it."),
     Metric(ADAPTED_RETURN, "Mean return of these episodes after `evaluate.adapt` local updates."),
     Metric(ADAPTATION, "Mean return of these episodes after so many local updates, from 0."),
     Metric(SCORE_IQM, "Interquartile mean of the clients' evaluation returns (2108.13264)."),

@@ -67,6 +67,8 @@ class ClientResult:
     """With `evaluate.twins`, whether sharing paid for it; None without a comparison."""
     scale: ReturnScale | None = None
     """What its returns are of and are normalised by, in a run of unlike environments; None where all have one scale."""
+    cost: float | None = None
+    """Mean cost of the last policy's episodes, deterministic actions; None where costs have no limit."""
 
     @property
     def latest(self) -> float | None:
@@ -186,6 +188,11 @@ class Result:
         return any(client.scale is not None for client in self.clients.values())
 
     @property
+    def costs(self) -> dict[str, float]:
+        """What an episode of the last policies costs, by client, for those that train; empty without a limit."""
+        return {name: each.cost for name, each in self.clients.items() if each.trains and each.cost is not None}
+
+    @property
     def idle(self) -> tuple[str, ...]:
         """Clients that were asked to train and learned nothing."""
         return idle_clients(self.to_json())
@@ -290,6 +297,8 @@ def _client_to_json(client: ClientResult) -> dict[str, Any]:
     for key in ("clusters", "departures", "adapted_first", "adapted_last"):
         if not document[key]:
             del document[key]
+    if client.cost is None:
+        del document["cost"]
     if client.unit == "steps":
         del document["unit"]
     if client.trains:
