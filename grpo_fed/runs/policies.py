@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +34,7 @@ from grpo_fed.runs.folder import SCENARIO, read_scenario
 from grpo_fed.scenario.importing import describe_exception
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml.text import closest_match, did_you_mean, shorten
-from grpo_fed.tasks.envs import ActionConverter, observation_flattener
+from grpo_fed.tasks.envs import make_action_converter, observation_flattener
 from grpo_fed.tasks.gym_task import GymTask
 from grpo_fed.tasks.language_task import LanguageTask
 from grpo_fed.tasks.resolve import resolve_tasks
@@ -167,8 +167,8 @@ class LoadedPolicy:
         return Actor(self.policy, self.parameters)
 
     @cached_property
-    def _converter(self) -> ActionConverter:
-        return ActionConverter(self.task, self.scenario.policy.squash)
+    def _converter(self) -> Callable[[np.ndarray], Sequence[Any] | np.ndarray]:
+        return make_action_converter(self.task, self.scenario.policy.squash)
 
     @cached_property
     def _flattener(self) -> Callable[[Any], np.ndarray]:

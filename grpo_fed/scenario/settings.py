@@ -241,8 +241,8 @@ class ObjectiveSettings(Section):
     entropy: float = 0.0
     """Weight of the entropy bonus; with `entropy_target` the weight that it begins with."""
     entropy_groups: dict[str, Indices] = {}
-    """Named sets of components of a multi-discrete or box action, by their indices, to which `entropy_weights` gives
-    weights. Sets must not overlap."""
+    """Named sets of components of an action, by their indices, to which `entropy_weights` gives weights: choices first,
+    then real numbers. Sets must not overlap."""
     entropy_weights: dict[str, float] = {}
     """For single sets of `entropy_groups`, a weight instead of `entropy`."""
     entropy_target: float | dict[str, float] | None = None

@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from grpo_fed.tasks.action_spaces import action_form
 from grpo_fed.tasks.curriculum import spread_levels
 from grpo_fed.tasks.envs.base import ClientEnvs, Level, episode_step_limit
 from grpo_fed.tasks.envs.cache import EnvCache
@@ -100,7 +101,7 @@ def _stepping_kind(task: GymTask) -> Hashable:
         return "family", spec.id, shape_fields
     if spec.entry_point is None:
         return "vector", task.client
-    return "single", task.action_space.shape, task.action_space.dtype
+    return "single", action_form(task.action_space)
 
 
 def _make_part(
