@@ -538,11 +538,11 @@ class WireSettings(Section):
 
 
 class PrivacySettings(Section):
-    """Differential privacy of what each client contributes to the shared blocks; docs/privacy.md says what it covers.
+    """What leaves a client, and differential privacy of what it contributes to the shared blocks: docs/privacy.md.
 
-    Each parameter group of a client's difference from the shared blocks is cut to a bound of its own, and Gaussian
-    noise is added that is as long as these bounds ask for. All clients have the same weight. With `round.fraction`
-    below 1 each client takes part in a round with this probability, independently of the others.
+    With `epsilon` each parameter group of a client's difference from the shared blocks is cut to a bound of its own,
+    and Gaussian noise is added that is as long as these bounds ask for. All clients have the same weight. With
+    `round.fraction` below 1 each client takes part in a round with this probability, independently of the others.
     """
 
     epsilon: Limit = None
@@ -573,6 +573,9 @@ class PrivacySettings(Section):
     """Where noise and sampling come from: `"seed"` the run's own streams, for research, since who knows the seed can
     take the noise away; `"system"` the operating system's random numbers, for deployments. Then no run ends with the
     same bits as another."""
+    errors: Literal["place", "text"] = "place"
+    """What a client's exception tells a server on another machine: `"place"`, its type and the line of grpo_fed that it
+    came from, while its text stays in a file of the client's own; or `"text"`, 300 letters of it."""
 
 
 class StopSettings(Section):

@@ -110,4 +110,4 @@ def test_a_field_that_is_not_listed_is_noticed():
 
 
 def test_what_a_failure_tells_is_as_long_as_the_page_says():
-    assert f"at most {REASON_LENGTH} letters" in PAGE
+    assert f"{REASON_LENGTH} letters" in PAGE

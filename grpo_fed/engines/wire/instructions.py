@@ -145,6 +145,8 @@ class InstructionCodec:
         fields = FieldReader(content, SHARED_BLOCKS, ConfigRecord)
         blocks, digest = fields.take("blocks", str), fields.take("digest", str)
         base = fields.take("base", str) if fields.has("base") else ""
+        if fields.has("entry"):
+            fields.take("entry", str)  # `check_own_entry` has looked at it
         fields.refuse_rest()
         if base != self._base:
             raise InvalidMessageError(
