@@ -14,6 +14,7 @@ from grpo_fed.reports.explain_constraints import explain_costs, explain_entropy,
 from grpo_fed.reports.explain_language import explain_language
 from grpo_fed.reports.explain_merge import explain_merge, explain_sites
 from grpo_fed.reports.explain_privacy import explain_privacy
+from grpo_fed.reports.explain_secure import explain_secure
 from grpo_fed.reports.explain_setups import (
     explain_adaptation,
     explain_callbacks,
@@ -87,7 +88,7 @@ def explain_scenario(scenario: Scenario, given: GivenKeys | None = None) -> list
         ),
         "Sites": explain_sites(scenario, shared),
         "Merge": (*explain_merge(scenario, shared), *explain_optimiser(scenario)),
-        "Privacy": explain_privacy(scenario, shared),
+        "Privacy": (*explain_privacy(scenario, shared), *explain_secure(scenario, shared)),
         "Step of the server": _explain_step(scenario, budgets),
         "Evaluation and files": _explain_files(scenario),
         "Method and preset": _explain_sources(scenario),

@@ -573,6 +573,12 @@ class PrivacySettings(Section):
     """Where noise and sampling come from: `"seed"` the run's own streams, for research, since who knows the seed can
     take the noise away; `"system"` the operating system's random numbers, for deployments. Then no run ends with the
     same bits as another."""
+    secure: bool = False
+    """Whether clients mask what they send, so that the server learns their sum alone: secure aggregation, in rounds of
+    three clients and more. Needs `merge.rule = "mean"`; all clients have the same weight."""
+    reach: Positive = 1.0
+    """With `secure`, the largest change of a parameter in a round that a client sends; larger ones are cut, and a note
+    says so. Its rounding is this times the number of clients, by 2^32."""
     errors: Literal["place", "text"] = "place"
     """What a client's exception tells a server on another machine: `"place"`, its type and the line of grpo_fed that it
     came from, while its text stays in a file of the client's own; or `"text"`, 300 letters of it."""

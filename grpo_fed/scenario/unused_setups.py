@@ -35,7 +35,7 @@ def _any_of(key: str) -> str:
     return " or ".join(f'"{name}"' for name, kind in CURRICULA.items() if key in kind.keys)
 
 
-NOT_OF_EPSILON = frozenset(("epsilon", "errors"))
+NOT_OF_EPSILON = frozenset(("epsilon", "secure", "reach", "errors"))
 """Keys of `[privacy]` that do not depend on a budget."""
 
 
@@ -107,6 +107,11 @@ SETUPS_UNUSED: tuple[Unused, ...] = (
         tuple(f"privacy.{key}" for key in PrivacySettings.model_fields if key not in NOT_OF_EPSILON),
         _is_not_private,
         "privacy.epsilon = inf asks for no privacy",
+    ),
+    Unused(
+        ("privacy.reach",),
+        lambda scenario: not scenario.privacy.secure,
+        "privacy.secure is false, so that numbers of any size travel",
     ),
     Unused(
         ("privacy.rate",),

@@ -329,6 +329,7 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
             "privacy.quantile": "0.9",
             "privacy.share": "0.5",
             "privacy.source": "system",
+            "privacy.reach": "9.0",
         },
     ),
     "bounds that stay with local noise": (
