@@ -27,7 +27,7 @@
     arrivals.py       whose answers come next
     combined_answer.py  one answer of several that a client gave
     trained_round.py  TrainedRound: what clients have learned in a round
-    evaluations.py    what clients scored, and which scores the server believes
+    evaluations.py    which of the clients' scores the server believes
     moments.py        RunMoments: calls the callbacks
     round_merge.py    a round's merge, reply by reply
     private_merge.py  the same with differential privacy

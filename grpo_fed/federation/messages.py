@@ -135,6 +135,8 @@ class EvaluationSummary:
     """Mean length in steps."""
     adapted: tuple[float, ...] = ()
     """Mean return after each of `evaluate.adapt` local updates; empty where none are made."""
+    cost: float | None = None
+    """Mean cost of the episodes; None where costs have no limit."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from grpo_fed.callbacks.control import SavePolicies
 from grpo_fed.federation.arrivals import Arrivals, RealTime
 from grpo_fed.federation.buffer import AnswerBuffer
 from grpo_fed.federation.conversation import Conversation
-from grpo_fed.federation.evaluations import Evaluations, absurd_scores
+from grpo_fed.federation.evaluations import absurd_scores, accept_evaluations
 from grpo_fed.federation.hostile import ColludingTransport, refuse_collusion
 from grpo_fed.federation.messages import EvaluationPlan, EvaluationSummary, Start, Train, Trained
 from grpo_fed.federation.moments import RunMoments
@@ -41,10 +41,11 @@ from grpo_fed.federation.transport import Transport
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.checkpoint import Checkpoint
 from grpo_fed.runs.continuation import CALLBACKS
+from grpo_fed.runs.evaluations import Evaluations, with_evaluations
 from grpo_fed.runs.folder import check_usable, write_engine_state
 from grpo_fed.runs.metrics import TRAINING_RETURN
 from grpo_fed.runs.privacy import explain_spent_budget
-from grpo_fed.runs.recorder import CheckpointContent, Recorder, Watch, with_scores
+from grpo_fed.runs.recorder import CheckpointContent, Recorder, Watch
 from grpo_fed.runs.records import Failure
 from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
@@ -167,8 +168,7 @@ class Federation:
         self._refuse_absurd_returns(trained.replies, failures)
         self._complete_last_round(trained.replies)
         if trained.batch is not None and trained.batch.first_evaluations:
-            first = self._accept(trained.batch.first_evaluations, {})
-            self.recorder.first_scores_arrived(first.scores, first.adapted)
+            self.recorder.first_scores_arrived(self._accept(trained.batch.first_evaluations, {}))
         self.moments.clients_trained(trained)
         self.server.steer(trained.replies)
         last_kl = self.server.observe_last_step(trained.replies, trained.merge)
@@ -211,7 +211,7 @@ class Federation:
         record = self.moments.round_waits(record) if waits else self.moments.round_end(record)
         if self._is_over and not is_evaluated:  # a callback has ended the run with this very round
             evaluations = self._evaluate(EvaluationPlan(outcome.round), {})
-            record = with_scores(record, evaluations.scores, evaluations.adapted)
+            record = with_evaluations(record, evaluations)
         self.recorder.round_finished(record, self._checkpoint_content, waits)
 
     def _complete_last_round(self, replies: Mapping[str, Trained]) -> None:
@@ -224,7 +224,7 @@ class Federation:
             held_out = set(self.shared_blocks.held_out).intersection(self.transport.reachable())
             summaries |= self._summaries(sorted(held_out), EvaluationPlan(self.state.round), {})
             evaluations = self._accept(summaries, {})
-            record = self.recorder.scores_arrived(evaluations.scores, evaluations.adapted, self.moments.round_end)
+            record = self.recorder.scores_arrived(evaluations, self.moments.round_end)
             self._observe_scores(record.round, record.scores)
 
     def _observe_scores(self, round: int, scores: Mapping[str, float]) -> None:
@@ -345,7 +345,7 @@ class Federation:
     def _accept(self, summaries: Mapping[str, EvaluationSummary], failures: dict[str, Failure]) -> Evaluations:
         """Leave out evaluations of no scale that the others' have, before adaptation or after."""
         largest = {name: max((each.mean, *each.adapted), key=abs) for name, each in summaries.items()}
-        return Evaluations.of(summaries, self._refuse_absurd(largest, failures))
+        return accept_evaluations(summaries, self._refuse_absurd(largest, failures))
 
     def _refuse_absurd(self, scores: Mapping[str, float], failures: dict[str, Failure]) -> dict[str, float]:
         """Leave out mean returns that are of no scale that the others' have; their clients fail."""

@@ -62,6 +62,9 @@ def result_line(result: Result) -> str:
             parts[-1] += f" (interquartile mean {middle}, worst {worst})"
         if len(result.returns) < len(trained):
             parts[-1] += f" over {len(result.returns):,} of {format_count(len(trained), 'client')}"
+    if costs := [*result.costs.values()]:
+        parts.append(f"cost {format_return(sum(costs) / len(costs))}")
+        parts[-1] += f" (worst {format_return(max(costs))})" if len(costs) > 1 else ""
     count, curve = mean_adaptation(result.to_json())
     if curve:
         who = "held-out client" if any(not client.trains for client in result.clients.values()) else "client"

@@ -27,8 +27,9 @@ from grpo_fed.reports.twins_section import sharing_section
 from grpo_fed.runs.departures import by_round
 from grpo_fed.runs.equal_groups import describe_rounds, equal_groups_line
 from grpo_fed.runs.examples import read_examples
-from grpo_fed.runs.history import History, MissedRound
+from grpo_fed.runs.history import History, MissedRound, fill_forward
 from grpo_fed.runs.markdown import plain
+from grpo_fed.runs.metrics import EVALUATION_COST
 from grpo_fed.runs.records import list_differences
 
 MAX_NAMES = 8
@@ -78,12 +79,16 @@ def _clients(history: History) -> Section:
         shown = list(dict.fromkeys(int(k) for k in (*order[:LOWEST_ROWS], *order[-LOWEST_ROWS:])))
     differences_head = "clusters" if history.clustered else "departed groups"
     head = ["client", "before", "after", "training", "by round"]
+    costs = fill_forward(history.client_series(EVALUATION_COST))
+    has_costs = bool(np.isfinite(costs[-1:]).any())
+    head += ["cost"] if has_costs else []
     head += [differences_head, "rounds missed"] if history.federated else []
     rows = []
     for k in shown:
         known = training[np.isfinite(training[:, k]), k]
         returns = (history.before[k], history.after[k], history.returns[-1, k])
         cells = [clients[k], *(format_return(value) for value in returns), draw_curve(known.tolist(), CURVE_WIDTH)]
+        cells += [format_return(costs[-1, k])] if has_costs else []
         if history.federated:
             missed = len({failure.round for failure in history.missing.get(clients[k], ())})
             cells += [_describe_differences(history, k) or "none", f"{missed:,}" if missed else "none"]

@@ -155,7 +155,9 @@ def results_table(result: Result, narrow: bool = False) -> RenderableType:
     federated = any(client.personal_groups or client.clusters for client in clients.values())
     has_evidence = any(client.departures for client in clients.values())
     is_adapted = any(client.adapted_last for client in clients.values())
-    numbers = ("before", "after", *(("adapted",) if is_adapted else ()), "sampled", *(() if narrow else ("best",)))
+    has_costs = any(client.cost is not None for client in clients.values())
+    more = (*(("adapted",) if is_adapted else ()), *(("cost",) if has_costs else ()))
+    numbers = ("before", "after", *more, "sampled", *(() if narrow else ("best",)))
     counts = ("episodes", "steps") if result.unit == "steps" else (result.unit,)
     table = make_table("client", *numbers, *(() if federated else counts))
     if federated:
@@ -167,6 +169,7 @@ def results_table(result: Result, narrow: bool = False) -> RenderableType:
         client = clients[name]
         cells: list[RenderableType] = [format_return(client.before), _after_cell(client)]
         cells += [format_return(client.adapted_last[-1] if client.adapted_last else None)] if is_adapted else []
+        cells += [format_return(client.cost)] if has_costs else []
         cells += [format_return(client.sampled), *([] if narrow else [format_return(client.best)])]
         if has_evidence:
             _add_departures(table, name, cells, client)

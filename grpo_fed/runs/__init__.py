@@ -2,6 +2,8 @@
 
     metrics.py        every metric's name
     records.py        RoundRecord: what happened in a round, and its line in rounds.jsonl
+    line_numbers.py   numbers as such a line has them
+    evaluations.py    what clients scored when they were evaluated
     equal_groups.py   words about rounds in which clients could learn nothing
     sharing_verdicts.py  for which clients sharing pays
     privacy.py        what was spent of a privacy budget
@@ -9,6 +11,7 @@
     results.py        Result: results.json
     folder.py         the run's folder: its names, and whether it may be used
     recorder.py       writes all of it while a run goes on
+    totals.py         what a run has done so far
     checkpoint.py     state to go on from
     merge_order.py    whose answers were in which merge, where rounds do not wait
     continuation.py   a folder that goes on from a run's checkpoint with changed settings

@@ -16,6 +16,7 @@ TRAINING_RETURN, TRAINING_LENGTH = "charts/episodic_return", "charts/episodic_le
 TRAINING_COST, COST_LIMIT, COST_MULTIPLIER = "charts/episodic_cost", "charts/cost_limit", "charts/cost_multiplier"
 TRAINING_EPISODES, TRAINING_SECONDS, STEPS_PER_SECOND = "charts/episodes", "charts/seconds", "charts/SPS"
 EVALUATION_RETURN, SCORE_IQM, SCORE_MIN = "eval/episodic_return", "eval/score_iqm", "eval/score_min"
+EVALUATION_COST = "eval/episodic_cost"
 ROUND_SECONDS, ENV_STEPS = "time/round_s", "global_step"
 CLIENTS_OK, CLIENTS_FAILED, DEPARTED_GROUPS = "fed/clients_ok", "fed/clients_failed", "fed/personal_groups"
 PENALTY_VALUE, PENALTY_ZEROS, PENALTY_NORM = "penalty/value", "penalty/zeros", "penalty_norm/"
@@ -63,6 +64,7 @@ TABLE = (
     Metric(STEPS_PER_SECOND, "Environment steps a second.", timed=True),
     Metric(VIRTUAL_SECONDS, "Virtual seconds since the run began, by the clients' `pace`."),
     Metric(EVALUATION_RETURN, "Mean return of a client's episodes with deterministic actions, after the round."),
+    Metric(EVALUATION_COST, "Mean cost of these episodes, where `objective.cost.limit` limits it."),
     Metric(ADAPTED_RETURN, "Mean return of these episodes after `evaluate.adapt` local updates."),
     Metric(ADAPTATION, "Mean return of these episodes after so many local updates, from 0."),
     Metric(SCORE_IQM, "Interquartile mean of the clients' evaluation returns (2108.13264)."),

@@ -64,6 +64,8 @@ class ClientResult:
     """The round in which it joined a run that had ended; 0 if it was there from the beginning."""
     sharing: SharingVerdict | None = None
     """With `evaluate.twins`, whether sharing paid for it; None without a comparison."""
+    cost: float | None = None
+    """Mean cost of the last policy's episodes, deterministic actions; None where costs have no limit."""
 
     @property
     def latest(self) -> float | None:
@@ -152,6 +154,11 @@ class Result:
         return iqm(self.returns) if self.returns.size else None
 
     @property
+    def costs(self) -> dict[str, float]:
+        """What an episode of the last policies costs, by client, for those that train; empty without a limit."""
+        return {name: each.cost for name, each in self.clients.items() if each.trains and each.cost is not None}
+
+    @property
     def idle(self) -> tuple[str, ...]:
         """Clients that were asked to train and learned nothing."""
         return idle_clients(self.to_json())
@@ -231,6 +238,8 @@ def _client_to_json(client: ClientResult) -> dict[str, Any]:
     for key in ("clusters", "departures", "adapted_first", "adapted_last"):
         if not document[key]:
             del document[key]
+    if client.cost is None:
+        del document["cost"]
     if client.unit == "steps":
         del document["unit"]
     if client.trains:

@@ -138,7 +138,7 @@ def point_of(answer: Answer) -> np.ndarray:
 
 
 def values_of(summary: EvaluationSummary | None) -> tuple[float, ...]:
-    return () if summary is None else (*astuple(summary)[:-1], *summary.adapted)
+    return () if summary is None else (*astuple(summary)[:-2], *summary.adapted)
 
 
 def test_a_node_answers_as_its_client_does(tmp_path: Path):

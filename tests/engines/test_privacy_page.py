@@ -109,7 +109,7 @@ def test_every_field_that_leaves_a_client_of_a_federation_is_listed(tmp_path: Pa
 
 
 def test_every_field_that_a_client_may_send_is_listed_and_no_other():
-    summary = dataclasses.replace(SUMMARY, adapted=(1.0,))
+    summary = dataclasses.replace(SUMMARY, adapted=(1.0,), cost=0.5)
     trained = dataclasses.replace(TRAINED, evaluation=summary, since=0, evidence=(1.0, 2.0))
     half = dataclasses.replace(TRAINED, difference=np.zeros(SIZE, np.float16), fisher=None)
     rounded = Scenario.loads(TEXT.format(mode="off", policy="", hidden=3), overrides=["wire.dtype=float16"])

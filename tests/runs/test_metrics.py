@@ -36,6 +36,7 @@ def full_record() -> RoundRecord:
             age=2,
             adapted=(21.0, 22.5),
             logged={"callback/heat": 2.0},
+            cost=0.5,
         ),
         ClientRecord("b", "carts", failure=Failure("late", "no answer in 5 s")),
     ]

@@ -261,6 +261,7 @@ class AnswerCodec:
             episodes=fields.take_count("episodes", 1, settings.episodes),
             length=fields.take_float("length", 0, self._longest_evaluation),
             adapted=fields.take_floats("adapted", settings.adapt) if settings.adapt and plan.deterministic else (),
+            cost=fields.take_float("cost") if self._scenario.objective.cost.limit is not None else None,
         )
         fields.refuse_rest()
         return summary
@@ -277,6 +278,7 @@ def _write_summary(summary: EvaluationSummary) -> MetricRecord:
             "episodes": int(summary.episodes),
             "length": float(summary.length),
             **adapted,
+            **({} if summary.cost is None else {"cost": float(summary.cost)}),
         }
     )
 

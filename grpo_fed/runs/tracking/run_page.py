@@ -105,10 +105,11 @@ def client_page(client: Mapping[str, Any]) -> str:
     names = "; ".join(_differences(client, "`")) or "none"
     curve = client.get("adapted_last")
     adapted = f" After {len(curve) - 1} local updates: {_cell(curve[-1])}." if curve else ""
+    cost = f" Its episodes cost {_cell(client['cost'])}." if client.get("cost") is not None else ""
     held_out = "" if client.get("trains", True) else " It takes no part in training."
     before = f"**Return {_cell(client['return'])}**, {_cell(client['return_before'])} before."
     twin = "".join(f" Sharing {verdict.describe()}." for verdict in _verdicts({"": client}).values())
-    return f"{before}{adapted}{held_out} {kind}: {names}.{twin}"
+    return f"{before}{adapted}{cost}{held_out} {kind}: {names}.{twin}"
 
 
 def make_tables(
@@ -130,6 +131,7 @@ def clients_table(document: Mapping[str, Any]) -> dict[str, Any]:
     """Make a table of all clients, in the form that MLflow shows; for federations whose clients have no runs."""
     columns = ["env", "return", "return_before", "return_best", "episodes", "env_steps"]
     adapted = ["return_adapted"] if any(client.get("adapted_last") for client in document["clients"].values()) else []
+    columns += ["cost"] if any(client.get("cost") is not None for client in document["clients"].values()) else []
     rows = [
         [
             name,
@@ -184,11 +186,14 @@ def _table(clients: Mapping[str, Any]) -> str:
     chosen = list(clients.items()) if len(clients) <= ROWS else worst[:ROWS]
     kind = "clusters" if any(client.get("clusters") for client in clients.values()) else "personal groups"
     is_adapted = any(client.get("adapted_last") for client in clients.values())
-    head = f"| client | before | after |{' adapted |' * is_adapted} {kind} |"
-    head += f"\n| --- | ---: | ---: |{' ---: |' * is_adapted} --- |"
+    cost = "cost"
+    has_costs = any(client.get(cost) is not None for client in clients.values())
+    head = f"| client | before | after |{' adapted |' * is_adapted}{' cost |' * has_costs} {kind} |"
+    head += f"\n| --- | ---: | ---: |{' ---: |' * (is_adapted + has_costs)} --- |"
     rows = [
         f"| {name} | {_cell(client['return_before'])} | {_cell(client['return'])} |"
         f"{f' {_cell(_adapted(client))} |' if is_adapted else ''}"
+        f"{f' {_cell(client.get(cost))} |' if has_costs else ''}"
         f" {'; '.join(_differences(client)) or '-'} |"
         for name, client in chosen
     ]

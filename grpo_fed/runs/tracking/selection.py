@@ -10,6 +10,7 @@ from typing import Any
 from grpo_fed.runs.metrics import (
     CLIENTS_FAILED,
     EQUAL_GROUPS,
+    EVALUATION_COST,
     EVALUATION_RETURN,
     TRAINING_COST,
     TRAINING_RETURN,
@@ -27,6 +28,7 @@ QUANTILE_METRICS = (
     "kl/joint",
     EQUAL_GROUPS,
     TRAINING_COST,
+    EVALUATION_COST,
 )
 """The metrics that a federation of many clients has quantiles of."""
 _REFUSED_IN_NAMES = re.compile(r"[^\w. :/-]", re.ASCII)

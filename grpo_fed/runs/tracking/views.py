@@ -25,6 +25,7 @@ from grpo_fed.runs.metrics import (
     ENTROPY_MULTIPLIER,
     ENV_STEPS,
     EQUAL_GROUPS,
+    EVALUATION_COST,
     EVALUATION_RETURN,
     KL_REFERENCE,
     MB_TOTAL,
@@ -227,7 +228,7 @@ def _completion_charts(metrics: Sequence[str], rewards: tuple[Chart, ...]) -> tu
 def _constraint_charts(metrics: Sequence[str]) -> tuple[Chart, ...]:
     """Make the charts of costs beside their limit, of entropies that have a target, and of updates taken back."""
     return (
-        Chart((TRAINING_COST, COST_LIMIT)),
+        Chart((TRAINING_COST, EVALUATION_COST, COST_LIMIT)),
         Chart((COST_MULTIPLIER,)),
         Chart(_with_prefix(metrics, ENTROPY)),
         Chart(_with_prefix(metrics, ENTROPY_MULTIPLIER)),
