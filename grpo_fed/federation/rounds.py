@@ -231,7 +231,7 @@ class Federation:
         """Let the clients that take part in training decide whether the run ends early."""
         held_out = self.shared_blocks.held_out
         trained = {name: score for name, score in scores.items() if name not in held_out}
-        self.stopping.observe(self.scenario.stop, round, trained)
+        self.stopping.observe(self.scenario, round, trained)
 
     def _is_evaluated(self, round: int) -> bool:
         every = self.scenario.evaluate.every

@@ -20,6 +20,7 @@
     episodes.py          which episodes of a run are filmed
     summary.py           a run in words: summary.md
     sections.py          the parts of such a summary
+    score_text.py    the scores of a run in words
     section.py           their form: paragraphs, lists, tables
     twins_section.py     the part about whether sharing pays
     privacy_section.py   the part about what was spent of a privacy budget

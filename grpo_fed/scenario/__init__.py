@@ -15,6 +15,7 @@
     constraint_checks.py contradictions of the constraints that a client keeps
     hostile_checks.py contradictions of hostile clients and of mixing
     privacy_checks.py what a private run may not compute from single clients
+    score_checks.py contradictions of the returns that normalise scores
     sites.py        which clients a site has, and the settings that it merges them by
     site_checks.py  contradictions of sites
     language_checks.py contradictions of clients with prompts

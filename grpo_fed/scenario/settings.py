@@ -711,6 +711,15 @@ class WrapperSettings(Section):
     """Keyword arguments of the wrapper."""
 
 
+class ScoreSettings(Section):
+    """The returns between which a client's returns are normalised, `{ random = 20.0, reference = 475.0 }`."""
+
+    random: float
+    """Mean return of random actions; its normalised score is 0."""
+    reference: float
+    """Mean return of the reference; its normalised score is 1."""
+
+
 class ClientSettings(Section):
     """A client, or `count` clients of the same kind."""
 
@@ -744,6 +753,9 @@ class ClientSettings(Section):
     ] = []
     """Wrappers of the environment, the innermost first: import paths `module:Wrapper`, or with arguments, such as `{
     path = "gymnasium.wrappers:RescaleAction", kwargs = { min_action = -1.0, max_action = 1.0 } }`."""
+    score: ScoreSettings | None = None
+    """What its returns are normalised by where clients have unlike environments, whose returns have no common mean: the
+    returns of random actions and of a reference. grpo_fed knows both for gymnasium's classic tasks and its own."""
     attack: Literal[
         "none",
         "sign-flip",
@@ -791,6 +803,14 @@ class ClientSettings(Section):
     def task(self) -> str:
         """What the client learns, in a word: its environment's id, or its source of prompts."""
         return self.env or self.prompts or ""
+
+    @property
+    def scale(self) -> tuple[str, ScoreSettings | None]:
+        """What its returns are of, and what they are normalised by: equal for clients whose returns have a mean."""
+        if self.prompts is None:
+            return self.env or "", self.score
+        rewards = sorted(f"{reward.weight:g} {reward.function}" for reward in self.rewards)
+        return f"rewards {', '.join(rewards) or self.prompts.partition(':')[0]}", self.score
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,5 +1,5 @@
-"""Keys that have no effect beside other values: those of what runs start from, of how rewards are scaled, of sites, of
-privacy, and of rounds that do not wait.
+"""Keys that have no effect beside other values: those of what runs start from, of how rewards and scores are scaled, of
+sites, of privacy, and of rounds that do not wait.
 
 It is a part of the table in unused_table.py, whose rows come first.
 """
@@ -82,6 +82,11 @@ SETUPS_UNUSED: tuple[Unused, ...] = (
         ("evaluate.twins",),
         lambda scenario: not scenario.policy.shared,
         "policy.shared = [] shares nothing, and every client learns alone",
+    ),
+    Unused(
+        ("clients.score.random", "clients.score.reference"),
+        lambda scenario: len({client.scale for client in scenario.clients}) == 1,
+        "all clients have one environment, whose returns are averaged as they are",
     ),
     Unused(
         ("merge.momentum",),

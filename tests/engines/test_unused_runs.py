@@ -373,6 +373,7 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
         ["merge.rule=persistence", "merge.confirm=evidence", "merge.rejoin=0", "rounds=6"],
         {"merge.episodes": "2"},
     ),
+    "a score where all environments are alike": ([], {"clients.0.score": "{random = 1.0, reference = 9.0}"}),
     "an attack without a strength": (["merge.rule=mean", "clients.0.attack=mimic"], {"clients.0.strength": "9.0"}),
     "no budgets": (
         ["proximity.mode=off"],
