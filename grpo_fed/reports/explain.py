@@ -14,6 +14,7 @@ from grpo_fed.reports.explain_constraints import explain_costs, explain_entropy,
 from grpo_fed.reports.explain_language import explain_language
 from grpo_fed.reports.explain_merge import explain_merge, explain_sites
 from grpo_fed.reports.explain_privacy import explain_privacy
+from grpo_fed.reports.explain_secure import explain_secure
 from grpo_fed.reports.explain_setups import (
     explain_adaptation,
     explain_callbacks,
@@ -89,7 +90,7 @@ def explain_scenario(scenario: Scenario, given: GivenKeys | None = None) -> list
         ),
         "Sites": explain_sites(scenario, shared),
         "Merge": (*explain_merge(scenario, shared), *explain_optimiser(scenario)),
-        "Privacy": explain_privacy(scenario, shared),
+        "Privacy": (*explain_privacy(scenario, shared), *explain_secure(scenario, shared)),
         "Step of the server": _explain_step(scenario, budgets),
         "Evaluation and files": _explain_files(scenario),
         "Method and preset": _explain_sources(scenario),
@@ -315,8 +316,11 @@ def _explain_files(scenario: Scenario) -> Iterator[str]:
         f", and every {format_count(every, 'round')}" if every else ""
     )
     noun = "prompt" if scenario.unit == "completions" else "episode"
-    yield f"Each client is evaluated on {format_count(scenario.evaluate.episodes, noun)} {when}."
-    yield from explain_adaptation(scenario)
+    if scenario.privacy.metrics == "withheld":
+        yield "Clients report no returns or other metrics, and none is evaluated: the run has no scores."
+    else:
+        yield f"Each client is evaluated on {format_count(scenario.evaluate.episodes, noun)} {when}."
+        yield from explain_adaptation(scenario)
     yield from explain_twins(scenario)
     yield from explain_callbacks(scenario)
     yield "The run's folder gets a line for each round, results.json, summary.md, figures and every client's policy."

@@ -26,6 +26,7 @@
     unused_constraints.py the same for the constraints that a client keeps
     unused_setups.py the same for what runs start from, and for scaled rewards
     toml/           the strict TOML reader, which knows nothing of scenarios: positions, errors with a cure, writing
+    own_arguments.py the scenario as one client may read it
     shipped.py      the scenarios that ship
     template.py     a folder to start a project from
     knobs.py        every knob as a record

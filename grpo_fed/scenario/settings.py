@@ -538,11 +538,11 @@ class WireSettings(Section):
 
 
 class PrivacySettings(Section):
-    """Differential privacy of what each client contributes to the shared blocks; docs/privacy.md says what it covers.
+    """What leaves a client, and differential privacy of what it contributes to the shared blocks: docs/privacy.md.
 
-    Each parameter group of a client's difference from the shared blocks is cut to a bound of its own, and Gaussian
-    noise is added that is as long as these bounds ask for. All clients have the same weight. With `round.fraction`
-    below 1 each client takes part in a round with this probability, independently of the others.
+    With `epsilon` each parameter group of a client's difference from the shared blocks is cut to a bound of its own,
+    and Gaussian noise is added that is as long as these bounds ask for. All clients have the same weight. With
+    `round.fraction` below 1 each client takes part in a round with this probability, independently of the others.
     """
 
     epsilon: Limit = None
@@ -573,6 +573,18 @@ class PrivacySettings(Section):
     """Where noise and sampling come from: `"seed"` the run's own streams, for research, since who knows the seed can
     take the noise away; `"system"` the operating system's random numbers, for deployments. Then no run ends with the
     same bits as another."""
+    secure: bool = False
+    """Whether clients mask what they send, so that the server learns their sum alone: secure aggregation, in rounds of
+    three clients and more. Needs `merge.rule = "mean"`; all clients have the same weight."""
+    reach: Positive = 1.0
+    """With `secure`, the largest change of a parameter in a round that a client sends; larger ones are cut, and a note
+    says so. Its rounding is this times the number of clients, by 2^32."""
+    metrics: Literal["all", "withheld"] = "all"
+    """Whether clients report returns, lengths, losses and other numbers about themselves; with `"withheld"` the run has
+    no scores, and nothing may depend on them."""
+    errors: Literal["place", "text"] = "place"
+    """What a client's exception tells a server on another machine: `"place"`, its type and the line of grpo_fed that it
+    came from, while its text stays in a file of the client's own; or `"text"`, 300 letters of it."""
 
 
 class StopSettings(Section):

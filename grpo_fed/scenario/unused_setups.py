@@ -35,6 +35,10 @@ def _any_of(key: str) -> str:
     return " or ".join(f'"{name}"' for name, kind in CURRICULA.items() if key in kind.keys)
 
 
+NOT_OF_EPSILON = frozenset(("epsilon", "secure", "reach", "metrics", "errors"))
+"""Keys of `[privacy]` that do not depend on a budget."""
+
+
 def _is_not_private(scenario: Scenario) -> bool:
     return scenario.privacy.epsilon is None
 
@@ -105,9 +109,19 @@ SETUPS_UNUSED: tuple[Unused, ...] = (
         "no client plays to compare, and sites compare by evaluate.episodes",
     ),
     Unused(
-        tuple(f"privacy.{key}" for key in PrivacySettings.model_fields if key != "epsilon"),
+        tuple(f"privacy.{key}" for key in PrivacySettings.model_fields if key not in NOT_OF_EPSILON),
         _is_not_private,
         "privacy.epsilon = inf asks for no privacy",
+    ),
+    Unused(
+        ("evaluate.every", "evaluate.adapt"),
+        lambda scenario: scenario.privacy.metrics == "withheld",
+        'privacy.metrics is "withheld", so that no client is evaluated',
+    ),
+    Unused(
+        ("privacy.reach",),
+        lambda scenario: not scenario.privacy.secure,
+        "privacy.secure is false, so that numbers of any size travel",
     ),
     Unused(
         ("privacy.rate",),
