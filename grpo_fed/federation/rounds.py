@@ -21,7 +21,7 @@ from grpo_fed.federation.hostile import ColludingTransport, refuse_collusion
 from grpo_fed.federation.messages import EvaluationPlan, EvaluationSummary, Start, Train, Trained
 from grpo_fed.federation.moments import RunMoments
 from grpo_fed.federation.pace import MICROSECONDS, Paces
-from grpo_fed.federation.participation import ceil_fraction, check_quorum, has_quorum, sample_clients, wait_for_clients
+from grpo_fed.federation.participation import Attendance, RunPausedError, check_quorum, has_quorum, sample_clients
 from grpo_fed.federation.round_record import (
     RoundOutcome,
     Traffic,
@@ -72,6 +72,7 @@ class Federation:
         arrivals: Arrivals | None = None,
         callbacks: Sequence[object] = (),
         save_policies: SavePolicies | None = None,
+        pauses: Callable[[int], bool] = lambda round: False,
     ) -> None:
         """Prepare a new federation, or one that goes on `after` a checkpoint. Nothing is written yet.
 
@@ -84,6 +85,7 @@ class Federation:
         engine: JSON that the engine finds again as `engine` in a checkpoint's parts.
         device: what the clients compute on, where that is known.
         arrivals: whose answers come next with `round.mode = "buffered"`; by default as they come in real time.
+        pauses: whether to raise RunPausedError after a round, whose checkpoint another federation goes on from.
         callbacks: objects beside those that the scenario names. save_policies: as for `callbacks.RunControl`.
         """
         if folder is not None:
@@ -93,8 +95,11 @@ class Federation:
         self.scenario, self.shared_blocks, self.transport, self.folder = scenario, shared_blocks, transport, folder
         self.evaluate_with_next_round = evaluate_with_next_round
         self.client_files, self.before_results, self.engine = client_files, before_results, dict(engine or {})
+        self.pauses = pauses
         self.server = make_server(scenario, shared_blocks, after)
         self.moments = RunMoments(scenario, shared_blocks, self.server, folder, callbacks, save_policies, after)
+        all_clients, training = shared_blocks.clients, shared_blocks.training_clients
+        self.attendance = Attendance(scenario.round, all_clients, training, transport.reachable)
         self.recorder = Recorder(scenario, folder, device or scenario.device, scenario.method, after)
         self.conversation = Conversation(transport, self.recorder, scenario.round.deadline)
         self.paces = Paces(scenario)
@@ -109,8 +114,6 @@ class Federation:
         """What became of the run, once it has ended, however it ended."""
         self._notes = [] if after is None else [*after.passed_over]
         """Messages for a person that the next record gets."""
-        self._has_begun = False
-        """Whether the federation has waited for its clients once."""
         self._rounds_below_quorum = 0 if after is None else after.part("rounds_below_quorum", int)
         """The latest rounds in a row without a quorum."""
         self._recorded_bytes = self.recorder.totals.bytes_up, self.recorder.totals.bytes_down
@@ -145,8 +148,12 @@ class Federation:
             if self.state.round == 0:
                 self._begin()
             while not self._is_over:
+                if self.state.round and self.pauses(self.state.round):
+                    raise RunPausedError
                 self._round(self.state.round + 1)
             sampled = self._evaluate(EvaluationPlan(self.state.round, deterministic=False), {})
+        except RunPausedError:
+            raise
         except BaseException as error:
             self._end(error)
             raise
@@ -154,7 +161,7 @@ class Federation:
 
     def _begin(self) -> None:
         """Wait for the clients, and evaluate them before the first round."""
-        self._wait_for_clients()
+        self.attendance.wait()
         self._finish_round(RoundOutcome(0))
 
     def _round(self, round: int) -> None:
@@ -245,17 +252,9 @@ class Federation:
 
     # Who takes part --------------------------------------------------------------------------------------------------
 
-    def _wait_for_clients(self) -> tuple[str, ...]:
-        """Wait for all clients before the first round, for a quorum before others; return those that can be reached."""
-        settings = self.scenario.round
-        clients = self.shared_blocks.training_clients if self._has_begun else self.shared_blocks.clients
-        count = ceil_fraction(settings.quorum, len(clients)) if self._has_begun else len(clients)
-        self._has_begun = True
-        return wait_for_clients(self.transport.reachable, clients, count, settings.deadline)
-
     def _sample_clients(self, round: int, failures: dict[str, Failure]) -> list[str]:
         """Choose the round's clients among those that can be reached; the others fail."""
-        reachable = self._wait_for_clients()
+        reachable = self.attendance.wait()
         for name in sorted({*self.shared_blocks.training_clients} - {*reachable}):
             self.conversation.client_failed(round, name, UNREACHABLE, failures)
         return sample_clients(self.scenario, reachable, round)
@@ -283,7 +282,7 @@ class Federation:
 
     def _collect(self, buffer: AnswerBuffer, round: int, failures: dict[str, Failure]) -> TrainedRound:
         """Give work to clients that have none, and wait until enough have answered; the others work on."""
-        reachable = self._wait_for_clients()
+        reachable = self.attendance.wait()
         for name in sorted({*self.shared_blocks.training_clients} - {*reachable} - buffer.busy):
             self.conversation.client_failed(round, name, UNREACHABLE, failures)
         trained = TrainedRound(self.server.begin_merge(), buffer.size)

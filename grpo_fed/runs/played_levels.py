@@ -57,9 +57,10 @@ def reached_levels(scenario: Scenario, client: str, line: Mapping[str, Any] | No
     if not ranges:
         return None
     metrics = {} if line is None else line["clients"].get(client, {})
-    known = {name: (metrics.get(CURRICULUM_LOW + name), metrics.get(CURRICULUM_HIGH + name)) for name in ranges}
-    if line is None or any(edge is None for edges in known.values() for edge in edges):
+    keys = {name: (CURRICULUM_LOW + name, CURRICULUM_HIGH + name) for name in ranges}
+    if line is None or any(metrics.get(key) is None for pair in keys.values() for key in pair):
         return PlayedLevels(ranges, "all levels of its task, since the folder does not say which it had reached")
+    known = {name: (float(metrics[low]), float(metrics[high])) for name, (low, high) in keys.items()}
     return PlayedLevels(known, f"the levels of its training in round {line['round']}")
 
 

@@ -17,6 +17,7 @@
     privacy_checks.py what a private run may not compute from single clients
     sites.py        which clients a site has, and the settings that it merges them by
     site_checks.py  contradictions of sites
+    newcomers.py    clients that join a running deployment, and where none can
     language_checks.py contradictions of clients with prompts
     unused.py       keys that were given and have no effect
     unused_rows.py  what a row of that table says
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
         EvaluateSettings,
         GroupSettings,
         MergeSettings,
+        NewcomerSettings,
         NormaliseSettings,
         ObjectiveSettings,
         PenaltySettings,
@@ -82,6 +84,7 @@ __all__ = [
     "MergeRule",
     "MergeSettings",
     "Method",
+    "NewcomerSettings",
     "NormaliseSettings",
     "ObjectiveSettings",
     "PenaltySettings",
@@ -116,6 +119,7 @@ MODULES = {
     "MergeRule": "grpo_fed.scenario.methods",
     "MergeSettings": "grpo_fed.scenario.settings",
     "Method": "grpo_fed.scenario.methods",
+    "NewcomerSettings": "grpo_fed.scenario.settings",
     "NormaliseSettings": "grpo_fed.scenario.settings",
     "ObjectiveSettings": "grpo_fed.scenario.settings",
     "PRESETS": "grpo_fed.scenario.presets",

@@ -702,6 +702,16 @@ class WrapperSettings(Section):
     """Keyword arguments of the wrapper."""
 
 
+class NewcomerSettings(Section):
+    """Clients that may join a running deployment although the scenario does not name them."""
+
+    like: Annotated[Name | None, Field(examples=["cart"])] = None
+    """The entry of `[[clients]]` whose task and settings such a client has. Without it a client that the scenario does
+    not name takes no part. It needs checkpoints, since a run goes on from one when somebody joins."""
+    most: Count = 8
+    """How many clients may join."""
+
+
 class ClientSettings(Section):
     """A client, or `count` clients of the same kind."""
 

@@ -30,6 +30,7 @@ from grpo_fed.policy.make import describe_shape
 from grpo_fed.policy.shared import resolve_client_shared_blocks
 from grpo_fed.runs.files import make_private_folder, write_atomic
 from grpo_fed.runs.folder import SCENARIO
+from grpo_fed.scenario.newcomers import takes_newcomers, with_newcomers
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.resolve import resolve_task
 
@@ -49,8 +50,12 @@ class NodeHandler:
 
     def answer(self, kind: str, content: RecordDict, scenario: str, config: Config) -> RecordDict:
         """Answer a message of type `kind`, in a run of this scenario (TOML), for the node with this configuration."""
-        settings = scenario_from_config(scenario)
+        given = scenario_from_config(scenario)
+        settings = _with_own_client(given, config)
         if kind == HELLO:
+            if settings is not given:
+                like = f"with the task of {given.newcomers.like}"
+                print(f"client {config['client']!s} asks to join the run of scenario {given.name}, {like}", flush=True)
             return _hello(settings, config)
         name = find_client(settings, config)
         state = find_state_folder(Path(str(config["state"])) if config.get("state") else None)
@@ -90,6 +95,12 @@ class NodeHandler:
             clients = Clients(scenario.model_copy(update=given), shared_blocks, [task], StateStore(state))
             self.loaded[key] = Codec(shared_blocks, scenario), clients
         return self.loaded[key]
+
+
+def _with_own_client(scenario: Scenario, config: Config) -> Scenario:
+    """Add the node's client to a scenario that does not name it, where such clients may join."""
+    name = config.get("client")
+    return with_newcomers(scenario, [str(name)]) if name is not None and takes_newcomers(scenario) else scenario
 
 
 def find_client(scenario: Scenario, config: Config) -> str:
