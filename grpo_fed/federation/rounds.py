@@ -112,7 +112,7 @@ class Federation:
         self.stopping = EarlyStopping() if after is None else after.part("stopping", EarlyStopping)
         self.result: Result | None = None
         """What became of the run, once it has ended, however it ended."""
-        self._notes = [] if after is None else [*after.passed_over]
+        self.notes = [] if after is None else [*after.passed_over]
         """Messages for a person that the next record gets."""
         self._rounds_below_quorum = 0 if after is None else after.part("rounds_below_quorum", int)
         """The latest rounds in a row without a quorum."""
@@ -207,8 +207,8 @@ class Federation:
         if is_evaluated and not waits:
             evaluations = self._evaluate(EvaluationPlan(outcome.round), failures)
             self._observe_scores(outcome.round, evaluations.scores)
-        outcome = replace(outcome, failures=failures, evaluations=evaluations, notes=tuple(self._notes))
-        self._notes.clear()
+        outcome = replace(outcome, failures=failures, evaluations=evaluations, notes=tuple(self.notes))
+        self.notes.clear()
         traffic = self._count_traffic()
         record = make_round_record(
             outcome, self.scenario, self.shared_blocks, self.server, self.recorder.env_steps, traffic
@@ -304,7 +304,7 @@ class Federation:
     def _add(self, trained: TrainedRound, name: str, answer: Trained, number: int, weight: float = 1.0) -> None:
         trained.add(name, answer, weight)
         trained_in = self.server.state_of(name).trained
-        self._notes += note_lost_state(name, answer, number, trained_in.get(name, 0))
+        self.notes += note_lost_state(name, answer, number, trained_in.get(name, 0))
         trained_in[name] = number
 
     def _refuse_absurd_returns(self, replies: dict[str, Trained], failures: dict[str, Failure]) -> None:

@@ -109,6 +109,8 @@ def test_a_client_that_the_scenario_does_not_name_joins_after_a_round(
     lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == [1, 2, 3, 4]
     assert ["doe" in line["clients"] for line in lines] == [False, False, True, True]
+    assert [record.notes for record in records if record.notes] == [("doe joins in round 3, as a client like ant",)]
+    assert records[3].notes
     assert [record.round for record in records] == [0, 1, 2, 3, 4], "each round is told once"
     assert [entry.name for entry in read_scenario(folder).clients] == [*VETERANS, "doe"]
     shared = load_file(folder / "checkpoints" / "round-0003" / "shared.safetensors")
@@ -225,7 +227,7 @@ def test_a_newcomer_is_like_the_entry_that_is_named():
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["newcomers.like=ent"], "newcomers.like.*is the name of no entry of .*did you mean ant"),
+        (["newcomers.like=ent"], 'is the name of no entry of .*did you mean "ant"'),
         (["newcomers.like=ant", "clients.ant.trains=false"], "takes no part in training, and a newcomer does"),
         (["newcomers.like=ant", "clients.ant.attack=scaled"], "is a hostile client; name another entry"),
         (["newcomers.like=ant", "policy.shared=[]"], "nothing is shared that a newcomer could begin with"),

@@ -48,7 +48,7 @@ def serve_federation(
     """
     if after is not None and takes_newcomers(scenario):
         state = {**state, **read_engine_state(folder)}  # newer than the checkpoint, if the run ended as somebody joined
-    has_begun = False
+    has_begun, notes = False, list[str]()
     while True:
         shared_blocks, state = discover_shared_blocks(scenario, registry, state)
         joined = 0
@@ -67,12 +67,13 @@ def serve_federation(
             pauses=admission.finds_newcomers,
         )
         federation.attendance.has_begun = has_begun
+        federation.notes += notes
         if not has_begun:
             print(f"run folder: {folder.absolute()}", flush=True)
         try:
             return federation.run(watch)
         except RunPausedError:
-            scenario, state, has_begun = admission.scenario, admission.state, True
+            scenario, state, notes, has_begun = admission.scenario, admission.state, admission.notes, True
             write_engine_state(folder, state)
             write_atomic(folder / SCENARIO, scenario.dumps())
             after = checkpoint.latest(folder)
@@ -103,13 +104,14 @@ class Admission:
         """The scenario with those that may join."""
         self.state = state
         """What the engine saves with them."""
+        self.notes: list[str] = []
+        """Messages for a person: who joins."""
         self._registry, self._shared_blocks, self._joined = registry, shared_blocks, joined
 
     def finds_newcomers(self, round: int) -> bool:
         """Decide after a round whether somebody may join in the next one; say why others may not."""
         if not takes_newcomers(self.scenario) or round % self.scenario.checkpoint.every:
             return False
-        admitted = 0
         self._registry.connected_clients()
         for name, shape in self._registry.waiting_clients().items():
             try:
@@ -117,9 +119,9 @@ class Admission:
             except ValueError as error:
                 self._registry.refuse(name, str(error))
                 continue
-            admitted += 1
-            print(f"{name} joins in round {round + 1}, as a client like {self.scenario.newcomers.like}", flush=True)
-        return admitted > 0
+            self.notes.append(f"{name} joins in round {round + 1}, as a client like {self.scenario.newcomers.like}")
+            print(self.notes[-1], flush=True)
+        return bool(self.notes)
 
     def _admit(self, name: str, shape: TaskShape | None) -> None:
         """Add a client to the scenario; ValueError if it may not join."""
