@@ -25,6 +25,7 @@ from grpo_fed.runs.records import ClientRecord, RoundRecord
 from grpo_fed.runs.results import Result
 from grpo_fed.scenario.importing import describe_exception
 from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.scores import scales_of
 
 
 def train(
@@ -162,7 +163,8 @@ class AloneEngine:
             for name in learner.names
         ]
         env_steps = self.recorder.env_steps + sum(report.steps for report in reports.values())
-        return RoundRecord(round, self.scenario.rounds, seconds, env_steps, clients)
+        scales = scales_of(self.scenario)
+        return RoundRecord(round, self.scenario.rounds, seconds, env_steps, clients, scales=scales)
 
     def _checkpoint_content(self) -> CheckpointContent:
         """Collect the learners' states."""

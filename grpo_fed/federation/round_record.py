@@ -19,6 +19,7 @@ from grpo_fed.runs.evaluations import Evaluations
 from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord, SiteRecord
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import ClientSettings
+from grpo_fed.tasks.scores import scales_of
 
 SEEN = ("own", "shared", "error", "learned", "episodes")
 """What a record has of a client's comparison."""
@@ -104,6 +105,7 @@ def make_round_record(
             privacy=server.privacy,
         ),
         sites=_site_records(server, aggregation, shared_blocks) if isinstance(server, SiteTree) else (),
+        scales=scales_of(scenario),
     )
 
 

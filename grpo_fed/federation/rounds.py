@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -30,6 +31,7 @@ from grpo_fed.federation.round_record import (
     name_groups,
     note_lost_state,
 )
+from grpo_fed.federation.secure_round import SecureRound
 from grpo_fed.federation.server import Aggregation
 from grpo_fed.federation.server_state import ServerState
 from grpo_fed.federation.sites import SiteTree, make_server
@@ -178,7 +180,7 @@ class Federation:
         self.server.steer(trained.replies)
         last_kl = self.server.observe_last_step(trained.replies, trained.merge)
         aggregation: Aggregation | None = None
-        if has_quorum(self.scenario, len(trained.replies), trained.expected):
+        if trained.problem is None and has_quorum(self.scenario, len(trained.replies), trained.expected):
             measure = self.conversation.measure(round, self._latest, failures)
             aggregation = self.server.aggregate(trained.merge, measure, trained.length)
             self.moments.merged(trained, aggregation)
@@ -236,7 +238,7 @@ class Federation:
         """Let the clients that take part in training decide whether the run ends early."""
         held_out = self.shared_blocks.held_out
         trained = {name: score for name, score in scores.items() if name not in held_out}
-        self.stopping.observe(self.scenario.stop, round, trained)
+        self.stopping.observe(self.scenario, round, trained)
 
     def _is_evaluated(self, round: int) -> bool:
         every = self.scenario.evaluate.every
@@ -269,14 +271,16 @@ class Federation:
         plan = EvaluationPlan(round - 1) if self.recorder.waits else None
         asked, levels = self.server.asked, self.server.curricula
         starts = {name: self.server.state_of(name).start(name, round) for name in clients}
-        measures = self._measures_last_step
+        measures, rate = self._measures_last_step, self.moments.rate
         instructions = {
-            name: Train(start, begin, end, measures, plan, asked.get(name, ()), levels.get(name, ()), self.moments.rate)
+            name: Train(start, begin, end, measures, plan, asked.get(name, ()), levels.get(name, ()), rate)
             for name, start in starts.items()
         }
-        for name, answer in self.conversation.ask(round, instructions, failures):
-            assert isinstance(answer, Trained)
-            self._add(trained, name, answer, round)
+        ask = partial(self.conversation.ask, round, failures=failures)
+        with SecureRound.around(trained, starts, ask, self._notes) as secure:
+            for name, answer in ask(instructions if secure is None else secure.agree(instructions)):
+                assert isinstance(answer, Trained)
+                self._add(trained, name, answer, round)
         self._clock += max((self.paces.duration(name, round) for name in trained.replies), default=0)
         return trained
 
@@ -380,17 +384,13 @@ class Federation:
     def _end(self, error: BaseException | None = None, sampled: Mapping[str, float] | None = None) -> Result:
         """Write the results, and return them."""
         self.recorder.count_bytes(self.transport.bytes_up, self.transport.bytes_down)
-        states = {name: self.server.state_of(name) for name in self.shared_blocks.clients}
+        blocks, states = self.shared_blocks, {name: self.server.state_of(name) for name in self.shared_blocks.clients}
         before_results = self.before_results
         self.result = self.recorder.finish(
             error,
             sampled,
-            departed={
-                name: name_groups(self.shared_blocks, state.departed.get(name, ())) for name, state in states.items()
-            },
-            clusters={
-                name: name_clusters(self.shared_blocks, state.clusters.get(name)) for name, state in states.items()
-            },
+            departed={name: name_groups(blocks, state.departed.get(name, ())) for name, state in states.items()},
+            clusters={name: name_clusters(blocks, state.clusters.get(name)) for name, state in states.items()},
             before_results=dict if before_results is None else (lambda: before_results(self.starts)),
             reason=self._stop_reason,
             privacy=self.server.privacy,

@@ -113,9 +113,10 @@ def _adaptation(history: History) -> Section | None:
     head = ["client", *("before" if number == 0 else f"after {number}" for number in columns), "by local update"]
     shown = known[np.argsort(curves[known, -1], kind="stable")][:MAX_ROWS]
     parts = [(history.clients[k], curves[k]) for k in sorted(shown.tolist())]
-    rows = [*parts, ("mean", curves[known].mean(axis=0))] if len(known) > 1 else parts
+    is_mixed = len({history.envs[k] for k in known}) > 1  # returns of unlike environments have no mean
+    rows = [*parts, ("mean", curves[known].mean(axis=0))] if len(known) > 1 and not is_mixed else parts
     first = history.adapted_first[known]
-    if np.isfinite(first).all():
+    if np.isfinite(first).all() and not is_mixed:
         rows.append(("mean of the first policies", first.mean(axis=0)))
     table = Table(
         tuple(head),

@@ -151,7 +151,7 @@ def results_table(result: Result, narrow: bool = False) -> RenderableType:
     clients = result.clients
     shown = list(clients)
     if len(clients) > MAX_ROWS:
-        shown = lowest_clients({name: clients[name].latest for name in taking_part(result)}, LOWEST_ROWS)
+        shown = lowest_clients({name: clients[name].rank for name in taking_part(result)}, LOWEST_ROWS)
     federated = any(client.personal_groups or client.clusters for client in clients.values())
     has_evidence = any(client.departures for client in clients.values())
     is_adapted = any(client.adapted_last for client in clients.values())
@@ -205,7 +205,10 @@ def sites_table(result: Result) -> Table:
     table.add_column("rho", justify="right", no_wrap=True)
     for name, site in result.sites.items():
         clients = [result.clients[client] for client in site.clients]
-        before, after = (_mean([getattr(each, key) for each in clients]) for key in ("before", "after"))
+        is_mixed = len({each.scale for each in clients}) > 1  # then their returns have no mean
+        before, after = (
+            None if is_mixed else _mean([getattr(each, key) for each in clients]) for key in ("before", "after")
+        )
         cells = [f"{len(clients):,}", format_return(before), format_return(after)]
         _add_departures(table, name, cells, site)
     return table

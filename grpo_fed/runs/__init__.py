@@ -26,6 +26,7 @@
     sb3_export.py     a network as a PPO of stable-baselines3
     history.py        History: a run as arrays
     statistics.py     interquartile mean, bootstrap intervals
+    mean_returns.py   means of returns: of one environment, normalised, or by environment
     colours.py        a client's and a method's colour, in figures and in MLflow
     markdown.py       words of clients and scenarios in summaries
     serialisation.py  records to JSON and back

@@ -67,14 +67,27 @@ def save_policy(
         write_peft_folder(folder / POLICIES / task.client, policy, parameters, factors, task.language.model)
         return
     assert isinstance(task, GymTask)
+    (folder / POLICIES).mkdir(exist_ok=True)
+    _write_network(folder / POLICIES, task, policy, parameters, normaliser)
+
+
+def write_policy(folder: Path, policy: LoadedPolicy) -> None:
+    """Write a loaded policy to `folder/<client>.safetensors`, with the bytes that its run wrote."""
+    state = None if policy.normaliser is None else policy.normaliser.state(0)
+    _write_network(folder, policy.task, policy.policy, policy.parameters[0], state)
+
+
+def _write_network(
+    folder: Path, task: GymTask, policy: Policy, parameters: Tensor, normaliser: Mapping[str, np.ndarray] | None
+) -> None:
+    """Write the parameters [P] by name, and the observation normaliser's state."""
     (arrays,) = policy.layout.unstack(parameters[None].cpu())
     for name, value in (normaliser or {}).items():
         arrays[NORMALISER + name] = torch.from_numpy(np.array(value))
     if task.since:
         arrays[TASK_SINCE] = torch.tensor([task.since])
-    (folder / POLICIES).mkdir(exist_ok=True)
     # metadata of one entry: the order of several would be random, and the file's bytes with it
-    write_atomic(folder / POLICIES / f"{task.client}.safetensors", save(arrays, {"env": task.env}))
+    write_atomic(folder / f"{task.client}.safetensors", save(arrays, {"env": task.env}))
 
 
 def save_policies(folder: Path, learner: Learner) -> dict[str, str]:

@@ -28,6 +28,7 @@ from grpo_fed.runs.records import Failure, RoundRecord, record_to_line
 from grpo_fed.runs.results import ENDED, RESULTS, ClientResult, Result, status_of
 from grpo_fed.runs.totals import RunTotals
 from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.scores import scales_of
 
 Watch: TypeAlias = Callable[[RoundRecord], None]
 """A function that is called with every round's record, the first being 0."""
@@ -268,6 +269,7 @@ class Recorder:
         # otherwise clients have learned since their last evaluation
         after, costs = (totals.last, totals.last_costs) if is_complete else ({}, {})
         entries = {name: settings for settings in self.scenario.clients for name in settings.names}
+        scales = scales_of(self.scenario)
         clients = {
             name: ClientResult(
                 env=settings.task,
@@ -286,6 +288,7 @@ class Recorder:
                 trains=settings.trains,
                 sharing=totals.sharing.get(name),
                 joined=totals.joined.get(name, 0),
+                scale=scales.get(settings.name),
                 cost=costs.get(name),
             )
             for name, settings in entries.items()

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from grpo_fed.aggregation.proximity.records import AcceptedStep
 from grpo_fed.runs.equal_groups import equal_groups_note, has_equal_groups_alone
 from grpo_fed.runs.line_numbers import finite_or_none, finite_values, four_digits, mean_of_known
+from grpo_fed.runs.mean_returns import mean_metrics, score_metrics
 from grpo_fed.runs.metrics import (
     ADAPTATION,
     ADAPTED_RETURN,
@@ -31,8 +30,6 @@ from grpo_fed.runs.metrics import (
     RHO_BY_GROUP,
     RHO_LIMIT,
     ROUND_SECONDS,
-    SCORE_IQM,
-    SCORE_MIN,
     SITE,
     SITES,
     STALENESS,
@@ -41,12 +38,11 @@ from grpo_fed.runs.metrics import (
     TRAINING_EPISODES,
     TRAINING_LENGTH,
     TRAINING_RETURN,
-    TWIN_SINCE,
     VIRTUAL_SECONDS,
 )
 from grpo_fed.runs.privacy import PrivacyCost
 from grpo_fed.runs.sharing_verdicts import note_costs
-from grpo_fed.runs.statistics import iqm
+from grpo_fed.tasks.scores import ReturnScale
 
 MB = 1e6
 SITE_MEANS = (EVALUATION_RETURN, TRAINING_RETURN)
@@ -188,6 +184,8 @@ class RoundRecord:
     """All sites; empty where the server merges all clients."""
     logged: Mapping[str, float] = field(default_factory=dict)
     """What callbacks have logged of the whole, by key."""
+    scales: Mapping[str, ReturnScale] = field(default_factory=dict)
+    """The scale of each entry's returns; empty if all clients have the same, so that returns can be averaged."""
 
     @property
     def steps(self) -> int:
@@ -234,19 +232,17 @@ def record_to_line(record: RoundRecord) -> dict[str, Any]:
     """
     clients = {client.client: _client_metrics(client) for client in record.clients}
     trained = [client for client in record.clients if client.trains]
-    scores = np.array([client.score for client in trained if client.score is not None])
     return {
         "round": record.round,
         ENV_STEPS: record.env_steps,
         ROUND_SECONDS: round(record.seconds, 4),
         STEPS_PER_SECOND: finite_or_none(record.steps / max(record.seconds, 1e-9)),
-        SCORE_IQM: iqm(scores) if scores.size else None,
-        SCORE_MIN: float(scores.min()) if scores.size else None,
-        **_mean_metrics([clients[client.client] for client in trained]),
-        **_mean_metrics([_adaptation(client) for client in adapted_clients(record.clients)]),
+        **score_metrics([(client.task, clients[client.client]) for client in trained], record.scales),
+        **mean_metrics([clients[client.client] for client in trained], not record.scales),
+        **mean_metrics([_adaptation(client) for client in adapted_clients(record.clients)], not record.scales),
         **_task_metrics(record),
         **({} if record.server is None else _server_metrics(record.server, record.clients, record.sites)),
-        **_site_lines(record.sites, clients),
+        **_site_lines(record, clients),
         **finite_values(record.logged),
         **({"notes": list(record.notes)} if record.notes else {}),
         "clients": clients
@@ -279,12 +275,6 @@ def _adaptation(record: ClientRecord) -> dict[str, float | None]:
         return {}
     curve = {f"{ADAPTATION}{updates}": value for updates, value in enumerate((record.score, *record.adapted))}
     return {key: finite_or_none(value) for key, value in {ADAPTED_RETURN: record.adapted[-1], **curve}.items()}
-
-
-def _mean_metrics(clients: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
-    """Average every metric over the clients that have it, but no numbers of rounds."""
-    keys = dict.fromkeys(key for metrics in clients for key in metrics if key != TWIN_SINCE)
-    return {key: mean_of_known(metrics.get(key) for metrics in clients) for key in keys}
 
 
 def _task_metrics(record: RoundRecord) -> dict[str, float | None]:
@@ -344,22 +334,23 @@ def _step_metrics(step: AcceptedStep) -> dict[str, float | None]:
     return line | {"wanted/joint": finite_or_none(step.joint_wanted)}
 
 
-def _site_lines(sites: Sequence[SiteRecord], clients: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
+def _site_lines(record: RoundRecord, clients: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
     """Make the sites' part of the line: metrics of each under `site/NAME/`, and under `sites` what it left and why.
 
-    clients: every client's metrics, which are averaged over those of a site.
+    clients: every client's metrics. They are averaged over those of a site, returns only where these have one scale.
     """
     line: dict[str, Any] = {}
-    for record in sites:
-        of_site = [{key: clients[name].get(key) for key in SITE_MEANS} for name in record.clients if name in clients]
-        metrics: dict[str, float | None] = {
-            key: value for key, value in _mean_metrics(of_site).items() if value is not None
-        }
-        metrics |= {DEPARTED_GROUPS: len(record.departed)}
-        metrics |= {} if record.step is None else _step_metrics(record.step)
-        metrics |= {f"rho/{block}": four_digits(value) for block, value in record.rho.items()}
-        line |= {f"{SITE}{record.site}/{key}": value for key, value in metrics.items()}
-    texts = {record.site: _departure_lines(record) for record in sites}
+    scale_of = {client.client: record.scales.get(client.task) for client in record.clients}
+    for site in record.sites:
+        of_site = [{key: clients[name].get(key) for key in SITE_MEANS} for name in site.clients if name in clients]
+        is_mixed = len({scale_of[name] for name in site.clients if name in clients}) > 1
+        means = mean_metrics(of_site, with_returns=not is_mixed)
+        metrics: dict[str, float | None] = {key: value for key, value in means.items() if value is not None}
+        metrics |= {DEPARTED_GROUPS: len(site.departed)}
+        metrics |= {} if site.step is None else _step_metrics(site.step)
+        metrics |= {f"rho/{block}": four_digits(value) for block, value in site.rho.items()}
+        line |= {f"{SITE}{site.site}/{key}": value for key, value in metrics.items()}
+    texts = {site.site: _departure_lines(site) for site in record.sites}
     return line | ({SITES: texts} if texts else {})
 
 

@@ -77,6 +77,7 @@ def newcomer_contradictions(scenario: Scenario) -> Iterator[Refusal]:
             scenario.privacy.epsilon is not None,
             "the noise is for the clients that the run began with",
         ),
+        (("privacy", "secure"), scenario.privacy.secure, "nobody joins while the server learns sums alone"),
         (("checkpoint", "every"), not scenario.checkpoint.every, "a run goes on from a checkpoint when somebody joins"),
     )
     for keys, is_so, why in refused:

@@ -26,6 +26,7 @@ from grpo_fed.runs.folder import open_unfinished, read_engine_state, read_scenar
 from grpo_fed.runs.records import RoundRecord
 from grpo_fed.runs.results import Result
 from grpo_fed.scenario.newcomers import with_newcomers
+from grpo_fed.scenario.own_arguments import digest_entry, withhold_arguments
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.task import TaskShape
 from tests.support.in_memory_grid import Client, InMemoryGrid, enter_run
@@ -233,9 +234,24 @@ def test_a_newcomer_is_like_the_entry_that_is_named():
         (["newcomers.like=ant", "policy.shared=[]"], "nothing is shared that a newcomer could begin with"),
         (["newcomers.like=ant", "merge.rule=clusters"], "newcomers would have no cluster; leave newcomers.like out"),
         (["newcomers.like=ant", "round.mode=buffered", "merge.rule=mean"], "the order of events is of the clients"),
+        (["newcomers.like=ant", "privacy.secure=true", "merge.rule=mean"], "nobody joins while the server learns sums"),
         (["newcomers.like=ant", "checkpoint.every=0"], "goes on from a checkpoint when somebody joins"),
     ],
 )
 def test_scenarios_that_cannot_take_newcomers_are_refused(overrides: list[str], words: str):
     with pytest.raises(ValueError, match=words):
         Scenario.loads(TINY, overrides=overrides)
+
+
+def test_a_client_that_may_join_gets_the_arguments_of_the_entry_that_it_is_like_and_no_others():
+    text = Scenario.loads(TINY, overrides=["newcomers.like=bee"]).dumps()
+    doe = Scenario.loads(withhold_arguments(text, "doe"))
+    assert [entry.kwargs for entry in doe.clients] == [{}, {"length": 0.9}, {}]
+    whole = Scenario.loads(text)
+    assert digest_entry(with_newcomers(doe, ["doe"]), "doe") == digest_entry(with_newcomers(whole, ["doe"]), "doe")
+    for client, expected in (("cat", {"swap_actions": True}), (None, {})):
+        own = Scenario.loads(withhold_arguments(text, client))
+        assert own.clients[1].kwargs == {}
+        assert own.clients[2].kwargs == expected
+    closed = Scenario.loads(TINY).dumps()
+    assert not any(entry.kwargs for entry in Scenario.loads(withhold_arguments(closed, "doe")).clients)

@@ -13,7 +13,7 @@ from grpo_fed.runs.departures import Departure, by_round
 from grpo_fed.runs.equal_groups import equal_groups_line, equal_groups_note, has_equal_groups_alone
 from grpo_fed.runs.examples import read_examples
 from grpo_fed.runs.markdown import escape_markdown, plain
-from grpo_fed.runs.metrics import SCORE_IQM, TRAINING_RETURN
+from grpo_fed.runs.metrics import NORMALISED_IQM, NORMALISED_TRAINING, SCORE_IQM, TRAINING_RETURN
 from grpo_fed.runs.records import list_differences
 from grpo_fed.runs.results import idle_clients, mean_adaptation
 from grpo_fed.runs.sharing_verdicts import SharingVerdict, verdicts_line
@@ -36,9 +36,14 @@ def page_while_running(begin: Mapping[str, Any], line: Mapping[str, Any] | None)
     rounds = begin["params"]["rounds"]
     if line is None:
         return f"**Has begun**: {_describe_run(begin)}."
-    score = line.get(SCORE_IQM)
-    value = line.get(TRAINING_RETURN) if score is None else score
-    result = "" if value is None else f", {'return in training' if score is None else 'return'} **{_cell(value)}**"
+    names = {
+        SCORE_IQM: "return",
+        NORMALISED_IQM: "normalised score",
+        TRAINING_RETURN: "return in training",
+        NORMALISED_TRAINING: "normalised score in training",
+    }
+    known = [f", {name} **{_cell(line[key])}**" for key, name in names.items() if line.get(key) is not None]
+    result = known[0] if known else ""
     text = f"**Round {line['round']} of {rounds}**{result}: {_describe_run(begin)}."
     note = equal_groups_note([name for name, part in line["clients"].items() if has_equal_groups_alone(part)])
     return f"{text}\n\nIn this round {note}." if note else text
@@ -72,6 +77,7 @@ def page_at_end(begin: Mapping[str, Any], document: Mapping[str, Any] | None, st
             f"**Return {_cell(scores['score_iqm'])}** (interquartile mean of {len(evaluated)} clients; mean {start}to"
             f" {_cell(scores['score_mean'])}, worst client {_cell(scores['score_min'])})."
         )
+    lines += _mixed_scores(scores, len(evaluated))
     for last, what in ((True, "The last"), (False, "The first")):
         count, curve = mean_adaptation(document, last)
         if curve:
@@ -199,6 +205,18 @@ def _table(clients: Mapping[str, Any]) -> str:
     ]
     more = [] if len(chosen) == len(clients) else [f"\nThe {ROWS} worst of {len(clients)}; all are in `clients.json`."]
     return "\n".join([head, *rows, *more])
+
+
+def _mixed_scores(scores: Mapping[str, Any], clients: int) -> Iterator[str]:
+    """Describe the scores of clients with unlike environments. scores: `eval` of `results.json`."""
+    if scores.get("normalised_iqm") is not None:
+        yield (
+            f"**Normalised score {scores['normalised_iqm']:.2f}** (interquartile mean of {clients} clients; mean"
+            f" {scores['normalised_mean']:.2f}, worst client {scores['normalised_min']:.2f}; 0 is random, 1 the"
+            " reference)."
+        )
+    if means := [f"{_foreign(name)} {_cell(part['mean'])}" for name, part in scores.get("by_environment", {}).items()]:
+        yield f"Mean return by environment: {'; '.join(means)}."
 
 
 def _remarks(document: Mapping[str, Any]) -> Iterator[str]:
