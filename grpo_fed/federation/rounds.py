@@ -277,7 +277,7 @@ class Federation:
             for name, start in starts.items()
         }
         ask = partial(self.conversation.ask, round, failures=failures)
-        with SecureRound.around(trained, starts, ask, self._notes) as secure:
+        with SecureRound.around(trained, starts, ask, self.notes) as secure:
             for name, answer in ask(instructions if secure is None else secure.agree(instructions)):
                 assert isinstance(answer, Trained)
                 self._add(trained, name, answer, round)
