@@ -241,8 +241,8 @@ class Federation:
         self.stopping.observe(self.scenario, round, trained)
 
     def _is_evaluated(self, round: int) -> bool:
-        every = self.scenario.evaluate.every
-        return round == 0 or self._is_over or (every > 0 and round % every == 0)
+        every, is_told = self.scenario.evaluate.every, self.scenario.privacy.metrics == "all"
+        return self._is_over or (is_told and (round == 0 or (every > 0 and round % every == 0)))
 
     @property
     def _is_over(self) -> bool:

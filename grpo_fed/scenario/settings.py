@@ -579,6 +579,9 @@ class PrivacySettings(Section):
     reach: Positive = 1.0
     """With `secure`, the largest change of a parameter in a round that a client sends; larger ones are cut, and a note
     says so. Its rounding is this times the number of clients, by 2^32."""
+    metrics: Literal["all", "withheld"] = "all"
+    """Whether clients report returns, lengths, losses and other numbers about themselves; with `"withheld"` the run has
+    no scores, and nothing may depend on them."""
     errors: Literal["place", "text"] = "place"
     """What a client's exception tells a server on another machine: `"place"`, its type and the line of grpo_fed that it
     came from, while its text stays in a file of the client's own; or `"text"`, 300 letters of it."""

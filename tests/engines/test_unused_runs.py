@@ -337,6 +337,10 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
         [*PRIVATE, "privacy.noise=local"],
         {"privacy.rate": "0.5", "privacy.quantile": "0.9", "privacy.share": "0.5"},
     ),
+    "nobody is evaluated": (
+        ["method=fedavg", "privacy.metrics=withheld"],
+        {"evaluate.every": "1", "evaluate.adapt": "1"},
+    ),
     "no momentum": ([], {"merge.momentum": "0.1", "merge.epsilon": "0.1"}),
     "nothing for a rule of the user": (["policy.shared=[]", *OWN_RULE], {"merge.kwargs": "{ number = 1 }"}),
     "nothing to leave": (
