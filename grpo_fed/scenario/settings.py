@@ -714,6 +714,16 @@ class WrapperSettings(Section):
     """Keyword arguments of the wrapper."""
 
 
+class NewcomerSettings(Section):
+    """Clients that may join a running deployment although the scenario does not name them."""
+
+    like: Annotated[Name | None, Field(examples=["cart"])] = None
+    """The entry of `[[clients]]` whose task and settings such a client has. Without it a client that the scenario does
+    not name takes no part. It needs checkpoints, since a run goes on from one when somebody joins."""
+    most: Count = 8
+    """How many clients may join."""
+
+
 class ScoreSettings(Section):
     """The returns between which a client's returns are normalised, `{ random = 20.0, reference = 475.0 }`."""
 
