@@ -19,6 +19,7 @@ from grpo_fed.reports.explain_setups import (
     explain_adaptation,
     explain_callbacks,
     explain_levels,
+    explain_newcomers,
     explain_optimiser,
     explain_rewards,
     explain_start,
@@ -322,6 +323,7 @@ def _explain_files(scenario: Scenario) -> Iterator[str]:
         yield f"Each client is evaluated on {format_count(scenario.evaluate.episodes, noun)} {when}."
         yield from explain_adaptation(scenario)
     yield from explain_twins(scenario)
+    yield from explain_newcomers(scenario)
     yield from explain_callbacks(scenario)
     yield "The run's folder gets a line for each round, results.json, summary.md, figures and every client's policy."
     if checkpoint.every:

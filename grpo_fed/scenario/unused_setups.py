@@ -59,6 +59,11 @@ def _count_training(scenario: Scenario) -> int:
 
 SETUPS_UNUSED: tuple[Unused, ...] = (
     Unused(
+        ("newcomers.most",),
+        lambda scenario: scenario.newcomers.like is None,
+        "newcomers.like names no entry, and nobody may join who is not in the scenario",
+    ),
+    Unused(
         ("round.buffer", "round.staleness", "round.max_staleness", "round.rate_fair", "round.again"),
         lambda scenario: scenario.round.mode == "sync",
         'round.mode is "sync", and rounds wait for all of their clients',

@@ -279,6 +279,7 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
         },
     ),
     "nothing is shared, so no twin differs": (["policy.shared=[]"], {"evaluate.twins": "true"}),
+    "no newcomers": ([], {"newcomers.most": "1"}),
     "no second policy": ([], {"personal.pull": "9.0", "personal.steps": "0.25"}),
     "nothing to be pulled to": (
         ["policy.shared=[]", "personal.model=true", "steps=64"],
