@@ -25,7 +25,7 @@ from typing import Any
 
 GRACE = 4.0
 """Seconds between asking a process to stop and killing it."""
-APP_GRACE = 2.5
+APP_GRACE = 1.0
 """Of these, those that a server's app has before all others are asked to stop."""
 SERVER_APP = b"flwr-serverapp"
 """What the processes of server apps are called."""
