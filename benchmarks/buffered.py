@@ -203,7 +203,7 @@ def read_runs(results: Path) -> list[Run]:
 def format_tables(runs: Sequence[Run]) -> Iterator[str]:
     """Write a table for each case."""
     select = {case.name: {v: _select(runs, case.name, v) for v in case.variants} for case in (*CASES, *MORE)}
-    if not all(chosen for variants in select.values() for chosen in variants.values()):
+    if not all(chosen for case in CASES for chosen in select[case.name].values()):
         return
     yield f"**Poles**: virtual seconds until the mean return is {TARGET:g}, and the mean return at the end."
     yield ""
@@ -236,6 +236,8 @@ def format_tables(runs: Sequence[Run]) -> Iterator[str]:
             str(len(chosen)),
         )
         yield f"| {' | '.join(cells)} |"
+    if not all(chosen for case in MORE for chosen in select[case.name].values()):
+        return
     yield ""
     yield f"**Poles at half and at twice the learning rate**, on seeds of their own from {FIRST_MORE} on."
     yield ""
