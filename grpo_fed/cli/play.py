@@ -181,14 +181,15 @@ def _print_returns(
     words = ("episodes", "mean steps")
     if not any(isinstance(policy, LoadedPolicy) for policy in policies):
         words = ("completions", "mean tokens")
-    table = make_table("client", "mean", "std", "min", "max", *words)
     with console.status("playing"):
-        for policy in policies:
-            evaluation = policy.play(episodes, not sampled, seed)
-            scores = evaluation.scores
-            returns = [evaluation.score, scores.std(), scores.min(), scores.max()]
-            cells = [*(format_return(float(value)) for value in returns), f"{len(scores)}"]
-            table.add_row(evaluation.client, *cells, f"{evaluation.lengths.mean():,.1f}")
+        evaluations = [policy.play(episodes, not sampled, seed) for policy in policies]
+    has_costs = any(evaluation.cost is not None for evaluation in evaluations)
+    table = make_table("client", "mean", "std", "min", "max", *(["cost"] if has_costs else []), *words)
+    for evaluation in evaluations:
+        scores = evaluation.scores
+        numbers = [evaluation.score, float(scores.std()), float(scores.min()), float(scores.max())]
+        cells = [format_return(value) for value in (*numbers, *([evaluation.cost] if has_costs else []))]
+        table.add_row(evaluation.client, *cells, f"{len(scores)}", f"{evaluation.lengths.mean():,.1f}")
     console.print(table)
 
 

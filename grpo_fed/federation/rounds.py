@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -16,7 +17,7 @@ from grpo_fed.callbacks.control import SavePolicies
 from grpo_fed.federation.arrivals import Arrivals, RealTime
 from grpo_fed.federation.buffer import AnswerBuffer
 from grpo_fed.federation.conversation import Conversation
-from grpo_fed.federation.evaluations import Evaluations, absurd_scores
+from grpo_fed.federation.evaluations import absurd_scores, accept_evaluations
 from grpo_fed.federation.hostile import ColludingTransport, refuse_collusion
 from grpo_fed.federation.messages import EvaluationPlan, EvaluationSummary, Start, Train, Trained
 from grpo_fed.federation.moments import RunMoments
@@ -30,6 +31,7 @@ from grpo_fed.federation.round_record import (
     name_groups,
     note_lost_state,
 )
+from grpo_fed.federation.secure_round import SecureRound
 from grpo_fed.federation.server import Aggregation
 from grpo_fed.federation.server_state import ServerState
 from grpo_fed.federation.sites import SiteTree, make_server
@@ -39,10 +41,11 @@ from grpo_fed.federation.transport import Transport
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.checkpoint import Checkpoint
 from grpo_fed.runs.continuation import CALLBACKS
+from grpo_fed.runs.evaluations import Evaluations, with_evaluations
 from grpo_fed.runs.folder import check_usable, write_engine_state
 from grpo_fed.runs.metrics import TRAINING_RETURN
 from grpo_fed.runs.privacy import explain_spent_budget
-from grpo_fed.runs.recorder import CheckpointContent, Recorder, Watch, with_scores
+from grpo_fed.runs.recorder import CheckpointContent, Recorder, Watch
 from grpo_fed.runs.records import Failure
 from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
@@ -165,13 +168,12 @@ class Federation:
         self._refuse_absurd_returns(trained.replies, failures)
         self._complete_last_round(trained.replies)
         if trained.batch is not None and trained.batch.first_evaluations:
-            first = self._accept(trained.batch.first_evaluations, {})
-            self.recorder.first_scores_arrived(first.scores, first.adapted)
+            self.recorder.first_scores_arrived(self._accept(trained.batch.first_evaluations, {}))
         self.moments.clients_trained(trained)
         self.server.steer(trained.replies)
         last_kl = self.server.observe_last_step(trained.replies, trained.merge)
         aggregation: Aggregation | None = None
-        if has_quorum(self.scenario, len(trained.replies), trained.expected):
+        if trained.problem is None and has_quorum(self.scenario, len(trained.replies), trained.expected):
             measure = self.conversation.measure(round, self._latest, failures)
             aggregation = self.server.aggregate(trained.merge, measure, trained.length)
             self.moments.merged(trained, aggregation)
@@ -209,7 +211,7 @@ class Federation:
         record = self.moments.round_waits(record) if waits else self.moments.round_end(record)
         if self._is_over and not is_evaluated:  # a callback has ended the run with this very round
             evaluations = self._evaluate(EvaluationPlan(outcome.round), {})
-            record = with_scores(record, evaluations.scores, evaluations.adapted)
+            record = with_evaluations(record, evaluations)
         self.recorder.round_finished(record, self._checkpoint_content, waits)
 
     def _complete_last_round(self, replies: Mapping[str, Trained]) -> None:
@@ -222,14 +224,14 @@ class Federation:
             held_out = set(self.shared_blocks.held_out).intersection(self.transport.reachable())
             summaries |= self._summaries(sorted(held_out), EvaluationPlan(self.state.round), {})
             evaluations = self._accept(summaries, {})
-            record = self.recorder.scores_arrived(evaluations.scores, evaluations.adapted, self.moments.round_end)
+            record = self.recorder.scores_arrived(evaluations, self.moments.round_end)
             self._observe_scores(record.round, record.scores)
 
     def _observe_scores(self, round: int, scores: Mapping[str, float]) -> None:
         """Let the clients that take part in training decide whether the run ends early."""
         held_out = self.shared_blocks.held_out
         trained = {name: score for name, score in scores.items() if name not in held_out}
-        self.stopping.observe(self.scenario.stop, round, trained)
+        self.stopping.observe(self.scenario, round, trained)
 
     def _is_evaluated(self, round: int) -> bool:
         every = self.scenario.evaluate.every
@@ -270,14 +272,16 @@ class Federation:
         plan = EvaluationPlan(round - 1) if self.recorder.waits else None
         asked, levels = self.server.asked, self.server.curricula
         starts = {name: self.server.state_of(name).start(name, round) for name in clients}
-        measures = self._measures_last_step
+        measures, rate = self._measures_last_step, self.moments.rate
         instructions = {
-            name: Train(start, begin, end, measures, plan, asked.get(name, ()), levels.get(name, ()), self.moments.rate)
+            name: Train(start, begin, end, measures, plan, asked.get(name, ()), levels.get(name, ()), rate)
             for name, start in starts.items()
         }
-        for name, answer in self.conversation.ask(round, instructions, failures):
-            assert isinstance(answer, Trained)
-            self._add(trained, name, answer, round)
+        ask = partial(self.conversation.ask, round, failures=failures)
+        with SecureRound.around(trained, starts, ask, self._notes) as secure:
+            for name, answer in ask(instructions if secure is None else secure.agree(instructions)):
+                assert isinstance(answer, Trained)
+                self._add(trained, name, answer, round)
         self._clock += max((self.paces.duration(name, round) for name in trained.replies), default=0)
         return trained
 
@@ -341,7 +345,7 @@ class Federation:
     def _accept(self, summaries: Mapping[str, EvaluationSummary], failures: dict[str, Failure]) -> Evaluations:
         """Leave out evaluations of no scale that the others' have, before adaptation or after."""
         largest = {name: max((each.mean, *each.adapted), key=abs) for name, each in summaries.items()}
-        return Evaluations.of(summaries, self._refuse_absurd(largest, failures))
+        return accept_evaluations(summaries, self._refuse_absurd(largest, failures))
 
     def _refuse_absurd(self, scores: Mapping[str, float], failures: dict[str, Failure]) -> dict[str, float]:
         """Leave out mean returns that are of no scale that the others' have; their clients fail."""
@@ -381,17 +385,13 @@ class Federation:
     def _end(self, error: BaseException | None = None, sampled: Mapping[str, float] | None = None) -> Result:
         """Write the results, and return them."""
         self.recorder.count_bytes(self.transport.bytes_up, self.transport.bytes_down)
-        states = {name: self.server.state_of(name) for name in self.shared_blocks.clients}
+        blocks, states = self.shared_blocks, {name: self.server.state_of(name) for name in self.shared_blocks.clients}
         before_results = self.before_results
         self.result = self.recorder.finish(
             error,
             sampled,
-            departed={
-                name: name_groups(self.shared_blocks, state.departed.get(name, ())) for name, state in states.items()
-            },
-            clusters={
-                name: name_clusters(self.shared_blocks, state.clusters.get(name)) for name, state in states.items()
-            },
+            departed={name: name_groups(blocks, state.departed.get(name, ())) for name, state in states.items()},
+            clusters={name: name_clusters(blocks, state.clusters.get(name)) for name, state in states.items()},
             before_results=dict if before_results is None else (lambda: before_results(self.starts)),
             reason=self._stop_reason,
             privacy=self.server.privacy,

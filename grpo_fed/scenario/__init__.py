@@ -15,6 +15,7 @@
     constraint_checks.py contradictions of the constraints that a client keeps
     hostile_checks.py contradictions of hostile clients and of mixing
     privacy_checks.py what a private run may not compute from single clients
+    score_checks.py contradictions of the returns that normalise scores
     sites.py        which clients a site has, and the settings that it merges them by
     site_checks.py  contradictions of sites
     language_checks.py contradictions of clients with prompts
@@ -25,6 +26,7 @@
     unused_constraints.py the same for the constraints that a client keeps
     unused_setups.py the same for what runs start from, and for scaled rewards
     toml/           the strict TOML reader, which knows nothing of scenarios: positions, errors with a cure, writing
+    own_arguments.py the scenario as one client may read it
     shipped.py      the scenarios that ship
     template.py     a folder to start a project from
     knobs.py        every knob as a record

@@ -23,6 +23,7 @@ from grpo_fed.tasks.gym_task import Env, EnvConfig, EnvWrapper, GymTask, Space, 
 from grpo_fed.tasks.language_task import LanguageTask
 from grpo_fed.tasks.prompts import open_prompts
 from grpo_fed.tasks.rewards import open_rewards
+from grpo_fed.tasks.scores import check_scales
 from grpo_fed.tasks.task import ActionSpec, MissingPackageError, Task
 
 # From the scenario to tasks ------------------------------------------------------------------------------------------
@@ -33,6 +34,7 @@ def resolve_tasks(scenario: Scenario) -> list[Task]:
 
     ValueError lists what is wrong with every entry of `[[clients]]`, with its prompts and rewards as well.
     """
+    check_scales(scenario)
     tasks, mistakes = _resolve_entries(scenario)
     _raise_all([*mistakes, *_text_mistakes(scenario)])
     return tasks
@@ -43,6 +45,7 @@ def resolve_available_tasks(scenario: Scenario) -> list[Task]:
 
     Prompts and rewards are not opened: they belong to the clients.
     """
+    check_scales(scenario)
     tasks, mistakes = _resolve_entries(scenario)
     _raise_all([mistake for mistake in mistakes if not isinstance(mistake, MissingPackageError)])
     return tasks

@@ -329,6 +329,7 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
             "privacy.quantile": "0.9",
             "privacy.share": "0.5",
             "privacy.source": "system",
+            "privacy.reach": "9.0",
         },
     ),
     "bounds that stay with local noise": (
@@ -372,6 +373,7 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
         ["merge.rule=persistence", "merge.confirm=evidence", "merge.rejoin=0", "rounds=6"],
         {"merge.episodes": "2"},
     ),
+    "a score where all environments are alike": ([], {"clients.0.score": "{random = 1.0, reference = 9.0}"}),
     "an attack without a strength": (["merge.rule=mean", "clients.0.attack=mimic"], {"clients.0.strength": "9.0"}),
     "no budgets": (
         ["proximity.mode=off"],

@@ -49,7 +49,7 @@ ALWAYS_USED = {
     # the run itself
     *("name", "description", "method", "rounds", "steps", "seed", "device", "callbacks"),
     *("round.mode", "round.deadline", "round.patience", "evaluate.episodes", "evaluate.adapt", "checkpoint.every"),
-    "privacy.epsilon",
+    *("privacy.epsilon", "privacy.errors", "privacy.secure"),
     # whatever else is given, these are part of what is learned
     *("policy.module", "policy.blocks", "policy.shared", "policy.freeze"),
     *("rollout.num_envs", "normalise.observations", "normalise.rewards"),

@@ -20,8 +20,10 @@ from flwr.app import RecordDict
 from grpo_fed.engines import wire
 from grpo_fed.engines.flower.app_folder import scenario_from_config
 from grpo_fed.engines.flower.superlink import find_state_folder
+from grpo_fed.engines.flower.withheld_errors import withhold
 from grpo_fed.engines.wire import HELLO, Codec, Hello
 from grpo_fed.engines.wire.flower_private import pack, unpack
+from grpo_fed.engines.wire.handshake import check_own_entry
 from grpo_fed.engines.workers.handler import ClientHandler
 from grpo_fed.federation.clients import Clients
 from grpo_fed.federation.messages import Evaluate
@@ -48,12 +50,26 @@ class NodeHandler:
         """By scenario, client, state folder and shared blocks."""
 
     def answer(self, kind: str, content: RecordDict, scenario: str, config: Config) -> RecordDict:
-        """Answer a message of type `kind`, in a run of this scenario (TOML), for the node with this configuration."""
-        settings = scenario_from_config(scenario)
+        """Answer a message of type `kind`, in a run of this scenario (TOML), for the node with this configuration.
+
+        Raises WithheldError in the place of what the client raises, unless the scenario lets its text leave.
+        """
+        state = find_state_folder(Path(str(config["state"])) if config.get("state") else None)
+        errors = "place"
+        try:
+            settings = scenario_from_config(scenario)
+            errors = settings.privacy.errors
+            return self._answer(kind, content, settings, config, state)
+        except Exception as error:
+            if errors == "text":
+                raise
+            raise withhold(error, str(config.get("client", config.get("partition-id", ""))), state) from error
+
+    def _answer(self, kind: str, content: RecordDict, settings: Scenario, config: Config, state: Path) -> RecordDict:
         if kind == HELLO:
             return _hello(settings, config)
         name = find_client(settings, config)
-        state = find_state_folder(Path(str(config["state"])) if config.get("state") else None)
+        check_own_entry(content, settings, name)
         device = None if config.get("device") is None else str(config["device"])
         codec, clients = self._load(settings, name, state, wire.read_shared_blocks(content), device)
         instruction = codec.read_instruction(kind, content)

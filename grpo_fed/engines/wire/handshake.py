@@ -12,6 +12,8 @@ from flwr.app import ConfigRecord, RecordDict
 from grpo_fed.engines.wire.validation import FieldReader, InvalidMessageError, check_records, show
 from grpo_fed.policy.language.shape import ModelShape
 from grpo_fed.policy.shared import SharedBlocks
+from grpo_fed.scenario.own_arguments import digest_entry
+from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.task import ACTION_KINDS, NO_STEP_LIMIT, ActionKind, TaskShape
 
 HELLO = "query.hello"
@@ -105,6 +107,23 @@ def write_shared_blocks(shared_blocks: SharedBlocks) -> ConfigRecord:
     if shared_blocks.base:
         fields["base"] = shared_blocks.base
     return fields
+
+
+def write_own_entry(fields: ConfigRecord, scenario: Scenario, client: str) -> ConfigRecord:
+    """Add the digest of a client's own entry of the scenario to a copy of what `write_shared_blocks` returns."""
+    return ConfigRecord({**fields, "entry": digest_entry(scenario, client)})
+
+
+def check_own_entry(content: RecordDict, scenario: Scenario, client: str) -> None:
+    """Raise InvalidMessageError if the server means another entry of the scenario than this client has."""
+    fields = FieldReader(content, SHARED_BLOCKS, ConfigRecord) if SHARED_BLOCKS in content else None
+    if fields is None or not fields.has("entry"):
+        return
+    if fields.take("entry", str) != digest_entry(scenario, client):
+        raise InvalidMessageError(
+            f"client {client} was not given the arguments of its own entry of the scenario, as a SuperLink gives them"
+            " to a node with this client's key: connect with that key, and use the same version of grpo_fed everywhere"
+        )
 
 
 def read_shared_blocks(content: RecordDict) -> tuple[str, ...]:
