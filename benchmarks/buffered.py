@@ -8,10 +8,7 @@ the same 300 virtual seconds with rounds that wait, and with a buffer; for `two 
 
 The settings were chosen on the seeds 0 to 2. The seeds here, 500 to 509, were fixed before the first run.
 
-The seeds 1500 to 1502, fixed beforehand too, ask what `poles` owes to its settings: at half and at twice its learning
-rate, and with clients that begin again at once (`round.again`), for which the budgets of steps have to be `quadratic`.
-
-    python -m benchmarks.buffered --seeds 10 --more-seeds 3 --jobs 2
+    python -m benchmarks.buffered --seeds 10 --jobs 2
 
 Every finished run appends a JSON line to benchmarks/results/buffered.jsonl and is not repeated.
 """
@@ -37,8 +34,7 @@ from grpo_fed.runs.statistics import Estimate, estimate, interquartile_mean
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.shipped import find_scenario
 
-FIRST_SEED, FIRST_MORE = 500, 1500
-"""The first seeds of `CASES`, and of `RATES` and `AT_ONCE`."""
+FIRST_SEED = 500
 TARGET = 450.0
 """The mean return over clients until which `poles` is timed."""
 WINDOW = 10.0
@@ -47,7 +43,6 @@ more chances to reach the target by luck."""
 END = 50.0
 """Virtual seconds at the end whose evaluations are the final return."""
 WAIT, BUFFERED, FEDBUFF = "waits", "buffered", "buffered, FedBuff's weights"
-BEGIN_AT_ONCE = "buffered, clients begin again at once"
 WAITING = ('round.mode="sync"', "rounds=30", "evaluate.every=1")
 IN_BUFFERS = ('round.mode="buffered"', "round.buffer=0.5")
 FILE = RESULTS / "buffered.jsonl"
@@ -81,25 +76,6 @@ CASES = (
         {WAIT: SLOW, BUFFERED: (*SLOW, *IN_BUFFERS, "rounds=180", "evaluate.every=10")},
     ),
 )
-
-PACES = find_scenario("paces")
-QUADRATIC = ('proximity.mode="quadratic"',)
-RATES = tuple(
-    Case(name, PACES, {variant: (*keys, f"objective.learning_rate={rate}") for variant, keys in variants.items()})
-    for variants in [{WAIT: WAITING, BUFFERED: ()}]
-    for name, rate in (("half the learning rate", 1.25e-3), ("twice the learning rate", 5e-3))
-)
-"""`poles` around its learning rate of 2.5e-3."""
-AT_ONCE = Case(
-    "work at once",
-    PACES,
-    {
-        WAIT: (*WAITING, *QUADRATIC),
-        BUFFERED: QUADRATIC,
-        BEGIN_AT_ONCE: (*QUADRATIC, 'round.again="at-once"', "rounds=345"),  # as many virtual seconds
-    },
-)
-MORE = (*RATES, AT_ONCE)
 
 
 @dataclass(frozen=True)
@@ -141,16 +117,14 @@ class Run:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10, help=f"number of seeds, from {FIRST_SEED} on; default: 10")
-    parser.add_argument("--more-seeds", type=int, default=3, help=f"those from {FIRST_MORE} on; default: 3")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, each in a process with one thread")
     parser.add_argument("--results", type=Path, default=FILE)
     arguments = parser.parse_args()
     done = {(run.case, run.variant, run.seed) for run in read_runs(arguments.results)}
     planned = [
         (case.name, variant, seed)
-        for cases, first, count in ((CASES, FIRST_SEED, arguments.seeds), (MORE, FIRST_MORE, arguments.more_seeds))
-        for seed in range(first, first + count)
-        for case in cases
+        for seed in range(FIRST_SEED, FIRST_SEED + arguments.seeds)
+        for case in CASES
         for variant in case.variants
         if (case.name, variant, seed) not in done
     ]
@@ -169,7 +143,7 @@ def main() -> None:
 
 def load_scenario(name: str, variant: str, seed: int) -> Scenario:
     """Load a case's scenario with the keys of a variant."""
-    case = next(case for case in (*CASES, *MORE) if case.name == name)
+    case = next(case for case in CASES if case.name == name)
     return Scenario.load(case.path, (*case.variants[variant], f"seed={seed}", 'device="cpu"'))
 
 
@@ -202,14 +176,20 @@ def read_runs(results: Path) -> list[Run]:
 
 def format_tables(runs: Sequence[Run]) -> Iterator[str]:
     """Write a table for each case."""
-    select = {case.name: {v: _select(runs, case.name, v) for v in case.variants} for case in (*CASES, *MORE)}
-    if not all(chosen for case in CASES for chosen in select[case.name].values()):
+    select = {case.name: {v: _select(runs, case.name, v) for v in case.variants} for case in CASES}
+    if not all(chosen for variants in select.values() for chosen in variants.values()):
         return
     yield f"**Poles**: virtual seconds until the mean return is {TARGET:g}, and the mean return at the end."
     yield ""
-    yield from _format_times_and_returns({"": select["poles"]})
+    yield f"| rounds | seconds to {TARGET:g}, median (range) | return at the end | lowest client | seeds |"
+    yield "| --- | --- | --- | --- | --- |"
+    for variant, chosen in select["poles"].items():
+        times = [run.time_to(TARGET) for run in chosen]
+        lowest = np.mean([min(run.final(client) for client in run.scores) for run in chosen])
+        cells = variant, _format_times(times), _format(_finals(chosen)), f"{lowest:.0f}", str(len(chosen))
+        yield f"| {' | '.join(cells)} |"
     yield ""
-    yield _compare_times(select["poles"], WAIT, BUFFERED)
+    yield from _compare_times(select["poles"])
     yield ""
     yield "**Two tasks**: returns at the end."
     yield ""
@@ -236,34 +216,6 @@ def format_tables(runs: Sequence[Run]) -> Iterator[str]:
             str(len(chosen)),
         )
         yield f"| {' | '.join(cells)} |"
-    if not all(chosen for case in MORE for chosen in select[case.name].values()):
-        return
-    yield ""
-    yield f"**Poles at half and at twice the learning rate**, on seeds of their own from {FIRST_MORE} on."
-    yield ""
-    yield from _format_times_and_returns({f"{case.name}, ": select[case.name] for case in RATES})
-    yield ""
-    for case in RATES:
-        yield f"At {case.name}: {_compare_times(select[case.name], WAIT, BUFFERED)}"
-    yield ""
-    yield "**Poles with work at once**, all with quadratic budgets, on the same seeds."
-    yield ""
-    yield from _format_times_and_returns({"": select[AT_ONCE.name]})
-    yield ""
-    yield f"For rounds that wait: {_compare_times(select[AT_ONCE.name], WAIT, BEGIN_AT_ONCE)}"
-    yield f"For clients that rest until the merge: {_compare_times(select[AT_ONCE.name], BUFFERED, BEGIN_AT_ONCE)}"
-
-
-def _format_times_and_returns(cases: Mapping[str, Mapping[str, Sequence[Run]]]) -> Iterator[str]:
-    """Write a table with a row for each variant of each case; by what a row's name begins with."""
-    yield f"| rounds | seconds to {TARGET:g}, median (range) | return at the end | lowest client | seeds |"
-    yield "| --- | --- | --- | --- | --- |"
-    for begin, variants in cases.items():
-        for variant, chosen in variants.items():
-            times = [run.time_to(TARGET) for run in chosen]
-            lowest = np.mean([min(run.final(client) for client in run.scores) for run in chosen])
-            cells = f"{begin}{variant}", _format_times(times), _format(_finals(chosen)), f"{lowest:.0f}"
-            yield f"| {' | '.join((*cells, str(len(chosen))))} |"
 
 
 def _select(runs: Sequence[Run], case: str, variant: str) -> list[Run]:
@@ -271,13 +223,13 @@ def _select(runs: Sequence[Run], case: str, variant: str) -> list[Run]:
     return sorted(chosen, key=lambda run: run.seed)
 
 
-def _compare_times(variants: Mapping[str, Sequence[Run]], slow: str, fast: str) -> str:
-    """Write how many times as long the first of two variants takes, seed by seed."""
+def _compare_times(variants: Mapping[str, Sequence[Run]]) -> Iterator[str]:
+    """Write how many times as long the run that waits takes, seed by seed."""
     times = {(variant, run.seed): run.time_to(TARGET) for variant, runs in variants.items() for run in runs}
-    seeds = [seed for variant, seed in times if variant == slow and (fast, seed) in times]
-    ratios = [times[slow, seed] / times[fast, seed] for seed in seeds]
-    medians = np.median([times[slow, seed] for seed in seeds]) / np.median([times[fast, seed] for seed in seeds])
-    return (
+    seeds = [seed for variant, seed in times if variant == WAIT and (BUFFERED, seed) in times]
+    ratios = [times[WAIT, seed] / times[BUFFERED, seed] for seed in seeds]
+    medians = np.median([times[WAIT, seed] for seed in seeds]) / np.median([times[BUFFERED, seed] for seed in seeds])
+    yield (
         f"Waiting takes {medians:.2f} times as long by the medians; seed by seed {min(ratios):.2f} to "
         f"{max(ratios):.2f}, median {np.median(ratios):.2f}."
     )

@@ -493,7 +493,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_an_outage_delays_no_round_and_loses_no_point(database: Database, tmp_path: Path):
+def test_an_outage_delays_no_round_and_loses_no_point(finished: Path, database: Database, tmp_path: Path):
     """One run goes through a server's death and restart; another ends during the outage and is replayed after it.
 
     They share the two servers, each of which takes ten seconds of a processor.
