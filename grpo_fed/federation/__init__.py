@@ -35,6 +35,7 @@
     secure_round.py   SecureRound: the server's side of its session, around a round's training
     secure_clients.py SecureClients: a client's side
     masked_vectors.py what clients add up
+    withheld_metrics.py what is left of a client's metrics where they stay with it
     server_step.py    a round's step, within budgets
     steering.py       the levels of clients that the server moves by their returns
     server_state.py   the server's state between two rounds

@@ -46,6 +46,7 @@ from grpo_fed.federation.newcomers import play_unlearned
 from grpo_fed.federation.secure_clients import SecureClients
 from grpo_fed.federation.state_store import Arrays, StateStore
 from grpo_fed.federation.twins import compare_with_twin
+from grpo_fed.federation.withheld_metrics import WITHHELD, are_withheld, withhold_metrics
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.rl.learner import PERSONAL, sub_state
 from grpo_fed.rl.make import make_client_policies
@@ -98,14 +99,17 @@ class Clients:
                 case Measure():
                     answers = dict(self._measure(all_of_kind(Measure, given)))
                 case Evaluate():
-                    answers = dict(self._evaluate(all_of_kind(Evaluate, given)))
+                    evaluates = all_of_kind(Evaluate, given)
+                    is_played = not are_withheld(self.scenario)
+                    answers = dict(self._evaluate(evaluates)) if is_played else dict.fromkeys(given, WITHHELD)
                 case SecureStep():
                     steps = all_of_kind(SecureStep, given)
                     return {name: self.secure.follow(name, each) for name, each in steps.items()}
         except BaseException:
             self.close()  # environments and parameters may be in any state; the files have that of the clients
             raise
-        return self.secure.protect(given, answers | lies(given, answers, self.attacks, self.scenario))
+        answers |= lies(given, answers, self.attacks, self.scenario)
+        return self.secure.protect(given, withhold_metrics(self.scenario, answers))
 
     def save_policies(self, folder: Path, starts: Mapping[str, Start], round: int) -> dict[str, str]:
         """Write the policies that these clients are evaluated with to `folder/policies`, but not diverged ones.

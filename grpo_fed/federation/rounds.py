@@ -22,7 +22,7 @@ from grpo_fed.federation.hostile import ColludingTransport, refuse_collusion
 from grpo_fed.federation.messages import EvaluationPlan, EvaluationSummary, Start, Train, Trained
 from grpo_fed.federation.moments import RunMoments
 from grpo_fed.federation.pace import MICROSECONDS, Paces
-from grpo_fed.federation.participation import ceil_fraction, check_quorum, has_quorum, sample_clients, wait_for_clients
+from grpo_fed.federation.participation import Attendance, RunPausedError, check_quorum, has_quorum, sample_clients
 from grpo_fed.federation.round_record import (
     RoundOutcome,
     Traffic,
@@ -74,6 +74,7 @@ class Federation:
         arrivals: Arrivals | None = None,
         callbacks: Sequence[object] = (),
         save_policies: SavePolicies | None = None,
+        pauses: Callable[[int], bool] = lambda round: False,
     ) -> None:
         """Prepare a new federation, or one that goes on `after` a checkpoint. Nothing is written yet.
 
@@ -86,6 +87,7 @@ class Federation:
         engine: JSON that the engine finds again as `engine` in a checkpoint's parts.
         device: what the clients compute on, where that is known.
         arrivals: whose answers come next with `round.mode = "buffered"`; by default as they come in real time.
+        pauses: whether to raise RunPausedError after a round, whose checkpoint another federation goes on from.
         callbacks: objects beside those that the scenario names. save_policies: as for `callbacks.RunControl`.
         """
         if folder is not None:
@@ -95,8 +97,11 @@ class Federation:
         self.scenario, self.shared_blocks, self.transport, self.folder = scenario, shared_blocks, transport, folder
         self.evaluate_with_next_round = evaluate_with_next_round
         self.client_files, self.before_results, self.engine = client_files, before_results, dict(engine or {})
+        self.pauses = pauses
         self.server = make_server(scenario, shared_blocks, after)
         self.moments = RunMoments(scenario, shared_blocks, self.server, folder, callbacks, save_policies, after)
+        all_clients, training = shared_blocks.clients, shared_blocks.training_clients
+        self.attendance = Attendance(scenario.round, all_clients, training, transport.reachable)
         self.recorder = Recorder(scenario, folder, device or scenario.device, scenario.method, after)
         self.conversation = Conversation(transport, self.recorder, scenario.round.deadline)
         self.paces = Paces(scenario)
@@ -109,10 +114,8 @@ class Federation:
         self.stopping = EarlyStopping() if after is None else after.part("stopping", EarlyStopping)
         self.result: Result | None = None
         """What became of the run, once it has ended, however it ended."""
-        self._notes = [] if after is None else [*after.passed_over]
+        self.notes = [] if after is None else [*after.passed_over]
         """Messages for a person that the next record gets."""
-        self._has_begun = False
-        """Whether the federation has waited for its clients once."""
         self._rounds_below_quorum = 0 if after is None else after.part("rounds_below_quorum", int)
         """The latest rounds in a row without a quorum."""
         self._recorded_bytes = self.recorder.totals.bytes_up, self.recorder.totals.bytes_down
@@ -147,8 +150,12 @@ class Federation:
             if self.state.round == 0:
                 self._begin()
             while not self._is_over:
+                if self.state.round and self.pauses(self.state.round):
+                    raise RunPausedError
                 self._round(self.state.round + 1)
             sampled = self._evaluate(EvaluationPlan(self.state.round, deterministic=False), {})
+        except RunPausedError:
+            raise
         except BaseException as error:
             self._end(error)
             raise
@@ -156,7 +163,7 @@ class Federation:
 
     def _begin(self) -> None:
         """Wait for the clients, and evaluate them before the first round."""
-        self._wait_for_clients()
+        self.attendance.wait()
         self._finish_round(RoundOutcome(0))
 
     def _round(self, round: int) -> None:
@@ -202,8 +209,8 @@ class Federation:
         if is_evaluated and not waits:
             evaluations = self._evaluate(EvaluationPlan(outcome.round), failures)
             self._observe_scores(outcome.round, evaluations.scores)
-        outcome = replace(outcome, failures=failures, evaluations=evaluations, notes=tuple(self._notes))
-        self._notes.clear()
+        outcome = replace(outcome, failures=failures, evaluations=evaluations, notes=tuple(self.notes))
+        self.notes.clear()
         traffic = self._count_traffic()
         record = make_round_record(
             outcome, self.scenario, self.shared_blocks, self.server, self.recorder.env_steps, traffic
@@ -234,8 +241,8 @@ class Federation:
         self.stopping.observe(self.scenario, round, trained)
 
     def _is_evaluated(self, round: int) -> bool:
-        every = self.scenario.evaluate.every
-        return round == 0 or self._is_over or (every > 0 and round % every == 0)
+        every, is_told = self.scenario.evaluate.every, self.scenario.privacy.metrics == "all"
+        return self._is_over or (is_told and (round == 0 or (every > 0 and round % every == 0)))
 
     @property
     def _is_over(self) -> bool:
@@ -247,17 +254,9 @@ class Federation:
 
     # Who takes part --------------------------------------------------------------------------------------------------
 
-    def _wait_for_clients(self) -> tuple[str, ...]:
-        """Wait for all clients before the first round, for a quorum before others; return those that can be reached."""
-        settings = self.scenario.round
-        clients = self.shared_blocks.training_clients if self._has_begun else self.shared_blocks.clients
-        count = ceil_fraction(settings.quorum, len(clients)) if self._has_begun else len(clients)
-        self._has_begun = True
-        return wait_for_clients(self.transport.reachable, clients, count, settings.deadline)
-
     def _sample_clients(self, round: int, failures: dict[str, Failure]) -> list[str]:
         """Choose the round's clients among those that can be reached; the others fail."""
-        reachable = self._wait_for_clients()
+        reachable = self.attendance.wait()
         for name in sorted({*self.shared_blocks.training_clients} - {*reachable}):
             self.conversation.client_failed(round, name, UNREACHABLE, failures)
         return sample_clients(self.scenario, reachable, round)
@@ -278,7 +277,7 @@ class Federation:
             for name, start in starts.items()
         }
         ask = partial(self.conversation.ask, round, failures=failures)
-        with SecureRound.around(trained, starts, ask, self._notes) as secure:
+        with SecureRound.around(trained, starts, ask, self.notes) as secure:
             for name, answer in ask(instructions if secure is None else secure.agree(instructions)):
                 assert isinstance(answer, Trained)
                 self._add(trained, name, answer, round)
@@ -287,7 +286,7 @@ class Federation:
 
     def _collect(self, buffer: AnswerBuffer, round: int, failures: dict[str, Failure]) -> TrainedRound:
         """Give work to clients that have none, and wait until enough have answered; the others work on."""
-        reachable = self._wait_for_clients()
+        reachable = self.attendance.wait()
         for name in sorted({*self.shared_blocks.training_clients} - {*reachable} - buffer.busy):
             self.conversation.client_failed(round, name, UNREACHABLE, failures)
         trained = TrainedRound(self.server.begin_merge(), buffer.size)
@@ -309,7 +308,7 @@ class Federation:
     def _add(self, trained: TrainedRound, name: str, answer: Trained, number: int, weight: float = 1.0) -> None:
         trained.add(name, answer, weight)
         trained_in = self.server.state_of(name).trained
-        self._notes += note_lost_state(name, answer, number, trained_in.get(name, 0))
+        self.notes += note_lost_state(name, answer, number, trained_in.get(name, 0))
         trained_in[name] = number
 
     def _refuse_absurd_returns(self, replies: dict[str, Trained], failures: dict[str, Failure]) -> None:

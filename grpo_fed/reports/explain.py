@@ -19,6 +19,7 @@ from grpo_fed.reports.explain_setups import (
     explain_adaptation,
     explain_callbacks,
     explain_levels,
+    explain_newcomers,
     explain_optimiser,
     explain_rewards,
     explain_start,
@@ -316,9 +317,13 @@ def _explain_files(scenario: Scenario) -> Iterator[str]:
         f", and every {format_count(every, 'round')}" if every else ""
     )
     noun = "prompt" if scenario.unit == "completions" else "episode"
-    yield f"Each client is evaluated on {format_count(scenario.evaluate.episodes, noun)} {when}."
-    yield from explain_adaptation(scenario)
+    if scenario.privacy.metrics == "withheld":
+        yield "Clients report no returns or other metrics, and none is evaluated: the run has no scores."
+    else:
+        yield f"Each client is evaluated on {format_count(scenario.evaluate.episodes, noun)} {when}."
+        yield from explain_adaptation(scenario)
     yield from explain_twins(scenario)
+    yield from explain_newcomers(scenario)
     yield from explain_callbacks(scenario)
     yield "The run's folder gets a line for each round, results.json, summary.md, figures and every client's policy."
     if checkpoint.every:

@@ -39,7 +39,8 @@ def explain_secure(scenario: Scenario, shared: SharedBlocks) -> Iterator[str]:
         f" client answer, and otherwise nothing is merged. Each client gets three more messages in a round, with some"
         f" {size:,} bytes both ways beside the {4 * shared.size:,} of what it has learned."
     )
-    yield "Returns and other metrics that clients report are not masked: docs/privacy.md."
+    if scenario.privacy.metrics == "all":
+        yield "Returns and other metrics that clients report are not masked: docs/privacy.md."
 
 
 def secure_bytes(neighbours: int, name: float) -> int:

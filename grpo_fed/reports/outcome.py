@@ -61,6 +61,8 @@ def result_line(result: Result) -> str:
         parts.append(text)
         if len(result.returns) < len(trained):
             parts[-1] += f" over {len(result.returns):,} of {format_count(len(trained), 'client')}"
+    elif not parts:
+        parts.append("no return is known")
     if costs := [*result.costs.values()]:
         parts.append(f"cost {format_return(sum(costs) / len(costs))}")
         parts[-1] += f" (worst {format_return(max(costs))})" if len(costs) > 1 else ""

@@ -19,7 +19,8 @@ from grpo_fed.tasks.resolve import cost_key
 def make_scenario_envs(tasks: Sequence[GymTask], scenario: Scenario, env_cache: EnvCache | None) -> ClientEnvs:
     """`rollout.num_envs` copies of each client's environment, which read costs where the objective limits them."""
     rollout, key = scenario.rollout, cost_key(scenario)
-    return make_client_envs(tasks, rollout.num_envs, scenario.policy.squash, rollout.episode_limit, env_cache, key)
+    squash, limit, episodes = scenario.policy.squash, rollout.episode_limit, scenario.evaluate.episodes
+    return make_client_envs(tasks, rollout.num_envs, squash, limit, env_cache, key, episodes)
 
 
 def make_collector(

@@ -16,6 +16,7 @@
     merge_order.py    whose answers were in which merge, where rounds do not wait
     continuation.py   a folder that goes on from a run's checkpoint with changed settings
     policies.py       policies on disk, and LoadedPolicy
+    played_levels.py  the levels that a policy is played at
     shared_policy.py  what a run shares, as the policy of a client that was never there
     adapters.py       LoadedAdapters: a language model's adapters, which answer prompts
     examples.py       what clients wrote before and after training

@@ -18,6 +18,7 @@ from grpo_fed.rl.normalise import EPSILON
 from grpo_fed.runs.adapters import LoadedAdapters
 from grpo_fed.runs.policies import LoadedPolicy, load_policy, write_policy
 from grpo_fed.runs.shared_policy import load_shared_policy
+from grpo_fed.tasks.action_spaces import action_parts, is_nested
 
 Form: TypeAlias = Literal["safetensors", "onnx", "torchscript", "torch-export", "sb3"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -106,11 +107,14 @@ def _write_network(policy: LoadedPolicy, target: Path, form: Form) -> None:
 def _describe(policy: LoadedPolicy, form: Form) -> dict[str, Any]:
     """Describe what a network takes and returns, so that it can be used without grpo_fed."""
     task, settings = policy.task, policy.scenario
-    is_choice = task.action.kind != "gaussian"
     action: dict[str, Any] = {"space": str(task.action_space), "kind": task.action.kind, "sizes": task.action.sizes}
-    if is_choice:
+    if is_nested(task.action_space):
+        parts = action_parts(task.action_space)
+        places = [[*range(part.columns.start, part.columns.stop)] for part in parts]
+        action["parts"] = [{"space": str(part.space), "entries": at} for part, at in zip(parts, places, strict=True)]
+    if task.action.choices:
         action["start"] = task.action.start
-    else:
+    if task.action.reals:
         action |= {"low": _finite(task.action.low), "high": _finite(task.action.high), "squash": settings.policy.squash}
     normaliser = None
     if policy.normaliser is not None:
@@ -131,7 +135,11 @@ def _describe(policy: LoadedPolicy, form: Form) -> dict[str, Any]:
             "size": task.observation_size,
             "type": str(task.observation_dtype),
         },
-        "outputs": ["action", "logits"] if is_choice else ["action", "mean", "log_std"],
+        "outputs": [
+            "action",
+            *(["logits"] if task.action.choices else []),
+            *(["mean", "log_std"] if task.action.reals else []),
+        ],
         "action": action,
         "normaliser": normaliser,
         "network": network,

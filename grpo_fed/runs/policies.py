@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,10 +31,11 @@ from grpo_fed.rl.stacked_learner import StackedLearner
 from grpo_fed.runs.adapters import LoadedAdapters, load_adapters_of
 from grpo_fed.runs.files import refuse_links, write_atomic
 from grpo_fed.runs.folder import SCENARIO, read_scenario
+from grpo_fed.runs.played_levels import PlayedLevels
 from grpo_fed.scenario.importing import describe_exception
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml.text import closest_match, did_you_mean, shorten
-from grpo_fed.tasks.envs import ActionConverter, observation_flattener
+from grpo_fed.tasks.envs import make_action_converter, observation_flattener
 from grpo_fed.tasks.gym_task import GymTask
 from grpo_fed.tasks.language_task import LanguageTask
 from grpo_fed.tasks.resolve import resolve_tasks
@@ -148,14 +149,27 @@ class LoadedPolicy:
         """Forget what a policy with memory has seen, where another episode begins; others have nothing to forget."""
         self._actor.forget()
 
-    def play(self, episodes: int | None = None, deterministic: bool = True, seed: int | None = None) -> Evaluation:
-        """Evaluate the policy; with the run's seed and number of episodes this repeats the run's own evaluation."""
+    def play(
+        self,
+        episodes: int | None = None,
+        deterministic: bool = True,
+        seed: int | None = None,
+        levels: PlayedLevels | None = None,
+    ) -> Evaluation:
+        """Evaluate the policy; with the run's seed and number of episodes this repeats the run's own evaluation.
+
+        levels: of the episodes, over which they are spread; by default all of the task's, as in evaluations.
+        """
         settings = self.scenario
         envs = make_scenario_envs([self.task], settings, None)
         seeds = [client_seed(settings.seed if seed is None else seed, self.task.client)]
         clients = EvaluatedClients([self.task.client], seeds, self.normaliser)
         count = settings.evaluate.episodes if episodes is None else episodes
         try:
+            if levels is not None:
+                copies = range(settings.rollout.num_envs)
+                spread = levels.spread(min(len(copies), count))
+                envs.set_levels({copy: spread[copy % len(spread)] for copy in copies})
             actor = Actor(self.policy, self.parameters)
             (evaluation,) = evaluate(actor, envs, clients, count, settings.evaluate.step_limit, deterministic)
         finally:
@@ -167,8 +181,8 @@ class LoadedPolicy:
         return Actor(self.policy, self.parameters)
 
     @cached_property
-    def _converter(self) -> ActionConverter:
-        return ActionConverter(self.task, self.scenario.policy.squash)
+    def _converter(self) -> Callable[[np.ndarray], Sequence[Any] | np.ndarray]:
+        return make_action_converter(self.task, self.scenario.policy.squash)
 
     @cached_property
     def _flattener(self) -> Callable[[Any], np.ndarray]:

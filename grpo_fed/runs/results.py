@@ -62,7 +62,7 @@ class ClientResult:
     trains: bool = True
     """Whether it took part in training; otherwise its `after` is that of the shared policy, and counts in no score."""
     joined: int = 0
-    """The round in which it joined a run that had ended; 0 if it was there from the beginning."""
+    """The round in which it joined a run that had ended or a running deployment; 0 if the run began with it."""
     sharing: SharingVerdict | None = None
     """With `evaluate.twins`, whether sharing paid for it; None without a comparison."""
     scale: ReturnScale | None = None

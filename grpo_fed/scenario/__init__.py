@@ -18,6 +18,7 @@
     score_checks.py contradictions of the returns that normalise scores
     sites.py        which clients a site has, and the settings that it merges them by
     site_checks.py  contradictions of sites
+    newcomers.py    clients that join a running deployment, and where none can
     language_checks.py contradictions of clients with prompts
     unused.py       keys that were given and have no effect
     unused_rows.py  what a row of that table says
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
         EvaluateSettings,
         GroupSettings,
         MergeSettings,
+        NewcomerSettings,
         NormaliseSettings,
         ObjectiveSettings,
         PenaltySettings,
@@ -84,6 +86,7 @@ __all__ = [
     "MergeRule",
     "MergeSettings",
     "Method",
+    "NewcomerSettings",
     "NormaliseSettings",
     "ObjectiveSettings",
     "PenaltySettings",
@@ -118,6 +121,7 @@ MODULES = {
     "MergeRule": "grpo_fed.scenario.methods",
     "MergeSettings": "grpo_fed.scenario.settings",
     "Method": "grpo_fed.scenario.methods",
+    "NewcomerSettings": "grpo_fed.scenario.settings",
     "NormaliseSettings": "grpo_fed.scenario.settings",
     "ObjectiveSettings": "grpo_fed.scenario.settings",
     "PRESETS": "grpo_fed.scenario.presets",

@@ -29,13 +29,17 @@ DIGITS = 16
 def withhold_arguments(text: str, client: str | None) -> str:
     """Remove from a scenario, TOML, the arguments that are not this client's; None for no client's at all.
 
-    An entry's clients share its arguments. The text still is a whole scenario.
+    An entry's clients share its arguments, also with those that may join as clients like them. The text still is a
+    whole scenario.
     """
     if not text:
         return text
     tables = tomllib.loads(text)
-    for entry in tables.get("clients", ()):
-        if client not in _names_of(entry):
+    entries = tables.get("clients", ())
+    joins = client is not None and all(client not in _names_of(entry) for entry in entries)
+    like = tables.get("newcomers", {}).get("like") if joins else None
+    for entry in entries:
+        if client not in _names_of(entry) and entry["name"] != like:
             entry |= {key: kind() for key, kind in OWN_KEYS.items() if key in entry}
             entry.pop("start", None)
             for reward in entry.get("rewards", ()):

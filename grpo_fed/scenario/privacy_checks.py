@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 EPSILON: KeyPath = ("privacy", "epsilon")
 SECURE: KeyPath = ("privacy", "secure")
+METRICS: KeyPath = ("privacy", "metrics")
 LEAST_CLIENTS = 3
 """With fewer, one client could tell from the sum what the other sent."""
 
@@ -21,6 +22,8 @@ def privacy_contradictions(scenario: Scenario) -> Iterator[Contradiction]:
     """List what reads more of single clients than noise covers: a text and the keys that it concerns."""
     for text, key in _single_clients(scenario) if scenario.privacy.secure else ():
         yield f"with privacy.secure {text}", (key, SECURE)
+    for text, key in _needed_metrics(scenario) if scenario.privacy.metrics == "withheld" else ():
+        yield f'with privacy.metrics = "withheld" {text}', (key, METRICS)
     if scenario.privacy.epsilon is None:
         return
     for text, key in (*_unprotected_merges(scenario), *_unprotected_rounds(scenario)):
@@ -126,5 +129,31 @@ def _single_clients(scenario: Scenario) -> Iterator[tuple[str, KeyPath]]:
             'privacy.noise = "local" hides each client from a server that sees none: use "central", which needs less',
             ("privacy", "noise"),
         ),
+    )
+    yield from ((text, key) for is_wrong, text, key in rows if is_wrong)
+
+
+def _needed_metrics(scenario: Scenario) -> Iterator[tuple[str, KeyPath]]:
+    """List what depends on numbers that clients report of themselves, and the key."""
+    merge, stop = scenario.merge, scenario.stop
+    compares = merge.rule == "persistence" and (merge.confirm == "returns" or bool(merge.rejoin))
+    steers = scenario.curriculum.by == "server" and any(client.curriculum is not None for client in scenario.clients)
+    rows: tuple[tuple[bool, str, KeyPath], ...] = (
+        (stop.target is not None, "no return says when to stop: leave it out", ("stop", "target")),
+        (stop.patience > 0, "no return says when to stop: leave it out", ("stop", "patience")),
+        (
+            compares,
+            'clients would say what they scored alone: use merge.confirm = "evidence" and merge.rejoin = 0',
+            ("merge", "confirm"),
+        ),
+        (
+            merge.weights in ("episodes", "progress"),
+            f'merge.weights = "{merge.weights}" goes by what clients report: use "steps" or "uniform"',
+            ("merge", "weights"),
+        ),
+        (scenario.proximity.adaptive, "budgets would follow gains of returns: use false", ("proximity", "adaptive")),
+        (steers, 'the server would steer levels by returns: use curriculum.by = "client"', ("curriculum", "by")),
+        (bool(scenario.sites), "sites compare by returns: leave [[sites]] out", ("sites",)),
+        (scenario.evaluate.twins, "twins would be compared by returns: use false", ("evaluate", "twins")),
     )
     yield from ((text, key) for is_wrong, text, key in rows if is_wrong)

@@ -241,8 +241,8 @@ class ObjectiveSettings(Section):
     entropy: float = 0.0
     """Weight of the entropy bonus; with `entropy_target` the weight that it begins with."""
     entropy_groups: dict[str, Indices] = {}
-    """Named sets of components of a multi-discrete or box action, by their indices, to which `entropy_weights` gives
-    weights. Sets must not overlap."""
+    """Named sets of components of an action, by their indices, to which `entropy_weights` gives weights: choices first,
+    then real numbers. Sets must not overlap."""
     entropy_weights: dict[str, float] = {}
     """For single sets of `entropy_groups`, a weight instead of `entropy`."""
     entropy_target: float | dict[str, float] | None = None
@@ -579,6 +579,9 @@ class PrivacySettings(Section):
     reach: Positive = 1.0
     """With `secure`, the largest change of a parameter in a round that a client sends; larger ones are cut, and a note
     says so. Its rounding is this times the number of clients, by 2^32."""
+    metrics: Literal["all", "withheld"] = "all"
+    """Whether clients report returns, lengths, losses and other numbers about themselves; with `"withheld"` the run has
+    no scores, and nothing may depend on them."""
     errors: Literal["place", "text"] = "place"
     """What a client's exception tells a server on another machine: `"place"`, its type and the line of grpo_fed that it
     came from, while its text stays in a file of the client's own; or `"text"`, 300 letters of it."""
@@ -709,6 +712,16 @@ class WrapperSettings(Section):
     """The wrapper's import path; it is called with the environment and the arguments."""
     kwargs: Arguments = {}
     """Keyword arguments of the wrapper."""
+
+
+class NewcomerSettings(Section):
+    """Clients that may join a running deployment although the scenario does not name them."""
+
+    like: Annotated[Name | None, Field(examples=["cart"])] = None
+    """The entry of `[[clients]]` whose task and settings such a client has. Without it a client that the scenario does
+    not name takes no part. It needs checkpoints, since a run goes on from one when somebody joins."""
+    most: Count = 8
+    """How many clients may join."""
 
 
 class ScoreSettings(Section):

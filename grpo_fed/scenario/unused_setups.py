@@ -35,7 +35,7 @@ def _any_of(key: str) -> str:
     return " or ".join(f'"{name}"' for name, kind in CURRICULA.items() if key in kind.keys)
 
 
-NOT_OF_EPSILON = frozenset(("epsilon", "secure", "reach", "errors"))
+NOT_OF_EPSILON = frozenset(("epsilon", "secure", "reach", "metrics", "errors"))
 """Keys of `[privacy]` that do not depend on a budget."""
 
 
@@ -58,6 +58,11 @@ def _count_training(scenario: Scenario) -> int:
 
 
 SETUPS_UNUSED: tuple[Unused, ...] = (
+    Unused(
+        ("newcomers.most",),
+        lambda scenario: scenario.newcomers.like is None,
+        "newcomers.like names no entry, and nobody may join who is not in the scenario",
+    ),
     Unused(
         ("round.buffer", "round.staleness", "round.max_staleness", "round.rate_fair", "round.again"),
         lambda scenario: scenario.round.mode == "sync",
@@ -112,6 +117,11 @@ SETUPS_UNUSED: tuple[Unused, ...] = (
         tuple(f"privacy.{key}" for key in PrivacySettings.model_fields if key not in NOT_OF_EPSILON),
         _is_not_private,
         "privacy.epsilon = inf asks for no privacy",
+    ),
+    Unused(
+        ("evaluate.every", "evaluate.adapt"),
+        lambda scenario: scenario.privacy.metrics == "withheld",
+        'privacy.metrics is "withheld", so that no client is evaluated',
     ),
     Unused(
         ("privacy.reach",),

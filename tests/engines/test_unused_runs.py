@@ -279,6 +279,7 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
         },
     ),
     "nothing is shared, so no twin differs": (["policy.shared=[]"], {"evaluate.twins": "true"}),
+    "no newcomers": ([], {"newcomers.most": "1"}),
     "no second policy": ([], {"personal.pull": "9.0", "personal.steps": "0.25"}),
     "nothing to be pulled to": (
         ["policy.shared=[]", "personal.model=true", "steps=64"],
@@ -335,6 +336,10 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
     "bounds that stay with local noise": (
         [*PRIVATE, "privacy.noise=local"],
         {"privacy.rate": "0.5", "privacy.quantile": "0.9", "privacy.share": "0.5"},
+    ),
+    "nobody is evaluated": (
+        ["method=fedavg", "privacy.metrics=withheld"],
+        {"evaluate.every": "1", "evaluate.adapt": "1"},
     ),
     "no momentum": ([], {"merge.momentum": "0.1", "merge.epsilon": "0.1"}),
     "nothing for a rule of the user": (["policy.shared=[]", *OWN_RULE], {"merge.kwargs": "{ number = 1 }"}),

@@ -32,6 +32,7 @@ from grpo_fed.policy.make import describe_shape
 from grpo_fed.policy.shared import resolve_client_shared_blocks
 from grpo_fed.runs.files import make_private_folder, write_atomic
 from grpo_fed.runs.folder import SCENARIO
+from grpo_fed.scenario.newcomers import takes_newcomers, with_newcomers
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.resolve import resolve_task
 
@@ -57,8 +58,12 @@ class NodeHandler:
         state = find_state_folder(Path(str(config["state"])) if config.get("state") else None)
         errors = "place"
         try:
-            settings = scenario_from_config(scenario)
-            errors = settings.privacy.errors
+            given = scenario_from_config(scenario)
+            errors = given.privacy.errors
+            settings = _with_own_client(given, config)
+            if kind == HELLO and settings is not given:
+                like = f"with the task of {given.newcomers.like}"
+                print(f"client {config['client']!s} asks to join the run of scenario {given.name}, {like}", flush=True)
             return self._answer(kind, content, settings, config, state)
         except Exception as error:
             if errors == "text":
@@ -106,6 +111,12 @@ class NodeHandler:
             clients = Clients(scenario.model_copy(update=given), shared_blocks, [task], StateStore(state))
             self.loaded[key] = Codec(shared_blocks, scenario), clients
         return self.loaded[key]
+
+
+def _with_own_client(scenario: Scenario, config: Config) -> Scenario:
+    """Add the node's client to a scenario that does not name it, where such clients may join."""
+    name = config.get("client")
+    return with_newcomers(scenario, [str(name)]) if name is not None and takes_newcomers(scenario) else scenario
 
 
 def find_client(scenario: Scenario, config: Config) -> str:

@@ -33,6 +33,7 @@ from grpo_fed.federation.messages import (
     Train,
     Trained,
 )
+from grpo_fed.federation.withheld_metrics import are_withheld
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.metrics import is_reported
 from grpo_fed.scenario.scenario import Scenario
@@ -62,6 +63,7 @@ class AnswerCodec:
         self._scenario, self._groups = scenario, groups
         self._size, self._blocks = shared_blocks.size, len(shared_blocks.blocks)
         self._secure = SecureCodec(shared_blocks, scenario)
+        self._withholds = are_withheld(scenario)
         self._max_episode_steps = shared_blocks.max_episode_steps
         self._needs_fisher = scenario.merge.rule == "fisher" or scenario.proximity.mode == "quadratic"
 
@@ -162,7 +164,7 @@ class AnswerCodec:
             episodes=episodes,
             gain=fields.take_float("gain"),
             spread=fields.take_float("spread", 0),
-            metrics=_read_metrics(content),
+            metrics=_read_metrics(content, 0 if self._withholds else MOST_METRICS),
             fisher=fisher,
             kl=fields.take_divergences("kl", 1 + self._blocks) if has_kl else None,
             evaluation=self._read_summary(content, train.evaluate_first) if train.evaluate_first else None,
@@ -250,6 +252,7 @@ class AnswerCodec:
 
     def _read_summary(self, content: RecordDict, plan: EvaluationPlan) -> EvaluationSummary:
         settings, fields = self._scenario.evaluate, FieldReader(content, "evaluation", MetricRecord)
+        adapts = settings.adapt and plan.deterministic and not self._withholds
         least = fields.take_float("least")
         most = fields.take_float("most", least)
         slack = 1e-6 * max(1.0, abs(least), abs(most))
@@ -258,9 +261,9 @@ class AnswerCodec:
             std=fields.take_float("std", 0, most - least + slack),
             least=least,
             most=most,
-            episodes=fields.take_count("episodes", 1, settings.episodes),
+            episodes=fields.take_count("episodes", 0 if self._withholds else 1, settings.episodes),
             length=fields.take_float("length", 0, self._longest_evaluation),
-            adapted=fields.take_floats("adapted", settings.adapt) if settings.adapt and plan.deterministic else (),
+            adapted=fields.take_floats("adapted", settings.adapt) if adapts else (),
             cost=fields.take_float("cost") if self._scenario.objective.cost.limit is not None else None,
         )
         fields.refuse_rest()
@@ -307,13 +310,13 @@ def _read_evidence(fields: FieldReader, slots: int, episodes: int) -> tuple[floa
     return evidence
 
 
-def _read_metrics(content: RecordDict) -> Mapping[str, float]:
-    """Read the metrics of a client: finite, and of the names that clients may report."""
+def _read_metrics(content: RecordDict, most: int) -> Mapping[str, float]:
+    """Read the metrics of a client: finite, so many at most, and of the names that clients may report."""
     record = content["metrics"]
     if not isinstance(record, MetricRecord):
         raise InvalidMessageError(f"metrics is a {type(record).__name__}; it has to be a MetricRecord")
-    if len(record) > MOST_METRICS:
-        raise InvalidMessageError(f"metrics has {len(record)} numbers; at most {MOST_METRICS} are allowed")
+    if len(record) > most:
+        raise InvalidMessageError(f"metrics has {len(record)} numbers; at most {most} are allowed")
     metrics: dict[str, float] = {}
     for name, value in record.items():
         if not is_reported(name):

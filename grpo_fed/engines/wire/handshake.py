@@ -64,7 +64,8 @@ def _read_shape(fields: FieldReader) -> TaskShape:
     are_counts = all(type(size) is int and size > 0 for size in sizes) and 0 < sum(sizes) <= MAX_SIZE
     if kind == "tokens":
         return _read_model_shape(fields, observation_size, sizes, are_counts)
-    if not are_counts or (len(sizes) > 1 and kind != "multi-categorical"):
+    fits = len(sizes) > 1 if kind == "hybrid" else len(sizes) == 1 or kind == "multi-categorical"
+    if not are_counts or not fits:
         raise InvalidMessageError(
             f"hello.sizes is {show(sizes)}; they have to be the sizes of a {kind} action, at most {MAX_SIZE} together"
         )
