@@ -39,6 +39,7 @@ PROGRAMS = {
 SERVER_APP_NEEDS = (
     "flwr.serverapp",
     "flwr.superlink.cli",
+    "grpo_fed.engines.flower.admission",
     "grpo_fed.engines.flower.app_folder",
     "grpo_fed.engines.flower.discovery",
     "grpo_fed.engines.flower.log_channel",
@@ -50,6 +51,7 @@ SERVER_APP_NEEDS = (
     "grpo_fed.federation.rounds",
     "grpo_fed.runs.folder",
     "grpo_fed.runs.records",
+    "grpo_fed.scenario.newcomers",
     "grpo_fed.scenario.scenario",
 )
 """What a server's app imports; its own module comes with the run."""
