@@ -230,6 +230,8 @@ def test_a_superlink_with_keys_gives_each_node_the_scenario_of_its_client(
         assert b"/nowhere" not in (body := ask(key)[1])
         assert b"password" not in body
     assert b"password" in ask(b"7", "/v1/fleet/other")[1]  # other answers pass as they are
+    keys.write_text("{")
+    assert b"password" not in ask(b"8")[1]
     monkeypatch.delenv("GRPO_FED_KEYS")
     assert b"password" in ask(b"7")[1]  # nothing says which client a key is for
 
