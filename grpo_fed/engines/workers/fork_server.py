@@ -238,6 +238,7 @@ def _fork(close: Callable[[], object], handle: int) -> int:
 
 def _reap(pid: int) -> int:
     """Kill a worker if it is still alive, and return its status from `waitpid`."""
+    assert pid > 0, "0 and below are whole groups of processes"
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     try:
