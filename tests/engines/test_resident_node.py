@@ -92,6 +92,8 @@ def kill_one_after_another(folder: Path) -> None:
         federation.release(2)
         federation.wait(3)
         os.kill(federation.processes("bee", 3)[0], signal.SIGKILL)
+        for pid in find_descendants(os.getpid(), "grpo_fed.engines.flower.superexec"):
+            os.kill(pid, signal.SIGKILL)  # the run's app goes on, which it has started
         federation.release(3)
 
     trained: dict[int, set[str]] = {}
