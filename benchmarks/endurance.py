@@ -228,9 +228,7 @@ def endure_deployed(hours: float, pause: float, seed: int) -> dict[str, Any]:
 
 def describe_slopes(samples: Samples, times: Sequence[float], seconds: Sequence[float]) -> dict[str, Any]:
     """Fit the slope of each quantity."""
-    slopes = {
-        name: fit_slope(samples.seconds, values) for name, values in vars(samples).items() if name in QUANTITIES
-    }
+    slopes = {name: fit_slope(samples.seconds, values) for name, values in vars(samples).items() if name in QUANTITIES}
     return {
         "slopes": {name: asdict(slope) for name, slope in slopes.items()}
         | {"round_seconds": asdict(fit_slope(times, seconds))}

@@ -26,12 +26,15 @@ LEAKS: list[object] = []
 
 
 class FaultyCartPole(CartPoleEnv):
-    def __init__(self, folder: str = "", client: str = "", render_mode: str | None = None) -> None:
+    def __init__(self, folder: str = "", client: str = "", pause: float = 0.0, render_mode: str | None = None) -> None:
+        """pause: seconds that a step takes."""
         super().__init__(render_mode=render_mode)
+        self._pause = pause
         self._file = Path(folder, client)
         self._fault, self._left = "", 0
 
     def step(self, action: Any) -> Any:
+        time.sleep(self._pause)
         if not self._fault and self._file.exists():
             self._fault, steps = self._file.read_text().rsplit(" ", 1)
             self._left = int(steps)
@@ -72,8 +75,8 @@ def misbehave(fault: str, answer: Any) -> Any:
 
 
 def _flood() -> None:
-    for _ in range(20):
-        print("x" * 100_000)
+    for _ in range(20_000):
+        print("x" * 100)
 
 
 def _leave() -> None:
@@ -81,7 +84,7 @@ def _leave() -> None:
 
 
 def _leak_handles() -> None:
-    LEAKS.extend(open(os.devnull) for _ in range(100))  # noqa: SIM115
+    LEAKS.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(100))
 
 
 def _reseed() -> None:

@@ -65,16 +65,17 @@ def fill_disk(folder: str, first: int, count: int) -> None:
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         nonlocal seen
-        if event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES:
-            if str(arguments[0]).startswith(folder):
-                seen += 1
-                if first <= seen < first + count:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(arguments[0]))
+        if event != "open" or not isinstance(arguments[2], int) or not arguments[2] & WRITES:
+            return
+        if str(arguments[0]).startswith(folder):
+            seen += 1
+            if first <= seen < first + count:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(arguments[0]))
 
     sys.addaudithook(hook)
 
 
 def shake_clock(seed: int) -> None:
     """Let the time of day jump by up to ten years, forth and back, whenever it is asked for."""
-    rng, real = random.Random(seed), time.time  # noqa: S311
+    rng, real = random.Random(seed), time.time
     time.time = lambda: real() + rng.choice((0.0, rng.uniform(-3e8, 3e8)))

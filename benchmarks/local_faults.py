@@ -82,7 +82,9 @@ def make_scenario(seed: int, folder: Path | None = None, rounds: int = ROUNDS, c
     for number in range(clients):
         name = f"cart-{number}"
         faulty = folder is not None
-        kwargs = f'{{ folder = "{folder}", client = "{name}" }}' if faulty else f"{{ length = {0.4 + 0.1 * number:.1f} }}"
+        kwargs = (
+            f'{{ folder = "{folder}", client = "{name}" }}' if faulty else f"{{ length = {0.4 + 0.1 * number:.1f} }}"
+        )
         env = "benchmarks.fault_envs:Faulty-v0" if faulty else "grpo_fed/CartPole-v1"
         text += CLIENT.format(number=number, env=env, kwargs=kwargs)
     return Scenario.loads(text)
@@ -98,21 +100,23 @@ HARMLESS |= set(ENGINE_FAULTS)
 
 def misbehave(folder: Path, seed: int, count: int) -> Iterator[Outcome]:
     """Run a federation in which so many faults happen to clients, at most one to each client and round."""
-    rng = random.Random(seed)  # noqa: S311
-    kinds = [kind for kind in FAULTS if kind != "hangs" or rng.random() < 0.3] + list(ENGINE_FAULTS)
+    rng = random.Random(seed)
+    # A round in which a client hangs lasts until its deadline, and a fork server takes seconds to import everything.
+    rare = [kind for kind in ("hangs", *ENGINE_FAULTS) if rng.random() < 0.3]
+    kinds = [*(kind for kind in FAULTS if kind != "hangs"), *rare]
     # The last round is free of faults, so that all clients are there in the end.
     places = [(f"cart-{number}", round) for number in range(CLIENTS) for round in range(1, ROUNDS)]
     plan = {place: rng.choice(kinds) for place in sorted(rng.sample(places, count))}
     steps = {place: rng.randrange(12) for place in plan}
     faulty, expected = folder / "faulty", folder / "expected"
-    result, seconds = _run_plan(faulty, seed, plan, steps)
+    result, seconds, waiting = _run_plan(faulty, seed, plan, steps)
     missing = {(name, round): reason for name, entries in result.missing.items() for round, _, reason in entries}
-    again, _ = _run_plan(expected, seed, dict.fromkeys(missing, "raises RuntimeError"), steps)
+    again, _, _ = _run_plan(expected, seed, dict.fromkeys(missing, "raises RuntimeError"), steps)
     same = result.status == again.status == "finished" and _policies(faulty / "run") == _policies(expected / "run")
     for place, kind in plan.items():
+        if place in waiting:
+            continue  # it was not asked for a step
         problem = "" if same else "the run has other bits than one in which the same clients raise"
-        if kind not in HARMLESS and place not in missing:
-            problem = f"{place}: its round counts, and nobody has said that anything was wrong"
         if kind in HARMLESS - {"an idle worker is killed"} and place in missing:
             problem = f"its round was lost: {missing[place]}"
         yield Outcome(kind, not problem, int(place in missing), 0, seconds.get(place[1]), problem)
@@ -122,14 +126,18 @@ def misbehave(folder: Path, seed: int, count: int) -> Iterator[Outcome]:
 
 def _run_plan(
     folder: Path, seed: int, plan: Mapping[tuple[str, int], str], steps: Mapping[tuple[str, int], int]
-) -> tuple[Result, dict[int, float]]:
-    """Run a federation, and let clients misbehave; return the seconds of each round, too."""
+) -> tuple[Result, dict[int, float], set[tuple[str, int]]]:
+    """Run a federation, and let clients misbehave; return the seconds of each round, and what did not happen, too."""
     orders = folder / "orders"
     orders.mkdir(parents=True)
     seconds: dict[int, float] = {}
+    waiting: set[tuple[str, int]] = set()
 
     def watch(record: RoundRecord) -> None:
         seconds[record.round] = record.seconds
+        for file in orders.iterdir():
+            waiting.add((file.name, record.round))
+            file.unlink()
         for (client, round), kind in plan.items():
             if round != record.round + 1:
                 continue
@@ -140,7 +148,7 @@ def _run_plan(
 
     Worker().close()  # the first round does not wait for imports
     with LocalEngine(make_scenario(seed, orders), folder / "run", workers=2, alone=True) as engine:
-        return engine.run(watch), seconds
+        return engine.run(watch), seconds, waiting
 
 
 def _kill_of_engine(kind: str) -> None:
@@ -161,7 +169,7 @@ class StoppedRuns:
     """Runs of the command `grpo-fed run` on one scenario, which are stopped and resumed."""
 
     def __init__(self, folder: Path, seed: int) -> None:
-        self.folder, self.rng = folder, random.Random(seed)  # noqa: S311
+        self.folder, self.rng = folder, random.Random(seed)
         folder.mkdir(parents=True)
         self.scenario = folder / "faults.toml"
         self.scenario.write_text(make_scenario(seed, clients=4).dumps())
@@ -219,7 +227,7 @@ class StoppedRuns:
             asked = time.monotonic()
             code = _end(process)
             took = time.monotonic() - asked
-            if name != "SIGKILL" and not ("results.json" in os.listdir(out) if out.exists() else True):
+            if name != "SIGKILL" and out.exists() and not (out / "results.json").exists():
                 yield Outcome(kind, False, 0, 0, took, f"it ended with {code} and without results")
             elif self.rng.random() < 0.3:
                 yield Outcome(kind, True, 1, 0, took)  # judged with the next one of this run

@@ -71,11 +71,12 @@ class TrustedDeployment:
         self._start("server", "server", str(self.folder / "server"), *where)
         self.wait_until(lambda: self.count_lines("server", "ready at") > ready, "the server is ready")
 
-    def start_client(self, name: str) -> None:
-        """Start `deploy client` for a client."""
-        keys, state = str(self.folder / "clients" / name), str(self.folder / "state" / name)
+    def start_client(self, name: str, keys: Path | None = None, log: str | None = None) -> None:
+        """Start `deploy client` for a client. keys: a folder with other ones. log: another name for its output."""
+        given, state = keys or self.folder / "clients" / name, self.folder / "state" / (log or name)
         address = f"127.0.0.1:{self.network.port}"
-        self._start(name, "client", keys, "--name", name, "--superlink", address, "--state", state)
+        where = "--superlink", address, "--state", str(state)
+        self._start(log or name, "client", str(given), "--name", name, *where)
 
     def stop(self, name: str) -> None:
         """Stop `server` or a client's command, and wait for its end."""

@@ -6,7 +6,8 @@ it does not matter which threads, devices or locks this process has. The fork se
 process, even if it is killed, because the other ends of their sockets are closed then. They ignore Ctrl-C; this process
 stops them. What a client's environment has started ends with its worker: the fork server adopts it and kills it.
 
-This module imports the standard library alone but for `orphans.py` and `output.py`, because `preload` is called before anything else is imported.
+This module imports the standard library alone but for `orphans.py` and `output.py`, because `preload` is called before
+anything else is imported.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ PATIENCE = 2.0
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of all its descendants whose own parents end, even of those that left its session."""
+    """Make this process the parent of all its descendants whose own parents end, whatever session they are in."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
