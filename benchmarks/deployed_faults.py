@@ -35,7 +35,9 @@ from grpo_fed.runs.folder import read_scenario
 from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
 
-CLIENTS, ROUNDS, FAULTS_PER_RUN = ("ant", "bee", "cat"), 40, 6
+CLIENTS, ROUNDS, FAULTS_PER_RUN = ("ant", "bee", "cat"), 60, 6
+PAUSE = 0.06
+"""Seconds that a step takes, so that faults come in the middle of rounds."""
 STRANGER = "eve"
 """A client with a key of another deployment."""
 RECOVERED = 2
@@ -85,9 +87,7 @@ class DeployedFaults:
             "the SuperLink is asked to stop": lambda: self._signal("server", SUPERLINK, signal.SIGTERM),
             "a process that starts apps is killed": lambda: self._signal("server", SUPEREXEC, signal.SIGKILL),
             "a node is killed": lambda: self._signal(self._client(), NODE, signal.SIGKILL),
-            "a worker or its fork server is killed": lambda: self._signal(
-                self._client(), FORK_SERVER, signal.SIGKILL
-            ),
+            "a worker or its fork server is killed": lambda: self._signal(self._client(), FORK_SERVER, signal.SIGKILL),
             "a client is killed and started again": lambda: self._restart(signal.SIGKILL),
             "a client is stopped and started again": lambda: self._restart(signal.SIGTERM),
             "the network is cut": self._cut,
@@ -210,7 +210,7 @@ class FaultyRun:
                     read_scenario(out)
                     engine = FlowerEngine.resumed(out, "flower", CONNECTION)
                 else:
-                    engine = FlowerEngine(self._scenario(0.02), out, "flower", CONNECTION)
+                    engine = FlowerEngine(self._scenario(PAUSE), out, "flower", CONNECTION)
                 with engine:
                     result = engine.run(lambda record: setattr(self, "_rounds", record.round))
                 if result.status == "finished":
@@ -228,7 +228,7 @@ class FaultyRun:
 
     def _make_faults(self) -> None:
         for _ in range(FAULTS_PER_RUN):
-            if not self._wait_for_rounds(1) or self._rounds > ROUNDS - 6:
+            if not self._wait_for_rounds(1) or self._rounds > ROUNDS - 8:
                 return
             time.sleep(self._rng.uniform(0, 1))
             kind = self._rng.choice([*self._faults.kinds])
@@ -237,7 +237,7 @@ class FaultyRun:
                 self._faults.kinds[kind]()
             except RuntimeError as error:
                 wrong = str(error)
-            if not self._wait_for_rounds(RECOVERED):
+            if not self._wait_for_rounds(RECOVERED) and not self._over.is_set():
                 wrong = wrong or f"no {RECOVERED} rounds ended within {PATIENCE:.0f} seconds"
             self._happened.append((kind, before, time.monotonic() - began, wrong))
 

@@ -30,12 +30,12 @@ class FaultyCartPole(CartPoleEnv):
         """pause: seconds that a step takes."""
         super().__init__(render_mode=render_mode)
         self._pause = pause
-        self._file = Path(folder, client)
+        self._file = Path(folder, client) if folder else None
         self._fault, self._left = "", 0
 
     def step(self, action: Any) -> Any:
         time.sleep(self._pause)
-        if not self._fault and self._file.exists():
+        if not self._fault and self._file is not None and self._file.exists():
             self._fault, steps = self._file.read_text().rsplit(" ", 1)
             self._left = int(steps)
             self._file.unlink()

@@ -49,17 +49,22 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="faults-") as folder:
             for outcome in make_faults(part, Path(folder), options.seed):
                 of_part.append(outcome)
+                if part != "short":
+                    save_part(options.results, part, options.seed, of_part)
                 if not outcome.survived:
                     print(f"NOT SURVIVED: {outcome.kind}: {outcome.problem}", flush=True)
                 elif len(of_part) % 20 == 0:
                     print(f"{part}: {len(of_part)} faults, {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
         outcomes += of_part
-        if part != "short":
-            others = [line for line in read_results(options.results) if line["part"] != part]
-            lines = [{"part": part, "seed": options.seed, **asdict(outcome)} for outcome in of_part]
-            options.results.write_text("".join(f"{json.dumps(line)}\n" for line in (*others, *lines)))
     print("\n".join(format_table([{"part": options.part, **asdict(outcome)} for outcome in outcomes])))
     sys.exit(not all(outcome.survived for outcome in outcomes))
+
+
+def save_part(file: Path, part: str, seed: int, outcomes: Sequence[Outcome]) -> None:
+    """Replace the lines of a part in the file of results."""
+    others = [line for line in read_results(file) if line["part"] != part]
+    lines = [{"part": part, "seed": seed, **asdict(outcome)} for outcome in outcomes]
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in (*others, *lines)))
 
 
 def make_faults(part: str, folder: Path, seed: int) -> Iterator[Outcome]:

@@ -227,9 +227,11 @@ class StoppedRuns:
             asked = time.monotonic()
             code = _end(process)
             took = time.monotonic() - asked
-            if name != "SIGKILL" and out.exists() and not (out / "results.json").exists():
+            has_begun = out.exists() and code != -signal.SIGTERM  # which it is before the command listens to signals
+            if name != "SIGKILL" and has_begun and not (out / "results.json").exists():
                 yield Outcome(kind, False, 0, 0, took, f"it ended with {code} and without results")
-            elif self.rng.random() < 0.3:
+                return
+            if self.rng.random() < 0.3:
                 yield Outcome(kind, True, 1, 0, took)  # judged with the next one of this run
                 process = self.resume(out)
             else:

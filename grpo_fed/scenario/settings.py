@@ -683,7 +683,9 @@ class RewardSettings(Section):
     """A reward of a completion, also written `rewards = [{ function = "exact" }]`."""
 
     function: Annotated[
-        Annotated[Literal["exact", "numeric", "pattern", "format", "length"], Named] | OwnPath, NAMED_OR_OWN
+        Annotated[Literal["exact", "numeric", "pattern", "format", "length"], Named] | OwnPath,
+        NAMED_OR_OWN,
+        Field(examples=["exact"]),
     ]
     """A reward that ships with grpo_fed, or `module:function` for one of your own, which is called as TRL calls it:
     `function(prompts=..., completions=..., **columns)` returns a number or None for each completion."""
