@@ -2,12 +2,13 @@
 
 Six carts as in `scenarios/grouped-sensors.toml`, two of which have the velocities of the cart and of the pole wired the
 other way round: of the first layer they cannot share the weights of two sensors, and can share the other two and the
-bias. Rows: a block is one group; a sensor is one; and groups of all shared blocks are learned.
+bias. Rows: a block is one group, and groups of all shared blocks are learned; then the same at half and at twice the
+learning rate.
 
     python -m benchmarks.learned_groups
 
 Every finished run appends a JSON line to benchmarks/results/learned_groups.jsonl and is not repeated. The seeds, 1600
-to 1609, were fixed beforehand; the case was chosen on seed 0.
+to 1609, and 1610 to 1612 at the other learning rates, were fixed beforehand; the case was chosen on seed 0.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import torch
 import grpo_fed
 from grpo_fed.runs.statistics import estimate
 
-SEEDS = range(1600, 1610)
+SEEDS, RATE_SEEDS = range(1600, 1610), range(1610, 1613)
 FILE = RESULTS / "learned_groups.jsonl"
 ENV = "env = 'grpo_fed/CartPole-v1'"
 CLIENTS = (
@@ -38,7 +39,13 @@ KINDS = {
     "block": 'policy.groups={ "*" = "block" }',
     "learned": 'policy.groups={ "*" = "learned" }',
 }
-"""What each row of the table changes in the scenario."""
+"""What each row of a table changes in the scenario."""
+RATES: dict[str, tuple[str, ...]] = {
+    "": (),
+    ", half the learning rate": ("objective.learning_rate=1.25e-3",),
+    ", twice the learning rate": ("objective.learning_rate=5e-3",),
+}
+"""What each table changes, by what it adds to the names of its rows."""
 SENSORS = tuple(f"torso.0.weight:columns[{sensor}]" for sensor in (1, 3))
 """The units that the rewired carts cannot share."""
 
@@ -48,7 +55,7 @@ class GroupsRun:
     """One finished run: a line of the results file."""
 
     kind: str
-    """A key of `KINDS`."""
+    """A key of `KINDS`, with one of `RATES`."""
     seed: int
     settings: str
     """`Trial.settings`."""
@@ -61,26 +68,27 @@ class GroupsRun:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", default="", help="comma-separated; default: 1600 to 1609")
-    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS), help="default: all")
+    parser.add_argument("--seeds", default="", help="comma-separated; default: 1600 to 1612")
     parser.add_argument("--results", type=Path, default=FILE)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    seeds = [int(seed) for seed in arguments.seeds.split(",")] if arguments.seeds else SEEDS
+    seeds = [int(seed) for seed in arguments.seeds.split(",")] if arguments.seeds else (*SEEDS, *RATE_SEEDS)
     for kind, trial in plan_trials(seeds):
-        if kind in arguments.kinds and trial.settings not in {run.settings for run in read_runs(arguments.results)}:
+        if trial.settings not in {run.settings for run in read_runs(arguments.results)}:
             run = make_run(kind, trial)
             with arguments.results.open("a") as file:
                 file.write(json.dumps(asdict(run)) + "\n")
             print(f"{kind} seed {trial.seed}: left {run.left}, {run.seconds} s", flush=True)
-    print("\n".join(format_table(select_runs(read_runs(arguments.results)))))
+    print("\n".join(format_tables(select_runs(read_runs(arguments.results)))))
 
 
-def plan_trials(seeds: Iterable[int] = SEEDS) -> Iterator[tuple[str, Trial]]:
-    """List the runs, each with its name in the table."""
+def plan_trials(seeds: Iterable[int] = (*SEEDS, *RATE_SEEDS)) -> Iterator[tuple[str, Trial]]:
+    """List the runs, each with its name in a table."""
     for seed in seeds:
-        for kind, groups in KINDS.items():
-            yield kind, Trial("grouped-sensors", "grpo", seed, (CLIENTS, groups), kind)
+        for rate, changes in RATES.items():
+            if bool(rate) == (seed in RATE_SEEDS):
+                for kind, groups in KINDS.items():
+                    yield kind + rate, Trial("grouped-sensors", "grpo", seed, (CLIENTS, groups, *changes), kind + rate)
 
 
 def make_run(kind: str, trial: Trial) -> GroupsRun:
@@ -108,20 +116,29 @@ def read_runs(path: Path = FILE) -> list[GroupsRun]:
     return [GroupsRun(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
-def select_runs(runs: Sequence[GroupsRun], seeds: Iterable[int] = SEEDS) -> list[GroupsRun]:
+def select_runs(runs: Sequence[GroupsRun], seeds: Iterable[int] = (*SEEDS, *RATE_SEEDS)) -> list[GroupsRun]:
     """Select the runs with the present settings."""
     wanted = {trial.settings for _, trial in plan_trials(seeds)}
     return [run for run in runs if run.settings in wanted]
 
 
-def format_table(runs: Sequence[GroupsRun]) -> Iterator[str]:
-    """Write a row for each kind of groups."""
-    if not runs:
-        return
+def format_tables(runs: Sequence[GroupsRun]) -> Iterator[str]:
+    """Write a table for each learning rate."""
+    for rate in RATES:
+        chosen = [run for run in runs if run.kind in {kind + rate for kind in KINDS}]
+        if chosen:
+            if rate:
+                seeds = sorted({run.seed for run in chosen})
+                yield from ("", f"At {rate.removeprefix(', ')} (seeds {seeds[0]} to {seeds[-1]}):", "")
+            yield from format_table(chosen, rate)
+
+
+def format_table(runs: Sequence[GroupsRun], rate: str = "") -> Iterator[str]:
+    """Write a row for each kind of groups at a learning rate, a key of `RATES`."""
     yield "| groups | exactly these | these and others | a part | others | none | straight out | straight | rewired |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     for kind in KINDS:
-        chosen = [run for run in runs if run.kind == kind]
+        chosen = [run for run in runs if run.kind == kind + rate]
         found = [judge(run.left.get(name, {})) for run in chosen for name in run.after if name.startswith("rewired")]
         counts = [str(found.count(word)) for word in ("exactly", "more", "part", "other", "none")]
         returns = [_returns(chosen, prefix) for prefix in ("cart", "rewired")]
@@ -158,8 +175,10 @@ def differences(runs: Sequence[GroupsRun]) -> np.ndarray:
         )
         for run in runs
     }
-    seeds = sorted(seed for kind, seed in means if kind == "learned" and ("block", seed) in means)
-    return np.array([means["learned", seed] - means["block", seed] for seed in seeds])
+    learned, block = (
+        {seed: mean for (kind, seed), mean in means.items() if kind.startswith(name)} for name in ("learned", "block")
+    )
+    return np.array([learned[seed] - block[seed] for seed in sorted(learned.keys() & block.keys())])
 
 
 def count_wrong(runs: Sequence[GroupsRun]) -> int:

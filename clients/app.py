@@ -15,6 +15,7 @@ node = NodeHandler()
 @app.query("hello")
 @app.train()
 @app.query("measure")
+@app.query("secure")
 @app.evaluate()
 def reply(message: Message, context: Context) -> Message:
     """Reply with the client's answer."""

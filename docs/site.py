@@ -65,7 +65,7 @@ def _link(text: str, target: str, page: PurePosixPath, origin: PurePosixPath) ->
     file = os.path.normpath(origin.parent / name)
     pages = {origin: site for site, origin in ORIGINS.items()}
     if file in pages or file.startswith("docs/"):
-        inside = pages.get(file, file.removeprefix("docs/"))
+        inside = pages.get(file, file.removeprefix("docs/").replace(".ipynb", ".md"))
         there = os.path.relpath(inside, page.parent)
         return f"[{text}]({there}{'#' if anchor else ''}{anchor})"
     symbol = text.strip("`")

@@ -12,15 +12,13 @@ from types import FrameType
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from grpo_fed.engines.flower.admission import serve_federation
 from grpo_fed.engines.flower.app_folder import scenario_from_config
-from grpo_fed.engines.flower.discovery import discover_shared_blocks
 from grpo_fed.engines.flower.log_channel import LogChannel
 from grpo_fed.engines.flower.superlink import read_registered_keys
 from grpo_fed.engines.flower.superlink_grid import SuperLinkGrid
 from grpo_fed.engines.wire.flower_private import AppConnection
 from grpo_fed.engines.wire.registry import NodeRegistry
-from grpo_fed.engines.wire.transport import GridTransport
-from grpo_fed.federation.rounds import Federation
 from grpo_fed.runs.folder import (
     FolderClaim,
     claim_folder,
@@ -31,6 +29,7 @@ from grpo_fed.runs.folder import (
     reclaim_folder,
 )
 from grpo_fed.runs.records import RoundRecord
+from grpo_fed.scenario.newcomers import takes_newcomers
 from grpo_fed.scenario.scenario import Scenario
 
 app = ServerApp()
@@ -49,15 +48,10 @@ def main(grid: Grid, context: Context) -> None:
     if AppConnection.is_possible(grid):
         grid = SuperLinkGrid(grid)
     names = [name for settings in scenario.clients for name in settings.names]
-    registry = NodeRegistry(grid, names, keys=read_registered_keys())
+    registry = NodeRegistry(grid, names, keys=read_registered_keys(), welcomes=takes_newcomers(scenario))
     with claim, _stop_cleanly():
-        shared_blocks, state = discover_shared_blocks(scenario, registry, state)
-        transport = GridTransport(grid, shared_blocks, scenario, registry)
-        federation = Federation(
-            scenario, shared_blocks, transport, claim.folder, after, evaluate_with_next_round=True, engine=state
-        )
-        print(f"run folder: {claim.folder.absolute()}", flush=True)
-        print(LogChannel.format_result(federation.run(_print_record)), flush=True)
+        result = serve_federation(scenario, grid, registry, claim.folder, after, state, _print_record)
+        print(LogChannel.format_result(result), flush=True)
 
 
 def _claim_folder(scenario: Scenario, out: str, resume: bool, replace: bool) -> FolderClaim:

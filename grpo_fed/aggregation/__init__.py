@@ -3,6 +3,7 @@
     merge/       where the shared blocks should go: merge rules, one a file
     proximity/   how far they may go: KL budgets for each block and for all together
     privacy/     differential privacy: bounds, noise, and what they cost
+    secure/      secure aggregation: masks, shares, and sums without masks
     attacks.py   what hostile clients send in place of their parameters
     buffering.py what answers weigh that come late
     server_optimiser.py  how the server steps towards a merge: a rate, momentum, Adam

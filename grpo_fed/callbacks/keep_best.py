@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any, final
 
 from grpo_fed.callbacks.control import RunControl
-from grpo_fed.callbacks.values import Mode, check_is_recorded, check_watched, is_better, metric_of
+from grpo_fed.callbacks.values import (
+    Mode,
+    check_is_recorded,
+    check_watched,
+    default_metric,
+    is_better,
+    metric_of,
+)
 from grpo_fed.runs.files import write_atomic
 from grpo_fed.runs.folder import BEST, ROUNDS, SCENARIO
 from grpo_fed.runs.metrics import SCORE_IQM
@@ -22,19 +29,22 @@ BEST_ROUND = "best.json"
 class KeepBest:
     """Keeps the policies of the round with the best value of a metric in `RUN/best`."""
 
-    def __init__(self, metric: str = SCORE_IQM, mode: Mode = "max") -> None:
+    def __init__(self, metric: str | None = None, mode: Mode = "max") -> None:
         """Watch a metric of the whole; round 0 does not count.
 
+        metric: None for the interquartile mean of evaluations, normalised where clients have unlike environments.
         mode: whether higher ("max") or lower values ("min") are better.
         """
-        check_watched(type(self).__name__, metric, mode)
-        self.metric, self.mode = metric, mode
+        check_watched(type(self).__name__, metric or SCORE_IQM, mode)
+        self.metric, self.is_default, self.mode = metric or SCORE_IQM, metric is None, mode
         self.best: float | None = None
         """The best value so far."""
 
     def on_run_start(self, run: RunControl) -> None:
         """Refuse a run that has no folder, no policies at hand, or not the metric."""
         name = type(self).__name__
+        if self.is_default:
+            self.metric = default_metric(SCORE_IQM, run.scenario)
         check_is_recorded(name, self.metric, run.scenario)
         if run.folder is None:
             raise ValueError(f"{name}: the run has no folder to keep policies in; give it one with out")

@@ -9,7 +9,14 @@ from __future__ import annotations
 from typing import Any, final
 
 from grpo_fed.callbacks.control import RunControl
-from grpo_fed.callbacks.values import Mode, check_is_recorded, check_watched, is_better, metric_of
+from grpo_fed.callbacks.values import (
+    Mode,
+    check_is_recorded,
+    check_watched,
+    default_metric,
+    is_better,
+    metric_of,
+)
 from grpo_fed.runs.metrics import TRAINING_RETURN
 from grpo_fed.runs.records import RoundRecord
 
@@ -20,7 +27,7 @@ class StopOnPlateau:
 
     def __init__(
         self,
-        metric: str = TRAINING_RETURN,
+        metric: str | None = None,
         patience: int = 0,
         margin: float = 0.0,
         target: float | None = None,
@@ -28,23 +35,27 @@ class StopOnPlateau:
     ) -> None:
         """Watch a metric of the whole; rounds without it do not count, and neither does round 0.
 
+        metric: None for the mean training return, normalised where clients have unlike environments.
         patience: 0 for no limit. margin: by how much a value must be better. target: stop as soon as it is reached.
         mode: whether higher ("max") or lower values ("min") are better.
         """
         name = type(self).__name__
-        check_watched(name, metric, mode)
+        check_watched(name, metric or TRAINING_RETURN, mode)
         if patience < 0 or margin < 0:
             raise ValueError(f"{name}: patience = {patience}, margin = {margin}: must not be below 0")
         if not patience and target is None:
             raise ValueError(f"{name}: would never stop; give it a patience or a target")
-        self.metric, self.patience, self.margin, self.target, self.mode = metric, patience, margin, target, mode
+        self.metric, self.is_default = metric or TRAINING_RETURN, metric is None
+        self.patience, self.margin, self.target, self.mode = patience, margin, target, mode
         self.best: float | None = None
         """The best value so far."""
         self.stale = 0
         """Values since the best one."""
 
     def on_run_start(self, run: RunControl) -> None:
-        """Refuse a metric that the run does not record."""
+        """Choose the metric if none was given; refuse one that the run does not record."""
+        if self.is_default:
+            self.metric = default_metric(TRAINING_RETURN, run.scenario)
         check_is_recorded(type(self).__name__, self.metric, run.scenario)
 
     def on_round_end(self, run: RunControl, record: RoundRecord) -> None:

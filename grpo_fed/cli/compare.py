@@ -190,7 +190,9 @@ def _table(comparison: Comparison, wide: bool) -> Table:
     entries = dict.fromkeys(name for method in comparison.methods for name in method.entries) if wide else {}
     updates = comparison.scenario.evaluate.adapt
     adapted = ("before adaptation", f"after {updates:,}") if updates else ()
-    table = make_table("method", "return [95 %]", *entries, *adapted, f"beats {comparison.baseline} [95 %]")
+    table = make_table(
+        "method", f"{comparison.score_name} [95 %]", *entries, *adapted, f"beats {comparison.baseline} [95 %]"
+    )
     table.add_column("verdict")
     for method in comparison.methods:
         returns = [format_return(method.entries.get(name)) for name in entries]

@@ -23,6 +23,14 @@ def export(
     run: RunArgument,
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="A folder that does not exist yet or is empty.")],
     client: Annotated[str | None, typer.Option(metavar="NAME", help="The client, if the run has several.")] = None,
+    shared: Annotated[
+        str | None,
+        typer.Option("--shared", metavar="ENV", help="Write what is shared, as a client that was never there, in ENV."),
+    ] = None,
+    moments_of: Annotated[
+        str | None,
+        typer.Option("--moments-of", metavar="NAME", help="With --shared, the client whose moments normalise."),
+    ] = None,
     form: Annotated[
         FormName | None, typer.Option("--to", help="The form of a network; by default safetensors, its parameters.")
     ] = None,
@@ -39,8 +47,8 @@ def export(
         from grpo_fed.runs.policies import load_policy
 
         with make_console().status("exporting"):
-            paths = export_policy(run, out, client, merge, form)
-            policy = load_policy(run, client)
+            paths = export_policy(run, out, client, merge, form, shared, moments_of)
+            policy = load_policy(run, client) if shared is None else None
         for path in paths:
             typer.echo(path)
         if isinstance(policy, LoadedAdapters):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from grpo_fed.runs.adapters import LoadedAdapters
+    from grpo_fed.runs.played_levels import PlayedLevels
     from grpo_fed.runs.policies import LoadedPolicy
 
 MOST_EXAMPLES = 2
@@ -41,6 +42,13 @@ def play(
     sampled: Annotated[
         bool, typer.Option("--sampled", help="Sample actions or tokens instead of taking the likeliest.")
     ] = False,
+    level: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Play at this level, or at `all`; by default at those that a client with a curriculum has reached.",
+        ),
+    ] = None,
     gif: Annotated[Path | None, typer.Option(metavar="FILE", help="Film an episode of one client.")] = None,
     prompt: Annotated[
         list[str] | None,
@@ -84,21 +92,28 @@ def play(
             policies = [load_policy(run, name) for name in names]
         else:
             policies = [load_shared_policy(run, shared, moments_of=moments_of)]
+        levels = _levels(run, policies, level)
         answering, filmed = _answering(policies, bool(given)), _filmed(policies, gif)
     with report_errors(debug, FAILED):
         console = make_console()
         if given:
             _print_completions(console, answering, given, sampled, seed or 0)
             return
-        _print_returns(console, policies, episodes, sampled, seed)
+        _print_returns(console, policies, episodes, sampled, seed, levels)
         _print_examples(console, run, names)
         if filmed is not None and gif is not None:
             from grpo_fed.reports.film import film
             from grpo_fed.reports.formatting import format_return
+            from grpo_fed.runs.played_levels import describe_level
 
             with console.status("filming"):
-                made = film(filmed, gif, not sampled, seed)
-            typer.echo(f"{gif}: {made.length:,} steps, return {format_return(made.score)}, {made.frames:,} pictures")
+                chosen = levels.get(filmed.task.client)
+                shown = None if chosen is None else chosen.middle
+                made = film(filmed, gif, not sampled, seed, level=shown)
+            at = "" if shown is None else f" at {describe_level(shown)}"
+            typer.echo(
+                f"{gif}: {made.length:,} steps{at}, return {format_return(made.score)}, {made.frames:,} pictures"
+            )
 
 
 def read_prompts(path: Path) -> list[Any]:
@@ -117,6 +132,28 @@ def read_prompts(path: Path) -> list[Any]:
     if not read:
         raise ValueError(f"{path}: has no prompts")
     return read
+
+
+def _levels(
+    run: Path, policies: Sequence[LoadedPolicy | LoadedAdapters], given: Sequence[str] | None
+) -> dict[str, PlayedLevels]:
+    """Choose the levels that each client with a curriculum plays at; ValueError if those that are given fit none."""
+    from grpo_fed.runs.history import read_history
+    from grpo_fed.runs.played_levels import all_levels, choose_levels, parse_levels, reached_levels
+    from grpo_fed.runs.policies import LoadedPolicy
+
+    scenario = policies[0].scenario
+    if not given and all(entry.curriculum is None for entry in scenario.clients):
+        return {}
+    chosen, lines = parse_levels(given or ()), read_history(run).lines
+    levels: dict[str, PlayedLevels] = {}
+    for name in [policy.task.client for policy in policies if isinstance(policy, LoadedPolicy)]:
+        reached = reached_levels(scenario, name, lines[-1] if lines else None)
+        if given and reached is None:
+            raise ValueError(f"--level: the task of client {name} has no levels; name one with levels by --client")
+        if reached is not None:
+            levels[name] = all_levels(scenario, name) if chosen is None else choose_levels(reached, chosen, name)
+    return levels
 
 
 def _answering(policies: Sequence[LoadedPolicy | LoadedAdapters], wanted: bool) -> list[LoadedAdapters]:
@@ -172,24 +209,43 @@ def _print_returns(
     episodes: int | None,
     sampled: bool,
     seed: int | None,
+    levels: Mapping[str, PlayedLevels],
 ) -> None:
     """Play episodes with each policy, or let it answer prompts for evaluation, and print the returns as a table."""
-    from grpo_fed.reports.formatting import format_return
+    from rich.text import Text
+
+    from grpo_fed.reports.formatting import format_names, format_return
     from grpo_fed.reports.tables import make_table
     from grpo_fed.runs.policies import LoadedPolicy
 
     words = ("episodes", "mean steps")
     if not any(isinstance(policy, LoadedPolicy) for policy in policies):
         words = ("completions", "mean tokens")
-    table = make_table("client", "mean", "std", "min", "max", *words)
     with console.status("playing"):
-        for policy in policies:
-            evaluation = policy.play(episodes, not sampled, seed)
-            scores = evaluation.scores
-            returns = [evaluation.score, scores.std(), scores.min(), scores.max()]
-            cells = [*(format_return(float(value)) for value in returns), f"{len(scores)}"]
-            table.add_row(evaluation.client, *cells, f"{evaluation.lengths.mean():,.1f}")
+        evaluations = [
+            policy.play(episodes, not sampled, seed, levels.get(policy.task.client))
+            if isinstance(policy, LoadedPolicy)
+            else policy.play(episodes, not sampled, seed)
+            for policy in policies
+        ]
+    has_costs = any(evaluation.cost is not None for evaluation in evaluations)
+    table = make_table("client", "mean", "std", "min", "max", *(["cost"] if has_costs else []), *words)
+    for evaluation in evaluations:
+        scores = evaluation.scores
+        numbers = [evaluation.score, float(scores.std()), float(scores.min()), float(scores.max())]
+        cells = [format_return(value) for value in (*numbers, *([evaluation.cost] if has_costs else []))]
+        table.add_row(evaluation.client, *cells, f"{len(scores)}", f"{evaluation.lengths.mean():,.1f}")
     console.print(table)
+    for text, clients in _by_words(levels).items():
+        console.print(Text(f"levels of {format_names(clients)}: {text}"), soft_wrap=True)
+
+
+def _by_words(levels: Mapping[str, PlayedLevels]) -> dict[str, list[str]]:
+    """Collect the clients that play at the same levels."""
+    clients: dict[str, list[str]] = {}
+    for client, played in levels.items():
+        clients.setdefault(str(played), []).append(client)
+    return clients
 
 
 def _print_examples(console: Console, run: Path, clients: Sequence[str]) -> None:

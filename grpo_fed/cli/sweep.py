@@ -58,6 +58,7 @@ def sweep(
         from grpo_fed.reports.sweep.grid import sweep as sweep_grid
         from grpo_fed.reports.sweep.search import search
         from grpo_fed.runs.tracking import resolve_store
+        from grpo_fed.tasks.scores import scales_of
 
         folder, console = out or Path("runs") / f"sweep-{Path(scenario).stem}", make_console()
         if not grid and optuna is None:
@@ -68,7 +69,11 @@ def sweep(
 
         def watch(run: SweptRun) -> None:
             if not as_json:
-                score = "" if run.score is None else f", return {run.score:.4g}"
+                score = (
+                    ""
+                    if run.score is None
+                    else f", {'normalised score' if scales_of(run.scenario) else 'return'} {run.score:.4g}"
+                )
                 why = f": {run.problem}" if run.problem else ""
                 console.print(f"{next(done)}. {run.label}: {run.status}{score}{why}", soft_wrap=True, markup=False)
 
@@ -98,7 +103,7 @@ def _show(result: SweepResult, as_json: bool, tracked: bool) -> None:
     from grpo_fed.reports.sweep.page import SWEEP
     from grpo_fed.reports.tables import make_table
 
-    table = make_table("", "return", "spread", "seeds")
+    table = make_table("", result.score_name, "spread", "seeds")
     table.add_column("values", overflow="fold")
     for number, row in enumerate(result.rows()[:ROWS], 1):
         table.add_row(str(number), *row)

@@ -16,6 +16,7 @@ from grpo_fed.rl.learner import Learner
 from grpo_fed.rl.make import make_learner, make_learners
 from grpo_fed.rl.records import TrainingReport
 from grpo_fed.runs.checkpoint import Checkpoint
+from grpo_fed.runs.evaluations import Evaluations
 from grpo_fed.runs.examples import write_examples
 from grpo_fed.runs.folder import check_usable, claim_folder, open_unfinished, reclaim_folder
 from grpo_fed.runs.policies import save_policies
@@ -24,6 +25,7 @@ from grpo_fed.runs.records import ClientRecord, RoundRecord
 from grpo_fed.runs.results import Result
 from grpo_fed.scenario.importing import describe_exception
 from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.scores import scales_of
 
 
 def train(
@@ -102,7 +104,7 @@ class AloneEngine:
         try:
             for record in self._rounds():
                 self.recorder.round_finished(record, self._checkpoint_content)
-            sampled = _evaluate(self.learners, deterministic=False)
+            sampled = _evaluate(self.learners, deterministic=False).scores
             self._write_examples()
         except BaseException as error:
             self.result = self.recorder.finish(error, before_results=self._save_policies)
@@ -147,21 +149,22 @@ class AloneEngine:
             reports = [report for learner in self.learners for report in learner.train(scenario.steps, *progress)]
             seconds = time.perf_counter() - began
             is_evaluated = round == scenario.rounds or (every > 0 and round % every == 0)
-            scores = _evaluate(self.learners, deterministic=True) if is_evaluated else {}
+            scores = _evaluate(self.learners, deterministic=True) if is_evaluated else Evaluations()
             yield self._record(round, seconds, {report.client: report for report in reports}, scores)
 
     def _record(
-        self, round: int, seconds: float, reports: Mapping[str, TrainingReport], scores: Mapping[str, float]
+        self, round: int, seconds: float, reports: Mapping[str, TrainingReport], played: Evaluations
     ) -> RoundRecord:
-        """Make a round's record. reports, scores: of the clients that have trained, and were evaluated."""
+        """Make a round's record. reports, played: of the clients that have trained, and were evaluated."""
         entries = {name: settings.name for settings in self.scenario.clients for name in settings.names}
         clients = [
-            _client_record(name, entries[name], reports.get(name), scores.get(name))
+            _client_record(name, entries[name], reports.get(name), played)
             for learner in self.learners
             for name in learner.names
         ]
         env_steps = self.recorder.env_steps + sum(report.steps for report in reports.values())
-        return RoundRecord(round, self.scenario.rounds, seconds, env_steps, clients)
+        scales = scales_of(self.scenario)
+        return RoundRecord(round, self.scenario.rounds, seconds, env_steps, clients, scales=scales)
 
     def _checkpoint_content(self) -> CheckpointContent:
         """Collect the learners' states."""
@@ -201,17 +204,18 @@ def _check_set_up(scenario: Scenario) -> None:
         raise ValueError(f"evaluate.adapt = {scenario.evaluate.adapt} is for a federation; {cure}")
 
 
-def _evaluate(learners: Sequence[Learner], deterministic: bool) -> dict[str, float]:
-    """Evaluate every client; return their mean returns."""
-    return {
-        evaluation.client: evaluation.score
-        for learner in learners
-        for evaluation in learner.evaluate(deterministic=deterministic)
-    }
+def _evaluate(learners: Sequence[Learner], deterministic: bool) -> Evaluations:
+    """Evaluate every client."""
+    played = [each for learner in learners for each in learner.evaluate(deterministic=deterministic)]
+    return Evaluations(
+        {each.client: each.score for each in played},
+        costs={each.client: each.cost for each in played if each.cost is not None},
+    )
 
 
-def _client_record(client: str, entry: str, report: TrainingReport | None, score: float | None) -> ClientRecord:
+def _client_record(client: str, entry: str, report: TrainingReport | None, played: Evaluations) -> ClientRecord:
     """Make the record of a client that has trained, or was only evaluated."""
+    score, cost = played.scores.get(client), played.costs.get(client)
     if report is None:
-        return ClientRecord(client, entry, score=score)
-    return ClientRecord(client, entry, report.steps, len(report.episodes), report.metrics(), score)
+        return ClientRecord(client, entry, score=score, cost=cost)
+    return ClientRecord(client, entry, report.steps, len(report.episodes), report.metrics(), score, cost=cost)

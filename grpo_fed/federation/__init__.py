@@ -6,6 +6,7 @@
     server.py         Server: merges the answers, chooses the step, moves the shared blocks
     sites.py          SiteTree: a server that merges sites, and a server for each of them
     clients.py        Clients: carry out the instructions
+    kinds.py          instructions of one kind
     hostile.py        answers of hostile clients, as `[[clients]] attack` has them
     setup.py          FederationSetup: tasks and shared blocks of a scenario, resolved once
     client_reports.py parts of a client's answers, from what its learner reports
@@ -26,10 +27,15 @@
     arrivals.py       whose answers come next
     combined_answer.py  one answer of several that a client gave
     trained_round.py  TrainedRound: what clients have learned in a round
-    evaluations.py    what clients scored, and which scores the server believes
+    evaluations.py    which of the clients' scores the server believes
     moments.py        RunMoments: calls the callbacks
     round_merge.py    a round's merge, reply by reply
     private_merge.py  the same with differential privacy
+    secure_merge.py   the same from a sum alone, with secure aggregation
+    secure_round.py   SecureRound: the server's side of its session, around a round's training
+    secure_clients.py SecureClients: a client's side
+    masked_vectors.py what clients add up
+    withheld_metrics.py what is left of a client's metrics where they stay with it
     server_step.py    a round's step, within budgets
     steering.py       the levels of clients that the server moves by their returns
     server_state.py   the server's state between two rounds

@@ -29,4 +29,5 @@ def summarise(evaluation: Evaluation, adapted: tuple[float, ...] = ()) -> Evalua
         episodes=len(scores),
         length=float(evaluation.lengths.mean()),
         adapted=adapted,
+        cost=evaluation.cost,
     )

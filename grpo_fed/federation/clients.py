@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar, final
+from typing import final
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from grpo_fed.federation.comparison import ReturnHistory, compare_by_playing
 from grpo_fed.federation.compression import prepare_point
 from grpo_fed.federation.drift import RoundDrift
 from grpo_fed.federation.hostile import attacks_of, lies
+from grpo_fed.federation.kinds import all_of_kind, round_of
 from grpo_fed.federation.learners import ClientLearners
 from grpo_fed.federation.loaded_client import ROUND_SHARED, LoadedClient
 from grpo_fed.federation.messages import (
@@ -35,14 +36,17 @@ from grpo_fed.federation.messages import (
     Instruction,
     Measure,
     Measured,
+    SecureStep,
     SharingComparison,
     Start,
     Train,
     Trained,
 )
 from grpo_fed.federation.newcomers import play_unlearned
+from grpo_fed.federation.secure_clients import SecureClients
 from grpo_fed.federation.state_store import Arrays, StateStore
 from grpo_fed.federation.twins import compare_with_twin
+from grpo_fed.federation.withheld_metrics import WITHHELD, are_withheld, withhold_metrics
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.rl.learner import PERSONAL, sub_state
 from grpo_fed.rl.make import make_client_policies
@@ -53,8 +57,6 @@ from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.task import Task
 
 log = logging.getLogger(__name__)
-
-Kind = TypeVar("Kind", Train, Measure, Evaluate)
 
 
 @final
@@ -74,6 +76,7 @@ class Clients:
         self.columns = self.policies.columns
         self.slices = list(shared_blocks.slices.values())
         self.attacks = attacks_of(scenario)
+        self.secure = SecureClients(scenario, shared_blocks, state_store)
         self.learners: ClientLearners | None = None
         """The learners of the clients that were trained last."""
 
@@ -90,17 +93,23 @@ class Clients:
             match next(iter(given.values())):
                 case Train():
                     rounds: dict[tuple[str, int, float, float], dict[str, Train]] = {}
-                    for name, each in _all_of(Train, given).items():
-                        rounds.setdefault(_round_of(each), {})[name] = each
+                    for name, each in all_of_kind(Train, given).items():
+                        rounds.setdefault(round_of(each), {})[name] = each
                     answers = {name: answer for each in rounds.values() for name, answer in self._train(each)}
                 case Measure():
-                    answers = dict(self._measure(_all_of(Measure, given)))
+                    answers = dict(self._measure(all_of_kind(Measure, given)))
                 case Evaluate():
-                    answers = dict(self._evaluate(_all_of(Evaluate, given)))
+                    evaluates = all_of_kind(Evaluate, given)
+                    is_played = not are_withheld(self.scenario)
+                    answers = dict(self._evaluate(evaluates)) if is_played else dict.fromkeys(given, WITHHELD)
+                case SecureStep():
+                    steps = all_of_kind(SecureStep, given)
+                    return {name: self.secure.follow(name, each) for name, each in steps.items()}
         except BaseException:
             self.close()  # environments and parameters may be in any state; the files have that of the clients
             raise
-        return answers | lies(given, answers, self.attacks, self.scenario)
+        answers |= lies(given, answers, self.attacks, self.scenario)
+        return self.secure.protect(given, withhold_metrics(self.scenario, answers))
 
     def save_policies(self, folder: Path, starts: Mapping[str, Start], round: int) -> dict[str, str]:
         """Write the policies that these clients are evaluated with to `folder/policies`, but not diverged ones.
@@ -137,7 +146,7 @@ class Clients:
 
     def _train(self, instructions: Mapping[str, Train]) -> Iterator[tuple[str, Trained]]:
         first, *_ = instructions.values()
-        assert len({_round_of(each) for each in instructions.values()}) == 1, "all clients train the same round"
+        assert len({round_of(each) for each in instructions.values()}) == 1, "all clients train the same round"
         round = first.start.round
         clients = [self._load(name, each.start, round - 1) for name, each in instructions.items()]
         last_step_kl = self._measure_last_step(
@@ -387,14 +396,3 @@ class Clients:
             torch.stack(departed).to(device), parameters[:, self.columns], torch.stack(list(given)).to(device)
         )
         return placed
-
-
-def _all_of(kind: type[Kind], instructions: Mapping[str, Instruction]) -> dict[str, Kind]:
-    chosen = {name: each for name, each in instructions.items() if isinstance(each, kind)}
-    assert len(chosen) == len(instructions), "all instructions are of the same kind"
-    return chosen
-
-
-def _round_of(instruction: Train) -> tuple[str, int, float, float]:
-    start = instruction.start
-    return start.run, start.round, instruction.begin, instruction.end

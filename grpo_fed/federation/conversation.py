@@ -20,6 +20,7 @@ from grpo_fed.federation.messages import (
     Start,
 )
 from grpo_fed.federation.transport import Transport
+from grpo_fed.federation.withheld_metrics import played
 from grpo_fed.runs.recorder import Recorder
 from grpo_fed.runs.records import Failure
 
@@ -49,7 +50,7 @@ class Conversation:
         """Evaluate clients, each from its start; return the summaries of those that answered."""
         instructions = {name: Evaluate(start, plan) for name, start in starts.items()}
         answers = self.ask(round, instructions, failures)
-        return {name: answer.summary for name, answer in answers if isinstance(answer, Evaluated)}
+        return played({name: answer.summary for name, answer in answers if isinstance(answer, Evaluated)})
 
     def measure(
         self, round: int, latest: Callable[[str], Start], failures: dict[str, Failure]

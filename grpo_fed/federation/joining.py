@@ -47,14 +47,18 @@ def prepare_joining(
     return prepare_continuation(run, overrides, folder, new, newcomers, admit)
 
 
-def admit_newcomers(checkpoint: Checkpoint, scenario: Scenario, names: SharedNames) -> Checkpoint:
+def admit_newcomers(
+    checkpoint: Checkpoint, scenario: Scenario, names: SharedNames, shared_blocks: SharedBlocks | None = None
+) -> Checkpoint:
     """Return a checkpoint of a federation with some clients more.
 
-    names: the shared blocks and groups that the run has. ValueError if a newcomer's policy has not these, or if the
+    names: the shared blocks and groups that the run has. shared_blocks: those with the newcomers, where it is known
+    what they would be; None to make all tasks and find out. ValueError if a newcomer's policy has not these, or if the
     federation cannot take newcomers.
     """
-    _refuse(scenario, _newcomers(checkpoint, scenario))
-    shared_blocks = FederationSetup.of(scenario).shared_blocks
+    _refuse(scenario, list_newcomers(checkpoint, scenario))
+    if shared_blocks is None:
+        shared_blocks = FederationSetup.of(scenario).shared_blocks
     if tuple(shared_blocks.groups.names) != names.groups:
         missing = [name for name in names.blocks if name not in shared_blocks.blocks] or list(names.blocks)
         raise ValueError(
@@ -82,7 +86,7 @@ def _refuse(scenario: Scenario, newcomers: Collection[str]) -> None:
         raise ValueError(f'round.mode = "buffered": its order of events is of the clients that it began with; {cure}')
 
 
-def _newcomers(checkpoint: Checkpoint, scenario: Scenario) -> list[str]:
+def list_newcomers(checkpoint: Checkpoint, scenario: Scenario) -> list[str]:
     """List the clients that the run did not have."""
     known = checkpoint.parts["recorder"]["totals"]["steps"]
     return [name for entry in scenario.clients for name in entry.names if name not in known]
@@ -97,7 +101,7 @@ def _evidence(checkpoint: Checkpoint, scenario: Scenario, shared_blocks: SharedB
     evidence = first_evidence(scenario.merge.rule, shared_blocks)
     if not isinstance(evidence, Evidence):
         return None
-    newcomers = _newcomers(checkpoint, scenario)
+    newcomers = list_newcomers(checkpoint, scenario)
     veterans = replace(
         shared_blocks,
         clients=tuple(name for name in shared_blocks.clients if name not in newcomers),
@@ -126,5 +130,5 @@ def _note(checkpoint: Checkpoint, scenario: Scenario) -> dict[str, Any]:
     """Note in the recorder's state in which round newcomers join."""
     recorder: dict[str, Any] = checkpoint.parts["recorder"]
     totals = recorder["totals"]
-    joined = {**totals.get("joined", {}), **dict.fromkeys(_newcomers(checkpoint, scenario), checkpoint.round + 1)}
+    joined = {**totals.get("joined", {}), **dict.fromkeys(list_newcomers(checkpoint, scenario), checkpoint.round + 1)}
     return {**recorder, "totals": {**totals, "joined": joined}}

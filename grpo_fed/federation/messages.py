@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -36,6 +36,41 @@ class EvaluationPlan:
     deterministic: bool = True
 
 
+@dataclass(frozen=True)
+class MaskPlan:
+    """Tells a client how to mask what it has learned, with secure aggregation."""
+
+    session: str
+    """The name of the session in which the clients have agreed on keys, in hexadecimal."""
+    peers: tuple[str, ...]
+    """The neighbours whose masks it adds."""
+    clients: int
+    """How many clients the sum may have: the more, the coarser its numbers."""
+    bounds: tuple[float, ...] = ()
+    """[G]: with a privacy budget, the lengths that groups of its difference are cut to; else empty."""
+
+
+@dataclass(frozen=True, eq=False)
+class SecureStep:
+    """Instruction to take a step of secure aggregation beside learning; `start.shared` is empty.
+
+    Parts are bytes in base64, one for each name.
+    """
+
+    start: Start
+    step: SecureStepName
+    session: str
+    names: tuple[str, ...] = ()
+    """With `shares`, the client's neighbours; with `reveal`, those that sent it a share."""
+    parts: tuple[str, ...] = ()
+    """With `shares`, their public keys; with `reveal`, the shares, encrypted for the client."""
+    answered: tuple[str, ...] = ()
+    """With `reveal`, those whose masked numbers the server has."""
+
+
+SecureStepName: TypeAlias = Literal["keys", "shares", "reveal"]
+
+
 @dataclass(frozen=True, eq=False)
 class Train:
     """Instruction to learn, beginning with the shared blocks."""
@@ -56,6 +91,8 @@ class Train:
     """The state of the curriculum that the server steers; empty for a client that has none, or moves its own."""
     rate: float = 1.0
     """What the client multiplies its learning rate by in this round."""
+    mask: MaskPlan | None = None
+    """With secure aggregation, how it masks what it has learned."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +115,7 @@ class Evaluate:
     plan: EvaluationPlan
 
 
-Instruction: TypeAlias = Train | Measure | Evaluate
+Instruction: TypeAlias = Train | Measure | Evaluate | SecureStep
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +135,8 @@ class EvaluationSummary:
     """Mean length in steps."""
     adapted: tuple[float, ...] = ()
     """Mean return after each of `evaluate.adapt` local updates; empty where none are made."""
+    cost: float | None = None
+    """Mean cost of the episodes; None where costs have no limit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +194,8 @@ class Trained:
     evidence: tuple[float, ...] = ()
     """[2 * S]: with a curriculum that the server steers, the episodes of each of its S slots, and then the sum of their
     returns, or the successes among them (tasks/curriculum.py)."""
+    masked: np.ndarray | None = None
+    """[N] uint32: with secure aggregation, what is sent in place of the point, which is empty then."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,4 +213,15 @@ class Evaluated:
     summary: EvaluationSummary
 
 
-Answer: TypeAlias = Trained | Measured | Evaluated
+@dataclass(frozen=True, eq=False)
+class SecureParts:
+    """Answer to `SecureStep`: bytes in base64, one for each name."""
+
+    names: tuple[str, ...]
+    """With `keys`, none; with `shares`, the neighbours; with `reveal`, the clients that the shares belong to."""
+    parts: tuple[str, ...]
+    own: str = ""
+    """With `keys`, the public keys; with `shares`, the hash of the client's secret."""
+
+
+Answer: TypeAlias = Trained | Measured | Evaluated | SecureParts

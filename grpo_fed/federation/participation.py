@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeAlias, final
 
 import numpy as np
 
@@ -27,12 +28,40 @@ CURE = "start them with `grpo-fed deploy client`; `grpo-fed deploy status` shows
 log = logging.getLogger(__name__)
 
 
+Reachable: TypeAlias = Callable[[], tuple[str, ...]]
+"""Finds all clients that can be reached now."""
+
+
+class RunPausedError(Exception):
+    """A federation has stopped after a round, without an end, so that another goes on from its checkpoint."""
+
+
 class QuorumLostError(RuntimeError):
     """Too few clients answered in too many rounds in a row."""
 
 
+@final
+class Attendance:
+    """Waits for clients that can be reached: for all of them before the first round, for a quorum before others."""
+
+    def __init__(
+        self, settings: RoundSettings, clients: Sequence[str], training: Sequence[str], reachable: Reachable
+    ) -> None:
+        """clients, training: all of them, and those that train. reachable: finds those that can be reached now."""
+        self._settings, self._clients, self._training, self._reachable = settings, clients, training, reachable
+        self.has_begun = False
+        """Whether all clients were waited for."""
+
+    def wait(self) -> tuple[str, ...]:
+        """Wait, `round.deadline` seconds at most; return the clients that can be reached."""
+        clients = self._training if self.has_begun else self._clients
+        count = ceil_fraction(self._settings.quorum, len(clients)) if self.has_begun else len(clients)
+        self.has_begun = True
+        return wait_for_clients(self._reachable, clients, count, self._settings.deadline)
+
+
 def wait_for_clients(
-    connected: Callable[[], tuple[str, ...]], clients: Iterable[str], count: int, deadline: float | None
+    connected: Reachable, clients: Iterable[str], count: int, deadline: float | None
 ) -> tuple[str, ...]:
     """Wait until `count` of the clients are connected or `deadline` seconds have passed; return all that are connected.
 

@@ -7,7 +7,7 @@ divides by the number of clients that it expects, not by that of those that answ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -86,6 +86,17 @@ class PrivateMerge:
             self._within += within - 0.5
         self._sum += difference
         self._weights[client] = 1.0
+
+    @property
+    def bounds(self) -> np.ndarray:
+        """[G]: the bounds of this round."""
+        return self._bounds
+
+    def add_sum(self, difference: np.ndarray, within: np.ndarray, clients: Sequence[str]) -> None:
+        """Add the sum of differences [S] that clients have cut to their bounds, and how many were within them, [G]."""
+        self._sum += difference
+        self._within += within - 0.5 * len(clients)
+        self._weights |= dict.fromkeys(clients, 1.0)
 
     @property
     def weights(self) -> Mapping[str, float]:

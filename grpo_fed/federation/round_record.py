@@ -10,15 +10,16 @@ from torch import Tensor
 
 from grpo_fed.aggregation.merge.conflicts import PAYS
 from grpo_fed.aggregation.merge.persistence import Findings
-from grpo_fed.federation.evaluations import Evaluations
 from grpo_fed.federation.messages import SharingComparison, Trained
 from grpo_fed.federation.server import Aggregation, Server
 from grpo_fed.federation.server_state import ServerState
 from grpo_fed.federation.sites import SiteTree
 from grpo_fed.policy.shared import SharedBlocks
+from grpo_fed.runs.evaluations import Evaluations
 from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord, SiteRecord
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import ClientSettings
+from grpo_fed.tasks.scores import scales_of
 
 SEEN = ("own", "shared", "error", "learned", "episodes")
 """What a record has of a client's comparison."""
@@ -104,6 +105,7 @@ def make_round_record(
             privacy=server.privacy,
         ),
         sites=_site_records(server, aggregation, shared_blocks) if isinstance(server, SiteTree) else (),
+        scales=scales_of(scenario),
     )
 
 
@@ -144,6 +146,7 @@ def _client_record(
         age=outcome.ages.get(client),
         adapted=outcome.evaluations.adapted.get(client, ()),
         trains=entry.trains,
+        cost=outcome.evaluations.costs.get(client),
     )
 
 

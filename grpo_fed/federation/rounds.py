@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -16,12 +17,12 @@ from grpo_fed.callbacks.control import SavePolicies
 from grpo_fed.federation.arrivals import Arrivals, RealTime
 from grpo_fed.federation.buffer import AnswerBuffer
 from grpo_fed.federation.conversation import Conversation
-from grpo_fed.federation.evaluations import Evaluations, absurd_scores
+from grpo_fed.federation.evaluations import absurd_scores, accept_evaluations
 from grpo_fed.federation.hostile import ColludingTransport, refuse_collusion
 from grpo_fed.federation.messages import EvaluationPlan, EvaluationSummary, Start, Train, Trained
 from grpo_fed.federation.moments import RunMoments
 from grpo_fed.federation.pace import MICROSECONDS, Paces
-from grpo_fed.federation.participation import ceil_fraction, check_quorum, has_quorum, sample_clients, wait_for_clients
+from grpo_fed.federation.participation import Attendance, RunPausedError, check_quorum, has_quorum, sample_clients
 from grpo_fed.federation.round_record import (
     RoundOutcome,
     Traffic,
@@ -30,6 +31,7 @@ from grpo_fed.federation.round_record import (
     name_groups,
     note_lost_state,
 )
+from grpo_fed.federation.secure_round import SecureRound
 from grpo_fed.federation.server import Aggregation
 from grpo_fed.federation.server_state import ServerState
 from grpo_fed.federation.sites import SiteTree, make_server
@@ -39,10 +41,11 @@ from grpo_fed.federation.transport import Transport
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.checkpoint import Checkpoint
 from grpo_fed.runs.continuation import CALLBACKS
+from grpo_fed.runs.evaluations import Evaluations, with_evaluations
 from grpo_fed.runs.folder import check_usable, write_engine_state
 from grpo_fed.runs.metrics import TRAINING_RETURN
 from grpo_fed.runs.privacy import explain_spent_budget
-from grpo_fed.runs.recorder import CheckpointContent, Recorder, Watch, with_scores
+from grpo_fed.runs.recorder import CheckpointContent, Recorder, Watch
 from grpo_fed.runs.records import Failure
 from grpo_fed.runs.results import Result
 from grpo_fed.scenario.scenario import Scenario
@@ -71,6 +74,7 @@ class Federation:
         arrivals: Arrivals | None = None,
         callbacks: Sequence[object] = (),
         save_policies: SavePolicies | None = None,
+        pauses: Callable[[int], bool] = lambda round: False,
     ) -> None:
         """Prepare a new federation, or one that goes on `after` a checkpoint. Nothing is written yet.
 
@@ -83,6 +87,7 @@ class Federation:
         engine: JSON that the engine finds again as `engine` in a checkpoint's parts.
         device: what the clients compute on, where that is known.
         arrivals: whose answers come next with `round.mode = "buffered"`; by default as they come in real time.
+        pauses: whether to raise RunPausedError after a round, whose checkpoint another federation goes on from.
         callbacks: objects beside those that the scenario names. save_policies: as for `callbacks.RunControl`.
         """
         if folder is not None:
@@ -92,8 +97,11 @@ class Federation:
         self.scenario, self.shared_blocks, self.transport, self.folder = scenario, shared_blocks, transport, folder
         self.evaluate_with_next_round = evaluate_with_next_round
         self.client_files, self.before_results, self.engine = client_files, before_results, dict(engine or {})
+        self.pauses = pauses
         self.server = make_server(scenario, shared_blocks, after)
         self.moments = RunMoments(scenario, shared_blocks, self.server, folder, callbacks, save_policies, after)
+        all_clients, training = shared_blocks.clients, shared_blocks.training_clients
+        self.attendance = Attendance(scenario.round, all_clients, training, transport.reachable)
         self.recorder = Recorder(scenario, folder, device or scenario.device, scenario.method, after)
         self.conversation = Conversation(transport, self.recorder, scenario.round.deadline)
         self.paces = Paces(scenario)
@@ -106,10 +114,8 @@ class Federation:
         self.stopping = EarlyStopping() if after is None else after.part("stopping", EarlyStopping)
         self.result: Result | None = None
         """What became of the run, once it has ended, however it ended."""
-        self._notes = [] if after is None else [*after.passed_over]
+        self.notes = [] if after is None else [*after.passed_over]
         """Messages for a person that the next record gets."""
-        self._has_begun = False
-        """Whether the federation has waited for its clients once."""
         self._rounds_below_quorum = 0 if after is None else after.part("rounds_below_quorum", int)
         """The latest rounds in a row without a quorum."""
         self._recorded_bytes = self.recorder.totals.bytes_up, self.recorder.totals.bytes_down
@@ -144,8 +150,12 @@ class Federation:
             if self.state.round == 0:
                 self._begin()
             while not self._is_over:
+                if self.state.round and self.pauses(self.state.round):
+                    raise RunPausedError
                 self._round(self.state.round + 1)
             sampled = self._evaluate(EvaluationPlan(self.state.round, deterministic=False), {})
+        except RunPausedError:
+            raise
         except BaseException as error:
             self._end(error)
             raise
@@ -153,7 +163,7 @@ class Federation:
 
     def _begin(self) -> None:
         """Wait for the clients, and evaluate them before the first round."""
-        self._wait_for_clients()
+        self.attendance.wait()
         self._finish_round(RoundOutcome(0))
 
     def _round(self, round: int) -> None:
@@ -165,13 +175,12 @@ class Federation:
         self._refuse_absurd_returns(trained.replies, failures)
         self._complete_last_round(trained.replies)
         if trained.batch is not None and trained.batch.first_evaluations:
-            first = self._accept(trained.batch.first_evaluations, {})
-            self.recorder.first_scores_arrived(first.scores, first.adapted)
+            self.recorder.first_scores_arrived(self._accept(trained.batch.first_evaluations, {}))
         self.moments.clients_trained(trained)
         self.server.steer(trained.replies)
         last_kl = self.server.observe_last_step(trained.replies, trained.merge)
         aggregation: Aggregation | None = None
-        if has_quorum(self.scenario, len(trained.replies), trained.expected):
+        if trained.problem is None and has_quorum(self.scenario, len(trained.replies), trained.expected):
             measure = self.conversation.measure(round, self._latest, failures)
             aggregation = self.server.aggregate(trained.merge, measure, trained.length)
             self.moments.merged(trained, aggregation)
@@ -200,8 +209,8 @@ class Federation:
         if is_evaluated and not waits:
             evaluations = self._evaluate(EvaluationPlan(outcome.round), failures)
             self._observe_scores(outcome.round, evaluations.scores)
-        outcome = replace(outcome, failures=failures, evaluations=evaluations, notes=tuple(self._notes))
-        self._notes.clear()
+        outcome = replace(outcome, failures=failures, evaluations=evaluations, notes=tuple(self.notes))
+        self.notes.clear()
         traffic = self._count_traffic()
         record = make_round_record(
             outcome, self.scenario, self.shared_blocks, self.server, self.recorder.env_steps, traffic
@@ -209,7 +218,7 @@ class Federation:
         record = self.moments.round_waits(record) if waits else self.moments.round_end(record)
         if self._is_over and not is_evaluated:  # a callback has ended the run with this very round
             evaluations = self._evaluate(EvaluationPlan(outcome.round), {})
-            record = with_scores(record, evaluations.scores, evaluations.adapted)
+            record = with_evaluations(record, evaluations)
         self.recorder.round_finished(record, self._checkpoint_content, waits)
 
     def _complete_last_round(self, replies: Mapping[str, Trained]) -> None:
@@ -222,18 +231,18 @@ class Federation:
             held_out = set(self.shared_blocks.held_out).intersection(self.transport.reachable())
             summaries |= self._summaries(sorted(held_out), EvaluationPlan(self.state.round), {})
             evaluations = self._accept(summaries, {})
-            record = self.recorder.scores_arrived(evaluations.scores, evaluations.adapted, self.moments.round_end)
+            record = self.recorder.scores_arrived(evaluations, self.moments.round_end)
             self._observe_scores(record.round, record.scores)
 
     def _observe_scores(self, round: int, scores: Mapping[str, float]) -> None:
         """Let the clients that take part in training decide whether the run ends early."""
         held_out = self.shared_blocks.held_out
         trained = {name: score for name, score in scores.items() if name not in held_out}
-        self.stopping.observe(self.scenario.stop, round, trained)
+        self.stopping.observe(self.scenario, round, trained)
 
     def _is_evaluated(self, round: int) -> bool:
-        every = self.scenario.evaluate.every
-        return round == 0 or self._is_over or (every > 0 and round % every == 0)
+        every, is_told = self.scenario.evaluate.every, self.scenario.privacy.metrics == "all"
+        return self._is_over or (is_told and (round == 0 or (every > 0 and round % every == 0)))
 
     @property
     def _is_over(self) -> bool:
@@ -245,17 +254,9 @@ class Federation:
 
     # Who takes part --------------------------------------------------------------------------------------------------
 
-    def _wait_for_clients(self) -> tuple[str, ...]:
-        """Wait for all clients before the first round, for a quorum before others; return those that can be reached."""
-        settings = self.scenario.round
-        clients = self.shared_blocks.training_clients if self._has_begun else self.shared_blocks.clients
-        count = ceil_fraction(settings.quorum, len(clients)) if self._has_begun else len(clients)
-        self._has_begun = True
-        return wait_for_clients(self.transport.reachable, clients, count, settings.deadline)
-
     def _sample_clients(self, round: int, failures: dict[str, Failure]) -> list[str]:
         """Choose the round's clients among those that can be reached; the others fail."""
-        reachable = self._wait_for_clients()
+        reachable = self.attendance.wait()
         for name in sorted({*self.shared_blocks.training_clients} - {*reachable}):
             self.conversation.client_failed(round, name, UNREACHABLE, failures)
         return sample_clients(self.scenario, reachable, round)
@@ -270,20 +271,22 @@ class Federation:
         plan = EvaluationPlan(round - 1) if self.recorder.waits else None
         asked, levels = self.server.asked, self.server.curricula
         starts = {name: self.server.state_of(name).start(name, round) for name in clients}
-        measures = self._measures_last_step
+        measures, rate = self._measures_last_step, self.moments.rate
         instructions = {
-            name: Train(start, begin, end, measures, plan, asked.get(name, ()), levels.get(name, ()), self.moments.rate)
+            name: Train(start, begin, end, measures, plan, asked.get(name, ()), levels.get(name, ()), rate)
             for name, start in starts.items()
         }
-        for name, answer in self.conversation.ask(round, instructions, failures):
-            assert isinstance(answer, Trained)
-            self._add(trained, name, answer, round)
+        ask = partial(self.conversation.ask, round, failures=failures)
+        with SecureRound.around(trained, starts, ask, self.notes) as secure:
+            for name, answer in ask(instructions if secure is None else secure.agree(instructions)):
+                assert isinstance(answer, Trained)
+                self._add(trained, name, answer, round)
         self._clock += max((self.paces.duration(name, round) for name in trained.replies), default=0)
         return trained
 
     def _collect(self, buffer: AnswerBuffer, round: int, failures: dict[str, Failure]) -> TrainedRound:
         """Give work to clients that have none, and wait until enough have answered; the others work on."""
-        reachable = self._wait_for_clients()
+        reachable = self.attendance.wait()
         for name in sorted({*self.shared_blocks.training_clients} - {*reachable} - buffer.busy):
             self.conversation.client_failed(round, name, UNREACHABLE, failures)
         trained = TrainedRound(self.server.begin_merge(), buffer.size)
@@ -305,7 +308,7 @@ class Federation:
     def _add(self, trained: TrainedRound, name: str, answer: Trained, number: int, weight: float = 1.0) -> None:
         trained.add(name, answer, weight)
         trained_in = self.server.state_of(name).trained
-        self._notes += note_lost_state(name, answer, number, trained_in.get(name, 0))
+        self.notes += note_lost_state(name, answer, number, trained_in.get(name, 0))
         trained_in[name] = number
 
     def _refuse_absurd_returns(self, replies: dict[str, Trained], failures: dict[str, Failure]) -> None:
@@ -341,7 +344,7 @@ class Federation:
     def _accept(self, summaries: Mapping[str, EvaluationSummary], failures: dict[str, Failure]) -> Evaluations:
         """Leave out evaluations of no scale that the others' have, before adaptation or after."""
         largest = {name: max((each.mean, *each.adapted), key=abs) for name, each in summaries.items()}
-        return Evaluations.of(summaries, self._refuse_absurd(largest, failures))
+        return accept_evaluations(summaries, self._refuse_absurd(largest, failures))
 
     def _refuse_absurd(self, scores: Mapping[str, float], failures: dict[str, Failure]) -> dict[str, float]:
         """Leave out mean returns that are of no scale that the others' have; their clients fail."""
@@ -381,17 +384,13 @@ class Federation:
     def _end(self, error: BaseException | None = None, sampled: Mapping[str, float] | None = None) -> Result:
         """Write the results, and return them."""
         self.recorder.count_bytes(self.transport.bytes_up, self.transport.bytes_down)
-        states = {name: self.server.state_of(name) for name in self.shared_blocks.clients}
+        blocks, states = self.shared_blocks, {name: self.server.state_of(name) for name in self.shared_blocks.clients}
         before_results = self.before_results
         self.result = self.recorder.finish(
             error,
             sampled,
-            departed={
-                name: name_groups(self.shared_blocks, state.departed.get(name, ())) for name, state in states.items()
-            },
-            clusters={
-                name: name_clusters(self.shared_blocks, state.clusters.get(name)) for name, state in states.items()
-            },
+            departed={name: name_groups(blocks, state.departed.get(name, ())) for name, state in states.items()},
+            clusters={name: name_clusters(blocks, state.clusters.get(name)) for name, state in states.items()},
             before_results=dict if before_results is None else (lambda: before_results(self.starts)),
             reason=self._stop_reason,
             privacy=self.server.privacy,

@@ -19,6 +19,7 @@ from grpo_fed.aggregation.server_optimiser import OptimiserState, step_towards
 from grpo_fed.federation.messages import Trained
 from grpo_fed.federation.private_merge import PrivacyState, PrivateMerge, mechanism_of
 from grpo_fed.federation.round_merge import MergeTarget, RoundMerge
+from grpo_fed.federation.secure_merge import SecureMerge
 from grpo_fed.federation.server_state import SavedServerState, ServerState, deduplicate, first_evidence
 from grpo_fed.federation.server_step import Move, ServerStep, block_budgets, choose_step, with_measured_kl
 from grpo_fed.federation.steering import first_states, states_of_clients, steer
@@ -136,11 +137,17 @@ class Server:
         """Name the arrays of a checkpoint."""
         return self.state.arrays(self.shared_blocks)
 
-    def begin_merge(self) -> RoundMerge | PrivateMerge:
+    def begin_merge(self) -> RoundMerge | PrivateMerge | SecureMerge:
         """Start a merge that answers are added to as they arrive."""
+        if self.scenario.privacy.secure and self.shared_blocks.size:
+            return SecureMerge(self.scenario, self.shared_blocks, self.state.shared, self._begin_private_merge())
+        return self._begin_private_merge() or self.begin_open_merge()
+
+    def _begin_private_merge(self) -> PrivateMerge | None:
+        """Start a merge with a privacy budget; None without one."""
         state, mechanism = self.state, self.mechanism
         if mechanism is None or state.privacy is None:
-            return self.begin_open_merge()
+            return None
         if mechanism.is_local:
             state.privacy = state.privacy.after_merge(mechanism)
         return PrivateMerge(mechanism, state.privacy, state.shared, self.scenario, state.round + 1)
@@ -154,7 +161,7 @@ class Server:
 
         length: the part of the way from the shared blocks to the merge at which the target s* is.
         """
-        assert isinstance(merge, RoundMerge | PrivateMerge), "one server has one merge"
+        assert isinstance(merge, RoundMerge | PrivateMerge | SecureMerge), "one server has one merge"
         state, shared = self.state, torch.from_numpy(self.state.shared)
         target = self.decide(merge.target(shared).shortened(state.shared_of, shared, length))
         step = self._choose_step(target, measure)

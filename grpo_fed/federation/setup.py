@@ -59,8 +59,6 @@ class FederationSetup:
         shared = set(self.shared_blocks.blocks)
         layouts = [make_policy(tasks[0], self.scenario.policy).layout for tasks in self.tasks_by_policy]
         return TaskFacts(
-            box_actions=any(
-                isinstance(task, GymTask) and task.action.kind == "gaussian" for task in self.tasks.values()
-            ),
+            box_actions=any(isinstance(task, GymTask) and task.action.reals > 0 for task in self.tasks.values()),
             private_blocks=any(block.name not in shared for layout in layouts for block in layout.blocks),
         )

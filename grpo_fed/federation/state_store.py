@@ -25,6 +25,7 @@ KEEP = 3
 """Rounds of a client that stay: a server that goes on from its last checkpoint may ask for one again."""
 MOST_ANSWERS = KEEP - 1
 """The most times that a client trains in a round, with `round.again = "at-once"`: it could not repeat more of them."""
+SESSION_NAME = "session.json"
 FILE_NAME = re.compile(r"round-(\d+)\.safetensors")
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,12 @@ class StateStore:
     def path(self, run: str, client: str, round: int) -> Path:
         """The file of a client's state after a round."""
         return self._folder_of(run, client) / f"round-{round:04d}.safetensors"
+
+    def session_path(self, run: str, client: str) -> Path:
+        """The file with a client's secrets of a round of secure aggregation; its folder is made."""
+        folder = self._folder_of(run, client)
+        self._make_folder(folder)
+        return folder / SESSION_NAME
 
     def latest(self, run: str, client: str) -> int | None:
         """The last round of a run that a client has a state of."""

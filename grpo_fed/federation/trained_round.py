@@ -28,10 +28,12 @@ class TrainedRound:
     """The part of the way to the merge that the shared blocks may go."""
     batch: BufferedAnswers | None = None
     """How the answers came, if the server did not wait for all."""
+    problem: str | None = None
+    """Why nothing can be merged; None if something can."""
     began: float = field(default_factory=time.perf_counter)
     """When clients began, or the server began to wait for them."""
 
     def add(self, client: str, answer: Trained, weight: float = 1.0) -> None:
         """Add a client's answer to the merge, and keep the rest of it."""
         self.merge.add(client, answer, weight)
-        self.replies[client] = replace(answer, point=MERGED, fisher=None, difference=None)
+        self.replies[client] = replace(answer, point=MERGED, fisher=None, difference=None, masked=None)

@@ -32,7 +32,14 @@ from grpo_fed._lazy import lazy_getattr
 if TYPE_CHECKING:
     from grpo_fed.policy.base import Policy, PolicyOutput, StackedPolicy
     from grpo_fed.policy.blocks import Block, Layout
-    from grpo_fed.policy.distributions import Categorical, Distribution, Gaussian, MultiCategorical, SquashedGaussian
+    from grpo_fed.policy.distributions import (
+        Categorical,
+        Distribution,
+        Gaussian,
+        Hybrid,
+        MultiCategorical,
+        SquashedGaussian,
+    )
     from grpo_fed.policy.groups import Groups, cut_groups
     from grpo_fed.policy.make import make_policy
     from grpo_fed.policy.shared import SharedBlocks, resolve_shared_blocks
@@ -44,6 +51,7 @@ __all__ = [
     "Distribution",
     "Gaussian",
     "Groups",
+    "Hybrid",
     "Layout",
     "MultiCategorical",
     "Policy",
@@ -62,6 +70,7 @@ MODULES = {
     "Categorical": "grpo_fed.policy.distributions",
     "Distribution": "grpo_fed.policy.distributions",
     "Gaussian": "grpo_fed.policy.distributions",
+    "Hybrid": "grpo_fed.policy.distributions",
     "Groups": "grpo_fed.policy.groups",
     "Layout": "grpo_fed.policy.blocks",
     "MultiCategorical": "grpo_fed.policy.distributions",

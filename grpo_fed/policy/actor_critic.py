@@ -86,8 +86,9 @@ class ActorCritic(StackedPolicy):
         @torch.no_grad()
         def pullback(by_distribution: Tensor, by_values: Tensor | None, gradient: Parameters) -> None:
             by_mean = by_distribution
-            if self.distribution.continuous:
-                by_mean, by_log_std = by_distribution.chunk(2, -1)
+            if self.distribution.log_std_size:
+                by_mean = by_distribution[..., : self.distribution.head_size]
+                by_log_std = by_distribution[..., self.distribution.head_size :]
                 gradient["actor.log_std"].copy_(by_log_std.sum(1))
             by_features = _linear_backward(parameters, gradient, "actor", torso[-1], by_mean)
             if by_values is not None:
@@ -140,7 +141,7 @@ class ActorCritic(StackedPolicy):
             for name in (*self.torso, "actor")
         ]
         activate = self.activation.forward_numpy
-        log_std = parameters["actor.log_std"][:, None] if self.distribution.continuous else None
+        log_std = parameters["actor.log_std"][:, None] if self.distribution.log_std_size else None
 
         def act(observations: np.ndarray) -> np.ndarray:
             hidden = observations
@@ -152,7 +153,7 @@ class ActorCritic(StackedPolicy):
             mean += bias
             if log_std is None:
                 return mean
-            return np.concatenate([mean, np.broadcast_to(log_std, mean.shape)], -1)
+            return np.concatenate([mean, np.broadcast_to(log_std, (*mean.shape[:-1], log_std.shape[-1]))], -1)
 
         return act
 
@@ -170,10 +171,9 @@ def _shapes(
     width = linear("adapter", observation_size, settings.adapter) if settings.adapter else observation_size
     for layer, units in enumerate(settings.hidden):
         width = linear(f"torso.{layer}", width, units)
-    size = distribution.action_size if distribution.continuous else distribution.parameter_size
-    linear("actor", width, size)
-    if distribution.continuous:
-        shapes.append(("actor.log_std", (size,)))
+    linear("actor", width, distribution.head_size)
+    if distribution.log_std_size:
+        shapes.append(("actor.log_std", (distribution.log_std_size,)))
     if settings.torso == "separate":
         width = observation_size
         for layer, units in enumerate(settings.hidden):

@@ -51,11 +51,9 @@ class CnnPolicy(AutogradPolicy):
                 yield from linear_shapes(f"{chain}.{number}", inputs, units)
                 inputs = units
             if chain == "torso":
-                continuous, distribution = self.distribution.continuous, self.distribution
-                outputs = distribution.action_size if continuous else distribution.parameter_size
-                yield from linear_shapes("actor", width, outputs)
-                if continuous:
-                    yield "actor.log_std", (outputs,)
+                yield from linear_shapes("actor", width, self.distribution.head_size)
+                if self.distribution.log_std_size:
+                    yield "actor.log_std", (self.distribution.log_std_size,)
         yield from linear_shapes("critic.head", width, 1)
 
     def initial(self, seed: int) -> Tensor:

@@ -49,9 +49,10 @@ def convolve_together(pictures: Tensor, weight: Tensor, bias: Tensor, stride: in
 def apply_heads(parameters: Parameters, features: Tensor, distribution: Distribution) -> Tensor:
     """Compute distribution parameters [K, B, M] from features [K, B, F] by the layer `actor` and `actor.log_std`."""
     mean = apply_linear(parameters, "actor", features)
-    if not distribution.continuous:
+    if not distribution.log_std_size:
         return mean
-    return torch.cat([mean, parameters["actor.log_std"].unsqueeze(1).expand_as(mean)], -1)
+    log_std = parameters["actor.log_std"].unsqueeze(1).expand(*mean.shape[:-1], -1)
+    return torch.cat([mean, log_std], -1)
 
 
 def initial_tensor(

@@ -7,7 +7,14 @@ from typing import overload
 from grpo_fed.policy.actor_critic import ActorCritic
 from grpo_fed.policy.base import Policy, StackedPolicy
 from grpo_fed.policy.cnn import CnnPolicy
-from grpo_fed.policy.distributions import Categorical, Distribution, Gaussian, MultiCategorical, SquashedGaussian
+from grpo_fed.policy.distributions import (
+    Categorical,
+    Distribution,
+    Gaussian,
+    Hybrid,
+    MultiCategorical,
+    SquashedGaussian,
+)
 from grpo_fed.policy.language.adapters import AdapterPolicy
 from grpo_fed.policy.language.base import read_base_facts
 from grpo_fed.policy.language.shape import ModelShape
@@ -109,7 +116,8 @@ def make_distribution(action: ActionSpec, squash: bool) -> Distribution:
         return Categorical(action.sizes[0])
     if action.kind == "multi-categorical":
         return MultiCategorical(action.sizes)
-    return SquashedGaussian(action.size) if squash else Gaussian(action.size)
+    point = SquashedGaussian(action.reals) if squash else Gaussian(action.reals)
+    return Hybrid(MultiCategorical(action.choices), point) if action.choices else point
 
 
 def _read_base(task: LanguageTask) -> tuple[ModelShape, str]:

@@ -66,11 +66,9 @@ class RecurrentPolicy(AutogradPolicy):
             yield from ((f"{chain}.memory.weight_ih", (rows, inputs)), (f"{chain}.memory.weight_hh", (rows, units)))
             yield from ((f"{chain}.memory.bias_ih", (rows,)), (f"{chain}.memory.bias_hh", (rows,)))
             if chain == "torso":
-                continuous, distribution = self.distribution.continuous, self.distribution
-                outputs = distribution.action_size if continuous else distribution.parameter_size
-                yield from linear_shapes("actor", units, outputs)
-                if continuous:
-                    yield "actor.log_std", (outputs,)
+                yield from linear_shapes("actor", units, self.distribution.head_size)
+                if self.distribution.log_std_size:
+                    yield "actor.log_std", (self.distribution.log_std_size,)
         yield from linear_shapes("critic.head", units, 1)
 
     def initial(self, seed: int) -> Tensor:

@@ -5,6 +5,7 @@
     explain_constraints.py the sentences about a client's constraints
     explain_language.py  the sentences about a language model
     explain_privacy.py   the sentences about privacy and its price
+    explain_secure.py    the sentences about secure aggregation
     explain_setups.py    the sentences about what runs start from
     overview.py          a scenario in tables, before it runs: clients, policies, blocks, bytes
     progress.py          the progress of a run as records, and a round as a line of text
@@ -19,6 +20,7 @@
     episodes.py          which episodes of a run are filmed
     summary.py           a run in words: summary.md
     sections.py          the parts of such a summary
+    score_text.py    the scores of a run in words
     section.py           their form: paragraphs, lists, tables
     twins_section.py     the part about whether sharing pays
     privacy_section.py   the part about what was spent of a privacy budget

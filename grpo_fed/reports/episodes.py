@@ -13,6 +13,7 @@ from grpo_fed.rl.normalise import ObservationNormaliser
 from grpo_fed.rl.rng import client_seed
 from grpo_fed.rl.start import client_starts, first_parameters, load_first_moments, place_starts
 from grpo_fed.runs.history import History, read_history
+from grpo_fed.runs.played_levels import PlayedLevels, reached_levels
 from grpo_fed.runs.policies import LoadedPolicy, load_network
 
 EPISODES = "episodes"
@@ -33,7 +34,8 @@ def film_episodes(folder: str | Path, clients: Sequence[str] = (), style: FilmSt
     """Film one episode of each client with its first policy, and the same episode with its last policy.
 
     It is the first episode of the run's own evaluations, in the first and in the last task of a client whose task
-    changed. Films of an earlier call are removed. Clients with prompts are left out.
+    changed, and at the middle of the levels that it has reached, if its task has levels. Films of an earlier call are
+    removed. Clients with prompts are left out.
 
     clients: by default those with the lowest and the highest return.
     """
@@ -49,13 +51,20 @@ def film_episodes(folder: str | Path, clients: Sequence[str] = (), style: FilmSt
     for name in chosen:
         try:
             last = load_network(folder, name)
+            levels = client_levels(history, name)
+            level = None if levels is None else levels.middle
             for when, policy in (("before", first_policy(last)), ("after", last)):
                 path = target / f"{name}-{when}.gif"
-                film(policy, path, style=style)
+                film(policy, path, style=style, level=level)
                 paths.append(path)
         except ValueError as error:
             problems.append(str(error))
     return FilmedEpisodes(tuple(paths), tuple(problems))
+
+
+def client_levels(history: History, client: str) -> PlayedLevels | None:
+    """Return the levels that a client has reached; None for a task without levels."""
+    return reached_levels(history.scenario, client, history.lines[-1] if history.lines else None)
 
 
 def filmed_clients(history: History, clients: Sequence[str] = ()) -> tuple[str, ...]:

@@ -14,16 +14,19 @@ from grpo_fed.reports.explain_constraints import explain_costs, explain_entropy,
 from grpo_fed.reports.explain_language import explain_language
 from grpo_fed.reports.explain_merge import explain_merge, explain_sites
 from grpo_fed.reports.explain_privacy import explain_privacy
+from grpo_fed.reports.explain_secure import explain_secure
 from grpo_fed.reports.explain_setups import (
     explain_adaptation,
     explain_callbacks,
     explain_levels,
+    explain_newcomers,
     explain_optimiser,
     explain_rewards,
     explain_start,
     explain_twins,
 )
 from grpo_fed.reports.formatting import format_count, format_range, list_names
+from grpo_fed.reports.score_text import explain_scores
 from grpo_fed.scenario.methods import METHODS, Method
 from grpo_fed.scenario.presets import PRESETS, Preset
 from grpo_fed.scenario.scenario import Scenario
@@ -32,6 +35,7 @@ from grpo_fed.scenario.sites import levels_of
 from grpo_fed.scenario.tables import TableRow, find_row_or_none
 from grpo_fed.scenario.toml.text import short_toml
 from grpo_fed.scenario.unused import GivenKeys
+from grpo_fed.tasks.scores import scales_of
 
 SURROGATES = {
     "score": "log pi * A, the plain policy gradient",
@@ -87,7 +91,7 @@ def explain_scenario(scenario: Scenario, given: GivenKeys | None = None) -> list
         ),
         "Sites": explain_sites(scenario, shared),
         "Merge": (*explain_merge(scenario, shared), *explain_optimiser(scenario)),
-        "Privacy": explain_privacy(scenario, shared),
+        "Privacy": (*explain_privacy(scenario, shared), *explain_secure(scenario, shared)),
         "Step of the server": _explain_step(scenario, budgets),
         "Evaluation and files": _explain_files(scenario),
         "Method and preset": _explain_sources(scenario),
@@ -138,10 +142,12 @@ def _explain_rounds(scenario: Scenario) -> Iterator[str]:
         f"If fewer than {sampling.quorum:.0%} of them answer, the shared blocks do not change;"
         f" {format_count(sampling.patience, 'such round')} in a row end the run as failed."
     )
+    yield from explain_scores(scenario)
+    score = "normalised score" if scales_of(scenario) else "return"
     if stop.target is not None:
-        yield f"The run ends early at a median return of {stop.target:g}."
+        yield f"The run ends early at a median {score} of {stop.target:g}."
     if stop.patience:
-        yield f"The run ends early after {format_count(stop.patience, 'evaluation')} without a new best median return."
+        yield f"The run ends early after {format_count(stop.patience, 'evaluation')} without a new best median {score}."
 
 
 def _explain_changes(scenario: Scenario) -> Iterator[str]:
@@ -311,9 +317,13 @@ def _explain_files(scenario: Scenario) -> Iterator[str]:
         f", and every {format_count(every, 'round')}" if every else ""
     )
     noun = "prompt" if scenario.unit == "completions" else "episode"
-    yield f"Each client is evaluated on {format_count(scenario.evaluate.episodes, noun)} {when}."
-    yield from explain_adaptation(scenario)
+    if scenario.privacy.metrics == "withheld":
+        yield "Clients report no returns or other metrics, and none is evaluated: the run has no scores."
+    else:
+        yield f"Each client is evaluated on {format_count(scenario.evaluate.episodes, noun)} {when}."
+        yield from explain_adaptation(scenario)
     yield from explain_twins(scenario)
+    yield from explain_newcomers(scenario)
     yield from explain_callbacks(scenario)
     yield "The run's folder gets a line for each round, results.json, summary.md, figures and every client's policy."
     if checkpoint.every:

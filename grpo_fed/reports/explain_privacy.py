@@ -63,4 +63,4 @@ def explain_privacy(scenario: Scenario, shared: SharedBlocks) -> Iterator[str]:
         )
     if privacy.source == "seed":
         yield 'Noise follows from the seed, for research; in a deployment use privacy.source = "system".'
-    yield WITHOUT_NOISE
+    yield WITHOUT_NOISE if privacy.metrics == "all" else "Which clients answer is not covered: docs/privacy.md."

@@ -61,6 +61,16 @@ def explain_twins(scenario: Scenario) -> Iterator[str]:
         )
 
 
+def explain_newcomers(scenario: Scenario) -> Iterator[str]:
+    """Explain who may join while the run goes on."""
+    newcomers = scenario.newcomers
+    if newcomers.like is not None:
+        yield (
+            f"In a deployment up to {format_count(newcomers.most, 'client')} that the scenario does not name may join"
+            f" the run, each with the task of {newcomers.like}; they begin with the shared blocks."
+        )
+
+
 def explain_levels(scenario: Scenario) -> Iterator[str]:
     """Explain which levels tasks have, how those of training are chosen, and who moves them."""
     entries = [(entry, entry.curriculum) for entry in scenario.clients if entry.curriculum is not None]

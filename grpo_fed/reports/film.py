@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from grpo_fed.rl.rng import Purpose, client_seed, env_seeds, generator
+from grpo_fed.runs.played_levels import describe_level
 from grpo_fed.runs.policies import LoadedPolicy
 from grpo_fed.tasks.envs import episode_seed
 from grpo_fed.tasks.gym import gives_pictures, make_env
@@ -62,18 +64,25 @@ class Film:
 
 
 def film(
-    policy: LoadedPolicy, path: Path, deterministic: bool = True, seed: int | None = None, style: FilmStyle = LONG
+    policy: LoadedPolicy,
+    path: Path,
+    deterministic: bool = True,
+    seed: int | None = None,
+    style: FilmStyle = LONG,
+    level: Mapping[str, float] | None = None,
 ) -> Film:
     """Play the first episode of `LoadedPolicy.play` and write it to a `.gif`.
 
-    seed: the scenario's by default. ValueError if the file cannot be written or the environment cannot be drawn.
+    seed: the scenario's by default. level: values of the environment's arguments, which the caption has. ValueError if
+    the file cannot be written or the environment cannot be drawn.
     """
     check_path(path)
     task, scenario = policy.task, policy.scenario
     if gives_pictures(task.env) is False:
         cure = 'its metadata must name the render mode "rgb_array"'
         raise ValueError(f"client {task.client}: {task.env} cannot be drawn: {cure}")
-    env = make_env(task, render_mode="rgb_array")
+    env = make_env(replace(task, kwargs={**task.kwargs, **(level or {})}), render_mode="rgb_array")
+    caption = f"{task.client}, {describe_level(level)}" if level else task.client
     task_seed = client_seed(scenario.seed if seed is None else seed, task.client)
     rate = float(env.metadata.get("render_fps") or 30)
     stride = max(1, round(rate / style.max_rate))
@@ -90,7 +99,7 @@ def film(
             done = done or step >= limit
             due = step % stride == 0 and len(pictures) < style.max_pictures
             if done or (due and (not pictures or time.monotonic() < deadline)):
-                pictures.append(_picture(policy, env, step, score, style))
+                pictures.append(_picture(policy, env, step, score, style, caption))
             if done:
                 break
             action = policy.predict(observation, deterministic, actions)
@@ -111,7 +120,7 @@ def check_path(path: Path) -> None:
         raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
 
 
-def _picture(policy: LoadedPolicy, env: Env, step: int, score: float, style: FilmStyle) -> Image.Image:
+def _picture(policy: LoadedPolicy, env: Env, step: int, score: float, style: FilmStyle, caption: str) -> Image.Image:
     """Draw the environment in a size between the limits, with a caption below."""
     picture = Image.fromarray(_render(policy, env))
     width, height = picture.size
@@ -131,7 +140,7 @@ def _picture(policy: LoadedPolicy, env: Env, step: int, score: float, style: Fil
     draw = ImageDraw.Draw(page)
     middle, numbers = picture.height + CAPTION_HEIGHT // 2, f"step {step}   return {score:.1f}"
     room = page.width - 3 * MARGIN - draw.textlength(numbers, font)
-    name = policy.task.client
+    name = caption
     while draw.textlength(name, font) > room:
         name = name[:-1]
     draw.text((MARGIN, middle), name, fill="black", font=font, anchor="lm")

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from grpo_fed.policy.shared_names import POLICIES
 from grpo_fed.reports.formatting import format_count, format_duration, format_names, format_return
+from grpo_fed.reports.score_text import scores_text
 from grpo_fed.reports.tables import lowest_clients, results_table, sites_table, taking_part
 from grpo_fed.runs.called_as import called_as
 from grpo_fed.runs.equal_groups import equal_groups_line
@@ -54,15 +55,18 @@ def print_outcome(console: Console, result: Result) -> None:
 def result_line(result: Result) -> str:
     """Write the status, the returns, the steps and the duration in one line."""
     parts = [] if result.status == "finished" else [f"{result.status} after {format_count(result.rounds, 'round')}"]
-    if result.score_mean is not None:
-        parts.append(f"return {format_return(result.score_mean)}")
-        trained = [client for client in result.clients.values() if client.trains]
-        if len(trained) > 1:
-            middle, worst = format_return(result.score_iqm), format_return(result.score_min)
-            parts[-1] += f" (interquartile mean {middle}, worst {worst})"
+    trained = [client for client in result.clients.values() if client.trains]
+    document = result.to_json()
+    if text := scores_text(document["eval"], is_single=len(trained) == 1):
+        parts.append(text)
         if len(result.returns) < len(trained):
             parts[-1] += f" over {len(result.returns):,} of {format_count(len(trained), 'client')}"
-    count, curve = mean_adaptation(result.to_json())
+    elif not parts:
+        parts.append("no return is known")
+    if costs := [*result.costs.values()]:
+        parts.append(f"cost {format_return(sum(costs) / len(costs))}")
+        parts[-1] += f" (worst {format_return(max(costs))})" if len(costs) > 1 else ""
+    count, curve = mean_adaptation(document)
     if curve:
         who = "held-out client" if any(not client.trains for client in result.clients.values()) else "client"
         updates = format_count(len(curve) - 1, "local update")
@@ -95,7 +99,7 @@ def next_command(result: Result) -> str:
     """
     if result.out is not None and result.out.is_dir() and not (result.out / POLICIES).is_dir():
         return f"{called_as()} report {shlex.quote(str(result.out))}"
-    (name,) = lowest_clients({name: result.clients[name].latest for name in taking_part(result)}, 1)
+    (name,) = lowest_clients({name: result.clients[name].rank for name in taking_part(result)}, 1)
     command = f"{called_as()} play {shlex.quote(str(result.out))}"
     command += f" --client {name}" if len(result.clients) > 1 else ""
     if result.clients[name].unit == "completions":

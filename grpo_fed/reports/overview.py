@@ -212,17 +212,16 @@ def _inputs_and_actions(task: Task, policy: Policy) -> tuple[str, str]:
         return f"{policy.shape.context:,}", f"1 of {policy.shape.vocabulary:,}"
     assert isinstance(task, GymTask)
     size = f"{_shape(task.picture)} uint8" if task.picture else str(task.observation_size)
-    return size, _actions(task.action)
+    return size, action_text(task.action)
 
 
-def _actions(action: ActionSpec) -> str:
-    """Write the actions: `1 of 2`, `2 x 1 of 3`, `1 real`."""
+def action_text(action: ActionSpec) -> str:
+    """Write the actions: `1 of 2`, `2 x 1 of 3`, `1 real`, `1 x 1 of 3 and 2 real`."""
     if action.kind == "categorical":
         return f"1 of {action.sizes[0]}"
-    if action.kind == "multi-categorical":
-        counts = Counter(action.sizes)
-        return " and ".join(f"{times} x 1 of {size}" for size, times in counts.items())
-    return f"{action.size} real"
+    counts = Counter(action.choices)
+    parts = [f"{times} x 1 of {size}" for size, times in counts.items()]
+    return " and ".join([*parts, *([f"{action.reals} real"] if action.reals else [])])
 
 
 def _sizes(learner: Learner, shared: SharedBlocks) -> str:

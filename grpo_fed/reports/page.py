@@ -14,13 +14,14 @@ from pathlib import Path
 from PIL import Image
 
 from grpo_fed.reports.charts import DARK_COLOURS, Drawing, inline_svg
-from grpo_fed.reports.episodes import EPISODES
+from grpo_fed.reports.episodes import EPISODES, client_levels
 from grpo_fed.reports.figures.write import draw_all
 from grpo_fed.reports.section import Section, Table
 from grpo_fed.reports.sections import make_sections
 from grpo_fed.reports.summary import describe_run, headline
 from grpo_fed.runs.files import write_atomic
 from grpo_fed.runs.history import History, read_history
+from grpo_fed.runs.played_levels import describe_level
 
 PAGE = "report.html"
 """The page's name in a run's folder."""
@@ -41,7 +42,7 @@ def page_html(history: History) -> str:
     parts += [f"<p>{_text(describe_run(history))}</p></header>", "<main>"]
     figures = {drawing.name: _figure(drawing) for drawing in draw_all(history)}
     sections = [_section(section, figures) for section in make_sections(history)]
-    sections.insert(1, _episodes(history.folder))
+    sections.insert(1, _episodes(history))
     parts += [*sections, *figures.values()]
     scenario = html.escape(history.scenario.dumps())
     parts += [f"<details><summary>The scenario with all values</summary><pre>{scenario}</pre></details>", "</main>"]
@@ -105,15 +106,18 @@ summary { cursor: pointer; margin-top: 2rem; }
 # Parts of the body ----------------------------------------------------------------------------------------------------
 
 
-def _episodes(folder: Path) -> str:
+def _episodes(history: History) -> str:
     """Show the GIFs that are in the folder; readers who prefer reduced motion see the first picture."""
-    paths = sorted((folder / EPISODES).glob("*.gif"), key=lambda path: path.stem.replace("-before", "-0"))
+    paths = sorted((history.folder / EPISODES).glob("*.gif"), key=lambda path: path.stem.replace("-before", "-0"))
     if not paths:
         return ""
     films = []
     for path in paths:
         client, _, when = path.stem.rpartition("-")
         caption = {"before": "before training", "after": "after training"}.get(when, when)
+        levels = client_levels(history, client) if client in history.clients else None
+        if levels is not None:
+            caption += f", at {describe_level(levels.middle)}: the middle of {levels}"
         alt = html.escape(f"An episode of {client} {caption}, with its step and return below", quote=True)
         still = _data_url("png", _first_picture(path))
         films.append(

@@ -17,6 +17,7 @@ from grpo_fed.reports.formatting import (
     format_small,
     is_finite,
 )
+from grpo_fed.reports.score_text import mixed_round_parts
 from grpo_fed.reports.tables import ClientProgress, TrainingColumn, training_columns
 from grpo_fed.runs.equal_groups import equal_groups_note
 from grpo_fed.runs.metrics import EQUAL_GROUPS
@@ -117,14 +118,8 @@ class RunProgress:
 
 def round_line(record: RoundRecord, progress: RunProgress) -> str:
     """Write a round in one line; `progress` has the round in it already."""
-    means = record.returns
     parts = [f"round {record.round:>{len(str(record.rounds))}}/{record.rounds}"]
-    parts.append(f"return {format_return(float(np.mean(list(means.values()))) if means else None)}")
-    if len(means) > 1:
-        worst = min(means, key=lambda name: means[name])
-        parts.append(f"worst {worst} {format_return(means[worst])}")
-    if scores := [client.score for client in record.clients if client.trains and client.score is not None]:
-        parts.append(f"evaluated {format_return(float(np.mean(scores)))}")
+    parts += mixed_round_parts(record) if record.scales else _return_parts(record)
     clients = progress.clients.values()
     parts += [f"{column.name} {_mean(map(column.value, clients), column)}" for column in training_columns(clients)]
     if record.server is not None:
@@ -135,6 +130,17 @@ def round_line(record: RoundRecord, progress: RunProgress) -> str:
     if progress.seconds_left is not None and record.round < record.rounds:
         parts.append(f"{format_duration(progress.seconds_left)} left")
     return "  ".join(parts)
+
+
+def _return_parts(record: RoundRecord) -> list[str]:
+    """Describe the returns of a round: training, the worst client, and the evaluation if there was one."""
+    means = record.returns
+    parts = [f"return {format_return(float(np.mean(list(means.values()))) if means else None)}"]
+    if len(means) > 1:
+        worst = min(means, key=lambda name: means[name])
+        parts.append(f"worst {worst} {format_return(means[worst])}")
+    scores = [client.score for client in record.clients if client.trains and client.score is not None]
+    return parts + ([f"evaluated {format_return(float(np.mean(scores)))}"] if scores else [])
 
 
 def _mean(values: Iterable[float | None], column: TrainingColumn) -> str:

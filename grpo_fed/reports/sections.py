@@ -27,8 +27,9 @@ from grpo_fed.reports.twins_section import sharing_section
 from grpo_fed.runs.departures import by_round
 from grpo_fed.runs.equal_groups import describe_rounds, equal_groups_line
 from grpo_fed.runs.examples import read_examples
-from grpo_fed.runs.history import History, MissedRound
+from grpo_fed.runs.history import History, MissedRound, fill_forward
 from grpo_fed.runs.markdown import plain
+from grpo_fed.runs.metrics import EVALUATION_COST
 from grpo_fed.runs.records import list_differences
 
 MAX_NAMES = 8
@@ -78,12 +79,16 @@ def _clients(history: History) -> Section:
         shown = list(dict.fromkeys(int(k) for k in (*order[:LOWEST_ROWS], *order[-LOWEST_ROWS:])))
     differences_head = "clusters" if history.clustered else "departed groups"
     head = ["client", "before", "after", "training", "by round"]
+    costs = fill_forward(history.client_series(EVALUATION_COST))
+    has_costs = bool(np.isfinite(costs[-1:]).any())
+    head += ["cost"] if has_costs else []
     head += [differences_head, "rounds missed"] if history.federated else []
     rows = []
     for k in shown:
         known = training[np.isfinite(training[:, k]), k]
         returns = (history.before[k], history.after[k], history.returns[-1, k])
         cells = [clients[k], *(format_return(value) for value in returns), draw_curve(known.tolist(), CURVE_WIDTH)]
+        cells += [format_return(costs[-1, k])] if has_costs else []
         if history.federated:
             missed = len({failure.round for failure in history.missing.get(clients[k], ())})
             cells += [_describe_differences(history, k) or "none", f"{missed:,}" if missed else "none"]
@@ -108,9 +113,10 @@ def _adaptation(history: History) -> Section | None:
     head = ["client", *("before" if number == 0 else f"after {number}" for number in columns), "by local update"]
     shown = known[np.argsort(curves[known, -1], kind="stable")][:MAX_ROWS]
     parts = [(history.clients[k], curves[k]) for k in sorted(shown.tolist())]
-    rows = [*parts, ("mean", curves[known].mean(axis=0))] if len(known) > 1 else parts
+    is_mixed = len({history.envs[k] for k in known}) > 1  # returns of unlike environments have no mean
+    rows = [*parts, ("mean", curves[known].mean(axis=0))] if len(known) > 1 and not is_mixed else parts
     first = history.adapted_first[known]
-    if np.isfinite(first).all():
+    if np.isfinite(first).all() and not is_mixed:
         rows.append(("mean of the first policies", first.mean(axis=0)))
     table = Table(
         tuple(head),

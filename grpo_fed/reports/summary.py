@@ -9,6 +9,7 @@ import numpy as np
 
 from grpo_fed.reports.figures.write import FIGURES, ORDER
 from grpo_fed.reports.formatting import format_count, format_duration, format_names, format_return, short_task
+from grpo_fed.reports.score_text import scores_text
 from grpo_fed.reports.section import Table
 from grpo_fed.reports.sections import make_sections
 from grpo_fed.runs.files import write_atomic
@@ -73,6 +74,9 @@ def headline(history: History) -> str:
     if np.isfinite(history.after[history.trains]).any():
         adapted = describe_adaptation(history)
         returns = _describe_returns(history, history.after, history.before)
+        scores = {} if history.results is None else history.results["eval"]
+        if scores.get("normalised_mean") is not None:
+            returns = f"{scores_text(scores, is_single=False)}; {returns}"
         return f"{status}{returns}{f'; {adapted}' if adapted else ''}{warning}"
     if not history.lines or not np.isfinite(history.returns[-1]).any():
         return f"{status}no return is known{warning}"

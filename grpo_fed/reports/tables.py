@@ -151,11 +151,13 @@ def results_table(result: Result, narrow: bool = False) -> RenderableType:
     clients = result.clients
     shown = list(clients)
     if len(clients) > MAX_ROWS:
-        shown = lowest_clients({name: clients[name].latest for name in taking_part(result)}, LOWEST_ROWS)
+        shown = lowest_clients({name: clients[name].rank for name in taking_part(result)}, LOWEST_ROWS)
     federated = any(client.personal_groups or client.clusters for client in clients.values())
     has_evidence = any(client.departures for client in clients.values())
     is_adapted = any(client.adapted_last for client in clients.values())
-    numbers = ("before", "after", *(("adapted",) if is_adapted else ()), "sampled", *(() if narrow else ("best",)))
+    has_costs = any(client.cost is not None for client in clients.values())
+    more = (*(("adapted",) if is_adapted else ()), *(("cost",) if has_costs else ()))
+    numbers = ("before", "after", *more, "sampled", *(() if narrow else ("best",)))
     counts = ("episodes", "steps") if result.unit == "steps" else (result.unit,)
     table = make_table("client", *numbers, *(() if federated else counts))
     if federated:
@@ -167,6 +169,7 @@ def results_table(result: Result, narrow: bool = False) -> RenderableType:
         client = clients[name]
         cells: list[RenderableType] = [format_return(client.before), _after_cell(client)]
         cells += [format_return(client.adapted_last[-1] if client.adapted_last else None)] if is_adapted else []
+        cells += [format_return(client.cost)] if has_costs else []
         cells += [format_return(client.sampled), *([] if narrow else [format_return(client.best)])]
         if has_evidence:
             _add_departures(table, name, cells, client)
@@ -202,7 +205,10 @@ def sites_table(result: Result) -> Table:
     table.add_column("rho", justify="right", no_wrap=True)
     for name, site in result.sites.items():
         clients = [result.clients[client] for client in site.clients]
-        before, after = (_mean([getattr(each, key) for each in clients]) for key in ("before", "after"))
+        is_mixed = len({each.scale for each in clients}) > 1  # then their returns have no mean
+        before, after = (
+            None if is_mixed else _mean([getattr(each, key) for each in clients]) for key in ("before", "after")
+        )
         cells = [f"{len(clients):,}", format_return(before), format_return(after)]
         _add_departures(table, name, cells, site)
     return table

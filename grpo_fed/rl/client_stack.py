@@ -282,7 +282,7 @@ def entropy_weights(tasks: Sequence[Task], components: int, scenario: Scenario) 
         if name in settings.entropy_weights and not isinstance(settings.entropy_target, float):
             weights[:, members] = settings.entropy_weights[name]
     for task in tasks:
-        if isinstance(task, GymTask) and task.action.kind != "gaussian":
+        if isinstance(task, GymTask) and not task.action.reals:
             refuse_unreachable(settings, task.client, task.action.sizes)
     targets = EntropyTargets.of(settings, components, weights.device)
     return weights if targets is None else targets.first_weights(weights)

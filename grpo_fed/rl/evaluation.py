@@ -50,18 +50,22 @@ def evaluate(
     copies = envs.size // count
     waves = -(-episodes // copies)
     numbers = [number] * count if isinstance(number, int) else number
-    scores, lengths = np.zeros((waves, count, copies)), np.zeros((waves, count, copies), np.int64)
+    sums = [np.zeros((waves, count, copies)) for _ in range(3)]
     for wave in range(waves):
         streams = [(each, of_client * 1_000_000 + wave) for each, of_client in zip(clients.seeds, numbers, strict=True)]
         seeds = np.concatenate([env_seeds(seed, purpose, copies, stream) for seed, stream in streams])
         first = ACTION_STREAMS[purpose] * 2**32
         draws = [generator(seed, Purpose.ACTIONS, first + stream) for seed, stream in streams]
-        scores[wave], lengths[wave] = _play_wave(
-            actor, envs, clients.normaliser, seeds, draws, step_limit, deterministic
+        played = _play_wave(actor, envs, clients.normaliser, seeds, draws, step_limit, deterministic)
+        for whole, of_wave in zip(sums, played, strict=True):
+            whole[wave] = of_wave
+    scores, lengths, costs = (each.transpose(1, 0, 2).reshape(count, -1)[:, :episodes] for each in sums)
+    return [
+        Evaluation(
+            name, deterministic, scores[k], lengths[k].astype(np.int64), None if envs.cost_key is None else costs[k]
         )
-    scores = scores.transpose(1, 0, 2).reshape(count, -1)[:, :episodes]
-    lengths = lengths.transpose(1, 0, 2).reshape(count, -1)[:, :episodes]
-    return [Evaluation(name, deterministic, scores[k], lengths[k]) for k, name in enumerate(clients.names)]
+        for k, name in enumerate(clients.names)
+    ]
 
 
 def _play_wave(
@@ -72,12 +76,13 @@ def _play_wave(
     draws: Sequence[np.random.Generator],
     step_limit: int,
     deterministic: bool,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Play one episode in every copy; gives scores and lengths, [K, N] each."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Play one episode in every copy; gives scores, lengths and costs, [K, N] each; no costs are 0."""
     clients, distribution = len(draws), actor.policy.distribution
     copies = envs.size // clients
     observations = envs.reset(seeds)
     running, scores, lengths = np.ones(envs.size, bool), np.zeros(envs.size), np.zeros(envs.size, np.int64)
+    costs = np.zeros(envs.size)
     noise = np.zeros(0)
     for t in range(step_limit):
         inputs = observations.reshape(clients, copies, -1)
@@ -92,19 +97,24 @@ def _play_wave(
         step = envs.step(actions.reshape(envs.size, -1), restart=False)
         scores += np.where(running & step.valid, step.rewards, 0.0)
         lengths += running & step.valid
-        if not (np.isfinite(scores.sum()) and np.isfinite(step.observations.sum())):
-            _refuse_non_finite(envs, t, scores, step.observations)
+        if step.costs is not None:
+            costs += np.where(running & step.valid, step.costs, 0.0)
+        if not (np.isfinite(scores.sum() + costs.sum()) and np.isfinite(step.observations.sum())):
+            _refuse_non_finite(envs, t, scores, step.observations, costs)
         running &= ~(step.terminated | step.truncated)
         observations = step.observations
         if not running.any():
             break
-    return scores.reshape(clients, copies), lengths.reshape(clients, copies)
+    return scores.reshape(clients, copies), lengths.reshape(clients, copies), costs.reshape(clients, copies)
 
 
-def _refuse_non_finite(envs: ClientEnvs, t: int, scores: np.ndarray, observations: np.ndarray) -> None:
-    """ValueError for the first copy whose score [L] or observation [L, D] is not finite, if there is one."""
+def _refuse_non_finite(
+    envs: ClientEnvs, t: int, scores: np.ndarray, observations: np.ndarray, costs: np.ndarray
+) -> None:
+    """ValueError for the first copy whose score [L], cost [L] or observation [L, D] is not finite, if there is one."""
     for copy, client in enumerate(envs.names):
-        for what, value in (("reward", scores[copy]), ("observation", observations[copy])):
+        seen = (("reward", scores[copy]), ("cost", costs[copy]), ("observation", observations[copy]))
+        for what, value in seen:
             if not np.isfinite(value).all():
                 problem = f"at step {t} of an evaluation episode, the {what} is not finite"
                 raise ValueError(

@@ -150,11 +150,18 @@ class Evaluation:
     """[E]: sum of each episode's raw rewards."""
     lengths: np.ndarray
     """[E]: number of each episode's steps."""
+    costs: np.ndarray | None = None
+    """[E]: sum of what each episode's steps cost; None where no cost is read."""
 
     @property
     def score(self) -> float:
         """Mean return."""
         return float(self.scores.mean())
+
+    @property
+    def cost(self) -> float | None:
+        """Mean cost; None where no cost is read."""
+        return None if self.costs is None else float(self.costs.mean())
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,11 @@ from grpo_fed.tasks.gym_task import GymTask
 from grpo_fed.tasks.resolve import cost_key
 
 
-def make_scenario_envs(
-    tasks: Sequence[GymTask], scenario: Scenario, env_cache: EnvCache | None, learned: bool = False
-) -> ClientEnvs:
-    """`rollout.num_envs` copies of each client's environment. learned: whether to read what the objective limits."""
-    rollout, key = scenario.rollout, cost_key(scenario) if learned else None
-    return make_client_envs(tasks, rollout.num_envs, scenario.policy.squash, rollout.episode_limit, env_cache, key)
+def make_scenario_envs(tasks: Sequence[GymTask], scenario: Scenario, env_cache: EnvCache | None) -> ClientEnvs:
+    """`rollout.num_envs` copies of each client's environment, which read costs where the objective limits them."""
+    rollout, key = scenario.rollout, cost_key(scenario)
+    squash, limit, episodes = scenario.policy.squash, rollout.episode_limit, scenario.evaluate.episodes
+    return make_client_envs(tasks, rollout.num_envs, squash, limit, env_cache, key, episodes)
 
 
 def make_collector(
@@ -35,7 +34,7 @@ def make_collector(
 
     ValueError where episodes must begin alike and an environment resets itself.
     """
-    envs = make_scenario_envs(tasks, scenario, env_cache, learned=True)
+    envs = make_scenario_envs(tasks, scenario, env_cache)
     if scenario.objective.advantage == "group" and scenario.group.by == "start" and not envs.reproducible:
         envs.close()
         task = next(task for task in tasks if find_env_spec(task).entry_point is None)

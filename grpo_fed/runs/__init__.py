@@ -2,6 +2,8 @@
 
     metrics.py        every metric's name
     records.py        RoundRecord: what happened in a round, and its line in rounds.jsonl
+    line_numbers.py   numbers as such a line has them
+    evaluations.py    what clients scored when they were evaluated
     equal_groups.py   words about rounds in which clients could learn nothing
     sharing_verdicts.py  for which clients sharing pays
     privacy.py        what was spent of a privacy budget
@@ -9,10 +11,12 @@
     results.py        Result: results.json
     folder.py         the run's folder: its names, and whether it may be used
     recorder.py       writes all of it while a run goes on
+    totals.py         what a run has done so far
     checkpoint.py     state to go on from
     merge_order.py    whose answers were in which merge, where rounds do not wait
     continuation.py   a folder that goes on from a run's checkpoint with changed settings
     policies.py       policies on disk, and LoadedPolicy
+    played_levels.py  the levels that a policy is played at
     shared_policy.py  what a run shares, as the policy of a client that was never there
     adapters.py       LoadedAdapters: a language model's adapters, which answer prompts
     examples.py       what clients wrote before and after training
@@ -22,6 +26,7 @@
     sb3_export.py     a network as a PPO of stable-baselines3
     history.py        History: a run as arrays
     statistics.py     interquartile mean, bootstrap intervals
+    mean_returns.py   means of returns: of one environment, normalised, or by environment
     colours.py        a client's and a method's colour, in figures and in MLflow
     markdown.py       words of clients and scenarios in summaries
     serialisation.py  records to JSON and back

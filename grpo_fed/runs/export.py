@@ -16,7 +16,9 @@ from grpo_fed.policy.language.merged_folder import write_merged_folder
 from grpo_fed.policy.shared_names import NORMALISER, POLICIES
 from grpo_fed.rl.normalise import EPSILON
 from grpo_fed.runs.adapters import LoadedAdapters
-from grpo_fed.runs.policies import LoadedPolicy, load_policy
+from grpo_fed.runs.policies import LoadedPolicy, load_policy, write_policy
+from grpo_fed.runs.shared_policy import load_shared_policy
+from grpo_fed.tasks.action_spaces import action_parts, is_nested
 
 Form: TypeAlias = Literal["safetensors", "onnx", "torchscript", "torch-export", "sb3"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -33,6 +35,8 @@ def export_policy(
     client: str | None = None,
     merge: bool = False,
     form: Form | None = None,
+    shared: str | None = None,
+    moments_of: str | None = None,
 ) -> list[Path]:
     """Write a client's policy to the folder `out`, and return its files.
 
@@ -41,15 +45,25 @@ def export_policy(
     is written in a form of `FORMS`, by default as a safetensors file with its parameters by name, beside `policy.json`,
     which says what it takes and returns.
 
-    client: may be left out if the run has only one. ValueError if the run has no such policy, `out` is not empty, or
-    the policy cannot be written like this.
+    client: may be left out if the run has only one. shared: an environment, for what the run shares, as the policy of a
+    client that was never there; moments_of: whose moments normalise it then, as for `load_shared_policy`. ValueError if
+    the run has no such policy, `out` is not empty, or the policy cannot be written like this.
     """
     folder, out = Path(folder), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out}: is not empty; name a folder that does not exist yet")
     if form is not None and form not in FORMS:
         raise ValueError(f"--to {form}: is no form of a policy; there are {', '.join(FORMS)}")
-    policy = load_policy(folder, client)
+    if shared is not None and client is not None:
+        raise ValueError(
+            f"--shared {shared}: is the policy of a client that was never there; leave out --client {client}"
+        )
+    if shared is None and moments_of is not None:
+        raise ValueError(f"--moments-of {moments_of}: is for --shared ENV")
+    policy: LoadedPolicy | LoadedAdapters
+    policy = (
+        load_policy(folder, client) if shared is None else load_shared_policy(folder, shared, moments_of=moments_of)
+    )
     name = policy.task.client
     if merge and not isinstance(policy, LoadedAdapters):
         raise ValueError(f"client {name}: has a network and no adapters that could be merged; leave out --merge")
@@ -63,7 +77,7 @@ def export_policy(
         target = Path(temporary) / "policy"
         target.mkdir()
         if not isinstance(policy, LoadedAdapters):
-            _write_network(policy, folder / POLICIES / f"{name}.safetensors", target, form or "safetensors")
+            _write_network(policy, target, form or "safetensors")
         elif merge:
             language, seed = policy.scenario.language, policy.scenario.seed
             factors = policy.policy.frozen_factors(seed)
@@ -75,14 +89,14 @@ def export_policy(
     return sorted(out.iterdir())
 
 
-def _write_network(policy: LoadedPolicy, source: Path, target: Path, form: Form) -> None:
-    """Write a network and its description to a folder. source: its file in the run's folder."""
+def _write_network(policy: LoadedPolicy, target: Path, form: Form) -> None:
+    """Write a network and its description to a folder."""
     if form == "sb3":
         from grpo_fed.runs.sb3_export import export_to_sb3
 
         export_to_sb3(policy, target)
     elif form == "safetensors":
-        shutil.copyfile(source, target / source.name)
+        write_policy(target, policy)
     else:
         from grpo_fed.runs.graph_export import export_graph
 
@@ -93,11 +107,14 @@ def _write_network(policy: LoadedPolicy, source: Path, target: Path, form: Form)
 def _describe(policy: LoadedPolicy, form: Form) -> dict[str, Any]:
     """Describe what a network takes and returns, so that it can be used without grpo_fed."""
     task, settings = policy.task, policy.scenario
-    is_choice = task.action.kind != "gaussian"
     action: dict[str, Any] = {"space": str(task.action_space), "kind": task.action.kind, "sizes": task.action.sizes}
-    if is_choice:
+    if is_nested(task.action_space):
+        parts = action_parts(task.action_space)
+        places = [[*range(part.columns.start, part.columns.stop)] for part in parts]
+        action["parts"] = [{"space": str(part.space), "entries": at} for part, at in zip(parts, places, strict=True)]
+    if task.action.choices:
         action["start"] = task.action.start
-    else:
+    if task.action.reals:
         action |= {"low": _finite(task.action.low), "high": _finite(task.action.high), "squash": settings.policy.squash}
     normaliser = None
     if policy.normaliser is not None:
@@ -118,7 +135,11 @@ def _describe(policy: LoadedPolicy, form: Form) -> dict[str, Any]:
             "size": task.observation_size,
             "type": str(task.observation_dtype),
         },
-        "outputs": ["action", "logits"] if is_choice else ["action", "mean", "log_std"],
+        "outputs": [
+            "action",
+            *(["logits"] if task.action.choices else []),
+            *(["mean", "log_std"] if task.action.reals else []),
+        ],
         "action": action,
         "normaliser": normaliser,
         "network": network,

@@ -16,6 +16,9 @@ TRAINING_RETURN, TRAINING_LENGTH = "charts/episodic_return", "charts/episodic_le
 TRAINING_COST, COST_LIMIT, COST_MULTIPLIER = "charts/episodic_cost", "charts/cost_limit", "charts/cost_multiplier"
 TRAINING_EPISODES, TRAINING_SECONDS, STEPS_PER_SECOND = "charts/episodes", "charts/seconds", "charts/SPS"
 EVALUATION_RETURN, SCORE_IQM, SCORE_MIN = "eval/episodic_return", "eval/score_iqm", "eval/score_min"
+NORMALISED_IQM, NORMALISED_MIN = "eval/normalised_iqm", "eval/normalised_min"
+NORMALISED_TRAINING, OF_ENVIRONMENT = "charts/normalised_return", "env/"
+EVALUATION_COST = "eval/episodic_cost"
 ROUND_SECONDS, ENV_STEPS = "time/round_s", "global_step"
 CLIENTS_OK, CLIENTS_FAILED, DEPARTED_GROUPS = "fed/clients_ok", "fed/clients_failed", "fed/personal_groups"
 PENALTY_VALUE, PENALTY_ZEROS, PENALTY_NORM = "penalty/value", "penalty/zeros", "penalty_norm/"
@@ -63,10 +66,18 @@ TABLE = (
     Metric(STEPS_PER_SECOND, "Environment steps a second.", timed=True),
     Metric(VIRTUAL_SECONDS, "Virtual seconds since the run began, by the clients' `pace`."),
     Metric(EVALUATION_RETURN, "Mean return of a client's episodes with deterministic actions, after the round."),
+    Metric(EVALUATION_COST, "Mean cost of these episodes, where `objective.cost.limit` limits it."),
     Metric(ADAPTED_RETURN, "Mean return of these episodes after `evaluate.adapt` local updates."),
     Metric(ADAPTATION, "Mean return of these episodes after so many local updates, from 0."),
     Metric(SCORE_IQM, "Interquartile mean of the clients' evaluation returns (2108.13264)."),
     Metric(SCORE_MIN, "The lowest of the clients' evaluation returns."),
+    Metric(
+        NORMALISED_IQM,
+        "The same of the normalised scores, 0 for random actions and 1 for a reference, where environments are unlike.",
+    ),
+    Metric(NORMALISED_MIN, "The lowest of the clients' normalised scores."),
+    Metric(NORMALISED_TRAINING, "Mean normalised score of the training episodes that ended in the round."),
+    Metric(OF_ENVIRONMENT, "A mean return of the clients of one environment, where environments are unlike."),
     Metric("task/", "Mean evaluation return of the clients of one entry of the scenario."),
     Metric(TRAINING_RETURN, "Mean return of the training episodes that ended in the round.", reported=True),
     Metric(TRAINING_COST, "Mean cost of these episodes, where `objective.cost.limit` limits it.", reported=True),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,14 +26,16 @@ from grpo_fed.rl.normalise import ObservationNormaliser
 from grpo_fed.rl.records import Evaluation
 from grpo_fed.rl.recurrence import with_memory
 from grpo_fed.rl.rng import client_seed
+from grpo_fed.rl.scenario_envs import make_scenario_envs
 from grpo_fed.rl.stacked_learner import StackedLearner
 from grpo_fed.runs.adapters import LoadedAdapters, load_adapters_of
 from grpo_fed.runs.files import refuse_links, write_atomic
 from grpo_fed.runs.folder import SCENARIO, read_scenario
+from grpo_fed.runs.played_levels import PlayedLevels
 from grpo_fed.scenario.importing import describe_exception
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml.text import closest_match, did_you_mean, shorten
-from grpo_fed.tasks.envs import ActionConverter, make_client_envs, observation_flattener
+from grpo_fed.tasks.envs import make_action_converter, observation_flattener
 from grpo_fed.tasks.gym_task import GymTask
 from grpo_fed.tasks.language_task import LanguageTask
 from grpo_fed.tasks.resolve import resolve_tasks
@@ -65,14 +67,27 @@ def save_policy(
         write_peft_folder(folder / POLICIES / task.client, policy, parameters, factors, task.language.model)
         return
     assert isinstance(task, GymTask)
+    (folder / POLICIES).mkdir(exist_ok=True)
+    _write_network(folder / POLICIES, task, policy, parameters, normaliser)
+
+
+def write_policy(folder: Path, policy: LoadedPolicy) -> None:
+    """Write a loaded policy to `folder/<client>.safetensors`, with the bytes that its run wrote."""
+    state = None if policy.normaliser is None else policy.normaliser.state(0)
+    _write_network(folder, policy.task, policy.policy, policy.parameters[0], state)
+
+
+def _write_network(
+    folder: Path, task: GymTask, policy: Policy, parameters: Tensor, normaliser: Mapping[str, np.ndarray] | None
+) -> None:
+    """Write the parameters [P] by name, and the observation normaliser's state."""
     (arrays,) = policy.layout.unstack(parameters[None].cpu())
     for name, value in (normaliser or {}).items():
         arrays[NORMALISER + name] = torch.from_numpy(np.array(value))
     if task.since:
         arrays[TASK_SINCE] = torch.tensor([task.since])
-    (folder / POLICIES).mkdir(exist_ok=True)
     # metadata of one entry: the order of several would be random, and the file's bytes with it
-    write_atomic(folder / POLICIES / f"{task.client}.safetensors", save(arrays, {"env": task.env}))
+    write_atomic(folder / f"{task.client}.safetensors", save(arrays, {"env": task.env}))
 
 
 def save_policies(folder: Path, learner: Learner) -> dict[str, str]:
@@ -134,15 +149,27 @@ class LoadedPolicy:
         """Forget what a policy with memory has seen, where another episode begins; others have nothing to forget."""
         self._actor.forget()
 
-    def play(self, episodes: int | None = None, deterministic: bool = True, seed: int | None = None) -> Evaluation:
-        """Evaluate the policy; with the run's seed and number of episodes this repeats the run's own evaluation."""
+    def play(
+        self,
+        episodes: int | None = None,
+        deterministic: bool = True,
+        seed: int | None = None,
+        levels: PlayedLevels | None = None,
+    ) -> Evaluation:
+        """Evaluate the policy; with the run's seed and number of episodes this repeats the run's own evaluation.
+
+        levels: of the episodes, over which they are spread; by default all of the task's, as in evaluations.
+        """
         settings = self.scenario
-        squash, limit = settings.policy.squash, settings.rollout.episode_limit
-        envs = make_client_envs([self.task], settings.rollout.num_envs, squash, limit)
+        envs = make_scenario_envs([self.task], settings, None)
         seeds = [client_seed(settings.seed if seed is None else seed, self.task.client)]
         clients = EvaluatedClients([self.task.client], seeds, self.normaliser)
         count = settings.evaluate.episodes if episodes is None else episodes
         try:
+            if levels is not None:
+                copies = range(settings.rollout.num_envs)
+                spread = levels.spread(min(len(copies), count))
+                envs.set_levels({copy: spread[copy % len(spread)] for copy in copies})
             actor = Actor(self.policy, self.parameters)
             (evaluation,) = evaluate(actor, envs, clients, count, settings.evaluate.step_limit, deterministic)
         finally:
@@ -154,8 +181,8 @@ class LoadedPolicy:
         return Actor(self.policy, self.parameters)
 
     @cached_property
-    def _converter(self) -> ActionConverter:
-        return ActionConverter(self.task, self.scenario.policy.squash)
+    def _converter(self) -> Callable[[np.ndarray], Sequence[Any] | np.ndarray]:
+        return make_action_converter(self.task, self.scenario.policy.squash)
 
     @cached_property
     def _flattener(self) -> Callable[[Any], np.ndarray]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from grpo_fed.policy.user_module import UserModulePolicy
 from grpo_fed.rl.normalise import EPSILON
 from grpo_fed.runs.policies import LoadedPolicy
+from grpo_fed.tasks.action_spaces import is_nested
 from grpo_fed.tasks.gym_task import GymTask
 
 
@@ -31,9 +32,14 @@ class Predictor(nn.Module):
     def __init__(self, saved: LoadedPolicy) -> None:
         """Copy the network, the normaliser's moments and the action space of a client's policy.
 
-        ValueError for a policy with memory, which is no function of an observation.
+        ValueError for a policy with memory, which is no function of an observation, and for actions of several parts.
         """
         super().__init__()
+        if is_nested(saved.task.action_space):
+            raise ValueError(
+                f"client {saved.task.client}: its actions are from {saved.task.action_space}, and a graph returns one"
+                " array; use grpo_fed.load_policy, or --to safetensors with policy.json, which says where each part is"
+            )
         if saved.policy.memory_size:
             raise ValueError(
                 f"client {saved.task.client}: a policy with memory is no function of an observation; use"

@@ -20,93 +20,18 @@ from typing import Any, TypeAlias, final
 from grpo_fed.policy.shared_names import SharedNames
 from grpo_fed.runs import checkpoint
 from grpo_fed.runs.checkpoint import Arrays, Checkpoint
-from grpo_fed.runs.departures import Departure, note_departures
+from grpo_fed.runs.evaluations import Evaluations, with_evaluations
 from grpo_fed.runs.files import append_line, write_atomic
 from grpo_fed.runs.folder import FAILURE, ROUNDS, SCENARIO, SHARED, remove_run
 from grpo_fed.runs.privacy import PrivacyCost
-from grpo_fed.runs.records import Failure, RoundRecord, SiteRecord, record_to_line
-from grpo_fed.runs.results import ENDED, RESULTS, ClientResult, Result, SiteResult, status_of
-from grpo_fed.runs.sharing_verdicts import SharingVerdict
+from grpo_fed.runs.records import Failure, RoundRecord, record_to_line
+from grpo_fed.runs.results import ENDED, RESULTS, ClientResult, Result, status_of
+from grpo_fed.runs.totals import RunTotals
 from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.scores import scales_of
 
 Watch: TypeAlias = Callable[[RoundRecord], None]
 """A function that is called with every round's record, the first being 0."""
-
-
-@dataclass
-class RunTotals:
-    """Counts what a run has done so far."""
-
-    rounds: int = 0
-    """The last round that was recorded."""
-    seconds: float = 0.0
-    """Seconds until the latest checkpoint."""
-    bytes_up: int = 0
-    """Bytes from clients to the server."""
-    bytes_down: int = 0
-    """Bytes from the server to clients."""
-    episodes: dict[str, int] = field(default_factory=dict)
-    """Finished training episodes of each client."""
-    steps: dict[str, int] = field(default_factory=dict)
-    """Environment steps that each client learned from."""
-    best: dict[str, float] = field(default_factory=dict)
-    """Each client's highest mean return of a round's training episodes."""
-    first: dict[str, float] = field(default_factory=dict)
-    """Each client's score before the first round."""
-    last: dict[str, float] = field(default_factory=dict)
-    """Each client's score after the latest round."""
-    adapted_first: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """Before the first round, each client's scores after so many local updates, from 0."""
-    adapted_last: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """The same after the latest round in which clients were evaluated."""
-    missing: dict[str, list[tuple[int, str, str]]] = field(default_factory=dict)
-    """For each client that failed: round, kind of failure and reason, one for each time."""
-    comparison_episodes: int = 0
-    """Episodes that clients played to compare their own parameters with the shared ones."""
-    departures: dict[str, dict[str, Departure]] = field(default_factory=dict)
-    """With the merge rule `persistence`, when and why each client left the groups that it does not share now."""
-    equal: dict[str, list[int]] = field(default_factory=dict)
-    """The rounds in which clients could learn nothing, since every group of their completions was rewarded equally."""
-    joined: dict[str, int] = field(default_factory=dict)
-    """The rounds in which newcomers joined."""
-    sharing: dict[str, SharingVerdict] = field(default_factory=dict)
-    """What the clients' twins said latest."""
-    sites: dict[str, SiteResult] = field(default_factory=dict)
-    """What each site has left so far."""
-
-    def add(self, record: RoundRecord) -> None:
-        """Count a round."""
-        self.rounds = record.round
-        self.last = record.scores
-        scores = record.scores
-        curves = {each.client: (scores[each.client], *each.adapted) for each in record.clients if each.adapted}
-        self.adapted_last = curves if scores else self.adapted_last
-        if record.round == 0:
-            self.first, self.adapted_first = self.last, curves
-        for name in record.equal:
-            self.equal.setdefault(name, []).append(record.round)
-        for client in record.clients:
-            name = client.client
-            self.episodes[name] = self.episodes.get(name, 0) + client.episodes
-            self.steps[name] = self.steps.get(name, 0) + client.steps
-            if client.mean is not None:
-                self.best[name] = max(client.mean, self.best.get(name, client.mean))
-            self.comparison_episodes += int(client.comparison.get("episodes", 0))
-            if verdict := SharingVerdict.of(client.metrics):
-                self.sharing[name] = verdict
-            if client.left or client.returned:
-                note_departures(self.departures.setdefault(name, {}), record.round, client.left, client.returned)
-        for site in record.sites:
-            self.sites[site.site] = SiteResult(
-                site.clients, site.departed, self._departures_of_site(site, record.round)
-            )
-            self.comparison_episodes += int(site.comparison.get("episodes", 0))
-
-    def _departures_of_site(self, site: SiteRecord, round: int) -> dict[str, Departure]:
-        """Update when and why a site left the groups that it does not share now."""
-        departures = dict(self.sites[site.site].departures) if site.site in self.sites else {}
-        note_departures(departures, round, site.left, site.returned)
-        return departures
 
 
 @dataclass
@@ -248,25 +173,22 @@ class Recorder:
             self._write_and_notify()
 
     def scores_arrived(
-        self,
-        scores: Mapping[str, float],
-        adapted: Mapping[str, tuple[float, ...]] | None = None,
-        amend: Callable[[RoundRecord], RoundRecord] = lambda record: record,
+        self, evaluations: Evaluations, amend: Callable[[RoundRecord], RoundRecord] = lambda record: record
     ) -> RoundRecord:
         """Complete the record that waited with the clients' scores, write its line and call `watch`.
 
-        adapted: the clients' scores after each of some local updates. amend: adds to the complete record.
+        amend: adds to the complete record.
         """
         assert self.state.pending is not None, "a record waits"
-        record = self.state.pending = amend(with_scores(self.state.pending, scores, adapted or {}))
+        record = self.state.pending = amend(with_evaluations(self.state.pending, evaluations))
         self.state.waits = False
         self._write_and_notify()
         return record
 
-    def first_scores_arrived(self, scores: Mapping[str, float], adapted: Mapping[str, tuple[float, ...]]) -> None:
+    def first_scores_arrived(self, evaluations: Evaluations) -> None:
         """Count the scores before the first round of clients that answered later than others; see `RunTotals`."""
-        self.totals.first = {**scores, **self.totals.first}
-        self.totals.adapted_first = {**adapted, **self.totals.adapted_first}
+        self.totals.first = {**evaluations.scores, **self.totals.first}
+        self.totals.adapted_first = {**evaluations.adapted, **self.totals.adapted_first}
 
     def finish(
         self,
@@ -344,8 +266,10 @@ class Recorder:
     ) -> Result:
         totals, status = self.totals, status_of(error, reason)
         is_complete = status in ENDED or totals.rounds == self.scenario.rounds
-        after = totals.last if is_complete else {}  # otherwise clients have learned since their last evaluation
+        # otherwise clients have learned since their last evaluation
+        after, costs = (totals.last, totals.last_costs) if is_complete else ({}, {})
         entries = {name: settings for settings in self.scenario.clients for name in settings.names}
+        scales = scales_of(self.scenario)
         clients = {
             name: ClientResult(
                 env=settings.task,
@@ -364,6 +288,8 @@ class Recorder:
                 trains=settings.trains,
                 sharing=totals.sharing.get(name),
                 joined=totals.joined.get(name, 0),
+                scale=scales.get(settings.name),
+                cost=costs.get(name),
             )
             for name, settings in entries.items()
         }
@@ -387,14 +313,3 @@ class Recorder:
             sites=totals.sites,
             reason=reason,
         )
-
-
-def with_scores(
-    record: RoundRecord, scores: Mapping[str, float], adapted: Mapping[str, tuple[float, ...]]
-) -> RoundRecord:
-    """Give the clients of a record their scores of the evaluation after the round, and those after local updates."""
-    clients = [
-        replace(client, score=scores.get(client.client), adapted=adapted.get(client.client, ()))
-        for client in record.clients
-    ]
-    return replace(record, clients=clients)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from grpo_fed.aggregation.proximity.records import AcceptedStep
 from grpo_fed.runs.equal_groups import equal_groups_note, has_equal_groups_alone
+from grpo_fed.runs.line_numbers import finite_or_none, finite_values, four_digits, mean_of_known
+from grpo_fed.runs.mean_returns import mean_metrics, score_metrics
 from grpo_fed.runs.metrics import (
     ADAPTATION,
     ADAPTED_RETURN,
@@ -19,6 +19,7 @@ from grpo_fed.runs.metrics import (
     COMPARISON_EPISODES,
     DEPARTED_GROUPS,
     ENV_STEPS,
+    EVALUATION_COST,
     EVALUATION_RETURN,
     LEFT,
     MB_DOWN,
@@ -29,8 +30,6 @@ from grpo_fed.runs.metrics import (
     RHO_BY_GROUP,
     RHO_LIMIT,
     ROUND_SECONDS,
-    SCORE_IQM,
-    SCORE_MIN,
     SITE,
     SITES,
     STALENESS,
@@ -39,12 +38,11 @@ from grpo_fed.runs.metrics import (
     TRAINING_EPISODES,
     TRAINING_LENGTH,
     TRAINING_RETURN,
-    TWIN_SINCE,
     VIRTUAL_SECONDS,
 )
 from grpo_fed.runs.privacy import PrivacyCost
 from grpo_fed.runs.sharing_verdicts import note_costs
-from grpo_fed.runs.statistics import iqm
+from grpo_fed.tasks.scores import ReturnScale
 
 MB = 1e6
 SITE_MEANS = (EVALUATION_RETURN, TRAINING_RETURN)
@@ -107,6 +105,8 @@ class ClientRecord:
     """KL of the last round's step on its own states, as `ServerRecord.last_kl`; empty if it did not measure it."""
     logged: Mapping[str, float] = field(default_factory=dict)
     """What callbacks have logged of it, by key."""
+    cost: float | None = None
+    """Mean cost of its evaluation episodes after the round; None where costs have no limit."""
 
     @property
     def mean(self) -> float | None:
@@ -184,6 +184,8 @@ class RoundRecord:
     """All sites; empty where the server merges all clients."""
     logged: Mapping[str, float] = field(default_factory=dict)
     """What callbacks have logged of the whole, by key."""
+    scales: Mapping[str, ReturnScale] = field(default_factory=dict)
+    """The scale of each entry's returns; empty if all clients have the same, so that returns can be averaged."""
 
     @property
     def steps(self) -> int:
@@ -230,20 +232,18 @@ def record_to_line(record: RoundRecord) -> dict[str, Any]:
     """
     clients = {client.client: _client_metrics(client) for client in record.clients}
     trained = [client for client in record.clients if client.trains]
-    scores = np.array([client.score for client in trained if client.score is not None])
     return {
         "round": record.round,
         ENV_STEPS: record.env_steps,
         ROUND_SECONDS: round(record.seconds, 4),
-        STEPS_PER_SECOND: _finite(record.steps / max(record.seconds, 1e-9)),
-        SCORE_IQM: iqm(scores) if scores.size else None,
-        SCORE_MIN: float(scores.min()) if scores.size else None,
-        **_mean_metrics([clients[client.client] for client in trained]),
-        **_mean_metrics([_adaptation(client) for client in adapted_clients(record.clients)]),
+        STEPS_PER_SECOND: finite_or_none(record.steps / max(record.seconds, 1e-9)),
+        **score_metrics([(client.task, clients[client.client]) for client in trained], record.scales),
+        **mean_metrics([clients[client.client] for client in trained], not record.scales),
+        **mean_metrics([_adaptation(client) for client in adapted_clients(record.clients)], not record.scales),
         **_task_metrics(record),
         **({} if record.server is None else _server_metrics(record.server, record.clients, record.sites)),
-        **_site_lines(record.sites, clients),
-        **_finite_values(record.logged),
+        **_site_lines(record, clients),
+        **finite_values(record.logged),
         **({"notes": list(record.notes)} if record.notes else {}),
         "clients": clients
         if record.server is None
@@ -253,13 +253,15 @@ def record_to_line(record: RoundRecord) -> dict[str, Any]:
 
 def _client_metrics(record: ClientRecord) -> dict[str, float | None]:
     """Select the client's metrics that the line averages for the whole."""
-    score = {EVALUATION_RETURN: record.score, **_adaptation(record), **_finite_values(record.logged)}
+    score = {EVALUATION_RETURN: record.score, **_adaptation(record), **finite_values(record.logged)}
+    if record.cost is not None:
+        score[EVALUATION_COST] = finite_or_none(record.cost)
     if record.age is not None:
         score[STALENESS] = float(record.age)
     if not record.steps:
         return score
     training = {TRAINING_RETURN: None, TRAINING_LENGTH: None, TRAINING_EPISODES: record.episodes, **record.metrics}
-    return {**score, **{key: _finite(value) for key, value in training.items()}}
+    return {**score, **{key: finite_or_none(value) for key, value in training.items()}}
 
 
 def adapted_clients(records: Sequence[ClientRecord]) -> list[ClientRecord]:
@@ -272,13 +274,7 @@ def _adaptation(record: ClientRecord) -> dict[str, float | None]:
     if not record.adapted:
         return {}
     curve = {f"{ADAPTATION}{updates}": value for updates, value in enumerate((record.score, *record.adapted))}
-    return {key: _finite(value) for key, value in {ADAPTED_RETURN: record.adapted[-1], **curve}.items()}
-
-
-def _mean_metrics(clients: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
-    """Average every metric over the clients that have it, but no numbers of rounds."""
-    keys = dict.fromkeys(key for metrics in clients for key in metrics if key != TWIN_SINCE)
-    return {key: _mean(metrics.get(key) for metrics in clients) for key in keys}
+    return {key: finite_or_none(value) for key, value in {ADAPTED_RETURN: record.adapted[-1], **curve}.items()}
 
 
 def _task_metrics(record: RoundRecord) -> dict[str, float | None]:
@@ -287,7 +283,7 @@ def _task_metrics(record: RoundRecord) -> dict[str, float | None]:
     for client in record.clients:
         if client.score is not None:
             scores.setdefault(client.task, []).append(client.score)
-    return {f"task/{task}": _mean(values) for task, values in scores.items()}
+    return {f"task/{task}": mean_of_known(values) for task, values in scores.items()}
 
 
 def _server_metrics(
@@ -312,7 +308,7 @@ def _server_metrics(
         line[VIRTUAL_SECONDS] = server.virtual_seconds
     if server.privacy is not None:
         line |= server.privacy.metrics
-    line |= {f"last_kl/{name}": _finite(kl) for name, kl in server.last_kl.items()}
+    line |= {f"last_kl/{name}": finite_or_none(kl) for name, kl in server.last_kl.items()}
     comparisons = [*(client.comparison for client in clients), *(site.comparison for site in sites)]
     played = sum(comparison.get("episodes", 0) for comparison in comparisons)
     if server.rho_limit is not None:
@@ -320,7 +316,7 @@ def _server_metrics(
     if server.rho_limit is not None or played:
         line[COMPARISON_EPISODES] = played
     for block in dict.fromkeys(block for client in clients for block in client.rho):
-        line[f"rho/{block}"] = _short(max(client.rho[block] for client in clients if block in client.rho))
+        line[f"rho/{block}"] = four_digits(max(client.rho[block] for client in clients if block in client.rho))
     return line
 
 
@@ -329,31 +325,32 @@ def _step_metrics(step: AcceptedStep) -> dict[str, float | None]:
     line: dict[str, float | None] = {}
     for block in step.blocks:
         line |= {
-            f"kl/{block.block}": _finite(block.kl),
+            f"kl/{block.block}": finite_or_none(block.kl),
             f"alpha/{block.block}": block.alpha,
-            f"budget/{block.block}": _finite(block.budget),
-            f"wanted/{block.block}": _finite(block.wanted),
+            f"budget/{block.block}": finite_or_none(block.budget),
+            f"wanted/{block.block}": finite_or_none(block.wanted),
         }
-    line |= {"kl/joint": _finite(step.joint), "budget/joint": _finite(step.joint_budget)}
-    return line | {"wanted/joint": _finite(step.joint_wanted)}
+    line |= {"kl/joint": finite_or_none(step.joint), "budget/joint": finite_or_none(step.joint_budget)}
+    return line | {"wanted/joint": finite_or_none(step.joint_wanted)}
 
 
-def _site_lines(sites: Sequence[SiteRecord], clients: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
+def _site_lines(record: RoundRecord, clients: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
     """Make the sites' part of the line: metrics of each under `site/NAME/`, and under `sites` what it left and why.
 
-    clients: every client's metrics, which are averaged over those of a site.
+    clients: every client's metrics. They are averaged over those of a site, returns only where these have one scale.
     """
     line: dict[str, Any] = {}
-    for record in sites:
-        of_site = [{key: clients[name].get(key) for key in SITE_MEANS} for name in record.clients if name in clients]
-        metrics: dict[str, float | None] = {
-            key: value for key, value in _mean_metrics(of_site).items() if value is not None
-        }
-        metrics |= {DEPARTED_GROUPS: len(record.departed)}
-        metrics |= {} if record.step is None else _step_metrics(record.step)
-        metrics |= {f"rho/{block}": _short(value) for block, value in record.rho.items()}
-        line |= {f"{SITE}{record.site}/{key}": value for key, value in metrics.items()}
-    texts = {record.site: _departure_lines(record) for record in sites}
+    scale_of = {client.client: record.scales.get(client.task) for client in record.clients}
+    for site in record.sites:
+        of_site = [{key: clients[name].get(key) for key in SITE_MEANS} for name in site.clients if name in clients]
+        is_mixed = len({scale_of[name] for name in site.clients if name in clients}) > 1
+        means = mean_metrics(of_site, with_returns=not is_mixed)
+        metrics: dict[str, float | None] = {key: value for key, value in means.items() if value is not None}
+        metrics |= {DEPARTED_GROUPS: len(site.departed)}
+        metrics |= {} if site.step is None else _step_metrics(site.step)
+        metrics |= {f"rho/{block}": four_digits(value) for block, value in site.rho.items()}
+        line |= {f"{SITE}{site.site}/{key}": value for key, value in metrics.items()}
+    texts = {site.site: _departure_lines(site) for site in record.sites}
     return line | ({SITES: texts} if texts else {})
 
 
@@ -362,7 +359,7 @@ def _departure_lines(record: ClientRecord | SiteRecord) -> dict[str, Any]:
     line: dict[str, Any] = {"personal_groups": list(record.departed)} if record.departed else {}
     tables = {LEFT: record.left, RETURNED: record.returned, STAYED: record.stayed, COMPARISON: record.comparison}
     for key, values in tables.items():
-        line |= {key: {group: _short(value) for group, value in values.items()}} if values else {}
+        line |= {key: {group: four_digits(value) for group, value in values.items()}} if values else {}
     return line
 
 
@@ -370,29 +367,12 @@ def _client_line(record: ClientRecord, metrics: Mapping[str, float | None]) -> d
     """Make a client's part of the line in a federation."""
     line: dict[str, Any] = {**metrics, DEPARTED_GROUPS: len(record.departed), **_departure_lines(record)}
     line |= {f"cluster/{block}": cluster for block, cluster in record.clusters.items()}
-    line |= {f"rho/{block}": _short(value) for block, value in record.rho.items()}
+    line |= {f"rho/{block}": four_digits(value) for block, value in record.rho.items()}
     line |= (
-        {RHO_BY_GROUP: {name: _short(rho) for name, rho in record.rho_by_group.items()}} if record.rho_by_group else {}
+        {RHO_BY_GROUP: {name: four_digits(rho) for name, rho in record.rho_by_group.items()}}
+        if record.rho_by_group
+        else {}
     )
-    line |= {"kl/joint": _finite(record.kl)} if record.kl is not None else {}
-    line |= {f"last_kl/{name}": _finite(kl) for name, kl in record.last_kl.items()}
+    line |= {"kl/joint": finite_or_none(record.kl)} if record.kl is not None else {}
+    line |= {f"last_kl/{name}": finite_or_none(kl) for name, kl in record.last_kl.items()}
     return line | ({"failure": record.failure.kind} if record.failure is not None else {})
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return _finite(float(np.mean(known))) if known else None
-
-
-def _short(value: float) -> float | None:
-    """Round a number that nobody reads to more than four digits, and that a line may have hundreds of."""
-    return _finite(round(value, 4))
-
-
-def _finite(value: float | None) -> float | None:
-    """Return the number, or None for NaN and infinity, which JSON does not have."""
-    return None if value is None or not np.isfinite(value) else value
-
-
-def _finite_values(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    return {key: _finite(value) for key, value in metrics.items()}

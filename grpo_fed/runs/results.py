@@ -12,11 +12,12 @@ import numpy as np
 
 from grpo_fed.runs.departures import Departure
 from grpo_fed.runs.files import refuse_links
+from grpo_fed.runs.mean_returns import MeanReturns, normalised_returns, returns_by_environment
 from grpo_fed.runs.privacy import PrivacyCost
 from grpo_fed.runs.serialisation import from_json, read_json
 from grpo_fed.runs.sharing_verdicts import SharingVerdict
-from grpo_fed.runs.statistics import iqm
 from grpo_fed.scenario.toml.text import shorten
+from grpo_fed.tasks.scores import ReturnScale
 
 RESULTS = "results.json"
 
@@ -61,14 +62,25 @@ class ClientResult:
     trains: bool = True
     """Whether it took part in training; otherwise its `after` is that of the shared policy, and counts in no score."""
     joined: int = 0
-    """The round in which it joined a run that had ended; 0 if it was there from the beginning."""
+    """The round in which it joined a run that had ended or a running deployment; 0 if the run began with it."""
     sharing: SharingVerdict | None = None
     """With `evaluate.twins`, whether sharing paid for it; None without a comparison."""
+    scale: ReturnScale | None = None
+    """What its returns are of and are normalised by, in a run of unlike environments; None where all have one scale."""
+    cost: float | None = None
+    """Mean cost of the last policy's episodes, deterministic actions; None where costs have no limit."""
 
     @property
     def latest(self) -> float | None:
         """The last policy's return, or else the highest return of a round's training episodes."""
         return self.best if self.after is None else self.after
+
+    @property
+    def rank(self) -> float | None:
+        """What clients of a run are ranked by: the latest return, normalised where environments are unlike."""
+        if self.latest is None or self.scale is None or not self.scale.is_known:
+            return self.latest
+        return self.scale.normalise(self.latest)
 
 
 @dataclass(frozen=True)
@@ -138,18 +150,47 @@ class Result:
 
     @property
     def score_mean(self) -> float | None:
-        """Mean return over the clients; None if no last policy was evaluated."""
-        return float(self.returns.mean()) if self.returns.size else None
+        """Mean return over the clients; None if no last policy was evaluated, or if environments are unlike."""
+        scores = _scores_of(self)
+        return None if scores is None else scores.mean
 
     @property
     def score_min(self) -> float | None:
-        """Return of the worst client; None if no last policy was evaluated."""
-        return float(self.returns.min()) if self.returns.size else None
+        """Return of the worst client; None as for `score_mean`."""
+        scores = _scores_of(self)
+        return None if scores is None else scores.min
 
     @property
     def score_iqm(self) -> float | None:
-        """Interquartile mean of the clients' returns (2108.13264); None if no last policy was evaluated."""
-        return iqm(self.returns) if self.returns.size else None
+        """Interquartile mean of the clients' returns (2108.13264); None as for `score_mean`."""
+        scores = _scores_of(self)
+        return None if scores is None else scores.iqm
+
+    @property
+    def normalised(self) -> MeanReturns | None:
+        """Normalised scores of unlike environments, 0 for random actions and 1 for a reference; None if some client's
+        is not known, or if all clients have one environment.
+        """
+        scales = [client.scale for client in self.clients.values() if client.scale is not None]
+        return MeanReturns.of(normalised_returns(_scaled_returns(self), scales))
+
+    @property
+    def by_environment(self) -> dict[str, MeanReturns]:
+        """Returns of unlike environments, each by itself; empty if all clients have one."""
+        grouped = {
+            label: MeanReturns.of(values) for label, values in returns_by_environment(_scaled_returns(self)).items()
+        }
+        return {label: found for label, found in grouped.items() if found is not None}
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether clients have unlike environments, whose returns have no common mean."""
+        return any(client.scale is not None for client in self.clients.values())
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """What an episode of the last policies costs, by client, for those that train; empty without a limit."""
+        return {name: each.cost for name, each in self.clients.items() if each.trains and each.cost is not None}
 
     @property
     def idle(self) -> tuple[str, ...]:
@@ -182,7 +223,7 @@ class Result:
             "bytes_up": self.bytes_up,
             "bytes_down": self.bytes_down,
             "comparison_episodes": self.comparison_episodes,
-            "eval": {"score_iqm": self.score_iqm, "score_mean": self.score_mean, "score_min": self.score_min},
+            "eval": _scores_to_json(self),
             "clients": {name: _client_to_json(client) for name, client in self.clients.items()},
             "missing": {name: [list(failure) for failure in failures] for name, failures in self.missing.items()},
             **({"sites": {name: _site_to_json(site) for name, site in self.sites.items()}} if self.sites else {}),
@@ -208,6 +249,31 @@ class Result:
         return replace(result, out=out)
 
 
+def _scores_of(result: Result) -> MeanReturns | None:
+    """Summarise the returns of clients with one environment."""
+    return None if result.is_mixed else MeanReturns.of(result.returns.tolist())
+
+
+def _scaled_returns(result: Result) -> list[tuple[ReturnScale, float]]:
+    """List the last policies' returns with their scales, in a run of unlike environments."""
+    trained = [client for client in result.clients.values() if client.trains]
+    return [(each.scale, each.after) for each in trained if each.scale is not None and each.after is not None]
+
+
+def _scores_to_json(result: Result) -> dict[str, Any]:
+    """Make the part of `results.json` that summarises the clients' returns."""
+    scores: dict[str, Any] = {
+        "score_iqm": result.score_iqm,
+        "score_mean": result.score_mean,
+        "score_min": result.score_min,
+    }
+    if not result.is_mixed:
+        return scores
+    found = result.normalised
+    scores |= {f"normalised_{key}": None if found is None else getattr(found, key) for key in ("iqm", "mean", "min")}
+    return scores | {"by_environment": {label: vars(means) for label, means in result.by_environment.items()}}
+
+
 def _site_to_json(site: SiteResult) -> dict[str, Any]:
     """Make a site's part of `results.json`."""
     document = {"clients": list(site.clients), "personal_groups": list(site.personal_groups)}
@@ -231,15 +297,18 @@ def _client_to_json(client: ClientResult) -> dict[str, Any]:
     for key in ("clusters", "departures", "adapted_first", "adapted_last"):
         if not document[key]:
             del document[key]
+    if client.cost is None:
+        del document["cost"]
     if client.unit == "steps":
         del document["unit"]
     if client.trains:
         del document["trains"]
     if not client.joined:
         del document["joined"]
-    del document["sharing"]
-    if client.sharing is not None:
-        document["sharing"] = vars(client.sharing)
+    for key in ("sharing", "scale"):
+        part = document.pop(key)
+        if part is not None:
+            document[key] = vars(part)
     return document
 
 
@@ -282,11 +351,14 @@ def mean_adaptation(results: Mapping[str, Any], last: bool = True) -> tuple[int,
     """Average the returns before and after each local update over the clients whose adaptation counts.
 
     These are the clients that take no part in training, or all if there are none. Return how many clients have such
-    returns, and the mean curve from 0 updates; empty if none has. results: the content of `results.json`. last: of the
-    last policy, otherwise of the first.
+    returns, and the mean curve from 0 updates; empty if none has, or if their environments are unlike.
+
+    results: the content of `results.json`. last: of the last policy, otherwise of the first.
     """
     clients = list(results["clients"].values())
     counted = [client for client in clients if not client.get("trains", True)] or clients
     key = "adapted_last" if last else "adapted_first"
     curves = [client[key] for client in counted if client.get(key)]
+    if len({client.get("scale", {}).get("label") for client in counted}) > 1:
+        return len(curves), ()
     return len(curves), tuple(np.mean(curves, axis=0).tolist()) if curves else ()

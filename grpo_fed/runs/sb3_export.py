@@ -17,6 +17,7 @@ from grpo_fed.policy.actor_critic import ActorCritic
 from grpo_fed.rl.normalise import EPSILON, ObservationNormaliser
 from grpo_fed.runs.policies import LoadedPolicy
 from grpo_fed.scenario.extras import write_install_command
+from grpo_fed.tasks.action_spaces import is_nested
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
@@ -35,6 +36,9 @@ def export_to_sb3(saved: LoadedPolicy, folder: Path) -> None:
         from stable_baselines3.common.vec_env import DummyVecEnv
     except ImportError as error:
         raise ValueError(f"--to sb3 needs stable-baselines3: {write_install_command('sb3')}") from error
+    if is_nested(saved.task.action_space):
+        text = f"stable-baselines3 takes no actions from {saved.task.action_space}; use --to safetensors"
+        raise ValueError(f"client {saved.task.client}: {text}")
     if problem := _find_problem(saved):
         raise ValueError(f"client {saved.task.client}: {problem}; use --to onnx or torch-export")
     policy, settings = saved.policy, saved.scenario

@@ -15,8 +15,10 @@
     constraint_checks.py contradictions of the constraints that a client keeps
     hostile_checks.py contradictions of hostile clients and of mixing
     privacy_checks.py what a private run may not compute from single clients
+    score_checks.py contradictions of the returns that normalise scores
     sites.py        which clients a site has, and the settings that it merges them by
     site_checks.py  contradictions of sites
+    newcomers.py    clients that join a running deployment, and where none can
     language_checks.py contradictions of clients with prompts
     unused.py       keys that were given and have no effect
     unused_rows.py  what a row of that table says
@@ -25,6 +27,7 @@
     unused_constraints.py the same for the constraints that a client keeps
     unused_setups.py the same for what runs start from, and for scaled rewards
     toml/           the strict TOML reader, which knows nothing of scenarios: positions, errors with a cure, writing
+    own_arguments.py the scenario as one client may read it
     shipped.py      the scenarios that ship
     template.py     a folder to start a project from
     knobs.py        every knob as a record
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
         EvaluateSettings,
         GroupSettings,
         MergeSettings,
+        NewcomerSettings,
         NormaliseSettings,
         ObjectiveSettings,
         PenaltySettings,
@@ -82,6 +86,7 @@ __all__ = [
     "MergeRule",
     "MergeSettings",
     "Method",
+    "NewcomerSettings",
     "NormaliseSettings",
     "ObjectiveSettings",
     "PenaltySettings",
@@ -116,6 +121,7 @@ MODULES = {
     "MergeRule": "grpo_fed.scenario.methods",
     "MergeSettings": "grpo_fed.scenario.settings",
     "Method": "grpo_fed.scenario.methods",
+    "NewcomerSettings": "grpo_fed.scenario.settings",
     "NormaliseSettings": "grpo_fed.scenario.settings",
     "ObjectiveSettings": "grpo_fed.scenario.settings",
     "PRESETS": "grpo_fed.scenario.presets",

@@ -14,8 +14,10 @@ from grpo_fed.scenario.hostile_checks import hostile_contradictions
 from grpo_fed.scenario.language_checks import language_contradictions
 from grpo_fed.scenario.methods import KEYS_OF_METHODS, METHODS, Method
 from grpo_fed.scenario.network_checks import network_contradictions
+from grpo_fed.scenario.newcomers import newcomer_contradictions
 from grpo_fed.scenario.presets import KEYS_OF_PRESETS, PRESETS, Preset
 from grpo_fed.scenario.privacy_checks import privacy_contradictions
+from grpo_fed.scenario.score_checks import score_contradictions
 from grpo_fed.scenario.settings import (
     RULES_WITH_THRESHOLD,
     ClientSettings,
@@ -69,6 +71,8 @@ def contradictions(scenario: Scenario) -> Iterator[Mistake]:
         constraint_contradictions,
         privacy_contradictions,
         network_contradictions,
+        newcomer_contradictions,
+        score_contradictions,
     )
     for text, keys in (contradiction for check in checks for contradiction in check(scenario)):
         yield _mistake(text, *keys)

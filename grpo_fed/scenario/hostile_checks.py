@@ -19,6 +19,10 @@ RULES_THAT_TELL_CLIENTS_APART = ("persistence", "huber", "clusters", "fisher")
 def hostile_contradictions(scenario: Scenario) -> Iterator[Contradiction]:
     """List what contradicts a client's attack, or mixing: a text and the keys that it concerns."""
     yield from _mixing_contradictions(scenario)
+    for number, client in enumerate(scenario.clients):
+        if client.attack in COLLUDING_ATTACKS and scenario.privacy.secure:
+            text = "clients that collude need what all honest ones sent, and with privacy.secure nobody reads that"
+            yield f'{text}; use an attack such as "sign-flip"', (("clients", number, "attack"), ("privacy", "secure"))
     if scenario.round.mode == "buffered":
         text = 'clients that collude need what all honest ones sent, and round.mode = "buffered" does not wait for them'
         cure = 'use round.mode = "sync", or an attack such as "sign-flip"'

@@ -272,15 +272,17 @@ ROBUST_RULES = ("median", "trimmed-mean", "krum", "multi-krum", "geometric-media
 
 def fill_from_rule(data: Mapping[str, Any]) -> dict[str, Any]:
     """Add `proximity.over = "median"` to a scenario's tables with a robust merge rule or mixing, unless they have it,
-    and `merge.weights = "uniform"` with a privacy budget.
+    and `merge.weights = "uniform"` with a privacy budget or secure aggregation.
 
     A robust merge would be of no use if one client's KL could hold back every step towards it, and a private one would
-    need more noise for clients of more weight.
+    need more noise for clients of more weight. A secure sum holds no weights.
     """
     merge, privacy = data.get("merge"), data.get("privacy")
     is_robust = isinstance(merge, Mapping) and (merge.get("rule") in ROBUST_RULES or bool(merge.get("mix")))
     filled = fill_missing(data, {"proximity": {"over": "median"}}) if is_robust else dict(data)
-    is_private = isinstance(privacy, Mapping) and privacy.get("epsilon") not in (None, math.inf)
+    is_private = isinstance(privacy, Mapping) and (
+        privacy.get("epsilon") not in (None, math.inf) or bool(privacy.get("secure"))
+    )
     return fill_missing(filled, {"merge": {"weights": "uniform"}}) if is_private else filled
 
 

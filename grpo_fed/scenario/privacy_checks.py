@@ -12,10 +12,18 @@ if TYPE_CHECKING:
     from grpo_fed.scenario.scenario import Scenario
 
 EPSILON: KeyPath = ("privacy", "epsilon")
+SECURE: KeyPath = ("privacy", "secure")
+METRICS: KeyPath = ("privacy", "metrics")
+LEAST_CLIENTS = 3
+"""With fewer, one client could tell from the sum what the other sent."""
 
 
 def privacy_contradictions(scenario: Scenario) -> Iterator[Contradiction]:
     """List what reads more of single clients than noise covers: a text and the keys that it concerns."""
+    for text, key in _single_clients(scenario) if scenario.privacy.secure else ():
+        yield f"with privacy.secure {text}", (key, SECURE)
+    for text, key in _needed_metrics(scenario) if scenario.privacy.metrics == "withheld" else ():
+        yield f'with privacy.metrics = "withheld" {text}', (key, METRICS)
     if scenario.privacy.epsilon is None:
         return
     for text, key in (*_unprotected_merges(scenario), *_unprotected_rounds(scenario)):
@@ -72,3 +80,80 @@ def _unprotected_rounds(scenario: Scenario) -> Iterator[tuple[str, KeyPath]]:
     for key, is_set in (("target", scenario.stop.target is not None), ("patience", scenario.stop.patience > 0)):
         if is_set:
             yield "the end of the run would tell returns without noise: leave it out", ("stop", key)
+
+
+def _single_clients(scenario: Scenario) -> Iterator[tuple[str, KeyPath]]:
+    """List what needs the numbers of single clients, where the server learns a sum alone, and the key."""
+    merge, clients = scenario.merge, sum(each.count for each in scenario.clients)
+    dtype, mode, is_private = scenario.wire.dtype, scenario.proximity.mode, scenario.privacy.epsilon is not None
+    rows: tuple[tuple[bool, str, KeyPath], ...] = (
+        (
+            not scenario.policy.shared,
+            "there is nothing to add up where nothing is shared: leave it out, or share a block",
+            ("policy", "shared"),
+        ),
+        (
+            clients < LEAST_CLIENTS,
+            f"a sum of {clients} tells each client what the others sent: have three clients or more",
+            ("clients",),
+        ),
+        (
+            merge.rule != "mean",
+            f'merge.rule = "{merge.rule}" compares single clients, and the server learns a sum alone: use "mean"',
+            ("merge", "rule"),
+        ),
+        (
+            merge.weights != "uniform",
+            f'merge.weights = "{merge.weights}" multiplies what single clients sent: use "uniform", or leave it out',
+            ("merge", "weights"),
+        ),
+        (bool(merge.mix), "merge.mix compares single clients: leave it out", ("merge", "mix")),
+        (
+            mode == "quadratic",
+            'proximity.mode = "quadratic" reads the Fisher diagonals of single clients: use "measured" or "off"',
+            ("proximity", "mode"),
+        ),
+        (
+            scenario.round.mode != "sync",
+            'a sum is of clients that begin together: use round.mode = "sync"',
+            ("round", "mode"),
+        ),
+        (bool(scenario.sites), "every site would learn its own clients' sum: leave [[sites]] out", ("sites",)),
+        (
+            dtype != "float32",
+            f'masked numbers have 32 bits: use wire.dtype = "float32", not "{dtype}"',
+            ("wire", "dtype"),
+        ),
+        (
+            is_private and scenario.privacy.noise == "local",
+            'privacy.noise = "local" hides each client from a server that sees none: use "central", which needs less',
+            ("privacy", "noise"),
+        ),
+    )
+    yield from ((text, key) for is_wrong, text, key in rows if is_wrong)
+
+
+def _needed_metrics(scenario: Scenario) -> Iterator[tuple[str, KeyPath]]:
+    """List what depends on numbers that clients report of themselves, and the key."""
+    merge, stop = scenario.merge, scenario.stop
+    compares = merge.rule == "persistence" and (merge.confirm == "returns" or bool(merge.rejoin))
+    steers = scenario.curriculum.by == "server" and any(client.curriculum is not None for client in scenario.clients)
+    rows: tuple[tuple[bool, str, KeyPath], ...] = (
+        (stop.target is not None, "no return says when to stop: leave it out", ("stop", "target")),
+        (stop.patience > 0, "no return says when to stop: leave it out", ("stop", "patience")),
+        (
+            compares,
+            'clients would say what they scored alone: use merge.confirm = "evidence" and merge.rejoin = 0',
+            ("merge", "confirm"),
+        ),
+        (
+            merge.weights in ("episodes", "progress"),
+            f'merge.weights = "{merge.weights}" goes by what clients report: use "steps" or "uniform"',
+            ("merge", "weights"),
+        ),
+        (scenario.proximity.adaptive, "budgets would follow gains of returns: use false", ("proximity", "adaptive")),
+        (steers, 'the server would steer levels by returns: use curriculum.by = "client"', ("curriculum", "by")),
+        (bool(scenario.sites), "sites compare by returns: leave [[sites]] out", ("sites",)),
+        (scenario.evaluate.twins, "twins would be compared by returns: use false", ("evaluate", "twins")),
+    )
+    yield from ((text, key) for is_wrong, text, key in rows if is_wrong)

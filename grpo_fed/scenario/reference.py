@@ -216,6 +216,13 @@ with every method and rule but `clusters`, `fisher` and `scaffold`, and `sites.m
 another rule or other budgets. Use it where clients belong together beforehand, as the lines of a factory do: a whole
 site may leave a block and go on sharing it within, which single clients that leave cannot. More in
 [algorithm.md](algorithm.md#sites).
+
+### By learned groups
+
+With `policy.groups = { "*" = "learned" }`, or for the blocks that a pattern names, `persistence` learns as well which
+rows and columns of weights a client leaves together. Use it where clients may differ in a part of a layer, such as in
+some of their sensors, and nobody knows in which; `"column"` or `"row"` where that is known. It goes with every method
+that has this rule. More in [algorithm.md](algorithm.md#learned-groups); `grpo-fed run learned-groups` is an example.
 """
 
 

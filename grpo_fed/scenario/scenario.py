@@ -27,6 +27,7 @@ from grpo_fed.scenario.settings import (
     GroupSettings,
     LanguageSettings,
     MergeSettings,
+    NewcomerSettings,
     NormaliseSettings,
     ObjectiveSettings,
     PenaltySettings,
@@ -112,6 +113,7 @@ class Scenario(Section):
     stop: StopSettings = StopSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+    newcomers: NewcomerSettings = NewcomerSettings()
     sites: Annotated[list[SiteSettings], Field(default_factory=list)]
     """Servers between the server and the clients, a table for each; without any the server merges all clients."""
     clients: Annotated[list[ClientSettings], MinLen(1), Field(examples=[[{"name": "cart", "env": "CartPole-v1"}]])]

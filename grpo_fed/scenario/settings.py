@@ -241,8 +241,8 @@ class ObjectiveSettings(Section):
     entropy: float = 0.0
     """Weight of the entropy bonus; with `entropy_target` the weight that it begins with."""
     entropy_groups: dict[str, Indices] = {}
-    """Named sets of components of a multi-discrete or box action, by their indices, to which `entropy_weights` gives
-    weights. Sets must not overlap."""
+    """Named sets of components of an action, by their indices, to which `entropy_weights` gives weights: choices first,
+    then real numbers. Sets must not overlap."""
     entropy_weights: dict[str, float] = {}
     """For single sets of `entropy_groups`, a weight instead of `entropy`."""
     entropy_target: float | dict[str, float] | None = None
@@ -538,11 +538,11 @@ class WireSettings(Section):
 
 
 class PrivacySettings(Section):
-    """Differential privacy of what each client contributes to the shared blocks; docs/privacy.md says what it covers.
+    """What leaves a client, and differential privacy of what it contributes to the shared blocks: docs/privacy.md.
 
-    Each parameter group of a client's difference from the shared blocks is cut to a bound of its own, and Gaussian
-    noise is added that is as long as these bounds ask for. All clients have the same weight. With `round.fraction`
-    below 1 each client takes part in a round with this probability, independently of the others.
+    With `epsilon` each parameter group of a client's difference from the shared blocks is cut to a bound of its own,
+    and Gaussian noise is added that is as long as these bounds ask for. All clients have the same weight. With
+    `round.fraction` below 1 each client takes part in a round with this probability, independently of the others.
     """
 
     epsilon: Limit = None
@@ -573,6 +573,18 @@ class PrivacySettings(Section):
     """Where noise and sampling come from: `"seed"` the run's own streams, for research, since who knows the seed can
     take the noise away; `"system"` the operating system's random numbers, for deployments. Then no run ends with the
     same bits as another."""
+    secure: bool = False
+    """Whether clients mask what they send, so that the server learns their sum alone: secure aggregation, in rounds of
+    three clients and more. Needs `merge.rule = "mean"`; all clients have the same weight."""
+    reach: Positive = 1.0
+    """With `secure`, the largest change of a parameter in a round that a client sends; larger ones are cut, and a note
+    says so. Its rounding is this times the number of clients, by 2^32."""
+    metrics: Literal["all", "withheld"] = "all"
+    """Whether clients report returns, lengths, losses and other numbers about themselves; with `"withheld"` the run has
+    no scores, and nothing may depend on them."""
+    errors: Literal["place", "text"] = "place"
+    """What a client's exception tells a server on another machine: `"place"`, its type and the line of grpo_fed that it
+    came from, while its text stays in a file of the client's own; or `"text"`, 300 letters of it."""
 
 
 class StopSettings(Section):
@@ -704,6 +716,25 @@ class WrapperSettings(Section):
     """Keyword arguments of the wrapper."""
 
 
+class NewcomerSettings(Section):
+    """Clients that may join a running deployment although the scenario does not name them."""
+
+    like: Annotated[Name | None, Field(examples=["cart"])] = None
+    """The entry of `[[clients]]` whose task and settings such a client has. Without it a client that the scenario does
+    not name takes no part. It needs checkpoints, since a run goes on from one when somebody joins."""
+    most: Count = 8
+    """How many clients may join."""
+
+
+class ScoreSettings(Section):
+    """The returns between which a client's returns are normalised, `{ random = 20.0, reference = 475.0 }`."""
+
+    random: float
+    """Mean return of random actions; its normalised score is 0."""
+    reference: float
+    """Mean return of the reference; its normalised score is 1."""
+
+
 class ClientSettings(Section):
     """A client, or `count` clients of the same kind."""
 
@@ -737,6 +768,9 @@ class ClientSettings(Section):
     ] = []
     """Wrappers of the environment, the innermost first: import paths `module:Wrapper`, or with arguments, such as `{
     path = "gymnasium.wrappers:RescaleAction", kwargs = { min_action = -1.0, max_action = 1.0 } }`."""
+    score: ScoreSettings | None = None
+    """What its returns are normalised by where clients have unlike environments, whose returns have no common mean: the
+    returns of random actions and of a reference. grpo_fed knows both for gymnasium's classic tasks and its own."""
     attack: Literal[
         "none",
         "sign-flip",
@@ -784,6 +818,14 @@ class ClientSettings(Section):
     def task(self) -> str:
         """What the client learns, in a word: its environment's id, or its source of prompts."""
         return self.env or self.prompts or ""
+
+    @property
+    def scale(self) -> tuple[str, ScoreSettings | None]:
+        """What its returns are of, and what they are normalised by: equal for clients whose returns have a mean."""
+        if self.prompts is None:
+            return self.env or "", self.score
+        rewards = sorted(f"{reward.weight:g} {reward.function}" for reward in self.rewards)
+        return f"rewards {', '.join(rewards) or self.prompts.partition(':')[0]}", self.score
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,5 +1,5 @@
-"""Keys that have no effect beside other values: those of what runs start from, of how rewards are scaled, of sites, of
-privacy, and of rounds that do not wait.
+"""Keys that have no effect beside other values: those of what runs start from, of how rewards and scores are scaled, of
+sites, of privacy, and of rounds that do not wait.
 
 It is a part of the table in unused_table.py, whose rows come first.
 """
@@ -35,6 +35,10 @@ def _any_of(key: str) -> str:
     return " or ".join(f'"{name}"' for name, kind in CURRICULA.items() if key in kind.keys)
 
 
+NOT_OF_EPSILON = frozenset(("epsilon", "secure", "reach", "metrics", "errors"))
+"""Keys of `[privacy]` that do not depend on a budget."""
+
+
 def _is_not_private(scenario: Scenario) -> bool:
     return scenario.privacy.epsilon is None
 
@@ -54,6 +58,11 @@ def _count_training(scenario: Scenario) -> int:
 
 
 SETUPS_UNUSED: tuple[Unused, ...] = (
+    Unused(
+        ("newcomers.most",),
+        lambda scenario: scenario.newcomers.like is None,
+        "newcomers.like names no entry, and nobody may join who is not in the scenario",
+    ),
     Unused(
         ("round.buffer", "round.staleness", "round.max_staleness", "round.rate_fair", "round.again"),
         lambda scenario: scenario.round.mode == "sync",
@@ -80,6 +89,11 @@ SETUPS_UNUSED: tuple[Unused, ...] = (
         "policy.shared = [] shares nothing, and every client learns alone",
     ),
     Unused(
+        ("clients.score.random", "clients.score.reference"),
+        lambda scenario: len({client.scale for client in scenario.clients}) == 1,
+        "all clients have one environment, whose returns are averaged as they are",
+    ),
+    Unused(
         ("merge.momentum",),
         lambda scenario: scenario.merge.optimiser == "sgd",
         'merge.optimiser is "sgd", which has no momentum',
@@ -100,9 +114,19 @@ SETUPS_UNUSED: tuple[Unused, ...] = (
         "no client plays to compare, and sites compare by evaluate.episodes",
     ),
     Unused(
-        tuple(f"privacy.{key}" for key in PrivacySettings.model_fields if key != "epsilon"),
+        tuple(f"privacy.{key}" for key in PrivacySettings.model_fields if key not in NOT_OF_EPSILON),
         _is_not_private,
         "privacy.epsilon = inf asks for no privacy",
+    ),
+    Unused(
+        ("evaluate.every", "evaluate.adapt"),
+        lambda scenario: scenario.privacy.metrics == "withheld",
+        'privacy.metrics is "withheld", so that no client is evaluated',
+    ),
+    Unused(
+        ("privacy.reach",),
+        lambda scenario: not scenario.privacy.secure,
+        "privacy.secure is false, so that numbers of any size travel",
     ),
     Unused(
         ("privacy.rate",),

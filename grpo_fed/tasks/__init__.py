@@ -2,7 +2,9 @@
 
     task.py             Task, what every kind of task has, and its parts, as records
     resolve.py          from a scenario's [[clients]] to tasks
+    scores.py           scales of returns, and scores that make unlike environments comparable
     gym_task.py         GymTask, a task that is a gymnasium environment
+    action_spaces.py    what actions of a space consist of
     pictures.py         observations that are pictures
     gym.py              gymnasium: finding, making and wrapping environments, and what to say if that fails
     curriculum.py       levels of a task, and how those that a client trains on are chosen

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces.utils import flatdim
@@ -15,6 +13,7 @@ from gymnasium.spaces.utils import flatdim
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.settings import ClientSettings, CurriculumSettings, PolicySettings
 from grpo_fed.scenario.toml.text import suggest_name
+from grpo_fed.tasks.action_spaces import describe_actions
 from grpo_fed.tasks.curriculum import Curriculum
 from grpo_fed.tasks.envs.base import missing_cost_error
 from grpo_fed.tasks.families import FAMILIES
@@ -23,7 +22,8 @@ from grpo_fed.tasks.gym_task import Env, EnvConfig, EnvWrapper, GymTask, Space, 
 from grpo_fed.tasks.language_task import LanguageTask
 from grpo_fed.tasks.prompts import open_prompts
 from grpo_fed.tasks.rewards import open_rewards
-from grpo_fed.tasks.task import ActionSpec, MissingPackageError, Task
+from grpo_fed.tasks.scores import check_scales
+from grpo_fed.tasks.task import MissingPackageError, Task
 
 # From the scenario to tasks ------------------------------------------------------------------------------------------
 
@@ -33,6 +33,7 @@ def resolve_tasks(scenario: Scenario) -> list[Task]:
 
     ValueError lists what is wrong with every entry of `[[clients]]`, with its prompts and rewards as well.
     """
+    check_scales(scenario)
     tasks, mistakes = _resolve_entries(scenario)
     _raise_all([*mistakes, *_text_mistakes(scenario)])
     return tasks
@@ -43,6 +44,7 @@ def resolve_available_tasks(scenario: Scenario) -> list[Task]:
 
     Prompts and rewards are not opened: they belong to the clients.
     """
+    check_scales(scenario)
     tasks, mistakes = _resolve_entries(scenario)
     _raise_all([mistake for mistake in mistakes if not isinstance(mistake, MissingPackageError)])
     return tasks
@@ -154,7 +156,7 @@ def _tasks_of_client(
         yield GymTask(
             **vars(config),
             observation_size=_observation_size(f"{where}: {env}", observation_space),
-            action=_action_spec(f"{where}: {env}", action_space),
+            action=describe_actions(f"{where}: {env}", action_space),
             observation_space=observation_space,
             action_space=action_space,
             **_own_settings(settings, scenario),
@@ -327,24 +329,3 @@ def _unflattenable_parts(space: Space) -> Iterator[Space]:
     elif isinstance(space, spaces.Dict | spaces.Tuple | spaces.OneOf):
         for inner in space.values() if isinstance(space, spaces.Dict) else space.spaces:
             yield from _unflattenable_parts(inner)
-
-
-def _action_spec(where: str, space: Space) -> ActionSpec:
-    """Return what actions of a space consist of; ValueError for a space that no policy of ours has actions for."""
-    match space:
-        case spaces.Discrete():
-            return ActionSpec("categorical", (int(space.n),), (int(space.start),))
-        case spaces.MultiDiscrete() if space.nvec.size:
-            sizes, start = space.nvec.ravel().tolist(), space.start.ravel().tolist()
-            return ActionSpec("multi-categorical", tuple(sizes), tuple(start))
-        case spaces.MultiBinary() if math.prod(space.shape):
-            components = math.prod(space.shape)
-            return ActionSpec("multi-categorical", (2,) * components, (0,) * components)
-        case spaces.Box() if math.prod(space.shape):
-            low = np.where(space.bounded_below, space.low, -np.inf).ravel().tolist()
-            high = np.where(space.bounded_above, space.high, np.inf).ravel().tolist()
-            return ActionSpec("gaussian", (math.prod(space.shape),), (), tuple(low), tuple(high))
-    raise ValueError(
-        f"{where}: no policy has actions for {space}; put a wrapper around it that makes a Discrete, MultiDiscrete,"
-        " MultiBinary or Box"
-    )

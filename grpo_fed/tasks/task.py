@@ -15,7 +15,7 @@ from typing import Literal, Self, TypeAlias, get_args
 NO_STEP_LIMIT = 2**31 - 1
 """The step limit of an episode that is never truncated, for interfaces that require a number."""
 
-ActionKind: TypeAlias = Literal["categorical", "multi-categorical", "gaussian", "tokens"]
+ActionKind: TypeAlias = Literal["categorical", "multi-categorical", "gaussian", "hybrid", "tokens"]
 ACTION_KINDS: tuple[ActionKind, ...] = get_args(ActionKind)
 
 
@@ -76,9 +76,9 @@ class ActionSpec:
     """What an action consists of, independent of the shape and type in which an environment takes it."""
 
     kind: ActionKind
-    """One choice, several choices, or real numbers."""
+    """One choice, several choices, real numbers, or choices and real numbers."""
     sizes: tuple[int, ...]
-    """Number of options of each choice; (A,) for A real numbers."""
+    """Number of options of each choice, and behind them how many real numbers there are: (A,) for these alone."""
     start: tuple[int, ...] = ()
     """Number of the first option of each choice."""
     low: tuple[float, ...] = ()
@@ -87,9 +87,19 @@ class ActionSpec:
     """Upper bound of each real number; inf where there is none."""
 
     @property
+    def choices(self) -> tuple[int, ...]:
+        """Number of options of each choice."""
+        return self.sizes[:-1] if self.kind in ("gaussian", "hybrid") else self.sizes
+
+    @property
+    def reals(self) -> int:
+        """How many real numbers there are."""
+        return self.sizes[-1] if self.kind in ("gaussian", "hybrid") else 0
+
+    @property
     def size(self) -> int:
-        """A: entries of an action."""
-        return self.sizes[0] if self.kind == "gaussian" else len(self.sizes)
+        """A: entries of an action, the choices first."""
+        return len(self.choices) + self.reals
 
 
 class MissingPackageError(ValueError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks import joining, learned_groups, verdicts
 from benchmarks.joining import JoiningRun
-from benchmarks.learned_groups import SENSORS, GroupsRun
+from benchmarks.learned_groups import KINDS, RATE_SEEDS, SEEDS, SENSORS, GroupsRun
 from benchmarks.verdicts import VerdictRun
 
 
@@ -67,7 +67,7 @@ def test_rewired_carts_are_counted_by_what_they_have_left():
     gone = {"cart-1": {"actor": 8}, "rewired-0": left["exactly"]}
     rows = list(learned_groups.format_table([GroupsRun("learned", 1600, "", gone, scores, 1.0)]))
     assert rows[3] == "| learned | 1 | 0 | 0 | 0 | 1 | 1 of 2 | 450, 400 | 200, 100 |"
-    assert not list(learned_groups.format_table([]))
+    assert not list(learned_groups.format_tables([]))
     pairs = [
         GroupsRun(kind, seed, "", {}, scores | {"rewired-0": own}, 1.0)
         for seed, block, learned in ((1600, 300.0, 500.0), (1601, 100.0, 50.0))
@@ -75,3 +75,18 @@ def test_rewired_carts_are_counted_by_what_they_have_left():
     ]
     assert learned_groups.differences(pairs).tolist() == [100.0, -25.0]
     assert "blocks, by seed: +38 [-25, +100], in 1 of 2 seeds below 0." in list(learned_groups.format_table(pairs))[-1]
+
+
+def test_other_learning_rates_have_tables_and_seeds_of_their_own():
+    kinds = {(kind, trial.seed) for kind, trial in learned_groups.plan_trials()}
+    assert {seed for kind, seed in kinds if kind in KINDS} == {*SEEDS}
+    assert {seed for kind, seed in kinds if kind == "block, twice the learning rate"} == {*RATE_SEEDS}
+    scores = {"cart-0": 500.0, "rewired-0": 300.0}
+    runs = [
+        GroupsRun(kind, 1610, "", {}, scores | {"rewired-0": own}, 1.0)
+        for kind, own in (("learned", 1.0), ("learned, half the learning rate", 400.0))
+    ]
+    lines = list(learned_groups.format_tables(runs))
+    assert "| learned | 0 | 0 | 0 | 0 | 1 | 0 of 1 | 500, 500 | 1, 1 |" in lines
+    assert lines[-1] == "| learned | 0 | 0 | 0 | 0 | 1 | 0 of 1 | 500, 500 | 400, 400 |"
+    assert "At half the learning rate (seeds 1610 to 1610):" in lines

@@ -19,6 +19,7 @@ from grpo_fed.rl.stacked_learner import DivergedError
 from grpo_fed.runs.folder import FolderTakenError
 from grpo_fed.runs.records import RoundRecord
 from grpo_fed.runs.statistics import iqm
+from grpo_fed.tasks.scores import scales_of
 from grpo_fed.tasks.task import TaskError
 
 TINY = """
@@ -119,11 +120,12 @@ def test_a_run_leaves_scenario_rounds_policies_and_results(tmp_path: Path):
     assert (saved["rounds"], saved["env_steps"], saved["seconds"] > 0) == (3, 3 * 3 * 128, True)
     assert list(saved["clients"]) == CLIENTS
     after = [client["return"] for client in saved["clients"].values()]
-    assert saved["eval"] == {
-        "score_iqm": pytest.approx(np.mean(after)),
-        "score_mean": pytest.approx(np.mean(after)),
-        "score_min": min(after),
-    }
+    assert [saved["eval"][f"score_{key}"] for key in ("iqm", "mean", "min")] == [None] * 3  # environments are unlike
+    scales = [scales_of(given)["carts" if name.startswith("carts") else name] for name in CLIENTS]
+    scores = [scale.normalise(value) for scale, value in zip(scales, after, strict=True)]
+    assert saved["eval"]["normalised_mean"] == saved["eval"]["normalised_iqm"] == pytest.approx(np.mean(scores))
+    assert saved["eval"]["normalised_min"] == min(scores)
+    assert saved["eval"]["by_environment"][scales[0].label]["min"] == min(after[:2])
     for name, client in saved["clients"].items():
         assert client["env_steps"] == 3 * 128
         assert client["episodes"] == sum(line["clients"][name]["charts/episodes"] for line in read_rounds(run))
@@ -140,9 +142,10 @@ def test_a_line_has_every_metric_of_the_run_and_each_client(tmp_path: Path):
     metrics = {"eval/episodic_return", "charts/episodic_return", "charts/episodic_length", "charts/episodes"}
     losses = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac", "explained_variance")
     metrics |= {f"losses/{name}" for name in losses}
+    of_whole = {key for key in metrics if not key.endswith("_return")} | {"charts/normalised_return"}
     for line in lines:
         assert list(line["clients"]) == CLIENTS
-        assert metrics | {"eval/score_iqm", "eval/score_min", "charts/SPS", "time/round_s"} <= set(line)
+        assert of_whole | {"eval/score_iqm", "eval/score_min", "charts/SPS", "time/round_s"} <= set(line)
         assert line["charts/SPS"] == pytest.approx(384 / line["time/round_s"], rel=0.05)
         for client in line["clients"].values():
             assert metrics <= set(client)
@@ -151,10 +154,14 @@ def test_a_line_has_every_metric_of_the_run_and_each_client(tmp_path: Path):
         scores = [client["eval/episodic_return"] for client in line["clients"].values()]
         if line["round"] == 1:
             assert scores == [None] * 3
-            assert line["eval/score_min"] is None
+            assert "eval/normalised_min" not in line
         else:
-            assert line["eval/episodic_return"] == pytest.approx(np.mean(scores))
-            assert line["eval/score_min"] == min(scores)
+            scales = [scales_of(tiny())[entry] for entry in (*["carts"] * 2, CLIENTS[2])]
+            normalised = [scale.normalise(score) for scale, score in zip(scales, scores, strict=True)]
+            assert line["eval/normalised_min"] == min(normalised)
+            of_carts = line[f"env/{scales[0].label}/eval/episodic_return"]
+            assert of_carts == pytest.approx(np.mean(scores[:2]))
+        assert (line["eval/score_min"], "eval/episodic_return" in line) == (None, False)  # environments are unlike
 
 
 def test_results_are_equal_for_equal_seeds_alone(tmp_path: Path):
@@ -230,7 +237,7 @@ def test_an_interrupted_run_saves_its_policies_and_its_status(tmp_path: Path):
     assert (saved["status"], saved["error"], saved["rounds"]) == ("interrupted", "KeyboardInterrupt", 2)
     assert len(read_rounds(tmp_path)) == 2
     assert saved["env_steps"] == 2 * 384
-    assert saved["eval"] == {"score_iqm": None, "score_mean": None, "score_min": None}
+    assert not any(saved["eval"].values())
     for number, client in enumerate(CLIENTS):
         learner = engine.learners[0 if client.startswith("carts") else 1]
         policy = load_policy(tmp_path, client)

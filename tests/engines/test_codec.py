@@ -553,9 +553,9 @@ def assert_possible(instruction: Instruction, answer: Answer) -> None:
 def assert_possible_summary(summary: EvaluationSummary | None) -> None:
     assert summary is not None
     assert summary.least - 1e-3 <= summary.mean <= summary.most + 1e-3 or abs(summary.most) > 100
-    *statistics, adapted = dataclasses.astuple(summary)
+    *statistics, adapted, cost = dataclasses.astuple(summary)
     assert all(math.isfinite(value) for value in statistics)
-    assert adapted == ()  # the scenario has none
+    assert (adapted, cost) == ((), None)  # the scenario has neither
     assert 1 <= summary.episodes <= 8
     assert 0 <= summary.length <= 200
     assert summary.std >= 0

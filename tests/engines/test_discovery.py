@@ -193,15 +193,18 @@ def test_each_client_needs_its_own_packages_alone(tmp_path: Path, packages: Path
 
 
 def test_a_client_that_cannot_make_its_task_reports_why(tmp_path: Path, packages: Path):
-    grid = InMemoryGrid({7: node("cart", tmp_path), 8: node("bot", tmp_path)})
-    _, result = run(Scenario.loads(TEXT, overrides=["rounds=1"]), grid)
+    scenario = Scenario.loads(TEXT, overrides=["rounds=1", "privacy.errors=text"])
+    grid = InMemoryGrid({7: node("cart", tmp_path), 8: node("bot", tmp_path, scenario=scenario)})
+    _, result = run(scenario, grid)
     assert result.clients["cart"].env_steps == 64
     assert {kind for _, kind, _ in result.missing["bot"]} == {"raised"}
     assert "elsewhere cannot be imported" in result.missing["bot"][0][2]
 
 
 def test_a_late_client_with_other_shared_blocks_fails(tmp_path: Path, packages: Path):
-    scenario = Scenario.loads(TEXT, overrides=['policy.shared=["*"]', "round.deadline=0.3", "rounds=2"])
+    scenario = Scenario.loads(
+        TEXT, overrides=['policy.shared=["*"]', "round.deadline=0.3", "rounds=2", "privacy.errors=text"]
+    )
     grid = InMemoryGrid({7: node("cart", tmp_path, scenario=scenario)})
     registry = NodeRegistry(grid, ["cart", "bot"])
     shared_blocks, _ = discover_shared_blocks(scenario, registry, {})

@@ -14,16 +14,37 @@ from flwr.app import RecordDict
 from grpo_fed.engines.wire import Codec, message_type
 from grpo_fed.engines.wire.grids import REASON_LENGTH
 from grpo_fed.engines.wire.handshake import Hello, write_hello
-from grpo_fed.federation.messages import Answer, Evaluated, Instruction
+from grpo_fed.federation.messages import (
+    Answer,
+    Evaluated,
+    Instruction,
+    MaskPlan,
+    SecureParts,
+    SecureStep,
+    Start,
+    Train,
+    Trained,
+)
 from grpo_fed.policy.shared import resolve_shared_blocks
 from grpo_fed.runs.records import Failure
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.task import TaskShape
 from tests.engines.test_codec import CODEC, EVALUATE, MEASURE, MEASURED, SIZE, SUMMARY, TEXT, TRAIN, TRAINED
+from tests.support.numeric_clients import numeric_scenario
 from tests.support.real_clients import RealTransport
 from tests.support.small_federation import TINY
 
 PAGE = (Path(__file__).parents[2] / "docs" / "privacy.md").read_text(encoding="utf-8")
+
+
+MASKED_SCENARIO = numeric_scenario("privacy.secure=true")
+MASKED_BLOCKS = resolve_shared_blocks(MASKED_SCENARIO)
+MASKED_CODEC = Codec(MASKED_BLOCKS, MASKED_SCENARIO)
+MASKED_TRAIN = Train(
+    Start("run", 1, MASKED_BLOCKS.initial.numpy()), 0.0, 0.5, mask=MaskPlan("0" * 32, ("c-1", "c-2"), 3)
+)
+MASKED = Trained(np.zeros(0, np.float32), 1, 0, 0.0, 0.0, {}, masked=np.zeros(MASKED_BLOCKS.size + 1, np.uint32))
+STEP = SecureStep(Start("run", 1, np.zeros(0, np.float32)), "shares", "0" * 32, ("a",), ("AA==",))
 
 
 def listed_fields() -> set[tuple[str, str]]:
@@ -88,7 +109,7 @@ def test_every_field_that_leaves_a_client_of_a_federation_is_listed(tmp_path: Pa
 
 
 def test_every_field_that_a_client_may_send_is_listed_and_no_other():
-    summary = dataclasses.replace(SUMMARY, adapted=(1.0,))
+    summary = dataclasses.replace(SUMMARY, adapted=(1.0,), cost=0.5)
     trained = dataclasses.replace(TRAINED, evaluation=summary, since=0, evidence=(1.0, 2.0))
     half = dataclasses.replace(TRAINED, difference=np.zeros(SIZE, np.float16), fisher=None)
     rounded = Scenario.loads(TEXT.format(mode="off", policy="", hidden=3), overrides=["wire.dtype=float16"])
@@ -97,6 +118,8 @@ def test_every_field_that_a_client_may_send_is_listed_and_no_other():
         ("train", Codec(resolve_shared_blocks(rounded), rounded).write_answer(TRAIN, half)),
         ("measure", CODEC.write_answer(MEASURE, MEASURED)),
         ("evaluate", CODEC.write_answer(EVALUATE, Evaluated(summary))),
+        ("train", MASKED_CODEC.write_answer(MASKED_TRAIN, MASKED)),
+        ("secure", MASKED_CODEC.write_answer(STEP, SecureParts(("a",), ("AA==",), "AA=="))),
         ("hello", write_hello(Hello("cart", TaskShape(4, "tokens", (2,), 500, "0" * 64)))),
     ]
     written = {field for message, content in contents for field in fields_of(message, content)}
@@ -110,4 +133,4 @@ def test_a_field_that_is_not_listed_is_noticed():
 
 
 def test_what_a_failure_tells_is_as_long_as_the_page_says():
-    assert f"at most {REASON_LENGTH} letters" in PAGE
+    assert f"{REASON_LENGTH} letters" in PAGE

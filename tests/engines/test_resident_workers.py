@@ -146,14 +146,15 @@ def test_a_resident_node_imports_no_torch(module: str):
     assert done.stderr.strip() == "[]"
 
 
-def test_a_clients_error_is_reported_and_its_worker_stays(make_client: Callable[..., Client]):
+def test_a_clients_error_is_reported_by_its_place_and_its_worker_stays(make_client: Callable[..., Client]):
     client = make_client()
     client.train(1)
     client.when.touch()
     client.begin(2)
     raised = client.outcome().raised
-    assert raised.startswith("TaskError: ")
-    assert "it will not move" in raised
+    assert raised.startswith("WithheldError: TaskError at grpo_fed/")
+    assert "it will not move" not in raised
+    assert "RuntimeError: it will not move" in (client.when.parent / "state" / "errors" / "cart.log").read_text()
     client.when.unlink()
     client.train(2)
     assert len(client.processes) == 1

@@ -10,6 +10,7 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from grpo_fed.engines import wire
 from grpo_fed.engines.wire import Codec, pending
+from grpo_fed.engines.wire.handshake import write_own_entry
 from grpo_fed.engines.wire.transport import GridTransport
 from grpo_fed.federation.messages import Evaluate, EvaluationPlan, Measure, Start, Train, Trained
 from grpo_fed.policy.shared import resolve_shared_blocks
@@ -97,7 +98,8 @@ def test_bytes_are_counted_both_ways(streams: bool):
     assert (transport.bytes_up, transport.bytes_down) == (0, 0)
     instruction, answer = train()["ant"], answer_to(train()["ant"], 1.0)
     list(transport.send(train(), 10.0))
-    more = 0 if streams else wire.write_shared_blocks(SHARED_BLOCKS).count_bytes()
+    blocks = write_own_entry(wire.write_shared_blocks(SHARED_BLOCKS), SCENARIO, "ant")
+    more = 0 if streams else blocks.count_bytes()
     assert transport.bytes_down == 3 * (wire.content_size(CODEC.write_instruction(instruction)) + more)
     assert transport.bytes_up == 3 * wire.content_size(CODEC.write_answer(instruction, answer))
     assert transport.bytes_up > 3 * 4 * SHARED_BLOCKS.size

@@ -279,6 +279,7 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
         },
     ),
     "nothing is shared, so no twin differs": (["policy.shared=[]"], {"evaluate.twins": "true"}),
+    "no newcomers": ([], {"newcomers.most": "1"}),
     "no second policy": ([], {"personal.pull": "9.0", "personal.steps": "0.25"}),
     "nothing to be pulled to": (
         ["policy.shared=[]", "personal.model=true", "steps=64"],
@@ -329,11 +330,16 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
             "privacy.quantile": "0.9",
             "privacy.share": "0.5",
             "privacy.source": "system",
+            "privacy.reach": "9.0",
         },
     ),
     "bounds that stay with local noise": (
         [*PRIVATE, "privacy.noise=local"],
         {"privacy.rate": "0.5", "privacy.quantile": "0.9", "privacy.share": "0.5"},
+    ),
+    "nobody is evaluated": (
+        ["method=fedavg", "privacy.metrics=withheld"],
+        {"evaluate.every": "1", "evaluate.adapt": "1"},
     ),
     "no momentum": ([], {"merge.momentum": "0.1", "merge.epsilon": "0.1"}),
     "nothing for a rule of the user": (["policy.shared=[]", *OWN_RULE], {"merge.kwargs": "{ number = 1 }"}),
@@ -372,6 +378,7 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
         ["merge.rule=persistence", "merge.confirm=evidence", "merge.rejoin=0", "rounds=6"],
         {"merge.episodes": "2"},
     ),
+    "a score where all environments are alike": ([], {"clients.0.score": "{random = 1.0, reference = 9.0}"}),
     "an attack without a strength": (["merge.rule=mean", "clients.0.attack=mimic"], {"clients.0.strength": "9.0"}),
     "no budgets": (
         ["proximity.mode=off"],

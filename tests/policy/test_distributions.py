@@ -14,12 +14,21 @@ from scipy import integrate, stats
 from torch import Tensor
 from torch import distributions as peers
 
-from grpo_fed.policy.distributions import Categorical, Distribution, Gaussian, MultiCategorical, SquashedGaussian
+from grpo_fed.policy.distributions import (
+    Categorical,
+    Distribution,
+    Gaussian,
+    Hybrid,
+    MultiCategorical,
+    SquashedGaussian,
+)
 
 CHOICES = [Categorical(2), Categorical(5), MultiCategorical((3, 3)), MultiCategorical((2, 4, 3))]
 GAUSSIANS = [Gaussian(1), Gaussian(3), SquashedGaussian(1), SquashedGaussian(2)]
 NO_DEADLINE = settings(deadline=None, max_examples=50)
-ALL = [*CHOICES, *GAUSSIANS]
+HYBRIDS = [Hybrid(MultiCategorical((3,)), Gaussian(1)), Hybrid(MultiCategorical((2, 4)), Gaussian(3))]
+SQUASHED_HYBRID = Hybrid(MultiCategorical((2, 3)), SquashedGaussian(2))
+ALL = [*CHOICES, *GAUSSIANS, *HYBRIDS]
 NOT_SQUASHED = [d for d in ALL if not isinstance(d, SquashedGaussian)]
 
 
@@ -27,6 +36,10 @@ def torch_distributions(distribution: Distribution, parameters: Tensor) -> list[
     """Make a distribution of torch's own for each action component."""
     if isinstance(distribution, Categorical):
         return [peers.Categorical(logits=parameters)]
+    if isinstance(distribution, Hybrid):
+        logits, moments = parameters.tensor_split([distribution.choices.parameter_size], -1)
+        parts = (distribution.choices, logits), (distribution.point, moments)
+        return [peer for part, its in parts for peer in torch_distributions(part, its)]
     if isinstance(distribution, MultiCategorical):
         return [peers.Categorical(logits=logits) for logits in parameters.split(distribution.counts, -1)]
     mean, log_std = parameters.split(distribution.action_size, -1)
@@ -271,3 +284,29 @@ def test_adding_a_number_to_all_logits_changes_nothing(seed: int, distribution: 
         distribution.evaluate(parameters + shift, actions), distribution.evaluate(parameters, actions), strict=True
     ):
         torch.testing.assert_close(actual, expected)
+
+
+def test_a_hybrid_is_its_parts_side_by_side() -> None:
+    """A choice of two with logits log 3 and 0, and a real number with mean 1 and standard deviation 2."""
+    hybrid = Hybrid(MultiCategorical((2,)), Gaussian(1))
+    parameters = torch.tensor([math.log(3), 0.0, 1.0, math.log(2)], dtype=torch.float64)
+    action = torch.tensor([1.0, 5.0], dtype=torch.float64)  # the second choice, two standard deviations above the mean
+    by_hand = math.log(1 / 4) - 2 - math.log(2) - 0.5 * math.log(2 * math.pi)
+    assert float(hybrid.log_prob(parameters, action)) == pytest.approx(by_hand)
+    entropies = [0.75 * math.log(4 / 3) + 0.25 * math.log(4), math.log(2) + 0.5 * math.log(2 * math.pi * math.e)]
+    assert hybrid.entropy(parameters).tolist() == pytest.approx(entropies)
+    other = torch.tensor([0.0, 0.0, 0.0, math.log(2)], dtype=torch.float64)
+    divergence = 0.75 * math.log(1.5) + 0.25 * math.log(0.5) + 1 / 8
+    assert float(hybrid.kl(parameters, other)) == pytest.approx(divergence)
+    assert (hybrid.head_size, hybrid.log_std_size, hybrid.components) == (3, 1, 2)
+    assert hybrid.mode(parameters).tolist() == [0.0, 1.0]
+
+
+def test_a_squashed_hybrid_sums_what_its_parts_have() -> None:
+    parameters = random_parameters(SQUASHED_HYBRID, (4, 7))
+    actions = sample_actions(SQUASHED_HYBRID, parameters)
+    choices, point = SQUASHED_HYBRID.choices, SQUASHED_HYBRID.point
+    expected = choices.log_prob(parameters[..., :5], actions[..., :2]) + point.log_prob(
+        parameters[..., 5:], actions[..., 2:]
+    )
+    torch.testing.assert_close(SQUASHED_HYBRID.log_prob(parameters, actions), expected)

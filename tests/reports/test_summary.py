@@ -44,7 +44,10 @@ def test_the_return_of_one_client_is_no_mean(tmp_path: Path):
 def test_returns_of_different_environments_are_not_averaged(tmp_path: Path):
     of = sample_scenario([("cart", 1, "CartPole-v1"), ("pendulum", 1, "Pendulum-v1")], "rounds = 2")
     text = headline(read_history(write_run(tmp_path, of, SampleRun(scores=lambda client: (500.0, -200.0)[client]))))
-    assert text == "return by environment: CartPole-v1 500.0, 1.00 before; Pendulum-v1 -200.0, 1.00 before"
+    # (500 - 24.09) / (475 - 24.09) = 1.0554 and (-200 + 1239.56) / (-152.25 + 1239.56) = 0.9561
+    score, returns = text.split("; return ")
+    assert score == "normalised score 1.01 (interquartile mean 1.01, worst 0.96; 0 is random, 1 the reference)"
+    assert returns == "by environment: CartPole-v1 500.0, 1.00 before; Pendulum-v1 -200.0, 1.00 before"
 
 
 def test_the_headline_says_that_a_run_is_unfinished(tmp_path: Path):

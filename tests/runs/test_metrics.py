@@ -13,6 +13,7 @@ from grpo_fed.rl.objective import REPORTED_TERMS
 from grpo_fed.runs.metrics import METRICS, REPORTED, TEXTS, TRAINING_RETURN, find_metric, is_timed, is_tracked
 from grpo_fed.runs.privacy import PrivacyCost
 from grpo_fed.runs.records import ClientRecord, Failure, RoundRecord, ServerRecord, SiteRecord, record_to_line
+from grpo_fed.tasks.scores import ReturnScale
 
 
 def full_record() -> RoundRecord:
@@ -36,6 +37,7 @@ def full_record() -> RoundRecord:
             age=2,
             adapted=(21.0, 22.5),
             logged={"callback/heat": 2.0},
+            cost=0.5,
         ),
         ClientRecord("b", "carts", failure=Failure("late", "no answer in 5 s")),
     ]
@@ -45,6 +47,21 @@ def full_record() -> RoundRecord:
     server = dataclasses.replace(server, merge_length=0.5, virtual_seconds=1.5, privacy=cost)
     site = SiteRecord("north", ("a", "b"), step, ("actor",), {"torso.0": 0.7}, {"actor": 0.7}, comparison={"own": 1.0})
     return RoundRecord(2, 9, 0.5, 64, clients, server, (site,), {"callback/heat": 3.0})
+
+
+def mixed_record() -> RoundRecord:
+    """Make a record of two carts and a pendulum: returns 10, 30 and -500, of which 10 and -1000 are those of random
+    actions and 110 and 0 the references.
+    """
+    scales = {"carts": ReturnScale("Cart-v0", 10.0, 110.0), "pole": ReturnScale("own:make", -1000.0, 0.0)}
+    clients = [
+        ClientRecord("a", "carts", 64, 1, {TRAINING_RETURN: 10.0, "losses/entropy": 0.5}, 10.0, adapted=(20.0,)),
+        ClientRecord("b", "carts", 64, 1, {TRAINING_RETURN: 20.0, "losses/entropy": 0.7}, 30.0, adapted=(40.0,)),
+        ClientRecord("c", "pole", 64, 1, {TRAINING_RETURN: -200.0, "losses/entropy": 0.9}, -500.0, adapted=(-400.0,)),
+    ]
+    sites = (SiteRecord("carts", ("a", "b")), SiteRecord("mixed", ("b", "c")))
+    server = ServerRecord(None, {}, 1, 2, 3)
+    return RoundRecord(2, 9, 0.5, 64, clients, server, sites, scales=scales)
 
 
 def keys_of(line: Mapping[str, Any]) -> Iterator[str]:
@@ -62,8 +79,33 @@ def test_every_key_of_a_line_is_in_the_table(server: bool):
 
 
 def test_every_row_of_the_table_is_a_key_of_some_line():
-    written = {key if key in METRICS else key[: key.find("/") + 1] for key in keys_of(record_to_line(full_record()))}
-    assert set(METRICS) <= written
+    lines = [record_to_line(record) for record in (full_record(), mixed_record())]
+    keys = {key for line in lines for key in keys_of(line)}
+    assert set(METRICS) <= {key if key in METRICS else key[: key.find("/") + 1] for key in keys}
+
+
+def test_returns_of_unlike_environments_are_normalised_and_never_averaged():
+    line = record_to_line(mixed_record())
+    # normalised: evaluation 0, 0.2 and 0.5, whose interquartile mean is that of all three; training 0, 0.1 and 0.8
+    assert line["eval/normalised_iqm"] == pytest.approx(0.7 / 3)
+    assert (line["eval/normalised_min"], line["charts/normalised_return"]) == (0.0, pytest.approx(0.3))
+    assert (line["env/Cart-v0/eval/episodic_return"], line["env/Cart-v0/charts/episodic_return"]) == (20.0, 15.0)
+    assert line["env/own.make/eval/episodic_return"] == -500.0
+    assert line["env/Cart-v0/eval/adapted_return"] == 30.0
+    assert (line["eval/score_iqm"], line["eval/score_min"]) == (None, None)
+    assert not {"eval/episodic_return", TRAINING_RETURN, "eval/adapted_return", "adaptation/1"} & line.keys()
+    assert line["losses/entropy"] == pytest.approx(0.7)  # what is no return is averaged
+    assert line["site/carts/eval/episodic_return"] == 20.0
+    assert "site/mixed/eval/episodic_return" not in line
+    assert line["clients"]["c"]["eval/episodic_return"] == -500.0
+
+
+def test_an_unknown_scale_leaves_each_environment_its_own_mean():
+    record = mixed_record()
+    record = dataclasses.replace(record, scales={**record.scales, "pole": ReturnScale("own:make")})
+    line = record_to_line(record)
+    assert line["env/Cart-v0/eval/episodic_return"] == 20.0
+    assert not {"eval/normalised_iqm", "charts/normalised_return"} & line.keys()
 
 
 def test_a_line_has_rho_by_group_and_what_was_left_and_returned_to():

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
+from typer.testing import CliRunner
 
 from grpo_fed import Scenario, run
+from grpo_fed.cli import app
+from grpo_fed.runs.export import export_policy
 from grpo_fed.runs.shared_policy import load_shared_policy
 from tests.support.small_federation import TINY
 
@@ -48,6 +53,38 @@ def test_what_is_shared_acts_in_a_task_that_no_client_had(trained: Path):
 def test_what_does_not_fit_is_refused(trained: Path, env: str, moments_of: str | None, message: str):
     with pytest.raises(ValueError, match=re.escape(message)):
         load_shared_policy(trained, env, moments_of=moments_of)
+
+
+def test_what_is_shared_is_exported_and_acts_as_it_is_played(trained: Path, tmp_path: Path):
+    policy = load_shared_policy(trained, "grpo_fed/CartPole-v1", moments_of="bee")
+    folder = tmp_path / "graph"
+    export_policy(trained, folder, form="torchscript", shared="grpo_fed/CartPole-v1", moments_of="bee")
+    with pytest.warns(DeprecationWarning, match="jit.load"):
+        graph = torch.jit.load(folder / "newcomer.pt")
+    seen = np.random.default_rng(3).normal(0, 0.2, (20, 4)).astype(np.float32)
+    actions, _ = graph(torch.from_numpy(seen))
+    assert actions.tolist() == [policy.predict(each) for each in seen]
+    command = ["export", str(trained), "--shared", "grpo_fed/CartPole-v1", "--moments-of", "bee"]
+    written = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "parameters")])
+    assert written.exit_code == 0, written.output
+    arrays = load_file(tmp_path / "parameters" / "newcomer.safetensors")
+    (expected,) = policy.policy.layout.unstack(policy.parameters)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(arrays[name], value.numpy())
+    described = json.loads((tmp_path / "parameters" / "policy.json").read_text())
+    assert (described["client"], described["env"]) == ("newcomer", "grpo_fed/CartPole-v1")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"client": "ant", "shared": "X-v0"}, "is the policy of a client that was never there; leave out --client ant"),
+        ({"client": "ant", "moments_of": "bee"}, "--moments-of bee: is for --shared ENV"),
+    ],
+)
+def test_options_of_export_that_contradict_each_other_are_refused(trained: Path, tmp_path: Path, given, message: str):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        export_policy(trained, tmp_path / "none", **given)
 
 
 def test_a_run_that_shares_a_part_alone_has_no_policy_for_newcomers(tmp_path: Path):

@@ -226,6 +226,7 @@ EXCEPTIONS = {
         for key in ("temperature", "staleness")
     },
     "clients.curriculum.fade": "counts from the third round on, see tests/tasks/test_curriculum.py",
+    **{f"clients.score.{key}": "is for the records, see tests/tasks/test_scores.py" for key in ("random", "reference")},
     "clients.attack": "changes what the server is sent",
     "clients.strength": "changes what the server is sent",
     **{f"{section}.start": "names a file, see tests/policy/test_start.py" for section in ("policy", "clients")},

@@ -76,6 +76,7 @@ def test_one_preset_key_has_a_none_that_toml_cannot_write():
     # A saved file leaves out a None. It has all other keys, so that no preset fills in a value when the file is read.
     without_spelling = {("objective", "clip_high"), ("stop", "target"), ("language", "alpha")}
     without_spelling |= {("objective", "entropy_target"), ("privacy", "delta"), ("privacy", "multiplier")}
+    without_spelling |= {("newcomers", "like")}
     in_a_table_of_its_own = {("objective", "cost", "limit")}
     assert without_spelling & presets.KEYS_OF_PRESETS == {("objective", "clip_high")}
     empty = {path for path, info in all_keys(Scenario) if not info.is_required() and info.default is None}

@@ -48,8 +48,8 @@ TABLE = (*UNUSED, *LANGUAGE_UNUSED, *SETUPS_UNUSED, *CONSTRAINTS_UNUSED, *PROMPT
 ALWAYS_USED = {
     # the run itself
     *("name", "description", "method", "rounds", "steps", "seed", "device", "callbacks"),
-    *("round.mode", "round.deadline", "round.patience", "evaluate.episodes", "evaluate.adapt", "checkpoint.every"),
-    "privacy.epsilon",
+    *("round.mode", "round.deadline", "round.patience", "evaluate.episodes", "checkpoint.every"),
+    *("privacy.epsilon", "privacy.errors", "privacy.secure", "privacy.metrics", "newcomers.like"),
     # whatever else is given, these are part of what is learned
     *("policy.module", "policy.blocks", "policy.shared", "policy.freeze"),
     *("rollout.num_envs", "normalise.observations", "normalise.rewards"),

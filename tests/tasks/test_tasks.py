@@ -42,7 +42,7 @@ SPACES: dict[str, tuple[spaces.Space[Any], spaces.Space[Any]]] = {
     "graph": (spaces.Graph(BOX, None), BOX),
     "sequence": (spaces.Sequence(BOX), BOX),
     "empty": (spaces.Box(-1, 1, (0,)), BOX),
-    "tuple-action": (BOX, spaces.Tuple((spaces.Discrete(2), BOX))),
+    "text-action": (BOX, spaces.Tuple((spaces.Discrete(2), spaces.Text(3)))),
 }
 
 
@@ -269,7 +269,7 @@ def no_wrapper(env: Any) -> int:
         ({"env": "toys/graph-v0"}, r"observations from Graph\("),
         ({"env": "toys/sequence-v0"}, r"observations from Sequence\("),
         ({"env": "toys/empty-v0"}, r"observations from Box\("),
-        ({"env": "toys/tuple-action-v0"}, r"no policy has actions for Tuple\(.*wrapper"),
+        ({"env": "toys/text-action-v0"}, r"no policy has actions for Text\(.*wrapper"),
     ],
 )
 def test_an_impossible_task_is_refused_with_a_cure(client: dict[str, Any], message: str):

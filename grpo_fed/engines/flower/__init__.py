@@ -11,11 +11,14 @@
     processes.py     SupervisedProcesses: processes that end with this one
     supervisor.py    the process that starts these and ends them
     access.py        which machines and accounts may ask a SuperLink for what
+    own_scenario.py  a node gets the arguments of its own client alone
     limits.py        how much a SuperLink accepts before it knows from whom
     accounts.py      which account of this machine a connection belongs to
     discovery.py     asks nodes for tasks that the server cannot make
+    admission.py     lets clients join that the scenario does not name
     superlink_grid.py  SuperLinkGrid: the grid of a server's app on a SuperLink
     node.py          NodeHandler: what a node does with a message
+    withheld_errors.py  what a client's exception tells the server
 
 Begin with engine.py.
 """

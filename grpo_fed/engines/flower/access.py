@@ -28,6 +28,7 @@ from grpo_fed.engines.exchange.routes import ExchangeRoutes
 from grpo_fed.engines.flower import limits
 from grpo_fed.engines.flower.accounts import is_known_here, is_own_account
 from grpo_fed.engines.flower.limits import CONNECTION, NODE_REQUESTS, BodyLimits, LimitedConnection
+from grpo_fed.engines.flower.own_scenario import OwnScenario
 from grpo_fed.engines.flower.superlink import NEEDS_KEYS, OPEN_TO_ALL
 from grpo_fed.engines.wire.flower_private import run_superlink
 
@@ -48,6 +49,8 @@ def main(arguments: Sequence[str], link: socket.socket | None = None) -> None:
     """
     logging.getLogger("uvicorn.access").addFilter(lambda record: protocol.ROOT not in record.getMessage())
     middleware: list[Callable[..., Any]] = [partial(BodyLimits, needs_keys=NEEDS_KEYS in arguments), ExchangeRoutes]
+    if NEEDS_KEYS in arguments:
+        middleware.append(OwnScenario)
     if OPEN_TO_ALL not in arguments:
         host = arguments[arguments.index("--host") + 1] if "--host" in arguments else "0.0.0.0"
         middleware.insert(0, partial(LocalOnlyMiddleware, is_private=_is_loopback(host)))

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import tomli_w
 
+from grpo_fed.engines.wire.flower_private import ALL_CLIENTS, OWN_CLIENT
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.shipped import find_scenario
 
 PARTS = ("clients", "server")
-RUN_CONFIG = {"scenario": "", "out": "", "resume": False, "replace": False}
-"""The app's settings: a scenario as TOML, the run's folder on the server, whether to go on with the run in it."""
+RUN_CONFIG = {"scenario": "", "out": "", "resume": False, "replace": False, OWN_CLIENT: ALL_CLIENTS}
+"""The app's settings: a scenario as TOML, the run's folder on the server, whether to go on with the run in it. A node
+with a key finds there which client its scenario was made for."""
 
 
 def make_app_folder(folder: Path) -> Path:

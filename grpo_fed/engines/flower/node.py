@@ -20,8 +20,10 @@ from flwr.app import RecordDict
 from grpo_fed.engines import wire
 from grpo_fed.engines.flower.app_folder import scenario_from_config
 from grpo_fed.engines.flower.superlink import find_state_folder
+from grpo_fed.engines.flower.withheld_errors import withhold
 from grpo_fed.engines.wire import HELLO, Codec, Hello
 from grpo_fed.engines.wire.flower_private import pack, unpack
+from grpo_fed.engines.wire.handshake import check_own_entry
 from grpo_fed.engines.workers.handler import ClientHandler
 from grpo_fed.federation.clients import Clients
 from grpo_fed.federation.messages import Evaluate
@@ -30,6 +32,7 @@ from grpo_fed.policy.make import describe_shape
 from grpo_fed.policy.shared import resolve_client_shared_blocks
 from grpo_fed.runs.files import make_private_folder, write_atomic
 from grpo_fed.runs.folder import SCENARIO
+from grpo_fed.scenario.newcomers import takes_newcomers, with_newcomers
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.resolve import resolve_task
 
@@ -48,12 +51,30 @@ class NodeHandler:
         """By scenario, client, state folder and shared blocks."""
 
     def answer(self, kind: str, content: RecordDict, scenario: str, config: Config) -> RecordDict:
-        """Answer a message of type `kind`, in a run of this scenario (TOML), for the node with this configuration."""
-        settings = scenario_from_config(scenario)
+        """Answer a message of type `kind`, in a run of this scenario (TOML), for the node with this configuration.
+
+        Raises WithheldError in the place of what the client raises, unless the scenario lets its text leave.
+        """
+        state = find_state_folder(Path(str(config["state"])) if config.get("state") else None)
+        errors = "place"
+        try:
+            given = scenario_from_config(scenario)
+            errors = given.privacy.errors
+            settings = _with_own_client(given, config)
+            if kind == HELLO and settings is not given:
+                like = f"with the task of {given.newcomers.like}"
+                print(f"client {config['client']!s} asks to join the run of scenario {given.name}, {like}", flush=True)
+            return self._answer(kind, content, settings, config, state)
+        except Exception as error:
+            if errors == "text":
+                raise
+            raise withhold(error, str(config.get("client", config.get("partition-id", ""))), state) from error
+
+    def _answer(self, kind: str, content: RecordDict, settings: Scenario, config: Config, state: Path) -> RecordDict:
         if kind == HELLO:
             return _hello(settings, config)
         name = find_client(settings, config)
-        state = find_state_folder(Path(str(config["state"])) if config.get("state") else None)
+        check_own_entry(content, settings, name)
         device = None if config.get("device") is None else str(config["device"])
         codec, clients = self._load(settings, name, state, wire.read_shared_blocks(content), device)
         instruction = codec.read_instruction(kind, content)
@@ -90,6 +111,12 @@ class NodeHandler:
             clients = Clients(scenario.model_copy(update=given), shared_blocks, [task], StateStore(state))
             self.loaded[key] = Codec(shared_blocks, scenario), clients
         return self.loaded[key]
+
+
+def _with_own_client(scenario: Scenario, config: Config) -> Scenario:
+    """Add the node's client to a scenario that does not name it, where such clients may join."""
+    name = config.get("client")
+    return with_newcomers(scenario, [str(name)]) if name is not None and takes_newcomers(scenario) else scenario
 
 
 def find_client(scenario: Scenario, config: Config) -> str:

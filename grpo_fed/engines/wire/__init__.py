@@ -3,6 +3,7 @@
     codec.py            Codec: instructions and answers as records, and back
     instructions.py     the half that the server writes and a client reads
     answers.py          the half that a client writes and the server reads
+    secure.py           the messages of secure aggregation
     arrays.py           vectors as arrays, and selections of their groups
     vector_cache.py     VectorCache: a vector for many clients is encoded once
     validation.py       FieldReader: reads a record and refuses what does not fit

@@ -14,6 +14,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from grpo_fed.engines.wire.arrays import GroupSelection, check_finite, decode_vector, encode_vector
+from grpo_fed.engines.wire.secure import SecureCodec
 from grpo_fed.engines.wire.validation import LARGEST, FieldReader, InvalidMessageError, check_records, show
 from grpo_fed.federation.comparison import TIMES
 from grpo_fed.federation.compression import add_difference
@@ -26,10 +27,13 @@ from grpo_fed.federation.messages import (
     Instruction,
     Measure,
     Measured,
+    SecureParts,
+    SecureStep,
     SharingComparison,
     Train,
     Trained,
 )
+from grpo_fed.federation.withheld_metrics import are_withheld
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.runs.metrics import is_reported
 from grpo_fed.scenario.scenario import Scenario
@@ -39,6 +43,8 @@ MOST_METRICS = 10_000
 """Numbers that a client may report in an answer: names of blocks may be any."""
 LONGEST_EPISODE = 1_000_000
 """Steps of an episode that a client may report, however long its task lets it be: a node names that limit itself."""
+NO_POINT = np.zeros(0, np.float32)
+"""In the place of a point that is masked."""
 MAX_DISTANCE = 100.0
 """The largest distance of a client's point from the shared blocks s, in units of 1 + ||s||."""
 
@@ -48,14 +54,16 @@ class AnswerCodec:
     """Encodes and decodes the answers of one federation's clients.
 
     The answer to `Train` has the records `arrays` (the point, or with `wire.dtype = "float16"` its difference; the
-    Fisher diagonal), `selection` (the point's groups
-    that travel), `training` (counts, returns, KL) and `metrics`; to `Measure`, `measurement`; to `Evaluate`,
+    Fisher diagonal; with secure aggregation a masked vector alone), `selection` (the point's groups that travel; not of
+    a masked vector), `training` (counts, returns, KL) and `metrics`; to `Measure`, `measurement`; to `Evaluate`,
     `evaluation`, which the answer to `Train` has too where it was asked for, as it may have a `comparison`.
     """
 
     def __init__(self, shared_blocks: SharedBlocks, scenario: Scenario, groups: GroupSelection) -> None:
         self._scenario, self._groups = scenario, groups
         self._size, self._blocks = shared_blocks.size, len(shared_blocks.blocks)
+        self._secure = SecureCodec(shared_blocks, scenario)
+        self._withholds = are_withheld(scenario)
         self._max_episode_steps = shared_blocks.max_episode_steps
         self._needs_fisher = scenario.merge.rule == "fisher" or scenario.proximity.mode == "quadratic"
 
@@ -68,6 +76,8 @@ class AnswerCodec:
                 return RecordDict({"measurement": MetricRecord({"kl": [float(kl) for kl in answer.kl]})})
             case Evaluated():
                 return RecordDict({"evaluation": _write_summary(answer.summary)})
+            case SecureParts():
+                return self._secure.write_parts(answer)
 
     def read(self, instruction: Instruction, content: RecordDict) -> Answer:
         """Decode a reply; InvalidMessageError if it does not answer the instruction, or cannot be true."""
@@ -83,10 +93,14 @@ class AnswerCodec:
             case Evaluate():
                 check_records(content, {"evaluation"})
                 return Evaluated(self._read_summary(content, instruction.plan))
+            case SecureStep():
+                return self._secure.read_parts(instruction, content)
 
     # The answer to `Train`
 
     def _write_trained(self, shared: np.ndarray, trained: Trained) -> RecordDict:
+        if trained.masked is not None:
+            return self._with_numbers(trained, {"masked": encode_vector(trained.masked, "uint32")})
         point = np.asarray(trained.point, np.float32)
         groups = self._groups.select_changed(point, shared)
         if self._scenario.wire.dtype == "float16":
@@ -96,6 +110,12 @@ class AnswerCodec:
             arrays = {"point": encode_vector(self._groups.extract(point, groups))}
         if trained.fisher is not None:
             arrays["fisher"] = encode_vector(trained.fisher)
+        return self._with_numbers(trained, arrays, groups)
+
+    def _with_numbers(
+        self, trained: Trained, arrays: Mapping[str, Array], groups: np.ndarray | None = None
+    ) -> RecordDict:
+        """Encode an answer with these arrays; groups: those that travel, [G] bool; None for a masked vector."""
         training = MetricRecord({"steps": int(trained.steps), "episodes": int(trained.episodes)})
         training["gain"], training["spread"] = float(trained.gain), float(trained.spread)
         training["low"] = int(trained.low)
@@ -107,12 +127,13 @@ class AnswerCodec:
             training["kl"] = [float(kl) for kl in trained.kl]
         content = RecordDict(
             {
-                "arrays": ArrayRecord(arrays),
-                "selection": ConfigRecord({"groups": self._groups.pack(groups)}),
+                "arrays": ArrayRecord(dict(arrays)),
                 "training": training,
                 "metrics": MetricRecord({name: float(value) for name, value in trained.metrics.items()}),
             }
         )
+        if groups is not None:
+            content["selection"] = ConfigRecord({"groups": self._groups.pack(groups)})
         if trained.evaluation is not None:
             content["evaluation"] = _write_summary(trained.evaluation)
         if trained.comparison is not None:
@@ -122,13 +143,17 @@ class AnswerCodec:
     def _read_trained(self, train: Train, content: RecordDict) -> Trained:
         more = {"evaluation"} if train.evaluate_first else set()
         more |= {"comparison"} if train.compare and "comparison" in content else set()
-        check_records(content, {"arrays", "selection", "training", "metrics"} | more)
+        more |= {"selection"} if train.mask is None else set()
+        check_records(content, {"arrays", "training", "metrics"} | more)
         arrays = FieldReader(content, "arrays", ArrayRecord)
-        selection = FieldReader(content, "selection", ConfigRecord)
-        point = self._read_point(arrays, selection, train.start.shared)
-        fisher = self._read_fisher(arrays)
+        point, fisher, masked = NO_POINT, None, None
+        if train.mask is None:
+            selection = FieldReader(content, "selection", ConfigRecord)
+            point, fisher = self._read_point(arrays, selection, train.start.shared), self._read_fisher(arrays)
+            selection.refuse_rest()
+        else:
+            masked = self._secure.read_masked(arrays)
         arrays.refuse_rest()
-        selection.refuse_rest()
         fields = FieldReader(content, "training", MetricRecord)
         steps = fields.take_count("steps", 0, self._max_steps(train.start.round))
         has_kl = train.measure_last_step and fields.has("kl")
@@ -139,7 +164,7 @@ class AnswerCodec:
             episodes=episodes,
             gain=fields.take_float("gain"),
             spread=fields.take_float("spread", 0),
-            metrics=_read_metrics(content),
+            metrics=_read_metrics(content, 0 if self._withholds else MOST_METRICS),
             fisher=fisher,
             kl=fields.take_divergences("kl", 1 + self._blocks) if has_kl else None,
             evaluation=self._read_summary(content, train.evaluate_first) if train.evaluate_first else None,
@@ -147,6 +172,7 @@ class AnswerCodec:
             since=fields.take_count("since", 0, train.start.round - 2) if fields.has("since") else None,
             comparison=self._read_comparison(content) if "comparison" in more else None,
             evidence=_read_evidence(fields, len(train.curriculum) // PER_SLOT, episodes) if train.curriculum else (),
+            masked=masked,
         )
         fields.refuse_rest()
         return trained
@@ -226,6 +252,7 @@ class AnswerCodec:
 
     def _read_summary(self, content: RecordDict, plan: EvaluationPlan) -> EvaluationSummary:
         settings, fields = self._scenario.evaluate, FieldReader(content, "evaluation", MetricRecord)
+        adapts = settings.adapt and plan.deterministic and not self._withholds
         least = fields.take_float("least")
         most = fields.take_float("most", least)
         slack = 1e-6 * max(1.0, abs(least), abs(most))
@@ -234,9 +261,10 @@ class AnswerCodec:
             std=fields.take_float("std", 0, most - least + slack),
             least=least,
             most=most,
-            episodes=fields.take_count("episodes", 1, settings.episodes),
+            episodes=fields.take_count("episodes", 0 if self._withholds else 1, settings.episodes),
             length=fields.take_float("length", 0, self._longest_evaluation),
-            adapted=fields.take_floats("adapted", settings.adapt) if settings.adapt and plan.deterministic else (),
+            adapted=fields.take_floats("adapted", settings.adapt) if adapts else (),
+            cost=fields.take_float("cost") if self._scenario.objective.cost.limit is not None else None,
         )
         fields.refuse_rest()
         return summary
@@ -253,6 +281,7 @@ def _write_summary(summary: EvaluationSummary) -> MetricRecord:
             "episodes": int(summary.episodes),
             "length": float(summary.length),
             **adapted,
+            **({} if summary.cost is None else {"cost": float(summary.cost)}),
         }
     )
 
@@ -281,13 +310,13 @@ def _read_evidence(fields: FieldReader, slots: int, episodes: int) -> tuple[floa
     return evidence
 
 
-def _read_metrics(content: RecordDict) -> Mapping[str, float]:
-    """Read the metrics of a client: finite, and of the names that clients may report."""
+def _read_metrics(content: RecordDict, most: int) -> Mapping[str, float]:
+    """Read the metrics of a client: finite, so many at most, and of the names that clients may report."""
     record = content["metrics"]
     if not isinstance(record, MetricRecord):
         raise InvalidMessageError(f"metrics is a {type(record).__name__}; it has to be a MetricRecord")
-    if len(record) > MOST_METRICS:
-        raise InvalidMessageError(f"metrics has {len(record)} numbers; at most {MOST_METRICS} are allowed")
+    if len(record) > most:
+        raise InvalidMessageError(f"metrics has {len(record)} numbers; at most {most} are allowed")
     metrics: dict[str, float] = {}
     for name, value in record.items():
         if not is_reported(name):

@@ -11,7 +11,7 @@ from flwr.app import Array
 
 from grpo_fed.engines.wire.validation import InvalidMessageError, show
 
-FORMATS = {"float32": "<f4", "float16": "<f2"}
+FORMATS = {"float32": "<f4", "float16": "<f2", "uint32": "<u4"}
 """Numpy's names of the number formats that travel."""
 
 

@@ -363,6 +363,24 @@ def run_superlink(arguments: Sequence[str], middleware: Sequence[Callable[..., A
     flower_superlink()
 
 
+GET_RUN = "/v1/fleet/get-run"
+"""The path by which a node asks for a run and its configuration."""
+OWN_CLIENT, ALL_CLIENTS = "own_client", "*"
+"""The key of a node's configuration with the client for which the scenario was made; its value for all clients."""
+
+
+def replace_scenario(body: bytes, replace: Callable[[str], str], client: str | None) -> bytes:
+    """Rewrite the scenario of the run in the answer to a node's question for it, and name the client it is for."""
+    from flwr.proto.run_pb2 import GetRunResponse
+
+    answer = GetRunResponse.FromString(body)
+    config = answer.run.override_config
+    if "scenario" in config:
+        config["scenario"].string = replace(config["scenario"].string)
+        config[OWN_CLIENT].string = client or ""
+    return bytes(answer.SerializeToString())
+
+
 @final
 class SuperLinkState:
     """What a SuperLink knows of nodes and runs. It is read from its database, so call this in a thread."""

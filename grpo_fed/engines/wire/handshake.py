@@ -12,6 +12,8 @@ from flwr.app import ConfigRecord, RecordDict
 from grpo_fed.engines.wire.validation import FieldReader, InvalidMessageError, check_records, show
 from grpo_fed.policy.language.shape import ModelShape
 from grpo_fed.policy.shared import SharedBlocks
+from grpo_fed.scenario.own_arguments import digest_entry
+from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.tasks.task import ACTION_KINDS, NO_STEP_LIMIT, ActionKind, TaskShape
 
 HELLO = "query.hello"
@@ -62,7 +64,8 @@ def _read_shape(fields: FieldReader) -> TaskShape:
     are_counts = all(type(size) is int and size > 0 for size in sizes) and 0 < sum(sizes) <= MAX_SIZE
     if kind == "tokens":
         return _read_model_shape(fields, observation_size, sizes, are_counts)
-    if not are_counts or (len(sizes) > 1 and kind != "multi-categorical"):
+    fits = len(sizes) > 1 if kind == "hybrid" else len(sizes) == 1 or kind == "multi-categorical"
+    if not are_counts or not fits:
         raise InvalidMessageError(
             f"hello.sizes is {show(sizes)}; they have to be the sizes of a {kind} action, at most {MAX_SIZE} together"
         )
@@ -105,6 +108,23 @@ def write_shared_blocks(shared_blocks: SharedBlocks) -> ConfigRecord:
     if shared_blocks.base:
         fields["base"] = shared_blocks.base
     return fields
+
+
+def write_own_entry(fields: ConfigRecord, scenario: Scenario, client: str) -> ConfigRecord:
+    """Add the digest of a client's own entry of the scenario to a copy of what `write_shared_blocks` returns."""
+    return ConfigRecord({**fields, "entry": digest_entry(scenario, client)})
+
+
+def check_own_entry(content: RecordDict, scenario: Scenario, client: str) -> None:
+    """Raise InvalidMessageError if the server means another entry of the scenario than this client has."""
+    fields = FieldReader(content, SHARED_BLOCKS, ConfigRecord) if SHARED_BLOCKS in content else None
+    if fields is None or not fields.has("entry"):
+        return
+    if fields.take("entry", str) != digest_entry(scenario, client):
+        raise InvalidMessageError(
+            f"client {client} was not given the arguments of its own entry of the scenario, as a SuperLink gives them"
+            " to a node with this client's key: connect with that key, and use the same version of grpo_fed everywhere"
+        )
 
 
 def read_shared_blocks(content: RecordDict) -> tuple[str, ...]:

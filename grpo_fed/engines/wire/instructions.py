@@ -11,15 +11,15 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from grpo_fed.engines.wire.arrays import GroupSelection, check_finite, decode_vector, encode_vector
 from grpo_fed.engines.wire.handshake import SHARED_BLOCKS
+from grpo_fed.engines.wire.secure import SecureCodec, read_run_name
 from grpo_fed.engines.wire.validation import FieldReader, InvalidMessageError, check_records, show
 from grpo_fed.engines.wire.vector_cache import VectorCache
-from grpo_fed.federation.messages import Evaluate, EvaluationPlan, Instruction, Measure, Start, Train
-from grpo_fed.federation.server_state import RUN_NAME
+from grpo_fed.federation.messages import Evaluate, EvaluationPlan, Instruction, Measure, SecureStep, Start, Train
 from grpo_fed.federation.state_store import MOST_ANSWERS
 from grpo_fed.policy.shared import SharedBlocks
 from grpo_fed.scenario.scenario import Scenario
 
-TRAIN, MEASURE, EVALUATE = "train", "query.measure", "evaluate"
+TRAIN, MEASURE, EVALUATE, SECURE = "train", "query.measure", "evaluate", "query.secure"
 """Types of Flower messages."""
 
 MAX_QUERIES = 64
@@ -40,6 +40,8 @@ def message_type(instruction: Instruction) -> str:
             return MEASURE
         case Evaluate():
             return EVALUATE
+        case SecureStep():
+            return SECURE
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,11 +69,14 @@ class InstructionCodec:
         self._size, self._blocks = shared_blocks.size, len(shared_blocks.blocks)
         self._encoded: VectorCache[EncodedVectors] = VectorCache()
         self._decoded: VectorCache[np.ndarray] = VectorCache()
+        self._secure = SecureCodec(shared_blocks, scenario)
 
     # For the server
 
     def write(self, instruction: Instruction) -> RecordDict:
         """Encode an instruction."""
+        if isinstance(instruction, SecureStep):
+            return self._secure.write_step(instruction)
         start = instruction.start
         vectors = self._encode(start.shared, instruction.candidate if isinstance(instruction, Measure) else None)
         fields = ConfigRecord({"run": start.run, "round": start.round})
@@ -88,6 +93,8 @@ class InstructionCodec:
                     fields["rate"] = float(instruction.rate)
                 if instruction.evaluate_first is not None:
                     _write_plan(fields, instruction.evaluate_first)
+                if instruction.mask is not None:
+                    self._secure.write_plan(fields, instruction.mask)
             case Measure():
                 assert instruction.fractions, "there is a step to measure"
                 assert self._blocks, "there are blocks that could move"
@@ -114,10 +121,12 @@ class InstructionCodec:
 
     def read(self, kind: str, content: RecordDict) -> Instruction:
         """Decode the content of a message of type `kind`; InvalidMessageError if a client cannot follow it."""
-        names_shared_blocks = SHARED_BLOCKS in content
-        check_records(content, {"arrays", "instruction"} | ({SHARED_BLOCKS} if names_shared_blocks else set()))
+        names_shared_blocks, has_arrays = SHARED_BLOCKS in content, {"arrays"} if kind != SECURE else set()
+        check_records(content, {"instruction"} | has_arrays | ({SHARED_BLOCKS} if names_shared_blocks else set()))
         if names_shared_blocks:
             self._check_shared_blocks(content)
+        if kind == SECURE:
+            return self._secure.read_step(content, self._most_work)
         arrays, fields = FieldReader(content, "arrays", ArrayRecord), FieldReader(content, "instruction", ConfigRecord)
         start = self._read_start(kind, arrays, fields)
         instruction: Instruction
@@ -128,14 +137,17 @@ class InstructionCodec:
             compare = self._read_groups(fields, "compare") if fields.has("compare") else ()
             levels = fields.take_some_floats("curriculum", MAX_CURRICULUM) if fields.has("curriculum") else ()
             rate = fields.take_float("rate", 0, MAX_RATE) if fields.has("rate") else 1.0
-            instruction = Train(start, begin, end, measure_last_step, plan, compare, levels, rate)
+            mask = self._secure.read_plan(fields) if fields.has("session") else None
+            instruction = Train(start, begin, end, measure_last_step, plan, compare, levels, rate, mask)
         elif kind == MEASURE:
             candidate = self._read_candidate(arrays, fields, start.shared)
             instruction = Measure(start, candidate, self._read_fractions(fields))
         elif kind == EVALUATE:
             instruction = Evaluate(start, self._read_plan(fields))
         else:
-            raise InvalidMessageError(f"a message of type {show(kind)}; there are {TRAIN}, {MEASURE} and {EVALUATE}")
+            raise InvalidMessageError(
+                f"a message of type {show(kind)}; there are {TRAIN}, {MEASURE}, {EVALUATE} and {SECURE}"
+            )
         arrays.refuse_rest()
         fields.refuse_rest()
         return instruction
@@ -145,6 +157,8 @@ class InstructionCodec:
         fields = FieldReader(content, SHARED_BLOCKS, ConfigRecord)
         blocks, digest = fields.take("blocks", str), fields.take("digest", str)
         base = fields.take("base", str) if fields.has("base") else ""
+        if fields.has("entry"):
+            fields.take("entry", str)  # `check_own_entry` has looked at it
         fields.refuse_rest()
         if base != self._base:
             raise InvalidMessageError(
@@ -158,11 +172,7 @@ class InstructionCodec:
             )
 
     def _read_start(self, kind: str, arrays: FieldReader, fields: FieldReader) -> Start:
-        run = fields.take("run", str)
-        if not RUN_NAME.fullmatch(run):
-            raise InvalidMessageError(
-                f"instruction.run is {show(run)}; it names a folder here, of letters, digits, dots, - and _"
-            )
+        run = read_run_name(fields)
         round = fields.take_count("round", 0 if kind == EVALUATE else 1, self._most_work)
         departed = self._read_groups(fields, "departed")
         return Start(run, round, self._decode_shared(arrays.take("shared", Array)), departed)

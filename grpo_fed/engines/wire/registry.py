@@ -44,13 +44,17 @@ class NodeRegistry:
         clients: Iterable[str],
         nodes: Mapping[int, str] | None = None,
         keys: Mapping[int, str] | None = None,
+        welcomes: bool = False,
     ) -> None:
         """clients: the names that the scenario has.
 
         nodes: the clients' names by node, if they are known; then no node is asked.
         keys: by node, the client for which its key was made; the node is accepted as that client alone.
+        welcomes: whether clients that the scenario does not name may ask to join.
         """
-        self._grid, self._clients, self._keys = grid, frozenset(clients), keys
+        self._grid, self._clients, self._keys, self._welcomes = grid, frozenset(clients), keys, welcomes
+        self._refused: dict[str, str] = {}
+        """Why clients that asked to join may not, by their names."""
         self._asks = nodes is None
         self._names = dict(nodes or {})
         """By node, the client that it named; in the order in which the nodes answered."""
@@ -81,6 +85,23 @@ class NodeRegistry:
             else:
                 self._reject(node, f"says that it is {name}, as node {first} does, which came before it")
         return nodes
+
+    def waiting_clients(self) -> dict[str, TaskShape | None]:
+        """Return the clients that ask to join, each with the shape of its task as its node reported it."""
+        connected = {*self._grid.get_node_ids()} if self._welcomes else set()
+        names = {name for node, name in self._names.items() if node in connected}
+        return {name: self.task_shapes.get(name) for name in sorted(names - self._clients - self._refused.keys())}
+
+    def admit(self, name: str) -> None:
+        """Take a client in that has asked to join."""
+        self._clients |= {name}
+
+    def refuse(self, name: str, reason: str) -> None:
+        """Refuse a client that has asked to join, for as long as the run goes on."""
+        self._refused[name] = reason
+        for node, named in self._names.items():
+            if named == name:
+                self._reject(node, f"is {name}, which may not join: {reason}")
 
     def _ask_new_nodes(self, connected: Iterable[int]) -> None:
         """Ask the nodes for their names that were not asked yet, or did not answer in time."""
@@ -123,9 +144,11 @@ class NodeRegistry:
             self._rest(node, f"says that it is {to_one_line(name)}, but {owner}", PAUSE_AFTER_FALSE_NAME)
             return
         self._names[node] = name
-        if name in self._clients:
+        if name in self._clients or self._welcomes:
             self.task_shapes.setdefault(name, hello.shape)
-        else:
+        if name in self._refused:
+            self.refuse(name, self._refused[name])
+        elif name not in self._clients and not self._welcomes:
             close = did_you_mean(closest_match(name, self._clients))
             self._reject(node, f"says that it is {to_one_line(name)}, and the scenario has no such client{close}")
 

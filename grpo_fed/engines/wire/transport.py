@@ -21,7 +21,7 @@ from flwr.serverapp import Grid
 from grpo_fed.engines import wire
 from grpo_fed.engines.wire import Codec, InvalidMessageError
 from grpo_fed.engines.wire.grids import CLOCK_ERROR, to_failure, to_one_line
-from grpo_fed.engines.wire.handshake import SHARED_BLOCKS
+from grpo_fed.engines.wire.handshake import SHARED_BLOCKS, write_own_entry
 from grpo_fed.engines.wire.pending import Backoff, PendingMessages
 from grpo_fed.engines.wire.registry import NodeRegistry
 from grpo_fed.engines.wire.replies import ReplyLimits
@@ -51,6 +51,7 @@ class GridTransport:
     ) -> None:
         """nodes: the clients' names by node, where they are known; otherwise a registry, by default a new one, asks."""
         self._grid, self._codec, self._clients = grid, Codec(shared_blocks, scenario), shared_blocks.clients
+        self._scenario = scenario
         self._streams = bool(getattr(grid, "streams", False))
         self._registry = nodes if isinstance(nodes, NodeRegistry) else NodeRegistry(grid, shared_blocks.clients, nodes)
         self._shared_blocks = None if self._streams else wire.write_shared_blocks(shared_blocks)
@@ -179,7 +180,7 @@ class GridTransport:
     def _message(self, name: str, instruction: Instruction, deadline: float | None) -> Message:
         content, kind = self._codec.write_instruction(instruction), wire.message_type(instruction)
         if self._shared_blocks is not None:
-            content[SHARED_BLOCKS] = self._shared_blocks
+            content[SHARED_BLOCKS] = write_own_entry(self._shared_blocks, self._scenario, name)
         self._bytes_down += wire.content_size(content)
         node, group, life = self._nodes[name], str(instruction.start.round), FOREVER if deadline is None else deadline
         if self._streams:

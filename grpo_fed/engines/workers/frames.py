@@ -21,8 +21,11 @@ from grpo_fed.federation.messages import (
     Evaluated,
     EvaluationPlan,
     EvaluationSummary,
+    MaskPlan,
     Measure,
     Measured,
+    SecureParts,
+    SecureStep,
     SharingComparison,
     Start,
     Train,
@@ -44,6 +47,9 @@ RECORD_TYPES = {
         Evaluated,
         EvaluationSummary,
         SharingComparison,
+        MaskPlan,
+        SecureStep,
+        SecureParts,
     )
 }
 """The records that a frame may hold, by name."""

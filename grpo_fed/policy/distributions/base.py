@@ -24,12 +24,22 @@ class Distribution(ABC):
     @property
     @abstractmethod
     def continuous(self) -> bool:
-        """Whether an action is a point in space; else it is a choice."""
+        """Whether an action is a point in space; else it has choices."""
 
     @property
     @abstractmethod
     def parameter_size(self) -> int:
         """M, the number of distribution parameters."""
+
+    @property
+    def log_std_size(self) -> int:
+        """How many of the M parameters, the last ones, are log standard deviations, which depend on no observation."""
+        return 0
+
+    @property
+    def head_size(self) -> int:
+        """How many of the M parameters, the first ones, a network computes from observations."""
+        return self.parameter_size - self.log_std_size
 
     @property
     @abstractmethod

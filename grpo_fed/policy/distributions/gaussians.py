@@ -31,6 +31,10 @@ class _Normal(Distribution):
         return True
 
     @property
+    def log_std_size(self) -> int:
+        return self.size
+
+    @property
     def parameter_size(self) -> int:
         return 2 * self.size
 

@@ -18,7 +18,7 @@ from grpo_fed.reports.charts import (
     marker_style,
 )
 from grpo_fed.reports.comparison.profiles import IMPROVEMENT, PROFILES
-from grpo_fed.reports.comparison.verdicts import Comparison, MethodResult
+from grpo_fed.reports.comparison.verdicts import Comparison, MethodResult, normalise_clients
 from grpo_fed.reports.figures.write import FIGURES
 from grpo_fed.reports.formatting import format_count, format_return
 from grpo_fed.reports.latex import tabular
@@ -26,6 +26,7 @@ from grpo_fed.runs.colours import INK, PAPER
 from grpo_fed.runs.history import fill_forward, read_history
 from grpo_fed.runs.statistics import Estimate, estimate, interquartile_mean, stratified_resamples
 from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.scores import are_known, scales_of, unknown_scales_cure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,11 +41,14 @@ ADAPTATION = "adaptation"
 MAX_ENTRIES = 6
 """Up to so many entries of the scenario have a column of returns each."""
 
-READING = """Return: the interquartile mean of the final policies' returns over clients and seeds, in brackets its 95 %
-stratified bootstrap interval. Better: the probability that a seed of the method beats a seed of `{baseline}` on the
-same client; 0.5 means level. By seed: the same probability, with an interval from resampling whole seeds, since clients
-of one run share what they learn and are not independent. A difference is claimed only where neither interval contains
-0.5."""
+MIXED_READING = """The environments are unlike, so the mean is not of returns but of normalised scores, 0 for random
+actions and 1 for a reference. The columns of single clients are returns."""
+
+READING = """{score}: the interquartile mean of the final policies' {scores} over clients and seeds, in brackets its
+95 % stratified bootstrap interval. Better: the probability that a seed of the method beats a seed of `{baseline}` on
+the same client; 0.5 means level. By seed: the same probability, with an interval from resampling whole seeds, since
+clients of one run share what they learn and are not independent. A difference is claimed only where neither interval
+contains 0.5."""
 
 ADAPTATION_READING = """Before and after adaptation: the interquartile mean of {who}, with an interval from resampling
 whole seeds. Copies of their last policies adapt to their own tasks. The verdict does not regard it."""
@@ -52,17 +56,16 @@ whole seeds. Copies of their last policies adapt to their own tasks. The verdict
 
 def comparison_markdown(comparison: Comparison) -> str:
     """Write the page: the result in words, the table, and how to read it."""
-    scenario = comparison.scenario
+    scenario, name = comparison.scenario, comparison.score_name
     parts = [f"# {scenario.name}: {' '.join(_verdict_sentences(comparison))}"]
     clients, seeds = format_count(len(comparison.clients), "client"), format_count(len(comparison.seeds), "seed")
     steps = f"{scenario.steps:,} {scenario.unit}"
     parts.append(f"{clients}, {seeds}, {format_count(scenario.rounds, 'round')} of {steps} each.")
     parts.append("\n".join(f"| {' | '.join(row)} |" for row in _table(comparison)))
-    parts.append(READING.format(baseline=comparison.baseline))
-    if len({settings.task for settings in scenario.clients if settings.env is not None}) > 1:
+    parts.append(READING.format(baseline=comparison.baseline, score=name.capitalize(), scores=f"{name}s"))
+    if scales := scales_of(scenario):
         parts.append(
-            "The environments have different scales of returns: rely on the probability and on the columns of the"
-            " clients, since the interquartile mean mixes the scales."
+            MIXED_READING if are_known(scales.values()) else f"No score of the whole: {unknown_scales_cure(scales)}."
         )
     if scenario.evaluate.adapt:
         parts.append(
@@ -93,7 +96,7 @@ def _table(comparison: Comparison) -> Iterator[Sequence[str]]:
     better = f"better than {comparison.baseline}"
     updates = comparison.scenario.evaluate.adapt
     adapted = ["before adaptation", f"after {format_count(updates, 'update')}"] if updates else []
-    yield ["method", "return", *entries, *adapted, better, "by seed", "verdict", "seeds"]
+    yield ["method", comparison.score_name, *entries, *adapted, better, "by seed", "verdict", "seeds"]
     yield ["---", *["---:"] * (len(entries) + len(adapted) + 3), "---", "---:"]
     for method in comparison.methods:
         probabilities = [method.better, method.better_by_seed]
@@ -169,7 +172,8 @@ def draw_comparison(comparison: Comparison, axis: AxisName = "rounds") -> Drawin
         return None
     curves = {index: method_curve(comparison, method, axis) for index, method in scored}
     longest = max(curves.values(), key=lambda curve: float(curve.rounds[-1]) if len(curve.rounds) else 0.0)
-    caption = f"Left: training returns by {longest.axis.short}, interquartile mean over clients and seeds, with its"
+    name = comparison.score_name
+    caption = f"Left: training {name}s by {longest.axis.short}, interquartile mean over clients and seeds, with its"
     caption += " 95 % stratified bootstrap interval. Right: the final policies with their likeliest actions."
 
     def paint(figure: Figure) -> None:
@@ -177,11 +181,11 @@ def draw_comparison(comparison: Comparison, axis: AxisName = "rounds") -> Drawin
         for index, method in scored:
             _paint_curve(left, curves[index], method.method, index)
         longest.axis.place(left)
-        left.set_ylabel("return")
-        _paint_final_returns(right, scored)
+        left.set_ylabel(name)
+        _paint_final_returns(right, scored, name)
 
     ends = [f"{method.method} {format_interval(method.iqm, format_return)}" for _, method in scored]
-    alt = f"Return by round of {format_count(len(scored), 'method')}, and at the end: {'; '.join(ends)}."
+    alt = f"{name.capitalize()} by round of {format_count(len(scored), 'method')}, and at the end: {'; '.join(ends)}."
     height = max(3.4, 0.24 * len(scored) + 1)
     return make_drawing(COMPARISON, f"{comparison.scenario.name}: methods side by side", caption, alt, height, paint)
 
@@ -195,7 +199,7 @@ def _paint_curve(axes: Axes, curve: Curve, name: str, index: int) -> None:
         label_line(axes, float(curve.mean[-1]), name, colour)
 
 
-def _paint_final_returns(axes: Axes, scored: Sequence[tuple[int, MethodResult]]) -> None:
+def _paint_final_returns(axes: Axes, scored: Sequence[tuple[int, MethodResult]], name: str) -> None:
     """Paint the interval of each method's final return as a row."""
     for row, (index, method) in enumerate(scored):
         assert method.iqm is not None
@@ -208,7 +212,7 @@ def _paint_final_returns(axes: Axes, scored: Sequence[tuple[int, MethodResult]])
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.08)
     axes.locator_params(axis="x", nbins=5)
-    axes.set_xlabel("final return")
+    axes.set_xlabel(f"final {name}")
 
 
 def draw_adaptations(comparison: Comparison) -> Drawing | None:
@@ -231,7 +235,7 @@ def draw_adaptations(comparison: Comparison) -> Drawing | None:
             _paint_curve(axes, curve, name, index)
         curves[0][2].axis.place(axes)
         axes.set_xlabel("local updates")
-        axes.set_ylabel("return")
+        axes.set_ylabel(comparison.score_name)
 
     ends = [f"{name} {format_return(curve.mean[0])} to {format_return(curve.mean[-1])}" for _, name, curve in curves]
     alt = f"Return by local update of {format_count(len(curves), 'method')}: {'; '.join(ends)}."
@@ -260,7 +264,9 @@ def method_curve(comparison: Comparison, method: MethodResult, axis: AxisName = 
     rounds = max(len(history.lines) for history in histories)
     returns = np.full((rounds, len(histories), len(comparison.clients)), np.nan)  # [R, S, K]
     for index, history in enumerate(histories):
-        returns[: len(history.lines), index] = history.returns[:, history.trains]
+        comparable = normalise_clients(history, history.returns[:, history.trains])
+        assert comparable is not None, "a method with a mean has scores that can be compared"
+        returns[: len(history.lines), index] = comparable
     returns = fill_forward(returns)
     known = np.flatnonzero(np.isfinite(returns).all(axis=(1, 2)))
     generator = np.random.default_rng(0)

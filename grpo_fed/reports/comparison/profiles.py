@@ -62,7 +62,8 @@ def draw_profiles(comparison: Comparison) -> Drawing | None:
     )
     caption += " line is higher everywhere is better. Bands: 95 % stratified bootstrap intervals, each by itself."
     medians = [f"{method.method} {np.median(method.scores):.3g}" for _, method in scored]
-    alt = f"Performance profiles; half of the returns are above: {', '.join(medians)}."
+    half = f"; half of the returns are above: {', '.join(medians)}" if len({*envs.tolist()}) == 1 else ""
+    alt = f"Performance profiles{half}."
     title = f"{comparison.scenario.name}: performance profiles"
     return make_drawing(PROFILES, title, caption, alt, 3.2 if rows == 1 else 2.5 * rows, paint)
 

@@ -1,7 +1,8 @@
 """Which methods differ from the baseline, and how sure that is with a handful of seeds.
 
-Scores are the final policies' mean returns with deterministic actions, [S, K]: seed, client. The interquartile mean and
-the probability of improvement are those of arXiv 2108.13264, with its stratified bootstrap, where a client is a task.
+Scores are the final policies' mean returns with deterministic actions, [S, K]: seed, client. The interquartile mean, of
+normalised scores where environments are unlike, and the probability of improvement are those of arXiv 2108.13264, with
+its stratified bootstrap, where a client is a task.
 That bootstrap treats the clients of a seed as independent, and clients that share blocks are not: one lucky run lifts
 all of them. So a difference is claimed only if an interval from resampling whole seeds shows it too.
 """
@@ -15,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from grpo_fed.runs.history import read_history
+from grpo_fed.runs.history import History, read_history
 from grpo_fed.runs.statistics import Estimate, estimate, interquartile_mean, probability_of_improvement
 from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.scores import are_known, scales_of
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class MethodResult:
     scores: np.ndarray
     """[S, K]."""
     iqm: Estimate | None
-    """Interquartile mean of the scores; None without scores."""
+    """Interquartile mean of the scores, normalised where environments are unlike; None without any."""
     entries: Mapping[str, float]
     """Mean score of the clients of each of the scenario's entries, over clients and seeds; before they are adapted."""
     better: Estimate | None
@@ -52,7 +54,7 @@ class MethodResult:
     """`better`, `worse`, `no difference`, or why there is no verdict; empty for the baseline."""
     adaptation: np.ndarray | None = None
     """[S, H, U + 1]: returns of the last policies after so many local updates, from 0, of the clients that take no part
-    in training, or of all if there are none; None without `evaluate.adapt`."""
+    in training, or of all if there are none; normalised as `iqm` is. None without `evaluate.adapt`."""
 
     def adapted(self, updates: int) -> Estimate | None:
         """Estimate the interquartile mean of the returns after so many local updates; None if none were made.
@@ -83,10 +85,16 @@ class Comparison:
         """[K]: names of the clients that take part in training."""
         return tuple(name for settings in self.scenario.clients if settings.trains for name in settings.names)
 
+    @property
+    def score_name(self) -> str:
+        """What is compared: `return`, or where environments are unlike `normalised score`."""
+        return "normalised score" if scales_of(self.scenario) else "return"
+
     def document(self) -> dict[str, Any]:
         """Return the contents of `comparison.json`."""
         return {
             "scenario": self.scenario.name,
+            **({"iqm_of": self.score_name} if scales_of(self.scenario) else {}),
             "baseline": self.baseline,
             "seeds": list(self.seeds),
             "clients": list(self.clients),
@@ -110,18 +118,38 @@ def method_results(runs: Sequence[ComparedRun], methods: Sequence[str], baseline
         ours, theirs = scores[method], scores[baseline]
         entries, iqm, better, better_by_seed, adaptation = {}, None, None, None, None
         if len(ours):
-            iqm = estimate(interquartile_mean, ours, generator=np.random.default_rng(0))
+            comparable = normalise_clients(histories[method][0], ours)
+            if comparable is not None:
+                iqm = estimate(interquartile_mean, comparable, generator=np.random.default_rng(0))
             entry_of_client = np.array(histories[method][0].entries)
             for entry in dict.fromkeys(entry_of_client.tolist()):
                 entries[entry] = float(returns[method][:, entry_of_client == entry].mean())
             if histories[method][0].scenario.evaluate.adapt:
-                adaptation = np.array([history.adapted_last[history.adapts] for history in histories[method]])
+                adapts = histories[method][0].adapts
+                returns_by_update = np.array([history.adapted_last[adapts].T for history in histories[method]])
+                curves = normalise_clients(histories[method][0], returns_by_update, adapts)  # [S, U + 1, H]
+                adaptation = None if curves is None else curves.transpose(0, 2, 1)
         if method != baseline and len(ours) and len(theirs):
             better = _estimate_improvement(ours, theirs, whole_seeds=False)
             better_by_seed = _estimate_improvement(ours, theirs, whole_seeds=True)
         verdict = "" if method == baseline else decide_verdict(better, better_by_seed, min(len(ours), len(theirs)))
         seeds = tuple(run.seed for run in counted[method])
         yield MethodResult(method, seeds, ours, iqm, entries, better, better_by_seed, verdict, adaptation)
+
+
+def normalise_clients(history: History, returns: np.ndarray, selected: np.ndarray | None = None) -> np.ndarray | None:
+    """Make returns comparable, [..., k] -> [..., k]: as they are in one environment, else normalised scores.
+
+    selected: [K] bool, which clients the returns are of; None for those that train. None where a scale is not known.
+    """
+    selected = history.trains if selected is None else selected
+    scales = scales_of(history.scenario)
+    if not scales:
+        return returns
+    if not are_known(scales.values()):
+        return None
+    of_client = [scales[history.entries[k]] for k in np.flatnonzero(selected)]
+    return np.stack([scale.normalise(returns[..., k]) for k, scale in enumerate(of_client)], axis=-1)
 
 
 def _estimate_improvement(ours: np.ndarray, theirs: np.ndarray, whole_seeds: bool) -> Estimate:

@@ -13,8 +13,10 @@ import numpy as np
 from grpo_fed.reports.formatting import format_count, format_return
 from grpo_fed.reports.sweep.points import SweptRun
 from grpo_fed.runs.files import write_atomic
+from grpo_fed.runs.metrics import NORMALISED_IQM, SCORE_IQM
 from grpo_fed.runs.results import ENDED
 from grpo_fed.scenario.scenario import Scenario
+from grpo_fed.tasks.scores import scales_of
 
 SWEEP = "sweep"
 """The name of the files, without `.json` and `.md`."""
@@ -76,6 +78,11 @@ class SweepResult:
         lines = [f"{run.label}: {run.status}: {run.problem}".rstrip(": ") for run in unlike]
         return [*lines, *([f"stopped early: {format_count(stopped, 'run')}"] if stopped else [])]
 
+    @property
+    def score_name(self) -> str:
+        """What runs are ranked by, in words."""
+        return "normalised score" if scales_of(self.scenario) else "return"
+
     def with_note(self, note: str) -> SweepResult:
         """Return it with a message."""
         return replace(self, note=note)
@@ -107,11 +114,13 @@ class SweepResult:
         if (best := self.best) is not None:
             spread = "" if best.spread is None else f", standard deviation {format_return(best.spread)} over seeds"
             count = format_count(len(best.scores), "seed")
-            lines.append(f"**Best: `{best.name}`**, return {format_return(best.mean)} (mean of {count}{spread}).")
-        table = ["| return | spread over seeds | seeds | values |", "| --- | --- | --- | --- |"]
+            lines.append(
+                f"**Best: `{best.name}`**, {self.score_name} {format_return(best.mean)} (mean of {count}{spread})."
+            )
+        table = [f"| {self.score_name} | spread over seeds | seeds | values |", "| --- | --- | --- | --- |"]
         table += [f"| {' | '.join(numbers)} | `{name}` |" for *numbers, name in self.rows()[:MOST_ROWS]]
         lines.append("\n".join(table))
-        lines.append("The return of a run is the interquartile mean over its clients after training.")
+        lines.append(f"The {self.score_name} of a run is the interquartile mean over its clients after training.")
         if len(self.points) > MOST_ROWS:
             lines.append(f"{len(self.points) - MOST_ROWS:,} more are in `{SWEEP}.json`.")
         if self.problems:
@@ -122,7 +131,7 @@ class SweepResult:
         """Make the content of `sweep.json`."""
         return {
             "scenario": self.scenario.name,
-            "score": "eval/score_iqm",
+            "score": NORMALISED_IQM if scales_of(self.scenario) else SCORE_IQM,
             "best": None if self.best is None else dict(self.best.values),
             "points": [
                 {

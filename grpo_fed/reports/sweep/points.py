@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from grpo_fed.runs.folder import SCENARIO
-from grpo_fed.runs.metrics import TRAINING_RETURN
+from grpo_fed.runs.metrics import NORMALISED_TRAINING, TRAINING_RETURN
 from grpo_fed.runs.records import RoundRecord, record_to_line
 from grpo_fed.runs.results import ENDED, read_results
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml.source import ScenarioError
+from grpo_fed.tasks.scores import are_known, scales_of, unknown_scales_cure
 
 LONGEST_NAME = 120
 """Characters of a folder's name."""
@@ -30,7 +31,7 @@ class SweptRun:
     scenario: Scenario
     folder: Path
     score: float | None = None
-    """The interquartile mean of its clients' final returns; None if it has none."""
+    """The interquartile mean of its clients' final returns, or of their normalised scores; None if it has none."""
     status: str = "waits"
     """`waits`, or how it ended: `finished`, `stopped`, `interrupted` or `failed`."""
     problem: str = ""
@@ -65,13 +66,14 @@ class SweptRun:
 
 def score_of(document: Mapping[str, Any]) -> float | None:
     """Return the score in the content of `results.json`."""
-    score: float | None = document["eval"]["score_iqm"]
-    return score
+    scores = document["eval"]
+    score: float | None = scores["score_iqm"]
+    return scores.get("normalised_iqm") if score is None else score
 
 
 def round_score(record: RoundRecord) -> float | None:
-    """Return what runs are compared by while they go on: the mean return of the round's training episodes."""
-    value = record_to_line(record).get(TRAINING_RETURN)
+    """Return what runs are compared by while they go on: the mean return of the round's training episodes, or score."""
+    value = record_to_line(record).get(NORMALISED_TRAINING if record.scales else TRAINING_RETURN)
     return float(value) if isinstance(value, int | float) else None
 
 
@@ -95,6 +97,9 @@ def make_run(
         for key, value in given:
             text = text.replace(f"--set {key}={value}:", f"{option} {key}={value}:")
         raise ScenarioError(text) from None
+    scales = scales_of(scenario)
+    if not are_known(scales.values()):
+        raise ValueError(f"a sweep ranks runs by one number: {unknown_scales_cure(scales)}")
     run = SweptRun(tuple(values), scenario.seed, scenario, folder / f"seed-{scenario.seed}")
     path = run.folder / SCENARIO
     if path.is_file() and path.read_text(encoding="utf-8") != scenario.dumps():

@@ -241,6 +241,7 @@ class MlflowRuns:
         metrics: dict[str, list[Metric]] = {}
         for record in new:
             line = record.content["line"]
+            self._add_newcomers(line, record.time)
             whole = with_first_charts(tracked_metrics(line)) | (client_quantiles(line) if not self.sent.clients else {})
             metrics.setdefault(self._parent, []).extend(_make_metrics(whole, record.time, line["round"]))
             for client, values in client_metrics(line):
@@ -259,6 +260,16 @@ class MlflowRuns:
             metrics_now = metric_keys(record.content["line"] for record in new)
             if line["round"] > 0 and (self.latest is None or self.latest["round"] == 0 or metrics_now - self.metrics):
                 self._save_views(self.metrics | metrics_now)  # some metrics begin late: rho after rounds of evidence
+
+    def _add_newcomers(self, line: Mapping[str, Any], time: int) -> None:
+        """Make runs for clients that have joined since the run began; none where clients have no runs of their own."""
+        new = [client for client in line["clients"] if client not in self.sent.clients] if self.sent.clients else []
+        for client in new[: max(0, MOST_CLIENTS - len(self.sent.clients))]:
+            colour = pick_colour(len(self.sent.clients))
+            self.sent.clients[client] = self._create_run(time, client, CLIENT, client, colour)
+            method = self.begin["params"]["method"]
+            self._log_params(self.sent.clients[client], {"client": client, "method": method, "joined": line["round"]})
+            self.spool.save_state(self.sent)
 
     def _was_sent(self, line: Mapping[str, Any]) -> bool:
         """Return whether the same line was sent: a resumed run trains some rounds again, with the same outcome."""

@@ -13,7 +13,7 @@ from grpo_fed.runs.departures import Departure, by_round
 from grpo_fed.runs.equal_groups import equal_groups_line, equal_groups_note, has_equal_groups_alone
 from grpo_fed.runs.examples import read_examples
 from grpo_fed.runs.markdown import escape_markdown, plain
-from grpo_fed.runs.metrics import SCORE_IQM, TRAINING_RETURN
+from grpo_fed.runs.metrics import NORMALISED_IQM, NORMALISED_TRAINING, SCORE_IQM, TRAINING_RETURN
 from grpo_fed.runs.records import list_differences
 from grpo_fed.runs.results import idle_clients, mean_adaptation
 from grpo_fed.runs.sharing_verdicts import SharingVerdict, verdicts_line
@@ -36,9 +36,14 @@ def page_while_running(begin: Mapping[str, Any], line: Mapping[str, Any] | None)
     rounds = begin["params"]["rounds"]
     if line is None:
         return f"**Has begun**: {_describe_run(begin)}."
-    score = line.get(SCORE_IQM)
-    value = line.get(TRAINING_RETURN) if score is None else score
-    result = "" if value is None else f", {'return in training' if score is None else 'return'} **{_cell(value)}**"
+    names = {
+        SCORE_IQM: "return",
+        NORMALISED_IQM: "normalised score",
+        TRAINING_RETURN: "return in training",
+        NORMALISED_TRAINING: "normalised score in training",
+    }
+    known = [f", {name} **{_cell(line[key])}**" for key, name in names.items() if line.get(key) is not None]
+    result = known[0] if known else ""
     text = f"**Round {line['round']} of {rounds}**{result}: {_describe_run(begin)}."
     note = equal_groups_note([name for name, part in line["clients"].items() if has_equal_groups_alone(part)])
     return f"{text}\n\nIn this round {note}." if note else text
@@ -72,6 +77,7 @@ def page_at_end(begin: Mapping[str, Any], document: Mapping[str, Any] | None, st
             f"**Return {_cell(scores['score_iqm'])}** (interquartile mean of {len(evaluated)} clients; mean {start}to"
             f" {_cell(scores['score_mean'])}, worst client {_cell(scores['score_min'])})."
         )
+    lines += _mixed_scores(scores, len(evaluated))
     for last, what in ((True, "The last"), (False, "The first")):
         count, curve = mean_adaptation(document, last)
         if curve:
@@ -105,10 +111,11 @@ def client_page(client: Mapping[str, Any]) -> str:
     names = "; ".join(_differences(client, "`")) or "none"
     curve = client.get("adapted_last")
     adapted = f" After {len(curve) - 1} local updates: {_cell(curve[-1])}." if curve else ""
+    cost = f" Its episodes cost {_cell(client['cost'])}." if client.get("cost") is not None else ""
     held_out = "" if client.get("trains", True) else " It takes no part in training."
     before = f"**Return {_cell(client['return'])}**, {_cell(client['return_before'])} before."
     twin = "".join(f" Sharing {verdict.describe()}." for verdict in _verdicts({"": client}).values())
-    return f"{before}{adapted}{held_out} {kind}: {names}.{twin}"
+    return f"{before}{adapted}{cost}{held_out} {kind}: {names}.{twin}"
 
 
 def make_tables(
@@ -130,6 +137,7 @@ def clients_table(document: Mapping[str, Any]) -> dict[str, Any]:
     """Make a table of all clients, in the form that MLflow shows; for federations whose clients have no runs."""
     columns = ["env", "return", "return_before", "return_best", "episodes", "env_steps"]
     adapted = ["return_adapted"] if any(client.get("adapted_last") for client in document["clients"].values()) else []
+    columns += ["cost"] if any(client.get("cost") is not None for client in document["clients"].values()) else []
     rows = [
         [
             name,
@@ -184,16 +192,31 @@ def _table(clients: Mapping[str, Any]) -> str:
     chosen = list(clients.items()) if len(clients) <= ROWS else worst[:ROWS]
     kind = "clusters" if any(client.get("clusters") for client in clients.values()) else "personal groups"
     is_adapted = any(client.get("adapted_last") for client in clients.values())
-    head = f"| client | before | after |{' adapted |' * is_adapted} {kind} |"
-    head += f"\n| --- | ---: | ---: |{' ---: |' * is_adapted} --- |"
+    cost = "cost"
+    has_costs = any(client.get(cost) is not None for client in clients.values())
+    head = f"| client | before | after |{' adapted |' * is_adapted}{' cost |' * has_costs} {kind} |"
+    head += f"\n| --- | ---: | ---: |{' ---: |' * (is_adapted + has_costs)} --- |"
     rows = [
         f"| {name} | {_cell(client['return_before'])} | {_cell(client['return'])} |"
         f"{f' {_cell(_adapted(client))} |' if is_adapted else ''}"
+        f"{f' {_cell(client.get(cost))} |' if has_costs else ''}"
         f" {'; '.join(_differences(client)) or '-'} |"
         for name, client in chosen
     ]
     more = [] if len(chosen) == len(clients) else [f"\nThe {ROWS} worst of {len(clients)}; all are in `clients.json`."]
     return "\n".join([head, *rows, *more])
+
+
+def _mixed_scores(scores: Mapping[str, Any], clients: int) -> Iterator[str]:
+    """Describe the scores of clients with unlike environments. scores: `eval` of `results.json`."""
+    if scores.get("normalised_iqm") is not None:
+        yield (
+            f"**Normalised score {scores['normalised_iqm']:.2f}** (interquartile mean of {clients} clients; mean"
+            f" {scores['normalised_mean']:.2f}, worst client {scores['normalised_min']:.2f}; 0 is random, 1 the"
+            " reference)."
+        )
+    if means := [f"{_foreign(name)} {_cell(part['mean'])}" for name, part in scores.get("by_environment", {}).items()]:
+        yield f"Mean return by environment: {'; '.join(means)}."
 
 
 def _remarks(document: Mapping[str, Any]) -> Iterator[str]:

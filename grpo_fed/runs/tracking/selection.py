@@ -10,7 +10,10 @@ from typing import Any
 from grpo_fed.runs.metrics import (
     CLIENTS_FAILED,
     EQUAL_GROUPS,
+    EVALUATION_COST,
     EVALUATION_RETURN,
+    NORMALISED_IQM,
+    NORMALISED_TRAINING,
     TRAINING_COST,
     TRAINING_RETURN,
     is_timed,
@@ -27,10 +30,16 @@ QUANTILE_METRICS = (
     "kl/joint",
     EQUAL_GROUPS,
     TRAINING_COST,
+    EVALUATION_COST,
 )
 """The metrics that a federation of many clients has quantiles of."""
 _REFUSED_IN_NAMES = re.compile(r"[^\w. :/-]", re.ASCII)
-FIRST_CHARTS = {TRAINING_RETURN: "achieved/training_return", EVALUATION_RETURN: "achieved/evaluation_return"}
+FIRST_CHARTS = {
+    TRAINING_RETURN: "achieved/training_return",
+    EVALUATION_RETURN: "achieved/evaluation_return",
+    NORMALISED_TRAINING: "achieved/training_score",
+    NORMALISED_IQM: "achieved/evaluation_score",
+}
 """Metrics that MLflow gets a second time: its pages sort charts by the part of the name before `/`, so these are shown
 before `alpha/`, whose lines are mostly flat."""
 QUANTILES = {"min": 0.0, "p10": 0.1, "p50": 0.5, "p90": 0.9, "max": 1.0}

@@ -25,9 +25,14 @@ from grpo_fed.runs.metrics import (
     ENTROPY_MULTIPLIER,
     ENV_STEPS,
     EQUAL_GROUPS,
+    EVALUATION_COST,
     EVALUATION_RETURN,
     KL_REFERENCE,
     MB_TOTAL,
+    NORMALISED_IQM,
+    NORMALISED_MIN,
+    NORMALISED_TRAINING,
+    OF_ENVIRONMENT,
     PENALTY_NORM,
     PENALTY_VALUE,
     PENALTY_ZEROS,
@@ -105,8 +110,11 @@ def make_views(metrics: Sequence[str]) -> list[View]:
                 "Learning": (
                     Chart((TRAINING_RETURN,)),
                     Chart((SCORE_IQM, SCORE_MIN)),
+                    Chart((NORMALISED_TRAINING,)),
+                    Chart((NORMALISED_IQM, NORMALISED_MIN)),
                     Chart((f"{ADAPTATION}0", ADAPTED_RETURN)),
                     Chart(_with_prefix(metrics, "task/")),
+                    *_environment_charts(metrics),
                 ),
                 "Constraints": _constraint_charts(metrics),
                 "Completions": _completion_charts(metrics, (Chart(_with_prefix(metrics, "reward/")),)),
@@ -167,6 +175,7 @@ def make_views(metrics: Sequence[str]) -> list[View]:
                     Chart((TRAINING_RETURN,)),
                     Chart((SCORE_IQM,)),
                     Chart((SCORE_MIN,)),
+                    Chart((NORMALISED_IQM,)),
                     Chart((ADAPTED_RETURN,)),
                 ),
                 "Cost": (
@@ -187,10 +196,11 @@ def make_group_view(unique: str, name: str, metrics: Sequence[str]) -> View:
     unique: the group's unique name. metrics: as for `make_views`.
     """
     sections = {
-        "Return": (Chart((TRAINING_RETURN,)), Chart((SCORE_IQM,)), Chart((SCORE_MIN,))),
+        "Return": tuple(Chart((key,)) for key in (TRAINING_RETURN, SCORE_IQM, SCORE_MIN, NORMALISED_IQM)),
         "Cost": (Chart((MB_TOTAL,)), Chart((ENV_STEPS,)), Chart((ROUND_SECONDS,))),
     }
-    sort = (f"metrics.`{SCORE_IQM}`", False)
+    is_normalised = NORMALISED_IQM in metrics and SCORE_IQM not in metrics
+    sort = (f"metrics.`{NORMALISED_IQM if is_normalised else SCORE_IQM}`", False)
     return _with_data(
         View(f"{name.split()[0]}-{unique[:8]}", name, FEDERATION, sections, sort=sort, of_group=unique), set(metrics)
     )
@@ -227,12 +237,20 @@ def _completion_charts(metrics: Sequence[str], rewards: tuple[Chart, ...]) -> tu
 def _constraint_charts(metrics: Sequence[str]) -> tuple[Chart, ...]:
     """Make the charts of costs beside their limit, of entropies that have a target, and of updates taken back."""
     return (
-        Chart((TRAINING_COST, COST_LIMIT)),
+        Chart((TRAINING_COST, EVALUATION_COST, COST_LIMIT)),
         Chart((COST_MULTIPLIER,)),
         Chart(_with_prefix(metrics, ENTROPY)),
         Chart(_with_prefix(metrics, ENTROPY_MULTIPLIER)),
         Chart((ROLLBACKS,)),
     )
+
+
+def _environment_charts(metrics: Sequence[str]) -> tuple[Chart, ...]:
+    """Make a chart of each environment's returns, since they are unlike."""
+    of_environment = _with_prefix(metrics, OF_ENVIRONMENT)
+    labels = dict.fromkeys(key.removesuffix(f"/{TRAINING_RETURN}") for key in of_environment)
+    named = [label for label in labels if f"{label}/{TRAINING_RETURN}" in of_environment]
+    return tuple(Chart(_with_prefix(metrics, f"{label}/")) for label in named)
 
 
 def _penalty_charts(metrics: Sequence[str]) -> tuple[Chart, ...]:

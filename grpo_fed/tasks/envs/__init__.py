@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         pad_actions,
     )
     from grpo_fed.tasks.envs.cache import EnvCache
-    from grpo_fed.tasks.envs.conversion import ActionConverter, observation_flattener
+    from grpo_fed.tasks.envs.conversion import ActionConverter, make_action_converter, observation_flattener
     from grpo_fed.tasks.envs.make import make_client_envs, name_levels
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "check_finite",
     "episode_seed",
     "episode_step_limit",
+    "make_action_converter",
     "make_client_envs",
     "name_levels",
     "non_finite_error",
@@ -55,6 +56,7 @@ MODULES = {
     "check_finite": "grpo_fed.tasks.envs.base",
     "episode_seed": "grpo_fed.tasks.envs.base",
     "episode_step_limit": "grpo_fed.tasks.envs.base",
+    "make_action_converter": "grpo_fed.tasks.envs.conversion",
     "make_client_envs": "grpo_fed.tasks.envs.make",
     "name_levels": "grpo_fed.tasks.envs.make",
     "non_finite_error": "grpo_fed.tasks.envs.base",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, final
 
 import numpy as np
@@ -10,6 +11,7 @@ from gymnasium import spaces
 from gymnasium.spaces.utils import flatten
 from gymnasium.vector.utils import iterate
 
+from grpo_fed.tasks.action_spaces import action_parts, is_nested, nest, rows_of
 from grpo_fed.tasks.gym_task import GymTask, Space
 from grpo_fed.tasks.pictures import picture_shape
 
@@ -57,6 +59,54 @@ class ActionConverter:
 
     def _to_space(self, values: np.ndarray) -> np.ndarray:
         return (np.rint(values).astype(self.dtype) if self.is_whole else values).reshape(self.shape)
+
+
+@final
+class NestedActionConverter:
+    """Converts actions of policies into samples of a Tuple or a Dict, part by part."""
+
+    def __init__(self, tasks: GymTask | Sequence[GymTask], squash: bool) -> None:
+        """tasks, squash: as for `ActionConverter`."""
+        rows = [tasks] if isinstance(tasks, GymTask) else tasks
+        self.space = rows[0].action_space
+        parts = {id(row): action_parts(row.action_space) for row in rows}
+        self.columns = [part.columns for part in parts[id(rows[0])]]
+        self.converters = []
+        for number in range(len(self.columns)):
+            leaves = {
+                id(row): replace(row, action_space=parts[id(row)][number].space, action=parts[id(row)][number].action)
+                for row in rows
+            }
+            self.converters.append(ActionConverter([leaves[id(row)] for row in rows], squash))
+
+    def __call__(self, actions: np.ndarray) -> list[Any]:
+        """Convert actions, [L, A] floats, into one sample for each row."""
+        parts = [rows_of(values) for values in self._convert(actions)]
+        return [nest(self.space, iter(values)) for values in zip(*parts, strict=True)]
+
+    def batched(self, actions: np.ndarray) -> Any:
+        """Convert actions, [L, A] floats, into one sample of arrays [L, ...], as vector environments take them."""
+        return nest(self.space, self._convert(actions))
+
+    def _convert(self, actions: np.ndarray) -> Iterator[np.ndarray]:
+        for columns, convert in zip(self.columns, self.converters, strict=True):
+            yield convert(actions[:, columns])
+
+
+def make_action_converter(
+    tasks: GymTask | Sequence[GymTask], squash: bool
+) -> Callable[[np.ndarray], np.ndarray | list[Any]]:
+    """Make the function that turns actions [L, A] of policies into L actions of environments."""
+    first = tasks if isinstance(tasks, GymTask) else tasks[0]
+    return NestedActionConverter(tasks, squash) if is_nested(first.action_space) else ActionConverter(tasks, squash)
+
+
+def make_batch_converter(tasks: GymTask | Sequence[GymTask], squash: bool) -> Callable[[np.ndarray], Any]:
+    """Make the function that turns actions [L, A] of policies into one action of a vector environment."""
+    first = tasks if isinstance(tasks, GymTask) else tasks[0]
+    if is_nested(first.action_space):
+        return NestedActionConverter(tasks, squash).batched
+    return ActionConverter(tasks, squash)
 
 
 def observation_flattener(task: GymTask) -> Callable[[Any], np.ndarray]:

@@ -8,6 +8,7 @@ from typing import Any, final
 
 import numpy as np
 
+from grpo_fed.tasks.action_spaces import rows_of
 from grpo_fed.tasks.envs.base import (
     ClientEnvs,
     EnvStep,
@@ -22,7 +23,7 @@ from grpo_fed.tasks.envs.base import (
     without_seed,
 )
 from grpo_fed.tasks.envs.cache import EnvCache
-from grpo_fed.tasks.envs.conversion import ActionConverter, flattener
+from grpo_fed.tasks.envs.conversion import flattener, make_action_converter
 from grpo_fed.tasks.gym import is_wrapped, make_env
 from grpo_fed.tasks.gym_task import Env, GymTask
 from grpo_fed.tasks.task import TaskError
@@ -49,7 +50,7 @@ class LoopEnvs(ClientEnvs):
         self.names = tuple(task.client for task in self.tasks)
         self.observation_size, self.observation_dtype = tasks[0].observation_size, tasks[0].observation_dtype
         self._num_envs = num_envs
-        self._convert = ActionConverter(self.tasks, squash)
+        self._convert = make_action_converter(self.tasks, squash)
         self._cache = cache
         self._envs = [self._make(task) for task in self.tasks]
         functions = [_flat_functions(task, env) for task, env in zip(self.tasks, self._envs, strict=True)]
@@ -150,7 +151,7 @@ class LoopEnvs(ClientEnvs):
         A choice becomes Python's int: a Discrete space checks whether it holds one in half the time of numpy's.
         """
         converted = self._convert(actions)
-        return converted.tolist() if converted.ndim == 1 and converted.dtype.kind in "iu" else list(converted)
+        return converted if isinstance(converted, list) else rows_of(converted)
 
     def _begin_all(self) -> np.ndarray:
         """Wake all copies and begin their next episodes; first observations [L, D]."""

@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from grpo_fed.tasks.action_spaces import action_form
 from grpo_fed.tasks.curriculum import spread_levels
 from grpo_fed.tasks.envs.base import ClientEnvs, Level, episode_step_limit
 from grpo_fed.tasks.envs.cache import EnvCache
@@ -31,12 +32,14 @@ def make_client_envs(
     episode_limit: int = 0,
     cache: EnvCache | None = None,
     cost_key: str | None = None,
+    episodes: int | None = None,
 ) -> ClientEnvs:
     """Make `num_envs` copies of each task, to be stepped together.
 
     squash: map actions onto their box by tanh. episode_limit: steps after which episodes are truncated, besides the
     tasks' own limits; 0 for none. cache: where single environments are taken from, and put when the result is closed;
     the caller closes the cache. cost_key: the key of a step's info with its cost; None to read no cost.
+    episodes: how many are played of each task; levels are then spread over the copies that play them.
 
     ValueError if the tasks do not have one signature, or an action cannot be squashed.
     """
@@ -51,16 +54,20 @@ def make_client_envs(
         envs = _make_part([tasks[client] for client in clients], num_envs, squash, episode_limit, cache, cost_key)
         parts.append((envs, copy_indices(clients, num_envs)))
     made = parts[0][0] if len(parts) == 1 else MixedEnvs(parts)
-    made.set_levels(spread_over_copies(tasks, num_envs))
+    made.set_levels(spread_over_copies(tasks, num_envs, episodes or num_envs))
     return made
 
 
-def spread_over_copies(tasks: Sequence[GymTask], num_envs: int) -> dict[int, Level]:
-    """Spread levels over the copies of each task that has some: the level of each of these copies."""
+def spread_over_copies(tasks: Sequence[GymTask], num_envs: int, episodes: int) -> dict[int, Level]:
+    """Spread levels over the copies of each task that has some: the level of each of these copies.
+
+    episodes: how many are played; of more copies than that the levels repeat, so that these episodes are spread too.
+    """
     levels: dict[int, Level] = {}
     for client, task in enumerate(tasks):
         if task.curriculum is not None and task.curriculum.names:
-            rows = spread_levels(task.curriculum, num_envs)
+            spread = min(num_envs, episodes)
+            rows = spread_levels(task.curriculum, spread)[np.arange(num_envs) % spread]
             levels |= name_levels(task.curriculum.names, rows, client * num_envs)
     return levels
 
@@ -100,7 +107,7 @@ def _stepping_kind(task: GymTask) -> Hashable:
         return "family", spec.id, shape_fields
     if spec.entry_point is None:
         return "vector", task.client
-    return "single", task.action_space.shape, task.action_space.dtype
+    return "single", action_form(task.action_space)
 
 
 def _make_part(

@@ -6,7 +6,7 @@ those that reset a copy by themselves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any, final
 
@@ -26,7 +26,7 @@ from grpo_fed.tasks.envs.base import (
     take_seeds,
     without_seed,
 )
-from grpo_fed.tasks.envs.conversion import ActionConverter, batch_flattener, flattener
+from grpo_fed.tasks.envs.conversion import batch_flattener, flattener, make_batch_converter
 from grpo_fed.tasks.families import FamilyVectorEnv
 from grpo_fed.tasks.gym_task import GymTask, VectorEnv
 from grpo_fed.tasks.task import TaskError
@@ -52,7 +52,7 @@ class VectorEnvs(ClientEnvs):
         self.tasks = [task for task in tasks for _ in range(num_envs)]
         self.names = tuple(task.client for task in self.tasks)
         self.observation_size, self.observation_dtype = tasks[0].observation_size, tasks[0].observation_dtype
-        self._env = _FlatVectorEnv(env, self.tasks, ActionConverter(self.tasks, squash))
+        self._env = _FlatVectorEnv(env, self.tasks, make_batch_converter(self.tasks, squash))
         self._env_sleeps = isinstance(env.unwrapped, FamilyVectorEnv)
         """Whether the environment itself lets a copy sleep whose episode ended, and need not be kept from failing."""
         self._limits = StepLimits([episode_step_limit(task, episode_limit) for task in self.tasks])
@@ -170,7 +170,7 @@ class AutoresetEnvs(ClientEnvs):
         self.cost_key = cost_key
         self.names = (task.client,) * env.num_envs
         self.observation_size, self.observation_dtype = task.observation_size, task.observation_dtype
-        self._env = _FlatVectorEnv(env, [task] * env.num_envs, ActionConverter(task, squash))
+        self._env = _FlatVectorEnv(env, [task] * env.num_envs, make_batch_converter(task, squash))
         self._resets_in_same_step = env.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
         self._takes_many_seeds = isinstance(env.unwrapped, SyncVectorEnv | AsyncVectorEnv)
         self._resetting = np.zeros(self.size, bool)
@@ -233,7 +233,7 @@ class AutoresetEnvs(ClientEnvs):
 class _FlatVectorEnv:
     """A vector environment with flat observations, which names the client in errors and remembers infos of resets."""
 
-    def __init__(self, env: VectorEnv, tasks: Sequence[GymTask], convert: ActionConverter) -> None:
+    def __init__(self, env: VectorEnv, tasks: Sequence[GymTask], convert: Callable[[np.ndarray], Any]) -> None:
         self.env = env
         self.tasks = tasks
         self.convert = convert
