@@ -729,9 +729,9 @@ class NewcomerSettings(Section):
 class ScoreSettings(Section):
     """The returns between which a client's returns are normalised, `{ random = 20.0, reference = 475.0 }`."""
 
-    random: float
+    random: Annotated[float, Field(examples=[20.0])]
     """Mean return of random actions; its normalised score is 0."""
-    reference: float
+    reference: Annotated[float, Field(examples=[475.0])]
     """Mean return of the reference; its normalised score is 1."""
 
 

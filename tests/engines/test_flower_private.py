@@ -168,7 +168,7 @@ def test_an_app_does_not_end_with_the_process_that_has_started_it():
     add_args_flwr_app_common(parser)
     given = parser.parse_args(without_parent(["--insecure", PARENT, "7", "--token", "a"]))
     assert (given.parent_pid, given.insecure, given.token) == (None, True, "a")
-    assert parser.parse_args([PARENT, "7"]).parent_pid == 7, "Flower has the argument"
+    assert parser.parse_args(["--token", "a", PARENT, "7"]).parent_pid == 7, "Flower has the argument"
     assert without_parent(["--insecure"]) == ["--insecure"]
 
 
