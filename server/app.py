@@ -79,7 +79,8 @@ def _stop_cleanly() -> Iterator[None]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         caught.append(number)
-        raise KeyboardInterrupt
+        if len(caught) == 1:  # a second signal must not interrupt the writing of the results
+            raise KeyboardInterrupt
 
     # The process that ends a task sends SIGTERM; Flower's client in this process sends SIGINT if the run was stopped.
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}

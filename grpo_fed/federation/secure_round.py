@@ -149,6 +149,12 @@ class SecureRound:
             with self._noting(name):
                 parts = zip(answer.names, answer.parts, strict=True)
                 revealed[name] = {each: _decode(part, REVEALED_BYTES) for each, part in parts}
+        for name in self.session.commitments:
+            unread = [each for each, parts in revealed.items() if name in asked[each] and name not in parts]
+            if unread:
+                self.notes.append(
+                    f"secure aggregation: {len(unread)} clients cannot read the shares that {name} sent them"
+                )
         plain, wrong = self.session.unmask(total, answered, revealed)
         self.notes += [f"secure aggregation: the shares that {name} handed out are wrong" for name in wrong]
         return plain

@@ -96,8 +96,9 @@ def kind_of(instruction: Instruction) -> str:
     [
         ("proximity.mode=measured", "wire.dtype=float16", "evaluate.twins=true"),
         ("proximity.mode=quadratic", "evaluate.adapt=1", "rounds=3"),
+        ("method=fedavg", "privacy.secure=true"),
     ],
-    ids=["measured", "quadratic"],
+    ids=["measured", "quadratic", "masked"],
 )
 def test_every_field_that_leaves_a_client_of_a_federation_is_listed(tmp_path: Path, overrides: tuple[str, ...]):
     transport = CapturingTransport(Scenario.loads(TINY, overrides=overrides), tmp_path)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.proto.run_pb2 import GetRunResponse
+from flwr.superlink.routers.fleet.router import router
 
 import clients.app
 from grpo_fed.engines.flower import own_scenario
@@ -229,6 +230,14 @@ def test_a_superlink_with_keys_gives_each_node_the_scenario_of_its_client(
         assert b"/nowhere" not in (body := ask(key)[1])
         assert b"password" not in body
     assert b"password" in ask(b"7", "/v1/fleet/other")[1]  # other answers pass as they are
+    keys.write_text("{")
+    assert b"password" not in ask(b"8")[1]
+    monkeypatch.delenv("GRPO_FED_KEYS")
+    assert b"password" in ask(b"7")[1]  # nothing says which client a key is for
+
+
+def test_flower_answers_a_nodes_question_for_a_run_at_the_path_that_is_rewritten():
+    assert GET_RUN in {getattr(route, "path", "") for route in router.routes}
 
 
 def test_clients_of_one_machine_ask_once_unless_each_has_a_scenario_of_its_own():

@@ -216,6 +216,20 @@ def test_a_client_that_sends_no_shares_at_all_is_done_without(tmp_path: Path):
     assert {name for name, _ in transport.learned} == {*shared_blocks.clients} - {"c-2"}
 
 
+def test_a_client_whose_shares_nobody_can_read_is_named(tmp_path: Path):
+    scenario, shared_blocks, transport = make(tmp_path, "rounds=1")
+
+    def forge(name: str, answer: Answer) -> Answer:
+        is_sharing = isinstance(answer, SecureParts) and answer.names and answer.own
+        return replace(answer, parts=("A" * 200,) * len(answer.parts)) if name == "c-2" and is_sharing else answer  # type: ignore
+
+    transport.forge = forge
+    records = run(Federation(scenario, shared_blocks, transport))
+    first, second = records[1].notes
+    assert first == "secure aggregation: 7 clients cannot read the shares that c-2 sent them"
+    assert "5 shares of the mask of c-2 are needed, and 0 came" in second
+
+
 def contents(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
 

@@ -493,7 +493,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_a_restarted_server_gets_every_point_and_delays_no_round(database: Database, tmp_path: Path):
+def test_an_outage_delays_no_round_and_loses_no_point(finished: Path, database: Database, tmp_path: Path):
+    """One run goes through a server's death and restart; another ends during the outage and is replayed after it.
+
+    They share the two servers, each of which takes ten seconds of a processor.
+    """
     given, port = scenario("outage", carts=1, rounds=90), free_port()
     server_uri = f"http://127.0.0.1:{port}"
     took: dict[str, list[float]] = {"up": [], "down": [], "back": []}
@@ -517,9 +521,12 @@ def test_a_restarted_server_gets_every_point_and_delays_no_round(database: Datab
         assert up.server is not None
         os.killpg(up.server.pid, signal.SIGKILL)
         track("down", range(30, 60))
+    began, ended = end_in_an_outage(tmp_path / "replayed", port)
     with open_pages(uri=database.uri, port=port):
         track("back", range(60, 91))
         tracker.close(document(given, 90), "finished")
+        assert replay(tmp_path / "replayed", server_uri) == 5
+        assert replay(tmp_path / "replayed", from_run=True) == 0
     assert tracker.trouble is None
     assert "MlflowException" in (run / "tracking" / "writer.log").read_text()  # the outage is in the log
     runs = database.runs("outage")
@@ -529,10 +536,15 @@ def test_a_restarted_server_gets_every_point_and_delays_no_round(database: Datab
     assert database.status(runs["grpo seed 0"]) == "FINISHED"
     assert statistics.median(took["down"]) < 5 * statistics.median(took["up"])
     assert sum(took["down"]) < 1.0  # one request that waits for its time-out takes ten times as long
+    runs = database.runs("replayed")
+    assert database.metric(runs["cart"], "eval/episodic_return") == [(0, 0.0), (1, 10.0), (2, 20.0)]
+    stamps = [stamp for (stamp,) in database.rows("select timestamp from metrics where run_uuid = ?", runs["cart"])]
+    assert all(1000 * began - 2 <= stamp <= 1000 * ended for stamp in stamps)
 
 
-def test_replay_sends_the_rest_after_an_outage_with_its_times(database: Database, tmp_path: Path):
-    given, port, run = scenario("replayed", carts=1), free_port(), tmp_path / "run"
+def end_in_an_outage(run: Path, port: int) -> tuple[float, float]:
+    """Track a run of three rounds to a server that is away, and return when it began and ended."""
+    given = scenario("replayed", carts=1)
     run.mkdir()
     began = time.time()
     tracker = Tracker.open(f"http://ann:hush-hush@127.0.0.1:{port}", run, given, models=False)
@@ -544,13 +556,7 @@ def test_replay_sends_the_rest_after_an_outage_with_its_times(database: Database
     assert not files_with_words(run, ["hush-hush"])
     with pytest.raises(TimeoutError, match="5 of 5 records are not sent"):
         replay(run, from_run=True)
-    with open_pages(uri=database.uri, port=port):
-        assert replay(run, f"http://127.0.0.1:{port}") == 5
-        assert replay(run, from_run=True) == 0
-    runs = database.runs("replayed")
-    assert database.metric(runs["cart"], "eval/episodic_return") == [(0, 0.0), (1, 10.0), (2, 20.0)]
-    stamps = [stamp for (stamp,) in database.rows("select timestamp from metrics where run_uuid = ?", runs["cart"])]
-    assert all(1000 * began - 2 <= stamp <= 1000 * ended for stamp in stamps)
+    return began, ended
 
 
 def test_a_folder_without_a_tracked_run_has_nothing_to_replay(tmp_path: Path):

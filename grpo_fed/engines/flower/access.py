@@ -38,8 +38,9 @@ Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 KEEP_ALIVE = 60
 """Seconds for which an idle connection stays open: a new one costs a handshake."""
-SHUTDOWN_SECONDS = 1
-"""Seconds that requests have to end when the SuperLink is stopped."""
+SHUTDOWN_SECONDS = 0
+"""Seconds that requests have to end when the SuperLink is stopped: those that wait for messages do not end by
+themselves, and what is cut off is sent again."""
 
 
 def main(arguments: Sequence[str], link: socket.socket | None = None) -> None:

@@ -6,7 +6,8 @@ Flower is imported; a second process imports torch meanwhile, and then forks wor
 thread and no connection, so all that they hand on is what they have imported.
 
 `python -m grpo_fed.engines.flower.launcher` is started by the supervisor, with a socket as its standard input. There it
-is asked for programs, one after another. One that is restarted later is started as its own command.
+is asked for programs, one after another, and again for one that has ended: a SuperLink or a node that was killed is
+back at once, even on a busy machine, where starting a command may take longer than a node may be silent.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ PROGRAMS = {
 SERVER_APP_NEEDS = (
     "flwr.serverapp",
     "flwr.superlink.cli",
+    "grpo_fed.engines.flower.admission",
     "grpo_fed.engines.flower.app_folder",
     "grpo_fed.engines.flower.discovery",
     "grpo_fed.engines.flower.log_channel",
@@ -49,9 +51,14 @@ SERVER_APP_NEEDS = (
     "grpo_fed.federation.rounds",
     "grpo_fed.runs.folder",
     "grpo_fed.runs.records",
+    "grpo_fed.scenario.newcomers",
     "grpo_fed.scenario.scenario",
 )
 """What a server's app imports; its own module comes with the run."""
+APPS, WORKERS = b"a", b"w"
+"""What is asked for at a socket: server apps or workers."""
+LINKS = {"grpo_fed.engines.flower.superexec": APPS, "grpo_fed.engines.resident.host": WORKERS}
+"""By the module of a program, what it asks for."""
 MOST_BYTES = 1 << 16
 """The most bytes of a request."""
 PR_SET_NAME = 15
@@ -60,58 +67,94 @@ SERVER_APP = "flwr-serverapp"
 
 
 def main() -> None:
-    """Fork the process that forks workers and apps, and programs, until the supervisor says that these were all."""
+    """Fork the process that forks workers and apps, and programs, until the supervisor is gone."""
     control = socket.socket(fileno=os.dup(0))
     join_process()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(fork_server.ONE_THREAD)
-    links, ends = make_links("grpo_fed.engines.flower.superexec", "grpo_fed.engines.resident.host")
-
-    def serve_links() -> None:
-        for link in (control, *links.values()):
-            link.close()
-        serve(*ends.values())
-
-    fork_away(serve_links)
-    for end in ends.values():
-        end.close()
-    while "module" in (request := json.loads(control.recv(MOST_BYTES) or b"{}")):
+    forks = fork_server_of(*SERVER_APP_NEEDS, fork_server.PRELOADED, close=control.close)
+    while data := control.recv(MOST_BYTES):
+        request = json.loads(data)
         module = request["module"]
         for name in (*PROGRAMS[module], module):
             import_module(name)
         freeze()
-        link = links.pop(module, None)
-        pid = fork_away(lambda request=request, link=link: _run_program(request, link, [control, *links.values()]))  # type: ignore[misc]
+        link = make_link(forks, LINKS[module]) if module in LINKS else None
+        pid = fork_away(lambda request=request, link=link: _run_program(request, link, [control, forks]))  # type: ignore[misc]
         if link is not None:
             link.close()
         control.send(json.dumps({"name": request["name"], "pid": pid}).encode())
 
 
-def make_links(*names: str) -> tuple[dict[str, socket.socket], dict[str, socket.socket]]:
-    """Make a pair of sockets for each name, and return the first and the second ones."""
-    pairs = {name: socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for name in names}
-    return {name: pair[0] for name, pair in pairs.items()}, {name: pair[1] for name, pair in pairs.items()}
+def fork_server_of(*modules: str, close: Callable[[], object] = lambda: None) -> socket.socket:
+    """Fork a process that imports modules, and then forks server apps and workers; return the socket for `make_link`.
+
+    close: is called in that process, to close what is not its own.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def serve_links() -> None:
+        close()
+        ours.close()
+        serve(theirs, modules)
+
+    fork_away(serve_links)
+    theirs.close()
+    return ours
 
 
-def serve(apps: socket.socket, workers: socket.socket | None = None) -> None:
-    """Import what apps and workers need, and fork them until nobody is left who could ask for one."""
-    for name in (*SERVER_APP_NEEDS, *([] if workers is None else [fork_server.PRELOADED])):
+def make_link(forks: socket.socket, kind: bytes) -> socket.socket:
+    """Return a new socket at which server apps or workers can be asked for; that for others before stays as it is."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs, suppress(OSError):  # if the process has died, the new socket says so
+        socket.send_fds(forks, [kind], [theirs.fileno()])
+    return ours
+
+
+def serve(control: socket.socket, modules: Sequence[str]) -> None:
+    """Import what apps and workers need, and fork them until nobody is left who could ask for one.
+
+    control: brings the sockets at which they are asked for.
+    """
+    for name in modules:
         import_module(name)
     freeze()
-    links = [apps, *([] if workers is None else [workers])]
+    links: dict[socket.socket, bytes] = {control: b""}
+    """By the socket, what is asked for."""
 
     def close() -> None:
         for link in links:
             link.close()
 
     while links:
-        for link in select.select(links, [], [])[0]:
-            if link is not apps:
+        for link in select.select([*links], [], [])[0]:
+            if link is control:
+                is_open = _receive_link(control, links)
+            elif links[link] == WORKERS:
                 is_open = fork_server.answer(link, close)
             elif is_open := bool(request := link.recv(MOST_BYTES)):
                 fork_away(lambda request=request: _run_app(json.loads(request), close))  # type: ignore[misc]
             if not is_open:
-                links.remove(link)
+                del links[link]
+                link.close()
+
+
+def _receive_link(control: socket.socket, links: dict[socket.socket, bytes]) -> bool:
+    """Add a socket to the links; return False if there will be no more."""
+    kind, handles, *_ = socket.recv_fds(control, 1, 1)
+    if not kind:
+        return False
+    if kind == WORKERS and WORKERS not in links.values():
+        _reap_orphans()
+    links[socket.socket(fileno=handles[0])] = kind
+    return True
+
+
+def _reap_orphans() -> None:
+    """Reap the workers of a node that was killed, which end with it: the next one does not know them."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def freeze() -> None:

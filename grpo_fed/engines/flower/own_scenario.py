@@ -2,7 +2,7 @@
 
 Flower gives every node the configuration of a run as the run was started with it. Where nodes need registered keys,
 this rewrites the answer: by the node's key it is known which client that is. Where they need none, any node could call
-itself any client, and nothing is removed.
+itself any client, and nothing is removed; nor is it where no file says for which client each key was made.
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ class OwnScenario:
             parts.append(event.get("body", b""))
             if not event.get("more_body", False):
                 body = b"".join(parts)
-                if start["status"] == 200:
-                    client = await asyncio.to_thread(_find_client, scope)
+                keys = await asyncio.to_thread(_read_keys)
+                if start["status"] == 200 and keys is not None:
+                    node = await asyncio.to_thread(_find_node, scope)
+                    client = None if node is None else keys.get(node)
                     body = replace_scenario(body, lambda text: withhold_arguments(text, client), client)
                 headers = [(name, value) for name, value in start["headers"] if name.lower() != b"content-length"]
                 headers.append((b"content-length", str(len(body)).encode()))
@@ -54,10 +56,17 @@ class OwnScenario:
         await self._app(scope, receive, collect)
 
 
-def _find_client(scope: Scope) -> str | None:
-    """Return the client whose key signed a request; None if the key was not registered for one."""
+def _read_keys() -> dict[int, str] | None:
+    """Read by node id for which client each key was made; of none if the file that says so is lost or damaged."""
     try:
-        node = SuperLinkState(scope["app"]).find_node(scope["headers"])
+        return read_registered_keys()
+    except (OSError, ValueError, KeyError, AttributeError):
+        return {}
+
+
+def _find_node(scope: Scope) -> int | None:
+    """Return the node whose key signed a request; None if the signature is not valid."""
+    try:
+        return SuperLinkState(scope["app"]).find_node(scope["headers"])
     except PermissionError:
         return None
-    return (read_registered_keys() or {}).get(-1 if node is None else node)

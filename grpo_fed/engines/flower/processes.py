@@ -31,6 +31,8 @@ class SupervisedProcesses:
         self._pids: dict[str, int] = {}
         self._exit_codes: dict[str, int] = {}
         self._errors: dict[str, str] = {}
+        self._launched: set[str] = set()
+        """Names of programs that are forked from one that has imported what they need."""
         self._supervisor = subprocess.Popen(
             [sys.executable, "-I", "-S", supervisor.__file__],
             stdin=subprocess.PIPE,
@@ -49,14 +51,25 @@ class SupervisedProcesses:
         self.close()
 
     def start(self, name: str, command: Sequence[str]) -> int:
-        """Start a command under a name that no running process has, and return its process id; OSError if it fails."""
+        """Start a command under a name that no running process has, and return its process id; OSError if it fails.
+
+        A program that was launched is launched again, as long as there is what launches it.
+        """
         for reports in (self._pids, self._exit_codes, self._errors):
             reports.pop(name, None)
-        log = None if self.logs is None else str(self.log(name))
-        self._request(name=name, start=list(command), folder=str(self.folder), log=log)
+        place = {"folder": str(self.folder), "log": None if self.logs is None else str(self.log(name))}
+        if name in self._launched:
+            module, *arguments = command[command.index("-m") + 1 :]
+            self._request(name=name, module=module, arguments=arguments, **place)
+        else:
+            self._request(name=name, start=list(command), **place)
         while name not in self._pids:
             if name in self._errors:
                 raise OSError(self._errors[name])
+            if name in self._launched and name in self._exit_codes and name not in self._pids:
+                # what launches it has died
+                self._launched.discard(name)
+                return self.start(name, command)
             self._check_supervisor()
             time.sleep(POLL / 10)
         return self._pids[name]
@@ -71,7 +84,7 @@ class SupervisedProcesses:
         self._request(launcher=command, folder=folder, log=str(self.log("launcher")))
         for name, (module, *arguments) in programs.items():
             self._request(name=name, module=module, arguments=arguments, folder=folder, log=str(self.log(name)))
-        self._request(launched=True)
+            self._launched.add(name)
 
     def send(self, name: str, number: Signals) -> None:
         """Send a signal to the named process alone."""

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import final
 
-from grpo_fed.engines.flower.launcher import SERVER_APP, fork_away, make_links, serve
+from grpo_fed.engines.flower.launcher import APPS, SERVER_APP, SERVER_APP_NEEDS, fork_server_of, make_link
 from grpo_fed.engines.workers.fork_server import is_possible
 
 
@@ -25,26 +25,15 @@ def main(arguments: Sequence[str], link: socket.socket | None = None) -> None:
     link: to the process that apps are forked from; None to fork it now, where that is possible.
     """
     if link is None and is_possible():
-        link = _fork_launcher()
+        # before this process has a thread or a connection; the supervisor stops it, not Ctrl-C
+        forks = fork_server_of(*SERVER_APP_NEEDS, close=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+        with forks:
+            link = make_link(forks, APPS)
     apps = ServerApps(link)
 
     from grpo_fed.engines.wire.flower_private import run_superexec
 
     run_superexec(arguments, apps.start)
-
-
-def _fork_launcher() -> socket.socket:
-    """Fork the process that apps are forked from, before this one has a thread or a connection."""
-    links, ends = make_links("apps")
-
-    def serve_apps() -> None:
-        links["apps"].close()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor stops it
-        serve(ends["apps"])
-
-    fork_away(serve_apps)
-    ends["apps"].close()
-    return links["apps"]
 
 
 @final

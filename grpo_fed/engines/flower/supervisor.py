@@ -4,8 +4,8 @@ It runs as a script, on the standard library alone. Its input closes when its ow
 with -9; then it stops the processes that it started, and those that they started: on Linux their orphans become its own
 children. A line of input is a request in JSON; a line of output reports a process that was started or has ended.
 
-A process may also be forked by a launcher (`launcher.py`), which is started at the first request for that. Then it is
-an orphan from its beginning, and so a child of this process.
+A process may also be forked by a launcher (`launcher.py`), which is started when a request says so. Then it is an
+orphan from its beginning, and so a child of this process.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ from typing import Any
 
 GRACE = 4.0
 """Seconds between asking a process to stop and killing it."""
+APP_GRACE = 1.0
+"""Of these, those that a server's app has before all others are asked to stop."""
+SERVER_APP = b"flwr-serverapp"
+"""What the processes of server apps are called."""
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -79,8 +83,10 @@ class _Launcher:
         self.sockets = [ours]
 
     def send(self, request: dict[str, Any]) -> None:
-        if "module" in request:
-            self._pending.append(request["name"])
+        if not self.sockets:
+            _report(name=request["name"], exit_code=1)
+            return
+        self._pending.append(request["name"])
         with suppress(OSError):  # that it has died is seen when it is read from
             self.sockets[0].send(json.dumps(request).encode())
 
@@ -115,7 +121,7 @@ def _serve(request: dict[str, Any], names: dict[int, str], launcher: _Launcher) 
     if "launcher" in request:
         launcher.start(request)
         return
-    if "module" in request or "launched" in request:
+    if "module" in request:
         launcher.send(request)
         return
     name = request["name"]
@@ -157,10 +163,20 @@ def _reap(names: dict[int, str], launcher: _Launcher | None = None) -> bool:
 
 
 def _stop_all(names: dict[int, str]) -> None:
-    """Ask all processes to stop, and kill those that still run after a time of grace."""
-    for pid in _descendants():
-        _send(pid, signal.SIGTERM)
+    """Ask all processes to stop, and kill those that still run after a time of grace.
+
+    Server apps come first. They write results, and tell the SuperLink of their end: without one, they try again for
+    seconds. On a busy machine they would also share the processor with all that the others do when they end.
+    """
     until = time.monotonic() + GRACE
+    for pid in (apps := _server_apps()):
+        _send(pid, signal.SIGTERM)
+    while apps and _reap(names) and time.monotonic() < until - GRACE + APP_GRACE:
+        time.sleep(0.02)
+        apps = [pid for pid in apps if _is_server_app(pid)]
+    for pid in _descendants():
+        if pid not in apps:  # a second signal could interrupt what the first one began
+            _send(pid, signal.SIGTERM)
     while _reap(names):
         if time.monotonic() > until:
             for pid in _descendants():
@@ -180,6 +196,18 @@ def _descendants() -> list[int]:
         todo += (new := children.get(todo.pop(), []))
         descendants += new
     return descendants
+
+
+def _server_apps() -> list[int]:
+    """Return the ids of the server apps that descend from this process; on Linux alone."""
+    return [pid for pid in _descendants() if _is_server_app(pid)]
+
+
+def _is_server_app(pid: int) -> bool:
+    try:
+        return SERVER_APP in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False  # it has ended meanwhile
 
 
 def _parents() -> list[tuple[int, int]]:

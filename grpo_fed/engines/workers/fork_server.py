@@ -274,6 +274,7 @@ def _print_to(output: int) -> None:
 
 def _reap(pid: int) -> int:
     """Kill a worker if it is still alive, and return its status from `waitpid`."""
+    assert pid > 0, "0 and below are whole groups of processes"
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     try:

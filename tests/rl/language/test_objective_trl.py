@@ -16,11 +16,6 @@ from grpo_fed.rl.objective import Coefficients
 from grpo_fed.scenario.settings import ObjectiveSettings, TrustSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by peft
-trl = pytest.importorskip("trl")
-peft = pytest.importorskip("peft")
-datasets = pytest.importorskip("datasets")
-tokenizers = pytest.importorskip("tokenizers")
-transformers = pytest.importorskip("transformers")
 
 VOCABULARY, PROMPT, LENGTH, COUNT = 16, 3, 7, 6
 LONGEST = 9
@@ -48,6 +43,10 @@ class Peer:
 @pytest.fixture(scope="module")
 def peer(tmp_path_factory: pytest.TempPathFactory) -> Peer:
     """Make the trainer of a tiny model with moved adapters, and completions that an older policy has sampled."""
+    # here, since they take six seconds, and every process of the tests imports this module
+    trl, peft, datasets, tokenizers, transformers = map(
+        pytest.importorskip, ("trl", "peft", "datasets", "tokenizers", "transformers")
+    )
     torch.manual_seed(0)
     words = {f"w{number}": number for number in range(VOCABULARY - 2)} | {
         "<pad>": VOCABULARY - 2,
