@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import shlex
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +16,21 @@ from grpo_fed.runs.called_as import called_as
 
 if TYPE_CHECKING:
     from grpo_fed.reports.displays import Display
+
+
+def begin_importing(options: RunOptions) -> None:
+    """Begin to import what draws figures, in a thread: that takes as long as drawing, and a run begins with waiting.
+
+    The thread has ended before films are made in a fork, unless the run is shorter than an import.
+    """
+    if options.figures:
+        threading.Thread(target=_import_drawing, name="imports", daemon=True).start()
+
+
+def _import_drawing() -> None:
+    with suppress(Exception):  # what it was is raised again where figures are drawn
+        importlib.import_module("matplotlib.figure")
+        importlib.import_module("matplotlib.backends.backend_agg")
 
 
 def draw_run(folder: Path, options: RunOptions, display: Display, with_page: bool) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO, cast
 import typer
 
 from grpo_fed.cli.application import app
-from grpo_fed.cli.drawing import draw_run
+from grpo_fed.cli.drawing import begin_importing, draw_run
 from grpo_fed.cli.errors import (
     FAILED,
     INTERRUPTED,
@@ -262,6 +262,7 @@ def _run_engine(
 
     for line in read_earlier_lines(folder) if options.continued is not None else ():
         tracker.round(line)
+    begin_importing(options)
     try:
         engine.run(watch)
     except KeyboardInterrupt:

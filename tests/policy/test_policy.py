@@ -14,12 +14,22 @@ from torch import Tensor, nn
 from grpo_fed.policy.actor_critic import ActorCritic
 from grpo_fed.policy.base import Parameters, Policy, Pullback, StackedPolicy
 from grpo_fed.policy.blocks import Layout
-from grpo_fed.policy.distributions import Categorical, Distribution, Gaussian, MultiCategorical, SquashedGaussian
+from grpo_fed.policy.distributions import (
+    Categorical,
+    Distribution,
+    Gaussian,
+    Hybrid,
+    MultiCategorical,
+    SquashedGaussian,
+)
 from grpo_fed.policy.user_module import UserModulePolicy
 from grpo_fed.rl.measurement import MeasurementStates, mean_kl
 from grpo_fed.scenario.settings import PolicySettings
 
-DISTRIBUTIONS: list[Distribution] = [Categorical(3), MultiCategorical((2, 4)), Gaussian(2), SquashedGaussian(2)]
+DISTRIBUTIONS: list[Distribution] = [
+    *(Categorical(3), MultiCategorical((2, 4)), Gaussian(2), SquashedGaussian(2)),
+    Hybrid(MultiCategorical((2, 3)), Gaussian(2)),
+]
 SETTINGS = [
     PolicySettings(hidden=[8, 6]),
     PolicySettings(hidden=[8], torso="shared", activation="relu"),
@@ -121,9 +131,10 @@ def test_critic_vjp_equals_the_critics_part_of_vjp(policy: StackedPolicy) -> Non
     torch.testing.assert_close(policy.vjp(views, observations, critic=False)[0].distribution, output.distribution)
 
 
+@pytest.mark.parametrize("distribution", [Gaussian(2), DISTRIBUTIONS[-1]], ids=lambda d: type(d).__name__)
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: f"{s.torso}-{s.activation}-{len(s.hidden)}-{s.adapter}")
-def test_the_numpy_actor_equals_torch(settings: PolicySettings) -> None:
-    policy = ActorCritic(5, Gaussian(2), settings)
+def test_the_numpy_actor_equals_torch(settings: PolicySettings, distribution: Distribution) -> None:
+    policy = ActorCritic(5, distribution, settings)
     flat, observations = random_parameters(policy, 3), torch.randn(3, 7, 5, generator=torch.Generator().manual_seed(1))
     output = policy.forward(policy.layout.views(flat), observations).distribution
     arrays = policy.numpy_actor(policy.layout.views(flat.numpy()))(observations.numpy())
