@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint types bench docs wheel clean
+.PHONY: help install run test lint types faults audit bench docs wheel clean
 
 help:  ## Say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -32,6 +32,12 @@ lint: .venv/installed  ## Check style and format
 
 types: .venv/installed  ## Check types, strictly
 	.venv/bin/mypy
+
+faults: .venv/installed  ## Let a dozen faults of all kinds happen to runs on this machine
+	.venv/bin/python -m benchmarks.faults --part short
+
+audit: .venv/installed  ## Search for secrets, and for known weaknesses of the locked dependencies
+	.venv/bin/python .ci/audit.py
 
 bench: .venv/installed  ## Measure, beside others: make bench BENCH=peers ARGS=--help
 	.venv/bin/python -m benchmarks.$(BENCH) $(ARGS)

@@ -53,6 +53,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     REPEATED: (f"{EACH}.kind=expanding", f"{EACH}.episodes=8"),
     "learnability, by the server": (f"{EACH}.kind=learnability",),
     "schedule": (f"{EACH}.kind=schedule", f"{EACH}.until=0.375"),
+    "replay, each cart by itself": ("curriculum.by=client", f"{EACH}.kind=replay"),
 }
 """What each row of the table changes in the scenario."""
 COMMON = ("rounds=80",)

@@ -1,6 +1,7 @@
 """Settings for all tests."""
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -12,6 +13,10 @@ os.environ["GRPO_FED_CACHE"] = str(Path(tempfile.gettempdir()) / "grpo_fed_tests
 
 import hypothesis
 import pytest
+
+# While tests are collected, compiled modules are kept beside them even if PYTHONDONTWRITEBYTECODE is set: the tests
+# start more than a hundred processes, each of which would compile the package again, for most of a second.
+KEEPS_NOTHING, sys.dont_write_bytecode = sys.dont_write_bytecode, False
 
 # An example's time says more about the machine than about the code, and a test fails for a change, not by chance.
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
@@ -33,6 +38,10 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest, so that no process waits for one of them at the end."""
+    """Begin with the files that take longest, so that no process waits for one of them at the end.
+
+    From here on, what tests write and import is not kept if the user wants it so.
+    """
+    sys.dont_write_bytecode = KEEPS_NOTHING
     rank = {name: position for position, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))

@@ -695,7 +695,9 @@ class RewardSettings(Section):
     """A reward of a completion, also written `rewards = [{ function = "exact" }]`."""
 
     function: Annotated[
-        Annotated[Literal["exact", "numeric", "pattern", "format", "length"], Named] | OwnPath, NAMED_OR_OWN
+        Annotated[Literal["exact", "numeric", "pattern", "format", "length"], Named] | OwnPath,
+        NAMED_OR_OWN,
+        Field(examples=["exact"]),
     ]
     """A reward that ships with grpo_fed, or `module:function` for one of your own, which is called as TRL calls it:
     `function(prompts=..., completions=..., **columns)` returns a number or None for each completion."""
@@ -727,9 +729,9 @@ class NewcomerSettings(Section):
 class ScoreSettings(Section):
     """The returns between which a client's returns are normalised, `{ random = 20.0, reference = 475.0 }`."""
 
-    random: float
+    random: Annotated[float, Field(examples=[20.0])]
     """Mean return of random actions; its normalised score is 0."""
-    reference: float
+    reference: Annotated[float, Field(examples=[475.0])]
     """Mean return of the reference; its normalised score is 1."""
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import ssl
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -176,6 +179,29 @@ def test_certificates_are_checked_against_the_clock(server: Server):
         certificates.check_validity(pem, now=now - timedelta(days=1))
     with pytest.raises(ValueError, match=r"ca\.pem: expired on .*grpo-fed deploy init"):
         certificates.check_validity(pem.with_name("ca.pem"), now=now + timedelta(days=3651))
+
+
+def test_a_client_is_warned_of_the_certificate_that_the_server_shows(server: Server, tmp_path: Path):
+    pem, now = server.folder / "server" / "server.pem", datetime.now(UTC)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem, pem.with_name("server-key.pem"))
+    commands.init(tmp_path / "other", [], [])
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as executor:
+
+        def shake_hands() -> None:
+            for _ in range(3):
+                link, _ = listener.accept()
+                with contextlib.suppress(OSError), context.wrap_socket(link, server_side=True):
+                    pass
+
+        shaking, address = executor.submit(shake_hands), f"127.0.0.1:{listener.getsockname()[1]}"
+        authority = pem.with_name("ca.pem")
+        assert certificates.check_server(address, authority) == []
+        (line,) = certificates.check_server(address, authority, now=now + timedelta(days=825 - 20))
+        assert line.startswith(f"the certificate of the server at {address}: expires in")
+        with pytest.raises(OSError, match="certificate verify failed"):
+            certificates.check_server(address, tmp_path / "other" / "server" / "ca.pem")
+        shaking.result(10)
 
 
 def test_a_server_with_an_expired_certificate_does_not_start(server: Server, monkeypatch: pytest.MonkeyPatch):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import inspect
 from importlib import import_module
 
 import pytest
 
+from grpo_fed.engines.wire.flower_private import PARENT, without_parent
 from tests.test_layout import ROOT, SOURCES, imported_names
 
 PUBLIC = ("flwr.app", "flwr.serverapp", "flwr.serverapp.strategy", "flwr.clientapp")
@@ -157,6 +159,17 @@ def test_no_other_file_leans_on_what_flower_does_not_document():
 def _public(path: object) -> set[str]:
     """List the names that a file imports from Flower's public modules."""
     return {name for name in imported_names(path) if name.rpartition(".")[0] in PUBLIC or name in PUBLIC}  # type: ignore[arg-type]
+
+
+def test_an_app_does_not_end_with_the_process_that_has_started_it():
+    from flwr.common.args import add_args_flwr_app_common
+
+    parser = argparse.ArgumentParser()
+    add_args_flwr_app_common(parser)
+    given = parser.parse_args(without_parent(["--insecure", PARENT, "7", "--token", "a"]))
+    assert (given.parent_pid, given.insecure, given.token) == (None, True, "a")
+    assert parser.parse_args(["--token", "a", PARENT, "7"]).parent_pid == 7, "Flower has the argument"
+    assert without_parent(["--insecure"]) == ["--insecure"]
 
 
 def test_the_superexec_starts_apps_as_processes_that_are_replaced():

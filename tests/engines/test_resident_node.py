@@ -83,6 +83,8 @@ def test_nothing_is_lost_when_a_superlink_a_node_or_a_worker_is_killed(tmp_path:
         federation.release(2)
         federation.wait(3)
         os.kill(federation.processes("bee", 3)[0], signal.SIGKILL)
+        for pid in find_descendants(os.getpid(), "grpo_fed.engines.flower.superexec"):
+            os.kill(pid, signal.SIGKILL)  # the run's app goes on, which it has started
         federation.release(3)
 
     trained: dict[int, set[str]] = {}

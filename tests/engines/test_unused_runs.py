@@ -74,6 +74,7 @@ NATURAL = ["objective.preset=trpo"]
 NATURAL_GROUP = ["objective.preset=trpo", "objective.advantage=group", "group.size=2"]
 ONE_STEP = ["objective.epochs=1", "objective.minibatches=1"]
 ONE_CLIENT = ["clients=[{ name = 'only', env = 'tests.scenario.test_knobs:Reach-v0' }]"]
+SCORED_CLIENT = [ONE_CLIENT[0].replace(" }]", ", score = { random = 0.0, reference = 5.0 } }]")]
 PRIVATE = ["method=fedavg", "privacy.epsilon=8"]
 HUBER = ["merge.rule=huber", "merge.threshold=0.02"]
 CLUSTERS = ["merge.rule=clusters"]
@@ -378,7 +379,10 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
         ["merge.rule=persistence", "merge.confirm=evidence", "merge.rejoin=0", "rounds=6"],
         {"merge.episodes": "2"},
     ),
-    "a score where all environments are alike": ([], {"clients.0.score": "{random = 1.0, reference = 9.0}"}),
+    "a score where all environments are alike": (
+        SCORED_CLIENT,
+        {"clients.0.score.random": "1.0", "clients.0.score.reference": "7.0"},
+    ),
     "an attack without a strength": (["merge.rule=mean", "clients.0.attack=mimic"], {"clients.0.strength": "9.0"}),
     "no budgets": (
         ["proximity.mode=off"],

@@ -16,6 +16,7 @@ import pytest
 
 from grpo_fed.engines.workers.fork_server import Worker, is_possible
 from grpo_fed.engines.workers.frames import make_request, receive, send
+from grpo_fed.engines.workers.output import PrintLimit
 from grpo_fed.federation.messages import (
     Answer,
     Evaluate,
@@ -118,6 +119,86 @@ def test_a_second_worker_starts_within_a_second() -> None:
     assert worker.close() == "its process was ended by SIGKILL, perhaps because memory ran out"
 
 
+def started_pids(capfd: pytest.CaptureFixture[str], count: int) -> list[int]:
+    """Read the process ids that clients print."""
+    text = ""
+
+    def has_all() -> bool:
+        nonlocal text
+        text += capfd.readouterr().err
+        return text.count("\n") >= count
+
+    wait_until(has_all)
+    return list(map(int, text.split()))
+
+
+@needs_workers
+def test_what_an_environment_has_started_ends_with_its_worker(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whether the worker dies or is closed, and even if what was started has left its session."""
+    faults = {"cart-0": {"1": "start"}, "cart-1": {"2": "start and die"}}
+    with FakeFederation(tmp_path, 2, 2, faults=faults) as fake:
+        assert not failures(fake.train(1))
+        (first,) = started_pids(capfd, 1)
+        assert failures(fake.train(2)) == {"cart-1": "died"}
+        (second,) = started_pids(capfd, 1)
+        assert not is_alive(second)
+        assert is_alive(first), "its own worker is well"
+    assert not is_alive(first)
+
+
+@needs_workers
+@pytest.mark.parametrize("victim", ["the process that uses the workers", "the fork server"])
+def test_what_an_environment_has_started_ends_with_the_others(tmp_path: Path, victim: str) -> None:
+    process = start_process(
+        f"""
+        import sys
+        from grpo_fed.engines.workers.fork_server import _ForkServer
+        faults = {{"cart": {{"1": "start"}}}}
+        with FakeFederation(Path({str(tmp_path)!r}), 1, 1, faults=faults) as fake:
+            fake.train(1)
+            print(_ForkServer.running()._process.pid, *fake.pids(), flush=True)
+            sys.stdin.read()
+        """,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    fork_server, worker = map(int, process.stdout.readline().split())
+    started = int(process.stderr.readline())
+    assert is_alive(started)
+    if victim == "the fork server":
+        os.kill(fork_server, signal.SIGKILL)  # a child of the process, whose id it has said
+    else:
+        process.kill()
+    process.communicate(timeout=20)
+    for pid in (worker, started):
+        wait_until(lambda pid=pid: not is_alive(pid))
+
+
+@needs_workers
+def test_a_client_that_prints_for_ever_does_not_fill_a_disk(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with FakeFederation(tmp_path, 1, 1, faults={"cart": {"1": "flood"}}) as fake:
+        assert not failures(fake.train(1))
+    text = capfd.readouterr().err
+    assert text.startswith("cartcart")
+    assert text.count("is left out from here on") == 1
+    assert len(text) < 70_000 < 2000 * len("cart" * 100)
+
+
+def test_a_limit_on_output_is_a_bucket_that_fills_again() -> None:
+    """65,536 bytes at once, then 256 in a second."""
+    limit = PrintLimit(0.0)
+    assert limit.cut(b"a" * 60_000, 0.0) == b"a" * 60_000
+    kept = limit.cut(b"b" * 10_000, 0.0)
+    assert kept.count(b"b") - kept[5536:].count(b"b") == 5536
+    assert kept[5536:].startswith(b"\n[output of a client is left out")
+    assert limit.cut(b"c", 0.0) == b""
+    assert limit.cut(b"d" * 1000, 2.0) == b"d" * 512
+    assert limit.cut(b"e" * 100_000, 10_000.0) == b"e" * 65_536
+
+
 def start_process(code: str) -> subprocess.Popen[str]:
     """Start a process that leads a process group of its own."""
     lines = "\n".join(line[8:] for line in code.splitlines())
@@ -127,6 +208,7 @@ def start_process(code: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=ROOT,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -70,6 +71,14 @@ def fail(how: str | None, name: str) -> None:
             time.sleep(3600)
         case "print":
             print(f"{name} prints")
+        case "flood":
+            for _ in range(2000):
+                print(name * 100)
+        case "start":
+            print(subprocess.Popen(["sleep", "600"], start_new_session=True).pid)
+        case "start and die":
+            print(subprocess.Popen(["sh", "-c", "sleep 600 & wait"], start_new_session=True).pid)
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def answer_of(name: str, instruction: Instruction) -> Answer:

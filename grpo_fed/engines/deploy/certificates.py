@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -16,6 +18,8 @@ AUTHORITY_DAYS, SERVER_DAYS = 3650, 825
 """Days for which certificates are valid."""
 WARNING_DAYS = 30
 """Days before its end from which a certificate is warned of."""
+SECONDS = 10.0
+"""Seconds that a server has to show its certificate."""
 CLOCK_DIFFERENCE = timedelta(hours=1)
 """Certificates are valid from so long ago, since the clocks of machines differ."""
 
@@ -72,25 +76,49 @@ def check_validity(*files: Path, now: datetime | None = None) -> list[str]:
 
     now: the time, by default this machine's.
     """
-    now, lines = now or datetime.now(UTC), []
+    lines = []
     for file in files:
         try:
             certificate = x509.load_pem_x509_certificate(file.read_bytes())
         except ValueError as error:
             raise ValueError(f"{file}: is no certificate: {error}") from None
-        until, since = certificate.not_valid_after_utc, certificate.not_valid_before_utc
-        cure = (
-            "make another one with `grpo-fed deploy rotate FOLDER --server`, copy it, and restart the server"
-            if not _is_authority(certificate)
-            else "make a new deployment with `grpo-fed deploy init`, since all clients trust this one"
-        )
-        if now >= until:
-            raise ValueError(f"{file}: expired on {until:%Y-%m-%d}; {cure}")
-        if now < since:
-            raise ValueError(f"{file}: is not valid before {since:%Y-%m-%d %H:%M} UTC; check this machine's clock")
-        if now > until - timedelta(days=WARNING_DAYS):
-            lines.append(f"{file}: expires in {(until - now).days} days, on {until:%Y-%m-%d}; {cure}")
+        lines += _warn_of_end(certificate, str(file), now or datetime.now(UTC))
     return lines
+
+
+def check_server(address: str, authority: Path, now: datetime | None = None) -> list[str]:
+    """Warn of the certificate that a server shows if it expires within `WARNING_DAYS`.
+
+    address: HOST:PORT. now: as above. OSError if no connection is made, since the certificate is not accepted, too.
+    """
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    trust = ssl.create_default_context(cafile=str(authority))
+    with (
+        socket.create_connection((host, int(port)), SECONDS) as link,
+        trust.wrap_socket(link, server_hostname=host) as encrypted,
+    ):
+        shown = encrypted.getpeercert(binary_form=True)
+    assert shown is not None, "the server was made to show one"
+    name = f"the certificate of the server at {address}"
+    return _warn_of_end(x509.load_der_x509_certificate(shown), name, now or datetime.now(UTC))
+
+
+def _warn_of_end(certificate: x509.Certificate, name: str, now: datetime) -> list[str]:
+    """Return a warning of a certificate that expires soon, if it does; ValueError if it is not valid now."""
+    until, since = certificate.not_valid_after_utc, certificate.not_valid_before_utc
+    cure = (
+        "make another one with `grpo-fed deploy rotate FOLDER --server`, copy it, and restart the server"
+        if not _is_authority(certificate)
+        else "make a new deployment with `grpo-fed deploy init`, since all clients trust this one"
+    )
+    if now >= until:
+        raise ValueError(f"{name}: expired on {until:%Y-%m-%d}; {cure}")
+    if now < since:
+        raise ValueError(f"{name}: is not valid before {since:%Y-%m-%d %H:%M} UTC; check this machine's clock")
+    if now > until - timedelta(days=WARNING_DAYS):
+        return [f"{name}: expires in {(until - now).days} days, on {until:%Y-%m-%d}; {cure}"]
+    return []
 
 
 def _is_authority(certificate: x509.Certificate) -> bool:

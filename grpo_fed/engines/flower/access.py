@@ -27,6 +27,7 @@ from grpo_fed.engines.exchange import protocol
 from grpo_fed.engines.exchange.routes import ExchangeRoutes
 from grpo_fed.engines.flower import limits
 from grpo_fed.engines.flower.accounts import is_known_here, is_own_account
+from grpo_fed.engines.flower.launcher import run_and_exit
 from grpo_fed.engines.flower.limits import CONNECTION, NODE_REQUESTS, BodyLimits, LimitedConnection
 from grpo_fed.engines.flower.own_scenario import OwnScenario
 from grpo_fed.engines.flower.superlink import NEEDS_KEYS, OPEN_TO_ALL
@@ -128,4 +129,4 @@ def _is_loopback(host: str) -> bool:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_and_exit(lambda: main(sys.argv[1:]))

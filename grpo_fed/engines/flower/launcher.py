@@ -173,7 +173,7 @@ def fork_away(call: Callable[[], object]) -> int:
         os.close(reader)
         if (pid := os.fork()) == 0:
             os.close(writer)
-            _run_and_exit(call)
+            run_and_exit(call)
         os.write(writer, str(pid).encode())
         os._exit(0)
     os.close(writer)
@@ -213,15 +213,18 @@ def _run_app(arguments: Sequence[str], close: Callable[[], object]) -> None:
     if (pid := os.fork()) == 0:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         rename_process([SERVER_APP])
-        _run_and_exit(lambda: run_server_app(arguments))
+        run_and_exit(lambda: run_server_app(arguments))
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if code < 0:
         with suppress(NoConnectionError, RefusedError):
             report_lost_app(arguments, f"the run's process was ended by {signal.Signals(-code).name}")
 
 
-def _run_and_exit(call: Callable[[], object]) -> NoReturn:
-    """Call something and end this process, which must never return into what it was forked from."""
+def run_and_exit(call: Callable[[], object]) -> NoReturn:
+    """Call something and end this process, which must never return into what it was forked from.
+
+    Python's own end would first take apart all that was imported, which on a busy machine takes longer than the rest.
+    """
     code = 1
     try:
         call()

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import final
 
-from grpo_fed.engines.flower.launcher import APPS, SERVER_APP, SERVER_APP_NEEDS, fork_server_of, make_link
+from grpo_fed.engines.flower.launcher import APPS, SERVER_APP, SERVER_APP_NEEDS, fork_server_of, make_link, run_and_exit
 from grpo_fed.engines.workers.fork_server import is_possible
 
 
@@ -58,4 +58,4 @@ class ServerApps:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_and_exit(lambda: main(sys.argv[1:]))

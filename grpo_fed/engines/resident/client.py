@@ -17,6 +17,7 @@ from typing import TypeAlias, final
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
+from grpo_fed.engines.deploy.certificates import check_server
 from grpo_fed.engines.resident.devices import describe_device
 from grpo_fed.engines.resident.exchange_link import ExchangeLink
 from grpo_fed.engines.resident.fleet_link import GHOST_SECONDS, FleetLink, NotYetAcceptedError
@@ -32,6 +33,8 @@ REFUSED_PAUSE = 2.0
 """Seconds before a node that was refused tries again: its key may be registered meanwhile."""
 SAY_AGAIN = 60.0
 """Seconds after which what is wrong is said again."""
+LOOK_AGAIN = 86400.0
+"""Seconds after which the server's certificate is looked at again."""
 
 Say: TypeAlias = Callable[[str], None]
 
@@ -73,6 +76,7 @@ class ResidentClient:
         self._has_exchange = True
         self._stopping, self._said = threading.Event(), dict[str, float]()
         self._until = time.monotonic() + GHOST_SECONDS
+        self._looked = -LOOK_AGAIN
 
     def run(self) -> None:
         """Serve until `stop` is called."""
@@ -84,6 +88,7 @@ class ResidentClient:
                 self._say(f"client {self._place.client} is connected to {self._place.superlink}{way}", bool(problem))
                 pause, problem = FIRST_PAUSE, ""
                 while not self._stopping.is_set():
+                    self._look_at_certificate()
                     if self._has_exchange:
                         self._exchange.serve()
                     else:
@@ -135,6 +140,18 @@ class ResidentClient:
         except NoRouteError:
             self._has_exchange = False
             self._fleet.sign_on(self._place.made_own_key, self._until)
+
+    def _look_at_certificate(self) -> None:
+        """Say once a day if the server's certificate expires soon."""
+        authority, now = self._place.authority, time.monotonic()
+        if authority is None or now < self._looked + LOOK_AGAIN:
+            return
+        self._looked = now
+        try:
+            for line in check_server(self._place.superlink, authority):
+                self._say(f"client {self._place.client}: {line}")
+        except (OSError, ValueError):
+            pass  # what is wrong with the connection is said where it is used
 
     def _answer(self, message: ReceivedMessage, outcome: Outcome) -> None:
         """Send what became of a message, until it is accepted."""

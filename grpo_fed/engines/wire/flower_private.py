@@ -440,7 +440,7 @@ def run_superexec(arguments: Sequence[str], start_server_app: Callable[[Sequence
 
     def start(command: Sequence[str], **options: Any) -> object:
         if command[0] == SERVER_APP:
-            return start_server_app(command[1:])
+            return start_server_app(without_parent(command[1:]))
         return subprocess.Popen(command, **options)
 
     replaced: Any = subprocess_executor
@@ -449,6 +449,20 @@ def run_superexec(arguments: Sequence[str], start_server_app: Callable[[Sequence
     flower_superexec()
 
 
+def without_parent(arguments: Sequence[str]) -> list[str]:
+    """Leave out the process whose end would interrupt an app: the app survives a SuperExec that was killed.
+
+    The supervisor ends both when their owner ends.
+    """
+    kept = list(arguments)
+    if PARENT in kept:
+        place = kept.index(PARENT)
+        del kept[place : place + 2]
+    return kept
+
+
+PARENT = "--parent-pid"
+"""An app's argument: the process after whose end the app ends."""
 SERVER_APP = "flwr-serverapp"
 """Flower's command that runs a server's app."""
 

@@ -4,9 +4,10 @@ The fork server imports while this process imports too, so the first worker is r
 that replaces a worker that has died, costs milliseconds. The fork server is a fresh process, not a fork of this one, so
 it does not matter which threads, devices or locks this process has. The fork server and the workers end with this
 process, even if it is killed, because the other ends of their sockets are closed then. They ignore Ctrl-C; this process
-stops them.
+stops them. What a client's environment has started ends with its worker: the fork server adopts it and kills it.
 
-This module imports the standard library alone, because `preload` is called before anything else is imported.
+This module imports the standard library alone but for `orphans.py` and `output.py`, because `preload` is called before
+anything else is imported.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Any, ClassVar, final
+
+from grpo_fed.engines.workers.orphans import adopt_orphans, end_descendants
+from grpo_fed.engines.workers.output import WorkerOutput
 
 PRELOADED = "grpo_fed.engines.workers.handler"
 """The module that imports all that a worker needs."""
@@ -42,10 +47,13 @@ serve(int(sys.argv[1]))
 """
 """The program of the fork server; its arguments are the socket's file descriptor and the `sys.path` to import with."""
 FORK, REAP = b"f", b"r"
-"""What the fork server can be asked: to fork a worker, which gets the socket that is sent along, or to reap one."""
+"""What the fork server can be asked: to fork a worker, or to reap one. A worker gets what is sent along: its socket and
+the end of a pipe that it prints to."""
 REQUEST, REPLY = struct.Struct("<cq"), struct.Struct("<q")
 """A request is FORK or REAP and a process id; a reply is a process id, an exit status, or an error number below 0."""
 OUT_OF_MEMORY_HINT = ", perhaps because memory ran out"
+STOP_SECONDS = 5.0
+"""Seconds that the fork server has to end what its workers have started."""
 
 
 def preload() -> None:
@@ -66,19 +74,21 @@ def is_possible() -> bool:
 
 @final
 class Worker:
-    """A process with one thread that answers requests, and a socket to it."""
+    """A process with one thread that answers requests, and a socket to it. What it prints goes to stderr, limited."""
 
     def __init__(self) -> None:
         """Fork a worker. Raises RuntimeError if that is impossible."""
         self._fork_server = _ForkServer.running()
         self.link, worker_end = socket.socketpair()
-        with worker_end:
-            self.pid = self._fork_server.fork(worker_end)
+        self._output = WorkerOutput()
+        with worker_end, self._output.end() as output:
+            self.pid = self._fork_server.fork(worker_end, output)
 
     def close(self) -> str:
         """Kill the worker if it is still alive, and say how its process ended."""
         how = self._fork_server.reap(self.pid)
         self.link.close()
+        self._output.wait()
         return how
 
 
@@ -112,6 +122,7 @@ class _ForkServer:
     def __init__(self, control: socket.socket | None = None) -> None:
         self._owner, self._lock = os.getpid(), threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._has_forked = False
         if control is not None:
             self._control = control
         else:
@@ -143,9 +154,10 @@ class _ForkServer:
         with self._lock:  # without a request, there is something to read only if the other end is closed
             return not select.select([self._control], [], [], 0)[0]
 
-    def fork(self, link: socket.socket) -> int:
-        """Fork a worker at the other end of a socket, and return its process id."""
-        pid = self._ask(FORK, 0, [link.fileno()])
+    def fork(self, link: socket.socket, output: int) -> int:
+        """Fork a worker at the other end of a socket, and return its process id. output: where it prints to."""
+        pid = self._ask(FORK, 0, [link.fileno(), output])
+        self._has_forked = True
         if pid is None or pid < 0:
             raise RuntimeError(
                 "no worker process can be started: "
@@ -166,11 +178,14 @@ class _ForkServer:
         return f"its process was ended by {signal.Signals(-code).name}{hint}"
 
     def _close(self) -> None:
-        """Kill the process; the workers end by themselves when their sockets are closed."""
+        """Let the process end its workers and what these have started; kill it if it takes long, or has none."""
         self._control.close()
         if self._process is not None and self._owner == os.getpid():
-            self._process.kill()
-            self._process.wait()
+            try:
+                self._process.wait(STOP_SECONDS if self._has_forked else 0)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
 
     def _ask(self, request: bytes, pid: int, handles: Sequence[int] = ()) -> int | None:
         """Send a request and return the reply; None if the fork server does not reply."""
@@ -198,42 +213,63 @@ def serve(handle: int) -> None:
     import_module(PRELOADED)
     gc.collect()
     gc.freeze()  # otherwise a worker's garbage collection would copy every page that it shares with the others
-    while answer(control, control.close):
+    adopt_orphans()
+    workers: set[int] = set()
+    while answer(control, control.close, workers):
         pass
+    end_descendants()
     os._exit(0)
 
 
-def answer(control: socket.socket, close: Callable[[], object]) -> bool:
+def answer(control: socket.socket, close: Callable[[], object], workers: set[int] | None = None) -> bool:
     """Answer one request; return False if the other end is closed.
 
-    close: is called in a worker, to close what is not its own.
+    close: is called in a worker, to close what is not its own. workers: the workers that there are, in a process that
+    adopts what they have started and has no other children.
     """
-    data, handles, *_ = socket.recv_fds(control, REQUEST.size, 1)
+    data, handles, *_ = socket.recv_fds(control, REQUEST.size, 2)
     if len(data) < REQUEST.size:
         return False
     request, pid = REQUEST.unpack(data)
-    reply = _fork(close, handles[0]) if request == FORK else _reap(pid)
+    reply = _fork(close, *handles) if request == FORK else _reap(pid)
+    if workers is not None and request == FORK and reply > 0:
+        workers.add(reply)
+    elif workers is not None and request == REAP:
+        workers.discard(pid)
+        end_descendants(kept=workers)
     with suppress(BrokenPipeError):
         control.send(REPLY.pack(reply))
     return True
 
 
-def _fork(close: Callable[[], object], handle: int) -> int:
+def _fork(close: Callable[[], object], handle: int, output: int) -> int:
     """Fork a worker, and return its process id, or the error number below 0."""
     try:
         pid = os.fork()
     except OSError as error:
-        return -(error.errno or errno.EAGAIN)
+        pid = -(error.errno or errno.EAGAIN)
     if pid == 0:
         try:
             close()
+            _print_to(output)
             _work(socket.socket(fileno=handle))
         except BaseException:  # noqa: BLE001, a worker must never return into the loop of the fork server
             traceback.print_exc()
         finally:
             os._exit(1)
     os.close(handle)
+    os.close(output)
     return pid
+
+
+def _print_to(output: int) -> None:
+    """Let this process, and what it starts, print to a pipe."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(line_buffering=True)  # what it printed before it is killed is not lost
+    for number in (1, 2):
+        os.dup2(output, number)
+    os.close(output)
 
 
 def _reap(pid: int) -> int:
@@ -270,6 +306,7 @@ def _receive_requests(link: socket.socket, requests: queue.SimpleQueue[dict[str,
         while True:
             requests.put(receive(link))
     except (EOFError, OSError):
+        end_descendants()
         os._exit(0)
     except BaseException:  # noqa: BLE001, an exception in a thread would go unnoticed
         traceback.print_exc()
