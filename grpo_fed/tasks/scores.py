@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from grpo_fed.scenario.scenario import Scenario
-from grpo_fed.scenario.settings import ClientSettings
+if TYPE_CHECKING:  # a resident node imports this room's records, and stays small
+    from grpo_fed.scenario.scenario import Scenario
+    from grpo_fed.scenario.settings import ClientSettings
 
 T = TypeVar("T", float, np.ndarray)
 

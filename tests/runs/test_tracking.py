@@ -473,6 +473,25 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert database.metric(runs["cart"], "eval/episodic_return") == [(n, 10.0 * n) for n in range(5)]
 
 
+def test_a_client_that_joins_later_gets_a_run_of_its_own(database: Database, tmp_path: Path):
+    given, joined = scenario("joined", carts=1), scenario("joined", carts=1)
+    joined = joined.model_copy(
+        update={"clients": [*joined.clients, joined.clients[0].model_copy(update={"name": "doe"})]}
+    )
+    tracker = Tracker.open(database.uri, tmp_path / "run", given)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "scenario.toml").write_text(given.dumps())
+    for number in range(4):
+        tracker.round(line(given if number < 2 else joined, number))
+    tracker.close(document(joined, 3), "finished")
+    assert tracker.trouble is None
+    runs = database.runs("joined")
+    assert {*runs} == {"grpo seed 0", "cart", "backwards", "doe"}
+    assert database.metric(runs["doe"], "eval/episodic_return") == [(2, 22.0), (3, 32.0)]
+    assert database.params(runs["doe"]) == {"client": "doe", "method": "grpo", "joined": "2"}
+    assert database.status(runs["doe"]) == "FINISHED"
+
+
 def test_a_federation_of_many_clients_is_one_run_with_a_table(database: Database, tmp_path: Path):
     given = scenario("many", carts=64)
     track_rounds(database.uri, tmp_path / "run", given, range(2))
