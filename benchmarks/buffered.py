@@ -8,7 +8,9 @@ the same 300 virtual seconds with rounds that wait, and with a buffer; for `two 
 
 The settings were chosen on the seeds 0 to 2. The seeds here, 500 to 509, were fixed before the first run.
 
-    python -m benchmarks.buffered --seeds 10 --jobs 2
+The seeds 1500 to 1502, fixed beforehand too, ask what `poles` owes to its learning rate, at half and at twice of it.
+
+    python -m benchmarks.buffered --seeds 10 --more-seeds 3 --jobs 2
 
 Every finished run appends a JSON line to benchmarks/results/buffered.jsonl and is not repeated.
 """
@@ -34,7 +36,8 @@ from grpo_fed.runs.statistics import Estimate, estimate, interquartile_mean
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.shipped import find_scenario
 
-FIRST_SEED = 500
+FIRST_SEED, FIRST_MORE = 500, 1500
+"""The first seeds of `CASES` and of `RATES`."""
 TARGET = 450.0
 """The mean return over clients until which `poles` is timed."""
 WINDOW = 10.0
@@ -77,6 +80,16 @@ CASES = (
     ),
 )
 
+RATES = tuple(
+    Case(
+        name,
+        find_scenario("paces"),
+        {WAIT: (*WAITING, f"objective.learning_rate={rate}"), BUFFERED: (f"objective.learning_rate={rate}",)},
+    )
+    for name, rate in (("half the learning rate", 1.25e-3), ("twice the learning rate", 5e-3))
+)
+"""`poles` around its learning rate of 2.5e-3."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -117,14 +130,16 @@ class Run:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10, help=f"number of seeds, from {FIRST_SEED} on; default: 10")
+    parser.add_argument("--more-seeds", type=int, default=3, help=f"those from {FIRST_MORE} on; default: 3")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, each in a process with one thread")
     parser.add_argument("--results", type=Path, default=FILE)
     arguments = parser.parse_args()
     done = {(run.case, run.variant, run.seed) for run in read_runs(arguments.results)}
     planned = [
         (case.name, variant, seed)
-        for seed in range(FIRST_SEED, FIRST_SEED + arguments.seeds)
-        for case in CASES
+        for cases, first, count in ((CASES, FIRST_SEED, arguments.seeds), (RATES, FIRST_MORE, arguments.more_seeds))
+        for seed in range(first, first + count)
+        for case in cases
         for variant in case.variants
         if (case.name, variant, seed) not in done
     ]
@@ -143,7 +158,7 @@ def main() -> None:
 
 def load_scenario(name: str, variant: str, seed: int) -> Scenario:
     """Load a case's scenario with the keys of a variant."""
-    case = next(case for case in CASES if case.name == name)
+    case = next(case for case in (*CASES, *RATES) if case.name == name)
     return Scenario.load(case.path, (*case.variants[variant], f"seed={seed}", 'device="cpu"'))
 
 
@@ -176,18 +191,12 @@ def read_runs(results: Path) -> list[Run]:
 
 def format_tables(runs: Sequence[Run]) -> Iterator[str]:
     """Write a table for each case."""
-    select = {case.name: {v: _select(runs, case.name, v) for v in case.variants} for case in CASES}
-    if not all(chosen for variants in select.values() for chosen in variants.values()):
+    select = {case.name: {v: _select(runs, case.name, v) for v in case.variants} for case in (*CASES, *RATES)}
+    if not all(chosen for case in CASES for chosen in select[case.name].values()):
         return
     yield f"**Poles**: virtual seconds until the mean return is {TARGET:g}, and the mean return at the end."
     yield ""
-    yield f"| rounds | seconds to {TARGET:g}, median (range) | return at the end | lowest client | seeds |"
-    yield "| --- | --- | --- | --- | --- |"
-    for variant, chosen in select["poles"].items():
-        times = [run.time_to(TARGET) for run in chosen]
-        lowest = np.mean([min(run.final(client) for client in run.scores) for run in chosen])
-        cells = variant, _format_times(times), _format(_finals(chosen)), f"{lowest:.0f}", str(len(chosen))
-        yield f"| {' | '.join(cells)} |"
+    yield from _format_times_and_returns({"": select["poles"]})
     yield ""
     yield from _compare_times(select["poles"])
     yield ""
@@ -216,6 +225,32 @@ def format_tables(runs: Sequence[Run]) -> Iterator[str]:
             str(len(chosen)),
         )
         yield f"| {' | '.join(cells)} |"
+    if not all(chosen for case in RATES for chosen in select[case.name].values()):
+        return
+    yield ""
+    yield f"**Poles at half and at twice the learning rate**, on seeds of their own from {FIRST_MORE} on."
+    yield ""
+    yield from _format_times_and_returns({f"{case.name}, ": select[case.name] for case in RATES})
+    yield ""
+    for case in RATES:
+        reached = {
+            variant: sum(run.time_to(TARGET) < float("inf") for run in chosen)
+            for variant, chosen in select[case.name].items()
+        }
+        waits, buffered = (f"{reached[variant]} of {len(select[case.name][variant])}" for variant in (WAIT, BUFFERED))
+        yield f"- At {case.name} {waits} runs that wait reach {TARGET:g}, and {buffered} with a buffer."
+
+
+def _format_times_and_returns(cases: Mapping[str, Mapping[str, Sequence[Run]]]) -> Iterator[str]:
+    """Write a table with a row for each variant of each case; by what a row's name begins with."""
+    yield f"| rounds | seconds to {TARGET:g}, median (range) | return at the end | lowest client | seeds |"
+    yield "| --- | --- | --- | --- | --- |"
+    for begin, variants in cases.items():
+        for variant, chosen in variants.items():
+            times = [run.time_to(TARGET) for run in chosen]
+            lowest = np.mean([min(run.final(client) for client in run.scores) for run in chosen])
+            cells = f"{begin}{variant}", _format_times(times), _format(_finals(chosen)), f"{lowest:.0f}"
+            yield f"| {' | '.join((*cells, str(len(chosen))))} |"
 
 
 def _select(runs: Sequence[Run], case: str, variant: str) -> list[Run]:

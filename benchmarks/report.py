@@ -203,8 +203,9 @@ CHAPTERS = {
         All have 300 virtual seconds, in which a run that waits has 30 rounds. A time is when the mean over the clients,
         and over the evaluations of ten virtual seconds, reaches 450; returns at the end are of the last 50 virtual
         seconds, interquartile means over seeds with 95 % bootstrap intervals. The settings were chosen on the seeds
-        0 to 2; those here, from 500 on, were fixed before the first run.""",
-        "python -m benchmarks.buffered --seeds 10 --jobs 2",
+        0 to 2; those here, from 500 on, and from 1500 on for the other learning rates, were fixed before the first
+        run.""",
+        "python -m benchmarks.buffered --seeds 10 --more-seeds 3 --jobs 2",
     ),
     "replays": (
         "Deployed runs that do not wait, repeated",

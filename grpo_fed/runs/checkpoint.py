@@ -59,7 +59,7 @@ class Checkpoint:
     folder: Path | None = None
     """The folder of a checkpoint that was read."""
     passed_over: tuple[str, ...] = ()
-    """In a checkpoint that was read: the newer ones, with what is damaged in each."""
+    """In a checkpoint that was read: what else of its run is damaged, a sentence for each."""
 
     def part(self, name: str, kind: type[Record]) -> Record:
         """Read the state of a part as a record; ValueError if it is missing or damaged."""

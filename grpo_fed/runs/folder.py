@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, final
 
@@ -25,7 +26,7 @@ from grpo_fed.runs.files import refuse_links, write_atomic
 from grpo_fed.runs.merge_order import ORDER
 from grpo_fed.runs.provenance import PROVENANCE
 from grpo_fed.runs.results import RESULTS, read_results
-from grpo_fed.runs.serialisation import from_json, read_json
+from grpo_fed.runs.serialisation import from_json, parse_json, read_json
 from grpo_fed.scenario.importing import RUN_MARKS, refuse_imports_from
 from grpo_fed.scenario.scenario import Scenario
 from grpo_fed.scenario.toml.text import closest_match, did_you_mean
@@ -213,9 +214,39 @@ def open_unfinished(folder: Path) -> tuple[Scenario, Checkpoint | None]:
         raise ValueError(f"{folder}: has no checkpoint to go on from, for its scenario has checkpoint.every = 0")
     if after is not None and after.round > scenario.rounds:
         raise ValueError(f"{after.folder}: its scenario has {scenario.rounds} rounds; this is no checkpoint of it")
-    for line in () if after is None else after.passed_over:
-        log.warning("%s; the run goes on from round %d", line, after.round if after is not None else 0)
+    if after is None:
+        return scenario, None
+    if lost := find_lost_lines(folder, after.round):
+        after = replace(after, passed_over=(*after.passed_over, lost))
+    for line in after.passed_over:
+        log.warning("%s; the run goes on from round %d", line, after.round)
     return scenario, after
+
+
+def find_lost_lines(folder: Path, round: int) -> str | None:
+    """Say which rounds before this one have no whole line in `rounds.jsonl`; None if all have one."""
+    lines = read_lines(folder)
+    lost = [number for number in range(1, round) if number not in lines]
+    if not lost:
+        return None
+    rounds = f"round {lost[0]}" if len(lost) == 1 else f"{len(lost)} rounds from {lost[0]} on"
+    return f"{folder / ROUNDS}: has no whole line of {rounds}, which figures, tables and MLflow may lack"
+
+
+def read_lines(folder: Path) -> dict[int, str]:
+    """Read the whole lines of `rounds.jsonl` by their rounds; none without the file."""
+    try:
+        text = (folder / ROUNDS).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return {}
+    lines: dict[int, str] = {}
+    for line in text.split("\n")[:-1]:
+        with suppress(ValueError):
+            content = parse_json(line)
+            number = content.get("round") if isinstance(content, dict) else None
+            if isinstance(number, int):
+                lines.setdefault(number, line)
+    return lines
 
 
 def check_unfinished(folder: Path) -> None:

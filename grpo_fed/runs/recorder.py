@@ -22,7 +22,7 @@ from grpo_fed.runs import checkpoint
 from grpo_fed.runs.checkpoint import Arrays, Checkpoint
 from grpo_fed.runs.evaluations import Evaluations, with_evaluations
 from grpo_fed.runs.files import append_line, write_atomic
-from grpo_fed.runs.folder import FAILURE, ROUNDS, SCENARIO, SHARED, remove_run
+from grpo_fed.runs.folder import FAILURE, ROUNDS, SCENARIO, SHARED, read_lines, remove_run
 from grpo_fed.runs.privacy import PrivacyCost
 from grpo_fed.runs.records import Failure, RoundRecord, record_to_line
 from grpo_fed.runs.results import ENDED, RESULTS, ClientResult, Result, status_of
@@ -119,9 +119,10 @@ class Recorder:
         if self.folder is not None:
             (self.folder / RESULTS).unlink(missing_ok=True)
             (self.folder / FAILURE).unlink(missing_ok=True)
-            lines = (self.folder / ROUNDS).read_text(encoding="utf-8").splitlines(keepends=True)
-            was_written = len(lines) >= self.after.round
-            write_atomic(self.folder / ROUNDS, "".join(lines[: self.after.round - 1]))
+            lines = read_lines(self.folder)
+            was_written = self.after.round in lines
+            kept = [f"{lines[number]}\n" for number in sorted(lines) if number < self.after.round]
+            write_atomic(self.folder / ROUNDS, "".join(kept))
         if self.waits or self.state.pending is None:
             return
         if was_written:

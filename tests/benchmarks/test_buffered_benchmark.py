@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from benchmarks.buffered import CASES, Run, load_scenario
+from benchmarks.buffered import CASES, RATES, Run, load_scenario
 
 
 def make_run(times: list[float], **scores: list[float]) -> Run:
@@ -31,3 +31,14 @@ def test_every_variant_is_a_scenario_that_waits_or_not():
             scenario = load_scenario(case.name, variant, 500)
             assert scenario.seed == 500
             assert (scenario.round.mode == "sync") == (variant == "waits")
+
+
+def test_the_other_learning_rates_are_half_and_twice_that_of_the_scenario():
+    usual = load_scenario("poles", "buffered", 500)
+    others = [[load_scenario(case.name, variant, 1500) for variant in case.variants] for case in RATES]
+    for scenarios, factor in zip(others, (0.5, 2.0), strict=True):
+        assert [scenario.round.mode for scenario in scenarios] == ["sync", "buffered"]
+        for scenario in scenarios:
+            assert scenario.objective.learning_rate == factor * usual.objective.learning_rate
+    unchanged = others[0][1].model_copy(update={"objective": usual.objective, "seed": 500})
+    assert unchanged == usual

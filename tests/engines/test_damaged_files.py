@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,38 @@ def test_a_run_goes_on_from_the_last_whole_checkpoint_to_the_same_end(
     for client in ("cart-0", "cart-1", "cart-2"):
         file = f"policies/{client}.safetensors"
         assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("damage", "lost"),
+    [
+        (lambda lines: "", "2 rounds from 1 on"),
+        (lambda lines: lines.replace('"round": 2', '"round": 7'), "round 2"),
+        (lambda lines: lines[9:], "round 1"),
+        (None, "2 rounds from 1 on"),
+    ],
+    ids=["emptied", "changed", "beginning cut off", "deleted"],
+)
+def test_lost_lines_of_rounds_are_named_and_cost_nothing_else(
+    tmp_path: Path, damage: Callable[[str], str] | None, lost: str, caplog: pytest.LogCaptureFixture
+):
+    def stop(record: RoundRecord) -> None:
+        if record.round == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(SCENARIO, tmp_path / "cut", stop, workers=0)
+    file = tmp_path / "cut" / "rounds.jsonl"
+    lines = file.read_text()
+    file.unlink()
+    if damage is not None:
+        file.write_text(damage(lines))
+    result = resume(tmp_path / "cut", lambda record: None)
+    assert (result.status, len(result.clients)) == ("finished", 3)
+    what = f"rounds.jsonl: has no whole line of {lost}"
+    assert what in caplog.text
+    assert what in result.notes[0]
+    assert list(read_history(tmp_path / "cut").rounds)[-2:] == [3, 4]
 
 
 def damage_states(folder: Path, client: str, rounds: tuple[int, ...]) -> None:
