@@ -9,6 +9,7 @@ five rounds in one thread, with the least and the most in brackets. What is sent
 
 from __future__ import annotations
 
+import argparse
 import secrets
 import statistics
 import time
@@ -26,6 +27,7 @@ SIZES = ((8, 9_155), (8, 1_000_000), (33, 9_155), (200, 9_155))
 
 def main() -> None:
     """Print a table."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print("| clients | parameters | a client, ms | the server, ms | the server with a tenth lost, ms |")
     print("| ---: | ---: | ---: | ---: | ---: |")
     for clients, size in SIZES:

@@ -86,7 +86,7 @@ def test_a_new_link_is_served_when_the_one_before_is_closed(monkeypatch: pytest.
         pairs = [socket.socketpair() for _ in range(3)]
         first = make_link(forks, WORKERS)
         requests = fork_server._ForkServer(first)
-        killed, left = (requests.fork(theirs) for _, theirs in pairs[:2])
+        killed, left = (requests.fork(theirs, 2) for _, theirs in pairs[:2])
         first.send(fork_server.REQUEST.pack(fork_server.REAP, killed))
         first.close()
         for pair in pairs[:2]:
@@ -95,7 +95,7 @@ def test_a_new_link_is_served_when_the_one_before_is_closed(monkeypatch: pytest.
         until(lambda: not is_running(left), 60)
         with make_link(forks, WORKERS) as second:
             requests = fork_server._ForkServer(second)
-            worker = requests.fork(pairs[2][1])
+            worker = requests.fork(pairs[2][1], 2)
             assert worker not in (killed, left)
             assert is_running(worker)
             assert not Path(f"/proc/{left}").exists(), "it was reaped"

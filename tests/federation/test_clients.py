@@ -406,7 +406,7 @@ def test_evaluation_uses_the_saved_policy_and_changes_nothing(tmp_path: Path, ov
     for name in NAMES:
         scores = load_policy(run, name).play()
         every = scores.scores
-        numbers = (every.mean(), every.std(), every.min(), every.max(), 4, scores.lengths.mean(), ())
+        numbers = (every.mean(), every.std(), every.min(), every.max(), 4, scores.lengths.mean(), (), None)
         assert tuple(as_dict(played[name].summary).values()) == numbers
     number = answer_all(watched, {"cart-1": Evaluate(start, EvaluationPlan(1))}, Evaluated)["cart-1"]
     sampling = {"cart-1": Evaluate(start, EvaluationPlan(1, deterministic=False))}

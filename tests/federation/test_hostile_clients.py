@@ -16,7 +16,6 @@ from grpo_fed.federation.rounds import Federation
 from grpo_fed.federation.stopping import EarlyStopping
 from grpo_fed.runs.records import RoundRecord
 from grpo_fed.scenario.methods import ROBUST_RULES
-from grpo_fed.scenario.settings import StopSettings
 from tests.support.numeric_clients import NumericTransport, numeric_federation, numeric_scenario
 
 # KL ------------------------------------------------------------------------------------------------------------------
@@ -215,8 +214,9 @@ def test_returns_of_another_scale_are_not_absurd():
 
 @pytest.mark.parametrize("claim", [1e99, 1e6, -1e6, math.inf])
 def test_two_of_five_clients_do_not_end_a_run(claim: float):
+    scenario, _, _ = numeric_federation("stop.target=20", "stop.patience=2", "evaluate.every=1")
     stopping, honest = EarlyStopping(), dict(zip("abc", (1.0, 2.0, 3.0), strict=True))
     for round in range(1, 6):
         scores: Mapping[str, float] = {name: value + round for name, value in honest.items()} | {"x": claim, "y": claim}
-        stopping.observe(StopSettings(target=20.0, patience=2), round, scores)
+        stopping.observe(scenario, round, scores)
         assert not stopping.is_due
